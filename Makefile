@@ -1,0 +1,36 @@
+# vnet-tui: the commands a person needs. Each sets up what it lacks first; see scripts/setup.sh.
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: run setup setup-dev test lint bench screenshots demo clean
+
+run: setup
+	@exec $(VENV)/bin/vnet-tui
+
+setup:
+	@scripts/setup.sh run
+
+setup-dev:
+	@scripts/setup.sh dev
+
+demo: setup
+	@exec $(VENV)/bin/vnet-tui demo
+
+test: setup-dev
+	$(PY) -m pytest -q $(ARGS) tests --ignore=tests/bench
+
+lint: setup-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	shellcheck scripts/*.sh .ci/run
+
+bench: setup-dev
+	$(PY) -m tests.bench
+
+screenshots: setup-dev
+	$(PY) -m tests.screenshots
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

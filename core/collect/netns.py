@@ -1,0 +1,55 @@
+"""Entering network namespaces: the one place that calls setns(2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+HOST_PATH = "/proc/self/ns/net"
+_CURRENT = "/proc/thread-self/ns/net"
+
+
+class NamespaceGone(Exception):
+    """The namespace to enter is no longer there."""
+
+
+def inode_of(path: str) -> int:
+    """The inode that identifies the namespace behind `path` (namespaces(7))."""
+    return os.stat(path).st_ino
+
+
+@contextmanager
+def entered(path: str, inode: int | None = None) -> Iterator[None]:
+    """Run the body with this thread inside the network namespace at `path`; other threads stay where they are.
+
+    Sockets opened and processes started in the body belong to that namespace. Do not keep such a socket
+    open: it would hold the namespace after its owner let it go. Raises NamespaceGone when `path` no longer
+    leads to a namespace, or to another one than `inode`; PermissionError without CAP_SYS_ADMIN.
+    """
+    home = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise NamespaceGone(path) from error
+        try:
+            if inode is not None and os.fstat(target).st_ino != inode:
+                raise NamespaceGone(path)
+            if os.fstat(target).st_ino == os.fstat(home).st_ino:
+                yield
+                return
+            try:
+                os.setns(target, os.CLONE_NEWNET)
+            except OSError as error:
+                if isinstance(error, PermissionError):
+                    raise
+                raise NamespaceGone(path) from error
+        finally:
+            os.close(target)
+        try:
+            yield
+        finally:
+            os.setns(home, os.CLONE_NEWNET)
+    finally:
+        os.close(home)

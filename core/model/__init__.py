@@ -1,0 +1,64 @@
+"""The model: frozen values that say what is. No effects, no logic beyond looking things up."""
+
+from core.model.change import Change
+from core.model.conntrack import CONNTRACK_DTYPE, TCP_STATES, Conntrack
+from core.model.container import (
+    NAMESPACE_KINDS,
+    Container,
+    Endpoint,
+    Engine,
+    ModelCard,
+    NamespaceUse,
+    Network,
+    PublishedPort,
+)
+from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry
+from core.model.link import Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
+from core.model.namespace import Namespace
+from core.model.problem import Problem
+from core.model.refs import LinkKey, Ref, container_ref, link_ref, namespace_ref, network_ref
+from core.model.routing import Neighbour, NextHop, PolicyRule, Route
+from core.model.snapshot import Host, NetState, Snapshot
+from core.model.stats import STATS_DTYPE, LinkStats
+
+__all__ = [
+    "CONNTRACK_DTYPE",
+    "NAMESPACE_KINDS",
+    "STATS_DTYPE",
+    "TCP_STATES",
+    "Address",
+    "BridgePort",
+    "BridgeSettings",
+    "Chain",
+    "Change",
+    "Conntrack",
+    "Container",
+    "Endpoint",
+    "Engine",
+    "FdbEntry",
+    "Firewall",
+    "FirewallRule",
+    "Host",
+    "Link",
+    "LinkKey",
+    "LinkStats",
+    "ModelCard",
+    "Namespace",
+    "NamespaceUse",
+    "NatEntry",
+    "Neighbour",
+    "NetState",
+    "Network",
+    "NextHop",
+    "PolicyRule",
+    "PortVlan",
+    "Problem",
+    "PublishedPort",
+    "Ref",
+    "Route",
+    "Snapshot",
+    "container_ref",
+    "link_ref",
+    "namespace_ref",
+    "network_ref",
+]

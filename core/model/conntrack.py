@@ -1,0 +1,69 @@
+"""Connection tracking entries of one namespace, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from core.model.problem import Problem
+
+# One row an entry. Addresses are 16 bytes in network order, IPv4 in the last four (an IPv4-mapped address).
+# For ICMP the ports hold: sport the echo id, dport type << 8 | code. Port numbers are in host order.
+# `packets`/`bytes` are [original, reply], 0 where accounting is off (see `counted`); `start` is Unix time in
+# nanoseconds, 0 where time stamps are off; `timeout` in seconds; `tcp_state` as TCP_CONNTRACK_* of
+# linux/netfilter/nf_conntrack_tcp.h, 0 for other protocols; `status` the IPS_* bits of
+# linux/netfilter/nf_conntrack_common.h.
+CONNTRACK_DTYPE = np.dtype(
+    [
+        ("id", "u4"),
+        ("status", "u4"),
+        ("timeout", "u4"),
+        ("mark", "u4"),
+        ("zone", "u2"),
+        ("family", "u1"),  # 4 or 6
+        ("l4_proto", "u1"),
+        ("tcp_state", "u1"),
+        ("counted", "?"),
+        ("orig_src", "u1", (16,)),
+        ("orig_dst", "u1", (16,)),
+        ("reply_src", "u1", (16,)),
+        ("reply_dst", "u1", (16,)),
+        ("orig_sport", "u2"),
+        ("orig_dport", "u2"),
+        ("reply_sport", "u2"),
+        ("reply_dport", "u2"),
+        ("packets", "u8", (2,)),
+        ("bytes", "u8", (2,)),
+        ("start", "u8"),
+    ]
+)
+
+IPS_SEEN_REPLY = 1 << 1
+IPS_ASSURED = 1 << 2
+IPS_CONFIRMED = 1 << 3
+IPS_SRC_NAT = 1 << 4
+IPS_DST_NAT = 1 << 5
+
+TCP_STATES = (
+    "NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT",
+    "CLOSE", "SYN_SENT2",
+)  # fmt: skip
+
+
+def empty_entries() -> np.ndarray:
+    """No entries, in the shape that entries have."""
+    return np.zeros(0, CONNTRACK_DTYPE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conntrack:
+    """The table of one namespace: `entries` has dtype CONNTRACK_DTYPE and is read-only; `limit` is
+    nf_conntrack_max, 0 where unknown; `taken_at` Unix time in seconds; `accounting` whether the kernel counts."""
+
+    ns: int
+    entries: np.ndarray = field(default_factory=empty_entries)
+    limit: int = 0
+    accounting: bool = False
+    taken_at: float = 0.0
+    problems: tuple[Problem, ...] = ()

@@ -1,0 +1,92 @@
+"""Packet filter rules of one namespace, whichever tool made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.model.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One chain; `hook` is "" for a chain that is only jumped to; `policy` "accept", "drop" or ""."""
+
+    backend: str
+    family: str
+    table: str
+    name: str
+    hook: str = ""
+    kind: str = ""
+    priority: int = 0
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallRule:
+    """One rule. `backend` is "nft", "iptables-nft" or "iptables-legacy"; `family` "ip", "ip6", "inet",
+    "bridge" or "netdev"; `rule_id` is unique and stable within its namespace. `text` is the rule as its own
+    tool prints it.
+
+    Matches, where the rule has them: `iif`, `oif` names, `src`, `dst` prefixes, `l4_proto`, `sport`, `dport`
+    ("80", "8000-8010"; sets as "80,443"); a leading "!" negates. What the rule does is `verdict`: "accept",
+    "drop", "reject", "return", "jump", "goto", "masquerade", "snat", "dnat", "redirect", "notrack" or "" for
+    one that only counts, marks or logs; `to_address` and `to_port` where it translates, `target` the chain
+    that it jumps to. `packets` and `bytes` are None where the rule carries no counter. `understood` is False
+    where the rule holds a match that these fields do not tell: read `text` then.
+    """
+
+    backend: str
+    family: str
+    table: str
+    chain: str
+    rule_id: str
+    text: str
+    verdict: str = ""
+    target: str = ""
+    iif: str = ""
+    oif: str = ""
+    src: str = ""
+    dst: str = ""
+    l4_proto: str = ""
+    sport: str = ""
+    dport: str = ""
+    to_address: str = ""
+    to_port: str = ""
+    comment: str = ""
+    packets: int | None = None
+    bytes: int | None = None
+    understood: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """All chains and rules of one namespace, in the order in which their tools list them."""
+
+    ns: int
+    chains: tuple[Chain, ...] = ()
+    rules: tuple[FirewallRule, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NatEntry:
+    """One translation or forward filter, understood: "published port", "masquerade", "snat", "dnat",
+    "redirect" or "filter" of `ns`. `name` is a short title ("web1 tcp 8080 -> 172.18.0.2:80"); `sentence`
+    says what it does; `networks` and `containers` are the ids ("runtime:id" for containers) of those whose
+    address or link it carries; `rules` the ids of the rules behind it; counters are sums over these."""
+
+    ns: int
+    entry_id: str
+    kind: str
+    name: str
+    sentence: str
+    family: str
+    l4_proto: str = ""
+    outside: str = ""
+    inside: str = ""
+    verdict: str = ""
+    packets: int | None = None
+    bytes: int | None = None
+    networks: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()

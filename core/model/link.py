@@ -1,0 +1,130 @@
+"""Links, bridge ports and bridges of one namespace, as rtnetlink(7) tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from core.model.refs import LinkKey
+
+Scalar = str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address of a link: `address` in text form, `prefixlen`, `family` 4 or 6, `scope` as ip(8) names it."""
+
+    family: int
+    address: str
+    prefixlen: int
+    scope: str = "global"
+    peer: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefixlen}"
+
+
+@dataclass(frozen=True, slots=True)
+class PortVlan:
+    """One VLAN of a bridge port; `vid_end` differs from `vid` for a range."""
+
+    vid: int
+    vid_end: int
+    pvid: bool = False
+    untagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """The bridge's side of a link that is a port: STP `state` ("disabled", "listening", "learning",
+    "forwarding", "blocking") and the flags of bridge(8) `link set`."""
+
+    state: str
+    cost: int = 0
+    priority: int = 0
+    learning: bool = True
+    flood: bool = True
+    mcast_flood: bool = True
+    bcast_flood: bool = True
+    isolated: bool = False
+    hairpin: bool = False
+    neigh_suppress: bool = False
+    guard: bool = False
+    root_block: bool = False
+    fastleave: bool = False
+    vlans: tuple[PortVlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSettings:
+    """A bridge's own settings; times in seconds, ids as `8000.02:42:...`."""
+
+    stp: bool = False
+    vlan_filtering: bool = False
+    vlan_default_pvid: int = 1
+    ageing_time: float = 300.0
+    forward_delay: float = 15.0
+    hello_time: float = 2.0
+    max_age: float = 20.0
+    priority: int = 32768
+    bridge_id: str = ""
+    root_id: str = ""
+    root_port: int = 0
+    mcast_snooping: bool = True
+    group_fwd_mask: int = 0
+    nf_call_iptables: bool = False
+    vlans: tuple[PortVlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link. `kind` is "bridge", "veth", "vxlan", "macvlan", "ipvlan", "vlan", "bond", "tun", "wireguard",
+    "dummy", "loopback", "physical", "ovs-bridge", "ovs-port" or the kernel's own word for another kind.
+
+    `state` is the operational state in lower case (RFC 2863: "up", "down", "lowerlayerdown", "unknown", ...).
+    `lower` is the ifindex of IFLA_LINK (a veth's peer, a vlan's parent) and `lower_nsid` the namespace id it
+    lies in, as seen from this link's namespace (None: this same namespace). `details` holds what is special
+    to the kind (vni, vlan id, mode, ...). `offloads` names the offloads that are on, in ethtool's words
+    ("tso", "gso", "gro", "tx-checksumming", ...). Counters are not here: see `core.model.stats`.
+    """
+
+    ns: int
+    ifindex: int
+    name: str
+    kind: str
+    state: str = "unknown"
+    admin_up: bool = False
+    carrier: bool = False
+    promiscuous: bool = False
+    mac: str = ""
+    mtu: int = 0
+    master: int | None = None
+    lower: int | None = None
+    lower_nsid: int | None = None
+    alias: str = ""
+    altnames: tuple[str, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    qdisc: str = ""
+    offloads: tuple[str, ...] = ()
+    details: Mapping[str, Scalar] = field(default_factory=dict)
+    port: BridgePort | None = None
+    bridge: BridgeSettings | None = None
+
+    @property
+    def key(self) -> LinkKey:
+        """The key of this link among all links of the host."""
+        return LinkKey(self.ns, self.ifindex)
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """One entry of a bridge's forwarding table (bridge(8) fdb): `port` is the port's ifindex, `bridge` the
+    bridge's; `state` "permanent", "static" or "learned"; `flags` as bridge(8) prints them; `dst` for vxlan."""
+
+    mac: str
+    port: int
+    bridge: int | None
+    vlan: int | None = None
+    state: str = "learned"
+    flags: tuple[str, ...] = ()
+    dst: str = ""

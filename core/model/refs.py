@@ -1,0 +1,46 @@
+"""Names for things: the keys by which every part of the program points at one and the same object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class LinkKey(NamedTuple):
+    """One link of the host: the inode of its network namespace, and its ifindex there."""
+
+    ns: int
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """Points at one object of a snapshot.
+
+    `kind` is one of "namespace", "link", "container", "network", "nat", "flow", "route", "rule",
+    "neighbour", "fdb", "event", "problem"; `key` is what identifies the object among its kind:
+    (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id), (inode, conntrack id), ...
+    """
+
+    kind: str
+    key: tuple[int | str, ...]
+
+
+def namespace_ref(inode: int) -> Ref:
+    """The reference of a network namespace."""
+    return Ref("namespace", (inode,))
+
+
+def link_ref(key: LinkKey) -> Ref:
+    """The reference of a link, bridges and veth ends among them."""
+    return Ref("link", tuple(key))
+
+
+def container_ref(runtime: str, container_id: str) -> Ref:
+    """The reference of a container."""
+    return Ref("container", (runtime, container_id))
+
+
+def network_ref(network_id: str) -> Ref:
+    """The reference of a network."""
+    return Ref("network", (network_id,))

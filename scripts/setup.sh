@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs what vnet-tui needs: distribution packages, then a virtual environment in .venv.
+# Usage: scripts/setup.sh [run|dev]. Does nothing, at once, when all is in place.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+what=${1:-run}
+lock=requirements-$what.lock
+stamp=.venv/.installed-$what
+
+# BCC is bound to the distribution's own Python, so that one makes the environment.
+python=${VNET_PYTHON:-/usr/bin/python3}
+
+run_debian=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2 nftables iptables conntrack)
+dev_debian=(shellcheck tmux procps ethtool tcpdump bpftool iperf3 busybox-static docker.io docker-cli
+    podman netavark openvswitch-switch chromium)
+run_fedora=(python3 python3-bcc kernel-headers iproute nftables iptables-nft conntrack-tools)
+dev_fedora=(ShellCheck tmux procps-ng ethtool tcpdump bpftool iperf3 busybox docker podman netavark
+    openvswitch chromium make)
+
+wanted() { cat pyproject.toml "$lock" scripts/setup.sh; pwd; "$python" -V 2>&1; }
+
+if [[ -f $stamp ]] && wanted | sha256sum | cmp -s - "$stamp"; then
+    exit 0
+fi
+
+say() { printf 'vnet-tui set-up: %s\n' "$*"; }
+fail() { say "$*" >&2; exit 1; }
+
+as_root() {
+    if [[ $EUID -eq 0 ]]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else fail "these packages need root to install: run 'sudo make $what'"; fi
+}
+
+install_debian() {
+    local missing=()
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+    done
+    [[ ${#missing[@]} -eq 0 ]] && return
+    say "installing ${missing[*]}"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+install_fedora() {
+    local missing=()
+    for package in "$@"; do rpm -q --quiet "$package" || missing+=("$package"); done
+    [[ ${#missing[@]} -eq 0 ]] && return
+    say "installing ${missing[*]}"
+    as_root dnf install -y -q "${missing[@]}"
+}
+
+if command -v apt-get >/dev/null; then
+    install_debian "${run_debian[@]}"
+    [[ $what == dev ]] && install_debian "${dev_debian[@]}"
+elif command -v dnf >/dev/null; then
+    install_fedora "${run_fedora[@]}"
+    [[ $what == dev ]] && install_fedora "${dev_fedora[@]}"
+else
+    say "neither apt-get nor dnf here: install the packages that README.md lists yourself; going on"
+fi
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' ||
+    fail "$python is older than Python 3.12: set VNET_PYTHON to a newer one"
+
+say "making the Python environment in .venv"
+"$python" -m venv --system-site-packages .venv
+.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r "$lock"
+.venv/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+wanted | sha256sum >"$stamp"
+say "done"
