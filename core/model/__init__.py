@@ -16,7 +16,16 @@ from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry
 from core.model.link import Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
 from core.model.namespace import Namespace
 from core.model.problem import Problem
-from core.model.refs import LinkKey, Ref, container_ref, link_ref, namespace_ref, network_ref
+from core.model.refs import (
+    LinkKey,
+    Ref,
+    container_ref,
+    flow_ref,
+    link_ref,
+    namespace_ref,
+    nat_ref,
+    network_ref,
+)
 from core.model.routing import Neighbour, NextHop, PolicyRule, Route
 from core.model.snapshot import Host, NetState, Snapshot
 from core.model.stats import STATS_DTYPE, LinkStats
@@ -58,7 +67,9 @@ __all__ = [
     "Route",
     "Snapshot",
     "container_ref",
+    "flow_ref",
     "link_ref",
     "namespace_ref",
+    "nat_ref",
     "network_ref",
 ]

@@ -12,7 +12,7 @@ NAMESPACE_KINDS = ("user", "mnt", "pid", "uts", "net", "ipc")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A container's attachment to one network: addresses with prefix length ("172.18.0.2/16")."""
+    """A container's attachment to the network of that name; addresses as "172.18.0.2/16"."""
 
     network: str
     ipv4: str = ""
@@ -72,7 +72,8 @@ class Network:
     engine names it; `bridge` the bridge's link name in namespace `ns` ("" where there is none).
 
     `kind` is "nat", "internal", "routed", "nic-bridged", "host", "none", "macvlan", "overlay" or "" where
-    it is not decided yet (an engine's raw answer): `core.networks` decides it from links and rules.
+    it is not decided yet (an engine's raw answer): `core.networks` decides it from links and rules. `parent`
+    names the link that a macvlan or ipvlan network sits on.
     """
 
     engine: str
@@ -87,6 +88,7 @@ class Network:
     mtu: int = 0
     internal: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceUse:
-    """One of a container's six namespaces: its inode (0 where unknown), whether it is the host's, and the
-    uids of the other containers in it."""
+    """One of a container's six namespaces: its inode (0 where unknown), whether it is the host's, and, where
+    it is not, the uids of the other containers in it."""
 
     kind: str
     inode: int

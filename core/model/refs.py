@@ -44,3 +44,13 @@ def container_ref(runtime: str, container_id: str) -> Ref:
 def network_ref(network_id: str) -> Ref:
     """The reference of a network."""
     return Ref("network", (network_id,))
+
+
+def nat_ref(inode: int, entry_id: str) -> Ref:
+    """The reference of a NAT entry."""
+    return Ref("nat", (inode, entry_id))
+
+
+def flow_ref(inode: int, conntrack_id: int) -> Ref:
+    """The reference of a conntrack entry: the namespace whose table holds it, and its id there."""
+    return Ref("flow", (inode, conntrack_id))

@@ -37,12 +37,14 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One thing in a list: which, its cells in the columns' order, further terms that filters may ask for
-    (`ns`, `ct`, `port`, `proto`, `state`, ...), and how deep it is folded under another (`depth`)."""
+    (`ns`, `ct`, `port`, `proto`, `state`, ...), how deep it is folded under another (`depth`), and further
+    things that the row stands for (`aliases`: the other end of a veth)."""
 
     ref: Ref
     cells: tuple[Cell, ...]
     terms: Mapping[str, str] = field(default_factory=dict)
     depth: int = 0
+    aliases: tuple[Ref, ...] = ()
 
 
 class Rows(Protocol):

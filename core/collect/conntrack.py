@@ -1,0 +1,116 @@
+"""Reads a namespace's connection tracking table over ctnetlink (net/netfilter/nf_conntrack_netlink.c)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.collect.conntrack_decode import Decoder
+from core.collect.netlink import NETFILTER, Netlink, attributes
+from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.model import Conntrack, Namespace, Problem
+
+# NFNL_SUBSYS_CTNETLINK << 8 with IPCTNL_MSG_CT_GET and IPCTNL_MSG_CT_GET_STATS.
+_CT_GET, _CT_GET_STATS = 0x101, 0x105
+_BOTH_FAMILIES = bytes(4)  # struct nfgenmsg with AF_UNSPEC
+_STATS_ENTRIES, _STATS_MAX = 1, 2
+_CHUNK = 1 << 20
+_ACCOUNTING = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
+
+
+def read_conntrack(namespace: Namespace) -> Conntrack:
+    """All entries of one namespace, IPv4 and IPv6; the counters are not reset.
+
+    Raises NamespaceGone; what else stands in the way becomes a problem of the result.
+    """
+    accounting = False
+    try:
+        with entered(_entry(namespace), namespace.inode):
+            netlink = Netlink(NETFILTER)
+            accounting = _is_counting()
+        with netlink:
+            return _read(netlink, namespace.inode, accounting)
+    except OSError as error:
+        problem = _problem(namespace.inode, error)
+        return Conntrack(namespace.inode, accounting=accounting, taken_at=time.time(), problems=(problem,))
+
+
+def count_conntrack(namespace: Namespace) -> int:
+    """How many entries one namespace has, without reading them; raises NamespaceGone, and OSError as the
+    kernel words it (PermissionError without CAP_NET_ADMIN)."""
+    with entered(_entry(namespace), namespace.inode):
+        netlink = Netlink(NETFILTER)
+    with netlink:
+        return _stats(netlink)[0]
+
+
+def _entry(namespace: Namespace) -> str:
+    if namespace.entry:
+        return namespace.entry
+    if namespace.is_host:
+        return HOST_PATH
+    raise NamespaceGone(f"net:[{namespace.inode}]")
+
+
+def _is_counting() -> bool:
+    """Whether new entries of the thread's namespace get counters."""
+    try:
+        return _ACCOUNTING.read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _stats(netlink: Netlink) -> tuple[int, int]:
+    """The namespace's number of entries, and nf_conntrack_max."""
+    answers = netlink.request(_CT_GET_STATS, _BOTH_FAMILIES)
+    found = attributes(answers[0].payload, len(_BOTH_FAMILIES))
+    count, limit = (int.from_bytes(found.get(kind, b""), "big") for kind in (_STATS_ENTRIES, _STATS_MAX))
+    return count, limit
+
+
+def _read(netlink: Netlink, ns: int, accounting: bool) -> Conntrack:
+    """Dump and decode, where there is anything: a dump walks the hash table that all namespaces share."""
+    count, limit = _stats(netlink)
+    decoder = Decoder(count)
+    for chunk in _chunks(netlink) if count else ():
+        decoder.feed(chunk)
+    problems = (_ignored_problem(ns, decoder.ignored),) if decoder.ignored else ()
+    return Conntrack(ns, decoder.entries, limit, accounting, time.time(), problems)
+
+
+def _chunks(netlink: Netlink) -> Iterator[bytes]:
+    """The dump's datagrams put together, so that each decoding step has thousands of messages."""
+    waiting: list[bytes] = []
+    size = 0
+    for datagram in netlink.dump_raw(_CT_GET, _BOTH_FAMILIES):
+        waiting.append(datagram)
+        size += len(datagram)
+        if size >= _CHUNK:
+            yield b"".join(waiting)
+            waiting.clear()
+            size = 0
+    yield b"".join(waiting)
+
+
+def _problem(ns: int, error: OSError) -> Problem:
+    what = "the conntrack entries of this namespace could not be read"
+    if isinstance(error, PermissionError):
+        return Problem("conntrack", what, "CAP_NET_ADMIN and CAP_SYS_ADMIN are needed", "run as root", ns)
+    if error.errno in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+        why = "this kernel does not offer ctnetlink"
+        return Problem("conntrack", what, why, "modprobe nf_conntrack_netlink", ns)
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return Problem("conntrack", what, why, "it is tried again at the next look", ns)
+
+
+def _ignored_problem(ns: int, ignored: int) -> Problem:
+    return Problem(
+        "conntrack",
+        f"{ignored} conntrack messages of this namespace were not understood",
+        "the kernel's answer has another form than this program knows",
+        "please report the kernel's version",
+        ns,
+    )

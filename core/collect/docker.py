@@ -1,0 +1,95 @@
+"""Docker: its containers and networks, and when to look at them again."""
+
+from __future__ import annotations
+
+import json
+import socket as sockets
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+from core.collect.engine_answers import network
+from core.collect.engine_api import read_engine
+from core.collect.engine_socket import EngineKind, Unreachable, connected, find_socket
+from core.model import Engine, Network
+
+DOCKER = EngineKind(
+    name="docker",
+    title="Docker",
+    program="dockerd",
+    variable="DOCKER_HOST",
+    socket="/run/docker.sock",
+    start="systemctl start docker",
+    service="docker.service",
+    pidfile="/run/docker.pid",
+)
+
+# Events after which the picture may be another; health checks and `docker exec` are not among them.
+_EVENTS = {
+    "type": ["container", "network"],
+    "event": [
+        "connect", "create", "destroy", "die", "disconnect", "pause", "remove", "rename", "restart", "start",
+        "stop", "unpause", "update",
+    ],
+}  # fmt: skip
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
+# Seconds after which a quiet event stream looks whether it shall stop, and that a burst of events has.
+_PATIENCE, _BURST = 0.5, 0.05
+_LONGEST_HEAD = 65536
+
+
+def read_docker(socket: str | None = None) -> Engine:
+    """What Docker runs now, asked at `socket`, else at DOCKER_HOST where that is a unix socket, else at the
+    usual place. An engine that is absent, stopped, denied or broken is an answer too: see Engine."""
+    return read_engine(DOCKER, socket, _networks)
+
+
+def _networks(client: Any, home: int) -> Iterator[Network]:
+    return (network(DOCKER.name, home, told) for told in client.networks())
+
+
+def watch_docker(stop: threading.Event, dirty: Callable[[], None], socket: str | None = None) -> None:
+    """Call `dirty` whenever `read_docker` may answer differently, until `stop` is set: at the start of each
+    connection to Docker's event stream, after events, and when the connection is lost. Blocks."""
+    pause = _SHORTEST_PAUSE
+    while not stop.is_set():
+        try:
+            with connected(DOCKER, find_socket(DOCKER, socket)) as connection:
+                _subscribe(connection)
+                pause = _SHORTEST_PAUSE
+                dirty()
+                try:
+                    _follow(connection, stop, dirty)
+                finally:
+                    dirty()
+        except (Unreachable, OSError):
+            pass
+        stop.wait(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _subscribe(connection: sockets.socket) -> None:
+    """Ask for the event stream: by HTTP/1.0, whose body is the events and nothing else."""
+    filters = quote(json.dumps(_EVENTS))
+    connection.sendall(f"GET /events?filters={filters} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += (more := connection.recv(4096))
+        if not more or len(head) > _LONGEST_HEAD:
+            raise OSError("no answer to the question for events")
+    if head.split(maxsplit=2)[1:2] != [b"200"]:
+        raise OSError("the question for events was refused")
+
+
+def _follow(connection: sockets.socket, stop: threading.Event, dirty: Callable[[], None]) -> None:
+    """Call `dirty` once for each burst of events, until the engine ends the stream."""
+    connection.settimeout(_PATIENCE)
+    while not stop.is_set():
+        try:
+            if not connection.recv(65536):
+                return
+        except TimeoutError:
+            continue
+        dirty()
+        stop.wait(_BURST)

@@ -1,0 +1,116 @@
+"""From what a container engine's API answers (Docker Engine API v1.24 on, podman's likewise) to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from core.collect.processes import namespaces_of
+from core.model import Container, Endpoint, Network, PublishedPort
+
+Answer = Mapping[str, Any]
+
+# Addresses that mean "every address of the host".
+_EVERY = ("0.0.0.0", "::")
+_BRIDGE_NAME = "com.docker.network.bridge.name"
+_MTU = "com.docker.network.driver.mtu"
+
+
+def container(runtime: str, listed: Answer, inspected: Answer | None) -> Container:
+    """One container from its entry in `GET /containers/json` and, where it has a process, from
+    `GET /containers/ID/json`. Raises what comes of a malformed answer."""
+    state = (inspected or {}).get("State") or {}
+    pid = int(state.get("Pid") or 0) or None
+    endpoints = tuple(_endpoints(listed))
+    mode = _network_mode(listed, inspected, endpoints)
+    joined = mode.startswith("container:")
+    return Container(
+        runtime,
+        str(listed["Id"]),
+        _name(listed),
+        state=str(listed["State"]),
+        image=str(listed.get("Image") or ""),
+        pid=pid,
+        network_mode=mode,
+        namespaces=namespaces_of(pid) if pid else {},
+        endpoints=() if joined else endpoints,
+        ports=() if joined else tuple(_ports(listed)),
+        labels=texts(listed.get("Labels")),
+        created=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
+        command=str(listed.get("Command") or ""),
+    )
+
+
+def network(engine: str, ns: int, told: Answer) -> Network:
+    """One network from its entry in Docker's `GET /networks`; `ns` is where the engine makes its bridges."""
+    options = texts(told.get("Options"))
+    pools = (told.get("IPAM") or {}).get("Config") or []
+    driver, network_id = str(told["Driver"]), str(told["Id"])
+    default = f"br-{network_id[:12]}" if driver == "bridge" else ""
+    return Network(
+        engine,
+        network_id,
+        str(told["Name"]),
+        driver=driver,
+        ns=ns,
+        bridge=options.get(_BRIDGE_NAME) or default,
+        subnets=tuple(pool["Subnet"] for pool in pools if pool.get("Subnet")),
+        gateways=tuple(pool["Gateway"].partition("/")[0] for pool in pools if pool.get("Gateway")),
+        mtu=int(options.get(_MTU) or 0),
+        internal=bool(told.get("Internal")),
+        labels=texts(told.get("Labels")),
+        parent=options.get("parent", ""),
+    )
+
+
+def texts(told: Answer | None) -> dict[str, str]:
+    """A mapping from text to text, empty for null."""
+    return {str(key): str(value) for key, value in (told or {}).items()}
+
+
+def _name(listed: Answer) -> str:
+    """Its own name; the others in the list are aliases that other containers' links gave it."""
+    names = [str(name) for name in listed.get("Names") or ()]
+    return min(names, key=lambda name: name.count("/"), default=str(listed["Id"])[:12]).removeprefix("/")
+
+
+def _network_mode(listed: Answer, inspected: Answer | None, endpoints: tuple[Endpoint, ...]) -> str:
+    """The mode, worded alike for all engines: podman says "bridge" for any network, old Docker "default"."""
+    told = ((inspected or listed).get("HostConfig") or {}).get("NetworkMode") or ""
+    names = [end.network for end in endpoints]
+    return names[0] if names and told in ("", "default", "bridge") and told not in names else str(told)
+
+
+def _endpoints(listed: Answer) -> Iterator[Endpoint]:
+    networks = (listed.get("NetworkSettings") or {}).get("Networks") or {}
+    for name, end in networks.items():
+        yield Endpoint(
+            str(name),
+            ipv4=_address(end, "IPAddress", "IPPrefixLen"),
+            ipv6=_address(end, "GlobalIPv6Address", "GlobalIPv6PrefixLen"),
+            gateway=str(end.get("Gateway") or ""),
+            mac=str(end.get("MacAddress") or ""),
+        )
+
+
+def _address(end: Answer, address: str, prefix: str) -> str:
+    return f"{end[address]}/{end.get(prefix) or 0}" if end.get(address) else ""
+
+
+def _ports(listed: Answer) -> Iterator[PublishedPort]:
+    """Published ports, without those that are only exposed, one for a port open on IPv4 and IPv6 alike."""
+    seen = set()
+    for port in listed.get("Ports") or ():
+        if not port.get("PublicPort"):
+            continue
+        address = str(port.get("IP") or "")
+        published = PublishedPort(
+            str(port["Type"]),
+            "" if address in _EVERY else address,
+            int(port["PublicPort"]),
+            int(port["PrivatePort"]),
+        )
+        if published not in seen:
+            seen.add(published)
+            yield published

@@ -1,0 +1,69 @@
+"""The machine itself: its name, kernel, forwarding settings, and what this process may do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from core.collect.netns import HOST_PATH, inode_of
+from core.model import NAMESPACE_KINDS, Host
+
+# Bit numbers of linux/capability.h, for the capabilities that reading needs.
+_CAPABILITIES = {
+    "CAP_NET_ADMIN": 12,  # nftables and conntrack, nsids
+    "CAP_SYS_PTRACE": 19,  # other users' /proc/PID/ns and /proc/PID/fd
+    "CAP_SYS_ADMIN": 21,  # setns(2)
+}
+
+_SYSCTLS = (
+    "net.ipv4.ip_forward",
+    "net.ipv6.conf.all.forwarding",
+    "net.bridge.bridge-nf-call-iptables",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_acct",
+)
+
+
+def read_host() -> Host:
+    """Read them afresh; sysctls that this kernel does not have are left out."""
+    return Host(
+        hostname=socket.gethostname(),
+        kernel=os.uname().release,
+        netns=inode_of(HOST_PATH),
+        namespaces=_own_namespaces(),
+        missing_capabilities=missing_capabilities(),
+        sysctls=_sysctls(),
+    )
+
+
+def missing_capabilities() -> tuple[str, ...]:
+    """Those of the capabilities needed for reading that this process lacks (capabilities(7))."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    effective = int(line.split()[1], 16)
+    return tuple(name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1)
+
+
+def _own_namespaces() -> dict[str, int]:
+    """The host's namespaces are those of the first process in sight, our own where it may not be read."""
+    found = {}
+    for kind in NAMESPACE_KINDS:
+        for process in ("1", "self"):
+            try:
+                found[kind] = inode_of(f"/proc/{process}/ns/{kind}")
+                break
+            except OSError:
+                continue
+    return found | {"net": inode_of(HOST_PATH)}
+
+
+def _sysctls() -> dict[str, str]:
+    values = {}
+    for name in _SYSCTLS:
+        try:
+            values[name] = Path("/proc/sys", *name.split(".")).read_text().strip()
+        except OSError:
+            continue
+    return values

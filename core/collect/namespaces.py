@@ -1,0 +1,171 @@
+"""All network namespaces of the machine, gathered from every trace that leads to one."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from core.collect import netns, traces
+from core.collect.netlink import Netlink
+from core.collect.nsids import read_nsids
+from core.collect.traces import NAMES_DIR, Trace
+from core.model import Namespace, Problem
+
+# `ip netns add` makes the file a moment before it mounts the namespace on it.
+_BEING_MADE = 2.0
+_UNIT = re.compile(r"^(?:0::|\d+:name=systemd:).*?([^/\n]+\.(?:service|scope))(?:/[^\n]*)?$", re.MULTILINE)
+# Mounts in other mount namespaces are named by the path through a process there.
+_FOREIGN = "/proc/"
+
+
+def read_namespaces(deep: bool = True) -> tuple[dict[int, Namespace], tuple[Problem, ...]]:
+    """Every network namespace in sight by its inode, the host's first, and what kept some out of sight.
+
+    The shallow look takes in processes, names and mounts; the deep one also threads, open descriptors and the
+    mounts of other mount namespaces. What this process itself holds open does not count.
+    """
+    unreadable: list[int] = []
+    problems: list[Problem] = []
+    pids = traces.all_pids()
+    mounts = list(traces.in_mounts())
+    found = [*mounts, *_names(mounts, problems), *traces.in_processes(pids, unreadable)]
+    if deep:
+        others = [pid for pid in pids if pid != os.getpid()]
+        found += chain(
+            traces.in_threads(others), traces.in_descriptors(others), traces.in_other_mount_namespaces(others)
+        )
+    if unreadable:
+        problems.append(_unreadable(unreadable))
+    return with_nsids(_namespaces(found)), tuple(problems)
+
+
+def keep_deep(old: Mapping[int, Namespace], found: Mapping[int, Namespace]) -> dict[int, Namespace]:
+    """What a shallow look `found`, with all that an earlier deep look told and that still holds."""
+    kept = dict(found)
+    for inode, before in old.items():
+        known = set(_traces_of(found[inode])) if inode in found else set()
+        further = [trace for trace in _traces_of(before) if trace not in known and traces.still_leads(trace)]
+        if further:
+            merged = _namespaces([*known, *further])[inode]
+            kept[inode] = replace(merged, nsid=found[inode].nsid if inode in found else before.nsid)
+    return kept
+
+
+def with_nsids(namespaces: Mapping[int, Namespace]) -> dict[int, Namespace]:
+    """The same namespaces with the ids that the host namespace knows them by now."""
+    with netns.entered(netns.HOST_PATH), Netlink() as sock:
+        nsids = read_nsids(sock, ((inode, namespace.entry) for inode, namespace in namespaces.items()))
+    return {
+        inode: namespace if namespace.nsid == nsids.get(inode) else replace(namespace, nsid=nsids.get(inode))
+        for inode, namespace in namespaces.items()
+    }
+
+
+def _names(mounts: Iterable[Trace], problems: list[Problem]) -> Iterator[Trace]:
+    """The names that ip-netns(8) knows; those that lead nowhere become problems."""
+    try:
+        names = os.listdir(NAMES_DIR)
+    except OSError:
+        return
+    mounted = {str(trace.value): trace.inode for trace in mounts}
+    for name in names:
+        path = f"{NAMES_DIR}/{name}"
+        inode = mounted.get(path) or _behind(Path(path), problems)
+        if inode:
+            yield Trace(inode, "names", name)
+
+
+def _behind(path: Path, problems: list[Problem]) -> int | None:
+    """The namespace behind a name that is no mount: a link to that of a process, or nothing any more."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        why = f"it links to {path.readlink()}" if path.is_symlink() else str(error.strerror)
+        problems.append(_dead_name(path, why))
+        return None
+    if status.st_dev == Path(netns.HOST_PATH).stat().st_dev:
+        return status.st_ino
+    if time.time() - status.st_mtime > _BEING_MADE:
+        problems.append(_dead_name(path, "it is a plain file: the mount of its namespace is gone"))
+    return None
+
+
+def _dead_name(path: Path, why: str) -> Problem:
+    what = f"the name {path} leads to no network namespace"
+    return Problem("namespaces", what, why, f"remove it: rm {path}")
+
+
+def _unreadable(pids: list[int]) -> Problem:
+    some = ", ".join(map(str, pids[:5])) + (", ..." if len(pids) > 5 else "")
+    return Problem(
+        "namespaces",
+        f"{len(pids)} of the processes cannot be looked into (pid {some})",
+        "they belong to other users or hold capabilities that this process lacks (CAP_SYS_PTRACE, for one)",
+        "run it as root, with all capabilities",
+    )
+
+
+def _namespaces(found: Iterable[Trace]) -> dict[int, Namespace]:
+    """The traces put together, namespace by namespace."""
+    grouped: defaultdict[int, list[Trace]] = defaultdict(list)
+    for trace in found:
+        grouped[trace.inode].append(trace)
+    host = netns.inode_of(netns.HOST_PATH)
+    order = sorted(grouped, key=lambda inode: (inode != host, inode))
+    return {inode: _namespace(inode, inode == host, grouped[inode]) for inode in order}
+
+
+def _namespace(inode: int, is_host: bool, found: list[Trace]) -> Namespace:
+    pids = tuple(sorted({trace.value for trace in found if isinstance(trace.value, int)}))
+    names = tuple(sorted(str(trace.value) for trace in found if trace.kind == "names"))
+    mounts = _mounts(str(trace.value) for trace in found if trace.kind == "mounts")
+    namespace = Namespace(
+        inode,
+        is_host=is_host,
+        names=names,
+        pids=pids,
+        mounts=mounts,
+        held_fds=tuple(sorted(trace.value for trace in found if isinstance(trace.value, tuple))),
+        unit=_unit(pids[0]) if pids else "",
+        command=_read(f"/proc/{pids[0]}/comm").rstrip("\n") if pids else "",
+    )
+    entry = netns.HOST_PATH if is_host else next(map(traces.path_of, _traces_of(namespace)), "")
+    return replace(namespace, entry=entry)
+
+
+def _mounts(paths: Iterable[str]) -> tuple[str, ...]:
+    """Paths sorted, those of this mount namespace first; of the same path in others one, if none is here."""
+    by_place: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (path.startswith(_FOREIGN), path)):
+        place = "/" + path.split("/", 4)[4] if path.startswith(_FOREIGN) else path
+        by_place.setdefault(place, path)
+    return tuple(by_place.values())
+
+
+def _traces_of(namespace: Namespace) -> Iterator[Trace]:
+    """What leads to a namespace, the most lasting first."""
+    inode, here = namespace.inode, [m for m in namespace.mounts if not m.startswith(_FOREIGN)]
+    yield from (Trace(inode, "names", name) for name in namespace.names)
+    yield from (Trace(inode, "mounts", path) for path in here)
+    yield from (Trace(inode, "pids", pid) for pid in namespace.pids)
+    yield from (Trace(inode, "mounts", path) for path in namespace.mounts if path not in here)
+    yield from (Trace(inode, "held_fds", pair) for pair in namespace.held_fds)
+
+
+def _unit(pid: int) -> str:
+    """The systemd unit that a process runs in (systemd.unit(5)), by its cgroup."""
+    match = _UNIT.search(_read(f"/proc/{pid}/cgroup"))
+    return match[1] if match else ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except OSError:
+        return ""

@@ -1,0 +1,71 @@
+"""Namespace ids: the small numbers by which one network namespace knows another (ip-netns(8), `set`)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import batched
+
+from core.collect.netlink import Answer, Netlink, attribute, attributes, s32
+
+RTM_NEWNSID, RTM_GETNSID = 88, 90
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_RTGENMSG = struct.pack("=Bxxx", 0)
+# Descriptors held open at once: far below the usual limit of 1024.
+_AT_ONCE = 64
+
+# A namespace to ask about: its inode and a path by which it can be entered.
+Known = tuple[int, str]
+
+
+def read_nsids(sock: Netlink, known: Iterable[Known]) -> dict[int, int]:
+    """By inode the id that the namespace of `sock` has given to each of `known`; without those that have none
+    or vanished."""
+    found = {}
+    for inode, answer in _ask(sock, RTM_GETNSID, known):
+        if isinstance(answer, list) and answer:
+            nsid = s32(attributes(answer[0].payload, 4)[_NETNSA_NSID])
+            if nsid >= 0:
+                found[inode] = nsid
+    return found
+
+
+def assign_nsids(sock: Netlink, known: Iterable[Known]) -> None:
+    """Give each of `known` an id in the namespace of `sock`, the next free one; those that have one keep it.
+    Raises PermissionError without CAP_NET_ADMIN."""
+    for _, answer in _ask(sock, RTM_NEWNSID, known, attribute(_NETNSA_NSID, struct.pack("=i", -1))):
+        if isinstance(answer, PermissionError):
+            raise answer
+
+
+def _ask(
+    sock: Netlink, msg_type: int, known: Iterable[Known], extra: bytes = b""
+) -> Iterator[tuple[int, Answer]]:
+    """One request about each namespace of `known`, with its descriptor."""
+    for group in batched(known, _AT_ONCE):
+        with _opened(group) as descriptors:
+            requests = [
+                (msg_type, _RTGENMSG + attribute(_NETNSA_FD, struct.pack("=I", descriptor)) + extra)
+                for _, descriptor in descriptors
+            ]
+            answers = sock.batch(requests)
+        yield from zip((inode for inode, _ in descriptors), answers, strict=True)
+
+
+@contextmanager
+def _opened(known: Sequence[Known]) -> Iterator[list[tuple[int, int]]]:
+    """(inode, descriptor) of those of `known` that are still there."""
+    descriptors = []
+    try:
+        for inode, path in known:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            descriptors.append((os.fstat(descriptor).st_ino, descriptor, inode))
+        yield [(inode, descriptor) for found, descriptor, inode in descriptors if found == inode]
+    finally:
+        for _, descriptor, _ in descriptors:
+            os.close(descriptor)

@@ -1,0 +1,139 @@
+"""Processes and the six namespaces they live in, as /proc tells them (proc(5), namespaces(7))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.collect.netns import inode_of
+from core.model import NAMESPACE_KINDS
+
+# The request that opens the parent of a pid namespace (ioctl_nsfs(2)).
+_NS_GET_PARENT = 0xB702
+
+
+@dataclass(frozen=True, slots=True)
+class InitProcess:
+    """Process 1 of a pid namespace that is not ours: `pid` as seen from here, `namespaces` its six inodes by
+    kind, `lineage` the inodes of its pid namespace and of those around it, `hostname` what its uts namespace
+    is called, `command` its command line, `environment` what it was started with."""
+
+    pid: int
+    namespaces: Mapping[str, int]
+    lineage: tuple[int, ...]
+    hostname: str
+    command: str
+    environment: Mapping[str, str]
+
+
+def namespaces_of(pid: int) -> dict[str, int]:
+    """Inode of each of the process's namespaces by kind; without those that are gone or may not be read."""
+    found = {}
+    for kind in NAMESPACE_KINDS:
+        with suppress(OSError):
+            found[kind] = inode_of(f"/proc/{pid}/ns/{kind}")
+    return found
+
+
+def init_processes() -> tuple[InitProcess, ...]:
+    """Each process that is the first of a pid namespace of its own and whose uts and mount namespaces are the
+    host's neither, by rising pid. Those that vanish meanwhile or may not be read are left out."""
+    hosts = _host_inodes()
+    found = [(pid, spaces) for pid, spaces in _foreign(hosts) if _is_init(pid)]
+    hostnames = _hostnames([pid for pid, _ in found])
+    return tuple(
+        InitProcess(pid, spaces, _lineage(pid), hostnames[pid], _command(pid), _environment(pid))
+        for pid, spaces in found
+        if pid in hostnames
+    )
+
+
+def _host_inodes() -> dict[str, set[int]]:
+    """What counts as the host's: our own namespaces and those of the first process in sight."""
+    ours, first = namespaces_of(os.getpid()), namespaces_of(1)
+    return {kind: {spaces[kind] for spaces in (ours, first) if kind in spaces} for kind in NAMESPACE_KINDS}
+
+
+def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int]]]:
+    """Processes in foreign pid, uts and mount namespaces, with all six; the pid namespace is looked at first
+    because it rules out nearly every process of a host."""
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        with suppress(OSError):
+            if inode_of(f"/proc/{pid}/ns/pid") in hosts["pid"]:
+                continue
+            spaces = namespaces_of(pid)
+            if len(spaces) == len(NAMESPACE_KINDS) and not any(
+                spaces[kind] in hosts[kind] for kind in ("uts", "mnt")
+            ):
+                yield pid, spaces
+
+
+def _is_init(pid: int) -> bool:
+    """Whether it is process 1 of its innermost pid namespace and still runs."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        alive = fields.get("State", "").strip()[:1] not in ("Z", "X")
+        return alive and fields.get("NSpid", "").split()[-1:] == ["1"]
+    return False
+
+
+def _lineage(pid: int) -> tuple[int, ...]:
+    """Its pid namespace and the ones around it, innermost first, as far as they may be seen."""
+    inodes = []
+    with suppress(OSError):
+        current = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while True:
+                inodes.append(os.fstat(current).st_ino)
+                parent = fcntl.ioctl(current, _NS_GET_PARENT)
+                os.close(current)
+                current = parent
+        finally:
+            os.close(current)
+    return tuple(inodes)
+
+
+def _hostnames(pids: Sequence[int]) -> dict[int, str]:
+    """The name of each one's uts namespace. A thread of its own goes there, and ends: no other thread of this
+    program ever sees a hostname but the host's."""
+    names: dict[int, str] = {}
+    if pids:
+        visitor = threading.Thread(target=_visit, args=(pids, names), name="hostnames")
+        visitor.start()
+        visitor.join()
+    return names
+
+
+def _visit(pids: Sequence[int], names: dict[int, str]) -> None:
+    for pid in pids:
+        try:
+            there = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            os.setns(there, os.CLONE_NEWUTS)
+            names[pid] = os.uname().nodename
+        except PermissionError:
+            names[pid] = ""
+        finally:
+            os.close(there)
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return b" ".join(words).decode(errors="replace").strip()
+    return ""
+
+
+def _environment(pid: int) -> dict[str, str]:
+    with suppress(OSError):
+        entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return {}

@@ -1,0 +1,31 @@
+"""What differs between two snapshots, in sentences for the Events view; text from outside stays verbatim."""
+
+from __future__ import annotations
+
+from core.diff import containers, firewalls, host, links, namespaces, routing
+from core.diff.told import Told
+from core.model import Change, Snapshot
+
+_PARTS = {
+    "namespaces": (namespaces.tell_namespaces, host.tell_sysctls),
+    "links": (links.tell_links, routing.tell_routing),
+    "firewall": (firewalls.tell_rules,),
+    "conntrack": (host.tell_conntrack,),
+    "containers": (containers.tell_containers, containers.tell_networks),
+}
+
+
+def changes(old: Snapshot, new: Snapshot, at: float) -> tuple[Change, ...]:
+    """What happened between two snapshots, each change stamped `at` (Unix time in seconds).
+
+    A part that was never read in one of them is left out, and one that is the same object in both costs
+    nothing. Counters, timers and other things that always move are no changes.
+    """
+    told = Told(old, new, at)
+    unread = old.pending | new.pending
+    for part, tellers in _PARTS.items():
+        if part not in unread:
+            for tell in tellers:
+                tell(told)
+    host.tell_problems(told)
+    return tuple(told.changes)

@@ -1,0 +1,62 @@
+"""Packet filter rules and chain policies that change; counters are no change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core.diff.told import Told, in_both
+from core.model import Chain, Firewall, FirewallRule, namespace_ref
+
+Place = tuple[str, str, str, str]
+
+
+def tell_rules(told: Told) -> None:
+    """Tell which rules came and went, chain by chain, and which policies changed."""
+    for ns, old, new in in_both(told.old.snapshot.firewalls, told.new.snapshot.firewalls):
+        before, after = _by_id(old), _by_id(new)
+        gone = [rule for key, rule in before.items() if key not in after]
+        come = [rule for key, rule in after.items() if key not in before]
+        _tell_chains(told, ns, "removed", gone, "is gone from", "are gone from")
+        _tell_chains(told, ns, "added", come, "was added to", "were added to")
+        for key, rule in after.items():
+            if key in before and _still(rule) != _still(before[key]):
+                words = f"in {_chain(rule)} of {told.place(ns)} changed to: {rule.text}"
+                told.tell("changed", namespace_ref(ns), f"rule {before[key].text} {words}")
+        _tell_policies(told, ns, old, new)
+
+
+def _by_id(firewall: Firewall) -> dict[str, FirewallRule]:
+    return {rule.rule_id: rule for rule in firewall.rules}
+
+
+def _still(rule: FirewallRule) -> FirewallRule:
+    """The rule without what moves by itself; nft prints counters within its text."""
+    text = rule.text if rule.packets is None else ""
+    return replace(rule, packets=None, bytes=None, text=text)
+
+
+def _chain(rule: FirewallRule) -> str:
+    return f"{rule.backend} {rule.family} {rule.table} {rule.chain}"
+
+
+def _tell_chains(told: Told, ns: int, action: str, rules: list[FirewallRule], one: str, several: str) -> None:
+    groups: dict[str, list[FirewallRule]] = {}
+    for rule in rules:
+        groups.setdefault(_chain(rule), []).append(rule)
+    ref, where = namespace_ref(ns), told.place(ns)
+    for chain, group in groups.items():
+        found = [(ref, f"a rule {one} {chain} in {where}: {rule.text}") for rule in group]
+        told.tell_each(action, found, f"rules {several} {chain} in {where}", ref)
+
+
+def _tell_policies(told: Told, ns: int, old: Firewall, new: Firewall) -> None:
+    before = {_place(chain): chain.policy for chain in old.chains}
+    for chain in new.chains:
+        was = before.get(_place(chain), chain.policy)
+        if was != chain.policy:
+            words = f"the policy of {' '.join(_place(chain))} in {told.place(ns)} changed"
+            told.tell("changed", namespace_ref(ns), f"{words} from {was} to {chain.policy}")
+
+
+def _place(chain: Chain) -> Place:
+    return (chain.backend, chain.family, chain.table, chain.name)

@@ -1,0 +1,113 @@
+"""Links that appear, go or change, with their addresses and their place on a bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from core.diff.told import Told, in_both, link_words, missing_in
+from core.model import BridgePort, BridgeSettings, Link, NetState, link_ref, namespace_ref
+
+_STATES = {"lowerlayerdown": "down: its other end is down", "notpresent": "not present"}
+# What a bridge says of the spanning tree at large, not of its own settings.
+_LEARNED = ("root_id", "root_port", "bridge_id", "vlans")
+
+
+def tell_links(told: Told) -> None:
+    """Tell what happened to links in namespaces that were there before and after."""
+    for ns, old, new in in_both(told.old.snapshot.nets, told.new.snapshot.nets):
+        if old.links is not new.links:
+            _tell_net(told, ns, old, new)
+
+
+def _tell_net(told: Told, ns: int, old: NetState, new: NetState) -> None:
+    same = {
+        index
+        for index in old.links.keys() & new.links.keys()
+        if old.links[index].kind == new.links[index].kind
+    }
+    gone = [link for index, link in old.links.items() if index not in same]
+    come = [link for index, link in new.links.items() if index not in same]
+    where = told.place(ns)
+    told.tell_each(
+        "removed", [(link_ref(link.key), f"{link_words(link)} is gone from {where}") for link in gone],
+        f"links are gone from {where}", namespace_ref(ns),
+    )  # fmt: skip
+    told.tell_each(
+        "added", [(link_ref(link.key), _appeared(link, new, where)) for link in come],
+        f"links appeared in {where}", namespace_ref(ns),
+    )  # fmt: skip
+    for index in sorted(same):
+        before, after = old.links[index], new.links[index]
+        if before is not after and before != after:
+            for sentence in _differences(before, after, old, new, where):
+                told.tell("changed", link_ref(after.key), sentence)
+
+
+def _appeared(link: Link, net: NetState, where: str) -> str:
+    addresses = f" with {', '.join(map(str, link.addresses))}" if link.addresses else ""
+    port = f" as a port of {_master(link, net)}" if link.master is not None else ""
+    return f"{link_words(link)} appeared in {where}{port}{addresses}"
+
+
+def _differences(old: Link, new: Link, before: NetState, after: NetState, where: str) -> Iterator[str]:
+    what = f"{link_words(new)} in {where}"
+    if old.name != new.name:
+        yield f"{link_words(old)} in {where} is called {new.name} now"
+    if old.admin_up != new.admin_up:
+        yield f"{what} was switched {'on' if new.admin_up else 'off'}"
+    if old.state != new.state:
+        yield f"{what} is {_STATES.get(new.state, new.state)} (was {old.state})"
+    if old.mtu != new.mtu:
+        yield f"the MTU of {what} changed from {old.mtu} to {new.mtu}"
+    if old.mac != new.mac:
+        yield f"the MAC address of {what} changed from {old.mac or 'none'} to {new.mac or 'none'}"
+    if old.alias != new.alias:
+        yield f"the alias of {what} changed from {old.alias or 'none'} to {new.alias or 'none'}"
+    if old.master != new.master:
+        yield _moved(old, new, before, after, what)
+    yield from _addresses(old, new, what)
+    if old.port and new.port:
+        yield from _settings(old.port, new.port, f"port {new.name} of {_master(new, after)} in {where}")
+    if old.bridge and new.bridge:
+        yield from _settings(old.bridge, new.bridge, what)
+
+
+def _moved(old: Link, new: Link, before: NetState, after: NetState, what: str) -> str:
+    if new.master is None:
+        return f"{what} is no longer a port of {_master(old, before)}"
+    if old.master is None:
+        return f"{what} became a port of {_master(new, after)}"
+    return f"{what} moved from {_master(old, before)} to {_master(new, after)}"
+
+
+def _master(link: Link, net: NetState) -> str:
+    master = net.links.get(link.master or 0)
+    return master.name if master else f"the link with index {link.master}"
+
+
+def _addresses(old: Link, new: Link, what: str) -> Iterator[str]:
+    before, after = [*map(str, old.addresses)], [*map(str, new.addresses)]
+    for address in missing_in(before, after):
+        yield f"{what} got the address {address}"
+    for address in missing_in(after, before):
+        yield f"{what} lost the address {address}"
+
+
+def _settings[Kind: (BridgePort, BridgeSettings)](old: Kind, new: Kind, what: str) -> Iterator[str]:
+    for field in fields(new):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before != after and field.name not in _LEARNED:
+            yield f"{field.name} of {what} changed from {_word(before)} to {_word(after)}"
+    if old.vlans != new.vlans:
+        yield f"the VLANs of {what} changed from {_vlans(old)} to {_vlans(new)}"
+
+
+def _vlans(holder: BridgePort | BridgeSettings) -> str:
+    ranges = (str(v.vid) if v.vid == v.vid_end else f"{v.vid}-{v.vid_end}" for v in holder.vlans)
+    return ",".join(ranges) or "none"
+
+
+def _word(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

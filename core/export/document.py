@@ -1,0 +1,71 @@
+"""The JSON document of one or all topics, given out piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from core.codec import plain
+from core.export import containers, flows, links, networks, routing
+from core.topology import Topology
+
+SCHEMA = 1
+
+Scope = Collection[int] | None
+Items = Callable[[Topology, Scope], Iterator[str]]
+
+
+def _dumped(items: Callable[[Topology, Scope], Iterator[dict[str, Any]]]) -> Items:
+    def lines(topology: Topology, scope: Scope) -> Iterator[str]:
+        return map(_ENCODE, items(topology, scope))
+
+    return lines
+
+
+_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+# The lists of each topic; each item is one line of the document.
+TOPICS: Mapping[str, Mapping[str, Items]] = {
+    "namespaces": {"namespaces": _dumped(networks.namespaces)},
+    "links": {"links": _dumped(links.links)},
+    "bridges": {"bridges": _dumped(links.bridges)},
+    "veths": {"veths": _dumped(links.veths)},
+    "containers": {"containers": _dumped(containers.containers)},
+    "networks": {"networks": _dumped(networks.networks)},
+    "nat": {"nat": _dumped(networks.nat)},
+    "conntrack": {"conntrack": flows.flows},
+    "routes": {
+        "routes": _dumped(routing.routes),
+        "rules": _dumped(routing.rules),
+        "neighbours": _dumped(routing.neighbours),
+    },
+}
+
+
+def document(topology: Topology, topics: Collection[str], scope: Scope = None) -> Iterator[str]:
+    """The pieces of one JSON object: schema, taken_at, host, the topics' lists, and the problems.
+
+    `scope` holds the inodes of the namespaces whose things are wanted, None for all. Each item stands on a
+    line of its own, so that the whole is never held in memory.
+    """
+    snapshot = topology.snapshot
+    host = _ENCODE(plain(snapshot.host))
+    yield f'{{"schema":{SCHEMA},"taken_at":{_ENCODE(snapshot.taken_at)},"host":{host}'
+    for topic in topics:
+        for name, items in TOPICS[topic].items():
+            yield f',\n"{name}":['
+            yield from _separated(items(topology, scope))
+            yield "]"
+    yield ',\n"problems":['
+    wanted = (one for one in snapshot.problems if scope is None or one.ns is None or one.ns in scope)
+    yield from _separated(_ENCODE(plain(problem)) for problem in wanted)
+    yield "]}\n"
+
+
+def _separated(items: Iterator[str]) -> Iterator[str]:
+    before = "\n"
+    for item in items:
+        yield before + item
+        before = ",\n"
+

@@ -1,0 +1,89 @@
+"""Conntrack entries as JSON objects, written as text at once: a table may hold a hundred thousand of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from core.flows import PROTOCOLS, Entry, address_text, entries_of, state_text
+from core.flows.words import ICMP, ICMPV6, WITH_PORTS
+from core.model import Conntrack
+from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
+from core.topology import Topology
+
+_CHUNK = 4096
+_ICMPS = (ICMP, ICMPV6)
+
+
+def flows(topology: Topology, scope: Collection[int] | None) -> Iterator[str]:
+    """Every conntrack entry as one line of JSON."""
+    for ns, table in topology.snapshot.conntracks.items():
+        if scope is None or ns in scope:
+            yield from _table(topology, ns, table)
+
+
+def _table(topology: Topology, ns: int, table: Conntrack) -> Iterator[str]:
+    where = f'{{"ns":{ns},"namespace":{json.dumps(topology.label(ns))},"id":'
+    names = _Cached(lambda address: _name(topology, ns, address))
+    texts: _Cached[bytes] = _Cached(address_text)
+    for start in range(0, len(table.entries), _CHUNK):
+        for entry in entries_of(table.entries[start : start + _CHUNK]):
+            yield where + _line(entry, texts, names)
+
+
+class _Cached[Key](dict[Key, str]):
+    """A mapping that works out what it lacks; found again at the speed of a dict."""
+
+    def __init__(self, make: Callable[[Key], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: Key) -> str:
+        self[key] = made = self._make(key)
+        return made
+
+
+def _name(topology: Topology, ns: int, address: str) -> str:
+    """Whose address it is, as JSON: a container's name, or null."""
+    container = topology.container_at(ns, address)
+    return json.dumps(container.name) if container else "null"
+
+
+def _line(entry: Entry, texts: _Cached[bytes], names: _Cached[str]) -> str:
+    """The object from its id on."""
+    (number, status, timeout, mark, zone, family, l4_proto, tcp_state, counted,
+     orig_src, orig_dst, reply_src, reply_dst, orig_sport, orig_dport, reply_sport, reply_dport,
+     orig_packets, reply_packets, orig_bytes, reply_bytes, start) = entry  # fmt: skip
+    source, destination, answer, back = texts[orig_src], texts[orig_dst], texts[reply_src], texts[reply_dst]
+    icmp = "null"
+    ports: tuple[Any, Any, Any, Any] = (orig_sport, orig_dport, reply_sport, reply_dport)
+    if l4_proto not in WITH_PORTS:
+        ports = ("null", "null", "null", "null")
+        if l4_proto in _ICMPS:
+            icmp = f'{{"id":{orig_sport},"type":{orig_dport >> 8},"code":{orig_dport & 0xFF}}}'
+    sport, dport, answer_port, back_port = ports
+    count: tuple[Any, Any, Any, Any] = (orig_packets, orig_bytes, reply_packets, reply_bytes)
+    if not counted:
+        count = ("null", "null", "null", "null")
+    origin = f'{{"address":"{source}","port":{sport},"name":{names[source]}}}'
+    responder = f'{{"address":"{answer}","port":{answer_port},"name":{names[answer]}}}'
+    inside, outside, peer = origin, "null", responder
+    if answer != destination or answer_port != dport:
+        inside, outside, peer = responder, f'{{"address":"{destination}","port":{dport}}}', origin
+    elif back != source or back_port != sport or (icmp != "null" and reply_sport != orig_sport):
+        outside = f'{{"address":"{back}","port":{back_port}}}'
+    elif names[answer] != "null" and names[source] == "null":
+        inside, peer = responder, origin
+    return (
+        f'{number},"zone":{zone},"family":{family},"l4_proto":"{PROTOCOLS[l4_proto]}","l4_number":{l4_proto},'
+        f'"state":"{state_text(l4_proto, tcp_state, status)}","status":{status},'
+        f'"seen_reply":{"true" if status & IPS_SEEN_REPLY else "false"},'
+        f'"assured":{"true" if status & IPS_ASSURED else "false"},'
+        f'"timeout":{timeout},"mark":{mark},"start":{start / 1e9 if start else "null"},"icmp":{icmp},'
+        f'"inside":{inside},"outside":{outside},"peer":{peer},'
+        f'"original":{{"src":"{source}","sport":{sport},"dst":"{destination}","dport":{dport},'
+        f'"packets":{count[0]},"bytes":{count[1]}}},'
+        f'"reply":{{"src":"{answer}","sport":{answer_port},"dst":"{back}","dport":{back_port},'
+        f'"packets":{count[2]},"bytes":{count[3]}}}}}'
+    )

@@ -1,0 +1,170 @@
+"""Many conntrack entries understood at once: the columns of several tables, worked out when first asked for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, reduce
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from core.flows.words import ICMP, ICMPV6, TCP, WITH_PORTS, state_code
+from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Conntrack
+
+Column = np.ndarray[Any, Any]
+
+_HAS_PORTS = np.isin(np.arange(256), sorted(WITH_PORTS))
+_IS_ICMP = np.isin(np.arange(256), (ICMP, ICMPV6))
+_STATE_BITS = IPS_SEEN_REPLY | IPS_ASSURED
+# The index in STATES of every protocol but TCP, by the two status bits that decide it.
+_OTHER_STATES = np.array([state_code(0, 0, status) for status in range(_STATE_BITS + 1)], np.uint8)
+_TCP_STATES = np.array([state_code(TCP, state, 0) for state in range(256)], np.uint8)
+
+
+class FlowColumns:
+    """The entries of several tables as if they stood in one, table after table.
+
+    Addresses are columns of two unsigned 64-bit numbers, the upper and lower half. `names_in` gives, for a
+    namespace, the names of those whose addresses are known there, by the address's 16 bytes.
+    """
+
+    def __init__(
+        self, tables: Sequence[Conntrack], names_in: Callable[[int], Mapping[bytes, str]] = lambda ns: {}
+    ) -> None:
+        self.tables = tuple(table for table in tables if len(table.entries))
+        self.starts = [0, *accumulate(len(table.entries) for table in self.tables)]
+        self._names_in = names_in
+        self._names: dict[int, Mapping[bytes, str]] = {}
+        self._columns: dict[str, Column] = {}
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def place(self, row: int) -> tuple[Conntrack, int]:
+        """The table that holds a row, and the entry's index there."""
+        table = bisect_right(self.starts, row) - 1
+        return self.tables[table], row - self.starts[table]
+
+    def names(self, ns: int) -> Mapping[bytes, str]:
+        """Whose addresses are known in a namespace."""
+        if ns not in self._names:
+            self._names[ns] = self._names_in(ns)
+        return self._names[ns]
+
+    def column(self, name: str) -> Column:
+        """One field of CONNTRACK_DTYPE of all entries, contiguous; addresses as two numbers each."""
+        if name not in self._columns:
+            parts = [np.ascontiguousarray(table.entries[name]) for table in self.tables]
+            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if whole.dtype == np.uint8 and whole.ndim == 2:
+                whole = whole.view(">u8").astype(np.uint64)
+            self._columns[name] = whole
+        return self._columns[name]
+
+    def by_table(self, values: Sequence[Any], dtype: Any) -> Column:
+        """A column that holds one value for each whole table."""
+        return np.repeat(np.array(values, dtype), [len(table.entries) for table in self.tables])
+
+    @cached_property
+    def has_ports(self) -> Column:
+        """Where the ports are ports."""
+        return _HAS_PORTS[self.column("l4_proto")]
+
+    @cached_property
+    def source_translated(self) -> Column:
+        """Where the responder sees another source than the real one."""
+        icmp = _IS_ICMP[self.column("l4_proto")]
+        return (
+            differ(self.column("orig_src"), self.column("reply_dst"))
+            | (self.has_ports & (self.column("reply_dport") != self.column("orig_sport")))
+            | (icmp & (self.column("reply_sport") != self.column("orig_sport")))
+        )
+
+    @cached_property
+    def destination_translated(self) -> Column:
+        """Where another destination answers than the one addressed."""
+        return differ(self.column("reply_src"), self.column("orig_dst")) | (
+            self.has_ports & (self.column("reply_sport") != self.column("orig_dport"))
+        )
+
+    @cached_property
+    def translation(self) -> Column:
+        """The index in TRANSLATIONS."""
+        return self.source_translated.astype(np.uint8) | self.destination_translated.astype(np.uint8) << 1
+
+    @cached_property
+    def state(self) -> Column:
+        """The index in STATES."""
+        is_tcp = self.column("l4_proto") == TCP
+        others = _OTHER_STATES[self.column("status") & _STATE_BITS]
+        return np.where(is_tcp, _TCP_STATES[self.column("tcp_state")], others)
+
+    @cached_property
+    def _answers_inside(self) -> Column:
+        """Where the inside is the end that answers; the rule is Flow's."""
+        origin, responder = (self.owned(name) for name in ("orig_src", "reply_src"))
+        return self.destination_translated | (~self.source_translated & responder & ~origin)
+
+    def owned(self, name: str, is_wanted: Callable[[str], bool] = bool) -> Column:
+        """Where the address in that column is somebody's whose name is wanted."""
+        found = np.zeros(len(self), bool)
+        for table, start, end in zip(self.tables, self.starts, self.starts[1:], strict=False):
+            wanted = [raw for raw, owner in self.names(table.ns).items() if is_wanted(owner)]
+            found[start:end] = among(self.column(name)[start:end], wanted)
+        return found
+
+    def end(self, which: str) -> tuple[Column, Column]:
+        """Addresses and ports (0 where there is none) of "inside", "peer", or "outside": what a translation
+        shows to the peer, 0 where there is none."""
+        if which == "outside":
+            swap, first, second = (
+                self.destination_translated,
+                ("orig_dst", "orig_dport"),
+                ("reply_dst", "reply_dport"),
+            )
+            address, port = self._either(swap, first, second)
+            is_there = self.translation != 0
+            return address * is_there[:, None], port * is_there
+        swap = self._answers_inside if which == "inside" else ~self._answers_inside
+        return self._either(swap, ("reply_src", "reply_sport"), ("orig_src", "orig_sport"))
+
+    def _either(self, swap: Column, first: tuple[str, str], second: tuple[str, str]) -> tuple[Column, Column]:
+        address = np.where(swap[:, None], self.column(first[0]), self.column(second[0]))
+        port = np.where(swap, self.column(first[1]), self.column(second[1]))
+        return address, port * self.has_ports
+
+    def total(self, counter: str) -> Column:
+        """ "packets" or "bytes" of both directions together."""
+        return self.column(counter).sum(axis=1)
+
+
+def differ(one: Column, other: Column) -> Column:
+    """Where two columns of addresses differ."""
+    return np.asarray((one[:, 0] != other[:, 0]) | (one[:, 1] != other[:, 1]))
+
+
+def halves(raw: Collection[bytes]) -> Column:
+    """Addresses of 16 bytes as columns hold them: shape (n, 2)."""
+    return np.frombuffer(b"".join(raw), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def among(addresses: Column, wanted: Collection[bytes]) -> Column:
+    """Where an address is one of those wanted."""
+    if not wanted or not len(addresses):
+        return np.zeros(len(addresses), bool)
+    table = halves(wanted)
+    uppers, upper_of = np.unique(table[:, 0], return_inverse=True)
+    lowers, lower_of = np.unique(table[:, 1], return_inverse=True)
+    is_wanted = np.zeros((len(uppers), len(lowers)), bool)
+    is_wanted[upper_of, lower_of] = True
+    upper, is_upper = _found(uppers, addresses[:, 0])
+    lower, is_lower = _found(lowers, addresses[:, 1])
+    return np.asarray(is_wanted[upper, lower] & is_upper & is_lower)
+
+
+def _found(ordered: Column, values: Column) -> tuple[Column, Column]:
+    """The place of each value in `ordered`, and whether it is there at all."""
+    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return place, ordered[place] == values

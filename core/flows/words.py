@@ -1,0 +1,112 @@
+"""Numbers of conntrack entries in words: addresses, protocols, ICMP types, states, status bits."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, TCP_STATES
+
+ICMP, TCP, UDP, DCCP, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 58, 132, 136
+WITH_PORTS = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})
+
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
+
+# IANA's protocol numbers, those that a host is likely to meet.
+_PROTOCOLS = {
+    0: "hopopt", ICMP: "icmp", 2: "igmp", 4: "ipip", TCP: "tcp", UDP: "udp", DCCP: "dccp", 41: "ipv6",
+    47: "gre", 50: "esp", 51: "ah", ICMPV6: "icmpv6", 88: "eigrp", 89: "ospf", 94: "ipip", 103: "pim",
+    112: "vrrp", 115: "l2tp", SCTP: "sctp", UDPLITE: "udplite", 137: "mpls",
+}  # fmt: skip
+PROTOCOLS = tuple(_PROTOCOLS.get(number, f"proto {number}") for number in range(256))
+
+_ICMP_TYPES = {
+    0: "echo-reply", 3: "destination-unreachable", 4: "source-quench", 5: "redirect", 8: "echo-request",
+    9: "router-advertisement", 10: "router-solicitation", 11: "time-exceeded", 12: "parameter-problem",
+    13: "timestamp-request", 14: "timestamp-reply", 15: "info-request", 16: "info-reply",
+    17: "address-mask-request", 18: "address-mask-reply", 42: "extended-echo-request",
+    43: "extended-echo-reply",
+}  # fmt: skip
+_ICMPV6_TYPES = {
+    1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem",
+    128: "echo-request", 129: "echo-reply", 130: "mld-query", 131: "mld-report", 132: "mld-done",
+    133: "router-solicitation", 134: "router-advertisement", 135: "neighbour-solicitation",
+    136: "neighbour-advertisement", 137: "redirect", 139: "node-info-query", 140: "node-info-reply",
+}  # fmt: skip
+
+# What `state_code` counts by: TCP's states, then what is known of a connection of another protocol.
+_UNREPLIED = len(TCP_STATES)
+STATES = (*TCP_STATES, "UNREPLIED", "REPLIED", "ASSURED")
+
+# By "source translated" + 2 x "destination translated".
+TRANSLATIONS = ("", "SNAT", "DNAT", "DNAT SNAT")
+
+# IPS_* of linux/netfilter/nf_conntrack_common.h, by bit number; those of the kernel's own bookkeeping left out.
+_STATUS_WORDS = {
+    0: "expected by another connection",
+    1: "replied",
+    2: "assured",
+    3: "confirmed",
+    4: "source translated",
+    5: "destination translated",
+    6: "sequence numbers adjusted",
+    9: "dying",
+    10: "fixed timeout",
+    11: "template",
+    13: "helper attached",
+    14: "offloaded",
+    15: "offloaded to hardware",
+}
+
+
+def address_text(raw: bytes) -> str:
+    """An address of 16 bytes in text; an IPv4-mapped one as IPv4."""
+    if raw[:12] == _IPV4_MAPPED:
+        return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}"
+    return str(ipaddress.IPv6Address(raw))
+
+
+def address_bytes(text: str) -> bytes:
+    """An address in text as conntrack columns hold it; raises ValueError where it is none."""
+    packed = ipaddress.ip_address(text.partition("%")[0]).packed
+    return packed if len(packed) == 16 else _IPV4_MAPPED + packed
+
+
+def end_text(address: str, port: int | None) -> str:
+    """An address with its port, if there is one: "10.0.0.1:80", "[fd00::1]:80"."""
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def protocol_name(l4_proto: int) -> str:
+    """A protocol's name, "proto N" for an uncommon one."""
+    return PROTOCOLS[l4_proto]
+
+
+def icmp_text(l4_proto: int, type_and_code: int) -> str:
+    """An ICMP or ICMPv6 type in words, and its code where it is not 0; `type_and_code` as a dport column has
+    it: type << 8 | code."""
+    kind, code = type_and_code >> 8, type_and_code & 0xFF
+    known = _ICMPV6_TYPES if l4_proto == ICMPV6 else _ICMP_TYPES
+    name = known.get(kind, f"type {kind}")
+    return f"{name} code {code}" if code else name
+
+
+def state_code(l4_proto: int, tcp_state: int, status: int) -> int:
+    """The index of an entry's state in STATES: TCP's own, else whether there was an answer."""
+    if l4_proto == TCP:
+        return min(tcp_state, _UNREPLIED - 1)
+    if status & IPS_ASSURED:
+        return _UNREPLIED + 2
+    return _UNREPLIED + bool(status & IPS_SEEN_REPLY)
+
+
+def state_text(l4_proto: int, tcp_state: int, status: int) -> str:
+    """An entry's state in the kernel's word."""
+    return STATES[state_code(l4_proto, tcp_state, status)]
+
+
+def status_words(status: int) -> tuple[str, ...]:
+    """The status bits in words, "unreplied" where no answer was seen."""
+    words = [word for bit, word in _STATUS_WORDS.items() if status >> bit & 1]
+    return tuple(words) if status & IPS_SEEN_REPLY else ("unreplied", *words)

@@ -1,0 +1,175 @@
+"""What the lab consists of, as data: networks, containers, their traffic, and the faults among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HOSTNAME = "demo-lab"
+INTERNET = "internet"
+UPLINK = "eth0"
+UPLINK_ADDRESSES = ("192.0.2.10/24", "2001:db8::10/64")
+UPLINK_GATEWAYS = ("192.0.2.1", "2001:db8::1")
+
+# What answers in the internet, on its lo: there an IPv4 prefix is local as a whole, an IPv6 one is not.
+INTERNET_ADDRESSES = (
+    "198.51.100.1/24", "203.0.113.1/24", "2001:db8:80::80/128", "2001:db8:80::53/128", "2001:db8:77::9/128",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LabNetwork:
+    """One bridge of the host: `addresses` are its own, with prefix length; `nat` whether its containers reach
+    the uplink, masqueraded; without it the network is internal."""
+
+    bridge: str
+    addresses: tuple[str, ...]
+    nat: bool = True
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class LabPort:
+    """A veth pair from a container to a bridge: `inside` is the link's name in the container."""
+
+    bridge: str
+    addresses: tuple[str, ...]
+    inside: str = "eth0"
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class LabContainer:
+    """A process in pid, mount, uts and ipc namespaces of its own.
+
+    Its network namespace is a new one with `ports` (none: closed), that of the container `joins`, or the
+    host's where `is_open`. With `left_behind`, the joined container is made anew, in another namespace,
+    after this one has joined. `command` is the process's name; `jobs` are what it does, see
+    `core.lab.traffic`.
+    """
+
+    name: str
+    command: str
+    ports: tuple[LabPort, ...] = ()
+    joins: str = ""
+    is_open: bool = False
+    left_behind: bool = False
+    jobs: tuple[str, ...] = ()
+
+    @property
+    def own_netns(self) -> bool:
+        """Whether it has a network namespace of its own, named after it."""
+        return not (self.joins or self.is_open)
+
+
+@dataclass(frozen=True, slots=True)
+class LabPublish:
+    """A published port of the host; `address` and `port` are the container's."""
+
+    l4_proto: str
+    host_port: int
+    address: str
+    port: int
+    comment: str
+
+
+NETWORKS = (
+    LabNetwork("br-shop", ("172.18.0.1/16",)),
+    LabNetwork("br-blog", ("172.19.0.1/24", "fd19:b10c::1/64"), mtu=1400),
+    LabNetwork("br-data", ("10.89.0.1/24",), nat=False),
+)
+
+# Fault: this bridge claims addresses in the middle of br-shop's subnet.
+OVERLAP = LabNetwork("br-old", ("172.18.240.1/20",), nat=False)
+
+# Fault: a forgotten rule keeps this container from the uplink.
+DROPPED = "172.18.0.3"
+
+PUBLISHED = (
+    LabPublish("tcp", 8080, "172.18.0.2", 80, "shop front page on web1"),
+    LabPublish("tcp", 8081, "172.18.0.3", 80, "shop admin on web2"),
+    LabPublish("udp", 3478, "172.18.0.4", 3478, "events for api"),
+    LabPublish("tcp", 8090, "172.19.0.2", 80, "blog"),
+    LabPublish("tcp", 8090, "fd19:b10c::2", 80, "blog over IPv6"),
+)
+
+CONTAINERS = (
+    LabContainer(
+        "web1", "nginx", (LabPort("br-shop", ("172.18.0.2/16",)),),
+        jobs=(
+            "serve-http 80",
+            "http 172.18.0.4 8000 size=1500 every=0.4 keep=500",
+            "udp 198.51.100.53 53 size=60 every=2 keep=1",
+        ),
+    ),
+    LabContainer(
+        "web2", "nginx", (LabPort("br-shop", ("172.18.0.3/16",)),),
+        jobs=(
+            "serve-http 80",
+            "http 172.18.0.4 8000 size=800 every=1 keep=30",
+            "http 203.0.113.80 443 size=500 every=3 keep=1",
+        ),
+    ),
+    LabContainer(
+        "api", "gunicorn",
+        (LabPort("br-shop", ("172.18.0.4/16",)), LabPort("br-data", ("10.89.0.4/24",), inside="eth1")),
+        jobs=(
+            "serve-http 8000",
+            "serve-udp 172.18.0.4 3478",
+            "http 10.89.0.2 5432 size=2500 every=0.3 keep=2000",
+            "udp 10.89.0.3 11211 size=120 every=0.5 keep=2000",
+            "http 203.0.113.80 443 size=4000 every=2 keep=5",
+        ),
+    ),
+    LabContainer(
+        "db", "postgres", (LabPort("br-data", ("10.89.0.2/24",)),), jobs=("serve-http 5432",),
+    ),
+    # Fault: this sidecar joined a `cache` that no longer exists.
+    LabContainer(
+        "cache-stats", "redis_exporter", joins="cache", left_behind=True,
+        jobs=("http 10.89.0.3 6379 size=300 every=3 keep=1",),
+    ),
+    LabContainer(
+        "cache", "redis-server", (LabPort("br-data", ("10.89.0.3/24",)),),
+        jobs=("serve-http 6379", "serve-udp 10.89.0.3 11211"),
+    ),
+    # Fault: its eth0 has MTU 1500, its bridge and its bridge port have 1400.
+    LabContainer(
+        "blog", "php-fpm", (LabPort("br-blog", ("172.19.0.2/24", "fd19:b10c::2/64")),),
+        jobs=(
+            "serve-http 80",
+            "http 2001:db8:80::80 443 size=20000 every=1 keep=200",
+            "udp 198.51.100.53 53 size=1472 every=5 keep=1",
+            "udp 2001:db8:80::53 53 size=70 every=4 keep=1",
+            "http 203.0.113.80 443 size=1500 every=2 keep=4",
+        ),
+    ),
+    LabContainer("vault", "vault", jobs=("serve-http 8200",)),
+    LabContainer(
+        "web1-log", "fluent-bit", joins="web1",
+        jobs=("udp 203.0.113.14 514 size=300 every=1 keep=500",),
+    ),
+    LabContainer(
+        "monitor", "blackbox", is_open=True,
+        jobs=(
+            "ping 192.0.2.1 every=1",
+            "ping 172.18.0.2 every=2",
+            "ping 2001:db8::1 every=3",
+            "http 172.18.0.3 80 size=200 every=5 keep=1",
+        ),
+    ),
+    LabContainer(
+        INTERNET, "internet",
+        jobs=(
+            "serve-http 443",
+            "serve-udp 198.51.100.53 53",
+            "serve-udp 2001:db8:80::53 53",
+            "serve-udp 203.0.113.14 514",
+            "http 192.0.2.10 8080 size=12000 every=0.5 keep=12 from=203.0.113.77",
+            "http 192.0.2.10 8080 size=6000 every=0.7 keep=8 from=198.51.100.201",
+            "http 192.0.2.10 8081 size=3000 every=1.5 keep=4 from=198.51.100.33",
+            "http 192.0.2.10 8090 size=9000 every=1 keep=6 from=203.0.113.140",
+            "http 2001:db8::10 8090 size=8000 every=1 keep=10 from=2001:db8:77::9",
+            "udp 192.0.2.10 3478 size=200 every=1 keep=20 from=203.0.113.9",
+        ),
+    ),
+)  # fmt: skip

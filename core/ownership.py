@@ -1,0 +1,114 @@
+"""Who owns a namespace or an address, and what a person calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.model import Container, Link, NetState
+
+if TYPE_CHECKING:
+    from core.topology import Topology
+
+_ENGINES_FIRST = {"docker": 0, "podman": 0, "netns": 1, "process": 2}
+
+
+def primary(containers: Sequence[Container]) -> Container | None:
+    """Of several containers in one namespace the one it is known by: an engine's before a plain one, one that
+    runs before one that does not, one that made it before one that joined it."""
+    return min(containers, key=_rank, default=None)
+
+
+def _rank(container: Container) -> tuple[int, bool, bool, str]:
+    return (
+        _ENGINES_FIRST.get(container.runtime, 0),
+        container.state != "running",
+        container.network_mode.startswith("container:"),
+        container.name,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AddressBook:
+    """Owners of addresses. `seen` maps (namespace, address) to the container that is reached there over a link
+    of that namespace; `own` the same for a namespace's own addresses; `parents` those that a namespace's links
+    lead to; `of` a container's addresses by its uid."""
+
+    seen: Mapping[tuple[int, str], Container]
+    own: Mapping[tuple[int, str], Container]
+    parents: Mapping[int, tuple[int, ...]]
+    of: Mapping[str, tuple[str, ...]]
+
+    def owner(self, ns: int, address: str) -> Container | None:
+        """Who answers at `address`, as seen from namespace `ns`."""
+        found = self.own.get((ns, address)) or self.seen.get((ns, address))
+        if found is not None:
+            return found
+        beside = (self.seen.get((parent, address)) for parent in self.parents.get(ns, ()))
+        return next((container for container in beside if container is not None), None)
+
+
+def address_book(topology: Topology) -> AddressBook:
+    """Gather the owners of all addresses of a snapshot: links' addresses first, then what engines say."""
+    seen: dict[tuple[int, str], Container] = {}
+    own: dict[tuple[int, str], Container] = {}
+    parents: dict[int, tuple[int, ...]] = {}
+    of: dict[str, dict[str, None]] = {}
+    for ns, net in topology.snapshot.nets.items():
+        container = topology.container_of(ns)
+        parents[ns] = tuple(dict.fromkeys(_leads_to(topology, net)))
+        if container is None:
+            continue
+        for link, address in _addresses(net):
+            own.setdefault((ns, address), container)
+            for member in topology.containers_in(ns):
+                of.setdefault(member.uid, {})[address] = None
+            for parent in _parents_of(topology, net, link):
+                seen.setdefault((parent, address), container)
+    for container in topology.containers.values():
+        for address in _told(container):
+            seen.setdefault((topology.host, address), container)
+            of.setdefault(container.uid, {})[address] = None
+    return AddressBook(seen, own, parents, {uid: tuple(found) for uid, found in of.items()})
+
+
+def _addresses(net: NetState) -> Iterator[tuple[Link, str]]:
+    for link in net.links.values():
+        for address in link.addresses:
+            if address.scope not in ("host", "link"):
+                yield link, address.address
+
+
+def _parents_of(topology: Topology, net: NetState, link: Link) -> Iterator[int]:
+    peer = topology.peers.get(link.key)
+    if peer is not None and peer.ns != net.ns:
+        yield peer.ns
+    elif link.lower_nsid is not None and link.lower_nsid in net.nsids:
+        yield net.nsids[link.lower_nsid]
+
+
+def _leads_to(topology: Topology, net: NetState) -> Iterator[int]:
+    for link in net.links.values():
+        yield from _parents_of(topology, net, link)
+
+
+def _told(container: Container) -> Iterator[str]:
+    for end in container.endpoints:
+        for address in (end.ipv4, end.ipv6):
+            if address:
+                yield address.partition("/")[0]
+
+
+def label_of(topology: Topology, ns: int) -> str:
+    """What a person calls a namespace; see Topology.label."""
+    if ns == topology.host:
+        return "host"
+    container = topology.container_of(ns)
+    if container is not None and container.name:
+        return container.name
+    space = topology.snapshot.namespaces.get(ns)
+    if space is None:
+        return f"net:[{ns}]"
+    named = f"{space.command}[{space.pids[0]}]" if space.command and space.pids else ""
+    return next((text for text in (*space.names, space.unit, named) if text), f"net:[{ns}]")

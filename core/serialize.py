@@ -1,0 +1,122 @@
+"""Snapshots as JSON, and dump files: the same JSON under gzip."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from typing import Any, NoReturn
+
+from core.codec import WrongValue, decoder, encoder
+from core.model import Snapshot
+
+SCHEMA = 1
+# A conntrack entry takes about 220 bytes and 18 numbers: what a file can make this process hold is bounded.
+MAX_BYTES = 1 << 29
+MAX_VALUES = 1 << 25
+_GZIP_MAGIC = b"\x1f\x8b"
+_NOT_OURS = "Give a file that `vnet-tui dump` wrote."
+_WRITE_AGAIN = "Write the dump again, or copy it again: it was cut short or changed on its way."
+
+
+class CorruptFile(Exception):
+    """A dump that cannot be read: `what` is wrong, `where` in it ("" for the whole), and what to `try_`."""
+
+    def __init__(self, what: str, where: str = "", try_: str = _WRITE_AGAIN) -> None:
+        super().__init__(f"{what}{f' (at {where})' if where else ''}. {try_}")
+        self.what, self.where, self.try_ = what, where, try_
+
+
+def to_json(snapshot: Snapshot) -> bytes:
+    """The whole snapshot as ASCII JSON, {"schema": 1, "snapshot": {...}}, every field by its model's name.
+
+    Keys that are numbers in the model become text; a structured array becomes an object of columns.
+    """
+    encode = encoder(Snapshot)
+    assert encode is not None
+    return json.dumps({"schema": SCHEMA, "snapshot": encode(snapshot)}, separators=(",", ":")).encode("ascii")
+
+
+def from_json(data: bytes) -> Snapshot:
+    """The snapshot that `to_json` wrote; CorruptFile where anything in it is not as it must be."""
+    if len(data) > MAX_BYTES or data.count(b",") + data.count(b":") > MAX_VALUES:
+        raise CorruptFile("the dump is too large to be read", try_=_NOT_OURS)
+    whole = _parsed(data)
+    if type(whole) is not dict or "schema" not in whole or "snapshot" not in whole:
+        raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS)
+    if type(whole["schema"]) is not int or whole["schema"] != SCHEMA:
+        raise CorruptFile(
+            f"the dump has schema {str(whole['schema'])[:20]!r}, this program reads schema {SCHEMA}",
+            "schema", "Open it with the version of vnet-tui that wrote it.",
+        )  # fmt: skip
+    try:
+        snapshot: Snapshot = decoder(Snapshot)(whole["snapshot"])
+    except WrongValue as error:
+        raise CorruptFile(str(error), "snapshot" + "".join(error.path)) from None
+    _check_keys(snapshot)
+    return snapshot
+
+
+def pack(snapshot: Snapshot) -> bytes:
+    """The content of a dump file."""
+    return gzip.compress(to_json(snapshot), compresslevel=3)
+
+
+def unpack(data: bytes) -> Snapshot:
+    """The snapshot in a dump file's content, gzip or plain JSON; CorruptFile where it cannot be read."""
+    return from_json(_inflated(data) if data.startswith(_GZIP_MAGIC) else data)
+
+
+def _inflated(data: bytes) -> bytes:
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        text = stream.decompress(data, MAX_BYTES + 1)
+    except zlib.error:
+        raise CorruptFile("the dump is damaged: it does not unpack") from None
+    if len(text) > MAX_BYTES:
+        raise CorruptFile("the dump is too large to be read", try_=_NOT_OURS)
+    if not stream.eof:
+        raise CorruptFile("the dump ends too early")
+    if stream.unused_data:
+        raise CorruptFile("something follows the end of the dump")
+    return text
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        if not data.lstrip().startswith(b"{"):
+            raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS) from None
+        early = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        raise CorruptFile(
+            "the dump ends too early" if early else "the dump is not JSON", f"character {error.pos}"
+        ) from None
+    except UnicodeDecodeError:
+        raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS) from None
+    except (ValueError, RecursionError):
+        raise CorruptFile("the dump holds values that no dump holds", try_=_NOT_OURS) from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _check_keys(snapshot: Snapshot) -> None:
+    """What is found under a key must be what the key names: the whole program relies on it."""
+    pairs = [
+        *((key, each.inode, "namespaces") for key, each in snapshot.namespaces.items()),
+        *((key, each.ns, "nets") for key, each in snapshot.nets.items()),
+        *((key, each.ns, "firewalls") for key, each in snapshot.firewalls.items()),
+        *((key, each.ns, "conntracks") for key, each in snapshot.conntracks.items()),
+        *((key, each.name, "engines") for key, each in snapshot.engines.items()),
+    ]
+    for ns, net in snapshot.nets.items():
+        pairs += [(key, link.ifindex, f"nets.{ns}.links") for key, link in net.links.items()]
+        pairs += [(ns, link.ns, f"nets.{ns}.links.{key}") for key, link in net.links.items()]
+    for key, value, where in pairs:
+        if key != value:
+            raise CorruptFile(
+                f"what is called {str(key)[:40]!r} says of itself that it is {str(value)[:40]!r}",
+                f"snapshot.{where}",
+            )

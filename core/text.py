@@ -1,0 +1,42 @@
+"""Text from outside (names, labels, comments) made fit to print."""
+
+from __future__ import annotations
+
+import re
+
+# Whatever a terminal would act on or not show at all: controls (C0, DEL, C1), line and paragraph separators,
+# lone surrogates, every format character (Unicode category Cf: bidi overrides and isolates, zero-width ones,
+# tags) and the other default-ignorable code points (fillers, variation selectors).
+_UNFIT = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff"
+    "]"
+)
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """One unfit character as a Python literal has it; an undecodable byte (PEP 383) as that byte."""
+    char = match.group()
+    if char in _SHORT:
+        return _SHORT[char]
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
+    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
+
+
+def safe(text: str) -> str:
+    r"""The text with all that could act on a terminal, or hide there, written out (`\n`, `\x1b`, `\u202e`).
+
+    Ordinary letters of every script stay as they are. What comes back can always be encoded as UTF-8 and fits
+    on one line. Cheap for plain ASCII: it may be called for every cell.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNFIT.sub(_escaped, text)

@@ -1,0 +1,203 @@
+"""One snapshot put together: whose peer, whose network, whose address, and what leads where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from core.model import (
+    Container,
+    Link,
+    LinkKey,
+    ModelCard,
+    NatEntry,
+    Network,
+    Ref,
+    Snapshot,
+)
+from core.ownership import AddressBook, address_book, label_of, primary
+from core.related import related
+
+
+class Topology:
+    """A snapshot and what follows from it; each part is worked out when it is first asked for, then kept."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._labels: dict[int, str] = {}
+
+    @cached_property
+    def host(self) -> int:
+        """The inode of the namespace that plays the host, 0 where it is not known yet."""
+        marked = (space.inode for space in self.snapshot.namespaces.values() if space.is_host)
+        return self.snapshot.host.netns or next(marked, 0)
+
+    @cached_property
+    def peers(self) -> Mapping[LinkKey, LinkKey]:
+        """The other end of each veth."""
+        from core.peers import resolve
+
+        return resolve(self.snapshot.nets)
+
+    @cached_property
+    def networks(self) -> tuple[Network, ...]:
+        """Every network, engines' and kernel's."""
+        from core.networks import all_networks
+
+        return all_networks(self.snapshot)
+
+    @cached_property
+    def _networks_by_id(self) -> Mapping[str, Network]:
+        return {network.id: network for network in self.networks}
+
+    def network(self, network_id: str) -> Network | None:
+        """The network of that id, None where it is gone."""
+        return self._networks_by_id.get(network_id)
+
+    @cached_property
+    def cards(self) -> Mapping[str, ModelCard]:
+        """The model card of each container, by uid."""
+        from core.modelcard import cards
+
+        return cards(self.snapshot)
+
+    @cached_property
+    def nat(self) -> tuple[NatEntry, ...]:
+        """Translations and forward filters, understood."""
+        from core.nat import nat_entries
+
+        return nat_entries(self.snapshot, self.networks)
+
+    @cached_property
+    def containers(self) -> Mapping[str, Container]:
+        """Every container by uid."""
+        return {container.uid: container for container in self.snapshot.containers()}
+
+    @cached_property
+    def _by_namespace(self) -> Mapping[int, tuple[Container, ...]]:
+        groups: dict[int, list[Container]] = {}
+        for container in self.containers.values():
+            if container.netns is not None:
+                groups.setdefault(container.netns, []).append(container)
+        return {ns: tuple(group) for ns, group in groups.items()}
+
+    def containers_in(self, ns: int) -> tuple[Container, ...]:
+        """Those whose network namespace this is."""
+        return self._by_namespace.get(ns, ())
+
+    def container_of(self, ns: int) -> Container | None:
+        """The one that a namespace is known by, None for the host's and for one without a container."""
+        return None if ns == self.host else primary(self.containers_in(ns))
+
+    @cached_property
+    def _addresses(self) -> AddressBook:
+        return address_book(self)
+
+    def container_at(self, ns: int, address: str) -> Container | None:
+        """Who owns an address, as seen from namespace `ns`: itself, its neighbours over a veth or macvlan,
+        or those that hang off the same namespace as it does."""
+        return self._addresses.owner(ns, address)
+
+    def addresses_of(self, container: Container) -> tuple[str, ...]:
+        """A container's addresses without prefix length, links' before engines', none of the host's."""
+        return self._addresses.of.get(container.uid, ())
+
+    def label(self, ns: int) -> str:
+        """What a person calls a namespace: "host", a container's or namespace's name, a unit, "command[pid]"
+        or "net:[inode]"; text from outside, verbatim."""
+        if ns not in self._labels:
+            self._labels[ns] = label_of(self, ns)
+        return self._labels[ns]
+
+    def peer(self, link: Link) -> Link | None:
+        """The other end of a veth, None for another kind or where it is out of sight."""
+        key = self.peers.get(link.key)
+        return self.snapshot.link(key) if key else None
+
+    @cached_property
+    def _ports(self) -> Mapping[LinkKey, tuple[Link, ...]]:
+        groups: dict[LinkKey, list[Link]] = {}
+        for link in self.snapshot.links():
+            if link.master is not None:
+                groups.setdefault(LinkKey(link.ns, link.master), []).append(link)
+        return {key: tuple(group) for key, group in groups.items()}
+
+    def ports_of(self, bridge: LinkKey) -> tuple[Link, ...]:
+        """The links whose master this is."""
+        return self._ports.get(bridge, ())
+
+    def bridge_of(self, link: Link) -> Link | None:
+        """The bridge that carries a link: itself, its master, or its peer's master."""
+        if link.kind == "bridge":
+            return link
+        for end in (link, self.peer(link)):
+            master = self.snapshot.link((end.ns, end.master)) if end and end.master is not None else None
+            if master is not None and master.kind == "bridge":
+                return master
+        return None
+
+    @cached_property
+    def _networks_by_bridge(self) -> Mapping[tuple[int | None, str], Network]:
+        return {(net.ns, net.bridge): net for net in self.networks if net.bridge}
+
+    def network_of(self, link: Link) -> Network | None:
+        """The network that a link belongs to by its bridge."""
+        bridge = self.bridge_of(link)
+        return self._networks_by_bridge.get((bridge.ns, bridge.name)) if bridge else None
+
+    def bridge_link(self, network: Network) -> Link | None:
+        """The bridge of a network, None where it has none or it is gone."""
+        net = self.snapshot.nets.get(network.ns or self.host)
+        links = net.links.values() if net and network.bridge else ()
+        return next((link for link in links if link.name == network.bridge), None)
+
+    @cached_property
+    def _members(self) -> Mapping[str, tuple[Container, ...]]:
+        return {network.id: self._find_members(network) for network in self.networks}
+
+    def _find_members(self, network: Network) -> tuple[Container, ...]:
+        bridge = self.bridge_link(network)
+        spaces = (
+            {peer.ns for port in self.ports_of(bridge.key) if (peer := self.peer(port))} if bridge else set()
+        )
+        return tuple(
+            container
+            for container in self.containers.values()
+            if (container.netns in spaces and container.netns != self.host)
+            or (container.runtime == network.engine and self._is_attached(container, network))
+        )
+
+    @staticmethod
+    def _is_attached(container: Container, network: Network) -> bool:
+        return any(end.network in (network.name, network.id) for end in container.endpoints)
+
+    def members(self, network: Network) -> tuple[Container, ...]:
+        """The containers on a network, by its bridge's ports and by what their engine says."""
+        return self._members.get(network.id, ())
+
+    @cached_property
+    def _networks_of(self) -> Mapping[str, tuple[Network, ...]]:
+        groups: dict[str, list[Network]] = {}
+        for network in self.networks:
+            for container in self.members(network):
+                groups.setdefault(container.uid, []).append(network)
+        return {uid: tuple(group) for uid, group in groups.items()}
+
+    def networks_of(self, container: Container) -> tuple[Network, ...]:
+        """The networks that a container is on."""
+        return self._networks_of.get(container.uid, ())
+
+    def links_of(self, container: Container) -> tuple[Link, ...]:
+        """The links in a container's namespace but loopback; none for one in the host's own."""
+        net = self.snapshot.nets.get(container.netns or 0)
+        if net is None or net.ns == self.host:
+            return ()
+        return tuple(link for link in net.links.values() if link.kind != "loopback")
+
+    def related(self, ref: Ref) -> tuple[tuple[str, Ref], ...]:
+        """What a thing leads to, as (label, reference), the foremost first."""
+        return related(self, ref)
+
+    def follow(self, trail: tuple[Ref, ...]) -> Ref | None:
+        """Where Enter leads from the last of a trail: the foremost related thing that is not on the trail."""
+        return next((ref for _, ref in self.related(trail[-1]) if ref not in trail), None) if trail else None

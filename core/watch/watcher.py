@@ -1,0 +1,226 @@
+"""Live watching: kernel and engine events say when to look, dumps say what is (never the other way)."""
+
+from __future__ import annotations
+
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from core.collect import conntrack, docker, firewall, links, namespaces, ovs, podman, stats
+from core.collect.events import EventSocket, assign_nsids
+from core.collect.host import read_host
+from core.collect.snapshot import read_each, read_engines
+from core.model import Change, Namespace, Problem, Ref
+from core.rates import RateMeter
+from core.watch.board import Board, Update
+from core.watch.looker import Looker
+
+_SCAN_EVERY = 2.0  # seconds between cheap looks for namespaces, which send no event of their own
+_DEEP_EVERY = 30.0  # seconds between looks into every process's descriptors and mounts
+_ENGINES_EVERY = 30.0
+_OVS_EVERY = 5.0
+_RULES_EVERY = 10.0  # iptables-legacy sends no event, counters neither
+_RULES_IN_SIGHT_EVERY = 2.0
+_CONNTRACK_EVERY = 1.0
+_STATS_EVERY = 1.0
+
+VIEWS_WITH_RATES = frozenset({"overview", "bridges", "veths", "links", "networks", "containers"})
+
+
+class Watcher:
+    """Keeps a snapshot true and tells `listener` of each new one, from threads of its own.
+
+    `start` returns at once. `show(view)` says what is in sight: conntrack, rule counters and rates are read
+    often only while something shows them.
+    """
+
+    def __init__(self, listener: Callable[[Update], None]) -> None:
+        self.board = Board(listener)
+        self._meter = RateMeter()
+        self._lock = threading.Lock()
+        self._dirty_nets: set[int] | None = None  # None: all of them
+        self._dirty_rules: set[int] | None = None
+        self._deep_due = 0.0
+        self._overruns = 0
+        self._events: EventSocket | None = None
+        self._stopped = threading.Event()
+        self._nets = self._looker("links", self._look_nets, _SCAN_EVERY)
+        self._rules = self._looker("firewall", self._look_rules, _RULES_EVERY, settle=0.1)
+        self._containers = self._looker("containers", self._look_engines, _ENGINES_EVERY, settle=0.1)
+        self._ovs = self._looker("ovs", self._look_ovs, _OVS_EVERY)
+        self._conntrack = self._looker("conntrack", self._look_conntrack, None, settle=0.0)
+        self._stats = self._looker("stats", self._look_stats, _STATS_EVERY, settle=0.0, share=0.02)
+        self._lookers = (
+            self._nets, self._rules, self._containers, self._ovs, self._conntrack, self._stats,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._nets.mark()
+        self._nets.start()
+        threading.Thread(target=self._hear, name="hear-events", daemon=True).start()
+
+    def stop(self) -> None:
+        """End all threads; none of them holds anything that outlives the process."""
+        self._stopped.set()
+        for looker in self._lookers:
+            looker.stop()
+
+    def refresh(self) -> None:
+        """Read everything again."""
+        with self._lock:
+            self._dirty_nets = self._dirty_rules = None
+            self._deep_due = 0.0
+        for looker in self._lookers:
+            looker.mark()
+
+    def show(self, view: str) -> None:
+        """Say which view is in sight."""
+        self._conntrack.set_every(_CONNTRACK_EVERY if view == "conntrack" else None)
+        self._rules.set_every(_RULES_IN_SIGHT_EVERY if view == "nat" else _RULES_EVERY)
+        self._stats.set_every(_STATS_EVERY if view in VIEWS_WITH_RATES else None)
+
+    @property
+    def overruns(self) -> int:
+        """How often the kernel had more events than our socket could hold."""
+        return self._overruns
+
+    # ---- looking: what is
+
+    def _looker(
+        self, part: str, look: Callable[[], None], every: float | None, settle: float = 0.02, share: float = 0.1
+    ) -> Looker:
+        return Looker(part, look, self._failed, every, settle, share)
+
+    def _failed(self, part: str, error: Exception) -> None:
+        why = f"{type(error).__name__}: {error}"
+        problem = Problem(part, f"reading {part} failed", why, "press r to read again")
+        self.board.put(part, problems=(problem,))
+
+    def _look_nets(self) -> None:
+        """Namespaces, then the links of those that are new or dirty."""
+        with self._lock:
+            dirty, self._dirty_nets = self._dirty_nets, set()
+            deep = time.monotonic() >= self._deep_due
+            if deep:
+                self._deep_due = time.monotonic() + _DEEP_EVERY
+        first = "links" in self.board.snapshot.pending
+        known = self._look_namespaces(deep and not first)
+        nets = self.board.snapshot.nets
+        wanted = [ns for inode, ns in known.items() if dirty is None or inode in dirty or inode not in nets]
+        read = links.read_nets(wanted) if wanted else {}
+        kept = {inode: net for inode, net in nets.items() if inode in known}
+        self.board.put("links", nets=_unchanged_kept(kept, read))
+        if first:
+            self._start_the_rest()
+
+    def _look_namespaces(self, deep: bool) -> Mapping[int, Namespace]:
+        """What a deep scan found stays, as long as it can be entered, until the next deep scan."""
+        found, problems = namespaces.read_namespaces(deep=deep)
+        old = self.board.snapshot.namespaces
+        if not deep:
+            found = namespaces.keep_deep(old, found)
+        if found.keys() - old.keys():
+            assign_nsids(found.values())
+            found = namespaces.with_nsids(found)
+        if found != old or problems:
+            self.board.put("namespaces", namespaces=found, problems=problems, host=read_host())
+            self._containers.mark()
+            self._mark_rules(found.keys() - old.keys())
+        return found
+
+    def _start_the_rest(self) -> None:
+        for looker in self._lookers[1:]:
+            looker.mark()
+            looker.start()
+        threads: Iterable[tuple[str, Callable[..., None]]] = (
+            ("docker", docker.watch_docker),
+            ("podman", podman.watch_podman),
+        )
+        for name, watch in threads:
+            threading.Thread(
+                target=watch, args=(self._stopped, self._containers.mark), name=f"hear-{name}", daemon=True
+            ).start()
+
+    def _look_rules(self) -> None:
+        snapshot = self.board.snapshot
+        with self._lock:
+            dirty, self._dirty_rules = self._dirty_rules, set()
+        if dirty is not None:  # those that have rules are read for their counters
+            dirty |= {inode for inode, rules in snapshot.firewalls.items() if rules.rules}
+        kept = {i: rules for i, rules in snapshot.firewalls.items() if i in snapshot.namespaces}
+        wanted = {i: ns for i, ns in snapshot.namespaces.items() if dirty is None or i in dirty}
+        read = read_each(firewall.read_firewall, wanted)
+        self.board.put("firewall", firewalls=_unchanged_kept(kept, read))
+
+    def _look_engines(self) -> None:
+        self.board.put("containers", engines=read_engines(self.board.snapshot.namespaces))
+
+    def _look_ovs(self) -> None:
+        bridges, problems = ovs.read_ovs()
+        self.board.put("ovs", ovs=bridges, problems=problems)
+
+    def _look_conntrack(self) -> None:
+        tables = read_each(conntrack.read_conntrack, self.board.snapshot.namespaces)
+        self.board.put("conntrack", conntracks=tables)
+
+    def _look_stats(self) -> None:
+        read = stats.read_stats(self.board.snapshot.namespaces.values())
+        self.board.put_rates(self._meter.feed(read))
+
+    # ---- hearing: when to look
+
+    def _hear(self) -> None:
+        try:
+            self._events = EventSocket()
+        except OSError as error:
+            why = f"{error.strerror}: changes are seen every {_SCAN_EVERY:.0f} s only"
+            self.board.put("events", problems=(Problem("events", "kernel events are not heard", why),))
+            return
+        with selectors.DefaultSelector() as selector:
+            for descriptor in self._events.filenos():
+                selector.register(descriptor, selectors.EVENT_READ)
+            while not self._stopped.is_set():
+                if selector.select(timeout=1.0):
+                    self._heard(self._events.read())
+        self._events.close()
+
+    def _heard(self, events: set[tuple[int | None, str]]) -> None:
+        """Mark what the events concern; an overrun marks everything, and is said."""
+        assert self._events is not None
+        if self._events.overruns != self._overruns:
+            self._overruns = self._events.overruns
+            sentence = f"more kernel events came than could be held ({self._overruns} times): all is read again"
+            self.board.note(Change(time.time(), "changed", Ref("event", ("overrun",)), sentence))
+            self.refresh()
+            return
+        by_nsid = {ns.nsid: inode for inode, ns in self.board.snapshot.namespaces.items()}
+        by_nsid[None] = self.board.snapshot.host.netns
+        self._mark_rules({by_nsid[nsid] for nsid, part in events if part == "nft" and nsid in by_nsid})
+        nets = {by_nsid.get(nsid) for nsid, part in events if part in ("links", "routes", "neighbours")}
+        with self._lock:
+            if self._dirty_nets is not None:
+                self._dirty_nets |= {inode for inode in nets if inode is not None}
+        if any(part != "nft" for _, part in events):
+            self._nets.mark()
+
+    def _mark_rules(self, inodes: Iterable[int]) -> None:
+        inodes = set(inodes)
+        if not inodes:
+            return
+        with self._lock:
+            if self._dirty_rules is not None:
+                self._dirty_rules |= inodes
+        self._rules.mark()
+
+
+def _unchanged_kept[Part](old: Mapping[int, Part], read: Mapping[int, Part]) -> dict[int, Part]:
+    """The old parts, replaced by those read where these differ: equal parts stay the same object."""
+    merged = dict(old)
+    for inode, part in read.items():
+        if merged.get(inode) != part:
+            merged[inode] = part
+    return merged
+
+

@@ -1,0 +1,29 @@
+"""`make bench`: every benchmark in turn (or those named), their figures as one Markdown table."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from tests.bench.report import Figure, table
+
+
+def main(names: list[str]) -> int:
+    """Run the benchmarks of those names (bench_NAME.py beside this file), all where none is given."""
+    here = Path(__file__).parent
+    known = sorted(path.stem.removeprefix("bench_") for path in here.glob("bench_*.py"))
+    if os.geteuid() != 0:
+        print("the benchmarks make network namespaces: run them as root (sudo make bench)", file=sys.stderr)
+        return 1
+    figures: list[Figure] = []
+    for name in names or known:
+        print(f"measuring {name} …", file=sys.stderr, flush=True)
+        figures += importlib.import_module(f"tests.bench.bench_{name}").run()
+    print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, Python {sys.version.split()[0]}\n")
+    print(table(figures))
+    return 0
+
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""The dashboard as a person meets it: start, idle cost, latency, key presses, memory; on the demo lab."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from core.lab import Lab
+from tests.bench.report import Figure, percentile
+from tests.terminal import Terminal
+
+_PROGRAM = [sys.executable, "-m", "tui.cli"]
+
+
+def run() -> list[Figure]:
+    """All figures; each measurement runs inside a lab of its own (see `main`)."""
+    figures = []
+    for name, lab in (
+        ("start", Lab()),
+        ("idle", Lab(traffic=False)),
+        ("latency", Lab(traffic=False)),
+        ("crowd", Lab(traffic=False, namespaces=200)),
+    ):
+        with lab:
+            figures += _inside(lab, name)
+    return figures
+
+
+def _inside(lab: Lab, name: str) -> list[Figure]:
+    reading, writing = os.pipe()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "BENCH_OUT": str(writing)}
+    process = lab.popen_inside(
+        [sys.executable, "-m", "tests.bench.bench_dashboard", name], env=environment, pass_fds=(writing,)
+    )
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    if process.wait() or not text:
+        raise RuntimeError(f"measuring {name} failed")
+    return [Figure(**figure) for figure in json.loads(text)]
+
+
+def _cpu_share(pid: int, seconds: float) -> float:
+    """Percent of a core that the process and its children took over that time."""
+
+    def spent() -> float:
+        times = psutil.Process(pid).cpu_times()
+        return times.user + times.system + times.children_user + times.children_system
+
+    before, started = spent(), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (spent() - before) / (time.monotonic() - started)
+
+
+def start() -> list[Figure]:
+    """Start to first paint, and to first data; medians of seven."""
+    paints, data = [], []
+    for _ in range(7):
+        with Terminal(_PROGRAM) as terminal:
+            paints.append(terminal.wait_for("vnet-tui") - terminal.started)
+            data.append(terminal.wait_for("br-shop") - terminal.started)
+    return [
+        Figure("start to first paint, demo lab", "<= 0.5 s idle", f"{statistics.median(paints):.2f} s", "median of 7"),
+        Figure("start to first data, demo lab", "<= 1.0 s idle", f"{statistics.median(data):.2f} s", "median of 7"),
+    ]
+
+
+def idle() -> list[Figure]:
+    """CPU with nothing changing."""
+    with Terminal(_PROGRAM) as terminal:
+        terminal.wait_for("br-shop")
+        _drain(terminal, 8)
+        share = _drained_cpu(terminal, 30)
+        memory = psutil.Process(terminal.pid).memory_info().rss / 2**20
+    return [
+        Figure("CPU of the dashboard, demo lab, no change", "<= 2 % of a core", f"{share:.1f} %", "over 30 s"),
+        Figure("resident memory, demo lab", "(report)", f"{memory:.0f} MB", ""),
+    ]
+
+
+def latency() -> list[Figure]:
+    """`ip link add` in a container's namespace to its row on the screen."""
+    names = json.loads(subprocess.run(["ip", "-j", "netns"], capture_output=True, text=True, check=True).stdout)
+    inside = next(entry["name"] for entry in names if entry["name"].startswith("web"))
+    times = []
+    with Terminal(_PROGRAM) as terminal:
+        terminal.wait_for("br-shop")
+        terminal.press(":links\r")
+        terminal.press("/probe\r")
+        _drain(terminal, 3)
+        for number in range(40):
+            name = f"probe{number:03}"
+            seen = len(terminal.output)
+            began = time.monotonic()
+            subprocess.run(
+                ["ip", "-n", inside, "link", "add", name, "type", "bridge"], check=True
+            )
+            times.append(terminal.wait_for(name, since=seen) - began)
+            subprocess.run(["ip", "-n", inside, "link", "del", name], check=True)
+            _drain(terminal, 0.4)
+    return [
+        Figure(
+            "`ip link add` in any namespace to its row on the screen", "p95 <= 150 ms",
+            f"p95 {percentile(times, 0.95) * 1000:.0f} ms, median {statistics.median(times) * 1000:.0f} ms",
+            "40 links, with the time of `ip` itself",
+        )
+    ]  # fmt: skip
+
+
+def crowd() -> list[Figure]:
+    """200 namespaces and 100,000 conntrack entries, the conntrack view in sight."""
+    from tests.bulk_conntrack import insert
+
+    insert(100_000)
+    with Terminal(_PROGRAM) as terminal:
+        terminal.wait_for("vnet-tui")
+        terminal.press("7")
+        terminal.wait_for("100", timeout=30)
+        _drain(terminal, 8)
+        share = _drained_cpu(terminal, 30)
+        memory = psutil.Process(terminal.pid).memory_info().rss / 2**20
+        times = []
+        for number in range(100):
+            _drain(terminal, 0.13)
+            began = terminal.press("j" if number % 10 else "\x04")
+            if not terminal.read(1.0):
+                raise AssertionError("a key press painted nothing")
+            times.append(time.monotonic() - began)
+    return [
+        Figure(
+            "CPU, 200 namespaces, 100,000 conntrack entries in view", "<= 15 % of a core", f"{share:.1f} %",
+            "over 30 s",
+        ),
+        Figure(
+            "key press to repaint, 100,000 conntrack rows in view and updating", "p95 <= 50 ms",
+            f"p95 {percentile(times, 0.95) * 1000:.0f} ms, median {statistics.median(times) * 1000:.0f} ms",
+            "100 key presses",
+        ),
+        Figure("resident memory with 100,000 conntrack entries", "<= 200 MB", f"{memory:.0f} MB", ""),
+    ]  # fmt: skip
+
+
+def _drain(terminal: Terminal, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        terminal.read(left)
+
+
+def _drained_cpu(terminal: Terminal, seconds: float) -> float:
+    import threading
+
+    measured: list[float] = []
+    meter = threading.Thread(target=lambda: measured.append(_cpu_share(terminal.pid, seconds)))
+    meter.start()
+    _drain(terminal, seconds + 0.2)
+    meter.join()
+    return measured[0]
+
+
+if __name__ == "__main__":
+    made = {"start": start, "idle": idle, "latency": latency, "crowd": crowd}[sys.argv[1]]()
+    with os.fdopen(int(os.environ["BENCH_OUT"]), "w") as out:
+        json.dump([figure.__dict__ for figure in made], out)

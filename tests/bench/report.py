@@ -1,0 +1,63 @@
+"""What a benchmark says: one line a figure, with what is to be reached beside what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure: what, what to reach, what was measured, and how."""
+
+    what: str
+    to_reach: str
+    measured: str
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """Ratios of two ways measured in turns: their median, least and greatest, and the median times (s)."""
+
+    median: float
+    least: float
+    greatest: float
+    ours: float
+    theirs: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.median:.2f} x ({self.least:.2f} to {self.greatest:.2f}); "
+            f"{self.ours * 1000:.0f} ms against {self.theirs * 1000:.0f} ms"
+        )
+
+
+def paired(ours: Callable[[], float], theirs: Callable[[], float], repetitions: int = 7) -> PairedRatio:
+    """Time both in turns, in the other order every other time; each callable returns its seconds."""
+    pairs = []
+    for repetition in range(repetitions):
+        if repetition % 2:
+            pairs.append((ours(), theirs()))
+        else:
+            other = theirs()
+            pairs.append((ours(), other))
+    ratios = [ours_s / theirs_s for ours_s, theirs_s in pairs]
+    return PairedRatio(
+        statistics.median(ratios), min(ratios), max(ratios),
+        statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs),
+    )  # fmt: skip
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as a Markdown table."""
+    lines = ["| what | to reach | measured | how |", "| --- | --- | --- | --- |"]
+    lines += [f"| {f.what} | {f.to_reach} | {f.measured} | {f.how} |" for f in figures]
+    return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""Fixtures for tests that need a real container engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.docker.engine import DockerHost, remove_stale
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerHost]:
+    """One Docker Engine for the whole run: see `docker_host` for one that each test finds empty."""
+    remove_stale()
+    engine = DockerHost()
+    try:
+        engine.start()
+        engine.import_image()
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def docker_host(docker_engine: DockerHost) -> Iterator[DockerHost]:
+    """The engine without containers and without networks but its own; the test process stays outside."""
+    yield docker_engine
+    docker_engine.remove_containers()
+
+
+@pytest.fixture
+def inside_docker_host(docker_host: DockerHost) -> Iterator[DockerHost]:
+    """The same, with the test's main thread inside its namespace: collectors then take it for the host."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    there = os.open(f"/run/netns/{docker_host.namespace}", os.O_RDONLY)
+    os.setns(there, os.CLONE_NEWNET)
+    os.close(there)
+    try:
+        yield docker_host
+    finally:
+        os.setns(home, os.CLONE_NEWNET)
+        os.close(home)

@@ -1,0 +1,108 @@
+"""A machine in small, for tests that must see that nothing is left: new pid, mount and net namespaces in which
+this program runs alone. Usage: `python -m tests.kernel.lab_sandbox STORY`; prints what it saw as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.lab import Lab
+
+_UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--mount", "--net", "--kill-child"]
+_LAUNCHER = """
+import sys, time
+from core.lab import Lab
+with Lab(progress=lambda text: print(text, flush=True)):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def tell(story: str) -> dict[str, Any]:
+    """Run a story in a sandbox and return what it saw."""
+    done = subprocess.run(
+        [*_UNSHARE, sys.executable, "-m", "tests.kernel.lab_sandbox", story],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def picture() -> dict[str, list[str]]:
+    """Everything in sight that a lab could leave behind."""
+    processes = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            processes.append((folder / "comm").read_text().strip())
+    lsns = subprocess.run(["lsns", "-n", "-o", "TYPE,NS"], capture_output=True, text=True, check=True)
+    return {
+        "namespaces": sorted(line.strip() for line in lsns.stdout.splitlines()),
+        "names": sorted(os.listdir("/run/netns")) if Path("/run/netns").is_dir() else [],
+        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+        "processes": sorted(processes),
+        "files": sorted(os.listdir("/tmp") + os.listdir("/dev/shm") + os.listdir("/run")),
+        "links": sorted(
+            line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()
+        ),
+    }
+
+
+def orderly() -> dict[str, Any]:
+    """Start a lab, end it."""
+    before = picture()
+    with Lab():
+        during = picture()
+    return {"before": before, "during": during, "after": picture()}
+
+
+def killed(until: str = "up") -> dict[str, Any]:
+    """Start a launcher, kill it -9 when it has said `until`, start a lab again."""
+    before = picture()
+    launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    for line in launcher.stdout:
+        if line.startswith(until):
+            break
+    during = picture()
+    killed_at = time.monotonic()
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    _until(lambda: picture() == before)
+    seconds = time.monotonic() - killed_at
+    after = picture()
+    with Lab() as lab:
+        again = lab.run_inside(["ip", "-n", "web1", "link", "show", "eth0"])
+    return {"before": before, "during": during, "after": after, "seconds": seconds, "again": again}
+
+
+def killed_while_building() -> dict[str, Any]:
+    """The same, when the lab is half there."""
+    return killed("packet filter")
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _main() -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "tmp", "/tmp"], check=True)
+    words = os.dup(1)
+    os.dup2(2, 1)  # what runs inside the lab prints elsewhere
+    result = {"orderly": orderly, "killed": killed, "killed_while_building": killed_while_building}[
+        sys.argv[1]
+    ]()
+    os.write(words, json.dumps(result).encode())
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,311 @@
+"""The demo lab: what it promises is there, by the word of the system's own tools, and nothing stays behind."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from core.lab import Lab, LabError, LabSettings, demo
+from tests.kernel.lab_sandbox import tell
+
+pytestmark = pytest.mark.root
+
+# Every process in sight: its name and namespaces, and the environment it was started with.
+_PROCESSES = """
+import json, os
+found = []
+for pid in (name for name in os.listdir("/proc") if name.isdigit()):
+    try:
+        found.append({
+            "comm": open(f"/proc/{pid}/comm").read().strip(), "pid": int(pid),
+            "environ": open(f"/proc/{pid}/environ").read().split(chr(0)),
+            **{kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in ("net", "pid", "mnt", "uts", "ipc")},
+        })
+    except OSError:
+        pass
+print(json.dumps(found))
+"""
+_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=2).read()))"
+
+
+class Inside:
+    """A lab, and words to ask in it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def run(self, *words: str, check: bool = True) -> str:
+        """Run a command on the lab's host and return what it printed."""
+        process = self.lab.popen_inside(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = process.communicate(timeout=30)
+        assert not check or process.returncode == 0, err
+        return out
+
+    def json(self, *words: str) -> Any:
+        """The same for a command that prints JSON."""
+        return json.loads(self.run(*words) or "[]")
+
+    def fetch(self, netns: str, url: str) -> int:
+        """How many bytes that address answers to a namespace, -1 where it does not answer."""
+        words = ("ip", "netns", "exec", netns, sys.executable, "-I", "-S", "-c", _FETCH, url)
+        return int(self.run(*words, check=False) or -1)
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """The processes of the lab by name; of several with one name, any."""
+        return {
+            process["comm"]: process for process in self.json(sys.executable, "-I", "-S", "-c", _PROCESSES)
+        }
+
+    def netns(self, name: str) -> int:
+        """The inode of a named namespace."""
+        return int(self.run("stat", "-c", "%i", f"/run/netns/{name}"))
+
+    def counter(self, link: str, name: str = "bytes", way: str = "rx") -> int:
+        """One counter of a link on the lab's host."""
+        return self.json("ip", "-j", "-s", "link", "show", link)[0]["stats64"][way][name]
+
+    def rule(self, comment: str) -> tuple[dict[str, Any], int]:
+        """The rule of that comment, and how many packets it has counted."""
+        for item in self.json("nft", "-j", "list", "ruleset")["nftables"]:
+            rule = item.get("rule", {})
+            if rule.get("comment") == comment:
+                counters = [part["counter"]["packets"] for part in rule["expr"] if "counter" in part]
+                return rule, counters[0]
+        raise AssertionError(f"no rule says {comment!r}")
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[Inside]:
+    with Lab() as lab:
+        yield Inside(lab)
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    """Whether it becomes true within a generous time."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def addresses(links: list[dict[str, Any]], name: str) -> set[str]:
+    link = next(link for link in links if link["ifname"] == name)
+    return {f"{at['local']}/{at['prefixlen']}" for at in link["addr_info"] if at["scope"] == "global"}
+
+
+def test_the_host_has_its_networks_and_uplink(inside: Inside) -> None:
+    links = inside.json("ip", "-j", "addr")
+    assert addresses(links, "br-shop") == {"172.18.0.1/16"}
+    assert addresses(links, "br-blog") == {"172.19.0.1/24", "fd19:b10c::1/64"}
+    assert addresses(links, "br-data") == {"10.89.0.1/24"}
+    assert addresses(links, "eth0") == {"192.0.2.10/24", "2001:db8::10/64"}
+    ports = {link["ifname"]: link["master"] for link in inside.json("ip", "-j", "link") if "master" in link}
+    assert ports == {
+        "v-web1": "br-shop", "v-web2": "br-shop", "v-api": "br-shop", "v-api1": "br-data",
+        "v-db": "br-data", "v-cache": "br-data", "v-blog": "br-blog",
+    }  # fmt: skip
+    assert inside.run("hostname") == "demo-lab\n"
+
+
+def test_containers_are_in_all_four_models(inside: Inside) -> None:
+    processes = inside.processes()
+    host = processes["lab"]
+    assert processes["vault"]["net"] == inside.netns("vault")
+    assert [link["ifname"] for link in inside.json("ip", "-j", "-n", "vault", "link")] == ["lo"]
+    assert processes["postgres"]["net"] == inside.netns("db")
+    assert {link["ifname"] for link in inside.json("ip", "-j", "-n", "api", "link")} == {"lo", "eth0", "eth1"}
+    assert processes["fluent-bit"]["net"] == inside.netns("web1")
+    assert processes["blackbox"]["net"] == host["net"]
+    separate = [
+        process for name, process in processes.items() if name in ("blackbox", "fluent-bit", "vault", "lab")
+    ]
+    for kind in ("pid", "mnt", "uts", "ipc"):
+        assert len({process[kind] for process in separate}) == 4
+
+
+def test_eight_containers_beside_the_sidecars_and_the_internet(inside: Inside) -> None:
+    names = set(inside.run("ls", "/run/netns").split())
+    assert names == {"web1", "web2", "api", "db", "cache", "blog", "vault", "internet"}
+
+
+def test_a_published_port_answers_the_internet(inside: Inside) -> None:
+    for url in (
+        "http://192.0.2.10:8080/1234", "http://192.0.2.10:8081/1234",
+        "http://192.0.2.10:8090/1234", "http://[2001:db8::10]:8090/1234",
+    ):  # fmt: skip
+        assert eventually(lambda url=url: inside.fetch("internet", url) == 1234), url
+    assert inside.rule("shop front page on web1")[1] > 0
+
+
+def test_the_nat_networks_reach_the_internet(inside: Inside) -> None:
+    assert eventually(lambda: inside.fetch("web1", "http://203.0.113.80:443/77") == 77)
+    assert eventually(lambda: inside.fetch("blog", "http://[2001:db8:80::80]:443/77") == 77)
+
+
+def test_the_internal_network_has_no_way_out(inside: Inside) -> None:
+    assert inside.json("ip", "-j", "-n", "db", "route", "show", "default") == []
+    before = inside.rule("br-data is internal")[1]
+    inside.run("ip", "-n", "db", "route", "add", "default", "via", "10.89.0.1")
+    try:
+        assert inside.fetch("db", "http://203.0.113.80:443/77") == -1
+    finally:
+        inside.run("ip", "-n", "db", "route", "del", "default")
+    assert inside.rule("br-data is internal")[1] > before
+
+
+def test_traffic_flows_at_a_bounded_rate(inside: Inside) -> None:
+    links = ("eth0", "v-web1", "v-api1", "v-cache", "v-blog")
+    began = time.monotonic()
+    before = {link: inside.counter(link) for link in links}
+    for link in links:
+        assert eventually(lambda link=link: inside.counter(link) > before[link]), link
+    grown = inside.counter("eth0", way="tx") - 0
+    assert eventually(lambda: time.monotonic() - began > 3)
+    rate = (inside.counter("eth0", way="tx") - grown) / (time.monotonic() - began)
+    assert rate < 250_000  # bytes a second, 2 Mbit/s
+
+
+def test_conntrack_knows_every_protocol_and_flows_that_ended(inside: Inside) -> None:
+    def table(*options: str) -> str:
+        return inside.run("conntrack", "-L", *options)
+
+    for protocol in ("tcp", "udp", "icmp"):
+        assert eventually(lambda protocol=protocol: "src=" in table("-p", protocol)), protocol
+    assert eventually(
+        lambda: "dst=192.0.2.10" in table("--src-nat") and "src=172.18.0.2" in table("--dst-nat")
+    )
+    assert eventually(lambda: "tcp" in table("-f", "ipv6"))
+    assert eventually(lambda: "ESTABLISHED" in table("-p", "tcp") and "TIME_WAIT" in table("-p", "tcp"))
+    assert "bytes=" in table() and "delta-time=" in table()
+
+
+def test_fault_mtu_mismatch(inside: Inside) -> None:
+    mtus = {link["ifname"]: link["mtu"] for link in inside.json("ip", "-j", "link")}
+    assert (mtus["br-blog"], mtus["v-blog"]) == (1400, 1400)
+    assert inside.json("ip", "-j", "-n", "blog", "link", "show", "eth0")[0]["mtu"] == 1500
+    before = inside.counter("v-blog", "dropped")
+    assert eventually(lambda: inside.counter("v-blog", "dropped") > before)
+
+
+def test_fault_dead_joined_namespace(inside: Inside) -> None:
+    exporter = inside.processes()["redis_exporter"]
+    assert "VNET_NETWORK_MODE=container:cache" in exporter["environ"]
+    assert exporter["net"] not in {
+        process["net"] for process in inside.processes().values() if process != exporter
+    }
+    assert exporter["net"] != inside.netns("cache")
+
+
+def test_fault_forward_drop(inside: Inside) -> None:
+    rule, before = inside.rule("web2 stays in during the audit")
+    assert {"drop": None} in rule["expr"] and rule["chain"] == "forward"
+    assert inside.fetch("web2", "http://203.0.113.80:443/77") == -1
+    assert inside.rule("web2 stays in during the audit")[1] > before
+    assert eventually(lambda: inside.fetch("web2", "http://172.18.0.4:8000/77") == 77)
+
+
+def test_fault_overlapping_subnet(inside: Inside) -> None:
+    subnets = {
+        route["dev"]: ipaddress.ip_network(route["dst"])
+        for route in inside.json("ip", "-j", "route") if route["dst"] != "default"
+    }  # fmt: skip
+    assert subnets["br-old"].subnet_of(subnets["br-shop"])
+
+
+def test_nothing_of_the_machine_shows_inside(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inside.run("ls", "/run").split() == ["netns"]
+    mounts = [line.split() for line in inside.run("cat", "/proc/self/mountinfo").splitlines()]
+    named = {int(fields[3][5:-1]) for fields in mounts if fields[3].startswith("net:[")}
+    assert named == {inside.netns(name) for name in inside.run("ls", "/run/netns").split()}
+    assert "pytest" not in inside.processes()
+    monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere")
+    assert "DOCKER_HOST" not in inside.run("env")
+
+
+def test_a_command_inside_keeps_its_folder_and_exit_code(inside: Inside) -> None:
+    assert inside.run("pwd").strip() == os.getcwd()
+    assert inside.lab.run_inside(["sh", "-c", "exit 7"]) == 7
+    assert os.stat("/proc/self/ns/net").st_ino == os.stat(f"/proc/{os.getppid()}/ns/net").st_ino
+    assert os.readlink("/proc/self/ns/pid_for_children") == os.readlink("/proc/self/ns/pid")
+
+
+_DEMO = "import sys; from core.lab.demo import main; sys.exit(main(sys.argv[1:]))"
+
+
+def launch_demo(script: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", _DEMO, "sh", "-c", script]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_the_launcher_passes_sigterm_on() -> None:
+    launcher = launch_demo("trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done")
+    assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
+    launcher.terminate()
+    assert launcher.wait(timeout=20) == 5
+
+
+def test_the_launcher_stops_and_goes_on_with_its_command() -> None:
+    launcher = launch_demo("echo up; kill -STOP $$; exit 6")
+    assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
+    _, status = os.waitpid(launcher.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    launcher.send_signal(18)
+    assert launcher.wait(timeout=20) == 6
+
+
+def test_an_orderly_end_leaves_nothing() -> None:
+    seen = tell("orderly")
+    assert len(seen["during"]["namespaces"]) > len(seen["before"]["namespaces"]) + 8
+    assert seen["after"] == seen["before"]
+
+
+@pytest.mark.parametrize("story", ["killed", "killed_while_building"])
+def test_a_killed_launcher_leaves_nothing(story: str) -> None:
+    seen = tell(story)
+    assert len(seen["during"]["namespaces"]) > len(seen["before"]["namespaces"]) + 8
+    assert seen["after"] == seen["before"]
+    assert seen["again"] == 0
+
+
+def test_two_labs_do_not_meet(inside: Inside) -> None:
+    with Lab(LabSettings(traffic=False, namespaces=3)) as lab:
+        other = Inside(lab)
+        assert {process["net"] for process in inside.processes().values()}.isdisjoint(
+            process["net"] for process in other.processes().values() if process["comm"] != "python"
+        )
+        other.run("ip", "link", "del", "br-shop")
+        assert eventually(lambda: inside.fetch("internet", "http://192.0.2.10:8080/55") == 55)
+    assert inside.fetch("internet", "http://192.0.2.10:8080/55") == 55
+
+
+def test_a_lab_without_traffic_has_servers_and_further_namespaces() -> None:
+    with Lab(LabSettings(traffic=False, namespaces=3)) as lab:
+        inside = Inside(lab)
+        assert eventually(lambda: inside.fetch("internet", "http://192.0.2.10:8080/55") == 55)
+        flows = inside.run("conntrack", "-L", "-p", "tcp").splitlines()
+        assert flows and all("dport=8080" in flow for flow in flows)
+        assert {"extra000", "extra001", "extra002"} < set(inside.run("ls", "/run/netns").split())
+        link = inside.json("ip", "-j", "-n", "extra002", "addr", "show", "eth0")[0]
+        assert link["operstate"] == "UP" and link["addr_info"][0]["local"] == "10.99.0.3"
+
+
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert demo.main(["true"]) == 1
+    assert "needs root" in capsys.readouterr().err
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(LabError, match="ip is not installed"):
+        Lab().start()

@@ -1,0 +1,175 @@
+"""The watcher's picture follows the real kernel: what `ip` changed is in the snapshot soon after."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.model import Change, Snapshot
+from core.watch import Update, Watcher
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+
+class Watched:
+    """A watcher, and what it told so far."""
+
+    def __init__(self) -> None:
+        self.updates: list[Update] = []
+        self.came = threading.Condition()
+        self.watcher = Watcher(self.listen)
+
+    def listen(self, update: Update) -> None:
+        with self.came:
+            self.updates.append(update)
+            self.came.notify_all()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.updates[-1].snapshot if self.updates else Snapshot(pending=frozenset({"links"}))
+
+    @property
+    def changes(self) -> list[Change]:
+        with self.came:
+            return [change for update in self.updates for change in update.changes]
+
+    def until(self, condition: Callable[[Snapshot], object], timeout: float = 10.0) -> Snapshot:
+        """Wait for a snapshot of which `condition` is true."""
+        end = time.monotonic() + timeout
+        with self.came:
+            while not condition(self.snapshot):
+                left = end - time.monotonic()
+                if left <= 0 or not self.came.wait(left):
+                    raise AssertionError("the awaited snapshot did not come")
+            return self.snapshot
+
+
+@pytest.fixture
+def watched(inside_host: ThrowawayHost) -> Iterator[Watched]:
+    made = Watched()
+    made.watcher.start()
+    try:
+        made.until(lambda s: not s.pending & {"links", "containers", "firewall"})
+        yield made
+    finally:
+        made.watcher.stop()
+
+
+def names(snapshot: Snapshot, inode: int) -> set[str]:
+    net = snapshot.nets.get(inode)
+    return {link.name for link in net.links.values()} if net else set()
+
+
+def test_the_host_is_the_namespace_that_the_program_is_in(watched: Watched, host: ThrowawayHost) -> None:
+    assert watched.snapshot.host.netns == host.inode
+    assert watched.snapshot.namespaces[host.inode].is_host
+
+
+def test_a_link_made_or_removed_anywhere_is_seen(watched: Watched, host: ThrowawayHost) -> None:
+    host.namespace("web")
+    web = host.inode_of("web")
+    watched.until(lambda s: web in s.nets)
+    host.run("ip link add br7 type bridge", inside="web")
+    watched.until(lambda s: "br7" in names(s, web), timeout=1.5)  # sooner than the next regular look
+    host.run("ip link del br7", inside="web")
+    watched.until(lambda s: "br7" not in names(s, web), timeout=1.5)
+    assert any("br7" in change.sentence and change.action == "added" for change in watched.changes)
+
+
+def test_a_namespace_that_its_owner_removed_goes_though_we_watch_it(
+    watched: Watched, host: ThrowawayHost
+) -> None:
+    host.run("ip link add br0 type bridge")
+    host.container("web", "br0", "10.9.0.2/24")
+    web = host.inode_of("web")
+    watched.until(lambda s: "eth0" in names(s, web) and "v-web" in names(s, host.inode))
+    subprocess.run(["ip", "netns", "del", host.full("web")], check=True)
+    watched.until(lambda s: web not in s.namespaces and web not in s.nets)
+    watched.until(lambda s: "v-web" not in names(s, host.inode))
+    assert "v-web" not in {link["ifname"] for link in host.json("ip -j link")}
+
+
+def test_rules_are_read_again_when_they_change(watched: Watched, host: ThrowawayHost) -> None:
+    host.run("nft add table ip vt")
+    host.run("nft add chain ip vt post { type nat hook postrouting priority 100 ; }")
+    host.run("nft add rule ip vt post ip saddr 10.9.0.0/24 masquerade")
+    watched.until(lambda s: any(r.verdict == "masquerade" for r in s.firewalls[host.inode].rules), timeout=3)
+    host.run("nft flush ruleset")
+    watched.until(lambda s: not s.firewalls[host.inode].rules, timeout=3)
+
+
+def test_nothing_new_tells_nothing(watched: Watched, host: ThrowawayHost) -> None:
+    watched.watcher.show("nat")
+    time.sleep(4.5)  # the machine's other namespaces may still settle
+    before = len([u for u in watched.updates])
+    kept = watched.snapshot.nets[host.inode]
+    time.sleep(3)
+    assert watched.snapshot.nets[host.inode] is kept
+    assert len(watched.updates) - before <= 2
+
+
+def test_a_thousand_links_in_a_second_end_in_the_right_picture(watched: Watched, host: ThrowawayHost) -> None:
+    batch = "".join(f"link add t{n} type bridge\n" for n in range(1000))
+    batch += "".join(f"link del t{n}\n" for n in range(999))
+    subprocess.run(["ip", "-n", host.name, "-batch", "-"], input=batch, text=True, check=True)
+    watched.until(lambda s: {n for n in names(s, host.inode) if n[0] == "t"} == {"t999"}, timeout=30)
+
+
+def test_an_overrun_is_counted_and_heals(watched: Watched, host: ThrowawayHost) -> None:
+    events = watched.watcher._events
+    assert events is not None
+    events.set_receive_buffer(4096)
+    batch = "".join(f"link add u{n} type bridge\nlink del u{n}\n" for n in range(300)) + "link add last type bridge\n"
+    subprocess.run(["ip", "-n", host.name, "-batch", "-"], input=batch, text=True, check=True)
+    watched.until(lambda s: "last" in names(s, host.inode), timeout=15)
+    end = time.monotonic() + 5
+    while not watched.watcher.overruns and time.monotonic() < end:
+        time.sleep(0.05)
+    assert watched.watcher.overruns >= 1
+    assert any("more kernel events" in change.sentence for change in watched.changes)
+
+
+def test_rates_follow_real_traffic(watched: Watched, host: ThrowawayHost) -> None:
+    host.run("ip link add br0 type bridge")
+    host.run("ip addr add 10.9.0.1/24 dev br0")
+    host.run("ip link set br0 up")
+    host.container("web", "br0", "10.9.0.2/24")
+    watched.watcher.show("veths")
+    watched.until(lambda s: "v-web" in names(s, host.inode))
+    key = next(link.key for link in watched.snapshot.links() if link.name == "v-web")
+    pinging = subprocess.Popen(
+        ["ip", "netns", "exec", host.name, "ping", "-q", "-i", "0.02", "-s", "1000", "10.9.0.2"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(6)
+        rate = watched.updates[-1].rates.of(key)
+    finally:
+        pinging.kill()
+        pinging.wait()
+    assert rate is not None
+    assert rate.rx_bps == pytest.approx(50 * 1042 * 8, rel=0.4)
+
+
+def test_a_mount_kept_in_another_place_is_a_namespace_too(
+    watched: Watched, host: ThrowawayHost, tmp_path: Path
+) -> None:
+    host.namespace("kept")
+    inode = host.inode_of("kept")
+    place = tmp_path / "ns"
+    place.touch()
+    subprocess.run(["mount", "--bind", f"/run/netns/{host.full('kept')}", str(place)], check=True)
+    try:
+        subprocess.run(["ip", "netns", "del", host.full("kept")], check=True)
+        watched.watcher.refresh()
+        snapshot = watched.until(lambda s: inode in s.namespaces and not s.namespaces[inode].names)
+        assert str(place) in snapshot.namespaces[inode].mounts
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    watched.until(lambda s: inode not in s.namespaces)

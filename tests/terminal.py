@@ -1,0 +1,101 @@
+"""A program in a terminal of its own: what a person would type into and look at, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import termios
+import time
+
+import psutil
+
+_ESCAPES = re.compile(rb"\x1b\[[0-9;?<>=]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b\][^\x07]*\x07|\x1b[=>]")
+
+
+class Terminal:
+    """Starts `argv` on a new pseudo-terminal; everything it prints is collected, with the time it came."""
+
+    def __init__(self, argv: list[str], columns: int = 130, rows: int = 40, **environment: str) -> None:
+        self.started = time.monotonic()
+        self.pid, self._descriptor = pty.fork()
+        if self.pid == 0:
+            env = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
+            os.execvpe(argv[0], argv, env)
+        self.resize(columns, rows)
+        self.output = b""
+        self.exit_status: int | None = None
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Give the terminal another size."""
+        fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def press(self, keys: str) -> float:
+        """Type the keys; returns the time (monotonic seconds) at which they were typed."""
+        os.write(self._descriptor, keys.encode())
+        return time.monotonic()
+
+    def read(self, timeout: float) -> bytes:
+        """What the program prints within `timeout` seconds at most, b"" where nothing came."""
+        ready, _, _ = select.select([self._descriptor], [], [], timeout)
+        if not ready:
+            return b""
+        try:
+            chunk = os.read(self._descriptor, 1 << 16)
+        except OSError:
+            return b""
+        self.output += chunk
+        return chunk
+
+    def wait_for(self, text: str, timeout: float = 20.0, since: int = 0) -> float:
+        """Read until `text` was printed after output position `since`; returns when (monotonic seconds)."""
+        wanted = text.encode()
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if wanted in _ESCAPES.sub(b"", self.output[since:]):
+                return time.monotonic()
+            self.read(0.5)
+        raise AssertionError(f"{text!r} did not appear; the end of the output: {self.output[-2000:]!r}")
+
+    def settle(self, quiet: float = 0.3, timeout: float = 5.0) -> float:
+        """Read until nothing came for `quiet` seconds; returns when the last output came."""
+        last = time.monotonic()
+        end = last + timeout
+        while time.monotonic() < end:
+            if self.read(quiet):
+                last = time.monotonic()
+            else:
+                break
+        return last
+
+    def processes(self) -> list[psutil.Process]:
+        """The program and all that it started."""
+        root = psutil.Process(self.pid)
+        return [root, *root.children(recursive=True)]
+
+    def close(self) -> int:
+        """End the program, if it has not ended; returns its exit status."""
+        if self.exit_status is None:
+            os.kill(self.pid, signal.SIGTERM)
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                done, status = os.waitpid(self.pid, os.WNOHANG)
+                if done:
+                    break
+                self.read(0.05)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+                _, status = os.waitpid(self.pid, 0)
+            self.exit_status = os.waitstatus_to_exitcode(status)
+            os.close(self._descriptor)
+        return self.exit_status
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,97 @@
+"""A looker looks soon after a mark, folds bursts, keeps to its share, and survives what goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from core.watch.looker import Looker
+
+
+def until(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return condition()
+
+
+@pytest.fixture
+def looks() -> list[float]:
+    return []
+
+
+def test_a_burst_of_marks_is_one_look(looks: list[float]) -> None:
+    looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.1)
+    looker.start()
+    for _ in range(50):
+        looker.mark()
+    assert until(lambda: len(looks) >= 1)
+    time.sleep(0.3)
+    assert len(looks) == 1
+    looker.mark()
+    assert until(lambda: len(looks) == 2)
+    looker.stop()
+
+
+def test_a_mark_made_while_looking_is_not_lost(looks: list[float]) -> None:
+    looking, go_on = threading.Event(), threading.Event()
+
+    def look() -> None:
+        looks.append(time.monotonic())
+        looking.set()
+        go_on.wait(5)
+
+    looker = Looker("x", look, lambda *_: None, settle=0.0)
+    looker.start()
+    looker.mark()
+    assert looking.wait(5)
+    looker.mark()
+    go_on.set()
+    assert until(lambda: len(looks) == 2)
+    looker.stop()
+
+
+def test_without_interval_only_marks_count_and_an_interval_can_come_later(looks: list[float]) -> None:
+    looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.0)
+    looker.start()
+    time.sleep(0.2)
+    assert looks == []
+    looker.set_every(0.02)
+    assert until(lambda: len(looks) >= 3)
+    looker.stop()
+
+
+def test_a_failing_look_is_reported_and_the_next_one_happens(looks: list[float]) -> None:
+    failures: list[tuple[str, str]] = []
+
+    def look() -> None:
+        looks.append(1.0)
+        if len(looks) == 1:
+            raise ValueError("garbage")
+
+    looker = Looker("nat", look, lambda part, error: failures.append((part, str(error))), settle=0.0)
+    looker.start()
+    looker.mark()
+    assert until(lambda: failures == [("nat", "garbage")])
+    looker.mark()
+    assert until(lambda: len(looks) == 2)
+    looker.stop()
+
+
+def test_looking_keeps_to_its_share_of_a_core(looks: list[float]) -> None:
+    def look() -> None:
+        looks.append(1.0)
+        end = time.thread_time() + 0.03
+        while time.thread_time() < end:
+            pass
+
+    looker = Looker("x", look, lambda *_: None, every=0.001, settle=0.0, share=0.1)
+    looker.start()
+    time.sleep(1.2)
+    looker.stop()
+    assert 1 <= len(looks) <= 5  # 30 ms at a tenth of a core: one look in 300 ms

@@ -1,0 +1,220 @@
+"""Dump files: what is written comes back whole, and what was damaged is refused in words."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gzip
+import json
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import serialize
+from core.model import CONNTRACK_DTYPE, Conntrack, Engine, Host, Link, NetState, Problem, Snapshot
+from core.serialize import CorruptFile, from_json, pack, to_json, unpack
+from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
+
+RICH = dataclasses.replace(
+    small_host(),
+    pending=frozenset({"ovs", "links"}),
+    part_problems={"docker": (Problem("docker", "no answer", "slow", "wait", HOST),)},
+)
+
+
+def assert_same(one: Snapshot, other: Snapshot) -> None:
+    """Equality of snapshots, arrays by their values."""
+    assert one.conntracks.keys() == other.conntracks.keys()
+    for key, table in one.conntracks.items():
+        twin = other.conntracks[key]
+        assert np.array_equal(table.entries, twin.entries)
+        assert twin.entries.dtype == CONNTRACK_DTYPE
+        assert dataclasses.replace(table, entries=twin.entries).limit == twin.limit
+        assert (table.accounting, table.taken_at) == (twin.accounting, twin.taken_at)
+    assert dataclasses.replace(one, conntracks={}) == dataclasses.replace(other, conntracks={})
+
+
+@pytest.mark.parametrize("snapshot", [Snapshot(), RICH, hostile_host(), many_namespaces(20)])
+def test_round_trip(snapshot: Snapshot) -> None:
+    assert_same(unpack(pack(snapshot)), snapshot)
+    assert_same(from_json(to_json(snapshot)), snapshot)
+
+
+names = st.text(st.characters(), max_size=20)
+numbers = st.integers(0, 2**64 - 1)
+links = st.builds(
+    Link, st.just(5), st.just(2), names, names, mtu=numbers, master=st.none() | st.integers(0, 99),
+    altnames=st.lists(names, max_size=3).map(tuple),
+    details=st.dictionaries(names, names | st.booleans() | numbers, max_size=3),
+)  # fmt: skip
+hosts = st.builds(Host, names, names, numbers, sysctls=st.dictionaries(names, names, max_size=3))
+
+
+@given(links, hosts, st.floats(allow_nan=False, allow_infinity=False, width=32))
+def test_any_values_round_trip(link: Link, host: Host, at: float) -> None:
+    snapshot = Snapshot(
+        at, host, nets={5: NetState(5, {2: link}, nsids={1: 2})}, engines={"e": Engine("e", "ok")}
+    )
+    assert from_json(to_json(snapshot)) == snapshot
+
+
+@given(st.binary(min_size=CONNTRACK_DTYPE.itemsize, max_size=4 * CONNTRACK_DTYPE.itemsize))
+def test_any_conntrack_entries_round_trip(raw: bytes) -> None:
+    whole = len(raw) // CONNTRACK_DTYPE.itemsize * CONNTRACK_DTYPE.itemsize
+    entries = np.frombuffer(raw[:whole], CONNTRACK_DTYPE).copy()
+    entries["counted"] = entries["counted"].view("u1") & 1
+    back = from_json(to_json(Snapshot(conntracks={7: Conntrack(7, entries)}))).conntracks[7].entries
+    assert back.tobytes() == entries.tobytes()
+    assert not back.flags.writeable
+
+
+def test_the_text_is_ascii_json_with_the_schema() -> None:
+    whole = json.loads(to_json(hostile_host()).decode("ascii"))
+    assert whole["schema"] == serialize.SCHEMA
+    assert set(whole["snapshot"]) == {field.name for field in dataclasses.fields(Snapshot)}
+
+
+PACKED = pack(RICH)
+PLAIN: dict[str, Any] = json.loads(to_json(RICH))
+
+
+@given(st.integers(0, len(PACKED) - 1))
+def test_truncated(length: int) -> None:
+    with pytest.raises(CorruptFile):
+        unpack(PACKED[:length])
+
+
+@given(st.integers(0, len(to_json(RICH)) - 1))
+def test_truncated_plain(length: int) -> None:
+    with pytest.raises(CorruptFile):
+        unpack(to_json(RICH)[:length])
+
+
+@settings(max_examples=200)
+@given(st.integers(10, len(PACKED) - 1), st.integers(0, 7))
+def test_a_flipped_bit_under_gzip(place: int, bit: int) -> None:
+    broken = bytearray(PACKED)
+    broken[place] ^= 1 << bit
+    with pytest.raises(CorruptFile) as caught:
+        unpack(bytes(broken))
+    assert caught.value.try_
+
+
+@settings(max_examples=300)
+@given(st.integers(0, len(to_json(RICH)) - 1), st.integers(0, 255))
+def test_a_changed_byte_of_plain_json_reads_or_is_refused(place: int, byte: int) -> None:
+    broken = bytearray(to_json(RICH))
+    broken[place] = byte
+    try:
+        assert isinstance(unpack(bytes(broken)), Snapshot)
+    except CorruptFile as error:
+        assert str(error)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(data: bytes) -> None:
+    with pytest.raises(CorruptFile):
+        unpack(data)
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """A plain dump with something changed in it."""
+    whole = copy.deepcopy(PLAIN)
+    change(whole)
+    return json.dumps(whole).encode()
+
+
+def net(whole: dict[str, Any]) -> dict[str, Any]:
+    """The host's network in a plain dump."""
+    return whole["snapshot"]["nets"][str(HOST)]
+
+
+def entries(whole: dict[str, Any]) -> dict[str, Any]:
+    """The columns of the host's conntrack table in a plain dump."""
+    return whole["snapshot"]["conntracks"][str(HOST)]["entries"]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda d: d.update(schema=2), "schema"),
+        (lambda d: d.update(schema=True), "schema"),
+        (lambda d: d.update(schema="1"), "schema"),
+        (lambda d: d.pop("schema"), ""),
+        (lambda d: d.pop("snapshot"), ""),
+        (lambda d: d["snapshot"].pop("nets"), "snapshot"),
+        (lambda d: d["snapshot"].update(more=1), "snapshot"),
+        (lambda d: d["snapshot"].update(taken_at="now"), "snapshot.taken_at"),
+        (lambda d: d["snapshot"].update(nets=[]), "snapshot.nets"),
+        (lambda d: d["snapshot"].update(pending="links"), "snapshot.pending"),
+        (lambda d: net(d)["links"]["1"].update(mtu="1500"), f"snapshot.nets.{HOST}.links.1.mtu"),
+        (lambda d: net(d)["links"]["1"].update(mtu=1.5), f"snapshot.nets.{HOST}.links.1.mtu"),
+        (lambda d: net(d)["links"]["1"].update(mtu=True), f"snapshot.nets.{HOST}.links.1.mtu"),
+        (lambda d: net(d)["links"]["1"].update(mtu=10**30), f"snapshot.nets.{HOST}.links.1.mtu"),
+        (lambda d: net(d)["links"]["1"].update(addresses=[{}]), f"snapshot.nets.{HOST}.links.1.addresses[0]"),
+        (lambda d: net(d)["links"]["1"].update(details={"x": []}), f"snapshot.nets.{HOST}.links.1.details.x"),
+        (lambda d: net(d)["links"]["1"].update(ifindex=9), f"snapshot.nets.{HOST}.links"),
+        (lambda d: net(d)["links"].update(one=net(d)["links"]["1"]), f"snapshot.nets.{HOST}.links.one"),
+        (lambda d: net(d).update(ns=1), "snapshot.nets"),
+        (lambda d: entries(d).pop("id"), f"snapshot.conntracks.{HOST}.entries"),
+        (lambda d: entries(d)["id"].pop(), f"snapshot.conntracks.{HOST}.entries"),
+        (lambda d: entries(d)["id"].__setitem__(0, "7"), f"snapshot.conntracks.{HOST}.entries.id"),
+        (lambda d: entries(d)["id"].__setitem__(0, -1), f"snapshot.conntracks.{HOST}.entries.id"),
+        (lambda d: entries(d)["id"].__setitem__(0, 2**32), f"snapshot.conntracks.{HOST}.entries.id"),
+        (lambda d: entries(d)["id"].__setitem__(0, 1.5), f"snapshot.conntracks.{HOST}.entries.id"),
+        (lambda d: entries(d)["bytes"].pop(), f"snapshot.conntracks.{HOST}.entries.bytes"),
+        (lambda d: entries(d)["counted"].__setitem__(0, 1), f"snapshot.conntracks.{HOST}.entries.counted"),
+        (lambda d: entries(d).update(orig_src="zz"), f"snapshot.conntracks.{HOST}.entries.orig_src"),
+        (lambda d: entries(d).update(orig_src="00"), f"snapshot.conntracks.{HOST}.entries.orig_src"),
+        (lambda d: entries(d).update(orig_src=[0]), f"snapshot.conntracks.{HOST}.entries.orig_src"),
+        (lambda d: entries(d).update(id={}), f"snapshot.conntracks.{HOST}.entries.id"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_schema(change: Callable[[dict[str, Any]], Any], where: str) -> None:
+    with pytest.raises(CorruptFile) as caught:
+        unpack(changed(change))
+    assert caught.value.where == where
+    assert caught.value.what and caught.value.try_.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b"null", b"hello", b"\xff\xfe", b"{}", b"[" * 1_000_000, b'{"a":' * 100_000,
+        b'{"schema": NaN, "snapshot": {}}', b'{"schema": 1e999, "snapshot": {}}',
+        b'{"schema": ' + b"1" * 10_000 + b', "snapshot": {}}',
+    ],
+)  # fmt: skip
+def test_other_files(text: bytes) -> None:
+    with pytest.raises(CorruptFile):
+        unpack(text)
+    with pytest.raises(CorruptFile):
+        unpack(gzip.compress(text))
+
+
+def test_a_gzip_bomb_is_refused_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serialize, "MAX_BYTES", 1 << 20)
+    bomb = gzip.compress(b" " * (256 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptFile, match="too large"):
+            unpack(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serialize, "MAX_VALUES", 1000)
+    with pytest.raises(CorruptFile, match="too large"):
+        unpack(b'{"schema":1,"snapshot":[' + b"[]," * 1001 + b"[]]}")
+
+
+def test_bytes_after_the_end() -> None:
+    with pytest.raises(CorruptFile, match="follows"):
+        unpack(PACKED + b"x")

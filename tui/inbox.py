@@ -1,0 +1,36 @@
+"""Takes updates from the source's threads: bursts become one, of which no change is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from core.model import Change
+from tui.source import Update
+
+
+class Inbox:
+    """Holds the newest update and all changes since the last `take`; `ring` is called, from any thread, when
+    something comes into an empty inbox."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._lock = threading.Lock()
+        self._update: Update | None = None
+        self._changes: list[Change] = []
+
+    def put(self, update: Update) -> None:
+        """Take in an update, from any thread."""
+        with self._lock:
+            first = self._update is None
+            self._update = update
+            self._changes += update.changes
+        if first:
+            self._ring()
+
+    def take(self) -> tuple[Update, tuple[Change, ...]] | None:
+        """The newest update and the changes of all since the last time, None where none came."""
+        with self._lock:
+            update, self._update = self._update, None
+            changes, self._changes = tuple(self._changes), []
+        return (update, changes) if update else None

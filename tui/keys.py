@@ -1,0 +1,99 @@
+"""The one registry of actions: bindings, footer, help and command palette all derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from textual.binding import Binding
+
+# Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list" in
+# list views, "pane" where there is a second pane, "any" all over the dashboard, "app" also above overlays.
+Where = Literal["lines", "fold", "list", "pane", "any", "app"]
+
+GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
+    ("Moving", ("lines", "fold")),
+    ("This view", ("list", "pane")),
+    ("Everywhere", ("any", "app")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that a key does: `name` is Textual's action, `label` how the keys are written, `title` what
+    the footer says, `help` what the help says; the lower `rank`, the longer a narrow footer keeps it (0: it
+    never stands there)."""
+
+    name: str
+    keys: tuple[str, ...]
+    label: str
+    title: str
+    help: str
+    where: Where
+    rank: int = 0
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action("cursor_down", ("j", "down"), "j ↓", "Down", "next line", "lines"),
+    Action("cursor_up", ("k", "up"), "k ↑", "Up", "line before", "lines"),
+    Action("first", ("g", "home"), "g Home", "First", "first line", "lines"),
+    Action("last", ("G", "end"), "G End", "Last", "last line", "lines"),
+    Action("half_down", ("ctrl+d",), "Ctrl-d", "Half down", "half a page down", "lines"),
+    Action("half_up", ("ctrl+u",), "Ctrl-u", "Half up", "half a page up", "lines"),
+    Action("page_down", ("pagedown",), "PgDn", "Page down", "a page down", "lines"),
+    Action("page_up", ("pageup",), "PgUp", "Page up", "a page up", "lines"),
+    Action("left", ("h", "left"), "h ←", "Fold", "fold, or go to the line above", "fold"),
+    Action("right", ("l", "right"), "l →", "Unfold", "unfold", "fold"),
+    Action("open", ("enter",), "Enter", "Follow", "follow to the related thing", "lines", 2),
+    Action("back", ("escape",), "Esc", "Back", "back; clears the filter first", "any", 6),
+    Action("filter", ("slash",), "/", "Filter", "show only what matches; see the terms below", "list", 3),
+    Action("sort", ("s",), "s", "Sort", "sort by the next column", "list", 7),
+    Action("reverse", ("S",), "S", "Reverse", "reverse the order", "list", 11),
+    Action("next_pane", ("tab",), "Tab", "Pane", "the other pane", "pane", 9),
+    Action("zoom", ("plus",), "+", "Zoom", "this pane alone, and back", "pane", 12),
+    Action("copy", ("y",), "y", "Copy", "copy the selected line to the clipboard", "any", 10),
+    Action("command", ("colon",), ":", "Jump", "jump to a view by its name", "any", 4),
+    Action("previous", ("minus",), "-", "Previous", "the view before this one", "any"),
+    Action("pause", ("p",), "p", "Pause", "freeze the picture, and go on", "any", 8),
+    Action("refresh", ("r",), "r", "Refresh", "read everything again", "any", 13),
+    Action("problems", ("exclamation_mark",), "!", "Problems", "what could not be read, and why", "any", 14),
+    Action("theme", ("t",), "t", "Theme", "the next theme: dark, light, the terminal's own", "any"),
+    Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
+    Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find any action by its name", "any"),
+    Action("quit", ("q",), "q", "Quit", "quit", "any", 5),
+    Action("quit", ("ctrl+c",), "Ctrl-c", "Quit", "quit at once, from anywhere", "app"),
+)
+
+
+def bindings(*wheres: Where, priority: bool = False) -> list[Binding]:
+    """Textual's bindings of the actions that belong there."""
+    return [
+        Binding(",".join(action.keys), action.name, action.title, show=False, priority=priority)
+        for action in ACTIONS
+        if action.where in wheres
+    ]
+
+
+def view_bindings(count: int) -> list[Binding]:
+    """The number keys of the first nine views."""
+    numbers = range(1, min(count, 9) + 1)
+    return [Binding(str(number), f"view({number})", f"View {number}", show=False) for number in numbers]
+
+
+def those_of(wheres: Collection[Where]) -> Iterator[Action]:
+    """The actions that have a meaning there, in the registry's order."""
+    return (action for action in ACTIONS if action.where in wheres)
+
+
+def footer(wheres: Collection[Where]) -> list[Action]:
+    """The actions that a footer shows there, the most important first."""
+    return sorted((action for action in those_of(wheres) if action.rank), key=lambda action: action.rank)
+
+
+def grouped(wheres: Collection[Where]) -> Iterable[tuple[str, list[Action]]]:
+    """The actions that have a meaning there, under the help's headings; no empty heading."""
+    for title, group in GROUPS:
+        actions = [action for action in those_of(wheres) if action.where in group]
+        if actions:
+            yield title, actions

@@ -1,0 +1,177 @@
+"""The bridges view: each bridge with its ports folded below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import FdbEntry, Link, Ref, link_ref
+from core.rates import Rates
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells, links
+from tui.present.cells import Line
+from tui.present.link_detail import (
+    common_sections,
+    gone,
+    link_of,
+    port_flags,
+    port_state,
+    vlan_flags,
+    vlan_range,
+)
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("name", "bridge / port", 18, grow=1),
+    Column("ns", "namespace", 10, priority=2),
+    Column("state", "state", 11),
+    Column("net", "network / other end", 20, grow=2),
+    Column("addr", "subnet / flags", 18, grow=1, priority=1),
+    Column("ports", "ports", 5, align="right", priority=3),
+    Column("stp", "stp", 4, priority=4),
+    Column("vlan", "vlans", 6, priority=5),
+    Column("mtu", "mtu", 5, align="right", priority=3),
+    Column("rate", "rate", 11, align="right", priority=1),
+    Column("trend", "trend", 8, priority=6),
+)
+FDB_SHOWN = 200
+
+
+def rows(scene: Scene) -> ListRows:
+    """Every bridge, the host's first, each followed by its ports."""
+    topology = scene.topology
+    found = [link for link in scene.snapshot.links() if link.kind in ("bridge", "ovs-bridge")]
+    found.sort(key=lambda link: (link.ns != topology.host, topology.label(link.ns), link.name))
+    made = []
+    for bridge in found:
+        ports = sorted(topology.ports_of(bridge.key), key=lambda port: port.name)
+        made.append(_bridge_row(scene, bridge, len(ports)))
+        made += [_port_row(scene, bridge, port) for port in ports]
+    return ListRows(made, COLUMNS)
+
+
+def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
+    topology, settings, rate = scene.topology, bridge.bridge, scene.rate(bridge.key)
+    network = topology.network_of(bridge)
+    subnets = " ".join(network.subnets) if network and network.subnets else cells.addresses(bridge)
+    return Row(
+        link_ref(bridge.key),
+        (
+            cells.text(bridge.name), cells.text(topology.label(bridge.ns)), cells.state(bridge),
+            cells.text(f"{network.name} ({network.kind or network.driver})" if network else ""),
+            cells.text(subnets), cells.number(ports),
+            cells.yes(settings.stp) if settings else cells.NONE,
+            cells.yes(settings.vlan_filtering) if settings else cells.NONE,
+            cells.number(bridge.mtu), cells.total_bits(rate), cells.trend(rate),
+        ),
+        {**links.terms(topology, bridge), "bridge": safe(bridge.name)},
+    )  # fmt: skip
+
+
+def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
+    topology, rate = scene.topology, scene.rate(port.key)
+    peer = topology.peer(port)
+    end = f"{peer.name} in {topology.label(peer.ns)}" if peer else port.kind
+    vlans = " ".join(vlan_range(vlan.vid, vlan.vid_end) for vlan in port.port.vlans) if port.port else ""
+    inside = topology.container_of(peer.ns) if peer else None
+    return Row(
+        link_ref(port.key),
+        (
+            cells.text(port.name), cells.text(topology.label(port.ns)),
+            port_state(port) if port.admin_up else cells.state(port),
+            cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
+            cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),
+            cells.total_bits(rate), cells.trend(rate),
+        ),
+        {
+            **links.terms(topology, port),
+            "bridge": safe(bridge.name),
+            "ct": safe(inside.name) if inside else "",
+        },
+        depth=1,
+    )  # fmt: skip
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one bridge."""
+    bridge = link_of(topology, ref)
+    if bridge is None:
+        return gone("this bridge")
+    network = topology.network_of(bridge)
+    return Detail(
+        f"bridge {safe(bridge.name)} in {safe(topology.label(bridge.ns))}"
+        + (f", network {safe(network.name)}" if network else ""),
+        (
+            *cells.section("Bridge", _settings(bridge)),
+            *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
+            *common_sections(topology, bridge, rates),
+            *cells.section("VLANs of the bridge itself", _own_vlans(bridge)),
+            *_fdb_section(topology, bridge),
+        ),
+        cells.related(topology, ref),
+    )
+
+
+def _settings(bridge: Link) -> Iterator[Line]:
+    settings = bridge.bridge
+    if settings is None:
+        return
+    yield "spanning tree", cells.yes(settings.stp), None
+    yield "VLAN filtering", cells.yes(settings.vlan_filtering), None
+    if settings.vlan_filtering:
+        yield "default PVID", cells.number(settings.vlan_default_pvid), None
+    yield "bridge id", cells.text(settings.bridge_id), None
+    if settings.stp and settings.root_id:
+        root = "this bridge" if settings.root_id == settings.bridge_id else safe(settings.root_id)
+        yield "root of the tree", Cell(root), None
+    yield "priority", cells.number(settings.priority), None
+    yield "ageing", Cell(f"{settings.ageing_time:g} s"), None
+    yield "forward delay", Cell(f"{settings.forward_delay:g} s"), None
+    yield "multicast snooping", cells.yes(settings.mcast_snooping), None
+    yield "group forward mask", Cell(f"{settings.group_fwd_mask:#x}"), None
+    yield "iptables sees it", cells.yes(settings.nf_call_iptables), None
+
+
+def _port_line(topology: Topology, port: Link) -> Line:
+    peer = topology.peer(port)
+    end = f" to {peer.name} in {topology.label(peer.ns)}" if peer else f" ({port.kind})"
+    state = port_state(port)
+    return safe(port.name), Cell(f"{state.text}{safe(end)}", state.tone), link_ref(port.key)
+
+
+def _own_vlans(bridge: Link) -> Iterator[Line]:
+    for vlan in bridge.bridge.vlans if bridge.bridge else ():
+        yield f"VLAN {vlan_range(vlan.vid, vlan.vid_end)}", Cell(vlan_flags(vlan.pvid, vlan.untagged)), None
+
+
+def _fdb_section(topology: Topology, bridge: Link) -> tuple[Section, ...]:
+    net = topology.snapshot.nets[bridge.ns]
+    found = [entry for entry in net.fdb if entry.bridge == bridge.ifindex]
+    title = "Forwarding table"
+    if len(found) > FDB_SHOWN:
+        title += f" (the first {FDB_SHOWN} of {len(found)})"
+    return cells.section(title, (_fdb_line(topology, bridge, entry) for entry in found[:FDB_SHOWN]))
+
+
+def _fdb_line(topology: Topology, bridge: Link, entry: FdbEntry) -> Line:
+    port = topology.snapshot.link((bridge.ns, entry.port))
+    words = [port.name if port else f"port {entry.port}"]
+    words += [f"VLAN {entry.vlan}"] if entry.vlan else []
+    words += [f"to {entry.dst}"] if entry.dst else []
+    words += [entry.state, *entry.flags]
+    return entry.mac, cells.text(", ".join(words)), link_ref(port.key) if port else None
+
+
+VIEW = ListView(
+    "bridges", "Bridges", ("br", "bridge"), COLUMNS, rows,
+    empty="No bridge yet: a bridge is a switch inside the kernel. Container engines make one for each network, "
+    "`ip link add name br0 type bridge` makes one by hand.",
+    help=(
+        ("h l", "fold and unfold a bridge's ports"),
+        ("bridge:NAME", "one bridge with its ports"),
+        ("ct:NAME", "the ports of one container"),
+        ("state:blocking", "ports that spanning tree holds back"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,67 @@
+"""Which columns a given width has room for, and how wide each becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tui.present.rows import Column
+
+GAP = 2
+_NARROWEST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A column that has room: its place among the row's cells, where it starts, how wide it is."""
+
+    place: int
+    column: Column
+    start: int
+    width: int
+
+
+def lay_out(columns: Sequence[Column], width: int) -> tuple[Placed, ...]:
+    """The columns for `width` cells: those of high priority drop out first, what is left over goes to those
+    that grow; where even the rest does not fit, the widest shrink, and the last drop out."""
+    kept = _dropped(list(enumerate(columns)), width)
+    widths = [column.width for _, column in kept]
+    _shrink(widths, _room(kept, width))
+    _grow(widths, kept, _room(kept, width))
+    placed, start = [], 0
+    for (place, column), cells in zip(kept, widths, strict=True):
+        placed.append(Placed(place, column, start, cells))
+        start += cells + GAP
+    return tuple(placed)
+
+
+def _room(kept: list[tuple[int, Column]], width: int) -> int:
+    """The cells that are left for the columns themselves."""
+    return width - GAP * (len(kept) - 1)
+
+
+def _dropped(kept: list[tuple[int, Column]], width: int) -> list[tuple[int, Column]]:
+    while sum(column.width for _, column in kept) > _room(kept, width):
+        least = max(kept, key=lambda each: each[1].priority)
+        if least[1].priority == 0:
+            break
+        kept.remove(least)
+    while len(kept) > 1 and _NARROWEST * len(kept) > _room(kept, width):
+        kept.pop()
+    return kept
+
+
+def _shrink(widths: list[int], room: int) -> None:
+    while sum(widths) > max(room, len(widths)):
+        widest = widths.index(max(widths))
+        widths[widest] -= 1
+
+
+def _grow(widths: list[int], kept: list[tuple[int, Column]], room: int) -> None:
+    surplus, shares = room - sum(widths), sum(column.grow for _, column in kept)
+    if surplus <= 0 or not shares:
+        return
+    given = 0
+    for place, (_, column) in enumerate(kept):
+        given += column.grow
+        widths[place] += surplus * given // shares - surplus * (given - column.grow) // shares

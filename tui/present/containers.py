@@ -1,0 +1,254 @@
+"""The containers view: every container with its network model, and the card that tells it in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import (
+    Container,
+    ModelCard,
+    NamespaceUse,
+    PublishedPort,
+    Ref,
+    container_ref,
+    link_ref,
+    namespace_ref,
+    nat_ref,
+    network_ref,
+)
+from core.rates import Rates
+from core.related import entries_of_container
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells, units
+from tui.present.cells import Line
+from tui.present.link_detail import gone
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("name", "container", 18, grow=1),
+    Column("model", "model", 13),
+    Column("state", "state", 8),
+    Column("net", "networks", 14, grow=1),
+    Column("addr", "addresses", 14, grow=1),
+    Column("port", "published", 16, grow=1, priority=2),
+    Column("in", "receives", 11, align="right", priority=3),
+    Column("out", "sends", 11, align="right", priority=3),
+    Column("runtime", "runtime", 7, priority=4),
+    Column("image", "image", 16, grow=1, priority=5),
+    Column("trend", "trend", 8, priority=6),
+)
+
+KIND_WORDS = {
+    "user": "user ids", "mnt": "mounts", "pid": "processes", "uts": "host name", "net": "network", "ipc": "ipc",
+}  # fmt: skip
+
+
+def rows(scene: Scene) -> ListRows:
+    """Every container, the engines' first."""
+    found = sorted(
+        scene.topology.containers.values(),
+        key=lambda one: (one.runtime not in ("docker", "podman"), one.name, one.uid),
+    )
+    return ListRows([_row(scene, container) for container in found], COLUMNS)
+
+
+def _row(scene: Scene, container: Container) -> Row:
+    topology = scene.topology
+    networks = " ".join(network.name for network in topology.networks_of(container))
+    addresses = " ".join(topology.addresses_of(container))
+    received, sent, history = _traffic(scene, container)
+    return Row(
+        container_ref(container.runtime, container.id),
+        (
+            cells.text(container.name), model(topology, container), state(container), cells.text(networks),
+            cells.text(addresses), cells.text(" ".join(map(port_words, container.ports))),
+            cells.bits(received), cells.bits(sent), cells.text(container.runtime), cells.text(container.image),
+            Cell(units.sparkline(history), "" if history and history[-1] >= 1 else "dim", sum(history[-5:])),
+        ),
+        _terms(topology, container, networks, addresses),
+    )  # fmt: skip
+
+
+def _terms(topology: Topology, container: Container, networks: str, addresses: str) -> dict[str, str]:
+    ports = (f"{port.host_port} {port.container_port}" for port in container.ports)
+    return {
+        "name": safe(container.name),
+        "ct": safe(container.name),
+        "id": safe(container.id),
+        "ns": safe(topology.label(container.netns)) if container.netns else "",
+        "net": safe(networks),
+        "addr": safe(addresses),
+        "port": " ".join(ports),
+        "proto": " ".join({safe(port.l4_proto) for port in container.ports}),
+        "state": safe(container.state),
+        "label": " ".join(f"{safe(key)}={safe(value)}" for key, value in container.labels.items()),
+        "pid": str(container.pid or ""),
+    }
+
+
+def _traffic(scene: Scene, container: Container) -> tuple[float | None, float | None, tuple[float, ...]]:
+    """What all links of a container carry together: bits a second in and out, and their history."""
+    rates = [rate for link in scene.topology.links_of(container) if (rate := scene.rate(link.key))]
+    if not rates:
+        return None, None, ()
+    history = tuple(map(sum, zip(*(rate.history for rate in rates), strict=False)))
+    return sum(rate.rx_bps for rate in rates), sum(rate.tx_bps for rate in rates), history
+
+
+def model(topology: Topology, container: Container) -> Cell:
+    """A container's network model in a word; a dead joined namespace is bad."""
+    card = topology.cards.get(container.uid)
+    if card is None or card.model == "unknown":
+        return Cell("unknown" if card else "–", "dim")
+    if card.joined_dead:
+        return Cell(f"{card.model}, dead", "bad")
+    return Cell(card.model)
+
+
+def state(container: Container) -> Cell:
+    """A container's state as its engine words it."""
+    tones: dict[str, Tone] = {"running": "ok", "paused": "warn", "restarting": "warn", "dead": "bad"}
+    return cells.text(container.state, tones.get(container.state, "dim"))
+
+
+def port_words(port: PublishedPort) -> str:
+    """A published port: "8080→80", with the address where it is not every one, and "/udp"."""
+    where = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0", "::") else ""
+    proto = "" if port.l4_proto == "tcp" else f"/{port.l4_proto}"
+    return f"{where}{port.host_port}→{port.container_port}{proto}"
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one container: its model card first."""
+    container = topology.containers.get(":".join(map(str, ref.key)))
+    if container is None:
+        return gone("this container")
+    card = topology.cards.get(container.uid)
+    return Detail(
+        f"container {safe(container.name)}",
+        (
+            *cells.section("Model", _model_lines(topology, container, card)),
+            *cells.section(
+                "Namespaces", (matrix_line(topology, use) for use in card.namespaces) if card else ()
+            ),
+            *cells.section("Networks", _networks(topology, container)),
+            *cells.section("Links", _links(topology, container, rates)),
+            *cells.section("Published ports", _ports(container)),
+            *cells.section("NAT", _nat(topology, container)),
+            *cells.section("Container", _identity(topology, container)),
+            *cells.section("Labels", ((safe(k), cells.text(v), None) for k, v in container.labels.items())),
+        ),
+        cells.related(topology, ref),
+    )
+
+
+def _model_lines(topology: Topology, container: Container, card: ModelCard | None) -> Iterator[Line]:
+    yield "model", model(topology, container), None
+    if card is None:
+        return
+    yield "because", cells.text(card.why, "bad" if card.joined_dead else ""), None
+    for uid in card.joined_with:
+        other = topology.containers.get(uid)
+        if other is not None:
+            yield "joined with", cells.text(other.name), container_ref(other.runtime, other.id)
+
+
+def matrix_line(topology: Topology, use: NamespaceUse) -> Line:
+    """One of the six namespaces: the host's, its own, or shared with whom."""
+    title = f"{use.kind:<5}{KIND_WORDS.get(use.kind, '')}"
+    others = [topology.containers[uid] for uid in use.with_containers if uid in topology.containers]
+    if not use.inode:
+        return title, Cell("unknown", "dim"), None
+    if use.with_host:
+        return title, Cell("■ the host's"), None
+    if others:
+        names = ", ".join(other.name for other in others)
+        return title, cells.text(f"◐ with {names}"), container_ref(others[0].runtime, others[0].id)
+    return title, Cell("□ its own"), namespace_ref(use.inode) if use.kind == "net" else None
+
+
+def _networks(topology: Topology, container: Container) -> Iterator[Line]:
+    by_name = {name: net for net in topology.networks_of(container) for name in (net.id, net.name)}
+    for end in container.endpoints:
+        network = by_name.pop(end.network, None)
+        words = [end.ipv4, end.ipv6, f"gateway {end.gateway}" if end.gateway else ""]
+        target = network_ref(network.id) if network else None
+        yield (
+            safe(network.name if network else end.network),
+            cells.text(" ".join(filter(None, words))),
+            target,
+        )
+    told = {end.network for end in container.endpoints}
+    for network in topology.networks_of(container):
+        if not told & {network.id, network.name}:
+            yield safe(network.name), cells.text(network.kind or network.driver), network_ref(network.id)
+
+
+def _links(topology: Topology, container: Container, rates: Rates | None) -> Iterator[Line]:
+    for link in topology.links_of(container):
+        peer, rate = topology.peer(link), rates.of(link.key) if rates else None
+        words = [cells.addresses(link), f"↔ {peer.name} in {topology.label(peer.ns)}" if peer else ""]
+        words += [f"in {units.bits(rate.rx_bps)}, out {units.bits(rate.tx_bps)}"] if rate else []
+        state_cell = cells.state(link)
+        words += [state_cell.text] if state_cell.tone == "bad" else []
+        tone: Tone = "bad" if state_cell.tone == "bad" else ""
+        yield safe(link.name), cells.text(" ".join(filter(None, words)), tone), link_ref(link.key)
+
+
+def _ports(container: Container) -> Iterator[Line]:
+    for port in container.ports:
+        where = port.host_ip or "every address"
+        yield (
+            f"{safe(port.l4_proto)} {port.host_port}",
+            cells.text(f"on {where} → {port.container_port}"),
+            None,
+        )
+
+
+def _nat(topology: Topology, container: Container) -> Iterator[Line]:
+    for entry in entries_of_container(topology, container):
+        tone: Tone = "bad" if entry.verdict in ("drop", "reject") else ""
+        yield safe(entry.kind), cells.text(entry.sentence, tone), nat_ref(entry.ns, entry.entry_id)
+
+
+def _identity(topology: Topology, container: Container) -> Iterator[Line]:
+    yield "runtime", cells.text(container.runtime), None
+    yield "state", state(container), None
+    yield "id", cells.text(container.id), None
+    yield "image", cells.text(container.image), None
+    if container.pid:
+        yield "first process", Cell(str(container.pid)), None
+    if container.command:
+        yield "command", cells.text(container.command), None
+    if container.created:
+        yield "created", cells.text(container.created), None
+    if container.network_mode:
+        yield "asked for", cells.text(_asked_for(topology, container.network_mode)), None
+    if container.netns is not None:
+        label = topology.label(container.netns)
+        yield "namespace", cells.text(label), namespace_ref(container.netns)
+
+
+def _asked_for(topology: Topology, mode: str) -> str:
+    """A network mode with a container's name for its id."""
+    kind, _, wanted = mode.partition(":")
+    if kind != "container":
+        return mode
+    found = next((one.name for one in topology.containers.values() if wanted in (one.id, one.name)), "")
+    return f"the network of {found}" if found else f"the network of {wanted[:12]}, which is gone"
+
+
+VIEW = ListView(
+    "containers", "Containers", ("con", "docker", "podman", "ps"), COLUMNS, rows,
+    empty="No container yet. Docker's, podman's, and plain named namespaces appear here; "
+    "`ip netns add blue` already makes one.",
+    help=(
+        ("model:open", "containers by network model: closed, bridged, joined, open"),
+        ("net:NAME", "the containers of a network"),
+        ("port:8080", "by published or inner port"),
+        ("label:tier=front", "by label"),
+    ),
+)  # fmt: skip

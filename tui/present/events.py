@@ -1,0 +1,68 @@
+"""The events view: what changed on the host, in sentences, the newest first."""
+
+from __future__ import annotations
+
+import time
+
+from core.model import Change, Ref
+from core.text import safe
+from tui.present import cells
+from tui.present.link_detail import gone
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("time", "time", 8),
+    Column("state", "what", 7),
+    Column("kind", "kind", 9, priority=1),
+    Column("sentence", "what happened", 40, grow=1),
+)
+_TONES: dict[str, Tone] = {"added": "ok", "removed": "warn", "changed": ""}
+
+
+def rows(scene: Scene) -> ListRows:
+    """The log, newest first."""
+    made = [_row(ref, change) for ref, change in scene.log.numbered()]
+    return ListRows(made[::-1], COLUMNS)
+
+
+def _row(ref: Ref, change: Change) -> Row:
+    clock = time.strftime("%H:%M:%S", time.localtime(change.at))
+    tone: Tone = (
+        "bad" if change.ref.kind == "problem" and change.action == "added" else _TONES.get(change.action, "")
+    )
+    return Row(
+        ref,
+        (
+            Cell(clock, "dim", change.at), cells.text(change.action, tone), cells.text(change.ref.kind, "dim"),
+            cells.text(change.sentence),
+        ),
+        {"kind": safe(change.ref.kind), "state": safe(change.action)},
+    )  # fmt: skip
+
+
+def detail(scene: Scene, ref: Ref) -> Detail:
+    """One change, and the thing that it happened to."""
+    change = scene.log.change(ref)
+    if change is None:
+        return gone("this event")
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(change.at))
+    return Detail(
+        f"{safe(change.ref.kind)} {safe(change.action)}",
+        cells.section(
+            "Event", (("", cells.text(change.sentence), None), ("time", Cell(moment), None))
+        ),
+        ((f"the {safe(change.ref.kind)}", change.ref),),
+    )  # fmt: skip
+
+
+VIEW = ListView(
+    "events", "Events", ("log", "ev"), COLUMNS, rows,
+    empty="Nothing has changed since the start. Links, addresses, containers and rules that come, go or change "
+    "are told here in sentences.",
+    help=(
+        ("state:removed", "what went away; also added, changed"),
+        ("kind:container", "what happened to containers"),
+    ),
+)  # fmt: skip

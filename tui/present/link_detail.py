@@ -1,0 +1,129 @@
+"""The detail lines that links of all kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import Link, LinkKey, Ref, link_ref, namespace_ref
+from core.rates import Rates
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells, units
+from tui.present.cells import Line
+from tui.present.rows import Cell, Detail, Section, Tone
+
+_PORT_TONES: dict[str, Tone] = {"forwarding": "ok", "disabled": "bad"}
+
+
+def link_of(topology: Topology, ref: Ref) -> Link | None:
+    """The link that a reference points at."""
+    return topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
+
+
+def master_of(topology: Topology, link: Link) -> Link | None:
+    """The bridge, bond or other link that has taken this one."""
+    return topology.snapshot.link((link.ns, link.master)) if link.master is not None else None
+
+
+def gone(what: str) -> Detail:
+    """The detail of something that is no longer there."""
+    return Detail(f"{what} is gone", (Section("", (("", Cell("it was removed", "dim"), None),)),))
+
+
+def common_sections(topology: Topology, link: Link, rates: Rates | None) -> tuple[Section, ...]:
+    """What every link has: identity, port, speed."""
+    return (
+        *cells.section("Link", _identity(topology, link)),
+        *cells.section(
+            "Addresses", ((f"IPv{one.family}", cells.text(str(one)), None) for one in link.addresses)
+        ),
+        *cells.section("Bridge port", port_lines(link)),
+        *cells.section("Traffic", rate_lines(link.key, rates)),
+    )
+
+
+def _identity(topology: Topology, link: Link) -> Iterator[Line]:
+    yield "kind", cells.text(link.kind), None
+    yield "state", cells.state(link), None
+    yield "namespace", cells.text(topology.label(link.ns)), namespace_ref(link.ns)
+    master = master_of(topology, link)
+    if master is not None:
+        yield "master", cells.text(master.name), link_ref(master.key)
+    yield "MTU", cells.number(link.mtu), None
+    yield "MAC", cells.text(link.mac), None
+    yield "ifindex", cells.number(link.ifindex), None
+    if link.alias:
+        yield "alias", cells.text(link.alias), None
+    if link.altnames:
+        yield "also called", cells.text(", ".join(link.altnames)), None
+    if link.qdisc:
+        yield "queueing", cells.text(link.qdisc), None
+    if link.promiscuous:
+        yield "promiscuous", cells.yes(True), None
+    for name, value in link.details.items():
+        yield safe(name), cells.text(str(value)), None
+    if link.offloads:
+        yield "offloads", cells.text(" ".join(link.offloads)), None
+
+
+def port_lines(link: Link) -> Iterator[Line]:
+    """The bridge's side of a link that is a port."""
+    port = link.port
+    if port is None:
+        return
+    yield "STP state", port_state(link), None
+    yield "flags", cells.text(port_flags(link)), None
+    yield "cost, priority", Cell(f"{port.cost}, {port.priority}"), None
+    for vlan in port.vlans:
+        yield (
+            f"VLAN {vlan_range(vlan.vid, vlan.vid_end)}",
+            Cell(vlan_flags(vlan.pvid, vlan.untagged), "dim"),
+            None,
+        )
+
+
+def port_state(link: Link) -> Cell:
+    """A bridge port's STP state."""
+    found = link.port.state if link.port else ""
+    return cells.text(found, _PORT_TONES.get(found, "warn"))
+
+
+def port_flags(link: Link) -> str:
+    """The flags of a bridge port that differ from a fresh port's."""
+    port = link.port
+    if port is None:
+        return ""
+    usual_on = ("learning", "flood", "mcast_flood", "bcast_flood")
+    usual_off = ("isolated", "hairpin", "neigh_suppress", "guard", "root_block", "fastleave")
+    raised = [name for name in usual_off if getattr(port, name)]
+    lowered = [f"no {name}" for name in usual_on if not getattr(port, name)]
+    return ", ".join((*raised, *lowered)).replace("_", " ")
+
+
+def vlan_range(first: int, last: int) -> str:
+    """ "10" or "10-20"."""
+    return str(first) if last in (0, first) else f"{first}-{last}"
+
+
+def vlan_flags(pvid: bool, untagged: bool) -> str:
+    """A VLAN's flags as bridge(8) words them."""
+    return ", ".join((*(["PVID"] if pvid else []), "egress untagged" if untagged else "tagged"))
+
+
+def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
+    """Speed and counters of a link."""
+    rate = rates.of(key) if rates else None
+    if rate is not None:
+        yield "receives", Cell(f"{units.bits(rate.rx_bps)}, {units.packets(rate.rx_pps)}"), None
+        yield "sends", Cell(f"{units.bits(rate.tx_bps)}, {units.packets(rate.tx_pps)}"), None
+        yield "trend", Cell(units.sparkline(rate.history, 30)), None
+    counters = rates.counters_of(key) if rates else None
+    if counters is None:
+        return
+    for title, direction in (("received", "rx"), ("sent", "tx")):
+        octets, packets, errors, dropped = (
+            int(counters[f"{direction}_{what}"]) for what in ("bytes", "packets", "errors", "dropped")
+        )
+        yield title, Cell(f"{units.size(octets)} in {units.count(packets)} packets"), None
+        if errors or dropped:
+            yield f"{title}: lost", Cell(f"{errors} errors, {dropped} dropped", "warn"), None

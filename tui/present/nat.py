@@ -1,0 +1,157 @@
+"""The NAT view: translations and forward filters by name, each with the rules behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import FirewallRule, NatEntry, Ref, container_ref, namespace_ref, nat_ref, network_ref
+from core.rates import Rates
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells
+from tui.present.cells import Line
+from tui.present.link_detail import gone
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("kind", "kind", 14),
+    Column("name", "entry", 30, grow=3),
+    Column("whose", "for", 14, grow=1),
+    Column("verdict", "verdict", 10, priority=3),
+    Column("proto", "proto", 5, priority=4),
+    Column("outside", "outside", 18, grow=1, priority=2),
+    Column("inside", "inside", 18, grow=1, priority=2),
+    Column("packets", "packets", 7, align="right", priority=1),
+    Column("bytes", "bytes", 8, align="right", priority=1),
+    Column("family", "family", 6, priority=5),
+    Column("ns", "namespace", 10, priority=4),
+)
+_ORDER = {"published port": 0, "dnat": 1, "redirect": 2, "masquerade": 3, "snat": 4, "filter": 5}
+
+
+def rows(scene: Scene) -> ListRows:
+    """Every entry: published ports first, filters last."""
+    topology = scene.topology
+    found = sorted(
+        topology.nat,
+        key=lambda entry: (entry.ns != topology.host, _ORDER.get(entry.kind, 9), entry.name, entry.entry_id),
+    )
+    return ListRows([_row(topology, entry) for entry in found], COLUMNS)
+
+
+def _row(topology: Topology, entry: NatEntry) -> Row:
+    whose = " ".join((*_container_names(topology, entry), *_network_names(topology, entry)))
+    return Row(
+        nat_ref(entry.ns, entry.entry_id),
+        (
+            cells.text(entry.kind), cells.text(entry.name), cells.text(whose),
+            cells.text(entry.verdict, verdict_tone(entry)), cells.text(entry.l4_proto),
+            cells.text(entry.outside), cells.text(entry.inside), cells.count(entry.packets),
+            cells.size(entry.bytes), cells.text(entry.family), cells.text(topology.label(entry.ns)),
+        ),
+        {
+            "name": safe(entry.name),
+            "kind": safe(entry.kind),
+            "ct": safe(" ".join(_container_names(topology, entry))),
+            "net": safe(" ".join(_network_names(topology, entry))),
+            "ns": safe(topology.label(entry.ns)),
+            "proto": safe(entry.l4_proto),
+            "port": _ports(entry),
+            "addr": safe(f"{entry.outside} {entry.inside}"),
+            "state": safe(entry.verdict),
+        },
+    )  # fmt: skip
+
+
+def verdict_tone(entry: NatEntry) -> Tone:
+    """Only what keeps packets from going on stands out."""
+    return "bad" if entry.verdict in ("drop", "reject") else ""
+
+
+def _ports(entry: NatEntry) -> str:
+    """The port numbers of both sides, as words."""
+    sides = (side.rpartition(":")[2] for side in (entry.outside, entry.inside) if ":" in side)
+    return " ".join(port for port in sides if port.isdecimal())
+
+
+def _container_names(topology: Topology, entry: NatEntry) -> tuple[str, ...]:
+    return tuple(topology.containers[uid].name for uid in entry.containers if uid in topology.containers)
+
+
+def _network_names(topology: Topology, entry: NatEntry) -> tuple[str, ...]:
+    return tuple(net.name for id_ in entry.networks if (net := topology.network(id_)))
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one entry: what it does in a sentence, whose it is, and the raw rules behind it."""
+    entry = next((one for one in topology.nat if (one.ns, one.entry_id) == ref.key), None)
+    if entry is None:
+        return gone("this entry")
+    return Detail(
+        f"{safe(entry.kind)}: {safe(entry.name)}",
+        (
+            *cells.section("What it does", _meaning(topology, entry)),
+            *cells.section("For", _whose(topology, entry)),
+            *cells.section("Rules behind it", _rules(topology, entry)),
+        ),
+        cells.related(topology, ref),
+    )
+
+
+def _meaning(topology: Topology, entry: NatEntry) -> Iterator[Line]:
+    yield "", cells.text(entry.sentence, verdict_tone(entry)), None
+    if entry.outside:
+        yield "outside", cells.text(entry.outside), None
+    if entry.inside:
+        yield "inside", cells.text(entry.inside), None
+    if entry.verdict:
+        yield "verdict", cells.text(entry.verdict, verdict_tone(entry)), None
+    yield "packets", cells.count(entry.packets), None
+    yield "bytes", cells.size(entry.bytes), None
+    yield "family", cells.text(entry.family), None
+    yield "namespace", cells.text(topology.label(entry.ns)), namespace_ref(entry.ns)
+
+
+def _whose(topology: Topology, entry: NatEntry) -> Iterator[Line]:
+    for uid in entry.containers:
+        container = topology.containers.get(uid)
+        if container is not None:
+            ref = container_ref(container.runtime, container.id)
+            yield "container", cells.text(container.name), ref
+    for network_id in entry.networks:
+        network = topology.network(network_id)
+        if network is not None:
+            yield "network", cells.text(network.name), network_ref(network.id)
+
+
+def _rules(topology: Topology, entry: NatEntry) -> Iterator[Line]:
+    firewall = topology.snapshot.firewalls.get(entry.ns)
+    by_id = {rule.rule_id: rule for rule in firewall.rules} if firewall else {}
+    for rule_id in entry.rules:
+        rule = by_id.get(rule_id)
+        if rule is not None:
+            yield f"{safe(rule.table)} {safe(rule.chain)}", cells.text(rule.text), None
+            yield "", Cell(_rule_words(rule), "dim"), None
+
+
+def _rule_words(rule: FirewallRule) -> str:
+    words = [f"by {safe(rule.backend)}"]
+    words += [] if rule.packets is None else [f"{rule.packets} packets"]
+    words += [f"comment: {safe(rule.comment)}"] if rule.comment else []
+    words += [] if rule.understood else ["holds a match that is told by its text only"]
+    return ", ".join(words)
+
+
+VIEW = ListView(
+    "nat", "NAT", ("firewall", "rules"), COLUMNS, rows,
+    empty="No rule translates or filters forwarded traffic. A container engine adds some with its first network: "
+    "a masquerade for the way out, a published port for the way in.",
+    help=(
+        ("kind:published", "published ports only; also masquerade, dnat, filter"),
+        ("ct:NAME", "what concerns one container"),
+        ("verdict:drop", "what is dropped"),
+        ("port:8080", "by port, outside or inside"),
+    ),
+)  # fmt: skip

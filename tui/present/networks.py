@@ -1,0 +1,125 @@
+"""The networks view: every network, whichever engine made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import Network, Ref, container_ref, link_ref, nat_ref, network_ref
+from core.rates import Rates
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells
+from tui.present.cells import Line
+from tui.present.link_detail import gone, rate_lines
+from tui.present.list_rows import ListRows
+from tui.present.rows import Column, Detail, ListView, Row
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("name", "network", 16, grow=1),
+    Column("kind", "kind", 10),
+    Column("addr", "subnet", 18, grow=1),
+    Column("gateway", "gateway", 15, priority=2),
+    Column("bridge", "bridge", 15, priority=1),
+    Column("members", "containers", 10, align="right"),
+    Column("mtu", "mtu", 5, align="right", priority=4),
+    Column("engine", "engine", 7, priority=3),
+    Column("rate", "rate", 11, align="right", priority=2),
+    Column("trend", "trend", 8, priority=5),
+)
+
+
+def rows(scene: Scene) -> ListRows:
+    """Every network, those with a bridge first."""
+    found = sorted(scene.topology.networks, key=lambda net: (not net.bridge, net.name, net.id))
+    return ListRows([_row(scene, network) for network in found], COLUMNS)
+
+
+def _row(scene: Scene, network: Network) -> Row:
+    topology = scene.topology
+    bridge = topology.bridge_link(network)
+    rate = scene.rate(bridge.key) if bridge else None
+    subnets, gateways = " ".join(network.subnets), " ".join(network.gateways)
+    return Row(
+        network_ref(network.id),
+        (
+            cells.text(network.name), cells.text(network.kind or network.driver), cells.text(subnets),
+            cells.text(gateways), cells.text(network.bridge), cells.number(len(topology.members(network))),
+            cells.number(mtu(topology, network)), cells.text(network.engine), cells.total_bits(rate),
+            cells.trend(rate),
+        ),
+        {
+            "name": safe(network.name), "net": safe(network.name), "id": safe(network.id),
+            "kind": safe(network.kind or network.driver), "addr": safe(f"{subnets} {gateways}"),
+            "ns": safe(topology.label(network.ns or topology.host)),
+            "ct": safe(" ".join(member.name for member in topology.members(network))),
+            "label": " ".join(f"{safe(key)}={safe(value)}" for key, value in network.labels.items()),
+        },
+    )  # fmt: skip
+
+
+def mtu(topology: Topology, network: Network) -> int:
+    """A network's MTU: its bridge's, or what its engine was told."""
+    bridge = topology.bridge_link(network)
+    return bridge.mtu if bridge else network.mtu
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one network."""
+    network = topology.network(str(ref.key[0]))
+    if network is None:
+        return gone("this network")
+    bridge = topology.bridge_link(network)
+    return Detail(
+        f"network {safe(network.name)}",
+        (
+            *cells.section("Network", _identity(topology, network)),
+            *cells.section("Containers", _members(topology, network)),
+            *cells.section("NAT", _nat(topology, network)),
+            *cells.section("Traffic", rate_lines(bridge.key, rates) if bridge else ()),
+            *cells.section("Labels", ((safe(k), cells.text(v), None) for k, v in network.labels.items())),
+        ),
+        cells.related(topology, ref),
+    )
+
+
+def _identity(topology: Topology, network: Network) -> Iterator[Line]:
+    bridge = topology.bridge_link(network)
+    yield "kind", cells.text(network.kind or network.driver), None
+    for subnet in network.subnets:
+        yield "subnet", cells.text(subnet), None
+    for gateway in network.gateways:
+        yield "gateway", cells.text(gateway), None
+    if network.bridge:
+        missing = cells.text(f"{network.bridge}, which is gone", "bad")
+        yield (
+            "bridge",
+            cells.text(bridge.name) if bridge else missing,
+            link_ref(bridge.key) if bridge else None,
+        )
+    if mtu(topology, network):
+        yield "MTU", cells.number(mtu(topology, network)), None
+    yield "made by", cells.text(f"{network.engine}, driver {network.driver}"), None
+    yield "id", cells.text(network.id), None
+
+
+def _members(topology: Topology, network: Network) -> Iterator[Line]:
+    for member in topology.members(network):
+        words = " ".join(topology.addresses_of(member))
+        yield safe(member.name), cells.text(words), container_ref(member.runtime, member.id)
+
+
+def _nat(topology: Topology, network: Network) -> Iterator[Line]:
+    for entry in topology.nat:
+        if network.id in entry.networks:
+            yield safe(entry.kind), cells.text(entry.sentence), nat_ref(entry.ns, entry.entry_id)
+
+
+VIEW = ListView(
+    "networks", "Networks", ("net", "network"), COLUMNS, rows,
+    empty="No network yet. `docker network create` makes one, and so does a bridge with an address.",
+    help=(
+        ("kind:internal", "networks by kind: nat, internal, routed, host, none, ..."),
+        ("ct:NAME", "the networks of a container"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,232 @@
+"""The routes view: routes, policy rules and neighbours of each namespace, folded by namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import LinkKey, Neighbour, NetState, PolicyRule, Ref, Route, link_ref, namespace_ref
+from core.rates import Rates
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells, namespaces
+from tui.present.cells import Line
+from tui.present.link_detail import gone
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("name", "destination", 24, grow=2),
+    Column("kind", "kind", 11),
+    Column("via", "via", 17, grow=1),
+    Column("dev", "by link", 12, grow=1),
+    Column("table", "table", 7, priority=2),
+    Column("proto", "protocol", 8, priority=3),
+    Column("state", "scope / state", 12, priority=1),
+    Column("source", "source", 15, priority=4),
+    Column("metric", "metric", 6, align="right", priority=3),
+)
+_NEIGHBOUR_TONES: dict[str, Tone] = {
+    "reachable": "ok", "permanent": "", "failed": "bad", "incomplete": "warn", "stale": "dim", "noarp": "dim",
+}  # fmt: skip
+_REFUSING = ("blackhole", "unreachable", "prohibit", "throw")
+_EMPTY = Cell("")
+
+
+def rows(scene: Scene) -> ListRows:
+    """Each namespace with what it knows of the ways out of it, the host's first."""
+    topology = scene.topology
+    spaces = sorted(scene.snapshot.nets, key=lambda ns: (ns != topology.host, topology.label(ns)))
+    return ListRows([row for ns in spaces for row in _space_rows(topology, scene.snapshot.nets[ns])], COLUMNS)
+
+
+def _space_rows(topology: Topology, net: NetState) -> Iterator[Row]:
+    routes = sorted(net.routes, key=lambda route: (route.table == "local", route.family))
+    if not routes and not net.neighbours and not net.rules:
+        return
+    label = safe(topology.label(net.ns))
+    yield _space_row(net, label)
+    for route in routes:
+        yield _route_row(net, route, label)
+    for rule in net.rules:
+        yield _rule_row(net, rule, label)
+    for neighbour in net.neighbours:
+        yield _neighbour_row(topology, net, neighbour, label)
+
+
+def _space_row(net: NetState, label: str) -> Row:
+    words = f"{len(net.routes)} routes, {len(net.rules)} rules, {len(net.neighbours)} neighbours"
+    blank = (_EMPTY,) * (len(COLUMNS) - 3)
+    return Row(
+        namespace_ref(net.ns),
+        (Cell(label), Cell("namespace", "dim"), Cell(words, "dim"), *blank),
+        {"ns": label, "name": label, "kind": "namespace"},
+    )
+
+
+def _route_row(net: NetState, route: Route, label: str) -> Row:
+    gateways = " ".join(hop.gateway for hop in route.nexthops if hop.gateway)
+    devices = _devices(net, route)
+    quiet: Tone = "dim" if route.table == "local" else ""
+    kind = "route" if route.kind == "unicast" else route.kind
+    return Row(
+        route_ref(net.ns, route),
+        (
+            cells.text(route.dst, quiet), cells.text(kind, "warn" if route.kind in _REFUSING else quiet),
+            cells.text(gateways, quiet), cells.text(devices, quiet), cells.text(route.table, quiet),
+            cells.text(route.protocol, quiet), cells.text(route.scope, quiet), cells.text(route.source, quiet),
+            cells.number(route.metric) if route.metric else cells.NONE,
+        ),
+        {
+            "ns": label, "kind": f"route {safe(route.kind)}", "dev": safe(devices), "addr": safe(f"{route.dst} {gateways}"),
+            "proto": safe(route.protocol), "table": safe(route.table), "family": str(route.family),
+        },
+        depth=1,
+    )  # fmt: skip
+
+
+def _devices(net: NetState, route: Route) -> str:
+    found = (net.links.get(hop.ifindex or 0) for hop in route.nexthops)
+    return " ".join(link.name for link in found if link is not None)
+
+
+def _rule_row(net: NetState, rule: PolicyRule, label: str) -> Row:
+    return Row(
+        rule_ref(net.ns, rule),
+        (
+            cells.text(selector(rule)), Cell("rule"), cells.text(action(rule)),
+            cells.text(" ".join(filter(None, (rule.iif, rule.oif)))), cells.text(rule.table),
+            cells.NONE, cells.NONE, cells.NONE, cells.number(rule.priority),
+        ),
+        {"ns": label, "kind": "rule", "table": safe(rule.table), "family": str(rule.family)},
+        depth=1,
+    )  # fmt: skip
+
+
+def selector(rule: PolicyRule) -> str:
+    """Whom a policy rule means: "from all", "not from 10.0.0.0/8 to 1.2.3.4 fwmark 0x1"."""
+    words = ["not"] if rule.inverted else []
+    words.append(f"from {rule.src or 'all'}")
+    words += [f"to {rule.dst}"] if rule.dst else []
+    words += [f"fwmark {rule.fwmark:#x}"] if rule.fwmark is not None else []
+    words[-1] += (
+        f"/{rule.fwmask:#x}" if rule.fwmark is not None and rule.fwmask not in (None, 0xFFFFFFFF) else ""
+    )
+    return " ".join(words)
+
+
+def action(rule: PolicyRule) -> str:
+    """What a policy rule does."""
+    return f"lookup {rule.table}" if rule.action == "lookup" else rule.action
+
+
+def _neighbour_row(topology: Topology, net: NetState, neighbour: Neighbour, label: str) -> Row:
+    link = net.links.get(neighbour.ifindex)
+    owner = topology.container_at(net.ns, neighbour.address)
+    return Row(
+        neighbour_ref(net.ns, neighbour),
+        (
+            cells.text(f"{neighbour.address} ({owner.name})" if owner else neighbour.address), Cell("neighbour"),
+            cells.text(neighbour.mac), cells.text(link.name if link else ""), cells.NONE, cells.NONE,
+            cells.text(neighbour.state, _NEIGHBOUR_TONES.get(neighbour.state, "")), cells.NONE, cells.NONE,
+        ),
+        {
+            "ns": label, "kind": "neighbour", "addr": safe(neighbour.address), "mac": neighbour.mac,
+            "dev": safe(link.name) if link else "", "state": safe(neighbour.state),
+            "ct": safe(owner.name) if owner else "", "family": str(neighbour.family),
+        },
+        depth=1,
+    )  # fmt: skip
+
+
+def route_ref(ns: int, route: Route) -> Ref:
+    """The reference of a route: its namespace, the ifindex it leaves by, and what tells it from others."""
+    ifindex = route.nexthops[0].ifindex or 0 if route.nexthops else 0
+    words = (route.dst, route.table, route.kind, route.protocol, route.source, route.scope)
+    return Ref("route", (ns, ifindex, *words, route.family, route.metric))
+
+
+def rule_ref(ns: int, rule: PolicyRule) -> Ref:
+    """The reference of a policy rule."""
+    words = (selector(rule), rule.iif, rule.oif, rule.table, rule.action)
+    return Ref("rule", (ns, 0, *words, rule.family, rule.priority))
+
+
+def neighbour_ref(ns: int, neighbour: Neighbour) -> Ref:
+    """The reference of a neighbour: its namespace, the ifindex, and its address."""
+    return Ref("neighbour", (ns, neighbour.ifindex, neighbour.address))
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about a route, a policy rule or a neighbour; a namespace's own detail for its heading."""
+    if ref.kind == "namespace":
+        return namespaces.detail(topology, ref, rates)
+    net = topology.snapshot.nets.get(int(ref.key[0]))
+    lines = _LINES[ref.kind](topology, net, ref) if net else None
+    if not lines:
+        return gone(f"this {ref.kind}")
+    where = safe(topology.label(int(ref.key[0])))
+    return Detail(
+        f"{ref.kind} {safe(str(ref.key[2]))} in {where}",
+        cells.section(ref.kind.capitalize(), lines),
+        cells.related(topology, ref),
+    )
+
+
+def _route_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
+    route = next((one for one in net.routes if route_ref(net.ns, one) == ref), None)
+    if route is None:
+        return []
+    lines: list[Line] = [("destination", cells.text(route.dst), None), ("kind", cells.text(route.kind), None)]
+    for hop in route.nexthops:
+        link = net.links.get(hop.ifindex or 0)
+        words = f"{hop.gateway or 'on the link itself'}{f' by {link.name}' if link else ''}"
+        words += f", weight {hop.weight}" if len(route.nexthops) > 1 else ""
+        lines.append(("next hop", cells.text(words), link_ref(link.key) if link else None))
+    pairs = (
+        ("source", route.source), ("table", route.table), ("protocol", route.protocol), ("scope", route.scope),
+        ("metric", str(route.metric or "")), ("MTU", str(route.mtu or "")),
+    )  # fmt: skip
+    return [*lines, *((title, cells.text(value), None) for title, value in pairs if value)]
+
+
+def _rule_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
+    rule = next((one for one in net.rules if rule_ref(net.ns, one) == ref), None)
+    if rule is None:
+        return []
+    pairs = (
+        ("priority", str(rule.priority)), ("whom", selector(rule)), ("comes in by", rule.iif),
+        ("goes out by", rule.oif), ("does", action(rule)), ("family", f"IPv{rule.family}"),
+    )  # fmt: skip
+    return [(title, cells.text(value), None) for title, value in pairs if value]
+
+
+def _neighbour_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
+    found = next((one for one in net.neighbours if neighbour_ref(net.ns, one) == ref), None)
+    if found is None:
+        return []
+    link = net.links.get(found.ifindex)
+    target = link_ref(LinkKey(net.ns, found.ifindex)) if link else None
+    flags = ", ".join(name for name, on in (("proxy", found.proxy), ("router", found.router)) if on)
+    return [
+        ("address", cells.text(found.address), None),
+        ("MAC", cells.text(found.mac), None),
+        ("on link", cells.text(link.name if link else ""), target),
+        ("state", cells.text(found.state, _NEIGHBOUR_TONES.get(found.state, "")), None),
+        *([("flags", cells.text(flags), None)] if flags else []),
+    ]
+
+
+_LINES = {"route": _route_lines, "rule": _rule_lines, "neighbour": _neighbour_lines}
+
+VIEW = ListView(
+    "routes", "Routes and neighbours", ("route", "neigh", "arp"), COLUMNS, rows,
+    empty="No route yet: without one, packets only reach the link's own subnet.",
+    help=(
+        ("h l", "fold and unfold a namespace"),
+        ("kind:route", "routes only; also rule, neighbour, local, blackhole"),
+        ("ns:NAME", "one namespace"),
+        ("!table:local", "without the kernel's own local routes"),
+        ("state:failed", "neighbours that do not answer"),
+    ),
+)  # fmt: skip

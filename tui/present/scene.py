@@ -1,0 +1,55 @@
+"""What a view needs to present: the topology of one moment, the rates, and the log of what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from core.model import Change, LinkKey, Ref, Snapshot
+from core.rates import LinkRate, Rates
+from core.topology import Topology
+
+LOG_LENGTH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLog:
+    """The last LOG_LENGTH changes, oldest first; `dropped` counts those that came before, so that a change
+    keeps its number as long as it is in the log."""
+
+    changes: tuple[Change, ...] = ()
+    dropped: int = 0
+
+    def extended(self, changes: Iterable[Change]) -> ChangeLog:
+        """The log with more changes at its end."""
+        whole = (*self.changes, *changes)
+        surplus = max(0, len(whole) - LOG_LENGTH)
+        return ChangeLog(whole[surplus:], self.dropped + surplus)
+
+    def numbered(self) -> Iterator[tuple[Ref, Change]]:
+        """Each change with its reference, oldest first."""
+        for place, change in enumerate(self.changes):
+            yield Ref("event", (self.dropped + place,)), change
+
+    def change(self, ref: Ref) -> Change | None:
+        """The change of that reference, None where it has left the log."""
+        place = int(ref.key[0]) - self.dropped
+        return self.changes[place] if 0 <= place < len(self.changes) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """One moment as the views present it; `rates` is None where nothing counts (a dump file)."""
+
+    topology: Topology
+    rates: Rates | None = None
+    log: ChangeLog = field(default_factory=ChangeLog)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot behind the topology."""
+        return self.topology.snapshot
+
+    def rate(self, key: LinkKey) -> LinkRate | None:
+        """The speed of a link, None where it is not known."""
+        return self.rates.of(key) if self.rates else None

@@ -1,0 +1,67 @@
+"""Figures in words: rates, counts, sizes, durations and ages, short enough for a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tui.present.glyphs import SPARKS
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def _scaled(value: float) -> tuple[str, str]:
+    """The value in at most three digits and a point, and its decimal prefix."""
+    size, prefix = abs(value), 0
+    while prefix < len(_PREFIXES) - 1 and size >= 999.5:
+        size, prefix = size / 1000, prefix + 1
+    whole = prefix == 0 or size >= 99.95
+    return f"{'-' if value < 0 else ''}{size:.{0 if whole else 1}f}", _PREFIXES[prefix]
+
+
+def bits(per_second: float) -> str:
+    """A rate from bits a second: "12.4 Mbit/s"."""
+    figure, prefix = _scaled(per_second)
+    return f"{figure} {prefix}bit/s"
+
+
+def packets(per_second: float) -> str:
+    """A rate from packets a second: "1.2k p/s"."""
+    figure, prefix = _scaled(per_second)
+    return f"{figure}{prefix} p/s"
+
+
+def count(number: float) -> str:
+    """A whole number: "950", "1.2k", "3.4M"."""
+    return "".join(_scaled(number))
+
+
+def size(octets: float) -> str:
+    """An amount of data from bytes: "1.4 MB"."""
+    figure, prefix = _scaled(octets)
+    return f"{figure} {prefix}B"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units: "25s", "4m 05s", "2h 03m", "5d 07h"."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+
+
+def age(since: float, now: float) -> str:
+    """How long ago `since` was (both Unix time): "12s ago", "just now"."""
+    passed = now - since
+    return "just now" if passed < 1 else f"{duration(passed)} ago"
+
+
+def sparkline(history: Sequence[float], width: int = 8) -> str:
+    """The last `width` values as bars against the largest of them; "" where there is none."""
+    values = [max(0.0, value) for value in history[-width:]]
+    top = max(values, default=0.0)
+    steps = len(SPARKS) - 1
+    return "".join(SPARKS[round(value / top * steps) if top else 0] for value in values)

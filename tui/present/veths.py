@@ -1,0 +1,164 @@
+"""The veth pairs view: one virtual cable a row, with both its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import Link, LinkKey, Ref, link_ref
+from core.rates import LinkRate, Rates
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells, links
+from tui.present.cells import Line
+from tui.present.glyphs import NOT_EQUAL
+from tui.present.link_detail import common_sections, gone, link_of, master_of, rate_lines
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("name", "end A", 15, grow=1),
+    Column("ns", "lies in", 9, priority=4),
+    Column("state", "state", 10),
+    Column("master", "bridge", 12, grow=1, priority=1),
+    Column("peer", "end B", 8, grow=1),
+    Column("ct", "lies in", 14, grow=1),
+    Column("addr", "addresses", 18, grow=1, priority=2),
+    Column("mtu", "mtu", 9, align="right", priority=3),
+    Column("in", "A to B", 11, align="right", priority=2),
+    Column("out", "B to A", 11, align="right", priority=2),
+    Column("trend", "trend", 8, priority=5),
+)
+
+
+def rows(scene: Scene) -> ListRows:
+    """Every veth pair, by the name of its outer end."""
+    topology = scene.topology
+    made = [_row(scene, a, b) for a, b in pairs(topology)]
+    return ListRows(sorted(made, key=lambda row: row.cells[0].text), COLUMNS)
+
+
+def pairs(topology: Topology) -> Iterator[tuple[Link, Link | None]]:
+    """Each veth pair once, its outer end first: the host's, or else the one on a bridge, or else the lower key;
+    None for a peer that is out of sight."""
+    for link in topology.snapshot.links():
+        if link.kind == "veth":
+            peer = topology.peer(link)
+            if peer is None or _rank(topology, link) < _rank(topology, peer):
+                yield link, peer
+
+
+def _rank(topology: Topology, link: Link) -> tuple[bool, bool, LinkKey]:
+    return link.ns != topology.host, link.master is None, link.key
+
+
+def _row(scene: Scene, a: Link, b: Link | None) -> Row:
+    topology, rate = scene.topology, scene.rate(a.key)
+    master = master_of(topology, a)
+    back = _reverse(scene.rate(b.key)) if b and rate is None else None
+    rate = rate or back
+    return Row(
+        link_ref(a.key),
+        (
+            cells.text(a.name), cells.text(topology.label(a.ns)), _state(a, b),
+            cells.text(master.name if master else ""),
+            *(_far_end(topology, b) if b else (Cell("out of sight", "dim"), cells.NONE, cells.NONE)),
+            mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
+            cells.trend(rate),
+        ),
+        _terms(topology, a, b),
+        aliases=(link_ref(b.key),) if b else (),
+    )  # fmt: skip
+
+
+def _far_end(topology: Topology, b: Link) -> tuple[Cell, Cell, Cell]:
+    return cells.text(b.name), cells.text(topology.label(b.ns)), cells.text(cells.addresses(b))
+
+
+def _reverse(rate: LinkRate | None) -> LinkRate | None:
+    return LinkRate(rate.tx_bps, rate.rx_bps, rate.tx_pps, rate.rx_pps, rate.history) if rate else None
+
+
+def _state(a: Link, b: Link | None) -> Cell:
+    """The pair's state: the end that is off decides, and is named."""
+    if b is not None and a.admin_up and not b.admin_up:
+        return Cell("B is off", "bad")
+    if b is not None and b.admin_up and not a.admin_up:
+        return Cell("A is off", "bad")
+    return cells.state(a)
+
+
+def mtu(a: Link, b: Link | None) -> Cell:
+    """Both ends' MTU; two that differ drop large packets without a word."""
+    if b is None or a.mtu == b.mtu:
+        return cells.number(a.mtu)
+    return Cell(f"{a.mtu}{NOT_EQUAL}{b.mtu}", "warn", min(a.mtu, b.mtu))
+
+
+def _terms(topology: Topology, a: Link, b: Link | None) -> dict[str, str]:
+    found = links.terms(topology, a)
+    if b is not None:
+        other = links.terms(topology, b)
+        found = {key: " ".join(filter(None, (value, other[key]))) for key, value in found.items()}
+    network = topology.network_of(a)
+    return {
+        **found,
+        "net": safe(network.name) if network else "",
+        "mtu": mtu(a, b).text,
+        "state": _state(a, b).text,
+    }
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one veth end, its cable, and the end across."""
+    link = link_of(topology, ref)
+    if link is None:
+        return gone("this veth")
+    peer = topology.peer(link)
+    return Detail(
+        f"veth {safe(link.name)} in {safe(topology.label(link.ns))}",
+        (
+            *cells.section("Cable", _cable(topology, link, peer)),
+            *common_sections(topology, link, rates),
+            *_other_end(topology, peer, rates),
+        ),
+        cells.related(topology, ref),
+    )
+
+
+def _cable(topology: Topology, link: Link, peer: Link | None) -> Iterator[Line]:
+    for title, end in (("this end", link), ("other end", peer)):
+        if end is None:
+            yield title, Cell("out of sight: its namespace cannot be entered", "warn"), None
+            continue
+        yield title, cells.text(f"{end.name} in {topology.label(end.ns)}"), link_ref(end.key)
+    bridge = topology.bridge_of(link)
+    if bridge is not None:
+        yield "plugged into", cells.text(bridge.name), link_ref(bridge.key)
+    if peer is not None and peer.mtu != link.mtu:
+        yield "MTU", Cell(f"{link.mtu} here, {peer.mtu} there: large packets will be lost", "warn"), None
+
+
+def _other_end(topology: Topology, peer: Link | None, rates: Rates | None) -> tuple[Section, ...]:
+    if peer is None:
+        return ()
+    lines: list[Line] = [
+        ("state", cells.state(peer), None),
+        ("MAC", cells.text(peer.mac), None),
+        ("addresses", cells.text(cells.addresses(peer)), None),
+        *rate_lines(peer.key, rates),
+    ]
+    return cells.section(f"Other end: {safe(peer.name)} in {safe(topology.label(peer.ns))}", lines)
+
+
+VIEW = ListView(
+    "veths", "Veth pairs", ("veth", "pairs"), COLUMNS, rows,
+    empty="No veth pair yet: a veth is a cable with two ends, mostly one in a container and one in a bridge. "
+    "One appears when a container starts on a bridge network, or by `ip link add a type veth peer name b`.",
+    help=(
+        ("ct:NAME", "the cables of one container"),
+        ("master:NAME", "the cables in one bridge"),
+        ("addr:172.18", "by the address of either end"),
+        (f"mtu:{NOT_EQUAL}", "pairs whose ends differ in MTU"),
+    ),
+)  # fmt: skip

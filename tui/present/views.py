@@ -1,0 +1,109 @@
+"""The registry of views: their numbers, their names, and which of them is at home with which kind of thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from core.model import Ref
+from core.rates import Rates
+from core.topology import Topology
+from tui.present import (
+    bridges,
+    conntrack,
+    containers,
+    events,
+    link_detail,
+    links,
+    namespaces,
+    nat,
+    networks,
+    overview,
+    routes,
+    veths,
+)
+from tui.present.rows import Detail, ListView
+from tui.present.scene import Scene
+
+DetailOf = Callable[[Topology, Ref, Rates | None], Detail]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One view: `number` is the key that opens it (None: by name only); `list` its rows and words. The
+    overview's rows serve the command line; on the screen it is drawn."""
+
+    number: int | None
+    list: ListView
+
+    @property
+    def name(self) -> str:
+        """The name that `:name` jumps to."""
+        return self.list.name
+
+
+VIEWS: tuple[View, ...] = (
+    View(1, overview.VIEW),
+    View(2, bridges.VIEW),
+    View(3, veths.VIEW),
+    View(4, namespaces.VIEW),
+    View(5, containers.VIEW),
+    View(6, nat.VIEW),
+    View(7, conntrack.VIEW),
+    View(8, routes.VIEW),
+    View(9, events.VIEW),
+    View(None, links.VIEW),
+    View(None, networks.VIEW),
+)
+
+_BY_NAME: Mapping[str, View] = {
+    name: view for view in reversed(VIEWS) for name in (*view.list.aliases, view.name)
+}
+_HOMES = {
+    "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
+    "flow": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
+}  # fmt: skip
+_LINK_HOMES = {"bridge": "bridges", "ovs-bridge": "bridges", "veth": "veths"}
+_DETAILS: Mapping[str, DetailOf] = {
+    "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
+    "nat": nat.detail, "flow": conntrack.detail, "route": routes.detail, "rule": routes.detail,
+    "neighbour": routes.detail,
+}  # fmt: skip
+_LINK_DETAILS: Mapping[str, DetailOf] = {
+    "bridge": bridges.detail, "ovs-bridge": bridges.detail, "veth": veths.detail,
+}  # fmt: skip
+
+
+def view_named(name: str) -> View | None:
+    """The view of that name or alias; a beginning is enough where it means one view only."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    found = {view.name: view for known, view in _BY_NAME.items() if name and known.startswith(name)}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def view_numbered(number: int) -> View | None:
+    """The view that a number key opens."""
+    return next((view for view in VIEWS if view.number == number), None)
+
+
+def home_of(topology: Topology, ref: Ref) -> View | None:
+    """The view in whose rows a thing is found, None where there is none."""
+    if ref.kind == "link":
+        link = link_detail.link_of(topology, ref)
+        return _BY_NAME[_LINK_HOMES.get(link.kind, "links")] if link else None
+    return _BY_NAME[_HOMES[ref.kind]] if ref.kind in _HOMES else None
+
+
+def detail(scene: Scene, ref: Ref) -> Detail:
+    """Everything about a thing of whichever kind."""
+    topology = scene.topology
+    if ref.kind == "event":
+        return events.detail(scene, ref)
+    if ref.kind == "link":
+        link = link_detail.link_of(topology, ref)
+        found = _LINK_DETAILS.get(link.kind, links.detail) if link else links.detail
+        return found(topology, ref, scene.rates)
+    if ref.kind in _DETAILS:
+        return _DETAILS[ref.kind](topology, ref, scene.rates)
+    return link_detail.gone(f"this {ref.kind}")

@@ -1,0 +1,77 @@
+"""Works out what the screen shows from the newest update; used by the worker's thread alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from core.model import Change, Ref, Snapshot
+from core.rates import Rates
+from core.topology import Topology
+from tui.navigation import ViewState
+from tui.present import views
+from tui.present.rows import Detail, ListView, Rows
+from tui.present.scene import Scene
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """What a list view shows: its rows, how many there are without the filter, and whether parts of the
+    snapshot that it needs were never read yet."""
+
+    view: str
+    rows: Rows
+    total: int
+    pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where Enter leads: the view and the thing there, from the thing called `label`."""
+
+    view: str
+    ref: Ref
+    label: str
+
+
+class Stage:
+    """Keeps the scene, and the rows of the view in sight before filter and order."""
+
+    def __init__(self) -> None:
+        self.scene = Scene(Topology(Snapshot()))
+        self._base: tuple[str, Scene, Rows] | None = None
+
+    def take(self, snapshot: Snapshot, rates: Rates | None, changes: tuple[Change, ...]) -> None:
+        """Take in an update."""
+        old = self.scene
+        topology = old.topology if snapshot is old.snapshot else Topology(snapshot)
+        self.scene = replace(old, topology=topology, rates=rates, log=old.log.extended(changes))
+
+    def shown(self, view: ListView, state: ViewState) -> Shown:
+        """The rows of a view in its present state."""
+        base = self._rows_of(view)
+        rows = base.matching(state.filter)
+        if state.sort:
+            rows = rows.sorted_by(state.sort, state.reverse)
+        folded = getattr(rows, "folded", None)
+        if folded is not None and state.closed:
+            rows = folded(state.closed)
+        pending = bool(self.scene.snapshot.pending & views.parts_of(view.name))
+        return Shown(view.name, rows, len(base), pending)
+
+    def _rows_of(self, view: ListView) -> Rows:
+        base = self._base
+        if base is None or base[0] != view.name or base[1] is not self.scene:
+            base = self._base = (view.name, self.scene, view.rows(self.scene))
+        return base[2]
+
+    def detail(self, ref: Ref) -> Detail:
+        """Everything about one thing."""
+        return views.detail(self.scene, ref)
+
+    def way(self, trail: tuple[Ref, ...], target: Ref | None = None) -> Way | None:
+        """Where Enter leads from the end of the trail: to `target`, or to the foremost related thing."""
+        ref = target or self.scene.topology.follow(trail)
+        if ref is None:
+            return None
+        view = views.home(self.scene, ref)
+        return Way(view, ref, views.label(self.scene, trail[-1]) if trail else "") if view else None

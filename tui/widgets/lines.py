@@ -1,0 +1,195 @@
+"""A pane of many lines with a cursor: moving, scrolling, mouse; only the lines in sight are ever made."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.strip import Strip
+
+from tui import keys
+from tui.widgets.painted import Painted, strip_of
+
+_WHEEL_LINES = 3
+
+
+class LinesPane(Painted, can_focus=True):
+    """Base of the panes that hold lines: subclasses say how many there are and what each looks like."""
+
+    BINDINGS = keys.bindings("lines", "fold")
+
+    header_height = 0
+
+    def __init__(self, **arguments: str | None) -> None:
+        super().__init__(**arguments)
+        self.cursor = 0
+        self.top = 0
+        self._dragging = False
+
+    # ---- what subclasses say
+
+    def line_count(self) -> int:
+        """How many lines there are."""
+        raise NotImplementedError
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        """The lines from `first` up to, not including, `last`."""
+        raise NotImplementedError
+
+    def paint_header(self, width: int) -> list[Strip]:
+        """The `header_height` lines that stay on top."""
+        return []
+
+    def paint_empty(self, width: int, height: int) -> list[Strip]:
+        """What is shown where there is no line."""
+        return []
+
+    def moved(self) -> None:
+        """Called when a person has moved the cursor."""
+
+    # ---- painting
+
+    @property
+    def page(self) -> int:
+        """How many lines are in sight."""
+        return max(1, self.size.height - self.header_height)
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        """The lines in sight, with a scroll bar where they are not all."""
+        count, page = self.line_count(), self.page
+        header = self.paint_header(width)
+        if not count:
+            return header + self.paint_empty(width, height - len(header))
+        self.top = max(0, min(self.top, count - page))
+        if count <= page:
+            return header + self.paint_lines(self.top, count, width)
+        lines = self.paint_lines(self.top, min(count, self.top + page), width - 1)
+        size, place = self._thumb(count, page)
+        return header + [
+            Strip.join([line, self._scroll_cell(place <= y < place + size)]) for y, line in enumerate(lines)
+        ]
+
+    def _thumb(self, count: int, page: int) -> tuple[int, int]:
+        """Length and place of the scroll bar's thumb."""
+        size = max(1, page * page // count)
+        return size, round(self.top * (page - size) / max(1, count - page))
+
+    def _scroll_cell(self, thumb: bool) -> Strip:
+        return strip_of([("┃", self.style_of("dim")) if thumb else ("│", self.style_of("faint"))], 1)
+
+    def cursor_style(self) -> str:
+        """The name of the style that the cursor's line lies on."""
+        return "cursor" if self.has_focus else "cursor-blurred"
+
+    # ---- moving
+
+    def move_to(self, line: int) -> None:
+        """Put the cursor on a line, and bring it in sight."""
+        count = self.line_count()
+        self.cursor = max(0, min(line, count - 1))
+        self.bring_in_sight()
+        self.repaint()
+        if count:
+            self.moved()
+
+    def bring_in_sight(self) -> None:
+        """Scroll just as far as the cursor's line needs."""
+        self.top = max(self.cursor - self.page + 1, min(self.top, self.cursor))
+
+    def scroll_by(self, lines: int) -> None:
+        """Scroll without moving the cursor."""
+        self.top = max(0, min(self.top + lines, self.line_count() - self.page))
+        self.repaint()
+
+    def action_cursor_down(self) -> None:
+        self.move_to(self.cursor + 1)
+
+    def action_cursor_up(self) -> None:
+        self.move_to(self.cursor - 1)
+
+    def action_first(self) -> None:
+        self.move_to(0)
+
+    def action_last(self) -> None:
+        self.move_to(self.line_count() - 1)
+
+    def action_half_down(self) -> None:
+        self._turn(self.page // 2)
+
+    def action_half_up(self) -> None:
+        self._turn(-(self.page // 2))
+
+    def action_page_down(self) -> None:
+        self._turn(self.page - 1)
+
+    def action_page_up(self) -> None:
+        self._turn(1 - self.page)
+
+    def _turn(self, lines: int) -> None:
+        self.top += lines
+        self.move_to(self.cursor + lines)
+
+    def action_open(self) -> None:
+        """Enter; subclasses say what it does."""
+
+    def action_left(self) -> None:
+        """Fold; subclasses say what it does."""
+
+    def action_right(self) -> None:
+        """Unfold; subclasses say what it does."""
+
+    # ---- mouse and focus
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.scroll_by(_WHEEL_LINES)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.scroll_by(-_WHEEL_LINES)
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        if self._on_scroll_bar(event):
+            self._dragging = True
+            self.capture_mouse()
+            self._drag_to(event.y)
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        if self._dragging:
+            self._drag_to(event.y)
+
+    def on_mouse_up(self) -> None:
+        if self._dragging:
+            self._dragging = False
+            self.release_mouse()
+
+    def _on_scroll_bar(self, event: events.MouseEvent) -> bool:
+        inside = self.line_count() > self.page and event.y >= self.header_height
+        return inside and event.x == self.size.width - 1
+
+    def _drag_to(self, y: int) -> None:
+        share = (y - self.header_height) / max(1, self.page - 1)
+        self.top = round(share * (self.line_count() - self.page))
+        self.scroll_by(0)
+
+    def on_click(self, event: events.Click) -> None:
+        """A click selects the line, a double click opens it; a click on the header is the subclass's."""
+        if self._on_scroll_bar(event):
+            return
+        if event.y < self.header_height:
+            self.header_clicked(event.x)
+            return
+        line = self.top + event.y - self.header_height
+        if line >= self.line_count():
+            return
+        if event.chain == 1:
+            self.move_to(line)
+        elif event.chain == 2:
+            self.action_open()
+
+    def header_clicked(self, x: int) -> None:
+        """A click on the header, at that column of cells."""
+
+    def on_focus(self) -> None:
+        self.repaint()
+
+    def on_blur(self) -> None:
+        self.repaint()

@@ -1,0 +1,225 @@
+"""The virtual table: asks a `Rows` for the lines in sight only; its cursor follows the thing, not the line."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from rich.style import Style
+from textual.message import Message
+from textual.strip import Strip
+
+from core.model import Ref
+from core.text import safe
+from tui.present.columns import GAP, Placed, lay_out
+from tui.present.list_rows import ListRows
+from tui.present.rows import Column, Row, Rows
+from tui.widgets.lines import LinesPane
+from tui.widgets.painted import Span, fit, strip_of
+
+NOTHING: Rows = ListRows((), ())
+
+_GUTTER = 1
+_NEIGHBOURS = 200  # lines around a vanished thing in which to look for one that is still there
+
+
+class TableView(LinesPane):
+    """A list of things in columns."""
+
+    header_height = 1
+
+    class Selected(Message):
+        """The cursor stands on another thing, or on none."""
+
+        def __init__(self, ref: Ref | None) -> None:
+            super().__init__()
+            self.ref = ref
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, TableView.Selected)
+
+    class Opened(Message):
+        """A person asks to follow this thing."""
+
+        def __init__(self, ref: Ref) -> None:
+            super().__init__()
+            self.ref = ref
+
+    class SortAsked(Message):
+        """A person asks to sort by this column."""
+
+        def __init__(self, column: str) -> None:
+            super().__init__()
+            self.column = column
+
+    class FoldAsked(Message):
+        """A person asks to fold or unfold what stands under this thing."""
+
+        def __init__(self, ref: Ref, closed: bool) -> None:
+            super().__init__()
+            self.ref, self.closed = ref, closed
+
+    def __init__(self, **arguments: str | None) -> None:
+        super().__init__(**arguments)
+        self.rows: Rows = NOTHING
+        self.columns: tuple[Column, ...] = ()
+        self.sort, self.reverse = "", False
+        self.closed: frozenset[Ref] = frozenset()
+        self.message = ""
+        self._placed: tuple[Placed, ...] = ()
+
+    # ---- what is shown
+
+    def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
+        """Show another list: the cursor on `ref` where it is there, scrolled to `top` as far as that allows."""
+        self.columns, self.rows = columns, rows
+        place = rows.index(ref) if ref is not None else None
+        self.cursor, self.top = place or 0, top
+        self.bring_in_sight()
+        self._announce()
+
+    def update(self, rows: Rows, pinned: bool = False) -> None:
+        """Show newer rows of the same list: cursor and scroll position stay with the things that they show.
+        `pinned`: a cursor on the first line stays there, whatever thing comes to stand on it."""
+        before, was = self.ref, self.cursor
+        offset = self.cursor - self.top
+        in_sight = 0 <= offset < self.page
+        place = 0 if pinned and not self.cursor else _whereabouts(self.rows, rows, self.cursor)
+        top = None if in_sight else _whereabouts(self.rows, rows, self.top)
+        self.rows, self.cursor = rows, place
+        if not (pinned and not self.top and not was):
+            self.top = place - offset if top is None else top
+        self.top = max(0, min(self.top, len(rows) - self.page))
+        self._announce(changed=self.ref != before)
+
+    def select(self, ref: Ref) -> bool:
+        """Put the cursor on a thing; False where it is not in the list."""
+        place = self.rows.index(ref)
+        if place is not None:
+            self.move_to(place)
+        return place is not None
+
+    @property
+    def ref(self) -> Ref | None:
+        """The thing that the cursor stands on."""
+        row = self.selected_row()
+        return row.ref if row else None
+
+    def selected_row(self) -> Row | None:
+        """The row that the cursor stands on."""
+        return self.rows.row(self.cursor) if self.cursor < len(self.rows) else None
+
+    def _announce(self, changed: bool = True) -> None:
+        self.repaint()
+        if changed:
+            self.moved()
+
+    def moved(self) -> None:
+        self.post_message(self.Selected(self.ref))
+
+    # ---- lines
+
+    def line_count(self) -> int:
+        return len(self.rows)
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        self._placed = lay_out(self.columns, width - _GUTTER - 1) if self.columns else ()
+        return super().paint(width, height)
+
+    def paint_header(self, width: int) -> list[Strip]:
+        spans: list[Span] = [(" " * _GUTTER, self.style_of("dim"))]
+        for placed in self._placed:
+            column, tone = placed.column, "dim"
+            title = column.title
+            if column.name == self.sort:
+                title, tone = f"{title} {'▼' if self.reverse else '▲'}", "title"
+            spans.append((fit(title, placed.width, column.align == "right"), self.style_of(tone)))
+            spans.append((" " * GAP, Style.null()))
+        return [strip_of(spans, width)]
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        shown = [self.rows.row(place) for place in range(first, min(last + 1, len(self.rows)))]
+        below = [*shown[1:], None]
+        return [
+            self._line(row, self._mark(row, after), first + number == self.cursor, width)
+            for number, (row, after) in enumerate(zip(shown, below, strict=True))
+            if first + number < last
+        ]
+
+    def _mark(self, row: Row, after: Row | None) -> str:
+        """How the row shows its depth, and whether it can be folded."""
+        if row.ref in self.closed:
+            return "  " * row.depth + "▸ "
+        if after is not None and after.depth > row.depth:
+            return "  " * row.depth + "▾ "
+        return "  " * (row.depth + 1) if row.depth else ""
+
+    def _line(self, row: Row, mark: str, at_cursor: bool, width: int) -> Strip:
+        over = self.cursor_style() if at_cursor else ""
+        return strip_of(self._spans(row, mark, over), width, self.style_of("", over) if over else None)
+
+    def _spans(self, row: Row, mark: str, over: str) -> Iterator[Span]:
+        yield ("▌" if over else " "), self.style_of("accent" if over == "cursor" else "dim", over)
+        gap = " " * GAP, self.style_of("", over)
+        for number, placed in enumerate(self._placed):
+            cell = row.cells[placed.place]
+            text = cell.text if number else mark + cell.text
+            yield fit(safe(text), placed.width, placed.column.align == "right"), self.style_of(cell.tone, over)
+            yield gap
+
+    def paint_empty(self, width: int, height: int) -> list[Strip]:
+        """The message, wrapped and centred, a little above the middle."""
+        lines: list[str] = []
+        for paragraph in safe_lines(self.message):
+            lines += textwrap.wrap(paragraph, max(10, min(64, width - 4))) or [""]
+        above = max(0, (height - len(lines)) * 2 // 5)
+        style = self.style_of("dim")
+        shown = [strip_of([(fit(" " * ((width - len(line)) // 2) + line, width), style)], width) for line in lines]
+        return [Strip.blank(width)] * above + shown
+
+    # ---- keys and mouse
+
+    def action_open(self) -> None:
+        if self.ref is not None:
+            self.post_message(self.Opened(self.ref))
+
+    def action_left(self) -> None:
+        """Fold what stands under this row; from within, go to the row that it stands under."""
+        row = self.selected_row()
+        if row is None:
+            return
+        after = self.rows.row(self.cursor + 1) if self.cursor + 1 < len(self.rows) else None
+        if after is not None and after.depth > row.depth:
+            self.post_message(self.FoldAsked(row.ref, True))
+        elif row.depth:
+            above = (place for place in range(self.cursor - 1, -1, -1) if self.rows.row(place).depth < row.depth)
+            self.move_to(next(above, self.cursor))
+
+    def action_right(self) -> None:
+        """Unfold what stands under this row."""
+        if self.ref in self.closed:
+            self.post_message(self.FoldAsked(self.ref, False))
+
+    def header_clicked(self, x: int) -> None:
+        for placed in self._placed:
+            if placed.start <= x - _GUTTER < placed.start + placed.width + GAP:
+                self.post_message(self.SortAsked(placed.column.name))
+
+
+def safe_lines(text: str) -> list[str]:
+    """Lines of a text of ours that may quote text from outside."""
+    return [safe(line) for line in text.split("\n")]
+
+
+def _whereabouts(before: Rows, now: Rows, place: int) -> int:
+    """Where the thing of that old place stands now; where it is gone, its nearest neighbour that is still
+    there, those below first."""
+    if place >= len(before):
+        return 0
+    for step in range(_NEIGHBOURS):
+        for old in (place + step, place - step):
+            if 0 <= old < len(before):
+                found = now.index(before.row(old).ref)
+                if found is not None:
+                    return found
+    return max(0, min(place, len(now) - 1))
