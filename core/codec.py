@@ -62,7 +62,8 @@ def encoder(hint: Any) -> Encoder | None:
 
 def plain(value: Any) -> Any:
     """A dataclass of the model as JSON's own types."""
-    encode = encoder(type(value))
+    hint: Any = type(value)
+    encode = encoder(hint)
     return encode(value) if encode else value
 
 

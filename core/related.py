@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.flows import entry_of, flow_of, translators
 from core.model import (
     Conntrack,
     Container,
@@ -112,6 +113,10 @@ def _of_flow(topology: Topology, ref: Ref) -> Iterator[Relation]:
         for side in ("orig_src", "reply_src", "orig_dst", "reply_dst"):
             owner = topology.container_at(ns, address_text(entry[side]))
             yield from [_container(owner)] if owner else []
+        firewall = topology.snapshot.firewalls.get(ns)
+        entries = (one for one in topology.nat if one.ns == ns)
+        flow = flow_of(entry_of(entry))
+        yield from _entries(translators(flow, entries, firewall.rules if firewall else ()))
     yield _namespace(topology, ns)
 
 

@@ -59,7 +59,7 @@ class Topology:
         """The model card of each container, by uid."""
         from core.modelcard import cards
 
-        return cards(self.snapshot)
+        return cards(self.snapshot, self.peers)
 
     @cached_property
     def nat(self) -> tuple[NatEntry, ...]:
@@ -150,6 +150,18 @@ class Topology:
         net = self.snapshot.nets.get(network.ns or self.host)
         links = net.links.values() if net and network.bridge else ()
         return next((link for link in links if link.name == network.bridge), None)
+
+    def uplink(self, ns: int) -> tuple[Link, str] | None:
+        """The link that a namespace's default route leaves by, and the gateway ("" where it is on the link
+        itself); IPv4's before IPv6's, the lowest metric first."""
+        net = self.snapshot.nets.get(ns)
+        routes = [one for one in net.routes if one.dst == "default" and one.table == "main"] if net else []
+        for route in sorted(routes, key=lambda one: (one.family, one.metric)):
+            for hop in route.nexthops:
+                link = self.snapshot.link((ns, hop.ifindex or 0))
+                if link is not None:
+                    return link, hop.gateway
+        return None
 
     @cached_property
     def _members(self) -> Mapping[str, tuple[Container, ...]]:

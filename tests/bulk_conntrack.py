@@ -63,7 +63,9 @@ def new_entry(number: int, timeout: int) -> bytes:
     dport = (443, 80, 53, 8080)[number % 4]
     body = tuple_attribute(1, inside, peer, l4_proto, port, dport)
     body += tuple_attribute(2, peer, outside, l4_proto, dport, port + number % 200 % 4)
-    body += attribute(3, struct.pack("!I", CONFIRMED_ASSURED_SEEN_REPLY)) + attribute(7, struct.pack("!I", timeout))
+    body += attribute(3, struct.pack("!I", CONFIRMED_ASSURED_SEEN_REPLY)) + attribute(
+        7, struct.pack("!I", timeout)
+    )
     if l4_proto == TCP:
         body += nest(4, nest(1, attribute(1, bytes([TCP_ESTABLISHED]))))
     return message(CT_NEW, REQUEST_CREATE, body, family)

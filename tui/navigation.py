@@ -58,7 +58,9 @@ class Navigation:
         """Go on to `ref`, shown in `view`, from the thing called `label`."""
         here = self.here
         here.label = label
-        self.trail.append(Stop(view, ViewState(here.state.sort, here.state.reverse) if here.view == view else ViewState()))
+        self.trail.append(
+            Stop(view, ViewState(here.state.sort, here.state.reverse) if here.view == view else ViewState())
+        )
         self.here.state.ref = ref
 
     def back(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from core.model import Change, Ref, Snapshot
+from core.model import Change, Problem, Ref, Snapshot
 from core.rates import Rates
 from core.topology import Topology
 from tui.navigation import ViewState
@@ -24,13 +25,15 @@ class Shown:
     pending: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """Where Enter leads: the view and the thing there, from the thing called `label`."""
-
-    view: str
-    ref: Ref
-    label: str
+# The parts of a snapshot without which a view has nothing to show; the links for views not named here.
+_PARTS: Mapping[str, frozenset[str]] = {
+    "containers": frozenset({"containers"}),
+    "networks": frozenset({"links", "containers"}),
+    "nat": frozenset({"firewall"}),
+    "conntrack": frozenset({"conntrack"}),
+    "events": frozenset(),
+}
+_LINKS = frozenset({"namespaces", "links"})
 
 
 class Stage:
@@ -38,12 +41,15 @@ class Stage:
 
     def __init__(self) -> None:
         self.scene = Scene(Topology(Snapshot()))
+        self.problems: tuple[Problem, ...] = ()
         self._base: tuple[str, Scene, Rows] | None = None
 
     def take(self, snapshot: Snapshot, rates: Rates | None, changes: tuple[Change, ...]) -> None:
         """Take in an update."""
         old = self.scene
-        topology = old.topology if snapshot is old.snapshot else Topology(snapshot)
+        topology = old.topology
+        if snapshot is not old.snapshot:
+            topology, self.problems = Topology(snapshot), snapshot.problems
         self.scene = replace(old, topology=topology, rates=rates, log=old.log.extended(changes))
 
     def shown(self, view: ListView, state: ViewState) -> Shown:
@@ -55,7 +61,7 @@ class Stage:
         folded = getattr(rows, "folded", None)
         if folded is not None and state.closed:
             rows = folded(state.closed)
-        pending = bool(self.scene.snapshot.pending & views.parts_of(view.name))
+        pending = bool(self.scene.snapshot.pending & _PARTS.get(view.name, _LINKS))
         return Shown(view.name, rows, len(base), pending)
 
     def _rows_of(self, view: ListView) -> Rows:
@@ -68,10 +74,9 @@ class Stage:
         """Everything about one thing."""
         return views.detail(self.scene, ref)
 
-    def way(self, trail: tuple[Ref, ...], target: Ref | None = None) -> Way | None:
-        """Where Enter leads from the end of the trail: to `target`, or to the foremost related thing."""
+    def way(self, trail: tuple[Ref, ...], target: Ref | None = None) -> tuple[str, Ref] | None:
+        """Where Enter leads from the end of the trail, to `target` or else the foremost related thing: the
+        view that is its home, and the thing; None where it leads nowhere."""
         ref = target or self.scene.topology.follow(trail)
-        if ref is None:
-            return None
-        view = views.home(self.scene, ref)
-        return Way(view, ref, views.label(self.scene, trail[-1]) if trail else "") if view else None
+        home = views.home_of(self.scene.topology, ref) if ref else None
+        return (home.name, ref) if home and ref else None

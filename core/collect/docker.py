@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket as sockets
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -55,12 +57,13 @@ def watch_docker(stop: threading.Event, dirty: Callable[[], None], socket: str |
     pause = _SHORTEST_PAUSE
     while not stop.is_set():
         try:
-            with connected(DOCKER, find_socket(DOCKER, socket)) as connection:
+            path = find_socket(DOCKER, socket)
+            with connected(DOCKER, path) as connection:
                 _subscribe(connection)
                 pause = _SHORTEST_PAUSE
                 dirty()
                 try:
-                    _follow(connection, stop, dirty)
+                    _follow(connection, Path(path), stop, dirty)
                 finally:
                     dirty()
         except (Unreachable, OSError):
@@ -82,14 +85,15 @@ def _subscribe(connection: sockets.socket) -> None:
         raise OSError("the question for events was refused")
 
 
-def _follow(connection: sockets.socket, stop: threading.Event, dirty: Callable[[], None]) -> None:
-    """Call `dirty` once for each burst of events, until the engine ends the stream."""
+def _follow(connection: sockets.socket, path: Path, stop: threading.Event, dirty: Callable[[], None]) -> None:
+    """Call `dirty` once for each burst of events, until told to stop or the engine ends: it closes the stream,
+    or, told to stop itself, removes its socket at `path` and waits for those who still listen to events."""
     connection.settimeout(_PATIENCE)
-    while not stop.is_set():
+    while not stop.is_set() and path.exists():
         try:
             if not connection.recv(65536):
                 return
         except TimeoutError:
             continue
         dirty()
-        stop.wait(_BURST)
+        time.sleep(_BURST)

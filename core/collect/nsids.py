@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import batched
 
+from core.collect import netns
 from core.collect.netlink import Answer, Netlink, attribute, attributes, s32
+from core.model import Namespace
 
 RTM_NEWNSID, RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
@@ -38,6 +41,46 @@ def assign_nsids(sock: Netlink, known: Iterable[Known]) -> None:
     for _, answer in _ask(sock, RTM_NEWNSID, known, attribute(_NETNSA_NSID, struct.pack("=i", -1))):
         if isinstance(answer, PermissionError):
             raise answer
+
+
+class NsidResolver:
+    """Finds which namespaces the ids that links refer to stand for, with few questions: the kernel translates
+    a namespace into an id only, not back, so those that were the answer before are tried first."""
+
+    def __init__(self, known: Iterable[Namespace]) -> None:
+        self._known = {namespace.inode: namespace for namespace in known}
+        self._likely: deque[Known] = deque(maxlen=4)
+
+    def resolve(self, sock: Netlink, namespace: Namespace, wanted: set[int | None]) -> dict[int, int]:
+        """The inode for each id of `wanted` as seen from `namespace`, the one of `sock`; without those that
+        none of the known namespaces has."""
+        missing = {nsid for nsid in wanted if nsid is not None and nsid >= 0}
+        found = self._host_ids(missing) if namespace.is_host else {}
+        missing -= found.keys()
+        for candidates in self._guesses(namespace):
+            if not missing:
+                break
+            found |= self._try(sock, candidates, missing)
+            missing -= found.keys()
+        return found
+
+    def _guesses(self, namespace: Namespace) -> Iterator[list[Known]]:
+        """Namespaces to ask about, in groups: the host, former answers, all."""
+        if not namespace.is_host:
+            yield [(netns.inode_of(netns.HOST_PATH), netns.HOST_PATH)]
+            yield list(self._likely)
+        yield [(known.inode, known.entry) for known in self._known.values()]
+
+    def _host_ids(self, missing: set[int]) -> dict[int, int]:
+        return {known.nsid: inode for inode, known in self._known.items() if known.nsid in missing}
+
+    def _try(self, sock: Netlink, candidates: list[Known], missing: set[int]) -> dict[int, int]:
+        nsids = read_nsids(sock, candidates)
+        found = {nsid: inode for inode, nsid in nsids.items() if nsid in missing}
+        self._likely += [
+            known for known in candidates if nsids.get(known[0]) in missing and known not in self._likely
+        ]
+        return found
 
 
 def _ask(

@@ -118,7 +118,7 @@ def _visit(pids: Sequence[int], names: dict[int, str]) -> None:
             continue
         try:
             os.setns(there, os.CLONE_NEWUTS)
-            names[pid] = os.uname().nodename
+            names[pid] = os.fsencode(os.uname().nodename).decode(errors="replace")
         except PermissionError:
             names[pid] = ""
         finally:

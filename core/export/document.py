@@ -68,4 +68,3 @@ def _separated(items: Iterator[str]) -> Iterator[str]:
     for item in items:
         yield before + item
         before = ",\n"
-

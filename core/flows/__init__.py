@@ -2,6 +2,7 @@
 
 from core.flows.columns import FlowColumns
 from core.flows.meaning import End, Entry, Flow, entry_of, flow_of, sentence
+from core.flows.rules import translators
 from core.flows.words import (
     PROTOCOLS,
     STATES,
@@ -33,4 +34,5 @@ __all__ = [
     "sentence",
     "state_text",
     "status_words",
+    "translators",
 ]

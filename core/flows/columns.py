@@ -1,20 +1,26 @@
-"""Many conntrack entries understood at once: the columns of several tables, worked out when first asked for."""
+"""Many conntrack entries understood at once: the columns of several tables, made when first asked for."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from core.flows.words import ICMP, ICMPV6, TCP, WITH_PORTS, state_code
-from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Conntrack
+from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, Conntrack, empty_entries
 
 Column = np.ndarray[Any, Any]
 
+_PORT_OF = {
+    "orig_src": "orig_sport",
+    "orig_dst": "orig_dport",
+    "reply_src": "reply_sport",
+    "reply_dst": "reply_dport",
+}
 _HAS_PORTS = np.isin(np.arange(256), sorted(WITH_PORTS))
 _IS_ICMP = np.isin(np.arange(256), (ICMP, ICMPV6))
 _STATE_BITS = IPS_SEEN_REPLY | IPS_ASSURED
@@ -57,6 +63,7 @@ class FlowColumns:
         """One field of CONNTRACK_DTYPE of all entries, contiguous; addresses as two numbers each."""
         if name not in self._columns:
             parts = [np.ascontiguousarray(table.entries[name]) for table in self.tables]
+            parts = parts or [empty_entries()[name]]
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if whole.dtype == np.uint8 and whole.ndim == 2:
                 whole = whole.view(">u8").astype(np.uint64)
@@ -70,17 +77,16 @@ class FlowColumns:
     @cached_property
     def has_ports(self) -> Column:
         """Where the ports are ports."""
-        return _HAS_PORTS[self.column("l4_proto")]
+        return np.asarray(_HAS_PORTS[self.column("l4_proto")])
 
     @cached_property
     def source_translated(self) -> Column:
         """Where the responder sees another source than the real one."""
         icmp = _IS_ICMP[self.column("l4_proto")]
-        return (
-            differ(self.column("orig_src"), self.column("reply_dst"))
-            | (self.has_ports & (self.column("reply_dport") != self.column("orig_sport")))
-            | (icmp & (self.column("reply_sport") != self.column("orig_sport")))
-        )
+        found = differ(self.column("orig_src"), self.column("reply_dst"))
+        found |= self.has_ports & (self.column("reply_dport") != self.column("orig_sport"))
+        found |= icmp & (self.column("reply_sport") != self.column("orig_sport"))
+        return np.asarray(found)
 
     @cached_property
     def destination_translated(self) -> Column:
@@ -104,40 +110,40 @@ class FlowColumns:
     @cached_property
     def _answers_inside(self) -> Column:
         """Where the inside is the end that answers; the rule is Flow's."""
-        origin, responder = (self.owned(name) for name in ("orig_src", "reply_src"))
+        origin, responder = (self.owned(self.column(name)) for name in ("orig_src", "reply_src"))
         return self.destination_translated | (~self.source_translated & responder & ~origin)
 
-    def owned(self, name: str, is_wanted: Callable[[str], bool] = bool) -> Column:
-        """Where the address in that column is somebody's whose name is wanted."""
+    def owned(self, addresses: Column, is_wanted: Callable[[str], bool] = bool) -> Column:
+        """Where an address (one for each entry) is somebody's whose name is wanted."""
         found = np.zeros(len(self), bool)
         for table, start, end in zip(self.tables, self.starts, self.starts[1:], strict=False):
             wanted = [raw for raw, owner in self.names(table.ns).items() if is_wanted(owner)]
-            found[start:end] = among(self.column(name)[start:end], wanted)
+            found[start:end] = among(addresses[start:end], wanted)
         return found
 
-    def end(self, which: str) -> tuple[Column, Column]:
-        """Addresses and ports (0 where there is none) of "inside", "peer", or "outside": what a translation
-        shows to the peer, 0 where there is none."""
-        if which == "outside":
-            swap, first, second = (
-                self.destination_translated,
-                ("orig_dst", "orig_dport"),
-                ("reply_dst", "reply_dport"),
-            )
-            address, port = self._either(swap, first, second)
-            is_there = self.translation != 0
-            return address * is_there[:, None], port * is_there
-        swap = self._answers_inside if which == "inside" else ~self._answers_inside
-        return self._either(swap, ("reply_src", "reply_sport"), ("orig_src", "orig_sport"))
+    def inside(self) -> tuple[Column, Column]:
+        """Address and port (0 where there is none) of the end on this host's side."""
+        return self._either(self._answers_inside, "reply_src", "orig_src")
 
-    def _either(self, swap: Column, first: tuple[str, str], second: tuple[str, str]) -> tuple[Column, Column]:
-        address = np.where(swap[:, None], self.column(first[0]), self.column(second[0]))
-        port = np.where(swap, self.column(first[1]), self.column(second[1]))
+    def peer(self) -> tuple[Column, Column]:
+        """Address and port of the other end."""
+        return self._either(~self._answers_inside, "reply_src", "orig_src")
+
+    def outside(self) -> tuple[Column, Column]:
+        """Address and port of what a translation shows instead, 0 where there is no translation."""
+        address, port = self._either(self.destination_translated, "orig_dst", "reply_dst")
+        is_there = self.translation != 0
+        return address * is_there[:, None], port * is_there
+
+    def _either(self, choice: Column, chosen: str, other: str) -> tuple[Column, Column]:
+        """Address and port from one column or another."""
+        address = np.where(choice[:, None], self.column(chosen), self.column(other))
+        port = np.where(choice, self.column(_PORT_OF[chosen]), self.column(_PORT_OF[other]))
         return address, port * self.has_ports
 
     def total(self, counter: str) -> Column:
         """ "packets" or "bytes" of both directions together."""
-        return self.column(counter).sum(axis=1)
+        return np.asarray(self.column(counter).sum(axis=1))
 
 
 def differ(one: Column, other: Column) -> Column:

@@ -146,7 +146,8 @@ def _addressed_destination(entry: Entry, has_ports: bool) -> str:
 
 
 def sentence(flow: Flow) -> str:
-    """The entry in one line: `web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED`.
+    """The entry in one line, such as
+    `web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED`.
 
     Names are text from outside, verbatim.
     """

@@ -40,7 +40,7 @@ STATES = (*TCP_STATES, "UNREPLIED", "REPLIED", "ASSURED")
 # By "source translated" + 2 x "destination translated".
 TRANSLATIONS = ("", "SNAT", "DNAT", "DNAT SNAT")
 
-# IPS_* of linux/netfilter/nf_conntrack_common.h, by bit number; those of the kernel's own bookkeeping left out.
+# IPS_* of linux/netfilter/nf_conntrack_common.h, by bit number, without the kernel's own bookkeeping.
 _STATUS_WORDS = {
     0: "expected by another connection",
     1: "replied",

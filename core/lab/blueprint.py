@@ -43,8 +43,8 @@ class LabContainer:
 
     Its network namespace is a new one with `ports` (none: closed), that of the container `joins`, or the
     host's where `is_open`. With `left_behind`, the joined container is made anew, in another namespace,
-    after this one has joined. `command` is the process's name; `jobs` are what it does, see
-    `core.lab.traffic`.
+    after this one has joined. `command` is what its process shows as its command line; `jobs` are
+    what it really does, see `core.lab.traffic`.
     """
 
     name: str
@@ -94,7 +94,7 @@ PUBLISHED = (
 
 CONTAINERS = (
     LabContainer(
-        "web1", "nginx", (LabPort("br-shop", ("172.18.0.2/16",)),),
+        "web1", "nginx -c /etc/nginx/nginx.conf", (LabPort("br-shop", ("172.18.0.2/16",)),),
         jobs=(
             "serve-http 80",
             "http 172.18.0.4 8000 size=1500 every=0.4 keep=500",
@@ -102,7 +102,7 @@ CONTAINERS = (
         ),
     ),
     LabContainer(
-        "web2", "nginx", (LabPort("br-shop", ("172.18.0.3/16",)),),
+        "web2", "nginx -c /etc/nginx/nginx.conf", (LabPort("br-shop", ("172.18.0.3/16",)),),
         jobs=(
             "serve-http 80",
             "http 172.18.0.4 8000 size=800 every=1 keep=30",
@@ -110,7 +110,7 @@ CONTAINERS = (
         ),
     ),
     LabContainer(
-        "api", "gunicorn",
+        "api", "gunicorn shop.api:app",
         (LabPort("br-shop", ("172.18.0.4/16",)), LabPort("br-data", ("10.89.0.4/24",), inside="eth1")),
         jobs=(
             "serve-http 8000",
@@ -121,7 +121,8 @@ CONTAINERS = (
         ),
     ),
     LabContainer(
-        "db", "postgres", (LabPort("br-data", ("10.89.0.2/24",)),), jobs=("serve-http 5432",),
+        "db", "postgres -D /var/lib/postgresql/data", (LabPort("br-data", ("10.89.0.2/24",)),),
+        jobs=("serve-http 5432",),
     ),
     # Fault: this sidecar joined a `cache` that no longer exists.
     LabContainer(
@@ -129,12 +130,12 @@ CONTAINERS = (
         jobs=("http 10.89.0.3 6379 size=300 every=3 keep=1",),
     ),
     LabContainer(
-        "cache", "redis-server", (LabPort("br-data", ("10.89.0.3/24",)),),
+        "cache", "redis-server *:6379", (LabPort("br-data", ("10.89.0.3/24",)),),
         jobs=("serve-http 6379", "serve-udp 10.89.0.3 11211"),
     ),
     # Fault: its eth0 has MTU 1500, its bridge and its bridge port have 1400.
     LabContainer(
-        "blog", "php-fpm", (LabPort("br-blog", ("172.19.0.2/24", "fd19:b10c::2/64")),),
+        "blog", "php-fpm --nodaemonize", (LabPort("br-blog", ("172.19.0.2/24", "fd19:b10c::2/64")),),
         jobs=(
             "serve-http 80",
             "http 2001:db8:80::80 443 size=20000 every=1 keep=200",
@@ -143,9 +144,9 @@ CONTAINERS = (
             "http 203.0.113.80 443 size=1500 every=2 keep=4",
         ),
     ),
-    LabContainer("vault", "vault", jobs=("serve-http 8200",)),
+    LabContainer("vault", "vault server", jobs=("serve-http 8200",)),
     LabContainer(
-        "web1-log", "fluent-bit", joins="web1",
+        "web1-log", "fluent-bit -c /etc/fluent-bit.conf", joins="web1",
         jobs=("udp 203.0.113.14 514 size=300 every=1 keep=500",),
     ),
     LabContainer(

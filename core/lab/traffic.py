@@ -1,7 +1,7 @@
 """What runs in a container of the lab: small servers and clients of bounded rate.
 
-Run as `traffic.py NAME JOB...`, by path and without site-packages, so that it starts fast. NAME becomes the
-process's name. A JOB is one argument:
+Run as `traffic.py COMMAND JOB...`, by path and without site-packages, so that it starts fast. COMMAND is the
+command line that the process shows from then on. A JOB is one argument:
 
 - `serve-http PORT`: answers `GET /SIZE` with SIZE bytes, at all addresses.
 - `serve-udp ADDRESS PORT`: answers each datagram with its first 64 bytes.
@@ -158,11 +158,21 @@ def _in_background(work: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=work, args=arguments, daemon=True).start()
 
 
+def _show_as(command: str) -> None:
+    """Be COMMAND for ps(1): its first word as the name, all of it written over the command line."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(command.split()[0])
+    with open("/proc/self/stat") as stat:  # fields 48 and 49: where the command line lies (proc_pid_stat(5))
+        start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(start)
+        memory.write(command.replace(" ", "\0").encode()[: end - start - 1].ljust(end - start, b"\0"))
+
+
 def main() -> None:
     """Start every job; stay until a signal ends the process."""
-    name, *jobs = sys.argv[1:]
-    with open("/proc/self/comm", "w") as comm:
-        comm.write(name)
+    command, *jobs = sys.argv[1:]
+    _show_as(command)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     for job in jobs:
         _in_background(_work, job)

@@ -12,7 +12,7 @@ from core.model.container import (
     Network,
     PublishedPort,
 )
-from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry
+from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
 from core.model.link import Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
 from core.model.namespace import Namespace
 from core.model.problem import Problem
@@ -66,6 +66,7 @@ __all__ = [
     "Ref",
     "Route",
     "Snapshot",
+    "Translation",
     "container_ref",
     "flow_ref",
     "link_ref",

@@ -71,8 +71,10 @@ class Network:
     """One network. `engine` is "docker", "podman" or "kernel" (a bridge that no engine owns); `driver` as the
     engine names it; `bridge` the bridge's link name in namespace `ns` ("" where there is none).
 
-    `kind` is "nat", "internal", "routed", "nic-bridged", "host", "none", "macvlan", "overlay" or "" where
-    it is not decided yet (an engine's raw answer): `core.networks` decides it from links and rules. `parent`
+    `kind` is "nat" (what leaves it is translated), "internal" (nothing leaves it), "routed", "nic-bridged" (a
+    network card is a port), "switched" (a bridge without an address: the host takes no part), "host", "none",
+    "macvlan", "ipvlan", "overlay" or "" where it is not known (an engine's raw answer, or rules that were not
+    read): `core.networks` decides it from links and rules. `parent`
     names the link that a macvlan or ipvlan network sits on.
     """
 

@@ -22,17 +22,33 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class FirewallRule:
-    """One rule. `backend` is "nft", "iptables-nft" or "iptables-legacy"; `family` "ip", "ip6", "inet",
-    "bridge" or "netdev"; `rule_id` is unique and stable within its namespace. `text` is the rule as its own
-    tool prints it.
+class Translation:
+    """One element of a map by which a rule translates: what it matches, and the address and port it gives, in
+    the form of FirewallRule's fields."""
 
-    Matches, where the rule has them: `iif`, `oif` names, `src`, `dst` prefixes, `l4_proto`, `sport`, `dport`
-    ("80", "8000-8010"; sets as "80,443"); a leading "!" negates. What the rule does is `verdict`: "accept",
-    "drop", "reject", "return", "jump", "goto", "masquerade", "snat", "dnat", "redirect", "notrack" or "" for
-    one that only counts, marks or logs; `to_address` and `to_port` where it translates, `target` the chain
-    that it jumps to. `packets` and `bytes` are None where the rule carries no counter. `understood` is False
-    where the rule holds a match that these fields do not tell: read `text` then.
+    src: str = ""
+    dst: str = ""
+    l4_proto: str = ""
+    sport: str = ""
+    dport: str = ""
+    to_address: str = ""
+    to_port: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallRule:
+    """One rule. `backend` is "nft", "iptables-nft" or "iptables-legacy"; `family` "ip", "ip6", "inet", "arp",
+    "bridge" or "netdev"; `rule_id` is unique and stable within its namespace. `text` is the rule as its own
+    tool prints it (`nft -s list ruleset`, `iptables-save`), without the counters' values.
+
+    Matches, where the rule has them: `iif`, `oif` names ("eth*": all that begin so), `src`, `dst` addresses
+    or prefixes, `l4_proto`, `sport`, `dport` ("80", "8000-8010"), `ct_state` in lower case; several as
+    "80,443", a named set as "@name"; a leading "!" negates. What the rule does is `verdict`: "accept",
+    "drop", "reject", "return", "jump", "goto", "vmap", "masquerade", "snat", "dnat", "redirect", "notrack",
+    "queue", "tproxy" or "" for one that only counts, marks or logs; `to_address` and `to_port` where it
+    translates, or `translations` where a map tells; `target` the chain that it jumps to ("a,b" where a
+    verdict map chooses). `packets` and `bytes` are None where the rule carries no counter. `understood` is
+    False where the rule holds a match that these fields do not tell: read `text` then.
     """
 
     backend: str
@@ -50,8 +66,10 @@ class FirewallRule:
     l4_proto: str = ""
     sport: str = ""
     dport: str = ""
+    ct_state: str = ""
     to_address: str = ""
     to_port: str = ""
+    translations: tuple[Translation, ...] = ()
     comment: str = ""
     packets: int | None = None
     bytes: int | None = None
@@ -71,9 +89,16 @@ class Firewall:
 @dataclass(frozen=True, slots=True)
 class NatEntry:
     """One translation or forward filter, understood: "published port", "masquerade", "snat", "dnat",
-    "redirect" or "filter" of `ns`. `name` is a short title ("web1 tcp 8080 -> 172.18.0.2:80"); `sentence`
-    says what it does; `networks` and `containers` are the ids ("runtime:id" for containers) of those whose
-    address or link it carries; `rules` the ids of the rules behind it; counters are sums over these."""
+    "redirect" or "filter" of `ns`.
+
+    `name` is a short title ("web1 tcp 8080 -> 172.18.0.2:80"); `sentence` says what it does. `outside` and
+    `inside` are the two sides in short: for what leads in "*:8080" (any address) and "172.18.0.2:80", for
+    what leads out the address or link of the way out and the prefix or link it comes from, for a filter where
+    to and where from ("" where anything goes). `networks` and `containers` are the ids ("runtime:id" for
+    containers) of those whose address or link it carries. `rules` are the ids of the rules behind it: those
+    that do it, then helpers (hairpin, accept of what was let in); the counters are sums over those that do
+    it, None where none counts. Rules that translate count connections, not packets.
+    """
 
     ns: int
     entry_id: str

@@ -33,7 +33,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """One routing policy rule (ip-rule(8)); empty text and None mean "any"."""
+    """One routing policy rule (ip-rule(8)); empty text and None mean "any". `goto` is the priority that
+    action "goto" jumps to; `suppress_prefixlen` refuses what the table finds with a prefix that short or
+    shorter; `more` holds rarer selectors in ip-rule's words ("ipproto 6", "dport 53", "l3mdev", ...)."""
 
     family: int
     priority: int
@@ -46,6 +48,9 @@ class PolicyRule:
     table: str = "main"
     action: str = "lookup"
     inverted: bool = False
+    goto: int | None = None
+    suppress_prefixlen: int | None = None
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,12 @@ class Watcher:
     # ---- looking: what is
 
     def _looker(
-        self, part: str, look: Callable[[], None], every: float | None, settle: float = 0.02, share: float = 0.1
+        self,
+        part: str,
+        look: Callable[[], None],
+        every: float | None,
+        settle: float = 0.02,
+        share: float = 0.1,
     ) -> Looker:
         return Looker(part, look, self._failed, every, settle, share)
 
@@ -191,7 +196,9 @@ class Watcher:
         assert self._events is not None
         if self._events.overruns != self._overruns:
             self._overruns = self._events.overruns
-            sentence = f"more kernel events came than could be held ({self._overruns} times): all is read again"
+            sentence = (
+                f"more kernel events came than could be held ({self._overruns} times): all is read again"
+            )
             self.board.note(Change(time.time(), "changed", Ref("event", ("overrun",)), sentence))
             self.refresh()
             return
@@ -222,5 +229,3 @@ def _unchanged_kept[Part](old: Mapping[int, Part], read: Mapping[int, Part]) -> 
         if merged.get(inode) != part:
             merged[inode] = part
     return merged
-
-

@@ -67,8 +67,18 @@ def start() -> list[Figure]:
             paints.append(terminal.wait_for("vnet-tui") - terminal.started)
             data.append(terminal.wait_for("br-shop") - terminal.started)
     return [
-        Figure("start to first paint, demo lab", "<= 0.5 s idle", f"{statistics.median(paints):.2f} s", "median of 7"),
-        Figure("start to first data, demo lab", "<= 1.0 s idle", f"{statistics.median(data):.2f} s", "median of 7"),
+        Figure(
+            "start to first paint, demo lab",
+            "<= 0.5 s idle",
+            f"{statistics.median(paints):.2f} s",
+            "median of 7",
+        ),
+        Figure(
+            "start to first data, demo lab",
+            "<= 1.0 s idle",
+            f"{statistics.median(data):.2f} s",
+            "median of 7",
+        ),
     ]
 
 
@@ -80,14 +90,18 @@ def idle() -> list[Figure]:
         share = _drained_cpu(terminal, 30)
         memory = psutil.Process(terminal.pid).memory_info().rss / 2**20
     return [
-        Figure("CPU of the dashboard, demo lab, no change", "<= 2 % of a core", f"{share:.1f} %", "over 30 s"),
+        Figure(
+            "CPU of the dashboard, demo lab, no change", "<= 2 % of a core", f"{share:.1f} %", "over 30 s"
+        ),
         Figure("resident memory, demo lab", "(report)", f"{memory:.0f} MB", ""),
     ]
 
 
 def latency() -> list[Figure]:
     """`ip link add` in a container's namespace to its row on the screen."""
-    names = json.loads(subprocess.run(["ip", "-j", "netns"], capture_output=True, text=True, check=True).stdout)
+    names = json.loads(
+        subprocess.run(["ip", "-j", "netns"], capture_output=True, text=True, check=True).stdout
+    )
     inside = next(entry["name"] for entry in names if entry["name"].startswith("web"))
     times = []
     with Terminal(_PROGRAM) as terminal:
@@ -99,9 +113,7 @@ def latency() -> list[Figure]:
             name = f"probe{number:03}"
             seen = len(terminal.output)
             began = time.monotonic()
-            subprocess.run(
-                ["ip", "-n", inside, "link", "add", name, "type", "bridge"], check=True
-            )
+            subprocess.run(["ip", "-n", inside, "link", "add", name, "type", "bridge"], check=True)
             times.append(terminal.wait_for(name, since=seen) - began)
             subprocess.run(["ip", "-n", inside, "link", "del", name], check=True)
             _drain(terminal, 0.4)

@@ -1,14 +1,16 @@
-"""The demo lab: what it promises is there, by the word of the system's own tools, and nothing stays behind."""
+"""The demo lab: what it promises is there, by the word of the system's own tools, and nothing stays."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +23,14 @@ pytestmark = pytest.mark.root
 # Every process in sight: its name and namespaces, and the environment it was started with.
 _PROCESSES = """
 import json, os
+KINDS = ("net", "pid", "mnt", "uts", "ipc")
 found = []
 for pid in (name for name in os.listdir("/proc") if name.isdigit()):
     try:
         found.append({
             "comm": open(f"/proc/{pid}/comm").read().strip(), "pid": int(pid),
             "environ": open(f"/proc/{pid}/environ").read().split(chr(0)),
-            **{kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in ("net", "pid", "mnt", "uts", "ipc")},
+            **{kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in KINDS},
         })
     except OSError:
         pass
@@ -126,11 +129,8 @@ def test_containers_are_in_all_four_models(inside: Inside) -> None:
     assert {link["ifname"] for link in inside.json("ip", "-j", "-n", "api", "link")} == {"lo", "eth0", "eth1"}
     assert processes["fluent-bit"]["net"] == inside.netns("web1")
     assert processes["blackbox"]["net"] == host["net"]
-    separate = [
-        process for name, process in processes.items() if name in ("blackbox", "fluent-bit", "vault", "lab")
-    ]
     for kind in ("pid", "mnt", "uts", "ipc"):
-        assert len({process[kind] for process in separate}) == 4
+        assert len({processes[name][kind] for name in ("blackbox", "fluent-bit", "vault", "lab")}) == 4
 
 
 def test_eight_containers_beside_the_sidecars_and_the_internet(inside: Inside) -> None:
@@ -169,10 +169,9 @@ def test_traffic_flows_at_a_bounded_rate(inside: Inside) -> None:
     before = {link: inside.counter(link) for link in links}
     for link in links:
         assert eventually(lambda link=link: inside.counter(link) > before[link]), link
-    grown = inside.counter("eth0", way="tx") - 0
     assert eventually(lambda: time.monotonic() - began > 3)
-    rate = (inside.counter("eth0", way="tx") - grown) / (time.monotonic() - began)
-    assert rate < 250_000  # bytes a second, 2 Mbit/s
+    rate = (inside.counter("eth0") - before["eth0"]) / (time.monotonic() - began)
+    assert rate < 250_000  # bytes a second: 2 Mbit/s
 
 
 def test_conntrack_knows_every_protocol_and_flows_that_ended(inside: Inside) -> None:
@@ -198,12 +197,11 @@ def test_fault_mtu_mismatch(inside: Inside) -> None:
 
 
 def test_fault_dead_joined_namespace(inside: Inside) -> None:
-    exporter = inside.processes()["redis_exporter"]
+    processes = inside.processes()
+    exporter = processes.pop("redis_exporter")
     assert "VNET_NETWORK_MODE=container:cache" in exporter["environ"]
-    assert exporter["net"] not in {
-        process["net"] for process in inside.processes().values() if process != exporter
-    }
-    assert exporter["net"] != inside.netns("cache")
+    assert exporter["net"] not in {process["net"] for process in processes.values()}
+    assert exporter["net"] != inside.netns("cache") == processes["redis-server"]["net"]
 
 
 def test_fault_forward_drop(inside: Inside) -> None:
@@ -235,11 +233,17 @@ def test_nothing_of_the_machine_shows_inside(inside: Inside, monkeypatch: pytest
 def test_a_command_inside_keeps_its_folder_and_exit_code(inside: Inside) -> None:
     assert inside.run("pwd").strip() == os.getcwd()
     assert inside.lab.run_inside(["sh", "-c", "exit 7"]) == 7
-    assert os.stat("/proc/self/ns/net").st_ino == os.stat(f"/proc/{os.getppid()}/ns/net").st_ino
     assert os.readlink("/proc/self/ns/pid_for_children") == os.readlink("/proc/self/ns/pid")
 
 
 _DEMO = "import sys; from core.lab.demo import main; sys.exit(main(sys.argv[1:]))"
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for that signal (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def launch_demo(script: str) -> subprocess.Popen[str]:
@@ -250,6 +254,7 @@ def launch_demo(script: str) -> subprocess.Popen[str]:
 def test_the_launcher_passes_sigterm_on() -> None:
     launcher = launch_demo("trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done")
     assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
+    assert eventually(lambda: catches(launcher.pid, signal.SIGTERM))
     launcher.terminate()
     assert launcher.wait(timeout=20) == 5
 
@@ -259,8 +264,12 @@ def test_the_launcher_stops_and_goes_on_with_its_command() -> None:
     assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
     _, status = os.waitpid(launcher.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
-    launcher.send_signal(18)
+    launcher.send_signal(signal.SIGCONT)
     assert launcher.wait(timeout=20) == 6
+
+
+def test_a_command_ended_by_a_signal_gives_the_code_that_a_shell_gives() -> None:
+    assert launch_demo("kill -KILL $$").wait(timeout=20) == 128 + signal.SIGKILL
 
 
 def test_an_orderly_end_leaves_nothing() -> None:

@@ -107,7 +107,7 @@ def test_rules_are_read_again_when_they_change(watched: Watched, host: Throwaway
 def test_nothing_new_tells_nothing(watched: Watched, host: ThrowawayHost) -> None:
     watched.watcher.show("nat")
     time.sleep(4.5)  # the machine's other namespaces may still settle
-    before = len([u for u in watched.updates])
+    before = len(watched.updates)
     kept = watched.snapshot.nets[host.inode]
     time.sleep(3)
     assert watched.snapshot.nets[host.inode] is kept
@@ -125,7 +125,10 @@ def test_an_overrun_is_counted_and_heals(watched: Watched, host: ThrowawayHost) 
     events = watched.watcher._events
     assert events is not None
     events.set_receive_buffer(4096)
-    batch = "".join(f"link add u{n} type bridge\nlink del u{n}\n" for n in range(300)) + "link add last type bridge\n"
+    batch = (
+        "".join(f"link add u{n} type bridge\nlink del u{n}\n" for n in range(300))
+        + "link add last type bridge\n"
+    )
     subprocess.run(["ip", "-n", host.name, "-batch", "-"], input=batch, text=True, check=True)
     watched.until(lambda s: "last" in names(s, host.inode), timeout=15)
     end = time.monotonic() + 5

@@ -53,3 +53,18 @@ class Scene:
     def rate(self, key: LinkKey) -> LinkRate | None:
         """The speed of a link, None where it is not known."""
         return self.rates.of(key) if self.rates else None
+
+    def switched(self, bridge: LinkKey) -> tuple[float, tuple[float, ...]] | None:
+        """What a bridge carries, in bits a second, and its history; None where it is not known.
+
+        Each frame counts once, where it enters: received by a port, or sent by the bridge's own link. The
+        history is both directions of all ports, which shows the shape only.
+        """
+        own = self.rate(bridge)
+        ports = [rate for port in self.topology.ports_of(bridge) if (rate := self.rate(port.key))]
+        if own is None and not ports:
+            return None
+        length = max((len(rate.history) for rate in ports), default=0)
+        padded = ((0.0,) * (length - len(rate.history)) + rate.history for rate in ports)
+        history = tuple(map(sum, zip(*padded, strict=True)))
+        return sum(rate.rx_bps for rate in ports) + (own.tx_bps if own else 0.0), history

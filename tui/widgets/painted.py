@@ -43,7 +43,8 @@ class Painted(Widget):
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "tone--plain", "tone--ok", "tone--warn", "tone--bad", "tone--dim", "tone--accent", "tone--title",
-        "tone--key", "tone--faint", "tone--cursor", "tone--cursor-blurred", "tone--badge", "tone--badge-warn",
+        "tone--heading", "tone--key", "tone--faint", "tone--tab", "tone--badge", "tone--badge-warn",
+        "tone--cursor", "tone--cursor-blurred",
     }  # fmt: skip
 
     def __init__(self, **arguments: str | None) -> None:
@@ -81,7 +82,8 @@ class Painted(Widget):
 
     def render_line(self, y: int) -> Strip:
         """One line, for Textual."""
-        return self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
+        line = self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
+        return line.apply_style(self.rich_style)
 
     def on_resize(self) -> None:
         """Fill the new size."""

@@ -67,6 +67,7 @@ class TableView(LinesPane):
         self.closed: frozenset[Ref] = frozenset()
         self.message = ""
         self._placed: tuple[Placed, ...] = ()
+        self._deep = False
 
     # ---- what is shown
 
@@ -77,6 +78,11 @@ class TableView(LinesPane):
         self.cursor, self.top = place or 0, top
         self.bring_in_sight()
         self._announce()
+
+    def clear(self, message: str) -> None:
+        """Show nothing but that message."""
+        self.rows, self.cursor, self.top, self.message = NOTHING, 0, 0, message
+        self.repaint()
 
     def update(self, rows: Rows, pinned: bool = False) -> None:
         """Show newer rows of the same list: cursor and scroll position stay with the things that they show.
@@ -109,6 +115,25 @@ class TableView(LinesPane):
         """The row that the cursor stands on."""
         return self.rows.row(self.cursor) if self.cursor < len(self.rows) else None
 
+    def selected_text(self) -> str:
+        """The name on the selected row; the row as a line, where it has none."""
+        row = self.selected_row()
+        if row is None:
+            return ""
+        named = (
+            cell.text for column, cell in zip(self.columns, row.cells, strict=False) if column.name == "name"
+        )
+        return safe(next(named, "") or "  ".join(cell.text for cell in row.cells if cell.text.strip()))
+
+    @property
+    def foldable(self) -> bool:
+        """Whether lines in sight stand under others."""
+        return bool(self.closed) or self._deep
+
+    def columns_in_sight(self) -> list[str]:
+        """The names of the columns that there is room for."""
+        return [placed.column.name for placed in self._placed]
+
     def _announce(self, changed: bool = True) -> None:
         self.repaint()
         if changed:
@@ -139,6 +164,7 @@ class TableView(LinesPane):
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
         shown = [self.rows.row(place) for place in range(first, min(last + 1, len(self.rows)))]
+        self._deep = any(row.depth for row in shown)
         below = [*shown[1:], None]
         return [
             self._line(row, self._mark(row, after), first + number == self.cursor, width)
@@ -164,7 +190,10 @@ class TableView(LinesPane):
         for number, placed in enumerate(self._placed):
             cell = row.cells[placed.place]
             text = cell.text if number else mark + cell.text
-            yield fit(safe(text), placed.width, placed.column.align == "right"), self.style_of(cell.tone, over)
+            yield (
+                fit(safe(text), placed.width, placed.column.align == "right"),
+                self.style_of(cell.tone, over),
+            )
             yield gap
 
     def paint_empty(self, width: int, height: int) -> list[Strip]:
@@ -174,7 +203,9 @@ class TableView(LinesPane):
             lines += textwrap.wrap(paragraph, max(10, min(64, width - 4))) or [""]
         above = max(0, (height - len(lines)) * 2 // 5)
         style = self.style_of("dim")
-        shown = [strip_of([(fit(" " * ((width - len(line)) // 2) + line, width), style)], width) for line in lines]
+        shown = [
+            strip_of([(fit(" " * ((width - len(line)) // 2) + line, width), style)], width) for line in lines
+        ]
         return [Strip.blank(width)] * above + shown
 
     # ---- keys and mouse
@@ -192,7 +223,9 @@ class TableView(LinesPane):
         if after is not None and after.depth > row.depth:
             self.post_message(self.FoldAsked(row.ref, True))
         elif row.depth:
-            above = (place for place in range(self.cursor - 1, -1, -1) if self.rows.row(place).depth < row.depth)
+            above = (
+                place for place in range(self.cursor - 1, -1, -1) if self.rows.row(place).depth < row.depth
+            )
             self.move_to(next(above, self.cursor))
 
     def action_right(self) -> None:

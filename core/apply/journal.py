@@ -1,0 +1,125 @@
+"""The journal: what we meant to do, written before it is done, so that a crash can be undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.apply.state import StateError, state_directory, unusable
+from core.ops import Operation
+from core.ops.record import from_record, to_record
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change in the journal. `begun` counts the steps that were begun, the last of which may not have
+    been done; `end` is "done", "undone", "failed" (an undo that could not be completed) or "" for one that
+    was cut off or is still under way."""
+
+    entry_id: str
+    title: str
+    at: float
+    steps: tuple[Operation, ...]
+    begun: int = 0
+    end: str = ""
+    errors: tuple[str, ...] = ()
+
+
+class Record:
+    """The open journal file of one change."""
+
+    def __init__(self, title: str, steps: tuple[Operation, ...]) -> None:
+        now = time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+        self.entry_id = f"{stamp}-{int(now * 1000) % 1000:03}{secrets.token_hex(2)}"
+        self.path = _directory() / f"{self.entry_id}.jsonl"
+        intent = {"title": title, "at": now, "steps": [to_record(step) for step in steps]}
+        try:
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                self._write(intent)
+                os.fsync(self._descriptor)
+                _sync_directory(self.path.parent)
+            except OSError:
+                os.close(self._descriptor)
+                self.path.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise StateError(unusable(self.path.parent, error)) from error
+
+    def begin(self, step: int) -> None:
+        """Note that a step is about to be done."""
+        self._write({"begin": step})
+
+    def end(self, how: str, errors: tuple[str, ...] = ()) -> None:
+        """Note how it ended, and close the file."""
+        try:
+            self._write({"end": how, "errors": list(errors)})
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+
+
+def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
+    """Note how the undo of an earlier change ended."""
+    path = _directory() / f"{entry.entry_id}.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps({"end": how, "errors": list(errors)}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def history() -> Iterator[Entry]:
+    """Every change in the journal, newest first; files that cannot be read are passed over."""
+    for path in sorted(_directory().glob("*.jsonl"), reverse=True):
+        if (entry := read(path)) is not None:
+            yield entry
+
+
+def open_intents() -> tuple[Entry, ...]:
+    """The changes that were cut off, newest first: those that begin again with an undo."""
+    return tuple(entry for entry in history() if not entry.end)
+
+
+def read(path: Path) -> Entry | None:
+    """One change; None for a file that no version of ours wrote, or whose intent is cut short."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # the last line, cut short by a crash
+    try:
+        steps = tuple(from_record(step) for step in lines[0]["steps"])
+        begun = sum("begin" in line for line in lines)
+        ends = [line for line in lines if "end" in line]
+        end, errors = (ends[-1]["end"], tuple(ends[-1]["errors"])) if ends else ("", ())
+        return Entry(path.stem, lines[0]["title"], lines[0]["at"], steps, begun, end, errors)
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _directory() -> Path:
+    path = state_directory() / "journal"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(unusable(path, error)) from error
+    return path
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

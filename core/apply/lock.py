@@ -1,0 +1,46 @@
+"""One writer at a time on this host."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from core.apply.state import StateError, state_directory, unusable
+
+
+class Busy(Exception):
+    """Another instance is changing things; the text names it."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Hold the writers' lock. Raises Busy at once where another process holds it, StateError without a
+    directory to hold it in. The kernel lets go of it when the holder dies (flock(2))."""
+    path = state_directory() / "lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(unusable(path.parent, error)) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(_holder(descriptor)) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        who = f"process {holder['pid']} ({holder['command']})"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"{who} is changing networks at this moment; try again when it has ended"

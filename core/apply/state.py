@@ -1,0 +1,28 @@
+"""The state directory: where the journal and the writers' lock live."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class StateError(Exception):
+    """The state directory cannot be used; the text says why and what to try."""
+
+
+def state_directory() -> Path:
+    """The directory ($VNET_STATE, else /var/lib/vnet-tui), made where it is missing. Raises StateError."""
+    path = Path(os.environ.get("VNET_STATE") or "/var/lib/vnet-tui")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(unusable(path, error)) from error
+    return path
+
+
+def unusable(path: Path, error: OSError) -> str:
+    """What to tell a person about a state directory that cannot be written."""
+    return (
+        f"nothing was changed: the journal cannot be written to {path} ({error.strerror}); "
+        "free some space or set VNET_STATE to a directory that can be written"
+    )

@@ -1,0 +1,104 @@
+"""Offloads of the links of one namespace, by ethtool's netlink interface (kernel 5.7 on)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, text, u16, u32
+
+_CTRL_ID, _CTRL_GETFAMILY = 0x10, 3
+_CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 1, 2
+_STRSET_GET, _FEATURES_GET = 1, 11
+_NESTED = 0x8000
+_HEADER, _HEADER_IFINDEX, _HEADER_FLAGS = 1, 1, 3
+_COMPACT = 1
+_FEATURES_ACTIVE, _BITSET_VALUE = 4, 4
+_STRINGSETS, _STRINGSET, _STRINGSET_ID, _STRINGSET_STRINGS = 2, 1, 1, 3
+_STRING_INDEX, _STRING_VALUE = 1, 2
+_FEATURE_NAMES = 4  # ETH_SS_FEATURES
+
+# What `ethtool -K` switches together, by its short words; other features keep the kernel's names.
+_GROUPS = {
+    "rx-checksum": "rx-checksumming",
+    "tx-checksum-ipv4": "tx-checksumming",
+    "tx-checksum-ip-generic": "tx-checksumming",
+    "tx-checksum-ipv6": "tx-checksumming",
+    "tx-checksum-fcoe-crc": "tx-checksumming",
+    "tx-checksum-sctp": "tx-checksumming",
+    "tx-scatter-gather": "sg",
+    "tx-scatter-gather-fraglist": "sg",
+    "tx-tcp-segmentation": "tso",
+    "tx-tcp-ecn-segmentation": "tso",
+    "tx-tcp-mangleid-segmentation": "tso",
+    "tx-tcp6-segmentation": "tso",
+    "tx-tcp-accecn-segmentation": "tso",
+    "tx-generic-segmentation": "gso",
+    "rx-gro": "gro",
+    "rx-lro": "lro",
+    "rx-vlan-hw-parse": "rxvlan",
+    "tx-vlan-hw-insert": "txvlan",
+    "rx-ntuple-filter": "ntuple",
+    "rx-hashing": "rxhash",
+}
+
+
+def read_offloads(sock: Netlink) -> dict[int, tuple[str, ...]]:
+    """The offloads that are on, by ifindex; `sock` is of protocol GENERIC. Empty on kernels too old."""
+    family = _family()
+    if not family:
+        return {}
+    flags = attribute(_HEADER_FLAGS, struct.pack("=I", _COMPACT))
+    request = _genl(_FEATURES_GET) + attribute(_HEADER | _NESTED, flags)
+    found = {}
+    for message in sock.dump(family, request):
+        features = attributes(message.payload, 4)
+        ifindex = u32(attributes(features[_HEADER])[_HEADER_IFINDEX])
+        found[ifindex] = words(attributes(features[_FEATURES_ACTIVE])[_BITSET_VALUE], _feature_names())
+    return found
+
+
+@lru_cache(maxsize=256)
+def words(bits: bytes, feature_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The words for the features whose bits are set (32-bit words in host order), groups first."""
+    numbers = struct.unpack(f"={len(bits) // 4}I", bits)
+    active = [name for i, name in enumerate(feature_names) if _is_set(numbers, i)]
+    groups = dict.fromkeys(_GROUPS[name] for name in _GROUPS if name in active)
+    return (*groups, *(name for name in active if name and name not in _GROUPS))
+
+
+def _is_set(numbers: Sequence[int], index: int) -> bool:
+    return index // 32 < len(numbers) and bool(numbers[index // 32] >> (index % 32) & 1)
+
+
+@cache
+def _family() -> int:
+    """The number that the kernel gave to ethtool's generic netlink family, 0 where there is none."""
+    request = _genl(_CTRL_GETFAMILY) + attribute(_CTRL_ATTR_FAMILY_NAME, b"ethtool\0")
+    with Netlink(GENERIC) as sock:
+        try:
+            answer = sock.request(_CTRL_ID, request)[0]
+        except OSError:
+            return 0
+    return u16(attributes(answer.payload, 4)[_CTRL_ATTR_FAMILY_ID])
+
+
+@cache
+def _feature_names() -> tuple[str, ...]:
+    """The kernel's names of all features, at their bits' places."""
+    wanted = attribute(_STRINGSET | _NESTED, attribute(_STRINGSET_ID, struct.pack("=I", _FEATURE_NAMES)))
+    request = (
+        _genl(_STRSET_GET) + attribute(_HEADER | _NESTED, b"") + attribute(_STRINGSETS | _NESTED, wanted)
+    )
+    with Netlink(GENERIC) as sock:
+        answer = attributes(sock.request(_family(), request)[0].payload, 4)
+    stringset = attributes(attributes(answer[_STRINGSETS])[_STRINGSET])
+    strings = [attributes(value) for _, value in attribute_list(stringset[_STRINGSET_STRINGS])]
+    return tuple(
+        text(string[_STRING_VALUE]) for string in sorted(strings, key=lambda s: u32(s[_STRING_INDEX]))
+    )
+
+
+def _genl(command: int) -> bytes:
+    return struct.pack("=BBH", command, 1, 0)

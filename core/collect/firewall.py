@@ -1,0 +1,120 @@
+"""The packet filter rules of one namespace: finds out who made them and asks the tool that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.collect.iptables import read_iptables
+from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.collect.nft import read_nft
+from core.collect.nftables import Table, read_tables
+from core.collect.tools import ToolFailed, ToolMissing
+from core.model import Chain, Firewall, FirewallRule, Namespace, Problem
+
+# The legacy tables that exist in the thread's namespace; reading these makes none.
+_LEGACY = {
+    "ip": Path("/proc/thread-self/net/ip_tables_names"),
+    "ip6": Path("/proc/thread-self/net/ip6_tables_names"),
+}
+_DENIED = "CAP_NET_ADMIN and CAP_SYS_ADMIN are needed"
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A firewall in the making."""
+
+    ns: int
+    chains: list[Chain] = field(default_factory=list)
+    rules: list[FirewallRule] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def result(self) -> Firewall:
+        return Firewall(self.ns, tuple(self.chains), tuple(self.rules), tuple(self.problems))
+
+    def problem(self, what: str, why: str, try_: str) -> None:
+        self.problems.append(Problem("nat", what, why, try_, self.ns))
+
+    def attempt(self, read: Callable[[], None]) -> None:
+        """Read one part; a tool that fails becomes a problem."""
+        try:
+            read()
+        except ToolFailed as error:
+            self.problem(error.what, error.why, error.try_)
+
+
+def read_firewall(namespace: Namespace) -> Firewall:
+    """All rules of one namespace, by nft(8) and iptables-save(8), none of which runs where there are no rules.
+
+    Raises NamespaceGone; what else stands in the way becomes a problem of the result.
+    """
+    reading = _Reading(namespace.inode)
+    try:
+        with entered(_entry(namespace), namespace.inode):
+            _read_tables(reading)
+            for family in _LEGACY:
+                _read_legacy(reading, family)
+    except PermissionError:
+        reading.problem("the firewall rules of this namespace could not be read", _DENIED, "run as root")
+    return reading.result()
+
+
+def _entry(namespace: Namespace) -> str:
+    if namespace.entry:
+        return namespace.entry
+    if namespace.is_host:
+        return HOST_PATH
+    raise NamespaceGone(f"net:[{namespace.inode}]")
+
+
+def _read_tables(reading: _Reading) -> None:
+    """Read what nftables holds: iptables-nft's tables by iptables-save, all others by nft."""
+    rest = []
+    tables = read_tables()
+    for family in _LEGACY:
+        rest += _read_by_iptables(reading, family, [table for table in tables if table.family == family])
+    others = [(table.family, table.name) for table in tables if table.family not in _LEGACY]
+    if wanted := {*rest, *others}:
+        reading.attempt(lambda: _take_nft(reading, wanted))
+
+
+def _take_nft(reading: _Reading, wanted: set[tuple[str, str]]) -> None:
+    chains, rules = read_nft(wanted)
+    reading.chains += chains
+    reading.rules += rules
+
+
+def _read_by_iptables(reading: _Reading, family: str, tables: list[Table]) -> list[tuple[str, str]]:
+    """Read the tables of iptables-nft among these; the names of those that nft has to read."""
+    names = {table.name for table in tables}
+    ours = {table.name for table in tables if table.by_iptables}
+    done: set[str] = set()
+    if ours:
+        try:
+            saved = read_iptables(family, "iptables-nft")
+        except ToolMissing as error:
+            why = "nft alone does not tell all that rules of iptables do"
+            reading.problem(error.what, f"{error.why}; {why}", error.try_)
+        except ToolFailed as error:
+            reading.problem(error.what, error.why, error.try_)
+        else:
+            done = ours & set(saved.tables)
+            reading.chains += [chain for chain in saved.chains if chain.table in done]
+            reading.rules += [rule for rule in saved.rules if rule.table in done]
+    return [(family, name) for name in sorted(names - done)]
+
+
+def _read_legacy(reading: _Reading, family: str) -> None:
+    try:
+        names = _LEGACY[family].read_text().split()
+    except FileNotFoundError:
+        return
+    if names:
+        reading.attempt(lambda: _take_legacy(reading, family))
+
+
+def _take_legacy(reading: _Reading, family: str) -> None:
+    saved = read_iptables(family, "iptables-legacy")
+    reading.chains += saved.chains
+    reading.rules += saved.rules

@@ -1,0 +1,206 @@
+"""Links of network namespaces, with all else that rtnetlink(7) tells of a namespace, read in one visit."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from core.collect import bridges, netns, routes
+from core.collect.ethtool import read_offloads
+from core.collect.linkkinds import address, details
+from core.collect.names import scope
+from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, s32, text, u32
+from core.collect.netns import NamespaceGone
+from core.collect.nsids import NsidResolver
+from core.model import Address, FdbEntry, Link, Namespace, NetState, PortVlan, Problem
+
+_RTM_GETLINK, _RTM_GETADDR = 18, 22
+_RTEXT_FILTER_SKIP_STATS = 1 << 3
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_ARPHRD_LOOPBACK = 772
+_MAC_LENGTHS = (6, 8, 20)
+OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
+
+(
+    _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_QDISC, _IFLA_MASTER, _IFLA_OPERSTATE,
+    _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_PROMISCUITY, _IFLA_LINK_NETNSID, _IFLA_PROP_LIST,
+    _IFLA_ALT_IFNAME,
+) = (1, 3, 4, 5, 6, 10, 16, 18, 20, 29, 30, 37, 52, 53)  # fmt: skip
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_GET_LINKS = _LINK.pack(0, 0, 0, 0, 0) + attribute(
+    _IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS)
+)
+_GET_ADDRESSES = _ADDRESS.pack(0, 0, 0, 0, 0)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
+def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
+    """All that rtnetlink tells of one namespace. `known` are the namespaces among which those that its links
+    lead to are looked for. Raises NamespaceGone; missing rights become a problem in the answer."""
+    return _read_net(namespace, NsidResolver(known))
+
+
+def read_nets(
+    namespaces: Iterable[Namespace], known: Iterable[Namespace] | None = None
+) -> dict[int, NetState]:
+    """The same of many namespaces by inode; those that vanished are left out. `known` are those among which
+    peers are looked for (None: the same as `namespaces`)."""
+    namespaces = tuple(namespaces)
+    resolver = NsidResolver(namespaces if known is None else known)
+    found = {}
+    for namespace in namespaces:
+        try:
+            found[namespace.inode] = _read_net(namespace, resolver)
+        except NamespaceGone:
+            continue
+    return found
+
+
+def _read_net(namespace: Namespace, resolver: NsidResolver) -> NetState:
+    try:
+        with netns.entered(namespace.entry, namespace.inode), Netlink() as sock:
+            return _dump(sock, namespace, resolver)
+    except PermissionError as error:
+        return NetState(namespace.inode, problems=(_denied(namespace, error),))
+
+
+def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
+    links = read_links(sock, namespace.inode)
+    kinds = {link.kind for link in links.values()}
+    fdb: tuple[FdbEntry, ...] = ()
+    if "bridge" in kinds:
+        links = _with_vlans(links, _or_nothing(bridges.read_vlans, sock, {}))
+    if kinds & {"bridge", "vxlan"}:
+        tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
+        fdb = bridges.read_fdb(sock, tunnels)
+    return NetState(
+        namespace.inode,
+        links=links,
+        routes=routes.read_routes(sock),
+        rules=_or_nothing(routes.read_rules, sock, ()),
+        neighbours=routes.read_neighbours(sock),
+        fdb=fdb,
+        nsids=resolver.resolve(sock, namespace, {link.lower_nsid for link in links.values()}),
+    )
+
+
+def read_links(sock: Netlink, ns: int) -> dict[int, Link]:
+    """The links of the namespace of `sock`, whose inode is `ns`, with addresses and offloads, by ifindex."""
+    messages = sock.dump(_RTM_GETLINK, _GET_LINKS)
+    addresses = read_addresses(sock)
+    with Netlink(GENERIC) as generic:
+        offloads: Mapping[int, tuple[str, ...]] = _or_nothing(read_offloads, generic, {})
+    found = {}
+    for message in messages:
+        ifindex = _LINK.unpack_from(message.payload)[2]
+        found[ifindex] = link(message.payload, ns, addresses.get(ifindex, ()), offloads.get(ifindex, ()))
+    return found
+
+
+def link(
+    payload: bytes, ns: int, addresses: tuple[Address, ...] = (), offloads: tuple[str, ...] = ()
+) -> Link:
+    """One RTM_NEWLINK message."""
+    _, hardware, ifindex, flags, _ = _LINK.unpack_from(payload)
+    found = attributes(payload, 16)
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    kind = _kind(text(info.get(_INFO_KIND, b"")), hardware)
+    special = details(kind, info.get(_INFO_DATA, b""))
+    lower = u32(found.get(_IFLA_LINK, b"")) or special.get("link")
+    operstate = found.get(_IFLA_OPERSTATE, b"\0")[0]
+    mac = found.get(_IFLA_ADDRESS, b"")
+    return Link(
+        ns=ns,
+        ifindex=ifindex,
+        name=text(found.get(_IFLA_IFNAME, b"")),
+        kind=kind,
+        state=OPERSTATES[operstate] if operstate < len(OPERSTATES) else str(operstate),
+        admin_up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_LOWER_UP),
+        promiscuous=u32(found.get(_IFLA_PROMISCUITY, b"")) > 0,
+        mac=mac.hex(":") if len(mac) in _MAC_LENGTHS else "",
+        mtu=u32(found.get(_IFLA_MTU, b"")),
+        master=u32(found[_IFLA_MASTER]) if _IFLA_MASTER in found else None,
+        lower=int(lower) if lower else None,
+        lower_nsid=s32(found[_IFLA_LINK_NETNSID]) if _IFLA_LINK_NETNSID in found else None,
+        alias=text(found.get(_IFLA_IFALIAS, b"")),
+        altnames=_altnames(found.get(_IFLA_PROP_LIST, b"")),
+        addresses=addresses,
+        qdisc=text(found.get(_IFLA_QDISC, b"")),
+        offloads=offloads,
+        details=special,
+        port=bridges.port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
+        bridge=bridges.settings(info.get(_INFO_DATA, b"")) if kind == "bridge" else None,
+    )
+
+
+def _kind(kernel_kind: str, hardware: int) -> str:
+    """The kernel's word for the kind; it has none for loopback and for hardware. Every device of an Open
+    vSwitch datapath is a port of it, the bridge's own device too."""
+    if kernel_kind == "openvswitch":
+        return "ovs-port"
+    return kernel_kind or ("loopback" if hardware == _ARPHRD_LOOPBACK else "physical")
+
+
+def _is_port(info: Mapping[int, bytes]) -> bool:
+    return text(info.get(_INFO_SLAVE_KIND, b"")) == "bridge" and _INFO_SLAVE_DATA in info
+
+
+def _altnames(properties: bytes) -> tuple[str, ...]:
+    return tuple(text(value) for number, value in attribute_list(properties) if number == _IFLA_ALT_IFNAME)
+
+
+def read_addresses(sock: Netlink) -> dict[int, tuple[Address, ...]]:
+    """IPv4 and IPv6 addresses by ifindex, in the kernel's order, IPv4 first."""
+    found: defaultdict[int, tuple[Address, ...]] = defaultdict(tuple)
+    for message in sock.dump(_RTM_GETADDR, _GET_ADDRESSES):
+        family, prefixlen, _, scope_number, ifindex = _ADDRESS.unpack_from(message.payload)
+        if family not in (2, 10):
+            continue
+        given = attributes(message.payload, 8)
+        far = given.get(_IFA_ADDRESS, b"")
+        own = given.get(_IFA_LOCAL) or far
+        peer = address(far) if far and far != own else ""
+        family = 4 if family == 2 else 6
+        found[ifindex] += (Address(family, address(own), prefixlen, scope(scope_number), peer),)
+    return found
+
+
+def _with_vlans(links: dict[int, Link], vlans: Mapping[int, tuple[PortVlan, ...]]) -> dict[int, Link]:
+    """The links with the VLANs of those that are bridges or ports."""
+    found = dict(links)
+    for ifindex, entries in vlans.items():
+        old = links.get(ifindex)
+        if old and old.port:
+            found[ifindex] = replace(old, port=replace(old.port, vlans=entries))
+        elif old and old.bridge:
+            found[ifindex] = replace(old, bridge=replace(old.bridge, vlans=entries))
+    return found
+
+
+def _or_nothing[Answer](read: Callable[[Netlink], Answer], sock: Netlink, nothing: Answer) -> Answer:
+    """What a dump tells, or `nothing` where this kernel was built without what it dumps."""
+    try:
+        return read(sock)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return nothing
+        raise
+
+
+def _denied(namespace: Namespace, error: PermissionError) -> Problem:
+    name = namespace.names[0] if namespace.names else str(namespace.inode)
+    return Problem(
+        "links",
+        f"the links of namespace {name} cannot be read",
+        f"entering a namespace needs CAP_SYS_ADMIN ({error.strerror})",
+        "run it as root",
+        namespace.inode,
+    )

@@ -1,0 +1,187 @@
+"""Routes, policy rules and neighbours of one namespace, as rtnetlink(7) tells them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from core.collect import names
+from core.collect.linkkinds import address
+from core.collect.netlink import Netlink, attributes, text, u16, u32
+from core.model import Neighbour, NextHop, PolicyRule, Route
+
+_RTM_GETNEIGH, _RTM_GETROUTE, _RTM_GETRULE = 30, 26, 34
+_FAMILIES = {2: 4, 10: 6}
+_RTM_F_CLONED = 0x200
+_NTF_PROXY, _NTF_ROUTER = 0x08, 0x80
+_NUD_NOARP = 0x40
+_FIB_RULE_INVERT = 2
+
+ROUTE_KINDS = (
+    "unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
+    "throw", "nat", "xresolve",
+)  # fmt: skip
+RULE_ACTIONS = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+NEIGHBOUR_STATES = {
+    0x00: "none", 0x01: "incomplete", 0x02: "reachable", 0x04: "stale", 0x08: "delay", 0x10: "probe",
+    0x20: "failed", 0x40: "noarp", 0x80: "permanent",
+}  # fmt: skip
+
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_RULE = struct.Struct("=BBBBBBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_NEXTHOP = struct.Struct("=HBBi")
+_GET_ROUTES = _ROUTE.pack(*[0] * 9)
+_GET_RULES = _RULE.pack(*[0] * 9)
+_GET_NEIGHBOURS = _NEIGHBOUR.pack(0, 0, 0, 0, 0)
+_GET_PROXIES = _NEIGHBOUR.pack(0, 0, 0, _NTF_PROXY, 0)
+
+
+def read_routes(sock: Netlink) -> tuple[Route, ...]:
+    """All IPv4 and IPv6 routes of all tables, in the kernel's order."""
+    found = (route(message.payload) for message in sock.dump(_RTM_GETROUTE, _GET_ROUTES))
+    return tuple(entry for entry in found if entry)
+
+
+def read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:
+    """All IPv4 and IPv6 policy rules, in the order in which the kernel asks them."""
+    found = (rule(message.payload) for message in sock.dump(_RTM_GETRULE, _GET_RULES))
+    return tuple(entry for entry in found if entry)
+
+
+def read_neighbours(sock: Netlink) -> tuple[Neighbour, ...]:
+    """ARP and NDP entries, proxies among them; like ip-neighbour(8) without those that need no resolving
+    (multicast, loopback). Sorted, so that equal tables compare equal."""
+    messages = sock.dump(_RTM_GETNEIGH, _GET_NEIGHBOURS) + sock.dump(_RTM_GETNEIGH, _GET_PROXIES)
+    found = (neighbour(message.payload) for message in messages)
+    entries = (entry for entry in found if entry and entry.state != "noarp")
+    return tuple(sorted(entries, key=lambda e: (e.ifindex, e.family, e.address, e.proxy)))
+
+
+def route(payload: bytes) -> Route | None:
+    """One RTM_NEWROUTE message; None for a cached clone and for other families (multicast routing, MPLS)."""
+    family, dst_len, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
+    if family not in _FAMILIES or flags & _RTM_F_CLONED:
+        return None
+    found = attributes(payload, 12)
+    return Route(
+        family=_FAMILIES[family],
+        dst=f"{_address_or_any(found.get(1), family)}/{dst_len}" if dst_len else "default",
+        kind=ROUTE_KINDS[kind] if kind < len(ROUTE_KINDS) else str(kind),
+        nexthops=_nexthops(found),
+        source=address(found[7]) if 7 in found else "",
+        metric=u32(found[6]) if 6 in found else 0,
+        table=names.table(u32(found[15]) if 15 in found else table),
+        protocol=names.protocol(protocol),
+        scope=names.scope(scope),
+        mtu=_mtu(found[8]) if 8 in found else 0,
+    )
+
+
+def _nexthops(found: Mapping[int, bytes]) -> tuple[NextHop, ...]:
+    """RTA_MULTIPATH's ways, else the one that RTA_GATEWAY (or RTA_VIA) and RTA_OIF make."""
+    if 9 in found:
+        return tuple(_multipath(found[9]))
+    ifindex = u32(found[4]) if 4 in found else None
+    gateway = _gateway(found)
+    return (NextHop(gateway, ifindex),) if gateway or ifindex is not None else ()
+
+
+def _multipath(data: bytes) -> list[NextHop]:
+    hops = []
+    offset = 0
+    while offset + 8 <= len(data):
+        length, _, hops_less_one, ifindex = _NEXTHOP.unpack_from(data, offset)
+        if length < 8:
+            break
+        found = attributes(data[offset : offset + length], 8)
+        hops.append(NextHop(_gateway(found), ifindex, hops_less_one + 1))
+        offset += (length + 3) & ~3
+    return hops
+
+
+def _gateway(found: Mapping[int, bytes]) -> str:
+    if 5 in found:
+        return address(found[5])
+    return address(found[18][2:]) if 18 in found else ""
+
+
+def _mtu(metrics: bytes) -> int:
+    found = attributes(metrics)
+    return u32(found[2]) if 2 in found else 0
+
+
+def rule(payload: bytes) -> PolicyRule | None:
+    """One RTM_NEWRULE message; None for the families of multicast routing."""
+    family, dst_len, src_len, tos, table, _, _, action, flags = _RULE.unpack_from(payload)
+    if family not in _FAMILIES:
+        return None
+    found = attributes(payload, 12)
+    return PolicyRule(
+        family=_FAMILIES[family],
+        priority=u32(found[6]) if 6 in found else 0,
+        src=_prefix(found.get(2), src_len, family),
+        dst=_prefix(found.get(1), dst_len, family),
+        iif=text(found.get(3, b"")),
+        oif=text(found.get(17, b"")),
+        fwmark=u32(found[10]) if 10 in found else None,
+        fwmask=u32(found[16]) if 16 in found else None,
+        table=names.table(u32(found[15]) if 15 in found else table),
+        action=RULE_ACTIONS.get(action, str(action)),
+        inverted=bool(flags & _FIB_RULE_INVERT),
+        goto=u32(found[4]) if 4 in found else None,
+        suppress_prefixlen=_suppress(found.get(14)),
+        more=tuple(_more(found, tos)),
+    )
+
+
+def _suppress(value: bytes | None) -> int | None:
+    number = u32(value) if value else 0xFFFFFFFF
+    return None if number == 0xFFFFFFFF else number
+
+
+def _more(found: Mapping[int, bytes], tos: int) -> list[str]:
+    """The rarer selectors, in the words of ip-rule(8)."""
+    words = [f"tos 0x{tos:02x}"] if tos else []
+    if found.get(19, b"\0")[0]:
+        words.append("l3mdev")
+    if 20 in found:
+        words.append("uidrange {}-{}".format(*struct.unpack("=II", found[20])))
+    if 22 in found:
+        words.append(f"ipproto {found[22][0]}")
+    for name, number in (("sport", 23), ("dport", 24)):
+        if number in found:
+            first, last = struct.unpack("=HH", found[number])
+            words.append(f"{name} {first}" if first == last else f"{name} {first}-{last}")
+    if 12 in found and any(found[12]):
+        words.append(f"tun_id {int.from_bytes(found[12], 'big')}")
+    if 13 in found and u16(found[13][:2]) != 0xFFFF:
+        words.append(f"suppress_ifgroup {u32(found[13])}")
+    return words
+
+
+def neighbour(payload: bytes) -> Neighbour | None:
+    """One RTM_NEWNEIGH message; None for families other than IPv4 and IPv6."""
+    family, ifindex, state, flags, _ = _NEIGHBOUR.unpack_from(payload)
+    if family not in _FAMILIES:
+        return None
+    found = attributes(payload, _NEIGHBOUR.size)
+    return Neighbour(
+        family=_FAMILIES[family],
+        address=_address_or_any(found.get(1), family),
+        mac=found.get(2, b"").hex(":"),
+        ifindex=ifindex,
+        state=NEIGHBOUR_STATES.get(state, str(state)),
+        proxy=bool(flags & _NTF_PROXY),
+        router=bool(flags & _NTF_ROUTER),
+    )
+
+
+def _prefix(value: bytes | None, length: int, family: int) -> str:
+    return f"{_address_or_any(value, family)}/{length}" if length else ""
+
+
+def _address_or_any(value: bytes | None, family: int) -> str:
+    if value:
+        return address(value)
+    return "0.0.0.0" if family == 2 else "::"

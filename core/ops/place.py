@@ -1,0 +1,50 @@
+"""Where an operation acts: the host's network namespace, a named one, or that of a process."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in."""
+
+    name: str = ""
+    pid: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The nsfs path that leads there, "" for the host."""
+        if self.name:
+            return f"/run/netns/{self.name}"
+        return f"/proc/{self.pid}/ns/net" if self.pid is not None else ""
+
+    def ip(self, arguments: str) -> str:
+        """The ip(8) command that acts there."""
+        if self.name:
+            return f"ip -n {shlex.quote(self.name)} {arguments}"
+        return self.inside(f"ip {arguments}")
+
+    def bridge(self, arguments: str) -> str:
+        """The bridge(8) command that acts there."""
+        if self.name:
+            return f"bridge -n {shlex.quote(self.name)} {arguments}"
+        return self.inside(f"bridge {arguments}")
+
+    def inside(self, command: str) -> str:
+        """Any command, run there."""
+        if self.name:
+            return f"ip netns exec {shlex.quote(self.name)} {command}"
+        return f"nsenter -t {self.pid} -n {command}" if self.pid is not None else command
+
+    @property
+    def netns_argument(self) -> str:
+        """The place as the value of ip(8)'s `netns` argument; the host is the namespace of process 1."""
+        return shlex.quote(self.name) if self.name else str(self.pid if self.pid is not None else 1)
+
+    def __str__(self) -> str:
+        return self.name or (f"process {self.pid}" if self.pid is not None else "the host")
+
+
+HOST = Place()

@@ -1,0 +1,49 @@
+"""Operations on the firewall's table of ours and on kernel settings."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+
+from core.ops.place import HOST, Place
+
+
+@dataclass(frozen=True, slots=True)
+class SetRules:
+    """Replace our own nftables tables, all at once: `text` is what `nft -f` reads, `before` what was there.
+
+    Both begin by emptying what is ours ("table inet vnet; delete table inet vnet"), so that either is the
+    whole truth about our tables and touches nobody else's (nft(8)).
+    """
+
+    text: str
+    before: str
+    place: Place = HOST
+
+    def command(self) -> str:
+        return self.place.inside("nft -f - <<'RULES'") + f"\n{self.text}RULES"
+
+    def inverse(self) -> tuple[SetRules, ...]:
+        return (replace(self, text=self.before, before=self.text),)
+
+    def describe(self) -> str:
+        return f"replace the rules of vnet's own table in {self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    """Set one kernel setting (sysctl(8)), `key` with dots; slashes where a link's name holds a dot."""
+
+    key: str
+    value: str
+    before: str
+    place: Place = HOST
+
+    def command(self) -> str:
+        return self.place.inside(f"sysctl -qw {shlex.quote(f'{self.key}={self.value}')}")
+
+    def inverse(self) -> tuple[SetSysctl, ...]:
+        return (replace(self, value=self.before, before=self.value),)
+
+    def describe(self) -> str:
+        return f"set {self.key} in {self.place} from {self.before} to {self.value}"

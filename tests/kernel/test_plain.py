@@ -1,0 +1,203 @@
+"""Containers without an engine: named namespaces and processes in namespaces of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.collect.plain import read_plain
+from core.collect.processes import init_processes, namespaces_of
+from core.model import NAMESPACE_KINDS, Container, Namespace
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+_SLEEP = 'printf %s "$1" >/proc/sys/kernel/hostname && echo ready && exec sleep 100000'
+
+
+class Processes:
+    """Containers made by hand, the way unshare(1) makes them."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, hostname: str, netns: str = "", mode: str = "", flags: str = "--pid --mount --uts --ipc"
+    ) -> int:
+        """Start one, inside the namespace of that machine-wide name; the pid of its first process."""
+        enter = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
+        words = ["unshare", *flags.split(), "--fork", "--kill-child", "sh", "-c", _SLEEP, "sh", hostname]
+        env = os.environ | ({"VNET_NETWORK_MODE": mode} if mode else {})
+        process = subprocess.Popen([*enter, *words], stdout=subprocess.PIPE, text=True, env=env)
+        self.started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return int(children[0])
+
+    def close(self) -> None:
+        """End all of them."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    made = Processes()
+    yield made
+    made.close()
+
+
+def plain(host: ThrowawayHost, *shorts: str, claimed: frozenset[int] = frozenset()) -> dict[str, Container]:
+    """What the collector finds, by name, given these namespaces of the test and the host's."""
+    names: dict[int, list[str]] = {}
+    for short in shorts:
+        names.setdefault(host.inode_of(short), []).append(host.full(short))
+    namespaces = {inode: Namespace(inode, names=tuple(each)) for inode, each in names.items()}
+    namespaces[host.inode] = Namespace(host.inode, is_host=True, names=(host.name,))
+    return {container.name: container for container in read_plain(namespaces, claimed).containers}
+
+
+def readlinks(pid: int) -> dict[str, int]:
+    """The six namespaces as readlink(1) prints them."""
+    words = ["readlink", *(f"/proc/{pid}/ns/{kind}" for kind in NAMESPACE_KINDS)]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {
+        kind: int(line.split("[")[1].rstrip("]")) for kind, line in zip(NAMESPACE_KINDS, lines, strict=True)
+    }
+
+
+def test_named_namespaces_are_containers(host: ThrowawayHost) -> None:
+    host.namespace("a")
+    found = plain(host, "a")
+    assert host.name not in found, "the host is no container"
+    a = found[host.full("a")]
+    assert (a.runtime, a.id, a.state, a.pid) == ("netns", a.name, "running", None)
+    assert a.namespaces == {"net": host.inode_of("a")}
+    assert a.network_mode == ""
+
+
+def test_a_process_is_the_container_of_its_namespaces_name(host: ThrowawayHost, processes: Processes) -> None:
+    host.namespace("a")
+    pid = processes.start("whatever", host.full("a"), mode="none")
+    found = plain(host, "a")
+    a = found[host.full("a")]
+    assert "whatever" not in found
+    assert (a.runtime, a.id, a.pid, a.network_mode) == ("netns", a.name, pid, "none")
+    assert dict(a.namespaces) == readlinks(pid)
+    assert a.command == "sleep 100000"
+
+
+def test_the_hostname_decides_among_several(host: ThrowawayHost, processes: Processes) -> None:
+    host.namespace("a")
+    other = processes.start("other", host.full("a"))
+    own = processes.start(host.full("a"), host.full("a"))
+    found = plain(host, "a")
+    assert (found[host.full("a")].pid, found["other"].pid) == (own, other)
+    assert found["other"].runtime == "process"
+    assert found["other"].id == str(readlinks(other)["pid"])
+    assert found["other"].netns == host.inode_of("a")
+
+
+def test_one_who_joined_is_not_the_owner(host: ThrowawayHost, processes: Processes) -> None:
+    host.namespace("a")
+    processes.start("guest", host.full("a"), mode=f"container:{host.full('a')}")
+    found = plain(host, "a")
+    assert found[host.full("a")].pid is None
+    assert found["guest"].network_mode == f"container:{host.full('a')}"
+
+
+def test_two_names_for_one_namespace(host: ThrowawayHost, processes: Processes) -> None:
+    host.namespace("a")
+    link = host.full("b")
+    subprocess.run(["ip", "netns", "attach", link, str(processes.start("x", host.full("a")))], check=True)
+    host.names.append(link)
+    found = plain(host, "a", "b")
+    assert found[host.full("a")].namespaces["net"] == found[link].namespaces["net"] == host.inode_of("a")
+    assert found["x"].runtime == "process", "it may be either one's"
+
+
+def test_a_process_in_the_hosts_network(host: ThrowawayHost, processes: Processes) -> None:
+    pid = processes.start("opened", host.name, mode="host")
+    opened = plain(host)["opened"]
+    assert (opened.runtime, opened.pid, opened.network_mode) == ("process", pid, "host")
+    assert opened.netns == host.inode
+
+
+@pytest.mark.parametrize(
+    "flags", ["--pid --mount", "--pid --uts", "--uts --mount", "--net --pid --user --map-root-user --mount"]
+)
+def test_sandboxes_are_no_containers(host: ThrowawayHost, processes: Processes, flags: str) -> None:
+    before = {init.pid for init in init_processes()}
+    script = [
+        "unshare",
+        *flags.split(),
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        "echo ready; exec sleep 100000",
+    ]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
+    processes.started.append(process)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert {init.pid for init in init_processes()} - before & {int(child) for child in children} == set()
+
+
+def test_processes_of_engines_and_what_is_nested_in_them(host: ThrowawayHost, processes: Processes) -> None:
+    host.namespace("e")
+    outer = processes.start("engines", host.full("e"))
+    enter = ["nsenter", "-t", str(outer), "--pid", "--mount", "--uts", "--net"]
+    words = [
+        "unshare",
+        "--pid",
+        "--mount",
+        "--uts",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        _SLEEP,
+        "sh",
+        "nested",
+    ]
+    nested = subprocess.Popen([*enter, *words], stdout=subprocess.PIPE, text=True)
+    processes.started.append(nested)
+    assert nested.stdout is not None and nested.stdout.readline() == "ready\n"
+    assert {"nested"} <= plain(host, "e").keys()
+    found = plain(host, "e", claimed=frozenset({outer}))
+    assert not {"nested", "engines", host.full("e")} & found.keys()
+
+
+def test_hostnames_are_verbatim_and_ours_stays(host: ThrowawayHost, processes: Processes) -> None:
+    name = "[bold]\x1b[31m\u202e\t"
+    processes.start(name, host.name)
+    processes.start("no UTF-8: \udcff", host.name)
+    ours = os.uname().nodename
+    assert {name, "no UTF-8: \ufffd"} <= plain(host).keys()
+    assert os.uname().nodename == ours
+    assert not [thread for thread in threading.enumerate() if thread.name == "hostnames"]
+
+
+def test_processes_that_vanish_meanwhile(host: ThrowawayHost) -> None:
+    def churn() -> None:
+        for _ in range(100):
+            subprocess.run(["unshare", "--pid", "--mount", "--uts", "--fork", "true"], check=True)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    while thread.is_alive():
+        for init in init_processes():
+            assert init.namespaces.keys() == set(NAMESPACE_KINDS)
+
+
+def test_a_process_that_is_gone_has_no_namespaces() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert namespaces_of(process.pid) == {}

@@ -1,0 +1,276 @@
+"""Engines that are away, shut, slow or broken: each is an answer in words, none a hang or a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.collect import engine_api, engine_socket
+from core.collect.docker import read_docker, watch_docker
+from core.collect.engine_socket import EngineKind, Unreachable, find_socket
+from core.collect.podman import read_podman
+from core.model import Engine
+from tests.docker.bad_engine import BadEngine, http
+from tests.docker.engine import wait_until
+
+Read = Callable[[str], Engine]
+VERSION = {"Version": "26.1.5", "ApiVersion": "1.45"}
+LISTED = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1700000000}
+NETWORK = {"Id": "cd" * 32, "Name": "net", "Driver": "bridge"}
+LIBPOD_NETWORK = {"id": "cd" * 32, "name": "net", "driver": "bridge", "network_interface": "podman0"}
+GOOD = {
+    "version": VERSION,
+    "containers/json": [LISTED],
+    "networks": [NETWORK],
+    "libpod/networks/json": [LIBPOD_NETWORK],
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "engine.sock"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait for long in vain."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    for module in (engine_api, engine_socket):
+        monkeypatch.setattr(module, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(engine_api, "TOTAL_SECONDS", 1.5)
+
+
+@pytest.fixture(params=[read_docker, read_podman], ids=["docker", "podman"])
+def read(request: pytest.FixtureRequest) -> Read:
+    return request.param
+
+
+def good(path: str) -> bytes:
+    """What a working engine says to that question."""
+    key = max((key for key in GOOD if path.partition("?")[0].endswith(f"/{key}")), key=len)
+    return http(json.dumps(GOOD[key]).encode())
+
+
+def instead(part: str, answer: bytes) -> Callable[[str], Iterator[bytes]]:
+    """A working engine, but for one question."""
+    return lambda path: iter([answer if path.partition("?")[0].endswith(part) else good(path)])
+
+
+def assert_broken(engine: Engine, word: str) -> None:
+    assert engine.state == "error"
+    assert not engine.containers and not engine.networks
+    [problem] = engine.problems
+    assert problem.part == engine.name
+    assert word in problem.what
+    assert problem.why and problem.try_
+
+
+def test_a_working_engine_is_understood(place: Path, read: Read) -> None:
+    with BadEngine(place, lambda path: iter([good(path)])):
+        engine = read(str(place))
+    assert (engine.state, engine.version, engine.problems) == ("ok", "26.1.5", ())
+    assert [(c.name, c.state, c.pid, c.created) for c in engine.containers] == [
+        ("web", "exited", None, "2023-11-14T22:13:20+00:00")
+    ]
+    assert [(n.name, n.id) for n in engine.networks] == [("net", "cd" * 32)]
+
+
+def test_where_the_variable_points(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{place}")
+    with BadEngine(place, lambda path: iter([good(path)])):
+        assert read_docker().state == "ok"
+
+
+def test_another_machines_engine_is_not_this_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind = EngineKind("docker", "Docker", "dockerd", "DOCKER_HOST", str(tmp_path / "s"), "start it")
+    (tmp_path / "s").touch()
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2376")
+    assert find_socket(kind, None) == str(tmp_path / "s")
+
+
+def test_absent_is_no_problem(tmp_path: Path) -> None:
+    kind = EngineKind("docker", "Docker", "no-such-program", "NO_SUCH", str(tmp_path / "s"), "start it")
+    with pytest.raises(Unreachable) as caught:
+        find_socket(kind, None)
+    assert caught.value.answer == Engine("docker", "absent")
+
+
+def test_installed_but_without_a_socket_is_stopped(tmp_path: Path) -> None:
+    kind = EngineKind("docker", "Docker", "sh", "NO_SUCH", str(tmp_path / "s"), "start it")
+    with pytest.raises(Unreachable) as caught:
+        find_socket(kind, None)
+    [problem] = caught.value.answer.problems
+    assert caught.value.answer.state == "stopped"
+    assert (problem.what, problem.try_) == ("Docker is not running", "start it")
+
+
+def test_nobody_listens(place: Path, read: Read) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(place))
+        engine = read(str(place))
+    assert engine.state == "stopped"
+    assert "not running" in engine.problems[0].what
+    assert str(place) in engine.problems[0].why
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("hidden", ["socket", "folder"])
+def test_denied(place: Path, hidden: str) -> None:
+    with BadEngine(place, lambda path: iter([good(path)])) as server:
+        place.parent.chmod(0o755 if hidden == "socket" else 0o700)
+        place.chmod(0o600)
+        program = "from core.collect.docker import *; e = read_docker(__import__('sys').argv[1]); print(e)"
+        reach = f"mount --bind {place.parent} /mnt && exec setpriv --reuid=65534 --clear-groups "
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", f'{reach} "$0" -c "$1" /mnt/{place.name}', sys.executable, program],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+    assert "state='denied'" in done.stdout and "sudo" in done.stdout
+    assert server.asked == []
+
+
+def test_never_answers(place: Path, read: Read) -> None:
+    with BadEngine(place, lambda path: iter(lambda: server.over.wait() and b"", b"")) as server:
+        assert_broken(read(str(place)), "in time")
+
+
+def test_answers_without_end(place: Path, read: Read) -> None:
+    def drip(path: str) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+        while not server.over.wait(0.1):
+            yield b" "
+
+    with BadEngine(place, drip) as server:
+        assert_broken(read(str(place)), "in time")
+        asked = len(server.asked)
+        assert_broken(read(str(place)), "in time")
+        assert len(server.asked) == asked, "nobody is sent after one who still waits"
+
+
+def test_slow_but_in_time(place: Path, read: Read) -> None:
+    def slowly(path: str) -> Iterator[bytes]:
+        server.over.wait(0.1)
+        yield good(path)
+
+    with BadEngine(place, slowly) as server:
+        assert [container.name for container in read(str(place)).containers] == ["web"]
+
+
+GARBAGE = {
+    "no HTTP": b"\x00\xff\x1b[31m garbage \r\n\r\n",
+    "no JSON": http(b"<html>hello</html>"),
+    "half JSON": http(b'[{"Id": "ab'),
+    "empty": http(b""),
+    "null": http(b"null"),
+    "a number": http(b"17"),
+    "a list of text": http(b'["web", "db"]'),
+    "a list of null": http(b"[null]"),
+    "other keys": http(b'[{"a": 1}]'),
+    "wrong kinds": http(b'[{"Id": 1, "id": 1, "State": [], "Names": 5, "IPAM": 7, "subnets": 7}]'),
+    "not UTF-8": http(b'[{"Id": "\xff\xfe"}]'),
+    "closed": b"",
+    "half an answer": http(b"x" * 100)[:-50],
+    "status 500": http(b'{"message": "database is locked"}', "500 Internal Server Error"),
+    "status 404": http(b'{"message": "page not found"}', "404 Not Found"),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+@pytest.mark.parametrize("part", ["version", "containers/json", "networks"])
+def test_garbage(place: Path, read: Read, part: str, garbage: bytes) -> None:
+    part = "libpod/networks/json" if part == "networks" and read is read_podman else part
+
+    def answers(path: str) -> Iterator[bytes]:
+        yield from instead(part, garbage)(path)
+        if garbage in (GARBAGE["closed"], GARBAGE["half an answer"], GARBAGE["no HTTP"]):
+            raise OSError("hang up")
+
+    with BadEngine(place, answers):
+        assert_broken(read(str(place)), "")
+
+
+def running(path: str) -> bytes:
+    """An engine that lists one running container."""
+    listed = path.partition("?")[0].endswith("containers/json")
+    return http(json.dumps([LISTED | {"State": "running"}]).encode()) if listed else good(path)
+
+
+def test_a_container_that_vanished_meanwhile(place: Path) -> None:
+    gone = http(b'{"message": "No such container"}', "404 Not Found")
+    with BadEngine(place, lambda path: iter([gone if "abab" in path else running(path)])):
+        engine = read_docker(str(place))
+    assert (engine.state, engine.containers) == ("ok", ())
+
+
+def test_a_container_that_the_engine_stumbles_over(place: Path) -> None:
+    stumble = http(b'{"message": "layer not known"}', "500 Internal Server Error")
+    with BadEngine(place, lambda path: iter([stumble if "abab" in path else running(path)])):
+        engine = read_docker(str(place))
+    assert [(c.name, c.pid, dict(c.namespaces)) for c in engine.containers] == [("web", None, {})]
+
+
+@pytest.mark.parametrize("service", ["inactive", "failed", "active"])
+def test_looking_does_not_start_a_stopped_engine(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\necho active\necho {service}\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(engine_socket, "_SYSTEMD", tmp_path)
+    kind = EngineKind("x", "X", "sh", "NO_SUCH", str(place), "start", "x.service", str(tmp_path / "pid"))
+    with BadEngine(place, lambda path: iter([good(path)])):
+        if service == "active":
+            assert find_socket(kind, None) == str(place)
+            return
+        with pytest.raises(Unreachable) as caught:
+            find_socket(kind, None)
+        assert caught.value.answer.state == "stopped"
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        assert find_socket(kind, None) == str(place), "its pid file says that it runs"
+
+
+def watched(place: Path) -> tuple[threading.Thread, threading.Event, list[int]]:
+    stop, calls = threading.Event(), []
+    thread = threading.Thread(target=watch_docker, args=(stop, lambda: calls.append(1), str(place)))
+    thread.start()
+    return thread, stop, calls
+
+
+@pytest.mark.parametrize("garbage", ["no HTTP", "closed", "status 500", "silence"])
+def test_watching_a_broken_engine(place: Path, garbage: str) -> None:
+    def answers(path: str) -> Iterator[bytes]:
+        if garbage == "silence":
+            server.over.wait()
+        yield GARBAGE.get(garbage, b"")
+        raise OSError("hang up")
+
+    with BadEngine(place, answers) as server:
+        thread, stop, calls = watched(place)
+        wait_until(lambda: len(server.asked) > 1, "a second try")
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert calls == []
+
+
+def test_watching_asks_only_for_what_matters(place: Path) -> None:
+    def answers(path: str) -> Iterator[bytes]:
+        yield b"HTTP/1.0 200 OK\r\n\r\n"
+        server.over.wait()
+
+    with BadEngine(place, answers) as server:
+        thread, stop, calls = watched(place)
+        wait_until(lambda: calls, "the first call")
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert server.asked[0].startswith("/events?filters=") and "exec" not in server.asked[0]

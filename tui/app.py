@@ -1,0 +1,65 @@
+"""The dashboard as a Textual application."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+
+from tui import keys, themes
+from tui.screens.dashboard import NUMBERED, Dashboard
+from tui.source import Source
+
+
+class VnetApp(App[None]):
+    """Shows what a source gives. `ascii_only` draws with ASCII characters alone."""
+
+    TITLE = "vnet-tui"
+    CSS_PATH = "app.tcss"
+    BINDINGS = keys.bindings("app", priority=True)
+    CLOSE_TIMEOUT = 1.0
+
+    def __init__(self, source: Source, ascii_only: bool = False) -> None:
+        super().__init__()
+        self._source = source
+        self.animation_level = "none"
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        self.theme = themes.ANSI.name if self.no_color else themes.DARK.name
+        if ascii_only:
+            from tui.widgets.ascii import AsciiFilter
+
+            self._filters.append(AsciiFilter())
+
+    def get_default_screen(self) -> Screen[None]:
+        """The one screen that lies under all others."""
+        return Dashboard(self._source)
+
+    async def action_quit(self) -> None:
+        """End at once."""
+        self.exit()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette's entries: every action that has a meaning here, and every view."""
+        if not isinstance(screen, Dashboard):
+            return
+        for number, view in NUMBERED:
+            yield SystemCommand(view.title, f"Show this view ({number})", partial(screen.go_to, view.name))
+        for action in keys.those_of(screen.wheres() - {"lines", "fold", "app"}):
+            yield SystemCommand(
+                action.title, f"{action.help} ({action.label})", partial(screen.run_action, action.name)
+            )
+
+
+def wants_ascii() -> bool:
+    """Whether the environment asks for ASCII drawing, or cannot take anything else."""
+    asked = os.environ.get("VNET_ASCII", "")
+    return asked not in ("", "0") or os.environ.get("TERM") == "linux"
+
+
+def run(source: Source, ascii_only: bool = False) -> None:
+    """Open the dashboard, until the person quits."""
+    VnetApp(source, ascii_only or wants_ascii()).run()

@@ -1,0 +1,222 @@
+"""The command line: what `vnet-tui` understands; exit codes are 0 done, 1 an error in words, 2 usage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from core.model import Snapshot
+    from tui.source import Source
+
+TOPICS = (
+    "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
+)  # fmt: skip
+# What must be read for each topic; the rest would only cost time.
+PARTS = {
+    "namespaces": ("links", "containers"),
+    "links": ("links", "containers", "ovs"),
+    "bridges": ("links", "containers", "ovs", "firewall"),
+    "veths": ("links", "containers"),
+    "containers": ("links", "containers", "firewall"),
+    "networks": ("links", "containers", "firewall"),
+    "nat": ("links", "containers", "firewall"),
+    "conntrack": ("links", "containers", "conntrack"),
+    "routes": ("links", "containers"),
+}
+EXAMPLES = """\
+examples:
+  vnet-tui                                 open the dashboard (as root it sees everything)
+  vnet-tui show veths                      every veth pair with both its ends
+  vnet-tui show links --ns web1            the links of one namespace or container
+  vnet-tui show nat --json | jq '.nat[]'   for scripts; docs/json.md has the schema
+  vnet-tui dump host.vnet                  write all that can be seen into a file
+  vnet-tui --from host.vnet                open the dashboard on that file, anywhere, without root
+  vnet-tui demo                            the dashboard on a lab that looks like real life
+  vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
+"""
+
+
+class CommandError(Exception):
+    """What keeps a command from being done, in words for a person."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; shell completion derives from it too."""
+    parser = argparse.ArgumentParser(
+        prog="vnet-tui",
+        description="See this host's bridges, veth pairs, network namespaces, containers, NAT and\n"
+        "conntrack, live. Without a command, the dashboard opens.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    _add_from(parser, None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_show(commands.add_parser("show", help="print what is, for people or as JSON", allow_abbrev=False))
+    dump = commands.add_parser("dump", help="write a whole snapshot into a file", allow_abbrev=False)
+    dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
+    _add_from(dump, argparse.SUPPRESS)
+    demo = commands.add_parser("demo", help="open the dashboard on a demo lab", allow_abbrev=False)
+    demo.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
+    demo.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead")
+    shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
+    shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete for")
+    return parser
+
+
+def _add_from(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", default=default,
+        help="look at a file that `vnet-tui dump` wrote, not at this host",
+    )  # fmt: skip
+
+
+def _add_show(show: argparse.ArgumentParser) -> None:
+    show.add_argument("topic", nargs="?", default="all", choices=("all", *TOPICS), help="what to print (all)")
+    show.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    show.add_argument("--ns", metavar="NAME", help="only this namespace: its name, container, unit or inode")
+    _add_from(show, argparse.SUPPRESS)
+
+
+class _Version(argparse.Action):
+    """Prints the installed version; looking it up takes time that other commands need not spend."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"vnet-tui {version('vnet-tui')}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        code = _run(options)
+        sys.stdout.flush()
+        return code
+    except CommandError as error:
+        print(f"vnet-tui: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read us has enough; the interpreter must not flush into the closed pipe at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    match options.command:
+        case "show":
+            return _show(options)
+        case "dump":
+            return _dump(options)
+        case "demo":
+            return _demo(options)
+        case "completion":
+            from tui.completion import script
+
+            sys.stdout.write(script(make_parser(), options.shell))
+            return 0
+    return _dashboard(options)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from tui.show import Output, UnknownNamespace, show
+
+    topics = TOPICS if options.topic == "all" else (options.topic,)
+    parts = {part for topic in topics for part in PARTS[topic]}
+    try:
+        show(_snapshot(options, parts), topics, Output.of(sys.stdout, options.json), options.ns)
+    except UnknownNamespace as error:
+        raise CommandError(str(error)) from None
+    return 0
+
+
+def _snapshot(options: argparse.Namespace, parts: set[str] | None = None) -> Snapshot:
+    """From the file that was named, else from this host."""
+    if options.source:
+        return load(Path(options.source))
+    from core.collect.snapshot import read_snapshot
+
+    return read_snapshot(parts)
+
+
+def load(path: Path) -> Snapshot:
+    """The snapshot in a dump file; raises CommandError."""
+    from core.serialize import MAX_BYTES, CorruptFile, unpack
+    from core.text import safe
+
+    name = safe(str(path))
+    try:
+        with path.open("rb") as file:
+            return unpack(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise CommandError(f"cannot read {name}: {error.strerror}") from None
+    except CorruptFile as error:
+        raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
+
+
+def _dump(options: argparse.Namespace) -> int:
+    from core.serialize import pack
+    from tui.show import print_problems
+
+    snapshot = _snapshot(options)
+    content = pack(snapshot)
+    if options.file == "-":
+        sys.stdout.buffer.write(content)
+    else:
+        _write(Path(options.file), content)
+    print_problems(snapshot.problems)
+    return 0
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all."""
+    from core.text import safe
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CommandError(f"cannot write {safe(str(path))}: {error.strerror}") from None
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from core.lab import LabSettings, demo
+
+    words = options.run[1:] if options.run[:1] == ["--"] else options.run
+    command = words or [sys.executable, "-m", "tui.cli"]
+    return demo.main(command, LabSettings(traffic=not options.no_traffic))
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
+    source = _file_source(options.source) if options.source else _live_source()
+    from tui.app import run
+
+    return run(source)
+
+
+def _file_source(path: str) -> Source:
+    from tui.offline import FileSource
+
+    return FileSource(load(Path(path)))
+
+
+def _live_source() -> Source:
+    from tui.live import LiveSource
+
+    return LiveSource()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Stands between the source's threads and the screen: takes updates in, has pictures worked out, hands them over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from textual.message import Message
+
+from core.model import Problem, Ref
+from tui.inbox import Inbox
+from tui.navigation import Stop
+from tui.present.rows import Detail, ListView
+from tui.source import Source
+from tui.stage import Shown, Stage
+from tui.worker import Worker
+
+_SHORTEST = 0.03  # seconds between two pictures that nobody asked for
+_SHARE = 0.25  # of the time, at most, for working such pictures out
+
+
+class Arrived(Message):
+    """Something new lies in the inbox."""
+
+
+class RowsReady(Message):
+    """The rows for a stop."""
+
+    def __init__(self, stop: Stop, shown: Shown) -> None:
+        super().__init__()
+        self.stop, self.shown = stop, shown
+
+
+class DetailReady(Message):
+    """Everything about a thing."""
+
+    def __init__(self, ref: Ref, detail: Detail) -> None:
+        super().__init__()
+        self.ref, self.detail = ref, detail
+
+
+class WayReady(Message):
+    """Where Enter leads from a stop; None where it leads nowhere."""
+
+    def __init__(self, stop: Stop, way: tuple[str, Ref] | None) -> None:
+        super().__init__()
+        self.stop, self.way = stop, way
+
+
+class Failed(Message):
+    """A picture could not be worked out."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Desk:
+    """Every method is for the screen's thread; what is asked for comes back as one of the messages above,
+    given to `post`."""
+
+    def __init__(self, source: Source, post: Callable[[Message], object]) -> None:
+        self.source = source
+        self.paused = False
+        self._post = post
+        self._stage = Stage()
+        self._inbox = Inbox(lambda: self._hand_over(Arrived()))
+        self._worker = Worker(self._deliver)
+        self._rested = 0.0
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begin to take updates. The source starts on a thread of its own: its imports would delay keys."""
+        self._worker.start()
+        threading.Thread(
+            target=self.source.start, args=(self._inbox.put,), name="source-start", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self._stopped = True
+        self._worker.stop()
+        self.source.stop()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was asked for was handed over."""
+        return self._worker.idle
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What could not be read, in the present picture."""
+        return self._stage.problems
+
+    @property
+    def hostname(self) -> str:
+        """The host's name, "" where it is not known yet."""
+        return self._stage.scene.snapshot.host.hostname
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next picture that nobody asked for should be worked out."""
+        return max(0.0, self._rested - time.monotonic())
+
+    def rows(self, stop: Stop, view: ListView) -> None:
+        """Ask for the rows of a stop, from the newest update unless paused."""
+        state, take = replace(stop.state), not self.paused
+        self._worker.ask("rows", lambda: RowsReady(stop, self._shown(view, state, take)))
+
+    def _shown(self, view: ListView, state: Any, take: bool) -> Shown:
+        began = time.monotonic()
+        taken = self._inbox.take() if take else None
+        if taken:
+            update, changes = taken
+            self._stage.take(update.snapshot, update.rates, changes)
+        shown = self._stage.shown(view, state)
+        ended = time.monotonic()
+        self._rested = ended + max(_SHORTEST, (ended - began) * (1 / _SHARE - 1))
+        return shown
+
+    def detail(self, ref: Ref) -> None:
+        """Ask for everything about a thing."""
+        self._worker.ask("detail", lambda: DetailReady(ref, self._stage.detail(ref)))
+
+    def way(self, stop: Stop, trail: tuple[Ref, ...], target: Ref | None = None) -> None:
+        """Ask where Enter leads from the end of the trail."""
+        self._worker.ask("way", lambda: WayReady(stop, self._stage.way(trail, target)))
+
+    def _deliver(self, kind: str, result: Any) -> None:
+        self._hand_over(Failed(result) if isinstance(result, Exception) else result)
+
+    def _hand_over(self, message: Message) -> None:
+        if self._stopped:
+            return
+        try:
+            self._post(message)
+        except RuntimeError:  # the event loop ended between the question and the answer
+            self._stopped = True

@@ -1,0 +1,59 @@
+"""This host as the dashboard's source: the watcher, brought up in the background."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tui.source import Update
+
+if TYPE_CHECKING:
+    from core.watch import Watcher
+
+
+class LiveSource:
+    """Starts a watcher and passes on what the dashboard asks of it."""
+
+    live = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watcher: Watcher | None = None
+        self._view = ""
+        self._stopped = False
+
+    def start(self, on_update: Callable[[Update], None]) -> None:
+        """Begin to watch, on a thread: importing the collectors must not hold up the first paint."""
+        threading.Thread(target=self._begin, args=(on_update,), name="begin-watching", daemon=True).start()
+
+    def _begin(self, on_update: Callable[[Update], None]) -> None:
+        from core.watch import Watcher
+
+        watcher = Watcher(on_update)
+        with self._lock:
+            if self._stopped:
+                return
+            self._watcher = watcher
+            watcher.start()
+            watcher.show(self._view)
+
+    def stop(self) -> None:
+        """End the watching."""
+        with self._lock:
+            self._stopped = True
+            if self._watcher:
+                self._watcher.stop()
+
+    def refresh(self) -> None:
+        """Read everything again."""
+        with self._lock:
+            if self._watcher:
+                self._watcher.refresh()
+
+    def show(self, view: str) -> None:
+        """Say which view is in sight, also before the watcher is there."""
+        with self._lock:
+            self._view = view
+            if self._watcher:
+                self._watcher.show(view)

@@ -1,0 +1,172 @@
+"""The conntrack view: columns of all namespaces' tables; only the rows in sight become text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from core.flows import PROTOCOLS, STATES, Flow, FlowColumns, entry_of, flow_of, protocol_name
+from core.model import Ref, flow_ref
+from core.topology import Topology
+from tui.present import cells, query, units
+from tui.present.conntrack_detail import detail, names_in, state_cell
+from tui.present.conntrack_filter import mask_of
+from tui.present.rows import Cell, Column, ListView, Row
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("proto", "proto", 6),
+    Column("state", "state", 11),
+    Column("inside", "inside", 22, grow=3),
+    Column("peer", "peer", 21, grow=3),
+    Column("translation", "translation", 22, grow=2, priority=4),
+    Column("packets", "packets", 7, align="right", priority=3),
+    Column("bytes", "bytes", 8, align="right", priority=1),
+    Column("timeout", "timeout", 8, align="right", priority=2),
+    Column("ns", "namespace", 10, grow=1, priority=5),
+)
+
+
+class ConntrackRows:
+    """Entries in their present order: `order` holds row numbers of `columns`."""
+
+    def __init__(self, topology: Topology, columns: FlowColumns, order: np.ndarray | None = None) -> None:
+        self._topology = topology
+        self._columns = columns
+        self._order = np.arange(len(columns), dtype=np.uint32) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def row(self, index: int) -> Row:
+        """The row at that place, made into text now; raises IndexError outside."""
+        table, place = self._columns.place(int(self._order[index]))
+        flow = flow_of(entry_of(table.entries[place]), self._columns.names(table.ns))
+        return Row(flow_ref(table.ns, flow.entry.id), _cells(flow, self._topology.label(table.ns)))
+
+    def index(self, ref: Ref) -> int | None:
+        """Where that entry stands, None where it does not."""
+        if ref.kind != "flow":
+            return None
+        for place in np.flatnonzero(self._ids == ref.key[1]).tolist():
+            if self._columns.place(int(self._order[place]))[0].ns == ref.key[0]:
+                return int(place)
+        return None
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return np.asarray(self._columns.column("id")[self._order])
+
+    def sorted_by(self, column: str, reverse: bool) -> ConntrackRows:
+        """The same rows ordered by a column, stably; those that have nothing there come last."""
+        keys = self._keys(column)
+        if keys is None or not len(self):
+            return self
+        given = self._order[::-1] if reverse else self._order
+        ordered = given[np.lexsort([key[given] for key in keys])]
+        ordered = ordered[::-1] if reverse else ordered
+        blank = self._blank(column)
+        if blank is not None:
+            ordered = np.concatenate((ordered[~blank[ordered]], ordered[blank[ordered]]))
+        return ConntrackRows(self._topology, self._columns, ordered)
+
+    def matching(self, text: str) -> ConntrackRows:
+        """Those rows that a filter lets through."""
+        terms = query.parse(text)
+        if not terms or not len(self):
+            return self
+        mask = mask_of(terms, self._columns, self._labels)
+        return ConntrackRows(self._topology, self._columns, self._order[mask[self._order]])
+
+    @property
+    def _labels(self) -> list[str]:
+        return [self._topology.label(table.ns) for table in self._columns.tables]
+
+    def _keys(self, column: str) -> tuple[np.ndarray, ...] | None:
+        """What a column is sorted by, the foremost last; None where there is no such column."""
+        columns = self._columns
+        makers: Mapping[str, Callable[[], tuple[np.ndarray, ...]]] = {
+            "proto": lambda: (
+                _rank([protocol_name(number) for number in range(256)])[columns.column("l4_proto")],
+            ),
+            "state": lambda: (_rank(STATES)[columns.state],),
+            "inside": lambda: _end_keys(*columns.inside()),
+            "peer": lambda: _end_keys(*columns.peer()),
+            "translation": lambda: (*_end_keys(*columns.outside()), columns.translation),
+            "packets": lambda: (columns.total("packets"),),
+            "bytes": lambda: (columns.total("bytes"),),
+            "timeout": lambda: (columns.column("timeout"),),
+            "ns": lambda: (columns.by_table(_rank(self._labels), np.uint32),),
+        }
+        maker = makers.get(column)
+        return maker() if maker else None
+
+    def _blank(self, column: str) -> np.ndarray | None:
+        """Where a row has nothing in a column, None where every row has something."""
+        if column == "translation":
+            return self._columns.translation == 0
+        if column in ("packets", "bytes"):
+            return ~self._columns.column("counted")
+        return None
+
+
+def _rank(words: Sequence[str]) -> np.ndarray:
+    """The place of each word among them in alphabetical order."""
+    places = {word: place for place, word in enumerate(sorted(set(words), key=str.casefold))}
+    return np.array([places[word] for word in words])
+
+
+def _end_keys(addresses: np.ndarray, ports: np.ndarray) -> tuple[np.ndarray, ...]:
+    return ports, addresses[:, 1], addresses[:, 0]
+
+
+def _cells(flow: Flow, label: str) -> tuple[Cell, ...]:
+    entry = flow.entry
+    packets, octets = (
+        (entry.orig_packets + entry.reply_packets, entry.orig_bytes + entry.reply_bytes)
+        if entry.counted
+        else (None, None)
+    )
+    return (
+        Cell(protocol_name(entry.l4_proto)),
+        state_cell(entry),
+        cells.text(str(flow.inside)),
+        cells.text(str(flow.peer)),
+        cells.text(flow.translation),
+        cells.count(packets),
+        cells.size(octets),
+        Cell(units.duration(entry.timeout), sort=entry.timeout),
+        cells.text(label),
+    )
+
+
+def conntrack_rows(topology: Topology) -> ConntrackRows:
+    """The entries of all namespaces, the host's first."""
+    tables = topology.snapshot.conntracks.values()
+    ordered = sorted(tables, key=lambda table: (table.ns != topology.host, topology.label(table.ns)))
+    return ConntrackRows(topology, FlowColumns(ordered, lambda ns: names_in(topology, ns)))
+
+
+def rows(scene: Scene) -> ConntrackRows:
+    """The rows of this view."""
+    return conntrack_rows(scene.topology)
+
+
+VIEW = ListView(
+    "conntrack", "Conntrack", ("ct", "flows", "connections"), COLUMNS, rows,
+    empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
+    "translates or asks for their state; reading them needs root.",
+    sort="inside",
+    help=(
+        ("ct:NAME", "what begins or ends at a container"),
+        ("addr:10.0.0.0/8", "by address or prefix, before or after translation; also src: and dst:"),
+        ("port:443", "by port, either end; also sport: and dport:, and ranges: port:8000-8010"),
+        ("state:est", "by state; state:unreplied and state:assured hold for every protocol"),
+        ("nat:snat", "what is translated: nat:snat, nat:dnat"),
+        ("proto:udp", "by protocol"),
+    ),
+)  # fmt: skip
+
+__all__ = ["COLUMNS", "VIEW", "ConntrackRows", "conntrack_rows", "detail", "rows"]

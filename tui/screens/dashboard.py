@@ -1,0 +1,383 @@
+"""The dashboard: panes, bars and prompt, and what keys do to them."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Container, Horizontal
+from textual.screen import Screen
+from textual.widgets import Label
+
+from core.model import Ref
+from core.text import safe
+from tui import commands, keys, themes
+from tui.desk import Arrived, Desk, DetailReady, Failed, RowsReady, WayReady
+from tui.keys import Where
+from tui.navigation import Navigation, Stop
+from tui.present import views
+from tui.present.rows import ListView
+from tui.source import Source
+from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, HeaderState, TabsBar
+from tui.widgets.detail import DetailPane
+from tui.widgets.prompt import Kind, Prompt
+from tui.widgets.table import TableView
+
+NUMBERED = tuple((view.number, view.list) for view in views.VIEWS if view.number is not None)
+TABS = tuple((number, view.title, (view.aliases or (view.name,))[0]) for number, view in NUMBERED)
+
+_FOLLOWING = frozenset({"events"})  # views in which a cursor on the first line stays there: the newest
+READING = "reading…"
+_PATIENCE = 0.1  # seconds
+
+
+class Dashboard(Screen[None]):
+    """Shows one view at a time, and beside it everything about the selected thing."""
+
+    AUTO_FOCUS = "TableView"
+    BINDINGS = [*keys.bindings("any", "list", "pane"), *keys.view_bindings(9)]
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-small"), (16, "-tall")]
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.desk = Desk(source, self.post_message)
+        self.nav = Navigation(NUMBERED[0][1].name)
+        self._enter(self.nav.here)
+        self._drawn: Stop | None = None
+        self._total = 0
+        self._timed = False
+
+    def compose(self) -> ComposeResult:
+        yield HeaderBar()
+        yield TabsBar()
+        yield CrumbsBar()
+        with Container(id="body"):
+            with Container(id="main"):
+                yield TableView()
+            with Container(id="side"):
+                yield DetailPane()
+        with Horizontal(id="prompt"):
+            yield Label("/", id="prompt-mark")
+            yield Prompt(commands.completed)
+        yield FooterBar()
+
+    def on_mount(self) -> None:
+        """Paint the frame; data is asked for only after that."""
+        self.table, self.pane = self.query_one(TableView), self.query_one(DetailPane)
+        self.prompt = self.query_one(Prompt)
+        self.table.clear(READING)
+        self._arrive()
+        self.call_after_refresh(self.desk.start)
+
+    def on_unmount(self) -> None:
+        self.desk.stop()
+
+    # ---- what is in sight
+
+    @property
+    def view(self) -> ListView:
+        """The view in sight."""
+        found = views.view_named(self.nav.here.view)
+        assert found is not None
+        return found.list
+
+    @property
+    def ref(self) -> Ref | None:
+        """The selected thing."""
+        return self.nav.here.state.ref
+
+    def wheres(self) -> frozenset[Where]:
+        """Where, as the registry of keys means it, the person is."""
+        found: set[Where] = {"any", "app", "lines", "list"}
+        if self.query_one("#side").display or self.has_class("zoom-main"):
+            found.add("pane")
+        if self.table.foldable:
+            found.add("fold")
+        return frozenset(found)
+
+    def _enter(self, stop: Stop) -> None:
+        """Give a stop that was never seen its view's own order."""
+        view = views.view_named(stop.view)
+        if view and not stop.state.sort:
+            stop.state.sort = view.list.sort
+
+    def _arrive(self) -> None:
+        """Show the present stop: what is known at once, its rows as soon as they are worked out."""
+        self._enter(self.nav.here)
+        self._drawn = None
+        self.desk.source.show(self.view.name)
+        self._ask()
+        self.set_timer(_PATIENCE, self._clear_the_old)
+        self._show_bars()
+
+    def _clear_the_old(self) -> None:
+        """Rows take their time: do not show those of another view meanwhile."""
+        if self._drawn is not self.nav.here:
+            self.table.clear(READING)
+            self.pane.show(None, None)
+
+    def _leave(self) -> None:
+        self.nav.here.state.top = self.table.top
+
+    def _ask(self) -> None:
+        state = self.nav.here.state
+        self.table.sort, self.table.reverse, self.table.closed = state.sort, state.reverse, state.closed
+        self.desk.rows(self.nav.here, self.view)
+
+    def _show_bars(self) -> None:
+        desk = self.desk
+        mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
+        self.query_one(HeaderBar).show(HeaderState(desk.hostname, mode, len(desk.problems)))
+        active = next((number for number, view in NUMBERED if view is self.view), 0)
+        self.query_one(TabsBar).show(TABS, active)
+        self.query_one(CrumbsBar).show(self._stops(), self._badge(), bool(self.nav.here.state.filter))
+        self.query_one(FooterBar).show(keys.footer(self.wheres()))
+
+    def _stops(self) -> tuple[str, ...]:
+        titles = [(views.view_named(stop.view), stop.label) for stop in self.nav.trail]
+        return tuple(f"{view.list.title} {label}".strip() for view, label in titles if view)
+
+    def _badge(self) -> str:
+        text, shown = self.nav.here.state.filter, len(self.table.rows)
+        if not text:
+            return f"{shown}" if shown else ""
+        return f"/{safe(text)}  filtered {shown} of {self._total}"
+
+    # ---- data comes
+
+    def on_arrived(self, message: Arrived) -> None:
+        """Something new: have it worked out, not sooner than the pace allows."""
+        if not self.desk.paused and not self._timed:
+            self._timed = True
+            self.set_timer(self.desk.wait, self._take_up) if self.desk.wait else self._take_up()
+
+    def _take_up(self) -> None:
+        self._timed = False
+        self._ask()
+
+    def on_rows_ready(self, message: RowsReady) -> None:
+        """Rows: the first for a stop, or newer ones."""
+        stop, shown = message.stop, message.shown
+        if stop is not self.nav.here:
+            return
+        self._total = shown.total
+        self.table.message = self._explanation(shown.pending)
+        if self._drawn is stop and len(self.table.rows):
+            self.table.update(shown.rows, stop.view in _FOLLOWING)
+        else:
+            self.table.show(self.view.columns, shown.rows, stop.state.ref, stop.state.top)
+        self._drawn = stop
+        if stop.state.ref is not None:
+            self.desk.detail(stop.state.ref)
+        self._show_bars()
+
+    def _explanation(self, pending: bool) -> str:
+        """What an empty table says."""
+        if pending:
+            return READING
+        if self.nav.here.state.filter and self._total:
+            return f"No line matches {safe(self.nav.here.state.filter)}\nEsc shows all {self._total} again."
+        return self.view.empty
+
+    def on_table_view_selected(self, message: TableView.Selected) -> None:
+        """The cursor stands on another thing. A line may stand for several: the one that was followed stays."""
+        state, ref = self.nav.here.state, message.ref
+        if self._drawn is not self.nav.here or ref is None:
+            return
+        rows = self.table.rows
+        if state.ref is None or rows.index(state.ref) != rows.index(ref):
+            state.ref = ref
+        self.desk.detail(state.ref)
+
+    def on_detail_ready(self, message: DetailReady) -> None:
+        if message.ref == self.ref:
+            self.pane.show(message.ref, message.detail)
+
+    def on_failed(self, message: Failed) -> None:
+        """A picture could not be worked out: say so, and go on."""
+        self.app.log.error(repr(message.error))
+        self.notify(
+            safe(repr(message.error)), title="This could not be shown", severity="error", markup=False
+        )
+
+    # ---- following
+
+    def on_table_view_opened(self, message: TableView.Opened) -> None:
+        self.desk.way(self.nav.here, self.nav.refs)
+
+    def on_detail_pane_opened(self, message: DetailPane.Opened) -> None:
+        self.desk.way(self.nav.here, self.nav.refs, message.ref)
+
+    def on_way_ready(self, message: WayReady) -> None:
+        """Go where Enter leads."""
+        if message.stop is not self.nav.here:
+            return
+        if message.way is None:
+            self.notify("Nothing else hangs together with this.", markup=False)
+            return
+        self._leave()
+        self.nav.follow(*message.way, self._label())
+        self._arrive()
+        self.table.focus()
+
+    def _label(self) -> str:
+        row = self.table.selected_row()
+        return safe(row.cells[0].text)[:24] if row else ""
+
+    def action_back(self) -> None:
+        if self.nav.here.state.filter:
+            self._set_filter("")
+        elif self.nav.back():
+            self._arrive()
+
+    def action_view(self, number: int) -> None:
+        self.go_to(next((view.name for each, view in NUMBERED if each == number), self.view.name))
+
+    def action_previous(self) -> None:
+        if self.nav.previous:
+            self.go_to(self.nav.previous)
+
+    def go_to(self, view: str, filter_text: str = "") -> None:
+        """Jump to a view by its name."""
+        self._leave()
+        self.nav.jump(view)
+        if filter_text:
+            self.nav.here.state.filter = filter_text
+        self._arrive()
+        self.table.focus()
+
+    # ---- filter and commands
+
+    def action_filter(self) -> None:
+        self._open_prompt("/", self.nav.here.state.filter)
+
+    def action_command(self) -> None:
+        self._open_prompt(":", "")
+
+    def _open_prompt(self, kind: Kind, text: str) -> None:
+        self.query_one("#prompt").add_class("open")
+        self.query_one("#prompt-mark", Label).update(kind)
+        self.prompt.open(kind, text)
+
+    def _close_prompt(self) -> None:
+        self.query_one("#prompt").remove_class("open")
+        if self.focused is self.prompt:
+            self.table.focus()
+
+    def on_prompt_typed(self, message: Prompt.Typed) -> None:
+        if message.kind == "/":
+            self._set_filter(message.text)
+
+    async def on_prompt_accepted(self, message: Prompt.Accepted) -> None:
+        self._close_prompt()
+        if message.kind == ":" and message.text.strip():
+            await self._run_command(message.text)
+
+    def on_prompt_given_up(self, message: Prompt.GivenUp) -> None:
+        self._close_prompt()
+        if message.kind == "/":
+            self._set_filter("")
+
+    def _set_filter(self, text: str) -> None:
+        if text != self.nav.here.state.filter:
+            self.nav.here.state.filter = text
+            self._ask()
+
+    async def _run_command(self, text: str) -> None:
+        found = commands.understood(text)
+        if found is None:
+            names = " ".join(f":{short}" for _, _, short in TABS)
+            self.notify(f"Nothing is called {safe(text)!r}. Try {names}", severity="warning", markup=False)
+        elif isinstance(found, str):
+            await self.run_action(found)
+        else:
+            self.go_to(found[0].name, found[1])
+
+    # ---- order and folds
+
+    def on_table_view_sort_asked(self, message: TableView.SortAsked) -> None:
+        state = self.nav.here.state
+        state.reverse = not state.reverse if state.sort == message.column else False
+        state.sort = message.column
+        self._ask()
+
+    def on_table_view_fold_asked(self, message: TableView.FoldAsked) -> None:
+        state = self.nav.here.state
+        state.closed = state.closed | {message.ref} if message.closed else state.closed - {message.ref}
+        self._ask()
+
+    def action_sort(self) -> None:
+        """By the next column in sight."""
+        names = self.table.columns_in_sight()
+        sort = self.nav.here.state.sort
+        after = names.index(sort) + 1 if sort in names else 0
+        if names:
+            self.on_table_view_sort_asked(TableView.SortAsked(names[after % len(names)]))
+
+    def action_reverse(self) -> None:
+        sort = self.nav.here.state.sort or next(iter(self.table.columns_in_sight()), "")
+        if sort:
+            self.nav.here.state.sort, self.nav.here.state.reverse = sort, not self.nav.here.state.reverse
+            self._ask()
+
+    # ---- panes
+
+    def action_next_pane(self) -> None:
+        """To the other pane; where only one has room, it takes the other's place."""
+        target = self.table if self.pane.has_focus else self.pane
+        if not target.parent.display or self.has_class("zoom-main", "zoom-side"):
+            self._zoom("zoom-side" if target is self.pane else "zoom-main")
+        target.focus()
+        self._show_bars()
+
+    def action_zoom(self) -> None:
+        """The pane at hand alone, and back."""
+        zoomed = "zoom-side" if self.pane.has_focus else "zoom-main"
+        self._zoom("" if self.has_class(zoomed) else zoomed)
+        self._show_bars()
+
+    def _zoom(self, name: str) -> None:
+        self.set_class(name == "zoom-main", "zoom-main")
+        self.set_class(name == "zoom-side", "zoom-side")
+
+    # ---- the rest
+
+    def action_copy(self) -> None:
+        """The name of the selected thing; the line, where it has none."""
+        text = self.pane.selected_text() if self.pane.has_focus else self.table.selected_text()
+        if text:
+            self.app.copy_to_clipboard(text)
+            self.notify(text, title="Copied", markup=False, timeout=2)
+
+    def action_pause(self) -> None:
+        self.desk.paused = not self.desk.paused
+        self._ask()
+        self._show_bars()
+
+    def action_refresh(self) -> None:
+        self.desk.source.refresh()
+        self.notify("Reading everything again", timeout=1.5, markup=False)
+
+    def action_theme(self) -> None:
+        self.app.theme = themes.after(self.app.theme)
+
+    def action_problems(self) -> None:
+        from tui.screens.problems import problems_overlay
+
+        self.app.push_screen(problems_overlay(self.desk.problems))
+
+    def action_help(self) -> None:
+        from tui.screens.help import help_overlay
+
+        numbers = [(number, view.title) for number, view in NUMBERED]
+        self.app.push_screen(help_overlay(self.view, numbers, self.wheres()))
+
+    def action_palette(self) -> None:
+        self.app.action_command_palette()
+
+    def action_open(self) -> None:
+        """A click on the footer: what Enter does in the pane at hand."""
+        (self.pane if self.pane.has_focus else self.table).action_open()
+
+    async def action_quit(self) -> None:
+        self.app.exit()

@@ -1,0 +1,69 @@
+"""The help: the keys that mean something in the view at hand, and what its filter understands."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
+
+from tui import keys
+from tui.keys import Where
+from tui.present import query
+from tui.present.rows import ListView
+from tui.screens.overlay import Line, Overlay
+from tui.widgets.painted import fit, width_of
+
+Section = tuple[str, Sequence[tuple[str, str]]]
+
+_TWO_COLUMNS = 100
+
+
+def help_overlay(view: ListView, numbers: Iterable[tuple[int, str]], wheres: Collection[Where]) -> Overlay:
+    """The help of one view; `numbers` are all views by number."""
+    sections = sections_of(view, numbers, wheres)
+    return Overlay(f" {view.title}: keys ", lambda width: lay_out(sections, width), 112, "question_mark")
+
+
+def sections_of(
+    view: ListView, numbers: Iterable[tuple[int, str]], wheres: Collection[Where]
+) -> list[Section]:
+    """What the help says, as titled lists of (key or term, meaning)."""
+    made: list[Section] = [
+        (title, [(action.label, action.help) for action in actions])
+        for title, actions in keys.grouped(wheres)
+    ]
+    if view.help:
+        made.insert(1, (view.title, view.help))
+    if "list" in wheres:
+        made.insert(2, ("Filter", query.HELP))
+    made.append(("Views", [(str(number), title) for number, title in numbers]))
+    return made
+
+
+def lay_out(sections: Sequence[Section], width: int) -> list[Line]:
+    """The sections below one another, or in two columns where there is room."""
+    if width < _TWO_COLUMNS:
+        return [line for section in sections for line in _lines(section, width)][:-1]
+    half = width // 2 - 1
+    blocks = [_lines(section, half) for section in sections]
+    whole = sum(map(len, blocks))
+    left: list[Line] = []
+    while blocks and len(left) + len(blocks[0]) // 2 < whole / 2:
+        left += blocks.pop(0)
+    right = [line for block in blocks for line in block]
+    return [
+        [*_padded(one, half), ("  ", ""), *other] for one, other in zip_longest(left, right, fillvalue=())
+    ][:-1]
+
+
+def _padded(line: Line, width: int) -> list[tuple[str, str]]:
+    return [*line, (" " * (width - sum(width_of(text) for text, _ in line)), "")]
+
+
+def _lines(section: Section, width: int) -> list[Line]:
+    title, entries = section
+    column = min(max(width_of(key) for key, _ in entries), width // 2)
+    lines: list[Line] = [[(title, "heading")]]
+    for key, meaning in entries:
+        text = fit(meaning, width - column - 2).rstrip()
+        lines.append([(fit(key, column) + "  ", "key"), (text, "")])
+    return [*lines, []]

@@ -1,0 +1,188 @@
+"""`vnet-tui show`: the dashboard's lists as plain columns for people, or the model as JSON."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from itertools import chain, islice
+from typing import TextIO
+
+from rich.cells import cell_len, set_cell_size
+
+from core.model import Problem, Ref, Snapshot
+from core.text import safe
+from core.topology import Topology
+from tui.present.rows import Cell, Column, ListView, Row, Rows
+from tui.present.scene import Scene
+
+# Widths are measured on that many rows; what comes later and is wider stands out.
+_MEASURED = 1000
+_GAP = "  "
+_CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36"}
+_NOTHING = ("", "–")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where and how to print: `width` in cells, None without a limit."""
+
+    stream: TextIO
+    json: bool = False
+    colour: bool = False
+    width: int | None = None
+
+    @classmethod
+    def of(cls, stream: TextIO, json: bool) -> Output:
+        """Colour and a width only on a terminal; NO_COLOR (no-color.org) is respected."""
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+        if not stream.isatty():
+            return cls(stream, json)
+        dumb = os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR")
+        return cls(stream, json, not dumb, shutil.get_terminal_size().columns)
+
+
+class UnknownNamespace(Exception):
+    """No namespace has the name that was asked for."""
+
+
+def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | None = None) -> None:
+    """Print the topics; `ns` names the only namespace whose things are wanted.
+
+    Problems go to standard error. Raises UnknownNamespace.
+    """
+    topology = Topology(snapshot)
+    scope = None if ns is None else _scope(topology, ns)
+    if output.json:
+        from core.export import document
+
+        output.stream.writelines(document(topology, topics, scope))
+        return
+    if scope is not None:
+        topology = _narrowed(topology, scope)
+    for place, topic in enumerate(topics):
+        view: ListView = import_module(f"tui.present.{topic}").VIEW
+        rows = view.rows(Scene(topology))
+        if len(topics) > 1:
+            output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
+        output.stream.writelines(_table(view, _within(topology, rows, scope), output))
+    print_problems(snapshot.problems)
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """Say on standard error what could not be read, why, and what to try."""
+    for problem in problems:
+        words = [problem.what, *([f"({problem.why})"] if problem.why else [])]
+        words += [f"- {problem.try_}"] if problem.try_ else []
+        print(f"vnet-tui: {safe(' '.join(words))}", file=sys.stderr)
+
+
+def _scope(topology: Topology, name: str) -> frozenset[int]:
+    """The inodes of the namespaces that a person may mean by that name."""
+    found = frozenset(
+        inode
+        for inode, space in topology.snapshot.namespaces.items()
+        if name in (topology.label(inode), str(inode), space.unit, *space.names)
+        or any(name == container.name for container in topology.containers_in(inode))
+    )
+    if not found:
+        labels = sorted({safe(topology.label(inode)) for inode in topology.snapshot.namespaces})
+        known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+        raise UnknownNamespace(f"no namespace is called {safe(name)}; there are: {known}")
+    return found
+
+
+def _narrowed(topology: Topology, scope: Collection[int]) -> Topology:
+    """The same host with the large tables of these namespaces only."""
+    kept = {ns: table for ns, table in topology.snapshot.conntracks.items() if ns in scope}
+    return Topology(replace(topology.snapshot, conntracks=kept))
+
+
+def _within(topology: Topology, rows: Rows, scope: Collection[int] | None) -> Iterator[Row]:
+    """The rows of things that lie in the scope."""
+    for place in range(len(rows)):
+        row = rows.row(place)
+        if scope is None or any(_lies_in(topology, ref, scope) for ref in (row.ref, *row.aliases)):
+            yield row
+
+
+def _lies_in(topology: Topology, ref: Ref, scope: Collection[int]) -> bool:
+    if ref.kind == "container":
+        container = topology.containers.get(":".join(map(str, ref.key)))
+        return container is not None and container.netns in scope
+    if ref.kind == "network":
+        network = topology.network(str(ref.key[0]))
+        return network is not None and network.ns in scope
+    return ref.key[0] in scope
+
+
+def _table(view: ListView, rows: Iterator[Row], output: Output) -> Iterator[str]:
+    """The lines of one list, heading first; a sentence where it is empty."""
+    first = list(islice(rows, _MEASURED))
+    if not first:
+        yield _painted(view.empty, _CODES["dim"], output) + "\n"
+        return
+    columns = _columns(view.columns, first, output.width)
+    titles = tuple(Cell(column.title.upper()) for column in view.columns)
+    yield _painted(_line(columns, titles, 0, replace(output, colour=False)), "1", output) + "\n"
+    for row in chain(first, rows):
+        yield _line(columns, row.cells, row.depth, output) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A column as it is printed: its place among the cells, its width, and whether it cuts what is wider."""
+
+    place: int
+    width: int
+    right: bool
+    cut: bool
+
+
+def _columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[_Placed]:
+    """The columns that hold anything, as wide as they need; on a narrow terminal the least important go, then
+    the widest are cut."""
+    widths = {
+        place: max([cell_len(column.title), *(_width(row, place) for row in rows)])
+        for place, column in enumerate(columns)
+        if any(row.cells[place].text not in _NOTHING for row in rows)
+    }
+    natural = dict(widths)
+    while width is not None and sum(widths.values()) + len(_GAP) * (len(widths) - 1) > width:
+        shrinkable = {place: cells for place, cells in widths.items() if cells > columns[place].width}
+        least = max(widths, key=lambda place: columns[place].priority)
+        if shrinkable:
+            widths[max(shrinkable, key=lambda place: shrinkable[place])] -= 1
+        elif columns[least].priority:
+            del widths[least]
+        else:
+            break
+    return [
+        _Placed(place, cells, columns[place].align == "right", cells < natural[place])
+        for place, cells in widths.items()
+    ]
+
+
+def _width(row: Row, place: int) -> int:
+    return cell_len(row.cells[place].text) + (2 * row.depth if place == 0 else 0)
+
+
+def _line(columns: Sequence[_Placed], cells: Sequence[Cell], depth: int, output: Output) -> str:
+    parts = []
+    for number, column in enumerate(columns):
+        cell = cells[column.place]
+        text = "  " * depth + cell.text if number == 0 else cell.text
+        length = len(text) if text.isascii() else cell_len(text)
+        if column.cut and length > column.width:
+            text, length = set_cell_size(text, column.width - 1) + "…", column.width
+        padding = " " * (column.width - length)
+        shown = _painted(text, _CODES.get(cell.tone, ""), output)
+        parts.append(padding + shown if column.right else shown + padding)
+    return _GAP.join(parts).rstrip()
+
+
+def _painted(text: str, code: str, output: Output) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if output.colour and code and text else text

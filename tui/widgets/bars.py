@@ -1,0 +1,150 @@
+"""The bars around the panes: product and state on top, the views' numbers, the breadcrumbs, the keys below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.style import Style
+from textual.strip import Strip
+
+from core.text import safe
+from tui.keys import Action
+from tui.widgets.painted import Painted, Span, fit, strip_of, width_of
+
+Mode = Literal["live", "paused", "offline"]
+
+
+def clickable(style: Style, action: str) -> Style:
+    """The style, with an action of the screen that a click runs."""
+    return style + Style(meta={"@click": f"screen.{action}"})
+
+
+def both_ends(left: Sequence[Span], right: Sequence[Span], width: int) -> Strip:
+    """A line with something at either end; the right one stays where both do not fit."""
+    need = sum(width_of(text) for text, _ in right)
+    start = strip_of(left, max(0, width - need))
+    return Strip.join([start, strip_of(right, min(need, width))])
+
+
+class Bar(Painted):
+    """One line; clicks on it are actions, not links."""
+
+    auto_links = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderState:
+    """What the header says; `problems` is how many things could not be read."""
+
+    hostname: str = ""
+    mode: Mode = "live"
+    problems: int = 0
+
+
+class HeaderBar(Bar):
+    """Product, host, whether the picture is live, and how many problems there are."""
+
+    state = HeaderState()
+
+    def show(self, state: HeaderState) -> None:
+        """Say something else."""
+        self.state = state
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        return [both_ends(self._left(), self._right(), width)]
+
+    def _left(self) -> list[Span]:
+        return [(" vnet-tui ", self.style_of("title")), (f" {safe(self.state.hostname)} ", self.style_of(""))]
+
+    def _right(self) -> list[Span]:
+        spans: list[Span] = []
+        count = self.state.problems
+        if count:
+            words = f" {count} problem{'s' if count > 1 else ''} "
+            spans += [(words, clickable(self.style_of("badge-warn"), "problems")), (" ", Style.null())]
+        mark, tone = {"live": ("●", "ok"), "paused": ("■", "warn"), "offline": ("○", "dim")}[self.state.mode]
+        return [*spans, (f"{mark} {self.state.mode} ", clickable(self.style_of(tone), "pause"))]
+
+
+class TabsBar(Bar):
+    """The views by number, the present one marked; narrow terminals get short names, or the present one's."""
+
+    tabs: tuple[tuple[int, str, str], ...] = ()
+    active = 0
+
+    def show(self, tabs: tuple[tuple[int, str, str], ...], active: int) -> None:
+        """Show these (number, title, short name) tabs."""
+        self.tabs, self.active = tabs, active
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        for titles in self._wordings():
+            spans = [span for number, title in titles for span in self._tab(number, title)]
+            if sum(width_of(text) for text, _ in spans) <= width:
+                break
+        return [strip_of(spans, width)]
+
+    def _wordings(self) -> Iterable[list[tuple[int, str]]]:
+        yield [(number, title) for number, title, _ in self.tabs]
+        yield [(number, title if number == self.active else short) for number, title, short in self.tabs]
+        yield [(number, title if number == self.active else "") for number, title, _ in self.tabs]
+
+    def _tab(self, number: int, title: str) -> list[Span]:
+        active = number == self.active
+        style = clickable(self.style_of("tab" if active else "dim"), f"view({number})")
+        key = clickable(self.style_of("tab" if active else "key"), f"view({number})")
+        return [(f" {number}", key), (f" {title} " if title else " ", style)]
+
+
+class CrumbsBar(Bar):
+    """How the person came here, and how much of the list they see."""
+
+    stops: tuple[str, ...] = ()
+    badge = ""
+    filtered = False
+
+    def show(self, stops: tuple[str, ...], badge: str, filtered: bool) -> None:
+        """Show the way here, and the badge at the right."""
+        self.stops, self.badge, self.filtered = stops, badge, filtered
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        tone = "badge" if self.filtered else "dim"
+        badge = fit(f" {self.badge} ", min(width // 2, width_of(self.badge) + 2)) if self.badge else ""
+        return [both_ends(self._way(width - width_of(badge) - 1), [(badge, self.style_of(tone))], width)]
+
+    def _way(self, width: int) -> list[Span]:
+        """The stops; where they do not fit, those in the middle of the way are left out."""
+        stops = [safe(stop) for stop in self.stops]
+        while len(stops) > 2 and sum(width_of(stop) + 3 for stop in stops) + 1 > width:
+            stops = ["…", *stops[2:]]
+        spans: list[Span] = [(" ", Style.null())]
+        for stop in stops[:-1]:
+            spans += [(stop, self.style_of("dim")), (" › ", self.style_of("faint"))]
+        return [*spans, (stops[-1], self.style_of("title"))] if stops else spans
+
+
+class FooterBar(Bar):
+    """The keys that have a meaning here."""
+
+    actions: tuple[Action, ...] = ()
+
+    def show(self, actions: Iterable[Action]) -> None:
+        """Show these actions, as many as there is room for, the first ones foremost."""
+        self.actions = tuple(actions)
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        spans: list[Span] = []
+        room = width
+        for action in self.actions:
+            need = width_of(action.label) + width_of(action.title) + 4
+            if need > room:
+                break
+            room -= need
+            spans.append((f" {action.label} ", clickable(self.style_of("key"), action.name)))
+            spans.append((f"{action.title}  ", clickable(self.style_of("dim"), action.name)))
+        return [strip_of(spans, width)]

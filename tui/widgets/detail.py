@@ -1,0 +1,139 @@
+"""The detail pane: everything about the selected thing, and the related things that Enter leads to."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from textual.message import Message
+from textual.strip import Strip
+
+from core.model import Ref
+from core.text import safe
+from tui.present.rows import Cell, Detail, Section, Tone
+from tui.widgets.lines import LinesPane
+from tui.widgets.painted import Span, fit, strip_of, width_of
+
+_LABELS_AT_MOST = 18
+
+
+@dataclass(frozen=True, slots=True)
+class DetailLine:
+    """One line as it is painted: `lead` in its own tone, then `text`; `ref` is where Enter leads."""
+
+    lead: str
+    text: str
+    tone: str = ""
+    lead_tone: str = "dim"
+    ref: Ref | None = None
+
+
+class DetailPane(LinesPane):
+    """Shows one `Detail`."""
+
+    class Opened(Message):
+        """A person asks to follow to this related thing."""
+
+        def __init__(self, ref: Ref) -> None:
+            super().__init__()
+            self.ref = ref
+
+    def __init__(self, **arguments: str | None) -> None:
+        super().__init__(**arguments)
+        self.detail: Detail | None = None
+        self.lines: tuple[DetailLine, ...] = ()
+        self._about: Ref | None = None
+
+    def show(self, about: Ref | None, detail: Detail | None) -> None:
+        """Show what is known of `about`; the cursor stays where it was while that is the same thing."""
+        if about != self._about:
+            self.cursor = self.top = 0
+        self._about, self.detail = about, detail
+        self._lay_out()
+        self.repaint()
+
+    def _lay_out(self) -> None:
+        width = max(10, self.size.width - 3)
+        self.lines = tuple(detail_lines(self.detail, width)) if self.detail else ()
+        self.cursor = max(0, min(self.cursor, len(self.lines) - 1))
+
+    def on_resize(self) -> None:
+        """Wrap anew."""
+        self._lay_out()
+
+    def selected_text(self) -> str:
+        """The text of the line under the cursor."""
+        line = self.lines[self.cursor] if self.lines else None
+        return (line.text.strip() or line.lead.strip()) if line else ""
+
+    # ---- lines
+
+    def line_count(self) -> int:
+        return len(self.lines)
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        return [self._line(place, width) for place in range(first, last)]
+
+    def _line(self, place: int, width: int) -> Strip:
+        line = self.lines[place]
+        over = "cursor" if place == self.cursor and self.has_focus else ""
+        spans: list[Span] = [("▌" if over else " ", self.style_of("accent", over))]
+        if line.lead:
+            spans.append((line.lead, self.style_of(line.lead_tone, over)))
+        spans.append((line.text, self.style_of(line.tone, over)))
+        if line.ref is not None:
+            used = sum(width_of(text) for text, _ in spans)
+            if used < width - 2:
+                spans.append((" " * (width - 2 - used), self.style_of("", over)))
+            spans = [*spans, ("› ", self.style_of("accent", over))]
+            head = strip_of(spans[:-1], width - 2)
+            return Strip.join([head, strip_of(spans[-1:], 2)])
+        return strip_of(spans, width, self.style_of("", over) if over else None)
+
+    def action_open(self) -> None:
+        """Follow the line under the cursor; without one, the foremost related thing."""
+        ref = self.lines[self.cursor].ref if self.lines else None
+        if ref is not None:
+            self.post_message(self.Opened(ref))
+
+
+def detail_lines(detail: Detail, width: int) -> Iterator[DetailLine]:
+    """A detail as lines of at most `width` cells."""
+    yield DetailLine("", fit(safe(detail.title), width).rstrip(), "title")
+    for section in detail.sections:
+        yield DetailLine("", "")
+        if section.title:
+            yield DetailLine("", fit(safe(section.title), width).rstrip(), "heading")
+        yield from _section_lines(section, width)
+    if detail.related:
+        yield DetailLine("", "")
+        yield DetailLine("", "Leads to", "heading")
+        for label, ref in detail.related:
+            yield DetailLine("→ ", fit(safe(label), width - 4).rstrip(), "", "accent", ref)
+
+
+def _section_lines(section: Section, width: int) -> Iterator[DetailLine]:
+    labels = [width_of(safe(label)) for label, _, _ in section.lines]
+    column = min(max(labels, default=0), _LABELS_AT_MOST, max(4, width // 2))
+    for label, cell, ref in section.lines:
+        yield from _wrapped(safe(label), cell, ref, column, width)
+
+
+def _wrapped(label: str, cell: Cell, ref: Ref | None, column: int, width: int) -> Iterator[DetailLine]:
+    lead = fit(label, column) + "  " if column else ""
+    room = max(6, width - width_of(lead) - (2 if ref else 0))
+    tone: Tone = cell.tone
+    text = safe(cell.text)
+    parts = [text] if width_of(text) <= room else wrap_cells(text, room)
+    for number, part in enumerate(parts):
+        yield DetailLine(lead if not number else " " * width_of(lead), part, tone, "dim", ref)
+
+
+def wrap_cells(text: str, width: int) -> list[str]:
+    """The text in pieces of at most `width` cells, broken between words where that is possible."""
+    if text.isascii():
+        return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+    from rich.cells import chop_cells
+
+    return chop_cells(text, width)
