@@ -115,8 +115,8 @@ def _of_flow(topology: Topology, ref: Ref) -> Iterator[Relation]:
             yield from [_container(owner)] if owner else []
         firewall = topology.snapshot.firewalls.get(ns)
         entries = (one for one in topology.nat if one.ns == ns)
-        flow = flow_of(entry_of(entry))
-        yield from _entries(translators(flow, entries, firewall.rules if firewall else ()))
+        meaning = flow_of(entry_of(entry))
+        yield from _entries(translators(meaning, entries, firewall.rules if firewall else ()))
     yield _namespace(topology, ns)
 
 

@@ -72,8 +72,8 @@ def new_entry(number: int, timeout: int) -> bytes:
 
 
 def insert(count: int, timeout: int = 3600, first: int = 0) -> None:
-    """Make `count` different entries in the caller's network namespace; raises OSError where the kernel refuses
-    one (nf_conntrack_max of the machine's initial namespace bounds all namespaces)."""
+    """Make `count` different entries in the caller's network namespace; raises OSError where the kernel
+    refuses one (nf_conntrack_max of the machine's initial namespace bounds all namespaces)."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 << 20)
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)

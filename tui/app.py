@@ -60,6 +60,8 @@ def wants_ascii() -> bool:
     return asked not in ("", "0") or os.environ.get("TERM") == "linux"
 
 
-def run(source: Source, ascii_only: bool = False) -> None:
-    """Open the dashboard, until the person quits."""
-    VnetApp(source, ascii_only or wants_ascii()).run()
+def run(source: Source, ascii_only: bool = False) -> int:
+    """Open the dashboard, until the person quits; returns the exit status."""
+    app = VnetApp(source, ascii_only or wants_ascii())
+    app.run()
+    return app.return_code or 0

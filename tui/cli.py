@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    parser.add_argument("--ascii", action="store_true", help="draw the dashboard with ASCII characters alone")
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_show(commands.add_parser("show", help="print what is, for people or as JSON", allow_abbrev=False))
@@ -203,7 +204,7 @@ def _dashboard(options: argparse.Namespace) -> int:
     source = _file_source(options.source) if options.source else _live_source()
     from tui.app import run
 
-    return run(source)
+    return run(source, options.ascii)
 
 
 def _file_source(path: str) -> Source:

@@ -1,4 +1,4 @@
-"""Stands between the source's threads and the screen: takes updates in, has pictures worked out, hands them over."""
+"""Stands between the source's threads and the screen: takes updates in, hands worked-out pictures over."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RowsReady(Message):
 
     def __init__(self, stop: Stop, shown: Shown) -> None:
         super().__init__()
-        self.stop, self.shown = stop, shown
+        self.origin, self.shown = stop, shown
 
 
 class DetailReady(Message):
@@ -47,7 +47,7 @@ class WayReady(Message):
 
     def __init__(self, stop: Stop, way: tuple[str, Ref] | None) -> None:
         super().__init__()
-        self.stop, self.way = stop, way
+        self.origin, self.way = stop, way
 
 
 class Failed(Message):

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 
-# Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list" in
-# list views, "pane" where there is a second pane, "any" all over the dashboard, "app" also above overlays.
+# Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
+# in list views, "pane" where there is a second pane, "any" all over the dashboard, "app" also above overlays.
 Where = Literal["lines", "fold", "list", "pane", "any", "app"]
 
 GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
@@ -66,7 +66,7 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-def bindings(*wheres: Where, priority: bool = False) -> list[Binding]:
+def bindings(*wheres: Where, priority: bool = False) -> list[BindingType]:
     """Textual's bindings of the actions that belong there."""
     return [
         Binding(",".join(action.keys), action.name, action.title, show=False, priority=priority)
@@ -75,7 +75,7 @@ def bindings(*wheres: Where, priority: bool = False) -> list[Binding]:
     ]
 
 
-def view_bindings(count: int) -> list[Binding]:
+def view_bindings(count: int) -> list[BindingType]:
     """The number keys of the first nine views."""
     numbers = range(1, min(count, 9) + 1)
     return [Binding(str(number), f"view({number})", f"View {number}", show=False) for number in numbers]

@@ -1,4 +1,4 @@
-"""One thread that works for the screen, so that the event loop never waits; of each kind the newest request wins."""
+"""One thread that works for the screen, so that the event loop never waits: the newest request wins."""
 
 from __future__ import annotations
 

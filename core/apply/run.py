@@ -111,5 +111,5 @@ def _already_so(error: Exception) -> bool:
 
 def _sentence(operation: Operation, error: BaseException) -> str:
     code = getattr(error, "code", None)  # pyroute2's errors carry the kernel's errno
-    why = os.strerror(code) if isinstance(code, int) and code else getattr(error, "strerror", None) or str(error)
-    return f"could not {operation.describe()}: {why or type(error).__name__}"
+    told = os.strerror(code) if isinstance(code, int) and code else getattr(error, "strerror", None)
+    return f"could not {operation.describe()}: {told or str(error) or type(error).__name__}"

@@ -86,8 +86,8 @@ def _subscribe(connection: sockets.socket) -> None:
 
 
 def _follow(connection: sockets.socket, path: Path, stop: threading.Event, dirty: Callable[[], None]) -> None:
-    """Call `dirty` once for each burst of events, until told to stop or the engine ends: it closes the stream,
-    or, told to stop itself, removes its socket at `path` and waits for those who still listen to events."""
+    """Call `dirty` once for each burst of events, until told to stop or the engine ends: it closes the
+    stream, or it removes its socket at `path` and waits for those who still listen to events."""
     connection.settimeout(_PATIENCE)
     while not stop.is_set() and path.exists():
         try:

@@ -45,7 +45,7 @@ class _Reading:
 
 
 def read_firewall(namespace: Namespace) -> Firewall:
-    """All rules of one namespace, by nft(8) and iptables-save(8), none of which runs where there are no rules.
+    """All rules of one namespace, by nft(8) and iptables-save(8); neither runs where there are no rules.
 
     Raises NamespaceGone; what else stands in the way becomes a problem of the result.
     """

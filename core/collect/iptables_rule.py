@@ -1,4 +1,4 @@
-"""What one iptables rule means: from iptables(8) and iptables-extensions(8) options to FirewallRule's fields."""
+"""What one iptables rule means: from the options of iptables-extensions(8) to FirewallRule's fields."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _VERDICTS = {
 }  # fmt: skip
 # Targets that let the packet go on to the next rule.
 _PASSING = {
-    "AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL", "HMARK", "IDLETIMER",
-    "LED", "LOG", "MARK", "NFLOG", "RATEEST", "SECMARK", "SET", "SYNPROXY", "TCPMSS", "TCPOPTSTRIP", "TEE",
+    "AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL", "HMARK",
+    "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "RATEEST", "SECMARK", "SET", "SYNPROXY", "TCPMSS", "TCPOPTSTRIP", "TEE",
     "TOS", "TRACE", "TTL", "ULOG",
 }  # fmt: skip
 _ADDRESS_AND_PORT = re.compile(r"\[(.*?)\](?::(.*))?|([^:]*)(?::([^:]*))?")
@@ -120,8 +120,12 @@ def _verdict(option: str, target: str, chain: str) -> dict[str, Any]:
 
 
 def _destination(option: str, value: str) -> dict[str, Any]:
-    if option == "--to-ports":
-        return {"to_port": value}
+    return {"to_port": value} if option == "--to-ports" else destination(value)
+
+
+def destination(value: str) -> dict[str, Any]:
+    """The fields of FirewallRule for "ADDRESS", "ADDRESS:PORT", "[ADDRESS]:PORT" or ":PORT"; ADDRESS and PORT
+    may be ranges."""
     if value.count(":") > 1 and not value.startswith("["):
         return {"to_address": value}
     found = _ADDRESS_AND_PORT.fullmatch(value)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from core.collect.iptables_rule import destination
 from core.collect.nft_rule import NamedObjects, understand
 from core.collect.tools import ToolFailed, run_tool
 from core.model import Chain, FirewallRule
@@ -17,6 +18,9 @@ Texts = Mapping[tuple[TableName, int], str]
 _TABLE = re.compile(r"table (\S+) (.+) \{ # handle \d+$")
 _CHAIN = re.compile(r"\tchain .+ \{ # handle \d+$")
 _RULE = re.compile(r"(.*) # handle (\d+)$", re.DOTALL)
+_TRANSLATING = ("dnat", "snat", "redirect")
+_DESTINATIONS = {"to_address", "to_port", "translations"}
+_TO = re.compile(r"(?:dnat|snat|redirect) to (\S+)")
 # Lines of a chain that are no rules.
 _OWN_LINES = ("\t\ttype ", "\t\tcomment ")
 
@@ -42,8 +46,8 @@ def read_nft(tables: Collection[TableName]) -> tuple[list[Chain], list[FirewallR
 def _chains(objects: list[tuple[str, Any]]) -> list[Chain]:
     return [
         Chain(
-            "nft", chain["family"], chain["table"], chain["name"], chain.get("hook", ""), chain.get("type", ""),
-            chain.get("prio", 0), chain.get("policy", ""),
+            "nft", chain["family"], chain["table"], chain["name"], chain.get("hook", ""),
+            chain.get("type", ""), chain.get("prio", 0), chain.get("policy", ""),
         )
         for kind, chain in objects if kind == "chain"
     ]  # fmt: skip
@@ -65,10 +69,19 @@ def _rule(rule: Mapping[str, Any], named: NamedObjects, texts: Texts) -> Firewal
     family, table, handle = rule["family"], rule["table"], rule["handle"]
     # A rule that came between the two looks is shown as JSON until the next one.
     text = texts.get(((family, table), handle)) or json.dumps(rule["expr"])
+    fields = understand(rule["expr"], named)
+    if fields.get("verdict") in _TRANSLATING and not fields.keys() & _DESTINATIONS:
+        fields |= _destination(text)
     return FirewallRule(
         "nft", family, table, rule["chain"], f"nft/{family}/{table}/{handle}", text,
-        comment=rule.get("comment", ""), **understand(rule["expr"], named),
+        comment=rule.get("comment", ""), **fields,
     )  # fmt: skip
+
+
+def _destination(text: str) -> dict[str, Any]:
+    """Where a rule leads whose target is one of iptables': nft's JSON tells only its name."""
+    found = _TO.search(text)
+    return destination(found[1]) if found else {}
 
 
 def _texts(printed: str) -> Texts:

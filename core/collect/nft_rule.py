@@ -73,7 +73,8 @@ class _Meaning:
         name, implied = _field(match["left"])
         text = _text(match["right"])
         if not name or text is None or match["op"] not in ("==", "in", "!="):
-            return self._not_told()
+            self._not_told()
+            return
         self._set("l4_proto", implied)
         self._set(name, f"!{text}" if match["op"] == "!=" else text)
 
@@ -90,9 +91,7 @@ class _Meaning:
     def _translate(self, value: Mapping[str, Any]) -> None:
         address = value.get("addr")
         if isinstance(address, Mapping) and "map" in address:
-            self.fields["translations"] = tuple(self._translations(address["map"]))
-            if not self.fields["translations"]:
-                self._not_told()
+            self._translate_by_map(address["map"])
         elif address is not None:
             self.fields["to_address"] = _text(address) or ""
         if "port" in value:
@@ -100,6 +99,16 @@ class _Meaning:
             self.fields["to_port"] = port or ""
             if port is None:
                 self._not_told()
+
+    def _translate_by_map(self, mapped: Mapping[str, Any]) -> None:
+        found = tuple(self._translations(mapped))
+        if found:
+            self.fields["translations"] = found
+            return
+        # The key is a number drawn, a mark or the like: only the addresses to choose from can be told.
+        addresses = [_text(_parts(data)[0]) for _, data in self._elements(mapped["data"])]
+        self.fields["to_address"] = ",".join(address for address in addresses if address)
+        self._not_told()
 
     def _elements(self, data: Any) -> Sequence[Any]:
         if isinstance(data, str):
@@ -114,8 +123,8 @@ class _Meaning:
         if not all(name for name, _ in keys):
             return
         for key, data in self._elements(mapped["data"]):
-            matches = {"l4_proto": implied for _, implied in keys if implied}
             texts = [_text(part) or "" for part in _parts(key)]
+            matches = {"l4_proto": next((implied for _, implied in keys if implied), "")}
             matches |= {name: text for (name, _), text in zip(keys, texts, strict=True)}
             address, *port = (_text(part) or "" for part in _parts(data))
             known = {name: text for name, text in matches.items() if name in Translation.__slots__}
@@ -134,7 +143,7 @@ class _Meaning:
         """An extension of iptables, of which nft's JSON tells the name alone."""
         if value["type"] == "target":
             self.fields["verdict"] = _XT_VERDICTS.get(value["name"], "")
-        if value["name"] != "comment":
+        elif value["name"] != "comment":
             self._not_told()
 
 
@@ -158,7 +167,7 @@ def _field(left: Any) -> tuple[str, str]:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """The members of a concatenation; the value alone where it is none. Timeouts and the like are left out."""
+    """The members of a concatenation, the value alone where it is none; timeouts and the like left out."""
     if isinstance(value, Mapping) and "elem" in value:
         value = value["elem"]["val"]
     if isinstance(value, Mapping) and "concat" in value:

@@ -1,4 +1,4 @@
-"""Which nftables tables a namespace has, asked of the kernel itself: the cheap look before any tool is run."""
+"""Which nftables tables a namespace has, asked of the kernel itself: the cheap look before any tool runs."""
 
 from __future__ import annotations
 

@@ -36,11 +36,10 @@ def read_nsids(sock: Netlink, known: Iterable[Known]) -> dict[int, int]:
 
 
 def assign_nsids(sock: Netlink, known: Iterable[Known]) -> None:
-    """Give each of `known` an id in the namespace of `sock`, the next free one; those that have one keep it.
-    Raises PermissionError without CAP_NET_ADMIN."""
-    for _, answer in _ask(sock, RTM_NEWNSID, known, attribute(_NETNSA_NSID, struct.pack("=i", -1))):
-        if isinstance(answer, PermissionError):
-            raise answer
+    """Give each of `known` an id in the namespace of `sock`, the next free one; those that have one keep it,
+    those that vanished are passed over. Without CAP_NET_ADMIN the kernel refuses, and none gets one."""
+    for _ in _ask(sock, RTM_NEWNSID, known, attribute(_NETNSA_NSID, struct.pack("=i", -1))):
+        pass
 
 
 class NsidResolver:

@@ -39,7 +39,9 @@ def run_tool(*words: str, package: str) -> str:
         raise missing(words[0], package) from None
     except subprocess.TimeoutExpired:
         why = f"`{' '.join(words)}` did not end within {TIMEOUT:g} seconds"
-        raise ToolFailed(f"{words[0]} gave no answer", why, "see whether it hangs in a shell as well") from None
+        raise ToolFailed(
+            f"{words[0]} gave no answer", why, "see whether it hangs in a shell as well"
+        ) from None
     except OSError as error:
         raise ToolFailed(f"{words[0]} cannot be run", str(error), f"reinstall {package}") from error
     if done.returncode:

@@ -30,9 +30,8 @@ def _by_id(firewall: Firewall) -> dict[str, FirewallRule]:
 
 
 def _still(rule: FirewallRule) -> FirewallRule:
-    """The rule without what moves by itself; nft prints counters within its text."""
-    text = rule.text if rule.packets is None else ""
-    return replace(rule, packets=None, bytes=None, text=text)
+    """The rule without what moves by itself."""
+    return replace(rule, packets=None, bytes=None)
 
 
 def _chain(rule: FirewallRule) -> str:

@@ -70,7 +70,9 @@ def _rule_words(rule: PolicyRule) -> str:
     for name, value in (("to", rule.dst), ("iif", rule.iif), ("oif", rule.oif)):
         words += [name, value] if value else []
     words += ["fwmark", hex(rule.fwmark)] if rule.fwmark is not None else []
-    return " ".join([*words, *(["lookup", rule.table] if rule.action == "lookup" else [rule.action])])
+    words += rule.more
+    words += ["lookup", rule.table] if rule.action == "lookup" else [rule.action]
+    return " ".join([*words, *([str(rule.goto)] if rule.goto is not None else [])])
 
 
 def _tell_neighbours(told: Told, ns: int, old: NetState, new: NetState) -> None:

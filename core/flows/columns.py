@@ -70,9 +70,9 @@ class FlowColumns:
             self._columns[name] = whole
         return self._columns[name]
 
-    def by_table(self, values: Sequence[Any], dtype: Any) -> Column:
+    def by_table(self, values: Column) -> Column:
         """A column that holds one value for each whole table."""
-        return np.repeat(np.array(values, dtype), [len(table.entries) for table in self.tables])
+        return np.repeat(values, [len(table.entries) for table in self.tables])
 
     @cached_property
     def has_ports(self) -> Column:
@@ -91,9 +91,9 @@ class FlowColumns:
     @cached_property
     def destination_translated(self) -> Column:
         """Where another destination answers than the one addressed."""
-        return differ(self.column("reply_src"), self.column("orig_dst")) | (
-            self.has_ports & (self.column("reply_sport") != self.column("orig_dport"))
-        )
+        found = differ(self.column("reply_src"), self.column("orig_dst"))
+        found |= self.has_ports & (self.column("reply_sport") != self.column("orig_dport"))
+        return np.asarray(found)
 
     @cached_property
     def translation(self) -> Column:

@@ -45,8 +45,8 @@ def _fits(rule: FirewallRule, flow: Flow) -> bool:
 
 
 def _in_prefixes(raw: bytes, text: str) -> bool:
-    """Whether an address lies in one of the prefixes ("10.0.0.0/8,192.0.2.1"; a leading "!" negates), True for
-    no prefix at all; False for what cannot be read."""
+    """Whether an address lies in one of the prefixes ("10.0.0.0/8,192.0.2.1"; a leading "!" negates); True
+    for no prefix at all, False for what cannot be read."""
     if not text:
         return True
     try:

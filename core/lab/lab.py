@@ -95,7 +95,10 @@ class Lab:
             os.close(supervisor)
 
     def run_inside(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-        """Run a command inside the lab on this terminal and return its exit code (negative: the signal)."""
+        """Run a command inside the lab on this terminal and return its exit code (negative: the signal).
+
+        For the main thread only: meanwhile it leaves Ctrl-C to the command and passes SIGTERM on to it.
+        """
         process = self.popen_inside(argv, env)
         with _signals_left_to(process):
             return _wait(process)

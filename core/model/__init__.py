@@ -15,6 +15,7 @@ from core.model.container import (
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
 from core.model.link import Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
 from core.model.namespace import Namespace
+from core.model.ovs import OvsBridge, OvsInterface, OvsPort
 from core.model.problem import Problem
 from core.model.refs import (
     LinkKey,
@@ -59,6 +60,9 @@ __all__ = [
     "NetState",
     "Network",
     "NextHop",
+    "OvsBridge",
+    "OvsInterface",
+    "OvsPort",
     "PolicyRule",
     "PortVlan",
     "Problem",

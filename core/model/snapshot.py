@@ -10,6 +10,7 @@ from core.model.container import Container, Engine
 from core.model.firewall import Firewall
 from core.model.link import FdbEntry, Link
 from core.model.namespace import Namespace
+from core.model.ovs import OvsBridge
 from core.model.problem import Problem
 from core.model.refs import LinkKey
 from core.model.routing import Neighbour, PolicyRule, Route
@@ -57,6 +58,7 @@ class Snapshot:
     firewalls: Mapping[int, Firewall] = field(default_factory=dict)
     conntracks: Mapping[int, Conntrack] = field(default_factory=dict)
     engines: Mapping[str, Engine] = field(default_factory=dict)
+    ovs: tuple[OvsBridge, ...] = ()
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
 

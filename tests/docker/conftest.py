@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.docker.engine import DockerHost, remove_stale
+from tests.docker.engine import DockerHost
+from tests.docker.place import remove_stale
+from tests.docker.podman_engine import PodmanHost
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,23 @@ def inside_docker_host(docker_host: DockerHost) -> Iterator[DockerHost]:
     finally:
         os.setns(home, os.CLONE_NEWNET)
         os.close(home)
+
+
+@pytest.fixture(scope="session")
+def podman_engine() -> Iterator[PodmanHost]:
+    """podman and its API service for the whole run: see `podman_host`."""
+    remove_stale()
+    engine = PodmanHost()
+    try:
+        engine.start()
+        engine.import_image()
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def podman_host(podman_engine: PodmanHost) -> Iterator[PodmanHost]:
+    """podman without containers and without networks but its own; the test process stays outside."""
+    yield podman_engine
+    podman_engine.remove_containers()

@@ -14,7 +14,8 @@ import pytest
 from core.collect.docker import read_docker, watch_docker
 from core.collect.plain import read_plain
 from core.model import NAMESPACE_KINDS, Container, Namespace, Network
-from tests.docker.engine import IMAGE, DockerHost, wait_until
+from tests.docker.engine import IMAGE, DockerHost
+from tests.docker.place import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -19,7 +19,7 @@ from core.collect.engine_socket import EngineKind, Unreachable, find_socket
 from core.collect.podman import read_podman
 from core.model import Engine
 from tests.docker.bad_engine import BadEngine, http
-from tests.docker.engine import wait_until
+from tests.docker.place import wait_until
 
 Read = Callable[[str], Engine]
 VERSION = {"Version": "26.1.5", "ApiVersion": "1.45"}

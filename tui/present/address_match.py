@@ -14,11 +14,11 @@ from core.flows import address_bytes
 
 Column = np.ndarray
 _HEX = frozenset(string.hexdigits)
-_FITS: dict[tuple[bool, bool], Callable[[str, str], bool]] = {
-    (True, True): str.__eq__,
-    (True, False): str.startswith,
-    (False, True): str.endswith,
-    (False, False): str.__contains__,
+_FITS: dict[tuple[bool, bool], Callable[[Column, bytes], Column]] = {
+    (True, True): np.equal,
+    (True, False): np.strings.startswith,
+    (False, True): np.strings.endswith,
+    (False, False): lambda texts, piece: np.strings.find(texts, piece) >= 0,
 }
 
 
@@ -33,7 +33,7 @@ def matching(addresses: Column, value: str) -> Column | None:
         pass
     pieces = value.split(".")
     if all(piece.isdecimal() or not piece for piece in pieces) and len(pieces) <= 4 and pieces[0]:
-        return is_ipv4(addresses) & _aligned(_octets(addresses), pieces, "d", at_start=True)
+        return _in_ipv4(addresses, pieces, at_start=True)
     if ":" in value and set(value) <= _HEX | {":"}:
         return _in_ipv6(addresses, value, at_start=True)
     return None
@@ -44,7 +44,7 @@ def containing(addresses: Column, fragment: str) -> Column:
     found = np.zeros(len(addresses), bool)
     pieces = fragment.split(".")
     if all(piece.isdecimal() or not piece for piece in pieces) and len(pieces) <= 4:
-        found |= is_ipv4(addresses) & _aligned(_octets(addresses), pieces, "d")
+        found |= _in_ipv4(addresses, pieces)
     if set(fragment) <= _HEX | {":"}:
         found |= _in_ipv6(addresses, fragment)
     return found
@@ -55,7 +55,7 @@ def ending(addresses: Column, fragment: str) -> Column:
     pieces = fragment.split(".")
     if not all(piece.isdecimal() or not piece for piece in pieces) or len(pieces) > 4:
         return np.zeros(len(addresses), bool)
-    return is_ipv4(addresses) & _aligned(_octets(addresses), pieces, "d", at_end=True)
+    return _in_ipv4(addresses, pieces, at_end=True)
 
 
 def numbers(values: Column, piece: str, whole_start: bool = False) -> Column:
@@ -92,6 +92,14 @@ def _octets(addresses: Column) -> list[Column]:
 def _hextets(addresses: Column) -> list[Column]:
     shifts = (48, 32, 16, 0)
     return [(addresses[:, half] >> np.uint64(shift)).astype(np.uint16) for half in (0, 1) for shift in shifts]
+
+
+def _in_ipv4(
+    addresses: Column, pieces: Sequence[str], at_start: bool = False, at_end: bool = False
+) -> Column:
+    """Where an IPv4 address's text contains the pieces between dots, begins or ends with them."""
+    found = _aligned(_octets(addresses), pieces, "d", at_start, at_end)
+    return np.asarray(found & is_ipv4(addresses))
 
 
 def _in_ipv6(addresses: Column, fragment: str, at_start: bool = False) -> Column:
@@ -152,5 +160,10 @@ def _aligned(
 @lru_cache(maxsize=64)
 def _table(base: str, count: int, piece: str, whole_start: bool, whole_end: bool) -> Column:
     """Which of `count` numbers, written in that base, fit a piece."""
-    fits = _FITS[whole_start, whole_end]
-    return np.fromiter((fits(format(number, base), piece) for number in range(count)), bool, count)
+    return _FITS[whole_start, whole_end](_texts(base, count), piece.encode())
+
+
+@lru_cache
+def _texts(base: str, count: int) -> Column:
+    """The numbers up to `count` in text."""
+    return np.array([format(number, base) for number in range(count)], "S")

@@ -35,17 +35,22 @@ def lay_out(columns: Sequence[Column], width: int) -> tuple[Placed, ...]:
     return tuple(placed)
 
 
+def _fits(kept: list[tuple[int, Column]], width: int) -> bool:
+    return sum(column.width for _, column in kept) <= _room(kept, width)
+
+
 def _room(kept: list[tuple[int, Column]], width: int) -> int:
     """The cells that are left for the columns themselves."""
     return width - GAP * (len(kept) - 1)
 
 
-def _dropped(kept: list[tuple[int, Column]], width: int) -> list[tuple[int, Column]]:
-    while sum(column.width for _, column in kept) > _room(kept, width):
-        least = max(kept, key=lambda each: each[1].priority)
-        if least[1].priority == 0:
-            break
-        kept.remove(least)
+def _dropped(columns: list[tuple[int, Column]], width: int) -> list[tuple[int, Column]]:
+    """Those that stay: all that are never dropped, and of the others each that still has room."""
+    kept: list[tuple[int, Column]] = []
+    for each in sorted(columns, key=lambda each: (each[1].priority, each[0])):
+        if each[1].priority == 0 or _fits([*kept, each], width):
+            kept.append(each)
+    kept.sort(key=lambda each: each[0])
     while len(kept) > 1 and _NARROWEST * len(kept) > _room(kept, width):
         kept.pop()
     return kept

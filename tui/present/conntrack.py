@@ -88,9 +88,7 @@ class ConntrackRows:
         """What a column is sorted by, the foremost last; None where there is no such column."""
         columns = self._columns
         makers: Mapping[str, Callable[[], tuple[np.ndarray, ...]]] = {
-            "proto": lambda: (
-                _rank([protocol_name(number) for number in range(256)])[columns.column("l4_proto")],
-            ),
+            "proto": lambda: (_rank(PROTOCOLS)[columns.column("l4_proto")],),
             "state": lambda: (_rank(STATES)[columns.state],),
             "inside": lambda: _end_keys(*columns.inside()),
             "peer": lambda: _end_keys(*columns.peer()),
@@ -98,7 +96,7 @@ class ConntrackRows:
             "packets": lambda: (columns.total("packets"),),
             "bytes": lambda: (columns.total("bytes"),),
             "timeout": lambda: (columns.column("timeout"),),
-            "ns": lambda: (columns.by_table(_rank(self._labels), np.uint32),),
+            "ns": lambda: (columns.by_table(_rank(self._labels)),),
         }
         maker = makers.get(column)
         return maker() if maker else None
@@ -106,7 +104,7 @@ class ConntrackRows:
     def _blank(self, column: str) -> np.ndarray | None:
         """Where a row has nothing in a column, None where every row has something."""
         if column == "translation":
-            return self._columns.translation == 0
+            return np.equal(self._columns.translation, 0)
         if column in ("packets", "bytes"):
             return ~self._columns.column("counted")
         return None

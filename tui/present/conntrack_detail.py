@@ -1,4 +1,4 @@
-"""The detail of one conntrack entry: who talks to whom, both directions as the kernel keeps them, and more."""
+"""The detail of one conntrack entry: who talks to whom, and both directions as the kernel keeps them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def names_in(topology: Topology, ns: int) -> dict[bytes, str]:
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Everything about one entry."""
     table = topology.snapshot.conntracks.get(int(ref.key[0]))
-    places = np.flatnonzero(table.entries["id"] == ref.key[1]) if table else ()
-    if table is None or not len(places):
+    places = np.flatnonzero(table.entries["id"] == ref.key[1]).tolist() if table else []
+    if table is None or not places:
         return gone("this connection")
     entry = entry_of(table.entries[places[0]])
     flow = flow_of(entry, names_in(topology, table.ns))

@@ -58,7 +58,7 @@ class _FlowFilter:
 
     def _holds(self, term: Term) -> Mask:
         by_key = self._by_key.get(term.key)
-        return by_key(term.value) if by_key else self._anywhere(term.text)
+        return by_key(term.value) if by_key is not None else self._anywhere(term.text)
 
     def _nothing(self) -> Mask:
         return np.zeros(len(self._columns), bool)
@@ -68,20 +68,18 @@ class _FlowFilter:
             value in label or value == str(table.ns)
             for label, table in zip(self._labels, self._columns.tables, strict=True)
         ]
-        return self._columns.by_table(fits, bool)
+        return self._columns.by_table(np.array(fits, bool))
 
     def _named(self, value: str) -> Mask:
         """Where one of the two ends is somebody of that name."""
-        return self._owned(self._columns.column("orig_src"), value) | self._owned(
-            self._columns.column("reply_src"), value
-        )
+        return _any(self._owned(self._columns.column(name), value) for name in ("orig_src", "reply_src"))
 
     def _owned(self, addresses: np.ndarray, value: str) -> Mask:
         return self._columns.owned(addresses, lambda name: value in name.casefold())
 
     def _word(self, words: Sequence[str], codes: np.ndarray, value: str) -> Mask:
         """Where the word of a code contains the value."""
-        return np.array([value in word.casefold() for word in words])[codes]
+        return np.asarray(np.array([value in word.casefold() for word in words])[codes])
 
     def _state(self, value: str) -> Mask:
         """By the state's word; "unreplied" and "assured" hold for TCP as well."""
@@ -107,12 +105,12 @@ class _FlowFilter:
 
     def _number(self, name: str, value: str) -> Mask:
         try:
-            return self._columns.column(name) == int(value, 0)
+            return np.asarray(self._columns.column(name) == int(value, 0))
         except ValueError:
             return self._nothing()
 
     def _address(self, names: Sequence[str], value: str) -> Mask:
-        """Where one of the addresses is the value, lies in it or begins with it, or its owner has that name."""
+        """Where an address is the value, lies in it or begins with it, or its owner has that name."""
         return _any(self._whose(self._columns.column(name), value) for name in names)
 
     def _whose(self, addresses: np.ndarray, value: str) -> Mask:
@@ -133,11 +131,13 @@ class _FlowFilter:
 
     def _end(self, addresses: np.ndarray, ports: np.ndarray, value: str) -> Mask:
         """Where "address:port", or the port alone, contains the value."""
-        address, _, port = value.rpartition(":")
-        if not port.isdecimal() and not (address and not port):
+        address, colon, port = value.rpartition(":")
+        if not port.isdecimal() and not (colon and not port):
             return self._nothing()
-        found = address_match.numbers(ports, port, whole_start=bool(address)) & self._columns.has_ports
-        return found & address_match.ending(addresses, address) if address else found
+        found = address_match.numbers(ports, port, whole_start=bool(colon)) & self._columns.has_ports
+        if address:
+            found &= address_match.ending(addresses, address)
+        return np.asarray(found)
 
 
 def _any(masks: Iterable[Mask]) -> Mask:

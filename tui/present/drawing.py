@@ -45,6 +45,11 @@ class Picture:
     lines: tuple[tuple[Span, ...], ...] = ()
     items: tuple[Item, ...] = ()
 
+    @property
+    def height(self) -> int:
+        """How many lines it has."""
+        return len(self.lines)
+
     def at(self, x: int, y: int) -> Item | None:
         """The smallest thing at a place."""
         hits = [

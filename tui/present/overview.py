@@ -1,285 +1,86 @@
-"""The overview's content: networks as rails, the containers that hang from them, and where each rail ends."""
+"""The overview: the host's networks as rails, a drawing that is a list wherever it is filtered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
-from core.model import Container, Link, LinkKey, Network, Ref, container_ref, link_ref, namespace_ref, nat_ref
-from core.model import network_ref as ref_of_network
-from core.text import safe
-from core.topology import Topology
-from tui.present import cells, containers, faults, networks
+from core.model import Ref
+from tui.present.drawing import Picture
 from tui.present.list_rows import ListRows
+from tui.present.rails import MARKS, Figure, Rail, rails
+from tui.present.rails_drawing import EMPTY, draw
 from tui.present.rows import Cell, Column, ListView, Row, Tone
 from tui.present.scene import Scene
 
-# How a container's model is marked in the drawing.
-MARKS = {"bridged": "◆", "joined": "◐", "closed": "□", "open": "■"}
-UNKNOWN_MARK = "?"
-
-End = Literal["way", "wall", "none"]
-_KINDS_FIRST = ("nat", "routed", "nic-bridged", "macvlan", "overlay", "internal")
-_ASIDE_KINDS = ("host", "none")
-NO_GOAL = Cell("")
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One container in the drawing: its name, its model's mark, and what else is said of it on this rail."""
-
-    ref: Ref
-    name: str
-    mark: str
-    tone: Tone
-    facts: tuple[Cell, ...] = ()
-    faults: tuple[Cell, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """Containers that share one network namespace: the first one's, the others have joined it."""
-
-    figures: tuple[Figure, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rail:
-    """One line of the drawing: a network, the host itself, or (`drawn` False) those that hang from none.
-
-    `facts` stand beside the name, the foremost first; `end` says how it ends: in a way out that `goal` names,
-    in a wall, or in nothing; `bridge` is whose traffic is shown.
-    """
-
-    key: str
-    ref: Ref | None
-    name: str
-    facts: tuple[Cell, ...] = ()
-    faults: tuple[Cell, ...] = ()
-    cards: tuple[Card, ...] = ()
-    end: End = "none"
-    goal: Cell = NO_GOAL
-    goal_ref: Ref | None = None
-    bridge: LinkKey | None = None
-    tone: Tone = ""
-    drawn: bool = True
-
-
-@lru_cache(maxsize=1)
-def rails(topology: Topology) -> tuple[Rail, ...]:
-    """All rails of a host: its own first, then its networks, then those aside."""
-    shown = [net for net in topology.networks if net.kind not in _ASIDE_KINDS]
-    shown = [net for net in shown if net.bridge or topology.members(net)]
-    shown.sort(key=lambda net: (net.ns not in (None, topology.host), _rank(net), net.name, net.id))
-    on_rails = [_network_rail(topology, net) for net in shown]
-    return (_host_rail(topology), *on_rails, *_aside_rails(topology, shown))
-
-
-def _rank(network: Network) -> int:
-    return _KINDS_FIRST.index(network.kind) if network.kind in _KINDS_FIRST else len(_KINDS_FIRST)
-
-
-def _host_rail(topology: Topology) -> Rail:
-    host = topology.snapshot.host
-    uplink = topology.uplink(topology.host)
-    forwarding = host.sysctls.get("net.ipv4.ip_forward")
-    facts = [cells.text(f"{uplink[0].name} {cells.addresses(uplink[0])}")] if uplink else []
-    target: Ref | None
-    tone: Tone
-    faulty = [Cell("forwarding is off", "warn")] if forwarding == "0" and topology.networks else []
-    open_ones = [one for one in topology.containers_in(topology.host) if one.state != "exited"]
-    table = topology.snapshot.conntracks.get(topology.host)
-    facts += [Cell(f"{len(table.entries):,} conntrack entries")] if table else []
-    if uplink:
-        link, gateway = uplink
-        words = f"uplink {link.name} → {gateway}" if gateway else f"uplink {link.name}"
-        goal, target, tone = cells.text(words), link_ref(link.key), cells.state(link).tone
-    else:
-        goal, target, tone = Cell("no way out", "dim"), None, ""
-    return Rail(
-        key="host", ref=namespace_ref(topology.host), name=f"host {safe(host.hostname)}".strip(),
-        facts=tuple(facts), faults=tuple(faulty), cards=_cards(topology, open_ones, None),
-        end="way" if uplink else "wall", goal=goal, goal_ref=target, tone=tone,
-    )  # fmt: skip
-
-
-def _network_rail(topology: Topology, network: Network) -> Rail:
-    bridge = topology.bridge_link(network)
-    end, goal, goal_ref = _way_out(topology, network)
-    mtu = networks.mtu(topology, network)
-    facts = [
-        cells.text(" ".join(network.subnets)) if network.subnets else None,
-        cells.text(network.kind or network.driver),
-        cells.text(f"gw {' '.join(network.gateways)}") if network.gateways else None,
-        Cell(f"mtu {mtu}") if mtu else None,
-        cells.text(network.bridge) if network.bridge and network.bridge != network.name else None,
-        cells.text(f"in {topology.label(network.ns)}") if network.ns not in (None, topology.host) else None,
-    ]
-    return Rail(
-        key=network.id, ref=ref_of_network(network.id), name=safe(network.name),
-        facts=tuple(fact for fact in facts if fact), faults=faults.of_network(topology, network),
-        cards=_cards(topology, topology.members(network), bridge), end=end, goal=goal, goal_ref=goal_ref,
-        bridge=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
-    )  # fmt: skip
-
-
-def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
-    """How a network's rail ends, in words, and what stands for that end."""
-    ns = network.ns or topology.host
-    uplink = topology.uplink(ns)
-    place = f"{uplink[0].name} {cells.addresses(uplink[0], with_length=False)}".strip() if uplink else ""
-    for entry in topology.nat:
-        if entry.kind in ("masquerade", "snat") and network.id in entry.networks:
-            return "way", cells.text(f"NAT → {place}" if place else "NAT"), nat_ref(entry.ns, entry.entry_id)
-    if network.kind == "internal" or network.internal:
-        return "wall", Cell("internal"), None
-    target = link_ref(uplink[0].key) if uplink else None
-    if network.kind == "nic-bridged":
-        nic = _nic_of(topology, network)
-        return (
-            "way",
-            cells.text(f"bridged → {nic.name}" if nic else "bridged"),
-            link_ref(nic.key) if nic else target,
-        )
-    if network.kind in ("routed", "macvlan", "overlay", "nat"):
-        return "way", cells.text(f"{network.kind} → {place}" if place else network.kind), target
-    return "none", NO_GOAL, None
-
-
-def _nic_of(topology: Topology, network: Network) -> Link | None:
-    bridge = topology.bridge_link(network)
-    ports = topology.ports_of(bridge.key) if bridge else ()
-    return next((port for port in ports if topology.peer(port) is None and port.kind != "tun"), None)
-
-
-def _cards(topology: Topology, members: Iterable[Container], bridge: Link | None) -> tuple[Card, ...]:
-    """One card for each namespace among the members, in the order of their names."""
-    groups: dict[int | str, list[Container]] = {}
-    for member in members:
-        shared = member.netns if member.netns is not None and member.netns != topology.host else member.uid
-        groups.setdefault(shared, []).append(member)
-    cards = []
-    for group in groups.values():
-        group.sort(key=lambda one: _joined_later(topology, one))
-        first, *joined = group
-        cards.append(
-            Card((_figure(topology, first, bridge), *(_joined(topology, one) for one in joined)))
-        )  # fmt: skip
-    return tuple(sorted(cards, key=lambda card: card.figures[0].name))
-
-
-def _joined_later(topology: Topology, container: Container) -> tuple[bool, str]:
-    return container != topology.container_of(container.netns or 0), container.name
-
-
-def _figure(topology: Topology, container: Container, bridge: Link | None) -> Figure:
-    link = faults.port_of(topology, container, bridge.key) if bridge else None
-    addresses = cells.addresses(link, with_length=False) if link else _told(topology, container)
-    facts = [cells.text(addresses)] if addresses else []
-    if container.ports:
-        facts.append(cells.text(" ".join(map(containers.port_words, container.ports))))
-    if container.state != "running":
-        facts.append(containers.state(container))
-    return Figure(
-        container_ref(container.runtime, container.id), safe(container.name), mark_of(topology, container),
-        _tone(topology, container), tuple(facts), faults.of_container(topology, container, link),
-    )  # fmt: skip
-
-
-def _told(topology: Topology, container: Container) -> str:
-    """Addresses of a container without a link on the rail in question."""
-    return " ".join(topology.addresses_of(container))
-
-
-def _joined(topology: Topology, container: Container) -> Figure:
-    return Figure(
-        container_ref(container.runtime, container.id), safe(container.name), mark_of(topology, container),
-        _tone(topology, container), (), faults.of_container(topology, container, None),
-    )  # fmt: skip
-
-
-def mark_of(topology: Topology, container: Container) -> str:
-    """The mark of a container's model."""
-    card = topology.cards.get(container.uid)
-    return MARKS.get(card.model, UNKNOWN_MARK) if card else UNKNOWN_MARK
-
-
-def _tone(topology: Topology, container: Container) -> Tone:
-    card = topology.cards.get(container.uid)
-    if card is not None and card.joined_dead:
-        return "bad"
-    return "" if container.state == "running" else "dim"
-
-
-def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
-    """Those that hang from no rail: closed ones, ones that are wired in another way, ones that do not run."""
-    placed = {member.uid for network in shown for member in topology.members(network)}
-    placed |= {one.uid for one in topology.containers_in(topology.host)}
-    closed, elsewhere, stopped = [], [], []
-    for container in topology.containers.values():
-        if container.uid in placed:
-            continue
-        card = topology.cards.get(container.uid)
-        dead = card is not None and card.joined_dead
-        if container.netns is None and not dead:
-            stopped.append(container)
-        else:
-            (closed if card is not None and card.model == "closed" else elsewhere).append(container)
-    asides = (
-        ("closed", "loopback only, no way in or out", closed),
-        ("elsewhere", "on no network of this host", elsewhere),
-        ("not running", "without a namespace now", stopped),
-    )
-    return [
-        Rail(name, None, name, (Cell(words, "dim"),), (), _cards(topology, found, None), drawn=False)
-        for name, words, found in asides
-        if found
-    ]
-
-
 COLUMNS = (
     Column("name", "network / container", 22, grow=1),
-    Column("kind", "model", 9),
+    Column("model", "model", 9),
     Column("addr", "what", 30, grow=2),
     Column("goal", "way out", 22, grow=1, priority=1),
 )
 
+Place = tuple[str, Ref]  # the key of a rail, and a thing on it
+
+
+class RailRows(ListRows):
+    """The rails as rows, in the order of the items of their picture; `places` tell apart the rows of a thing
+    that is on several rails."""
+
+    __slots__ = ("places", "scene")
+
+    def __init__(self, scene: Scene, rows: Sequence[Row], places: Sequence[Place]) -> None:
+        super().__init__(rows, COLUMNS)
+        self.scene = scene
+        self.places = tuple(places)
+
+    def draw(self, width: int, height: int) -> Picture:
+        """The picture for a space of that many cells; see `rails_drawing.draw`."""
+        return draw(self.scene, width, height)
+
+    def sorted_by(self, column: str, reverse: bool) -> ListRows:
+        """The rows themselves: a drawing has its own order."""
+        return self
+
+    def folded(self, closed: object) -> ListRows:
+        """The rows themselves: nothing in a drawing is folded."""
+        return self
+
 
 def rows(scene: Scene) -> ListRows:
-    """The same as a list: each rail, and below it what hangs from it."""
-    made = []
-    for rail in rails(scene.topology):
-        ref = rail.ref or Ref("namespace", (0, rail.key))
-        what = " ".join(cell.text for cell in (*rail.facts, *rail.faults))
-        goal = rail.goal if rail.goal.text else cells.NONE
-        made.append(Row(ref, (Cell(rail.name), cells.NONE, Cell(what), goal), {"name": rail.name}))
-        for card in rail.cards:
-            made += [_figure_row(figure, rail) for figure in card.figures]
-    return ListRows(made, COLUMNS)
+    """Each rail, what hangs from it, and where it ends; nothing before the first links were read."""
+    if "links" in scene.snapshot.pending:
+        return ListRows((), COLUMNS)
+    pairs = [pair for rail in rails(scene.topology) for pair in _rail_rows(rail)]
+    return RailRows(scene, [row for row, _ in pairs], [place for _, place in pairs])
 
 
-def _figure_row(figure: Figure, rail: Rail) -> Row:
-    what = " ".join(cell.text for cell in (*figure.facts, *figure.faults))
+def _rail_rows(rail: Rail) -> Iterator[tuple[Row, Place]]:
+    depth = 0
+    if rail.ref is not None:
+        depth = 1
+        what = " ".join(cell.text for cell in (*rail.faults, *rail.facts))
+        tone: Tone = rail.faults[0].tone if rail.faults else ""
+        cells = (Cell(rail.name, tone), Cell("network", "dim"), Cell(what, tone), rail.goal)
+        yield Row(rail.ref, cells, {"name": rail.name, "net": rail.name}), (rail.key, rail.ref)
+    for card in rail.cards:
+        for figure in card.figures:
+            yield _figure_row(figure, rail, depth), (rail.key, figure.ref)
+    if rail.goal_ref is not None:
+        cells = (Cell("way out"), Cell("", "dim"), Cell(""), rail.goal)
+        yield Row(rail.goal_ref, cells, {"net": rail.name}, depth), (rail.key, rail.goal_ref)
+
+
+def _figure_row(figure: Figure, rail: Rail, depth: int) -> Row:
+    what = " ".join(cell.text for cell in (*figure.faults, *figure.facts))
     tone: Tone = figure.faults[0].tone if figure.faults else figure.tone
-    mark = Cell(next((name for name, mark in MARKS.items() if mark == figure.mark), "unknown"))
+    model = next((name for name, mark in MARKS.items() if mark == figure.mark), "unknown")
     return Row(
         figure.ref,
-        (Cell(figure.name, tone), mark, Cell(what, tone), Cell("")),
+        (Cell(figure.name, tone), Cell(f"{figure.mark} {model}"), Cell(what, tone), Cell("")),
         {"name": figure.name, "ct": figure.name, "net": rail.name},
-        depth=1,
+        depth,
     )
 
-
-EMPTY = (
-    "No virtual network on this host yet. As soon as there is one, it is drawn here.",
-    "",
-    "Ways to get one:",
-    "  docker run -d nginx              a container on Docker's own bridge",
-    "  ip netns add blue                a namespace that stands alone, closed",
-    "  vnet-tui demo                    a whole lab, beside this host: nothing of it is touched",
-)
 
 VIEW = ListView(
     "overview", "Overview", ("over", "ov", "home", "topology"), COLUMNS, rows,
@@ -288,5 +89,6 @@ VIEW = ListView(
         ("j k", "from rail to rail, and between the rows of a rail"),
         ("h l", "along a rail: the network, its containers, its way out"),
         ("◆ ◐ □ ■", "bridged, joined, closed and open containers"),
+        ("/ word", "the same as a list, filtered"),
     ),
 )  # fmt: skip

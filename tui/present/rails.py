@@ -1,245 +1,239 @@
-"""The overview as a picture: rails with their containers, laid out for a width."""
+"""What the overview shows: networks as rails, the containers that hang from them, where each rail ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import batched
+from functools import lru_cache
+from typing import Literal
 
-from tui.present import units
-from tui.present.drawing import Canvas, Ink, Item, Picture, Span, cut, fit, width_of
-from tui.present.overview import EMPTY, MARKS, Card, Figure, Rail, rails
-from tui.present.rows import Tone
-from tui.present.scene import Scene
+from core.model import Container, Link, LinkKey, Network, Ref, container_ref, link_ref, namespace_ref, nat_ref
+from core.model import network_ref as ref_of_network
+from core.text import safe
+from core.topology import Topology
+from tui.present import cells, containers, faults, networks
+from tui.present.rows import Cell, Tone
 
-ROOMY_WIDTH, ROOMY_HEIGHT = 96, 30
-_DENSE_FROM = 25  # cards on one rail
-_LEFT = 1
-_GAP = 2
-_NAME_LIMIT, _CARD_LIMIT = 24, 32
-_RATE_WIDTH, _TREND_WIDTH = 11, 8
+# How a container's model is marked in the drawing.
+MARKS = {"bridged": "◆", "joined": "◐", "closed": "□", "open": "■"}
+UNKNOWN_MARK = "?"
+
+End = Literal["way", "wall", "none"]
+_KINDS_FIRST = ("nat", "routed", "nic-bridged", "macvlan", "overlay", "internal")
+_ASIDE_KINDS = ("host", "none")
+NO_GOAL = Cell("")
 
 
-def draw(scene: Scene, width: int, height: int) -> Picture:
-    """The overview for a space of that many cells; it may be higher than `height`, never wider than `width`."""
-    canvas = Canvas(width)
-    found = rails(scene.topology)
-    roomy = width >= ROOMY_WIDTH and height >= ROOMY_HEIGHT
-    for rail in found:
-        _Drawer(canvas, rail, scene, roomy).draw()
-        canvas.height += 1
-    if any(rail.cards for rail in found) or len(found) > 1:
-        _legend(canvas)
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One container in the drawing: its name, its model's mark, and what else is said of it on this rail."""
+
+    ref: Ref
+    name: str
+    mark: str
+    tone: Tone
+    facts: tuple[Cell, ...] = ()
+    faults: tuple[Cell, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Containers that share one network namespace: the first one's, the others have joined it."""
+
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rail:
+    """One line of the drawing: a network, the host itself, or (`drawn` False) those that hang from none.
+
+    `facts` stand beside the name, the foremost first; `end` says how it ends: in a way out that `goal` names,
+    in a wall, or in nothing; `bridge` is whose traffic is shown.
+    """
+
+    key: str
+    ref: Ref | None
+    name: str
+    facts: tuple[Cell, ...] = ()
+    faults: tuple[Cell, ...] = ()
+    cards: tuple[Card, ...] = ()
+    end: End = "none"
+    goal: Cell = NO_GOAL
+    goal_ref: Ref | None = None
+    bridge: LinkKey | None = None
+    tone: Tone = ""
+    drawn: bool = True
+
+
+@lru_cache(maxsize=1)
+def rails(topology: Topology) -> tuple[Rail, ...]:
+    """All rails of a host: its own first, then its networks, then those aside."""
+    shown = [net for net in topology.networks if net.kind not in _ASIDE_KINDS]
+    shown = [net for net in shown if net.bridge or topology.members(net)]
+    shown.sort(key=lambda net: (net.ns not in (None, topology.host), _rank(net), net.name, net.id))
+    on_rails = [_network_rail(topology, net) for net in shown]
+    return (_host_rail(topology), *on_rails, *_aside_rails(topology, shown))
+
+
+def _rank(network: Network) -> int:
+    return _KINDS_FIRST.index(network.kind) if network.kind in _KINDS_FIRST else len(_KINDS_FIRST)
+
+
+def _host_rail(topology: Topology) -> Rail:
+    host = topology.snapshot.host
+    uplink = topology.uplink(topology.host)
+    forwarding = host.sysctls.get("net.ipv4.ip_forward")
+    facts = [cells.text(f"{uplink[0].name} {cells.addresses(uplink[0])}")] if uplink else []
+    target: Ref | None
+    tone: Tone
+    faulty = [Cell("forwarding is off", "warn")] if forwarding == "0" and topology.networks else []
+    open_ones = [one for one in topology.containers_in(topology.host) if one.state != "exited"]
+    table = topology.snapshot.conntracks.get(topology.host)
+    facts += [Cell(f"{len(table.entries):,} conntrack entries")] if table else []
+    if uplink:
+        link, gateway = uplink
+        words = f"uplink {link.name} → {gateway}" if gateway else f"uplink {link.name}"
+        goal, target, tone = cells.text(words), link_ref(link.key), cells.state(link).tone
     else:
-        _hint(canvas, bool(scene.snapshot.pending))
-    return canvas.picture()
+        goal, target, tone = Cell("no way out", "dim"), None, ""
+    return Rail(
+        key="host", ref=namespace_ref(topology.host), name=f"host {safe(host.hostname)}".strip(),
+        facts=tuple(facts), faults=tuple(faulty), cards=_cards(topology, open_ones, None),
+        end="way" if uplink else "wall", goal=goal, goal_ref=target, tone=tone,
+    )  # fmt: skip
 
 
-def _legend(canvas: Canvas) -> None:
-    y, x = canvas.height, _LEFT
-    for name, mark in MARKS.items():
-        x = canvas.put(x, y, f"{mark} {name}", "dim") + 3
+def _network_rail(topology: Topology, network: Network) -> Rail:
+    bridge = topology.bridge_link(network)
+    end, goal, goal_ref = _way_out(topology, network)
+    mtu = networks.mtu(topology, network)
+    facts = [
+        cells.text(" ".join(network.subnets)) if network.subnets else None,
+        cells.text(network.kind or network.driver),
+        cells.text(f"gw {' '.join(network.gateways)}") if network.gateways else None,
+        Cell(f"mtu {mtu}") if mtu else None,
+        cells.text(network.bridge) if network.bridge and network.bridge != network.name else None,
+        cells.text(f"in {topology.label(network.ns)}") if network.ns not in (None, topology.host) else None,
+    ]
+    return Rail(
+        key=network.id, ref=ref_of_network(network.id), name=safe(network.name),
+        facts=tuple(fact for fact in facts if fact), faults=faults.of_network(topology, network),
+        cards=_cards(topology, topology.members(network), bridge), end=end, goal=goal, goal_ref=goal_ref,
+        bridge=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
+    )  # fmt: skip
 
 
-def _hint(canvas: Canvas, reading: bool) -> None:
-    lines = ("Reading the host …",) if reading else EMPTY
-    for y, line in enumerate(lines, canvas.height):
-        canvas.put(_LEFT + 2, y, line, "dim" if y > canvas.height or reading else "")
+def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
+    """How a network's rail ends, in words, and what stands for that end."""
+    ns = network.ns or topology.host
+    uplink = topology.uplink(ns)
+    place = f"{uplink[0].name} {cells.addresses(uplink[0], with_length=False)}".strip() if uplink else ""
+    for entry in topology.nat:
+        if entry.kind in ("masquerade", "snat") and network.id in entry.networks:
+            return "way", cells.text(f"NAT → {place}" if place else "NAT"), nat_ref(entry.ns, entry.entry_id)
+    if network.kind == "internal" or network.internal:
+        return "wall", Cell("internal"), None
+    target = link_ref(uplink[0].key) if uplink else None
+    if network.kind == "nic-bridged":
+        nic = _nic_of(topology, network)
+        return (
+            "way",
+            cells.text(f"bridged → {nic.name}" if nic else "bridged"),
+            link_ref(nic.key) if nic else target,
+        )
+    if network.kind in ("routed", "macvlan", "overlay", "nat"):
+        return "way", cells.text(f"{network.kind} → {place}" if place else network.kind), target
+    return "none", NO_GOAL, None
 
 
-@dataclass(slots=True)
-class _Drawer:
-    """Draws one rail below what the canvas holds already."""
+def _nic_of(topology: Topology, network: Network) -> Link | None:
+    bridge = topology.bridge_link(network)
+    ports = topology.ports_of(bridge.key) if bridge else ()
+    return next((port for port in ports if topology.peer(port) is None and port.kind != "tun"), None)
 
-    canvas: Canvas
-    rail: Rail
-    scene: Scene
-    roomy: bool
 
-    @property
-    def ink(self) -> Ink:
-        """The rail's own colour: its state."""
-        return self.rail.tone or "dim"
+def _cards(topology: Topology, members: Iterable[Container], bridge: Link | None) -> tuple[Card, ...]:
+    """One card for each namespace among the members, in the order of their names."""
+    groups: dict[int | str, list[Container]] = {}
+    for member in members:
+        shared = member.netns if member.netns is not None and member.netns != topology.host else member.uid
+        groups.setdefault(shared, []).append(member)
+    cards = []
+    for group in groups.values():
+        group.sort(key=lambda one: _joined_later(topology, one))
+        first, *joined = group
+        cards.append(
+            Card((_figure(topology, first, bridge), *(_joined(topology, one) for one in joined)))
+        )  # fmt: skip
+    return tuple(sorted(cards, key=lambda card: card.figures[0].name))
 
-    def draw(self) -> None:
-        """The heading, the rail, the cards."""
-        band = max((item.band for item in self.canvas.items), default=-1) + 1
-        top = self.canvas.height
-        self._heading(top, band)
-        figures = [figure for card in self.rail.cards for figure in card.figures]
-        if self.rail.drawn and (len(self.rail.cards) >= _DENSE_FROM or not figures):
-            self._dense(top + 1, band, figures)
+
+def _joined_later(topology: Topology, container: Container) -> tuple[bool, str]:
+    return container != topology.container_of(container.netns or 0), container.name
+
+
+def _figure(topology: Topology, container: Container, bridge: Link | None) -> Figure:
+    link = faults.port_of(topology, container, bridge.key) if bridge else None
+    addresses = cells.addresses(link, with_length=False) if link else _told(topology, container)
+    facts = [cells.text(addresses)] if addresses else []
+    if container.ports:
+        facts.append(cells.text(" ".join(map(containers.port_words, container.ports))))
+    if container.state != "running":
+        facts.append(containers.state(container))
+    return Figure(
+        container_ref(container.runtime, container.id), safe(container.name), mark_of(topology, container),
+        _tone(topology, container), tuple(facts), faults.of_container(topology, container, link),
+    )  # fmt: skip
+
+
+def _told(topology: Topology, container: Container) -> str:
+    """Addresses of a container without a link on the rail in question."""
+    return " ".join(topology.addresses_of(container))
+
+
+def _joined(topology: Topology, container: Container) -> Figure:
+    return Figure(
+        container_ref(container.runtime, container.id), safe(container.name), mark_of(topology, container),
+        _tone(topology, container), (), faults.of_container(topology, container, None),
+    )  # fmt: skip
+
+
+def mark_of(topology: Topology, container: Container) -> str:
+    """The mark of a container's model."""
+    card = topology.cards.get(container.uid)
+    return MARKS.get(card.model, UNKNOWN_MARK) if card else UNKNOWN_MARK
+
+
+def _tone(topology: Topology, container: Container) -> Tone:
+    card = topology.cards.get(container.uid)
+    if card is not None and card.joined_dead:
+        return "bad"
+    return "" if container.state == "running" else "dim"
+
+
+def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
+    """Those that hang from no rail: closed ones, ones that are wired in another way, ones that do not run."""
+    placed = {member.uid for network in shown for member in topology.members(network)}
+    placed |= {one.uid for one in topology.containers_in(topology.host)}
+    closed: list[Container] = []
+    elsewhere: list[Container] = []
+    stopped: list[Container] = []
+    for container in topology.containers.values():
+        if container.uid in placed:
+            continue
+        card = topology.cards.get(container.uid)
+        dead = card is not None and card.joined_dead
+        if container.netns is None and not dead:
+            stopped.append(container)
         else:
-            self._cards(top + 1, band)
-        self._goal_item(top + 1, band)
-
-    # ---- the heading and the line itself
-
-    def _heading(self, y: int, band: int) -> None:
-        rail, width = self.rail, self.canvas.width
-        right = self._traffic()
-        room = width - _LEFT - 1 - (width_of("".join(text for text, _ in right)) + _GAP if right else 0)
-        spans: list[Span] = [(cut(rail.name, max(8, room)), "title")]
-        taken = width_of(spans[0][0])
-        for cell in (*rail.faults, *rail.facts):
-            if taken + _GAP + width_of(cell.text) <= room:
-                spans += [(" " * _GAP, ""), (cell.text, cell.tone or "dim")]
-                taken += _GAP + width_of(cell.text)
-        self.canvas.put_all(_LEFT, y, spans)
-        if right and taken <= room:
-            self.canvas.put_all(width - 1 - width_of("".join(text for text, _ in right)), y, right)
-        if rail.ref is not None:
-            self.canvas.items.append(Item(rail.ref, "rail", rail.key, band, 0, y, width, 1))
-
-    def _traffic(self) -> list[Span]:
-        """The rate and its trend, for the right end of the heading."""
-        found = self.scene.switched(self.rail.bridge) if self.rail.bridge else None
-        if found is None or self.canvas.width < 60:
-            return []
-        rate, history = found
-        tone: Tone = "" if rate >= 1 else "dim"
-        spans: list[Span] = [(f"{units.bits(rate):>{_RATE_WIDTH}}", tone)]
-        if self.canvas.width >= ROOMY_WIDTH:
-            spans.insert(0, (f"{units.sparkline(history, _TREND_WIDTH):>{_TREND_WIDTH}} ", "dim"))
-        return spans
-
-    def _line(self, y: int, start: str, stems: Sequence[int]) -> None:
-        """The rail itself with a stem over each card, and its end."""
-        goal = cut(self.rail.goal.text, self.canvas.width // 2)
-        tip = {"way": "▶ ", "wall": "┫ ", "none": "╸"}[self.rail.end]
-        end = self.canvas.width - 1 - width_of(goal) - len(tip)
-        self.canvas.put(_LEFT, y, _beam(start, _LEFT, end, stems), self.ink)
-        self.canvas.put(end, y, tip, self.ink)
-        self.canvas.put(end + len(tip), y, goal, self.rail.goal.tone)
-
-    def _goal_item(self, y: int, band: int) -> None:
-        goal = cut(self.rail.goal.text, self.canvas.width // 2)
-        if self.rail.goal_ref is not None and self.rail.drawn:
-            x = self.canvas.width - 1 - width_of(goal)
-            self.canvas.items.append(
-                Item(self.rail.goal_ref, "goal", self.rail.key, band, x, y, width_of(goal), 1)
-            )  # fmt: skip
-
-    # ---- containers
-
-    def _cards(self, y: int, band: int) -> None:
-        wide = self._card_width()
-        left = _LEFT + 2
-        count = max(1, (self.canvas.width - left + _GAP) // (wide + _GAP))
-        groups = list(batched(self.rail.cards, count, strict=False))
-        for number, group in enumerate(groups):
-            band += 1
-            places = [left + place * (wide + _GAP) for place in range(len(group))]
-            last = number == len(groups) - 1
-            if self.rail.drawn:
-                stems = [x + (wide // 2 if self.roomy else 0) for x in places]
-                self._stem_line(y, number, last, stems)
-                y += 1
-            bottom = max(self._card(card, x, y, wide, band) for card, x in zip(group, places, strict=True))
-            if self.rail.drawn and not last:
-                for line in range(y, bottom):
-                    self.canvas.put(_LEFT, line, "┃", self.ink)
-            y = bottom
-
-    def _stem_line(self, y: int, number: int, last: bool, stems: Sequence[int]) -> None:
-        if number == 0:
-            self._line(y, "╺" if last else "┏", stems)
-        else:
-            beam = _beam("┗" if last else "┣", _LEFT, stems[-1], stems)
-            self.canvas.put(_LEFT, y, beam + "┑", self.ink)
-
-    def _card_width(self) -> int:
-        figures = [figure for card in self.rail.cards for figure in card.figures]
-        texts = [_first_width(figure) for figure in figures]
-        texts += [width_of(cell.text) for figure in figures for cell in (*figure.facts, *figure.faults)]
-        inner = min(max(texts, default=8), _CARD_LIMIT)
-        return min(max(inner, 12) + (4 if self.roomy else 2), self.canvas.width - _LEFT - 2)
-
-    def _card(self, card: Card, x: int, y: int, wide: int, band: int) -> int:
-        """One card; returns the line below it."""
-        for number, figure in enumerate(card.figures):
-            last = number == len(card.figures) - 1
-            draw = self._boxed if self.roomy else self._hung
-            bottom = draw(figure, x, y, wide, number == 0, last)
-            self.canvas.items.append(
-                Item(figure.ref, "figure", self.rail.key, band, x, y, wide, bottom - y)
-            )  # fmt: skip
-            y = bottom
-        return y
-
-    def _boxed(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
-        """A figure as a part of a box: each closes the box above itself, the last one below as well."""
-        ink = _box_ink(figure)
-        self.canvas.put(x, y, self._box_top(wide, first), ink)
-        for line, (text, tone) in enumerate(_figure_lines(figure, wide - 4), y + 1):
-            self.canvas.put_all(x, line, [("│ ", ink), (text, tone), (" │", ink)])
-        bottom = y + 1 + len(_figure_lines(figure, wide - 4))
-        if last:
-            self.canvas.put(x, bottom, f"╰{'─' * (wide - 2)}╯", ink)
-            bottom += 1
-        return bottom
-
-    def _box_top(self, wide: int, first: bool) -> str:
-        if not first:
-            return f"├{'╌ joined ':╌<{wide - 2}}┤"
-        stem = "┴" if self.rail.drawn else "─"
-        return f"╭{'─' * (wide // 2 - 1)}{stem}{'─' * (wide - wide // 2 - 2)}╮"
-
-    def _hung(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
-        """A figure that hangs from its stem without a box."""
-        branch, trunk = ("╰╴", "  ") if last else ("├╴", "│ ")
-        ink = _box_ink(figure)
-        for line, (text, tone) in enumerate(_figure_lines(figure, wide - 2), y):
-            self.canvas.put_all(x, line, [(branch if line == y else trunk, ink), (text, tone)])
-        return y + len(_figure_lines(figure, wide - 2))
-
-    # ---- many containers
-
-    def _dense(self, y: int, band: int, figures: Sequence[Figure]) -> None:
-        """One line a figure, several side by side."""
-        names = min(max((width_of(figure.name) for figure in figures), default=0), _NAME_LIMIT)
-        texts = [_dense_line(figure, names) for figure in figures]
-        wide = min(max(map(width_of, texts), default=8), self.canvas.width - _LEFT - 3)
-        count = max(1, (self.canvas.width - _LEFT - 2 + _GAP) // (wide + _GAP))
-        groups = list(batched(zip(figures, texts, strict=True), count, strict=False))
-        self._line(y, "┏" if groups else "╺", ())
-        for number, group in enumerate(groups, 1):
-            branch = "┗╸" if number == len(groups) else "┣╸"
-            self.canvas.put(_LEFT, y + number, branch, self.ink)
-            for place, (figure, text) in enumerate(group):
-                x = _LEFT + 2 + place * (wide + _GAP)
-                tone = figure.faults[0].tone if figure.faults else figure.tone
-                self.canvas.put(x, y + number, fit(text, wide), tone)
-                self.canvas.items.append(
-                    Item(figure.ref, "figure", self.rail.key, band + number, x, y + number, wide, 1)
-                )  # fmt: skip
-
-
-def _beam(start: str, x: int, end: int, stems: Sequence[int]) -> str:
-    """A heavy line from `x` up to, not including, `end`, with light stems that go down from it."""
-    cells = [start, *("━" * (end - x - 1))]
-    for stem in stems:
-        if x < stem < end:
-            cells[stem - x] = "┯"
-    return "".join(cells[: max(0, end - x)])
-
-
-def _first_width(figure: Figure) -> int:
-    return min(width_of(figure.name), _NAME_LIMIT) + 2
-
-
-def _figure_lines(figure: Figure, width: int) -> list[Span]:
-    """Name and mark, then facts, then faults, each filling the width."""
-    name = fit(figure.name, width - 2)
-    lines: list[Span] = [(f"{name} {figure.mark}", figure.tone or "title")]
-    lines += [(fit(cell.text, width), cell.tone) for cell in figure.facts]
-    return lines + [(fit(cell.text, width), cell.tone) for cell in figure.faults]
-
-
-def _dense_line(figure: Figure, names: int) -> str:
-    words = [fit(figure.name, names), figure.mark, *(cell.text for cell in (*figure.facts, *figure.faults))]
-    return " ".join(words)
-
-
-def _box_ink(figure: Figure) -> Ink:
-    return figure.faults[0].tone if figure.faults else "dim"
+            (closed if card is not None and card.model == "closed" else elsewhere).append(container)
+    asides = (
+        ("closed", "loopback only, no way in or out", closed),
+        ("elsewhere", "on no network of this host", elsewhere),
+        ("not running", "without a namespace now", stopped),
+    )
+    return [
+        Rail(name, None, name, (Cell(words, "dim"),), (), _cards(topology, found, None), drawn=False)
+        for name, words, found in asides
+        if found
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal
 from textual.screen import Screen
@@ -17,8 +16,9 @@ from tui.navigation import Navigation, Stop
 from tui.present import views
 from tui.present.rows import ListView
 from tui.source import Source
-from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, HeaderState, TabsBar
+from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, HeaderState, Mode, TabsBar
 from tui.widgets.detail import DetailPane
+from tui.widgets.overview import MainPane
 from tui.widgets.prompt import Kind, Prompt
 from tui.widgets.table import TableView
 
@@ -53,7 +53,7 @@ class Dashboard(Screen[None]):
         yield CrumbsBar()
         with Container(id="body"):
             with Container(id="main"):
-                yield TableView()
+                yield MainPane()
             with Container(id="side"):
                 yield DetailPane()
         with Horizontal(id="prompt"):
@@ -126,7 +126,7 @@ class Dashboard(Screen[None]):
 
     def _show_bars(self) -> None:
         desk = self.desk
-        mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
+        mode: Mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
         self.query_one(HeaderBar).show(HeaderState(desk.hostname, mode, len(desk.problems)))
         active = next((number for number, view in NUMBERED if view is self.view), 0)
         self.query_one(TabsBar).show(TABS, active)
@@ -140,7 +140,7 @@ class Dashboard(Screen[None]):
     def _badge(self) -> str:
         text, shown = self.nav.here.state.filter, len(self.table.rows)
         if not text:
-            return f"{shown}" if shown else ""
+            return f"{shown} rows" if shown else ""
         return f"/{safe(text)}  filtered {shown} of {self._total}"
 
     # ---- data comes
@@ -157,7 +157,7 @@ class Dashboard(Screen[None]):
 
     def on_rows_ready(self, message: RowsReady) -> None:
         """Rows: the first for a stop, or newer ones."""
-        stop, shown = message.stop, message.shown
+        stop, shown = message.origin, message.shown
         if stop is not self.nav.here:
             return
         self._total = shown.total
@@ -180,7 +180,7 @@ class Dashboard(Screen[None]):
         return self.view.empty
 
     def on_table_view_selected(self, message: TableView.Selected) -> None:
-        """The cursor stands on another thing. A line may stand for several: the one that was followed stays."""
+        """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""
         state, ref = self.nav.here.state, message.ref
         if self._drawn is not self.nav.here or ref is None:
             return
@@ -195,10 +195,12 @@ class Dashboard(Screen[None]):
 
     def on_failed(self, message: Failed) -> None:
         """A picture could not be worked out: say so, and go on."""
-        self.app.log.error(repr(message.error))
-        self.notify(
-            safe(repr(message.error)), title="This could not be shown", severity="error", markup=False
-        )
+        words = safe(repr(message.error))
+        self.log.error(words)
+        if self._drawn is not self.nav.here:
+            self.table.clear(f"This could not be shown.\n{words}")
+        else:
+            self.notify(words, title="This could not be shown", severity="error", markup=False)
 
     # ---- following
 
@@ -210,7 +212,7 @@ class Dashboard(Screen[None]):
 
     def on_way_ready(self, message: WayReady) -> None:
         """Go where Enter leads."""
-        if message.stop is not self.nav.here:
+        if message.origin is not self.nav.here:
             return
         if message.way is None:
             self.notify("Nothing else hangs together with this.", markup=False)
@@ -325,7 +327,8 @@ class Dashboard(Screen[None]):
     def action_next_pane(self) -> None:
         """To the other pane; where only one has room, it takes the other's place."""
         target = self.table if self.pane.has_focus else self.pane
-        if not target.parent.display or self.has_class("zoom-main", "zoom-side"):
+        in_sight = self.query_one("#main" if target is self.table else "#side").display
+        if not in_sight or self.has_class("zoom-main", "zoom-side"):
             self._zoom("zoom-side" if target is self.pane else "zoom-main")
         target.focus()
         self._show_bars()

@@ -50,9 +50,9 @@ def lay_out(sections: Sequence[Section], width: int) -> list[Line]:
     while blocks and len(left) + len(blocks[0]) // 2 < whole / 2:
         left += blocks.pop(0)
     right = [line for block in blocks for line in block]
-    return [
-        [*_padded(one, half), ("  ", ""), *other] for one, other in zip_longest(left, right, fillvalue=())
-    ][:-1]
+    pairs = zip_longest(left, right, fillvalue=())
+    lines: list[Line] = [(*_padded(one, half), ("  ", ""), *other) for one, other in pairs]
+    return lines[:-1]
 
 
 def _padded(line: Line, width: int) -> list[tuple[str, str]]:

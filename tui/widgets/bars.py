@@ -1,4 +1,4 @@
-"""The bars around the panes: product and state on top, the views' numbers, the breadcrumbs, the keys below."""
+"""The bars around the panes: product and state, the views' numbers, the breadcrumbs, the keys."""
 
 from __future__ import annotations
 

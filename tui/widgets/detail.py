@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from textual.message import Message
@@ -101,11 +101,12 @@ class DetailPane(LinesPane):
 def detail_lines(detail: Detail, width: int) -> Iterator[DetailLine]:
     """A detail as lines of at most `width` cells."""
     yield DetailLine("", fit(safe(detail.title), width).rstrip(), "title")
+    column = _label_width(detail.sections, width)
     for section in detail.sections:
         yield DetailLine("", "")
         if section.title:
             yield DetailLine("", fit(safe(section.title), width).rstrip(), "heading")
-        yield from _section_lines(section, width)
+        yield from _section_lines(section, column, width)
     if detail.related:
         yield DetailLine("", "")
         yield DetailLine("", "Leads to", "heading")
@@ -113,11 +114,15 @@ def detail_lines(detail: Detail, width: int) -> Iterator[DetailLine]:
             yield DetailLine("→ ", fit(safe(label), width - 4).rstrip(), "", "accent", ref)
 
 
-def _section_lines(section: Section, width: int) -> Iterator[DetailLine]:
-    labels = [width_of(safe(label)) for label, _, _ in section.lines]
-    column = min(max(labels, default=0), _LABELS_AT_MOST, max(4, width // 2))
+def _label_width(sections: Sequence[Section], width: int) -> int:
+    """One width for all labels, so that all values stand below one another."""
+    labels = [width_of(safe(label)) for section in sections for label, _, _ in section.lines]
+    return min(max(labels, default=0), _LABELS_AT_MOST, max(4, width // 2))
+
+
+def _section_lines(section: Section, column: int, width: int) -> Iterator[DetailLine]:
     for label, cell, ref in section.lines:
-        yield from _wrapped(safe(label), cell, ref, column, width)
+        yield from _wrapped(safe(label), cell, ref, column if label else 0, width)
 
 
 def _wrapped(label: str, cell: Cell, ref: Ref | None, column: int, width: int) -> Iterator[DetailLine]:

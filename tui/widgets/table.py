@@ -1,4 +1,4 @@
-"""The virtual table: asks a `Rows` for the lines in sight only; its cursor follows the thing, not the line."""
+"""The virtual table: asks a `Rows` for the lines in sight only; its cursor follows the thing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TableView(LinesPane):
     # ---- what is shown
 
     def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
-        """Show another list: the cursor on `ref` where it is there, scrolled to `top` as far as that allows."""
+        """Show another list: the cursor on `ref` if it is there, scrolled to `top` as far as that allows."""
         self.columns, self.rows = columns, rows
         place = rows.index(ref) if ref is not None else None
         self.cursor, self.top = place or 0, top

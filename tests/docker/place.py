@@ -1,0 +1,142 @@
+"""The folder that a test's container engine lives in, and removing all that ever came from there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+PREFIX = "vnet-engine-"
+_START_SECONDS = 30.0
+
+
+def wait_until(true: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Wait until `true()` holds; fail the test, saying `what` did not come, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(0.02)
+
+
+class Place:
+    """A folder of an engine in the namespace of that name. Its lock ends with this process, however that
+    ends; `teardown` is a command that removes what the engine alone can find again."""
+
+    def __init__(self, namespace: str, teardown: Callable[[Path], Sequence[str]] | None = None) -> None:
+        self.namespace = namespace
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = _locked(self.folder)
+        (self.folder / "netns").write_text(namespace)
+        (self.folder / "teardown").write_text(json.dumps(teardown(self.folder) if teardown else []))
+
+    def start(self, ready: Callable[[], object], program: str, *words: str) -> None:
+        """Start a daemon in the namespace and wait until `ready()`; AssertionError with its log's end if that
+        does not come."""
+        log = self.folder / f"{program}.log"
+        with log.open("ab") as output:
+            daemon = subprocess.Popen(
+                ["nsenter", f"--net=/run/netns/{self.namespace}", program, *words],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        self._processes.append(daemon)
+        deadline = time.monotonic() + _START_SECONDS
+        while not ready():
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace")[-3000:]
+                raise AssertionError(f"{program} did not start (exit code {daemon.poll()}):\n{tail}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop the daemons, the last one first."""
+        while self._processes:
+            daemon = self._processes.pop()
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+    def close(self) -> None:
+        """Stop the daemons and remove all processes, mounts, cgroups and files that came from them."""
+        self.stop()
+        _remove(self.folder)
+        os.close(self._lock)
+
+
+def remove_stale() -> None:
+    """Remove what earlier runs left that were killed: folders whose lock nobody holds any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            lock = _locked(folder)
+        except OSError:
+            continue
+        name = folder / "netns"
+        namespace = name.read_text() if name.exists() else ""
+        _remove(folder)
+        if namespace:
+            subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """Take the folder for this process; the lock ends with the process, however that ends."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _remove(folder: Path) -> None:
+    """End the processes of the engine that lives in `folder`, then remove its mounts, cgroups and files."""
+    teardown = folder / "teardown"
+    if teardown.exists() and (words := json.loads(teardown.read_text() or "[]")):
+        subprocess.run(words, check=False, capture_output=True, timeout=30)
+    wait_until(lambda: not _kill(folder), f"the end of all processes of {folder}")
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in sorted((m for m in mounts if m.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+    for parent in [
+        *Path("/sys/fs/cgroup").glob(folder.name),
+        *Path("/sys/fs/cgroup").glob(f"*/{folder.name}"),
+    ]:
+        for path, _, _ in os.walk(parent, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill(folder: Path) -> bool:
+    """Kill every process that names the folder in its command line or cgroup; says whether there was one."""
+    found = list(_processes_of(folder))
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(found)
+
+
+def _processes_of(folder: Path) -> Iterator[int]:
+    for proc in Path("/proc").glob("[0-9]*"):
+        try:
+            owned = (
+                f"{folder}/".encode() in (proc / "cmdline").read_bytes()
+                or f"/{folder.name}/" in (proc / "cgroup").read_text()
+            )
+            zombie = "\nState:\tZ" in (proc / "status").read_text()
+        except OSError:
+            continue
+        if owned and not zombie:
+            yield int(proc.name)

@@ -1,0 +1,263 @@
+"""The command line as a person or a script runs it: as a process of its own, in a pipe, without root."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.serialize import pack, to_json, unpack
+from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
+from tests.terminal import Terminal
+from tui.cli import PARTS, TOPICS, make_parser
+from tui.completion import script
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-m", "tui.cli"]
+
+
+def run(
+    *arguments: str, before: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program in pipes and return what it printed."""
+    return subprocess.run(
+        [*before, *PROGRAM, *arguments], cwd=ROOT, env=os.environ | environment, check=False,
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    """A dump of a small host that anyone may read."""
+    tmp_path.chmod(0o755)
+    path = tmp_path / "host.vnet"
+    path.write_bytes(pack(small_host()))
+    return path
+
+
+def nobody() -> tuple[str, ...]:
+    """What runs a command as somebody without rights, where we have any."""
+    return ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert re.fullmatch(r"vnet-tui \d+\.\d+\.\d+\n", done.stdout) and done.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["completion", "bash"]])
+def test_what_needs_no_data_imports_nothing_large(arguments: list[str]) -> None:
+    code = f"import sys; from tui.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
+    code += (
+        "print('IMPORTED', *(name for name in ('textual', 'numpy', 'rich', 'docker') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "IMPORTED"
+
+
+def test_help_has_examples_for_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0 and "examples:" in done.stdout
+    for command in ("show", "dump", "demo", "completion", "--from"):
+        assert re.search(rf"vnet-tui .*{command}", done.stdout), command
+
+
+@pytest.mark.parametrize(
+    "arguments", [["frobnicate"], ["show", "cats"], ["--frm", "x"], ["completion"], ["dump"]]
+)
+def test_usage_errors(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "") and "usage: vnet-tui" in done.stderr
+
+
+def test_every_topic_is_shown_and_read() -> None:
+    shown = run("show", "--help").stdout
+    assert PARTS.keys() == set(TOPICS)
+    assert all(topic in shown for topic in TOPICS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_everything(shell: str) -> None:
+    text = script(make_parser(), shell)
+    for word in ("show", "dump", "demo", "completion", "json", "from", "ns", "no-traffic", *TOPICS):
+        assert word in text
+
+
+def test_bash_takes_the_completion_script() -> None:
+    done = subprocess.run(["bash", "-n"], input=run("completion", "bash").stdout, text=True, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["sh"], {"show"}),
+        (["show", "v"], {"veths"}),
+        (["show", "veths", "--j"], {"--json"}),
+        (["completion", ""], {"bash", "zsh", "fish", "-h", "--help"}),
+        (["--from", "pypro"], {"pyproject.toml"}),
+        (["dump", "pypro"], {"pyproject.toml"}),
+        (["show", "--ns", "ho"], {"host"}),
+    ],
+)
+def test_bash_completes(typed: list[str], offered: set[str]) -> None:
+    words = " ".join(f"'{word}'" for word in ["vnet-tui", *typed])
+    code = f"compopt() {{ :; }}\n{script(make_parser(), 'bash')}\n"
+    code += f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _vnet_tui; "
+    code += " printf '%s\\n' \"${COMPREPLY[@]}\""
+    done = subprocess.run(["bash", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize("topic", ["all", *TOPICS])
+def test_a_dump_is_shown_to_anybody(dump: Path, topic: str) -> None:
+    for arguments in ([], ["--json"]):
+        done = run("--from", str(dump), "show", topic, *arguments, before=nobody())
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+        if arguments:
+            whole = json.loads(done.stdout)
+            assert all(whole[each] for each in (TOPICS if topic == "all" else [topic]))
+
+
+def test_columns_for_people(dump: Path) -> None:
+    lines = run("--from", str(dump), "show", "veths").stdout.splitlines()
+    web1 = next(line for line in lines if line.startswith("veth-web1"))
+    assert lines[0].split()[0] == "END" and "\x1b" not in web1
+    assert "172.18.0.2/16" in web1 and "br-app" in web1
+    assert len(lines) == 7
+    at = lines[0].index("BRIDGE")
+    assert {line[at:].split()[0] for line in lines[1:]} == {"br-app", "br-db", "docker0"}
+
+
+def test_only_one_namespace(dump: Path) -> None:
+    for name in ("web1", str(HOST + 1000), "sidecar"):
+        whole = json.loads(run("--from", str(dump), "show", "links", "--ns", name, "--json").stdout)
+        assert [link["name"] for link in whole["links"]] == ["lo", "eth0"]
+        assert len(run("--from", str(dump), "show", "links", "--ns", name).stdout.splitlines()) == 3
+    assert len(run("show", "--from", str(dump), "veths", "--ns", "web1").stdout.splitlines()) == 2
+
+
+def test_a_namespace_that_is_not_there(dump: Path) -> None:
+    done = run("--from", str(dump), "show", "links", "--ns", "w\x1b[1meb9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "web1" in done.stderr and "\\x1b" in done.stderr and "\x1b" not in done.stderr
+
+
+def test_names_from_outside_do_not_act(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.vnet"
+    path.write_bytes(pack(hostile_host()))
+    for arguments in (["show"], ["show", "--json"]):
+        done = run("--from", str(path), *arguments, PYTHONIOENCODING="utf-8")
+        text = done.stdout + done.stderr
+        assert done.returncode == 0 and "evil" in text
+        assert not re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_a_locale_without_letters(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.vnet"
+    path.write_bytes(pack(hostile_host()))
+    assert run("--from", str(path), "show", PYTHONIOENCODING="ascii").returncode == 0
+
+
+def printed_on_a_terminal(arguments: list[str], columns: int, **environment: str) -> str:
+    """What a command prints on a terminal of that width."""
+    with Terminal([*PROGRAM, *arguments], columns=columns, **environment) as terminal:
+        terminal.settle(quiet=1.0, timeout=20)
+        return terminal.output.decode().replace("\r\n", "\n")
+
+
+def test_on_a_terminal_it_fits_and_is_coloured(dump: Path) -> None:
+    arguments = ["--from", str(dump), "show", "links"]
+    coloured = printed_on_a_terminal(arguments, 60, NO_COLOR="")
+    plain = printed_on_a_terminal(arguments, 60, NO_COLOR="1")
+    assert "\x1b[32m" in coloured and "\x1b" not in plain
+    assert "veth-web1" in plain
+    assert max(map(len, plain.splitlines())) <= 60
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+
+
+CORRUPT = {
+    "empty": b"",
+    "not ours": b"PNG\x89 and so on",
+    "truncated": pack(small_host())[:-300],
+    "truncated plain": to_json(small_host())[:-300],
+    "other schema": to_json(small_host()).replace(b'"schema":1', b'"schema":7', 1),
+    "wrong type": to_json(small_host()).replace(b'"mtu":1500', b'"mtu":"x"', 1),
+    "deep": b"[" * 500_000,
+    "packed rubbish": gzip.compress(b"\0" * 1000),
+}
+
+
+@pytest.mark.parametrize("kind", CORRUPT)
+@pytest.mark.parametrize("command", [["show"], ["show", "--json"], ["dump", "/dev/null"]])
+def test_a_corrupt_dump_is_refused_in_words(tmp_path: Path, kind: str, command: list[str]) -> None:
+    path = tmp_path / "corrupt.vnet"
+    path.write_bytes(CORRUPT[kind])
+    done = run("--from", str(path), *command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"vnet-tui: cannot read .*corrupt\.vnet: .+\.\n", done.stderr)
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/host.vnet", "/proc/self"])
+def test_a_dump_that_cannot_be_opened(path: str) -> None:
+    done = run("--from", path, "show")
+    assert done.returncode == 1 and re.fullmatch(r"vnet-tui: cannot read .+: .+\n", done.stderr)
+
+
+def test_a_dump_that_cannot_be_written(dump: Path) -> None:
+    done = run("--from", str(dump), "dump", "/nonexistent/host.vnet")
+    assert done.returncode == 1 and done.stderr.startswith("vnet-tui: cannot write /nonexistent/host.vnet: ")
+
+
+def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.vnet"
+    assert run("--from", str(dump), "dump", str(copy)).returncode == 0
+    assert to_json(unpack(copy.read_bytes())) == to_json(small_host())
+    assert {path.name for path in tmp_path.iterdir()} == {"host.vnet", "copy.vnet"}
+
+
+def test_a_dump_into_a_pipe(dump: Path) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "--from", str(dump), "dump", "-"], cwd=ROOT, capture_output=True, check=True
+    )
+    assert to_json(unpack(done.stdout)) == to_json(small_host())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_reader_that_has_enough(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "many.vnet"
+    path.write_bytes(pack(many_namespaces(300)))
+    command = [*PROGRAM, "--from", str(path), "show", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+def test_the_dashboard_needs_a_terminal() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (1, "") and "vnet-tui show" in done.stderr
+
+
+def test_the_dashboard_opens_on_a_dump(dump: Path) -> None:
+    with Terminal([*PROGRAM, "--from", str(dump)]) as terminal:
+        terminal.wait_for("web1")
+        terminal.press("q")
+        terminal.settle()
+        assert terminal.close() == 0
+
+
+def test_this_host_without_root() -> None:
+    done = run("show", "links", "--json", before=nobody())
+    whole = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert any(link["name"] == "lo" for link in whole["links"])

@@ -1,0 +1,237 @@
+"""`show --json`: documents are whole, say the same as the model, and docs/json.md names every field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.export import TOPICS, document
+from core.flows import address_bytes, end_text, entry_of, flow_of
+from core.model import (
+    CONNTRACK_DTYPE,
+    Address,
+    BridgePort,
+    BridgeSettings,
+    Conntrack,
+    Endpoint,
+    FdbEntry,
+    FirewallRule,
+    Host,
+    ModelCard,
+    NamespaceUse,
+    PolicyRule,
+    PortVlan,
+    Problem,
+    PublishedPort,
+    Snapshot,
+)
+from core.topology import Topology
+from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
+
+DOCS = Path(__file__).parents[2] / "docs" / "json.md"
+SMALL = small_host()
+WEB1 = HOST + 1000
+
+
+def shown(snapshot: Snapshot, *topics: str, scope: frozenset[int] | None = None) -> Any:
+    """The document of some topics (none: all), decoded."""
+    return json.loads("".join(document(Topology(snapshot), topics or tuple(TOPICS), scope)))
+
+
+ALL = shown(SMALL)
+
+
+@pytest.mark.parametrize("snapshot", [Snapshot(), SMALL, hostile_host(), many_namespaces(5)])
+def test_every_document_is_ascii_json(snapshot: Snapshot) -> None:
+    text = "".join(document(Topology(snapshot), tuple(TOPICS)))
+    assert text.isascii() and "\x1b" not in text
+    whole = json.loads(text)
+    assert whole["schema"] == 1
+    assert len(whole["links"]) == len([*snapshot.links()])
+
+
+def test_a_topic_alone_has_only_its_lists() -> None:
+    assert set(shown(SMALL, "nat")) == {"schema", "taken_at", "host", "nat", "problems"}
+    assert set(shown(SMALL, "routes")) >= {"routes", "rules", "neighbours"}
+
+
+def test_each_item_stands_on_its_own_line() -> None:
+    lines = "".join(document(Topology(SMALL), ("links",))).splitlines()
+    links = [
+        json.loads(line.rstrip(",")) for line in lines if line.startswith('{"ns"') and line.endswith(",")
+    ]
+    assert len(links) == len(ALL["links"]) - 1
+
+
+def test_a_veth_has_both_ends() -> None:
+    pairs = {pair["ends"][0]["name"]: pair["ends"] for pair in ALL["veths"]}
+    outer, inner = pairs["veth-web1"]
+    assert (outer["namespace"], outer["master_name"]) == ("host", "br-app")
+    assert (inner["name"], inner["addresses"]) == ("eth0", ["172.18.0.2/16"])
+    assert inner["container"] == next(each["uid"] for each in ALL["containers"] if each["name"] == "web1")
+    assert len(ALL["veths"]) == sum(link["kind"] == "veth" for link in ALL["links"]) / 2
+
+
+def test_a_veth_whose_peer_is_out_of_sight_has_one_end() -> None:
+    alone = replace(SMALL, nets={HOST: SMALL.nets[HOST]})
+    assert [len(pair["ends"]) for pair in shown(alone, "veths")["veths"]] == [1] * len(ALL["veths"])
+
+
+def test_what_is_joined_agrees() -> None:
+    networks = {network["name"]: network for network in ALL["networks"]}
+    web1 = next(each for each in ALL["containers"] if each["name"] == "web1")
+    assert web1["card"]["container"] == web1["uid"] and len(web1["card"]["namespaces"]) == 6
+    assert networks["app"]["id"] in web1["networks"] and web1["uid"] in networks["app"]["members"]
+    bridge = next(each for each in ALL["bridges"] if each["name"] == "br-app")
+    assert bridge["network"] == networks["app"]["id"]
+    assert {port["name"] for port in bridge["ports"]} == {"veth-web1", "veth-web2", "veth-api"}
+    assert {entry["entry_id"] for entry in ALL["nat"]} >= set(networks["app"]["nat"]) != set()
+
+
+def test_a_scope_leaves_what_lies_in_it() -> None:
+    here = shown(SMALL, scope=frozenset({WEB1}))
+    assert [link["name"] for link in here["links"]] == ["lo", "eth0"]
+    assert [namespace["inode"] for namespace in here["namespaces"]] == [WEB1]
+    assert [len(pair["ends"]) for pair in here["veths"]] == [2]
+    assert {each["name"] for each in here["containers"]} == {"web1", "sidecar"}
+    assert here["conntrack"] == here["bridges"] == []
+
+
+def test_problems() -> None:
+    problems = (Problem("nat", "no"), Problem("nat", "here", ns=WEB1), Problem("nat", "there", ns=5))
+    snapshot = replace(SMALL, part_problems={"nat": problems})
+    assert [each["what"] for each in shown(snapshot, "nat")["problems"]] == ["no", "here", "there"]
+    assert [each["what"] for each in shown(snapshot, "nat", scope=frozenset({WEB1}))["problems"]] == [
+        "no",
+        "here",
+    ]
+
+
+def test_conntrack_fields() -> None:
+    out, published, asked = ALL["conntrack"]
+    assert out["inside"] == {"address": "172.18.0.2", "port": 41822, "name": "web1"}
+    assert out["outside"] == {"address": "192.0.2.1", "port": 41822}
+    assert out["peer"] == {"address": "198.51.100.7", "port": 443, "name": None}
+    assert (out["state"], out["assured"], out["l4_proto"]) == ("ESTABLISHED", True, "tcp")
+    assert (out["original"]["bytes"], out["reply"]["packets"]) == (96_000, 900)
+    assert published["inside"]["name"] == "web1" and published["outside"]["port"] == 8080
+    assert asked["l4_number"] == 17
+
+
+entry_bytes = st.binary(min_size=CONNTRACK_DTYPE.itemsize, max_size=CONNTRACK_DTYPE.itemsize)
+addresses = st.sampled_from(["172.18.0.2", "172.18.0.3", "192.0.2.1", "198.51.100.7", "2001:db8::1"])
+
+
+four_ports = st.lists(st.integers(0, 2), min_size=4, max_size=4)
+
+
+@given(entry_bytes, st.tuples(*[addresses] * 4), st.sampled_from([1, 6, 17, 47, 58]), four_ports)
+def test_conntrack_says_what_flows_say(
+    raw: bytes, sides: tuple[str, ...], l4_proto: int, ports: list[int]
+) -> None:
+    rows = np.frombuffer(raw, CONNTRACK_DTYPE).copy()
+    rows["counted"], rows["l4_proto"] = rows["counted"].view("u1") & 1, l4_proto
+    for name, side in zip(("orig_src", "orig_dst", "reply_src", "reply_dst"), sides, strict=True):
+        rows[0][name] = np.frombuffer(address_bytes(side), "u1")
+    for name, port in zip(("orig_sport", "orig_dport", "reply_sport", "reply_dport"), ports, strict=True):
+        rows[0][name] = port
+    snapshot = replace(SMALL, conntracks={HOST: Conntrack(HOST, rows)})
+    topology = Topology(snapshot)
+
+    def name_of(address: str) -> str:
+        container = topology.container_at(HOST, address)
+        return container.name if container else ""
+
+    flow, entry = flow_of(entry_of(rows[0]), name_of), shown(snapshot, "conntrack")["conntrack"][0]
+    is_icmp = l4_proto in (1, 58)
+    assert (entry["icmp"] or {}).get("id") == (ports[0] if is_icmp else None)
+    if flow.snat or flow.dnat:
+        known_as = end_text(entry["outside"]["address"], entry["outside"]["port"])
+        assert (flow.dnat or flow.snat).startswith(known_as)
+    for side, end in (("inside", flow.inside), ("peer", flow.peer)):
+        assert entry[side] == {"address": end.address, "port": end.port, "name": end.name or None}
+    assert (entry["outside"] is None) == (not flow.translation)
+    assert (entry["state"], entry["id"]) == (flow.entry.state, flow.entry.id)
+    assert (entry["original"]["packets"] is None) == (not flow.entry.counted)
+
+
+def tables() -> Iterator[tuple[str, set[str]]]:
+    """Each heading of the documentation with the fields that its table names."""
+    for section in re.split(r"^#{2,3} ", DOCS.read_text(), flags=re.M)[1:]:
+        heading, _, body = section.partition("\n")
+        rows = re.findall(r"^\| (`[^|]*) \|", body, flags=re.M)
+        yield heading, {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def names(kind: type) -> set[str]:
+    """The fields of a dataclass."""
+    return {field.name for field in fields(kind)}
+
+
+def keys(item: Any) -> set[str]:
+    """The keys of an object."""
+    return set(item)
+
+
+ONE = {name: items[0] for name, items in ALL.items() if isinstance(items, list) and items}
+FLOW = ONE["conntrack"]
+SHAPES = {
+    "the document": keys(ALL),
+    "host": names(Host),
+    "problem": names(Problem),
+    "namespace": keys(ONE["namespaces"]),
+    "link": keys(ONE["links"]),
+    "address": names(Address),
+    "port": names(BridgePort),
+    "vlan": names(PortVlan),
+    "bridge settings": names(BridgeSettings),
+    "end": keys(next(link["peer"] for link in ALL["links"] if link["peer"])),
+    "bridge": keys(ONE["bridges"]) - keys(ONE["links"]),
+    "bridge port": keys(ONE["bridges"]["ports"][0]),
+    "forwarding entry": names(FdbEntry),
+    "veth pair": keys(ONE["veths"]),
+    "veth end": keys(ONE["veths"]["ends"][0]),
+    "container": keys(ONE["containers"]),
+    "endpoint": names(Endpoint),
+    "published port": names(PublishedPort),
+    "card": names(ModelCard),
+    "namespace use": names(NamespaceUse),
+    "network": keys(ONE["networks"]),
+    "NAT entry": keys(ONE["nat"]),
+    "conntrack entry": keys(FLOW),
+    "flow end": keys(FLOW["inside"]),
+    "direction": keys(FLOW["original"]) | keys(FLOW["reply"]),
+    "route": keys(ONE["routes"]),
+    "next hop": keys(ONE["routes"]["nexthops"][0]),
+    "policy rule": names(PolicyRule) | {"ns", "namespace"},
+    "neighbour": keys(ONE["neighbours"]),
+}
+
+
+@pytest.mark.parametrize("heading", SHAPES)
+def test_every_field_is_documented(heading: str) -> None:
+    documented = dict(tables())[heading]
+    if heading == "container":
+        documented -= {"ns", "ifindex"}  # named inside the row about its links
+    assert documented == SHAPES[heading]
+
+
+def test_every_field_of_a_dump_is_documented() -> None:
+    documented = dict(tables())["The dump file"]
+    assert names(Snapshot) <= documented
+    assert names(FirewallRule) >= {"text"}
+
+
+@pytest.mark.parametrize("topic", ["veths", "conntrack"])
+def test_the_examples_are_the_programs_own(topic: str) -> None:
+    example = re.search(rf"<!-- example: {topic} -->\n```json\n(.*?)\n```", DOCS.read_text(), flags=re.S)
+    assert example and json.loads(example[1]) == ALL[topic][0 if topic == "veths" else 1]

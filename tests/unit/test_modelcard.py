@@ -1,0 +1,229 @@
+"""The model card: closed, bridged, joined, open, and what has died."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.model import (
+    Container,
+    Engine,
+    Host,
+    Link,
+    LinkKey,
+    ModelCard,
+    Namespace,
+    NamespaceUse,
+    NetState,
+    Snapshot,
+)
+from core.modelcard import cards
+
+HOST, APP, WEB, DB = 100, 200, 300, 400
+HOSTS = {"user": 1, "mnt": 2, "pid": 3, "uts": 4, "net": HOST, "ipc": 5}
+LO = Link(0, 1, "lo", "loopback")
+
+
+def docker(name: str, net: int | None, mode: str = "bridge", **more: object) -> Container:
+    """A Docker container in that network namespace, in five others of its own; None: it is exited."""
+    own = {kind: (net or 0) * 10 + number for number, kind in enumerate(("mnt", "pid", "uts", "ipc"))}
+    spaces = {"user": HOSTS["user"], **own, "net": net} if net else {}
+    made = Container("docker", f"{name}-id", name, network_mode=mode, namespaces=spaces)
+    return replace(made, **({"state": "exited"} if net is None else {}) | more)
+
+
+def named(name: str, net: int, **more: object) -> Container:
+    """A plain named namespace."""
+    return replace(Container("netns", name, name, namespaces={"net": net}), **more)
+
+
+def net(ns: int, *links: Link) -> NetState:
+    """A namespace with loopback and these links."""
+    mine = [replace(link, ns=ns) for link in (LO, *links)]
+    return NetState(ns, {link.ifindex: link for link in mine}, nsids={7: HOST})
+
+
+HOST_NET = net(
+    HOST,
+    Link(HOST, 2, "eth0", "physical"),
+    Link(HOST, 3, "br0", "bridge"),
+    Link(HOST, 4, "v-app", "veth", master=3),
+    Link(HOST, 5, "v-web", "veth"),
+)
+VETH = Link(0, 2, "eth0", "veth")
+PEERS = {LinkKey(APP, 2): LinkKey(HOST, 4), LinkKey(WEB, 2): LinkKey(HOST, 5)}
+NETS = (HOST_NET, net(APP, VETH), net(WEB, VETH), net(DB))
+
+
+def snapshot(*containers: Container, nets: tuple[NetState, ...] = NETS) -> Snapshot:
+    return Snapshot(
+        host=Host(netns=HOST, namespaces=HOSTS),
+        namespaces={space: Namespace(space) for space in (HOST, APP, WEB, DB)},
+        nets={each.ns: each for each in nets},
+        engines={"any": Engine("any", "ok", containers=containers)},
+    )
+
+
+def deal(*containers: Container, nets: tuple[NetState, ...] = NETS) -> dict[str, ModelCard]:
+    """Cards by container name."""
+    found = cards(snapshot(*containers, nets=nets), PEERS)
+    assert found.keys() == {container.uid for container in containers}
+    return {container.name: found[container.uid] for container in containers}
+
+
+def test_open() -> None:
+    card = deal(docker("app", HOST, "host"), docker("other", HOST, "host"))["app"]
+    assert (card.model, card.joined_with, card.joined_dead) == ("open", (), False)
+    assert "host" in card.why
+
+
+def test_closed() -> None:
+    card = deal(docker("db", DB, "none"))["db"]
+    assert (card.model, card.joined_with) == ("closed", ())
+    assert "loopback" in card.why
+
+
+def test_the_kernels_own_tunnels_open_nothing() -> None:
+    tunnels = [Link(0, 10 + n, name, "ipip") for n, name in enumerate(("tunl0", "sit0", "ip6tnl0", "gre0"))]
+    assert deal(docker("db", DB), nets=(net(DB, *tunnels),))["db"].model == "closed"
+    assert deal(docker("db", DB), nets=(net(DB, Link(0, 9, "tun0", "tun")),))["db"].model == "bridged"
+
+
+def test_bridged_says_by_what() -> None:
+    found = deal(docker("app", APP), docker("web", WEB))
+    assert (found["app"].model, found["web"].model) == ("bridged", "bridged")
+    assert found["app"].why == "eth0 is a veth into the bridge br0 of the host, by its port v-app."
+    assert found["web"].why.startswith("eth0 is a veth to v-web of the host, which is in no bridge")
+
+
+def test_bridged_without_a_veth() -> None:
+    macvlan = Link(0, 2, "eth0", "macvlan", lower=2, lower_nsid=7)
+    card = deal(docker("db", DB), nets=(HOST_NET, net(DB, macvlan)))["db"]
+    assert (card.model, card.why) == ("bridged", "eth0 is a macvlan link on eth0 of the host.")
+    lonely = deal(docker("db", DB), nets=(HOST_NET, net(DB, replace(macvlan, lower_nsid=99))))["db"]
+    assert (lonely.model, lonely.why) == ("bridged", "eth0 is a macvlan link.")
+
+
+def test_unread_links_are_unknown() -> None:
+    card = deal(docker("app", APP), nets=())["app"]
+    assert card.model == "unknown"
+    assert "not been read" in card.why
+
+
+@pytest.mark.parametrize("mode", ["container:app", "container:app-id"])
+def test_joined(mode: str) -> None:
+    found = deal(docker("app", APP), docker("side", APP, mode), docker("web", WEB))
+    assert (found["side"].model, found["side"].joined_with) == ("joined", ("docker:app-id",))
+    assert not found["side"].joined_dead
+    assert "app" in found["side"].why
+    assert (found["app"].model, found["app"].joined_with) == ("bridged", ("docker:side-id",))
+    assert found["web"].joined_with == ()
+
+
+def test_joined_across_runtimes() -> None:
+    guest = Container("process", "1", "guest", network_mode="container:app", namespaces={"net": APP})
+    found = deal(docker("app", APP), guest)
+    assert (found["guest"].model, found["guest"].joined_dead) == ("joined", False)
+    assert found["app"].model == "bridged"
+
+
+@pytest.mark.parametrize(
+    ("target", "word"),
+    [
+        (docker("app", WEB), "another network namespace"),
+        (docker("app", None), "not running (exited)"),
+        (docker("else", WEB), "no longer exists"),
+    ],
+)
+def test_joined_to_the_dead(target: Container, word: str) -> None:
+    card = deal(target, docker("side", APP, "container:app"))["side"]
+    assert (card.model, card.joined_dead) == ("joined", True)
+    assert word in card.why and "cut off" in card.why
+
+
+def test_the_living_namesake_counts() -> None:
+    old = replace(docker("app", None), id="old")
+    assert not deal(old, docker("app", APP), docker("side", APP, "container:app"))["side"].joined_dead
+
+
+def test_a_stopped_container_says_what_it_would_be() -> None:
+    found = deal(
+        docker("app", APP),
+        docker("side", None, "container:app"),
+        docker("orphan", None, "container:nobody"),
+        docker("br", None),
+    )
+    for name, word in {"side": "app", "orphan": "nobody, which is gone", "br": '"bridge"'}.items():
+        card = found[name]
+        assert (card.model, card.joined_dead) == ("unknown", False)
+        assert "not running (exited)" in card.why and word in card.why
+        assert all(use == NamespaceUse(use.kind, 0, False) for use in card.namespaces)
+
+
+def test_a_container_that_may_not_be_looked_into() -> None:
+    card = deal(docker("app", None, state="running"))["app"]
+    assert card.model == "unknown"
+    assert "cannot be seen" in card.why
+
+
+def test_two_names_for_one_namespace_are_joined() -> None:
+    found = deal(named("a", APP), named("b", APP))
+    assert [(found[name].model, found[name].joined_with) for name in "ab"] == [
+        ("joined", ("netns:b",)),
+        ("joined", ("netns:a",)),
+    ]
+    assert "b" in found["a"].why
+
+
+def test_a_guest_without_a_word_does_not_make_the_owner_joined() -> None:
+    guest = Container("process", "1", "guest", namespaces={"net": APP})
+    for owner in (docker("app", APP), named("app", APP)):
+        found = deal(owner, guest)
+        assert (found["app"].model, found["guest"].model) == ("bridged", "joined")
+        assert found["app"].joined_with == ("process:1",)
+
+
+def test_asked_to_be_joined_by_one_of_two_names() -> None:
+    found = deal(named("a", APP), named("b", APP, network_mode="container:a"))
+    assert (found["a"].model, found["b"].model) == ("bridged", "joined")
+
+
+def test_the_matrix() -> None:
+    app = docker("app", APP)
+    side = docker("side", APP, "container:app")
+    side = replace(side, namespaces={**side.namespaces, "pid": app.namespaces["pid"], "mnt": 3001})
+    found = deal(app, side, docker("open", HOST, "host"))
+    uses = {use.kind: use for use in found["side"].namespaces}
+    assert list(uses) == ["user", "mnt", "pid", "uts", "net", "ipc"]
+    assert uses["user"] == NamespaceUse("user", 1, True)
+    assert uses["mnt"] == NamespaceUse("mnt", 3001, False)
+    assert uses["pid"] == NamespaceUse("pid", app.namespaces["pid"], False, ("docker:app-id",))
+    assert uses["net"] == NamespaceUse("net", APP, False, ("docker:app-id",))
+    net_of_open = next(use for use in found["open"].namespaces if use.kind == "net")
+    assert net_of_open == NamespaceUse("net", HOST, True)
+
+
+def test_a_named_namespace_alone_has_only_net() -> None:
+    uses = {use.kind: use for use in deal(named("a", APP))["a"].namespaces}
+    assert uses["net"] == NamespaceUse("net", APP, False)
+    assert uses["pid"] == NamespaceUse("pid", 0, False)
+
+
+def test_names_are_verbatim() -> None:
+    weird = "[bold]\x1b[31m\u202e" + "x" * 255
+    found = deal(named("a", APP), named(weird, APP))
+    assert weird in found["a"].why
+
+
+def test_peers_are_found_where_none_are_given() -> None:
+    ends = (
+        net(APP, replace(VETH, lower=4, lower_nsid=7)),
+        replace(
+            HOST_NET,
+            links={**HOST_NET.links, 4: replace(HOST_NET.links[4], lower=2, lower_nsid=1)},
+            nsids={1: APP},
+        ),
+    )
+    card = cards(snapshot(docker("app", APP), nets=ends))["docker:app-id"]
+    assert card.why == "eth0 is a veth into the bridge br0 of the host, by its port v-app."

@@ -1,0 +1,254 @@
+"""The rails as a picture: each with its containers, laid out for a width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import batched
+
+from tui.present import units
+from tui.present.drawing import Canvas, Ink, Item, Picture, Span, cut, fit, width_of
+from tui.present.rails import MARKS, Card, Figure, Rail, rails
+from tui.present.rows import Tone
+from tui.present.scene import Scene
+
+ROOMY_WIDTH, ROOMY_HEIGHT = 96, 30
+_DENSE_FROM = 25  # cards on one rail
+_LEFT = 1
+_GAP = 2
+_NAME_LIMIT, _CARD_LIMIT = 24, 32
+_RATE_WIDTH, _TREND_WIDTH = 11, 8
+
+EMPTY = (
+    "No virtual network on this host yet.",
+    "As soon as there is one, it is drawn here.",
+    "",
+    "Ways to get one:",
+    "  docker run -d nginx   a container on Docker's own bridge",
+    "  ip netns add blue     a namespace that stands alone: closed",
+    "  vnet-tui demo         a whole lab, apart from this host",
+)
+
+
+def draw(scene: Scene, width: int, height: int) -> Picture:
+    """The overview for a space of that many cells; it may be higher than `height`, never wider than `width`."""
+    canvas = Canvas(width)
+    found = rails(scene.topology)
+    roomy = width >= ROOMY_WIDTH and height >= ROOMY_HEIGHT
+    for rail in found:
+        _Drawer(canvas, rail, scene, roomy).draw()
+        canvas.height += 1
+    if any(rail.cards for rail in found) or len(found) > 1:
+        _legend(canvas)
+    else:
+        _hint(canvas)
+    return canvas.picture()
+
+
+def _legend(canvas: Canvas) -> None:
+    y, x = canvas.height, _LEFT
+    for name, mark in MARKS.items():
+        x = canvas.put(x, y, f"{mark} {name}", "dim") + 3
+
+
+def _hint(canvas: Canvas) -> None:
+    for y, line in enumerate(EMPTY, canvas.height):
+        canvas.put(_LEFT + 2, y, line, "dim" if line.startswith(" ") else "")
+
+
+@dataclass(slots=True)
+class _Drawer:
+    """Draws one rail below what the canvas holds already."""
+
+    canvas: Canvas
+    rail: Rail
+    scene: Scene
+    roomy: bool
+
+    @property
+    def ink(self) -> Ink:
+        """The rail's own colour: its state."""
+        return self.rail.tone or "dim"
+
+    def draw(self) -> None:
+        """The heading, the rail, the cards."""
+        band = max((item.band for item in self.canvas.items), default=-1) + 1
+        top = self.canvas.height
+        self._heading(top, band)
+        figures = [figure for card in self.rail.cards for figure in card.figures]
+        if self.rail.drawn and (len(self.rail.cards) >= _DENSE_FROM or not figures):
+            self._dense(top + 1, band, figures)
+        else:
+            self._cards(top + 1, band)
+        self._goal_item(top + 1, band)
+
+    # ---- the heading and the line itself
+
+    def _heading(self, y: int, band: int) -> None:
+        rail, width = self.rail, self.canvas.width
+        right = self._traffic()
+        room = width - _LEFT - 1 - (width_of("".join(text for text, _ in right)) + _GAP if right else 0)
+        spans: list[Span] = [(cut(rail.name, max(8, room)), "title")]
+        taken = width_of(spans[0][0])
+        for cell in (*rail.faults, *rail.facts):
+            if taken + _GAP + width_of(cell.text) <= room:
+                spans += [(" " * _GAP, ""), (cell.text, cell.tone or "dim")]
+                taken += _GAP + width_of(cell.text)
+        self.canvas.put_all(_LEFT, y, spans)
+        if right and taken <= room:
+            self.canvas.put_all(width - 1 - width_of("".join(text for text, _ in right)), y, right)
+        if rail.ref is not None:
+            self.canvas.items.append(Item(rail.ref, "rail", rail.key, band, 0, y, width, 1))
+
+    def _traffic(self) -> list[Span]:
+        """The rate and its trend, for the right end of the heading."""
+        found = self.scene.switched(self.rail.bridge) if self.rail.bridge else None
+        if found is None or self.canvas.width < 60:
+            return []
+        rate, history = found
+        tone: Tone = "" if rate >= 1 else "dim"
+        spans: list[Span] = [(f"{units.bits(rate):>{_RATE_WIDTH}}", tone)]
+        if self.canvas.width >= ROOMY_WIDTH:
+            spans.insert(0, (f"{units.sparkline(history, _TREND_WIDTH):>{_TREND_WIDTH}} ", "dim"))
+        return spans
+
+    def _line(self, y: int, start: str, stems: Sequence[int]) -> None:
+        """The rail itself with a stem over each card, and its end."""
+        goal = cut(self.rail.goal.text, self.canvas.width // 2)
+        tip = {"way": "▶ ", "wall": "┫ ", "none": "╸"}[self.rail.end]
+        end = self.canvas.width - 1 - width_of(goal) - len(tip)
+        self.canvas.put(_LEFT, y, _beam(start, _LEFT, end, stems), self.ink)
+        self.canvas.put(end, y, tip, self.ink)
+        self.canvas.put(end + len(tip), y, goal, self.rail.goal.tone)
+
+    def _goal_item(self, y: int, band: int) -> None:
+        goal = cut(self.rail.goal.text, self.canvas.width // 2)
+        if self.rail.goal_ref is not None and self.rail.drawn:
+            x = self.canvas.width - 1 - width_of(goal)
+            self.canvas.items.append(
+                Item(self.rail.goal_ref, "goal", self.rail.key, band, x, y, width_of(goal), 1)
+            )  # fmt: skip
+
+    # ---- containers
+
+    def _cards(self, y: int, band: int) -> None:
+        wide = self._card_width()
+        left = _LEFT + 2
+        count = max(1, (self.canvas.width - left + _GAP) // (wide + _GAP))
+        groups = list(batched(self.rail.cards, count))
+        for number, group in enumerate(groups):
+            band += 1
+            places = [left + place * (wide + _GAP) for place in range(len(group))]
+            last = number == len(groups) - 1
+            if self.rail.drawn:
+                stems = [x + (wide // 2 if self.roomy else 0) for x in places]
+                self._stem_line(y, number, last, stems)
+                y += 1
+            bottom = max(self._card(card, x, y, wide, band) for card, x in zip(group, places, strict=True))
+            if self.rail.drawn and not last:
+                for line in range(y, bottom):
+                    self.canvas.put(_LEFT, line, "┃", self.ink)
+            y = bottom
+
+    def _stem_line(self, y: int, number: int, last: bool, stems: Sequence[int]) -> None:
+        if number == 0:
+            self._line(y, "╺" if last else "┏", stems)
+        else:
+            beam = _beam("┗" if last else "┣", _LEFT, stems[-1], stems)
+            self.canvas.put(_LEFT, y, beam + "┑", self.ink)
+
+    def _card_width(self) -> int:
+        figures = [figure for card in self.rail.cards for figure in card.figures]
+        texts = [_first_width(figure) for figure in figures]
+        texts += [width_of(cell.text) for figure in figures for cell in (*figure.facts, *figure.faults)]
+        inner = min(max(texts, default=8), _CARD_LIMIT)
+        return min(max(inner, 12) + (4 if self.roomy else 2), self.canvas.width - _LEFT - 2)
+
+    def _card(self, card: Card, x: int, y: int, wide: int, band: int) -> int:
+        """One card; returns the line below it."""
+        for number, figure in enumerate(card.figures):
+            last = number == len(card.figures) - 1
+            draw = self._boxed if self.roomy else self._hung
+            bottom = draw(figure, x, y, wide, number == 0, last)
+            self.canvas.items.append(
+                Item(figure.ref, "figure", self.rail.key, band, x, y, wide, bottom - y)
+            )  # fmt: skip
+            y = bottom
+        return y
+
+    def _boxed(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
+        """A figure as a part of a box: each closes the box above itself, the last one below as well."""
+        ink = _box_ink(figure)
+        self.canvas.put(x, y, self._box_top(wide, first), ink)
+        for line, (text, tone) in enumerate(_figure_lines(figure, wide - 4), y + 1):
+            self.canvas.put_all(x, line, [("│ ", ink), (text, tone), (" │", ink)])
+        bottom = y + 1 + len(_figure_lines(figure, wide - 4))
+        if last:
+            self.canvas.put(x, bottom, f"╰{'─' * (wide - 2)}╯", ink)
+            bottom += 1
+        return bottom
+
+    def _box_top(self, wide: int, first: bool) -> str:
+        if not first:
+            return f"├{'╌ joined ':╌<{wide - 2}}┤"
+        stem = "┴" if self.rail.drawn else "─"
+        return f"╭{'─' * (wide // 2 - 1)}{stem}{'─' * (wide - wide // 2 - 2)}╮"
+
+    def _hung(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
+        """A figure that hangs from its stem without a box."""
+        branch, trunk = ("╰╴", "  ") if last else ("├╴", "│ ")
+        ink = _box_ink(figure)
+        for line, (text, tone) in enumerate(_figure_lines(figure, wide - 2), y):
+            self.canvas.put_all(x, line, [(branch if line == y else trunk, ink), (text, tone)])
+        return y + len(_figure_lines(figure, wide - 2))
+
+    # ---- many containers
+
+    def _dense(self, y: int, band: int, figures: Sequence[Figure]) -> None:
+        """One line a figure, several side by side."""
+        names = min(max((width_of(figure.name) for figure in figures), default=0), _NAME_LIMIT)
+        texts = [_dense_line(figure, names) for figure in figures]
+        wide = min(max(map(width_of, texts), default=8), self.canvas.width - _LEFT - 3)
+        count = max(1, (self.canvas.width - _LEFT - 2 + _GAP) // (wide + _GAP))
+        groups = list(batched(zip(figures, texts, strict=True), count))
+        self._line(y, "┏" if groups else "╺", ())
+        for number, group in enumerate(groups, 1):
+            branch = "┗╸" if number == len(groups) else "┣╸"
+            self.canvas.put(_LEFT, y + number, branch, self.ink)
+            for place, (figure, text) in enumerate(group):
+                x = _LEFT + 2 + place * (wide + _GAP)
+                tone = figure.faults[0].tone if figure.faults else figure.tone
+                self.canvas.put(x, y + number, fit(text, wide), tone)
+                self.canvas.items.append(
+                    Item(figure.ref, "figure", self.rail.key, band + number, x, y + number, wide, 1)
+                )  # fmt: skip
+
+
+def _beam(start: str, x: int, end: int, stems: Sequence[int]) -> str:
+    """A heavy line from `x` up to, not including, `end`, with light stems that go down from it."""
+    cells = [start, *("━" * (end - x - 1))]
+    for stem in stems:
+        if x < stem < end:
+            cells[stem - x] = "┯"
+    return "".join(cells[: max(0, end - x)])
+
+
+def _first_width(figure: Figure) -> int:
+    return min(width_of(figure.name), _NAME_LIMIT) + 2
+
+
+def _figure_lines(figure: Figure, width: int) -> list[Span]:
+    """Name and mark, then facts, then faults, each filling the width."""
+    name = fit(figure.name, width - 2)
+    lines: list[Span] = [(f"{name} {figure.mark}", figure.tone or "title")]
+    lines += [(fit(cell.text, width), cell.tone) for cell in figure.facts]
+    return lines + [(fit(cell.text, width), cell.tone) for cell in figure.faults]
+
+
+def _dense_line(figure: Figure, names: int) -> str:
+    words = [fit(figure.name, names), figure.mark, *(cell.text for cell in (*figure.facts, *figure.faults))]
+    return " ".join(words)
+
+
+def _box_ink(figure: Figure) -> Ink:
+    return figure.faults[0].tone if figure.faults else "dim"
