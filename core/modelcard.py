@@ -158,7 +158,7 @@ class _Cards:
         """What a link connects a container to, in a sentence."""
         peer = self.snapshot.link(self.peers[link.key]) if link.key in self.peers else None
         if peer is not None:
-            return f"{link.name} is a veth{self._other_end(peer)}."
+            return f"{link.name} is a {link.kind}{self._other_end(peer)}."
         parent = self._parent(link)
         on = f" on {parent.name} {self._where(parent.ns)}" if parent else ""
         return f"{link.name} is a {link.kind} link{on}."

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core.flows import address_bytes
 from core.model import Container, Link, NetState
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def _rank(container: Container) -> tuple[int, bool, bool, str]:
 
 @dataclass(frozen=True, slots=True)
 class AddressBook:
-    """Owners of addresses. `seen` maps (namespace, address) to the container that is reached there over a link
-    of that namespace; `own` the same for a namespace's own addresses; `parents` those that a namespace's links
-    lead to; `of` a container's addresses by its uid."""
+    """Owners of addresses. `seen` maps (namespace, address) to the container that is reached there over a
+    link of that namespace; `own` the same for a namespace's own addresses; `parents` those that a namespace's
+    links lead to; `of` a container's addresses by its uid."""
 
     seen: Mapping[tuple[int, str], Container]
     own: Mapping[tuple[int, str], Container]
@@ -112,3 +113,16 @@ def label_of(topology: Topology, ns: int) -> str:
         return f"net:[{ns}]"
     named = f"{space.command}[{space.pids[0]}]" if space.command and space.pids else ""
     return next((text for text in (*space.names, space.unit, named) if text), f"net:[{ns}]")
+
+
+def names_in(topology: Topology, ns: int) -> dict[bytes, str]:
+    """Whose addresses are known in a namespace, by their 16 bytes: its own, and containers seen from it."""
+    net = topology.snapshot.nets.get(ns)
+    links = net.links.values() if net else ()
+    names = {address_bytes(one.address): topology.label(ns) for link in links for one in link.addresses}
+    for container in topology.containers.values():
+        for address in topology.addresses_of(container):
+            owner = topology.container_at(ns, address)
+            if owner is not None:
+                names[address_bytes(address)] = owner.name
+    return names

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from core.flows import entry_of, flow_of, translators
+from core.container_flows import described, flows_of, found_entry
+from core.flows import address_text, flow_of, translators
 from core.model import (
-    Conntrack,
     Container,
     Link,
     NatEntry,
     Network,
     Ref,
     container_ref,
-    flow_ref,
     link_ref,
     namespace_ref,
     nat_ref,
@@ -29,16 +25,17 @@ if TYPE_CHECKING:
 
 Relation = tuple[str, Ref]
 
-FLOWS_SHOWN = 20
+FLOWS_SEARCHED = 200  # for those that one NAT entry translated
 _ENTRY_ORDER = {"published port": 0, "dnat": 1, "masquerade": 2, "snat": 3, "redirect": 4}
 
 
 def related(topology: Topology, ref: Ref) -> tuple[Relation, ...]:
     """What `ref` leads to, the foremost first, each once and never itself; nothing where it is gone."""
     find = _FINDERS.get(ref.kind)
-    relations = find(topology, ref) if find else ()
-    unique = {target: label for label, target in reversed([*relations]) if target != ref}
-    return tuple((label, target) for target, label in reversed(unique.items()))
+    unique: dict[Ref, str] = {}
+    for label, target in find(topology, ref) if find else ():
+        unique.setdefault(target, label)
+    return tuple((label, target) for target, label in unique.items() if target != ref)
 
 
 def _of_link(topology: Topology, ref: Ref) -> Iterator[Relation]:
@@ -71,7 +68,7 @@ def _of_container(topology: Topology, ref: Ref) -> Iterator[Relation]:
     for network in topology.networks_of(container):
         yield from _network(network)
     yield from _entries(entries_of_container(topology, container))
-    yield from _flows(topology, (container,))
+    yield from (relation for relation, _ in described(topology, flows_of(topology, (container,))))
     card = topology.cards.get(container.uid)
     for uid in card.joined_with if card else ():
         yield from _containers(topology, (uid,))
@@ -98,7 +95,11 @@ def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
         return
     networks = [network for network in topology.networks if network.id in entry.networks]
     named = [topology.containers[uid] for uid in entry.containers if uid in topology.containers]
-    yield from _flows(topology, named or [one for network in networks for one in topology.members(network)])
+    members = named or [one for network in networks for one in topology.members(network)]
+    rules = topology.snapshot.firewalls[entry.ns].rules if entry.ns in topology.snapshot.firewalls else ()
+    for relation, flow in described(topology, flows_of(topology, members, FLOWS_SEARCHED)):
+        if any(translators(flow, (entry,), rules)):
+            yield relation
     yield from _containers(topology, entry.containers)
     for network in networks:
         yield from _network(network)
@@ -106,17 +107,15 @@ def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
 
 
 def _of_flow(topology: Topology, ref: Ref) -> Iterator[Relation]:
-    ns, flow = int(ref.key[0]), ref.key[1]
-    table = topology.snapshot.conntracks.get(ns)
-    found = table.entries[table.entries["id"] == flow] if table else ()
-    for entry in found[:1]:
-        for side in ("orig_src", "reply_src", "orig_dst", "reply_dst"):
-            owner = topology.container_at(ns, address_text(entry[side]))
-            yield from [_container(owner)] if owner else []
-        firewall = topology.snapshot.firewalls.get(ns)
-        entries = (one for one in topology.nat if one.ns == ns)
-        meaning = flow_of(entry_of(entry))
-        yield from _entries(translators(meaning, entries, firewall.rules if firewall else ()))
+    ns, entry = int(ref.key[0]), found_entry(topology, ref)
+    if entry is None:
+        return
+    for side in (entry.orig_src, entry.reply_src, entry.orig_dst, entry.reply_dst):
+        owner = topology.container_at(ns, address_text(side))
+        yield from [_container(owner)] if owner else []
+    firewall = topology.snapshot.firewalls.get(ns)
+    entries = (one for one in topology.nat if one.ns == ns)
+    yield from _entries(translators(flow_of(entry), entries, firewall.rules if firewall else ()))
     yield _namespace(topology, ns)
 
 
@@ -164,49 +163,6 @@ def entries_of_container(topology: Topology, container: Container) -> tuple[NatE
         entry for entry in topology.nat if not entry.containers and networks.intersection(entry.networks)
     ]
     return (*own, *shared)
-
-
-def flows_of(topology: Topology, container: Container) -> tuple[Ref, ...]:
-    """The conntrack entries that begin or end at a container, the busiest first, at most FLOWS_SHOWN."""
-    found: list[tuple[int, Ref]] = []
-    for ns, table in topology.snapshot.conntracks.items():
-        seen = [one for one in topology.addresses_of(container) if _is_owner(topology, ns, one, container)]
-        for entry in table.entries[_touching(table, seen)]:
-            found.append((int(entry["bytes"].sum()), flow_ref(ns, int(entry["id"]))))
-    found.sort(key=lambda pair: pair[0], reverse=True)
-    return tuple(ref for _, ref in found[:FLOWS_SHOWN])
-
-
-def _is_owner(topology: Topology, ns: int, address: str, container: Container) -> bool:
-    """Whether an address means that container, or one in the same namespace, as seen from `ns`."""
-    owner = topology.container_at(ns, address)
-    return owner is not None and (owner.uid == container.uid or owner.netns == container.netns)
-
-
-def _touching(table: Conntrack, addresses: Iterable[str]) -> np.ndarray:
-    hits = np.zeros(len(table.entries), bool)
-    for address in map(address_bytes, addresses):
-        for side in ("orig_src", "reply_src"):
-            hits |= (table.entries[side] == address).all(axis=1)
-    return hits
-
-
-def address_bytes(address: str) -> np.ndarray:
-    """An address as conntrack columns hold it: 16 bytes, IPv4 mapped."""
-    packed = ipaddress.ip_address(address).packed
-    return np.frombuffer(packed if len(packed) == 16 else bytes(10) + b"\xff\xff" + packed, "u1")
-
-
-def address_text(column: np.ndarray) -> str:
-    """An address of a conntrack column in text form."""
-    address = ipaddress.IPv6Address(column.tobytes())
-    return str(address.ipv4_mapped or address)
-
-
-def _flows(topology: Topology, containers: Iterable[Container]) -> Iterator[Relation]:
-    for container in containers:
-        for ref in flows_of(topology, container):
-            yield f"flow of {container.name}", ref
 
 
 def _entries(entries: Iterable[NatEntry]) -> Iterator[Relation]:

@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 29
 MAX_VALUES = 1 << 25
 _GZIP_MAGIC = b"\x1f\x8b"
 _NOT_OURS = "Give a file that `vnet-tui dump` wrote."
-_WRITE_AGAIN = "Write the dump again, or copy it again: it was cut short or changed on its way."
+_WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
 
 
 class CorruptFile(Exception):

@@ -15,7 +15,11 @@ from core.model import (
     Ref,
     Snapshot,
 )
+from core.modelcard import cards
+from core.nat import nat_entries
+from core.networks import all_networks
 from core.ownership import AddressBook, address_book, label_of, primary
+from core.peers import resolve
 from core.related import related
 
 
@@ -35,15 +39,11 @@ class Topology:
     @cached_property
     def peers(self) -> Mapping[LinkKey, LinkKey]:
         """The other end of each veth."""
-        from core.peers import resolve
-
         return resolve(self.snapshot.nets)
 
     @cached_property
     def networks(self) -> tuple[Network, ...]:
         """Every network, engines' and kernel's."""
-        from core.networks import all_networks
-
         return all_networks(self.snapshot)
 
     @cached_property
@@ -57,15 +57,11 @@ class Topology:
     @cached_property
     def cards(self) -> Mapping[str, ModelCard]:
         """The model card of each container, by uid."""
-        from core.modelcard import cards
-
         return cards(self.snapshot, self.peers)
 
     @cached_property
     def nat(self) -> tuple[NatEntry, ...]:
         """Translations and forward filters, understood."""
-        from core.nat import nat_entries
-
         return nat_entries(self.snapshot, self.networks)
 
     @cached_property
@@ -211,5 +207,11 @@ class Topology:
         return related(self, ref)
 
     def follow(self, trail: tuple[Ref, ...]) -> Ref | None:
-        """Where Enter leads from the last of a trail: the foremost related thing that is not on the trail."""
-        return next((ref for _, ref in self.related(trail[-1]) if ref not in trail), None) if trail else None
+        """Where Enter leads from the last of a trail: the foremost related thing that is not on the trail; of
+        these one that concerns the container that the trail came by, where there is one."""
+        if not trail:
+            return None
+        fresh = [ref for _, ref in self.related(trail[-1]) if ref not in trail]
+        container = next((ref for ref in reversed(trail[:-1]) if ref.kind == "container"), None)
+        near = {ref for _, ref in self.related(container)} if container else set()
+        return next((ref for ref in fresh if ref in near), fresh[0] if fresh else None)

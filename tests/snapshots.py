@@ -1,36 +1,18 @@
-"""Hand-built hosts for tests of pure code and of the screen: nothing here reads the machine."""
+"""Hand-built hosts for tests of pure code and of the screen."""
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from core.model import (
-    CONNTRACK_DTYPE,
-    NAMESPACE_KINDS,
     STATS_DTYPE,
-    Address,
-    BridgePort,
-    BridgeSettings,
-    Chain,
-    Conntrack,
-    Container,
     Endpoint,
-    Engine,
-    FdbEntry,
-    Firewall,
-    FirewallRule,
-    Host,
     Link,
     LinkKey,
     LinkStats,
-    Namespace,
-    Neighbour,
-    NetState,
     Network,
     NextHop,
     PolicyRule,
@@ -39,170 +21,9 @@ from core.model import (
     Snapshot,
 )
 from core.rates import RateMeter, Rates
+from tests.host_builder import HOST, HostBuilder
 
-HOST = 4026531840
-HOST_KINDS = {
-    kind: HOST if kind == "net" else 4026531830 + place for place, kind in enumerate(NAMESPACE_KINDS)
-}
 HOSTILE_NAME = "[red]x[/]\x1b[31m\n\u202eevil"
-
-
-@dataclass
-class HostBuilder:
-    """A host in the making: add links, containers and rules, then `snapshot()`."""
-
-    spaces: dict[int, Namespace] = field(default_factory=dict)
-    links: dict[int, dict[int, Link]] = field(default_factory=dict)
-    fdb: dict[int, list[FdbEntry]] = field(default_factory=dict)
-    routes: dict[int, list[Route]] = field(default_factory=dict)
-    policy: dict[int, list[PolicyRule]] = field(default_factory=dict)
-    neighbours: dict[int, list[Neighbour]] = field(default_factory=dict)
-    containers: list[Container] = field(default_factory=list)
-    networks: list[Network] = field(default_factory=list)
-    rules: list[FirewallRule] = field(default_factory=list)
-    flows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.namespace(HOST, is_host=True, pids=(1,), command="systemd", entry="/proc/1/ns/net")
-
-    def namespace(self, inode: int, **fields: Any) -> int:
-        """Add a namespace with a loopback link."""
-        self.spaces[inode] = Namespace(inode, **fields)
-        self.link(inode, "lo", "loopback", ("127.0.0.1/8",), mtu=65536, state="unknown")
-        return inode
-
-    def link(
-        self, ns: int, name: str, kind: str, addresses: Iterable[str] = (), **fields: Any
-    ) -> Link:  # fmt: skip
-        """Add a link that is up, unless the fields say otherwise."""
-        there = self.links.setdefault(ns, {})
-        ifindex = fields.pop("ifindex", len(there) + 1)
-        mac = (
-            "" if kind == "loopback" else f"02:42:{ns % 256:02x}:00:{ifindex // 256:02x}:{ifindex % 256:02x}"
-        )
-        usual = {"state": "up", "admin_up": True, "carrier": True, "mtu": 1500, "mac": mac}
-        made = Link(ns, ifindex, name, kind, addresses=tuple(map(address, addresses)), **(usual | fields))
-        there[ifindex] = made
-        return made
-
-    def bridge(self, name: str, addresses: Iterable[str] = (), **fields: Any) -> Link:
-        """Add a bridge to the host."""
-        settings = fields.pop("bridge", BridgeSettings(bridge_id="8000.02:42:00:00:00:01"))
-        return self.link(HOST, name, "bridge", addresses, bridge=settings, **fields)
-
-    def wire(
-        self,
-        ns: int,
-        bridge: Link,
-        port: str,
-        addresses: Iterable[str] = (),
-        name: str = "eth0",
-        **fields: Any,
-    ) -> Link:
-        """Join a namespace to a bridge by a veth pair; `fields` go to the inner end. Returns the outer end."""
-        outer_index = len(self.links[HOST]) + 1
-        inner_index = len(self.links[ns]) + 1
-        inner = self.link(
-            ns, name, "veth", addresses, **({"lower": outer_index, "lower_nsid": 0} | fields)
-        )  # fmt: skip
-        outer = self.link(
-            HOST, port, "veth", master=bridge.ifindex, lower=inner_index, lower_nsid=ns,
-            port=BridgePort("forwarding", cost=2, priority=32),
-        )  # fmt: skip
-        self.fdb.setdefault(HOST, []).append(FdbEntry(inner.mac, outer.ifindex, bridge.ifindex))
-        self.neighbours.setdefault(HOST, []).extend(
-            Neighbour(one.family, one.address, inner.mac, bridge.ifindex, "reachable")
-            for one in inner.addresses
-        )
-        return outer
-
-    def container(self, runtime: str, name: str, ns: int | None, **fields: Any) -> Container:
-        """Add a container; all its namespaces but `ns` are its own, unless `namespaces` says otherwise."""
-        number = len(self.containers) + 1
-        own = {kind: 4026540000 + number * 10 + place for place, kind in enumerate(NAMESPACE_KINDS)}
-        own["user"] = HOST_KINDS["user"]
-        spaces = fields.pop("namespaces", {} if ns is None else own | {"net": ns})
-        usual = {"id": f"{number:02d}" * 32, "pid": 1000 + number, "image": "busybox:local"}
-        made = Container(runtime, name=name, namespaces=spaces, **(usual | fields))
-        self.containers.append(made)
-        return made
-
-    def rule(self, chain: str, text: str, **fields: Any) -> FirewallRule:
-        """Add an iptables-nft rule to the host's nat table, or to the one that `table` names."""
-        usual = {"backend": "iptables-nft", "family": "ip", "table": "nat", "packets": 0, "bytes": 0}
-        rule_id = f"ip/{fields.get('table', 'nat')}/{chain}/{len(self.rules) + 1}"
-        made = FirewallRule(chain=chain, rule_id=rule_id, text=text, **(usual | fields))
-        self.rules.append(made)
-        return made
-
-    def flow(self, l4_proto: int, original: tuple, reply: tuple, **fields: Any) -> None:
-        """Add a conntrack entry; tuples are (source, source port, destination, destination port)."""
-        sides = dict(zip(("orig_src", "orig_sport", "orig_dst", "orig_dport"), original, strict=True))
-        sides |= dict(zip(("reply_src", "reply_sport", "reply_dst", "reply_dport"), reply, strict=True))
-        self.flows.append({"l4_proto": l4_proto, **sides, **fields})
-
-    def snapshot(self, **fields: Any) -> Snapshot:
-        """The host as it stands."""
-        nets = {ns: self._net(ns) for ns in self.spaces}
-        by_engine: dict[str, list[Container]] = {}
-        for container in self.containers:
-            name = container.runtime if container.runtime in ("docker", "podman") else "plain"
-            by_engine.setdefault(name, []).append(container)
-        engines = {name: Engine(name, "ok", containers=tuple(group)) for name, group in by_engine.items()}
-        if "docker" in engines:
-            engines["docker"] = replace(engines["docker"], version="26.1", networks=tuple(self.networks))
-        usual: dict[str, Any] = {
-            "taken_at": 1_700_000_000.0,
-            "host": Host("lab", "6.12.0", HOST, HOST_KINDS, sysctls={"net.ipv4.ip_forward": "1"}),
-            "firewalls": {HOST: Firewall(HOST, CHAINS, tuple(self.rules))},
-            "conntracks": {HOST: conntrack(HOST, self.flows)},
-        }
-        return Snapshot(namespaces=self.spaces, nets=nets, engines=engines, **(usual | fields))
-
-    def _net(self, ns: int) -> NetState:
-        links = self.links[ns]
-        ids = {
-            link.lower_nsid: link.lower_nsid or HOST for link in links.values() if link.lower_nsid is not None
-        }
-        return NetState(
-            ns, links,
-            routes=tuple(self.routes.get(ns, ())), rules=tuple(self.policy.get(ns, ())),
-            neighbours=tuple(self.neighbours.get(ns, ())), fdb=tuple(self.fdb.get(ns, ())), nsids=ids,
-        )  # fmt: skip
-
-
-CHAINS = (
-    Chain("iptables-nft", "ip", "nat", "POSTROUTING", "postrouting", "nat", 100, "accept"),
-    Chain("iptables-nft", "ip", "nat", "PREROUTING", "prerouting", "nat", -100, "accept"),
-    Chain("iptables-nft", "ip", "nat", "DOCKER"),
-    Chain("iptables-nft", "ip", "filter", "FORWARD", "forward", "filter", 0, "drop"),
-)
-
-
-def address(text: str) -> Address:
-    """An address of a link from "192.0.2.1/24"."""
-    host, _, length = text.partition("/")
-    parsed = ipaddress.ip_address(host)
-    scope = "link" if parsed.is_link_local else "host" if parsed.is_loopback else "global"
-    return Address(parsed.version, host, int(length), scope)
-
-
-def conntrack(ns: int, flows: Iterable[Mapping[str, Any]]) -> Conntrack:
-    """A conntrack table from flows as HostBuilder.flow takes them."""
-    flows = list(flows)
-    entries = np.zeros(len(flows), CONNTRACK_DTYPE)
-    for number, flow in enumerate(flows):
-        usual = {"id": 7000 + number, "status": 0x18E, "timeout": 300, "family": 4, "counted": True}
-        for name, value in (usual | flow).items():
-            entries[number][name] = packed(value) if name.endswith(("_src", "_dst")) else value
-    entries.flags.writeable = False
-    return Conntrack(ns, entries, limit=262144, accounting=True, taken_at=1_700_000_000.0)
-
-
-def packed(text: str) -> np.ndarray:
-    """An address as conntrack columns hold it."""
-    raw = ipaddress.ip_address(text).packed
-    return np.frombuffer(raw if len(raw) == 16 else b"\0" * 10 + b"\xff\xff" + raw, "u1")
 
 
 def small_builder() -> HostBuilder:
@@ -228,14 +49,19 @@ def small_builder() -> HostBuilder:
 
 def _networks(host: HostBuilder) -> None:
     host.networks += [
-        Network("docker", "net-bridge", "bridge", "bridge", "", HOST, "docker0", ("172.17.0.0/16",), ("172.17.0.1",)),
-        Network("docker", "net-app", "app", "bridge", "", HOST, "br-app", ("172.18.0.0/16",), ("172.18.0.1",)),
-        Network(
-            "docker", "net-db", "db", "bridge", "", HOST, "br-db", ("172.19.0.0/24",), ("172.19.0.1",), internal=True
-        ),
+        bridged("bridge", "docker0", "172.17.0.0/16", "172.17.0.1"),
+        bridged("app", "br-app", "172.18.0.0/16", "172.18.0.1"),
+        bridged("db", "br-db", "172.19.0.0/24", "172.19.0.1", internal=True),
         Network("docker", "net-host", "host", "host", ns=HOST),
         Network("docker", "net-none", "none", "null"),
     ]  # fmt: skip
+
+
+def bridged(name: str, bridge: str, subnet: str, gateway: str, internal: bool = False) -> Network:
+    """A Docker network on a bridge of the host, as Docker tells of it."""
+    return Network(
+        "docker", f"net-{name}", name, "bridge", "", HOST, bridge, (subnet,), (gateway,), internal=internal
+    )  # fmt: skip
 
 
 def _wire_all(host: HostBuilder, bridges: tuple[Link, ...], spaces: tuple[int, ...]) -> None:
@@ -289,11 +115,13 @@ def _rules(host: HostBuilder) -> None:
     )  # fmt: skip
     host.rule(
         "DOCKER", "-A DOCKER -d 127.0.0.1/32 -p tcp --dport 8081 -j DNAT --to-destination 172.18.0.3:80",
-        dst="127.0.0.1/32", l4_proto="tcp", dport="8081", verdict="dnat", to_address="172.18.0.3", to_port="80",
+        dst="127.0.0.1/32", l4_proto="tcp", dport="8081", verdict="dnat",
+        to_address="172.18.0.3", to_port="80",
     )  # fmt: skip
     host.rule(
         "FORWARD", "-A FORWARD -s 172.18.0.3/32 -p udp --dport 53 -j DROP",
-        table="filter", src="172.18.0.3/32", l4_proto="udp", dport="53", verdict="drop", packets=17, bytes=1200,
+        table="filter", src="172.18.0.3/32", l4_proto="udp", dport="53", verdict="drop",
+        packets=17, bytes=1200,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
@@ -19,7 +20,7 @@ class VnetApp(App[None]):
 
     TITLE = "vnet-tui"
     CSS_PATH = "app.tcss"
-    BINDINGS = keys.bindings("app", priority=True)
+    BINDINGS = keys.bindings("app")
     CLOSE_TIMEOUT = 1.0
 
     def __init__(self, source: Source, ascii_only: bool = False) -> None:
@@ -37,6 +38,14 @@ class VnetApp(App[None]):
     def get_default_screen(self) -> Screen[None]:
         """The one screen that lies under all others."""
         return Dashboard(self._source)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Keys go to the prompt while it is open, before anything else acts upon them."""
+        if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
+            screen = self.screen
+            if isinstance(screen, Dashboard) and await screen.feed_prompt(event):
+                return
+        await super().on_event(event)
 
     async def action_quit(self) -> None:
         """End at once."""

@@ -9,12 +9,13 @@ from typing import Literal
 from textual.binding import Binding, BindingType
 
 # Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
-# in list views, "pane" where there is a second pane, "any" all over the dashboard, "app" also above overlays.
-Where = Literal["lines", "fold", "list", "pane", "any", "app"]
+# in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
+# "any" all over the dashboard, "app" also above overlays.
+Where = Literal["lines", "fold", "list", "order", "pane", "any", "app"]
 
 GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Moving", ("lines", "fold")),
-    ("This view", ("list", "pane")),
+    ("This view", ("list", "order", "pane")),
     ("Everywhere", ("any", "app")),
 )
 
@@ -43,13 +44,20 @@ ACTIONS: tuple[Action, ...] = (
     Action("half_up", ("ctrl+u",), "Ctrl-u", "Half up", "half a page up", "lines"),
     Action("page_down", ("pagedown",), "PgDn", "Page down", "a page down", "lines"),
     Action("page_up", ("pageup",), "PgUp", "Page up", "a page up", "lines"),
-    Action("left", ("h", "left"), "h ←", "Fold", "fold, or go to the line above", "fold"),
-    Action("right", ("l", "right"), "l →", "Unfold", "unfold", "fold"),
+    Action(
+        "left",
+        ("h", "left"),
+        "h ←",
+        "Left",
+        "fold, or go to the line above; to the left in a drawing",
+        "fold",
+    ),
+    Action("right", ("l", "right"), "l →", "Right", "unfold; to the right in a drawing", "fold"),
     Action("open", ("enter",), "Enter", "Follow", "follow to the related thing", "lines", 2),
     Action("back", ("escape",), "Esc", "Back", "back; clears the filter first", "any", 6),
     Action("filter", ("slash",), "/", "Filter", "show only what matches; see the terms below", "list", 3),
-    Action("sort", ("s",), "s", "Sort", "sort by the next column", "list", 7),
-    Action("reverse", ("S",), "S", "Reverse", "reverse the order", "list", 11),
+    Action("sort", ("s",), "s", "Sort", "sort by the next column", "order", 7),
+    Action("reverse", ("S",), "S", "Reverse", "reverse the order", "order", 11),
     Action("next_pane", ("tab",), "Tab", "Pane", "the other pane", "pane", 9),
     Action("zoom", ("plus",), "+", "Zoom", "this pane alone, and back", "pane", 12),
     Action("copy", ("y",), "y", "Copy", "copy the selected line to the clipboard", "any", 10),
@@ -66,10 +74,11 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-def bindings(*wheres: Where, priority: bool = False) -> list[BindingType]:
-    """Textual's bindings of the actions that belong there."""
+def bindings(*wheres: Where) -> list[BindingType]:
+    """Textual's bindings of the actions that belong there; with priority, so that keys are acted upon in the
+    order in which they were typed, also where one changes the focus."""
     return [
-        Binding(",".join(action.keys), action.name, action.title, show=False, priority=priority)
+        Binding(",".join(action.keys), action.name, action.title, show=False, priority=True)
         for action in ACTIONS
         if action.where in wheres
     ]
@@ -78,7 +87,10 @@ def bindings(*wheres: Where, priority: bool = False) -> list[BindingType]:
 def view_bindings(count: int) -> list[BindingType]:
     """The number keys of the first nine views."""
     numbers = range(1, min(count, 9) + 1)
-    return [Binding(str(number), f"view({number})", f"View {number}", show=False) for number in numbers]
+    return [
+        Binding(str(number), f"view({number})", f"View {number}", show=False, priority=True)
+        for number in numbers
+    ]
 
 
 def those_of(wheres: Collection[Where]) -> Iterator[Action]:

@@ -24,6 +24,8 @@ _MEASURED = 1000
 _GAP = "  "
 _CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36"}
 _NOTHING = ("", "–")
+# Speeds need two looks at the counters; there was one.
+_SPEEDS = ("rate", "rx", "tx", "in", "out", "trend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) 
     widths = {
         place: max([cell_len(column.title), *(_width(row, place) for row in rows)])
         for place, column in enumerate(columns)
-        if any(row.cells[place].text not in _NOTHING for row in rows)
+        if column.name not in _SPEEDS and any(row.cells[place].text not in _NOTHING for row in rows)
     }
     natural = dict(widths)
     while width is not None and sum(widths.values()) + len(_GAP) * (len(widths) - 1) > width:

@@ -64,10 +64,13 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
 
         client = APIClient(f"unix://{path}", timeout=REQUEST_SECONDS)
         try:
+            told = client.version()
+            if not _is_kind(kind, told):
+                return Engine(kind.name, "absent")
             return Engine(
                 kind.name,
                 "ok",
-                version=str(client.version()["Version"]),
+                version=str(told["Version"]),
                 containers=tuple(_containers(kind, client)),
                 networks=tuple(read_networks(client, home)),
             )
@@ -76,6 +79,12 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
     # Garbage from outside may fail in any way; none of them may take the program down.
     except Exception as error:
         return _slow(kind, path) if _timed_out(error) else _broken(kind, error)
+
+
+def _is_kind(kind: EngineKind, told: Mapping[str, Any]) -> bool:
+    """Whether it is that engine which answers: podman may sit at Docker's socket, but is asked at its own."""
+    names = [component.get("Name") for component in told.get("Components") or ()]
+    return ("Podman Engine" in names) == (kind.name == "podman") or not names
 
 
 def _containers(kind: EngineKind, client: Any) -> Iterator[Container]:

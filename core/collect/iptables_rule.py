@@ -26,8 +26,8 @@ _VERDICTS = {
 # Targets that let the packet go on to the next rule.
 _PASSING = {
     "AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL", "HMARK",
-    "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "RATEEST", "SECMARK", "SET", "SYNPROXY", "TCPMSS", "TCPOPTSTRIP", "TEE",
-    "TOS", "TRACE", "TTL", "ULOG",
+    "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "RATEEST", "SECMARK", "SET", "SYNPROXY", "TCPMSS",
+    "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG",
 }  # fmt: skip
 _ADDRESS_AND_PORT = re.compile(r"\[(.*?)\](?::(.*))?|([^:]*)(?::([^:]*))?")
 

@@ -6,6 +6,7 @@ import errno
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from core.collect import bridges, netns, routes
@@ -44,7 +45,8 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
     """All that rtnetlink tells of one namespace. `known` are the namespaces among which those that its links
     lead to are looked for. Raises NamespaceGone; missing rights become a problem in the answer."""
-    return _read_net(namespace, NsidResolver(known))
+    with NsidResolver(tuple(known)) as resolver:
+        return _read_net(namespace, resolver)
 
 
 def read_nets(
@@ -53,13 +55,11 @@ def read_nets(
     """The same of many namespaces by inode; those that vanished are left out. `known` are those among which
     peers are looked for (None: the same as `namespaces`)."""
     namespaces = tuple(namespaces)
-    resolver = NsidResolver(namespaces if known is None else known)
     found = {}
-    for namespace in namespaces:
-        try:
-            found[namespace.inode] = _read_net(namespace, resolver)
-        except NamespaceGone:
-            continue
+    with NsidResolver(namespaces if known is None else tuple(known)) as resolver:
+        for namespace in namespaces:
+            with suppress(NamespaceGone):
+                found[namespace.inode] = _read_net(namespace, resolver)
     return found
 
 

@@ -19,7 +19,7 @@ from core.model import Namespace, Problem
 
 # `ip netns add` makes the file a moment before it mounts the namespace on it.
 _BEING_MADE = 2.0
-_UNIT = re.compile(r"^(?:0::|\d+:name=systemd:).*?([^/\n]+\.(?:service|scope))(?:/[^\n]*)?$", re.MULTILINE)
+_UNIT = re.compile(r"^(?:0::|\d+:name=systemd:).*/([^/\n]+\.(?:service|scope))(?:/.*)?$", re.MULTILINE)
 # Mounts in other mount namespaces are named by the path through a process there.
 _FOREIGN = "/proc/"
 
@@ -37,9 +37,9 @@ def read_namespaces(deep: bool = True) -> tuple[dict[int, Namespace], tuple[Prob
     found = [*mounts, *_names(mounts, problems), *traces.in_processes(pids, unreadable)]
     if deep:
         others = [pid for pid in pids if pid != os.getpid()]
-        found += chain(
-            traces.in_threads(others), traces.in_descriptors(others), traces.in_other_mount_namespaces(others)
-        )
+        found += chain(traces.in_threads(others), traces.in_other_mount_namespaces(others))
+        places = {_place(str(trace.value)) for trace in found if trace.kind == "mounts"}
+        found += traces.in_descriptors(others, places)
     if unreadable:
         problems.append(_unreadable(unreadable))
     return with_nsids(_namespaces(found)), tuple(problems)
@@ -132,7 +132,7 @@ def _namespace(inode: int, is_host: bool, found: list[Trace]) -> Namespace:
         pids=pids,
         mounts=mounts,
         held_fds=tuple(sorted(trace.value for trace in found if isinstance(trace.value, tuple))),
-        unit=_unit(pids[0]) if pids else "",
+        unit=unit_of(_read(f"/proc/{pids[0]}/cgroup")) if pids else "",
         command=_read(f"/proc/{pids[0]}/comm").rstrip("\n") if pids else "",
     )
     entry = netns.HOST_PATH if is_host else next(map(traces.path_of, _traces_of(namespace)), "")
@@ -143,9 +143,13 @@ def _mounts(paths: Iterable[str]) -> tuple[str, ...]:
     """Paths sorted, those of this mount namespace first; of the same path in others one, if none is here."""
     by_place: dict[str, str] = {}
     for path in sorted(paths, key=lambda path: (path.startswith(_FOREIGN), path)):
-        place = "/" + path.split("/", 4)[4] if path.startswith(_FOREIGN) else path
-        by_place.setdefault(place, path)
+        by_place.setdefault(_place(path), path)
     return tuple(by_place.values())
+
+
+def _place(mount: str) -> str:
+    """Where a mount is in its own mount namespace: without the /proc/PID/root before it."""
+    return "/" + mount.split("/", 4)[4] if mount.startswith(_FOREIGN) else mount
 
 
 def _traces_of(namespace: Namespace) -> Iterator[Trace]:
@@ -158,9 +162,9 @@ def _traces_of(namespace: Namespace) -> Iterator[Trace]:
     yield from (Trace(inode, "held_fds", pair) for pair in namespace.held_fds)
 
 
-def _unit(pid: int) -> str:
-    """The systemd unit that a process runs in (systemd.unit(5)), by its cgroup."""
-    match = _UNIT.search(_read(f"/proc/{pid}/cgroup"))
+def unit_of(cgroups: str) -> str:
+    """The systemd unit (systemd.unit(5)) in what /proc/PID/cgroup tells, "" where there is none."""
+    match = _UNIT.search(cgroups)
     return match[1] if match else ""
 
 

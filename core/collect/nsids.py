@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import batched
+from typing import Self
 
 from core.collect import netns
 from core.collect.netlink import Answer, Netlink, attribute, attributes, s32
@@ -44,17 +45,26 @@ def assign_nsids(sock: Netlink, known: Iterable[Known]) -> None:
 
 class NsidResolver:
     """Finds which namespaces the ids that links refer to stand for, with few questions: the kernel translates
-    a namespace into an id only, not back, so those that were the answer before are tried first."""
+    a namespace into an id only, not back, so those that were the answer before are tried first. A context
+    manager: it keeps the host at hand, whose path in /proc leads elsewhere while the main thread visits."""
 
-    def __init__(self, known: Iterable[Namespace]) -> None:
-        self._known = {namespace.inode: namespace for namespace in known}
+    def __init__(self, known: Collection[Namespace]) -> None:
+        self._ids = {namespace.nsid: namespace.inode for namespace in known if namespace.nsid is not None}
+        self._known = {namespace.inode: namespace.entry for namespace in known if not namespace.is_host}
         self._likely: deque[Known] = deque(maxlen=4)
+        self._host = open(netns.HOST_PATH)  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._host.close()
 
     def resolve(self, sock: Netlink, namespace: Namespace, wanted: set[int | None]) -> dict[int, int]:
         """The inode for each id of `wanted` as seen from `namespace`, the one of `sock`; without those that
         none of the known namespaces has."""
         missing = {nsid for nsid in wanted if nsid is not None and nsid >= 0}
-        found = self._host_ids(missing) if namespace.is_host else {}
+        found = {nsid: self._ids[nsid] for nsid in missing & self._ids.keys()} if namespace.is_host else {}
         missing -= found.keys()
         for candidates in self._guesses(namespace):
             if not missing:
@@ -66,12 +76,10 @@ class NsidResolver:
     def _guesses(self, namespace: Namespace) -> Iterator[list[Known]]:
         """Namespaces to ask about, in groups: the host, former answers, all."""
         if not namespace.is_host:
-            yield [(netns.inode_of(netns.HOST_PATH), netns.HOST_PATH)]
+            host = self._host.fileno()
+            yield [(os.fstat(host).st_ino, f"/proc/self/fd/{host}")]
             yield list(self._likely)
-        yield [(known.inode, known.entry) for known in self._known.values()]
-
-    def _host_ids(self, missing: set[int]) -> dict[int, int]:
-        return {known.nsid: inode for inode, known in self._known.items() if known.nsid in missing}
+        yield list(self._known.items())
 
     def _try(self, sock: Netlink, candidates: list[Known], missing: set[int]) -> dict[int, int]:
         nsids = read_nsids(sock, candidates)

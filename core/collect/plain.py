@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from core.collect.processes import InitProcess, init_processes, namespaces_of
+from core.collect.processes import InitProcess, host_inodes, init_processes, namespaces_of
 from core.model import Container, Engine, Namespace
 
 NETWORK_MODE_VARIABLE = "VNET_NETWORK_MODE"
@@ -22,7 +22,7 @@ def read_plain(namespaces: Mapping[int, Namespace], claimed: frozenset[int]) -> 
     owned = [namespaces_of(pid) for pid in claimed]
     hosts = {inode for inode, space in namespaces.items() if space.is_host}
     nets = {spaces["net"] for spaces in owned if "net" in spaces}
-    pids = {spaces["pid"] for spaces in owned if "pid" in spaces} - set(namespaces_of(1).values())
+    pids = {spaces["pid"] for spaces in owned if "pid" in spaces} - host_inodes()["pid"]
     inits = [init for init in init_processes() if init.pid not in claimed and not pids & {*init.lineage}]
     names = [
         (name, space)

@@ -40,10 +40,16 @@ def namespaces_of(pid: int) -> dict[str, int]:
     return found
 
 
+def host_inodes() -> dict[str, set[int]]:
+    """The namespaces that count as the host's, by kind: our own and those of the first process in sight."""
+    ours, first = namespaces_of(os.getpid()), namespaces_of(1)
+    return {kind: {spaces[kind] for spaces in (ours, first) if kind in spaces} for kind in NAMESPACE_KINDS}
+
+
 def init_processes() -> tuple[InitProcess, ...]:
     """Each process that is the first of a pid namespace of its own and whose uts and mount namespaces are the
     host's neither, by rising pid. Those that vanish meanwhile or may not be read are left out."""
-    hosts = _host_inodes()
+    hosts = host_inodes()
     found = [(pid, spaces) for pid, spaces in _foreign(hosts) if _is_init(pid)]
     hostnames = _hostnames([pid for pid, _ in found])
     return tuple(
@@ -51,12 +57,6 @@ def init_processes() -> tuple[InitProcess, ...]:
         for pid, spaces in found
         if pid in hostnames
     )
-
-
-def _host_inodes() -> dict[str, set[int]]:
-    """What counts as the host's: our own namespaces and those of the first process in sight."""
-    ours, first = namespaces_of(os.getpid()), namespaces_of(1)
-    return {kind: {spaces[kind] for spaces in (ours, first) if kind in spaces} for kind in NAMESPACE_KINDS}
 
 
 def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int]]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core.collect.netns import inode_of
 
 NAMES_DIR = "/run/netns"
+_NS_GET_NSTYPE = 0xB703  # ioctl_nsfs(2)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -80,8 +82,8 @@ def in_threads(pids: Iterable[int]) -> Iterator[Trace]:
                 yield Trace(inode, "pids", tid)
 
 
-def in_descriptors(pids: Iterable[int]) -> Iterator[Trace]:
-    """Descriptors that hold a namespace open."""
+def in_descriptors(pids: Iterable[int], places: Container[str]) -> Iterator[Trace]:
+    """Descriptors that hold a namespace open; `places` are the paths where namespaces are mounted."""
     for pid in pids:
         folder = f"/proc/{pid}/fd"
         try:
@@ -89,7 +91,13 @@ def in_descriptors(pids: Iterable[int]) -> Iterator[Trace]:
         except OSError:
             continue
         for descriptor in descriptors:
-            inode = _net_inode(_link(f"{folder}/{descriptor}"))
+            path = f"{folder}/{descriptor}"
+            link = _link(path)
+            inode = _net_inode(link)
+            # Opened at a mount it bears that path, and "/" once that mount is gone. No other file is touched:
+            # looking at one on a dead network file system would never end.
+            if not inode and (link == "/" or link in places):
+                inode = _behind(path)
             if inode:
                 yield Trace(inode, "held_fds", (pid, int(descriptor)))
 
@@ -136,6 +144,16 @@ def _link_inode(path: str) -> int:
     try:
         return _net_inode(os.readlink(path))
     except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _behind(path: str) -> int:
+    """The inode of a network namespace's file, 0 for every other file."""
+    try:
+        with open(path) as file:
+            is_net = fcntl.ioctl(file, _NS_GET_NSTYPE) == os.CLONE_NEWNET
+            return os.fstat(file.fileno()).st_ino if is_net else 0
+    except OSError:
         return 0
 
 

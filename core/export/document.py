@@ -29,7 +29,7 @@ _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 TOPICS: Mapping[str, Mapping[str, Items]] = {
     "namespaces": {"namespaces": _dumped(networks.namespaces)},
     "links": {"links": _dumped(links.links)},
-    "bridges": {"bridges": _dumped(links.bridges)},
+    "bridges": {"bridges": _dumped(links.bridges), "ovs": _dumped(links.ovs)},
     "veths": {"veths": _dumped(links.veths)},
     "containers": {"containers": _dumped(containers.containers)},
     "networks": {"networks": _dumped(networks.networks)},
@@ -55,15 +55,15 @@ def document(topology: Topology, topics: Collection[str], scope: Scope = None) -
     for topic in topics:
         for name, items in TOPICS[topic].items():
             yield f',\n"{name}":['
-            yield from _separated(items(topology, scope))
-            yield "]"
+            yield from _lines(items(topology, scope))
+            yield "\n]"
     yield ',\n"problems":['
     wanted = (one for one in snapshot.problems if scope is None or one.ns is None or one.ns in scope)
-    yield from _separated(_ENCODE(plain(problem)) for problem in wanted)
-    yield "]}\n"
+    yield from _lines(_ENCODE(plain(problem)) for problem in wanted)
+    yield "\n]}\n"
 
 
-def _separated(items: Iterator[str]) -> Iterator[str]:
+def _lines(items: Iterator[str]) -> Iterator[str]:
     before = "\n"
     for item in items:
         yield before + item

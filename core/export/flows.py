@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from core.flows.words import ICMP, ICMPV6, PROTOCOLS, WITH_PORTS, address_text, state_text
 from core.model import CONNTRACK_DTYPE, Conntrack
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
+from core.ownership import names_in
 from core.topology import Topology
 
 _CHUNK = 4096
@@ -41,32 +42,22 @@ def flows(topology: Topology, scope: Collection[int] | None) -> Iterator[str]:
 
 def _table(topology: Topology, ns: int, table: Conntrack) -> Iterator[str]:
     where = f'{{"ns":{ns},"namespace":{json.dumps(topology.label(ns))},"id":'
-    names: _Cached[str] = _Cached(lambda address: _name(topology, ns, address))
-    texts: _Cached[bytes] = _Cached(address_text)
+    names = {address: json.dumps(name) for address, name in names_in(topology, ns).items()}
+    texts = _Texts()
     for start in range(0, len(table.entries), _CHUNK):
         for entry in table.entries[start : start + _CHUNK].view(_FLAT).tolist():
             yield where + _line(entry, texts, names)
 
 
-class _Cached[Key](dict[Key, str]):
-    """A mapping that works out what it lacks; found again at the speed of a dict."""
+class _Texts(dict[bytes, str]):
+    """Addresses in text by their 16 bytes, worked out once each: tables name the same few again and again."""
 
-    def __init__(self, make: Callable[[Key], str]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, key: Key) -> str:
-        self[key] = made = self._make(key)
-        return made
+    def __missing__(self, raw: bytes) -> str:
+        self[raw] = text = address_text(raw)
+        return text
 
 
-def _name(topology: Topology, ns: int, address: str) -> str:
-    """Whose address it is, as JSON: a container's name, or null."""
-    container = topology.container_at(ns, address)
-    return json.dumps(container.name) if container else "null"
-
-
-def _line(entry: tuple[Any, ...], texts: _Cached[bytes], names: _Cached[str]) -> str:
+def _line(entry: tuple[Any, ...], texts: _Texts, names: Mapping[bytes, str]) -> str:
     """The object from its id on; core.flows.meaning.Flow says the same of one entry, more slowly."""
     (number, status, timeout, mark, zone, family, l4_proto, tcp_state, counted,
      orig_src, orig_dst, reply_src, reply_dst, orig_sport, orig_dport, reply_sport, reply_dport,
@@ -74,7 +65,7 @@ def _line(entry: tuple[Any, ...], texts: _Cached[bytes], names: _Cached[str]) ->
     source, destination, answer, back = texts[orig_src], texts[orig_dst], texts[reply_src], texts[reply_dst]
     icmp = "null"
     ports: tuple[Any, Any, Any, Any] = (orig_sport, orig_dport, reply_sport, reply_dport)
-    if l4_proto not in WITH_PORTS:
+    if l4_proto not in WITH_PORTS or not (orig_sport or orig_dport):
         ports = ("null", "null", "null", "null")
         if l4_proto in _ICMPS:
             icmp = f'{{"id":{orig_sport},"type":{orig_dport >> 8},"code":{orig_dport & 0xFF}}}'
@@ -82,14 +73,15 @@ def _line(entry: tuple[Any, ...], texts: _Cached[bytes], names: _Cached[str]) ->
     count: tuple[Any, Any, Any, Any] = (orig_packets, orig_bytes, reply_packets, reply_bytes)
     if not counted:
         count = ("null", "null", "null", "null")
-    origin = f'{{"address":"{source}","port":{sport},"name":{names[source]}}}'
-    responder = f'{{"address":"{answer}","port":{answer_port},"name":{names[answer]}}}'
+    opener, answerer = names.get(orig_src, "null"), names.get(reply_src, "null")
+    origin = f'{{"address":"{source}","port":{sport},"name":{opener}}}'
+    responder = f'{{"address":"{answer}","port":{answer_port},"name":{answerer}}}'
     inside, outside, peer = origin, "null", responder
     if answer != destination or answer_port != dport:
         inside, outside, peer = responder, f'{{"address":"{destination}","port":{dport}}}', origin
     elif back != source or back_port != sport or (icmp != "null" and reply_sport != orig_sport):
         outside = f'{{"address":"{back}","port":{back_port}}}'
-    elif names[answer] != "null" and names[source] == "null":
+    elif answerer not in ("null", '""') and opener in ("null", '""'):
         inside, peer = responder, origin
     return (
         f'{number},"zone":{zone},"family":{family},"l4_proto":"{PROTOCOLS[l4_proto]}","l4_number":{l4_proto},'

@@ -61,6 +61,12 @@ def bridges(topology: Topology, scope: Scope) -> Iterator[Item]:
             }
 
 
+def ovs(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every Open vSwitch bridge, as its database tells it; they belong to the host."""
+    if scope is None or topology.host in scope:
+        yield from map(plain, topology.snapshot.ovs)
+
+
 def _port(topology: Topology, link: Link) -> Item:
     return {
         "ifindex": link.ifindex,

@@ -76,8 +76,9 @@ class FlowColumns:
 
     @cached_property
     def has_ports(self) -> Column:
-        """Where the ports are ports."""
-        return np.asarray(_HAS_PORTS[self.column("l4_proto")])
+        """Where the ports are ports; the rule is Entry's."""
+        tracked = (self.column("orig_sport") | self.column("orig_dport")) != 0
+        return np.asarray(_HAS_PORTS[self.column("l4_proto")] & tracked)
 
     @cached_property
     def source_translated(self) -> Column:

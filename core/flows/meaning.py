@@ -55,6 +55,11 @@ class Entry(NamedTuple):
         return state_text(self.l4_proto, self.tcp_state, self.status)
 
     @property
+    def has_ports(self) -> bool:
+        """Whether the ports are ports: not every kernel tracks those of DCCP and UDP-Lite."""
+        return self.l4_proto in WITH_PORTS and bool(self.orig_sport or self.orig_dport)
+
+    @property
     def is_icmp(self) -> bool:
         """Whether the ports hold ICMP's id, type and code."""
         return self.l4_proto in (ICMP, ICMPV6)
@@ -114,7 +119,7 @@ def entry_of(row: Any) -> Entry:
 
 def flow_of(entry: Entry, names: Mapping[bytes, str] = MappingProxyType({})) -> Flow:
     """Understand an entry; `names` tells, by an address's 16 bytes, whose it is in the entry's namespace."""
-    has_ports = entry.l4_proto in WITH_PORTS
+    has_ports = entry.has_ports
     return Flow(
         entry,
         _end(entry.orig_src, entry.orig_sport if has_ports else None, names),

@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from core.collect import conntrack, docker, firewall, links, namespaces, ovs, podman, stats
-from core.collect.events import EventSocket, assign_nsids
+from core.collect import conntrack, docker, firewall, links, namespaces, ovs, stats
+from core.collect.events import RECV_BUFFER, EventSocket, assign_nsids
 from core.collect.host import read_host
 from core.collect.snapshot import read_each, read_engines
 from core.model import Change, Namespace, Problem, Ref
@@ -35,8 +35,10 @@ class Watcher:
     often only while something shows them.
     """
 
-    def __init__(self, listener: Callable[[Update], None]) -> None:
+    def __init__(self, listener: Callable[[Update], None], event_buffer: int = RECV_BUFFER) -> None:
+        """`event_buffer` is the size in bytes of what the kernel may queue for us."""
         self.board = Board(listener)
+        self._event_buffer = event_buffer
         self._meter = RateMeter()
         self._lock = threading.Lock()
         self._dirty_nets: set[int] | None = None  # None: all of them
@@ -114,7 +116,7 @@ class Watcher:
         known = self._look_namespaces(deep and not first)
         nets = self.board.snapshot.nets
         wanted = [ns for inode, ns in known.items() if dirty is None or inode in dirty or inode not in nets]
-        read = links.read_nets(wanted) if wanted else {}
+        read = links.read_nets(wanted, known.values()) if wanted else {}
         kept = {inode: net for inode, net in nets.items() if inode in known}
         self.board.put("links", nets=_unchanged_kept(kept, read))
         if first:
@@ -139,14 +141,13 @@ class Watcher:
         for looker in self._lookers[1:]:
             looker.mark()
             looker.start()
-        threads: Iterable[tuple[str, Callable[..., None]]] = (
-            ("docker", docker.watch_docker),
-            ("podman", podman.watch_podman),
-        )
-        for name, watch in threads:
-            threading.Thread(
-                target=watch, args=(self._stopped, self._containers.mark), name=f"hear-{name}", daemon=True
-            ).start()
+        # podman sends no events that would not keep its service running; its namespaces give it away.
+        threading.Thread(
+            target=docker.watch_docker,
+            args=(self._stopped, self._containers.mark),
+            name="hear-docker",
+            daemon=True,
+        ).start()
 
     def _look_rules(self) -> None:
         snapshot = self.board.snapshot
@@ -178,7 +179,7 @@ class Watcher:
 
     def _hear(self) -> None:
         try:
-            self._events = EventSocket()
+            self._events = EventSocket(self._event_buffer)
         except OSError as error:
             why = f"{error.strerror}: changes are seen every {_SCAN_EVERY:.0f} s only"
             self.board.put("events", problems=(Problem("events", "kernel events are not heard", why),))

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from core.collect.docker import read_docker
 from core.collect.podman import read_podman
-from core.model import NAMESPACE_KINDS, Container
+from core.model import NAMESPACE_KINDS, Container, Engine
 from tests.docker.engine import IMAGE
 from tests.docker.podman_engine import PodmanHost
 
@@ -116,3 +117,28 @@ def test_the_service_stopped_and_started_again(podman_host: PodmanHost) -> None:
     assert "podman.socket" in stopped.problems[0].try_
     podman_host.start()
     assert containers(podman_host)["lives"].pid == inspect(podman_host, "lives")["State"]["Pid"]
+
+
+def test_a_pod(podman_host: PodmanHost) -> None:
+    infra = (
+        "--infra-image",
+        f"localhost/{IMAGE}",
+        "--infra-command",
+        "sleep 100000",
+        "--infra-name",
+        "infra",
+    )
+    podman_host.run("pod", "create", "--name", "pod", *infra)
+    podman_host.container("one", "--pod", "pod")
+    podman_host.container("two", "--pod", "pod")
+    found = containers(podman_host)
+    assert found.keys() == {"infra", "one", "two"}
+    for name in ("one", "two"):
+        assert found[name].network_mode == f"container:{found['infra'].id}"
+        assert found[name].netns == found["infra"].netns
+    podman_host.run("pod", "rm", "-f", "-t", "0", "pod")
+
+
+def test_podman_in_place_of_docker_is_not_shown_twice(podman_host: PodmanHost) -> None:
+    podman_host.container("one")
+    assert read_docker(podman_host.socket) == Engine("docker", "absent")

@@ -175,6 +175,13 @@ def test_processes_of_engines_and_what_is_nested_in_them(host: ThrowawayHost, pr
     assert not {"nested", "engines", host.full("e")} & found.keys()
 
 
+def test_an_engines_container_in_the_hosts_namespaces_hides_no_other(
+    host: ThrowawayHost, processes: Processes
+) -> None:
+    processes.start("mine", host.name)
+    assert "mine" in plain(host, claimed=frozenset({os.getpid()}))
+
+
 def test_hostnames_are_verbatim_and_ours_stays(host: ThrowawayHost, processes: Processes) -> None:
     name = "[bold]\x1b[31m\u202e\t"
     processes.start(name, host.name)

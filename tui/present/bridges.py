@@ -53,7 +53,7 @@ def rows(scene: Scene) -> ListRows:
 
 
 def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
-    topology, settings, rate = scene.topology, bridge.bridge, scene.rate(bridge.key)
+    topology, settings = scene.topology, bridge.bridge
     network = topology.network_of(bridge)
     subnets = " ".join(network.subnets) if network and network.subnets else cells.addresses(bridge)
     return Row(
@@ -64,14 +64,14 @@ def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
             cells.text(subnets), cells.number(ports),
             cells.yes(settings.stp) if settings else cells.NONE,
             cells.yes(settings.vlan_filtering) if settings else cells.NONE,
-            cells.number(bridge.mtu), cells.total_bits(rate), cells.trend(rate),
+            cells.number(bridge.mtu), *cells.carried(scene.carried(bridge.key)),
         ),
         {**links.terms(topology, bridge), "bridge": safe(bridge.name)},
     )  # fmt: skip
 
 
 def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
-    topology, rate = scene.topology, scene.rate(port.key)
+    topology = scene.topology
     peer = topology.peer(port)
     end = f"{peer.name} in {topology.label(peer.ns)}" if peer else port.kind
     vlans = " ".join(vlan_range(vlan.vid, vlan.vid_end) for vlan in port.port.vlans) if port.port else ""
@@ -83,7 +83,7 @@ def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
             port_state(port) if port.admin_up else cells.state(port),
             cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
             cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),
-            cells.total_bits(rate), cells.trend(rate),
+            *cells.carried(scene.carried(port.key)),
         ),
         {
             **links.terms(topology, port),
@@ -166,8 +166,8 @@ def _fdb_line(topology: Topology, bridge: Link, entry: FdbEntry) -> Line:
 
 VIEW = ListView(
     "bridges", "Bridges", ("br", "bridge"), COLUMNS, rows,
-    empty="No bridge yet: a bridge is a switch inside the kernel. Container engines make one for each network, "
-    "`ip link add name br0 type bridge` makes one by hand.",
+    empty="No bridge yet: a bridge is a switch inside the kernel. Container engines make one for each "
+    "network, `ip link add name br0 type bridge` makes one by hand.",
     help=(
         ("h l", "fold and unfold a bridge's ports"),
         ("bridge:NAME", "one bridge with its ports"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from core.model import Link, Problem, Ref
-from core.rates import LinkRate
 from core.text import safe
 from core.topology import Topology
 from tui.present import units
@@ -42,15 +41,17 @@ def bits(per_second: float | None) -> Cell:
     return Cell(units.bits(per_second), "" if per_second >= 1 else "dim", per_second)
 
 
-def total_bits(rate: LinkRate | None) -> Cell:
-    """A link's rate, both directions together."""
-    return bits(rate.rx_bps + rate.tx_bps if rate else None)
+def carried(traffic: tuple[float, Sequence[float]] | None) -> tuple[Cell, Cell]:
+    """What a link carries (see Scene.carried), and its trend."""
+    if traffic is None:
+        return NONE, NONE
+    rate, history = traffic
+    return bits(rate), trend(history, rate)
 
 
-def trend(rate: LinkRate | None, width: int = 8) -> Cell:
-    """A sparkline of a link's rate."""
-    total = rate.rx_bps + rate.tx_bps if rate else 0.0
-    return Cell(units.sparkline(rate.history, width) if rate else "", "" if total >= 1 else "dim", total)
+def trend(history: Sequence[float], rate: float, width: int = 8) -> Cell:
+    """A sparkline, sorted by the rate of now."""
+    return Cell(units.sparkline(history, width), "" if rate >= 1 else "dim", rate)
 
 
 def yes(value: bool) -> Cell:

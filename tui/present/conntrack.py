@@ -9,9 +9,10 @@ import numpy as np
 
 from core.flows import PROTOCOLS, STATES, Flow, FlowColumns, entry_of, flow_of, protocol_name
 from core.model import Ref, flow_ref
+from core.ownership import names_in
 from core.topology import Topology
 from tui.present import cells, query, units
-from tui.present.conntrack_detail import detail, names_in, state_cell
+from tui.present.conntrack_detail import detail, state_cell
 from tui.present.conntrack_filter import mask_of
 from tui.present.rows import Cell, Column, ListView, Row
 from tui.present.scene import Scene

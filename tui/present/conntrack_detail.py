@@ -10,7 +10,6 @@ from core.flows import (
     End,
     Entry,
     Flow,
-    address_bytes,
     address_text,
     end_text,
     entry_of,
@@ -21,6 +20,7 @@ from core.flows import (
     status_words,
 )
 from core.model import Conntrack, Ref, container_ref, namespace_ref
+from core.ownership import names_in
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
@@ -39,19 +39,6 @@ _STATE_TONES: dict[str, Tone] = {
 def state_cell(entry: Entry) -> Cell:
     """An entry's state; one that waits for its answer stands out."""
     return Cell(entry.state, _STATE_TONES.get(entry.state, ""))
-
-
-def names_in(topology: Topology, ns: int) -> dict[bytes, str]:
-    """Whose addresses are known in a namespace, by their 16 bytes: its own, and containers seen from it."""
-    net = topology.snapshot.nets.get(ns)
-    links = net.links.values() if net else ()
-    names = {address_bytes(one.address): topology.label(ns) for link in links for one in link.addresses}
-    for container in topology.containers.values():
-        for address in topology.addresses_of(container):
-            owner = topology.container_at(ns, address)
-            if owner is not None:
-                names[address_bytes(address)] = owner.name
-    return names
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
@@ -111,8 +98,8 @@ def _direction(table: Conntrack, entry: Entry, way: str) -> Iterator[Line]:
     """One tuple as the kernel keeps it, and what was counted that way."""
     for title, end in (("from", "src"), ("to", "dst")):
         address = address_text(getattr(entry, f"{way}_{end}"))
-        port = None if entry.is_icmp else getattr(entry, f"{way}_{end[0]}port")
-        yield title, cells.text(end_text(address, port or None)), None
+        port = getattr(entry, f"{way}_{end[0]}port") if entry.has_ports else None
+        yield title, cells.text(end_text(address, port)), None
     if entry.is_icmp:
         kind = icmp_text(entry.l4_proto, getattr(entry, f"{way}_dport"))
         yield "ICMP", cells.text(f"{kind}, id {getattr(entry, f'{way}_sport')}"), None

@@ -120,7 +120,8 @@ class _FlowFilter:
     def _anywhere(self, value: str) -> Mask:
         """Where an address, a port, the protocol, the state, the translation or a name contains the value."""
         columns = self._columns
-        found = self._namespace(value) | self._named(value)
+        found = self._namespace(value)
+        found |= self._named(value)
         found |= self._word(PROTOCOLS, columns.column("l4_proto"), value)
         found |= self._word(STATES, columns.state, value)
         found |= self._translation(value)

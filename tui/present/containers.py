@@ -42,7 +42,8 @@ COLUMNS = (
 )
 
 KIND_WORDS = {
-    "user": "user ids", "mnt": "mounts", "pid": "processes", "uts": "host name", "net": "network", "ipc": "ipc",
+    "user": "user ids", "mnt": "mounts", "pid": "processes", "uts": "host name", "net": "network",
+    "ipc": "ipc",
 }  # fmt: skip
 
 
@@ -65,8 +66,9 @@ def _row(scene: Scene, container: Container) -> Row:
         (
             cells.text(container.name), model(topology, container), state(container), cells.text(networks),
             cells.text(addresses), cells.text(" ".join(map(port_words, container.ports))),
-            cells.bits(received), cells.bits(sent), cells.text(container.runtime), cells.text(container.image),
-            Cell(units.sparkline(history), "" if history and history[-1] >= 1 else "dim", sum(history[-5:])),
+            cells.bits(received), cells.bits(sent),
+            cells.text(container.runtime), cells.text(container.image),
+            cells.trend(history, (received or 0) + (sent or 0)),
         ),
         _terms(topology, container, networks, addresses),
     )  # fmt: skip
@@ -191,11 +193,11 @@ def _links(topology: Topology, container: Container, rates: Rates | None) -> Ite
     for link in topology.links_of(container):
         peer, rate = topology.peer(link), rates.of(link.key) if rates else None
         words = [cells.addresses(link), f"↔ {peer.name} in {topology.label(peer.ns)}" if peer else ""]
-        words += [f"in {units.bits(rate.rx_bps)}, out {units.bits(rate.tx_bps)}"] if rate else []
+        words += [f"receives {units.bits(rate.rx_bps)}, sends {units.bits(rate.tx_bps)}"] if rate else []
         state_cell = cells.state(link)
         words += [state_cell.text] if state_cell.tone == "bad" else []
         tone: Tone = "bad" if state_cell.tone == "bad" else ""
-        yield safe(link.name), cells.text(" ".join(filter(None, words)), tone), link_ref(link.key)
+        yield safe(link.name), cells.text(", ".join(filter(None, words)), tone), link_ref(link.key)
 
 
 def _ports(container: Container) -> Iterator[Line]:
@@ -242,7 +244,7 @@ def _asked_for(topology: Topology, mode: str) -> str:
 
 
 VIEW = ListView(
-    "containers", "Containers", ("con", "docker", "podman", "ps"), COLUMNS, rows,
+    "containers", "Containers", ("con", "co", "docker", "podman", "ps"), COLUMNS, rows,
     empty="No container yet. Docker's, podman's, and plain named namespaces appear here; "
     "`ip netns add blue` already makes one.",
     help=(

@@ -35,8 +35,8 @@ def _row(ref: Ref, change: Change) -> Row:
     return Row(
         ref,
         (
-            Cell(clock, "dim", change.at), cells.text(change.action, tone), cells.text(change.ref.kind, "dim"),
-            cells.text(change.sentence),
+            Cell(clock, "dim", change.at), cells.text(change.action, tone),
+            cells.text(change.ref.kind, "dim"), cells.text(change.sentence),
         ),
         {"kind": safe(change.ref.kind), "state": safe(change.action)},
     )  # fmt: skip
@@ -59,8 +59,8 @@ def detail(scene: Scene, ref: Ref) -> Detail:
 
 VIEW = ListView(
     "events", "Events", ("log", "ev"), COLUMNS, rows,
-    empty="Nothing has changed since the start. Links, addresses, containers and rules that come, go or change "
-    "are told here in sentences.",
+    empty="Nothing has changed since the start. Links, addresses, containers and rules that come, go or "
+    "change are told here in sentences.",
     help=(
         ("state:removed", "what went away; also added, changed"),
         ("kind:container", "what happened to containers"),

@@ -27,7 +27,7 @@ def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
 
 
 def overlapping(topology: Topology, network: Network) -> tuple[str, ...]:
-    """The names of networks, and of links outside any network, in the same namespace whose subnets overlap."""
+    """The names of those in the same namespace whose subnets overlap: networks, and links outside any."""
     mine = tuple(_spans(network.subnets))
     if not mine:
         return ()

@@ -1,4 +1,4 @@
-"""The drawing characters, and the ASCII ones that stand for them, each one cell wide like the one it replaces."""
+"""The drawing characters, and the ASCII ones that stand for them, each one cell wide like those."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ ASCII = str.maketrans(_ASCII)
 
 
 def ascii_only(text: str) -> str:
-    """The text with every drawing character replaced, cell for cell; what is left that is not ASCII is a letter
-    of somebody's name and stays."""
+    """The text with every drawing character replaced, cell for cell; what is left that is not ASCII is a
+    letter of somebody's name and stays."""
     return text if text.isascii() else text.translate(ASCII)

@@ -47,7 +47,7 @@ def _row(scene: Scene, link: Link) -> Row:
             cells.text(link.name), cells.text(scene.topology.label(link.ns)), cells.text(link.kind),
             cells.state(link), cells.text(master.name if master else ""), cells.text(cells.addresses(link)),
             cells.number(link.mtu), cells.text(link.mac), cells.bits(rate.rx_bps if rate else None),
-            cells.bits(rate.tx_bps if rate else None), cells.trend(rate),
+            cells.bits(rate.tx_bps if rate else None), cells.carried(scene.carried(link.key))[1],
         ),
         terms(scene.topology, link),
     )  # fmt: skip
@@ -85,7 +85,8 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
 
 VIEW = ListView(
     "links", "Links", ("link", "if"), COLUMNS, rows,
-    empty="No link is in sight. Every namespace has at least its loopback: reading has not ended, or rights are missing.",
+    empty="No link is in sight. Every namespace has at least its loopback: reading has not ended, or rights "
+    "are missing.",
     help=(
         ("kind:veth", "links of one kind"),
         ("state:down", "links that are down"),

@@ -145,9 +145,9 @@ def _rule_words(rule: FirewallRule) -> str:
 
 
 VIEW = ListView(
-    "nat", "NAT", ("firewall", "rules"), COLUMNS, rows,
-    empty="No rule translates or filters forwarded traffic. A container engine adds some with its first network: "
-    "a masquerade for the way out, a published port for the way in.",
+    "nat", "NAT", ("nat", "firewall", "rules"), COLUMNS, rows,
+    empty="No rule translates or filters forwarded traffic. A container engine adds some with its first "
+    "network: a masquerade for the way out, a published port for the way in.",
     help=(
         ("kind:published", "published ports only; also masquerade, dnat, filter"),
         ("ct:NAME", "what concerns one container"),

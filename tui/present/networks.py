@@ -38,15 +38,14 @@ def rows(scene: Scene) -> ListRows:
 def _row(scene: Scene, network: Network) -> Row:
     topology = scene.topology
     bridge = topology.bridge_link(network)
-    rate = scene.rate(bridge.key) if bridge else None
     subnets, gateways = " ".join(network.subnets), " ".join(network.gateways)
     return Row(
         network_ref(network.id),
         (
             cells.text(network.name), cells.text(network.kind or network.driver), cells.text(subnets),
             cells.text(gateways), cells.text(network.bridge), cells.number(len(topology.members(network))),
-            cells.number(mtu(topology, network)), cells.text(network.engine), cells.total_bits(rate),
-            cells.trend(rate),
+            cells.number(mtu(topology, network)), cells.text(network.engine),
+            *cells.carried(scene.carried(bridge.key) if bridge else None),
         ),
         {
             "name": safe(network.name), "net": safe(network.name), "id": safe(network.id),

@@ -48,7 +48,7 @@ class Rail:
     """One line of the drawing: a network, the host itself, or (`drawn` False) those that hang from none.
 
     `facts` stand beside the name, the foremost first; `end` says how it ends: in a way out that `goal` names,
-    in a wall, or in nothing; `bridge` is whose traffic is shown.
+    in a wall, or in nothing; `link` is the one whose traffic is shown.
     """
 
     key: str
@@ -60,7 +60,7 @@ class Rail:
     end: End = "none"
     goal: Cell = NO_GOAL
     goal_ref: Ref | None = None
-    bridge: LinkKey | None = None
+    link: LinkKey | None = None
     tone: Tone = ""
     drawn: bool = True
 
@@ -100,6 +100,7 @@ def _host_rail(topology: Topology) -> Rail:
         key="host", ref=namespace_ref(topology.host), name=f"host {safe(host.hostname)}".strip(),
         facts=tuple(facts), faults=tuple(faulty), cards=_cards(topology, open_ones, None),
         end="way" if uplink else "wall", goal=goal, goal_ref=target, tone=tone,
+        link=uplink[0].key if uplink else None,
     )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
         key=network.id, ref=ref_of_network(network.id), name=safe(network.name),
         facts=tuple(fact for fact in facts if fact), faults=faults.of_network(topology, network),
         cards=_cards(topology, topology.members(network), bridge), end=end, goal=goal, goal_ref=goal_ref,
-        bridge=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
+        link=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from tui.present.rails import MARKS, Card, Figure, Rail, rails
 from tui.present.rows import Tone
 from tui.present.scene import Scene
 
-ROOMY_WIDTH, ROOMY_HEIGHT = 96, 30
+ROOMY_WIDTH = 60
+_TREND_FROM = 96
 _DENSE_FROM = 25  # cards on one rail
 _LEFT = 1
 _GAP = 2
@@ -31,10 +32,18 @@ EMPTY = (
 
 
 def draw(scene: Scene, width: int, height: int) -> Picture:
-    """The overview for a space of that many cells; it may be higher than `height`, never wider than `width`."""
+    """The overview for a space of that many cells: with boxes where they fit, else without. It may be higher
+    than `height`, but never wider than `width`."""
+    if width >= ROOMY_WIDTH:
+        picture = _drawn(scene, width, roomy=True)
+        if picture.height <= height:
+            return picture
+    return _drawn(scene, width, roomy=False)
+
+
+def _drawn(scene: Scene, width: int, roomy: bool) -> Picture:
     canvas = Canvas(width)
     found = rails(scene.topology)
-    roomy = width >= ROOMY_WIDTH and height >= ROOMY_HEIGHT
     for rail in found:
         _Drawer(canvas, rail, scene, roomy).draw()
         canvas.height += 1
@@ -102,13 +111,13 @@ class _Drawer:
 
     def _traffic(self) -> list[Span]:
         """The rate and its trend, for the right end of the heading."""
-        found = self.scene.switched(self.rail.bridge) if self.rail.bridge else None
-        if found is None or self.canvas.width < 60:
+        found = self.scene.carried(self.rail.link) if self.rail.link else None
+        if found is None or self.canvas.width < ROOMY_WIDTH:
             return []
         rate, history = found
         tone: Tone = "" if rate >= 1 else "dim"
         spans: list[Span] = [(f"{units.bits(rate):>{_RATE_WIDTH}}", tone)]
-        if self.canvas.width >= ROOMY_WIDTH:
+        if self.canvas.width >= _TREND_FROM:
             spans.insert(0, (f"{units.sparkline(history, _TREND_WIDTH):>{_TREND_WIDTH}} ", "dim"))
         return spans
 
@@ -239,14 +248,13 @@ def _first_width(figure: Figure) -> int:
 
 def _figure_lines(figure: Figure, width: int) -> list[Span]:
     """Name and mark, then facts, then faults, each filling the width."""
-    name = fit(figure.name, width - 2)
-    lines: list[Span] = [(f"{name} {figure.mark}", figure.tone or "title")]
+    lines: list[Span] = [(fit(f"{figure.mark} {figure.name}", width), figure.tone or "title")]
     lines += [(fit(cell.text, width), cell.tone) for cell in figure.facts]
     return lines + [(fit(cell.text, width), cell.tone) for cell in figure.faults]
 
 
 def _dense_line(figure: Figure, names: int) -> str:
-    words = [fit(figure.name, names), figure.mark, *(cell.text for cell in (*figure.facts, *figure.faults))]
+    words = [figure.mark, fit(figure.name, names), *(cell.text for cell in (*figure.facts, *figure.faults))]
     return " ".join(words)
 
 

@@ -74,11 +74,13 @@ def _route_row(net: NetState, route: Route, label: str) -> Row:
         (
             cells.text(route.dst, quiet), cells.text(kind, "warn" if route.kind in _REFUSING else quiet),
             cells.text(gateways, quiet), cells.text(devices, quiet), cells.text(route.table, quiet),
-            cells.text(route.protocol, quiet), cells.text(route.scope, quiet), cells.text(route.source, quiet),
+            cells.text(route.protocol, quiet), cells.text(route.scope, quiet),
+            cells.text(route.source, quiet),
             cells.number(route.metric) if route.metric else cells.NONE,
         ),
         {
-            "ns": label, "kind": f"route {safe(route.kind)}", "dev": safe(devices), "addr": safe(f"{route.dst} {gateways}"),
+            "ns": label, "kind": f"route {safe(route.kind)}", "dev": safe(devices),
+            "addr": safe(f"{route.dst} {gateways}"),
             "proto": safe(route.protocol), "table": safe(route.table), "family": str(route.family),
         },
         depth=1,
@@ -123,12 +125,14 @@ def action(rule: PolicyRule) -> str:
 def _neighbour_row(topology: Topology, net: NetState, neighbour: Neighbour, label: str) -> Row:
     link = net.links.get(neighbour.ifindex)
     owner = topology.container_at(net.ns, neighbour.address)
+    whose = f" ({owner.name})" if owner else ""
+    tone = _NEIGHBOUR_TONES.get(neighbour.state, "")
     return Row(
         neighbour_ref(net.ns, neighbour),
         (
-            cells.text(f"{neighbour.address} ({owner.name})" if owner else neighbour.address), Cell("neighbour"),
-            cells.text(neighbour.mac), cells.text(link.name if link else ""), cells.NONE, cells.NONE,
-            cells.text(neighbour.state, _NEIGHBOUR_TONES.get(neighbour.state, "")), cells.NONE, cells.NONE,
+            cells.text(f"{neighbour.address}{whose}"), Cell("neighbour"), cells.text(neighbour.mac),
+            cells.text(link.name if link else ""), cells.NONE, cells.NONE, cells.text(neighbour.state, tone),
+            cells.NONE, cells.NONE,
         ),
         {
             "ns": label, "kind": "neighbour", "addr": safe(neighbour.address), "mac": neighbour.mac,
@@ -184,8 +188,8 @@ def _route_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
         words += f", weight {hop.weight}" if len(route.nexthops) > 1 else ""
         lines.append(("next hop", cells.text(words), link_ref(link.key) if link else None))
     pairs = (
-        ("source", route.source), ("table", route.table), ("protocol", route.protocol), ("scope", route.scope),
-        ("metric", str(route.metric or "")), ("MTU", str(route.mtu or "")),
+        ("source", route.source), ("table", route.table), ("protocol", route.protocol),
+        ("scope", route.scope), ("metric", str(route.metric or "")), ("MTU", str(route.mtu or "")),
     )  # fmt: skip
     return [*lines, *((title, cells.text(value), None) for title, value in pairs if value)]
 
@@ -220,7 +224,7 @@ def _neighbour_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
 _LINES = {"route": _route_lines, "rule": _rule_lines, "neighbour": _neighbour_lines}
 
 VIEW = ListView(
-    "routes", "Routes and neighbours", ("route", "neigh", "arp"), COLUMNS, rows,
+    "routes", "Routes and neighbours", ("rt", "route", "neigh", "arp"), COLUMNS, rows,
     empty="No route yet: without one, packets only reach the link's own subnet.",
     help=(
         ("h l", "fold and unfold a namespace"),

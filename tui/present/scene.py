@@ -54,17 +54,17 @@ class Scene:
         """The speed of a link, None where it is not known."""
         return self.rates.of(key) if self.rates else None
 
-    def switched(self, bridge: LinkKey) -> tuple[float, tuple[float, ...]] | None:
-        """What a bridge carries, in bits a second, and its history; None where it is not known.
+    def carried(self, key: LinkKey) -> tuple[float, tuple[float, ...]] | None:
+        """What a link carries, in bits a second, and its history; None where it is not known.
 
-        Each frame counts once, where it enters: received by a port, or sent by the bridge's own link. The
-        history is both directions of all ports, which shows the shape only.
+        Of a bridge, each frame counts once, where it enters: received by a port, or sent by the bridge's own
+        link; its history is both directions of all ports, which tells the shape only.
         """
-        own = self.rate(bridge)
-        ports = [rate for port in self.topology.ports_of(bridge) if (rate := self.rate(port.key))]
-        if own is None and not ports:
-            return None
-        length = max((len(rate.history) for rate in ports), default=0)
-        padded = ((0.0,) * (length - len(rate.history)) + rate.history for rate in ports)
+        own, ports = self.rate(key), self.topology.ports_of(key)
+        if not ports:
+            return (own.rx_bps + own.tx_bps, own.history) if own else None
+        rates = [rate for port in ports if (rate := self.rate(port.key))]
+        length = max((len(rate.history) for rate in rates), default=0)
+        padded = ((0.0,) * (length - len(rate.history)) + rate.history for rate in rates)
         history = tuple(map(sum, zip(*padded, strict=True)))
-        return sum(rate.rx_bps for rate in ports) + (own.tx_bps if own else 0.0), history
+        return sum(rate.rx_bps for rate in rates) + (own.tx_bps if own else 0.0), history

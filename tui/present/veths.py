@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from core.model import Link, LinkKey, Ref, link_ref
+from core.peers import PAIR_KINDS
 from core.rates import LinkRate, Rates
 from core.text import safe
 from core.topology import Topology
@@ -39,10 +40,10 @@ def rows(scene: Scene) -> ListRows:
 
 
 def pairs(topology: Topology) -> Iterator[tuple[Link, Link | None]]:
-    """Each veth pair once, its outer end first: the host's, or else the one on a bridge, or else the lower key;
-    None for a peer that is out of sight."""
+    """Each veth pair once, its outer end first: the host's, or else the one on a bridge, or else the lower
+    key; None for a peer that is out of sight."""
     for link in topology.snapshot.links():
-        if link.kind == "veth":
+        if link.kind in PAIR_KINDS:
             peer = topology.peer(link)
             if peer is None or _rank(topology, link) < _rank(topology, peer):
                 yield link, peer
@@ -64,7 +65,7 @@ def _row(scene: Scene, a: Link, b: Link | None) -> Row:
             cells.text(master.name if master else ""),
             *(_far_end(topology, b) if b else (Cell("out of sight", "dim"), cells.NONE, cells.NONE)),
             mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
-            cells.trend(rate),
+            cells.trend(rate.history, rate.rx_bps + rate.tx_bps) if rate else cells.NONE,
         ),
         _terms(topology, a, b),
         aliases=(link_ref(b.key),) if b else (),

@@ -1,4 +1,4 @@
-"""The registry of views: their numbers, their names, and which of them is at home with which kind of thing."""
+"""The registry of views: their numbers, their names, and which of them is home to which kind of thing."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from textual import events
 from textual.app import ComposeResult
-from textual.containers import Container, Horizontal
+from textual.containers import Container
 from textual.screen import Screen
-from textual.widgets import Label
 
 from core.model import Ref
 from core.text import safe
@@ -23,7 +23,7 @@ from tui.widgets.prompt import Kind, Prompt
 from tui.widgets.table import TableView
 
 NUMBERED = tuple((view.number, view.list) for view in views.VIEWS if view.number is not None)
-TABS = tuple((number, view.title, (view.aliases or (view.name,))[0]) for number, view in NUMBERED)
+TABS = tuple((number, view.title, min(view.name, view.aliases[0], key=len)) for number, view in NUMBERED)
 
 _FOLLOWING = frozenset({"events"})  # views in which a cursor on the first line stays there: the newest
 READING = "reading…"
@@ -34,7 +34,7 @@ class Dashboard(Screen[None]):
     """Shows one view at a time, and beside it everything about the selected thing."""
 
     AUTO_FOCUS = "TableView"
-    BINDINGS = [*keys.bindings("any", "list", "pane"), *keys.view_bindings(9)]
+    BINDINGS = [*keys.bindings("any", "list", "order", "pane"), *keys.view_bindings(9)]
     HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-small"), (16, "-tall")]
 
@@ -56,9 +56,7 @@ class Dashboard(Screen[None]):
                 yield MainPane()
             with Container(id="side"):
                 yield DetailPane()
-        with Horizontal(id="prompt"):
-            yield Label("/", id="prompt-mark")
-            yield Prompt(commands.completed)
+        yield Prompt(commands.completed)
         yield FooterBar()
 
     def on_mount(self) -> None:
@@ -93,6 +91,8 @@ class Dashboard(Screen[None]):
             found.add("pane")
         if self.table.foldable:
             found.add("fold")
+        if self.table.header_height:
+            found.add("order")
         return frozenset(found)
 
     def _enter(self, stop: Stop) -> None:
@@ -140,7 +140,7 @@ class Dashboard(Screen[None]):
     def _badge(self) -> str:
         text, shown = self.nav.here.state.filter, len(self.table.rows)
         if not text:
-            return f"{shown} rows" if shown else ""
+            return f"{shown} rows" if shown and self.table.header_height else ""
         return f"/{safe(text)}  filtered {shown} of {self._total}"
 
     # ---- data comes
@@ -182,7 +182,10 @@ class Dashboard(Screen[None]):
     def on_table_view_selected(self, message: TableView.Selected) -> None:
         """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""
         state, ref = self.nav.here.state, message.ref
-        if self._drawn is not self.nav.here or ref is None:
+        if self._drawn is not self.nav.here:
+            return
+        if ref is None:
+            self.pane.show(None, None)
             return
         rows = self.table.rows
         if state.ref is None or rows.index(state.ref) != rows.index(ref):
@@ -257,28 +260,28 @@ class Dashboard(Screen[None]):
         self._open_prompt(":", "")
 
     def _open_prompt(self, kind: Kind, text: str) -> None:
-        self.query_one("#prompt").add_class("open")
-        self.query_one("#prompt-mark", Label).update(kind)
         self.prompt.open(kind, text)
 
-    def _close_prompt(self) -> None:
-        self.query_one("#prompt").remove_class("open")
-        if self.focused is self.prompt:
-            self.table.focus()
+    async def feed_prompt(self, event: events.Key) -> bool:
+        """Give a key to the prompt, as long as it is open; False where it is not."""
+        if not self.prompt.display:
+            return False
+        kind, outcome = self.prompt.kind, self.prompt.feed(event)
+        if outcome in ("accepted", "given up"):
+            self.prompt.close()
+        if kind == "/" and outcome:
+            self._set_filter("" if outcome == "given up" else self.prompt.text.strip())
+        elif outcome == "accepted" and self.prompt.text.strip():
+            await self._run_command(self.prompt.text)
+        return True
 
-    def on_prompt_typed(self, message: Prompt.Typed) -> None:
-        if message.kind == "/":
-            self._set_filter(message.text)
-
-    async def on_prompt_accepted(self, message: Prompt.Accepted) -> None:
-        self._close_prompt()
-        if message.kind == ":" and message.text.strip():
-            await self._run_command(message.text)
-
-    def on_prompt_given_up(self, message: Prompt.GivenUp) -> None:
-        self._close_prompt()
-        if message.kind == "/":
-            self._set_filter("")
+    def on_paste(self, event: events.Paste) -> None:
+        """Put what is pasted into the prompt."""
+        if self.prompt.display:
+            self.prompt.insert(event.text)
+            self.prompt.repaint()
+            if self.prompt.kind == "/":
+                self._set_filter(self.prompt.text.strip())
 
     def _set_filter(self, text: str) -> None:
         if text != self.nav.here.state.filter:
@@ -310,7 +313,7 @@ class Dashboard(Screen[None]):
 
     def action_sort(self) -> None:
         """By the next column in sight."""
-        names = self.table.columns_in_sight()
+        names = self.table.columns_in_sight() if self.table.header_height else []
         sort = self.nav.here.state.sort
         after = names.index(sort) + 1 if sort in names else 0
         if names:

@@ -10,7 +10,7 @@ from tui.keys import Where
 from tui.present import query
 from tui.present.rows import ListView
 from tui.screens.overlay import Line, Overlay
-from tui.widgets.painted import fit, width_of
+from tui.widgets.painted import fit, width_of, wrapped
 
 Section = tuple[str, Sequence[tuple[str, str]]]
 
@@ -64,6 +64,6 @@ def _lines(section: Section, width: int) -> list[Line]:
     column = min(max(width_of(key) for key, _ in entries), width // 2)
     lines: list[Line] = [[(title, "heading")]]
     for key, meaning in entries:
-        text = fit(meaning, width - column - 2).rstrip()
-        lines.append([(fit(key, column) + "  ", "key"), (text, "")])
+        for number, part in enumerate(wrapped(meaning, max(8, width - column - 2))):
+            lines.append([(fit("" if number else key, column) + "  ", "key"), (part, "")])
     return [*lines, []]

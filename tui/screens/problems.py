@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from core.model import Problem
 from core.text import safe
 from tui.screens.overlay import Line, Overlay
+from tui.widgets.painted import wrapped
 
 
 def problems_overlay(problems: Sequence[Problem]) -> Overlay:
@@ -31,4 +31,4 @@ def lines_of(problems: Sequence[Problem], width: int) -> list[Line]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(safe(text), max(10, width))
+    return wrapped(safe(text), max(10, width))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from core.model import Ref
 from core.text import safe
 from tui.present.rows import Cell, Detail, Section, Tone
 from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, fit, strip_of, width_of
+from tui.widgets.painted import Span, fit, strip_of, width_of, wrapped
 
 _LABELS_AT_MOST = 18
 
@@ -130,15 +129,6 @@ def _wrapped(label: str, cell: Cell, ref: Ref | None, column: int, width: int) -
     room = max(6, width - width_of(lead) - (2 if ref else 0))
     tone: Tone = cell.tone
     text = safe(cell.text)
-    parts = [text] if width_of(text) <= room else wrap_cells(text, room)
+    parts = [text] if width_of(text) <= room else wrapped(text, room)
     for number, part in enumerate(parts):
         yield DetailLine(lead if not number else " " * width_of(lead), part, tone, "dim", ref)
-
-
-def wrap_cells(text: str, width: int) -> list[str]:
-    """The text in pieces of at most `width` cells, broken between words where that is possible."""
-    if text.isascii():
-        return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
-    from rich.cells import chop_cells
-
-    return chop_cells(text, width)

@@ -17,8 +17,8 @@ _BLANK = Picture(0)
 
 
 class MainPane(TableView):
-    """A table that becomes a drawing for `RailRows`; its cursor then stands on an item of the picture, and moves
-    by place: up and down from band to band, left and right along a rail."""
+    """A table that becomes a drawing for `RailRows`; its cursor then stands on an item of the picture, and
+    moves by place: up and down from band to band, left and right along a rail."""
 
     def __init__(self, **arguments: str | None) -> None:
         super().__init__(**arguments)

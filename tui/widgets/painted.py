@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
@@ -31,6 +31,20 @@ def fit(text: str, width: int, right: bool = False) -> str:
     return set_cell_size(text, width - 1) + ELLIPSIS if width > 0 else ""
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """The text in pieces of at most `width` cells, broken between words where that is possible."""
+    lines = [""]
+    for word in text.split(" "):
+        pieces = [word] if width_of(word) <= width else chop_cells(word, width)
+        for number, piece in enumerate(pieces):
+            gap = " " if lines[-1] and not number else ""
+            if not number and width_of(lines[-1] + gap + piece) <= width:
+                lines[-1] += gap + piece
+            else:
+                lines.append(piece)
+    return lines if lines[0] else lines[1:] or [""]
+
+
 def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> Strip:
     """The spans as one line of exactly `width` cells, the rest filled."""
     strip = Strip([Segment(text, style) for text, style in spans if text])
@@ -43,7 +57,7 @@ class Painted(Widget):
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "tone--plain", "tone--ok", "tone--warn", "tone--bad", "tone--dim", "tone--accent", "tone--title",
-        "tone--heading", "tone--key", "tone--faint", "tone--tab", "tone--badge", "tone--badge-warn",
+        "tone--heading", "tone--key", "tone--faint", "tone--tab", "tone--caret", "tone--badge", "tone--badge-warn",
         "tone--cursor", "tone--cursor-blurred",
     }  # fmt: skip
 

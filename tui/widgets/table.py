@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 
 from rich.style import Style
@@ -15,7 +14,7 @@ from tui.present.columns import GAP, Placed, lay_out
 from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Row, Rows
 from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, fit, strip_of
+from tui.widgets.painted import Span, fit, strip_of, width_of, wrapped
 
 NOTHING: Rows = ListRows((), ())
 
@@ -199,13 +198,11 @@ class TableView(LinesPane):
     def paint_empty(self, width: int, height: int) -> list[Strip]:
         """The message, wrapped and centred, a little above the middle."""
         lines: list[str] = []
-        for paragraph in safe_lines(self.message):
-            lines += textwrap.wrap(paragraph, max(10, min(64, width - 4))) or [""]
+        for paragraph in self.message.split("\n"):
+            lines += wrapped(safe(paragraph), max(10, min(64, width - 4)))
         above = max(0, (height - len(lines)) * 2 // 5)
-        style = self.style_of("dim")
-        shown = [
-            strip_of([(fit(" " * ((width - len(line)) // 2) + line, width), style)], width) for line in lines
-        ]
+        left = max(1, (width - max(map(width_of, lines))) // 2)
+        shown = [strip_of([(" " * left + line, self.style_of("dim"))], width) for line in lines]
         return [Strip.blank(width)] * above + shown
 
     # ---- keys and mouse
@@ -237,11 +234,6 @@ class TableView(LinesPane):
         for placed in self._placed:
             if placed.start <= x - _GUTTER < placed.start + placed.width + GAP:
                 self.post_message(self.SortAsked(placed.column.name))
-
-
-def safe_lines(text: str) -> list[str]:
-    """Lines of a text of ours that may quote text from outside."""
-    return [safe(line) for line in text.split("\n")]
 
 
 def _whereabouts(before: Rows, now: Rows, place: int) -> int:

@@ -1,0 +1,157 @@
+"""`vnet-tui show` inside a throw-away host, against what ip(8), bridge(8) and conntrack(8) say of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bulk_conntrack import insert
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-m", "tui.cli"]
+
+
+@pytest.fixture
+def shop(host: ThrowawayHost) -> ThrowawayHost:
+    """A host with a bridge, a container on it, and an uplink."""
+    host.run("ip link add br-shop type bridge stp_state 1")
+    host.run("ip addr add 10.20.0.1/24 dev br-shop")
+    host.run("ip link set br-shop up")
+    host.container("web", "br-shop", "10.20.0.2/24", "10.20.0.1")
+    host.run("ip link set eth0 mtu 1400", inside="web")
+    host.run("ip route add blackhole 10.99.0.0/16")
+    return host
+
+
+def show(host: ThrowawayHost, *arguments: str) -> Any:
+    """What `show --json` prints on that host."""
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{host.name}", *PROGRAM, "show", *arguments, "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def links_in(shown: Any, inode: int) -> dict[str, Any]:
+    """The shown links of one namespace by name."""
+    return {link["name"]: link for link in shown["links"] if link["ns"] == inode}
+
+
+@pytest.mark.parametrize("inside", ["host", "web"])
+def test_links(shop: ThrowawayHost, inside: str) -> None:
+    shown = links_in(show(shop, "links"), shop.inode_of(inside))
+    told = {link["ifname"]: link for link in shop.json("ip -j -d addr", inside)}
+    assert shown.keys() == told.keys()
+    for name, link in told.items():
+        mine = shown[name]
+        assert (mine["ifindex"], mine["mtu"], mine["state"]) == (
+            link["ifindex"],
+            link["mtu"],
+            link["operstate"].lower(),
+        )
+        assert mine["admin_up"] == ("UP" in link["flags"])
+        assert mine["master_name"] == link.get("master")
+        assert mine["mac"] == link["address"] or mine["kind"] == "loopback"
+        assert [(each["address"], each["prefixlen"]) for each in mine["addresses"]] == [
+            (each["local"], each["prefixlen"]) for each in link["addr_info"]
+        ]
+
+
+def test_the_host_is_the_namespace_it_runs_in(shop: ThrowawayHost) -> None:
+    shown = show(shop, "namespaces")
+    assert shown["host"]["netns"] == shop.inode
+    by_inode = {each["inode"]: each for each in shown["namespaces"]}
+    assert by_inode[shop.inode]["is_host"] and by_inode[shop.inode]["label"] == "host"
+    assert shop.full("web") in by_inode[shop.inode_of("web")]["names"]
+
+
+def test_veths(shop: ThrowawayHost) -> None:
+    outside, inside = (
+        {link["ifname"]: link["ifindex"] for link in shop.json("ip -j link", where)}
+        for where in ("host", "web")
+    )
+    pairs = [pair["ends"] for pair in show(shop, "veths", "--ns", "host")["veths"]]
+    assert [[(end["ns"], end["ifindex"], end["mtu"]) for end in ends] for ends in pairs] == [
+        [(shop.inode, outside["v-web"], 1500), (shop.inode_of("web"), inside["eth0"], 1400)]
+    ]
+    assert (pairs[0][0]["master_name"], pairs[0][1]["addresses"][0]) == ("br-shop", "10.20.0.2/24")
+
+
+def test_bridges(shop: ThrowawayHost) -> None:
+    shown = show(shop, "bridges", "--ns", "host")["bridges"]
+    told = [
+        link for link in shop.json("ip -j -d link") if link.get("linkinfo", {}).get("info_kind") == "bridge"
+    ]
+    ports = shop.json("bridge -j -d link")
+    assert [bridge["name"] for bridge in shown] == [link["ifname"] for link in told] == ["br-shop"]
+    assert shown[0]["bridge"]["stp"] == bool(told[0]["linkinfo"]["info_data"]["stp_state"])
+    assert [(port["name"], port["port"]["state"]) for port in shown[0]["ports"]] == [
+        (port["ifname"], port["state"]) for port in ports
+    ]
+    fdb = [each for each in shop.json("bridge -j fdb show br br-shop") if "self" not in each.get("flags", [])]
+    assert {each["mac"] for each in fdb} <= {each["mac"] for each in shown[0]["fdb"]}
+
+
+def test_routes(shop: ThrowawayHost) -> None:
+    shown = show(shop, "routes", "--ns", "host")["routes"]
+    mine = {(each["dst"], each["kind"]) for each in shown if each["table"] == "main" and each["family"] == 4}
+    told = {(each["dst"], each.get("type", "unicast")) for each in shop.json("ip -j route")}
+    assert mine == told and ("10.99.0.0/16", "blackhole") in mine
+    inside = show(shop, "routes", "--ns", shop.full("web"))["routes"]
+    way_out = next(each for each in inside if each["dst"] == "default")
+    assert [(hop["gateway"], hop["link"]) for hop in way_out["nexthops"]] == [("10.20.0.1", "eth0")]
+
+
+def test_conntrack(inside_host: ThrowawayHost) -> None:
+    inside_host.run(["nft", "add table ip t; add chain ip t c { type filter hook input priority 0; }; "
+                     "add rule ip t c ct state new accept"])  # fmt: skip
+    insert(500)
+    entries = show(inside_host, "conntrack", "--ns", "host")["conntrack"]
+    lines = (
+        inside_host.run("conntrack -L").splitlines() + inside_host.run("conntrack -L -f ipv6").splitlines()
+    )
+    told = {
+        tuple(word.partition("=")[2] for word in line.split() if word.startswith(("src=", "sport=")))
+        for line in lines
+    }
+    mine = {
+        tuple(str(entry[way][side]) for way in ("original", "reply") for side in ("src", "sport"))
+        for entry in entries
+    }
+    assert len(entries) == 500 and mine == told
+    assert all(entry["outside"] for entry in entries)
+
+
+def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
+    live = links_in(show(shop, "links"), shop.inode)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = f"{folder}/shop.vnet"
+        subprocess.run(
+            ["nsenter", f"--net=/run/netns/{shop.name}", *PROGRAM, "dump", path], cwd=ROOT, check=True
+        )
+        shop.close()
+        later = subprocess.run(
+            [*PROGRAM, "--from", path, "show", "all", "--json"],
+            cwd=ROOT, capture_output=True, check=True, user=65534, group=65534, extra_groups=[],
+        )  # fmt: skip
+    kept = links_in(json.loads(later.stdout), shop.inode)
+    assert kept == live and len(live) == 3
+
+
+def test_people_see_the_same(shop: ThrowawayHost) -> None:
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{shop.name}", *PROGRAM, "show", "links", "--ns", "host"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    assert names == [link["ifname"] for link in shop.json("ip -j link")]
