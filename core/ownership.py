@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,10 +96,21 @@ def _leads_to(topology: Topology, net: NetState) -> Iterator[int]:
 
 
 def _told(container: Container) -> Iterator[str]:
+    """The addresses that an engine tells of a container; engines may tell anything, so only real ones."""
     for end in container.endpoints:
-        for address in (end.ipv4, end.ipv6):
-            if address:
-                yield address.partition("/")[0]
+        for text in (end.ipv4, end.ipv6):
+            address = text.partition("/")[0]
+            if is_address(address):
+                yield address
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def label_of(topology: Topology, ns: int) -> str:

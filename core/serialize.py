@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from ipaddress import ip_address
 from typing import Any, NoReturn
 
 from core.codec import WrongValue, decoder, encoder
@@ -54,6 +55,7 @@ def from_json(data: bytes) -> Snapshot:
     except WrongValue as error:
         raise CorruptFile(str(error), "snapshot" + "".join(error.path)) from None
     _check_keys(snapshot)
+    _check_addresses(snapshot)
     return snapshot
 
 
@@ -120,3 +122,14 @@ def _check_keys(snapshot: Snapshot) -> None:
                 f"what is called {str(key)[:40]!r} says of itself that it is {str(value)[:40]!r}",
                 f"snapshot.{where}",
             )
+
+
+def _check_addresses(snapshot: Snapshot) -> None:
+    """Links' addresses come from the kernel, and the whole program takes them for addresses."""
+    for link in snapshot.links():
+        for address in link.addresses:
+            try:
+                ip_address(address.address)
+            except ValueError:
+                words = f"{address.address[:40]!r} is no address"
+                raise CorruptFile(words, f"snapshot.nets.{link.ns}.links.{link.ifindex}.addresses") from None

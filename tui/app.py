@@ -43,8 +43,10 @@ class VnetApp(App[None]):
         """Keys go to the prompt while it is open, before anything else acts upon them."""
         if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
             screen = self.screen
-            if isinstance(screen, Dashboard) and await screen.feed_prompt(event):
-                return
+            if isinstance(screen, Dashboard):
+                if await screen.feed_prompt(event):
+                    return
+                await screen.caught_up()
         await super().on_event(event)
 
     async def action_quit(self) -> None:

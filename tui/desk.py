@@ -27,11 +27,11 @@ class Arrived(Message):
 
 
 class RowsReady(Message):
-    """The rows for a stop."""
+    """The rows for a stop; `number` is that of the request."""
 
-    def __init__(self, stop: Stop, shown: Shown) -> None:
+    def __init__(self, stop: Stop, shown: Shown, number: int) -> None:
         super().__init__()
-        self.origin, self.shown = stop, shown
+        self.origin, self.shown, self.number = stop, shown, number
 
 
 class DetailReady(Message):
@@ -105,10 +105,10 @@ class Desk:
         """Seconds until the next picture that nobody asked for should be worked out."""
         return max(0.0, self._rested - time.monotonic())
 
-    def rows(self, stop: Stop, view: ListView) -> None:
+    def rows(self, stop: Stop, view: ListView, number: int) -> None:
         """Ask for the rows of a stop, from the newest update unless paused."""
         state, take = replace(stop.state), not self.paused
-        self._worker.ask("rows", lambda: RowsReady(stop, self._shown(view, state, take)))
+        self._worker.ask("rows", lambda: RowsReady(stop, self._shown(view, state, take), number))
 
     def _shown(self, view: ListView, state: Any, take: bool) -> Shown:
         began = time.monotonic()

@@ -109,14 +109,18 @@ def _remove(folder: Path) -> None:
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
-    for parent in [
-        *Path("/sys/fs/cgroup").glob(folder.name),
-        *Path("/sys/fs/cgroup").glob(f"*/{folder.name}"),
-    ]:
+    for name in (folder.name, "libpod_parent"):
+        _remove_empty_cgroups(name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_empty_cgroups(name: str) -> None:
+    """Remove the cgroup of that name at the top of each hierarchy, as far as nobody is in it."""
+    root = Path("/sys/fs/cgroup")
+    for parent in [*root.glob(name), *root.glob(f"*/{name}")]:
         for path, _, _ in os.walk(parent, topdown=False):
             with contextlib.suppress(OSError):
                 Path(path).rmdir()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill(folder: Path) -> bool:

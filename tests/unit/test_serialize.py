@@ -161,6 +161,10 @@ def entries(whole: dict[str, Any]) -> dict[str, Any]:
         (lambda d: net(d)["links"]["1"].update(ifindex=9), f"snapshot.nets.{HOST}.links"),
         (lambda d: net(d)["links"].update(one=net(d)["links"]["1"]), f"snapshot.nets.{HOST}.links.one"),
         (lambda d: net(d).update(ns=1), "snapshot.nets"),
+        (
+            lambda d: net(d)["links"]["1"]["addresses"][0].update(address="::g"),
+            f"snapshot.nets.{HOST}.links.1.addresses",
+        ),
         (lambda d: entries(d).pop("id"), f"snapshot.conntracks.{HOST}.entries"),
         (lambda d: entries(d)["id"].pop(), f"snapshot.conntracks.{HOST}.entries"),
         (lambda d: entries(d)["id"].__setitem__(0, "7"), f"snapshot.conntracks.{HOST}.entries.id"),

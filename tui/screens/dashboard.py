@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
@@ -19,6 +21,7 @@ from tui.source import Source
 from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, HeaderState, Mode, TabsBar
 from tui.widgets.detail import DetailPane
 from tui.widgets.overview import MainPane
+from tui.widgets.painted import cut
 from tui.widgets.prompt import Kind, Prompt
 from tui.widgets.table import TableView
 
@@ -28,6 +31,7 @@ TABS = tuple((number, view.title, min(view.name, view.aliases[0], key=len)) for 
 _FOLLOWING = frozenset({"events"})  # views in which a cursor on the first line stays there: the newest
 READING = "reading…"
 _PATIENCE = 0.1  # seconds
+_CRUMB = 32  # cells of a breadcrumb at most
 
 
 class Dashboard(Screen[None]):
@@ -46,6 +50,8 @@ class Dashboard(Screen[None]):
         self._drawn: Stop | None = None
         self._total = 0
         self._timed = False
+        self._requests = self._awaited = 0
+        self._caught_up = asyncio.Event()
 
     def compose(self) -> ComposeResult:
         yield HeaderBar()
@@ -120,9 +126,23 @@ class Dashboard(Screen[None]):
         self.nav.here.state.top = self.table.top
 
     def _ask(self) -> None:
+        """Ask for what a person wants to see; keys wait for it."""
         state = self.nav.here.state
         self.table.sort, self.table.reverse, self.table.closed = state.sort, state.reverse, state.closed
-        self.desk.rows(self.nav.here, self.view)
+        self._request()
+        self._awaited = self._requests
+        self._caught_up.clear()
+
+    def _request(self) -> None:
+        self._requests += 1
+        self.desk.rows(self.nav.here, self.view, self._requests)
+
+    async def caught_up(self) -> None:
+        """Wait a moment for what was asked for, so that a key acts upon what the keys before it led to."""
+        try:
+            await asyncio.wait_for(self._caught_up.wait(), _PATIENCE)
+        except TimeoutError:
+            self._caught_up.set()
 
     def _show_bars(self) -> None:
         desk = self.desk
@@ -134,8 +154,9 @@ class Dashboard(Screen[None]):
         self.query_one(FooterBar).show(keys.footer(self.wheres()))
 
     def _stops(self) -> tuple[str, ...]:
-        titles = [(views.view_named(stop.view), stop.label) for stop in self.nav.trail]
-        return tuple(f"{view.list.title} {label}".strip() for view, label in titles if view)
+        """In words, the things that the way led over, and the view in sight."""
+        passed = [stop.label for stop in self.nav.trail[:-1]]
+        return (*passed, self.view.title)
 
     def _badge(self) -> str:
         text, shown = self.nav.here.state.filter, len(self.table.rows)
@@ -153,13 +174,15 @@ class Dashboard(Screen[None]):
 
     def _take_up(self) -> None:
         self._timed = False
-        self._ask()
+        self._request()
 
     def on_rows_ready(self, message: RowsReady) -> None:
         """Rows: the first for a stop, or newer ones."""
         stop, shown = message.origin, message.shown
         if stop is not self.nav.here:
             return
+        if message.number >= self._awaited:
+            self._caught_up.set()
         self._total = shown.total
         self.table.message = self._explanation(shown.pending)
         if self._drawn is stop and len(self.table.rows):
@@ -182,7 +205,7 @@ class Dashboard(Screen[None]):
     def on_table_view_selected(self, message: TableView.Selected) -> None:
         """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""
         state, ref = self.nav.here.state, message.ref
-        if self._drawn is not self.nav.here:
+        if self._drawn is not self.nav.here or ref != self.table.ref:
             return
         if ref is None:
             self.pane.show(None, None)
@@ -198,6 +221,7 @@ class Dashboard(Screen[None]):
 
     def on_failed(self, message: Failed) -> None:
         """A picture could not be worked out: say so, and go on."""
+        self._caught_up.set()
         words = safe(repr(message.error))
         self.log.error(words)
         if self._drawn is not self.nav.here:
@@ -208,16 +232,21 @@ class Dashboard(Screen[None]):
     # ---- following
 
     def on_table_view_opened(self, message: TableView.Opened) -> None:
-        self.desk.way(self.nav.here, self.nav.refs)
+        self._follow()
 
     def on_detail_pane_opened(self, message: DetailPane.Opened) -> None:
-        self.desk.way(self.nav.here, self.nav.refs, message.ref)
+        self._follow(message.ref)
+
+    def _follow(self, target: Ref | None = None) -> None:
+        self._caught_up.clear()
+        self.desk.way(self.nav.here, self.nav.refs, target)
 
     def on_way_ready(self, message: WayReady) -> None:
         """Go where Enter leads."""
         if message.origin is not self.nav.here:
             return
         if message.way is None:
+            self._caught_up.set()
             self.notify("Nothing else hangs together with this.", markup=False)
             return
         self._leave()
@@ -226,8 +255,11 @@ class Dashboard(Screen[None]):
         self.table.focus()
 
     def _label(self) -> str:
-        row = self.table.selected_row()
-        return safe(row.cells[0].text)[:24] if row else ""
+        """What the breadcrumbs call the selected thing."""
+        detail, row = self.pane.detail, self.table.selected_row()
+        if detail is not None and self.pane.about == self.ref:
+            return cut(safe(detail.title), _CRUMB)
+        return cut(safe(row.cells[0].text), _CRUMB) if row else self.view.title
 
     def action_back(self) -> None:
         if self.nav.here.state.filter:

@@ -12,7 +12,7 @@ from core.model import Ref
 from core.text import safe
 from tui.present.rows import Cell, Detail, Section, Tone
 from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, fit, strip_of, width_of, wrapped
+from tui.widgets.painted import Span, cut, fit, strip_of, width_of, wrapped
 
 _LABELS_AT_MOST = 18
 
@@ -42,13 +42,13 @@ class DetailPane(LinesPane):
         super().__init__(**arguments)
         self.detail: Detail | None = None
         self.lines: tuple[DetailLine, ...] = ()
-        self._about: Ref | None = None
+        self.about: Ref | None = None
 
     def show(self, about: Ref | None, detail: Detail | None) -> None:
         """Show what is known of `about`; the cursor stays where it was while that is the same thing."""
-        if about != self._about:
+        if about != self.about:
             self.cursor = self.top = 0
-        self._about, self.detail = about, detail
+        self.about, self.detail = about, detail
         self._lay_out()
         self.repaint()
 
@@ -99,18 +99,18 @@ class DetailPane(LinesPane):
 
 def detail_lines(detail: Detail, width: int) -> Iterator[DetailLine]:
     """A detail as lines of at most `width` cells."""
-    yield DetailLine("", fit(safe(detail.title), width).rstrip(), "title")
+    yield DetailLine("", cut(safe(detail.title), width), "title")
     column = _label_width(detail.sections, width)
     for section in detail.sections:
         yield DetailLine("", "")
         if section.title:
-            yield DetailLine("", fit(safe(section.title), width).rstrip(), "heading")
+            yield DetailLine("", cut(safe(section.title), width), "heading")
         yield from _section_lines(section, column, width)
     if detail.related:
         yield DetailLine("", "")
         yield DetailLine("", "Leads to", "heading")
         for label, ref in detail.related:
-            yield DetailLine("→ ", fit(safe(label), width - 4).rstrip(), "", "accent", ref)
+            yield DetailLine("→ ", cut(safe(label), width - 4), "", "accent", ref)
 
 
 def _label_width(sections: Sequence[Section], width: int) -> int:

@@ -31,6 +31,11 @@ def fit(text: str, width: int, right: bool = False) -> str:
     return set_cell_size(text, width - 1) + ELLIPSIS if width > 0 else ""
 
 
+def cut(text: str, width: int) -> str:
+    """The text in at most `width` cells."""
+    return text if width_of(text) <= width else fit(text, width)
+
+
 def wrapped(text: str, width: int) -> list[str]:
     """The text in pieces of at most `width` cells, broken between words where that is possible."""
     lines = [""]
@@ -57,8 +62,8 @@ class Painted(Widget):
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "tone--plain", "tone--ok", "tone--warn", "tone--bad", "tone--dim", "tone--accent", "tone--title",
-        "tone--heading", "tone--key", "tone--faint", "tone--tab", "tone--caret", "tone--badge", "tone--badge-warn",
-        "tone--cursor", "tone--cursor-blurred",
+        "tone--heading", "tone--key", "tone--faint", "tone--tab", "tone--caret", "tone--badge",
+        "tone--badge-warn", "tone--cursor", "tone--cursor-blurred",
     }  # fmt: skip
 
     def __init__(self, **arguments: str | None) -> None:

@@ -1,0 +1,312 @@
+"""Every list view: its cells, its filter terms, its details, on ordinary and on odd hosts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.model import (
+    Change,
+    LinkKey,
+    Snapshot,
+    container_ref,
+    link_ref,
+    namespace_ref,
+    nat_ref,
+    network_ref,
+)
+from core.text import safe
+from core.topology import Topology
+from tests.host_builder import HOST, HostBuilder
+from tests.snapshots import (
+    HOSTILE_NAME,
+    empty_host,
+    hostile_host,
+    many_namespaces,
+    rates_of,
+    small_builder,
+    small_host,
+)
+from tui.present import views
+from tui.present.rows import Detail, Row, Rows
+from tui.present.scene import LOG_LENGTH, ChangeLog, Scene
+
+
+def scene_of(snapshot: Snapshot) -> Scene:
+    log = ChangeLog().extended(
+        Change(1_700_000_000.0 + n, "added", link_ref(link.key), f"link {link.name} appeared")
+        for n, link in enumerate(snapshot.links())
+    )
+    return Scene(Topology(snapshot), rates_of(snapshot), log)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return scene_of(small_host())
+
+
+def rows_of(scene: Scene, view: str) -> Rows:
+    found = views.view_named(view)
+    assert found is not None
+    return found.list.rows(scene)
+
+
+def all_rows(rows: Rows) -> list[Row]:
+    return [rows.row(place) for place in range(len(rows))]
+
+
+def cells(scene: Scene, view: str, row: Row) -> dict[str, str]:
+    found = views.view_named(view)
+    assert found is not None
+    return {column.name: cell.text for column, cell in zip(found.list.columns, row.cells, strict=True)}
+
+
+def the_row(scene: Scene, view: str, query: str) -> dict[str, str]:
+    rows = rows_of(scene, view).matching(query)
+    assert len(rows) == 1, f"{query} in {view}: {[row.cells[0].text for row in all_rows(rows)]}"
+    return cells(scene, view, rows.row(0))
+
+
+def lines_of(detail: Detail) -> dict[str, str]:
+    return {label: cell.text for section in detail.sections for label, cell, _ in section.lines}
+
+
+ODD = {
+    "nothing read yet": Snapshot(pending=frozenset({"links"})),
+    "empty": empty_host(),
+    "small": small_host(),
+    "hostile": hostile_host(),
+    "many": many_namespaces(),
+}
+
+
+@pytest.mark.parametrize("view", views.VIEWS, ids=lambda view: view.name)
+@pytest.mark.parametrize("host", ODD)
+def test_every_view_presents_every_host(view: views.View, host: str) -> None:
+    scene = scene_of(ODD[host])
+    rows = view.list.rows(scene)
+    for row in all_rows(rows):
+        assert len(row.cells) == len(view.list.columns)
+        for text in (*(cell.text for cell in row.cells), *row.terms.values()):
+            assert text == safe(text), "text from outside is made fit to print"
+        if view.name != "overview":  # a thing stands on each of its rails
+            assert rows.index(row.ref) is not None
+    for row in all_rows(rows)[:30]:
+        detail = views.detail(scene, row.ref)
+        assert detail.title == safe(detail.title)
+        for section in detail.sections:
+            assert all(
+                label == safe(label) and cell.text == safe(cell.text) for label, cell, _ in section.lines
+            )
+        assert all(label == safe(label) for label, _ in detail.related)
+
+
+@pytest.mark.parametrize("view", views.VIEWS, ids=lambda view: view.name)
+def test_views_work_without_rates(view: views.View) -> None:
+    scene = Scene(Topology(small_host()))
+    assert all_rows(view.list.rows(scene)) is not None
+    assert view.list.empty and view.list.title
+
+
+def test_references_are_unique_in_a_view(scene: Scene) -> None:
+    for view in views.VIEWS:
+        if view.name != "overview":
+            refs = [row.ref for row in all_rows(view.list.rows(scene))]
+            assert len(refs) == len(set(refs)), view.name
+
+
+def test_views_are_found_by_number_name_and_alias() -> None:
+    numbers = [view.number for view in views.VIEWS if view.number]
+    assert numbers == list(range(1, 10))
+    for alias, name in (
+        ("br", "bridges"), ("veth", "veths"), ("ns", "namespaces"), ("nat", "nat"), ("ct", "conntrack"),
+        ("flows", "conntrack"), ("net", "networks"), ("links", "links"), ("overv", "overview"),
+    ):  # fmt: skip
+        found = views.view_named(alias)
+        assert found is not None and found.name == name
+    assert views.view_named("") is None and views.view_named("xyzzy") is None
+    second = views.view_numbered(2)
+    assert second is not None and second.name == "bridges"
+
+
+def test_every_thing_is_in_the_rows_of_its_home(scene: Scene) -> None:
+    for view in views.VIEWS:
+        for row in all_rows(view.list.rows(scene)):
+            home = views.home_of(scene.topology, row.ref)
+            assert home is not None
+            assert home.list.rows(scene).index(row.ref) is not None
+
+
+def test_both_ends_of_a_veth_are_one_row(scene: Scene) -> None:
+    rows = rows_of(scene, "veths")
+    for end, peer in scene.topology.peers.items():
+        assert rows.index(link_ref(end)) == rows.index(link_ref(peer))
+    row = the_row(scene, "veths", "ct:web1")
+    assert (row["name"], row["master"], row["peer"], row["ct"]) == ("veth-web1", "br-app", "eth0", "web1")
+    assert row["addr"] == "172.18.0.2/16"
+
+
+def test_rates_of_a_veth_are_seen_from_its_outer_end(scene: Scene) -> None:
+    row = the_row(scene, "veths", "ct:web1")
+    rate = scene.rate(next(link.key for link in scene.snapshot.links() if link.name == "veth-web1"))
+    assert rate is not None and rate.tx_bps == pytest.approx(24e6) and rate.rx_bps == pytest.approx(48e6)
+    assert (row["in"], row["out"]) == ("24.0 Mbit/s", "48.0 Mbit/s")
+
+
+def test_an_mtu_mismatch_is_marked(scene: Scene) -> None:
+    rows = rows_of(scene, "veths").matching("mtu:≠")
+    assert len(rows) == 1
+    row = rows.row(0)
+    assert row.cells[0].text == "veth-web2"
+    marked = [cell for cell in row.cells if cell.tone == "warn"]
+    assert [cell.text for cell in marked] == ["1500≠1400"]
+
+
+def test_a_veth_whose_peer_is_out_of_sight() -> None:
+    host = HostBuilder()
+    host.link(HOST, "lonely", "veth", lower=9, lower_nsid=77)
+    scene = scene_of(host.snapshot())
+    assert the_row(scene, "veths", "lonely")["peer"] == "out of sight"
+
+
+def test_one_end_off_is_said_of_the_right_end() -> None:
+    host = HostBuilder()
+    bridge = host.bridge("br0")
+    ns = host.namespace(HOST + 1, names=("x",))
+    host.wire(ns, bridge, "v-x", state="down", admin_up=False, carrier=False)
+    scene = scene_of(host.snapshot())
+    assert the_row(scene, "veths", "v-x")["state"] == "B is off"
+
+
+def test_bridges_carry_their_ports(scene: Scene) -> None:
+    rows = all_rows(rows_of(scene, "bridges"))
+    names = [(row.depth, row.cells[0].text) for row in rows]
+    start = names.index((0, "br-app"))
+    assert names[start + 1 : start + 4] == [(1, "veth-api"), (1, "veth-web1"), (1, "veth-web2")]
+    row = cells(scene, "bridges", rows[start])
+    assert (row["net"], row["addr"], row["ports"]) == ("app (nat)", "172.18.0.0/16", "3")
+
+
+def test_a_bridge_carries_what_enters_it_once(scene: Scene) -> None:
+    by_name = {link.name: link for link in scene.snapshot.links() if link.ns == HOST}
+    bridge = by_name["br-app"].key
+    ports = [scene.rate(by_name[name].key) for name in ("veth-api", "veth-web1", "veth-web2")]
+    own, carried = scene.rate(bridge), scene.carried(bridge)
+    assert own is not None and carried is not None
+    assert carried[0] == pytest.approx(own.tx_bps + sum(port.rx_bps for port in ports if port))
+    detail = views.detail(scene, link_ref(bridge))
+    assert "Forwarding table" in [section.title for section in detail.sections]
+
+
+def test_an_idle_bridge_is_no_fault() -> None:
+    host = HostBuilder()
+    host.bridge("docker0", carrier=False, state="down")
+    scene = scene_of(host.snapshot())
+    row = rows_of(scene, "bridges").row(0)
+    assert cells(scene, "bridges", row)["state"] == "idle"
+    assert all(cell.tone != "bad" for cell in row.cells)
+
+
+def test_the_model_card_and_its_matrix(scene: Scene) -> None:
+    assert the_row(scene, "containers", "name:web1")["model"] == "bridged"
+    assert the_row(scene, "containers", "name:sidecar")["model"] == "joined"
+    assert the_row(scene, "containers", "name:vault")["model"] == "closed"
+    assert the_row(scene, "containers", "name:monitor")["model"] == "open"
+    orphan = rows_of(scene, "containers").matching("name:orphan").row(0)
+    assert any(cell.tone == "bad" and "dead" in cell.text for cell in orphan.cells)
+    sidecar = rows_of(scene, "containers").matching("name:sidecar").row(0)
+    detail = views.detail(scene, sidecar.ref)
+    matrix = next(section for section in detail.sections if section.title == "Namespaces")
+    told = {label.split()[0]: cell.text for label, cell, _ in matrix.lines}
+    assert told == {
+        "user": "■ the host's", "mnt": "□ its own", "pid": "□ its own", "uts": "□ its own",
+        "net": "◐ with web1", "ipc": "□ its own",
+    }  # fmt: skip
+    assert lines_of(detail)["asked for"] == "the network of web1"
+
+
+def test_a_container_row_tells_ports_and_traffic(scene: Scene) -> None:
+    row = the_row(scene, "containers", "name:web2")
+    assert row["port"] == "127.0.0.1:8081→80"
+    assert (row["in"], row["out"]) == ("16.0 Mbit/s", "8.0 Mbit/s")
+    assert len(rows_of(scene, "containers").matching("port:80")) == 2
+    assert len(rows_of(scene, "containers").matching("port:808")) == 0, "a port is a whole number"
+    assert len(rows_of(scene, "containers").matching("label:tier=front")) == 1
+
+
+def test_namespaces_say_what_holds_them(scene: Scene) -> None:
+    rows = [cells(scene, "namespaces", row) for row in all_rows(rows_of(scene, "namespaces"))]
+    held = {row["name"]: row["kind"] for row in rows}
+    assert held["host"] == "the host" and rows[0]["name"] == "host"
+    assert held["web1"] == "docker container"
+    assert held["blue"] == "ip netns name"
+
+
+def test_nat_entries_come_with_their_rules(scene: Scene) -> None:
+    rows = rows_of(scene, "nat")
+    kinds = [row.cells[0].text for row in all_rows(rows)]
+    assert kinds == sorted(kinds, key=["published port", "masquerade", "filter"].index)
+    published = rows.matching("port:8080").row(0)
+    detail = views.detail(scene, published.ref)
+    rules = next(section for section in detail.sections if section.title == "Rules behind it")
+    assert "--to-destination 172.18.0.2:80" in rules.lines[0][1].text
+    dropped = rows.matching("verdict:drop").row(0)
+    assert any(cell.tone == "bad" for cell in dropped.cells)
+
+
+def test_routes_are_folded_by_namespace(scene: Scene) -> None:
+    rows = all_rows(rows_of(scene, "routes"))
+    assert rows[0].ref == namespace_ref(HOST) and rows[0].depth == 0
+    assert all(row.depth == 1 for row in rows if row.ref.kind != "namespace")
+    filtered = rows_of(scene, "routes").matching("kind:neighbour addr:172.18.0.2")
+    assert [row.cells[0].text for row in all_rows(filtered)] == ["172.18.0.2 (web1)"]
+    refusing = rows_of(scene, "routes").matching("kind:blackhole").row(0)
+    assert refusing.cells[1].tone == "warn"
+    detail = views.detail(scene, rows_of(scene, "routes").matching("default ns:host").row(0).ref)
+    assert lines_of(detail)["next hop"] == "192.0.2.254 by eth0"
+
+
+def test_events_are_the_newest_first_and_lead_to_their_thing(scene: Scene) -> None:
+    rows = all_rows(rows_of(scene, "events"))
+    moments = [row.cells[0].sort for row in rows]
+    assert moments == sorted(moments, reverse=True)  # type: ignore[type-var]
+    detail = views.detail(scene, rows[0].ref)
+    assert detail.related[0][1].kind == "link"
+
+
+def test_the_log_keeps_a_thousand_and_their_numbers() -> None:
+    change = Change(1.0, "added", namespace_ref(1), "x")
+    log = ChangeLog()
+    for number in range(3):
+        log = log.extended(replace(change, sentence=f"{number}.{each}") for each in range(400))
+    numbered = dict(log.numbered())
+    assert len(numbered) == LOG_LENGTH
+    for ref, kept in numbered.items():
+        number = int(ref.key[0])
+        assert kept.sentence == f"{number // 400}.{number % 400}"
+        assert log.change(ref) is kept
+    assert log.change(replace(ref, key=(5,))) is None
+
+
+def test_what_is_gone_says_so(scene: Scene) -> None:
+    for ref in (link_ref(LinkKey(HOST, 99)), namespace_ref(1), network_ref("x"), nat_ref(HOST, "x")):
+        assert "gone" in views.detail(scene, ref).title
+    assert "gone" in views.detail(scene, container_ref("docker", "x")).title
+
+
+def test_hostile_names_stay_readable() -> None:
+    scene = scene_of(hostile_host())
+    row = rows_of(scene, "containers").row(0)
+    assert safe(HOSTILE_NAME) in {
+        cell.text for each in all_rows(rows_of(scene, "containers")) for cell in each.cells
+    }
+    assert all("\x1b" not in cell.text and "\n" not in cell.text for cell in row.cells)
+
+
+def test_stopped_containers_have_no_namespace() -> None:
+    host = small_builder()
+    host.container("docker", "old", None, state="exited", pid=None)
+    scene = scene_of(host.snapshot())
+    row = the_row(scene, "containers", "name:old")
+    assert row["state"] == "exited" and row["in"] == "–"
