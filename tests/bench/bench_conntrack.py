@@ -1,4 +1,4 @@
-"""Reading 100,000 conntrack entries into the model, against `conntrack -L >/dev/null`; sorting and filtering them."""
+"""Reading 100,000 conntrack entries into the model against `conntrack -L >/dev/null`; sorting, filtering."""
 
 from __future__ import annotations
 

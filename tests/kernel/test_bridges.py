@@ -83,7 +83,10 @@ def test_settings_are_those_that_ip_prints(host: ThrowawayHost, options: str) ->
     assert settings(bridge) == settings_from_ip(printed["linkinfo"]["info_data"])
 
 
-def test_port_states_and_flags_are_those_that_bridge_prints(host: ThrowawayHost) -> None:
+@pytest.mark.parametrize(("stp", "state"), [(0, "forwarding"), (1, "listening")])
+def test_port_states_and_flags_are_those_that_bridge_prints(
+    host: ThrowawayHost, stp: int, state: str
+) -> None:
     two_ports(host)
     host.run(
         "bridge link set dev p1 learning off flood off mcast_flood off bcast_flood off cost 77 priority 5"
@@ -92,8 +95,8 @@ def test_port_states_and_flags_are_those_that_bridge_prints(host: ThrowawayHost)
         "bridge link set dev p2 isolated on hairpin on neigh_suppress on guard on root_block on fastleave on"
     )
     host.run("ip link add p3 master br0 type veth peer name p3-peer")
-    until(lambda: {entry["state"] for entry in host.json("bridge -j link")} == {"forwarding", "disabled"})
-    host.run("bridge link set dev p2 state 4")
+    host.run(f"ip link set br0 type bridge stp_state {stp}")
+    until(lambda: [entry["state"] for entry in host.json("bridge -j link")].count(state) == 2)
     read = links_of(host)
     printed = {entry["ifname"]: entry for entry in host.json("bridge -j -d link")}
     assert printed.keys() == {name for name, link in read.items() if link.port}
@@ -103,7 +106,7 @@ def test_port_states_and_flags_are_those_that_bridge_prints(host: ThrowawayHost)
         assert {flag: getattr(port, flag) for flag in PORT_FLAGS} == {
             flag: entry[flag] for flag in PORT_FLAGS
         }
-    assert {port_of(read[name]).state for name in printed} == {"forwarding", "blocking", "disabled"}
+    assert {port_of(read[name]).state for name in printed} == {state, "disabled"}
 
 
 def fdb_from_bridge(entry: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -38,8 +39,10 @@ from core.model import (
     Snapshot,
 )
 from core.ownership import names_in
+from core.serialize import CorruptFile, from_json, to_json
 from core.topology import Topology
 from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
+from tui.show import Output, show
 
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
 SMALL = small_host()
@@ -159,6 +162,43 @@ def test_conntrack_says_what_flows_say(
     assert (entry["outside"] is None) == (not flow.translation)
     assert (entry["state"], entry["id"]) == (flow.entry.state, flow.entry.id)
     assert (entry["original"]["packets"] is None) == (not flow.entry.counted)
+
+
+PLAIN = json.loads(to_json(SMALL))
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The ways to every text, number and list in a JSON value."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from leaves(each, (*path, key))
+        return
+    yield path
+    for place, each in enumerate(value if isinstance(value, list) else ()):
+        yield from leaves(each, (*path, place))
+
+
+ODD = {
+    str: ["", "?", "999.999.1.1/99", "::/200", "a:b:c", "80-x", "1.2.3.4/24x", "@s,x"],
+    bool: [True, False], int: [0, 7, 255, 2**63 - 1], float: [1e18], list: [[]], type(None): [0, 2**60, "x"],
+}  # fmt: skip
+
+
+@given(st.sampled_from([*leaves(PLAIN["snapshot"])]), st.data())
+def test_a_dump_with_odd_values_is_refused_or_shown(path: tuple[str | int, ...], data: st.DataObject) -> None:
+    whole = json.loads(json.dumps(PLAIN))
+    holder = whole["snapshot"]
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = data.draw(st.sampled_from(ODD[type(holder[path[-1]])]))
+    try:
+        snapshot = from_json(json.dumps(whole).encode())
+    except CorruptFile:
+        return
+    assert shown(snapshot)["schema"] == 1
+    stream = io.StringIO()
+    show(snapshot, [*TOPICS], Output(stream))
+    assert "Conntrack" in stream.getvalue()
 
 
 def tables() -> Iterator[tuple[str, set[str]]]:

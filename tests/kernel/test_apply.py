@@ -1,0 +1,182 @@
+"""All or nothing: killed after any step, refused at any step, a change leaves the network as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.apply import execute as execution
+from core.apply import journal, lock, run
+from core.apply.state import StateError
+from core.ops import (
+    AddAddress,
+    AddRoute,
+    CreateBridge,
+    CreateNamespace,
+    CreateVeth,
+    JoinNamespace,
+    Operation,
+    Place,
+    SetBridge,
+    SetLink,
+    SetPort,
+    SetRules,
+    SetSysctl,
+)
+from tests.conftest import ThrowawayHost
+from tests.state import state
+
+pytestmark = pytest.mark.root
+
+_EMPTY = "table inet vnet\ndelete table inet vnet\n"
+_RULES = _EMPTY + (
+    "table inet vnet {\n\tchain post {\n\t\ttype nat hook postrouting priority 100;\n"
+    "\t\tip saddr 10.77.0.0/24 masquerade\n\t}\n}\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def names(inside_host: ThrowawayHost) -> Iterator[tuple[str, str, str]]:
+    """The host's name, and two that the change will make."""
+    web, log = inside_host.full("web"), inside_host.full("log")
+    yield inside_host.name, web, log
+    for name in (web, log):
+        if Path(f"/run/netns/{name}").exists():
+            inside_host.names.append(name)
+
+
+def steps_of(web: str, log: str) -> tuple[Operation, ...]:
+    inside = Place(web)
+    return (
+        CreateBridge("br-t", alias="vnet:kind=nat net=t", mtu=1400),
+        AddAddress("br-t", "10.77.0.1/24"),
+        AddAddress("br-t", "fd00:77::1/64"),
+        SetLink("br-t", "up", "up", "down"),
+        CreateNamespace(web),
+        CreateVeth("v-web", "eth0", peer_place=inside, mtu=1400, alias="vnet:net=t"),
+        SetLink("v-web", "master", "br-t", ""),
+        SetPort("v-web", "isolated", True, False),
+        SetLink("v-web", "up", "up", "down"),
+        AddAddress("eth0", "10.77.0.2/24", inside),
+        SetLink("eth0", "up", "up", "down", inside),
+        AddRoute("default", "eth0", "10.77.0.1", inside),
+        JoinNamespace(log, web),
+        SetSysctl("net.ipv4.ip_forward", "1", "0"),
+        SetBridge("br-t", "stp_state", 1, 0),
+        SetRules(_RULES, _EMPTY),
+    )
+
+
+COUNT = len(steps_of("a", "b"))
+
+
+def test_done_and_undone(names: tuple[str, str, str], inside_host: ThrowawayHost) -> None:
+    before = state(names)
+    outcome = run.apply("a network", steps_of(*names[1:]))
+    assert outcome.done, outcome.errors
+    assert inside_host.json("ip -j -d link show br-t")[0]["linkinfo"]["info_data"]["stp_state"] == 1
+    assert inside_host.json("bridge -j -d link show dev v-web")[0]["isolated"] is True
+    assert "masquerade" in inside_host.run("nft list ruleset")
+    entry = next(journal.history())
+    assert (entry.title, entry.end, entry.begun) == ("a network", "done", COUNT)
+    assert run.undo(entry).end == "undone"
+    assert state(names) == before
+    assert next(journal.history()).end == "undone"
+
+
+@pytest.mark.parametrize("at", range(COUNT))
+def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
+    before = state(names)
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def kill_here(_: Operation) -> None:
+            nonlocal seen
+            if seen == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen += 1
+
+        run.apply("killed", steps_of(*names[1:]), progress=kill_here)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (entry,) = journal.open_intents()
+    assert entry.begun == at + 1
+    assert run.undo(entry).errors == ()
+    assert state(names) == before
+    assert journal.open_intents() == ()
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EBUSY, errno.ENOSPC])
+@pytest.mark.parametrize("at", range(0, COUNT, 3))
+def test_refused_at_any_step(
+    at: int, number: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(names)
+    steps = steps_of(*names[1:])
+    real = execution.execute
+
+    def refusing(operation: Operation, kernel: object) -> None:
+        if operation is steps[at]:
+            raise OSError(number, os.strerror(number))
+        real(operation, kernel)
+
+    monkeypatch.setattr(run, "execute", refusing)
+    outcome = run.apply("refused", steps)
+    assert outcome.end == "undone"
+    assert outcome.errors == (f"could not {steps[at].describe()}: {os.strerror(number)}",)
+    assert state(names) == before
+
+
+def test_a_link_of_somebody_else_is_not_removed_by_an_undo(
+    names: tuple[str, str, str], inside_host: ThrowawayHost
+) -> None:
+    inside_host.run("ip link add br-t type bridge")
+    outcome = run.apply("in the way", steps_of(*names[1:]))
+    assert outcome.end == "undone"
+    assert "br-t" in outcome.errors[0]
+    assert inside_host.json("ip -j link show br-t")
+
+
+def test_one_writer_at_a_time(names: tuple[str, str, str], inside_host: ThrowawayHost) -> None:
+    with lock.writing(), pytest.raises(lock.Busy, match=str(os.getpid())):
+        run.apply("second", steps_of(*names[1:]))
+    assert "br-t" not in inside_host.run("ip link")
+
+
+def test_a_state_directory_that_cannot_be_written_changes_nothing(
+    names: tuple[str, str, str], inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VNET_STATE", "/proc/no-such-place")
+    with pytest.raises(StateError, match="nothing was changed"):
+        run.apply("nowhere", steps_of(*names[1:]))
+    assert "br-t" not in inside_host.run("ip link")
+
+
+def test_a_full_disk_changes_nothing(
+    names: tuple[str, str, str], inside_host: ThrowawayHost, state_directory: Path
+) -> None:
+    state_directory.mkdir()
+    inside_host.run(["mount", "-t", "tmpfs", "-o", "size=16k", "full", str(state_directory)])
+    try:
+        (state_directory / "journal").mkdir()
+        with (state_directory / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        with pytest.raises(StateError, match="No space left"):
+            run.apply("full", steps_of(*names[1:]))
+        assert "br-t" not in inside_host.run("ip link")
+        assert not list((state_directory / "journal").iterdir())
+    finally:
+        inside_host.run(["umount", str(state_directory)])

@@ -1,0 +1,62 @@
+"""The network state of throw-away namespaces, as the system's own tools tell it, to compare before and after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# What the kernel counts up, chooses afresh or lets age, none of which is a difference.
+_VOLATILE = frozenset(
+    """
+    ifindex link_index link_netnsid operstate flags stats stats64 handle packets bytes no
+    valid_life_time preferred_life_time updated used cacheinfo dad_status
+    gc_timer hello_timer tcn_timer topology_change_timer hold_timer message_age_timer forward_delay_timer
+    topology_change topology_change_detected designated_port root_port root_path_cost
+    """.split()
+)
+_SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+
+
+def state(namespaces: Iterable[str]) -> dict[str, Any]:
+    """Links, addresses, routes, bridge ports, rules and sysctls of each named namespace that exists."""
+    return {name: _of(name) for name in namespaces if Path(f"/run/netns/{name}").exists()}
+
+
+def _of(name: str) -> dict[str, Any]:
+    return {
+        "links": _by_name(_run(name, "ip -j -d link show")),
+        "addresses": _by_name(_run(name, "ip -j addr show")),
+        "routes": _sorted(_run(name, "ip -j route show table all")),
+        "routes6": _sorted(_run(name, "ip -j -6 route show table main")),
+        "ports": _by_name(_run(name, "bridge -j -d link show")),
+        "rules": _cleaned(_run(name, "nft -j list ruleset")),
+        "sysctls": {key: _inside(name, ["cat", f"/proc/sys/{key}"]).strip() for key in _SYSCTLS},
+    }
+
+
+def _inside(name: str, words: list[str]) -> str:
+    command = ["nsenter", f"--net=/run/netns/{name}", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _run(name: str, command: str) -> Any:
+    return json.loads(_inside(name, command.split()) or "[]")
+
+
+def _by_name(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {item["ifname"]: _cleaned(item) for item in items if item.get("ifname")}
+
+
+def _sorted(items: list[dict[str, Any]]) -> list[Any]:
+    return sorted((_cleaned(item) for item in items), key=json.dumps)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cleaned(item) for key, item in sorted(value.items()) if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value if not (isinstance(item, dict) and "metainfo" in item)]
+    return value
