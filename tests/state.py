@@ -1,4 +1,4 @@
-"""The network state of throw-away namespaces, as the system's own tools tell it, to compare before and after."""
+"""The network state of throw-away namespaces, as the system's own tools tell it: for comparing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,37 @@ from typing import Any
 
 # What the kernel counts up, chooses afresh or lets age, none of which is a difference.
 _VOLATILE = frozenset(
-    """
-    ifindex link_index link_netnsid operstate flags stats stats64 handle packets bytes no
-    valid_life_time preferred_life_time updated used cacheinfo dad_status
-    gc_timer hello_timer tcn_timer topology_change_timer hold_timer message_age_timer forward_delay_timer
-    topology_change topology_change_detected designated_port root_port root_path_cost
-    """.split()
+    [
+        "ifindex",
+        "link_index",
+        "link_netnsid",
+        "operstate",
+        "flags",
+        "stats",
+        "stats64",
+        "handle",
+        "packets",
+        "bytes",
+        "no",
+        "valid_life_time",
+        "preferred_life_time",
+        "updated",
+        "used",
+        "cacheinfo",
+        "dad_status",
+        "gc_timer",
+        "hello_timer",
+        "tcn_timer",
+        "topology_change_timer",
+        "hold_timer",
+        "message_age_timer",
+        "forward_delay_timer",
+        "topology_change",
+        "topology_change_detected",
+        "designated_port",
+        "root_port",
+        "root_path_cost",
+    ]
 )
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 

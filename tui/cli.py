@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,6 +166,7 @@ def load(path: Path) -> Snapshot:
 
 def _dump(options: argparse.Namespace) -> int:
     from core.serialize import pack
+    from core.topology import Topology
     from tui.show import print_problems
 
     snapshot = _snapshot(options)
@@ -173,7 +175,7 @@ def _dump(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(content)
     else:
         _write(Path(options.file), content)
-    print_problems(snapshot.problems)
+    print_problems(Topology(snapshot), TOPICS)
     return 0
 
 
@@ -194,8 +196,11 @@ def _demo(options: argparse.Namespace) -> int:
     from core.lab import LabSettings, demo
 
     words = options.run[1:] if options.run[:1] == ["--"] else options.run
-    command = words or [sys.executable, "-m", "tui.cli"]
-    return demo.main(command, LabSettings(traffic=not options.no_traffic))
+    if words[:1] in ([], ["vnet-tui"]):
+        words = [sys.executable, "-m", "tui.cli", *words[1:]]
+    elif shutil.which(words[0]) is None:
+        raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
+    return demo.main(words, LabSettings(traffic=not options.no_traffic))
 
 
 def _dashboard(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain, islice
@@ -24,6 +24,12 @@ _MEASURED = 1000
 _GAP = "  "
 _CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36"}
 _NOTHING = ("", "–")
+# An engine that is not there matters only to who asks for what it makes.
+_CONCERNS = {
+    "docker": ("containers", "networks"),
+    "podman": ("containers", "networks"),
+    "ovs": ("bridges",),
+}
 # Speeds need two looks at the counters; there was one.
 _SPEEDS = ("rate", "rx", "tx", "in", "out", "trend")
 
@@ -71,15 +77,26 @@ def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | No
         if len(topics) > 1:
             output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
         output.stream.writelines(_table(view, _within(topology, rows, scope), output))
-    print_problems(snapshot.problems)
+    print_problems(topology, topics, scope)
 
 
-def print_problems(problems: Iterable[Problem]) -> None:
-    """Say on standard error what could not be read, why, and what to try."""
-    for problem in problems:
-        words = [problem.what, *([f"({problem.why})"] if problem.why else [])]
-        words += [f"- {problem.try_}"] if problem.try_ else []
-        print(f"vnet-tui: {safe(' '.join(words))}", file=sys.stderr)
+def print_problems(topology: Topology, topics: Collection[str], scope: Collection[int] | None = None) -> None:
+    """Say on standard error what could not be read, why, and what to try; those of one kind in one line."""
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in topology.snapshot.problems:
+        matters = any(topic in _CONCERNS.get(problem.part, topics) for topic in topics)
+        if matters and (scope is None or problem.ns is None or problem.ns in scope):
+            kinds.setdefault((problem.part, problem.try_), []).append(problem)
+    for alike in kinds.values():
+        print(f"vnet-tui: {safe(_problem_words(topology, alike))}", file=sys.stderr)
+
+
+def _problem_words(topology: Topology, alike: Sequence[Problem]) -> str:
+    first = alike[0]
+    words = f"{topology.label(first.ns)}: {first.what}" if first.ns is not None else first.what
+    words += f" ({first.why})" if first.why else ""
+    words += f" - {first.try_}" if first.try_ else ""
+    return f"{words} (and {len(alike) - 1} more like this)" if len(alike) > 1 else words
 
 
 def _scope(topology: Topology, name: str) -> frozenset[int]:

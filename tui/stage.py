@@ -34,13 +34,14 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "events": frozenset(),
 }
 _LINKS = frozenset({"namespaces", "links"})
+_ALL = _LINKS.union(*_PARTS.values())
 
 
 class Stage:
     """Keeps the scene, and the rows of the view in sight before filter and order."""
 
     def __init__(self) -> None:
-        self.scene = Scene(Topology(Snapshot()))
+        self.scene = Scene(Topology(Snapshot(pending=_ALL)))
         self.problems: tuple[Problem, ...] = ()
         self._base: tuple[str, Scene, Rows] | None = None
 

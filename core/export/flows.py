@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,56 +42,76 @@ def flows(topology: Topology, scope: Collection[int] | None) -> Iterator[str]:
 
 def _table(topology: Topology, ns: int, table: Conntrack) -> Iterator[str]:
     where = f'{{"ns":{ns},"namespace":{json.dumps(topology.label(ns))},"id":'
-    names = {address: json.dumps(name) for address, name in names_in(topology, ns).items()}
-    texts = _Texts()
+    names = names_in(topology, ns)
+    texts, states = _Cached(address_text), _Cached(_state)
+    ends: _Cached[bytes] = _Cached(lambda raw: _end(texts[raw], names.get(raw)))
+    known = {raw for raw, name in names.items() if name}
     for start in range(0, len(table.entries), _CHUNK):
         for entry in table.entries[start : start + _CHUNK].view(_FLAT).tolist():
-            yield where + _line(entry, texts, names)
+            yield where + _line(entry, texts, ends, states, known)
 
 
-class _Texts(dict[bytes, str]):
-    """Addresses in text by their 16 bytes, worked out once each: tables name the same few again and again."""
+class _Cached[Key](dict[Key, str]):
+    """Texts by what they are made of, worked out once each: tables hold the same few again and again."""
 
-    def __missing__(self, raw: bytes) -> str:
-        self[raw] = text = address_text(raw)
-        return text
+    def __init__(self, make: Callable[[Key], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: Key) -> str:
+        self[key] = made = self._make(key)
+        return made
 
 
-def _line(entry: tuple[Any, ...], texts: _Texts, names: Mapping[bytes, str]) -> str:
+def _end(address: str, name: str | None) -> str:
+    """An end of a connection up to its port."""
+    return f'{{"address":"{address}","name":{json.dumps(name or None)},"port":'
+
+
+def _state(key: tuple[int, int, int]) -> str:
+    """What protocol number, TCP state and status bits say."""
+    l4_proto, tcp_state, status = key
+    return (
+        f'"l4_proto":"{PROTOCOLS[l4_proto]}","l4_number":{l4_proto},'
+        f'"state":"{state_text(l4_proto, tcp_state, status)}","status":{status},'
+        f'"seen_reply":{json.dumps(status & IPS_SEEN_REPLY != 0)},'
+        f'"assured":{json.dumps(status & IPS_ASSURED != 0)}'
+    )
+
+
+def _line(
+    entry: tuple[Any, ...],
+    texts: Mapping[bytes, str],
+    ends: Mapping[bytes, str],
+    states: Mapping[tuple[int, int, int], str],
+    known: Collection[bytes],
+) -> str:
     """The object from its id on; core.flows.meaning.Flow says the same of one entry, more slowly."""
     (number, status, timeout, mark, zone, family, l4_proto, tcp_state, counted,
      orig_src, orig_dst, reply_src, reply_dst, orig_sport, orig_dport, reply_sport, reply_dport,
      orig_packets, reply_packets, orig_bytes, reply_bytes, start) = entry  # fmt: skip
-    source, destination, answer, back = texts[orig_src], texts[orig_dst], texts[reply_src], texts[reply_dst]
-    icmp = "null"
-    ports: tuple[Any, Any, Any, Any] = (orig_sport, orig_dport, reply_sport, reply_dport)
+    icmp, ident, reply_ident = "null", 0, 0
     if l4_proto not in WITH_PORTS or not (orig_sport or orig_dport):
-        ports = ("null", "null", "null", "null")
         if l4_proto in _ICMPS:
-            icmp = f'{{"id":{orig_sport},"type":{orig_dport >> 8},"code":{orig_dport & 0xFF}}}'
-    sport, dport, answer_port, back_port = ports
-    count: tuple[Any, Any, Any, Any] = (orig_packets, orig_bytes, reply_packets, reply_bytes)
+            ident, reply_ident = orig_sport, reply_sport
+            icmp = f'{{"id":{ident},"type":{orig_dport >> 8},"code":{orig_dport & 0xFF}}}'
+        orig_sport = orig_dport = reply_sport = reply_dport = "null"
     if not counted:
-        count = ("null", "null", "null", "null")
-    opener, answerer = names.get(orig_src, "null"), names.get(reply_src, "null")
-    origin = f'{{"address":"{source}","port":{sport},"name":{opener}}}'
-    responder = f'{{"address":"{answer}","port":{answer_port},"name":{answerer}}}'
-    inside, outside, peer = origin, "null", responder
-    if answer != destination or answer_port != dport:
-        inside, outside, peer = responder, f'{{"address":"{destination}","port":{dport}}}', origin
-    elif back != source or back_port != sport or (icmp != "null" and reply_sport != orig_sport):
-        outside = f'{{"address":"{back}","port":{back_port}}}'
-    elif answerer not in ("null", '""') and opener in ("null", '""'):
-        inside, peer = responder, origin
+        orig_packets = reply_packets = orig_bytes = reply_bytes = "null"
+    inside, outside, peer = f"{ends[orig_src]}{orig_sport}}}", "null", f"{ends[reply_src]}{reply_sport}}}"
+    if reply_src != orig_dst or reply_sport != orig_dport:
+        inside, peer = peer, inside
+        outside = f'{{"address":"{texts[orig_dst]}","port":{orig_dport}}}'
+    elif reply_dst != orig_src or reply_dport != orig_sport or reply_ident != ident:
+        outside = f'{{"address":"{texts[reply_dst]}","port":{reply_dport}}}'
+    elif reply_src in known and orig_src not in known:
+        inside, peer = peer, inside
     return (
-        f'{number},"zone":{zone},"family":{family},"l4_proto":"{PROTOCOLS[l4_proto]}","l4_number":{l4_proto},'
-        f'"state":"{state_text(l4_proto, tcp_state, status)}","status":{status},'
-        f'"seen_reply":{"true" if status & IPS_SEEN_REPLY else "false"},'
-        f'"assured":{"true" if status & IPS_ASSURED else "false"},'
+        f'{number},"zone":{zone},"family":{family},{states[l4_proto, tcp_state, status]},'
         f'"timeout":{timeout},"mark":{mark},"start":{start / 1e9 if start else "null"},"icmp":{icmp},'
         f'"inside":{inside},"outside":{outside},"peer":{peer},'
-        f'"original":{{"src":"{source}","sport":{sport},"dst":"{destination}","dport":{dport},'
-        f'"packets":{count[0]},"bytes":{count[1]}}},'
-        f'"reply":{{"src":"{answer}","sport":{answer_port},"dst":"{back}","dport":{back_port},'
-        f'"packets":{count[2]},"bytes":{count[3]}}}}}'
+        f'"original":{{"src":"{texts[orig_src]}","sport":{orig_sport},'
+        f'"dst":"{texts[orig_dst]}","dport":{orig_dport},"packets":{orig_packets},"bytes":{orig_bytes}}},'
+        f'"reply":{{"src":"{texts[reply_src]}","sport":{reply_sport},'
+        f'"dst":"{texts[reply_dst]}","dport":{reply_dport},"packets":{reply_packets},"bytes":{reply_bytes}}}}}'
     )

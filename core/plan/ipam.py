@@ -38,26 +38,28 @@ def taken_prefixes(snapshot: Snapshot, everywhere: bool = True) -> dict[Prefix, 
     for engine in snapshot.engines.values():
         for network in engine.networks:
             for subnet in network.subnets:
-                found.setdefault(_prefix(subnet), f"{engine.name}'s network {network.name}")
+                found.setdefault(parse_prefix(subnet), f"{engine.name}'s network {network.name}")
     for ns, net in snapshot.nets.items():
         if ns != host and not everywhere:
             continue
         for link in net.links.values():
             for one in link.addresses:
-                found.setdefault(_prefix(str(one)), f"{link.name}'s address {one}")
+                found.setdefault(parse_prefix(str(one)), f"{link.name}'s address {one}")
         for route in net.routes:
             if route.dst != "default" and route.kind not in ("local", "broadcast", "anycast", "multicast"):
-                found.setdefault(_prefix(route.dst), f"the route to {route.dst}")
+                found.setdefault(parse_prefix(route.dst), f"the route to {route.dst}")
     return {prefix: who for prefix, who in found.items() if not _everyones(prefix)}
 
 
-def _prefix(text: str) -> Prefix:
+def parse_prefix(text: str) -> Prefix:
+    """A prefix, or that of an address with its prefix length. Raises ValueError."""
     return ipaddress.ip_network(text.partition("%")[0], strict=False)
 
 
 def _everyones(prefix: Prefix) -> bool:
     first = prefix.network_address
-    return first.is_loopback or first.is_link_local or first.is_multicast or prefix.prefixlen == 0
+    # Shorter than /8 is a default route in pieces ("0.0.0.0/1", as a VPN sets it).
+    return first.is_loopback or first.is_link_local or first.is_multicast or prefix.prefixlen < 8
 
 
 def overlap(prefix: Prefix, taken: dict[Prefix, str]) -> str:
@@ -72,16 +74,15 @@ def _overlaps(one: Prefix, other: Prefix) -> bool:
 def propose_subnet(snapshot: Snapshot, family: int = 4, reserved: Iterable[str] = ()) -> str:
     """A free /24, or a free IPv6 /64 of this host's own unique local prefix (RFC 4193). `reserved` are
     prefixes of plans that are not done yet. Raises Exhausted."""
-    taken = set(taken_prefixes(snapshot)) | set(map(_prefix, reserved))
+    taken = set(taken_prefixes(snapshot)) | set(map(parse_prefix, reserved))
     mine = sorted(
         (int(one.network_address), int(one.broadcast_address)) for one in taken if one.version == family
     )
     for pool in _POOLS if family == 4 else (_local_prefix(snapshot),):
         found = _gap(pool, 1 << (pool.max_prefixlen - _SUBNET_BITS[family]), mine)
         if found is not None:
-            return f"{ipaddress.ip_address(found) if family == 4 else ipaddress.IPv6Address(found)}" + (
-                f"/{_SUBNET_BITS[family]}"
-            )
+            first = ipaddress.IPv4Address(found) if family == 4 else ipaddress.IPv6Address(found)
+            return f"{first}/{_SUBNET_BITS[family]}"
     raise Exhausted(f"no IPv{family} subnet is free: give one yourself")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from core.lab import Lab
+from core.lab import Lab, LabSettings
 from tests.bench.report import Figure, percentile
 from tests.terminal import Terminal
 
@@ -24,9 +24,9 @@ def run() -> list[Figure]:
     figures = []
     for name, lab in (
         ("start", Lab()),
-        ("idle", Lab(traffic=False)),
-        ("latency", Lab(traffic=False)),
-        ("crowd", Lab(traffic=False, namespaces=200)),
+        ("idle", Lab(LabSettings(traffic=False))),
+        ("latency", Lab(LabSettings(traffic=False))),
+        ("crowd", Lab(LabSettings(traffic=False, namespaces=200))),
     ):
         with lab:
             figures += _inside(lab, name)

@@ -96,6 +96,9 @@ def test_port_states_and_flags_are_those_that_bridge_prints(
     )
     host.run("ip link add p3 master br0 type veth peer name p3-peer")
     host.run(f"ip link set br0 type bridge stp_state {stp}")
+    for name in ("p1", "p2"):
+        host.run(f"ip link set {name} down")
+        host.run(f"ip link set {name} up")
     until(lambda: [entry["state"] for entry in host.json("bridge -j link")].count(state) == 2)
     read = links_of(host)
     printed = {entry["ifname"]: entry for entry in host.json("bridge -j -d link")}

@@ -23,8 +23,10 @@ _FITS: dict[tuple[bool, bool], Callable[[Column, bytes], Column]] = {
 
 
 def matching(addresses: Column, value: str) -> Column | None:
-    """Where an address is `value`, lies in it (a CIDR prefix), or begins with it ("172.18", "fd00:"); None
+    """Where an address is `value`, lies in it (a CIDR prefix), or begins with it ("172.18", "fd00::"); None
     where `value` is nothing of an address."""
+    if value.endswith("::") and value != "::":
+        value = f"{value}/{16 * value.removesuffix('::').count(':') + 16}"
     if "/" in value:
         return _in_network(addresses, value)
     try:

@@ -76,6 +76,11 @@ class Dashboard(Screen[None]):
     def on_unmount(self) -> None:
         self.desk.stop()
 
+    @property
+    def settled(self) -> bool:
+        """Whether all that was asked for is shown."""
+        return self.desk.idle and not self._timed and self._drawn is self.nav.here and self._caught_up.is_set()
+
     # ---- what is in sight
 
     @property

@@ -171,6 +171,12 @@ class MainPane(TableView):
         elif self.item is not None:
             self._go(self.picture.along(self.item, 1))
 
+    def action_last(self) -> None:
+        if self.rails is None:
+            super().action_last()
+        else:
+            self.move_to(len(self.picture.items) - 1)
+
     def _turn(self, lines: int) -> None:
         item = self.item
         if self.rails is None or item is None:
@@ -180,10 +186,10 @@ class MainPane(TableView):
             self._go(min(self.picture.items, key=lambda each: abs(each.y - wanted)))
 
     def on_click(self, event: events.Click) -> None:
-        """A click selects what lies there, a double click opens it."""
+        """A click selects what lies there, a double click opens it; a list's clicks are the base's."""
         if self.rails is None:
-            super().on_click(event)
             return
+        event.prevent_default()
         item = self.picture.at(event.x, event.y + self.top)
         if item is None or self._on_scroll_bar(event):
             return

@@ -1,0 +1,212 @@
+"""A plan in the making: what is, what the steps so far would make of it, and the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from core.model import Container, Link, NetState
+from core.ops import HOST, Operation, Place, SetRules, SetSysctl
+from core.plan import ipam, rules
+from core.plan.base import Plan, Refusal
+from core.plan.tags import OurMember, OurNetwork, Ours, ours
+from core.text import safe
+from core.topology import Topology
+
+
+@dataclass
+class Target:
+    """A container to plan for: its uid and name, where it is, the names of the links in there, and the
+    families in which it has a default route."""
+
+    uid: str
+    name: str
+    place: Place
+    ns: int | None = None
+    links: set[str] = field(default_factory=set)
+    defaults: set[int] = field(default_factory=set)
+
+
+class Draft:
+    """Collects the steps of one plan, for one request or many, and keeps what follows from them in mind.
+
+    `reserved` are addresses and prefixes of plans that are not done yet, `session` the address of the other
+    end of the person's own remote session ("" for none).
+    """
+
+    def __init__(self, topology: Topology, reserved: Iterable[str] = (), session: str = "") -> None:
+        self.topology = topology
+        self.snapshot = topology.snapshot
+        self.session = session
+        self.before = ours(topology.snapshot, topology.host)
+        self.ours: Ours = self.before
+        self.reserved = tuple(reserved)
+        self.steps: list[Operation] = []
+        self.warnings: dict[str, None] = {}
+        self.hits: dict[str, None] = {}
+        self.guarded = False
+        self._removed = False
+        self._sysctls: dict[str, str] = {}
+        self._targets: dict[str, Target] = {}
+
+    def do(self, *operations: Operation) -> None:
+        """Add steps."""
+        self.steps += operations
+
+    def warn(self, sentence: str) -> None:
+        """Say something before, once."""
+        if sentence:
+            self.warnings.setdefault(sentence)
+
+    def hit(self, sentence: str) -> None:
+        """Tell what goes as well, once."""
+        self.hits.setdefault(sentence)
+
+    def now(self, **changes: Any) -> None:
+        """Note that what is ours would differ in these fields of Ours."""
+        self.ours = replace(self.ours, **changes)
+
+    def removing(self) -> None:
+        """The rules must hold until what they protect is gone: replace them at the end."""
+        self._removed = True
+
+    def plan(self, title: str) -> Plan:
+        """The finished plan, with the rules replaced once if they would differ."""
+        steps = list(self.steps)
+        after = rules.render(self.ours)
+        before = rules.render(self.before) if self.before.table else rules.EMPTY
+        if after != before:
+            change = SetRules(after, before)
+            steps.insert(len(steps) if self._removed else 0, change)
+        return Plan(title, tuple(steps), tuple(self.warnings), tuple(self.hits), self.guarded)
+
+    # What is there
+
+    @property
+    def host(self) -> NetState:
+        """The host's links, routes and neighbours."""
+        return self.snapshot.nets.get(self.topology.host) or NetState(self.topology.host)
+
+    @cached_property
+    def host_names(self) -> set[str]:
+        """The names of the host's links, those that the steps so far would make among them."""
+        names = {link.name for link in self.host.links.values()}
+        return names | {name for link in self.host.links.values() for name in link.altnames}
+
+    @cached_property
+    def used(self) -> set[str]:
+        """Every address in use or handed out by this plan."""
+        return ipam.used_addresses(self.snapshot) | {one for one in self.reserved if "/" not in one}
+
+    @cached_property
+    def prefixes(self) -> dict[ipam.Prefix, str]:
+        """What a new subnet must not overlap with, this plan's own new subnets among them."""
+        taken = ipam.taken_prefixes(self.snapshot, everywhere=False)
+        held = [one for one in self.reserved if "/" in one]
+        return taken | {ipam.parse_prefix(one): "a plan that is under way" for one in held}
+
+    def link(self, name: str) -> Link | None:
+        """The host's link of that name."""
+        return next((link for link in self.host.links.values() if link.name == name), None)
+
+    def place_of(self, ns: int) -> Place:
+        """How a namespace is reached. Raises Refusal where it has neither name nor process."""
+        if ns == self.topology.host:
+            return HOST
+        space = self.snapshot.namespaces.get(ns)
+        if space and space.names:
+            return Place(space.names[0])
+        if space and space.pids:
+            return Place(pid=space.pids[0])
+        raise Refusal([f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"])
+
+    def sysctl(self, key: str, value: str, before: str) -> None:
+        """Set one kernel setting of the host, once."""
+        if self._sysctls.get(key, before) != value:
+            self.do(SetSysctl(key, value, self._sysctls.get(key, before)))
+            self._sysctls[key] = value
+
+    def routes_over(self, place: Place, link: str) -> tuple[AddRoute, ...]:
+        """The routes that somebody made there over a link, as operations."""
+        found = [
+            (net, one)
+            for net in self.snapshot.nets.values()
+            for one in net.links.values()
+            if one.name == link and self._place(net.ns) == place
+        ]
+        return tuple(
+            as_operation(route, link, place)
+            for net, one in found
+            for route in net.routes
+            if leads_over(route, one)
+        )
+
+    # Containers
+
+    def target(self, text: str) -> Target:
+        """The container that a person means by its name, "runtime:name", uid or the beginning of its id.
+        Raises Refusal where it is none, several, or without a namespace of its own."""
+        if text in self._targets:
+            return self._targets[text]
+        container = self._container(text)
+        ns = container.netns
+        label = safe(container.name)
+        if ns is None:
+            raise Refusal([f"{label} is not running: it has no network namespace to attach to"])
+        if ns == self.topology.host:
+            raise Refusal([f"{label} shares the host's own network: there is nothing to attach"])
+        net = self.snapshot.nets.get(ns)
+        links = {link.name for link in net.links.values()} if net else set()
+        routes = net.routes if net else ()
+        defaults = {route.family for route in routes if route.dst == "default" and route.table == "main"}
+        place = Place(container.id) if container.runtime == "netns" else self._process(container)
+        made = Target(container.uid, container.name, place, ns, links, defaults)
+        return self._targets.setdefault(container.uid, made)
+
+    def _process(self, container: Container) -> Place:
+        if container.pid is None:
+            raise Refusal([f"{safe(container.name)} has no process to be reached by"])
+        return Place(pid=container.pid)
+
+    def _container(self, text: str) -> Container:
+        every = self.topology.containers
+        for fits in _fits(text):
+            found = [container for container in every.values() if fits(container)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                names = ", ".join(f"{one.runtime}:{safe(one.name)}" for one in found)
+                raise Refusal([f'"{safe(text)}" may be {names}: say which'])
+        raise Refusal([f'there is no container "{safe(text)}"'])
+
+    def made(self, target: Target) -> None:
+        """Note a container that the steps so far would make."""
+        self._targets[target.name] = self._targets[target.uid] = target
+
+    # Networks of ours
+
+    def network(self, name: str) -> OurNetwork:
+        """A network of ours. Raises Refusal."""
+        found = self.ours.networks.get(name)
+        if found is None:
+            raise Refusal([f'there is no network "{safe(name)}" of vnet\'s'])
+        return found
+
+    def add_member(self, member: OurMember) -> None:
+        """Note an attachment that the steps so far would make."""
+        self.now(members=(*self.ours.members, member))
+
+    def drop_member(self, member: OurMember) -> None:
+        """Note an attachment that the steps so far would take away."""
+        self.now(members=tuple(one for one in self.ours.members if one != member))
+
+
+def _fits(text: str) -> tuple[Callable[[Container], bool], ...]:
+    """How a text may name a container, the surest way first."""
+    return (
+        lambda one: text in (one.uid, one.id, f"{one.runtime}:{one.name}"),
+        lambda one: one.name == text,
+        lambda one: len(text) >= 4 and one.runtime != "netns" and one.id.startswith(text),
+    )

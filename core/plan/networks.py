@@ -1,0 +1,227 @@
+"""Plans that make, remove, join and part networks of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+
+from core.model import Link
+from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
+from core.plan import ipam, validate
+from core.plan.attachments import detach_member, routes_to, shut_in
+from core.plan.base import Refusal, require, when
+from core.plan.dispatch import draft_steps
+from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
+from core.plan.draft import Draft
+from core.plan.nic import bridge_nic, restore_nic
+from core.plan.requests import CreateNetwork, Join, Part, RemoveNetwork
+from core.plan.tags import ALIAS_BYTES, OurNetwork, pair
+from core.plan.teardown import delete_bridge, release_port
+from core.plan.warnings import forward, warn_of_filters
+from core.text import safe
+
+
+@draft_steps.register
+def _(request: CreateNetwork, draft: Draft) -> str:
+    require(validate.name(request.name, "network's name"), validate.kind(request.kind))
+    if request.engine == "docker":
+        return create_docker_network(request, draft)
+    network = design(request, draft)
+    if network.kind == "nic-bridged":
+        bridge_nic(network, request, draft)
+    else:
+        _make(network, request, draft)
+    draft.now(networks={**draft.ours.networks, network.name: network})
+    draft.host_names.add(network.bridge)
+    warn_of_filters(draft, network.bridge)
+    return f"make the {network.kind} network {network.name}"
+
+
+def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
+    """The network that a request asks for, with everything chosen that it leaves open. Raises Refusal."""
+    bridge = request.bridge or _bridge_name(request.name)
+    known = {network.name for network in draft.topology.networks} - {request.name}
+    require(
+        _taken_name(request.name, draft),
+        "" if request.engine == "vnet" else f'there is no engine "{safe(request.engine)}": vnet or docker',
+        validate.name(bridge, "bridge's name"),
+        f"there is a link {bridge} already: choose another bridge name" if bridge in draft.host_names else "",
+        f"the bridge's name {bridge} is that of another network" if bridge in known else "",
+    )
+    subnets = _subnets(request, draft)
+    gateways = _gateways(request, subnets)
+    mtu = _mtu(request, subnets, draft)
+    network = OurNetwork(
+        request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu
+    )
+    if len(network.tag().encode()) > ALIAS_BYTES:
+        raise Refusal(["the tag of this network would not fit its bridge: take shorter names"])
+    return network
+
+
+def _bridge_name(name: str) -> str:
+    prefixed = f"br-{name}"
+    return prefixed if len(prefixed) <= validate.NAME_BYTES else name
+
+
+def _taken_name(name: str, draft: Draft) -> str:
+    engines = [network for engine in draft.snapshot.engines.values() for network in engine.networks]
+    whose = next((network.engine for network in engines if network.name == name), "")
+    whose = "vnet" if name in draft.ours.networks else whose
+    return f"there is a network {name} of {whose}'s already" if whose else ""
+
+
+def _subnets(request: CreateNetwork, draft: Draft) -> tuple[str, ...]:
+    """The request's subnets, checked, and free ones where they are missing."""
+    if request.kind == "nic-bridged":
+        require(when(request.subnets, "a NIC-bridged network takes part in the card's own subnet: give none"))
+        return ()
+    require(*(validate.subnet(one, draft.prefixes) for one in request.subnets))
+    families = [6 if ":" in one else 4 for one in request.subnets]
+    require(when(len(set(families)) != len(families), "one subnet of each family at most"))
+    wanted = (() if families else (4,)) + ((6,) if request.ipv6 and 6 not in families else ())
+    # Never what this plan has given out before.
+    held = [*draft.reserved, *(str(prefix) for prefix in draft.prefixes)]
+    prefixes = [one for one in held if "/" in one]
+    try:
+        chosen = [ipam.propose_subnet(draft.snapshot, family, prefixes) for family in wanted]
+    except ipam.Exhausted as error:
+        raise Refusal([str(error)]) from error
+    subnets = sorted([*(str(ipaddress.ip_network(one)) for one in request.subnets), *chosen], key=_family)
+    for subnet in subnets:
+        draft.prefixes[ipam.parse_prefix(subnet)] = f"network {request.name}"
+    return tuple(subnets)
+
+
+def _family(text: str) -> int:
+    return 6 if ":" in text else 4
+
+
+def _gateways(request: CreateNetwork, subnets: tuple[str, ...]) -> tuple[str, ...]:
+    require(*(validate.address(one, subnets) for one in request.gateways))
+    given = {_family(one): str(ipaddress.ip_address(one)) for one in request.gateways}
+    require(when(len(given) != len(request.gateways), "one gateway for each subnet at most"))
+    return tuple(given.get(_family(one)) or ipam.next_address(one, ()) for one in subnets)
+
+
+def _mtu(request: CreateNetwork, subnets: tuple[str, ...], draft: Draft) -> int:
+    way = draft.link(request.uplink) if request.uplink else _way_out(draft)
+    most = way.mtu if way and request.kind != "internal" else 0
+    if not request.mtu:
+        return min(most or 1500, validate.MOST_MTU)
+    require(validate.mtu(request.mtu, ipv6=any(":" in one for one in subnets)))
+    told = validate.mtu_of_path(request.mtu, way.name if way else "", most)
+    if told and request.kind == "nic-bridged":
+        raise Refusal([told])
+    draft.warn(told)
+    return request.mtu
+
+
+def _way_out(draft: Draft) -> Link | None:
+    found = draft.topology.uplink(draft.topology.host)
+    return found[0] if found else None
+
+
+def _make(network: OurNetwork, request: CreateNetwork, draft: Draft) -> None:
+    translatable = network.kind == "nat" and any(":" in one for one in network.subnets)
+    require(
+        when(request.uplink, "only a NIC-bridged network takes a link as its port"),
+        when(request.nat66 and not translatable, "NAT66 is for a NAT network with an IPv6 subnet"),
+    )
+    made = CreateBridge(
+        network.bridge,
+        mac=stable_mac(draft.snapshot.host.hostname, network.bridge),
+        mtu=network.mtu,
+        alias=network.tag(),
+        vlan_filtering=request.vlan_filtering,
+    )
+    draft.do(made)
+    for subnet, gateway in zip(network.subnets, network.gateways, strict=True):
+        draft.do(AddAddress(network.bridge, f"{gateway}/{ipaddress.ip_network(subnet).prefixlen}"))
+        draft.used.add(gateway)
+    draft.do(SetLink(network.bridge, "up", "up", "down"))
+    if network.kind != "internal":
+        families = {_family(subnet) for subnet in network.subnets}
+        forward(draft, ipv4=4 in families, ipv6=6 in families)
+
+
+def stable_mac(hostname: str, bridge: str) -> str:
+    """A local address that is the bridge's each time: one that the kernel derives from the ports changes
+    with them, under containers that know their gateway by it."""
+    digest = hashlib.sha256(f"{hostname}/{bridge}".encode()).digest()
+    return (b"\x02" + digest[:5]).hex(":")
+
+
+@draft_steps.register
+def _(request: RemoveNetwork, draft: Draft) -> str:
+    if request.name not in draft.ours.networks:
+        docker = find_docker_network(request.name, draft)
+        if docker is not None:
+            return remove_docker_network(docker, draft)
+    network = draft.network(request.name)
+    bridge = draft.link(network.bridge)
+    if bridge is None:
+        raise Refusal([f"the bridge {network.bridge} is not there yet"])
+    draft.removing()
+    for one, other in sorted(draft.ours.joined):
+        if network.name in (one, other):
+            draft_steps(Part(one, other), draft)
+    for member in [one for one in draft.ours.members if one.network == network.name]:
+        draft.hit(f"{_label(member.container, draft)} is detached from {network.name}")
+        detach_member(member, draft)
+    _release_others(network, bridge, draft)
+    if network.kind == "nic-bridged":
+        restore_nic(network, bridge, draft)
+    else:
+        delete_bridge(draft, bridge)
+    rest = {name: one for name, one in draft.ours.networks.items() if name != network.name}
+    draft.now(networks=rest)
+    return f"remove the network {network.name}"
+
+
+def _release_others(network: OurNetwork, bridge: Link, draft: Draft) -> None:
+    """Take ports off the bridge that somebody else put there."""
+    ours = {member.port for member in draft.before.members}
+    for port in draft.topology.ports_of(bridge.key):
+        if port.name not in ours and port.name != network.uplink:
+            draft.hit(f"{safe(port.name)}, which vnet did not attach, is taken off {network.bridge}")
+            release_port(draft, port, draft.place_of(port.ns))
+
+
+def _label(uid: str, draft: Draft) -> str:
+    container = draft.topology.containers.get(uid)
+    return safe(container.name if container else uid.partition(":")[2])
+
+
+@draft_steps.register
+def _(request: Join, draft: Draft) -> str:
+    one, other = _pair(request, draft)
+    names = pair(one.name, other.name)
+    common = {_family(subnet) for subnet in one.subnets} & {_family(subnet) for subnet in other.subnets}
+    require(
+        when(names in draft.ours.joined, f"{one.name} and {other.name} are joined already"),
+        when(not common, f"{one.name} and {other.name} have no subnets of one address family to route between"),
+    )
+    draft.now(joined=draft.ours.joined | {names})
+    forward(draft, ipv4=4 in common, ipv6=6 in common)
+    for network, to in ((one, other), (other, one)):
+        draft.do(*(route for end in shut_in(network, draft) for route in routes_to(network, to, *end)))
+    return f"route between {one.name} and {other.name}"
+
+
+@draft_steps.register
+def _(request: Part, draft: Draft) -> str:
+    one, other = _pair(request, draft)
+    joined = pair(one.name, other.name)
+    require(when(joined not in draft.ours.joined, f"{one.name} and {other.name} are apart already"))
+    draft.now(joined=draft.ours.joined - {joined})
+    for network, to in ((one, other), (other, one)):
+        for place, link in shut_in(network, draft):
+            there = draft.routes_over(place, link)
+            draft.do(*(DeleteRoute(way) for way in routes_to(network, to, place, link) if way in there))
+    return f"keep {one.name} and {other.name} apart"
+
+
+def _pair(request: Join | Part, draft: Draft) -> tuple[OurNetwork, OurNetwork]:
+    require(when(request.network == request.other, "two different networks are needed"))
+    return draft.network(request.network), draft.network(request.other)

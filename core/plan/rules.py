@@ -1,0 +1,168 @@
+"""The text of our own nftables table, rendered whole from what is ours."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+
+from core.plan.tags import TABLE, OurNetwork, OurPort, Ours, escape
+from core.plan.validate import port_range
+
+# What both texts of SetRules begin with: the table is emptied, whether it was there or not.
+EMPTY = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+_LOOPBACK = "127.0.0.0/8"
+
+
+def render(ours: Ours) -> str:
+    """What `nft -f` reads to make our table say exactly this; without networks and ports, to remove it.
+
+    Translation and filter are one table of family inet (kernel 5.2 on). Our forward chain decides for our own
+    bridges only; what it accepts, another table may still drop.
+    """
+    if not ours.networks and not ours.ports:
+        return EMPTY
+    networks = sorted(ours.networks.values(), key=lambda network: network.name)
+    ports = sorted(ours.ports, key=lambda port: (port.port_id, port.address))
+    chains = [
+        _chain("guard", "type filter hook prerouting priority raw; policy accept;", _guard(networks)),
+        _chain("publish", "", map(_publish, ports)),
+        _chain("prerouting", "type nat hook prerouting priority dstnat; policy accept;", ["jump publish"]),
+        _chain("output", "type nat hook output priority dstnat; policy accept;", ["jump publish"]),
+        _chain(
+            "postrouting",
+            "type nat hook postrouting priority srcnat; policy accept;",
+            _postrouting(networks, ports, ours.joined),
+        ),
+        _chain(
+            "forward", "type filter hook forward priority filter; policy accept;", _forward(networks, ours)
+        ),
+    ]
+    return f"{EMPTY}table inet {TABLE} {{\n{'\n'.join(chains)}}}\n"
+
+
+def _chain(name: str, hook: str, rules: Iterable[str]) -> str:
+    lines = [*([hook] if hook else []), *rules]
+    body = "".join(f"\t\t{line}\n" for line in lines)
+    return f"\tchain {name} {{\n{body}\t}}\n"
+
+
+def _said(*words: str) -> str:
+    return f'comment "{" ".join((TABLE, *words))}"'
+
+
+def _guard(networks: Sequence[OurNetwork]) -> Iterator[str]:
+    """Publishing on 127.0.0.1 needs route_localnet on the bridge: its containers must not get in by that."""
+    for network in networks:
+        if network.subnets:
+            yield (
+                f'iifname "{network.bridge}" ip daddr {_LOOPBACK} drop {_said("loopback", escape(network.name))}'
+            )
+
+
+def _publish(port: OurPort) -> str:
+    """The rule that leads a published port to its container."""
+    family = "ip6" if ":" in port.address else "ip"
+    if port.host_ip:
+        local = f"{family} daddr {port.host_ip}"
+    else:
+        local = f"meta nfproto {'ipv6' if family == 'ip6' else 'ipv4'} fib daddr type local"
+    outside = "" if family == "ip" else "ip6 daddr != ::1 " if not port.host_ip else ""
+    match = f"{local} {outside}{port.l4_proto} dport {port.host_ports}"
+    return f'{match} counter {_destination(port, family)} comment "{port.comment()}"'
+
+
+def _destination(port: OurPort, family: str) -> str:
+    host, inside = port_range(port.host_ports), port_range(port.container_ports)
+    if host == inside:
+        return f"dnat {family} to {port.address}"
+    if host[0] == host[1]:
+        address = f"[{port.address}]" if family == "ip6" else port.address
+        return f"dnat {family} to {address}:{inside[0]}"
+    pairs = zip(range(host[0], host[1] + 1), range(inside[0], inside[1] + 1), strict=True)
+    elements = ", ".join(f"{outer} : {port.address} . {inner}" for outer, inner in pairs)
+    return f"dnat {family} to {port.l4_proto} dport map {{ {elements} }}"
+
+
+def _postrouting(
+    networks: Sequence[OurNetwork], ports: Sequence[OurPort], joined: Iterable[tuple[str, str]]
+) -> Iterator[str]:
+    by_name = {network.name: network for network in networks}
+    for address in dict.fromkeys(port.address for port in ports):
+        yield from _hairpin(address, networks)
+    for one, other in sorted(joined):
+        if one in by_name and other in by_name:
+            yield from _untranslated(by_name[one], by_name[other])
+            yield from _untranslated(by_name[other], by_name[one])
+    for network in networks:
+        yield from _masquerade(network)
+
+
+def _hairpin(address: str, networks: Sequence[OurNetwork]) -> Iterator[str]:
+    """A container that comes to a published port from its own network, itself perhaps, and the host from its
+    loopback address: the answer must come back through the host."""
+    family = "ip6" if ":" in address else "ip"
+    home = next(((network, subnet) for network in networks for subnet in _of_family(network, family)
+                 if ipaddress.ip_address(address) in ipaddress.ip_network(subnet)), None)  # fmt: skip
+    sources = [home[1]] if home else []
+    sources += [_LOOPBACK] if family == "ip" else []
+    for source in sources:
+        yield (
+            f"ct status dnat {family} saddr {source} {family} daddr {address} counter masquerade "
+            f"{_said('hairpin', address)}"
+        )
+
+
+def _untranslated(network: OurNetwork, other: OurNetwork) -> Iterator[str]:
+    for family in ("ip", "ip6"):
+        for subnet in _of_family(network, family):
+            yield f'{family} saddr {subnet} oifname "{other.bridge}" accept {_join(network, other)}'
+
+
+def _masquerade(network: OurNetwork) -> Iterator[str]:
+    families = ("ip", "ip6") if network.nat66 else ("ip",)
+    for family in families if network.kind == "nat" else ():
+        for subnet in _of_family(network, family):
+            yield (
+                f'{family} saddr {subnet} oifname != "{network.bridge}" counter masquerade '
+                f"{_said('nat', escape(network.name))}"
+            )
+
+
+def _of_family(network: OurNetwork, family: str) -> tuple[str, ...]:
+    return tuple(subnet for subnet in network.subnets if (":" in subnet) == (family == "ip6"))
+
+
+def _join(network: OurNetwork, other: OurNetwork) -> str:
+    return _said("join", *sorted(map(escape, (network.name, other.name))))
+
+
+def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
+    """Same bridge, published ports, joined pairs; then apart; then each kind's way out and in."""
+    ways = {kind: [one for one in networks if one.kind == kind] for kind in ("nat", "internal", "routed")}
+    apart = [one for group in ways.values() for one in group]
+    for network in networks:
+        # Switched packets come by here where br_netfilter is on.
+        yield f'iifname "{network.bridge}" oifname "{network.bridge}" accept {_said("in", escape(network.name))}'
+    if ours.ports:
+        yield f"ct status dnat accept {_said('published')}"
+    for one, other in sorted(ours.joined):
+        if one in ours.networks and other in ours.networks:
+            first, second = ours.networks[one], ours.networks[other]
+            for source, target in ((first, second), (second, first)):
+                words = f'iifname "{source.bridge}" oifname "{target.bridge}"'
+                yield f"{words} counter accept {_join(source, target)}"
+    if len(apart) > 1:
+        yield f"iifname {_any(apart)} oifname {_any(apart)} counter drop {_said('apart')}"
+    for direction in ("iifname", "oifname") if ways["internal"] else ():
+        yield f"{direction} {_any(ways['internal'])} counter drop {_said('internal')}"
+    if ways["nat"]:
+        yield f"iifname {_any(ways['nat'])} counter accept {_said('out')}"
+        yield f"oifname {_any(ways['nat'])} ct state established,related counter accept {_said('answers')}"
+        yield f"oifname {_any(ways['nat'])} counter drop {_said('unasked')}"
+    for direction in ("iifname", "oifname") if ways["routed"] else ():
+        yield f"{direction} {_any(ways['routed'])} counter accept {_said('routed')}"
+
+
+def _any(networks: Sequence[OurNetwork]) -> str:
+    names = [f'"{network.bridge}"' for network in networks]
+    return names[0] if len(names) == 1 else f"{{ {', '.join(names)} }}"

@@ -1,0 +1,157 @@
+"""Taking links down step by step, each step carrying what brings it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import BridgePort, BridgeSettings, Link, Route
+from core.ops import (
+    AddRoute,
+    CreateBridge,
+    CreateVeth,
+    DeleteAddress,
+    DeleteLink,
+    DeleteRoute,
+    Operation,
+    Place,
+    SetBridge,
+    SetLink,
+    SetPort,
+)
+from core.plan.base import Refusal
+from core.plan.draft import Draft
+from core.text import safe
+
+# What the kernel makes and takes away by itself, with the address or the link.
+_BY_ITSELF = ("kernel", "ra", "redirect")
+_PORT_FLAGS = (
+    "isolated",
+    "hairpin",
+    "learning",
+    "flood",
+    "mcast_flood",
+    "bcast_flood",
+    "neigh_suppress",
+    "guard",
+    "root_block",
+    "fastleave",
+)
+_USER_HZ = 100
+
+
+def delete_pair(draft: Draft, end: Link) -> None:
+    """Delete a veth pair of which one end is given, both ends emptied before. Raises Refusal where the other
+    end is out of sight."""
+    peer = draft.topology.peer(end)
+    if peer is None:
+        raise Refusal([f"the other end of {safe(end.name)} is out of sight: it could not be brought back"])
+    place, peer_place = draft.place_of(end.ns), draft.place_of(peer.ns)
+    empty_link(draft, peer)
+    empty_link(draft, end)
+    for inner, where in ((peer, peer_place), (end, place)):
+        # One message makes the pair with one MTU and the first end's alias: the rest is set before.
+        if inner is peer and peer.alias:
+            draft.do(SetLink(inner.name, "alias", "", inner.alias, where))
+        if inner is peer and inner.mtu != end.mtu:
+            draft.do(SetLink(inner.name, "mtu", str(end.mtu), str(inner.mtu), where))
+    again = CreateVeth(end.name, peer.name, place, peer_place, end.mtu, end.mac, peer.mac, end.alias)
+    draft.do(DeleteLink(end.name, place, again))
+
+
+def delete_bridge(draft: Draft, bridge: Link) -> None:
+    """Delete a bridge that has no port any more."""
+    place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
+    empty_link(draft, bridge)
+    draft.do(*_settings_to_defaults(bridge.name, settings, place))
+    again = CreateBridge(
+        bridge.name, place, bridge.mac, bridge.mtu, bridge.alias, settings.stp, settings.vlan_filtering
+    )
+    draft.do(DeleteLink(bridge.name, place, again))
+
+
+def empty_link(draft: Draft, link: Link) -> None:
+    """Take a link's routes and addresses away, take it off its bridge and set it down."""
+    place = draft.place_of(link.ns)
+    draft.do(*routes_of(draft, link, place))
+    # Later addresses of a subnet are secondary to the first: they go first.
+    for address in reversed(link.addresses):
+        if address.scope != "link":
+            draft.do(DeleteAddress(link.name, str(address), place))
+    if link.admin_up:
+        draft.do(SetLink(link.name, "up", "down", "up", place))
+    release_port(draft, link, place)
+
+
+def release_port(draft: Draft, link: Link, place: Place) -> None:
+    """Take a link off its master, its flags as a port put to their defaults before."""
+    master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
+    if master is None:
+        return
+    if link.port:
+        draft.do(*_flags_to_defaults(link.name, link.port, place))
+    draft.do(SetLink(link.name, "master", "", master.name, place))
+
+
+def routes_of(draft: Draft, link: Link, place: Place) -> Iterator[DeleteRoute]:
+    """What takes away the routes that somebody made over a link, those by a gateway first."""
+    net = draft.snapshot.nets.get(link.ns)
+    over = [route for route in net.routes if _leads_over(route, link)] if net else []
+    for route in sorted(over, key=lambda one: not one.nexthops[0].gateway):
+        yield DeleteRoute(as_operation(route, link.name, place))
+
+
+def _leads_over(route: Route, link: Link) -> bool:
+    return (
+        route.table == "main"
+        and route.kind == "unicast"
+        and route.protocol not in _BY_ITSELF
+        and len(route.nexthops) == 1
+        and route.nexthops[0].ifindex == link.ifindex
+    )
+
+
+def as_operation(route: Route, link: str, place: Place) -> AddRoute:
+    """The operation that makes a route of one way, over the link of that name."""
+    return AddRoute(
+        route.dst,
+        link,
+        route.nexthops[0].gateway,
+        place,
+        route.metric,
+        route.source,
+        route.protocol,
+        route.scope if route.family == 4 else "",
+        route.family,
+    )
+
+
+def _flags_to_defaults(name: str, port: BridgePort, place: Place) -> Iterator[Operation]:
+    default = BridgePort(port.state)
+    for flag in _PORT_FLAGS:
+        before, after = getattr(port, flag), getattr(default, flag)
+        if before != after:
+            yield SetPort(name, flag, after, before, place)
+
+
+def _settings_to_defaults(name: str, settings: BridgeSettings, place: Place) -> Iterator[Operation]:
+    """What CreateBridge does not carry; times in 1/100 s as ip-link(8) takes them."""
+    default = BridgeSettings()
+    for setting, field in (
+        ("ageing_time", "ageing_time"),
+        ("forward_delay", "forward_delay"),
+        ("hello_time", "hello_time"),
+        ("max_age", "max_age"),
+    ):
+        before, after = getattr(settings, field), getattr(default, field)
+        if before != after:
+            yield SetBridge(name, setting, int(after * _USER_HZ), int(before * _USER_HZ), place)
+    for setting, field in (
+        ("priority", "priority"),
+        ("vlan_default_pvid", "vlan_default_pvid"),
+        ("mcast_snooping", "mcast_snooping"),
+        ("group_fwd_mask", "group_fwd_mask"),
+        ("nf_call_iptables", "nf_call_iptables"),
+    ):
+        before, after = int(getattr(settings, field)), int(getattr(default, field))
+        if before != after:
+            yield SetBridge(name, setting, after, before, place)

@@ -1,0 +1,76 @@
+"""What on this host would keep a network of ours from working, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import Chain, Firewall, FirewallRule
+from core.plan.draft import Draft
+from core.plan.tags import TABLE
+from core.text import safe
+
+_FORWARD = "net.ipv4.ip_forward"
+_FORWARD6 = "net.ipv6.conf.all.forwarding"
+_BRIDGED = "net.bridge.bridge-nf-call-iptables"
+
+
+def warn_of_filters(draft: Draft, bridge: str) -> None:
+    """Warn where another table drops what is forwarded: our own accept cannot overrule it, and rules that are
+    not ours are not edited."""
+    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+    for chain in _dropping(firewall) if firewall else ():
+        if not any(_lets(rule, chain, bridge) for rule in firewall.rules if firewall):
+            draft.warn(_sentence(draft, chain, bridge))
+
+
+def _dropping(firewall: Firewall) -> Iterator[Chain]:
+    for chain in firewall.chains:
+        if chain.hook == "forward" and chain.policy == "drop" and chain.table != TABLE:
+            yield chain
+
+
+def _lets(rule: FirewallRule, chain: Chain, bridge: str) -> bool:
+    """Whether somebody told that table to accept what comes from the bridge."""
+    same = (rule.family, rule.table) == (chain.family, chain.table)
+    return same and rule.verdict == "accept" and rule.iif == bridge
+
+
+def _sentence(draft: Draft, chain: Chain, bridge: str) -> str:
+    which = {"ip": "IPv4", "ip6": "IPv6"}.get(chain.family, "all traffic")
+    docker = _has_docker(draft) and chain.backend != "nft"
+    whose = "Docker's rules" if docker else f"table {safe(chain.table)}"
+    tool = "ip6tables" if chain.family == "ip6" else "iptables"
+    where = "DOCKER-USER" if docker else safe(chain.name)
+    way = (
+        f"; to let it pass: {tool} -I {where} -i {bridge} -j ACCEPT; {tool} -I {where} -o {bridge} -j ACCEPT"
+        if chain.backend != "nft"
+        else ""
+    )
+    bridged = draft.snapshot.host.sysctls.get(_BRIDGED) == "1"
+    also = " and, as br_netfilter is on, between containers on it" if bridged else ""
+    return f"{whose} drop what is forwarded ({which}) to and from {bridge}{also}: vnet never edits them{way}"
+
+
+def _has_docker(draft: Draft) -> bool:
+    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+    return bool(firewall and any(chain.name == "DOCKER-USER" for chain in firewall.chains))
+
+
+def forward(draft: Draft, ipv4: bool, ipv6: bool) -> None:
+    """Have the host forward; what it is set to now is not known where it cannot be read."""
+    sysctls = draft.snapshot.host.sysctls
+    if ipv4 and sysctls.get(_FORWARD, "0") != "1":
+        draft.sysctl(_FORWARD, "1", sysctls.get(_FORWARD, "0"))
+    if ipv6 and sysctls.get(_FORWARD6, "0") == "0":
+        _warn_of_router_advertisements(draft)
+        draft.sysctl(_FORWARD6, "1", "0")
+
+
+def _warn_of_router_advertisements(draft: Draft) -> None:
+    for route in draft.host.routes:
+        if route.protocol == "ra" and route.dst == "default":
+            draft.guarded = True
+            draft.warn(
+                "the host has its IPv6 default route by router advertisement and stops taking those once it "
+                "forwards IPv6; set net.ipv6.conf.LINK.accept_ra=2 on the link of that route to keep it"
+            )

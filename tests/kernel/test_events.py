@@ -1,0 +1,180 @@
+"""Every change in any namespace is heard, in a flood too; an overrun heals by looking again."""
+
+from __future__ import annotations
+
+import selectors
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.collect.events import EVERYTHING, Event, EventSocket, assign_nsids
+from core.collect.links import read_nets
+from core.collect.namespaces import read_namespaces
+from core.collect.stats import read_stats
+from tests.conftest import ThrowawayHost
+from tests.kernel.reading import links_of, until
+
+pytestmark = pytest.mark.root
+
+LINKS_AT_ONCE = 1000
+
+
+@pytest.fixture
+def events(inside_host: ThrowawayHost) -> Iterator[EventSocket]:
+    """A listener in the throw-away host."""
+    listener = EventSocket()
+    yield listener
+    listener.close()
+
+
+def heard(listener: EventSocket, wanted: Event) -> set[Event]:
+    """All that is heard until `wanted` is."""
+    found: set[Event] = set()
+
+    def listen() -> bool:
+        found.update(listener.read())
+        return wanted in found
+
+    until(listen)
+    return found
+
+
+def nsid_of(host: ThrowawayHost, short: str) -> int:
+    """The id of one of the host's namespaces, given if need be."""
+    assign_nsids(read_namespaces(deep=False)[0].values())
+    nsid = read_namespaces(deep=False)[0][host.inode_of(short)].nsid
+    assert nsid is not None
+    return nsid
+
+
+CHANGES = {
+    "ip link add br0 type bridge": "links",
+    "ip link set v0 mtu 1300": "links",
+    "ip link set v0 alias other": "links",
+    "tc qdisc replace dev v0 root tbf rate 1mbit burst 10k latency 10ms": "links",
+    "ip addr add 10.1.0.1/24 dev v0": "links",
+    "ip -6 addr add fd01::1/64 dev v0": "links",
+    "ip route add 10.2.0.0/16 dev v0": "routes",
+    "ip -6 route add fd02::/64 dev v0": "routes",
+    "ip rule add from 10.3.0.0/16 table 7": "routes",
+    "ip -6 rule add from fd03::/64 table 7": "routes",
+    "ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev v0": "neighbours",
+    "bridge fdb add 02:00:00:00:00:08 dev v0 self": "neighbours",
+    "nft add table inet somewhere": "nft",
+}
+
+
+@pytest.mark.parametrize("inside", ["host", "other"])
+@pytest.mark.parametrize(("command", "part"), CHANGES.items())
+def test_a_change_is_heard(
+    events: EventSocket, inside_host: ThrowawayHost, command: str, part: str, inside: str
+) -> None:
+    nsid = None
+    if inside == "other":
+        inside_host.namespace("other")
+        nsid = nsid_of(inside_host, "other")
+    inside_host.run("ip link add v0 type veth peer name w0", inside=inside)
+    inside_host.run("ip link set v0 up", inside=inside)
+    until(lambda: not events.read())
+    inside_host.run(command, inside=inside)
+    assert {where for where, _ in heard(events, (nsid, part))} == {nsid}
+
+
+def test_silence_is_an_empty_answer_at_once(events: EventSocket) -> None:
+    until(lambda: not events.read())
+    assert events.read() == set()
+    assert events.overruns == 0
+
+
+def test_a_selector_wakes(events: EventSocket, inside_host: ThrowawayHost) -> None:
+    with selectors.DefaultSelector() as selector:
+        for descriptor in events.filenos():
+            selector.register(descriptor, selectors.EVENT_READ)
+        inside_host.run("ip link add br0 type bridge")
+        assert selector.select(timeout=10)
+
+
+def test_a_namespace_is_heard_once_it_has_an_id(events: EventSocket, inside_host: ThrowawayHost) -> None:
+    inside_host.namespace("other")
+    inside_host.run("ip link add br0 type bridge", inside="other")
+    assert not [event for event in events.read() if event[1] == "links"]
+    nsid = nsid_of(inside_host, "other")
+    assert (None, "nsid") in heard(events, (None, "nsid"))
+    inside_host.run("ip link add br1 type bridge", inside="other")
+    heard(events, (nsid, "links"))
+
+
+def test_ids_once_given_stay(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("other")
+    inside_host.run(["ip", "netns", "set", name, "31"])
+    found, _ = read_namespaces(deep=False)
+    gone = inside_host.namespace("gone")
+    subprocess.run(["ip", "netns", "del", gone], check=True)
+    assign_nsids([*found.values(), *(ns for ns in found.values() if not ns.is_host)])
+    assert nsid_of(inside_host, "other") == 31
+
+
+def batch(host: ThrowawayHost, tmp_path: Path, lines: list[str]) -> None:
+    """Run many `ip` commands in one process."""
+    file = tmp_path / "batch"
+    file.write_text("\n".join(lines))
+    host.run(["ip", "-batch", str(file)])
+
+
+def test_a_thousand_links_come_and_go_while_we_read(
+    events: EventSocket, inside_host: ThrowawayHost, tmp_path: Path
+) -> None:
+    host = inside_host
+    found, _ = read_namespaces(deep=False)
+    own = found[host.inode]
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def read_all_the_time() -> None:
+        try:
+            while not done.is_set():
+                read_nets([own])
+                read_stats([own])
+        except BaseException as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read_all_the_time)
+    reader.start()
+    names = [f"l{number}" for number in range(LINKS_AT_ONCE)]
+    batch(host, tmp_path, [f"link add {name} group 5 type ifb" for name in names])
+    everything = heard(events, (None, "links"))
+    host.run(f"ip link set {names[-1]} group 6")
+    host.run("ip link del group 5")
+    everything |= heard(events, (None, "links"))
+    done.set()
+    reader.join()
+    assert not failures
+    assert {where for where, _ in everything} == {None}
+    assert links_of(host).keys() == {entry["ifname"] for entry in host.json("ip -j link")}
+    assert names[-1] in links_of(host)
+
+
+def test_an_overrun_is_counted_and_heals(inside_host: ThrowawayHost, tmp_path: Path) -> None:
+    host = inside_host
+    listener = EventSocket(recv_buffer=4096)
+    try:
+        batch(host, tmp_path, [f"link add b{number} type bridge" for number in range(50)])
+        assert EVERYTHING in listener.read()
+        assert listener.overruns == 1
+        assert len(links_of(host)) == 51 == len(host.json("ip -j link"))
+        host.run("ip link del b1")
+        assert EVERYTHING not in heard(listener, (None, "links"))
+    finally:
+        listener.close()
+
+
+def test_a_vanished_namespace_takes_its_id_along(events: EventSocket, inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("other")
+    nsid = nsid_of(inside_host, "other")
+    until(lambda: not events.read())
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    heard(events, (None, "nsid"))
+    until(lambda: nsid not in [entry["nsid"] for entry in inside_host.json("ip -j netns list-id")])

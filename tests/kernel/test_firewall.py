@@ -1,0 +1,381 @@
+"""Rules that nft and iptables made in throw-away hosts, held against what nft and iptables-save print."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.collect import tools
+from core.collect.firewall import read_firewall
+from core.collect.netns import NamespaceGone
+from core.model import Chain, Firewall, FirewallRule, Namespace
+from tests.conftest import ThrowawayHost
+from tests.kernel.holders import as_nobody
+from tests.kernel.rule_shapes import BEFORE, IP6TABLES, IPTABLES, LEAVING, SHAPES
+
+pytestmark = pytest.mark.root
+
+NoTools = Callable[[], Path]
+BACKENDS = ("nft", "legacy")
+# The fields that say what a rule means.
+MEANING = [field.name for field in fields(FirewallRule)[6:]]
+
+
+def read(host: ThrowawayHost, short: str = "host") -> Firewall:
+    return read_firewall(Namespace(host.inode_of(short), entry=f"/run/netns/{host.full(short)}"))
+
+
+def whole(host: ThrowawayHost) -> Firewall:
+    """The firewall, of which nothing may be missing."""
+    firewall = read(host)
+    assert firewall.problems == ()
+    return firewall
+
+
+def nft(host: ThrowawayHost, script: str) -> None:
+    subprocess.run(
+        ["nsenter", f"--net=/run/netns/{host.name}", "nft", "-f", "-"], input=script, text=True, check=True
+    )
+
+
+def nft_objects(host: ThrowawayHost, kind: str) -> list[dict[str, Any]]:
+    return [entry[kind] for entry in host.json("nft -j list ruleset")["nftables"] if kind in entry]
+
+
+def saved(host: ThrowawayHost, backend: str, program: str = "iptables") -> list[tuple[int, int, str]]:
+    """(packets, bytes, rule) as iptables-save prints them."""
+    lines = host.run(f"{program}-{backend}-save -c").splitlines()
+    found = (re.fullmatch(r"\[(\d+):(\d+)\] (-A .*)", line) for line in lines)
+    return [(int(one[1]), int(one[2]), one[3]) for one in found if one]
+
+
+def meaning(rule: FirewallRule) -> dict[str, Any]:
+    """What a rule is understood as, without what it leaves open."""
+    unset = {"understood": True, "packets": None, "bytes": None, "translations": ()}
+    return {name: getattr(rule, name) for name in MEANING if getattr(rule, name) != unset.get(name, "")}
+
+
+@pytest.fixture
+def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Path]:
+    """Empties PATH when it is called; what the test puts into the folder is then all that is there."""
+
+    def empty() -> Path:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        return tmp_path
+
+    return empty
+
+
+def put(folder: Path, name: str, script: str) -> None:
+    """Put a program of that name on the PATH of `no_tools`."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+# nftables
+
+
+def test_nft_rules_of_every_shape_are_understood(host: ThrowawayHost) -> None:
+    rules = [f"add rule inet t rules {text}" for text in SHAPES] + [
+        f"add rule inet t post {text}" for text in LEAVING
+    ]
+    nft(host, "\n".join([BEFORE, *rules]))
+    found = {rule.text: meaning(rule) for rule in whole(host).rules}
+    wanted = {text.replace(" packets 0 bytes 0", ""): shape for text, shape in (SHAPES | LEAVING).items()}
+    assert found == wanted
+
+
+def test_nft_rules_have_the_text_and_handle_that_nft_prints(host: ThrowawayHost) -> None:
+    nft(host, "\n".join([BEFORE, *(f"add rule inet t rules {text}" for text in SHAPES)]))
+    printed = re.findall(r"^\t\t(.+) # handle (\d+)$", host.run("nft -a -s list ruleset"), re.MULTILINE)
+    found = [(rule.text, rule.rule_id) for rule in whole(host).rules]
+    assert found == [(text, f"nft/inet/t/{handle}") for text, handle in printed]
+
+
+def test_a_comment_may_hold_newlines(host: ThrowawayHost) -> None:
+    nft(host, 'table ip x { chain c { drop comment "one\n\t}\ntwo # handle 3"; accept; }; }')
+    assert [(rule.text.partition("\n")[0], rule.comment) for rule in whole(host).rules] == [
+        ('drop comment "one', "one\n\t}\ntwo # handle 3"),
+        ("accept", ""),
+    ]
+
+
+def test_nft_chains_are_those_that_nft_lists(host: ThrowawayHost) -> None:
+    nft(host, BEFORE)
+    nft(host, "table bridge b { chain f { type filter hook forward priority -200; policy drop; }; }")
+    nft(host, "table netdev n { chain i { type filter hook ingress device lo priority 5; }; }")
+    unset = {"hook": "", "prio": 0, "policy": ""}
+    names = ("family", "table", "name", *unset)
+    wanted = [tuple((unset | one)[name] for name in names) for one in nft_objects(host, "chain")]
+    found = [
+        (one.family, one.table, one.name, one.hook, one.priority, one.policy) for one in whole(host).chains
+    ]
+    assert found == wanted
+    assert len(found) == 6
+
+
+def test_nft_counters_count_real_packets(host: ThrowawayHost) -> None:
+    nft(
+        host,
+        """
+        table inet t {
+            counter pings { }
+            chain in {
+                type filter hook input priority 0;
+                icmp type echo-request counter comment "anonymous"
+                icmp type echo-request counter name pings accept
+                icmp type echo-request accept comment "none"
+            }
+        }""",
+    )
+    host.run("ping -c 3 -i 0.01 -q 127.0.0.1")
+    counters = {one["name"]: one for one in nft_objects(host, "counter")}
+    (anonymous, _), *_ = [
+        (part["counter"], rule)
+        for rule in nft_objects(host, "rule")
+        for part in rule["expr"]
+        if isinstance(part.get("counter"), dict)
+    ]
+    found = [(rule.packets, rule.bytes) for rule in whole(host).rules]
+    assert anonymous["packets"] == 3
+    assert found == [
+        (anonymous["packets"], anonymous["bytes"]),
+        (counters["pings"]["packets"], counters["pings"]["bytes"]),
+        (None, None),
+    ]
+
+
+# iptables, of the nftables and the legacy backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_iptables_rules_have_the_text_that_iptables_save_prints(host: ThrowawayHost, backend: str) -> None:
+    table(host, backend)
+    firewall = whole(host)
+    assert [rule.text for rule in firewall.rules if rule.family == "ip"] == [
+        text for *_, text in saved(host, backend)
+    ]
+    assert [rule.text for rule in firewall.rules if rule.family == "ip6"] == [
+        text for *_, text in saved(host, backend, "ip6tables")
+    ]
+    assert {rule.backend for rule in firewall.rules} == {f"iptables-{backend}"}
+    assert len(firewall.rules) == len(IPTABLES) + len(IP6TABLES)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_iptables_rules_are_understood(host: ThrowawayHost, backend: str) -> None:
+    table(host, backend)
+    found = [(rule.table, rule.chain, meaning(rule)) for rule in whole(host).rules]
+    wanted = [
+        (table, chain, {"packets": 0, "bytes": 0, **shape})
+        for (table, chain, _), shape in (IPTABLES | IP6TABLES).items()
+    ]
+    for one in wanted:
+        assert one in found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_iptables_chains_have_their_hooks_and_policies(host: ThrowawayHost, backend: str) -> None:
+    host.run(f"iptables-{backend} -P FORWARD DROP")
+    host.run(f"iptables-{backend} -N own")
+    host.run(f"iptables-{backend} -t nat -A POSTROUTING -j MASQUERADE")
+    name = f"iptables-{backend}"
+    chains = whole(host).chains
+    for wanted in (
+        Chain(name, "ip", "filter", "FORWARD", "forward", "filter", 0, "drop"),
+        Chain(name, "ip", "filter", "own"),
+        Chain(name, "ip", "nat", "POSTROUTING", "postrouting", "nat", 100, "accept"),
+        Chain(name, "ip", "nat", "OUTPUT", "output", "nat", -100, "accept"),
+    ):
+        assert wanted in chains
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_iptables_counters_count_real_packets(host: ThrowawayHost, backend: str) -> None:
+    host.run(f"iptables-{backend} -A INPUT -p icmp -m icmp --icmp-type echo-request -j ACCEPT")
+    host.run("ping -c 4 -i 0.01 -q 127.0.0.1")
+    ((packets, octets, _),) = saved(host, backend)
+    assert packets == 4
+    assert [(rule.packets, rule.bytes) for rule in whole(host).rules] == [(packets, octets)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_backends_and_nft_at_once(host: ThrowawayHost, backend: str) -> None:
+    host.run(f"iptables-{backend} -A FORWARD -j DROP")
+    nft(host, "table inet own { chain c { accept; }; }")
+    assert [rule.backend for rule in whole(host).rules].count("nft") == 1
+    assert [rule.verdict for rule in whole(host).rules if rule.backend == f"iptables-{backend}"] == ["drop"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_stay_when_other_rules_come_and_go(host: ThrowawayHost, backend: str) -> None:
+    rules = ("-s 10.0.0.1 -j DROP", "-s 10.0.0.2 -j DROP", "-s 10.0.0.2 -j DROP")
+    for text in rules:
+        host.run(f"iptables-{backend} -A FORWARD {text}")
+    before = {rule.rule_id: rule.text for rule in whole(host).rules}
+    host.run(f"iptables-{backend} -I FORWARD 1 -s 10.0.0.9 -j DROP")
+    host.run(f"iptables-{backend} -D FORWARD 2")
+    after = {rule.rule_id: rule.text for rule in whole(host).rules}
+    assert len(before) == 3
+    assert [after.get(key) for key, text in before.items() if "10.0.0.2" in text] == [
+        "-A FORWARD -s 10.0.0.2/32 -j DROP"
+    ] * 2
+
+
+def test_nft_ids_stay_when_other_rules_come_and_go(host: ThrowawayHost) -> None:
+    nft(host, "table ip x { chain c { ip saddr 10.0.0.1 drop; ip saddr 10.0.0.2 drop; }; }")
+    first, second = whole(host).rules
+    nft(host, f"delete rule ip x c handle {first.rule_id.rpartition('/')[2]}; insert rule ip x c accept")
+    assert [rule.rule_id for rule in whole(host).rules if rule.verdict == "drop"] == [second.rule_id]
+
+
+def test_what_iptables_cannot_print_truly_is_read_by_nft(host: ThrowawayHost) -> None:
+    """iptables-save would print the rule below as `-A FORWARD -p tcp -j DROP`."""
+    host.run("iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80")
+    host.run("iptables-nft -A FORWARD -s 10.0.0.1 -j DROP")
+    nft(host, "add rule ip filter FORWARD tcp dport { 80, 443 } drop")
+    found = {(rule.backend, rule.table): rule for rule in whole(host).rules}
+    assert found["iptables-nft", "nat"].to_address == "10.0.0.2"
+    assert found["nft", "filter"].dport == "80,443"
+    assert len(found) == 2
+
+
+# Looking changes nothing and costs little
+
+
+def test_looking_makes_no_tables(host: ThrowawayHost) -> None:
+    assert whole(host) == Firewall(host.inode)
+    assert not host.run("nft list ruleset")
+    nft(host, "table ip nat { }")
+    before = host.run("nft list ruleset")
+    whole(host)
+    assert host.run("nft list ruleset") == before
+    names = ("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
+    assert not host.run([*names], check=False)
+
+
+def test_no_tool_runs_where_there_is_no_rule(host: ThrowawayHost, no_tools: NoTools) -> None:
+    folder = no_tools()
+    put(folder, "nft", f"touch {folder}/ran")
+    put(folder, "iptables-nft-save", f"touch {folder}/ran")
+    assert whole(host) == Firewall(host.inode)
+    assert not (folder / "ran").exists()
+
+
+def test_one_process_reads_all_that_iptables_made(host: ThrowawayHost, no_tools: NoTools) -> None:
+    host.run("iptables-nft -A FORWARD -j DROP")
+    host.run("iptables-nft -t nat -A POSTROUTING -j MASQUERADE")
+    program = shutil.which("iptables-nft-save")
+    folder = no_tools()
+    put(folder, "iptables-nft-save", f'echo ran >> {folder}/log\nexec {program} "$@"')
+    assert [rule.verdict for rule in whole(host).rules] == ["drop", "masquerade"]
+    assert (folder / "log").read_text() == "ran\n"
+
+
+# What stands in the way becomes a problem in words
+
+
+def problem_of(host: ThrowawayHost) -> tuple[str, str, str]:
+    """The one problem that reading the host has, with words for all three questions."""
+    (problem,) = read(host).problems
+    assert (problem.part, problem.ns) == ("nat", host.inode)
+    assert problem.what and problem.why and problem.try_
+    return problem.what, problem.why, problem.try_
+
+
+@pytest.fixture
+def host_with_rule(host: ThrowawayHost) -> ThrowawayHost:
+    nft(host, "table inet own { chain c { accept; }; }")
+    return host
+
+
+def test_without_nft(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
+    no_tools()
+    what, why, try_ = problem_of(host_with_rule)
+    assert what == "nft is not there"
+    assert "PATH" in why
+    assert "install nftables" in try_
+
+
+def test_without_iptables_nft_still_tells_what_it_can(host: ThrowawayHost, no_tools: NoTools) -> None:
+    host.run("iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80")
+    program = shutil.which("nft")
+    (no_tools() / "nft").symlink_to(str(program))
+    what, why, _ = problem_of(host)
+    assert what == "iptables-nft-save is not there"
+    assert "nft alone" in why
+    (found,) = read(host).rules
+    assert (found.verdict, found.dport, found.to_address, found.to_port) == ("dnat", "8080", "10.0.0.2", "80")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo surprise",
+        "echo '[]'",
+        "echo '{}'",
+        "echo '{\"nftables\": 3}'",
+        'echo \'{"nftables": [{"rule": {"family": "inet", "table": "own"}}]}\'',
+        "head -c 100000 /dev/zero | tr '\\0' '['",
+        "printf '\\377\\376'",
+    ],
+)
+def test_garbage_from_nft(host_with_rule: ThrowawayHost, no_tools: NoTools, answer: str) -> None:
+    put(no_tools(), "nft", f"PATH=/usr/bin:/bin; {answer}")
+    assert problem_of(host_with_rule)[0] == "nft was not understood"
+    assert read(host_with_rule).rules == ()
+
+
+def test_garbage_from_iptables_save(host: ThrowawayHost, no_tools: NoTools) -> None:
+    host.run("iptables-legacy -A FORWARD -j DROP")
+    put(no_tools(), "iptables-legacy-save", "echo '*filter'; echo surprise")
+    assert problem_of(host)[0] == "iptables-save was not understood"
+
+
+def test_a_tool_that_fails_says_why(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
+    put(no_tools(), "nft", "echo 'the reason' >&2; exit 3")
+    assert problem_of(host_with_rule)[:2] == ("nft failed", "the reason")
+
+
+def test_a_tool_that_hangs_is_given_up(
+    host_with_rule: ThrowawayHost, no_tools: NoTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "TIMEOUT", 0.2)
+    put(no_tools(), "nft", "exec /usr/bin/sleep 60")
+    assert problem_of(host_with_rule)[0] == "nft gave no answer"
+
+
+def test_without_rights(inside_host: ThrowawayHost) -> None:
+    inode = inside_host.inode
+
+    def look() -> list[list[str]]:
+        firewall = read_firewall(Namespace(inode, is_host=True))
+        return [[one.what, one.why, one.try_] for one in firewall.problems]
+
+    ((what, why, try_),) = as_nobody(look)
+    assert "could not be read" in what
+    assert "CAP_NET_ADMIN" in why
+    assert try_ == "run as root"
+
+
+def test_a_namespace_that_is_gone(host: ThrowawayHost) -> None:
+    host.namespace("gone")
+    namespace = Namespace(host.inode_of("gone"), entry=f"/run/netns/{host.full('gone')}")
+    subprocess.run(["ip", "netns", "del", host.full("gone")], check=True)
+    with pytest.raises(NamespaceGone):
+        read_firewall(namespace)
+
+
+def table(host: ThrowawayHost, backend: str) -> None:
+    """Make all of IPTABLES and IP6TABLES."""
+    host.run(f"iptables-{backend} -N own")
+    for program, rules in (("iptables", IPTABLES), ("ip6tables", IP6TABLES)):
+        for table, chain, text in rules:
+            host.run(f"{program}-{backend} -t {table} -A {chain} {text}")

@@ -1,0 +1,137 @@
+"""A person at the dashboard: a source that the test feeds, keys, and the screen as text."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from textual.app import App
+from textual.pilot import Pilot
+
+from core.model import Change, Snapshot
+from core.rates import Rates
+from tests.snapshots import small_host
+from tui.app import VnetApp
+from tui.screens.dashboard import Dashboard
+from tui.source import Update
+
+
+@dataclass
+class Picture:
+    """One update."""
+
+    snapshot: Snapshot
+    rates: Rates | None = None
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass
+class FedSource:
+    """Gives what the test feeds it, and remembers what the dashboard asked of it."""
+
+    first: Snapshot | None = None
+    live: bool = True
+    shown: list[str] = field(default_factory=list)
+    refreshes: int = 0
+    stopped: bool = False
+    _listener: Callable[[Update], None] | None = None
+
+    def start(self, on_update: Callable[[Update], None]) -> None:
+        self._listener = on_update
+        if self.first is not None:
+            self.feed(self.first)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def refresh(self) -> None:
+        self.refreshes += 1
+
+    def show(self, view: str) -> None:
+        self.shown.append(view)
+
+    def feed(
+        self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()
+    ) -> None:
+        assert self._listener is not None
+        self._listener(Picture(snapshot, rates, changes))
+
+
+@dataclass
+class Person:
+    """Presses keys and reads the screen."""
+
+    app: VnetApp
+    pilot: Pilot[None]
+    source: FedSource
+
+    @property
+    def dashboard(self) -> Dashboard:
+        screen = self.app.screen_stack[0]
+        assert isinstance(screen, Dashboard)
+        return screen
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+        await self.settle()
+
+    async def type(self, text: str) -> None:
+        """Type characters, "⏎" for Enter."""
+        names = {":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark"}
+        await self.press(*(names.get(char, char) for char in text))
+
+    async def settle(self) -> None:
+        """Until all that was asked for is on the screen."""
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            await self.pilot.pause()
+            if self.dashboard.settled:
+                await self.pilot.pause()
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError("the dashboard did not come to rest")
+
+    async def feed(self, snapshot: Snapshot, **more: object) -> None:
+        self.source.feed(snapshot, **more)  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        await self.settle()
+
+    @property
+    def lines(self) -> list[str]:
+        return screen_lines(self.app)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def row(self) -> str:
+        """The first cell of the row under the cursor."""
+        row = self.dashboard.table.selected_row()
+        return row.cells[0].text if row else ""
+
+
+def screen_lines(app: App[None]) -> list[str]:
+    """What the terminal shows, line by line."""
+    strips = app.screen._compositor.render_strips()
+    return ["".join(segment.text for segment in strip) for strip in strips]
+
+
+@asynccontextmanager
+async def dashboard(
+    snapshot: Snapshot | None = None,
+    size: tuple[int, int] = (130, 40),
+    source: FedSource | None = None,
+    ascii_only: bool = False,
+) -> AsyncIterator[Person]:
+    """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
+    source = source or FedSource(snapshot or small_host())
+    app = VnetApp(source, ascii_only)
+    async with app.run_test(size=size) as pilot:
+        person = Person(app, pilot, source)
+        await asyncio.sleep(0.05)
+        if source.first is not None:
+            await person.settle()
+        yield person

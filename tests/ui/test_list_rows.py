@@ -1,0 +1,99 @@
+"""Order, folds and places of plain rows; columns for a width."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.model import Ref
+from tui.present.columns import GAP, lay_out
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Row
+
+COLUMNS = (Column("name", "name", 10), Column("rate", "rate", 6))
+
+
+def row(name: str, rate: float | None = None, depth: int = 0, aliases: tuple[Ref, ...] = ()) -> Row:
+    text = "–" if rate is None else f"{rate:.0f}"
+    return Row(Ref("link", (name,)), (Cell(name), Cell(text, sort=rate)), depth=depth, aliases=aliases)
+
+
+def names(rows: ListRows) -> list[str]:
+    return [row.cells[0].text for row in rows]
+
+
+def test_names_sort_as_a_person_counts() -> None:
+    rows = ListRows([row("veth10"), row("Veth2"), row("veth1"), row("br0")], COLUMNS)
+    assert names(rows.sorted_by("name", False)) == ["br0", "veth1", "Veth2", "veth10"]
+
+
+def test_numbers_sort_as_numbers_and_nothing_stands_last_either_way() -> None:
+    rows = ListRows([row("a", 9), row("b"), row("c", 100), row("d", 20)], COLUMNS)
+    assert names(rows.sorted_by("rate", False)) == ["a", "d", "c", "b"]
+    assert names(rows.sorted_by("rate", True)) == ["c", "d", "a", "b"]
+
+
+def test_sorting_is_stable_in_both_directions() -> None:
+    rows = ListRows([row("a", 1), row("b", 1), row("c", 0), row("d", 1)], COLUMNS)
+    assert names(rows.sorted_by("rate", False)) == ["c", "a", "b", "d"]
+    assert names(rows.sorted_by("rate", True)) == ["a", "b", "d", "c"]
+
+
+def test_ports_stay_under_their_bridge() -> None:
+    rows = ListRows([row("br1"), row("x2", depth=1), row("x1", depth=1), row("br0"), row("x3", depth=1)], COLUMNS)
+    assert names(rows.sorted_by("name", False)) == ["br0", "x3", "br1", "x1", "x2"]
+    assert names(rows.sorted_by("name", True)) == ["br1", "x2", "x1", "br0", "x3"]
+
+
+def test_an_unknown_column_changes_nothing() -> None:
+    rows = ListRows([row("b"), row("a")], COLUMNS)
+    assert rows.sorted_by("nothing", False) is rows
+
+
+def test_folding_hides_what_stands_below() -> None:
+    rows = ListRows([row("br0"), row("x", depth=1), row("y", depth=2), row("br1"), row("z", depth=1)], COLUMNS)
+    assert names(rows.folded({Ref("link", ("br0",))})) == ["br0", "br1", "z"]
+
+
+def test_a_filtered_child_without_its_parent_is_not_put_under_another() -> None:
+    rows = ListRows([row("web-br"), row("other"), row("web-port", depth=1)], COLUMNS)
+    assert [(each.cells[0].text, each.depth) for each in rows.matching("web")] == [("web-br", 0), ("web-port", 0)]
+
+
+def test_places_by_reference_and_by_alias() -> None:
+    far = Ref("link", ("far",))
+    rows = ListRows([row("a"), row("b", aliases=(far,))], COLUMNS)
+    assert rows.index(Ref("link", ("b",))) == 1
+    assert rows.index(far) == 1
+    assert rows.index(Ref("link", ("gone",))) is None
+
+
+WIDE = (
+    Column("a", "A", 10, grow=1),
+    Column("b", "B", 8, priority=2),
+    Column("c", "C", 12, grow=3, priority=1),
+    Column("d", "D", 6),
+)
+
+
+def width_of(placed: tuple) -> int:
+    return sum(each.width for each in placed) + GAP * (len(placed) - 1)
+
+
+@pytest.mark.parametrize("width", range(1, 200))
+def test_columns_never_need_more_than_the_width(width: int) -> None:
+    placed = lay_out(WIDE, width)
+    assert placed and width_of(placed) <= max(width, 1)
+    assert all(each.width >= 1 for each in placed)
+
+
+def test_the_least_important_column_goes_first() -> None:
+    assert [each.column.name for each in lay_out(WIDE, 42)] == ["a", "b", "c", "d"]
+    assert [each.column.name for each in lay_out(WIDE, 40)] == ["a", "c", "d"]
+    assert [each.column.name for each in lay_out(WIDE, 30)] == ["a", "b", "d"]
+    assert [each.column.name for each in lay_out(WIDE, 18)] == ["a", "d"]
+
+
+def test_what_is_left_over_goes_to_those_that_grow() -> None:
+    placed = lay_out(WIDE, 82)
+    assert [each.width for each in placed] == [20, 8, 42, 6]
+    assert width_of(placed) == 82

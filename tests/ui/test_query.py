@@ -1,0 +1,65 @@
+"""The filter language."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.model import Ref
+from tui.present.list_rows import ListRows
+from tui.present.query import Term, parse
+from tui.present.rows import Cell, Column, Row
+
+COLUMNS = (Column("name", "name", 10), Column("state", "state", 6), Column("mac", "mac", 17))
+
+
+def row(name: str, state: str, mac: str = "", **terms: str) -> Row:
+    return Row(Ref("link", (name,)), (Cell(name), Cell(state), Cell(mac)), terms)
+
+
+ROWS = ListRows(
+    [
+        row("web1", "up", "02:42:ac:11:00:02", port="80 8080", ns="front end", addr="fe80::1"),
+        row("Web2", "down", "02:42:ac:11:00:03", port="8080", ns="front"),
+        row("db", "up", port="5432", ns="back"),
+    ],
+    COLUMNS,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ["web1", "Web2", "db"]),
+        ("web", ["web1", "Web2"]),
+        ("WEB2", ["Web2"]),
+        ("web up", ["web1"]),
+        ("!web", ["db"]),
+        ("state:up", ["web1", "db"]),
+        ("!state:up", ["Web2"]),
+        ("port:80", ["web1"]),
+        ("!port:80", ["Web2", "db"]),
+        ('ns:"front end"', ["web1"]),
+        ('"front end"', ["web1"]),
+        ("name:web !ns:end", ["Web2"]),
+        ("fe80::1", ["web1"]),
+        ("ac:11:00:03", ["Web2"]),
+        ("nothing:there", []),
+        ("!nothing:there", ["web1", "Web2", "db"]),
+        ("state:", ["web1", "Web2", "db"]),
+        ("!", ["web1", "Web2", "db"]),
+        ('ns:"fro', ["web1", "Web2"]),
+    ],
+)
+def test_what_a_filter_lets_through(text: str, names: list[str]) -> None:
+    assert [row.cells[0].text for row in ROWS.matching(text)] == names
+
+
+def test_terms() -> None:
+    assert parse('ns:Web !state:up "a b" !"c d"') == (
+        Term("ns", "web"), Term("state", "up", True), Term("", "a b"), Term("", "c d", True),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ['"', "!!", ":", '::"', 'a"b', "\x1b[31m", "key:" * 500, "[red]"])
+def test_no_text_makes_it_fail(text: str) -> None:
+    assert len(ROWS.matching(text)) <= len(ROWS)
