@@ -106,8 +106,8 @@ class _Decider:
         return "overlay" if "vxlan" in kinds else ""
 
     def _kind_by_rules(self, network: Network, bridge: Link | None) -> str:
-        """What becomes of packets that leave a network: a rule that translates its own addresses is more
-        telling than filters, filters more than a rule that translates whatever leaves the host."""
+        """What becomes of packets that leave a network: a rule that translates its very addresses is more
+        telling than filters, filters more than a rule that translates others' as well."""
         subnets = [prefix for subnet in network.subnets for prefix in prefixes(subnet) or ()]
         if not subnets:
             return "switched" if bridge and not bridge.addresses else "routed" if bridge else ""
@@ -120,7 +120,7 @@ class _Decider:
             for placed in self._source_nat_of(firewall)
             if any(_translates(placed, network.bridge, subnet) for subnet in subnets)
         ]
-        if any(rule.src or rule.iif for rule in translating):
+        if any(rule.iif or set(prefixes(rule.src) or ()) & set(subnets) for rule in translating):
             return "nat"
         if self._keeps_in(ns) or is_shut_in(firewall, network.bridge, subnets[0]):
             return "internal"

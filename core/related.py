@@ -43,7 +43,7 @@ def _of_link(topology: Topology, ref: Ref) -> Iterator[Relation]:
     if link is None:
         return
     peer = topology.peer(link)
-    if link.kind == "bridge":
+    if topology.is_bridge(link):
         yield from _network(topology.network_of(link))
         yield from (_port(port) for port in topology.ports_of(link.key))
     if peer is not None:
@@ -158,7 +158,7 @@ _FINDERS: dict[str, Callable[[Topology, Ref], Iterable[Relation]]] = {
 def entries_of_container(topology: Topology, container: Container) -> tuple[NatEntry, ...]:
     """The NAT entries that concern a container: its own first, then those of its networks."""
     networks = {network.id for network in topology.networks_of(container)}
-    own = [entry for entry in topology.nat if container.uid in entry.containers]
+    own = topology.nat_of(container)
     shared = [
         entry for entry in topology.nat if not entry.containers and networks.intersection(entry.networks)
     ]

@@ -22,6 +22,8 @@ from core.ownership import AddressBook, address_book, label_of, primary
 from core.peers import resolve
 from core.related import related
 
+BRIDGE_KINDS = frozenset({"bridge", "ovs-bridge"})
+
 
 class Topology:
     """A snapshot and what follows from it; each part is worked out when it is first asked for, then kept."""
@@ -63,6 +65,18 @@ class Topology:
     def nat(self) -> tuple[NatEntry, ...]:
         """Translations and forward filters, understood."""
         return nat_entries(self.snapshot, self.networks)
+
+    @cached_property
+    def _nat_by_container(self) -> Mapping[str, tuple[NatEntry, ...]]:
+        groups: dict[str, list[NatEntry]] = {}
+        for entry in self.nat:
+            for uid in entry.containers:
+                groups.setdefault(uid, []).append(entry)
+        return {uid: tuple(group) for uid, group in groups.items()}
+
+    def nat_of(self, container: Container) -> tuple[NatEntry, ...]:
+        """The NAT entries that carry a container's own address or link."""
+        return self._nat_by_container.get(container.uid, ())
 
     @cached_property
     def containers(self) -> Mapping[str, Container]:
@@ -111,24 +125,59 @@ class Topology:
         return self.snapshot.link(key) if key else None
 
     @cached_property
+    def _masters(self) -> Mapping[LinkKey, LinkKey]:
+        """The link that each port hangs from: its master, or its Open vSwitch bridge's own link."""
+        found = {
+            link.key: LinkKey(link.ns, link.master)
+            for link in self.snapshot.links()
+            if link.master is not None
+        }
+        for bridge in self.snapshot.ovs:
+            own = self.ovs_link(bridge.name)
+            ports = (one.ifindex for port in bridge.ports for one in port.interfaces if one.ifindex)
+            if own is not None:
+                found |= {LinkKey(self.host, port): own.key for port in ports if port != own.ifindex}
+        return found
+
+    def ovs_link(self, bridge: str) -> Link | None:
+        """The link of an Open vSwitch bridge's own, None where it is gone."""
+        net = self.snapshot.nets.get(self.host)
+        return next((link for link in net.links.values() if link.name == bridge), None) if net else None
+
+    @cached_property
     def _ports(self) -> Mapping[LinkKey, tuple[Link, ...]]:
         groups: dict[LinkKey, list[Link]] = {}
-        for link in self.snapshot.links():
-            if link.master is not None:
-                groups.setdefault(LinkKey(link.ns, link.master), []).append(link)
+        for port, master in self._masters.items():
+            link = self.snapshot.link(port)
+            if link is not None:
+                groups.setdefault(master, []).append(link)
         return {key: tuple(group) for key, group in groups.items()}
 
     def ports_of(self, bridge: LinkKey) -> tuple[Link, ...]:
-        """The links whose master this is."""
+        """The links that hang from a bridge, a bond or the like."""
         return self._ports.get(bridge, ())
+
+    def master_of(self, link: Link) -> Link | None:
+        """The bridge, bond or the like that has taken a link."""
+        master = self._masters.get(link.key)
+        return self.snapshot.link(master) if master else None
+
+    @cached_property
+    def _ovs_links(self) -> frozenset[LinkKey]:
+        found = (self.ovs_link(bridge.name) for bridge in self.snapshot.ovs)
+        return frozenset(link.key for link in found if link is not None)
+
+    def is_bridge(self, link: Link) -> bool:
+        """Whether a link is a bridge of the kernel's or an Open vSwitch bridge's own link."""
+        return link.kind in BRIDGE_KINDS or link.key in self._ovs_links
 
     def bridge_of(self, link: Link) -> Link | None:
         """The bridge that carries a link: itself, its master, or its peer's master."""
-        if link.kind == "bridge":
+        if self.is_bridge(link):
             return link
         for end in (link, self.peer(link)):
-            master = self.snapshot.link((end.ns, end.master)) if end and end.master is not None else None
-            if master is not None and master.kind == "bridge":
+            master = self.master_of(end) if end else None
+            if master is not None and self.is_bridge(master):
                 return master
         return None
 

@@ -9,6 +9,7 @@ from typing import Any
 from core.collect.tools import ToolFailed, find_tool, run_tool
 from core.model import OvsBridge, OvsInterface, OvsPort, Problem
 
+TIMEOUT = 5  # seconds
 _PACKAGE = "openvswitch-switch"
 _TABLES = {
     "Bridge": "name,datapath_type,fail_mode,stp_enable,rstp_enable,ports,external_ids",
@@ -26,7 +27,7 @@ def read_ovs(db: str | None = None) -> tuple[tuple[OvsBridge, ...], tuple[Proble
     """
     if not find_tool("ovs-vsctl"):
         return (), ()
-    words = ["ovs-vsctl", "--timeout=5", "--format=json", *([f"--db={db}"] if db else [])]
+    words = ["ovs-vsctl", f"--timeout={TIMEOUT}", "--format=json", *([f"--db={db}"] if db else [])]
     for table, columns in _TABLES.items():
         words += ["--", f"--columns={columns}", "list", table]
     try:

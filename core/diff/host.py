@@ -18,7 +18,7 @@ def tell_sysctls(told: Told) -> None:
     if old is new or not old:
         return
     for name, value in new.items():
-        if old.get(name, value) != value:
+        if old.get(name, value) != value and not name.endswith("_count"):
             words = f"{name} changed from {old[name]} to {value}"
             told.tell("changed", namespace_ref(told.new.host), words)
 

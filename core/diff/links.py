@@ -46,7 +46,7 @@ def _tell_net(told: Told, ns: int, old: NetState, new: NetState) -> None:
 
 
 def _appeared(link: Link, net: NetState, where: str) -> str:
-    addresses = f" with {', '.join(map(str, link.addresses))}" if link.addresses else ""
+    addresses = f" with {', '.join(_chosen(link))}" if _chosen(link) else ""
     port = f" as a port of {_master(link, net)}" if link.master is not None else ""
     return f"{link_words(link)} appeared in {where}{port}{addresses}"
 
@@ -88,11 +88,16 @@ def _master(link: Link, net: NetState) -> str:
 
 
 def _addresses(old: Link, new: Link, what: str) -> Iterator[str]:
-    before, after = [*map(str, old.addresses)], [*map(str, new.addresses)]
+    before, after = _chosen(old), _chosen(new)
     for address in missing_in(before, after):
         yield f"{what} got the address {address}"
     for address in missing_in(after, before):
         yield f"{what} lost the address {address}"
+
+
+def _chosen(link: Link) -> list[str]:
+    """The addresses that someone chose; link-local ones come by themselves."""
+    return [str(address) for address in link.addresses if address.scope != "link"]
 
 
 def _settings[Kind: (BridgePort, BridgeSettings)](old: Kind, new: Kind, what: str) -> Iterator[str]:

@@ -52,7 +52,7 @@ def _networks(ns: int, rule: FirewallRule, ties: Ties) -> tuple[str, ...]:
     by_source = () if rule.src.startswith("!") else ties.networks_in(ns, rule.src)
     by_link = ties.networks_behind(ns, rule.iif)
     if not rule.src and not rule.iif:
-        return ties.translated_networks(ns, rule.oif)
+        return ties.translated_networks(ns, rule.oif) if rule.understood else ()
     return tuple(dict.fromkeys((*by_source, *by_link)))
 
 

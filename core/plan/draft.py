@@ -128,21 +128,6 @@ class Draft:
             self.do(SetSysctl(key, value, self._sysctls.get(key, before)))
             self._sysctls[key] = value
 
-    def routes_over(self, place: Place, link: str) -> tuple[AddRoute, ...]:
-        """The routes that somebody made there over a link, as operations."""
-        found = [
-            (net, one)
-            for net in self.snapshot.nets.values()
-            for one in net.links.values()
-            if one.name == link and self._place(net.ns) == place
-        ]
-        return tuple(
-            as_operation(route, link, place)
-            for net, one in found
-            for route in net.routes
-            if leads_over(route, one)
-        )
-
     # Containers
 
     def target(self, text: str) -> Target:
@@ -150,7 +135,7 @@ class Draft:
         Raises Refusal where it is none, several, or without a namespace of its own."""
         if text in self._targets:
             return self._targets[text]
-        container = self._container(text)
+        container = self.container(text)
         ns = container.netns
         label = safe(container.name)
         if ns is None:
@@ -170,7 +155,8 @@ class Draft:
             raise Refusal([f"{safe(container.name)} has no process to be reached by"])
         return Place(pid=container.pid)
 
-    def _container(self, text: str) -> Container:
+    def container(self, text: str) -> Container:
+        """The container that a text names. Raises Refusal where it is none or several."""
         every = self.topology.containers
         for fits in _fits(text):
             found = [container for container in every.values() if fits(container)]

@@ -16,7 +16,7 @@ from core.plan.draft import Draft
 from core.plan.nic import bridge_nic, restore_nic
 from core.plan.requests import CreateNetwork, Join, Part, RemoveNetwork
 from core.plan.tags import ALIAS_BYTES, OurNetwork, pair
-from core.plan.teardown import delete_bridge, release_port
+from core.plan.teardown import delete_bridge, made_routes, release_port
 from core.plan.warnings import forward, warn_of_filters
 from core.text import safe
 
@@ -205,7 +205,8 @@ def _(request: Join, draft: Draft) -> str:
     draft.now(joined=draft.ours.joined | {names})
     forward(draft, ipv4=4 in common, ipv6=6 in common)
     for network, to in ((one, other), (other, one)):
-        draft.do(*(route for end in shut_in(network, draft) for route in routes_to(network, to, *end)))
+        for target, link in shut_in(network, draft):
+            draft.do(*routes_to(network, to, target.place, link))
     return f"route between {one.name} and {other.name}"
 
 
@@ -216,9 +217,10 @@ def _(request: Part, draft: Draft) -> str:
     require(when(joined not in draft.ours.joined, f"{one.name} and {other.name} are apart already"))
     draft.now(joined=draft.ours.joined - {joined})
     for network, to in ((one, other), (other, one)):
-        for place, link in shut_in(network, draft):
-            there = draft.routes_over(place, link)
-            draft.do(*(DeleteRoute(way) for way in routes_to(network, to, place, link) if way in there))
+        for target, link in shut_in(network, draft):
+            there = made_routes(draft, target, link)
+            ways = routes_to(network, to, target.place, link)
+            draft.do(*(DeleteRoute(way) for way in ways if way in there))
     return f"keep {one.name} and {other.name} apart"
 
 

@@ -19,7 +19,7 @@ from core.ops import (
     SetPort,
 )
 from core.plan.base import Refusal
-from core.plan.draft import Draft
+from core.plan.draft import Draft, Target
 from core.text import safe
 
 # What the kernel makes and takes away by itself, with the address or the link.
@@ -108,6 +108,14 @@ def _leads_over(route: Route, link: Link) -> bool:
         and len(route.nexthops) == 1
         and route.nexthops[0].ifindex == link.ifindex
     )
+
+
+def made_routes(draft: Draft, target: Target, link: str) -> tuple[AddRoute, ...]:
+    """The routes that somebody made in a container over the link of that name."""
+    net = draft.snapshot.nets.get(target.ns or 0)
+    there = [one for one in net.links.values() if one.name == link] if net else []
+    found = [route for one in there for route in (net.routes if net else ()) if _leads_over(route, one)]
+    return tuple(as_operation(route, link, target.place) for route in found)
 
 
 def as_operation(route: Route, link: str, place: Place) -> AddRoute:

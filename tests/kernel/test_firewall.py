@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,20 @@ def test_what_iptables_cannot_print_truly_is_read_by_nft(host: ThrowawayHost) ->
     assert found["iptables-nft", "nat"].to_address == "10.0.0.2"
     assert found["nft", "filter"].dport == "80,443"
     assert len(found) == 2
+
+
+def test_threads_read_different_namespaces_at_once(host: ThrowawayHost) -> None:
+    shorts = [f"n{number}" for number in range(6)]
+    for short in shorts:
+        host.namespace(short)
+        host.run(f"iptables-nft -A FORWARD -o {short} -j DROP", inside=short)
+        host.run(
+            f"nft add table inet {short}; add chain inet {short} c; add rule inet {short} c drop",
+            inside=short,
+        )
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda short: read(host, short), shorts))
+    assert [[rule.oif or rule.table for rule in one.rules] for one in found] == [[one, one] for one in shorts]
 
 
 # Looking changes nothing and costs little

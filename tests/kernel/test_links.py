@@ -10,9 +10,12 @@ import pytest
 
 from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
+from core.collect.netns import inode_of
 from core.collect.stats import read_stats
-from core.model import Link
+from core.model import Link, Namespace
+from core.peers import resolve
 from tests.conftest import ThrowawayHost
+from tests.kernel.holders import holder, shell
 from tests.kernel.reading import links_of, net_of, nets_of
 
 pytestmark = pytest.mark.root
@@ -218,6 +221,34 @@ def test_namespace_ids_lead_where_ip_netns_says(inside_host: ThrowawayHost) -> N
         expected = {nsid: names[listed[nsid].removeprefix(f"{host.prefix}-")] for nsid in wanted}
         assert net.nsids == expected, name
     assert set(nets["c1"].nsids.values()) == {names["host"], names["c2"]}
+
+
+def peer_name(host: ThrowawayHost, found: dict[int, Namespace], name: str) -> tuple[int, str] | None:
+    """The namespace and the name of the peer of one of the host's links, seen among all namespaces."""
+    nets = read_nets(found.values())
+    (end,) = (link for link in nets[host.inode].links.values() if link.name == name)
+    peer = resolve(nets).get(end.key)
+    return (peer.ns, nets[peer.ns].links[peer.ifindex].name) if peer else None
+
+
+@pytest.mark.parametrize("fixture", ["host", "inside_host"])
+def test_peers_are_found_in_namespaces_without_name_and_process(
+    request: pytest.FixtureRequest, fixture: str
+) -> None:
+    host: ThrowawayHost = request.getfixturevalue(fixture)
+    name = host.namespace("held")
+    inode = host.inode_of("held")
+    with holder("unshare", "--net", *shell("")) as (nameless, _), holder(*shell(f"exec 7</run/netns/{name}")):
+        host.run(f"ip link add one type veth peer name far1 netns {nameless.pid}")
+        host.run(f"ip link add two type veth peer name far2 netns {name}")
+        host.run("ip link add here1 type veth peer name here2")
+        subprocess.run(["ip", "netns", "del", name], check=True)
+        found, _ = read_namespaces(deep=True)
+        assert peer_name(host, found, "one") == (inode_of(f"/proc/{nameless.pid}/ns/net"), "far1")
+        assert peer_name(host, found, "two") == (inode, "far2")
+        assert peer_name(host, found, "here1") == (host.inode, "here2")
+        del found[inode]
+        assert peer_name(host, found, "two") is None
 
 
 def test_a_namespace_that_vanished_is_left_out(host: ThrowawayHost) -> None:

@@ -155,3 +155,23 @@ def test_people_see_the_same(shop: ThrowawayHost) -> None:
     )  # fmt: skip
     names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
     assert names == [link["ifname"] for link in shop.json("ip -j link")]
+
+
+def test_on_the_demo_lab() -> None:
+    done = subprocess.run(
+        [*PROGRAM, "demo", "--no-traffic", "vnet-tui", "show", "veths", "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    pairs = [pair["ends"] for pair in json.loads(done.stdout)["veths"]]
+    assert {end["name"] for ends in pairs for end in ends} >= {"v-web1", "eth0"}
+    assert all(len(ends) == 2 for ends in pairs)
+
+
+def test_no_such_command_on_the_demo_lab() -> None:
+    done = subprocess.run(
+        [*PROGRAM, "demo", "no-such"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "vnet-tui: there is no command 'no-such' to run in the demo lab\n",
+    )

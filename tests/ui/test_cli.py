@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from core.model import Problem
 from core.serialize import pack, to_json, unpack
 from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.terminal import Terminal
@@ -151,6 +152,23 @@ def test_a_namespace_that_is_not_there(dump: Path) -> None:
     done = run("--from", str(dump), "show", "links", "--ns", "w\x1b[1meb9")
     assert (done.returncode, done.stdout) == (1, "")
     assert "web1" in done.stderr and "\\x1b" in done.stderr and "\x1b" not in done.stderr
+
+
+def test_problems_go_to_standard_error_one_line_a_kind(tmp_path: Path) -> None:
+    denied = [
+        Problem("links", "cannot be read", "no right", "be root", HOST + 1000 + number) for number in range(3)
+    ]
+    absent = Problem("docker", "Docker is not running", "no socket", "start\x1bit")
+    path = tmp_path / "problems.vnet"
+    path.write_bytes(pack(small_host(part_problems={"links": tuple(denied), "docker": (absent,)})))
+    words = "vnet-tui: web1: cannot be read (no right) - be root (and 2 more like this)"
+    done = run("--from", str(path), "show", "links")
+    assert (done.returncode, done.stderr.splitlines()) == (0, [words])
+    assert "problem" not in done.stdout
+    done = run("--from", str(path), "show", "containers", "--ns", "db")
+    assert done.stderr.splitlines() == ["vnet-tui: Docker is not running (no socket) - start\\x1bit"]
+    done = run("--from", str(path), "show", "links", "--json")
+    assert len(json.loads(done.stdout)["problems"]) == 4 and done.stderr == ""
 
 
 def test_names_from_outside_do_not_act(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ async def test_views_by_name(typed: str, name: str) -> None:
 
 async def test_a_name_can_carry_a_filter() -> None:
     async with dashboard() as person:
-        await person.type(":cont web1⏎")
+        await person.type(":cont name:web1⏎")
         assert person.dashboard.view.name == "containers"
         assert "filtered 1 of" in person.text
 
@@ -116,7 +116,7 @@ async def test_minus_goes_to_the_view_before() -> None:
 async def test_enter_follows_and_escape_goes_back() -> None:
     async with dashboard() as person:
         await person.type(":cont⏎")
-        await person.type("/web1⏎")
+        await person.type("/name:web1⏎")
         await person.press("escape")
         assert person.row() == "web1"
         await person.press("enter")
@@ -134,7 +134,7 @@ async def test_enter_follows_and_escape_goes_back() -> None:
 async def test_the_way_from_a_cable_to_the_rules() -> None:
     async with dashboard() as person:
         await person.type(":veth⏎")
-        await person.type("/web1⏎")
+        await person.type("/name:web1⏎")
         seen = []
         for _ in range(6):
             seen.append(person.dashboard.ref)
@@ -164,10 +164,10 @@ async def test_the_filter_says_how_much_it_leaves() -> None:
     async with dashboard() as person:
         await person.press("5")
         total = len(person.dashboard.table.rows)
-        await person.type("/web")
+        await person.type("/name:web")
         assert f"filtered 2 of {total}" in person.lines[2]
         await person.press("enter")
-        assert f"/web  filtered 2 of {total}" in person.lines[2]
+        assert f"/name:web  filtered 2 of {total}" in person.lines[2]
         await person.press("escape")
         assert f"{total} rows" in person.lines[2]
 
@@ -257,7 +257,7 @@ async def test_pause_freezes_the_picture() -> None:
         assert "paused" in person.lines[0]
         await person.feed(replace(whole, engines={}))
         assert "web1" in person.text
-        await person.type("/web1⏎")
+        await person.type("/name:web1⏎")
         assert "filtered 1 of" in person.text
         await person.press("escape", "p")
         assert "live" in person.lines[0]
@@ -331,7 +331,7 @@ async def test_tab_and_zoom() -> None:
 
 async def test_a_line_of_the_detail_can_be_followed() -> None:
     async with dashboard() as person:
-        await person.type(":cont web1⏎")
+        await person.type(":cont name:web1⏎")
         await person.press("tab")
         lines = person.dashboard.pane.lines
         place = next(place for place, line in enumerate(lines) if line.ref is not None)
@@ -343,7 +343,7 @@ async def test_a_line_of_the_detail_can_be_followed() -> None:
 
 async def test_copying_a_name_and_a_line() -> None:
     async with dashboard() as person:
-        await person.type(":cont web1⏎")
+        await person.type(":cont name:web1⏎")
         await person.press("y")
         assert person.app.clipboard == "web1"
         assert "Copied" in person.text
@@ -508,7 +508,7 @@ async def test_resizing_all_the_way_and_back() -> None:
 async def test_at_40x10_the_list_and_its_badge_are_there() -> None:
     async with dashboard(size=(40, 10)) as person:
         await person.press("5")
-        await person.type("/web⏎")
+        await person.type("/name:web⏎")
         assert "filtered 2 of" in person.text
         assert "web1" in person.text
 

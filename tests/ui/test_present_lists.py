@@ -9,6 +9,9 @@ import pytest
 from core.model import (
     Change,
     LinkKey,
+    OvsBridge,
+    OvsInterface,
+    OvsPort,
     Snapshot,
     container_ref,
     link_ref,
@@ -230,7 +233,8 @@ def test_a_container_row_tells_ports_and_traffic(scene: Scene) -> None:
     row = the_row(scene, "containers", "name:web2")
     assert row["port"] == "127.0.0.1:8081→80"
     assert (row["in"], row["out"]) == ("16.0 Mbit/s", "8.0 Mbit/s")
-    assert len(rows_of(scene, "containers").matching("port:80")) == 2
+    reached = [row.cells[0].text for row in all_rows(rows_of(scene, "containers").matching("port:80"))]
+    assert reached == ["sidecar", "web1", "web2"], "the sidecar is where web1 is"
     assert len(rows_of(scene, "containers").matching("port:808")) == 0, "a port is a whole number"
     assert len(rows_of(scene, "containers").matching("label:tier=front")) == 1
 
@@ -310,3 +314,42 @@ def test_stopped_containers_have_no_namespace() -> None:
     scene = scene_of(host.snapshot())
     row = the_row(scene, "containers", "name:old")
     assert row["state"] == "exited" and row["in"] == "–"
+
+
+def test_open_vswitch_bridges_are_bridges_with_ports() -> None:
+    host = HostBuilder()
+    own = host.link(HOST, "ovsbr", "tun", ("10.5.0.1/24",))
+    ns = host.namespace(HOST + 1, names=("x",))
+    port = host.wire(ns, own, "v-x", ("10.5.0.2/24",))
+    host.links[HOST][port.ifindex] = replace(port, master=None, port=None)
+    host.container("netns", "x", ns, id="x", namespaces={"net": ns})
+    switch = OvsBridge(
+        "ovsbr",
+        "netdev",
+        ports=(
+            OvsPort("ovsbr", interfaces=(OvsInterface("ovsbr", "internal", own.ifindex),)),
+            OvsPort("v-x", tag=7, interfaces=(OvsInterface("v-x", "system", port.ifindex),)),
+            OvsPort("lost", interfaces=(OvsInterface("lost", error="could not open network device lost"),)),
+        ),
+    )
+    scene = scene_of(host.snapshot(ovs=(switch,)))
+    rows = all_rows(rows_of(scene, "bridges"))
+    assert [(row.depth, row.cells[0].text) for row in rows] == [(0, "ovsbr"), (1, "v-x")]
+    assert cells(scene, "bridges", rows[0])["vlan"] == "ovs"
+    lines = lines_of(views.detail(scene, rows[0].ref))
+    assert lines["datapath"] == "in user space" and lines["lost"].endswith("device lost")
+    assert lines["v-x"] == "VLAN 7, system"
+    assert the_row(scene, "veths", "ct:x")["master"] == "ovsbr"
+    leads = [label for label, _ in scene.topology.related(container_ref("netns", "x"))]
+    assert "bridge ovsbr" in leads
+
+
+def test_ports_published_by_rules_alone_are_told() -> None:
+    host = small_builder()
+    host.rule(
+        "DOCKER", "-A DOCKER -p udp --dport 5353 -j DNAT --to-destination 172.18.0.4:53",
+        l4_proto="udp", dport="5353", verdict="dnat", to_address="172.18.0.4", to_port="53",
+    )  # fmt: skip
+    scene = scene_of(host.snapshot())
+    assert the_row(scene, "containers", "name:api")["port"] == "5353→53/udp"
+    assert len(rows_of(scene, "containers").matching("port:5353")) == 1

@@ -146,6 +146,7 @@ def test_a_namespace_that_appears_tells_no_links() -> None:
         ({"alias": "x"}, "the alias of veth veth-web1 in host changed from none to x"),
         ({"master": None}, "veth veth-web1 in host is no longer a port of br-app"),
         ({"addresses": (Address(4, "10.0.0.1", 24),)}, "veth veth-web1 in host got the address 10.0.0.1/24"),
+        ({"addresses": (Address(6, "fe80::1", 64, "link"),)}, None),
         ({"qdisc": "htb", "carrier": False, "promiscuous": True}, None),
     ],
 )
@@ -329,6 +330,13 @@ def test_nearly_full_conntrack() -> None:
 
 
 def test_sysctls() -> None:
+    counting = replace(OLD, host=replace(OLD.host, sysctls={"net.netfilter.nf_conntrack_count": "7"}))
+    assert (
+        told(
+            replace(OLD, host=replace(OLD.host, sysctls={"net.netfilter.nf_conntrack_count": "8"})), counting
+        )
+        == []
+    )
     closed = replace(OLD, host=replace(OLD.host, sysctls={"net.ipv4.ip_forward": "0"}))
     assert sentences(closed) == ["net.ipv4.ip_forward changed from 1 to 0"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import FdbEntry, Link, Ref, link_ref
+from core.model import FdbEntry, Link, LinkKey, OvsBridge, OvsPort, Ref, link_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
@@ -42,7 +42,7 @@ FDB_SHOWN = 200
 def rows(scene: Scene) -> ListRows:
     """Every bridge, the host's first, each followed by its ports."""
     topology = scene.topology
-    found = [link for link in scene.snapshot.links() if link.kind in ("bridge", "ovs-bridge")]
+    found = [link for link in scene.snapshot.links() if topology.is_bridge(link)]
     found.sort(key=lambda link: (link.ns != topology.host, topology.label(link.ns), link.name))
     made = []
     for bridge in found:
@@ -53,7 +53,7 @@ def rows(scene: Scene) -> ListRows:
 
 
 def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
-    topology, settings = scene.topology, bridge.bridge
+    topology = scene.topology
     network = topology.network_of(bridge)
     subnets = " ".join(network.subnets) if network and network.subnets else cells.addresses(bridge)
     return Row(
@@ -62,12 +62,28 @@ def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
             cells.text(bridge.name), cells.text(topology.label(bridge.ns)), cells.state(bridge),
             cells.text(f"{network.name} ({network.kind or network.driver})" if network else ""),
             cells.text(subnets), cells.number(ports),
-            cells.yes(settings.stp) if settings else cells.NONE,
-            cells.yes(settings.vlan_filtering) if settings else cells.NONE,
+            *_stp_and_vlans(topology, bridge),
             cells.number(bridge.mtu), *cells.carried(scene.carried(bridge.key)),
         ),
         {**links.terms(topology, bridge), "bridge": safe(bridge.name)},
     )  # fmt: skip
+
+
+def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
+    """Whether spanning tree is on, and whether VLANs are told apart (Open vSwitch always does)."""
+    settings, switch = bridge.bridge, ovs_of(topology, bridge)
+    if switch is not None:
+        return cells.yes(switch.stp or switch.rstp), Cell("ovs")
+    if settings is None:
+        return cells.NONE, cells.NONE
+    return cells.yes(settings.stp), cells.yes(settings.vlan_filtering)
+
+
+def ovs_of(topology: Topology, bridge: Link) -> OvsBridge | None:
+    """The Open vSwitch bridge whose own link this is."""
+    if bridge.ns != topology.host:
+        return None
+    return next((switch for switch in topology.snapshot.ovs if switch.name == bridge.name), None)
 
 
 def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
@@ -80,7 +96,7 @@ def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
         link_ref(port.key),
         (
             cells.text(port.name), cells.text(topology.label(port.ns)),
-            port_state(port) if port.admin_up else cells.state(port),
+            port_state(port) if port.port and port.admin_up else cells.state(port),
             cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
             cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),
             *cells.carried(scene.carried(port.key)),
@@ -106,6 +122,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
         (
             *cells.section("Bridge", _settings(bridge)),
             *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
+            *_ovs_sections(topology, bridge),
             *common_sections(topology, bridge, rates),
             *cells.section("VLANs of the bridge itself", _own_vlans(bridge)),
             *_fdb_section(topology, bridge),
@@ -139,6 +156,37 @@ def _port_line(topology: Topology, port: Link) -> Line:
     end = f" to {peer.name} in {topology.label(peer.ns)}" if peer else f" ({port.kind})"
     state = port_state(port)
     return safe(port.name), Cell(f"{state.text}{safe(end)}", state.tone), link_ref(port.key)
+
+
+def _ovs_sections(topology: Topology, bridge: Link) -> tuple[Section, ...]:
+    """What Open vSwitch's database tells of a bridge."""
+    switch = ovs_of(topology, bridge)
+    if switch is None:
+        return ()
+    lines: list[Line] = [
+        ("datapath", Cell("in user space" if switch.datapath == "netdev" else "the kernel's"), None),
+        ("without controller", cells.text(switch.fail_mode or "standalone"), None),
+        ("spanning tree", Cell("RSTP") if switch.rstp else cells.yes(switch.stp), None),
+        *((safe(key), cells.text(value), None) for key, value in switch.external_ids.items()),
+    ]
+    ports = (_ovs_line(topology, port) for port in switch.ports if port.name != switch.name)
+    return (*cells.section("Open vSwitch", lines), *cells.section("Open vSwitch ports", ports))
+
+
+def _ovs_line(topology: Topology, port: OvsPort) -> Line:
+    words = [f"VLAN {port.tag}"] if port.tag is not None else []
+    words += [f"trunk {' '.join(map(str, port.trunks))}"] if port.trunks else []
+    words += [word for word in (port.vlan_mode, f"bond {port.bond_mode}" if port.bond_mode else "") if word]
+    for one in port.interfaces:
+        words.append(" ".join((one.kind, *(f"{key}={value}" for key, value in one.options.items()))))
+    error = next((one.error for one in port.interfaces if one.error), "")
+    ifindex = next((one.ifindex for one in port.interfaces if one.ifindex), None)
+    target = link_ref(LinkKey(topology.host, ifindex)) if ifindex else None
+    return (
+        safe(port.name),
+        cells.text(", ".join([*words, *([error] if error else [])]), "bad" if error else ""),
+        target,
+    )
 
 
 def _own_vlans(bridge: Link) -> Iterator[Line]:

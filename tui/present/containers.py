@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from core.model import (
     Container,
     ModelCard,
     NamespaceUse,
+    NatEntry,
     PublishedPort,
     Ref,
     container_ref,
@@ -32,8 +34,8 @@ COLUMNS = (
     Column("model", "model", 13),
     Column("state", "state", 8),
     Column("net", "networks", 14, grow=1),
-    Column("addr", "addresses", 14, grow=1),
-    Column("port", "published", 16, grow=1, priority=2),
+    Column("addr", "addresses", 16, grow=2),
+    Column("port", "published", 14, grow=1, priority=2),
     Column("in", "receives", 11, align="right", priority=3),
     Column("out", "sends", 11, align="right", priority=3),
     Column("runtime", "runtime", 7, priority=4),
@@ -65,7 +67,7 @@ def _row(scene: Scene, container: Container) -> Row:
         container_ref(container.runtime, container.id),
         (
             cells.text(container.name), model(topology, container), state(container), cells.text(networks),
-            cells.text(addresses), cells.text(" ".join(map(port_words, container.ports))),
+            cells.text(addresses), cells.text(" ".join(published(topology, container))),
             cells.bits(received), cells.bits(sent),
             cells.text(container.runtime), cells.text(container.image),
             cells.trend(history, (received or 0) + (sent or 0)),
@@ -75,7 +77,8 @@ def _row(scene: Scene, container: Container) -> Row:
 
 
 def _terms(topology: Topology, container: Container, networks: str, addresses: str) -> dict[str, str]:
-    ports = (f"{port.host_port} {port.container_port}" for port in container.ports)
+    words = " ".join(published(topology, container))
+    ports = re.findall(r"(\d+)(?=→|/|\s|$)", words)
     return {
         "name": safe(container.name),
         "ct": safe(container.name),
@@ -121,6 +124,22 @@ def port_words(port: PublishedPort) -> str:
     where = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0", "::") else ""
     proto = "" if port.l4_proto == "tcp" else f"/{port.l4_proto}"
     return f"{where}{port.host_port}→{port.container_port}{proto}"
+
+
+def published(topology: Topology, container: Container) -> tuple[str, ...]:
+    """What is published of a container, in words: as its engine tells, or else as the rules do."""
+    if container.ports:
+        return tuple(dict.fromkeys(map(port_words, container.ports)))
+    entries = (entry for entry in topology.nat_of(container) if entry.kind == "published port")
+    return tuple(dict.fromkeys(map(_rule_words, entries)))
+
+
+def _rule_words(entry: NatEntry) -> str:
+    where, _, outer = entry.outside.rpartition(":")
+    where = where.partition("/")[0]
+    inner = entry.inside.rpartition(":")[2]
+    proto = "" if entry.l4_proto in ("tcp", "") else f"/{entry.l4_proto}"
+    return f"{where}:{outer}→{inner}{proto}" if where not in ("*", "") else f"{outer}→{inner}{proto}"
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-from core.model import Container, Link, LinkKey, Network
+from core.model import Container, Link, LinkKey, NatEntry, Network
 from core.text import safe
 from core.topology import Topology
+from tui.present import units
 from tui.present.glyphs import NOT_EQUAL
+from tui.present.nat import REFUSING
 from tui.present.rows import Cell
 
 Span = tuple[int, int, int]  # IP version, first and last address
@@ -76,7 +78,17 @@ def of_container(topology: Topology, container: Container, link: Link | None) ->
         found.append(Cell("joined namespace is dead", "bad"))
     if link is not None:
         found += of_link(topology, link)
+        dropped = sum(entry.packets or 0 for entry in _refusing(topology, container))
+        found += [Cell(f"{units.count(dropped)} packets dropped", "warn")] if dropped else []
     return tuple(found)
+
+
+def _refusing(topology: Topology, container: Container) -> Iterator[NatEntry]:
+    """The filters that refuse what comes from a container's own address."""
+    addresses = topology.addresses_of(container)
+    for entry in topology.nat_of(container):
+        if entry.verdict in REFUSING and entry.inside.partition("/")[0] in addresses:
+            yield entry
 
 
 def of_link(topology: Topology, link: Link) -> tuple[Cell, ...]:

@@ -20,11 +20,6 @@ def link_of(topology: Topology, ref: Ref) -> Link | None:
     return topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
 
 
-def master_of(topology: Topology, link: Link) -> Link | None:
-    """The bridge, bond or other link that has taken this one."""
-    return topology.snapshot.link((link.ns, link.master)) if link.master is not None else None
-
-
 def gone(what: str) -> Detail:
     """The detail of something that is no longer there."""
     return Detail(f"{what} is gone", (Section("", (("", Cell("it was removed", "dim"), None),)),))
@@ -46,7 +41,7 @@ def _identity(topology: Topology, link: Link) -> Iterator[Line]:
     yield "kind", cells.text(link.kind), None
     yield "state", cells.state(link), None
     yield "namespace", cells.text(topology.label(link.ns)), namespace_ref(link.ns)
-    master = master_of(topology, link)
+    master = topology.master_of(link)
     if master is not None:
         yield "master", cells.text(master.name), link_ref(master.key)
     yield "MTU", cells.number(link.mtu), None

@@ -7,7 +7,7 @@ from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
 from tui.present import cells
-from tui.present.link_detail import common_sections, gone, link_of, master_of
+from tui.present.link_detail import common_sections, gone, link_of
 from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Detail, ListView, Row
 from tui.present.scene import Scene
@@ -39,7 +39,7 @@ def _ordered(scene: Scene, ns: int) -> list[Link]:
 
 
 def _row(scene: Scene, link: Link) -> Row:
-    master = master_of(scene.topology, link)
+    master = scene.topology.master_of(link)
     rate = scene.rate(link.key)
     return Row(
         link_ref(link.key),

@@ -17,17 +17,18 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("kind", "kind", 14),
-    Column("name", "entry", 30, grow=3),
-    Column("whose", "for", 14, grow=1),
+    Column("name", "entry", 36, grow=3),
+    Column("whose", "for", 16, grow=1, priority=2),
     Column("verdict", "verdict", 10, priority=3),
-    Column("proto", "proto", 5, priority=4),
-    Column("outside", "outside", 18, grow=1, priority=2),
-    Column("inside", "inside", 18, grow=1, priority=2),
+    Column("proto", "proto", 5, priority=5),
+    Column("outside", "outside", 18, grow=1, priority=4),
+    Column("inside", "inside", 18, grow=1, priority=4),
     Column("packets", "packets", 7, align="right", priority=1),
     Column("bytes", "bytes", 8, align="right", priority=1),
     Column("family", "family", 6, priority=5),
     Column("ns", "namespace", 10, priority=4),
 )
+REFUSING = ("drop", "reject")
 _ORDER = {"published port": 0, "dnat": 1, "redirect": 2, "masquerade": 3, "snat": 4, "filter": 5}
 
 
@@ -46,7 +47,7 @@ def _row(topology: Topology, entry: NatEntry) -> Row:
     return Row(
         nat_ref(entry.ns, entry.entry_id),
         (
-            cells.text(entry.kind), cells.text(entry.name), cells.text(whose),
+            cells.text(entry.kind), cells.text(entry.name, verdict_tone(entry)), cells.text(whose),
             cells.text(entry.verdict, verdict_tone(entry)), cells.text(entry.l4_proto),
             cells.text(entry.outside), cells.text(entry.inside), cells.count(entry.packets),
             cells.size(entry.bytes), cells.text(entry.family), cells.text(topology.label(entry.ns)),
@@ -66,8 +67,8 @@ def _row(topology: Topology, entry: NatEntry) -> Row:
 
 
 def verdict_tone(entry: NatEntry) -> Tone:
-    """Only what keeps packets from going on stands out."""
-    return "bad" if entry.verdict in ("drop", "reject") else ""
+    """Only what has kept packets from going on stands out."""
+    return "bad" if entry.verdict in REFUSING and entry.packets != 0 else ""
 
 
 def _ports(entry: NatEntry) -> str:

@@ -128,7 +128,7 @@ def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | Non
     """How a network's rail ends, in words, and what stands for that end."""
     ns = network.ns or topology.host
     uplink = topology.uplink(ns)
-    place = f"{uplink[0].name} {cells.addresses(uplink[0], with_length=False)}".strip() if uplink else ""
+    place = f"{uplink[0].name} {_first_address(uplink[0])}".strip() if uplink else ""
     for entry in topology.nat:
         if entry.kind in ("masquerade", "snat") and network.id in entry.networks:
             return "way", cells.text(f"NAT → {place}" if place else "NAT"), nat_ref(entry.ns, entry.entry_id)
@@ -142,9 +142,15 @@ def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | Non
             cells.text(f"bridged → {nic.name}" if nic else "bridged"),
             link_ref(nic.key) if nic else target,
         )
-    if network.kind in ("routed", "macvlan", "overlay", "nat"):
-        return "way", cells.text(f"{network.kind} → {place}" if place else network.kind), target
+    if network.kind in ("nat", "routed", "macvlan", "overlay"):
+        kind = "NAT" if network.kind == "nat" else network.kind
+        return "way", cells.text(f"{kind} → {place}" if place else kind), target
     return "none", NO_GOAL, None
+
+
+def _first_address(link: Link) -> str:
+    """The address that stands for a link: of IPv4, where it has one."""
+    return cells.addresses(link, with_length=False).partition(" ")[0]
 
 
 def _nic_of(topology: Topology, network: Network) -> Link | None:
@@ -177,8 +183,9 @@ def _figure(topology: Topology, container: Container, bridge: Link | None) -> Fi
     link = faults.port_of(topology, container, bridge.key) if bridge else None
     addresses = cells.addresses(link, with_length=False) if link else _told(topology, container)
     facts = [cells.text(addresses)] if addresses else []
-    if container.ports:
-        facts.append(cells.text(" ".join(map(containers.port_words, container.ports))))
+    ports = containers.published(topology, container)
+    if ports:
+        facts.append(cells.text(" ".join(ports)))
     if container.state != "running":
         facts.append(containers.state(container))
     return Figure(
@@ -189,7 +196,9 @@ def _figure(topology: Topology, container: Container, bridge: Link | None) -> Fi
 
 def _told(topology: Topology, container: Container) -> str:
     """Addresses of a container without a link on the rail in question."""
-    return " ".join(topology.addresses_of(container))
+    addresses = topology.addresses_of(container)
+    more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
+    return f"{addresses[0]}{more}" if addresses else ""
 
 
 def _joined(topology: Topology, container: Container) -> Figure:

@@ -22,7 +22,7 @@ COLUMNS = (
     Column("dev", "by link", 12, grow=1),
     Column("table", "table", 7, priority=2),
     Column("proto", "protocol", 8, priority=3),
-    Column("state", "scope / state", 12, priority=1),
+    Column("state", "scope / state", 13, priority=1),
     Column("source", "source", 15, priority=4),
     Column("metric", "metric", 6, align="right", priority=3),
 )
@@ -30,7 +30,6 @@ _NEIGHBOUR_TONES: dict[str, Tone] = {
     "reachable": "ok", "permanent": "", "failed": "bad", "incomplete": "warn", "stale": "dim", "noarp": "dim",
 }  # fmt: skip
 _REFUSING = ("blackhole", "unreachable", "prohibit", "throw")
-_EMPTY = Cell("")
 
 
 def rows(scene: Scene) -> ListRows:
@@ -41,25 +40,30 @@ def rows(scene: Scene) -> ListRows:
 
 
 def _space_rows(topology: Topology, net: NetState) -> Iterator[Row]:
-    routes = sorted(net.routes, key=lambda route: (route.table == "local", route.family))
-    if not routes and not net.neighbours and not net.rules:
+    """What someone set first, then what the kernel keeps for each address by itself."""
+    if not net.routes and not net.neighbours and not net.rules:
         return
     label = safe(topology.label(net.ns))
     yield _space_row(net, label)
-    for route in routes:
-        yield _route_row(net, route, label)
-    for rule in net.rules:
-        yield _rule_row(net, rule, label)
-    for neighbour in net.neighbours:
-        yield _neighbour_row(topology, net, neighbour, label)
+    routes = sorted(net.routes, key=lambda route: route.family)
+    yield from (_route_row(net, route, label) for route in routes if not _is_quiet(route))
+    yield from (_rule_row(net, rule, label) for rule in net.rules)
+    yield from (_neighbour_row(topology, net, neighbour, label) for neighbour in net.neighbours)
+    yield from (_route_row(net, route, label) for route in routes if _is_quiet(route))
+
+
+def _is_quiet(route: Route) -> bool:
+    """Whether it is one that comes with every address, or with every link."""
+    return route.table == "local" or route.dst.startswith(("fe80:", "ff00:"))
 
 
 def _space_row(net: NetState, label: str) -> Row:
-    words = f"{len(net.routes)} routes, {len(net.rules)} rules, {len(net.neighbours)} neighbours"
-    blank = (_EMPTY,) * (len(COLUMNS) - 3)
+    counts = {"via": f"{len(net.routes)} routes", "dev": f"{len(net.rules)} rules"}
+    counts["state"] = f"{len(net.neighbours)} neighbours"
+    told = (Cell(counts.get(column.name, ""), "dim") for column in COLUMNS[2:])
     return Row(
         namespace_ref(net.ns),
-        (Cell(label), Cell("namespace", "dim"), Cell(words, "dim"), *blank),
+        (Cell(label), Cell("namespace", "dim"), *told),
         {"ns": label, "name": label, "kind": "namespace"},
     )
 
@@ -67,7 +71,7 @@ def _space_row(net: NetState, label: str) -> Row:
 def _route_row(net: NetState, route: Route, label: str) -> Row:
     gateways = " ".join(hop.gateway for hop in route.nexthops if hop.gateway)
     devices = _devices(net, route)
-    quiet: Tone = "dim" if route.table == "local" else ""
+    quiet: Tone = "dim" if _is_quiet(route) else ""
     kind = "route" if route.kind == "unicast" else route.kind
     return Row(
         route_ref(net.ns, route),

@@ -12,7 +12,7 @@ from core.topology import Topology
 from tui.present import cells, links
 from tui.present.cells import Line
 from tui.present.glyphs import NOT_EQUAL
-from tui.present.link_detail import common_sections, gone, link_of, master_of, rate_lines
+from tui.present.link_detail import common_sections, gone, link_of, rate_lines
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
 from tui.present.scene import Scene
@@ -50,12 +50,12 @@ def pairs(topology: Topology) -> Iterator[tuple[Link, Link | None]]:
 
 
 def _rank(topology: Topology, link: Link) -> tuple[bool, bool, LinkKey]:
-    return link.ns != topology.host, link.master is None, link.key
+    return link.ns != topology.host, topology.master_of(link) is None, link.key
 
 
 def _row(scene: Scene, a: Link, b: Link | None) -> Row:
     topology, rate = scene.topology, scene.rate(a.key)
-    master = master_of(topology, a)
+    master = topology.master_of(a)
     back = _reverse(scene.rate(b.key)) if b and rate is None else None
     rate = rate or back
     return Row(

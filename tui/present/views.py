@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from core.model import Ref
+from core.model import Link, Ref
+from core.peers import PAIR_KINDS
 from core.rates import Rates
 from core.topology import Topology
 from tui.present import (
@@ -63,14 +64,13 @@ _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
     "flow": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
 }  # fmt: skip
-_LINK_HOMES = {"bridge": "bridges", "ovs-bridge": "bridges", "veth": "veths"}
 _DETAILS: Mapping[str, DetailOf] = {
     "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
     "nat": nat.detail, "flow": conntrack.detail, "route": routes.detail, "rule": routes.detail,
     "neighbour": routes.detail,
 }  # fmt: skip
 _LINK_DETAILS: Mapping[str, DetailOf] = {
-    "bridge": bridges.detail, "ovs-bridge": bridges.detail, "veth": veths.detail,
+    "bridges": bridges.detail, "veths": veths.detail, "links": links.detail,
 }  # fmt: skip
 
 
@@ -91,8 +91,14 @@ def home_of(topology: Topology, ref: Ref) -> View | None:
     """The view in whose rows a thing is found, None where there is none."""
     if ref.kind == "link":
         link = link_detail.link_of(topology, ref)
-        return _BY_NAME[_LINK_HOMES.get(link.kind, "links")] if link else None
+        return _BY_NAME[_home_of_link(topology, link)] if link else None
     return _BY_NAME[_HOMES[ref.kind]] if ref.kind in _HOMES else None
+
+
+def _home_of_link(topology: Topology, link: Link) -> str:
+    if topology.is_bridge(link):
+        return "bridges"
+    return "veths" if link.kind in PAIR_KINDS else "links"
 
 
 def detail(scene: Scene, ref: Ref) -> Detail:
@@ -102,8 +108,8 @@ def detail(scene: Scene, ref: Ref) -> Detail:
         return events.detail(scene, ref)
     if ref.kind == "link":
         link = link_detail.link_of(topology, ref)
-        found = _LINK_DETAILS.get(link.kind, links.detail) if link else links.detail
-        return found(topology, ref, scene.rates)
+        home = _home_of_link(topology, link) if link else "links"
+        return _LINK_DETAILS[home](topology, ref, scene.rates)
     if ref.kind in _DETAILS:
         return _DETAILS[ref.kind](topology, ref, scene.rates)
     return link_detail.gone(f"this {ref.kind}")

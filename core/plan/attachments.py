@@ -1,0 +1,204 @@
+"""Plans that attach containers to our own bridges, detach and move them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from core.ops import AddAddress, AddRoute, CreateVeth, Place, SetLink
+from core.plan import ipam, validate
+from core.plan.base import Refusal, require, when
+from core.plan.dispatch import draft_steps
+from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
+from core.plan.draft import Draft, Target
+from core.plan.requests import Attach, Detach, Move
+from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork
+from core.plan.teardown import delete_pair
+from core.text import safe
+
+_MOST_LINKS = 1000
+
+
+@draft_steps.register
+def _(request: Attach, draft: Draft) -> str:
+    if request.network not in draft.ours.networks:
+        docker = find_docker_network(request.network, draft)
+        if docker is not None:
+            return attach_by_docker(request, docker, draft)
+    target, network = draft.target(request.container), draft.network(request.network)
+    attach(target, network, request.addresses, request.link, draft)
+    return f"attach {safe(target.name)} to {network.name}"
+
+
+def attach(
+    target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, draft: Draft
+) -> OurMember:
+    """Add the steps that join a container to a bridge of ours by a veth pair."""
+    there = any(_is(member, target, network) for member in draft.ours.members)
+    require(when(there, f"{safe(target.name)} is attached to {network.name} already"))
+    inner = link or _free_link(target)
+    require(
+        validate.link_name(inner),
+        when(inner in target.links, f"{safe(target.name)} has a link {safe(inner)} already"),
+    )
+    chosen = _addresses(network, addresses, draft)
+    member = OurMember(target.uid, network.name, _port_name(target.name, draft), inner, chosen)
+    if len(member.tag().encode()) > ALIAS_BYTES:
+        raise Refusal([f"the name of {safe(target.name)} is too long for the tag of its link"])
+    _wire(member, target, network, draft)
+    draft.add_member(member)
+    return member
+
+
+def _is(member: OurMember, target: Target, network: OurNetwork) -> bool:
+    return member.container == target.uid and member.network == network.name
+
+
+def _wire(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> None:
+    port, inner, place = member.port, member.link, target.place
+    draft.do(
+        CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag()),
+        SetLink(port, "master", network.bridge, ""),
+        SetLink(port, "up", "up", "down"),
+        *(AddAddress(inner, address, place) for address in member.addresses),
+        SetLink(inner, "up", "up", "down", place),
+        *_routes(member, target, network, draft),
+    )
+    draft.host_names.add(port)
+    target.links.add(inner)
+
+
+def _routes(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> Iterator[AddRoute]:
+    """A default route for each family in which the container has none; on an internal network only the ways
+    to the networks that it is joined with."""
+    if network.kind == "internal":
+        for other in joined_with(network, draft):
+            yield from routes_to(network, other, target.place, member.link)
+        return
+    for gateway in network.gateways:
+        family = 6 if ":" in gateway else 4
+        if family not in target.defaults:
+            target.defaults.add(family)
+            yield AddRoute(
+                "default", member.link, gateway, target.place, protocol="static", family=family,
+                metric=_V6_METRIC if family == 6 else 0,
+            )  # fmt: skip
+
+
+# What the kernel gives an IPv6 route without a metric (IP6_RT_PRIO_USER), said so that it can be taken away.
+_V6_METRIC = 1024
+
+
+def routes_to(network: OurNetwork, other: OurNetwork, place: Place, link: str) -> tuple[AddRoute, ...]:
+    """The ways from a container on one network to the subnets of another, by the host."""
+    gateways = {":" in gateway: gateway for gateway in network.gateways}
+    return tuple(
+        AddRoute(
+            subnet, link, gateways[":" in subnet], place, protocol="static", family=6 if ":" in subnet else 4,
+            metric=_V6_METRIC if ":" in subnet else 0, scope="" if ":" in subnet else "global",
+        )
+        for subnet in other.subnets
+        if (":" in subnet) in gateways
+    )  # fmt: skip
+
+
+def joined_with(network: OurNetwork, draft: Draft) -> Iterator[OurNetwork]:
+    """The networks that one is routed to."""
+    for names in sorted(draft.ours.joined):
+        if network.name in names:
+            other = names[1] if names[0] == network.name else names[0]
+            if other in draft.ours.networks:
+                yield draft.ours.networks[other]
+
+
+def shut_in(network: OurNetwork, draft: Draft) -> Iterator[tuple[Target, str]]:
+    """The containers on an internal network and their links there: they have no default route by it."""
+    for member in draft.ours.members if network.kind == "internal" else ():
+        if member.network == network.name:
+            yield draft.target(member.container), member.link
+
+
+def _free_link(target: Target) -> str:
+    return next(name for name in (f"eth{n}" for n in range(_MOST_LINKS)) if name not in target.links)
+
+
+def _port_name(container: str, draft: Draft) -> str:
+    """A name for the host's end: "v-" and the container's, cut and numbered until it is free."""
+    base = re.sub(r"[^A-Za-z0-9_.-]", "", container) or "c"
+    size = validate.NAME_BYTES - len("v-")
+    names = (f"v-{base[: size - len(end)]}{end}" for end in ("", *(f"-{n}" for n in range(2, 100_000))))
+    return next(name for name in names if name not in draft.host_names)
+
+
+def _addresses(network: OurNetwork, wanted: tuple[str, ...], draft: Draft) -> tuple[str, ...]:
+    """An address with prefix length in each subnet of the network: those wanted, else the next free."""
+    require(*(validate.address(one, network.subnets, draft.used) for one in wanted))
+    given = {":" in one: str(ipaddress.ip_address(one)) for one in wanted}
+    require(when(len(given) != len(wanted), "one address of each family at most"))
+    chosen = []
+    for subnet in network.subnets:
+        try:
+            address = given.get(":" in subnet) or ipam.next_address(subnet, draft.used)
+        except ipam.Exhausted as error:
+            raise Refusal([f"{network.name} is full: {error}"]) from error
+        draft.used.add(address)
+        chosen.append(f"{address}/{ipaddress.ip_network(subnet).prefixlen}")
+    return tuple(chosen)
+
+
+@draft_steps.register
+def _(request: Detach, draft: Draft) -> str:
+    if request.network not in draft.ours.networks:
+        docker = find_docker_network(request.network, draft)
+        if docker is not None:
+            return detach_by_docker(request, docker, draft)
+    target, network = draft.target(request.container), draft.network(request.network)
+    draft.removing()
+    detach_member(_member(target, network, draft), draft)
+    return f"detach {safe(target.name)} from {network.name}"
+
+
+def _member(target: Target, network: OurNetwork, draft: Draft) -> OurMember:
+    found = next((member for member in draft.ours.members if _is(member, target, network)), None)
+    if found is None:
+        raise Refusal([f"{safe(target.name)} is not attached to {network.name} by vnet"])
+    return found
+
+
+def detach_member(member: OurMember, draft: Draft) -> None:
+    """Add the steps that take an attachment away whole, its published ports before."""
+    port = draft.link(member.port)
+    if port is None:
+        raise Refusal([f"the link {member.port} is not there yet"])
+    addresses = {address.partition("/")[0] for address in member.addresses}
+    for published in [one for one in draft.ours.ports if one.address in addresses]:
+        draft.hit(f"its port {published.port_id} is published no more")
+        draft.now(ports=tuple(one for one in draft.ours.ports if one != published))
+    inner = draft.topology.peer(port)
+    delete_pair(draft, port)
+    draft.drop_member(member)
+    draft.used.difference_update(addresses)
+    if inner is not None and member.container in draft.topology.containers:
+        _forget(draft.target(member.container), inner.ifindex, member, draft)
+
+
+def _forget(target: Target, ifindex: int, member: OurMember, draft: Draft) -> None:
+    """Note that a link inside a container is gone, and the default routes over it."""
+    target.links.discard(member.link)
+    net = draft.snapshot.nets.get(target.ns or 0)
+    for route in net.routes if net else ():
+        if route.dst == "default" and any(hop.ifindex == ifindex for hop in route.nexthops):
+            target.defaults.discard(route.family)
+
+
+@draft_steps.register
+def _(request: Move, draft: Draft) -> str:
+    target = draft.target(request.container)
+    network, to = draft.network(request.network), draft.network(request.to)
+    require(when(network == to, f"{safe(target.name)} is on {to.name} already"))
+    member = _member(target, network, draft)
+    draft.removing()
+    detach_member(member, draft)
+    attach(target, to, request.addresses, member.link, draft)
+    return f"move {safe(target.name)} from {network.name} to {to.name}"

@@ -1,0 +1,133 @@
+"""Plans that have the Docker Engine make, remove, attach and detach."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from core.model import Container, Network
+from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.plan import validate
+from core.plan.base import Refusal, require, when
+from core.plan.draft import Draft
+from core.plan.requests import Attach, CreateNetwork, Detach
+from core.text import safe
+
+# The networks that Docker makes itself.
+_BUILT_IN = ("bridge", "host", "none")
+
+
+def find_docker_network(name: str, draft: Draft) -> Network | None:
+    """Docker's network of that name, None where there is none."""
+    engine = draft.snapshot.engines.get("docker")
+    return next((one for one in engine.networks if one.name == name), None) if engine else None
+
+
+def create_docker_network(request: CreateNetwork, draft: Draft) -> str:
+    """Have Docker make a bridge network; it chooses what the request leaves open."""
+    engine = draft.snapshot.engines.get("docker")
+    unfit = request.kind not in ("nat", "internal") or request.nat66 or request.uplink
+    require(
+        when(engine is None or engine.state != "ok", "the Docker Engine does not answer: is it running?"),
+        when(find_docker_network(request.name, draft), f"Docker has a network {request.name} already"),
+        when(request.name in draft.ours.networks, f"there is a network {request.name} of vnet's already"),
+        when(unfit, "Docker makes NAT and internal networks only: choose the engine vnet"),
+        when(request.vlan_filtering, "Docker makes no VLAN-aware bridges: choose the engine vnet"),
+        *(validate.subnet(one, draft.prefixes) for one in request.subnets),
+        *(validate.address(one, request.subnets) for one in request.gateways),
+        when(request.bridge, validate.name(request.bridge, "bridge's name")),
+        when(request.bridge in draft.host_names, f"there is a link {request.bridge} already"),
+        when(request.mtu, validate.mtu(request.mtu, request.ipv6)),
+    )
+    given = {":" in one: one for one in request.gateways}
+    draft.do(
+        DockerCreateNetwork(
+            request.name,
+            request.subnets,
+            tuple(given.get(":" in one, "") for one in request.subnets),
+            internal=request.kind == "internal",
+            ipv6=request.ipv6 or any(":" in one for one in request.subnets),
+            mtu=request.mtu,
+            bridge=request.bridge,
+        )
+    )
+    return f"have Docker make the {request.kind} network {request.name}"
+
+
+def remove_docker_network(network: Network, draft: Draft) -> str:
+    """Have Docker remove a network, its containers detached before."""
+    require(
+        when(network.name in _BUILT_IN, f"Docker's own network {network.name} cannot be removed"),
+        when(network.driver != "bridge", f"{safe(network.name)} has the driver {safe(network.driver)}: bridge only"),
+    )
+    for container in _attached(network, draft):
+        draft.hit(f"{safe(container.name)} is detached from {safe(network.name)}")
+        draft.do(DockerDisconnect(connection(container, network)))
+    draft.do(DockerRemoveNetwork(as_operation(network)))
+    return f"have Docker remove the network {safe(network.name)}"
+
+
+def as_operation(network: Network) -> DockerCreateNetwork:
+    """The operation that makes a Docker network anew as it is."""
+    gateways = {":" in one: one for one in network.gateways}
+    chosen = network.bridge if not network.bridge.startswith("br-" + network.id[:12]) else ""
+    return DockerCreateNetwork(
+        network.name,
+        network.subnets,
+        tuple(gateways.get(":" in one, "") for one in network.subnets),
+        network.internal,
+        any(":" in one for one in network.subnets),
+        network.mtu,
+        chosen,
+    )
+
+
+def _attached(network: Network, draft: Draft) -> list[Container]:
+    return [
+        one
+        for one in draft.snapshot.containers()
+        if one.runtime == "docker" and any(end.network == network.name for end in one.endpoints)
+    ]
+
+
+def connection(container: Container, network: Network) -> DockerConnect:
+    """The operation that attaches a container to a Docker network as it is now."""
+    end = next(end for end in container.endpoints if end.network == network.name)
+    # Docker takes chosen addresses only on networks with a subnet of the person's own.
+    chosen = network.name not in _BUILT_IN
+    ipv4, ipv6 = (one.partition("/")[0] if chosen else "" for one in (end.ipv4, end.ipv6))
+    return DockerConnect(network.name, container.name, ipv4, ipv6)
+
+
+def attach_by_docker(request: Attach, network: Network, draft: Draft) -> str:
+    """Have Docker attach one of its containers to one of its networks."""
+    container = _docker_container(request.container, network, draft)
+    require(
+        when(container in _attached(network, draft), f"{container.name} is attached to {network.name} already"),
+        when(request.link, "Docker names the link itself: give no link name"),
+        *(validate.address(one, network.subnets, draft.used) for one in request.addresses),
+    )
+    given = {":" in one: str(ipaddress.ip_address(one)) for one in request.addresses}
+    draft.do(DockerConnect(network.name, container.name, given.get(False, ""), given.get(True, "")))
+    return f"have Docker attach {safe(container.name)} to {safe(network.name)}"
+
+
+def detach_by_docker(request: Detach, network: Network, draft: Draft) -> str:
+    """Have Docker detach one of its containers from one of its networks."""
+    container = _docker_container(request.container, network, draft)
+    require(
+        when(
+            container not in _attached(network, draft),
+            f"{safe(container.name)} is not attached to {safe(network.name)}",
+        )
+    )
+    draft.do(DockerDisconnect(connection(container, network)))
+    return f"have Docker detach {safe(container.name)} from {safe(network.name)}"
+
+
+def _docker_container(text: str, network: Network, draft: Draft) -> Container:
+    container = draft.container(text)
+    if container.runtime != "docker":
+        raise Refusal(
+            [f"{safe(container.name)} is not Docker's: only Docker's containers go on {safe(network.name)}"]
+        )
+    return container

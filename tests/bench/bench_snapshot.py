@@ -1,0 +1,92 @@
+"""The first full snapshot of a host with 200 namespaces, against `ip` asked for the addresses alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.collect.links import read_nets
+from core.collect.namespaces import read_namespaces
+from core.collect.snapshot import read_snapshot
+from core.collect.stats import read_stats
+from tests.bench.report import Figure, paired, percentile
+
+NAMESPACES = 200
+_PREFIX = f"vtbench{os.getpid()}x"
+
+
+def run() -> list[Figure]:
+    """The ratios of whole snapshots and of their parts, each measured in turns with `ip`."""
+    with many_namespaces():
+        found, _ = read_namespaces(deep=False)
+        ours = [ns for ns in found.values() if any(name.startswith(_PREFIX) for name in ns.names)]
+        links = sum(len(net.links) for net in read_nets(ours).values())
+        how = f"in turns with `ip -all netns exec ip -o addr`; {links} links, median of 9"
+        whole = paired(seconds(read_snapshot), seconds(ip_addresses), 9)
+        parts = paired(seconds(read_namespaces_and_links), seconds(ip_addresses), 9)
+        scans = repeated(lambda: read_namespaces(deep=False))
+        counters = repeated(lambda: read_stats(ours))
+    return [
+        Figure("first full snapshot, 200 namespaces x 2 links", "<= 0.5 x ip", str(whole), how),
+        Figure("of it: namespaces, links, addresses, routes, neighbours, bridges", "", str(parts), how),
+        Figure("cheap look for namespaces", "", f"{scans:.1f} ms", f"{len(found)} namespaces, median"),
+        Figure("all link counters", "", f"{counters:.1f} ms", f"{links} links, median"),
+    ]
+
+
+def read_namespaces_and_links() -> None:
+    """What a full snapshot tells by rtnetlink."""
+    read_nets(read_namespaces(deep=True)[0].values())
+
+
+def ip_addresses() -> None:
+    """The same machine asked by `ip`, for addresses only."""
+    subprocess.run(["ip", "-all", "netns", "exec", "ip", "-o", "addr"], stdout=subprocess.DEVNULL, check=True)
+
+
+def seconds(work: Callable[[], object]) -> Callable[[], float]:
+    """The same work, as something that returns how long it took."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return timed
+
+
+def repeated(work: Callable[[], object]) -> float:
+    """The median time of some work in milliseconds."""
+    timed = seconds(work)
+    return percentile([timed() for _ in range(15)], 0.5) * 1000
+
+
+@contextmanager
+def many_namespaces() -> Iterator[None]:
+    """A namespace with a bridge, and NAMESPACES more on it, each with lo and a veth that has an address."""
+    host, names = f"{_PREFIX}-host", [f"{_PREFIX}-{number}" for number in range(NAMESPACES)]
+    try:
+        batch([f"netns add {name}" for name in (host, *names)])
+        batch(["link add br0 type bridge", "link set br0 up"], host)
+        batch([f"link add v{n} type veth peer name eth0 netns {name}" for n, name in enumerate(names)], host)
+        batch([f"link set v{number} master br0 up" for number in range(NAMESPACES)], host)
+        for number, name in enumerate(names):
+            batch([f"addr add 10.9.{number // 250}.{number % 250 + 2}/16 dev eth0", "link set eth0 up",
+                   "link set lo up"], name)  # fmt: skip
+        yield
+    finally:
+        batch([f"netns del {name}" for name in (*names, host)])
+
+
+def batch(lines: list[str], inside: str = "") -> None:
+    """Run `ip` commands in one process; those that fail do not stop the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "batch"
+        file.write_text("\n".join(lines))
+        words = ["ip", *(["-n", inside] if inside else []), "-force", "-batch", str(file)]
+        subprocess.run(words, check=False, stderr=subprocess.DEVNULL)

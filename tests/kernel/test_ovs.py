@@ -1,0 +1,160 @@
+"""Open vSwitch bridges, read from a real database with a user space datapath; what is broken is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.collect import ovs
+from core.collect.ovs import read_ovs
+from core.model import OvsBridge, OvsPort
+from tests.conftest import ThrowawayHost
+from tests.kernel.reading import links_of, until
+
+pytestmark = pytest.mark.root
+
+SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+
+
+def start(*words: str | Path) -> subprocess.Popen[bytes]:
+    """Start a daemon of Open vSwitch in the foreground."""
+    return subprocess.Popen(
+        [*words, "--log-file=/dev/null"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThrowawayHost]:
+    """A host with a running Open vSwitch of its own, found through OVS_RUNDIR."""
+    monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
+    database, address = tmp_path / "conf.db", f"unix:{tmp_path}/db.sock"
+    subprocess.run(["ovsdb-tool", "create", database, SCHEMA], check=True, capture_output=True)
+    inside = ["nsenter", f"--net=/run/netns/{host.name}"]
+    server = start("ovsdb-server", database, f"--remote=p{address}", f"--pidfile={tmp_path}/server.pid")
+    until((tmp_path / "db.sock").exists)
+    switch = start(*inside, "ovs-vswitchd", address, "--disable-system")
+    until(lambda: not read_ovs()[1])
+    yield host
+    for daemon in (switch, server):
+        daemon.terminate()
+        daemon.wait(timeout=10)
+
+
+def vsctl(host: ThrowawayHost, words: str) -> str:
+    """Run ovs-vsctl on the host's own database."""
+    return host.run(f"ovs-vsctl --timeout=10 {words}")
+
+
+def only_bridge() -> OvsBridge:
+    """The bridge, where there is one and no problem."""
+    (bridge,), problems = read_ovs()
+    assert problems == ()
+    return bridge
+
+
+def port(name: str) -> OvsPort:
+    """One port of the only bridge."""
+    return {port.name: port for port in only_bridge().ports}[name]
+
+
+def test_bridges_ports_and_tags(switch: ThrowawayHost) -> None:
+    switch.run("ip link add v0 type veth peer name w0")
+    switch.run("ip link set v0 up")
+    switch.run("ip link set w0 up")
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev fail_mode=secure rstp_enable=true")
+    vsctl(switch, "add-port br0 v0 tag=10")
+    vsctl(switch, "add-port br0 in0 trunks=5,7,6 -- set interface in0 type=internal")
+    vsctl(switch, "br-set-external-id br0 made-by a-test")
+    bridge = only_bridge()
+    assert {bridge.name} == set(vsctl(switch, "list-br").split())
+    assert {p.name for p in bridge.ports} - {"br0"} == set(vsctl(switch, "list-ports br0").split())
+    assert (bridge.datapath, bridge.fail_mode, bridge.stp, bridge.rstp) == ("netdev", "secure", False, True)
+    assert bridge.external_ids == {"made-by": "a-test"}
+    assert (port("v0").tag, port("v0").trunks) == (10, ())
+    assert (port("in0").tag, port("in0").trunks) == (None, (5, 6, 7))
+    printed = {entry["ifname"]: entry for entry in switch.json("ip -j link")}
+    for name, kind in (("v0", "system"), ("in0", "internal"), ("br0", "internal")):
+        (interface,) = port(name).interfaces
+        assert (interface.kind, interface.ifindex) == (kind, printed[name]["ifindex"])
+        assert interface.mac == printed[name]["address"] == links_of(switch)[name].mac
+        assert interface.admin_up == ("UP" in printed[name]["flags"])
+
+
+def test_patches_tunnels_bonds_and_broken_ports(switch: ThrowawayHost) -> None:
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev")
+    vsctl(switch, "add-port br0 pa -- set interface pa type=patch options:peer=pb")
+    vsctl(switch, "add-port br0 vx -- set interface vx type=vxlan options:remote_ip=10.0.0.9 options:key=7")
+    vsctl(switch, "add-bond br0 bond0 in0 in1 bond_mode=balance-slb"
+                  " -- set interface in0 type=internal -- set interface in1 type=internal")  # fmt: skip
+    vsctl(switch, "add-port br0 nowhere vlan_mode=native-untagged tag=3")
+    (patch,), (tunnel,), (broken,) = (port(name).interfaces for name in ("pa", "vx", "nowhere"))
+    assert (patch.kind, patch.options) == ("patch", {"peer": "pb"})
+    assert (tunnel.kind, tunnel.options) == ("vxlan", {"remote_ip": "10.0.0.9", "key": "7"})
+    assert "No such device" in broken.error
+    assert (broken.ifindex, broken.ofport) == (None, None)
+    assert (port("nowhere").vlan_mode, port("nowhere").tag) == ("native-untagged", 3)
+    assert [interface.name for interface in port("bond0").interfaces] == ["in0", "in1"]
+    assert port("bond0").bond_mode == "balance-slb"
+
+
+def test_several_bridges_come_sorted(switch: ThrowawayHost) -> None:
+    for name in ("brz", "bra"):
+        vsctl(switch, f"add-br {name} -- set bridge {name} datapath_type=netdev")
+    assert [bridge.name for bridge in read_ovs()[0]] == ["bra", "brz"]
+
+
+def test_a_database_may_be_named(
+    switch: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev")
+    monkeypatch.delenv("OVS_RUNDIR")
+    assert [bridge.name for bridge in read_ovs(f"unix:{tmp_path}/db.sock")[0]] == ["br0"]
+
+
+def test_a_stopped_switch_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
+    bridges, (problem,) = read_ovs()
+    assert bridges == ()
+    assert (problem.part, "connection failed" in problem.why, "start it" in problem.try_) == (
+        "ovs",
+        True,
+        True,
+    )
+
+
+def test_without_ovs_vsctl_there_is_nothing_and_no_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_ovs() == ((), ())
+
+
+@pytest.mark.parametrize("answer", ["", "no json", '{"data": []}\n{}\n{}', "[]\n[]\n[]", "1\n2\n3"])
+def test_an_answer_that_is_garbage_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str
+) -> None:
+    tool = tmp_path / "ovs-vsctl"
+    tool.write_text(f"#!/bin/sh\ncat <<'EOF'\n{answer}\nEOF\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    bridges, (problem,) = read_ovs()
+    assert (bridges, "not understood" in problem.why) == ((), True)
+
+
+def test_a_switch_that_hangs_is_given_up(
+    switch: ThrowawayHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ovs, "TIMEOUT", 1)
+    server = int((tmp_path / "server.pid").read_text())
+    os.kill(server, signal.SIGSTOP)
+    try:
+        bridges, (problem,) = ovs.read_ovs()
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert (bridges, problem.part) == ((), "ovs")
+    assert ovs.read_ovs() == ((), ())
