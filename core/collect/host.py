@@ -21,7 +21,6 @@ _SYSCTLS = (
     "net.ipv6.conf.all.forwarding",
     "net.bridge.bridge-nf-call-iptables",
     "net.netfilter.nf_conntrack_max",
-    "net.netfilter.nf_conntrack_count",
     "net.netfilter.nf_conntrack_acct",
 )
 

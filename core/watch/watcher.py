@@ -131,8 +131,8 @@ class Watcher:
         if found.keys() - old.keys():
             assign_nsids(found.values())
             found = namespaces.with_nsids(found)
-        if found != old or problems:
-            self.board.put("namespaces", namespaces=found, problems=problems, host=read_host())
+        self.board.put("namespaces", namespaces=found, problems=problems, host=read_host())
+        if found != old:
             self._containers.mark()
             self._mark_rules(found.keys() - old.keys())
         return found

@@ -94,6 +94,14 @@ class Person:
             await asyncio.sleep(0.005)
         raise AssertionError("the dashboard did not come to rest")
 
+    async def eventually(self, text: str) -> None:
+        """Until the screen shows that text."""
+        for _ in range(200):
+            if text in self.text:
+                return
+            await self.pilot.pause(0.01)
+        raise AssertionError(f"{text!r} did not appear in\n{self.text}")
+
     async def feed(self, snapshot: Snapshot, **more: object) -> None:
         self.source.feed(snapshot, **more)  # type: ignore[arg-type]
         await asyncio.sleep(0.05)

@@ -167,7 +167,7 @@ class Dashboard(Screen[None]):
         text, shown = self.nav.here.state.filter, len(self.table.rows)
         if not text:
             return f"{shown} rows" if shown and self.table.header_height else ""
-        return f"/{safe(text)}  filtered {shown} of {self._total}"
+        return f"filtered {shown} of {self._total}  /{safe(text)}"
 
     # ---- data comes
 

@@ -1,0 +1,165 @@
+"""Plans that make and delete plain containers: named namespaces."""
+
+from __future__ import annotations
+
+from core.model import Link, Namespace
+from core.ops import (
+    CreateNamespace,
+    DeleteAddress,
+    DeleteNamespace,
+    JoinNamespace,
+    LeaveNamespace,
+    Place,
+    SetLink,
+)
+from core.plan import validate
+from core.plan.attachments import attach, detach_member
+from core.plan.base import Refusal, require, when
+from core.plan.dispatch import draft_steps
+from core.plan.draft import Draft, Target
+from core.plan.requests import CreateContainer, RemoveContainer
+from core.plan.tags import ALIAS_BYTES, tag, words_of
+from core.plan.teardown import delete_bridge, delete_pair, release_port
+from core.text import safe
+
+
+@draft_steps.register
+def _(request: CreateContainer, draft: Draft) -> str:
+    require(
+        validate.name(request.name, "container's name"),
+        validate.model(request.model),
+        when(_named(request.name, draft), f"there is a namespace {request.name} already"),
+        when(request.model == "bridged" and not request.network, "a bridged container needs a network"),
+        when(request.model != "bridged" and request.network, "only a bridged container is on a network"),
+        when(request.model == "joined" and not request.joined_with, "joined with which container?"),
+        when(request.model != "joined" and request.joined_with, "only a joined container joins another"),
+    )
+    if request.model in ("joined", "open"):
+        _share(request, draft)
+    else:
+        _make(request, draft)
+    return f"make the {request.model} container {request.name}"
+
+
+def _named(name: str, draft: Draft) -> Namespace | None:
+    spaces = draft.snapshot.namespaces.values()
+    return next((space for space in spaces if name in space.names), None)
+
+
+def _make(request: CreateContainer, draft: Draft) -> None:
+    place = Place(request.name)
+    draft.do(
+        CreateNamespace(request.name),
+        SetLink("lo", "alias", tag([("name", request.name)]), "", place),
+        SetLink("lo", "up", "up", "down", place),
+    )
+    target = Target(f"netns:{request.name}", request.name, place, links={"lo"})
+    draft.made(target)
+    if request.network:
+        attach(target, draft.network(request.network), request.addresses, "", draft)
+
+
+def _share(request: CreateContainer, draft: Draft) -> None:
+    """Give the namespace of another container, or the host's, one name more."""
+    if request.model == "open":
+        of, ns = "", draft.topology.host
+    else:
+        container = draft.container(request.joined_with)
+        if container.runtime != "netns" or container.netns is None:
+            name = safe(container.name)
+            raise Refusal([f"{name} is no named namespace: its own engine joins others with it"])
+        of, ns = container.id, container.netns
+    loopback = _loopback(ns, draft)
+    names = _names(loopback)
+    draft.do(JoinNamespace(request.name, of), _retag(loopback, (*names, request.name), Place(of)))
+
+
+def _loopback(ns: int, draft: Draft) -> Link:
+    net = draft.snapshot.nets.get(ns)
+    found = next((link for link in net.links.values() if link.kind == "loopback"), None) if net else None
+    if found is None:
+        raise Refusal([f"the namespace of {safe(draft.topology.label(ns))} could not be read"])
+    return found
+
+
+def _names(loopback: Link) -> tuple[str, ...]:
+    """The names that the tag on a loopback link tells."""
+    words = words_of(loopback.alias)
+    if words is None and loopback.alias:
+        raise Refusal(["its loopback link has an alias of somebody else's, where our tag would go"])
+    return (words or {}).get("name", ())
+
+
+def _retag(loopback: Link, names: tuple[str, ...], place: Place) -> SetLink:
+    alias = tag(("name", name) for name in names) if names else ""
+    if len(alias.encode()) > ALIAS_BYTES:
+        raise Refusal(["too many containers share this namespace: their names do not fit its tag"])
+    return SetLink("lo", "alias", alias, loopback.alias, place)
+
+
+@draft_steps.register
+def _(request: RemoveContainer, draft: Draft) -> str:
+    space = _named(request.name, draft)
+    if space is None:
+        raise Refusal([f'there is no named namespace "{safe(request.name)}"'])
+    draft.removing()
+    others = tuple(name for name in space.names if name != request.name)
+    if space.inode == draft.topology.host or others:
+        of = "" if space.inode == draft.topology.host else others[0]
+        _leave(request.name, of, space, draft)
+    else:
+        _delete(request.name, space, draft)
+    return f"delete the container {safe(request.name)}"
+
+
+def _leave(name: str, of: str, space: Namespace, draft: Draft) -> None:
+    loopback = _loopback(space.inode, draft)
+    if name in (words_of(loopback.alias) or {}).get("name", ()):
+        left = tuple(one for one in _names(loopback) if one != name)
+        draft.do(_retag(loopback, left, Place(of)))
+    draft.do(LeaveNamespace(name, of))
+
+
+def _delete(name: str, space: Namespace, draft: Draft) -> None:
+    """Empty a namespace link by link, then delete it."""
+    if space.pids:
+        draft.hit(f"{len(space.pids)} processes stay in it, without a network and without its name")
+    firewall = draft.snapshot.firewalls.get(space.inode)
+    if firewall and firewall.rules:
+        draft.hit("its own firewall rules go with it, and an undo does not bring them back")
+    for member in [one for one in draft.ours.members if one.container == f"netns:{name}"]:
+        draft.hit(f"it is detached from {member.network}")
+        detach_member(member, draft)
+    gone = {(one.link) for one in draft.before.members if one.container == f"netns:{name}"}
+    net = draft.snapshot.nets.get(space.inode)
+    links = [link for link in net.links.values() if link.name not in gone] if net else []
+    for link in sorted(links, key=lambda one: one.kind == "bridge"):
+        _delete_inside(link, draft)
+    draft.do(DeleteNamespace(name))
+
+
+def _delete_inside(link: Link, draft: Draft) -> None:
+    place = draft.place_of(link.ns)
+    if link.kind == "loopback":
+        _reset_loopback(link, place, draft)
+    elif link.kind == "veth":
+        draft.hit(f"its link {safe(link.name)} goes, with the other end")
+        delete_pair(draft, link)
+    elif link.kind == "bridge":
+        draft.hit(f"its bridge {safe(link.name)} goes")
+        for port in draft.topology.ports_of(link.key):
+            if port.kind != "veth":
+                release_port(draft, port, place)
+        delete_bridge(draft, link)
+    else:
+        raise Refusal([f"its link {safe(link.name)} ({safe(link.kind)}) could not be brought back: move it out"])
+
+
+def _reset_loopback(link: Link, place: Place, draft: Draft) -> None:
+    for address in reversed(link.addresses):
+        if address.scope not in ("host", "link"):
+            draft.do(DeleteAddress("lo", str(address), place))
+    if link.admin_up:
+        draft.do(SetLink("lo", "up", "down", "up", place))
+    if link.alias:
+        draft.do(SetLink("lo", "alias", "", link.alias, place))

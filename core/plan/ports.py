@@ -1,0 +1,211 @@
+"""Plans that publish ports of running containers, and withdraw them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from core.plan import validate
+from core.plan.base import Refusal, require, when
+from core.plan.dispatch import draft_steps
+from core.plan.draft import Draft, Target
+from core.plan.requests import Publish, Unpublish
+from core.plan.tags import COMMENT_BYTES, OurPort, port_id
+from core.plan.warnings import forward, warn_of_filters
+from core.text import safe
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where a container is reached: a network's name, its bridge, its kind, and the container's addresses."""
+
+    network: str
+    bridge: str
+    kind: str
+    addresses: tuple[str, ...]
+
+
+@draft_steps.register
+def _(request: Publish, draft: Draft) -> str:
+    inside = request.container_ports or request.host_ports
+    require(
+        validate.protocol(request.l4_proto),
+        validate.ports(request.host_ports),
+        when(request.container_ports, validate.ports(inside)),
+    )
+    host_ports, container_ports = validate.port_range(request.host_ports), validate.port_range(inside)
+    require(
+        when(
+            host_ports[1] - host_ports[0] != container_ports[1] - container_ports[0],
+            f"{request.host_ports} and {inside} are not equally many ports",
+        ),
+        _host_ip(request.host_ip, draft),
+    )
+    target = draft.target(request.container)
+    home = _home(target, request, draft)
+    made = tuple(_published(request, inside, target, home))
+    require(*(_clash(port, draft) for port in made))
+    draft.now(ports=(*draft.ours.ports, *made))
+    _let_in(made, home, draft)
+    return f"publish {made[0].port_id} of {safe(target.name)}"
+
+
+def _host_ip(text: str, draft: Draft) -> str:
+    if not text:
+        return ""
+    address = validate.parse_address(text)
+    if address is None:
+        return f'"{safe(text)}" is no address of this host'
+    if address.version == 6 and address.is_loopback:
+        return "what comes to ::1 cannot be led elsewhere: the kernel keeps it on the loopback link"
+    own = {one.address for link in draft.host.links.values() for one in link.addresses}
+    there = str(address) in own or (address.version == 4 and address.is_loopback)
+    return "" if there else f"{address} is no address of this host"
+
+
+def _home(target: Target, request: Publish, draft: Draft) -> _Home:
+    """The network to reach the container by. Raises Refusal where there is none."""
+    homes = [home for home in _homes(target, draft) if request.network in ("", home.network)]
+    name = safe(target.name)
+    if not homes:
+        where = f" on {safe(request.network)}" if request.network else ""
+        raise Refusal([f"{name} has no address{where} that the host could lead a port to: attach it first"])
+    open_ones = [home for home in homes if home.kind != "internal"]
+    if not open_ones:
+        raise Refusal([f"{name} is on an internal network only, which nothing enters: attach it to another"])
+    fitting = [home for home in open_ones if _families(request, home)]
+    if not fitting:
+        raise Refusal([f"{name} has no address of the family of {request.host_ip}"])
+    return fitting[0]
+
+
+def _homes(target: Target, draft: Draft) -> Iterator[_Home]:
+    """Networks of ours before those of others."""
+    for member in draft.ours.members:
+        network = draft.ours.networks.get(member.network)
+        if member.container == target.uid and network and member.addresses:
+            plain = tuple(one.partition("/")[0] for one in member.addresses)
+            yield _Home(network.name, network.bridge, network.kind, plain)
+    container = draft.topology.containers.get(target.uid)
+    for other in draft.topology.networks_of(container) if container else ():
+        if other.name in draft.ours.networks or other.ns not in (None, draft.topology.host):
+            continue
+        inside = [ipaddress.ip_network(subnet) for subnet in other.subnets]
+        plain = tuple(
+            one
+            for one in draft.topology.addresses_of(container)
+            if container and any(ipaddress.ip_address(one) in subnet for subnet in inside)
+        )
+        if plain and other.bridge:
+            yield _Home(other.name, other.bridge, other.kind, plain)
+
+
+def _families(request: Publish, home: _Home) -> tuple[str, ...]:
+    """The container's addresses of the families asked for, one of each."""
+    wanted = {":" in request.host_ip} if request.host_ip else {False, True}
+    first: dict[bool, str] = {}
+    for address in home.addresses:
+        first.setdefault(":" in address, address)
+    return tuple(first[family] for family in sorted(wanted & first.keys()))
+
+
+def _published(request: Publish, inside: str, target: Target, home: _Home) -> Iterator[OurPort]:
+    host_ip = str(ipaddress.ip_address(request.host_ip)) if request.host_ip else ""
+    for address in _families(request, home):
+        port = OurPort(
+            target.uid, request.l4_proto, host_ip, _short(request.host_ports), address, _short(inside)
+        )
+        if len(port.comment().encode()) > COMMENT_BYTES:
+            raise Refusal([f"the name of {safe(target.name)} is too long for the comment of its rule"])
+        yield port
+
+
+def _short(ports: str) -> str:
+    first, last = validate.port_range(ports)
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _clash(port: OurPort, draft: Draft) -> str:
+    """Who has a port already, in words."""
+    for other in draft.ours.ports:
+        if (":" in other.address) == (":" in port.address) and _meet(
+            port, other.l4_proto, other.host_ip, validate.port_range(other.host_ports)
+        ):
+            return f"{other.port_id} is published already, to {other.address}"
+    for container in draft.snapshot.containers():
+        for held in container.ports:
+            if _meet(port, held.l4_proto, held.host_ip, (held.host_port, held.host_port)):
+                return f"{held.l4_proto}/{held.host_port} is published already, by {safe(container.name)}"
+    for listener in draft.snapshot.host.listening:
+        every = listener.address in ("0.0.0.0", "::")
+        address = "" if every else listener.address
+        if _meet(port, listener.l4_proto, address, (listener.port, listener.port)):
+            return f"a process of the host listens on {listener.l4_proto} port {listener.port} already"
+    return ""
+
+
+def _meet(port: OurPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
+    first, last = validate.port_range(port.host_ports)
+    same = port.host_ip == host_ip or "" in (port.host_ip, host_ip)
+    return l4_proto == port.l4_proto and same and first <= ports[1] and ports[0] <= last
+
+
+def _let_in(made: tuple[OurPort, ...], home: _Home, draft: Draft) -> None:
+    """Have the host forward to the container, from its own loopback address as well."""
+    families = {":" in port.address for port in made}
+    forward(draft, ipv4=False in families, ipv6=True in families)
+    warn_of_filters(draft, home.bridge)
+    if home.network in draft.ours.networks:
+        if any(_by_loopback(port) for port in made):
+            draft.sysctl(_route_localnet(home.bridge), "1", _localnet_now(home.bridge, draft))
+    else:
+        draft.warn(f"{made[0].port_id} does not answer at 127.0.0.1: {home.bridge} is not vnet's")
+    if True in families:
+        draft.warn(f"{made[0].port_id} does not answer at ::1: the kernel keeps that on the loopback link")
+
+
+def _by_loopback(port: OurPort) -> bool:
+    every = not port.host_ip
+    return ":" not in port.address and (every or ipaddress.ip_address(port.host_ip).is_loopback)
+
+
+def _localnet_now(bridge: str, draft: Draft) -> str:
+    """What it is set to: only a published port of ours sets it."""
+    return "1" if any(_on(bridge, port, draft) for port in draft.before.ports if _by_loopback(port)) else "0"
+
+
+def _on(bridge: str, port: OurPort, draft: Draft) -> bool:
+    """Whether a port's container is reached over that bridge."""
+    address = ipaddress.ip_address(port.address)
+    return any(
+        network.bridge == bridge and any(address in ipaddress.ip_network(one) for one in network.subnets)
+        for network in draft.before.networks.values()
+    )
+
+
+def _route_localnet(bridge: str) -> str:
+    return f"net.ipv4.conf.{bridge.replace('.', '/')}.route_localnet"
+
+
+@draft_steps.register
+def _(request: Unpublish, draft: Draft) -> str:
+    require(validate.protocol(request.l4_proto), validate.ports(request.host_ports))
+    host_ip = str(validate.parse_address(request.host_ip) or request.host_ip)
+    wanted = port_id(request.l4_proto, host_ip, _short(request.host_ports))
+    found = [port for port in draft.ours.ports if port.port_id == wanted]
+    if not found:
+        there = ", ".join(dict.fromkeys(port.port_id for port in draft.ours.ports)) or "nothing"
+        raise Refusal([f"{safe(wanted)} is not published by vnet ({there} is)"])
+    withdraw(found, draft)
+    return f"withdraw the published port {wanted}"
+
+
+def withdraw(ports: list[OurPort], draft: Draft) -> None:
+    """Take published ports back; the last one of a network that the host's loopback led to closes that way."""
+    left = tuple(port for port in draft.ours.ports if port not in ports)
+    draft.now(ports=left)
+    for network in draft.before.networks.values():
+        were = [port for port in ports if _by_loopback(port) and _on(network.bridge, port, draft)]
+        if were and not any(_by_loopback(port) and _on(network.bridge, port, draft) for port in left):
+            draft.sysctl(_route_localnet(network.bridge), "0", "1")
