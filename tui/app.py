@@ -24,7 +24,8 @@ class VnetApp(App[None]):
     CLOSE_TIMEOUT = 1.0
 
     def __init__(self, source: Source, ascii_only: bool = False) -> None:
-        super().__init__()
+        # Without colours Textual must be told before it reads the variable away, or it paints greys.
+        super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._source = source
         self.animation_level = "none"
         for theme in themes.THEMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -11,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.apply.state import StateError, state_directory, unusable
+from core.apply.state import StateError, state_directory, sync_directory, unusable
 from core.ops import Operation
 from core.ops.record import from_record, to_record
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change in the journal. `begun` counts the steps that were begun, the last of which may not have
-    been done; `end` is "done", "undone", "failed" (an undo that could not be completed) or "" for one that
-    was cut off or is still under way."""
+    """One change in the journal. `begun` counts the steps that were begun and not refused, the last of which
+    may not have been done; `end` is "done", "undone", "failed" (an undo that could not be completed) or ""
+    for one that was cut off or is still under way."""
 
     entry_id: str
     title: str
@@ -32,7 +33,8 @@ class Entry:
 
 
 class Record:
-    """The open journal file of one change."""
+    """The open journal file of one change. Raises StateError where the intent cannot be written; the methods
+    raise OSError where a line cannot be."""
 
     def __init__(self, title: str, steps: tuple[Operation, ...]) -> None:
         now = time.time()
@@ -45,7 +47,7 @@ class Record:
             try:
                 self._write(intent)
                 os.fsync(self._descriptor)
-                _sync_directory(self.path.parent)
+                sync_directory(self.path.parent)
             except OSError:
                 os.close(self._descriptor)
                 self.path.unlink(missing_ok=True)
@@ -57,16 +59,23 @@ class Record:
         """Note that a step is about to be done."""
         self._write({"begin": step})
 
+    def refused(self, step: int) -> None:
+        """Note that the step which was begun is certain not to have been done."""
+        self._write({"refused": step})
+
     def end(self, how: str, errors: tuple[str, ...] = ()) -> None:
-        """Note how it ended, and close the file."""
-        try:
-            self._write({"end": how, "errors": list(errors)})
-            os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
+        """Note how it ended."""
+        self._write({"end": how, "errors": list(errors)})
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
     def _write(self, line: dict[str, Any]) -> None:
-        os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+        text = json.dumps(line).encode() + b"\n"
+        if os.write(self._descriptor, text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
@@ -86,8 +95,14 @@ def history() -> Iterator[Entry]:
 
 
 def open_intents() -> tuple[Entry, ...]:
-    """The changes that were cut off, newest first: those that begin again with an undo."""
-    return tuple(entry for entry in history() if not entry.end)
+    """The changes that were cut off and those whose undo failed, newest first: all want to be undone."""
+    return tuple(entry for entry in history() if entry.end in ("", "failed"))
+
+
+def find(entry_id: str) -> Entry | None:
+    """The change of that id as the journal tells it now, None where there is none."""
+    path = _directory() / f"{entry_id}.jsonl"
+    return read(path) if path.exists() else None
 
 
 def read(path: Path) -> Entry | None:
@@ -100,7 +115,7 @@ def read(path: Path) -> Entry | None:
             break  # the last line, cut short by a crash
     try:
         steps = tuple(from_record(step) for step in lines[0]["steps"])
-        begun = sum("begin" in line for line in lines)
+        begun = sum(("begin" in line) - ("refused" in line) for line in lines)
         ends = [line for line in lines if "end" in line]
         end, errors = (ends[-1]["end"], tuple(ends[-1]["errors"])) if ends else ("", ())
         return Entry(path.stem, lines[0]["title"], lines[0]["at"], steps, begun, end, errors)
@@ -115,11 +130,3 @@ def _directory() -> Path:
     except OSError as error:
         raise StateError(unusable(path, error)) from error
     return path
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The hands: netlink sockets and name lookups in the places where operations act, for one run."""
+"""The hands: netlink sockets in the places where operations act, and the engine's client, for one run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from pyroute2 import IPRoute
 
-from core.collect.netns import HOST_PATH, entered
-from core.ops import HOST, Place
+from core.apply.engine import open_docker
+from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.ops import Place
 
 
 class Kernel:
@@ -21,6 +22,7 @@ class Kernel:
     def __init__(self) -> None:
         self._sockets: dict[Place, Any] = {}
         self._descriptors: dict[Place, int] = {}
+        self._docker: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -32,25 +34,40 @@ class Kernel:
             self.forget(place)
         for place in list(self._descriptors):
             os.close(self._descriptors.pop(place))
+        if self._docker is not None:
+            self._docker.close()
+
+    def docker(self) -> Any:
+        """The Docker SDK's low-level client. Raises EngineError where Docker cannot be asked."""
+        if self._docker is None:
+            self._docker = open_docker()
+        return self._docker
 
     def socket(self, place: Place) -> Any:
         """The route netlink socket in that place. Raises NamespaceGone where the place is not there."""
         if place not in self._sockets:
-            with entered(place.path or HOST_PATH):
+            with entered(place.path or HOST_PATH, place.inode):
                 self._sockets[place] = IPRoute()
         return self._sockets[place]
 
     def descriptor(self, place: Place) -> int:
-        """A file descriptor of the place's network namespace, for netlink's *_NET_NS_FD attributes."""
+        """A file descriptor of the place's network namespace, for netlink's *_NET_NS_FD attributes. Raises
+        NamespaceGone where the place is not there."""
         if place not in self._descriptors:
-            self._descriptors[place] = os.open(place.path or HOST_PATH, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = os.open(place.path or HOST_PATH, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, ProcessLookupError) as error:
+                raise NamespaceGone(place.path) from error
+            self._descriptors[place] = found
+            if place.inode not in (None, os.fstat(found).st_ino):
+                raise NamespaceGone(place.path)
         return self._descriptors[place]
 
     def forget(self, place: Place) -> None:
         """Let go of a place, before it is deleted."""
         if place in self._sockets:
             self._sockets.pop(place).close()
-        if place in self._descriptors and place != HOST:
+        if place in self._descriptors:
             os.close(self._descriptors.pop(place))
 
     def index(self, place: Place, link: str) -> int:

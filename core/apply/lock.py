@@ -17,9 +17,12 @@ class Busy(Exception):
 
 
 @contextmanager
-def writing() -> Iterator[None]:
-    """Hold the writers' lock. Raises Busy at once where another process holds it, StateError without a
-    directory to hold it in. The kernel lets go of it when the holder dies (flock(2))."""
+def writing(wait: bool = False) -> Iterator[None]:
+    """Hold the writers' lock. Where another process holds it, `wait` for that one, else raise Busy at once.
+
+    Raises StateError without a directory to hold it in. The kernel lets go of it when the holder is dead, and
+    the tools that it ran are, which inherit it (flock(2)).
+    """
     path = state_directory() / "lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -27,12 +30,13 @@ def writing() -> Iterator[None]:
         raise StateError(unusable(path.parent, error)) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(_holder(descriptor)) from None
         with suppress(OSError):  # who holds it is for the others' message only
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode(), 0)
+        os.set_inheritable(descriptor, True)
         yield
     finally:
         os.close(descriptor)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from core.apply import journal
+from core.apply.doubt import in_the_way, without_doubt
+from core.apply.engine import EngineError
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
 from core.apply.lock import writing
 from core.collect.netns import NamespaceGone
-from core.ops import CreateBridge, CreateVeth, Operation, undo_of
+from core.ops import Operation, undo_of
 
 # What an undo finds where its step was never done, or where somebody was quicker.
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL}
@@ -35,58 +38,83 @@ class Outcome:
 
 
 def apply(
-    title: str, steps: tuple[Operation, ...], progress: Callable[[Operation], None] = lambda _: None
+    title: str,
+    steps: tuple[Operation, ...],
+    progress: Callable[[Operation], None] = lambda _: None,
+    ready: Callable[[str], None] = lambda _: None,
+    wait: bool = False,
 ) -> Outcome:
     """Do all the steps in order; on any failure take back those done, last one first.
 
-    The intent is on disk before the first change. Raises Busy and StateError before anything is changed.
-    `progress` hears of each operation before it is done.
+    The intent is on disk before the first change. Raises Busy and StateError before anything is changed; with
+    `wait` another writer is waited for. `ready` hears the change's id once the intent is on disk; what it
+    raises ends the change before it is begun. `progress` hears of each operation before it is done.
     """
-    with writing():
+    with writing(wait):
         record = journal.Record(title, steps)
-        begun = 0
-        with Kernel() as kernel:
-            try:
-                for step in steps:
-                    record.begin(begun)
-                    begun += 1
-                    progress(step)
-                    execute(step, kernel)
-            except BaseException as error:
-                # The kernel refuses a step whole; only an interrupt leaves in doubt whether it was done.
-                refused = isinstance(error, Exception)
-                made = steps[: begun - 1] if refused else _without_doubt(steps[:begun], kernel)
-                errors = (_sentence(steps[begun - 1], error), *_take_back(made, kernel))
-                end = "undone" if len(errors) == 1 else "failed"
-                record.end(end, errors)
-                if not refused:
-                    raise
-                return Outcome(record.entry_id, end, errors)
-        record.end("done")
-        return Outcome(record.entry_id, "done")
-
-
-def undo(entry: journal.Entry) -> Outcome:
-    """Take back an earlier change, whether it was completed or cut off. Raises Busy and StateError."""
-    with writing(), Kernel() as kernel:
-        begun = entry.steps[: entry.begun]
-        errors = _take_back(begun if entry.end else _without_doubt(begun, kernel), kernel)
-        end = "failed" if errors else "undone"
-        journal.mark(entry, end, errors)
-        return Outcome(entry.entry_id, end, errors)
-
-
-def _without_doubt(steps: tuple[Operation, ...], kernel: Kernel) -> tuple[Operation, ...]:
-    """The steps without the last one where that was cut off before it made its link: a link of that name
-    which does not carry our tag is somebody else's."""
-    last = steps[-1] if steps else None
-    if isinstance(last, (CreateBridge, CreateVeth)) and last.alias:
         try:
-            ours = kernel.alias(last.place, last.name) == last.alias
-        except (LookupError, NamespaceGone):
-            ours = False
-        return steps if ours else steps[:-1]
-    return steps
+            try:
+                ready(record.entry_id)
+            except BaseException as error:
+                record.end("undone", (str(error),))
+                raise
+            with Kernel() as kernel:
+                return _apply(record, steps, progress, kernel)
+        finally:
+            record.close()
+
+
+def _apply(
+    record: journal.Record,
+    steps: tuple[Operation, ...],
+    progress: Callable[[Operation], None],
+    kernel: Kernel,
+) -> Outcome:
+    done, begun = 0, False
+    try:
+        for step in steps:
+            in_the_way(step, kernel)
+            record.begin(done)
+            begun = True
+            progress(step)
+            execute(step, kernel)
+            done, begun = done + 1, False
+        record.end("done")
+    except BaseException as error:
+        # The kernel refuses a step whole; an interrupt or an engine gone silent leaves it in doubt.
+        refused = isinstance(error, Exception) and not getattr(error, "doubtful", False)
+        if begun and refused:
+            with suppress(OSError):
+                record.refused(done)
+        made = without_doubt(steps[: done + 1], kernel) if begun and not refused else steps[:done]
+        reason = _sentence(steps[done], error) if done < len(steps) else f"the journal: {error}"
+        outcome = _taken_back(record, made, reason, kernel)
+        if not isinstance(error, Exception):
+            raise
+        return outcome
+    return Outcome(record.entry_id, "done")
+
+
+def _taken_back(record: journal.Record, made: tuple[Operation, ...], reason: str, kernel: Kernel) -> Outcome:
+    errors = (reason, *_take_back(made, kernel))
+    end = "undone" if len(errors) == 1 else "failed"
+    with suppress(OSError):  # an entry without an end is offered for undo again, which does no harm
+        record.end(end, errors)
+    return Outcome(record.entry_id, end, errors)
+
+
+def undo(entry: journal.Entry, wait: bool = False) -> Outcome:
+    """Take back an earlier change, whether it was completed, cut off or taken back in part.
+
+    Raises Busy (not with `wait`: then another writer is waited for) and StateError.
+    """
+    with writing(wait), Kernel() as kernel:
+        now = journal.find(entry.entry_id) or entry  # it may have ended while it was looked at
+        begun = now.steps[: now.begun]
+        errors = _take_back(begun if now.end == "done" else without_doubt(begun, kernel), kernel)
+        end = "failed" if errors else "undone"
+        journal.mark(now, end, errors)
+        return Outcome(now.entry_id, end, errors)
 
 
 def _take_back(steps: tuple[Operation, ...], kernel: Kernel) -> tuple[str, ...]:
@@ -103,6 +131,8 @@ def _take_back(steps: tuple[Operation, ...], kernel: Kernel) -> tuple[str, ...]:
 
 def _already_so(error: Exception) -> bool:
     """Whether an undo failed because what it would bring about is so already."""
+    if isinstance(error, EngineError):
+        return error.already
     if isinstance(error, (NamespaceGone, LookupError)):
         return True
     code = getattr(error, "code", None) or getattr(error, "errno", None)

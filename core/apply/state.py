@@ -20,9 +20,23 @@ def state_directory() -> Path:
     return path
 
 
+def boot_id() -> str:
+    """What tells this run of the machine from the others (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def unusable(path: Path, error: OSError) -> str:
     """What to tell a person about a state directory that cannot be written."""
     return (
         f"nothing was changed: the journal cannot be written to {path} ({error.strerror}); "
         "free some space or set VNET_STATE to a directory that can be written"
     )
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a directory are on disk (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,5 +25,7 @@ def run_holding_lock(words: Sequence[str], text: str = "") -> subprocess.Complet
             check=False,
             close_fds=False,
         )
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOPKG, f"{words[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise OSError(errno.ETIMEDOUT, f"{words[0]} did not end within {_SECONDS:.0f} s") from error

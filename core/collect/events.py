@@ -117,7 +117,9 @@ def _listener(protocol: int, groups: Iterable[int], recv_buffer: int) -> socket.
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
     )
     set_recv_buffer(sock, recv_buffer)
-    sock.bind((0, 0))  # a socket without an address of its own is passed over (af_netlink.c, do_one_broadcast)
+    sock.bind(
+        (0, 0)
+    )  # a socket without an address of its own is passed over (af_netlink.c, do_one_broadcast)
     with suppress(PermissionError):
         sock.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
     for group in groups:  # one that this kernel lacks, or does not grant, is not heard

@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+from core.collect.listeners import read_listeners
 from core.collect.netns import HOST_PATH, inode_of
 from core.model import NAMESPACE_KINDS, Host
 
@@ -34,6 +35,7 @@ def read_host() -> Host:
         namespaces=_own_namespaces(),
         missing_capabilities=missing_capabilities(),
         sysctls=_sysctls(),
+        listening=read_listeners(),
     )
 
 

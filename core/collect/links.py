@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from core.collect import bridges, netns, routes
 from core.collect.ethtool import read_offloads
@@ -31,7 +32,11 @@ OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dor
     _IFLA_ALT_IFNAME,
 ) = (1, 3, 4, 5, 6, 10, 16, 18, 20, 29, 30, 37, 52, 53)  # fmt: skip
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_IFA_F_NOPREFIXROUTE = 0x200
+
+# A link that did not change sends an equal message, and stays the same object from one look to the next.
+_REMEMBERED = 2048
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -44,7 +49,7 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
     """All that rtnetlink tells of one namespace. `known` are the namespaces among which those that its links
-    lead to are looked for. Raises NamespaceGone; missing rights become a problem in the answer."""
+    lead to are looked for. Raises NamespaceGone; what the kernel refuses becomes a problem in the answer."""
     with NsidResolver(tuple(known)) as resolver:
         return _read_net(namespace, resolver)
 
@@ -67,8 +72,8 @@ def _read_net(namespace: Namespace, resolver: NsidResolver) -> NetState:
     try:
         with netns.entered(namespace.entry, namespace.inode), Netlink() as sock:
             return _dump(sock, namespace, resolver)
-    except PermissionError as error:
-        return NetState(namespace.inode, problems=(_denied(namespace, error),))
+    except OSError as error:
+        return NetState(namespace.inode, problems=(_problem(namespace, error),))
 
 
 def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
@@ -104,6 +109,7 @@ def read_links(sock: Netlink, ns: int) -> dict[int, Link]:
     return found
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def link(
     payload: bytes, ns: int, addresses: tuple[Address, ...] = (), offloads: tuple[str, ...] = ()
 ) -> Link:
@@ -169,7 +175,11 @@ def read_addresses(sock: Netlink) -> dict[int, tuple[Address, ...]]:
         own = given.get(_IFA_LOCAL) or far
         peer = address(far) if far and far != own else ""
         family = 4 if family == 2 else 6
-        found[ifindex] += (Address(family, address(own), prefixlen, scope(scope_number), peer),)
+        broadcast = address(given[_IFA_BROADCAST]) if _IFA_BROADCAST in given else ""
+        bare = bool(u32(given.get(_IFA_FLAGS, b"\0")) & _IFA_F_NOPREFIXROUTE)
+        found[ifindex] += (
+            Address(family, address(own), prefixlen, scope(scope_number), peer, broadcast, not bare),
+        )
     return found
 
 
@@ -195,12 +205,10 @@ def _or_nothing[Answer](read: Callable[[Netlink], Answer], sock: Netlink, nothin
         raise
 
 
-def _denied(namespace: Namespace, error: PermissionError) -> Problem:
+def _problem(namespace: Namespace, error: OSError) -> Problem:
     name = namespace.names[0] if namespace.names else str(namespace.inode)
-    return Problem(
-        "links",
-        f"the links of namespace {name} cannot be read",
-        f"entering a namespace needs CAP_SYS_ADMIN ({error.strerror})",
-        "run it as root",
-        namespace.inode,
-    )
+    what = f"the links of namespace {name} cannot be read"
+    if isinstance(error, PermissionError):
+        why = f"entering a namespace needs CAP_SYS_ADMIN ({error.strerror})"
+        return Problem("links", what, why, "run it as root", namespace.inode)
+    return Problem("links", what, f"the kernel refused: {error.strerror}", "read again", namespace.inode)

@@ -102,11 +102,12 @@ def _dead_name(path: Path, why: str) -> Problem:
 
 
 def _unreadable(pids: list[int]) -> Problem:
-    some = ", ".join(map(str, pids[:5])) + (", ..." if len(pids) > 5 else "")
+    """Worded without their number, so that it stays the same while processes come and go."""
+    which = f"process {pids[0]}" + (" and others" if len(pids) > 1 else "")
     return Problem(
         "namespaces",
-        f"{len(pids)} of the processes cannot be looked into (pid {some})",
-        "they belong to other users or hold capabilities that this process lacks (CAP_SYS_PTRACE, for one)",
+        f"the network namespace of {which} cannot be seen",
+        "looking into other users' processes needs CAP_SYS_PTRACE, and every capability that they have",
         "run it as root, with all capabilities",
     )
 

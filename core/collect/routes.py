@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 
 from core.collect import names
 from core.collect.linkkinds import address
@@ -26,6 +27,9 @@ NEIGHBOUR_STATES = {
     0x00: "none", 0x01: "incomplete", 0x02: "reachable", 0x04: "stale", 0x08: "delay", 0x10: "probe",
     0x20: "failed", 0x40: "noarp", 0x80: "permanent",
 }  # fmt: skip
+
+# Most namespaces have the same few routes and rules: equal messages are decoded once, into one object.
+_REMEMBERED = 8192
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _RULE = struct.Struct("=BBBBBBBBI")
@@ -58,6 +62,7 @@ def read_neighbours(sock: Netlink) -> tuple[Neighbour, ...]:
     return tuple(sorted(entries, key=lambda e: (e.ifindex, e.family, e.address, e.proxy)))
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def route(payload: bytes) -> Route | None:
     """One RTM_NEWROUTE message; None for a cached clone and for other families (multicast routing, MPLS)."""
     family, dst_len, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
@@ -111,6 +116,7 @@ def _mtu(metrics: bytes) -> int:
     return u32(found[2]) if 2 in found else 0
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def rule(payload: bytes) -> PolicyRule | None:
     """One RTM_NEWRULE message; None for the families of multicast routing."""
     family, dst_len, src_len, tos, table, _, _, action, flags = _RULE.unpack_from(payload)

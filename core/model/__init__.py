@@ -28,7 +28,7 @@ from core.model.refs import (
     network_ref,
 )
 from core.model.routing import Neighbour, NextHop, PolicyRule, Route
-from core.model.snapshot import Host, NetState, Snapshot
+from core.model.snapshot import Host, Listener, NetState, Snapshot
 from core.model.stats import STATS_DTYPE, LinkStats
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Link",
     "LinkKey",
     "LinkStats",
+    "Listener",
     "ModelCard",
     "Namespace",
     "NamespaceUse",

@@ -12,13 +12,16 @@ Scalar = str | int | bool
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of a link: `address` in text form, `prefixlen`, `family` 4 or 6, `scope` as ip(8) names it."""
+    """An address of a link: `address` in text form, `prefixlen`, `family` 4 or 6, `scope` as ip(8) names it;
+    `prefix_route` False where the kernel made no route for it (ip-address(8), "noprefixroute")."""
 
     family: int
     address: str
     prefixlen: int
     scope: str = "global"
     peer: str = ""
+    broadcast: str = ""
+    prefix_route: bool = True
 
     def __str__(self) -> str:
         return f"{self.address}/{self.prefixlen}"
@@ -81,11 +84,13 @@ class Link:
     """One link. `kind` is "bridge", "veth", "vxlan", "macvlan", "ipvlan", "vlan", "bond", "tun", "wireguard",
     "dummy", "loopback", "physical", "ovs-bridge", "ovs-port" or the kernel's own word for another kind.
 
-    `state` is the operational state in lower case (RFC 2863: "up", "down", "lowerlayerdown", "unknown", ...).
-    `lower` is the ifindex of IFLA_LINK (a veth's peer, a vlan's parent) and `lower_nsid` the namespace id it
-    lies in, as seen from this link's namespace (None: this same namespace). `details` holds what is special
-    to the kind (vni, vlan id, mode, ...). `offloads` names the offloads that are on, in ethtool's words
-    ("tso", "gso", "gro", "tx-checksumming", ...). Counters are not here: see `core.model.stats`.
+    `state` is the operational state in lower case (RFC 2863: "up", "down", "lowerlayerdown", "unknown", ...);
+    `promiscuous` whether it takes in every frame, as bridge ports do too (IFLA_PROMISCUITY). `lower` is the
+    ifindex of IFLA_LINK (a veth's peer, a vlan's parent), for vxlan its underlay, and `lower_nsid` the
+    namespace id it lies in, as seen from this link's namespace (None: this same namespace). `details`
+    holds what is special to the kind (vni, vlan id, mode, ...). `offloads` names the offloads that are on:
+    those that ethtool(8) switches as a group by its short words ("tso", "gso", "tx-checksumming", ...),
+    others by the kernel's names. Counters are not here: see `core.model.stats`.
     """
 
     ns: int
@@ -118,8 +123,9 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
-    """One entry of a bridge's forwarding table (bridge(8) fdb): `port` is the port's ifindex, `bridge` the
-    bridge's; `state` "permanent", "static" or "learned"; `flags` as bridge(8) prints them; `dst` for vxlan."""
+    """One entry of a bridge's forwarding table (bridge(8) fdb): `port` is the port's ifindex, `bridge`
+    the bridge's; `state` "permanent", "static" or "learned"; `flags` as bridge(8) prints them; `dst` for
+    vxlan."""
 
     mac: str
     port: int

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 class Namespace:
     """One network namespace (network_namespaces(7)), identified by the inode of its nsfs file.
 
-    `names` are its names under /run/netns; `pids` the processes inside, ascending; `mounts` every nsfs mount
-    that holds it; `held_fds` (pid, fd) pairs that hold it open; `nsid` its id as seen from the host namespace;
-    `unit` the systemd unit and `command` the name of its first process; `entry` a path by which it can be
-    entered now ("" where there is none).
+    `names` are its names under /run/netns; `pids` the processes inside, ascending, a thread that left the
+    namespace of its process by its own id; `mounts` every nsfs mount that holds it, one in another mount
+    namespace as /proc/PID/root/PATH; `held_fds` (pid, fd) pairs that hold it open; `nsid` its id as seen from
+    the host namespace; `unit` the systemd unit and `command` the name of its first process; `entry` a path by
+    which it can be entered now ("" where there is none).
     """
 
     inode: int

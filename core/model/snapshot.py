@@ -17,11 +17,21 @@ from core.model.routing import Neighbour, PolicyRule, Route
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """A port of the host that one of its processes listens on; `address` "0.0.0.0" or "::" means every one."""
+
+    l4_proto: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """The machine and the viewer's rights. `netns` is the inode of the namespace that plays the host;
     `namespaces` maps each kind of core.model.container.NAMESPACE_KINDS to the host's own inode;
     `missing_capabilities` names what this process lacks ("CAP_NET_ADMIN", ...); `sysctls` holds those that
-    decide about forwarding ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables", ...), as text."""
+    decide about forwarding ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables", ...), as text;
+    `listening` the ports that its own processes listen on."""
 
     hostname: str = ""
     kernel: str = ""
@@ -29,6 +39,7 @@ class Host:
     namespaces: Mapping[str, int] = field(default_factory=dict)
     missing_capabilities: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    listening: tuple[Listener, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+# What tells networks that were made by us, for Docker knows no tags.
+LABELS = {"vnet": "1"}
+
 
 @dataclass(frozen=True, slots=True)
 class DockerCreateNetwork:
@@ -26,7 +29,8 @@ class DockerCreateNetwork:
         words += ["--ipv6"] if self.ipv6 else []
         for key, value in self.options().items():
             words += ["--opt", f"{key}={value}"]
-        return shlex.join([*words, "--label", "vnet=1", self.name])
+        words += [word for key, value in LABELS.items() for word in ("--label", f"{key}={value}")]
+        return shlex.join([*words, self.name])
 
     def options(self) -> dict[str, str]:
         """The bridge driver's options."""
@@ -58,17 +62,20 @@ class DockerRemoveNetwork:
 
 @dataclass(frozen=True, slots=True)
 class DockerConnect:
-    """Attach a container to a Docker network; addresses "" let Docker choose."""
+    """Attach a container to a Docker network; addresses "" let Docker choose; `aliases` are its further names
+    in Docker's DNS there."""
 
     network: str
     container: str
     ipv4: str = ""
     ipv6: str = ""
+    aliases: tuple[str, ...] = ()
 
     def command(self) -> str:
         words = ["docker", "network", "connect"]
         words += ["--ip", self.ipv4] if self.ipv4 else []
         words += ["--ip6", self.ipv6] if self.ipv6 else []
+        words += [word for alias in self.aliases for word in ("--alias", alias)]
         return shlex.join([*words, self.network, self.container])
 
     def inverse(self) -> tuple[DockerDisconnect, ...]:

@@ -41,25 +41,27 @@ class DeleteNamespace:
 
 @dataclass(frozen=True, slots=True)
 class JoinNamespace:
-    """Give the namespace `of` the further name `name`: a container joined with another."""
+    """Give the namespace `of` the further name `name`: a container joined with another, or, where `of` is "",
+    with the host."""
 
     name: str
     of: str
 
     def command(self) -> str:
-        name, of = shlex.quote(f"/run/netns/{self.name}"), shlex.quote(f"/run/netns/{self.of}")
+        name = shlex.quote(f"/run/netns/{self.name}")
+        of = shlex.quote(f"/run/netns/{self.of}") if self.of else "/proc/self/ns/net"
         return f"touch {name} && mount --bind {of} {name}"
 
     def inverse(self) -> tuple[LeaveNamespace, ...]:
         return (LeaveNamespace(self.name, self.of),)
 
     def describe(self) -> str:
-        return f"make {self.name} share the namespace of {self.of}"
+        return f"make {self.name} share the namespace of {self.of or 'the host'}"
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveNamespace:
-    """Take the further name `name` of the namespace `of` away."""
+    """Take the further name `name` of the namespace `of`, or of the host's (""), away."""
 
     name: str
     of: str
@@ -71,4 +73,4 @@ class LeaveNamespace:
         return (JoinNamespace(self.name, self.of),)
 
     def describe(self) -> str:
-        return f"let {self.name} leave the namespace of {self.of}"
+        return f"let {self.name} leave the namespace of {self.of or 'the host'}"

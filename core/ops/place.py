@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in."""
+    """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in.
+
+    `inode` is the namespace's, where it is known: a pid or a name that leads to another one by then, because
+    it was used again, counts as gone.
+    """
 
     name: str = ""
     pid: int | None = None
+    inode: int | None = None
 
     @property
     def path(self) -> str:

@@ -12,6 +12,7 @@ from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
 from core.plan.draft import Draft, Target
+from core.plan.ports import withdraw
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork
 from core.plan.teardown import delete_pair
@@ -96,7 +97,7 @@ def routes_to(network: OurNetwork, other: OurNetwork, place: Place, link: str) -
     return tuple(
         AddRoute(
             subnet, link, gateways[":" in subnet], place, protocol="static", family=6 if ":" in subnet else 4,
-            metric=_V6_METRIC if ":" in subnet else 0, scope="" if ":" in subnet else "global",
+            metric=_V6_METRIC if ":" in subnet else 0,
         )
         for subnet in other.subnets
         if (":" in subnet) in gateways
@@ -172,9 +173,10 @@ def detach_member(member: OurMember, draft: Draft) -> None:
     if port is None:
         raise Refusal([f"the link {member.port} is not there yet"])
     addresses = {address.partition("/")[0] for address in member.addresses}
-    for published in [one for one in draft.ours.ports if one.address in addresses]:
-        draft.hit(f"its port {published.port_id} is published no more")
-        draft.now(ports=tuple(one for one in draft.ours.ports if one != published))
+    published = [one for one in draft.ours.ports if one.address in addresses]
+    for one in published:
+        draft.hit(f"its port {one.port_id} is published no more")
+    withdraw(published, draft)
     inner = draft.topology.peer(port)
     delete_pair(draft, port)
     draft.drop_member(member)

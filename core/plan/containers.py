@@ -152,7 +152,9 @@ def _delete_inside(link: Link, draft: Draft) -> None:
                 release_port(draft, port, place)
         delete_bridge(draft, link)
     else:
-        raise Refusal([f"its link {safe(link.name)} ({safe(link.kind)}) could not be brought back: move it out"])
+        raise Refusal(
+            [f"its link {safe(link.name)} ({safe(link.kind)}) could not be brought back: move it out"]
+        )
 
 
 def _reset_loopback(link: Link, place: Place, draft: Draft) -> None:

@@ -57,7 +57,10 @@ def remove_docker_network(network: Network, draft: Draft) -> str:
     """Have Docker remove a network, its containers detached before."""
     require(
         when(network.name in _BUILT_IN, f"Docker's own network {network.name} cannot be removed"),
-        when(network.driver != "bridge", f"{safe(network.name)} has the driver {safe(network.driver)}: bridge only"),
+        when(
+            network.driver != "bridge",
+            f"{safe(network.name)} has the driver {safe(network.driver)}: bridge only",
+        ),
     )
     for container in _attached(network, draft):
         draft.hit(f"{safe(container.name)} is detached from {safe(network.name)}")
@@ -102,7 +105,9 @@ def attach_by_docker(request: Attach, network: Network, draft: Draft) -> str:
     """Have Docker attach one of its containers to one of its networks."""
     container = _docker_container(request.container, network, draft)
     require(
-        when(container in _attached(network, draft), f"{container.name} is attached to {network.name} already"),
+        when(
+            container in _attached(network, draft), f"{container.name} is attached to {network.name} already"
+        ),
         when(request.link, "Docker names the link itself: give no link name"),
         *(validate.address(one, network.subnets, draft.used) for one in request.addresses),
     )

@@ -32,9 +32,9 @@ def taken_prefixes(snapshot: Snapshot, everywhere: bool = True) -> dict[Prefix, 
     link-local, multicast) are left out."""
     found: dict[Prefix, str] = {}
     host = snapshot.host.netns
-    for network in ours(snapshot, host).networks.values():
-        for subnet in network.subnets:
-            found.setdefault(ipaddress.ip_network(subnet, strict=False), f"network {network.name}")
+    for own in ours(snapshot, host).networks.values():
+        for subnet in own.subnets:
+            found.setdefault(ipaddress.ip_network(subnet, strict=False), f"network {own.name}")
     for engine in snapshot.engines.values():
         for network in engine.networks:
             for subnet in network.subnets:
@@ -116,8 +116,8 @@ def used_addresses(snapshot: Snapshot) -> set[str]:
                 found.update(text.partition("/")[0] for text in (end.ipv4, end.ipv6, end.gateway) if text)
         for network in engine.networks:
             found.update(network.gateways)
-    for network in ours(snapshot, snapshot.host.netns).networks.values():
-        found.update(network.gateways)
+    for own in ours(snapshot, snapshot.host.netns).networks.values():
+        found.update(own.gateways)
     return found
 
 

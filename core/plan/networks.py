@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 
-from core.model import Link
+from core.model import Link, Network
 from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
 from core.plan import ipam, validate
 from core.plan.attachments import detach_member, routes_to, shut_in
@@ -40,7 +40,7 @@ def _(request: CreateNetwork, draft: Draft) -> str:
 def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
     """The network that a request asks for, with everything chosen that it leaves open. Raises Refusal."""
     bridge = request.bridge or _bridge_name(request.name)
-    known = {network.name for network in draft.topology.networks} - {request.name}
+    known = {*draft.ours.networks, *(network.name for network in _engines_networks(draft))} - {request.name}
     require(
         _taken_name(request.name, draft),
         "" if request.engine == "vnet" else f'there is no engine "{safe(request.engine)}": vnet or docker',
@@ -65,10 +65,13 @@ def _bridge_name(name: str) -> str:
 
 
 def _taken_name(name: str, draft: Draft) -> str:
-    engines = [network for engine in draft.snapshot.engines.values() for network in engine.networks]
-    whose = next((network.engine for network in engines if network.name == name), "")
+    whose = next((network.engine for network in _engines_networks(draft) if network.name == name), "")
     whose = "vnet" if name in draft.ours.networks else whose
     return f"there is a network {name} of {whose}'s already" if whose else ""
+
+
+def _engines_networks(draft: Draft) -> list[Network]:
+    return [network for engine in draft.snapshot.engines.values() for network in engine.networks]
 
 
 def _subnets(request: CreateNetwork, draft: Draft) -> tuple[str, ...]:
@@ -200,7 +203,9 @@ def _(request: Join, draft: Draft) -> str:
     common = {_family(subnet) for subnet in one.subnets} & {_family(subnet) for subnet in other.subnets}
     require(
         when(names in draft.ours.joined, f"{one.name} and {other.name} are joined already"),
-        when(not common, f"{one.name} and {other.name} have no subnets of one address family to route between"),
+        when(
+            not common, f"{one.name} and {other.name} have no subnets of one address family to route between"
+        ),
     )
     draft.now(joined=draft.ours.joined | {names})
     forward(draft, ipv4=4 in common, ipv6=6 in common)

@@ -6,21 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.model import Link, Neighbour, Route
-from core.ops import (
-    AddAddress,
-    AddNeighbour,
-    AddRoute,
-    CreateBridge,
-    DeleteAddress,
-    DeleteNeighbour,
-    DeleteRoute,
-    SetLink,
-)
+from core.ops import HOST, AddNeighbour, AddRoute, CreateBridge, DeleteNeighbour, DeleteRoute, SetLink
 from core.plan.base import Refusal, require, when
 from core.plan.draft import Draft
 from core.plan.requests import CreateNetwork
 from core.plan.tags import OurNetwork
-from core.plan.teardown import as_operation, delete_bridge, leads_over, operation_of_address
+from core.plan.teardown import address_operation, as_operation, delete_empty_bridge, leads_over, own_addresses
 from core.text import safe
 
 _UNFIT = ("loopback", "bridge", "ovs-bridge", "tun", "wireguard", "ipip", "sit", "gre")
@@ -45,8 +36,8 @@ def bridge_nic(network: OurNetwork, request: CreateNetwork, draft: Draft) -> Non
     _move(card, network.bridge, draft)
     draft.guarded = True
     draft.warn(
-        f"what configures {safe(card.name)} (NetworkManager, systemd-networkd, a DHCP client) may give it its "
-        f"address back: let it configure {network.bridge} instead"
+        f"what configures {safe(card.name)} (NetworkManager, systemd-networkd, a DHCP client) may give it "
+        f"its address back: let it configure {network.bridge} instead"
     )
 
 
@@ -72,7 +63,7 @@ def _several_ways(card: Link, draft: Draft) -> str:
     ]
     return when(
         several,
-        f"the route to {', '.join(several)} has several ways, one over {safe(card.name)}: move it by hand first",
+        f"the route to {', '.join(several)} has several ways, one over {safe(card.name)}: move it by hand",
     )
 
 
@@ -84,20 +75,22 @@ def restore_nic(network: OurNetwork, bridge: Link, draft: Draft) -> None:
     draft.do(SetLink(card.name, "master", "", bridge.name))
     _move(bridge, card.name, draft)
     draft.guarded = True
-    delete_bridge(draft, replace(bridge, addresses=()), routes=False)
+    if bridge.admin_up:
+        draft.do(SetLink(bridge.name, "up", "down", "up"))
+    delete_empty_bridge(draft, bridge)
 
 
 def _move(source: Link, to: str, draft: Draft) -> None:
     """The new link has every address before the old one loses it, and a route is gone for a moment only."""
-    addresses = [one for one in source.addresses if one.scope != "link"]
-    given = [operation_of_address(source.name, one) for one in addresses]
+    given = [address_operation(source.name, one, HOST) for one in own_addresses(source)]
     routes = list(_routes(source, draft))
     draft.do(*(replace(one, link=to) for one in given))
     draft.do(*_neighbours(source, to, draft))
     # Ways over a gateway need the way to the gateway: that goes first.
     for route in sorted(routes, key=lambda one: bool(one.gateway)):
         draft.do(DeleteRoute(route), replace(route, link=to))
-    draft.do(*(DeleteAddress(one.link, one.address, broadcast=one.broadcast) for one in reversed(given)))
+    for one in reversed(given):
+        draft.do(*one.inverse())
 
 
 def _routes(source: Link, draft: Draft) -> Iterator[AddRoute]:
@@ -108,7 +101,12 @@ def _routes(source: Link, draft: Draft) -> Iterator[AddRoute]:
 
 def _by_advertisement(route: Route, link: Link) -> bool:
     hops = route.nexthops
-    return route.protocol == "ra" and len(hops) == 1 and bool(hops[0].gateway) and hops[0].ifindex == link.ifindex
+    return (
+        route.protocol == "ra"
+        and len(hops) == 1
+        and bool(hops[0].gateway)
+        and hops[0].ifindex == link.ifindex
+    )
 
 
 def _neighbours(source: Link, to: str, draft: Draft) -> Iterator[AddNeighbour | DeleteNeighbour]:
@@ -121,7 +119,7 @@ def _neighbours(source: Link, to: str, draft: Draft) -> Iterator[AddNeighbour | 
 
 def _neighbour(one: Neighbour, source: str, to: str) -> Iterator[AddNeighbour | DeleteNeighbour]:
     if one.state == "permanent":
-        yield AddNeighbour(to, one.address, one.mac, "permanent")
-        yield DeleteNeighbour(AddNeighbour(source, one.address, one.mac, "permanent"))
+        yield AddNeighbour(to, one.address, one.mac, state="permanent")
+        yield DeleteNeighbour(AddNeighbour(source, one.address, one.mac, state="permanent"))
     elif one.state in _ANSWERED:
-        yield AddNeighbour(to, one.address, one.mac, "stale")
+        yield AddNeighbour(to, one.address, one.mac, state="stale")

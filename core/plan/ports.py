@@ -88,14 +88,16 @@ def _homes(target: Target, draft: Draft) -> Iterator[_Home]:
             plain = tuple(one.partition("/")[0] for one in member.addresses)
             yield _Home(network.name, network.bridge, network.kind, plain)
     container = draft.topology.containers.get(target.uid)
-    for other in draft.topology.networks_of(container) if container else ():
+    if container is None:
+        return
+    for other in draft.topology.networks_of(container):
         if other.name in draft.ours.networks or other.ns not in (None, draft.topology.host):
             continue
         inside = [ipaddress.ip_network(subnet) for subnet in other.subnets]
         plain = tuple(
             one
             for one in draft.topology.addresses_of(container)
-            if container and any(ipaddress.ip_address(one) in subnet for subnet in inside)
+            if any(ipaddress.ip_address(one) in subnet for subnet in inside)
         )
         if plain and other.bridge:
             yield _Home(other.name, other.bridge, other.kind, plain)
@@ -202,7 +204,7 @@ def _(request: Unpublish, draft: Draft) -> str:
 
 
 def withdraw(ports: list[OurPort], draft: Draft) -> None:
-    """Take published ports back; the last one of a network that the host's loopback led to closes that way."""
+    """Take published ports back; with the last one of a network that way from the host's loopback closes."""
     left = tuple(port for port in draft.ours.ports if port not in ports)
     draft.now(ports=left)
     for network in draft.before.networks.values():

@@ -54,9 +54,8 @@ def _guard(networks: Sequence[OurNetwork]) -> Iterator[str]:
     """Publishing on 127.0.0.1 needs route_localnet on the bridge: its containers must not get in by that."""
     for network in networks:
         if network.subnets:
-            yield (
-                f'iifname "{network.bridge}" ip daddr {_LOOPBACK} drop {_said("loopback", escape(network.name))}'
-            )
+            said = _said("loopback", escape(network.name))
+            yield f'iifname "{network.bridge}" ip daddr {_LOOPBACK} drop {said}'
 
 
 def _publish(port: OurPort) -> str:
@@ -142,7 +141,8 @@ def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
     apart = [one for group in ways.values() for one in group]
     for network in networks:
         # Switched packets come by here where br_netfilter is on.
-        yield f'iifname "{network.bridge}" oifname "{network.bridge}" accept {_said("in", escape(network.name))}'
+        bridge, said = network.bridge, _said("in", escape(network.name))
+        yield f'iifname "{bridge}" oifname "{bridge}" accept {said}'
     if ours.ports:
         yield f"ct status dnat accept {_said('published')}"
     for one, other in sorted(ours.joined):

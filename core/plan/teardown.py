@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import BridgePort, BridgeSettings, Link, Route
+from core.model import Address, BridgePort, BridgeSettings, Link, Route
 from core.ops import (
+    AddAddress,
     AddRoute,
     CreateBridge,
     CreateVeth,
-    DeleteAddress,
     DeleteLink,
     DeleteRoute,
     Operation,
@@ -60,8 +60,13 @@ def delete_pair(draft: Draft, end: Link) -> None:
 
 def delete_bridge(draft: Draft, bridge: Link) -> None:
     """Delete a bridge that has no port any more."""
-    place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
     empty_link(draft, bridge)
+    delete_empty_bridge(draft, bridge)
+
+
+def delete_empty_bridge(draft: Draft, bridge: Link) -> None:
+    """Delete a bridge that is down and has neither ports nor addresses any more."""
+    place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
     draft.do(*_settings_to_defaults(bridge.name, settings, place))
     again = CreateBridge(
         bridge.name, place, bridge.mac, bridge.mtu, bridge.alias, settings.stp, settings.vlan_filtering
@@ -74,12 +79,22 @@ def empty_link(draft: Draft, link: Link) -> None:
     place = draft.place_of(link.ns)
     draft.do(*routes_of(draft, link, place))
     # Later addresses of a subnet are secondary to the first: they go first.
-    for address in reversed(link.addresses):
-        if address.scope != "link":
-            draft.do(DeleteAddress(link.name, str(address), place))
+    for address in reversed(own_addresses(link)):
+        draft.do(*address_operation(link.name, address, place).inverse())
     if link.admin_up:
         draft.do(SetLink(link.name, "up", "down", "up", place))
     release_port(draft, link, place)
+
+
+def own_addresses(link: Link) -> tuple[Address, ...]:
+    """A link's addresses but those that the kernel gives by itself."""
+    return tuple(one for one in link.addresses if one.family == 4 or one.scope != "link")
+
+
+def address_operation(link: str, address: Address, place: Place) -> AddAddress:
+    """The operation that gives a link this address."""
+    scope = address.scope if address.family == 4 and address.scope != "global" else ""
+    return AddAddress(link, str(address), place, address.broadcast, scope, address.prefix_route)
 
 
 def release_port(draft: Draft, link: Link, place: Place) -> None:
@@ -95,12 +110,12 @@ def release_port(draft: Draft, link: Link, place: Place) -> None:
 def routes_of(draft: Draft, link: Link, place: Place) -> Iterator[DeleteRoute]:
     """What takes away the routes that somebody made over a link, those by a gateway first."""
     net = draft.snapshot.nets.get(link.ns)
-    over = [route for route in net.routes if _leads_over(route, link)] if net else []
+    over = [route for route in net.routes if leads_over(route, link)] if net else []
     for route in sorted(over, key=lambda one: not one.nexthops[0].gateway):
         yield DeleteRoute(as_operation(route, link.name, place))
 
 
-def _leads_over(route: Route, link: Link) -> bool:
+def leads_over(route: Route, link: Link) -> bool:
     return (
         route.table == "main"
         and route.kind == "unicast"
@@ -114,7 +129,7 @@ def made_routes(draft: Draft, target: Target, link: str) -> tuple[AddRoute, ...]
     """The routes that somebody made in a container over the link of that name."""
     net = draft.snapshot.nets.get(target.ns or 0)
     there = [one for one in net.links.values() if one.name == link] if net else []
-    found = [route for one in there for route in (net.routes if net else ()) if _leads_over(route, one)]
+    found = [route for one in there for route in (net.routes if net else ()) if leads_over(route, one)]
     return tuple(as_operation(route, link, target.place) for route in found)
 
 
@@ -128,7 +143,7 @@ def as_operation(route: Route, link: str, place: Place) -> AddRoute:
         route.metric,
         route.source,
         route.protocol,
-        route.scope if route.family == 4 else "",
+        route.scope if route.family == 4 and route.scope != "global" else "",
         route.family,
     )
 

@@ -16,6 +16,7 @@ MOST_MTU = 65535
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _LINK = re.compile(r"[A-Za-z0-9_.@+-]+\Z")
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?\Z")
+_RESERVED_FROM = int(ipaddress.IPv4Address("240.0.0.0"))
 _MOST_PORTS = 1000
 _RESERVED = {"lo", "all", "default", "host", "none", "bridge"}
 
@@ -97,7 +98,7 @@ def _special(prefix: Prefix, shown: str) -> str:
         return f"{shown} is link-local: each link has it already"
     if first.is_loopback:
         return f"{shown} is loopback: it never leaves a host"
-    if first.is_unspecified or (prefix.version == 4 and first >= ipaddress.IPv4Address("240.0.0.0")):
+    if first.is_unspecified or (prefix.version == 4 and int(first) >= _RESERVED_FROM):
         return f"{shown} is reserved"
     return ""
 
@@ -149,7 +150,9 @@ def mtu_of_path(value: int, way: str, most: int) -> str:
     """An MTU against that of the link `way` that the packets leave by."""
     if not most or value <= most:
         return ""
-    return f"the MTU {value} is over that of the way out, {safe(way)} ({most}): larger packets are cut or lost"
+    return (
+        f"the MTU {value} is over that of the way out, {safe(way)} ({most}): larger packets are cut or lost"
+    )
 
 
 def ports(text: str) -> str:

@@ -18,8 +18,10 @@ def warn_of_filters(draft: Draft, bridge: str) -> None:
     """Warn where another table drops what is forwarded: our own accept cannot overrule it, and rules that are
     not ours are not edited."""
     firewall = draft.snapshot.firewalls.get(draft.topology.host)
-    for chain in _dropping(firewall) if firewall else ():
-        if not any(_lets(rule, chain, bridge) for rule in firewall.rules if firewall):
+    if firewall is None:
+        return
+    for chain in _dropping(firewall):
+        if not any(_lets(rule, chain, bridge) for rule in firewall.rules):
             draft.warn(_sentence(draft, chain, bridge))
 
 

@@ -43,8 +43,8 @@ def heard(listener: EventSocket, wanted: Event) -> set[Event]:
 
 
 def nsid_of(host: ThrowawayHost, short: str) -> int:
-    """The id of one of the host's namespaces, given if need be."""
-    assign_nsids(read_namespaces(deep=False)[0].values())
+    """The id of one of the host's namespaces, given if need be; the machine's others stay unheard."""
+    assign_nsids(ns for ns in read_namespaces(deep=False)[0].values() if set(ns.names) & set(host.names))
     nsid = read_namespaces(deep=False)[0][host.inode_of(short)].nsid
     assert nsid is not None
     return nsid

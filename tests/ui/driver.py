@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from textual import events
 from textual.app import App
 from textual.pilot import Pilot
 
@@ -17,6 +18,13 @@ from tests.snapshots import small_host
 from tui.app import VnetApp
 from tui.screens.dashboard import Dashboard
 from tui.source import Update
+
+
+_NAMES = {
+    ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus", "_": "underscore",
+    "[": "left_square_bracket", "]": "right_square_bracket",
+}  # fmt: skip
+_CHARACTERS = {name: key for key, name in _NAMES.items()}
 
 
 @dataclass
@@ -53,9 +61,7 @@ class FedSource:
     def show(self, view: str) -> None:
         self.shown.append(view)
 
-    def feed(
-        self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()
-    ) -> None:
+    def feed(self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()) -> None:
         assert self._listener is not None
         self._listener(Picture(snapshot, rates, changes))
 
@@ -75,23 +81,27 @@ class Person:
         return screen
 
     async def press(self, *keys: str) -> None:
-        await self.pilot.press(*keys)
+        """Press keys, all at once, as fast hands and pasted text do."""
+        for key in keys:
+            name = _NAMES.get(key, key)
+            self.app.post_message(events.Key(name, key if len(key) == 1 else _CHARACTERS.get(key)))
+        handled = asyncio.Event()
+        self.app.call_later(handled.set)
+        await handled.wait()
         await self.settle()
 
     async def type(self, text: str) -> None:
         """Type characters, "⏎" for Enter."""
-        names = {":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark"}
-        await self.press(*(names.get(char, char) for char in text))
+        await self.press(*text)
 
     async def settle(self) -> None:
         """Until all that was asked for is on the screen."""
         until = time.monotonic() + 10
         while time.monotonic() < until:
-            await self.pilot.pause()
+            await self.pilot.pause(0.002)
             if self.dashboard.settled:
-                await self.pilot.pause()
+                await self.pilot.pause(0.002)
                 return
-            await asyncio.sleep(0.005)
         raise AssertionError("the dashboard did not come to rest")
 
     async def eventually(self, text: str) -> None:
@@ -137,7 +147,7 @@ async def dashboard(
     """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
     source = source or FedSource(snapshot or small_host())
     app = VnetApp(source, ascii_only)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         person = Person(app, pilot, source)
         await asyncio.sleep(0.05)
         if source.first is not None:

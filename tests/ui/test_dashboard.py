@@ -9,10 +9,11 @@ from rich.cells import cell_len
 
 from core.model import Change, Problem, Ref, Snapshot
 from tests.snapshots import HOST, empty_host, hostile_host, rates_of, small_host
-from tests.ui.driver import FedSource, dashboard
+from tests.ui.driver import FedSource, Person, dashboard
 from tui import keys, themes
 from tui.present import views
 from tui.screens.help import sections_of
+from tui.stage import Stage
 
 NAMES = [view.name for view in views.VIEWS]
 
@@ -146,10 +147,7 @@ async def test_the_way_from_a_cable_to_the_rules() -> None:
 
 async def test_keys_typed_at_once_act_in_their_order() -> None:
     async with dashboard() as person:
-        await person.pilot.press(
-            "colon", "c", "o", "n", "t", "enter", "slash", "w", "e", "b", "enter", "j", "4", "G"
-        )
-        await person.settle()
+        await person.type(":cont⏎/web⏎j4G")
         assert person.dashboard.view.name == "namespaces"
         assert person.dashboard.table.cursor == len(person.dashboard.table.rows) - 1
         await person.press("5")
@@ -300,13 +298,9 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
         def fail(*_: object) -> None:
             raise ValueError("[red]boom[/]\x1b")
 
-        monkeypatch.setattr(views.view_numbered(5).list.__class__, "rows", property(fail), raising=False)
+        monkeypatch.setattr(Stage, "shown", fail)
         await person.pilot.press("5")
-        for _ in range(50):
-            await person.pilot.pause(0.02)
-            if "boom" in person.text:
-                break
-        assert "[red]boom[/]" in person.text
+        await person.eventually("[red]boom[/]")
         monkeypatch.undo()
         await person.press("4")
         assert "namespace" in person.text
@@ -479,18 +473,24 @@ async def test_a_click_on_a_tab_and_on_the_footer() -> None:
 # ---- sizes and hostile text
 
 
-@pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 60), (20, 5), (8, 3)])
+def fits(person: Person, size: tuple[int, int]) -> None:
+    lines = person.lines
+    assert len(lines) == size[1]
+    assert all(cell_len(line) == size[0] for line in lines)
+    assert not any(char in person.text for char in "\x1b\u202e")
+
+
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 60), (8, 3)])
 @pytest.mark.parametrize("make", [small_host, hostile_host])
 async def test_every_view_fits_every_terminal(size: tuple[int, int], make: object) -> None:
     async with dashboard(make(), size=size) as person:  # type: ignore[operator]
         for name in NAMES:
             person.dashboard.go_to(name)
             await person.settle()
-            await person.press("j", "G", "tab", "j", "tab", "plus", "plus", "question_mark", "escape")
-            lines = person.lines
-            assert len(lines) == size[1]
-            assert all(cell_len(line) == size[0] for line in lines), name
-            assert not any(char in person.text for char in "\x1b\u202e")
+            fits(person, size)
+        for key in ("j", "G", "tab", "j", "plus", "plus", "tab", "question_mark", "escape", "slash", "x"):
+            await person.press(key)
+            fits(person, size)
 
 
 async def test_resizing_all_the_way_and_back() -> None:
@@ -500,8 +500,7 @@ async def test_resizing_all_the_way_and_back() -> None:
         for size in ((40, 10), (80, 24), (8, 3), (200, 60), (109, 15), (130, 40)):
             await person.pilot.resize_terminal(*size)
             await person.settle()
-            assert len(person.lines) == size[1]
-            assert all(cell_len(line) == size[0] for line in person.lines)
+            fits(person, size)
             assert person.row() == name
 
 

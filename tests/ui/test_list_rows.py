@@ -39,7 +39,9 @@ def test_sorting_is_stable_in_both_directions() -> None:
 
 
 def test_ports_stay_under_their_bridge() -> None:
-    rows = ListRows([row("br1"), row("x2", depth=1), row("x1", depth=1), row("br0"), row("x3", depth=1)], COLUMNS)
+    rows = ListRows(
+        [row("br1"), row("x2", depth=1), row("x1", depth=1), row("br0"), row("x3", depth=1)], COLUMNS
+    )
     assert names(rows.sorted_by("name", False)) == ["br0", "x3", "br1", "x1", "x2"]
     assert names(rows.sorted_by("name", True)) == ["br1", "x2", "x1", "br0", "x3"]
 
@@ -50,13 +52,18 @@ def test_an_unknown_column_changes_nothing() -> None:
 
 
 def test_folding_hides_what_stands_below() -> None:
-    rows = ListRows([row("br0"), row("x", depth=1), row("y", depth=2), row("br1"), row("z", depth=1)], COLUMNS)
+    rows = ListRows(
+        [row("br0"), row("x", depth=1), row("y", depth=2), row("br1"), row("z", depth=1)], COLUMNS
+    )
     assert names(rows.folded({Ref("link", ("br0",))})) == ["br0", "br1", "z"]
 
 
 def test_a_filtered_child_without_its_parent_is_not_put_under_another() -> None:
     rows = ListRows([row("web-br"), row("other"), row("web-port", depth=1)], COLUMNS)
-    assert [(each.cells[0].text, each.depth) for each in rows.matching("web")] == [("web-br", 0), ("web-port", 0)]
+    assert [(each.cells[0].text, each.depth) for each in rows.matching("web")] == [
+        ("web-br", 0),
+        ("web-port", 0),
+    ]
 
 
 def test_places_by_reference_and_by_alias() -> None:

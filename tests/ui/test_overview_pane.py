@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from core.model import Change, Snapshot
-from core.rates import Rates
 from tests.snapshots import empty_host, many_namespaces, rates_of, small_builder, small_host
+from tests.ui.driver import FedSource
 from tui.app import VnetApp
-from tui.source import Update
 from tui.widgets.overview import MainPane
 
 
-@dataclass
-class Picture:
-    """One update."""
-
-    snapshot: Snapshot
-    rates: Rates | None = None
-    changes: tuple[Change, ...] = ()
-
-
-@dataclass
-class Still:
-    """A source that shows what it is given."""
-
-    snapshot: Snapshot
-    live: bool = True
-    told: list[Callable[[Update], None]] = field(default_factory=list)
-
-    def start(self, on_update: Callable[[Update], None]) -> None:
-        self.told.append(on_update)
-        self.give(self.snapshot)
-
-    def give(self, snapshot: Snapshot, bits: float = 8e6) -> None:
-        self.told[0](Picture(snapshot, rates_of(snapshot, bits)))
-
-    def stop(self) -> None: ...
-
-    def refresh(self) -> None: ...
-
-    def show(self, view: str) -> None: ...
-
-
-async def settled(pilot: Any) -> MainPane:
-    """The pane, once everything asked for is on the screen."""
-    screen = pilot.app.screen
-    for _ in range(200):
-        await pilot.pause(0.01)
-        if screen.desk.idle and len(screen.query_one(MainPane).rows):
+async def settled(pilot: Any, holds: Callable[[MainPane], object] = lambda pane: len(pane.rows)) -> MainPane:
+    """The pane, as soon as it has rows, or whatever else is waited for holds."""
+    pane = pilot.app.screen.query_one(MainPane)
+    for _ in range(500):
+        await pilot.pause(0.02)
+        if holds(pane):
             break
+    assert holds(pane)
     await pilot.pause()
-    return screen.query_one(MainPane)
+    return pane
 
 
 def name_of(pane: MainPane) -> str:
@@ -69,14 +37,14 @@ def shown(pane: MainPane) -> str:
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 60), (40, 10)])
 async def test_it_is_drawn_at_every_size(size: tuple[int, int]) -> None:
-    async with VnetApp(Still(small_host())).run_test(size=size) as pilot:
+    async with VnetApp(FedSource(small_host())).run_test(size=size) as pilot:
         pane = await settled(pilot)
         assert pane.rails is not None
         assert "host lab" in shown(pane) and "monitor" in shown(pane)
 
 
 async def test_keys_move_by_place() -> None:
-    async with VnetApp(Still(small_host())).run_test(size=(160, 60)) as pilot:
+    async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         names = [name_of(pane)]
         for key in ("j", "j", "l", "l", "j", "h", "k"):
@@ -90,29 +58,27 @@ async def test_keys_move_by_place() -> None:
 
 
 async def test_enter_follows_and_escape_comes_back() -> None:
-    async with VnetApp(Still(small_host())).run_test(size=(160, 60)) as pilot:
+    async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         await pilot.press("j", "j", "l")
         assert name_of(pane) == "api"
         await pilot.press("enter")
-        await settled(pilot)
-        assert pane.rails is None, "a port of api, in a list"
+        await settled(pilot, lambda pane: len(pane.rows) and pane.rails is None)  # a port of api, in a list
         await pilot.press("escape")
-        await settled(pilot)
-        assert pane.rails is not None and name_of(pane) == "api"
+        await settled(pilot, lambda pane: pane.rails is not None)
+        assert name_of(pane) == "api"
 
 
 async def test_the_mouse_selects() -> None:
-    async with VnetApp(Still(small_host())).run_test(size=(160, 60)) as pilot:
+    async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         item = next(item for item in pane.picture.items if item.kind == "goal" and item.rail == "net-app")
         await pilot.click(MainPane, offset=(item.x + 1, item.y - pane.top))
-        await settled(pilot)
         assert pane.item == item
 
 
 async def test_the_cursor_stays_with_its_thing_on_its_rail() -> None:
-    source = Still(small_host())
+    source = FedSource(small_host())
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         place = next(
@@ -126,50 +92,36 @@ async def test_the_cursor_stays_with_its_thing_on_its_rail() -> None:
             ns, next(link for link in host.links[4026531840].values() if link.name == "br-app"), "v-aaa"
         )
         host.container("netns", "aaa", ns, id="aaa", namespaces={"net": ns})
-        source.give(host.snapshot())
-        await settled(pilot)
-        assert "aaa" in shown(pane)
+        source.feed(host.snapshot())
+        await settled(pilot, lambda pane: "aaa" in shown(pane))
         assert name_of(pane) == "api" and pane.item is not None and pane.item.rail == "net-db"
 
 
 async def test_what_is_removed_leaves_the_cursor_nearby() -> None:
-    source = Still(small_host())
+    source = FedSource(small_host())
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         await pilot.press("G")
-        source.give(empty_host())
-        await settled(pilot)
-        for _ in range(50):
-            await pilot.pause(0.02)
-            if "No virtual network" in shown(pane):
-                break
-        assert "No virtual network" in shown(pane)
+        source.feed(empty_host())
+        await settled(pilot, lambda pane: "No virtual network" in shown(pane))
         assert pane.item is not None
 
 
 async def test_a_filter_makes_it_a_list() -> None:
-    async with VnetApp(Still(small_host())).run_test(size=(120, 40)) as pilot:
+    async with VnetApp(FedSource(small_host())).run_test(size=(120, 40)) as pilot:
         pane = await settled(pilot)
         await pilot.press("slash", *"web", "enter")
-        for _ in range(50):
-            await pilot.pause(0.02)
-            if pane.rails is None:
-                break
-        assert pane.rails is None
+        await settled(pilot, lambda pane: len(pane.rows) and pane.rails is None)
         assert {row.cells[0].text for row in (pane.rows.row(n) for n in range(len(pane.rows)))} == {
             "web1",
             "web2",
         }
         await pilot.press("escape")
-        for _ in range(50):
-            await pilot.pause(0.02)
-            if pane.rails is not None:
-                break
-        assert pane.rails is not None
+        await settled(pilot, lambda pane: pane.rails is not None)
 
 
 async def test_scrolling_keeps_the_selected_thing_in_sight() -> None:
-    async with VnetApp(Still(many_namespaces())).run_test(size=(80, 24)) as pilot:
+    async with VnetApp(FedSource(many_namespaces())).run_test(size=(80, 24)) as pilot:
         pane = await settled(pilot)
         assert pane.picture.height > pane.size.height
         await pilot.press("G")
@@ -185,22 +137,24 @@ async def test_scrolling_keeps_the_selected_thing_in_sight() -> None:
 
 
 async def test_only_lines_that_differ_are_repainted() -> None:
-    source = Still(small_host())
+    first = small_host()
+    source = FedSource(first)
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
+        source.feed(first, rates_of(first))
+        await settled(pilot, lambda pane: "Mbit/s" in shown(pane))
         before = list(pane._lines)
-        source.give(replace(small_host(), taken_at=1.0), bits=16e6)
-        await settled(pilot)
-        await pilot.pause(0.2)
+        again = replace(small_host(), taken_at=1.0)
+        source.feed(again, rates_of(again, 16e6))
+        await settled(pilot, lambda pane: pane._lines != before)
         differing = [y for y, line in enumerate(pane._lines) if line != before[y]]
-        assert differing, "the rates"
         assert len(differing) <= 4, "one line a rail"
 
 
 async def test_resizing_draws_anew() -> None:
-    async with VnetApp(Still(small_host())).run_test(size=(160, 60)) as pilot:
+    async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         assert "╭" in shown(pane)
         await pilot.resize_terminal(80, 24)
-        await settled(pilot)
-        assert "╭" not in shown(pane) and "╰╴" in shown(pane)
+        await settled(pilot, lambda pane: "╭" not in shown(pane))
+        assert "╰╴" in shown(pane)

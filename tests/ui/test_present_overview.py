@@ -359,3 +359,18 @@ def test_link_local_addresses_overlap_everywhere_and_are_no_fault() -> None:
 def test_containers_are_ordered_by_name() -> None:
     names = [card[0] for card in names_on(rail_named(small_host(), "app"))]
     assert names == sorted(names)
+
+
+def test_ports_stand_on_the_rail_that_they_are_reached_by() -> None:
+    host = small_builder()
+    host.rule(
+        "DOCKER", "-A DOCKER -p udp --dport 5353 -j DNAT --to-destination 172.18.0.4:53",
+        l4_proto="udp", dport="5353", verdict="dnat", to_address="172.18.0.4", to_port="53",
+    )  # fmt: skip
+    snapshot = host.snapshot()
+    told = {
+        rail: [fact.text for card in rail_named(snapshot, rail).cards for fact in card.figures[0].facts]
+        for rail in ("app", "db")
+    }
+    assert "5353→53/udp" in told["app"]
+    assert "5353→53/udp" not in told["db"]

@@ -227,7 +227,15 @@ def _wheel() -> type:
 
 @pytest.mark.parametrize("width", [1, 5, 10, 20, 40, 80, 130, 200])
 async def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    names = [HOSTILE_NAME, "x" * 255, "日本語のコンテナ名前がとても長い", "שלום עולם", "e\u0301" * 40, "", "👩‍👩‍👧‍👦 family"]
+    names = [
+        HOSTILE_NAME,
+        "x" * 255,
+        "日本語のコンテナ名前がとても長い",
+        "שלום עולם",
+        "e\u0301" * 40,
+        "",
+        "👩‍👩‍👧‍👦 family",
+    ]
     rows = ListRows([row(number, name=name) for number, name in enumerate(names)], COLUMNS)
     async with table(rows, (width, 12)) as (_, pilot):
         lines = screen_lines(pilot.app)

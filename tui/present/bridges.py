@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import FdbEntry, Link, LinkKey, OvsBridge, OvsPort, Ref, link_ref
+from core.model import FdbEntry, Link, LinkKey, OvsBridge, OvsPort, Ref, link_ref, network_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
@@ -115,12 +115,10 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     bridge = link_of(topology, ref)
     if bridge is None:
         return gone("this bridge")
-    network = topology.network_of(bridge)
     return Detail(
-        f"bridge {safe(bridge.name)} in {safe(topology.label(bridge.ns))}"
-        + (f", network {safe(network.name)}" if network else ""),
+        f"bridge {safe(bridge.name)} in {safe(topology.label(bridge.ns))}",
         (
-            *cells.section("Bridge", _settings(bridge)),
+            *cells.section("Bridge", _settings(topology, bridge)),
             *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
             *_ovs_sections(topology, bridge),
             *common_sections(topology, bridge, rates),
@@ -131,8 +129,14 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     )
 
 
-def _settings(bridge: Link) -> Iterator[Line]:
-    settings = bridge.bridge
+def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
+    network, settings = topology.network_of(bridge), bridge.bridge
+    if network is not None:
+        yield (
+            "network",
+            cells.text(f"{network.name} ({network.kind or network.driver})"),
+            network_ref(network.id),
+        )
     if settings is None:
         return
     yield "spanning tree", cells.yes(settings.stp), None
@@ -154,7 +158,7 @@ def _settings(bridge: Link) -> Iterator[Line]:
 def _port_line(topology: Topology, port: Link) -> Line:
     peer = topology.peer(port)
     end = f" to {peer.name} in {topology.label(peer.ns)}" if peer else f" ({port.kind})"
-    state = port_state(port)
+    state = port_state(port) if port.port else cells.state(port)
     return safe(port.name), Cell(f"{state.text}{safe(end)}", state.tone), link_ref(port.key)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from core.model import (
     Container,
+    Link,
     ModelCard,
     NamespaceUse,
     NatEntry,
@@ -126,12 +127,20 @@ def port_words(port: PublishedPort) -> str:
     return f"{where}{port.host_port}→{port.container_port}{proto}"
 
 
-def published(topology: Topology, container: Container) -> tuple[str, ...]:
-    """What is published of a container, in words: as its engine tells, or else as the rules do."""
+def published(topology: Topology, container: Container, link: Link | None = None) -> tuple[str, ...]:
+    """What is published of a container, by way of `link` or (None) at all, in words: as its engine tells, or
+    else as the rules do."""
+    network = topology.network_of(link) if link else None
     if container.ports:
-        return tuple(dict.fromkeys(map(port_words, container.ports)))
+        shut = network is not None and network.kind == "internal"
+        return () if shut else tuple(dict.fromkeys(map(port_words, container.ports)))
     entries = (entry for entry in topology.nat_of(container) if entry.kind == "published port")
-    return tuple(dict.fromkeys(map(_rule_words, entries)))
+    return tuple(dict.fromkeys(_rule_words(entry) for entry in entries if _leads_to(entry, link)))
+
+
+def _leads_to(entry: NatEntry, link: Link | None) -> bool:
+    inner = entry.inside.rpartition(":")[0].strip("[]")
+    return link is None or any(one.address == inner for one in link.addresses)
 
 
 def _rule_words(entry: NatEntry) -> str:
@@ -239,7 +248,8 @@ def _identity(topology: Topology, container: Container) -> Iterator[Line]:
     yield "runtime", cells.text(container.runtime), None
     yield "state", state(container), None
     yield "id", cells.text(container.id), None
-    yield "image", cells.text(container.image), None
+    if container.image:
+        yield "image", cells.text(container.image), None
     if container.pid:
         yield "first process", Cell(str(container.pid)), None
     if container.command:

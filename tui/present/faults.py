@@ -79,7 +79,9 @@ def of_container(topology: Topology, container: Container, link: Link | None) ->
     if link is not None:
         found += of_link(topology, link)
         dropped = sum(entry.packets or 0 for entry in _refusing(topology, container))
-        found += [Cell(f"{units.count(dropped)} packets dropped", "warn")] if dropped else []
+        found += (
+            [Cell(f"{units.count(dropped)} packet{'s' * (dropped != 1)} dropped", "warn")] if dropped else []
+        )
     return tuple(found)
 
 

@@ -183,7 +183,7 @@ def _figure(topology: Topology, container: Container, bridge: Link | None) -> Fi
     link = faults.port_of(topology, container, bridge.key) if bridge else None
     addresses = cells.addresses(link, with_length=False) if link else _told(topology, container)
     facts = [cells.text(addresses)] if addresses else []
-    ports = containers.published(topology, container)
+    ports = containers.published(topology, container, link)
     if ports:
         facts.append(cells.text(" ".join(ports)))
     if container.state != "running":

@@ -20,6 +20,7 @@ from tui.present.rows import ListView
 from tui.source import Source
 from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, HeaderState, Mode, TabsBar
 from tui.widgets.detail import DetailPane
+from tui.widgets.lines import LinesPane
 from tui.widgets.overview import MainPane
 from tui.widgets.painted import cut
 from tui.widgets.prompt import Kind, Prompt
@@ -69,6 +70,7 @@ class Dashboard(Screen[None]):
         """Paint the frame; data is asked for only after that."""
         self.table, self.pane = self.query_one(TableView), self.query_one(DetailPane)
         self.prompt = self.query_one(Prompt)
+        self._zoomed: LinesPane | None = None
         self.table.clear(READING)
         self._arrive()
         self.call_after_refresh(self.desk.start)
@@ -79,7 +81,9 @@ class Dashboard(Screen[None]):
     @property
     def settled(self) -> bool:
         """Whether all that was asked for is shown."""
-        return self.desk.idle and not self._timed and self._drawn is self.nav.here and self._caught_up.is_set()
+        return (
+            self.desk.idle and not self._timed and self._drawn is self.nav.here and self._caught_up.is_set()
+        )
 
     # ---- what is in sight
 
@@ -97,9 +101,7 @@ class Dashboard(Screen[None]):
 
     def wheres(self) -> frozenset[Where]:
         """Where, as the registry of keys means it, the person is."""
-        found: set[Where] = {"any", "app", "lines", "list"}
-        if self.query_one("#side").display or self.has_class("zoom-main"):
-            found.add("pane")
+        found: set[Where] = {"any", "app", "lines", "list", "pane"}
         if self.table.foldable:
             found.add("fold")
         if self.table.header_height:
@@ -144,10 +146,17 @@ class Dashboard(Screen[None]):
 
     async def caught_up(self) -> None:
         """Wait a moment for what was asked for, so that a key acts upon what the keys before it led to."""
+        barrier = LinesPane.Barrier()
+        (self.pane if self.pane.has_focus else self.table).post_message(barrier)
         try:
-            await asyncio.wait_for(self._caught_up.wait(), _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                await barrier.passed.wait()
+                await self._caught_up.wait()
         except TimeoutError:
             self._caught_up.set()
+
+    def on_lines_pane_barrier(self, message: LinesPane.Barrier) -> None:
+        message.passed.set()
 
     def _show_bars(self) -> None:
         desk = self.desk
@@ -230,6 +239,7 @@ class Dashboard(Screen[None]):
         words = safe(repr(message.error))
         self.log.error(words)
         if self._drawn is not self.nav.here:
+            self._drawn = self.nav.here
             self.table.clear(f"This could not be shown.\n{words}")
         else:
             self.notify(words, title="This could not be shown", severity="error", markup=False)
@@ -257,7 +267,7 @@ class Dashboard(Screen[None]):
         self._leave()
         self.nav.follow(*message.way, self._label())
         self._arrive()
-        self.table.focus()
+        self._to_the_table()
 
     def _label(self) -> str:
         """What the breadcrumbs call the selected thing."""
@@ -286,7 +296,13 @@ class Dashboard(Screen[None]):
         if filter_text:
             self.nav.here.state.filter = filter_text
         self._arrive()
-        self.table.focus()
+        self._to_the_table()
+
+    def _to_the_table(self) -> None:
+        if self._zoomed is self.pane:
+            self._zoomed = None
+            self._arrange()
+        self.set_focus(self.table)
 
     # ---- filter and commands
 
@@ -364,24 +380,33 @@ class Dashboard(Screen[None]):
 
     # ---- panes
 
+    def on_resize(self) -> None:
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Give the panes their places: both, or the one that has room or is zoomed."""
+        alone = self._zoomed or (self.table if min(self.size.width - 60, self.size.height - 16) < 0 else None)
+        self.query_one("#main").display = alone is not self.pane
+        self.query_one("#side").display = alone is not self.table
+        self.set_class(alone is self.pane, "-side-alone")
+
     def action_next_pane(self) -> None:
-        """To the other pane; where only one has room, it takes the other's place."""
-        target = self.table if self.pane.has_focus else self.pane
-        in_sight = self.query_one("#main" if target is self.table else "#side").display
-        if not in_sight or self.has_class("zoom-main", "zoom-side"):
-            self._zoom("zoom-side" if target is self.pane else "zoom-main")
-        target.focus()
+        """To the other pane; where only one is in sight, it takes that one's place."""
+        target: LinesPane = self.table if self.pane.has_focus else self.pane
+        if self._zoomed or not self.query_one("#side").display:
+            self._zoomed = target
+        self._arrange()
+        self.set_focus(target)
         self._show_bars()
 
     def action_zoom(self) -> None:
         """The pane at hand alone, and back."""
-        zoomed = "zoom-side" if self.pane.has_focus else "zoom-main"
-        self._zoom("" if self.has_class(zoomed) else zoomed)
+        focused: LinesPane = self.pane if self.pane.has_focus else self.table
+        self._zoomed = None if self._zoomed else focused
+        self._arrange()
+        if self.pane.has_focus and not self.query_one("#side").display:
+            self.set_focus(self.table)
         self._show_bars()
-
-    def _zoom(self, name: str) -> None:
-        self.set_class(name == "zoom-main", "zoom-main")
-        self.set_class(name == "zoom-side", "zoom-side")
 
     # ---- the rest
 

@@ -113,7 +113,11 @@ class CrumbsBar(Bar):
 
     def paint(self, width: int, height: int) -> list[Strip]:
         tone = "badge" if self.filtered else "dim"
-        badge = fit(f" {self.badge} ", min(max(width // 2, width - 14), width_of(self.badge) + 2)) if self.badge else ""
+        badge = (
+            fit(f" {self.badge} ", min(max(width // 2, width - 14), width_of(self.badge) + 2))
+            if self.badge
+            else ""
+        )
         return [both_ends(self._way(width - width_of(badge) - 1), [(badge, self.style_of(tone))], width)]
 
     def _way(self, width: int) -> list[Span]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from textual import events
+from textual.message import Message
 from textual.strip import Strip
 
 from tui import keys
@@ -17,6 +20,13 @@ class LinesPane(Painted, can_focus=True):
     BINDINGS = keys.bindings("lines", "fold")
 
     header_height = 0
+
+    class Barrier(Message):
+        """Says, by way of the same queues, that all that this pane said before was heard."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.passed = asyncio.Event()
 
     def __init__(self, **arguments: str | None) -> None:
         super().__init__(**arguments)

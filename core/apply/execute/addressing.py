@@ -18,16 +18,66 @@ _SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
 @execute.register
 def _(operation: AddAddress, kernel: Kernel) -> None:
     values = _address(operation, kernel)
-    six = ":" in operation.address
-    values["flags"] = (_IFA_F_NODAD if six else 0) | (0 if operation.prefix_route else _IFA_F_NOPREFIXROUTE)
-    if operation.broadcast:
-        values["broadcast"] = operation.broadcast
-    if operation.lifetime:
-        preferred = min(operation.lifetime, operation.preferred or operation.lifetime)
-        values["cacheinfo"] = {"ifa_preferred": preferred, "ifa_valid": operation.lifetime}
+    flags = 0 if operation.prefix_route else _IFA_F_NOPREFIXROUTE
+    flags |= _IFA_F_NODAD if ":" in operation.address else 0
+    values |= {"flags": flags} if flags else {}
     kernel.socket(operation.place).addr("add", **values)
 
 
 @execute.register
 def _(operation: DeleteAddress, kernel: Kernel) -> None:
-    kernel.socket(operation.address.place).addr("del", **_address(operation.address, kernel))
+    kernel.socket(operation.place).addr("del", **_address(operation, kernel))
+
+
+def _address(operation: AddAddress | DeleteAddress, kernel: Kernel) -> dict[str, Any]:
+    host, _, length = operation.address.partition("/")
+    values: dict[str, Any] = {"index": kernel.index(operation.place, operation.link)}
+    values |= {"address": host, "prefixlen": int(length), "family": 10 if ":" in host else 2}
+    if isinstance(operation, AddAddress):
+        values |= {"broadcast": operation.broadcast} if operation.broadcast else {}
+        values |= {"scope": _number(operation.scope, _SCOPES)} if operation.scope else {}
+    return values
+
+
+@execute.register
+def _(operation: AddRoute, kernel: Kernel) -> None:
+    kernel.socket(operation.place).route("add", **_route(operation, kernel))
+
+
+@execute.register
+def _(operation: DeleteRoute, kernel: Kernel) -> None:
+    kernel.socket(operation.route.place).route("del", **_route(operation.route, kernel))
+
+
+def _route(route: AddRoute, kernel: Kernel) -> dict[str, Any]:
+    values: dict[str, Any] = {"dst": route.dst, "oif": kernel.index(route.place, route.link)}
+    values["family"] = _FAMILIES[route.family]
+    optional = {"gateway": route.gateway, "priority": route.metric, "prefsrc": route.source}
+    values |= {name: value for name, value in optional.items() if value}
+    values |= {"proto": _number(route.protocol, _PROTOCOLS)} if route.protocol else {}
+    values |= {"scope": _number(route.scope, _SCOPES)} if route.scope else {}
+    return values
+
+
+def _number(word: str, words: dict[str, int]) -> int:
+    return words[word] if word in words else int(word)
+
+
+@execute.register
+def _(operation: AddNeighbour, kernel: Kernel) -> None:
+    values = {"lladdr": operation.mac, "state": operation.state}
+    kernel.socket(operation.place).neigh("replace", **_neighbour(operation, kernel), **values)
+
+
+@execute.register
+def _(operation: DeleteNeighbour, kernel: Kernel) -> None:
+    neighbour = operation.neighbour
+    kernel.socket(neighbour.place).neigh("del", **_neighbour(neighbour, kernel))
+
+
+def _neighbour(neighbour: AddNeighbour, kernel: Kernel) -> dict[str, Any]:
+    return {
+        "dst": neighbour.address,
+        "ifindex": kernel.index(neighbour.place, neighbour.link),
+        "family": 10 if ":" in neighbour.address else 2,
+    }

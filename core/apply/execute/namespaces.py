@@ -10,6 +10,7 @@ from pathlib import Path
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
 from core.apply.tools import run_holding_lock
+from core.collect.netns import HOST_PATH
 from core.ops import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, Place
 
 DIRECTORY = Path("/run/netns")
@@ -41,10 +42,13 @@ def _(operation: LeaveNamespace, kernel: Kernel) -> None:
 def _(operation: JoinNamespace, kernel: Kernel) -> None:
     path = DIRECTORY / operation.name
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    if _libc.mount(os.fsencode(DIRECTORY / operation.of), os.fsencode(path), b"none", _MS_BIND, None):
+    source = DIRECTORY / operation.of if operation.of else HOST_PATH
+    if _libc.mount(os.fsencode(source), os.fsencode(path), b"none", _MS_BIND, None):
         number = ctypes.get_errno()
         path.unlink()
-        raise OSError(number, f"mounting the namespace of {operation.of}: {os.strerror(number)}")
+        raise OSError(
+            number, f"mounting the namespace of {operation.of or 'the host'}: {os.strerror(number)}"
+        )
 
 
 def _unmount(name: str) -> None:

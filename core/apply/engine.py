@@ -1,0 +1,66 @@
+"""The way to the Docker Engine for a change, and what it refuses, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from core.collect.docker import DOCKER
+from core.collect.engine_socket import Unreachable, connected, find_socket
+
+_SECONDS = 30.0
+_LONGEST = 300
+
+
+class EngineError(Exception):
+    """Docker did not do it; the text says why. `already` where what was asked for is so already; `doubtful`
+    where it may have been done all the same, because the answer never came."""
+
+    def __init__(self, text: str, already: bool = False, doubtful: bool = False) -> None:
+        super().__init__(text)
+        self.already = already
+        self.doubtful = doubtful
+
+
+def open_docker() -> Any:
+    """The Docker SDK's low-level client, at DOCKER_HOST where that is a unix socket, else at the usual
+    one. Raises EngineError."""
+    try:
+        path = find_socket(DOCKER, None)
+        with connected(DOCKER, path):
+            pass
+    except Unreachable as error:
+        raise EngineError(_why(error)) from error
+    from docker.api import APIClient  # loaded for those alone who change something of Docker's
+
+    with asked():
+        return APIClient(f"unix://{path}", timeout=_SECONDS)
+
+
+@contextmanager
+def asked(already: Collection[int] = ()) -> Iterator[None]:
+    """Turn what the client raises in the body into EngineError; the HTTP states in `already` mean that what
+    was asked for is so already."""
+    from docker.errors import APIError, DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except APIError as error:
+        status = error.response.status_code if error.response is not None else 0
+        text = str(error.explanation or error)[:_LONGEST].strip()
+        raise EngineError(f"Docker says: {text}", already=status in already) from error
+    except (RequestException, DockerException, OSError) as error:
+        text = "Docker did not answer to the end (it stopped, perhaps): systemctl status docker"
+        raise EngineError(text, doubtful=True) from error
+
+
+def _why(error: Unreachable) -> str:
+    problems = error.answer.problems
+    if not problems:
+        return "Docker is not installed here"
+    words = "; ".join(
+        word for word in (problems[0].why, problems[0].try_ and f"try: {problems[0].try_}") if word
+    )
+    return f"{problems[0].what} ({words})" if words else problems[0].what

@@ -1,0 +1,51 @@
+"""Our own nftables tables, kernel settings, and the attachments that the agent keeps."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from pathlib import Path
+
+from core.apply import wanted
+from core.apply.execute.dispatch import execute
+from core.apply.kernel import Kernel
+from core.apply.state import StateError
+from core.apply.tools import run_holding_lock
+from core.collect.netns import HOST_PATH, entered
+from core.ops import HOST, SetRules, SetSysctl, Unwant, Want
+
+
+@execute.register
+def _(operation: SetRules, kernel: Kernel) -> None:
+    at_host = operation.place == HOST
+    earlier = wanted.rules() if at_host else ""
+    if at_host:
+        wanted.note_rules(operation.text)
+    try:
+        with entered(operation.place.path or HOST_PATH, operation.place.inode):
+            done = run_holding_lock(["nft", "-f", "-"], operation.text)
+        if done.returncode:
+            raise OSError(errno.EIO, f"nft: {done.stderr.strip()}")
+    except BaseException:
+        if at_host:
+            with suppress(StateError):
+                wanted.note_rules(earlier)
+        raise
+
+
+@execute.register
+def _(operation: SetSysctl, kernel: Kernel) -> None:
+    # sysctl(8): dots part the key, and a slash stands for a dot within a part.
+    parts = (part.replace("/", ".") for part in operation.key.split("."))
+    with entered(operation.place.path or HOST_PATH, operation.place.inode):
+        Path("/proc/sys", *parts).write_text(operation.value)
+
+
+@execute.register
+def _(operation: Want, kernel: Kernel) -> None:
+    wanted.add(operation)
+
+
+@execute.register
+def _(operation: Unwant, kernel: Kernel) -> None:
+    wanted.remove(operation.want)

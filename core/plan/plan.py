@@ -1,0 +1,44 @@
+"""From requests to one plan: what would be done, step by step, or why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from core.plan import attachments, containers, delete, links, networks, ports
+from core.plan.base import Plan, Refusal, Refused
+from core.plan.dispatch import draft_steps
+from core.plan.draft import Draft
+from core.plan.requests import Request
+from core.topology import Topology
+
+# Each of these registers with draft_steps what it plans.
+PLANNERS = (attachments, containers, delete, links, networks, ports)
+
+
+def plan(
+    request: Request, topology: Topology, reserved: Iterable[str] = (), session: str = ""
+) -> Plan | Refused:
+    """The plan for one request. `reserved` are addresses and prefixes that plans under way hold, `session`
+    the address of the other end of the person's remote session ("" for none)."""
+    return plan_all((request,), topology, reserved, session)
+
+
+def plan_all(
+    requests: Sequence[Request],
+    topology: Topology,
+    reserved: Iterable[str] = (),
+    session: str = "",
+    title: str = "",
+) -> Plan | Refused:
+    """One plan for several requests, each building on those before it; all of them or none."""
+    draft = Draft(topology, reserved, session)
+    titles: list[str] = []
+    reasons: list[str] = []
+    for request in requests:
+        try:
+            titles.append(draft_steps(request, draft))
+        except Refusal as refusal:
+            reasons += refusal.reasons
+    if reasons:
+        return Refused(tuple(dict.fromkeys(reasons)))
+    return draft.plan(title or "; ".join(titles))

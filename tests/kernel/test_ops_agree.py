@@ -1,0 +1,253 @@
+"""RULE 4: what a plan does and what its printed commands do is one and the same, and its undo leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.apply import journal, run
+from core.collect.snapshot import read_snapshot
+from core.model import LinkKey, link_ref
+from core.plan import Plan, Refused, plan
+from core.plan.requests import (
+    Attach,
+    ChangeBridge,
+    ChangeLink,
+    ChangePort,
+    CreateContainer,
+    CreateNetwork,
+    Delete,
+    Detach,
+    Join,
+    Move,
+    Part,
+    Publish,
+    RemoveContainer,
+    RemoveNetwork,
+    Request,
+    Unpublish,
+)
+from core.topology import Topology
+from tests.conftest import ThrowawayHost
+from tests.state import state
+
+pytestmark = pytest.mark.root
+
+WEB, LOG = f"w{os.getpid()}", f"l{os.getpid()}"
+SHOP = CreateNetwork("shop", subnets=("10.91.0.0/24", "fd91::/64"), nat66=True)
+VAULT = CreateNetwork("vault", "internal", ("10.92.0.0/24",))
+ROUTED = CreateNetwork("lan", "routed", ("10.93.0.0/24",), mtu=1400)
+WEB_ON_SHOP = CreateContainer(WEB, "bridged", "shop")
+LOG_ON_VAULT = CreateContainer(LOG, "bridged", "vault")
+BOTH = (SHOP, VAULT, WEB_ON_SHOP, LOG_ON_VAULT)
+
+Place = Callable[[Topology], Request]
+
+
+def key(name: str) -> Callable[[Topology], LinkKey]:
+    """The key of the host's link of that name."""
+
+    def find(topology: Topology) -> LinkKey:
+        return next(
+            one.key for one in topology.snapshot.nets[topology.host].links.values() if one.name == name
+        )
+
+    return find
+
+
+CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
+    "nat": ((), SHOP),
+    "internal": ((), VAULT),
+    "routed": ((), ROUTED),
+    "smallest": ((), CreateNetwork("vl", "internal", ("10.94.0.0/31",))),
+    "chosen": ((), CreateNetwork("auto", ipv6=True)),
+    "second": ((SHOP,), VAULT),
+    "rm-network": (BOTH, RemoveNetwork("shop")),
+    "rm-network-with-ports": ((*BOTH, Publish(WEB, "8080", "80")), RemoveNetwork("shop")),
+    "attach": ((SHOP, CreateContainer(WEB)), Attach(WEB, "shop")),
+    "attach-chosen": ((SHOP, CreateContainer(WEB)), Attach(WEB, "shop", ("10.91.0.77", "fd91::77"), "lan0")),
+    "attach-internal": ((VAULT, CreateContainer(WEB)), Attach(WEB, "vault")),
+    "attach-second": (BOTH, Attach(WEB, "vault")),
+    "detach": (BOTH, Detach(WEB, "shop")),
+    "move": (BOTH, Move(WEB, "shop", "vault")),
+    "closed": ((), CreateContainer(WEB)),
+    "bridged": ((SHOP,), WEB_ON_SHOP),
+    "joined": ((CreateContainer(WEB),), CreateContainer(LOG, "joined", joined_with=WEB)),
+    "open": ((), CreateContainer(WEB, "open")),
+    "rm-container": (BOTH, RemoveContainer(WEB)),
+    "rm-joined": (
+        (CreateContainer(WEB), CreateContainer(LOG, "joined", joined_with=WEB)),
+        RemoveContainer(LOG),
+    ),
+    "rm-open": ((CreateContainer(WEB, "open"),), RemoveContainer(WEB)),
+    "publish": (BOTH, Publish(WEB, "8080", "80")),
+    "publish-range": (BOTH, Publish(WEB, "8000-8010", "80-90", "udp")),
+    "publish-same-range": (BOTH, Publish(WEB, "8000-8010", l4_proto="sctp")),
+    "publish-local": (BOTH, Publish(WEB, "8080", "80", host_ip="127.0.0.1")),
+    "publish-more": ((*BOTH, Publish(WEB, "53", l4_proto="udp")), Publish(WEB, "53", l4_proto="tcp")),
+    "unpublish": ((*BOTH, Publish(WEB, "8080", "80")), Unpublish("8080")),
+    "join": (BOTH, Join("shop", "vault")),
+    "part": ((*BOTH, Join("shop", "vault")), Part("shop", "vault")),
+    "link-mtu": ((SHOP,), lambda now: ChangeLink(key("br-shop")(now), mtu=1300)),
+    "link-down": ((SHOP,), lambda now: ChangeLink(key("up0")(now), up=False)),
+    "link-rename": ((SHOP,), lambda now: ChangeLink(key("br-shop")(now), name="br-new")),
+    "link-alias": ((), lambda now: ChangeLink(key("up0")(now), alias="to the world; $(x) 'y'")),
+    "bridge-stp": ((SHOP,), lambda now: ChangeBridge(key("br-shop")(now), "stp_state", 1)),
+    "bridge-ageing": ((SHOP,), lambda now: ChangeBridge(key("br-shop")(now), "ageing_time", 1000)),
+    "bridge-priority": ((SHOP,), lambda now: ChangeBridge(key("br-shop")(now), "priority", 4096)),
+    "port-isolated": (BOTH, lambda now: ChangePort(key(f"v-{WEB}")(now), "isolated", True)),
+    "port-hairpin": (BOTH, lambda now: ChangePort(key(f"v-{WEB}")(now), "hairpin", True)),
+    "port-learning": (BOTH, lambda now: ChangePort(key(f"v-{WEB}")(now), "learning", False)),
+    "delete-bridge": (BOTH, lambda now: Delete(link_ref(key("br-shop")(now)))),
+    "delete-port": (BOTH, lambda now: Delete(link_ref(key(f"v-{WEB}")(now)))),
+    "delete-foreign": ((), lambda now: Delete(link_ref(key("up0")(now)))),
+    "nic-bridged": ((), CreateNetwork("wire", "nic-bridged", uplink="up0")),
+    "rm-nic-bridged": ((CreateNetwork("wire", "nic-bridged", uplink="up0"),), RemoveNetwork("wire")),
+}
+
+
+@dataclass
+class Stage:
+    """A throw-away host with a way out, which this thread is in, and the containers that plans make there."""
+
+    host: ThrowawayHost
+
+    def topology(self) -> Topology:
+        return Topology(read_snapshot(("namespaces", "links", "firewall", "containers")))
+
+    def plan(self, request: Request | Place) -> Plan:
+        now = self.topology()
+        made = plan(request if not callable(request) else request(now), now)
+        assert isinstance(made, Plan), made
+        return made
+
+    def do(self, request: Request | Place) -> Plan:
+        made = self.plan(request)
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done, outcome
+        return made
+
+    def state(self) -> dict[str, Any]:
+        """The state of host, world and containers, by what they are called everywhere."""
+        names = {"host": self.host.name, "world": self.host.full("world"), "web": WEB, "log": LOG}
+        found = state(names.values())
+        return {short: kept(found[name]) for short, name in names.items() if name in found}
+
+    def names(self) -> list[str]:
+        return sorted(name for name in (WEB, LOG) if Path(f"/run/netns/{name}").exists())
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """A host with an uplink `up0`: two addresses, one secondary, IPv6, a default route and one more."""
+    host = ThrowawayHost()
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        host.namespace("world")
+        host.run(f"ip link add up0 type veth peer name far netns {host.full('world')}")
+        host.run("ip addr add 192.0.2.2/24 brd + dev up0")
+        host.run("ip addr add 192.0.2.3/24 dev up0")
+        host.run("ip addr add 2001:db8:2::2/64 dev up0 nodad")
+        host.run("ip addr add 192.0.2.1/24 dev far", inside="world")
+        host.run("ip link set far up", inside="world")
+        host.run("ip link set up0 up")
+        host.run("ip route add default via 192.0.2.1 dev up0 proto static metric 50")
+        host.run("ip route add 198.51.100.0/24 via 192.0.2.1 dev up0 proto static src 192.0.2.3")
+        host.run("ip -6 route add default via 2001:db8:2::1 dev up0 proto static")
+        host.run("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev up0 nud permanent")
+        with open(f"/run/netns/{host.name}") as there:
+            os.setns(there.fileno(), os.CLONE_NEWNET)
+        yield Stage(host)
+    finally:
+        os.setns(home, os.CLONE_NEWNET)
+        os.close(home)
+        for name in (WEB, LOG):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        host.close()
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+_MAC = re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b")
+# What the kernel learns, or makes by itself some time after a link is up.
+_LEARNED = ("fdb_n_learned", "tentative", "nodad", "link")
+_BY_ITSELF = ("fe80::", "ff00::/8")
+
+
+def kept(value: Any) -> Any:
+    """A state without what the kernel adds to it in its own time."""
+    if isinstance(value, dict):
+        return {name: kept(item) for name, item in value.items() if name not in _LEARNED}
+    if isinstance(value, list):
+        return [kept(item) for item in value if not _by_itself(item)]
+    return value
+
+
+def _by_itself(item: Any) -> bool:
+    address = str(item.get("dst") or item.get("local") or "") if isinstance(item, dict) else ""
+    return address.startswith(_BY_ITSELF) or (isinstance(item, dict) and item.get("type") == "anycast")
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two states differ, a line each."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted({*one, *other}, key=str)
+        return [
+            line for key in keys for line in differences(one.get(key), other.get(key), f"{path}.{key}")
+        ]
+    if isinstance(one, list) and isinstance(other, list):
+        gone = [f"{path}: only the first has {item}" for item in one if item not in other]
+        return gone + [f"{path}: only the second has {item}" for item in other if item not in one]
+    return [] if one == other else [f"{path}: {one} and {other}"]
+
+
+def settled(value: Any) -> Any:
+    """The same without addresses that the kernel drew by lot."""
+    if isinstance(value, dict):
+        return {name: settled(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return sorted((settled(item) for item in value), key=repr)
+    return _MAC.sub("MAC", value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plan_and_commands_agree(case: str) -> None:
+    before, request = CASES[case]
+    with stage() as ours:
+        for one in before:
+            ours.do(one)
+        untouched, names = ours.state(), ours.names()
+        made = ours.plan(request)
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done, outcome
+        by_plan, made_names = ours.state(), ours.names()
+        assert by_plan != untouched or made_names != names
+        entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
+        assert run.undo(entry).end == "undone"
+        assert differences(untouched, ours.state()) == []
+        assert ours.names() == names
+    with stage() as typed:
+        for one in before:
+            typed.do(one)
+        for step in typed.plan(request).steps:
+            done = subprocess.run(["bash", "-euc", step.command()], capture_output=True, text=True, check=False)
+            assert not done.returncode, f"{step.command()}: {done.stderr}"
+        assert differences(settled(by_plan), settled(typed.state())) == []
+        assert typed.names() == made_names
+
+
+def test_what_is_there_is_refused_again() -> None:
+    with stage() as here:
+        here.do(SHOP)
+        assert isinstance(plan(SHOP, here.topology()), Refused)
