@@ -56,6 +56,7 @@ def _of(name: str) -> dict[str, Any]:
         "addresses": _by_name(_run(name, "ip -j addr show")),
         "routes": _sorted(_run(name, "ip -j route show table all")),
         "routes6": _sorted(_run(name, "ip -j -6 route show table main")),
+        "neighbours": _sorted(_run(name, "ip -j neigh show nud permanent")),
         "ports": _by_name(_run(name, "bridge -j -d link show")),
         "rules": _cleaned(_run(name, "nft -j list ruleset")),
         "sysctls": {key: _inside(name, ["cat", f"/proc/sys/{key}"]).strip() for key in _SYSCTLS},

@@ -11,7 +11,8 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from tui import keys, themes
-from tui.screens.dashboard import NUMBERED, Dashboard
+from tui.screens.dashboard import Dashboard
+from tui.screens.frame import NUMBERED
 from tui.source import Source
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tui.change.arguments import COMMANDS, add_commands
+from tui.errors import CommandError
+
 if TYPE_CHECKING:
     from core.model import Snapshot
     from tui.source import Source
@@ -38,12 +41,12 @@ examples:
   vnet-tui dump host.vnet                  write all that can be seen into a file
   vnet-tui --from host.vnet                open the dashboard on that file, anywhere, without root
   vnet-tui demo                            the dashboard on a lab that looks like real life
+  vnet-tui network create shop             a NAT network of its own bridge; `--dry-run` prints the commands
+  vnet-tui container create web --network shop && vnet-tui publish web 8080:80
+  vnet-tui apply net.toml                  make what a file says; docs/changing.md has its keys
+  vnet-tui undo                            take back the last change
   vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
 """
-
-
-class CommandError(Exception):
-    """What keeps a command from being done, in words for a person."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vnet-tui",
         description="See this host's bridges, veth pairs, network namespaces, containers, NAT and\n"
-        "conntrack, live. Without a command, the dashboard opens.",
+        "conntrack, live, and change them safely. Without a command, the dashboard opens.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
@@ -65,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="open the dashboard on a demo lab", allow_abbrev=False)
     demo.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
     demo.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead")
+    add_commands(commands)
     shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
     shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete for")
     return parser
@@ -113,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command in COMMANDS:
+        from tui.change.main import run
+
+        return run(options)
     match options.command:
         case "show":
             return _show(options)
@@ -197,7 +205,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     words = options.run[1:] if options.run[:1] == ["--"] else options.run
     if words[:1] in ([], ["vnet-tui"]):
-        words = [sys.executable, "-m", "tui.cli", *words[1:]]
+        ascii_only = ["--ascii"] if options.ascii else []
+        words = [sys.executable, "-m", "tui.cli", *ascii_only, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
     return demo.main(words, LabSettings(traffic=not options.no_traffic))

@@ -35,8 +35,8 @@ class GuardError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A change that waits to be confirmed. `seconds_left` until it is taken back, None while it is still being
-    made; `alive` False where its guard was killed: nobody takes it back then."""
+    """A change that waits to be confirmed. `seconds_left` until it is taken back, None while it is still
+    being made; `alive` False where its guard was killed: nobody takes it back then."""
 
     entry_id: str
     title: str
@@ -121,7 +121,13 @@ def _start(entry_id: str, title: str, seconds: float) -> None:
     """Start the guard's process and return when it watches."""
     path = _path_of(entry_id)
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    settings = {"entry": entry_id, "title": title[:200], "seconds": seconds, "caller": os.getpid(), "boot": boot_id()}
+    settings = {
+        "entry": entry_id,
+        "title": title[:200],
+        "seconds": seconds,
+        "caller": os.getpid(),
+        "boot": boot_id(),
+    }
     try:
         launcher = subprocess.Popen(
             [sys.executable, "-P", "-m", "core.apply.guardian", str(path), json.dumps(settings)],

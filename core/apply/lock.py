@@ -6,10 +6,14 @@ import fcntl
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from core.apply.state import StateError, state_directory, unusable
+
+# Whether this thread plans under the lock: what it then applies does not take it again.
+_planning = threading.local()
 
 
 class Busy(Exception):
@@ -23,6 +27,9 @@ def writing(wait: bool = False) -> Iterator[None]:
     Raises StateError without a directory to hold it in. The kernel lets go of it when the holder is dead, and
     the tools that it ran are, which inherit it (flock(2)).
     """
+    if getattr(_planning, "now", False):
+        yield
+        return
     path = state_directory() / "lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -40,6 +47,18 @@ def writing(wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """Hold the writers' lock from the look at what is until the change is made: nobody else changes anything
+    in between. Raises Busy and StateError."""
+    with writing():
+        _planning.now = True
+        try:
+            yield
+        finally:
+            _planning.now = False
 
 
 def _holder(descriptor: int) -> str:

@@ -18,7 +18,7 @@ from core.collect.netlink import (
     SOL_NETLINK,
     Netlink,
     set_recv_buffer,
-)  # fmt: skip
+)
 from core.model import Namespace
 
 RECV_BUFFER = 16 << 20
@@ -62,11 +62,12 @@ class EventSocket:
         return self._route.fileno(), self._nft.fileno()
 
     def read(self) -> set[Event]:
-        """What changed since the last call; never waits, and takes in a flood piece by piece.
+        """Where what may have changed since the last call, as (nsid, part); never waits, and takes in a flood
+        piece by piece.
 
-        `part` is "links" (addresses and bridge VLANs too), "routes" (rules too), "neighbours" (forwarding
-        tables too), "nsid" (an id was given or taken) or "nft". An overrun counts in `overruns`,
-        and the answer then contains EVERYTHING.
+        The nsid is None for the host itself; the part is "links" (addresses and bridge VLANs too), "routes"
+        (rules too), "neighbours" (forwarding tables too), "nsid" (an id was given or taken) or "nft". An
+        overrun counts in `overruns`, and the answer then contains EVERYTHING.
         """
         return self._drain(self._route) | self._drain(self._nft)
 
@@ -117,9 +118,8 @@ def _listener(protocol: int, groups: Iterable[int], recv_buffer: int) -> socket.
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
     )
     set_recv_buffer(sock, recv_buffer)
-    sock.bind(
-        (0, 0)
-    )  # a socket without an address of its own is passed over (af_netlink.c, do_one_broadcast)
+    # A socket without an address of its own is passed over (do_one_broadcast, net/netlink/af_netlink.c).
+    sock.bind((0, 0))
     with suppress(PermissionError):
         sock.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
     for group in groups:  # one that this kernel lacks, or does not grant, is not heard

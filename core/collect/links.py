@@ -14,6 +14,7 @@ from core.collect import bridges, netns, routes
 from core.collect.ethtool import read_offloads
 from core.collect.linkkinds import address, details
 from core.collect.names import scope
+from core.collect.namespaces import entry_of
 from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, s32, text, u32
 from core.collect.netns import NamespaceGone
 from core.collect.nsids import NsidResolver
@@ -69,11 +70,19 @@ def read_nets(
 
 
 def _read_net(namespace: Namespace, resolver: NsidResolver) -> NetState:
+    """By its entry, or by another way that leads there still."""
     try:
-        with netns.entered(namespace.entry, namespace.inode), Netlink() as sock:
-            return _dump(sock, namespace, resolver)
+        try:
+            return _visit(namespace.entry, namespace, resolver)
+        except NamespaceGone:
+            return _visit(entry_of(namespace), namespace, resolver)
     except OSError as error:
         return NetState(namespace.inode, problems=(_problem(namespace, error),))
+
+
+def _visit(entry: str, namespace: Namespace, resolver: NsidResolver) -> NetState:
+    with netns.entered(entry, namespace.inode), Netlink() as sock:
+        return _dump(sock, namespace, resolver)
 
 
 def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:

@@ -136,8 +136,13 @@ def _namespace(inode: int, is_host: bool, found: list[Trace]) -> Namespace:
         unit=unit_of(_read(f"/proc/{pids[0]}/cgroup")) if pids else "",
         command=_read(f"/proc/{pids[0]}/comm").rstrip("\n") if pids else "",
     )
-    entry = netns.HOST_PATH if is_host else next(map(traces.path_of, _traces_of(namespace)), "")
-    return replace(namespace, entry=entry)
+    return replace(namespace, entry=netns.HOST_PATH if is_host else entry_of(namespace))
+
+
+def entry_of(namespace: Namespace) -> str:
+    """A path into the namespace that leads there now, "" where none does: what only visited it (another look
+    like this one, say) has left meanwhile."""
+    return next((traces.path_of(way) for way in _traces_of(namespace) if traces.still_leads(way)), "")
 
 
 def _mounts(paths: Iterable[str]) -> tuple[str, ...]:

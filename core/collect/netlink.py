@@ -24,7 +24,6 @@ NLMSG_DONE = 3
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_LISTEN_ALL_NSID = 8
-NETLINK_GET_STRICT_CHK = 12
 SO_RCVBUFFORCE = 33
 
 RECV_BUFFER = 1 << 20
@@ -76,10 +75,6 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-    def be_strict(self) -> None:
-        """Let the kernel filter dumps by what the request's header and attributes say (kernel 4.20 on)."""
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
 
     def dump(self, msg_type: int, body: bytes, flags: int = 0) -> list[Message]:
         """All messages of one dump. One that the kernel marks as inconsistent (NLM_F_DUMP_INTR) is repeated

@@ -12,10 +12,13 @@ from core.collect.netns import NamespaceGone
 from core.model import Engine, Namespace, Problem, Snapshot
 
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs")
+# Instead of "firewall": that of the host alone.
+HOST_FIREWALL = "host firewall"
 
 
 def read_snapshot(parts: Collection[str] | None = None) -> Snapshot:
-    """Read the parts asked for (None: all of PARTS); what cannot be read becomes a problem in it."""
+    """Read the parts asked for (None: all of PARTS; HOST_FIREWALL is less than "firewall"); what cannot be
+    read becomes a problem in it."""
     wanted = set(PARTS if parts is None else parts)
     found, problems = namespaces.read_namespaces(deep=True)
     part_problems: dict[str, tuple[Problem, ...]] = {"namespaces": problems}
@@ -24,6 +27,9 @@ def read_snapshot(parts: Collection[str] | None = None) -> Snapshot:
         fields["nets"] = links.read_nets(found.values())
     if "firewall" in wanted:
         fields["firewalls"] = read_each(firewall.read_firewall, found)
+    elif HOST_FIREWALL in wanted:
+        host = {inode: namespace for inode, namespace in found.items() if namespace.is_host}
+        fields["firewalls"] = read_each(firewall.read_firewall, host)
     if "conntrack" in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:

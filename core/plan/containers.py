@@ -25,10 +25,11 @@ from core.text import safe
 
 @draft_steps.register
 def _(request: CreateContainer, draft: Draft) -> str:
+    taken = _named(request.name, draft) or request.name in draft.tags
     require(
         validate.name(request.name, "container's name"),
         validate.model(request.model),
-        when(_named(request.name, draft), f"there is a namespace {request.name} already"),
+        when(taken, f"there is a namespace {request.name} already"),
         when(request.model == "bridged" and not request.network, "a bridged container needs a network"),
         when(request.model != "bridged" and request.network, "only a bridged container is on a network"),
         when(request.model == "joined" and not request.joined_with, "joined with which container?"),
@@ -48,9 +49,10 @@ def _named(name: str, draft: Draft) -> Namespace | None:
 
 def _make(request: CreateContainer, draft: Draft) -> None:
     place = Place(request.name)
+    draft.tags[request.name] = _tag((request.name,))
     draft.do(
         CreateNamespace(request.name),
-        SetLink("lo", "alias", tag([("name", request.name)]), "", place),
+        SetLink("lo", "alias", draft.tags[request.name], "", place),
         SetLink("lo", "up", "up", "down", place),
     )
     target = Target(f"netns:{request.name}", request.name, place, links={"lo"})
@@ -61,17 +63,23 @@ def _make(request: CreateContainer, draft: Draft) -> None:
 
 def _share(request: CreateContainer, draft: Draft) -> None:
     """Give the namespace of another container, or the host's, one name more."""
-    if request.model == "open":
-        of, ns = "", draft.topology.host
-    else:
-        container = draft.container(request.joined_with)
-        if container.runtime != "netns" or container.netns is None:
-            name = safe(container.name)
-            raise Refusal([f"{name} is no named namespace: its own engine joins others with it"])
-        of, ns = container.id, container.netns
-    loopback = _loopback(ns, draft)
-    names = _names(loopback)
-    draft.do(JoinNamespace(request.name, of), _retag(loopback, (*names, request.name), Place(of)))
+    of = "" if request.model == "open" else _joinable(request.joined_with, draft)
+    if of not in draft.tags:
+        space = _named(of, draft)
+        draft.tags[of] = _loopback(space.inode if space else draft.topology.host, draft).alias
+    before = draft.tags[of]
+    draft.tags[of] = _tag((*_names(before), request.name))
+    draft.do(JoinNamespace(request.name, of), SetLink("lo", "alias", draft.tags[of], before, Place(of)))
+
+
+def _joinable(text: str, draft: Draft) -> str:
+    """The named namespace that a container to join with is. Raises Refusal."""
+    if text in draft.tags:
+        return text
+    container = draft.container(text)
+    if container.runtime != "netns":
+        raise Refusal([f"{safe(container.name)} is no named namespace: its own engine joins others with it"])
+    return container.id
 
 
 def _loopback(ns: int, draft: Draft) -> Link:
@@ -82,19 +90,19 @@ def _loopback(ns: int, draft: Draft) -> Link:
     return found
 
 
-def _names(loopback: Link) -> tuple[str, ...]:
+def _names(alias: str) -> tuple[str, ...]:
     """The names that the tag on a loopback link tells."""
-    words = words_of(loopback.alias)
-    if words is None and loopback.alias:
+    words = words_of(alias)
+    if words is None and alias:
         raise Refusal(["its loopback link has an alias of somebody else's, where our tag would go"])
     return (words or {}).get("name", ())
 
 
-def _retag(loopback: Link, names: tuple[str, ...], place: Place) -> SetLink:
+def _tag(names: tuple[str, ...]) -> str:
     alias = tag(("name", name) for name in names) if names else ""
     if len(alias.encode()) > ALIAS_BYTES:
         raise Refusal(["too many containers share this namespace: their names do not fit its tag"])
-    return SetLink("lo", "alias", alias, loopback.alias, place)
+    return alias
 
 
 @draft_steps.register
@@ -113,10 +121,10 @@ def _(request: RemoveContainer, draft: Draft) -> str:
 
 
 def _leave(name: str, of: str, space: Namespace, draft: Draft) -> None:
-    loopback = _loopback(space.inode, draft)
-    if name in (words_of(loopback.alias) or {}).get("name", ()):
-        left = tuple(one for one in _names(loopback) if one != name)
-        draft.do(_retag(loopback, left, Place(of)))
+    before = _loopback(space.inode, draft).alias
+    if name in (words_of(before) or {}).get("name", ()):
+        left = tuple(one for one in _names(before) if one != name)
+        draft.do(SetLink("lo", "alias", _tag(left), before, Place(of)))
     draft.do(LeaveNamespace(name, of))
 
 

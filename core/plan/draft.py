@@ -47,7 +47,9 @@ class Draft:
         self.warnings: dict[str, None] = {}
         self.hits: dict[str, None] = {}
         self.guarded = False
-        self._removed = False
+        self._removed = self._concerns_rules = False
+        # The alias that the loopback link of a named namespace would have, by the namespace's name.
+        self.tags: dict[str, str] = {}
         self._sysctls: dict[str, str] = {}
         self._targets: dict[str, Target] = {}
 
@@ -67,17 +69,18 @@ class Draft:
     def now(self, **changes: Any) -> None:
         """Note that what is ours would differ in these fields of Ours."""
         self.ours = replace(self.ours, **changes)
+        self._concerns_rules = True
 
     def removing(self) -> None:
         """The rules must hold until what they protect is gone: replace them at the end."""
         self._removed = True
 
     def plan(self, title: str) -> Plan:
-        """The finished plan, with the rules replaced once if they would differ."""
+        """The finished plan, with the rules replaced once if they would differ, or are gone."""
         steps = list(self.steps)
         after = rules.render(self.ours)
         before = rules.render(self.before) if self.before.table else rules.EMPTY
-        if after != before:
+        if self._concerns_rules and after != before:
             change = SetRules(after, before)
             steps.insert(len(steps) if self._removed else 0, change)
         return Plan(title, tuple(steps), tuple(self.warnings), tuple(self.hits), self.guarded)
@@ -192,7 +195,7 @@ class Draft:
 def _fits(text: str) -> tuple[Callable[[Container], bool], ...]:
     """How a text may name a container, the surest way first."""
     return (
-        lambda one: text in (one.uid, one.id, f"{one.runtime}:{one.name}"),
+        lambda one: text in (one.uid, f"{one.runtime}:{one.name}"),
         lambda one: one.name == text,
         lambda one: len(text) >= 4 and one.runtime != "netns" and one.id.startswith(text),
     )

@@ -64,10 +64,11 @@ def _everyones(prefix: Prefix) -> bool:
 
 def overlap(prefix: Prefix, taken: dict[Prefix, str]) -> str:
     """Whom a prefix overlaps with, in words; "" where with nobody."""
-    return next((who for other, who in taken.items() if _overlaps(prefix, other)), "")
+    return next((who for other, who in taken.items() if overlaps(prefix, other)), "")
 
 
-def _overlaps(one: Prefix, other: Prefix) -> bool:
+def overlaps(one: Prefix, other: Prefix) -> bool:
+    """Whether two prefixes have addresses in common."""
     return one.version == other.version and one.overlaps(other)
 
 

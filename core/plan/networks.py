@@ -177,9 +177,19 @@ def _(request: RemoveNetwork, draft: Draft) -> str:
         restore_nic(network, bridge, draft)
     else:
         delete_bridge(draft, bridge)
-    rest = {name: one for name, one in draft.ours.networks.items() if name != network.name}
-    draft.now(networks=rest)
+    _free(network, draft)
     return f"remove the network {network.name}"
+
+
+def _free(network: OurNetwork, draft: Draft) -> None:
+    """Note that the network's name, bridge and subnets are free again."""
+    draft.now(networks={name: one for name, one in draft.ours.networks.items() if name != network.name})
+    draft.host_names.discard(network.bridge)
+    for subnet in map(ipam.parse_prefix, network.subnets):
+        for taken in [one for one in draft.prefixes if one.version == subnet.version]:
+            if ipam.overlaps(taken, subnet):
+                del draft.prefixes[taken]
+    draft.used.difference_update(network.gateways)
 
 
 def _release_others(network: OurNetwork, bridge: Link, draft: Draft) -> None:

@@ -73,11 +73,10 @@ def subnet(text: str, taken: Mapping[Prefix, str] | None = None) -> str:
         return f"{shown} is no subnet: write it as 10.9.0.0/24 or fd00:9::/64"
     if "/" not in text:
         return f"{shown} has no prefix length: write {text}/{24 if given.version == 4 else 64}"
-    if isinstance(given, ipaddress.IPv6Interface):
-        if given.ip.scope_id:
-            return f"{shown} has a zone (%{given.ip.scope_id}): a subnet has none"
-        if given.ip.ipv4_mapped is not None:
-            return f"{shown} is an IPv4 address in IPv6's dress: write the IPv4 subnet"
+    if "%" in text:
+        return f"{shown} has a zone (%): a subnet has none"
+    if isinstance(given, ipaddress.IPv6Interface) and given.ip.ipv4_mapped is not None:
+        return f"{shown} is an IPv4 address in IPv6's dress: write the IPv4 subnet"
     prefix = given.network
     problem = _special(prefix, shown) or _size(prefix, shown)
     if problem:

@@ -107,15 +107,21 @@ class Watcher:
 
     def _look_nets(self) -> None:
         """Namespaces, then the links of those that are new or dirty."""
+        first = "links" in self.board.snapshot.pending
         with self._lock:
             dirty, self._dirty_nets = self._dirty_nets, set()
-            deep = time.monotonic() >= self._deep_due
+            deep = not first and time.monotonic() >= self._deep_due
             if deep:
                 self._deep_due = time.monotonic() + _DEEP_EVERY
-        first = "links" in self.board.snapshot.pending
-        known = self._look_namespaces(deep and not first)
+        old = self.board.snapshot.namespaces
+        known = self._look_namespaces(deep)
         nets = self.board.snapshot.nets
-        wanted = [ns for inode, ns in known.items() if dirty is None or inode in dirty or inode not in nets]
+        # The kernel gives the inode of a namespace that died to the next one: another look is another thing.
+        wanted = [
+            ns
+            for inode, ns in known.items()
+            if dirty is None or inode in dirty or inode not in nets or ns != old.get(inode)
+        ]
         read = links.read_nets(wanted, known.values()) if wanted else {}
         kept = {inode: net for inode, net in nets.items() if inode in known}
         self.board.put("links", nets=_unchanged_kept(kept, read))

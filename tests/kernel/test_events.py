@@ -83,6 +83,16 @@ def test_a_change_is_heard(
     assert {where for where, _ in heard(events, (nsid, part))} == {nsid}
 
 
+def test_what_the_kernel_does_by_itself_is_heard(events: EventSocket, inside_host: ThrowawayHost) -> None:
+    other = inside_host.namespace("other")
+    inside_host.run(f"ip link add v0 type veth peer name w0 netns {other}")
+    inside_host.run("ip link set v0 up")
+    inside_host.run("ip link set w0 up", inside="other")
+    until(lambda: inside_host.json("ip -j link show v0")[0]["operstate"] == "UP" and not events.read())
+    inside_host.run("ip link set w0 down", inside="other")
+    heard(events, (None, "links"))
+
+
 def test_silence_is_an_empty_answer_at_once(events: EventSocket) -> None:
     until(lambda: not events.read())
     assert events.read() == set()

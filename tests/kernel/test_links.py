@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from core.model import Link, Namespace
 from core.peers import resolve
 from tests.conftest import ThrowawayHost
 from tests.kernel.holders import holder, shell
-from tests.kernel.reading import links_of, net_of, nets_of
+from tests.kernel.reading import links_of, net_of, nets_of, until
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +51,7 @@ def make_all_kinds(host: ThrowawayHost) -> None:
     host.run("ip link property add dev veth1 altname other altname a-second-name")
     host.run("ip link set veth0 master bridge0")
     host.run("ip link set bridge0 up promisc on")
+    until(lambda: "UP" in host.run("ip -br link show bridge0").split())
 
 
 def as_ip_prints(link: Link, links: dict[str, Link]) -> dict[str, Any]:
@@ -246,6 +248,11 @@ def test_peers_are_found_in_namespaces_without_name_and_process(
         found, _ = read_namespaces(deep=True)
         assert peer_name(host, found, "one") == (inode_of(f"/proc/{nameless.pid}/ns/net"), "far1")
         assert peer_name(host, found, "two") == (inode, "far2")
+        pids = (*found[inode].pids, os.getpid())
+        found[inode] = replace(found[inode], pids=pids, entry=f"/proc/{os.getpid()}/ns/net")
+        assert peer_name(host, found, "two") == (inode, "far2"), (
+            "by another way where the entry leads elsewhere"
+        )
         assert peer_name(host, found, "here1") == (host.inode, "here2")
         del found[inode]
         assert peer_name(host, found, "two") is None
@@ -262,13 +269,16 @@ def test_a_namespace_that_vanished_is_left_out(host: ThrowawayHost) -> None:
 
 
 def test_counters_are_their_own_stream(host: ThrowawayHost) -> None:
-    host.run("ip link add br0 type bridge")
-    host.run("ip link set br0 up addrgenmode none")
-    host.run("ip addr add 10.0.0.1/24 dev br0")
-    host.container("c", "br0", "10.0.0.2/24")
-    for inside, link in (("host", "v-c"), ("c", "eth0")):
-        host.run(["sysctl", "-qw", f"net.ipv6.conf.{link}.disable_ipv6=1"], inside=inside)
-    host.run("ping -c1 -W5 10.0.0.2")
+    quiet = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]
+    host.namespace("c")
+    host.run(quiet)
+    host.run(quiet, inside="c")
+    host.run(f"ip link add v0 type veth peer name eth0 netns {host.full('c')}")
+    host.run("ip addr add 10.0.0.1/24 dev v0")
+    host.run("ip addr add 10.0.0.2/24 dev eth0", inside="c")
+    host.run("ip link set v0 up")
+    host.run("ip link set eth0 up", inside="c")
+    until(lambda: links_of(host)["v0"].state == "up")
     before = net_of(host).links
     host.run("ping -c3 -i0.01 -s 900 10.0.0.2")
     assert net_of(host).links == before
@@ -276,7 +286,7 @@ def test_counters_are_their_own_stream(host: ThrowawayHost) -> None:
     rows = {int(row["ifindex"]): row for row in read_stats([found[host.inode]]).rows}
     for entry in host.json("ip -j -s link"):
         row, printed = rows[entry["ifindex"]], entry["stats64"]
-        if entry["ifname"] == "v-c":
+        if entry["ifname"] == "v0":
             assert printed["tx"]["bytes"] > 2700
         for side in ("rx", "tx"):
             for counter in ("packets", "bytes", "errors", "dropped"):

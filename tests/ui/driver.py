@@ -19,10 +19,9 @@ from tui.app import VnetApp
 from tui.screens.dashboard import Dashboard
 from tui.source import Update
 
-
 _NAMES = {
-    ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus", "_": "underscore",
-    "[": "left_square_bracket", "]": "right_square_bracket",
+    ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",
+    "_": "underscore", "[": "left_square_bracket", "]": "right_square_bracket",
 }  # fmt: skip
 _CHARACTERS = {name: key for key, name in _NAMES.items()}
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
+from textual.geometry import Region
+from textual.widget import Widget
 
 from core.model import Change, Problem, Ref, Snapshot
 from tests.snapshots import HOST, empty_host, hostile_host, rates_of, small_host
@@ -74,9 +76,9 @@ async def test_numbers_open_views(number: int) -> None:
 @pytest.mark.parametrize(
     ("typed", "name"),
     [
-        ("br", "bridges"), ("veth", "veths"), ("ns", "namespaces"), ("cont", "containers"), ("co", "containers"),
-        ("nat", "nat"), ("ct", "conntrack"), ("rt", "routes"), ("ev", "events"), ("ov", "overview"),
-        ("links", "links"), ("net", "networks"), ("VETH", "veths"),
+        ("br", "bridges"), ("veth", "veths"), ("ns", "namespaces"), ("cont", "containers"),
+        ("co", "containers"), ("nat", "nat"), ("ct", "conntrack"), ("rt", "routes"), ("ev", "events"),
+        ("ov", "overview"), ("links", "links"), ("net", "networks"), ("VETH", "veths"),
     ],
 )  # fmt: skip
 async def test_views_by_name(typed: str, name: str) -> None:
@@ -277,19 +279,22 @@ async def test_changes_are_told_also_those_of_a_burst() -> None:
 async def test_nothing_is_painted_when_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small_host()
     rates = rates_of(whole)
+    painted: list[Widget] = []
+    refresh = Widget.refresh
+
+    def noted(widget: Widget, *regions: Region, **how: bool) -> Widget:
+        painted.append(widget)
+        return refresh(widget, *regions, **how)
+
     async with dashboard(source=FedSource()) as person:
         await person.feed(whole, rates=rates)
+        monkeypatch.setattr(Widget, "refresh", noted)
         for name in NAMES:
             person.dashboard.go_to(name)
             await person.settle()
-            painted: list[str] = []
-            for widget in person.dashboard.walk_children():
-                monkeypatch.setattr(
-                    widget, "refresh", lambda *_, name=type(widget).__name__, **__: painted.append(name)
-                )
+            painted.clear()
             await person.feed(replace(whole), rates=rates)
             assert painted == [], name
-            monkeypatch.undo()
 
 
 async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,9 +382,8 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
         for action in keys.ACTIONS:
             assert (action.help in person.text) == (action.where in wheres), action
         for view in views.VIEWS:
-            for term, meaning in view.list.help:
-                if view.name == name:
-                    assert term in person.text
+            if view.name == name:
+                assert all(term in person.text for term, _ in view.list.help)
         await person.press("escape")
         assert len(person.app.screen_stack) == 1
 

@@ -1,4 +1,4 @@
-"""The virtual table: the cursor follows the thing, only lines in sight are made, only what differs is painted."""
+"""The virtual table: its cursor follows the thing, and only what is in sight and differs is painted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from rich.cells import cell_len
+from textual import events
 from textual.app import App, ComposeResult
 from textual.message import Message
 from textual.pilot import Pilot
@@ -111,7 +112,7 @@ async def test_the_cursor_follows_the_thing_when_others_come_and_go() -> None:
     async with table(things(*range(10, 30))) as (view, pilot):
         await pilot.press("j", "j", "j")
         assert at_cursor(view) == "thing13"
-        view.update(things(*range(0, 30)))
+        view.update(things(*range(30)))
         assert at_cursor(view) == "thing13"
         view.update(things(13, 29, 1))
         assert at_cursor(view) == "thing13"
@@ -212,14 +213,9 @@ async def test_the_mouse_selects_opens_sorts_and_scrolls() -> None:
 
 async def test_the_wheel_scrolls_without_moving_the_cursor() -> None:
     async with table(things(*range(100))) as (view, pilot):
-        await pilot._post_mouse_events([_wheel()], TableView, (3, 5))
+        view.post_message(events.MouseScrollDown(view, 3, 5, 0, 1, 0, False, False, False))
+        await pilot.pause()
         assert (view.top, view.cursor) == (3, 0)
-
-
-def _wheel() -> type:
-    from textual.events import MouseScrollDown
-
-    return MouseScrollDown
 
 
 # ---- what is painted

@@ -109,7 +109,10 @@ class Painted(Widget):
         self.repaint()
 
     def notify_style_update(self) -> None:
-        """Take up the colours of another theme."""
+        """Take up the colours of another theme; the component styles follow only after this call."""
         super().notify_style_update()
+        self.call_later(self._restyle)
+
+    def _restyle(self) -> None:
         self._styles_by_name.clear()
         self.repaint()

@@ -11,8 +11,8 @@ from core.ops import AddAddress, AddNeighbour, AddRoute, DeleteAddress, DeleteNe
 # include/uapi/linux/if_addr.h, rtnetlink.h
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
 _FAMILIES = {4: 2, 6: 10}
-_PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
-_SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254}
+_PROTOCOLS = {"unspec": 0, "kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
+_SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
 
 
 @execute.register
@@ -41,12 +41,22 @@ def _address(operation: AddAddress | DeleteAddress, kernel: Kernel) -> dict[str,
 
 @execute.register
 def _(operation: AddRoute, kernel: Kernel) -> None:
-    kernel.socket(operation.place).route("add", **_route(operation, kernel))
+    # What ip-route(8) fills in: routes to the link itself, IPv4's, are of scope link.
+    scope = "link" if operation.family == 4 and not operation.gateway else "global"
+    protocol = _number(operation.protocol or "boot", _PROTOCOLS)
+    values = _route(operation, kernel) | {
+        "proto": protocol,
+        "scope": _number(operation.scope or scope, _SCOPES),
+    }
+    kernel.socket(operation.place).route("add", **values)
 
 
 @execute.register
 def _(operation: DeleteRoute, kernel: Kernel) -> None:
-    kernel.socket(operation.route.place).route("del", **_route(operation.route, kernel))
+    route = operation.route
+    protocol = _number(route.protocol or "unspec", _PROTOCOLS)
+    values = _route(route, kernel) | {"proto": protocol, "scope": _number(route.scope or "nowhere", _SCOPES)}
+    kernel.socket(route.place).route("del", **values)
 
 
 def _route(route: AddRoute, kernel: Kernel) -> dict[str, Any]:
@@ -54,8 +64,6 @@ def _route(route: AddRoute, kernel: Kernel) -> dict[str, Any]:
     values["family"] = _FAMILIES[route.family]
     optional = {"gateway": route.gateway, "priority": route.metric, "prefsrc": route.source}
     values |= {name: value for name, value in optional.items() if value}
-    values |= {"proto": _number(route.protocol, _PROTOCOLS)} if route.protocol else {}
-    values |= {"scope": _number(route.scope, _SCOPES)} if route.scope else {}
     return values
 
 

@@ -1,0 +1,72 @@
+"""A machine in small: a network namespace with a /run/netns of its own, so that its names are its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = (sys.executable, "-m", "tui.cli")
+# Its own mounts and links, forwarding off, and a process that keeps both until it is killed.
+_START = "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && echo ready && exec sleep 10000"
+
+
+class Machine:
+    """Commands run inside by `run`; our own program by `vnet`, its journal in a folder of the machine's."""
+
+    def __init__(self, **environment: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vnet-machine-")
+        self.folder = Path(self._folder.name)
+        self.environment = os.environ | {"VNET_STATE": str(self.folder / "state")} | environment
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _START],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n"
+
+    @property
+    def pid(self) -> int:
+        """The process that holds the machine."""
+        return self._holder.pid
+
+    def words(self, *words: str, inside: str = "") -> list[str]:
+        """What runs a command on the machine, or in one of its named namespaces."""
+        entered = ["nsenter", "-t", str(self.pid), "--net", "--mount", f"--wd={ROOT}"]
+        return [*entered, *(["ip", "netns", "exec", inside] if inside else []), *words]
+
+    def run(self, command: str | list[str], inside: str = "", check: bool = True, text: str = "") -> str:
+        """Run a command there and return what it printed."""
+        words = shlex.split(command) if isinstance(command, str) else command
+        done = subprocess.run(
+            self.words(*words, inside=inside), capture_output=True, text=True, check=False, input=text,
+            env=self.environment,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{shlex.join(words)}: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def json(self, command: str, inside: str = "") -> Any:
+        """Run a command that prints JSON and decode it."""
+        return json.loads(self.run(command, inside) or "[]")
+
+    def vnet(
+        self, *arguments: str, text: str = "", before: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run our own program there, in pipes."""
+        return subprocess.run(
+            self.words(*before, *PROGRAM, *arguments), capture_output=True, text=True, check=False, input=text,
+            env=self.environment, timeout=60,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End it; the kernel takes everything in it away."""
+        self._holder.kill()
+        self._holder.communicate()
+        self._folder.cleanup()

@@ -1,0 +1,334 @@
+"""Plans: the steps, what they warn of and hit, and why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from core.model import Chain, Endpoint, FirewallRule, Host, Listener, Network, Route, link_ref
+from core.model.routing import NextHop
+from core.ops import (
+    AddAddress,
+    AddRoute,
+    CreateBridge,
+    CreateVeth,
+    DeleteLink,
+    DockerConnect,
+    DockerCreateNetwork,
+    DockerDisconnect,
+    DockerRemoveNetwork,
+    Place,
+    SetLink,
+    SetRules,
+    SetSysctl,
+    undo_of,
+)
+from core.plan import Plan, Refused, plan, plan_all
+from core.plan.requests import (
+    Attach,
+    ChangeBridge,
+    ChangeLink,
+    ChangePort,
+    CreateContainer,
+    CreateNetwork,
+    Delete,
+    Detach,
+    Join,
+    Publish,
+    RemoveContainer,
+    RemoveNetwork,
+    Request,
+    Unpublish,
+)
+from core.topology import Topology
+from tests.host_builder import HOST, HostBuilder
+
+SHOP_TAG = "vnet:net=shop kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1"
+WEB_TAG = "vnet:of=netns:web net=shop link=eth0 address=10.9.0.2/24"
+WEB, BARE = 70, 71
+PUBLISHED = "vnet publish tcp/8080 80 netns:web"
+
+
+def host(chains: tuple[Chain, ...] = ()) -> HostBuilder:
+    """A host with an uplink, the network shop of ours with the container web on it, and a bare container."""
+    made = HostBuilder()
+    uplink = made.link(HOST, "eth0", "physical", ["192.0.2.2/24"])
+    bridge = made.bridge("br-shop", ["10.9.0.1/24"], alias=SHOP_TAG)
+    made.routes[HOST] = [
+        Route(4, "default", nexthops=(NextHop("192.0.2.1", uplink.ifindex),)),
+        Route(4, "10.9.0.0/24", nexthops=(NextHop("", bridge.ifindex),), protocol="kernel"),
+    ]
+    for inode, name in ((WEB, "web"), (BARE, "bare")):
+        made.namespace(inode, names=(name,))
+        made.container("netns", name, inode, id=name, pid=None)
+    outer = made.wire(WEB, bridge, "v-web", ["10.9.0.2/24"])
+    made.links[HOST][outer.ifindex] = replace(outer, alias=WEB_TAG)
+    return made
+
+
+def topology(made: HostBuilder, rules: tuple[FirewallRule, ...] = (), **fields: Any) -> Topology:
+    made.rules += rules
+    told = made.snapshot()
+    firewall = told.firewalls[HOST]
+    whole = replace(firewall, chains=(*firewall.chains, Chain("nft", "inet", "vnet", "publish")))
+    return Topology(replace(told, host=replace(told.host, **fields), firewalls={HOST: whole}))
+
+
+def planned(request: Request, now: Topology | None = None) -> Plan:
+    made = plan(request, now or topology(host()))
+    assert isinstance(made, Plan), made
+    return made
+
+
+def refused(request: Request, now: Topology | None = None) -> str:
+    made = plan(request, now or topology(host()))
+    assert isinstance(made, Refused), made
+    return "; ".join(made.reasons)
+
+
+def vnet_rule(comment: str, **fields: Any) -> FirewallRule:
+    return FirewallRule(
+        "nft", "inet", "vnet", "publish", f"nft/inet/vnet/{comment}", "", comment=comment, **fields
+    )
+
+
+RULE = vnet_rule(PUBLISHED, to_address="10.9.0.2", to_port="80", dport="8080", l4_proto="tcp", verdict="dnat")
+
+
+def test_create_a_nat_network() -> None:
+    made = planned(CreateNetwork("new", subnets=("10.44.0.0/24",)), topology(host(), sysctls={}))
+    rules, bridge, address, up, forward = made.steps
+    assert isinstance(rules, SetRules) and 'ip saddr 10.44.0.0/24 oifname != "br-new"' in rules.text
+    assert isinstance(bridge, CreateBridge) and bridge.alias.startswith("vnet:net=new kind=nat")
+    assert address == AddAddress("br-new", "10.44.0.1/24")
+    assert up == SetLink("br-new", "up", "up", "down")
+    assert forward == SetSysctl("net.ipv4.ip_forward", "1", "0")
+    assert not made.guarded
+
+
+def test_the_same_plan_each_time() -> None:
+    request = CreateNetwork("new", ipv6=True)
+    assert planned(request) == planned(request)
+
+
+def test_an_internal_network_forwards_nothing() -> None:
+    made = planned(CreateNetwork("in", "internal"), topology(host(), sysctls={}))
+    assert not any(isinstance(step, SetSysctl) for step in made.steps)
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (CreateNetwork("shop"), "there is a network shop of vnet's already"),
+        (CreateNetwork("a/b"), '"/"'),
+        (CreateNetwork("new", "bogus"), "no kind"),
+        (CreateNetwork("new", subnets=("10.9.0.0/25",)), "overlaps with network shop"),
+        (CreateNetwork("new", subnets=("192.0.2.0/25",)), "eth0's address 192.0.2.2/24"),
+        (CreateNetwork("new", subnets=("10.44.0.0/24", "10.45.0.0/24")), "one subnet of each family"),
+        (CreateNetwork("new", bridge="eth0"), "there is a link eth0 already"),
+        (CreateNetwork("new", gateways=("10.1.1.1",), subnets=("10.44.0.0/24",)), "not in 10.44.0.0/24"),
+        (CreateNetwork("new", mtu=10), "68 to 65535"),
+        (CreateNetwork("new", nat66=True), "NAT66"),
+        (CreateNetwork("new", uplink="eth0"), "only a NIC-bridged"),
+        (CreateNetwork("new", "nic-bridged"), "needs the link"),
+        (CreateNetwork("new", "nic-bridged", uplink="lo"), "cannot be a port"),
+        (CreateNetwork("new", "nic-bridged", uplink="eth9"), 'no link "eth9"'),
+        (CreateNetwork("new", "nic-bridged", uplink="v-web"), "a port of another link"),
+        (CreateNetwork("new", "nic-bridged", uplink="eth0", mtu=9000), "over that of the way out"),
+        (CreateNetwork("new", engine="docker"), "does not answer"),
+        (CreateNetwork("new", engine="lxc"), "no engine"),
+        (RemoveNetwork("none"), 'no network "none"'),
+        (Attach("nobody", "shop"), 'no container "nobody"'),
+        (Attach("web", "shop"), "attached to shop already"),
+        (Attach("bare", "shop", ("10.9.0.2",)), "in use"),
+        (Attach("bare", "shop", ("10.9.1.2",)), "not in"),
+        (Attach("bare", "shop", link="lo"), "has a link lo already"),
+        (Attach("bare", "shop", link="x" * 16), "16 bytes"),
+        (Detach("bare", "shop"), "not attached"),
+        (CreateContainer("web"), "a namespace web already"),
+        (CreateContainer("new", "bridged"), "needs a network"),
+        (CreateContainer("new", "joined"), "joined with which"),
+        (CreateContainer("new", "odd"), "no model"),
+        (RemoveContainer("none"), 'no named namespace "none"'),
+        (Publish("web", "99999"), "out of range"),
+        (Publish("web", "80-90", "80"), "not equally many"),
+        (Publish("web", "80", l4_proto="icmp"), "no protocol"),
+        (Publish("web", "80", host_ip="203.0.113.1"), "no address of this host"),
+        (Publish("web", "80", host_ip="::1"), "::1"),
+        (Publish("bare", "80"), "has no address"),
+        (Unpublish("80"), "tcp/80 is not published"),
+        (Join("shop", "shop"), "two different"),
+        (Join("shop", "none"), 'no network "none"'),
+    ],
+)  # fmt: skip
+def test_refusals(request_: Request, told: str) -> None:
+    assert told in refused(request_)
+
+
+def test_attach() -> None:
+    made = planned(Attach("bare", "shop"))
+    inside = Place("bare")
+    tag = "vnet:of=netns:bare net=shop link=eth0 address=10.9.0.3/24"
+    assert made.steps == (
+        CreateVeth("v-bare", "eth0", peer_place=inside, mtu=1500, alias=tag),
+        SetLink("v-bare", "master", "br-shop", ""),
+        SetLink("v-bare", "up", "up", "down"),
+        AddAddress("eth0", "10.9.0.3/24", inside),
+        SetLink("eth0", "up", "up", "down", inside),
+        AddRoute("default", "eth0", "10.9.0.1", inside, protocol="static"),
+    )
+
+
+def test_attach_a_process_of_an_engine() -> None:
+    made = host()
+    made.namespace(90)
+    made.container("docker", "api", 90, pid=4711)
+    veth = next(
+        step for step in planned(Attach("api", "shop"), topology(made)).steps if isinstance(step, CreateVeth)
+    )
+    assert veth.peer_place == Place(pid=4711)
+
+
+def test_a_name_that_two_containers_have() -> None:
+    made = host()
+    made.namespace(90)
+    made.container("docker", "bare", 90)
+    assert "netns:bare, docker:bare" in refused(Attach("bare", "shop"), topology(made))
+    assert planned(Attach("docker:bare", "shop"), topology(made))
+
+
+def test_reserved_addresses_are_not_handed_out() -> None:
+    made = plan(Attach("bare", "shop"), topology(host()), reserved=["10.9.0.3"])
+    assert isinstance(made, Plan)
+    assert AddAddress("eth0", "10.9.0.4/24", Place("bare")) in made.steps
+
+
+def test_many_attachments_in_one_plan() -> None:
+    makes = [CreateContainer(f"c{n}", "bridged", "shop") for n in range(252)]
+    made = plan_all(makes, topology(host()))
+    assert isinstance(made, Plan)
+    given = [step.address for step in made.steps if isinstance(step, AddAddress)]
+    assert len(set(given)) == 252 and "10.9.0.2/24" not in given
+    full = plan_all([*makes, CreateContainer("last", "bridged", "shop")], topology(host()))
+    assert isinstance(full, Refused) and "shop is full" in full.reasons[0]
+
+
+def test_detach_is_the_whole_reverse() -> None:
+    made = planned(Detach("web", "shop"))
+    delete = made.steps[-1]
+    assert isinstance(delete, DeleteLink) and isinstance(delete.again, CreateVeth)
+    assert delete.again.alias == WEB_TAG and delete.again.mac and delete.again.peer_mac
+    undo = undo_of(made.steps)
+    assert undo[0] == delete.again
+    assert AddAddress("eth0", "10.9.0.2/24", Place("web")) in undo
+
+
+def test_removing_a_network_detaches_and_withdraws() -> None:
+    made = planned(RemoveNetwork("shop"), topology(host(), (RULE,)))
+    assert made.hits == ("web is detached from shop", "its port tcp/8080 is published no more")
+    deleted = [step.name for step in made.steps if isinstance(step, DeleteLink)]
+    assert deleted == ["v-web", "br-shop"]
+    rules = [step for step in made.steps if isinstance(step, SetRules)]
+    assert not rules or rules[0].text == "table inet vnet\ndelete table inet vnet\n"
+
+
+def test_publish() -> None:
+    made = planned(Publish("web", "8080", "80"))
+    rules = next(step for step in made.steps if isinstance(step, SetRules))
+    assert f'tcp dport 8080 counter dnat ip to 10.9.0.2:80 comment "{PUBLISHED}"' in rules.text
+    assert SetSysctl("net.ipv4.conf.br-shop.route_localnet", "1", "0") in made.steps
+
+
+def test_a_port_is_published_once() -> None:
+    now = topology(host(), (RULE,))
+    assert "tcp/8080 is published already, to 10.9.0.2" in refused(Publish("web", "8000-8100"), now)
+    assert planned(Publish("web", "8080", l4_proto="udp"), now)
+    listening = topology(host(), listening=(Listener("tcp", "0.0.0.0", 22),))
+    assert "listens on tcp port 22" in refused(Publish("web", "22"), listening)
+
+
+def test_unpublish() -> None:
+    made = planned(Unpublish("8080"), topology(host(), (RULE,)))
+    rules = next(step for step in made.steps if isinstance(step, SetRules))
+    assert "8080" not in rules.text
+
+
+def test_a_dropping_forward_chain_is_warned_of() -> None:
+    warned = planned(CreateNetwork("new")).warnings
+    assert any("FORWARD" in sentence and "br-new" in sentence for sentence in warned)
+
+
+def test_nic_bridged_is_guarded_and_moves_the_host_over() -> None:
+    made = planned(CreateNetwork("wire", "nic-bridged", uplink="eth0"))
+    assert made.guarded and made.warnings
+    words = [step.command() for step in made.steps if not isinstance(step, SetRules)]
+    given = words.index("ip addr add 192.0.2.2/24 dev br-wire")
+    taken = words.index("ip addr del 192.0.2.2/24 dev eth0")
+    assert given < words.index("ip route add default via 192.0.2.1 dev br-wire") < taken
+    mac = next(step.mac for step in made.steps if isinstance(step, CreateBridge))
+    assert mac == next(one.mac for one in topology(host()).snapshot.links() if one.name == "eth0")
+
+
+def test_the_link_of_the_default_route_is_guarded() -> None:
+    now = topology(host())
+    keys = {one.name: one.key for one in now.snapshot.nets[HOST].links.values()}
+    assert planned(ChangeLink(keys["eth0"], mtu=1400), now).guarded
+    assert not planned(ChangeLink(keys["v-web"], up=False), now).guarded
+    session = plan(ChangeLink(keys["br-shop"], mtu=1400), now, session="10.9.0.2")
+    assert isinstance(session, Plan) and session.guarded
+
+
+def test_changes_of_links_bridges_and_ports() -> None:
+    now = topology(host())
+    keys = {one.name: one.key for one in now.snapshot.nets[HOST].links.values()}
+    assert "is so already" in refused(ChangeLink(keys["eth0"], mtu=1500), now)
+    assert "the tag" in refused(ChangeLink(keys["br-shop"], alias="x"), now)
+    assert "a tag of vnet's own" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
+    assert "no setting" in refused(ChangeBridge(keys["br-shop"], "colour", 1), now)
+    assert "200 to 3000" in refused(ChangeBridge(keys["br-shop"], "forward_delay", 1), now)
+    assert "no bridge" in refused(ChangeBridge(keys["eth0"], "stp_state", 1), now)
+    assert "no port of a bridge" in refused(ChangePort(keys["eth0"], "isolated", True), now)
+    assert "no flag" in refused(ChangePort(keys["v-web"], "colour", True), now)
+    assert planned(ChangePort(keys["v-web"], "isolated", True), now)
+    assert 'iifname "br-new"' in next(
+        step.text for step in planned(ChangeLink(keys["br-shop"], name="br-new"), now).steps
+        if isinstance(step, SetRules)
+    )  # fmt: skip
+
+
+def test_what_could_not_be_brought_back_is_not_deleted() -> None:
+    now = topology(host())
+    eth0 = next(one for one in now.snapshot.links() if one.name == "eth0")
+    assert "leaves it alone" in refused(Delete(link_ref(eth0.key)), now)
+
+
+def docker_host() -> Topology:
+    made = host()
+    made.namespace(90)
+    made.container("docker", "api", 90, endpoints=(Endpoint("front", "172.20.0.2/16"),))
+    made.networks.append(
+        Network("docker", "f" * 64, "front", ns=HOST, bridge="br-" + "f" * 12, subnets=("172.20.0.0/16",),
+                gateways=("172.20.0.1",))
+    )  # fmt: skip
+    made.networks.append(Network("docker", "b" * 64, "back", ns=HOST, subnets=("172.21.0.0/16",)))
+    return topology(made)
+
+
+def test_docker_does_docker_networks() -> None:
+    now = docker_host()
+    asked = CreateNetwork("new", subnets=("172.30.0.0/16",), engine="docker")
+    assert planned(asked, now).steps == (DockerCreateNetwork("new", ("172.30.0.0/16",), ("",)),)
+    assert planned(Attach("api", "back"), now).steps == (DockerConnect("back", "api"),)
+    gone = planned(RemoveNetwork("front"), now)
+    assert [type(step) for step in gone.steps] == [DockerDisconnect, DockerRemoveNetwork]
+    assert gone.hits == ("api is detached from front",)
+    assert "Docker's containers" in refused(Attach("web", "front"), now)
+    assert "NAT and internal" in refused(replace(asked, kind="routed"), now)
+    assert "overlaps with docker's network front" in refused(replace(asked, subnets=("172.20.0.0/24",)), now)
+
+
+def test_without_a_host_namespace_nothing_breaks() -> None:
+    empty = Topology(replace(HostBuilder().snapshot(), host=Host()))
+    assert isinstance(plan(CreateNetwork("x"), empty), Plan)

@@ -1,0 +1,129 @@
+"""The TOML file: mistakes are named with their line, and what is there asks for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.plan import Plan, plan_all
+from core.plan.desired import BadFile, Desired, export, parse
+from core.plan.difference import difference
+from core.plan.requests import (
+    Attach,
+    CreateContainer,
+    CreateNetwork,
+    Detach,
+    Publish,
+    RemoveContainer,
+    RemoveNetwork,
+    Unpublish,
+)
+from tests.host_builder import HOST
+from tests.unit.test_plan import BARE, RULE, host, topology
+
+FILE = """\
+joined = [["shop", "vault"]]
+
+[network.shop]
+subnets = ["10.9.0.0/24"]
+
+[network.vault]
+kind = "internal"   # shut
+
+[container.web]
+
+[[attach]]
+container = "web"
+network = "shop"
+
+[[publish]]
+container = "web"
+host_ports = 8080
+container_ports = "80"
+"""
+
+
+def test_parse() -> None:
+    assert parse(FILE) == Desired(
+        (CreateNetwork("shop", subnets=("10.9.0.0/24",)), CreateNetwork("vault", "internal")),
+        (CreateContainer("web"),),
+        (Attach("web", "shop"),),
+        (Publish("web", "8080", "80"),),
+        (("shop", "vault"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[network.a]\nkind = 'nat'\ncolour = 'red'\n", 'line 3: "colour" is not known in [network.a]'),
+        ("[network.a]\n[network.b]\nmtu = 'x'\n", 'line 3: "mtu" in [network.b] should be a whole number'),
+        ("nets = 1\n", 'line 1: "nets" is not known here'),
+        ("[nets.a]\n", 'line 1: "nets" is not known here'),
+        ("[[attach]]\ncontainer='a'\nnetwork='b'\n[[attach]]\ncontainer='a'\nnet='b'\n", 'line 6: "net"'),
+        ("[[attach]]\ncontainer='a'\n", "line 1: [attach] lacks network"),
+        ("[network.a]\nsubnets = [1]\n", "a list of texts"),
+        ("[network.a]\nnat66 = 1\n", "true or false"),
+        ("[network.a]\nname = 'b'\n", 'line 2: "name" is not known'),
+        ("network = 3\n", "line 1: [network.NAME]"),
+        ("publish = 3\n", "line 1: [[publish]]"),
+        ("joined = ['a']\n", "list of pairs"),
+        ("[network.a\n", "line 1"),
+        ('[network."a b"]\ncolour = 1\n', 'line 2: "colour"'),
+    ],
+)
+def test_mistakes_are_named_with_their_line(text: str, told: str) -> None:
+    with pytest.raises(BadFile) as caught:
+        parse(text)
+    assert any(told in reason for reason in caught.value.reasons), caught.value.reasons
+
+
+def test_what_is_there_asks_for_nothing() -> None:
+    now = topology(host(), (RULE,))
+    desired = replace(parse(FILE), networks=parse(FILE).networks[:1], joined=())
+    assert difference(desired, now) == ()
+
+
+def test_what_is_missing_is_asked_for_in_order() -> None:
+    made = parse(FILE + '[container.api]\n[[attach]]\ncontainer = "api"\nnetwork = "vault"\n')
+    requests = difference(made, topology(host()))
+    names = [type(one).__name__ for one in requests]
+    assert names == ["CreateNetwork", "CreateContainer", "Attach", "Publish", "Join"]
+    assert isinstance(plan_all(requests, topology(host())), Plan)
+
+
+def test_a_changed_network_is_made_anew_with_its_members() -> None:
+    made = parse(FILE.replace("10.9.0.0/24", "10.10.0.0/24"))
+    requests = difference(made, topology(host(), (RULE,)))
+    assert requests[0] == RemoveNetwork("shop")
+    assert Attach("web", "shop") in requests and Publish("web", "8080", "80") in requests
+    assert isinstance(plan_all(requests, topology(host(), (RULE,))), Plan)
+
+
+def test_prune_removes_what_is_ours_and_nothing_else() -> None:
+    made = host()
+    lo = made.links[BARE][1]
+    made.links[BARE][1] = replace(lo, alias="vnet:name=bare")
+    made.bridge("br-other", ["10.99.0.1/24"])
+    now = topology(made, (RULE,))
+    assert difference(Desired(), now) == ()
+    assert difference(Desired(), now, prune=True) == (RemoveContainer("bare"), RemoveNetwork("shop"))
+    kept = Desired((CreateNetwork("shop"),), (CreateContainer("bare"),))
+    assert difference(kept, now, prune=True) == (Unpublish("8080"), Detach("netns:web", "shop"))
+
+
+def test_export_and_back() -> None:
+    made = host()
+    made.links[BARE][1] = replace(made.links[BARE][1], alias="vnet:name=bare")
+    now = topology(made, (RULE,))
+    desired = parse(export(now))
+    assert [one.name for one in desired.networks] == ["shop"]
+    assert desired.attachments == (Attach("netns:web", "shop", ("10.9.0.2",), "eth0"),)
+    assert difference(desired, now, prune=True) == ()
+
+
+def test_export_of_nothing() -> None:
+    made = host()
+    made.links[HOST] = {1: made.links[HOST][1]}
+    assert parse(export(topology(made))) == Desired()

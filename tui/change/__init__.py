@@ -1,0 +1,1 @@
+"""The commands that change networks; loaded when one of them runs."""

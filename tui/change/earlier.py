@@ -1,0 +1,141 @@
+"""Changes that were made earlier: listed, taken back, and those cut off offered for it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from itertools import takewhile
+
+from core.apply import journal, run
+from core.apply.journal import Entry
+from core.ops import undo_of
+from core.ops.touched import touched
+from core.plan import Plan
+from core.text import safe
+from tui.change import report
+from tui.change.ask import agreed, is_person
+from tui.change.rights import in_words, require_rights
+from tui.errors import CommandError
+
+_ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
+_MOST_LINES = 50
+
+
+def undo(options: argparse.Namespace) -> int:
+    """Take back the change that is named, or the last one that holds."""
+    with in_words():
+        entry = _chosen(options.entry)
+        if options.dry_run:
+            report.print_dry_run(_as_plan(entry), options.json)
+            return 0
+        require_rights()
+        _refuse_under_later(entry)
+        return _take_back((entry,), options.json)
+
+
+def recover(options: argparse.Namespace) -> int:
+    """Take back the change that is named, or all that were cut off."""
+    with in_words():
+        entries = tuple(entry for entry in journal.open_intents() if options.entry in ("", entry.entry_id))
+        if options.entry and not entries:
+            raise CommandError(f"{safe(options.entry)} was not cut off")
+        if options.dry_run:
+            for entry in entries:
+                report.print_dry_run(_as_plan(entry), options.json)
+            return 0
+        require_rights()
+        if not entries and not options.json:
+            print("nothing to do: no change was cut off")
+        return _take_back(entries, options.json)
+
+
+def offer_recovery(options: argparse.Namespace) -> None:
+    """Have changes that were cut off taken back before the next one, if the person wants it. Raises
+    CommandError where that fails."""
+    entries = journal.open_intents()
+    if not entries:
+        return
+    names = ", ".join(f'{entry.entry_id} ("{safe(entry.title)}")' for entry in entries)
+    wanted = options.auto_undo
+    if not wanted and is_person() and not options.json:
+        print(f"An earlier change was cut off: {names}.")
+        wanted = agreed("Take it back first?")
+    if not wanted:
+        print(
+            f"vnet-tui: warning: an earlier change was cut off: {names}; to take it back: vnet-tui recover",
+            file=sys.stderr,
+        )
+    elif any(report.ended(run.undo(entry)) for entry in entries):
+        raise CommandError("nothing else was changed")
+
+
+def history(options: argparse.Namespace) -> int:
+    """List the changes, the last one first."""
+    with in_words():
+        entries = journal.history()
+        if options.json:
+            report.print_json({"changes": [_document(entry) for entry in entries]})
+            return 0
+        lines = [_line(entry) for entry, _ in zip(entries, range(_MOST_LINES), strict=False)]
+    print("\n".join(lines) if lines else "no change was made yet")
+    return 0
+
+
+def _line(entry: Entry) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
+    return f"{entry.entry_id}  {when}  {_ENDS.get(entry.end, entry.end):10}  {safe(entry.title)}"
+
+
+def _document(entry: Entry) -> dict[str, object]:
+    return {
+        "id": entry.entry_id,
+        "title": entry.title,
+        "at": entry.at,
+        "end": entry.end or "cut off",
+        "errors": list(entry.errors),
+        "steps": report.steps_document(entry.steps),
+    }
+
+
+def _chosen(entry_id: str) -> Entry:
+    """The change of that id, else the last one that holds or was cut off. Raises CommandError."""
+    if not entry_id:
+        found = next((entry for entry in journal.history() if entry.end != "undone"), None)
+        if found is None:
+            raise CommandError("there is no change to take back")
+        return found
+    chosen = journal.find(entry_id) if "/" not in entry_id else None
+    if chosen is None:
+        raise CommandError(f"there is no change {safe(entry_id)}: vnet-tui history lists them")
+    if chosen.end == "undone":
+        raise CommandError(f"{chosen.entry_id} was taken back already")
+    return chosen
+
+
+def _refuse_under_later(entry: Entry) -> None:
+    """Raises CommandError where later changes stand on what this one changed."""
+    mine = touched(entry.steps)
+    later = takewhile(lambda one: one.entry_id != entry.entry_id, journal.history())
+    standing = [one.entry_id for one in later if one.end != "undone" and mine & touched(one.steps)]
+    if standing:
+        raise CommandError(f"later changes stand on it, take these back first: {', '.join(standing)}")
+
+
+def _take_back(entries: Iterable[Entry], as_json: bool) -> int:
+    outcomes = []
+    for entry in entries:
+        outcome = run.undo(entry)
+        outcomes.append(outcome)
+        if not as_json:
+            report.ended(outcome)
+        if not as_json and not outcome.errors:
+            print(f"taken back: {safe(entry.title)}")
+    if as_json:
+        report.print_json({"changes": [report.outcome_document(outcome) for outcome in outcomes]})
+    return 1 if any(outcome.errors for outcome in outcomes) else 0
+
+
+def _as_plan(entry: Entry) -> Plan:
+    return Plan(f"take back: {entry.title}", undo_of(entry.steps[: entry.begun]))

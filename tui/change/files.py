@@ -1,0 +1,92 @@
+"""`vnet-tui apply` and `vnet-tui export`: what shall be, as a file; and `vnet-tui cleanup`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from core.model import link_ref
+from core.ops import SetRules
+from core.plan import Plan, Refused, ours, rules
+from core.plan.desired import BadFile, Desired, export, parse
+from core.plan.difference import difference
+from core.plan.requests import Delete, Request
+from core.text import safe
+from core.topology import Topology
+from tui.change import report
+from tui.change.ask import agreed, is_person
+from tui.change.perform import WHOLE, look, perform, planned
+from tui.errors import CommandError
+
+
+def apply(options: argparse.Namespace) -> int:
+    """Make what a file says; nothing where all is so."""
+    desired = _read(options.file)
+
+    def planner(topology: Topology) -> Plan | Refused:
+        requests = difference(desired, topology, options.prune)
+        return planned(requests, topology, f"apply {options.file}")
+
+    return perform(options, planner, WHOLE, None if options.yes else _ask)
+
+
+def cleanup(options: argparse.Namespace) -> int:
+    """Remove all that carries our tag."""
+
+    def planner(topology: Topology) -> Plan | Refused:
+        requests = (*_strays(topology), *difference(Desired(), topology, prune=True))
+        return _without_table(planned(requests, topology, "clean up"), topology)
+
+    return perform(options, planner, WHOLE, None if options.yes else _ask)
+
+
+def write_export(options: argparse.Namespace) -> int:
+    """Write the file for what exists."""
+    text = export(look(WHOLE))
+    if options.file == "-":
+        sys.stdout.write(text)
+        return 0
+    try:
+        Path(options.file).write_text(text)
+    except OSError as error:
+        raise CommandError(f"cannot write {safe(options.file)}: {error.strerror}") from None
+    return 0
+
+
+def _read(name: str) -> Desired:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+        return parse(text)
+    except OSError as error:
+        raise CommandError(f"cannot read {safe(name)}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandError(f"{safe(name)} is no text in UTF-8") from None
+    except BadFile as error:
+        raise CommandError(f"{safe(name)}: {'; '.join(map(safe, error.reasons))}") from None
+
+
+def _ask(plan: Plan) -> bool:
+    report.print_plan(plan)
+    sys.stdout.flush()
+    if not is_person():
+        raise CommandError("nothing was changed: there is nobody to ask; say --yes to have it done")
+    return agreed(f"Do these {len(plan.steps)} steps?")
+
+
+def _strays(topology: Topology) -> list[Request]:
+    """Attachments whose network is gone."""
+    mine = ours(topology.snapshot, topology.host)
+    ports = {member.port for member in mine.members if member.network not in mine.networks}
+    net = topology.snapshot.nets[topology.host]
+    return [Delete(link_ref(link.key)) for link in net.links.values() if link.name in ports]
+
+
+def _without_table(plan: Plan | Refused, topology: Topology) -> Plan | Refused:
+    """A table of ours that is there without a network goes too."""
+    mine = ours(topology.snapshot, topology.host)
+    if isinstance(plan, Refused) or not mine.table or any(isinstance(step, SetRules) for step in plan.steps):
+        return plan
+    return Plan(
+        plan.title, (*plan.steps, SetRules(rules.EMPTY, rules.EMPTY)), plan.warnings, plan.hits, plan.guarded
+    )

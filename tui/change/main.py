@@ -1,0 +1,34 @@
+"""Which command is done by what."""
+
+from __future__ import annotations
+
+import argparse
+
+from tui.change import earlier, files, keep, networks
+from tui.change.perform import LIGHT, WHOLE, change, look
+from tui.change.requests import request_of
+from tui.change.rights import in_words
+
+_OTHERS = {
+    "apply": files.apply,
+    "export": files.write_export,
+    "cleanup": files.cleanup,
+    "undo": earlier.undo,
+    "recover": earlier.recover,
+    "history": earlier.history,
+    "confirm": keep.confirm,
+}
+# What these delete may have firewall rules of its own.
+_DELETING = (("container", "rm"), ("link", "rm"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what a command of tui.change.arguments asks for; returns the exit code. Raises CommandError."""
+    if options.command in _OTHERS:
+        with in_words():
+            return _OTHERS[options.command](options)
+    action = getattr(options, "action", "")
+    if (options.command, action) == ("network", "ls"):
+        return networks.list_networks(look(WHOLE), options.json)
+    parts = WHOLE if (options.command, action) in _DELETING else LIGHT
+    return change(options, lambda topology: request_of(options, topology), parts)

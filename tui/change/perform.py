@@ -1,0 +1,111 @@
+"""The one path of every change: look, plan, show, apply under one lock, tell how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from core.apply import guard, journal, run
+from core.apply.lock import planning
+from core.apply.state import StateError
+from core.collect.host import missing_capabilities
+from core.collect.session import remote_session
+from core.collect.snapshot import HOST_FIREWALL, read_snapshot
+from core.ops import AddAddress, AddNeighbour, DeleteNeighbour, Operation
+from core.plan import Plan, Refused, plan_all
+from core.plan.requests import Request
+from core.topology import Topology
+from tui.change import keep, report
+from tui.change.earlier import offer_recovery
+from tui.change.rights import in_words, require_rights
+
+# What a plan is made from; the rules of other namespaces matter to those alone who delete these.
+LIGHT = ("links", "containers", HOST_FIREWALL)
+WHOLE = ("links", "containers", "firewall")
+
+type Planner = Callable[[Topology], Plan | Refused]
+# Shows a plan and returns whether to go on with it.
+type Approve = Callable[[Plan], bool]
+
+
+def change(options: argparse.Namespace, request: Callable[[Topology], Request], parts: Sequence[str]) -> int:
+    """Do what one request asks for; returns the exit code. Raises CommandError."""
+    return perform(options, lambda topology: planned((request(topology),), topology), parts)
+
+
+def planned(requests: Sequence[Request], topology: Topology, title: str = "") -> Plan | Refused:
+    """The plan for some requests, which takes no address that a change in the journal still wants."""
+    return plan_all(requests, topology, _reserved(), remote_session(), title)
+
+
+def look(parts: Sequence[str]) -> Topology:
+    """The host as it is now."""
+    return Topology(read_snapshot(parts))
+
+
+def perform(
+    options: argparse.Namespace, planner: Planner, parts: Sequence[str], approve: Approve | None = None
+) -> int:
+    """Plan and do it, or print its commands (`options.dry_run`); returns the exit code. `approve` is asked
+    before anything is done, and again where by then the plan is another one. Raises CommandError."""
+    if options.dry_run:
+        return _dry_run(planner(look(parts)), options.json)
+    with in_words():
+        require_rights()
+        offer_recovery(options)
+        return _do(options, planner, parts, approve)
+
+
+def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
+    lacking = missing_capabilities()
+    if lacking:
+        print(f"vnet-tui: seen without {', '.join(lacking)}: not all may be in sight", file=sys.stderr)
+    if isinstance(plan, Refused):
+        return report.print_refused(plan, as_json)
+    report.print_dry_run(plan, as_json)
+    return 0
+
+
+def _do(options: argparse.Namespace, planner: Planner, parts: Sequence[str], approve: Approve | None) -> int:
+    approved: Plan | None = None
+    while True:
+        with planning():
+            plan = planner(look(parts))
+            if isinstance(plan, Refused):
+                return report.print_refused(plan, options.json)
+            if not plan.steps:
+                return report.print_outcome(plan, None, options.json)
+            if approve is None or (approved and _lasting(plan.steps) == _lasting(approved.steps)):
+                outcome = _apply(plan, shown=approved is not None or options.json)
+                break
+        if approved:
+            print("vnet-tui: things have changed meanwhile; this is what would be done now", file=sys.stderr)
+        if not approve(plan):
+            return 0
+        approved = plan
+    code = report.print_outcome(plan, outcome, options.json)
+    return keep.ask(outcome, options.json) if plan.guarded and outcome.done else code
+
+
+def _apply(plan: Plan, shown: bool) -> run.Outcome:
+    if not shown:
+        report.print_plan(plan)
+        sys.stdout.flush()
+    if plan.guarded:
+        return guard.guarded_apply(plan.title, plan.steps)
+    return run.apply(plan.title, plan.steps)
+
+
+def _lasting(steps: Sequence[Operation]) -> list[Operation]:
+    """The steps but those on neighbours, which come and go by the second."""
+    return [step for step in steps if not isinstance(step, (AddNeighbour, DeleteNeighbour))]
+
+
+def _reserved() -> list[str]:
+    """The addresses of changes that were cut off: they are not free until these are taken back."""
+    try:
+        open_steps = [step for entry in journal.open_intents() for step in entry.steps]
+    except (StateError, OSError):
+        return []
+    return [step.address.partition("/")[0] for step in open_steps if isinstance(step, AddAddress)]

@@ -1,0 +1,118 @@
+"""What a change is and how it ended: in words for people, as JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from core.apply.run import Outcome
+from core.ops import Operation
+from core.plan import Plan, Refused
+from core.text import safe
+
+# Longer lists of steps are cut: --dry-run and history tell them whole.
+_MOST_STEPS = 30
+
+
+def print_dry_run(plan: Plan, as_json: bool) -> None:
+    """The commands on standard output, ready for a shell; what to know before on standard error."""
+    if as_json:
+        print_json(document(plan, dry_run=True))
+        return
+    print_notes(plan)
+    for step in plan.steps:
+        print(printable(step.command()))
+
+
+def print_plan(plan: Plan) -> None:
+    """What would be done, for a person to agree to or to see."""
+    print(f"{safe(plan.title)}:")
+    print_steps(plan.steps)
+    print_notes(plan)
+
+
+def print_steps(steps: tuple[Operation, ...]) -> None:
+    """A line for each step, cut where they are many."""
+    for step in steps[:_MOST_STEPS]:
+        print(f"  {safe(step.describe())}")
+    if len(steps) > _MOST_STEPS:
+        print(f"  ... and {len(steps) - _MOST_STEPS} steps more")
+
+
+def print_notes(plan: Plan) -> None:
+    """What goes as well, and what a person should know, on standard error."""
+    sys.stdout.flush()
+    for hit in plan.hits:
+        print(f"vnet-tui: note: {safe(hit)}", file=sys.stderr)
+    for warning in plan.warnings:
+        print(f"vnet-tui: warning: {safe(warning)}", file=sys.stderr)
+
+
+def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
+    """How a change ended; returns the exit code."""
+    if as_json:
+        print_json(document(plan, outcome))
+    elif outcome is None:
+        print("nothing to do: all is so already")
+    elif outcome.done:
+        print(f"done; to take it back: vnet-tui undo {outcome.entry_id}")
+    return ended(outcome) if outcome else 0
+
+
+def ended(outcome: Outcome) -> int:
+    """Say on standard error what went wrong; returns the exit code."""
+    sys.stdout.flush()
+    for error in outcome.errors:
+        print(f"vnet-tui: {safe(error)}", file=sys.stderr)
+    if outcome.end == "failed":
+        print(
+            f"vnet-tui: it could not be taken back whole; try again: vnet-tui recover {outcome.entry_id}",
+            file=sys.stderr,
+        )
+    elif outcome.errors:
+        print("vnet-tui: all is as it was before", file=sys.stderr)
+    return 1 if outcome.errors else 0
+
+
+def print_refused(refused: Refused, as_json: bool) -> int:
+    """Why there is no plan; returns the exit code."""
+    if as_json:
+        print_json({"refused": list(refused.reasons)})
+    for reason in refused.reasons:
+        print(f"vnet-tui: {safe(reason)}", file=sys.stderr)
+    return 1
+
+
+def document(plan: Plan, outcome: Outcome | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """A plan and how it ended, of JSON's own types; "change" is null where nothing was changed."""
+    return {
+        "title": plan.title,
+        "dry_run": dry_run,
+        "guarded": plan.guarded,
+        "warnings": list(plan.warnings),
+        "hits": list(plan.hits),
+        "steps": steps_document(plan.steps),
+        "change": outcome_document(outcome) if outcome else None,
+    }
+
+
+def steps_document(steps: Iterable[Operation]) -> list[dict[str, str]]:
+    """Each step in words and as a command."""
+    return [{"what": step.describe(), "command": step.command()} for step in steps]
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """How a change ended."""
+    return {"id": outcome.entry_id, "end": outcome.end, "errors": list(outcome.errors)}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def printable(command: str) -> str:
+    """A command without anything that would act on a terminal; its tabs and line breaks stay."""
+    return "\n".join("\t".join(map(safe, line.split("\t"))) for line in command.split("\n"))
