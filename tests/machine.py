@@ -59,10 +59,10 @@ class Machine:
     def vnet(
         self, *arguments: str, text: str = "", before: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """Run our own program there, in pipes."""
+        """Run our own program there, in pipes, with `text` as its input."""
         return subprocess.run(
-            self.words(*before, *PROGRAM, *arguments), capture_output=True, text=True, check=False, input=text,
-            env=self.environment, timeout=60,
+            self.words(*before, *PROGRAM, *arguments), capture_output=True, text=True, check=False,
+            input=text, env=self.environment, timeout=60,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -70,3 +70,60 @@ class Machine:
         self._holder.kill()
         self._holder.communicate()
         self._folder.cleanup()
+
+
+def ok(machine: Machine, command: str, text: str = "") -> str:
+    """Run one of our commands that is to be done; what it printed."""
+    done = machine.vnet(*shlex.split(command), text=text)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def told(machine: Machine, command: str) -> Any:
+    """What one of our commands says as JSON."""
+    return json.loads(ok(machine, f"{command} --json"))
+
+
+def refused(machine: Machine, *words: str) -> str:
+    """What one of our commands that cannot be done says: words on standard error, no traceback."""
+    done = machine.vnet(*words)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, f"{words}: {done.stdout}{done.stderr}"
+    assert done.stderr.startswith("vnet-tui: ")
+    return done.stderr
+
+
+def link(machine: Machine, name: str, inside: str = "") -> dict[str, Any]:
+    return next(one for one in machine.json("ip -j -d addr show", inside) if one["ifname"] == name)
+
+
+def addresses(machine: Machine, name: str, inside: str = "") -> list[str]:
+    found = link(machine, name, inside)["addr_info"]
+    return [f"{one['local']}/{one['prefixlen']}" for one in found if one["scope"] == "global"]
+
+
+def picture(machine: Machine) -> dict[str, Any]:
+    """Everything that our commands may change."""
+    names = sorted(one["name"] for one in machine.json("ip -j netns list"))
+    found: dict[str, Any] = {
+        "namespaces": names, "forward": machine.run("sysctl -n net.ipv4.ip_forward"),
+        "rules": machine.run("nft -s list ruleset"),
+    }  # fmt: skip
+    for name in ("", *names):
+        links = machine.json("ip -j addr show", name)
+        found[f"links of {name}"] = sorted(
+            (one["ifname"], "UP" in one["flags"], one["mtu"], one.get("master", ""), one.get("ifalias", ""),
+             [each["local"] for each in one["addr_info"] if each["scope"] == "global"])
+            for one in links
+        )  # fmt: skip
+    return found
+
+
+def uplink(machine: Machine) -> None:
+    """Join the machine by its link up0 with the namespace `world`, which is its way out."""
+    machine.run("ip netns add world")
+    machine.run("ip link add up0 type veth peer name far netns world")
+    machine.run("ip addr add 192.0.2.2/24 dev up0")
+    machine.run("ip addr add 192.0.2.1/24 dev far", inside="world")
+    machine.run("ip link set up0 up")
+    machine.run("ip link set far up", inside="world")
+    machine.run("ip route add default via 192.0.2.1")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import Iterable
 from functools import partial
 
@@ -36,6 +38,12 @@ class VnetApp(App[None]):
             from tui.widgets.ascii import AsciiFilter
 
             self._filters.append(AsciiFilter())
+
+    def on_mount(self) -> None:
+        """Asked to end from outside, leave the terminal as it was."""
+        if not self.is_headless:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
 
     def get_default_screen(self) -> Screen[None]:
         """The one screen that lies under all others."""

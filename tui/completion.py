@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 # What a value is, by its metavar, for each shell to complete in its own way.
-_FILES, _NAMESPACES = "FILE", "NAME"
+_FILES, _NAMESPACES, _CONTAINERS = "FILE", "NAME", "CONTAINER"
 
 
 @dataclass
 class _Command:
-    """What can follow one command: its options (name, help, what their value is), and its words."""
+    """What can follow one command and its actions: options (name, help, what their value is), and words."""
 
     name: str
     help: str
     options: list[tuple[str, str, str]] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     files: bool = False
+    containers: bool = False
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
@@ -39,13 +40,26 @@ def _read(parser: argparse.ArgumentParser) -> tuple[_Command, list[_Command]]:
 def _command(parser: argparse.ArgumentParser, name: str, help_: str) -> _Command:
     command = _Command(name, help_)
     for action in parser._actions:
-        for option in action.option_strings:
-            value = "" if action.nargs == 0 else str(action.metavar)
-            command.options.append((option, action.help or "", value))
-        if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
-            command.words += [str(choice) for choice in action.choices or ()]
-            command.files |= action.metavar == _FILES
+        _take(action, command)
+        if name and isinstance(action, argparse._SubParsersAction):
+            command.words += action.choices
+            for each in {id(each): each for each in action.choices.values()}.values():
+                for inner in each._actions:
+                    _take(inner, command)
     return command
+
+
+def _take(action: argparse.Action, command: _Command) -> None:
+    """Note what one argument understands; an option that several actions have is noted once."""
+    known = {option for option, _, _ in command.options}
+    for option in action.option_strings:
+        value = "" if action.nargs == 0 else str(action.metavar)
+        if option not in known:
+            command.options.append((option, action.help or "", value))
+    if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
+        command.words += [str(choice) for choice in action.choices or ()]
+        command.files |= action.metavar == _FILES
+        command.containers |= action.metavar == _CONTAINERS
 
 
 def _bash(top: _Command, commands: list[_Command]) -> str:
@@ -80,6 +94,7 @@ complete -F _vnet_tui vnet-tui
 
 def _bash_case(command: _Command) -> str:
     words = " ".join([*command.words, *(option for option, _, _ in command.options)])
+    words += " $(ls /run/netns 2>/dev/null)" if command.containers else ""
     return f'    {command.name}) words="{words}"{" files=1" if command.files else ""} ;;'
 
 
@@ -112,7 +127,9 @@ if [[ $funcstack[1] == _vnet_tui ]]; then _vnet_tui "$@"; else compdef _vnet_tui
 
 def _zsh_case(command: _Command) -> str:
     words = [*_zsh_options(command)]
-    if command.words:
+    if command.containers:
+        words.append(f"'*:container:({' '.join(command.words)} ${{(f)\"$(ls /run/netns 2>/dev/null)\"}})'")
+    elif command.words:
         words.append(f"'1:what:({' '.join(command.words)})'")
     if command.files:
         words.append("'1:file:_files'")
@@ -127,7 +144,7 @@ def _zsh_options(command: _Command) -> Iterator[str]:
     }
     for option, help_, value in command.options:
         text = help_.replace("[", "(").replace("]", ")").replace(":", " -")
-        yield _quoted(f"{option}[{text}]{values.get(value, '')}")
+        yield _quoted(f"{option}[{text}]{values.get(value, ':value:')}")
 
 
 def _fish(top: _Command, commands: list[_Command]) -> str:
@@ -140,6 +157,7 @@ def _fish(top: _Command, commands: list[_Command]) -> str:
         seen = f"complete -c vnet-tui -n '__fish_seen_subcommand_from {command.name}'"
         lines += [f"{seen}{each}" for each in _fish_options(command)]
         lines += [f"{seen} -a {_quoted(' '.join(command.words))}"] if command.words else []
+        lines += [f"{seen} -a '(ls /run/netns 2>/dev/null)'"] if command.containers else []
         lines += [f"{seen} -F"] if command.files else []
     return "\n".join(lines) + "\n"
 
@@ -148,7 +166,7 @@ def _fish_options(command: _Command) -> Iterator[str]:
     values = {"": "", _FILES: " -r -F", _NAMESPACES: " -x -a 'host (ls /run/netns 2>/dev/null)'"}
     for option, help_, value in command.options:
         kind, name = ("-l", option[2:]) if option.startswith("--") else ("-s", option[1:])
-        yield f" {kind} {name} -d {_quoted(help_)}{values.get(value, '')}"
+        yield f" {kind} {name} -d {_quoted(help_)}{values.get(value, ' -x')}"
 
 
 def _quoted(text: str) -> str:

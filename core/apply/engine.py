@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from core.collect.docker import DOCKER
@@ -14,11 +15,14 @@ _LONGEST = 300
 
 
 class EngineError(Exception):
-    """Docker did not do it; the text says why. `already` where what was asked for is so already; `doubtful`
-    where it may have been done all the same, because the answer never came."""
+    """Docker did not do it; the text says why. `answered` where Docker itself says so; `already` where what
+    was asked for is so already; `doubtful` where it may have been done, in whole or in part, all the same."""
 
-    def __init__(self, text: str, already: bool = False, doubtful: bool = False) -> None:
+    def __init__(
+        self, text: str, answered: bool = False, already: bool = False, doubtful: bool = False
+    ) -> None:
         super().__init__(text)
+        self.answered = answered
         self.already = already
         self.doubtful = doubtful
 
@@ -33,9 +37,12 @@ def open_docker() -> Any:
     except Unreachable as error:
         raise EngineError(_why(error)) from error
     from docker.api import APIClient  # loaded for those alone who change something of Docker's
+    from docker.errors import DockerException
 
-    with asked():
+    try:
         return APIClient(f"unix://{path}", timeout=_SECONDS)
+    except (DockerException, OSError) as error:
+        raise EngineError(f"Docker does not answer as it should: {error}"[:_LONGEST]) from error
 
 
 @contextmanager
@@ -50,7 +57,8 @@ def asked(already: Collection[int] = ()) -> Iterator[None]:
     except APIError as error:
         status = error.response.status_code if error.response is not None else 0
         text = str(error.explanation or error)[:_LONGEST].strip()
-        raise EngineError(f"Docker says: {text}", already=status in already) from error
+        broken = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        raise EngineError(f"Docker says: {text}", True, status in already, broken) from error
     except (RequestException, DockerException, OSError) as error:
         text = "Docker did not answer to the end (it stopped, perhaps): systemctl status docker"
         raise EngineError(text, doubtful=True) from error

@@ -7,11 +7,15 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from core.apply.state import StateError, state_directory, unusable
 
+# Seconds that another writer has to end: most changes, and all of the agent's, take less.
+_GRACE = 1.0
+_BETWEEN_TRIES = 0.02
 # Whether this thread plans under the lock: what it then applies does not take it again.
 _planning = threading.local()
 
@@ -22,7 +26,7 @@ class Busy(Exception):
 
 @contextmanager
 def writing(wait: bool = False) -> Iterator[None]:
-    """Hold the writers' lock. Where another process holds it, `wait` for that one, else raise Busy at once.
+    """Hold the writers' lock. Where another process holds it, `wait` for that one, else raise Busy soon.
 
     Raises StateError without a directory to hold it in. The kernel lets go of it when the holder is dead, and
     the tools that it ran are, which inherit it (flock(2)).
@@ -36,10 +40,7 @@ def writing(wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise StateError(unusable(path.parent, error)) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(_holder(descriptor)) from None
+        _take(descriptor, wait)
         with suppress(OSError):  # who holds it is for the others' message only
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode(), 0)
@@ -47,6 +48,18 @@ def writing(wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, wait: bool) -> None:
+    deadline = time.monotonic() + _GRACE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Busy(_holder(descriptor)) from None
+        time.sleep(_BETWEEN_TRIES)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from core.collect.host import read_host
 from core.collect.netns import NamespaceGone
 from core.model import Engine, Namespace, Problem, Snapshot
 
-PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs")
+PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
 # Instead of "firewall": that of the host alone.
 HOST_FIREWALL = "host firewall"
 
@@ -36,8 +36,9 @@ def read_snapshot(parts: Collection[str] | None = None) -> Snapshot:
         fields["engines"] = read_engines(found)
     if "ovs" in wanted:
         fields["ovs"], part_problems["ovs"] = ovs.read_ovs()
+    host_told = read_host("listeners" in wanted)
     return Snapshot(
-        taken_at=time.time(), host=read_host(), namespaces=found, part_problems=part_problems, **fields
+        taken_at=time.time(), host=host_told, namespaces=found, part_problems=part_problems, **fields
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from itertools import chain, count
 
 from core.ops import AddAddress, AddRoute, CreateVeth, Place, SetLink
 from core.plan import ipam, validate
@@ -17,8 +18,6 @@ from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork
 from core.plan.teardown import delete_pair
 from core.text import safe
-
-_MOST_LINKS = 1000
 
 
 @draft_steps.register
@@ -121,14 +120,15 @@ def shut_in(network: OurNetwork, draft: Draft) -> Iterator[tuple[Target, str]]:
 
 
 def _free_link(target: Target) -> str:
-    return next(name for name in (f"eth{n}" for n in range(_MOST_LINKS)) if name not in target.links)
+    return next(name for number in count() if (name := f"eth{number}") not in target.links)
 
 
 def _port_name(container: str, draft: Draft) -> str:
     """A name for the host's end: "v-" and the container's, cut and numbered until it is free."""
     base = re.sub(r"[^A-Za-z0-9_.-]", "", container) or "c"
     size = validate.NAME_BYTES - len("v-")
-    names = (f"v-{base[: size - len(end)]}{end}" for end in ("", *(f"-{n}" for n in range(2, 100_000))))
+    ends = chain([""], (f"-{number}" for number in count(2)))
+    names = (f"v-{base[: size - len(end)]}{end}" for end in ends)
     return next(name for name in names if name not in draft.host_names)
 
 

@@ -122,7 +122,7 @@ class Draft:
         if space and space.names:
             return Place(space.names[0])
         if space and space.pids:
-            return Place(pid=space.pids[0])
+            return Place(pid=space.pids[0], inode=ns)
         raise Refusal([f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"])
 
     def sysctl(self, key: str, value: str, before: str) -> None:
@@ -156,7 +156,7 @@ class Draft:
     def _process(self, container: Container) -> Place:
         if container.pid is None:
             raise Refusal([f"{safe(container.name)} has no process to be reached by"])
-        return Place(pid=container.pid)
+        return Place(pid=container.pid, inode=container.netns)
 
     def container(self, text: str) -> Container:
         """The container that a text names. Raises Refusal where it is none or several."""

@@ -13,7 +13,7 @@ from core.plan.draft import Draft
 from core.plan.lifelines import is_lifeline
 from core.plan.requests import ChangeBridge, ChangeLink, ChangePort
 from core.plan.tags import ALIAS_BYTES, words_of
-from core.plan.teardown import address_operation, own_addresses, routes_of
+from core.plan.teardown import address_operation, own_addresses, permanent_neighbours, routes_of
 from core.text import safe
 
 # ip-link(8)'s names for a bridge's settings: the field of BridgeSettings, how many of its units make one of
@@ -93,7 +93,7 @@ def _change_state(link: Link, up: bool, place: Place, draft: Draft) -> None:
         if any(one.family == 6 and one.scope == "global" for one in link.addresses):
             draft.hit("its IPv6 addresses go, as the kernel does with a link that is down")
         # The kernel takes them away with the state: named, so that an undo brings them back.
-        draft.do(*routes_of(draft, link, place))
+        draft.do(*routes_of(draft, link, place), *permanent_neighbours(draft, link, place))
         for address in reversed([one for one in own_addresses(link) if one.family == 6]):
             draft.do(*address_operation(link.name, address, place).inverse())
     words = {True: "up", False: "down"}

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from core.model import Address, BridgePort, BridgeSettings, Link, Route
 from core.ops import (
     AddAddress,
+    AddNeighbour,
     AddRoute,
     CreateBridge,
     CreateVeth,
     DeleteLink,
+    DeleteNeighbour,
     DeleteRoute,
     Operation,
     Place,
@@ -77,7 +79,8 @@ def delete_empty_bridge(draft: Draft, bridge: Link) -> None:
 def empty_link(draft: Draft, link: Link) -> None:
     """Take a link's routes and addresses away, take it off its bridge and set it down."""
     place = draft.place_of(link.ns)
-    draft.do(*routes_of(draft, link, place))
+    # With a link's last address the kernel forgets its neighbours.
+    draft.do(*routes_of(draft, link, place), *permanent_neighbours(draft, link, place))
     # Later addresses of a subnet are secondary to the first: they go first.
     for address in reversed(own_addresses(link)):
         draft.do(*address_operation(link.name, address, place).inverse())
@@ -95,6 +98,14 @@ def address_operation(link: str, address: Address, place: Place) -> AddAddress:
     """The operation that gives a link this address."""
     scope = address.scope if address.family == 4 and address.scope != "global" else ""
     return AddAddress(link, str(address), place, address.broadcast, scope, address.prefix_route)
+
+
+def permanent_neighbours(draft: Draft, link: Link, place: Place) -> Iterator[DeleteNeighbour]:
+    """What takes away the neighbours that somebody told a link; they go when it is set down."""
+    net = draft.snapshot.nets.get(link.ns)
+    for one in net.neighbours if net else ():
+        if one.ifindex == link.ifindex and one.state == "permanent" and one.mac and not one.proxy:
+            yield DeleteNeighbour(AddNeighbour(link.name, one.address, one.mac, place))
 
 
 def release_port(draft: Draft, link: Link, place: Place) -> None:

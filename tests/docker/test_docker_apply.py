@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from core.apply import journal, run
+from core.apply.kernel import Kernel
 from core.ops import (
     CreateBridge,
     DockerConnect,
@@ -58,41 +59,40 @@ def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> I
     """An engine with a container on the network "keep" and an empty network "old"."""
     engine = inside_docker_host
     monkeypatch.setenv("DOCKER_HOST", engine.url)
-    for network in (OLD, KEEP):
-        engine.run(*network.command().split()[1:])
+    assert run.apply("what is there", (OLD, KEEP)).done
     engine.container("app", "--network", "keep", "--ip", "10.203.0.7", "--network-alias", "db")
     yield engine
     engine.host.run("ip link del br-t", check=False)
 
 
 def whole(engine: DockerHost) -> dict[str, Any]:
-    """The host's network, the container's, and the networks as Docker tells them."""
+    """The host's network, the container's, and the networks as Docker tells them; without what the engine
+    itself chooses afresh: its bridges' MACs, its veths' names and MACs, the order of its rules."""
     told = json.loads(engine.run("network", "inspect", *engine.run("network", "ls", "-q").split()))
     ends = json.loads(engine.run("inspect", "-f", "{{json .NetworkSettings.Networks}}", "app"))
+    inside = f"nsenter -t {engine.pid('app')} -n ip -j addr"
     host = state([engine.namespace])[engine.namespace]
-    host["links"] = {name: link for name, link in host["links"].items() if not name.startswith("veth")}
-    for part in ("addresses", "ports"):
-        host[part] = {name: one for name, one in host[part].items() if not name.startswith("veth")}
+    links = [host["links"][name] | host["addresses"][name] for name in sorted(host["links"])]
     return {
-        "host": host["links"] | host["addresses"] | {"rules": host["rules"], "sysctls": host["sysctls"]},
-        "veths": len([name for name in engine.host.run("ip -o link").split() if name.startswith("veth")]),
-        "networks": {
-            one["Name"]: [one[key] for key in ("Driver", "IPAM", "Internal", "Options")] for one in told
+        "links": {
+            link["ifname"]: [link.get("mtu"), link.get("ifalias"), _locals(link)]
+            for link in links
+            if not link["ifname"].startswith("veth")
         },
+        "veths": sum(link["ifname"].startswith("veth") for link in links),
+        "rules": sorted(json.dumps(rule, sort_keys=True) for rule in host["rules"]["nftables"]),
+        "sysctls": host["sysctls"],
+        "networks": {one["Name"]: [one[key] for key in ("IPAM", "Internal", "Options")] for one in told},
         "ends": {
-            name: [end["IPAddress"], end["MacAddress"], sorted(set(end["Aliases"] or ()) & {"db", "api"})]
+            name: [end["IPAddress"], end["MacAddress"], sorted({*(end["Aliases"] or ())} & {"db", "api"})]
             for name, end in ends.items()
         },
-        "addresses": [
-            sorted(one["local"] for one in link["addr_info"])
-            for link in json.loads(_inside(engine, "ip -j addr"))
-            if not link["ifname"].startswith("lo")
-        ],
+        "inside": [_locals(link) for link in engine.host.json(inside)],
     }
 
 
-def _inside(engine: DockerHost, command: str) -> str:
-    return engine.host.run(f"nsenter -t {engine.pid('app')} -n {command}")
+def _locals(link: dict[str, Any]) -> list[str]:
+    return sorted(one["local"] for one in link["addr_info"] if one["scope"] != "link")
 
 
 def test_done_and_undone(engine: DockerHost) -> None:
@@ -153,34 +153,71 @@ def test_docker_answers_500(
     at: int, engine: DockerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = whole(engine)
-    broken = BadEngine(
-        tmp_path / "sock", lambda path: iter([http(_answer(path), "500 Internal Server Error")])
-    )
-
-    def breaking(operation: Operation) -> None:
-        url = f"unix://{tmp_path}/sock" if operation is steps[at] else engine.url
-        monkeypatch.setenv("DOCKER_HOST", url)
-
     steps = steps_of()
     real = run.execute
 
-    def execute(operation: Operation, kernel: Any) -> None:
-        if operation is steps[at]:
-            with run.Kernel() as other:
-                monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/sock")
-                try:
-                    return real(operation, other)
-                finally:
-                    monkeypatch.setenv("DOCKER_HOST", engine.url)
-        return real(operation, kernel)
+    def execute(operation: Operation, kernel: Kernel) -> None:
+        if operation is not steps[at]:
+            return real(operation, kernel)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/broken")
+        try:
+            with Kernel() as other:
+                return real(operation, other)
+        finally:
+            monkeypatch.setenv("DOCKER_HOST", engine.url)
 
     monkeypatch.setattr(run, "execute", execute)
-    with broken:
+    with BadEngine(tmp_path / "broken", _broken):
         outcome = run.apply("refused", steps)
     assert outcome.end == "undone", outcome.errors
-    assert "Docker says: out of luck" in outcome.errors[0]
+    assert outcome.errors == (f"could not {steps[at].describe()}: Docker says: out of luck",)
     assert whole(engine) == before
 
 
-def _answer(_: str) -> bytes:
-    return b'{"message": "out of luck"}'
+def _broken(path: str) -> Iterator[bytes]:
+    if path.endswith("/version"):
+        yield http(b'{"ApiVersion": "1.41"}')
+    else:
+        yield http(b'{"message": "out of luck"}', "500 Internal Server Error")
+
+
+def test_docker_stops_half_way(engine: DockerHost) -> None:
+    before = whole(engine)
+    steps = steps_of()
+
+    def stop_here(operation: Operation) -> None:
+        if operation is steps[3]:
+            engine.stop()
+
+    try:
+        outcome = run.apply("stopped", steps, progress=stop_here)
+        assert outcome.end == "failed"
+        assert steps[3].describe() in outcome.errors[0]
+        assert "Docker" in outcome.errors[0]
+        assert "br-t" not in engine.host.run("ip link"), "what is not Docker's is taken back at once"
+    finally:
+        engine.start()
+    engine.run("start", "app")
+    (entry,) = journal.open_intents()
+    assert run.undo(entry).errors == ()
+    assert journal.open_intents() == ()
+    assert whole(engine) == before
+
+
+def test_somebody_elses_network_is_not_removed(engine: DockerHost) -> None:
+    engine.run("network", "create", "shop")
+    before = whole(engine)
+    outcome = run.apply("in the way", steps_of())
+    assert outcome.end == "undone"
+    assert "File exists" in outcome.errors[0] or "there already" in outcome.errors[0]
+    assert whole(engine) == before
+
+
+def test_docker_is_not_there(engine: DockerHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = whole(engine)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    outcome = run.apply("nobody", steps_of())
+    assert outcome.end == "undone"
+    assert "Docker is not running" in outcome.errors[0]
+    monkeypatch.setenv("DOCKER_HOST", engine.url)
+    assert whole(engine) == before

@@ -188,7 +188,7 @@ def test_attach_a_process_of_an_engine() -> None:
     veth = next(
         step for step in planned(Attach("api", "shop"), topology(made)).steps if isinstance(step, CreateVeth)
     )
-    assert veth.peer_place == Place(pid=4711)
+    assert veth.peer_place == Place(pid=4711, inode=90)
 
 
 def test_a_name_that_two_containers_have() -> None:

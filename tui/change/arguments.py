@@ -173,6 +173,7 @@ def _journal(commands: _Commands) -> None:
     history.add_argument("--json", action="store_true", help="print JSON, each change with its commands")
     recover = _changing(commands, "recover", "take back changes that were cut off")
     _entry(recover, "the change (all that were cut off)")
+    recover.add_argument("--forget", action="store_true", help="leave what is there, and offer it no more")
     confirm = _command(commands, "confirm", "keep a guarded change, which is taken back otherwise")
     _entry(confirm, "the change (the one that waits)")
     confirm.add_argument("--json", action="store_true", help="print how it ended as JSON")

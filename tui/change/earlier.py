@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable
 from itertools import takewhile
@@ -48,12 +47,16 @@ def recover(options: argparse.Namespace) -> int:
         require_rights()
         if not entries and not options.json:
             print("nothing to do: no change was cut off")
+        if options.forget:
+            for entry in entries:
+                journal.mark(entry, "undone", ("left as it was",))
+            return 0
         return _take_back(entries, options.json)
 
 
 def offer_recovery(options: argparse.Namespace) -> None:
-    """Have changes that were cut off taken back before the next one, if the person wants it. Raises
-    CommandError where that fails."""
+    """Have changes that were cut off taken back before the next one, which would stand on what is half there.
+    Raises CommandError where they are not."""
     entries = journal.open_intents()
     if not entries:
         return
@@ -63,11 +66,11 @@ def offer_recovery(options: argparse.Namespace) -> None:
         print(f"An earlier change was cut off: {names}.")
         wanted = agreed("Take it back first?")
     if not wanted:
-        print(
-            f"vnet-tui: warning: an earlier change was cut off: {names}; to take it back: vnet-tui recover",
-            file=sys.stderr,
+        raise CommandError(
+            f"nothing was changed: an earlier change was cut off, {names}; take it back first: vnet-tui recover "
+            "(or --auto-undo; vnet-tui recover --forget leaves what is there)"
         )
-    elif any(report.ended(run.undo(entry)) for entry in entries):
+    if any(report.ended(run.undo(entry)) for entry in entries):
         raise CommandError("nothing else was changed")
 
 

@@ -20,9 +20,11 @@ from tui.change import keep, report
 from tui.change.earlier import offer_recovery
 from tui.change.rights import in_words, require_rights
 
-# What a plan is made from; the rules of other namespaces matter to those alone who delete these.
+# What a plan is made from; the rules of other namespaces matter to those alone who delete these,
+# and who listens on the host to those alone who publish ports.
 LIGHT = ("links", "containers", HOST_FIREWALL)
-WHOLE = ("links", "containers", "firewall")
+PUBLISHING = (*LIGHT, "listeners")
+WHOLE = ("links", "containers", "firewall", "listeners")
 
 type Planner = Callable[[Topology], Plan | Refused]
 # Shows a plan and returns whether to go on with it.

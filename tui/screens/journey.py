@@ -202,6 +202,8 @@ class Journey(Frame):
         if self._drawn is stop and len(self.table.rows):
             self.table.update(shown.rows, stop.view in _FOLLOWING)
         else:
+            if stop.state.ref and len(shown.rows) and shown.rows.index(stop.state.ref) is None:
+                self.notify("What was selected is not in this list now.", markup=False, timeout=3)
             self.table.show(self.view.columns, shown.rows, stop.state.ref, stop.state.top)
         self._drawn = stop
         if stop.state.ref is not None:

@@ -48,7 +48,7 @@ def _(operation: DockerConnect, kernel: Kernel) -> None:
                 aliases=list(operation.aliases) or None,
             )
     except EngineError as error:
-        error.already = not error.doubtful and is_connected(operation, kernel)
+        error.already = error.answered and is_connected(operation, kernel)
         raise
 
 
@@ -62,7 +62,7 @@ def _(operation: DockerDisconnect, kernel: Kernel) -> None:
             )
     except EngineError as error:
         # Docker's status for "is not connected" differs between versions: ask what is.
-        error.already |= not error.doubtful and not is_connected(operation.connection, kernel)
+        error.already |= error.answered and not is_connected(operation.connection, kernel)
         raise
 
 

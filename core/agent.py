@@ -1,0 +1,196 @@
+"""The agent: puts our rules back when something wiped them, and attaches restarted containers again."""
+
+from __future__ import annotations
+
+import selectors
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from core.apply import run, wanted
+from core.apply.execute import execute
+from core.apply.kernel import Kernel
+from core.apply.lock import writing
+from core.collect import docker
+from core.collect.events import EVERYTHING, EventSocket
+from core.collect.netns import NamespaceGone
+from core.collect.nftables import read_tables
+from core.model import Container
+from core.ops import CreateVeth, Operation, Place, SetRules, Want
+from core.watch.looker import Looker
+
+_TABLE = "vnet"
+_RULES_EVERY = 30.0  # seconds; events come at once
+_CONTAINERS_EVERY = 30.0
+_AGAIN_SOON = 0.5  # seconds after which what could not be attached is tried again
+_MOST_TRIES = 10  # for one process of a container
+_PATIENCE = 1.0
+_NFT_SECONDS = 20.0
+
+
+class Agent:
+    """Works until `stop` is set. `say` gets a sentence for each thing done, and for each that failed.
+
+    It acts under the writers' lock and touches no rule outside our own tables; each attachment that it makes
+    is a change in the journal.
+    """
+
+    def __init__(self, say: Callable[[str], None], stop: threading.Event) -> None:
+        self._say, self._stop = say, stop
+        self._rules = Rules(say)
+        self._attachments = Attachments(say)
+        self._failures: dict[str, str] = {}
+        self._look_rules = self._looker("rules", self._keep_rules, _RULES_EVERY)
+        self._look_containers = self._looker("containers", self._keep_attached, _CONTAINERS_EVERY)
+
+    def run(self) -> None:
+        """Blocks until told to stop. Raises OSError where kernel events cannot be heard."""
+        hearing = threading.Thread(
+            target=docker.watch_docker, args=(self._stop, self._look_containers.mark), daemon=True
+        )
+        lookers = (self._look_rules, self._look_containers)
+        events = EventSocket()
+        try:
+            for looker in lookers:
+                looker.mark()
+                looker.start()
+            hearing.start()
+            self._hear(events)
+        finally:
+            events.close()
+            for looker in lookers:
+                looker.stop()
+
+    def _looker(self, part: str, look: Callable[[], None], every: float) -> Looker:
+        return Looker(part, look, self._failed, every, settle=0.05)
+
+    def _hear(self, events: EventSocket) -> None:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in events.filenos():
+                selector.register(descriptor, selectors.EVENT_READ)
+            while not self._stop.is_set():
+                if selector.select(_PATIENCE) and events.read() & {(None, "nft"), EVERYTHING}:
+                    self._look_rules.mark()
+
+    def _keep_rules(self) -> None:
+        self._rules.look()
+        self._failures.pop("rules", None)
+
+    def _keep_attached(self) -> None:
+        complete = self._attachments.look()
+        self._failures.pop("containers", None)
+        self._look_containers.set_every(_CONTAINERS_EVERY if complete else _AGAIN_SOON)
+
+    def _failed(self, part: str, error: Exception) -> None:
+        """Say what went wrong, once for as long as it does."""
+        sentence = f"{part}: {error or type(error).__name__}"
+        if self._failures.get(part) != sentence:
+            self._failures[part] = sentence
+            self._say(sentence)
+
+
+class Rules:
+    """Our own nftables tables: what they were made to say, and whether they still do."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._text: str | None = None  # what they were last made to say, as far as was looked
+        self._good: Collection[str] = ()  # what nft printed of them then
+
+    def look(self) -> None:
+        """Put the tables back where something of theirs is missing. What was added by hand is left alone."""
+        if wanted.rules() == self._text and not self._missing(listing()):
+            return
+        # Another writer may be in the middle of a change of them: look again once it has ended.
+        with writing(wait=True):
+            text, present = wanted.rules(), listing()
+            if text != self._text and (present or not text):
+                self._text, self._good = text, present
+            elif text != self._text or self._missing(present):
+                self._put_back(text)
+
+    def _put_back(self, text: str) -> None:
+        with Kernel() as kernel:
+            execute(SetRules(text, text), kernel)
+        self._text, self._good = text, listing()
+        if self._good:
+            self._say("rules of vnet's own table were gone: put back")
+
+    def _missing(self, present: Collection[str]) -> bool:
+        return bool(set(self._good) - set(present))
+
+
+def listing() -> tuple[str, ...]:
+    """The lines of our own tables in the host's namespace, without counters; () where there is none. Raises
+    OSError where nft cannot be run."""
+    lines: list[str] = []
+    for table in read_tables():
+        if table.name == _TABLE:
+            words = ["nft", "-s", "list", "table", table.family, table.name]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=_NFT_SECONDS, check=False)
+            lines += [line.strip() for line in done.stdout.splitlines()]
+    return tuple(lines)
+
+
+class Attachments:
+    """The attachments of Docker's containers to our own networks that are kept across restarts."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._seen: set[str] = set()
+        self._tries: Counter[tuple[str, str, int]] = Counter()
+
+    def look(self) -> bool:
+        """Attach what should be attached and is not; says whether nothing is left to be tried again."""
+        found = wanted.attachments()
+        if not found:
+            return True
+        engine = docker.read_docker()
+        if engine.state != "ok":
+            return True  # its events, or the next look, will tell
+        containers = {container.uid: container for container in engine.containers}
+        self._forget_removed(found, containers.keys())
+        self._seen |= containers.keys()
+        done = [self._attached(want, containers.get(want.container)) for want in found]
+        return all(done)
+
+    def _attached(self, want: Want, container: Container | None) -> bool:
+        if container is None or container.pid is None or container.state != "running":
+            return True  # nothing to attach to before its next start
+        steps = want.steps_at(Place(pid=container.pid, inode=container.netns))
+        tried = (want.container, want.network, container.pid)
+        if _is_there(steps) or self._tries[tried] >= _MOST_TRIES:
+            return True
+        self._tries[tried] += 1
+        return self._attach(want, container, steps)
+
+    def _attach(self, want: Want, container: Container, steps: tuple[Operation, ...]) -> bool:
+        outcome = run.apply(f"attach {container.name} to {want.network} again", steps, wait=True)
+        if outcome.done:
+            self._say(f"{container.name} has started: attached to {want.network} again")
+        else:
+            self._say(f"{container.name} is not attached to {want.network}: {'; '.join(outcome.errors)}")
+        return outcome.done
+
+    def _forget_removed(self, found: Collection[Want], present: Collection[str]) -> None:
+        """Containers that were there and are not any more will never start again."""
+        for want in found:
+            if want.container in self._seen and want.container not in present:
+                with writing(wait=True):
+                    wanted.remove(want)
+                self._say(f"{want.container} is gone: its attachment to {want.network} is forgotten")
+        self._seen &= set(present)
+
+
+def _is_there(steps: tuple[Operation, ...]) -> bool:
+    """Whether both ends of every veth pair among the steps are where they belong."""
+    with Kernel() as kernel:
+        try:
+            for step in steps:
+                if isinstance(step, CreateVeth):
+                    kernel.index(step.place, step.name)
+                    kernel.index(step.peer_place, step.peer)
+        except (LookupError, NamespaceGone):
+            return False
+    return True

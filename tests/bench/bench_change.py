@@ -1,0 +1,177 @@
+"""Making networks and attaching containers, against Docker and netavark; many at once; and nothing at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.apply import journal
+from core.apply import run as engine
+from core.apply.lock import planning
+from core.collect.snapshot import HOST_FIREWALL, read_snapshot
+from core.plan import Plan, plan_all
+from core.plan.desired import parse
+from core.plan.difference import difference
+from core.plan.requests import Attach, CreateNetwork, Request
+from core.topology import Topology
+from tests.bench.report import Figure, paired, percentile
+from tests.conftest import ThrowawayHost
+from tests.docker.engine import DockerHost
+
+NETAVARK = "/usr/lib/podman/netavark"
+CURVE = (10, 100, 500)
+_PARTS = ("links", "containers", HOST_FIREWALL)
+_NET, _WEB = "vtbench", "bweb"
+_CONTAINER_ID, _NETWORK_ID = "c" * 64, "d" * 64
+
+
+def side_by_side(docker: DockerHost) -> Iterator[Figure]:
+    """One NAT network with one container on it, side by side."""
+    plain = docker.host.namespace("plain")
+    docker.container(_WEB)
+    how = "in turns, median of 9; ours with its look, plan and journal"
+    against_docker = paired(lambda: ours(plain), lambda: theirs(docker), 9)
+    yield Figure("NAT network + one container, engine time", "<= 0.1 x docker", str(against_docker), how)
+    if Path(NETAVARK).exists():
+        against = paired(lambda: ours(plain), lambda: netavarks(docker.host, plain), 9)
+        yield Figure("the same", "<= 0.33 x netavark setup", str(against), how)
+
+
+def run() -> list[Figure]:
+    """The ratios with Docker and netavark, and how long many take, each time and once more."""
+    with state_directory():
+        docker = DockerHost()
+        try:
+            docker.start()
+            docker.import_image()
+            os.environ["DOCKER_HOST"] = docker.url
+            with inside(docker.host):
+                figures = list(side_by_side(docker))
+        finally:
+            os.environ.pop("DOCKER_HOST", None)
+            docker.close()
+        return figures + [figure for count in CURVE for figure in many(count)]
+
+
+def ours(container: str) -> float:
+    """Make the network and attach the container; what was made is taken back outside the time."""
+    requests = (CreateNetwork(_NET), Attach(container, _NET))
+    seconds, _ = timed(lambda: change(lambda _: requests))
+    entry = next(journal.history())
+    assert not engine.undo(entry).errors
+    return seconds
+
+
+def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
+    """Look, plan and apply, as the command line does; returns how many steps it took."""
+    with planning():
+        topology = Topology(read_snapshot(_PARTS))
+        plan = plan_all(requests(topology), topology)
+        assert isinstance(plan, Plan), plan
+        if plan.steps:
+            outcome = engine.apply(plan.title, plan.steps)
+            assert outcome.done, outcome.errors
+        return len(plan.steps)
+
+
+def theirs(docker: DockerHost) -> float:
+    """The same by the `docker` command."""
+    seconds, _ = timed(
+        lambda: (docker.run("network", "create", _NET), docker.run("network", "connect", _NET, _WEB))
+    )
+    docker.run("network", "disconnect", _NET, _WEB)
+    docker.run("network", "rm", _NET)
+    return seconds
+
+
+def netavarks(host: ThrowawayHost, container: str) -> float:
+    """The same by netavark."""
+    network = {
+        "name": _NET, "id": _NETWORK_ID, "driver": "bridge", "network_interface": "nv0", "internal": False,
+        "ipv6_enabled": False, "dns_enabled": False, "ipam_options": {"driver": "host-local"},
+        "subnets": [{"subnet": "10.99.0.0/24", "gateway": "10.99.0.1"}],
+    }  # fmt: skip
+    wish = {
+        "container_id": _CONTAINER_ID, "container_name": "plain", "network_info": {_NET: network},
+        "networks": {_NET: {"interface_name": "eth0", "static_ips": ["10.99.0.2"]}},
+    }  # fmt: skip
+    seconds, _ = timed(lambda: _netavark("setup", container, wish))
+    _netavark("teardown", container, wish)
+    return seconds
+
+
+def _netavark(verb: str, container: str, wish: dict[str, object]) -> None:
+    subprocess.run(
+        [NETAVARK, "-c", tempfile.gettempdir(), verb, f"/run/netns/{container}"],
+        input=json.dumps(wish), text=True, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def many(count: int) -> Iterator[Figure]:
+    """One file with that many containers on one network: applied, and applied again."""
+    prefix = f"vb{os.getpid()}"
+    names = [f"{prefix}x{number}" for number in range(count)]
+    text = '[network.many]\nsubnets = ["10.98.0.0/16"]\n'
+    text += "".join(f"[container.{name}]\n" for name in names)
+    text += "".join(f'[[attach]]\ncontainer = "netns:{name}"\nnetwork = "many"\n' for name in names)
+    host = ThrowawayHost()
+    try:
+        with inside(host):
+            desired = parse(text)
+            first, steps = timed(lambda: change(lambda topology: difference(desired, topology)))
+            again = []
+            for _ in range(5):
+                seconds, more = timed(lambda: change(lambda topology: difference(desired, topology)))
+                assert more == 0
+                again.append(seconds)
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        host.close()
+    how = f"{steps} steps, once"
+    yield Figure(
+        f"{count} containers by one file", "<= 10 ms each", f"{first / count * 1000:.1f} ms each", how
+    )
+    measured = f"no operation; {percentile(again, 0.5):.2f} s"
+    yield Figure(f"the file of {count} again", "no operation, <= 0.5 s", measured, "median of 5")
+
+
+def timed[T](work: Callable[[], T]) -> tuple[float, T]:
+    """The seconds that some work takes, and what it returns."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+@contextmanager
+def inside(host: ThrowawayHost) -> Iterator[None]:
+    """The body takes the throw-away host for the host."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    there = os.open(f"/run/netns/{host.name}", os.O_RDONLY)
+    os.setns(there, os.CLONE_NEWNET)
+    try:
+        yield
+    finally:
+        os.setns(home, os.CLONE_NEWNET)
+        os.close(home)
+        os.close(there)
+
+
+@contextmanager
+def state_directory() -> Iterator[None]:
+    """A journal of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get("VNET_STATE")
+        os.environ["VNET_STATE"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("VNET_STATE")
+            if before is not None:
+                os.environ["VNET_STATE"] = before

@@ -1,0 +1,177 @@
+"""The agent: wiped rules come back, restarted containers are attached again, and nobody else's is touched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.agent import Agent
+from core.apply import journal, run, wanted
+from core.ops import AddAddress, CreateBridge, CreateVeth, Operation, Place, SetLink, SetRules, Want
+from tests.docker.engine import DockerHost
+from tests.docker.place import wait_until
+
+pytestmark = pytest.mark.root
+
+_EMPTY = "table inet vnet\ndelete table inet vnet\n"
+_RULES = _EMPTY + (
+    "table inet vnet {\n\tchain post {\n\t\ttype nat hook postrouting priority 100;\n"
+    "\t\tip saddr 10.77.0.0/24 counter masquerade\n\t}\n}\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerHost]:
+    monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)
+    yield inside_docker_host
+    inside_docker_host.host.run("ip link del br-t", check=False)
+    inside_docker_host.host.run("nft delete table inet vnet", check=False)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def agent(engine: DockerHost, said: list[str]) -> Iterator[threading.Event]:
+    """An agent at work; set the event to end it."""
+    stop = threading.Event()
+    thread = threading.Thread(target=Agent(said.append, stop).run)
+    thread.start()
+    yield stop
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def rules(engine: DockerHost) -> str:
+    return engine.host.run("nft -s list table inet vnet", check=False)
+
+
+def test_wiped_rules_come_back(engine: DockerHost, agent: threading.Event, said: list[str]) -> None:
+    assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
+    good = rules(engine)
+    assert "masquerade" in good
+    for wipe in ("flush ruleset", "delete table inet vnet", "flush table inet vnet"):
+        said.clear()
+        engine.host.run(f"nft {wipe}")
+        wait_until(lambda: rules(engine) == good, f"the rules after {wipe}")
+        wait_until(lambda: said, "the agent to say so")
+        assert "put back" in said[0]
+    assert "DOCKER" not in engine.host.run("nft list ruleset"), "Docker's rules are Docker's to put back"
+
+
+def test_our_own_removal_stays(engine: DockerHost, agent: threading.Event, said: list[str]) -> None:
+    assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
+    engine.host.run("nft flush ruleset")
+    wait_until(lambda: "masquerade" in rules(engine), "the rules")
+    assert run.undo(next(journal.history())).end == "undone"
+    said.clear()
+    engine.host.run("nft add table inet other")
+    engine.host.run("nft flush ruleset")
+    agent.wait(0.5)
+    assert rules(engine) == ""
+    assert said == []
+
+
+def test_what_was_added_by_hand_is_left_alone(engine: DockerHost, agent: threading.Event) -> None:
+    assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
+    agent.wait(0.3)
+    engine.host.run("nft add rule inet vnet post ip saddr 10.78.0.0/24 counter")
+    by_hand = rules(engine)
+    agent.wait(0.5)
+    assert rules(engine) == by_hand
+
+
+def test_wiped_before_it_started(engine: DockerHost, said: list[str]) -> None:
+    assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
+    good = rules(engine)
+    engine.host.run("nft flush ruleset")
+    stop = threading.Event()
+    thread = threading.Thread(target=Agent(said.append, stop).run)
+    thread.start()
+    try:
+        wait_until(lambda: rules(engine) == good, "the rules")
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def attaching(engine: DockerHost, name: str, address: str) -> tuple[Operation, ...]:
+    pid = engine.pid(name)
+    inside = Place(pid=pid, inode=Path(f"/proc/{pid}/ns/net").stat().st_ino)
+    port = f"v-{name}"
+    steps: tuple[Operation, ...] = (
+        CreateVeth(port, "eth9", peer_place=inside, alias=f"vnet:net=t of={name}"),
+        SetLink(port, "master", "br-t", ""),
+        SetLink(port, "up", "up", "down"),
+        AddAddress("eth9", address, inside),
+        SetLink("eth9", "up", "up", "down", inside),
+    )
+    container = engine.run("inspect", "-f", "{{.Id}}", name)
+    return (*steps, Want(f"docker:{container}", "t", steps))
+
+
+def addresses(engine: DockerHost, name: str) -> str:
+    pid = engine.pid(name)
+    return engine.host.run(f"nsenter -t {pid} -n ip -o addr show dev eth9", check=False) if pid else ""
+
+
+def test_a_restarted_container_is_attached_again(
+    engine: DockerHost, agent: threading.Event, said: list[str]
+) -> None:
+    for name in ("app", "log"):
+        engine.container(name)
+    bridge = (CreateBridge("br-t", alias="vnet:net=t"), SetLink("br-t", "up", "up", "down"))
+    assert run.apply("bridge", bridge).done
+    for name, address in (("app", "10.77.0.2/24"), ("log", "10.77.0.3/24")):
+        outcome = run.apply(f"attach {name}", attaching(engine, name, address))
+        assert outcome.done, outcome.errors
+    for _ in range(2):
+        engine.run("restart", "-t", "0", "app")
+        wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
+    assert engine.host.json("ip -j link show v-app")[0]["master"] == "br-t"
+    assert "10.77.0.3/24" in addresses(engine, "log")
+    wait_until(lambda: len(said) >= 2, "the agent to say so")
+    assert all("attached to t again" in sentence for sentence in said)
+
+
+def test_an_attachment_taken_back_stays_away(
+    engine: DockerHost, agent: threading.Event, said: list[str]
+) -> None:
+    engine.container("app")
+    assert run.apply("bridge", (CreateBridge("br-t", alias="vnet:net=t"),)).done
+    outcome = run.apply("attach app", attaching(engine, "app", "10.77.0.2/24"))
+    engine.run("restart", "-t", "0", "app")
+    wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
+    entry = journal.find(outcome.entry_id)
+    assert entry is not None
+    assert run.undo(entry).errors == ()
+    assert wanted.attachments() == ()
+    assert "v-app" not in engine.host.run("ip link")
+    said.clear()
+    engine.run("restart", "-t", "0", "app")
+    agent.wait(0.5)
+    assert "10.77.0.2" not in addresses(engine, "app")
+    assert said == []
+
+
+def test_a_removed_container_is_forgotten(
+    engine: DockerHost, agent: threading.Event, said: list[str]
+) -> None:
+    engine.container("app")
+    assert run.apply("bridge", (CreateBridge("br-t", alias="vnet:net=t"),)).done
+    assert run.apply("attach app", attaching(engine, "app", "10.77.0.2/24")).done
+    engine.run("restart", "-t", "0", "app")
+    wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
+    engine.run("rm", "-f", "app")
+    wait_until(lambda: not wanted.attachments(), "the attachment to be forgotten")

@@ -1,0 +1,162 @@
+"""What plans make carries traffic as it should: NAT, internal, apart, joined, published ports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.apply import run
+from core.collect.snapshot import read_snapshot
+from core.plan import Plan, plan_all
+from core.plan.requests import CreateContainer, CreateNetwork, Join, Part, Publish, Request, Unpublish
+from core.topology import Topology
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+WEB, LOG, TILL = f"w{os.getpid()}", f"l{os.getpid()}", f"t{os.getpid()}"
+NETWORKS = (
+    CreateNetwork("shop", subnets=("10.91.0.0/24", "fd91::/64")),
+    CreateNetwork("vault", "internal", ("10.92.0.0/24",)),
+    CreateContainer(WEB, "bridged", "shop", ("10.91.0.2", "fd91::2")),
+    CreateContainer(TILL, "bridged", "shop", ("10.91.0.3", "fd91::3")),
+    CreateContainer(LOG, "bridged", "vault", ("10.92.0.2",)),
+)
+_SERVE = (
+    "import socket\n"
+    "s = socket.create_server(('::', 80), family=socket.AF_INET6, dualstack_ipv6=True)\n"
+    "print('ready', flush=True)\n"
+    "while True:\n"
+    "    c, a = s.accept(); c.sendall(a[0].removeprefix('::ffff:').encode()); c.close()\n"
+)
+_ASK = (
+    "import socket, sys\n"
+    "c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
+    "print(c.recv(99).decode())\n"
+)
+
+
+class Site:
+    """A host with the world behind its uplink, and a server on port 80 of the container WEB."""
+
+    def __init__(self, host: ThrowawayHost) -> None:
+        self.host = host
+
+    def do(self, *requests: Request) -> None:
+        made = plan_all(requests, Topology(read_snapshot(("namespaces", "links", "firewall", "containers"))))
+        assert isinstance(made, Plan), made
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done, outcome
+
+    def ask(self, name: str, address: str, port: int = 80) -> str:
+        """The client's address as the server saw it, "" where it did not answer."""
+        words = ["ip", "netns", "exec", name, sys.executable, "-c", _ASK, address, str(port)]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+    def pings(self, name: str, address: str) -> bool:
+        words = ["ip", "netns", "exec", name, "ping", "-c1", "-W1", address]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def site(inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+    made, host = Site(inside_host), inside_host
+    host.namespace("world")
+    host.run(f"ip link add up0 type veth peer name far netns {host.full('world')}")
+    for inside, link, number in (("host", "up0", 2), ("world", "far", 1)):
+        host.run(f"ip addr add 192.0.2.{number}/24 dev {link}", inside=inside)
+        host.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)
+        host.run(f"ip link set {link} up", inside=inside)
+    host.run("ip route add default via 192.0.2.1")
+    server = None
+    try:
+        made.do(*NETWORKS)
+        words = ["ip", "netns", "exec", WEB, sys.executable, "-c", _SERVE]
+        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        _settle(host.name, host.full("world"), WEB, TILL)
+        yield made
+    finally:
+        if server:
+            server.kill()
+            server.communicate()
+        for name in (WEB, LOG, TILL):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def _settle(*names: str) -> None:
+    """Wait until no address is being tried out any more (DAD): links answer only then."""
+    deadline = time.monotonic() + 10
+    words = [["ip", "-n", name, "-6", "addr", "show", "tentative"] for name in names]
+    while any(subprocess.run(one, capture_output=True, check=True).stdout for one in words):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_nat_internal_apart_and_joined(site: Site) -> None:
+    world, host = site.host.full("world"), site.host.name
+    assert site.pings(WEB, "192.0.2.1") and site.pings(WEB, "10.91.0.3") and site.pings(host, "10.92.0.2")
+    assert not site.pings(LOG, "192.0.2.1")
+    site.host.run("ip route add 10.91.0.0/24 via 192.0.2.2", inside="world")
+    assert site.ask(world, "10.91.0.2") == ""
+    assert not site.pings(LOG, "10.91.0.2") and site.ask(LOG, "10.91.0.2") == ""
+    site.do(Join("shop", "vault"))
+    assert site.ask(LOG, "10.91.0.2") == "10.92.0.2"
+    assert site.pings(WEB, "10.92.0.2")
+    site.do(Part("shop", "vault"))
+    assert site.ask(LOG, "10.91.0.2") == ""
+
+
+def test_a_published_port_is_reached_from_everywhere(site: Site) -> None:
+    world, host = site.host.full("world"), site.host.name
+    assert site.ask(world, "192.0.2.2", 8080) == ""
+    site.do(Publish(WEB, "8080-8081", "80-81"))
+    assert site.ask(world, "192.0.2.2", 8080) == "192.0.2.1"
+    assert site.ask(world, "2001:db8:2::2", 8080) == "2001:db8:2::1"
+    assert site.ask(host, "192.0.2.2", 8080) != ""
+    assert site.ask(host, "127.0.0.1", 8080) != ""
+    assert site.ask(host, "2001:db8:2::2", 8080) != ""
+    assert site.ask(TILL, "192.0.2.2", 8080) != "" and site.ask(TILL, "10.91.0.1", 8080) != ""
+    assert site.ask(TILL, "fd91::1", 8080) != ""
+    dump=subprocess.Popen(["tcpdump","-ni","br-shop","-c","8","-w","/tmp/x.pcap"],stderr=subprocess.DEVNULL)
+    import time; time.sleep(.5)
+    r= site.ask(WEB, "192.0.2.2", 8080)
+    time.sleep(.5); dump.terminate(); dump.wait()
+    print(subprocess.run("tcpdump -nr /tmp/x.pcap; nft list chain inet vnet postrouting; conntrack -L; sysctl net.bridge; nstat -az | grep -i -E 'martian|rpfilt|InAddr|reversepath'",shell=True,capture_output=True,text=True).stdout)
+    assert r != ""
+    site.do(Unpublish("8080-8081"))
+    for asker, address in ((world, "192.0.2.2"), (host, "127.0.0.1"), (TILL, "10.91.0.1")):
+        assert site.ask(asker, address, 8080) == ""
+
+
+def test_containers_do_not_reach_what_listens_on_the_hosts_loopback(site: Site) -> None:
+    site.do(Publish(WEB, "8080", "80"))
+    elsewhere = _SERVE.replace("'::', 80", "'::', 99")
+    words = ["ip", "netns", "exec", site.host.name, sys.executable, "-c", elsewhere]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout and server.stdout.readline() == "ready\n"
+            assert site.ask(TILL, "10.91.0.1", 99) == "10.91.0.3"
+            _send_loopback_out(TILL, "10.91.0.1")
+            assert site.ask(TILL, "127.0.0.1", 99) == ""
+            site.host.run("nft flush chain inet vnet guard")
+            assert site.ask(TILL, "127.0.0.1", 99) == "10.91.0.3"
+        finally:
+            server.kill()
+
+
+def _send_loopback_out(container: str, gateway: str) -> None:
+    """Have a container send what is for 127.0.0.1 to its gateway."""
+    for command in (
+        "sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
+        "ip addr flush dev lo",
+        f"ip route add 127.0.0.1/32 via {gateway}",
+    ):
+        subprocess.run(["ip", "netns", "exec", container, *command.split()], check=True)

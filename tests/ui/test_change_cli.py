@@ -1,0 +1,168 @@
+"""The commands that make and change networks, as a person or a script runs them, on a machine in small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.machine import Machine, addresses, link, ok, picture, told
+from tui.change.requests import ports_of
+
+pytestmark = pytest.mark.root
+
+
+_SERVE = (
+    "import socket\n"
+    "s = socket.create_server(('::', 80), family=socket.AF_INET6, dualstack_ipv6=True)\n"
+    "print('ready', flush=True)\n"
+    "while True:\n"
+    "    c, a = s.accept(); c.sendall(a[0].removeprefix('::ffff:').encode()); c.close()\n"
+)
+_ASK = (
+    "import socket, sys\n"
+    "c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
+    "print(c.recv(99).decode())\n"
+)
+
+
+@contextmanager
+def serving(machine: Machine, inside: str) -> Iterator[None]:
+    """A server on TCP port 80 of a namespace that tells each caller its address."""
+    words = machine.words(sys.executable, "-c", _SERVE, inside=inside)
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        yield
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def ask(machine: Machine, address: str, port: int, inside: str = "") -> str:
+    """The caller's address as that server saw it, "" where it did not answer."""
+    return machine.run([sys.executable, "-c", _ASK, address, str(port)], inside, check=False).strip()
+
+
+def test_a_network_is_made_and_removed(machine: Machine) -> None:
+    before = picture(machine)
+    ok(machine, "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64 --gateway 10.91.0.7 --mtu 1400")
+    made = link(machine, "br-shop")
+    assert (made["mtu"], made["linkinfo"]["info_kind"]) == (1400, "bridge")
+    assert addresses(machine, "br-shop") == ["10.91.0.7/24", "fd91::1/64"]
+    assert "masquerade" in machine.run("nft list table inet vnet")
+    assert machine.run("sysctl -n net.ipv4.ip_forward") == "1\n"
+    ok(machine, "network rm shop")
+    after = picture(machine)
+    assert after | {"forward": ""} == before | {"forward": ""}
+
+
+def test_kinds_bridges_and_vlans(machine: Machine) -> None:
+    ok(machine, "network create vault --kind internal --bridge inner0 --vlan-filtering --ipv6")
+    assert link(machine, "inner0")["linkinfo"]["info_data"]["vlan_filtering"] == 1
+    assert len(addresses(machine, "inner0")) == 2
+    ok(machine, "network create lan --kind routed")
+    (vault, lan) = sorted(told(machine, "network ls")["networks"], key=lambda one: one["kind"])
+    assert (vault["name"], vault["bridge"], lan["name"], lan["kind"]) == ("vault", "inner0", "lan", "routed")
+    ok(machine, "network join vault lan")
+    assert told(machine, "network ls")["networks"][0]["joined"] == ["vault"]
+    ok(machine, "network part lan vault")
+    assert told(machine, "network ls")["networks"][0]["joined"] == []
+
+
+def test_networks_are_listed(shared: Machine) -> None:
+    (shop,) = told(shared, "network ls")["networks"]
+    assert shop["subnets"] == ["10.91.0.0/24"] and shop["engine"] == "vnet"
+    (web,) = shop["containers"]
+    assert web["addresses"] == addresses(shared, "eth0", "web") and web["published"] == ["tcp/8080"]
+    lines = ok(shared, "network ls").splitlines()
+    assert lines[0].split() == ["NAME", "ENGINE", "KIND", "SUBNETS", "BRIDGE", "CONTAINERS"]
+    assert lines[1].split() == ["shop", "vnet", "nat", "10.91.0.0/24", "br-shop", "web"]
+
+
+def test_attached_moved_and_detached(machine: Machine) -> None:
+    ok(machine, "network create shop --subnet 10.91.0.0/24")
+    ok(machine, "network create lab --subnet 10.92.0.0/24")
+    machine.run("ip netns add other")
+    ok(machine, "attach other shop --address 10.91.0.9 --link net7")
+    assert addresses(machine, "net7", "other") == ["10.91.0.9/24"]
+    assert machine.json("ip -j route show default", "other")[0]["gateway"] == "10.91.0.1"
+    ok(machine, "move other shop lab --address 10.92.0.8")
+    assert addresses(machine, "net7", "other") == ["10.92.0.8/24"]
+    ok(machine, "detach other lab")
+    assert [one["ifname"] for one in machine.json("ip -j link", "other")] == ["lo"]
+
+
+def test_models_of_plain_containers(machine: Machine) -> None:
+    ok(machine, "network create shop")
+    ok(machine, "container create web --network shop --address 10.64.0.77")
+    ok(machine, "container create log --joined-with web")
+    ok(machine, "container create alone")
+    ok(machine, "container create wide --model open")
+    inodes = {name: machine.run(f"stat -Lc %i /run/netns/{name}") for name in ("web", "log", "alone", "wide")}
+    assert inodes["web"] == inodes["log"] != inodes["alone"]
+    assert inodes["wide"] == machine.run("stat -Lc %i /proc/self/ns/net")
+    assert addresses(machine, "eth0", "log") == ["10.64.0.77/24"]
+    assert [one["ifname"] for one in machine.json("ip -j link", "alone")] == ["lo"]
+    for name in ("log", "wide", "alone", "web"):
+        ok(machine, f"container rm {name}")
+    assert machine.json("ip -j netns list") == []
+
+
+def test_traffic_and_published_ports(machine: Machine) -> None:
+    uplink(machine)
+    ok(machine, "network create shop --subnet 10.91.0.0/24")
+    ok(machine, "network create vault --kind internal --subnet 10.92.0.0/24")
+    ok(machine, "container create web --network shop")
+    ok(machine, "container create till --network shop")
+    ok(machine, "container create safe --network vault")
+    with serving(machine, "world"), serving(machine, "web"):
+        assert ask(machine, "192.0.2.1", 80, "web") == "192.0.2.2"
+        assert ask(machine, "192.0.2.1", 80, "safe") == ask(machine, "10.91.0.2", 80, "safe") == ""
+        ok(machine, "publish web 8080:80")
+        assert ask(machine, "192.0.2.2", 8080, "world") == "192.0.2.1"
+        assert ask(machine, "127.0.0.1", 8080) and ask(machine, "192.0.2.2", 8080)
+        assert ask(machine, "192.0.2.2", 8080, "till") and ask(machine, "192.0.2.2", 8080, "web")
+        ok(machine, "unpublish tcp/8080")
+        assert ask(machine, "192.0.2.2", 8080, "world") == ask(machine, "127.0.0.1", 8080) == ""
+        ok(machine, "publish web 192.0.2.2:81:80/tcp --network shop")
+        assert ask(machine, "192.0.2.2", 81, "world") == "192.0.2.1" and ask(machine, "127.0.0.1", 81) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("8080:80", ("", "8080", "80", "tcp")),
+        ("53/udp", ("", "53", "", "udp")),
+        ("127.0.0.1:53:5353/udp", ("127.0.0.1", "53", "5353", "udp")),
+        ("127.0.0.1:8000-8010", ("127.0.0.1", "8000-8010", "", "tcp")),
+        ("[2001:db8::1]:80:8080", ("2001:db8::1", "80", "8080", "tcp")),
+        ("sctp/[::]:9", ("::", "9", "", "sctp")),
+    ],
+)
+def test_how_ports_are_written(text: str, parts: tuple[str, ...]) -> None:
+    assert ports_of(text) == parts
+
+
+def test_links_bridges_and_ports_are_changed(machine: Machine) -> None:
+    machine.run("ip link add br7 type bridge")
+    machine.run("ip netns add other")
+    machine.run("ip link add p7 type veth peer name eth0 netns other")
+    machine.run("ip link set p7 master br7")
+    ok(machine, "link set p7 --up --mtu 1300 --alias 'two words' --name q7")
+    changed = link(machine, "q7")
+    assert (changed["mtu"], changed["ifalias"], "UP" in changed["flags"]) == (1300, "two words", True)
+    ok(machine, "link set eth0 --ns other --up")
+    assert "UP" in link(machine, "eth0", "other")["flags"]
+    ok(machine, "bridge set br7 ageing_time 12300")
+    assert link(machine, "br7")["linkinfo"]["info_data"]["ageing_time"] == 12300
+    ok(machine, "port set q7 isolated on")
+    assert machine.json("bridge -j -d link show dev q7")[0]["isolated"] is True
+    ok(machine, "link rm q7")
+    assert {one["ifname"] for one in machine.json("ip -j link")} == {"lo", "br7"}
+    ok(machine, "undo")
+    restored = link(machine, "q7")
+    assert (restored["ifalias"], restored["master"]) == ("two words", "br7")

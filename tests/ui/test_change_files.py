@@ -1,0 +1,248 @@
+"""Networks made by a file, previews, and changes taken back: the commands, on a machine in small."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
+from tests.terminal import Terminal
+
+pytestmark = pytest.mark.root
+
+
+FILE = """\
+joined = [["lab", "shop"]]
+
+[network.shop]
+subnets = ["10.91.0.0/24", "fd91::/64"]
+nat66 = true
+
+[network.lab]
+kind = "internal"
+subnets = ["10.92.0.0/24"]
+
+[container.web]
+[container.log]
+model = "joined"
+joined_with = "web"
+
+[[attach]]
+container = "web"
+network = "shop"
+addresses = ["10.91.0.5"]
+
+[[publish]]
+container = "web"
+host_ports = 8080
+container_ports = 80
+"""
+
+
+def test_a_file_is_made_true_once(machine: Machine) -> None:
+    file = machine.folder / "net.toml"
+    file.write_text(FILE)
+    assert "nobody to ask" in refused(machine, "apply", str(file))
+    assert machine.json("ip -j netns list") == []
+    ok(machine, f"apply {file} --yes")
+    assert addresses(machine, "eth0", "log") == ["10.91.0.5/24", "fd91::2/64"]
+    assert "tcp dport 8080" in machine.run("nft list chain inet vnet publish")
+    made = picture(machine)
+    assert "nothing to do" in ok(machine, f"apply {file}")
+    written = ok(machine, "export")
+    assert "nothing to do" in ok(machine, "apply - --prune", text=written)
+    ok(machine, "cleanup --yes")
+    assert machine.json("ip -j netns list") == [] and machine.run("nft list tables") == ""
+    ok(machine, "apply - --yes", text=written)
+    assert picture(machine) == made
+
+
+def test_prune_removes_what_the_file_does_not_name(machine: Machine) -> None:
+    file = machine.folder / "net.toml"
+    file.write_text(FILE)
+    ok(machine, f"apply {file} --yes")
+    file.write_text('[network.lab]\nkind = "internal"\n')
+    assert "nothing to do" in ok(machine, f"apply {file}")
+    ok(machine, f"apply {file} --prune --yes")
+    assert [one["name"] for one in told(machine, "network ls")["networks"]] == ["lab"]
+    assert machine.json("ip -j netns list") == []
+
+
+def test_a_person_is_shown_the_difference_and_asked(machine: Machine) -> None:
+    file = machine.folder / "net.toml"
+    file.write_text('[network.shop]\nsubnets = ["10.91.0.0/24"]\n')
+    for answer, there in (("n", False), ("y", True)):
+        with Terminal(machine.words(*PROGRAM, "apply", str(file)), **machine.environment) as terminal:
+            terminal.wait_for("[y/N]")
+            assert "make the bridge br-shop" in terminal.output.decode()
+            terminal.press(f"{answer}\n")
+            terminal.settle(quiet=1.0)
+        assert ("br-shop" in machine.run("ip link")) is there
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[network.shop]\nkind = "nat"\nsubnet = "10.9.0.0/24"\n', 3, '"subnet" is not known'),
+        ("[netwrok.shop]\n", 1, '"netwrok" is not known'),
+        ('[network.shop]\nmtu = "big"\n', 2, "should be a whole number"),
+        ("[network.shop\n", 1, "line 1"),
+    ],
+)
+def test_mistakes_in_a_file_are_named_with_their_line(
+    shared: Machine, text: str, line: int, words: str
+) -> None:
+    file = shared.folder / "bad.toml"
+    file.write_text(text)
+    said = refused(shared, "apply", str(file), "--yes")
+    assert f"line {line}" in said and words in said
+
+
+def test_files_that_cannot_be_read(shared: Machine) -> None:
+    assert "No such file" in refused(shared, "apply", "/nonexistent.toml")
+    (shared.folder / "binary").write_bytes(b"\xff\xfe")
+    assert "UTF-8" in refused(shared, "apply", str(shared.folder / "binary"))
+    assert "No such file" in refused(shared, "export", "/nonexistent/net.toml")
+
+
+DRY = [
+    "network create lab --ipv6", "network create lab --kind internal --subnet 10.92.0.0/24 --mtu 1400",
+    "container create log --network shop", "container create log --joined-with web", "publish web 9000-9002",
+    "unpublish 8080", "detach web shop", "container rm web", "network rm shop", "link set v-web --mtu 1400",
+    "port set v-web isolated on", "bridge set br-shop stp_state 1", "cleanup", "undo",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", DRY)
+def test_a_dry_run_prints_the_commands_and_changes_nothing(shared: Machine, command: str) -> None:
+    before = picture(shared)
+    printed = ok(shared, f"{command} --dry-run")
+    whole = told(shared, f"{command} --dry-run")
+    assert printed == "".join(f"{step['command']}\n" for step in whole["steps"]) != ""
+    assert whole["dry_run"] is True and whole["change"] is None
+    assert picture(shared) == before
+
+
+def test_the_printed_commands_do_what_we_do() -> None:
+    """One after the other on two machines: by a shell, and by the program itself."""
+    commands = ["network create shop --subnet 10.91.0.0/24", "container create web --network shop",
+                "publish web 8080:80", "container rm web"]  # fmt: skip
+    by_hand, ours = Machine(), Machine()
+    try:
+        for command in commands:
+            by_hand.run(["sh", "-e", "-c", ok(by_hand, f"{command} --dry-run")])
+            whole = told(ours, command)
+            assert whole["change"]["end"] == "done"
+            assert picture(by_hand) == picture(ours)
+    finally:
+        by_hand.close()
+        ours.close()
+
+
+def test_a_dry_run_needs_no_rights(shared: Machine) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    done = shared.vnet("network", "create", "lab", "--dry-run", before=nobody)
+    assert done.returncode == 0 and "ip link add br-lab" in done.stdout
+    done = shared.vnet("network", "create", "lab", before=nobody)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "CAP_NET_ADMIN" in done.stderr and "CAP_SYS_ADMIN" in done.stderr
+
+
+def test_history_and_undo(machine: Machine) -> None:
+    before = picture(machine)
+    first = told(machine, "network create shop")["change"]["id"]
+    second = told(machine, "container create web --network shop")["change"]["id"]
+    lines = ok(machine, "history").splitlines()
+    assert [line.split()[0] for line in lines] == [second, first] and "done" in lines[0]
+    assert second in refused(machine, "undo", first)
+    ok(machine, f"undo {second}")
+    assert machine.json("ip -j netns list") == []
+    ok(machine, "undo")
+    assert picture(machine) == before
+    changes = told(machine, "history")["changes"]
+    assert [one["end"] for one in changes] == ["undone", "undone"]
+    assert any("br-shop" in step["command"] for step in changes[1]["steps"])
+    assert "no change to take back" in refused(machine, "undo")
+    assert "taken back already" in refused(machine, "undo", first)
+    assert "no change" in refused(machine, "undo", "../../etc/passwd")
+
+
+def test_a_change_that_fails_is_taken_back(machine: Machine) -> None:
+    ok(machine, "network create shop")
+    machine.run("ip netns add web")
+    before = picture(machine)
+    # The limit on namespaces of the machine stays as it is: a mount in the way makes the last step fail.
+    machine.run("mkdir -p /run/sbin")
+    (machine.folder / "nft").write_text("#!/bin/sh\necho no >&2; exit 1\n")
+    (machine.folder / "nft").chmod(0o755)
+    machine.run(f"mount --bind {machine.folder}/nft /usr/sbin/nft")
+    said = refused(machine, "network", "rm", "shop")
+    machine.run("umount /usr/sbin/nft")
+    assert "replace the rules" in said and "as it was before" in said
+    assert picture(machine) == before
+
+
+def test_changes_that_were_cut_off_are_offered(machine: Machine) -> None:
+    before = picture(machine)
+    killed = machine.vnet(before=(sys.executable, "-c", _KILLED))
+    assert killed.returncode == -9 and picture(machine) != before
+    assert "vnet-tui recover" in refused(machine, "network", "create", "lab")
+    assert "br-shop" in ok(machine, "recover --dry-run")
+    ok(machine, "recover")
+    assert picture(machine) == before
+    machine.vnet(before=(sys.executable, "-c", _KILLED))
+    ok(machine, "container create web --auto-undo")
+    assert [one["ifname"] for one in machine.json("ip -j link")] == ["lo"]
+    assert "nothing to do" in ok(machine, "recover")
+    machine.vnet(before=(sys.executable, "-c", _KILLED))
+    ok(machine, "recover --forget")
+    ok(machine, "network create lab --kind internal")
+    assert "br-shop" in machine.run("ip link")
+
+
+# Makes a network by our own means and kills itself before the last step.
+_KILLED = """
+import os, sys
+from core.apply import run
+from core.ops import *
+steps = (CreateBridge("br-shop", alias="vnet:net=shop kind=internal"), SetLink("br-shop", "up", "up", "down"),
+         AddAddress("br-shop", "10.9.0.1/24"))
+run.apply("cut off", steps, lambda step: os.kill(os.getpid(), 9) if step is steps[-1] else None)
+"""
+
+
+def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
+    machine.run("ip netns add theirs")
+    machine.run("ip link add br0 type bridge")
+    machine.run("ip link set br0 alias 'made by vnet: not'")
+    machine.run(
+        "nft -f -", text="table ip theirs {\n chain post {\n type nat hook postrouting priority 100;\n }\n}\n"
+    )
+    before = picture(machine)
+    ok(machine, "network create shop")
+    ok(machine, "container create web --network shop")
+    ok(machine, "attach theirs shop")
+    ok(machine, "publish theirs 8080")
+    assert "nobody to ask" in refused(machine, "cleanup")
+    ok(machine, "cleanup --yes")
+    assert picture(machine) | {"forward": ""} == before | {"forward": ""}
+    assert "nothing to do" in ok(machine, "cleanup --yes")
+
+
+def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
+    uplink(machine)
+    before = picture(machine)
+    whole = told(machine, "network create lan --kind nic-bridged --uplink up0")
+    assert whole["guarded"] is True and addresses(machine, "br-lan") == ["192.0.2.2/24"]
+    assert machine.run("ping -c1 -W1 192.0.2.1")
+    ok(machine, f"undo {whole['change']['id']}")
+    assert picture(machine) == before
+    assert "no change waits" in refused(machine, "confirm")
+    done = machine.vnet("network", "create", "lan", "--kind", "nic-bridged", "--uplink", "up0")
+    assert "vnet-tui confirm" in done.stderr
+    assert ok(machine, "confirm") == "kept\n"
+    assert "does not wait" in refused(machine, "confirm", "nothing")
+    ok(machine, "network rm lan")
+    ok(machine, "confirm")
+    assert addresses(machine, "up0") == ["192.0.2.2/24"]

@@ -1,0 +1,106 @@
+"""What the commands that change networks refuse, in words, changing nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.machine import PROGRAM, ROOT, Machine, ok, picture, refused
+
+pytestmark = pytest.mark.root
+
+
+LONG = "a" * 16
+BAD = [
+    *((f"network create {shlex.quote(name)}", "name") for name in
+      ("", LONG, "..", "a/b", "two words", "[bold]", "'-x'", "käse", "a;reboot", "$(id)", "\x1b[1m")),
+    *((f"network create lab --subnet {subnet}", words) for subnet, words in (
+        ("10.91.0.0/25", "overlaps"), ("10.92.0.1/24", "host bits"), ("10.92.0.0/32", "single address"),
+        ("0.0.0.0/0", "every address"), ("fe80::/64", "link-local"), ("ff00::/64", "multicast"),
+        ("::ffff:10.0.0.0/120", "IPv4"), ("fd00::1%eth0/64", "zone"), ("rubbish", "no subnet"))),
+    ("network create shop", "already"), ("network rm nothing", "no network"),
+    ("network create lab --mtu 7", "out of range"), ("network create lab --nat66", "NAT66"),
+    ("network create lab --kind nic-bridged --uplink nope", "no link"),
+    ("network create lab --engine docker", "Docker"), ("network join shop shop", "two different"),
+    ("attach nobody shop", "no container"), ("attach web nothing", "no network"),
+    ("attach web shop", "already"), ("detach web nothing", "no network"), ("move web shop shop", "already"),
+    ("container create web", "already"), ("container create log --network nothing", "no network"),
+    ("container create log --network shop --address 10.91.0.2", "in use"),
+    ("container create log --network shop --address 10.9.0.2", "is not in"),
+    ("container create log --model joined", "which"), ("container rm nobody", "no named namespace"),
+    ("publish web 8080", "already"), ("publish web 99999", "out of range"),
+    ("publish web 1:2:3:4:5", "parts"),
+    ("publish web 80/quic", "no protocol"), ("publish web 9.9.9.9:80", "no address of this host"),
+    ("unpublish 9", "not published"), ("link set nope --up", "no link"), ("link set v-web --mtu 1", "range"),
+    ("link set v-web --ns nobody --up", "no namespace"), ("bridge set br-shop rubbish 1", "no setting"),
+    ("port set v-web rubbish on", "no flag"), ("undo nothing", "no change"),
+    ("recover nothing", "not cut off"),
+]  # fmt: skip
+
+
+# Runs command lines one after the other in one process; prints exit code, output and error of each as JSON.
+_EACH = """
+import contextlib, io, json, shlex, sys
+from tui.cli import main
+for command in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(shlex.split(command))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(shared: Machine) -> dict[str, tuple[int, str, str]]:
+    """What each of the bad commands says; none of them changes anything."""
+    before = picture(shared)
+    commands = [command for command, _ in BAD]
+    printed = shared.run([sys.executable, "-c", _EACH], text=json.dumps(commands))
+    assert picture(shared) == before
+    return dict(zip(commands, map(json.loads, printed.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize(("command", "words"), BAD)
+def test_what_cannot_be_done_is_said(said: dict[str, tuple[int, str, str]], command: str, words: str) -> None:
+    code, out, err = said[command]
+    assert (code, out) == (1, "")
+    assert err.startswith("vnet-tui: ") and words in err and "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["network", "network create", "network create --shop", "network create a --kind rubbish", "attach web",
+     "bridge set br0 stp_state on", "port set p isolated maybe", "link set a --up --down", "apply"],
+)  # fmt: skip
+def test_usage_errors(command: str) -> None:
+    done = subprocess.run([*PROGRAM, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and "usage: vnet-tui" in done.stderr
+
+
+def test_refusals_as_json(shared: Machine) -> None:
+    done = shared.vnet("network", "create", "a/b", "--json")
+    assert done.returncode == 1
+    (reason,) = json.loads(done.stdout)["refused"]
+    assert '"/"' in reason
+
+
+def test_a_state_directory_that_cannot_be_written(machine: Machine) -> None:
+    machine.environment["VNET_STATE"] = "/proc/nowhere"
+    assert "nothing was changed" in refused(machine, "network", "create", "shop")
+    assert "br-shop" not in machine.run("ip link")
+
+
+def test_a_second_instance_is_told_who_is_at_it(machine: Machine) -> None:
+    code = "from core.apply.lock import writing\nwith writing(): print('held', flush=True); input()"
+    words = machine.words(sys.executable, "-c", code)
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=machine.environment
+    ) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        assert "is changing networks at this moment" in refused(machine, "network", "create", "shop")
+        holder.communicate("\n")
+    ok(machine, "network create shop")

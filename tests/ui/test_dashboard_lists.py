@@ -1,0 +1,171 @@
+"""Filter, order, and a host that changes under the dashboard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from textual.geometry import Region
+from textual.widget import Widget
+
+from core.model import Change, Ref
+from tests.snapshots import HOST, rates_of, small_host
+from tests.ui.driver import FedSource, dashboard
+from tui.present import views
+from tui.stage import Stage
+
+NAMES = [view.name for view in views.VIEWS]
+
+
+# ---- filter and order
+
+
+async def test_the_filter_says_how_much_it_leaves() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        total = len(person.dashboard.table.rows)
+        await person.type("/name:web")
+        assert f"filtered 2 of {total}" in person.lines[2]
+        await person.press("enter")
+        assert f"filtered 2 of {total}  /name:web" in person.lines[2]
+        await person.press("escape")
+        assert f"{total} rows" in person.lines[2]
+
+
+async def test_a_filter_that_leaves_nothing_says_so() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        await person.type("/[b]no such thing")
+        assert "No line matches" in person.text
+        assert "[b]no such thing" in person.text
+        await person.press("escape")
+        assert "web1" in person.text
+
+
+async def test_editing_the_filter() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        await person.type("/xweb1")
+        await person.press("home", "delete", "end", "backspace", "2")
+        assert person.dashboard.prompt.text == "web2"
+        assert person.dashboard.nav.here.state.filter == "web2"
+        await person.press("ctrl+w")
+        assert person.dashboard.nav.here.state.filter == ""
+        await person.press("backspace")
+        assert not person.dashboard.prompt.display
+
+
+async def test_sorting_by_columns_and_backwards() -> None:
+    async with dashboard() as person:
+        await person.type(":cont⏎")
+        names = person.dashboard.table.columns_in_sight()
+        await person.press("s")
+        assert person.dashboard.nav.here.state.sort == names[0]
+        assert "▲" in person.lines[3]
+        rows = person.dashboard.table.rows
+        forwards = [rows.row(place).cells[0].text for place in range(len(rows))]
+        await person.press("S")
+        assert "▼" in person.lines[3]
+        rows = person.dashboard.table.rows
+        assert [rows.row(place).cells[0].text for place in range(len(rows))] == forwards[::-1]
+        await person.press("s")
+        assert person.dashboard.nav.here.state.sort == names[1]
+
+
+async def test_a_click_on_a_heading_sorts() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        await person.pilot.click("MainPane", offset=(3, 0))
+        await person.settle()
+        assert person.dashboard.nav.here.state.sort == person.dashboard.table.columns_in_sight()[0]
+
+
+async def test_bridges_fold() -> None:
+    async with dashboard() as person:
+        await person.press("2", "g")
+        before = len(person.dashboard.table.rows)
+        await person.press("h")
+        assert len(person.dashboard.table.rows) < before
+        assert "▸" in person.text
+        await person.press("l")
+        assert len(person.dashboard.table.rows) == before
+
+
+# ---- while the host changes
+
+
+async def test_the_cursor_follows_the_thing_while_containers_come_and_go() -> None:
+    whole = small_host()
+    engine = next(name for name, found in whole.engines.items() if len(found.containers) > 3)
+    containers = whole.engines[engine].containers
+    fewer = replace(
+        whole, engines={**whole.engines, engine: replace(whole.engines[engine], containers=containers[1:])}
+    )
+    async with dashboard(whole) as person:
+        await person.type(":cont⏎")
+        await person.press("j", "j", "j")
+        name = person.row()
+        for snapshot in (fewer, whole, fewer):
+            await person.feed(snapshot)
+            assert person.row() == name
+
+
+async def test_pause_freezes_the_picture() -> None:
+    whole = small_host()
+    async with dashboard(whole) as person:
+        await person.press("5", "p")
+        assert "paused" in person.lines[0]
+        await person.feed(replace(whole, engines={}))
+        assert "web1" in person.text
+        await person.type("/name:web1⏎")
+        assert "filtered 1 of" in person.text
+        await person.press("escape", "p")
+        assert "live" in person.lines[0]
+        assert "web1" not in person.text
+
+
+async def test_changes_are_told_also_those_of_a_burst() -> None:
+    whole = small_host()
+    async with dashboard(whole) as person:
+        await person.press("9")
+        changes = [Change(1.0, "added", Ref("namespace", (HOST,)), f"change number {n}") for n in range(30)]
+        for change in changes:
+            person.source.feed(whole, changes=(change,))
+        await person.feed(whole)
+        assert len(person.dashboard.table.rows) == 30
+        assert "change number 29" in person.text
+
+
+async def test_nothing_is_painted_when_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = small_host()
+    rates = rates_of(whole)
+    painted: list[Widget] = []
+    refresh = Widget.refresh
+
+    def noted(widget: Widget, *regions: Region, **how: bool) -> Widget:
+        painted.append(widget)
+        return refresh(widget, *regions, **how)
+
+    async with dashboard(source=FedSource()) as person:
+        await person.feed(whole, rates=rates)
+        monkeypatch.setattr(Widget, "refresh", noted)
+        for name in NAMES:
+            person.dashboard.go_to(name)
+            await person.settle()
+            painted.clear()
+            await person.feed(replace(whole), rates=rates)
+            assert painted == [], name
+
+
+async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with dashboard() as person:
+
+        def fail(*_: object) -> None:
+            raise ValueError("[red]boom[/]\x1b")
+
+        monkeypatch.setattr(Stage, "shown", fail)
+        await person.pilot.press("5")
+        await person.eventually("[red]boom[/]")
+        monkeypatch.undo()
+        await person.press("4")
+        assert "namespace" in person.text

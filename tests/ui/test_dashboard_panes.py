@@ -1,0 +1,196 @@
+"""Panes, copying, themes and overlays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.model import Problem
+from tests.snapshots import small_host
+from tests.ui.driver import FedSource, Person, dashboard
+from tui import keys, themes
+from tui.present import views
+from tui.screens.help import sections_of
+
+NAMES = [view.name for view in views.VIEWS]
+
+
+# ---- panes, copying, themes, overlays
+
+
+async def test_tab_and_zoom() -> None:
+    async with dashboard() as person:
+        await person.press("5", "tab")
+        assert person.dashboard.pane.has_focus
+        await person.press("plus")
+        assert not person.dashboard.query_one("#main").display
+        await person.press("plus")
+        assert person.dashboard.query_one("#main").display
+        await person.press("tab", "plus")
+        assert not person.dashboard.query_one("#side").display
+        await person.press("tab")
+        assert person.dashboard.pane.has_focus and person.dashboard.query_one("#side").display
+
+
+async def test_a_line_of_the_detail_can_be_followed() -> None:
+    async with dashboard() as person:
+        await person.type(":cont name:web1⏎")
+        await person.press("tab")
+        lines = person.dashboard.pane.lines
+        place = next(place for place, line in enumerate(lines) if line.ref is not None)
+        await person.press(*["j"] * place)
+        await person.press("enter")
+        assert person.dashboard.ref == lines[place].ref
+        assert person.dashboard.table.has_focus
+
+
+async def test_copying_a_name_and_a_line() -> None:
+    async with dashboard() as person:
+        await person.type(":cont name:web1⏎")
+        await person.press("y")
+        assert person.app.clipboard == "web1"
+        await person.eventually("Copied")
+        await person.press("tab", "y")
+        assert person.app.clipboard == person.dashboard.pane.lines[0].text
+
+
+async def test_themes_in_turn() -> None:
+    async with dashboard() as person:
+        seen = [person.app.theme]
+        for _ in themes.THEMES:
+            await person.press("t")
+            seen.append(person.app.theme)
+        assert seen == ["vnet-dark", "vnet-light", "vnet-ansi", "vnet-dark"]
+
+
+async def test_colours_of_the_terminal_alone_where_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with dashboard() as person:
+        await person.press("5")
+        strips = person.app.screen._compositor.render_strips()
+        styles = [segment.style for strip in strips for segment in strip if segment.style]
+        assert all(
+            style.color is None or style.color.is_default
+            for style in styles
+        )  # fmt: skip
+        assert any(style.reverse for style in styles)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
+    async with dashboard(size=(80, 200)) as person:
+        person.dashboard.go_to(name)
+        await person.settle()
+        wheres = person.dashboard.wheres()
+        await person.press("question_mark")
+        for action in keys.ACTIONS:
+            assert (action.help in person.text) == (action.where in wheres), action
+        for view in views.VIEWS:
+            if view.name == name:
+                assert all(term in person.text for term, _ in view.list.help)
+        await person.press("escape")
+        assert len(person.app.screen_stack) == 1
+
+
+def test_a_key_means_one_thing_everywhere() -> None:
+    pressed = [key for action in keys.ACTIONS for key in action.keys]
+    assert len(pressed) == len(set(pressed))
+    assert not set(pressed) & set("123456789")
+
+
+def test_every_action_can_be_run() -> None:
+    from tui.app import VnetApp
+    from tui.screens.dashboard import Dashboard
+    from tui.widgets.detail import DetailPane
+    from tui.widgets.overview import MainPane
+
+    for action in keys.ACTIONS:
+        owners = (MainPane, DetailPane) if action.where in ("lines", "fold") else (Dashboard,)
+        owners = (VnetApp,) if action.where == "app" else owners
+        assert all(hasattr(owner, f"action_{action.name}") for owner in owners), action
+
+
+def test_the_overview_is_not_said_to_be_sortable() -> None:
+    view = views.view_numbered(1)
+    assert view is not None
+    said = sections_of(view.list, [], {"any", "list", "lines"})
+    assert not any(meaning == "reverse the order" for _, entries in said for _, meaning in entries)
+
+
+async def test_problems_are_counted_and_told() -> None:
+    problem = Problem("nat", "[b]nft[/b] is not installed", "no\x1b such file", "apt-get install nftables")
+    snapshot = replace(small_host(), part_problems={"nat": (problem,)})
+    async with dashboard(snapshot) as person:
+        assert "1 problem " in person.lines[0]
+        await person.press("exclamation_mark")
+        assert "[b]nft[/b] is not installed" in person.text
+        assert "apt-get install nftables" in person.text
+        await person.press("exclamation_mark")
+        assert "apt-get" not in person.text
+
+
+async def test_refresh_asks_the_source() -> None:
+    async with dashboard() as person:
+        await person.press("r")
+        assert person.source.refreshes == 1
+
+
+async def test_a_file_is_offline() -> None:
+    async with dashboard(source=FedSource(small_host(), live=False)) as person:
+        assert "offline" in person.lines[0]
+
+
+async def test_the_palette_offers_views_and_actions() -> None:
+    async with dashboard() as person:
+        entries = [entry.title for entry in person.app.get_system_commands(person.app.screen)]
+        assert {"Conntrack", "Pause", "Filter", "Quit"} <= set(entries)
+        await person.pilot.press("ctrl+p")
+        await person.pilot.pause(0.1)
+        assert len(person.app.screen_stack) == 2
+        await person.pilot.press("escape")
+
+
+@pytest.mark.parametrize("before", [(), ("question_mark",), ("slash", "w"), ("colon",), ("tab",)])
+async def test_control_c_quits_from_anywhere(before: tuple[str, ...]) -> None:
+    async with dashboard() as person:
+        await person.pilot.press("5", *before)
+        await person.pilot.press("ctrl+c")
+        await person.pilot.pause(0.05)
+        assert not person.app.is_running or person.app._exit
+
+
+async def test_q_quits_but_can_be_typed() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        await person.type("/q")
+        assert person.dashboard.prompt.text == "q"
+        await person.press("escape")
+        await person.pilot.press("q")
+        assert person.app._exit
+
+
+async def test_a_click_on_a_tab_and_on_the_footer() -> None:
+    async with dashboard() as person:
+        await person.pilot.click("TabsBar", offset=(person.lines[1].index("Containers"), 0))
+        await person.settle()
+        assert person.dashboard.view.name == "containers"
+        await person.pilot.click("FooterBar", offset=(person.lines[-1].index("Filter"), 0))
+        assert person.dashboard.prompt.display
+
+
+async def test_another_theme_is_taken_up_by_every_line() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        before = colours(person)
+        await person.press("t")
+        await person.pilot.pause(0.05)
+        after = colours(person)
+        assert len(before) == len(after)
+        assert all(old.isdisjoint(new) for old, new in zip(before, after, strict=True))
+
+
+def colours(person: Person) -> list[set[str]]:
+    """The background colours of each line."""
+    strips = person.app.screen._compositor.render_strips()
+    return [{str(segment.style.bgcolor) for segment in strip if segment.style} for strip in strips]

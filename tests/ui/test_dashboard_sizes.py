@@ -1,0 +1,72 @@
+"""Terminals of every size, and text from outside."""
+
+from __future__ import annotations
+
+import pytest
+from rich.cells import cell_len
+
+from core.model import Snapshot
+from tests.snapshots import hostile_host, small_host
+from tests.ui.driver import Person, dashboard
+from tui.present import views
+
+NAMES = [view.name for view in views.VIEWS]
+
+
+# ---- sizes and hostile text
+
+
+def fits(person: Person, size: tuple[int, int]) -> None:
+    lines = person.lines
+    assert len(lines) == size[1]
+    assert all(cell_len(line) == size[0] for line in lines)
+    assert not any(char in person.text for char in "\x1b\u202e")
+
+
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 60), (8, 3)])
+@pytest.mark.parametrize("make", [small_host, hostile_host])
+async def test_every_view_fits_every_terminal(size: tuple[int, int], make: object) -> None:
+    async with dashboard(make(), size=size) as person:  # type: ignore[operator]
+        for name in NAMES:
+            person.dashboard.go_to(name)
+            await person.settle()
+            fits(person, size)
+        for key in ("j", "G", "tab", "j", "plus", "plus", "tab", "question_mark", "escape", "slash", "x"):
+            await person.press(key)
+            fits(person, size)
+
+
+async def test_resizing_all_the_way_and_back() -> None:
+    async with dashboard() as person:
+        await person.press("3", "j", "j")
+        name = person.row()
+        for size in ((40, 10), (80, 24), (8, 3), (200, 60), (109, 15), (130, 40)):
+            await person.pilot.resize_terminal(*size)
+            await person.settle()
+            fits(person, size)
+            assert person.row() == name
+
+
+async def test_at_40x10_the_list_and_its_badge_are_there() -> None:
+    async with dashboard(size=(40, 10)) as person:
+        await person.press("5")
+        await person.type("/name:web⏎")
+        assert "filtered 2 of" in person.text
+        assert "web1" in person.text
+
+
+async def test_ascii_mode_draws_with_ascii_alone() -> None:
+    async with dashboard(ascii_only=True) as person:
+        for name in NAMES:
+            person.dashboard.go_to(name)
+            await person.settle()
+            assert person.text.isascii(), [line for line in person.lines if not line.isascii()]
+        await person.press("question_mark")
+        assert person.text.isascii()
+
+
+async def test_a_terminal_that_shows_nothing_yet_has_no_rows() -> None:
+    async with dashboard(Snapshot()) as person:
+        for number in "23456789":
+            await person.press(number)
+            assert person.dashboard.table.message

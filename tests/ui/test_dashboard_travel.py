@@ -1,0 +1,166 @@
+"""Getting about in the dashboard, before and while data comes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.snapshots import empty_host, small_host
+from tests.ui.driver import FedSource, dashboard
+from tui.present import views
+
+NAMES = [view.name for view in views.VIEWS]
+
+
+# ---- before and while data comes
+
+
+async def test_the_frame_is_there_before_any_data() -> None:
+    async with dashboard(source=FedSource()) as person:
+        await person.pilot.pause()
+        assert "vnet-tui" in person.lines[0]
+        assert "1 Overview" in person.lines[1]
+        assert "reading…" in person.text
+        assert "Help" in person.lines[-1]
+
+
+async def test_parts_appear_as_they_arrive() -> None:
+    whole = small_host()
+    async with dashboard(source=FedSource()) as person:
+        await person.feed(replace(whole, engines={}, pending=frozenset({"containers", "conntrack"})))
+        await person.press("4")
+        assert "docker container" not in person.text and "host" in person.text
+        await person.press("5")
+        assert "reading…" in person.text
+        await person.feed(whole)
+        assert "web1" in person.text and "reading…" not in person.text
+
+
+async def test_a_host_without_anything_gets_hints() -> None:
+    async with dashboard(empty_host()) as person:
+        for number in "123567":
+            await person.press(number)
+            assert "reading…" not in person.text
+        await person.press("2")
+        assert "No bridge yet" in person.text
+
+
+async def test_the_source_is_told_which_view_is_in_sight() -> None:
+    async with dashboard() as person:
+        await person.press("7", "3")
+        assert person.source.shown == ["overview", "conntrack", "veths"]
+    assert person.source.stopped
+
+
+# ---- getting about
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+async def test_numbers_open_views(number: int) -> None:
+    async with dashboard() as person:
+        await person.press(str(number))
+        view = views.view_numbered(number)
+        assert view is not None
+        assert person.dashboard.view is view.list
+        assert f" {number} {view.list.title}" in person.lines[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("br", "bridges"), ("veth", "veths"), ("ns", "namespaces"), ("cont", "containers"),
+        ("co", "containers"), ("nat", "nat"), ("ct", "conntrack"), ("rt", "routes"), ("ev", "events"),
+        ("ov", "overview"), ("links", "links"), ("net", "networks"), ("VETH", "veths"),
+    ],
+)  # fmt: skip
+async def test_views_by_name(typed: str, name: str) -> None:
+    async with dashboard() as person:
+        await person.type(f":{typed}⏎")
+        assert person.dashboard.view.name == name
+
+
+async def test_a_name_can_carry_a_filter() -> None:
+    async with dashboard() as person:
+        await person.type(":cont name:web1⏎")
+        assert person.dashboard.view.name == "containers"
+        assert "filtered 1 of" in person.text
+
+
+async def test_an_unknown_name_is_answered_in_words() -> None:
+    async with dashboard() as person:
+        await person.type(":xyzzy⏎")
+        await person.eventually("Nothing is called")
+        assert person.dashboard.view.name == "overview"
+
+
+async def test_tab_completes_a_name() -> None:
+    async with dashboard() as person:
+        await person.type(":conn")
+        await person.press("tab", "enter")
+        assert person.dashboard.view.name == "conntrack"
+
+
+async def test_minus_goes_to_the_view_before() -> None:
+    async with dashboard() as person:
+        await person.press("3", "6", "minus")
+        assert person.dashboard.view.name == "veths"
+        await person.press("minus")
+        assert person.dashboard.view.name == "nat"
+
+
+async def test_enter_follows_and_escape_goes_back() -> None:
+    async with dashboard() as person:
+        await person.type(":cont⏎")
+        await person.type("/name:web1⏎")
+        await person.press("escape")
+        assert person.row() == "web1"
+        await person.press("enter")
+        assert person.dashboard.view.name in ("veths", "bridges", "links")
+        assert "container web1 › " in person.lines[2]
+        first = person.dashboard.ref
+        await person.press("enter")
+        assert person.dashboard.ref != first
+        await person.press("escape")
+        assert person.dashboard.ref == first
+        await person.press("escape")
+        assert (person.dashboard.view.name, person.row()) == ("containers", "web1")
+
+
+async def test_the_way_from_a_cable_to_the_rules() -> None:
+    async with dashboard() as person:
+        await person.type(":veth⏎")
+        await person.type("/name:web1⏎")
+        seen = []
+        for _ in range(6):
+            seen.append(person.dashboard.ref)
+            await person.press("enter")
+        kinds = {ref.kind for ref in seen if ref}
+        assert len(set(seen)) == len(seen)
+        assert {"link", "container"} <= kinds
+
+
+async def test_keys_typed_at_once_act_in_their_order() -> None:
+    async with dashboard() as person:
+        await person.type(":cont⏎/web⏎j4G")
+        assert person.dashboard.view.name == "namespaces"
+        assert person.dashboard.table.cursor == len(person.dashboard.table.rows) - 1
+        await person.press("5")
+        assert "/web" in person.lines[2]
+        assert person.dashboard.table.cursor == 1
+
+
+async def test_coming_back_to_what_has_gone_is_told() -> None:
+    whole = small_host()
+    async with dashboard(whole) as person:
+        await person.type(":cont⏎jjj")
+        name = person.row()
+        await person.press("4")
+        engines = {
+            key: replace(engine, containers=tuple(one for one in engine.containers if one.name != name))
+            for key, engine in whole.engines.items()
+        }
+        await person.feed(replace(whole, engines=engines))
+        await person.press("5")
+        await person.eventually("not in this list now")
+        assert person.row() not in ("", name)
