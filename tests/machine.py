@@ -1,4 +1,4 @@
-"""A machine in small: a network namespace with a /run/netns of its own, so that its names are its own."""
+"""A machine in small: its links, names of namespaces and processes are its own, none else is in sight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "tui.cli")
-# Its own mounts and links, forwarding off, and a process that keeps both until it is killed.
-_START = "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && echo ready && exec sleep 10000"
+# As process 1, the shell reaps the orphans until it is killed.
+_START = (
+    "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && echo ready && sleep 10000; exit"
+)
+_UNSHARE = ["unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc",
+            "--kill-child"]  # fmt: skip
 
 
 class Machine:
@@ -25,20 +29,20 @@ class Machine:
         self.folder = Path(self._folder.name)
         self.environment = os.environ | {"VNET_STATE": str(self.folder / "state")} | environment
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _START],
-            stdout=subprocess.PIPE, text=True,
+            [*_UNSHARE, "sh", "-c", _START], stdout=subprocess.PIPE, text=True
         )  # fmt: skip
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
 
     @property
     def pid(self) -> int:
-        """The process that holds the machine."""
-        return self._holder.pid
+        """The first process of the machine."""
+        children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
+        return int(children.read_text().split()[0])
 
     def words(self, *words: str, inside: str = "") -> list[str]:
         """What runs a command on the machine, or in one of its named namespaces."""
-        entered = ["nsenter", "-t", str(self.pid), "--net", "--mount", f"--wd={ROOT}"]
+        entered = ["nsenter", "-t", str(self.pid), "--net", "--mount", "--pid", f"--wd={ROOT}"]
         return [*entered, *(["ip", "netns", "exec", inside] if inside else []), *words]
 
     def run(self, command: str | list[str], inside: str = "", check: bool = True, text: str = "") -> str:

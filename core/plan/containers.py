@@ -111,12 +111,13 @@ def _(request: RemoveContainer, draft: Draft) -> str:
     if space is None:
         raise Refusal([f'there is no named namespace "{safe(request.name)}"'])
     draft.removing()
-    others = tuple(name for name in space.names if name != request.name)
+    others = tuple(name for name in space.names if name != request.name and name not in draft.gone)
     if space.inode == draft.topology.host or others:
         of = "" if space.inode == draft.topology.host else others[0]
         _leave(request.name, of, space, draft)
     else:
         _delete(request.name, space, draft)
+    draft.gone.add(request.name)
     return f"delete the container {safe(request.name)}"
 
 
@@ -135,10 +136,11 @@ def _delete(name: str, space: Namespace, draft: Draft) -> None:
     firewall = draft.snapshot.firewalls.get(space.inode)
     if firewall and firewall.rules:
         draft.hit("its own firewall rules go with it, and an undo does not bring them back")
-    for member in [one for one in draft.ours.members if one.container == f"netns:{name}"]:
+    inside = {one.uid for one in draft.topology.containers_in(space.inode)}
+    for member in [one for one in draft.ours.members if one.container in inside]:
         draft.hit(f"it is detached from {member.network}")
         detach_member(member, draft)
-    gone = {(one.link) for one in draft.before.members if one.container == f"netns:{name}"}
+    gone = {one.link for one in draft.before.members if one.container in inside}
     net = draft.snapshot.nets.get(space.inode)
     links = [link for link in net.links.values() if link.name not in gone] if net else []
     for link in sorted(links, key=lambda one: one.kind == "bridge"):

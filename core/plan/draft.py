@@ -47,6 +47,8 @@ class Draft:
         self.warnings: dict[str, None] = {}
         self.hits: dict[str, None] = {}
         self.guarded = False
+        # Names of namespaces that the steps so far would take away.
+        self.gone: set[str] = set()
         self._removed = self._concerns_rules = False
         # The alias that the loopback link of a named namespace would have, by the namespace's name.
         self.tags: dict[str, str] = {}
@@ -119,8 +121,9 @@ class Draft:
         if ns == self.topology.host:
             return HOST
         space = self.snapshot.namespaces.get(ns)
-        if space and space.names:
-            return Place(space.names[0])
+        names = [name for name in space.names if name not in self.gone] if space else []
+        if names:
+            return Place(names[0])
         if space and space.pids:
             return Place(pid=space.pids[0], inode=ns)
         raise Refusal([f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"])

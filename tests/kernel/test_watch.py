@@ -3,51 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from core.model import Change, Snapshot
-from core.watch import Update, Watcher
+from core.model import Snapshot
 from tests.conftest import ThrowawayHost
+from tests.watching import Watched
 
 pytestmark = pytest.mark.root
-
-
-class Watched:
-    """A watcher, and what it told so far."""
-
-    def __init__(self, **options: int) -> None:
-        self.updates: list[Update] = []
-        self.came = threading.Condition()
-        self.watcher = Watcher(self.listen, **options)
-
-    def listen(self, update: Update) -> None:
-        with self.came:
-            self.updates.append(update)
-            self.came.notify_all()
-
-    @property
-    def snapshot(self) -> Snapshot:
-        return self.updates[-1].snapshot if self.updates else Snapshot(pending=frozenset({"links"}))
-
-    @property
-    def changes(self) -> list[Change]:
-        with self.came:
-            return [change for update in self.updates for change in update.changes]
-
-    def until(self, condition: Callable[[Snapshot], object], timeout: float = 10.0) -> Snapshot:
-        """Wait for a snapshot of which `condition` is true."""
-        end = time.monotonic() + timeout
-        with self.came:
-            while not condition(self.snapshot):
-                left = end - time.monotonic()
-                if left <= 0 or not self.came.wait(left):
-                    raise AssertionError("the awaited snapshot did not come")
-            return self.snapshot
 
 
 @pytest.fixture

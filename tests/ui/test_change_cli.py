@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.machine import Machine, addresses, link, ok, picture, told
+from tests.machine import Machine, addresses, link, ok, picture, told, uplink
 from tui.change.requests import ports_of
 
 pytestmark = pytest.mark.root
@@ -60,9 +60,8 @@ def test_a_network_is_made_and_removed(machine: Machine) -> None:
     assert after | {"forward": ""} == before | {"forward": ""}
 
 
-def test_kinds_bridges_and_vlans(machine: Machine) -> None:
-    ok(machine, "network create vault --kind internal --bridge inner0 --vlan-filtering --ipv6")
-    assert link(machine, "inner0")["linkinfo"]["info_data"]["vlan_filtering"] == 1
+def test_kinds_bridges_and_pairs(machine: Machine) -> None:
+    ok(machine, "network create vault --kind internal --bridge inner0 --ipv6")
     assert len(addresses(machine, "inner0")) == 2
     ok(machine, "network create lan --kind routed")
     (vault, lan) = sorted(told(machine, "network ls")["networks"], key=lambda one: one["kind"])
@@ -71,6 +70,14 @@ def test_kinds_bridges_and_vlans(machine: Machine) -> None:
     assert told(machine, "network ls")["networks"][0]["joined"] == ["vault"]
     ok(machine, "network part lan vault")
     assert told(machine, "network ls")["networks"][0]["joined"] == []
+
+
+def test_a_bridge_that_knows_vlans_where_the_kernel_does(machine: Machine) -> None:
+    done = machine.vnet("network", "create", "lab", "--vlan-filtering")
+    if done.returncode:
+        assert "Operation not supported" in done.stderr and "br-lab" not in machine.run("ip link")
+    else:
+        assert link(machine, "br-lab")["linkinfo"]["info_data"]["vlan_filtering"] == 1
 
 
 def test_networks_are_listed(shared: Machine) -> None:

@@ -67,8 +67,8 @@ def offer_recovery(options: argparse.Namespace) -> None:
         wanted = agreed("Take it back first?")
     if not wanted:
         raise CommandError(
-            f"nothing was changed: an earlier change was cut off, {names}; take it back first: vnet-tui recover "
-            "(or --auto-undo; vnet-tui recover --forget leaves what is there)"
+            f"nothing was changed: an earlier change was cut off, {names}; take it back first: "
+            "vnet-tui recover, or --auto-undo (vnet-tui recover --forget leaves what is there)"
         )
     if any(report.ended(run.undo(entry)) for entry in entries):
         raise CommandError("nothing else was changed")

@@ -10,15 +10,19 @@ from core.apply import guard, journal, run
 from core.apply.lock import planning
 from core.apply.state import StateError
 from core.collect.host import missing_capabilities
+from core.collect.nftables import read_tables
 from core.collect.session import remote_session
 from core.collect.snapshot import HOST_FIREWALL, read_snapshot
 from core.ops import AddAddress, AddNeighbour, DeleteNeighbour, Operation
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
+from core.plan.tags import TABLE
+from core.text import safe
 from core.topology import Topology
 from tui.change import keep, report
 from tui.change.earlier import offer_recovery
 from tui.change.rights import in_words, require_rights
+from tui.errors import CommandError
 
 # What a plan is made from; the rules of other namespaces matter to those alone who delete these,
 # and who listens on the host to those alone who publish ports.
@@ -73,7 +77,9 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Sequence[str], app
     approved: Plan | None = None
     while True:
         with planning():
-            plan = planner(look(parts))
+            topology = look(parts)
+            _require_our_rules(topology)
+            plan = planner(topology)
             if isinstance(plan, Refused):
                 return report.print_refused(plan, options.json)
             if not plan.steps:
@@ -88,6 +94,16 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Sequence[str], app
         approved = plan
     code = report.print_outcome(plan, outcome, options.json)
     return keep.ask(outcome, options.json) if plan.guarded and outcome.done else code
+
+
+def _require_our_rules(topology: Topology) -> None:
+    """Raises CommandError where our table is there and could not be read: it would be replaced without what it
+    says of published ports."""
+    firewall = topology.snapshot.firewalls.get(topology.host)
+    known = any(chain.table == TABLE for chain in firewall.chains) if firewall else False
+    if not known and any(table.name == TABLE for table in read_tables()):
+        told = "; ".join(f"{one.what} ({one.why})" for one in firewall.problems) if firewall else ""
+        raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(told)}")
 
 
 def _apply(plan: Plan, shown: bool) -> run.Outcome:

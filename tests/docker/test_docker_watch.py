@@ -1,0 +1,65 @@
+"""The live picture follows a real Docker Engine, also through its stop and restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from core.model import Container, Snapshot
+from core.topology import Topology
+from tests.docker.engine import DockerHost
+from tests.watching import Watched
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def watched(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)
+    made = Watched()
+    made.watcher.start()
+    try:
+        made.until(lambda s: "containers" not in s.pending and s.engines["docker"].state == "ok")
+        yield made
+    finally:
+        made.watcher.stop()
+
+
+def named(snapshot: Snapshot, name: str) -> Container | None:
+    return next((c for c in snapshot.engines["docker"].containers if c.name == name), None)
+
+
+def test_a_container_appears_whole_and_goes(watched: Watched, docker_host: DockerHost) -> None:
+    docker_host.container("shop", "-p", "8080:80")
+    pid = docker_host.pid("shop")
+
+    def whole(snapshot: Snapshot) -> bool:
+        found = named(snapshot, "shop")
+        topology = Topology(snapshot)
+        return bool(
+            found
+            and found.pid == pid
+            and found.netns in snapshot.nets
+            and any(
+                entry.kind == "published port" and found.uid in entry.containers for entry in topology.nat
+            )
+            and any(topology.container_of(peer.ns) == found for peer in topology.peers.values())
+        )
+
+    watched.until(whole, timeout=10)
+    docker_host.run("rm", "-f", "shop")
+    watched.until(lambda s: not named(s, "shop"), timeout=10)
+    sentences = [change.sentence for change in watched.changes]
+    assert any("shop" in sentence for sentence in sentences)
+
+
+def test_docker_may_stop_and_come_back(watched: Watched, docker_host: DockerHost) -> None:
+    docker_host.container("kept", "--restart", "always")
+    watched.until(lambda s: named(s, "kept"))
+    docker_host.stop()
+    stopped = watched.until(lambda s: s.engines["docker"].state == "stopped", timeout=15)
+    assert any("Docker is not running" in problem.what for problem in stopped.problems)
+    docker_host.start()
+    watched.until(lambda s: s.engines["docker"].state == "ok" and named(s, "kept"), timeout=20)
+    assert not [p for p in watched.snapshot.problems if p.part == "docker"]
