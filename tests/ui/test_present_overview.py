@@ -18,7 +18,8 @@ from tests.snapshots import (
     small_builder,
     small_host,
 )
-from tui.present.drawing import Item, Picture, width_of
+from tui.present.drawing import Item, Picture
+from tui.present.fitting import width_of
 from tui.present.glyphs import ascii_only
 from tui.present.overview import RailRows, rows
 from tui.present.rails import Rail, rails

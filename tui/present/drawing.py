@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rich.cells import cell_len, set_cell_size
-
 from core.model import Ref
-from tui.present.glyphs import ELLIPSIS
+from tui.present.fitting import cut, width_of
 from tui.present.rows import Tone
 
 # A drawing also tells headings from text, and lines from what they join.
@@ -131,21 +129,3 @@ class Canvas:
             spans.append((text, ink))
             end = max(end, x) + width_of(text)
         return tuple(spans)
-
-
-def width_of(text: str) -> int:
-    """The terminal cells that the text takes."""
-    return len(text) if text.isascii() else cell_len(text)
-
-
-def cut(text: str, width: int) -> str:
-    """The text in at most `width` cells, an ellipsis at its end where it does not fit."""
-    if width_of(text) <= width:
-        return text
-    return set_cell_size(text, width - 1).rstrip() + ELLIPSIS if width > 0 else ""
-
-
-def fit(text: str, width: int) -> str:
-    """The text in exactly `width` cells."""
-    short = cut(text, width)
-    return short + " " * (width - width_of(short))

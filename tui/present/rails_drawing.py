@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import batched
 
 from tui.present import units
-from tui.present.drawing import Canvas, Ink, Item, Picture, Span, cut, fit, width_of
+from tui.present.drawing import Canvas, Ink, Item, Picture, Span
+from tui.present.fitting import cut, fit, width_of
 from tui.present.rails import MARKS, Card, Figure, Rail, rails
 from tui.present.rows import Tone
 from tui.present.scene import Scene

@@ -8,9 +8,9 @@ from itertools import zip_longest
 from tui import keys
 from tui.keys import Where
 from tui.present import query
+from tui.present.fitting import fit, width_of, wrapped
 from tui.present.rows import ListView
 from tui.screens.overlay import Line, Overlay
-from tui.widgets.painted import fit, width_of, wrapped
 
 Section = tuple[str, Sequence[tuple[str, str]]]
 

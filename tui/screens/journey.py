@@ -11,13 +11,13 @@ from tui.desk import Arrived, Desk, DetailReady, Failed, RowsReady, WayReady
 from tui.keys import Where
 from tui.navigation import Navigation, Stop
 from tui.present import views
+from tui.present.fitting import cut
 from tui.present.rows import ListView
 from tui.screens.frame import NUMBERED, TABS, Frame
 from tui.source import Source
 from tui.widgets.bars import HeaderState, Mode
 from tui.widgets.detail import DetailPane
 from tui.widgets.lines import LinesPane
-from tui.widgets.painted import cut
 from tui.widgets.table import TableView
 
 READING = "reading…"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from core.model import Problem
 from core.text import safe
+from tui.present.fitting import wrapped
 from tui.screens.overlay import Line, Overlay
-from tui.widgets.painted import wrapped
 
 
 def problems_overlay(problems: Sequence[Problem]) -> Overlay:

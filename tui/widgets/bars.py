@@ -11,7 +11,8 @@ from textual.strip import Strip
 
 from core.text import safe
 from tui.keys import Action
-from tui.widgets.painted import Painted, Span, fit, strip_of, width_of
+from tui.present.fitting import fit, width_of
+from tui.widgets.painted import Painted, Span, strip_of
 
 Mode = Literal["live", "paused", "offline"]
 

@@ -10,9 +10,10 @@ from textual.strip import Strip
 
 from core.model import Ref
 from core.text import safe
+from tui.present.fitting import cut, fit, width_of, wrapped
 from tui.present.rows import Cell, Detail, Section, Tone
 from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, cut, fit, strip_of, width_of, wrapped
+from tui.widgets.painted import Span, strip_of
 
 _LABELS_AT_MOST = 18
 

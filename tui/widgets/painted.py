@@ -5,49 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.present.glyphs import ELLIPSIS
 from tui.present.rows import Tone
 
 Span = tuple[str, Style]
-
-
-def width_of(text: str) -> int:
-    """The terminal cells that the text takes."""
-    return len(text) if text.isascii() else cell_len(text)
-
-
-def fit(text: str, width: int, right: bool = False) -> str:
-    """The text in exactly `width` cells: padded, or cut with an ellipsis."""
-    surplus = width - width_of(text)
-    if surplus >= 0:
-        return " " * surplus + text if right else text + " " * surplus
-    return set_cell_size(text, width - 1) + ELLIPSIS if width > 0 else ""
-
-
-def cut(text: str, width: int) -> str:
-    """The text in at most `width` cells."""
-    return text if width_of(text) <= width else fit(text, width)
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    """The text in pieces of at most `width` cells, broken between words where that is possible."""
-    lines = [""]
-    for word in text.split(" "):
-        pieces = [word] if width_of(word) <= width else chop_cells(word, width)
-        for number, piece in enumerate(pieces):
-            gap = " " if lines[-1] and not number else ""
-            if not number and width_of(lines[-1] + gap + piece) <= width:
-                lines[-1] += gap + piece
-            else:
-                lines.append(piece)
-    return lines if lines[0] else lines[1:] or [""]
 
 
 def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> Strip:

@@ -9,7 +9,8 @@ from textual import events
 from textual.strip import Strip
 
 from core.text import safe
-from tui.widgets.painted import Painted, Span, strip_of, width_of
+from tui.present.fitting import width_of
+from tui.widgets.painted import Painted, Span, strip_of
 
 Kind = Literal["/", ":"]
 Outcome = Literal["typed", "accepted", "given up", ""]

@@ -11,10 +11,11 @@ from textual.strip import Strip
 from core.model import Ref
 from core.text import safe
 from tui.present.columns import GAP, Placed, lay_out
+from tui.present.fitting import fit, width_of, wrapped
 from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Row, Rows
 from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, fit, strip_of, width_of, wrapped
+from tui.widgets.painted import Span, strip_of
 
 NOTHING: Rows = ListRows((), ())
 
