@@ -147,8 +147,8 @@ class _Cards:
 
     def _by_links(self, container: Container) -> tuple[str, str]:
         net = self.snapshot.nets.get(container.netns or 0)
-        if net is None:
-            return "unknown", "The links in its network namespace have not been read."
+        if net is None or not net.links:  # even an empty namespace has its loopback
+            return "unknown", "The links in its network namespace could not be read."
         links = [link for link in net.links.values() if _connects(link)]
         if not links:
             return "closed", "Its network namespace has no link but loopback: nothing leads in or out."

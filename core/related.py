@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from core.container_flows import described, flows_of, found_entry
-from core.flows import address_text, flow_of, translators
+from core.connections import found_table, known_as, of_entry, of_names, of_network
+from core.flows import FlowColumns, address_text, entry_of, translators
+from core.flows.columns import Column
 from core.model import (
     Container,
     Link,
@@ -14,6 +15,7 @@ from core.model import (
     Network,
     Ref,
     container_ref,
+    flows_ref,
     link_ref,
     namespace_ref,
     nat_ref,
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 Relation = tuple[str, Ref]
 
-FLOWS_SEARCHED = 200  # for those that one NAT entry translated
 _ENTRY_ORDER = {"published port": 0, "dnat": 1, "masquerade": 2, "snat": 3, "redirect": 4}
 
 
@@ -68,7 +69,9 @@ def _of_container(topology: Topology, ref: Ref) -> Iterator[Relation]:
     for network in topology.networks_of(container):
         yield from _network(network)
     yield from _entries(entries_of_container(topology, container))
-    yield from (relation for relation, _ in described(topology, flows_of(topology, (container,))))
+    name = known_as(topology, container)
+    if name:
+        yield from _connections(of_names(topology.flows, name.__eq__), "ct", name)
     card = topology.cards.get(container.uid)
     for uid in card.joined_with if card else ():
         yield from _containers(topology, (uid,))
@@ -87,35 +90,33 @@ def _of_network(topology: Topology, ref: Ref) -> Iterator[Relation]:
     if bridge is not None:
         yield f"bridge {bridge.name}", link_ref(bridge.key)
     yield from map(_container, topology.members(network))
+    yield from _connections(of_network(topology, network), "net", network.name)
 
 
 def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
     entry = next((entry for entry in topology.nat if (entry.ns, entry.entry_id) == ref.key), None)
     if entry is None:
         return
-    networks = [network for network in topology.networks if network.id in entry.networks]
-    named = [topology.containers[uid] for uid in entry.containers if uid in topology.containers]
-    members = named or [one for network in networks for one in topology.members(network)]
-    rules = topology.snapshot.firewalls[entry.ns].rules if entry.ns in topology.snapshot.firewalls else ()
-    for relation, flow in described(topology, flows_of(topology, members, FLOWS_SEARCHED)):
-        if any(translators(flow, (entry,), rules)):
-            yield relation
+    alike = sum(one.name == entry.name for one in topology.nat)
+    name = entry.name if alike == 1 else entry.entry_id
+    yield from _connections(of_entry(topology, entry), "nat", name)
     yield from _containers(topology, entry.containers)
-    for network in networks:
-        yield from _network(network)
+    for network_id in entry.networks:
+        yield from _network(topology.network(network_id))
     yield _namespace(topology, entry.ns)
 
 
 def _of_flow(topology: Topology, ref: Ref) -> Iterator[Relation]:
-    ns, entry = int(ref.key[0]), found_entry(topology, ref)
-    if entry is None:
+    ns, table = int(ref.key[0]), found_table(topology, ref)
+    if table is None:
         return
+    entry = entry_of(table.entries[0])
     for side in (entry.orig_src, entry.reply_src, entry.orig_dst, entry.reply_dst):
         owner = topology.container_at(ns, address_text(side))
         yield from [_container(owner)] if owner else []
     firewall = topology.snapshot.firewalls.get(ns)
     entries = (one for one in topology.nat if one.ns == ns)
-    yield from _entries(translators(flow_of(entry), entries, firewall.rules if firewall else ()))
+    yield from _entries(translators(FlowColumns((table,)), entries, firewall.rules if firewall else ()))
     yield _namespace(topology, ns)
 
 
@@ -163,6 +164,18 @@ def entries_of_container(topology: Topology, container: Container) -> tuple[NatE
         entry for entry in topology.nat if not entry.containers and networks.intersection(entry.networks)
     ]
     return (*own, *shared)
+
+
+def concerns(topology: Topology, entry: NatEntry, scope: Collection[int]) -> bool:
+    """Whether a NAT entry lies in one of these namespaces, or is about a container there."""
+    about = (topology.containers[uid].netns for uid in entry.containers if uid in topology.containers)
+    return entry.ns in scope or any(ns in scope for ns in about)
+
+
+def _connections(found: Column, what: str, name: str) -> Iterator[Relation]:
+    count = int(found.sum())
+    if count:
+        yield f"{count} connection{'s' * (count != 1)}", flows_ref(what, name)
 
 
 def _entries(entries: Iterable[NatEntry]) -> Iterator[Relation]:

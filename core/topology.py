@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+from core.findings import Finding, by_ref, findings
+from core.flows import FlowColumns
 from core.model import (
     Container,
     Link,
@@ -18,7 +20,7 @@ from core.model import (
 from core.modelcard import cards
 from core.nat import nat_entries
 from core.networks import all_networks
-from core.ownership import AddressBook, address_book, label_of, primary
+from core.ownership import AddressBook, address_book, label_of, names_in, primary
 from core.peers import resolve
 from core.related import related
 
@@ -77,6 +79,13 @@ class Topology:
     def nat_of(self, container: Container) -> tuple[NatEntry, ...]:
         """The NAT entries that carry a container's own address or link."""
         return self._nat_by_container.get(container.uid, ())
+
+    @cached_property
+    def flows(self) -> FlowColumns:
+        """The conntrack entries of all namespaces, the host's first."""
+        tables = self.snapshot.conntracks.values()
+        ordered = sorted(tables, key=lambda table: (table.ns != self.host, self.label(table.ns)))
+        return FlowColumns(ordered, lambda ns: names_in(self, ns))
 
     @cached_property
     def containers(self) -> Mapping[str, Container]:
@@ -251,6 +260,19 @@ class Topology:
             return ()
         return tuple(link for link in net.links.values() if link.kind != "loopback")
 
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All that is wrong, what is broken before what is only doubtful."""
+        return findings(self)
+
+    @cached_property
+    def _findings_by_ref(self) -> Mapping[Ref, tuple[Finding, ...]]:
+        return by_ref(self.findings)
+
+    def findings_of(self, ref: Ref) -> tuple[Finding, ...]:
+        """What is wrong with a thing, or concerns it."""
+        return self._findings_by_ref.get(ref, ())
+
     def related(self, ref: Ref) -> tuple[tuple[str, Ref], ...]:
         """What a thing leads to, as (label, reference), the foremost first."""
         return related(self, ref)
@@ -262,5 +284,5 @@ class Topology:
             return None
         fresh = [ref for _, ref in self.related(trail[-1]) if ref not in trail]
         container = next((ref for ref in reversed(trail[:-1]) if ref.kind == "container"), None)
-        near = {ref for _, ref in self.related(container)} if container else set()
-        return next((ref for ref in fresh if ref in near), fresh[0] if fresh else None)
+        near = {ref for _, ref in self.related(container)} if container else set(fresh)
+        return next((ref for ref in fresh if ref in near or ref.kind == "flows"), fresh[0] if fresh else None)

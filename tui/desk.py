@@ -10,9 +10,10 @@ from typing import Any
 
 from textual.message import Message
 
+from core.findings import Finding
 from core.model import Problem, Ref
 from tui.inbox import Inbox
-from tui.navigation import Stop
+from tui.navigation import Stop, Way
 from tui.present.rows import Detail, ListView
 from tui.source import Source
 from tui.stage import Shown, Stage
@@ -45,7 +46,7 @@ class DetailReady(Message):
 class WayReady(Message):
     """Where Enter leads from a stop; None where it leads nowhere."""
 
-    def __init__(self, stop: Stop, way: tuple[str, Ref] | None) -> None:
+    def __init__(self, stop: Stop, way: Way | None) -> None:
         super().__init__()
         self.origin, self.way = stop, way
 
@@ -94,6 +95,11 @@ class Desk:
     def problems(self) -> tuple[Problem, ...]:
         """What could not be read, in the present picture."""
         return self._stage.problems
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong in the present picture."""
+        return self._stage.findings
 
     @property
     def hostname(self) -> str:

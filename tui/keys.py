@@ -65,7 +65,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("previous", ("minus",), "-", "Previous", "the view before this one", "any"),
     Action("pause", ("p",), "p", "Pause", "freeze the picture, and go on", "any", 8),
     Action("refresh", ("r",), "r", "Refresh", "read everything again", "any", 13),
-    Action("problems", ("exclamation_mark",), "!", "Problems", "what could not be read, and why", "any", 14),
+    Action("problems", ("exclamation_mark",), "!", "Problems", "what is wrong, and what could not be read", "any", 14),
     Action("theme", ("t",), "t", "Theme", "the next theme: dark, light, the terminal's own", "any"),
     Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
     Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find any action by its name", "any"),

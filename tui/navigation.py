@@ -19,13 +19,24 @@ class ViewState:
     top: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where Enter leads: a view, and either a thing in it or a filter that selects several."""
+
+    view: str
+    ref: Ref | None
+    filter: str = ""
+
+
 @dataclass(slots=True)
 class Stop:
-    """One stop on the way: a view, its state there, and in words the thing from which the way went on."""
+    """One stop on the way: a view, its state there, in words the thing from which the way went on, and the
+    filter that it was entered with."""
 
     view: str
     state: ViewState = field(default_factory=ViewState)
     label: str = ""
+    filter: str = ""
 
 
 class Navigation:
@@ -54,14 +65,14 @@ class Navigation:
             self.previous = self.here.view
         self.trail = [Stop(view, self._left.get(view) or ViewState())]
 
-    def follow(self, view: str, ref: Ref, label: str) -> None:
-        """Go on to `ref`, shown in `view`, from the thing called `label`."""
+    def follow(self, way: Way, label: str) -> None:
+        """Go on from the thing called `label`."""
         here = self.here
         here.label = label
-        self.trail.append(
-            Stop(view, ViewState(here.state.sort, here.state.reverse) if here.view == view else ViewState())
-        )
-        self.here.state.ref = ref
+        state = ViewState(filter=way.filter, ref=way.ref)
+        if here.view == way.view:
+            state.sort, state.reverse = here.state.sort, here.state.reverse
+        self.trail.append(Stop(way.view, state, filter=way.filter))
 
     def back(self) -> bool:
         """Go back one stop; False at the first."""

@@ -14,8 +14,11 @@ from typing import TextIO
 from rich.cells import cell_len, set_cell_size
 
 from core.model import Problem, Ref, Snapshot
+from core.related import concerns
 from core.text import safe
 from core.topology import Topology
+from tui.present.absence import empty_text
+from tui.present.conntrack import ConntrackRows
 from tui.present.rows import Cell, Column, ListView, Row, Rows
 from tui.present.scene import Scene
 
@@ -69,14 +72,15 @@ def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | No
 
         output.stream.writelines(document(topology, topics, scope))
         return
-    if scope is not None:
-        topology = _narrowed(topology, scope)
     for place, topic in enumerate(topics):
         view: ListView = import_module(f"tui.present.{topic}").VIEW
         rows = view.rows(Scene(topology))
+        empty = empty_text(view, snapshot)
+        if scope is not None and len(rows):
+            empty = f"None that concerns {safe(ns or '')}; {len(rows)} that do not."
         if len(topics) > 1:
             output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
-        output.stream.writelines(_table(view, _within(topology, rows, scope), output))
+        output.stream.writelines(_table(view, _within(topology, rows, scope), empty, output))
     print_problems(topology, topics, scope)
 
 
@@ -114,14 +118,10 @@ def _scope(topology: Topology, name: str) -> frozenset[int]:
     return found
 
 
-def _narrowed(topology: Topology, scope: Collection[int]) -> Topology:
-    """The same host with the large tables of these namespaces only."""
-    kept = {ns: table for ns, table in topology.snapshot.conntracks.items() if ns in scope}
-    return Topology(replace(topology.snapshot, conntracks=kept))
-
-
 def _within(topology: Topology, rows: Rows, scope: Collection[int] | None) -> Iterator[Row]:
-    """The rows of things that lie in the scope."""
+    """The rows of things that lie in the scope, or concern what does."""
+    if scope is not None and isinstance(rows, ConntrackRows):
+        rows, scope = rows.within(scope), None
     for place in range(len(rows)):
         row = rows.row(place)
         if scope is None or any(_lies_in(topology, ref, scope) for ref in (row.ref, *row.aliases)):
@@ -135,14 +135,16 @@ def _lies_in(topology: Topology, ref: Ref, scope: Collection[int]) -> bool:
     if ref.kind == "network":
         network = topology.network(str(ref.key[0]))
         return network is not None and network.ns in scope
+    if ref.kind == "nat":
+        return any(ref.key == (one.ns, one.entry_id) and concerns(topology, one, scope) for one in topology.nat)
     return ref.key[0] in scope
 
 
-def _table(view: ListView, rows: Iterator[Row], output: Output) -> Iterator[str]:
-    """The lines of one list, heading first; a sentence where it is empty."""
+def _table(view: ListView, rows: Iterator[Row], empty: str, output: Output) -> Iterator[str]:
+    """The lines of one list, heading first; the sentence `empty` where there is none."""
     first = list(islice(rows, _MEASURED))
     if not first:
-        yield _painted(view.empty, _CODES["dim"], output) + "\n"
+        yield _painted(empty, _CODES["dim"], output) + "\n"
         return
     columns = _columns(view.columns, first, output.width)
     titles = tuple(Cell(column.title.upper()) for column in view.columns)

@@ -103,24 +103,30 @@ def _taken_back(record: journal.Record, made: tuple[Operation, ...], reason: str
     return Outcome(record.entry_id, end, errors)
 
 
-def undo(entry: journal.Entry, wait: bool = False) -> Outcome:
-    """Take back an earlier change, whether it was completed, cut off or taken back in part.
+def undo(
+    entry: journal.Entry, wait: bool = False, progress: Callable[[Operation], None] = lambda _: None
+) -> Outcome:
+    """Take back an earlier change, whether it was completed, cut off or taken back in part. `progress` hears
+    of each operation before it is done.
 
     Raises Busy (not with `wait`: then another writer is waited for) and StateError.
     """
     with writing(wait), Kernel() as kernel:
         now = journal.find(entry.entry_id) or entry  # it may have ended while it was looked at
         begun = now.steps[: now.begun]
-        errors = _take_back(begun if now.end == "done" else without_doubt(begun, kernel), kernel)
+        errors = _take_back(begun if now.end == "done" else without_doubt(begun, kernel), kernel, progress)
         end = "failed" if errors else "undone"
         journal.mark(now, end, errors)
         return Outcome(now.entry_id, end, errors)
 
 
-def _take_back(steps: tuple[Operation, ...], kernel: Kernel) -> tuple[str, ...]:
+def _take_back(
+    steps: tuple[Operation, ...], kernel: Kernel, progress: Callable[[Operation], None] = lambda _: None
+) -> tuple[str, ...]:
     """Undo steps, last one first, going on after errors; returns these in words."""
     errors = []
     for operation in undo_of(steps):
+        progress(operation)
         try:
             execute(operation, kernel)
         except Exception as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from core.connections import of_namespaces
 from core.flows.words import ICMP, ICMPV6, PROTOCOLS, WITH_PORTS, address_text, state_text
 from core.model import CONNTRACK_DTYPE, Conntrack
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
@@ -35,9 +37,15 @@ _FLAT = _flat(CONNTRACK_DTYPE)
 
 def flows(topology: Topology, scope: Collection[int] | None) -> Iterator[str]:
     """Every conntrack entry as one line of JSON."""
-    for ns, table in topology.snapshot.conntracks.items():
-        if scope is None or ns in scope:
-            yield from _table(topology, ns, table)
+    for table in topology.snapshot.conntracks.values() if scope is None else _within(topology, scope):
+        yield from _table(topology, table.ns, table)
+
+
+def _within(topology: Topology, scope: Collection[int]) -> Iterator[Conntrack]:
+    """The tables with those entries alone that concern the scope."""
+    columns, wanted = topology.flows, of_namespaces(topology, scope)
+    for table, start, end in zip(columns.tables, columns.starts, columns.starts[1:], strict=False):
+        yield replace(table, entries=table.entries[wanted[start:end]])
 
 
 def _table(topology: Topology, ns: int, table: Conntrack) -> Iterator[str]:

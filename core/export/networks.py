@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from core.codec import plain
+from core.related import concerns
 from core.topology import Topology
 
 Item = dict[str, Any]
@@ -21,7 +22,7 @@ def namespaces(topology: Topology, scope: Scope) -> Iterator[Item]:
                 **plain(namespace),
                 "label": topology.label(inode),
                 "containers": [container.uid for container in topology.containers_in(inode)],
-                "links": len(nets[inode].links) if inode in nets else None,
+                "links": len(nets[inode].links) if inode in nets and nets[inode].links else None,
             }
 
 
@@ -40,5 +41,5 @@ def networks(topology: Topology, scope: Scope) -> Iterator[Item]:
 def nat(topology: Topology, scope: Scope) -> Iterator[Item]:
     """Every translation and forward filter."""
     for entry in topology.nat:
-        if scope is None or entry.ns in scope:
+        if scope is None or concerns(topology, entry, scope):
             yield {**plain(entry), "namespace": topology.label(entry.ns)}

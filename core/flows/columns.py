@@ -142,6 +142,20 @@ class FlowColumns:
         port = np.where(choice, self.column(_PORT_OF[chosen]), self.column(_PORT_OF[other]))
         return address, port * self.has_ports
 
+    @cached_property
+    def ranks(self) -> Column:
+        """The place of each entry in the order of its inside, its peer and its id."""
+        keys = [self.column("id")]
+        for addresses, ports in (self.peer(), self.inside()):
+            keys += [ports, addresses[:, 1], addresses[:, 0]]
+        ranks = np.empty(len(self), np.int64)
+        ranks[np.lexsort(keys)] = np.arange(len(self))
+        return ranks
+
+    def port_of(self, end: str) -> Column:
+        """The port that belongs to an address ("orig_src", ...)."""
+        return self.column(_PORT_OF[end])
+
     def total(self, counter: str) -> Column:
         """ "packets" or "bytes" of both directions together."""
         return np.asarray(self.column(counter).sum(axis=1))

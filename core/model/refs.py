@@ -17,9 +17,10 @@ class LinkKey(NamedTuple):
 class Ref:
     """Points at one object of a snapshot.
 
-    `kind` is one of "namespace", "link", "container", "network", "nat", "flow", "route", "rule",
+    `kind` is one of "namespace", "link", "container", "network", "nat", "flow", "flows", "route", "rule",
     "neighbour", "fdb", "event", "problem"; `key` is what identifies the object among its kind:
     (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id), (inode, conntrack id), ...
+    "flows" are connections together: (what they concern: "ct", "net" or "nat", its name).
     """
 
     kind: str
@@ -49,6 +50,12 @@ def network_ref(network_id: str) -> Ref:
 def nat_ref(inode: int, entry_id: str) -> Ref:
     """The reference of a NAT entry."""
     return Ref("nat", (inode, entry_id))
+
+
+def flows_ref(what: str, name: str) -> Ref:
+    """The reference of all connections of a container ("ct") or network ("net"), or of those that a NAT entry
+    ("nat") translates."""
+    return Ref("flows", (what, name))
 
 
 def flow_ref(inode: int, conntrack_id: int) -> Ref:

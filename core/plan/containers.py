@@ -74,8 +74,9 @@ def _share(request: CreateContainer, draft: Draft) -> None:
 
 def _joinable(text: str, draft: Draft) -> str:
     """The named namespace that a container to join with is. Raises Refusal."""
-    if text in draft.tags:
-        return text
+    name = text.removeprefix("netns:")
+    if name in draft.tags:
+        return name
     container = draft.container(text)
     if container.runtime != "netns":
         raise Refusal([f"{safe(container.name)} is no named namespace: its own engine joins others with it"])

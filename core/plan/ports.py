@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from core.ops import SetPort
 from core.plan import validate
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
@@ -159,12 +160,25 @@ def _let_in(made: tuple[OurPort, ...], home: _Home, draft: Draft) -> None:
     forward(draft, ipv4=False in families, ipv6=True in families)
     warn_of_filters(draft, home.bridge)
     if home.network in draft.ours.networks:
+        _hairpin(made, True, draft)
         if any(_by_loopback(port) for port in made):
             draft.sysctl(_route_localnet(home.bridge), "1", _localnet_now(home.bridge, draft))
     else:
         draft.warn(f"{made[0].port_id} does not answer at 127.0.0.1: {home.bridge} is not vnet's")
     if True in families:
         draft.warn(f"{made[0].port_id} does not answer at ::1: the kernel keeps that on the loopback link")
+
+
+def _hairpin(ports: Iterable[OurPort], on: bool, draft: Draft) -> None:
+    """Let the bridge send a container's own frames back to it: with br_netfilter on, what a container sends to
+    its own published port is translated in the bridge and leaves by the port that it came in by."""
+    addresses = {port.address for port in ports}
+    for member in draft.ours.members:
+        if addresses & {one.partition("/")[0] for one in member.addresses}:
+            link = draft.link(member.port)
+            before = bool(link and link.port and link.port.hairpin)
+            if before != on:
+                draft.do(SetPort(member.port, "hairpin", on, before))
 
 
 def _by_loopback(port: OurPort) -> bool:
@@ -207,6 +221,8 @@ def withdraw(ports: list[OurPort], draft: Draft) -> None:
     """Take published ports back; with the last one of a network that way from the host's loopback closes."""
     left = tuple(port for port in draft.ours.ports if port not in ports)
     draft.now(ports=left)
+    kept = {port.address for port in left}
+    _hairpin([port for port in ports if port.address not in kept], False, draft)
     for network in draft.before.networks.values():
         were = [port for port in ports if _by_loopback(port) and _on(network.bridge, port, draft)]
         if were and not any(_by_loopback(port) and _on(network.bridge, port, draft) for port in left):

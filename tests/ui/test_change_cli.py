@@ -32,7 +32,7 @@ _ASK = (
 @contextmanager
 def serving(machine: Machine, inside: str) -> Iterator[None]:
     """A server on TCP port 80 of a namespace that tells each caller its address."""
-    words = machine.words(sys.executable, "-c", _SERVE, inside=inside)
+    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", _SERVE, inside=inside)
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout and server.stdout.readline() == "ready\n"

@@ -221,9 +221,8 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
     machine.run("ip netns add theirs")
     machine.run("ip link add br0 type bridge")
     machine.run("ip link set br0 alias 'made by vnet: not'")
-    machine.run(
-        "nft -f -", text="table ip theirs {\n chain post {\n type nat hook postrouting priority 100;\n }\n}\n"
-    )
+    machine.run("nft add table ip theirs")
+    machine.run("nft add chain ip theirs post { type nat hook postrouting priority 100 ; }")
     before = picture(machine)
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from core.flows import address_bytes, address_text
@@ -195,14 +195,14 @@ def test_filter(rows: ConntrackRows, query: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("column", "wanted"),
     [
-        ("proto", "ping out in ssh six inner dns"),
-        ("state", "ping out in six inner ssh dns"),
+        ("proto", "ping inner in out ssh six dns"),
+        ("state", "ping inner in out six ssh dns"),
         ("inside", "inner in out ping dns ssh six"),
         ("peer", "ping out dns inner in ssh six"),
-        ("packets", "in out dns ping ssh six inner"),
-        ("bytes", "in out dns ping ssh six inner"),
+        ("packets", "in out inner ping dns ssh six"),
+        ("bytes", "in out inner ping dns ssh six"),
         ("timeout", "inner ping dns in six ssh out"),
-        ("ns", "out in dns ping ssh six inner"),
+        ("ns", "in out ping dns ssh six inner"),
         ("no such column", "out in dns ping ssh six inner"),
     ],
 )
@@ -211,15 +211,15 @@ def test_order(rows: ConntrackRows, column: str, wanted: str) -> None:
     assert names(rows.sorted_by(column, False)) == wanted.split()
 
 
-def test_reversed_order_keeps_blanks_last_and_equals_in_place(rows: ConntrackRows) -> None:
-    assert names(rows.sorted_by("bytes", True)) == ["out", "in", "dns", "ping", "ssh", "six", "inner"]
-    assert names(rows.sorted_by("proto", True)) == ["dns", "out", "in", "ssh", "six", "inner", "ping"]
-    assert names(rows.sorted_by("translation", True))[-3:] == ["ping", "ssh", "inner"]
+def test_reversed_order_keeps_blanks_last_and_equals_in_their_order(rows: ConntrackRows) -> None:
+    assert names(rows.sorted_by("bytes", True)) == ["out", "in", "inner", "ping", "dns", "ssh", "six"]
+    assert names(rows.sorted_by("proto", True)) == ["dns", "inner", "in", "out", "ssh", "six", "ping"]
+    assert names(rows.sorted_by("translation", True))[-3:] == ["inner", "ping", "ssh"]
 
 
 def test_filter_and_order_go_together(rows: ConntrackRows) -> None:
     found = rows.sorted_by("timeout", True).matching("tcp").sorted_by("state", False).matching("!inner")
-    assert names(found) == ["out", "six", "in", "inner", "ssh"]
+    assert names(found) == ["inner", "in", "out", "six", "ssh"]
 
 
 def test_an_entry_is_found_where_it_stands(rows: ConntrackRows) -> None:
@@ -339,7 +339,9 @@ def test_a_piece_of_an_ipv6_address(drawn: tuple[list[bytes], str]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ipv4 | ipv6, max_size=5), ipv4 | ipv6)
 def test_a_whole_address_means_itself(addresses: list[bytes], wanted: bytes) -> None:
-    found = address_match.matching(halves(addresses), address_text(wanted))
+    text = address_text(wanted)
+    assume(text == "::" or not text.endswith("::"))  # "fd00::" means what begins so
+    found = address_match.matching(halves(addresses), text)
     assert found is not None
     assert found.tolist() == [raw == wanted for raw in addresses]
 

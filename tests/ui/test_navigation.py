@@ -7,7 +7,7 @@ import threading
 from core.model import Change, Ref, Snapshot
 from tests.ui.driver import Picture
 from tui.inbox import Inbox
-from tui.navigation import Navigation
+from tui.navigation import Navigation, Way
 from tui.worker import Worker
 
 WEB, PEER = Ref("container", ("docker", "web")), Ref("link", (1, 2))
@@ -16,11 +16,20 @@ WEB, PEER = Ref("container", ("docker", "web")), Ref("link", (1, 2))
 def test_the_trail_leads_back() -> None:
     nav = Navigation("containers")
     nav.here.state.ref = WEB
-    nav.follow("veths", PEER, "web")
+    nav.follow(Way("veths", PEER), "web")
     assert nav.refs == (WEB, PEER)
     assert nav.back()
     assert (nav.here.view, nav.here.state.ref, nav.here.label) == ("containers", WEB, "")
     assert not nav.back()
+
+
+def test_a_filter_that_was_followed_belongs_to_its_stop() -> None:
+    nav = Navigation("containers")
+    nav.here.state.sort = "name"
+    nav.follow(Way("conntrack", None, "ct:=web"), "web")
+    assert (nav.here.filter, nav.here.state.filter, nav.here.state.sort) == ("ct:=web", "ct:=web", "")
+    nav.follow(Way("conntrack", WEB), "flow")
+    assert (nav.here.filter, nav.here.state.filter) == ("", "")
 
 
 def test_a_view_is_found_as_it_was_left() -> None:

@@ -141,12 +141,12 @@ def test_faults_have_a_word_and_a_tone() -> None:
         for figure in card.figures
     }
     assert [(cell.text, cell.tone) for cell in figures["web2"].faults] == [
-        ("mtu 1400≠1500", "warn"),
+        ("mtu 1400, bridge 1500", "warn"),
         ("17 packets dropped", "warn"),
     ]
     assert [cell.tone for cell in figures["orphan"].faults] == ["bad"]
     assert not figures["web1"].faults
-    inks = {ink for line in picture_of(host).lines for text, ink in line if "mtu 1400≠1500" in text}
+    inks = {ink for line in picture_of(host).lines for text, ink in line if "mtu 1400, bridge 1500" in text}
     assert inks == {"warn"}
 
 

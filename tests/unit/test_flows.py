@@ -151,7 +151,7 @@ UNREADABLE = FirewallRule("nft", "ip", "nat", "post", "5", "", "snat", src="@set
 def test_which_rules_translated(row: np.void, wanted: list[str]) -> None:
     rules = (PORT, MASQUERADE, ELSEWHERE, NEGATED, UNREADABLE)
     entries = [NatEntry(1, f"e{rule.rule_id}", "", "", "", "ip", rules=(rule.rule_id,)) for rule in rules]
-    found = translators(understood(row), entries, rules)
+    found = translators(FlowColumns([table(1, row)]), entries, rules)
     assert [entry.rules[0] for entry in found] == wanted
 
 

@@ -108,7 +108,7 @@ def test_bridged_without_a_veth() -> None:
 def test_unread_links_are_unknown() -> None:
     card = deal(docker("app", APP), nets=())["app"]
     assert card.model == "unknown"
-    assert "not been read" in card.why
+    assert "could not be read" in card.why
 
 
 @pytest.mark.parametrize("mode", ["container:app", "container:app-id"])

@@ -6,10 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from core.model import Container, Link, Namespace, Ref, Snapshot, container_ref, link_ref, namespace_ref
+from core.connections import of_entry, of_names, of_network
+from core.flows.columns import Column
+from core.model import (
+    Container,
+    Link,
+    Namespace,
+    NatEntry,
+    Ref,
+    Snapshot,
+    container_ref,
+    flow_ref,
+    link_ref,
+    namespace_ref,
+)
 from core.topology import Topology
 from tests.host_builder import HOST, HostBuilder
-from tests.snapshots import empty_host, hostile_host, many_namespaces, small_builder, small_host
+from tests.snapshots import empty_host, hostile_host, many_namespaces, small_host
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +44,19 @@ def labels(topology: Topology, ref: Ref) -> list[str]:
 
 def first(topology: Topology, ref: Ref, beginning: str) -> Ref:
     return next(target for label, target in topology.related(ref) if label.startswith(beginning))
+
+
+def entry_at(topology: Topology, ref: Ref) -> NatEntry:
+    return next(entry for entry in topology.nat if (entry.ns, entry.entry_id) == ref.key)
+
+
+def the_flows(topology: Topology, mask: Column) -> list[Ref]:
+    return [flow_ref(HOST, number) for number in topology.flows.column("id")[mask].tolist()]
+
+
+def peers_of(topology: Topology, mask: Column) -> list[int]:
+    """The ports of the far ends, sorted."""
+    return sorted(topology.flows.peer()[1][mask].tolist())
 
 
 def test_labels_prefer_what_a_person_calls_it(topology: Topology) -> None:
@@ -134,8 +160,9 @@ def test_every_step_of_the_web() -> None:
     container = first(topology, inner, "container web1")
     assert first(topology, container, "bridge port veth-web1") == outer
     published = first(topology, container, "published port")
-    flow = first(topology, published, "flow tcp")
-    assert flow.kind == "flow" and flow.key[0] == HOST
+    connections = first(topology, published, "1 connection")
+    assert connections == Ref("flows", ("nat", "web1 tcp 8080 -> 172.18.0.2:80"))
+    (flow,) = the_flows(topology, of_entry(topology, entry_at(topology, published)))
     assert first(topology, flow, "container web1") == container
     assert first(topology, flow, "published port") == published
     assert first(topology, container, "namespace web1") == namespace_ref(web1.netns or 0)
@@ -145,25 +172,27 @@ def test_a_nat_entry_leads_only_to_flows_that_it_translated(topology: Topology) 
     web1 = container_named(topology, "web1")
     ref = container_ref("docker", web1.id)
     published, masquerade = first(topology, ref, "published port"), first(topology, ref, "masquerade")
-    inward = [label for label in labels(topology, published) if label.startswith("flow")]
-    outward = [label for label in labels(topology, masquerade) if label.startswith("flow")]
-    assert len(inward) == 1 and "172.18.0.2:80" in inward[0]
-    assert len(outward) == 2 and not any(":80 " in label for label in outward)
+    inward, outward = (of_entry(topology, entry_at(topology, one)) for one in (published, masquerade))
+    assert peers_of(topology, inward) == [50000]
+    assert peers_of(topology, outward) == [53, 443]
+    assert "1 connection" in labels(topology, published)
+    assert "2 connections" in labels(topology, masquerade)
 
 
-def test_flows_of_a_container_are_the_busiest_first() -> None:
-    host = small_builder()
-    for number in range(40):
-        host.flow(
-            17, ("172.18.0.4", 1000 + number, "192.0.2.53", 53),
-            ("192.0.2.53", 53, "192.0.2.1", 1000 + number),
-            bytes=[number * 1000, 0], packets=[1, 0],
-        )  # fmt: skip
-    topology = Topology(host.snapshot())
-    api = container_named(topology, "api")
-    found = [label for label in labels(topology, container_ref("docker", api.id)) if label.startswith("flow")]
-    assert len(found) == 20
-    assert "172.18.0.4:1039" in found[0]
+def test_connections_are_one_relation_and_none_where_there_is_none(topology: Topology) -> None:
+    found = {
+        name: [label for label in labels(topology, container_ref("docker", one.id)) if "connection" in label]
+        for name in ("web1", "api", "web2")
+        for one in (container_named(topology, name),)
+    }
+    assert found == {"web1": ["2 connections"], "api": ["1 connection"], "web2": []}
+    assert peers_of(topology, of_names(topology.flows, "web1".__eq__)) == [443, 50000]
+
+
+def test_connections_of_a_network_are_those_of_its_own_addresses(topology: Topology) -> None:
+    app, db = (next(net for net in topology.networks if net.name == name) for name in ("app", "db"))
+    assert peers_of(topology, of_network(topology, app)) == [53, 443, 50000]
+    assert peers_of(topology, of_network(topology, db)) == [], "api's connection begins on the other network"
 
 
 def test_nothing_leads_to_itself_or_twice(topology: Topology) -> None:

@@ -30,7 +30,7 @@ def undo(options: argparse.Namespace) -> int:
             report.print_dry_run(_as_plan(entry), options.json)
             return 0
         require_rights()
-        _refuse_under_later(entry)
+        refuse_under_later(entry)
         return _take_back((entry,), options.json)
 
 
@@ -117,13 +117,17 @@ def _chosen(entry_id: str) -> Entry:
     return chosen
 
 
-def _refuse_under_later(entry: Entry) -> None:
+def refuse_under_later(entry: Entry) -> None:
     """Raises CommandError where later changes stand on what this one changed."""
-    mine = touched(entry.steps)
     later = takewhile(lambda one: one.entry_id != entry.entry_id, journal.history())
-    standing = [one.entry_id for one in later if one.end != "undone" and mine & touched(one.steps)]
-    if standing:
+    if standing := standing_on(entry, later):
         raise CommandError(f"later changes stand on it, take these back first: {', '.join(standing)}")
+
+
+def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
+    """The ids of those of the later changes that stand on what this one changed."""
+    mine = touched(entry.steps)
+    return [one.entry_id for one in later if one.end != "undone" and mine & touched(one.steps)]
 
 
 def _take_back(entries: Iterable[Entry], as_json: bool) -> int:

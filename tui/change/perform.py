@@ -75,30 +75,56 @@ def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
 
 def _do(options: argparse.Namespace, planner: Planner, parts: Sequence[str], approve: Approve | None) -> int:
     approved: Plan | None = None
+
+    def is_approved(plan: Plan) -> bool:
+        return approve is None or (approved is not None and same(plan, approved))
+
+    def apply(plan: Plan) -> run.Outcome:
+        if approved is None and not options.json:
+            report.print_plan(plan)
+            sys.stdout.flush()
+        return run_plan(plan)
+
     while True:
-        with planning():
-            topology = look(parts)
-            _require_our_rules(topology)
-            plan = planner(topology)
-            if isinstance(plan, Refused):
-                return report.print_refused(plan, options.json)
-            if not plan.steps:
-                return report.print_outcome(plan, None, options.json)
-            if approve is None or (approved and _lasting(plan.steps) == _lasting(approved.steps)):
-                outcome = _apply(plan, shown=approved is not None or options.json)
-                break
+        plan, outcome = attempt(planner, parts, is_approved, apply)
+        if isinstance(plan, Refused):
+            return report.print_refused(plan, options.json)
+        if outcome or not plan.steps:
+            break
         if approved:
             print("vnet-tui: things have changed meanwhile; this is what would be done now", file=sys.stderr)
-        if not approve(plan):
+        if approve and not approve(plan):
             return 0
         approved = plan
     code = report.print_outcome(plan, outcome, options.json)
-    return keep.ask(outcome, options.json) if plan.guarded and outcome.done else code
+    return keep.ask(outcome, options.json) if outcome and plan.guarded and outcome.done else code
+
+
+def attempt(
+    planner: Planner,
+    parts: Sequence[str],
+    is_approved: Callable[[Plan], bool],
+    apply: Callable[[Plan], run.Outcome],
+) -> tuple[Plan | Refused, run.Outcome | None]:
+    """Plan on a fresh look and, where that plan is approved, do it, all under one lock; the outcome is None
+    where nothing was begun. Raises CommandError, Busy, StateError and GuardError."""
+    with planning():
+        topology = look(parts)
+        _require_our_rules(topology)
+        plan = planner(topology)
+        if isinstance(plan, Refused) or not plan.steps or not is_approved(plan):
+            return plan, None
+        return plan, apply(plan)
+
+
+def same(one: Plan, other: Plan) -> bool:
+    """Whether two plans do the same."""
+    return _lasting(one.steps) == _lasting(other.steps)
 
 
 def _require_our_rules(topology: Topology) -> None:
-    """Raises CommandError where our table is there and could not be read: it would be replaced without what it
-    says of published ports."""
+    """Raises CommandError where our table is there and could not be read: it would be replaced without the
+    published ports in it."""
     firewall = topology.snapshot.firewalls.get(topology.host)
     known = any(chain.table == TABLE for chain in firewall.chains) if firewall else False
     if not known and any(table.name == TABLE for table in read_tables()):
@@ -106,13 +132,11 @@ def _require_our_rules(topology: Topology) -> None:
         raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(told)}")
 
 
-def _apply(plan: Plan, shown: bool) -> run.Outcome:
-    if not shown:
-        report.print_plan(plan)
-        sys.stdout.flush()
+def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None) -> run.Outcome:
+    """Do it, under a guard where it can cut the person off."""
     if plan.guarded:
-        return guard.guarded_apply(plan.title, plan.steps)
-    return run.apply(plan.title, plan.steps)
+        return guard.guarded_apply(plan.title, plan.steps, progress=progress)
+    return run.apply(plan.title, plan.steps, progress)
 
 
 def _lasting(steps: Sequence[Operation]) -> list[Operation]:

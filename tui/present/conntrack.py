@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from core.flows import PROTOCOLS, STATES, Flow, FlowColumns, entry_of, flow_of, protocol_name
 from core.model import Ref, flow_ref
-from core.ownership import names_in
 from core.topology import Topology
 from tui.present import cells, query, units
 from tui.present.conntrack_detail import detail, state_cell
-from tui.present.conntrack_filter import mask_of
+from tui.present.conntrack_filter import keys_of, mask_of
 from tui.present.rows import Cell, Column, ListView, Row
 from tui.present.scene import Scene
 
@@ -47,6 +46,10 @@ class ConntrackRows:
         flow = flow_of(entry_of(table.entries[place]), self._columns.names(table.ns))
         return Row(flow_ref(table.ns, flow.entry.id), _cells(flow, self._topology.label(table.ns)))
 
+    def keys(self) -> Collection[str]:
+        """What a filter may ask for."""
+        return keys_of(self._topology, self._columns)
+
     def index(self, ref: Ref) -> int | None:
         """Where that entry stands, None where it does not."""
         if ref.kind != "flow":
@@ -61,12 +64,14 @@ class ConntrackRows:
         return np.asarray(self._columns.column("id")[self._order])
 
     def sorted_by(self, column: str, reverse: bool) -> ConntrackRows:
-        """The same rows ordered by a column, stably; those that have nothing there come last."""
+        """The same rows ordered by a column, rows alike by their ends; those that have nothing there come
+        last."""
         keys = self._keys(column)
         if keys is None or not len(self):
             return self
-        given = self._order[::-1] if reverse else self._order
-        ordered = given[np.lexsort([key[given] for key in keys])]
+        given, ranks = self._order, self._columns.ranks
+        ties = -ranks if reverse else ranks
+        ordered = given[np.lexsort([key[given] for key in (ties, *keys)])]
         ordered = ordered[::-1] if reverse else ordered
         blank = self._blank(column)
         if blank is not None:
@@ -78,7 +83,12 @@ class ConntrackRows:
         terms = query.parse(text)
         if not terms or not len(self):
             return self
-        mask = mask_of(terms, self._columns, self._labels)
+        mask = mask_of(terms, self._topology, self._columns)
+        return ConntrackRows(self._topology, self._columns, self._order[mask[self._order]])
+
+    def within(self, scope: Collection[int]) -> ConntrackRows:
+        """Those rows that lie in one of these namespaces, or whose ends do."""
+        mask = of_namespaces(self._topology, scope)
         return ConntrackRows(self._topology, self._columns, self._order[mask[self._order]])
 
     @property
@@ -143,9 +153,7 @@ def _cells(flow: Flow, label: str) -> tuple[Cell, ...]:
 
 def conntrack_rows(topology: Topology) -> ConntrackRows:
     """The entries of all namespaces, the host's first."""
-    tables = topology.snapshot.conntracks.values()
-    ordered = sorted(tables, key=lambda table: (table.ns != topology.host, topology.label(table.ns)))
-    return ConntrackRows(topology, FlowColumns(ordered, lambda ns: names_in(topology, ns)))
+    return ConntrackRows(topology, topology.flows)
 
 
 def rows(scene: Scene) -> ConntrackRows:

@@ -7,10 +7,12 @@ from functools import partial, reduce
 
 import numpy as np
 
+from core.connections import of_entry, of_names, of_network
 from core.flows import PROTOCOLS, STATES, TRANSLATIONS, FlowColumns
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
+from core.topology import Topology
 from tui.present import address_match
-from tui.present.query import Term
+from tui.present.query import Term, fits, port_range
 
 Mask = np.ndarray
 _SOURCES = ("orig_src", "reply_dst")
@@ -20,23 +22,30 @@ _DESTINATION_PORTS = ("orig_dport", "reply_sport")
 _NUMBERS = {"id": "id", "mark": "mark", "zone": "zone", "timeout": "timeout"}
 
 
-def mask_of(terms: Iterable[Term], columns: FlowColumns, labels: Sequence[str]) -> Mask:
-    """Which entries all terms let through; `labels` name the tables' namespaces in the tables' order."""
-    return _FlowFilter(columns, [label.casefold() for label in labels]).all(terms)
+def mask_of(terms: Iterable[Term], topology: Topology, columns: FlowColumns) -> Mask:
+    """Which entries all terms let through."""
+    return _FlowFilter(topology, columns).all(terms)
+
+
+def keys_of(topology: Topology, columns: FlowColumns) -> frozenset[str]:
+    """The keys of all terms that there are."""
+    return frozenset(_FlowFilter(topology, columns).by_key)
 
 
 class _FlowFilter:
     """Masks over the entries of `columns`."""
 
-    def __init__(self, columns: FlowColumns, labels: Sequence[str]) -> None:
+    def __init__(self, topology: Topology, columns: FlowColumns) -> None:
+        self._topology = topology
         self._columns = columns
-        self._labels = labels
-        self._by_key: dict[str, Callable[[str], Mask]] = {
+        self._labels = [topology.label(table.ns).casefold() for table in columns.tables]
+        self.by_key: dict[str, Callable[[str], Mask]] = {
             "ns": self._namespace,
             "ct": self._named,
             "proto": partial(self._word, PROTOCOLS, columns.column("l4_proto")),
             "state": self._state,
-            "nat": self._translation,
+            "net": self._network,
+            "nat": self._nat,
             "translation": self._translation,
             "port": partial(self._port, _SOURCE_PORTS + _DESTINATION_PORTS),
             "sport": partial(self._port, _SOURCE_PORTS),
@@ -57,7 +66,7 @@ class _FlowFilter:
         return found
 
     def _holds(self, term: Term) -> Mask:
-        by_key = self._by_key.get(term.key)
+        by_key = self.by_key.get(term.key)
         return by_key(term.value) if by_key is not None else self._anywhere(term.text)
 
     def _nothing(self) -> Mask:
@@ -72,10 +81,24 @@ class _FlowFilter:
 
     def _named(self, value: str) -> Mask:
         """Where one of the two ends is somebody of that name."""
-        return _any(self._owned(self._columns.column(name), value) for name in ("orig_src", "reply_src"))
+        return of_names(self._columns, lambda name: fits(value, name))
+
+    def _network(self, value: str) -> Mask:
+        """Where one of the two ends is a container's address on a network of that name."""
+        networks = (net for net in self._topology.networks if fits(value, net.name))
+        return _any((self._nothing(), *(of_network(self._topology, net) for net in networks)))
+
+    def _nat(self, value: str) -> Mask:
+        """By the translation's word, or by the NAT entry that made it ("=" and its whole name or id)."""
+        if not value.startswith("="):
+            return self._translation(value)
+        entries = (
+            entry for entry in self._topology.nat if fits(value, entry.name) or fits(value, entry.entry_id)
+        )
+        return _any((self._nothing(), *(of_entry(self._topology, entry) for entry in entries)))
 
     def _owned(self, addresses: np.ndarray, value: str) -> Mask:
-        return self._columns.owned(addresses, lambda name: value in name.casefold())
+        return self._columns.owned(addresses, lambda name: fits(value, name))
 
     def _word(self, words: Sequence[str], codes: np.ndarray, value: str) -> Mask:
         """Where the word of a code contains the value."""
@@ -96,12 +119,11 @@ class _FlowFilter:
 
     def _port(self, names: Sequence[str], value: str) -> Mask:
         """Where one of the ports is the value, or lies in it ("8000-8010")."""
-        first, _, last = value.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        wanted = port_range(value)
+        if wanted is None:
             return self._nothing()
-        low, high = int(first), int(last or first)
         ports = (self._columns.column(name) for name in names)
-        return _any((low <= port) & (port <= high) for port in ports) & self._columns.has_ports
+        return _any((wanted[0] <= port) & (port <= wanted[-1]) for port in ports) & self._columns.has_ports
 
     def _number(self, name: str, value: str) -> Mask:
         try:

@@ -54,6 +54,10 @@ class ListRows:
         """The row at that place; raises IndexError outside."""
         return self.rows[index]
 
+    def keys(self) -> set[str]:
+        """What a filter may ask for: the columns, and the rows' further terms."""
+        return {column.name for column in self.columns}.union(*(row.terms for row in self.rows))
+
     def index(self, ref: Ref) -> int | None:
         """Where that thing stands, None where it does not."""
         if self._places is None:

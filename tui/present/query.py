@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tui.present.glyphs import NOT_EQUAL
 from tui.present.rows import Column, Row
 
-# Terms that must match a whole word: port 80 is not port 8080.
-EXACT_KEYS = frozenset({"port"})
+# Terms that are numbers, or ranges of them: port 80 is not port 8080.
+PORT_KEYS = frozenset({"port", "sport", "dport"})
+# Terms that are addresses, where a value with a "/" is a prefix that they lie in.
+ADDRESS_KEYS = frozenset({"addr", "src", "dst"})
 
 HELP = (
     ("word", "any cell holds the word"),
     ("key:value", "that column or term holds the value, such as ns:web or state:up"),
-    ("port:80", "exactly this port"),
+    ("key:=value", "exactly this value"),
+    ("port:80-90", "a port, or a range of them"),
+    ("addr:10.0.0.0/8", "an address in this prefix"),
     ("!word", "the opposite; also !key:value"),
     ('"two words"', "a value with spaces"),
     ("a b", "both must hold"),
 )
 
+_ADDRESS = re.compile(r"[0-9a-f:]+")
 _WORD = re.compile(r'(!?)(?:([A-Za-z][\w-]*):)?((?:"[^"]*(?:"|$)|[^\s"])*)')
 
 
@@ -49,6 +56,45 @@ def parse(text: str) -> tuple[Term, ...]:
     return tuple(terms)
 
 
+def term(key: str, name: str) -> str:
+    """The filter term that lets through what is called exactly that."""
+    name = name.replace('"', "")
+    return f'{key}:="{name}"' if re.search(r"\s", name) else f"{key}:={name}"
+
+
+def fits(value: str, text: str) -> bool:
+    """Whether a text holds a term's value; where that begins with "=", whether it is the value."""
+    text = text.casefold()
+    return text.replace('"', "") == value[1:] if value.startswith("=") else value in text
+
+
+def port_range(value: str) -> range | None:
+    """The ports that "80" or "80-90" means, None where it means none."""
+    first, _, last = value.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        return None
+    return range(int(first), int(last or first) + 1) or None
+
+
+def prefix(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """The prefix that "10.0.0.0/8" means, None where it means none."""
+    try:
+        return ipaddress.ip_network(value, strict=False) if "/" in value else None
+    except ValueError:
+        return None
+
+
+def remarks(text: str, known: Collection[str]) -> Iterator[str]:
+    """What a filter line cannot mean, in words; `known` are the keys that there are."""
+    for each in parse(text):
+        if each.key and each.key not in known and not _ADDRESS.fullmatch(each.text):
+            yield f"There is no column {each.key}; there are {', '.join(sorted(known))}."
+        elif each.key in PORT_KEYS and port_range(each.value) is None:
+            yield f"{each.value} is no port and no range of ports such as 8000-8010."
+        elif each.key in ADDRESS_KEYS and "/" in each.value and prefix(each.value) is None:
+            yield f"{each.value} is no prefix such as 10.0.0.0/8."
+
+
 def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:
     """Whether every term lets the row through."""
     return all(_holds(term, row, columns) is not term.inverted for term in terms)
@@ -57,16 +103,37 @@ def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:
 def _holds(term: Term, row: Row, columns: Sequence[Column]) -> bool:
     if term.key:
         texts = _values(term.key, row, columns)
-        if texts and term.key in EXACT_KEYS:
-            return any(term.value in text.casefold().split() for text in texts)
         if texts:
-            return any(term.value in text.casefold() for text in texts)
+            return any(_has(term, text) for text in texts)
     if any(term.text in cell.text.casefold() for cell in row.cells):
         return True
     return any(term.text in text.casefold() for text in row.terms.values())
 
 
+def _has(term: Term, text: str) -> bool:
+    """Whether what a row says under the term's key is what the term asks for."""
+    if term.key in PORT_KEYS:
+        wanted = port_range(term.value) or ()
+        return any(word.isdecimal() and int(word) in wanted for word in text.split())
+    network = prefix(term.value) if term.key in ADDRESS_KEYS else None
+    if network is not None and any(_lies_in(word, network) for word in text.split()):
+        return True
+    return fits(term.value, text) or any(term.value == f"={word}" for word in text.casefold().split())
+
+
+def _lies_in(word: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    try:
+        address = ipaddress.ip_interface(word.rstrip(",")).ip
+    except ValueError:
+        return False
+    return address in network
+
+
 def _values(key: str, row: Row, columns: Sequence[Column]) -> list[str]:
     """What the row says under that key: its term, its column, or both."""
-    texts = [cell.text for column, cell in zip(columns, row.cells, strict=False) if column.name == key]
+    texts = [
+        f"{cell.text} differs" if NOT_EQUAL in cell.text else cell.text
+        for column, cell in zip(columns, row.cells, strict=False)
+        if column.name == key
+    ]
     return [*texts, row.terms[key]] if key in row.terms else texts

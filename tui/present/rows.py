@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -54,6 +54,10 @@ class Rows(Protocol):
 
     def row(self, index: int) -> Row:
         """The row at that place."""
+        ...
+
+    def keys(self) -> Collection[str]:
+        """What a filter may ask for by `key:value`."""
         ...
 
     def index(self, ref: Ref) -> int | None:

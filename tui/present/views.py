@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.model import Link, Ref
 from core.peers import PAIR_KINDS
@@ -14,6 +14,7 @@ from tui.present import (
     conntrack,
     containers,
     events,
+    faults,
     link_detail,
     links,
     namespaces,
@@ -102,7 +103,12 @@ def _home_of_link(topology: Topology, link: Link) -> str:
 
 
 def detail(scene: Scene, ref: Ref) -> Detail:
-    """Everything about a thing of whichever kind."""
+    """Everything about a thing of whichever kind, first what is wrong with it."""
+    found = _detail(scene, ref)
+    return replace(found, sections=(*faults.attention(scene.topology, ref), *found.sections))
+
+
+def _detail(scene: Scene, ref: Ref) -> Detail:
     topology = scene.topology
     if ref.kind == "event":
         return events.detail(scene, ref)

@@ -27,9 +27,12 @@ class Dashboard(Journey):
             self.go_to(self.nav.previous)
 
     def action_back(self) -> None:
-        """Show everything again; where nothing was left out, go back."""
-        if self.nav.here.state.filter:
-            self._set_filter("")
+        """From the detail to the list; there, show what was shown at first; where that is shown, go back."""
+        here = self.nav.here
+        if self.pane.has_focus:
+            self.to_the_table()
+        elif here.state.filter not in ("", here.filter):
+            self._set_filter(here.filter)
         elif self.nav.back():
             self.arrive()
 
@@ -135,9 +138,9 @@ class Dashboard(Journey):
         self.app.theme = themes.after(self.app.theme)
 
     def action_problems(self) -> None:
-        from tui.screens.problems import problems_overlay
+        from tui.screens.problems import ProblemsOverlay
 
-        self.app.push_screen(problems_overlay(self.desk.problems))
+        self.app.push_screen(ProblemsOverlay(self.desk.findings, self.desk.problems, self._follow))
 
     def action_help(self) -> None:
         from tui.screens.help import help_overlay

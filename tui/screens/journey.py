@@ -15,6 +15,7 @@ from tui.present.fitting import cut
 from tui.present.rows import ListView
 from tui.screens.frame import NUMBERED, TABS, Frame
 from tui.source import Source
+from tui.stage import Shown
 from tui.widgets.bars import HeaderState, Mode
 from tui.widgets.detail import DetailPane
 from tui.widgets.lines import LinesPane
@@ -82,7 +83,7 @@ class Journey(Frame):
         """Bring the bars up to date."""
         desk = self.desk
         mode: Mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
-        self.header.show(HeaderState(desk.hostname, mode, len(desk.problems)))
+        self.header.show(HeaderState(desk.hostname, mode, len(desk.findings), len(desk.problems)))
         self.tabs.show(TABS, next((number for number, view in NUMBERED if view is self.view), 0))
         passed = [stop.label for stop in self.nav.trail[:-1]]
         self.crumbs.show((*passed, self.view.title), self._badge(), bool(self.nav.here.state.filter))
@@ -139,7 +140,7 @@ class Journey(Frame):
             self.notify("Nothing else hangs together with this.", markup=False)
             return
         self.nav.here.state.top = self.table.top
-        self.nav.follow(*message.way, self._label())
+        self.nav.follow(message.way, self._label())
         self.arrive()
         self.to_the_table()
 
@@ -198,7 +199,7 @@ class Journey(Frame):
         if message.number >= self._awaited:
             self._caught_up.set()
         self._total = shown.total
-        self.table.message = self._explanation(shown.pending)
+        self.table.message = self._explanation(shown)
         if self._drawn is stop and len(self.table.rows):
             self.table.update(shown.rows, stop.view in _FOLLOWING)
         else:
@@ -206,17 +207,21 @@ class Journey(Frame):
                 self.notify("What was selected is not in this list now.", markup=False, timeout=3)
             self.table.show(self.view.columns, shown.rows, stop.state.ref, stop.state.top)
         self._drawn = stop
-        if stop.state.ref is not None:
+        if not len(shown.rows):
+            self.pane.show(None, None)
+        elif stop.state.ref is not None:
             self.desk.detail(stop.state.ref)
         self.show_bars()
 
-    def _explanation(self, pending: bool) -> str:
+    def _explanation(self, shown: Shown) -> str:
         """What an empty table says."""
-        if pending:
+        if shown.pending:
             return READING
-        if self.nav.here.state.filter and self._total:
-            return f"No line matches {safe(self.nav.here.state.filter)}\nEsc shows all {self._total} again."
-        return self.view.empty
+        text = self.nav.here.state.filter
+        if text and shown.total:
+            wanted = [f"No line matches {safe(text)}", *map(safe, shown.remarks)]
+            return "\n".join((*wanted, f"Esc shows all {shown.total} again."))
+        return shown.empty
 
     def on_table_view_selected(self, message: TableView.Selected) -> None:
         """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""
@@ -233,7 +238,7 @@ class Journey(Frame):
 
     def on_detail_ready(self, message: DetailReady) -> None:
         """Show it, if it is still what is selected."""
-        if message.ref == self.ref:
+        if message.ref == self.ref and len(self.table.rows):
             self.pane.show(message.ref, message.detail)
 
     def on_failed(self, message: Failed) -> None:

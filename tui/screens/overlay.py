@@ -69,7 +69,11 @@ class Overlay(ModalScreen[None]):
         with Vertical() as box:
             box.border_title = self._title
             box.border_subtitle = "Esc closes"
-            yield TextPane(self._text_maker)
+            yield self.make_pane()
+
+    def make_pane(self) -> TextPane:
+        """The pane that shows the text."""
+        return TextPane(self._text_maker)
 
     def on_mount(self) -> None:
         self._fit()

@@ -1,33 +1,126 @@
-"""The problems: what could not be read, why, and what to try."""
+"""The findings and the problems: what is wrong, one Enter away, and what could not be read, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from core.model import Problem
+from textual import events
+from textual.strip import Strip
+
+from core.findings import Finding
+from core.model import Problem, Ref
 from core.text import safe
 from tui.present.fitting import wrapped
-from tui.screens.overlay import Line, Overlay
+from tui.screens.overlay import Line, Overlay, TextPane
+
+# A line of the panel, and the number of the finding that it belongs to.
+Marked = tuple[Line, int | None]
+Jump = Callable[[Ref], None]
+
+_WIDTH = 90
 
 
-def problems_overlay(problems: Sequence[Problem]) -> Overlay:
-    """All problems, in words."""
-    return Overlay(" Problems ", lambda width: lines_of(problems, width), 90, "exclamation_mark")
+class ProblemsPane(TextPane):
+    """Findings to choose from, then the problems."""
+
+    def __init__(self, findings: Sequence[Finding], problems: Sequence[Problem], jump: Jump) -> None:
+        super().__init__(lambda width: [line for line, _ in lines_of(findings, problems, width)])
+        self._findings, self._problems, self._jump = findings, problems, jump
+        self.chosen = 0
+
+    def _places(self) -> list[int | None]:
+        """The finding of each line."""
+        return [number for _, number in lines_of(self._findings, self._problems, self.size.width - 2)]
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        style = self.style_of("cursor")
+        strips = super().paint_lines(first, last, width)
+        numbers = self._places()[first:last]
+        return [
+            strip.apply_style(style) if number == self.chosen else strip
+            for strip, number in zip(strips, numbers, strict=True)
+        ]
+
+    def action_cursor_down(self) -> None:
+        if self.chosen + 1 < len(self._findings):
+            self._choose(self.chosen + 1)
+        else:
+            self.scroll_by(1)
+
+    def action_cursor_up(self) -> None:
+        """Back to the findings line by line, then from one to the next."""
+        places = self._places()
+        if (self.chosen in places and self.top > places.index(self.chosen)) or not self.chosen:
+            self.scroll_by(-1)
+        else:
+            self._choose(self.chosen - 1)
+
+    def _choose(self, number: int) -> None:
+        self.chosen = number
+        mine = [place for place, each in enumerate(self._places()) if each == number]
+        if mine:
+            self.top = min(max(self.top, mine[-1] - self.page + 1), mine[0])
+        self.repaint()
+
+    def action_open(self) -> None:
+        """Go to what the finding is about."""
+        if self._findings:
+            self._jump(self._findings[self.chosen].ref)
+
+    def on_click(self, event: events.Click) -> None:
+        """A click chooses, a double click opens."""
+        places, line = self._places(), self.top + event.y
+        number = places[line] if line < len(places) else None
+        if number is not None:
+            self._choose(number)
+            if event.chain == 2:
+                self.action_open()
 
 
-def lines_of(problems: Sequence[Problem], width: int) -> list[Line]:
-    """The problems below one another, wrapped to the width."""
+class ProblemsOverlay(Overlay):
+    """The panel; a chosen finding closes it and is gone to by `jump`."""
+
+    def __init__(self, findings: Sequence[Finding], problems: Sequence[Problem], jump: Jump) -> None:
+        title = " Findings " if findings else " Problems "
+        super().__init__(
+            title, lambda width: [line for line, _ in lines_of(findings, problems, width)], _WIDTH,
+            "exclamation_mark",
+        )  # fmt: skip
+        self._findings, self._problems, self._jump = findings, problems, jump
+
+    def make_pane(self) -> TextPane:
+        return ProblemsPane(self._findings, self._problems, self._go)
+
+    def _go(self, ref: Ref) -> None:
+        self.dismiss()
+        self._jump(ref)
+
+
+def lines_of(findings: Sequence[Finding], problems: Sequence[Problem], width: int) -> list[Marked]:
+    """The findings, then the problems, below one another, wrapped to the width."""
+    lines: list[Marked] = []
+    for number, finding in enumerate(findings):
+        for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
+            lines.append(([("• " if not place else "  ", finding.severity), (part, "")], number))
+    if findings:
+        lines += [(line, None) for line in ([], [("Enter goes there.", "dim")])]
     if not problems:
-        return [[("Nothing is wrong: every part could be read.", "ok")]]
-    lines: list[Line] = []
+        told = "Every part could be read." if findings else "Nothing is wrong: every part could be read."
+        return [*lines, ([(told, "ok")], None)]
+    lines += [([], None)] if findings else []
+    lines.append(([("Not read", "heading")], None))
     for problem in problems:
-        lines += [[(part, "warn")] for part in _wrapped(f"{problem.part}: {problem.what}", width)]
-        if problem.why:
-            lines += [[("  ", ""), (part, "")] for part in _wrapped(problem.why, width - 2)]
-        if problem.try_:
-            lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"try: {problem.try_}", width - 2)]
-        lines.append([])
-    return lines[:-1]
+        lines += [(line, None) for line in _problem_lines(problem, width)]
+    return lines
+
+
+def _problem_lines(problem: Problem, width: int) -> list[Line]:
+    lines: list[Line] = [[(part, "warn")] for part in _wrapped(f"{problem.part}: {problem.what}", width)]
+    if problem.why:
+        lines += [[("  ", ""), (part, "")] for part in _wrapped(problem.why, width - 2)]
+    if problem.try_:
+        lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"try: {problem.try_}", width - 2)]
+    return lines
 
 
 def _wrapped(text: str, width: int) -> list[str]:

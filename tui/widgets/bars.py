@@ -37,15 +37,16 @@ class Bar(Painted):
 
 @dataclass(frozen=True, slots=True)
 class HeaderState:
-    """What the header says; `problems` is how many things could not be read."""
+    """What the header says: `findings` is how many things are wrong, `problems` how many could not be read."""
 
     hostname: str = ""
     mode: Mode = "live"
+    findings: int = 0
     problems: int = 0
 
 
 class HeaderBar(Bar):
-    """Product, host, whether the picture is live, and how many problems there are."""
+    """Product, host, whether the picture is live, and how much is wrong or unread."""
 
     state = HeaderState()
 
@@ -62,10 +63,12 @@ class HeaderBar(Bar):
 
     def _right(self) -> list[Span]:
         spans: list[Span] = []
-        count = self.state.problems
-        if count:
-            words = f" {count} problem{'s' if count > 1 else ''} "
+        wrong, unread = self.state.findings, self.state.problems
+        if wrong:
+            words = f" {wrong} finding{'s' * (wrong != 1)} "
             spans += [(words, clickable(self.style_of("badge-warn"), "problems")), (" ", Style.null())]
+        if unread:
+            spans.append((f" {unread} not read  ", clickable(self.style_of("dim"), "problems")))
         mark, tone = {"live": ("●", "ok"), "paused": ("■", "warn"), "offline": ("○", "dim")}[self.state.mode]
         return [*spans, (f"{mark} {self.state.mode} ", clickable(self.style_of(tone), "pause"))]
 

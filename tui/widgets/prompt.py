@@ -11,6 +11,7 @@ from textual.strip import Strip
 from core.text import safe
 from tui.present.fitting import width_of
 from tui.widgets.painted import Painted, Span, strip_of
+from tui.widgets.typed import Typed
 
 Kind = Literal["/", ":"]
 Outcome = Literal["typed", "accepted", "given up", ""]
@@ -29,13 +30,18 @@ class Prompt(Painted):
         """`complete` makes whole what was typed after ":"."""
         super().__init__()
         self.kind: Kind = "/"
-        self.text = ""
-        self.place = 0
+        self._typed = Typed()
         self._complete = complete
+
+    @property
+    def text(self) -> str:
+        """What was typed so far."""
+        return self._typed.text
 
     def open(self, kind: Kind, text: str = "") -> None:
         """Come up with that text."""
-        self.kind, self.text, self.place = kind, text, len(text)
+        self.kind = kind
+        self._typed.put(text)
         self.display = True
         self.repaint()
 
@@ -52,35 +58,20 @@ class Prompt(Painted):
         if event.key == "escape" or (event.key == "backspace" and not self.text):
             return "given up"
         before = self.text
-        edit = _EDITS.get(event.key)
-        if edit is not None:
-            edit(self)
-        elif event.is_printable and event.character:
-            self.insert(event.character)
+        if event.key == "tab":
+            self._make_whole()
+        else:
+            self._typed.feed(event)
         self.repaint()
         return "typed" if self.text != before else ""
 
     def insert(self, text: str) -> None:
         """Put text in at the cursor; of a pasted text, what stands on its first line."""
-        text = "".join(char for char in text.split("\n")[0] if char.isprintable())
-        self.text = self.text[: self.place] + text + self.text[self.place :]
-        self.place += len(text)
-
-    def _remove(self, start: int, end: int) -> None:
-        self.text = self.text[: max(0, start)] + self.text[end:]
-        self.place = max(0, start)
-
-    def _move(self, place: int) -> None:
-        self.place = max(0, min(place, len(self.text)))
-
-    def _remove_word(self) -> None:
-        kept = self.text[: self.place].rstrip()
-        self._remove(kept.rfind(" ") + 1, self.place)
+        self._typed.insert(text)
 
     def _make_whole(self) -> None:
         if self.kind == ":":
-            self.text = self._complete(self.text)
-            self.place = len(self.text)
+            self._typed.put(self._complete(self.text))
 
     # ---- painting
 
@@ -91,7 +82,7 @@ class Prompt(Painted):
             before = before[1:]
         spans: list[Span] = [(f" {self.kind} ", self.style_of("key")), (before, self.style_of(""))]
         spans += [(under, self.style_of("caret")), (after, self.style_of(""))]
-        if self.kind == ":" and self.place == len(self.text):
+        if self.kind == ":" and self._typed.place == len(self.text):
             spans.append((self._complete(self.text)[len(self.text) :], self.style_of("dim")))
         if not self.text:
             spans.append((f" {HINTS[self.kind]}", self.style_of("dim")))
@@ -99,20 +90,5 @@ class Prompt(Painted):
 
     def _parts(self) -> tuple[str, str, str]:
         """What stands before, under and after the cursor, fit to print."""
-        text, place = self.text, self.place
+        text, place = self._typed.text, self._typed.place
         return safe(text[:place]), safe(text[place : place + 1]) or " ", safe(text[place + 1 :])
-
-
-_EDITS: dict[str, Callable[[Prompt], None]] = {
-    "backspace": lambda prompt: prompt._remove(prompt.place - 1, prompt.place),
-    "delete": lambda prompt: prompt._remove(prompt.place, prompt.place + 1),
-    "ctrl+u": lambda prompt: prompt._remove(0, prompt.place),
-    "ctrl+w": Prompt._remove_word,
-    "left": lambda prompt: prompt._move(prompt.place - 1),
-    "right": lambda prompt: prompt._move(prompt.place + 1),
-    "home": lambda prompt: prompt._move(0),
-    "ctrl+a": lambda prompt: prompt._move(0),
-    "end": lambda prompt: prompt._move(len(prompt.text)),
-    "ctrl+e": lambda prompt: prompt._move(len(prompt.text)),
-    "tab": Prompt._make_whole,
-}

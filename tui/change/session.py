@@ -1,0 +1,128 @@
+"""The changes that are made from the dashboard: the commands' own path, and a log of what was run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from core.apply import guard, journal, run
+from core.apply.lock import writing
+from core.apply.run import Outcome
+from core.ops import Operation, undo_of
+from core.plan import Plan, Refused
+from core.plan.requests import Request
+from core.text import safe
+from core.topology import Topology
+from tui.change import perform
+from tui.change.earlier import refuse_under_later, standing_on
+from tui.change.rights import in_words, require_rights
+from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
+from tui.errors import CommandError
+
+_PARTS = {"light": perform.LIGHT, "publishing": perform.PUBLISHING, "whole": perform.WHOLE}
+_MOST_EARLIER = 200
+
+
+class Session:
+    """A tui.changer.Changer for this host."""
+
+    def __init__(self) -> None:
+        self.log: list[Logged] = []
+
+    def lacking(self) -> str:
+        try:
+            require_rights()
+        except CommandError as error:
+            return str(error)
+        return ""
+
+    def look(self, parts: Parts) -> Topology:
+        return perform.look(_PARTS[parts])
+
+    def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
+        return perform.planned(requests, topology)
+
+    def change(self, requests: Sequence[Request], parts: Parts, agreed: Plan, progress: Progress) -> Ended:
+        def planner(topology: Topology) -> Plan | Refused:
+            _refuse_after_cut_off()  # under the lock: no change that is only under way counts as cut off
+            return self.plan(requests, topology)
+
+        def apply(plan: Plan) -> Outcome:
+            return self._logged(plan.title, progress, lambda heard: perform.run_plan(plan, heard))
+
+        with in_words():
+            plan, outcome = perform.attempt(
+                planner, _PARTS[parts], lambda plan: perform.same(plan, agreed), apply
+            )
+        return _ended(plan, outcome) if outcome else Ended(plan)
+
+    def earlier(self) -> tuple[Earlier, ...]:
+        with in_words():
+            entries = list(islice(journal.history(), _MOST_EARLIER))
+        return tuple(_earlier(entry, entries[:place]) for place, entry in enumerate(entries))
+
+    def take_back(self, earlier: Earlier, progress: Progress) -> Ended:
+        with in_words():
+            entry = journal.find(earlier.entry_id)
+            if entry is None or entry.end == "undone":
+                raise CommandError(f"{earlier.entry_id} was taken back already")
+            refuse_under_later(entry)
+            plan = Plan(f"take back: {earlier.title}", undo_of(entry.steps[: entry.begun]))
+            # A guard that reverts at this moment has the lock: it is waited for.
+            outcome = self._logged(
+                plan.title, progress, lambda heard: run.undo(entry, wait=True, progress=heard)
+            )
+        return _ended(plan, outcome)
+
+    def forget(self, earlier: Earlier) -> None:
+        with in_words(), writing():
+            entry = journal.find(earlier.entry_id)
+            if entry is not None and entry.end in ("", "failed"):
+                journal.mark(entry, "undone", ("left as it was",))
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        with in_words():
+            return tuple(
+                Waiting(one.entry_id, one.title, one.seconds_left)
+                for one in guard.pending_guards()
+                if one.alive and one.seconds_left is not None
+            )
+
+    def keep(self, entry_id: str) -> bool:
+        with in_words():
+            return guard.confirm(entry_id)
+
+    def _logged(self, title: str, progress: Progress, do: Callable[[Progress], Outcome]) -> Outcome:
+        """Do it, and keep in the log what was run and how it ended."""
+        logged = Logged(title, time.time())
+        self.log.append(logged)
+
+        def heard(operation: Operation) -> None:
+            logged.commands.append(operation.command())
+            progress(operation)
+
+        try:
+            outcome = do(heard)
+        except Exception as error:
+            logged.end, logged.errors = "", (str(error),)
+            raise
+        logged.end, logged.errors = outcome.end, outcome.errors
+        return outcome
+
+
+def _refuse_after_cut_off() -> None:
+    """Raises CommandError where the next change would stand on what is half there."""
+    titles = ", ".join(f'"{safe(entry.title)}"' for entry in journal.open_intents())
+    if titles:
+        raise CommandError(f"an earlier change was cut off: {titles}. Take it back first: Esc, then u")
+
+
+def _earlier(entry: journal.Entry, later: list[journal.Entry]) -> Earlier:
+    begun = entry.steps[: entry.begun]
+    under = standing_on(entry, later) if entry.end != "undone" else ()
+    return Earlier(entry.entry_id, entry.title, entry.at, entry.end, begun, tuple(under), entry.errors)
+
+
+def _ended(plan: Plan | Refused, outcome: Outcome) -> Ended:
+    return Ended(plan, outcome.end, outcome.errors, outcome.entry_id)

@@ -1,0 +1,112 @@
+"""What the dashboard asks of whoever changes networks for it; says nothing about how that is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from core.ops import Operation
+from core.plan import Plan, Refused
+from core.plan.requests import Request
+from core.topology import Topology
+
+# What a plan is made from: "publishing" also who listens on the host, "whole" also the rules of other
+# namespaces, which matter to those alone who delete these.
+Parts = Literal["light", "publishing", "whole"]
+# Hears of each operation before it is done.
+type Progress = Callable[[Operation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended. `plan` is what the fresh look led to; `end` is "done", "undone" (it failed and
+    was taken back whole), "failed" (and could not be), or "" where nothing was begun: that plan is not the
+    one that was agreed to."""
+
+    plan: Plan | Refused
+    end: str = ""
+    errors: tuple[str, ...] = ()
+    entry_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A change in the journal: `end` as `Ended.end`, "undone" for one taken back, "" for one that was cut
+    off; `begun` are its steps that were begun, `under` the ids of later changes that stand on it."""
+
+    entry_id: str
+    title: str
+    at: float
+    end: str
+    begun: tuple[Operation, ...] = ()
+    under: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was cut off, or taken back in part only."""
+        return self.end in ("", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A guarded change that is taken back in `seconds_left` unless it is kept."""
+
+    entry_id: str
+    title: str
+    seconds_left: float
+
+
+@dataclass(slots=True)
+class Logged:
+    """A change that was made, or tried, in this session: its commands in the order in which they were run
+    (`at` in seconds since 1970), and how it ended (as `Ended`; "…" while it is under way)."""
+
+    title: str
+    at: float
+    commands: list[str] = field(default_factory=list)
+    end: str = "…"
+    errors: tuple[str, ...] = ()
+
+
+class Changer(Protocol):
+    """Plans changes and makes them. Every method may block, and raise CommandError, in words."""
+
+    log: list[Logged]
+
+    def lacking(self) -> str:
+        """Why this process may change nothing, "" where it may."""
+        ...
+
+    def look(self, parts: Parts) -> Topology:
+        """The host as it is now."""
+        ...
+
+    def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
+        """What would be done."""
+        ...
+
+    def change(self, requests: Sequence[Request], parts: Parts, agreed: Plan, progress: Progress) -> Ended:
+        """Plan on a fresh look, and do it if that is what was agreed to."""
+        ...
+
+    def earlier(self) -> tuple[Earlier, ...]:
+        """The changes in the journal, newest first."""
+        ...
+
+    def take_back(self, earlier: Earlier, progress: Progress) -> Ended:
+        """Undo a change."""
+        ...
+
+    def forget(self, earlier: Earlier) -> None:
+        """Leave what a change that was cut off has made, and offer it no more."""
+        ...
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """The guarded changes that wait to be kept."""
+        ...
+
+    def keep(self, entry_id: str) -> bool:
+        """Keep a guarded change; False where it is too late."""
+        ...
