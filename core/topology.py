@@ -69,6 +69,14 @@ class Topology:
         return nat_entries(self.snapshot, self.networks)
 
     @cached_property
+    def _nat_by_key(self) -> Mapping[tuple[int | str, ...], NatEntry]:
+        return {(entry.ns, entry.entry_id): entry for entry in self.nat}
+
+    def nat_entry(self, ref: Ref) -> NatEntry | None:
+        """The NAT entry of that reference, None where it is gone."""
+        return self._nat_by_key.get(ref.key)
+
+    @cached_property
     def _nat_by_container(self) -> Mapping[str, tuple[NatEntry, ...]]:
         groups: dict[str, list[NatEntry]] = {}
         for entry in self.nat:

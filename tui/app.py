@@ -13,8 +13,8 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from tui import keys, themes
+from tui.present import views
 from tui.screens.dashboard import Dashboard
-from tui.screens.frame import NUMBERED
 from tui.source import Source
 
 
@@ -40,10 +40,11 @@ class VnetApp(App[None]):
             self._filters.append(AsciiFilter())
 
     def on_mount(self) -> None:
-        """Asked to end from outside, leave the terminal as it was."""
+        """Asked to end from outside, leave the terminal as it was, and end as a shell says it: 128 and the
+        signal's number."""
         if not self.is_headless:
             for number in (signal.SIGTERM, signal.SIGHUP):
-                asyncio.get_running_loop().add_signal_handler(number, self.exit)
+                asyncio.get_running_loop().add_signal_handler(number, self.exit, None, 128 + number)
 
     def get_default_screen(self) -> Screen[None]:
         """The one screen that lies under all others."""
@@ -67,9 +68,12 @@ class VnetApp(App[None]):
         """The palette's entries: every action that has a meaning here, and every view."""
         if not isinstance(screen, Dashboard):
             return
-        for number, view in NUMBERED:
-            yield SystemCommand(view.title, f"Show this view ({number})", partial(screen.go_to, view.name))
+        for each in views.VIEWS:
+            words = f"show {each.list.title} ({each.number or f':{each.name}'})"
+            yield SystemCommand(each.list.title, words, partial(screen.go_to, each.name))
         for action in keys.those_of(screen.wheres() - {"lines", "fold", "app"}):
+            if action.name == "palette":
+                continue
             yield SystemCommand(
                 action.title, f"{action.help} ({action.label})", partial(screen.run_action, action.name)
             )

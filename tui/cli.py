@@ -32,6 +32,7 @@ PARTS = {
     "conntrack": ("links", "containers", "conntrack"),
     "routes": ("links", "containers"),
 }
+_DEMO_CHANGES = 15.0  # seconds between them, so that the events view has something to tell
 EXAMPLES = """\
 examples:
   vnet-tui                                 open the dashboard (as root it sees everything)
@@ -209,7 +210,7 @@ def _demo(options: argparse.Namespace) -> int:
         words = [sys.executable, "-m", "tui.cli", *ascii_only, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
-    return demo.main(words, LabSettings(traffic=not options.no_traffic))
+    return demo.main(words, LabSettings(traffic=not options.no_traffic, changes=0.0 if options.no_traffic else _DEMO_CHANGES))
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -224,7 +225,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 def _file_source(path: str) -> Source:
     from tui.offline import FileSource
 
-    return FileSource(load(Path(path)))
+    return FileSource(load(Path(path)), Path(path).name)
 
 
 def _live_source() -> Source:

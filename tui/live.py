@@ -16,6 +16,7 @@ class LiveSource:
     """Starts a watcher and passes on what the dashboard asks of it."""
 
     live = True
+    title = ""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

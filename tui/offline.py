@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,9 @@ class FileSource:
 
     live = False
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, name: str = "") -> None:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.taken_at))
+        self.title = f"{name} of {moment}".strip()
         self._picture = Picture(snapshot)
         self._on_update: Callable[[Update], None] | None = None
 

@@ -136,7 +136,8 @@ def _lies_in(topology: Topology, ref: Ref, scope: Collection[int]) -> bool:
         network = topology.network(str(ref.key[0]))
         return network is not None and network.ns in scope
     if ref.kind == "nat":
-        return any(ref.key == (one.ns, one.entry_id) and concerns(topology, one, scope) for one in topology.nat)
+        entry = topology.nat_entry(ref)
+        return entry is not None and concerns(topology, entry, scope)
     return ref.key[0] in scope
 
 

@@ -31,6 +31,11 @@ class Source(Protocol):
         """Whether what it shows can change: False for a file."""
         ...
 
+    @property
+    def title(self) -> str:
+        """What the header says of it: a file's name; "" for the host itself."""
+        ...
+
     def start(self, on_update: Callable[[Update], None]) -> None:
         """Begin; returns at once. `on_update` may be called from any thread."""
         ...

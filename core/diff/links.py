@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from core.diff.told import Told, in_both, link_words, missing_in
@@ -55,9 +55,10 @@ def _differences(old: Link, new: Link, before: NetState, after: NetState, where:
     what = f"{link_words(new)} in {where}"
     if old.name != new.name:
         yield f"{link_words(old)} in {where} is called {new.name} now"
-    if old.admin_up != new.admin_up:
+    toggled = old.admin_up != new.admin_up
+    if toggled:
         yield f"{what} was switched {'on' if new.admin_up else 'off'}"
-    if old.state != new.state:
+    if old.state != new.state and not (toggled and new.state == ("up" if new.admin_up else "down")):
         yield f"{what} is {_STATES.get(new.state, new.state)} (was {old.state})"
     if old.mtu != new.mtu:
         yield f"the MTU of {what} changed from {old.mtu} to {new.mtu}"
@@ -69,7 +70,8 @@ def _differences(old: Link, new: Link, before: NetState, after: NetState, where:
         yield _moved(old, new, before, after, what)
     yield from _addresses(old, new, what)
     if old.port and new.port:
-        yield from _settings(old.port, new.port, f"port {new.name} of {_master(new, after)} in {where}")
+        port = replace(old.port, state=new.port.state) if toggled else old.port  # it follows the switch
+        yield from _settings(port, new.port, f"port {new.name} of {_master(new, after)} in {where}")
     if old.bridge and new.bridge:
         yield from _settings(old.bridge, new.bridge, what)
 

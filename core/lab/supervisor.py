@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from core.lab import blueprint, kernel, links
@@ -30,6 +32,9 @@ _SYSCTLS = {
 }
 
 
+_FLOATING, _FLOATING_BETWEEN = "172.18.0.100/32", ("web1", "web2")
+
+
 class BuildError(Exception):
     """A step of the building failed; says which and why."""
 
@@ -44,8 +49,18 @@ def main() -> int:
         return 1
     print(READY, flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps orphans
-    os.read(0, 1)
+    _stay(settings.changes)
     return 0
+
+
+def _stay(changes: float) -> None:
+    """Stay until standard input ends; where something is to change, an address moves to and fro meanwhile."""
+    holder, other = _FLOATING_BETWEEN
+    while not select.select([0], [], [], changes or None)[0]:
+        with suppress(BuildError):  # whoever plays with the lab may have taken a container away
+            _ip([f"addr replace {_FLOATING} dev eth0"], holder)
+            _ip([f"addr del {_FLOATING} dev eth0"], other)
+        holder, other = other, holder
 
 
 def _build(settings: LabSettings) -> None:

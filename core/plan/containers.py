@@ -69,6 +69,7 @@ def _share(request: CreateContainer, draft: Draft) -> None:
         draft.tags[of] = _loopback(space.inode if space else draft.topology.host, draft).alias
     before = draft.tags[of]
     draft.tags[of] = _tag((*_names(before), request.name))
+    draft.also(request.name, of)
     draft.do(JoinNamespace(request.name, of), SetLink("lo", "alias", draft.tags[of], before, Place(of)))
 
 

@@ -177,6 +177,11 @@ class Draft:
         """Note a container that the steps so far would make."""
         self._targets[target.name] = self._targets[target.uid] = target
 
+    def also(self, name: str, of: str) -> None:
+        """Note a further name of a named namespace that the steps so far would make."""
+        if made := self._targets.get(f"netns:{of}"):
+            self.made(replace(made, uid=f"netns:{name}", name=name))
+
     # Networks of ours
 
     def network(self, name: str) -> OurNetwork:

@@ -170,8 +170,8 @@ def _let_in(made: tuple[OurPort, ...], home: _Home, draft: Draft) -> None:
 
 
 def _hairpin(ports: Iterable[OurPort], on: bool, draft: Draft) -> None:
-    """Let the bridge send a container's own frames back to it: with br_netfilter on, what a container sends to
-    its own published port is translated in the bridge and leaves by the port that it came in by."""
+    """Let the bridge send a container's own frames back to it: with br_netfilter on, what a container sends
+    to its own published port is translated in the bridge and leaves by the port that it came in by."""
     addresses = {port.address for port in ports}
     for member in draft.ours.members:
         if addresses & {one.partition("/")[0] for one in member.addresses}:

@@ -41,6 +41,7 @@ class FedSource:
 
     first: Snapshot | None = None
     live: bool = True
+    title: str = ""
     shown: list[str] = field(default_factory=list)
     refreshes: int = 0
     stopped: bool = False

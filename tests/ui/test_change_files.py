@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
 
+from tests.docker.place import wait_until
 from tests.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
 from tests.terminal import Terminal
 
@@ -250,3 +252,15 @@ def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
     ok(machine, "network rm lan")
     ok(machine, "confirm")
     assert addresses(machine, "up0") == ["192.0.2.2/24"]
+
+
+def test_the_agent_puts_the_rules_back(machine: Machine) -> None:
+    ok(machine, "network create shop")
+    words = machine.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
+        try:
+            machine.run("nft flush ruleset")
+            wait_until(lambda: "vnet nat shop" in machine.run("nft list ruleset"), "the rules to be back")
+        finally:
+            agent.kill()
+    assert ok(machine, "agent --unit").startswith("[Unit]\n")

@@ -169,3 +169,65 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
         monkeypatch.undo()
         await person.press("4")
         assert "namespace" in person.text
+
+
+# ---- what a filter cannot mean, rows alike, what the events say
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (":cont foo:bar⏎", "There is no column foo; there are addr,"),
+        (":ct foo:bar⏎", "There is no column foo; there are addr,"),
+        (":ct port:abc⏎", "abc is no port"),
+        (":ct port:80-70⏎", "80-70 is no port and no range"),
+        (":nat port:80-70⏎", "80-70 is no port and no range"),
+        (":ct addr:10.0.0.0/99⏎", "10.0.0.0/99 is no prefix"),
+    ],
+)
+async def test_a_filter_that_means_nothing_is_explained(typed: str, said: str) -> None:
+    async with dashboard() as person:
+        await person.type(typed)
+        assert said in " ".join(" ".join(line.partition("▏")[0].split()) for line in person.lines)
+
+
+async def test_the_detail_is_empty_where_the_list_is() -> None:
+    async with dashboard() as person:
+        await person.press("5")
+        await person.type("/no such thing⏎")
+        await person.press("enter")
+        assert person.dashboard.pane.lines == ()
+        await person.feed(small_host())
+        assert person.dashboard.pane.lines == ()
+        await person.press("escape")
+        assert person.dashboard.pane.lines
+
+
+async def test_the_heading_of_the_order_shows_its_arrow_however_narrow_it_is() -> None:
+    async with dashboard(size=(80, 24)) as person:
+        await person.press("7")
+        for _ in range(4):
+            await person.press("s")
+            assert "▲" in person.text
+            await person.press("S")
+            assert "▼" in person.text
+            await person.press("S")
+
+
+async def test_events_leave_room_for_the_sentence() -> None:
+    whole = small_host()
+    sentence = "the MTU of veth v-web1 in host changed from 1500 to 1450"
+    async with dashboard(whole, size=(80, 24)) as person:
+        await person.feed(whole, changes=(Change(1.0, "changed", Ref("link", (HOST, 1)), sentence),))
+        await person.press("9")
+        assert sentence in person.text
+
+
+async def test_a_file_has_no_events_and_nothing_to_pause() -> None:
+    source = FedSource(small_host(), live=False, title="host.vnet of 2026-01-02 03:04:05")
+    async with dashboard(source=source) as person:
+        assert "host.vnet of 2026-01-02 03:04:05" in person.lines[0]
+        await person.press("9")
+        assert "A file shows one moment" in person.text
+        await person.press("p")
+        assert "offline" in person.lines[0]

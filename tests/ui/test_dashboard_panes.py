@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from core.model import Problem
+from core.model import Problem, Ref
+from core.topology import Topology
 from tests.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui import keys, themes
 from tui.present import views
+from tui.present.fitting import wrapped
+from tui.present.link_detail import common_sections
+from tui.present.rows import Cell, Detail, Section
 from tui.screens.help import sections_of
+from tui.widgets.detail import detail_lines
 
 NAMES = [view.name for view in views.VIEWS]
 
@@ -194,3 +199,57 @@ def colours(person: Person) -> list[set[str]]:
     """The background colours of each line."""
     strips = person.app.screen._compositor.render_strips()
     return [{str(segment.style.bgcolor) for segment in strip if segment.style} for strip in strips]
+
+
+# ---- what is said, copied and offered
+
+
+async def test_what_is_said_stands_in_the_footers_place_once() -> None:
+    async with dashboard(size=(80, 24)) as person:
+        for _ in range(5):
+            await person.type(":nosuchview⏎")
+        assert sum("Nothing is called" in line for line in person.lines) == 1
+        assert "Nothing is called" in "".join(person.lines[-3:])
+        assert ":veths" in "".join(person.lines[-3:])
+        assert not person.app._notifications
+
+
+async def test_copying_what_a_line_stands_for() -> None:
+    async with dashboard() as person:
+        await person.type(":ct dport:8080⏎")
+        await person.press("y")
+        assert person.app.clipboard.startswith("198.51.100.9:50000 -> [DNAT 192.0.2.1:8080] -> web1 ")
+        await person.type(":veth name:veth-web1⏎")
+        await person.press("y")
+        assert set(person.app.clipboard.split(" ↔ ")) == {"veth-web1 in host", "eth0 in web1"}
+
+
+async def test_the_palette_names_every_view_and_not_itself() -> None:
+    async with dashboard() as person:
+        entries = {entry.title: entry.help for entry in person.app.get_system_commands(person.app.screen)}
+        assert entries["Bridges"] == "show Bridges (2)"
+        assert entries["Networks"] == "show Networks (:networks)"
+        assert "Palette" not in entries
+        assert "below" not in entries["Filter"]
+
+
+def test_a_detail_says_each_thing_once_and_marks_each_link_once() -> None:
+    one, other = Ref("link", (1, 1)), Ref("link", (1, 2))
+    long = Cell("a text that is far too long for one line of the detail")
+    detail = Detail("thing", (Section("Links", (("eth0", long, one),)),), (("eth0", one), ("eth1", other)))
+    lines = list(detail_lines(detail, 30))
+    followed = [line for line in lines if line.ref == one]
+    assert len(followed) > 1 and [line.marked for line in followed] == [True, *[False] * (len(followed) - 1)]
+    assert [line.text for line in lines if line.ref == other] == ["eth1"]
+
+
+def test_offloads_are_counted_not_listed() -> None:
+    topology = Topology(small_host())
+    link = next(link for link in topology.snapshot.links() if link.name == "eth0")
+    sections = common_sections(topology, replace(link, offloads=("tso", "gso", "gro")), None)
+    assert ("offloads", "3 on") in [(label, cell.text) for label, cell, _ in sections[-1].lines]
+    assert sections[0].title == "Link" and "ifindex" not in [label for label, _, _ in sections[0].lines]
+
+
+def test_a_number_stays_with_its_unit() -> None:
+    assert wrapped("receives 300 kbit/s, sends 12 bit/s", 14) == ["receives", "300 kbit/s,", "sends 12 bit/s"]

@@ -70,3 +70,33 @@ async def test_a_terminal_that_shows_nothing_yet_has_no_rows() -> None:
         for number in "23456789":
             await person.press(number)
             assert person.dashboard.table.message
+
+
+async def test_columns_are_whole_where_there_is_room_for_few() -> None:
+    async with dashboard(size=(40, 10)) as person:
+        await person.press("5")
+        heading = person.lines[2].split()
+        assert heading[:2] == ["container", "model"] and not any("…" in title for title in heading)
+        assert "1-9 Containers" in person.lines[1]
+
+
+async def test_a_short_list_leaves_its_room_to_the_detail() -> None:
+    async with dashboard(size=(80, 24)) as person:
+        await person.press("5")
+        rows = len(person.dashboard.table.rows)
+        assert person.dashboard.table.size.height == rows + 1
+        assert "Containers" in person.lines[1] and f"{rows} rows" in person.lines[1]
+        assert "container" in person.lines[2], "no line for breadcrumbs that say no more than the tab"
+        await person.type("/nothing at all⏎")
+        assert "Esc shows all" in person.text
+
+
+async def test_a_large_terminal_gives_the_room_to_the_list() -> None:
+    async with dashboard(size=(200, 60)) as person:
+        await person.press("5")
+        assert person.dashboard.pane.size.width < 60
+
+
+async def test_the_legend_is_in_sight_at_35_lines() -> None:
+    async with dashboard(size=(130, 35), ascii_only=True) as person:
+        assert "* bridged" in person.text

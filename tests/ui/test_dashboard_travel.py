@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from core.model import Change, link_ref
 from tests.snapshots import empty_host, small_host
 from tests.ui.driver import FedSource, dashboard
 from tui.present import views
@@ -164,3 +165,79 @@ async def test_coming_back_to_what_has_gone_is_told() -> None:
         await person.press("5")
         await person.eventually("not in this list now")
         assert person.row() not in ("", name)
+
+
+# ---- following to several things, and to what has changed
+
+
+async def test_a_nat_entry_leads_to_the_connections_that_it_translates_and_esc_back() -> None:
+    async with dashboard() as person:
+        await person.type(":nat port:8080⏎")
+        assert "1 connection" in person.text
+        await person.press("enter")
+        assert person.dashboard.view.name == "conntrack"
+        assert len(person.dashboard.table.rows) == 1
+        assert "filtered 1 of 3  /nat:=" in person.lines[2]
+        assert "published port" in person.lines[2] and " › Conntrack" in person.lines[2]
+        await person.press("escape")
+        assert person.dashboard.view.name == "nat"
+        assert "8080" in person.lines[2]
+
+
+async def test_the_connections_of_a_container_are_one_line_of_its_detail() -> None:
+    async with dashboard() as person:
+        await person.type(":cont name:=web1⏎")
+        await person.press("tab")
+        lines = person.dashboard.pane.lines
+        (place,) = (place for place, line in enumerate(lines) if "connection" in line.text)
+        assert lines[place].text == "2 connections"
+        await person.press(*["j"] * place)
+        await person.press("enter")
+        assert "filtered 2 of 3  /ct:=web1" in person.lines[2]
+        shown = [person.dashboard.table.rows.row(place).cells for place in range(2)]
+        assert all(any("web1" in cell.text for cell in cells) for cells in shown)
+
+
+async def test_esc_takes_back_what_was_typed_before_it_goes_back() -> None:
+    async with dashboard() as person:
+        await person.type(":nat port:8080⏎")
+        await person.press("enter")
+        followed = person.dashboard.nav.here.state.filter
+        await person.press("slash", "ctrl+u")
+        await person.type("udp⏎")
+        assert person.dashboard.nav.here.state.filter == "udp"
+        await person.press("escape")
+        assert (person.dashboard.view.name, person.dashboard.nav.here.state.filter) == ("conntrack", followed)
+        await person.press("escape")
+        assert person.dashboard.view.name == "nat"
+
+
+async def test_an_event_leads_to_what_it_happened_to() -> None:
+    whole = small_host()
+    link = next(link for link in whole.links() if link.name == "veth-web1")
+    async with dashboard(whole) as person:
+        await person.feed(whole, changes=(Change(1.0, "changed", link_ref(link.key), "it changed"),))
+        await person.press("9", "enter")
+        assert (person.dashboard.view.name, person.dashboard.ref) == ("veths", link_ref(link.key))
+
+
+@pytest.mark.parametrize("keys", [("6",), ("enter",), ("escape",), ("6", "minus"), (":", "n", "s", "enter")])
+async def test_the_list_has_the_focus_after_every_way_to_another_list(keys: tuple[str, ...]) -> None:
+    async with dashboard() as person:
+        await person.type(":cont name:=web1⏎")
+        await person.press("enter")
+        await person.press("tab")
+        if keys == ("enter",):
+            lines = person.dashboard.pane.lines
+            await person.press(*["j"] * next(place for place, line in enumerate(lines) if line.ref))
+        await person.press(*keys)
+        assert person.dashboard.table.has_focus
+
+
+async def test_esc_leads_from_the_detail_to_the_list_where_only_one_has_room() -> None:
+    async with dashboard(size=(40, 10)) as person:
+        await person.press("5", "tab")
+        assert not person.dashboard.query_one("#main").display
+        await person.press("escape")
+        assert person.dashboard.query_one("#main").display
+        assert person.dashboard.table.has_focus and person.dashboard.view.name == "containers"

@@ -6,21 +6,27 @@ import pytest
 
 from core.model import Ref
 from tui.present.list_rows import ListRows
-from tui.present.query import Term, parse
+from tui.present.query import Term, parse, remarks, term
 from tui.present.rows import Cell, Column, Row
 
-COLUMNS = (Column("name", "name", 10), Column("state", "state", 6), Column("mac", "mac", 17))
+COLUMNS = (
+    Column("name", "name", 10),
+    Column("state", "state", 6),
+    Column("mac", "mac", 17),
+    Column("mtu", "mtu", 9),
+)
 
 
 def row(name: str, state: str, mac: str = "", **terms: str) -> Row:
-    return Row(Ref("link", (name,)), (Cell(name), Cell(state), Cell(mac)), terms)
+    mtu = Cell("1500≠1400" if name == "db" else "1500")
+    return Row(Ref("link", (name,)), (Cell(name), Cell(state), Cell(mac), mtu), terms)
 
 
 ROWS = ListRows(
     [
         row("web1", "up", "02:42:ac:11:00:02", port="80 8080", ns="front end", addr="fe80::1"),
         row("Web2", "down", "02:42:ac:11:00:03", port="8080", ns="front"),
-        row("db", "up", port="5432", ns="back"),
+        row("db", "up", port="5432", ns="back", addr="172.18.0.2/16 10.1.2.3/24"),
     ],
     COLUMNS,
 )
@@ -48,10 +54,31 @@ ROWS = ListRows(
         ("state:", ["web1", "Web2", "db"]),
         ("!", ["web1", "Web2", "db"]),
         ('ns:"fro', ["web1", "Web2"]),
+        ("name:=web1", ["web1"]),
+        ("ns:=front", ["web1", "Web2"]),
+        ('ns:="front end"', ["web1"]),
+        ("port:8000-9000", ["web1", "Web2"]),
+        ("port:90-80", []),
+        ("addr:fe80::/10", ["web1"]),
+        ("addr:10.0.0.0/8", ["db"]),
+        ("mtu:differs", ["db"]),
     ],
 )
 def test_what_a_filter_lets_through(text: str, names: list[str]) -> None:
     assert [row.cells[0].text for row in ROWS.matching(text)] == names
+
+
+@pytest.mark.parametrize("name", ["web", "two words", "it's: 8080 -> [::1]:80"])
+def test_a_term_for_a_name_lets_through_that_name_alone(name: str) -> None:
+    rows = ListRows([row(name, "up"), row(f"{name}2", "up")], COLUMNS)
+    assert [each.cells[0].text for each in rows.matching(term("name", name))] == [name]
+
+
+def test_what_cannot_be_meant_is_told() -> None:
+    known = ROWS.keys()
+    assert {"name", "state", "mac", "mtu", "port", "ns", "addr"} == known
+    assert list(remarks("web name:x fe80::1 02:42 ac:11:00:03 port:80-90 addr:10.0.0.0/8", known)) == []
+    assert len(list(remarks("foo:bar !bar:foo port:x addr:10.0.0.0/99", known))) == 4
 
 
 def test_terms() -> None:

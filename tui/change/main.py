@@ -27,6 +27,11 @@ def run(options: argparse.Namespace) -> int:
     if options.command in _OTHERS:
         with in_words():
             return _OTHERS[options.command](options)
+    if options.command == "agent":
+        # Loaded for it alone: it brings the watcher's machinery along.
+        from tui.change import agent
+
+        return agent.run(options)
     action = getattr(options, "action", "")
     if (options.command, action) == ("network", "ls"):
         return networks.list_networks(look(WHOLE), options.json)

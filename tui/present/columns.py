@@ -23,10 +23,11 @@ class Placed:
 
 def lay_out(columns: Sequence[Column], width: int) -> tuple[Placed, ...]:
     """The columns for `width` cells: those of high priority drop out first, what is left over goes to those
-    that grow; where even the rest does not fit, the widest shrink, and the last drop out."""
+    that grow; where even the rest does not fit, those that grow shrink
+    somewhat, and the last drop out."""
     kept = _dropped(list(enumerate(columns)), width)
     widths = [column.width for _, column in kept]
-    _shrink(widths, _room(kept, width))
+    _shrink(widths, kept, _room(kept, width))
     _grow(widths, kept, _room(kept, width))
     placed, start = [], 0
     for (place, column), cells in zip(kept, widths, strict=True):
@@ -51,15 +52,20 @@ def _dropped(columns: list[tuple[int, Column]], width: int) -> list[tuple[int, C
         if each[1].priority == 0 or _fits([*kept, each], width):
             kept.append(each)
     kept.sort(key=lambda each: each[0])
-    while len(kept) > 1 and _NARROWEST * len(kept) > _room(kept, width):
+    while len(kept) > 1 and sum(_least(column) for _, column in kept) > _room(kept, width):
         kept.pop()
     return kept
 
 
-def _shrink(widths: list[int], room: int) -> None:
+def _least(column: Column) -> int:
+    """The cells below which a column says too little to be there."""
+    return max(_NARROWEST, column.width * 3 // 5) if column.grow else column.width
+
+
+def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> None:
     while sum(widths) > max(room, len(widths)):
-        widest = widths.index(max(widths))
-        widths[widest] -= 1
+        surplus = [width - _least(column) for width, (_, column) in zip(widths, kept, strict=True)]
+        widths[surplus.index(max(surplus))] -= 1
 
 
 def _grow(widths: list[int], kept: list[tuple[int, Column]], room: int) -> None:

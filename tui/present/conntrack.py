@@ -7,7 +7,17 @@ from functools import cached_property
 
 import numpy as np
 
-from core.flows import PROTOCOLS, STATES, Flow, FlowColumns, entry_of, flow_of, protocol_name
+from core.connections import of_namespaces
+from core.flows import (
+    PROTOCOLS,
+    STATES,
+    Flow,
+    FlowColumns,
+    address_text,
+    entry_of,
+    flow_of,
+    protocol_name,
+)
 from core.model import Ref, flow_ref
 from core.topology import Topology
 from tui.present import cells, query, units
@@ -17,14 +27,15 @@ from tui.present.rows import Cell, Column, ListView, Row
 from tui.present.scene import Scene
 
 COLUMNS = (
-    Column("proto", "proto", 6),
-    Column("state", "state", 11),
-    Column("inside", "inside", 22, grow=3),
-    Column("peer", "peer", 21, grow=3),
-    Column("translation", "translation", 22, grow=2, priority=4),
-    Column("packets", "packets", 7, align="right", priority=3),
-    Column("bytes", "bytes", 8, align="right", priority=1),
-    Column("timeout", "timeout", 8, align="right", priority=2),
+    Column("proto", "proto", 5),
+    Column("state", "state", 11, priority=1),
+    Column("inside", "inside", 18, grow=3),
+    Column("way", "", 1),
+    Column("peer", "peer", 18, grow=3),
+    Column("translation", "translation", 15, grow=1),
+    Column("bytes", "bytes", 8, align="right", priority=2),
+    Column("timeout", "timeout", 8, align="right", priority=3),
+    Column("packets", "packets", 7, align="right", priority=4),
     Column("ns", "namespace", 10, grow=1, priority=5),
 )
 
@@ -142,13 +153,25 @@ def _cells(flow: Flow, label: str) -> tuple[Cell, ...]:
         Cell(protocol_name(entry.l4_proto)),
         state_cell(entry),
         cells.text(str(flow.inside)),
+        Cell("←" if flow.inside is flow.responder else "→", "dim"),
         cells.text(str(flow.peer)),
-        cells.text(flow.translation),
-        cells.count(packets),
+        cells.text(_short(flow)),
         cells.size(octets),
         Cell(units.duration(entry.timeout), sort=entry.timeout),
+        cells.count(packets),
         cells.text(label),
     )
+
+
+def _short(flow: Flow) -> str:
+    """The translation in short: of a destination its port where it has one, of a source its address."""
+    entry = flow.entry
+    words = []
+    if flow.dnat:
+        words.append(f"DNAT :{entry.orig_dport}" if entry.has_ports else f"DNAT {flow.dnat}")
+    if flow.snat:
+        words.append(f"SNAT {address_text(entry.reply_dst)}")
+    return " ".join(words)
 
 
 def conntrack_rows(topology: Topology) -> ConntrackRows:
@@ -167,7 +190,8 @@ VIEW = ListView(
     "translates or asks for their state; reading them needs root.",
     sort="inside",
     help=(
-        ("ct:NAME", "what begins or ends at a container"),
+        ("ns:NAME", "a namespace's own table, and what begins or ends at it; also ct:NAME"),
+        ("← →", "who called: the peer, or the inside"),
         ("addr:10.0.0.0/8", "by address or prefix, before or after translation; also src: and dst:"),
         ("port:443", "by port, either end; also sport: and dport:, and ranges: port:8000-8010"),
         ("state:est", "by state; state:unreplied and state:assured hold for every protocol"),

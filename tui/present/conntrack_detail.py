@@ -59,6 +59,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *cells.section("Entry", _marks(topology, table, entry)),
         ),
         cells.related(topology, ref),
+        safe(sentence(flow)),
     )
 
 

@@ -40,7 +40,7 @@ class _FlowFilter:
         self._columns = columns
         self._labels = [topology.label(table.ns).casefold() for table in columns.tables]
         self.by_key: dict[str, Callable[[str], Mask]] = {
-            "ns": self._namespace,
+            "ns": lambda value: self._namespace(value) | self._named(value),
             "ct": self._named,
             "proto": partial(self._word, PROTOCOLS, columns.column("l4_proto")),
             "state": self._state,

@@ -221,11 +221,12 @@ def _links(topology: Topology, container: Container, rates: Rates | None) -> Ite
     for link in topology.links_of(container):
         peer, rate = topology.peer(link), rates.of(link.key) if rates else None
         words = [cells.addresses(link), f"↔ {peer.name} in {topology.label(peer.ns)}" if peer else ""]
-        words += [f"receives {units.bits(rate.rx_bps)}, sends {units.bits(rate.tx_bps)}"] if rate else []
         state_cell = cells.state(link)
         words += [state_cell.text] if state_cell.tone == "bad" else []
         tone: Tone = "bad" if state_cell.tone == "bad" else ""
         yield safe(link.name), cells.text(", ".join(filter(None, words)), tone), link_ref(link.key)
+        if rate is not None:
+            yield "", Cell(f"receives {units.bits(rate.rx_bps)}, sends {units.bits(rate.tx_bps)}"), None
 
 
 def _ports(container: Container) -> Iterator[Line]:

@@ -14,9 +14,9 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("time", "time", 8),
-    Column("state", "what", 7),
+    Column("sentence", "what happened", 76, grow=1),
+    Column("state", "what", 7, priority=1),
     Column("kind", "kind", 9, priority=1),
-    Column("sentence", "what happened", 40, grow=1),
 )
 _TONES: dict[str, Tone] = {"added": "ok", "removed": "warn", "changed": ""}
 
@@ -35,8 +35,8 @@ def _row(ref: Ref, change: Change) -> Row:
     return Row(
         ref,
         (
-            Cell(clock, "dim", change.at), cells.text(change.action, tone),
-            cells.text(change.ref.kind, "dim"), cells.text(change.sentence),
+            Cell(clock, "dim", change.at), cells.text(change.sentence, tone),
+            cells.text(change.action, tone), cells.text(change.ref.kind, "dim"),
         ),
         {"kind": safe(change.ref.kind), "state": safe(change.action)},
     )  # fmt: skip
@@ -54,6 +54,7 @@ def detail(scene: Scene, ref: Ref) -> Detail:
             "Event", (("", cells.text(change.sentence), None), ("time", Cell(moment), None))
         ),
         ((f"the {safe(change.ref.kind)}", change.ref),),
+        safe(f"{moment} {change.sentence}"),
     )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ VIEW = ListView(
     "events", "Events", ("log", "ev"), COLUMNS, rows,
     empty="Nothing has changed since the start. Links, addresses, containers and rules that come, go or "
     "change are told here in sentences.",
+    empty_file="A file shows one moment: nothing changes in it.",
     help=(
         ("state:removed", "what went away; also added, changed"),
         ("kind:container", "what happened to containers"),

@@ -9,7 +9,7 @@ BOTH_WAYS = "↔"
 NOT_EQUAL = "≠"
 
 _ASCII = {
-    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┯┷┑┍╤╧╪╞╡╥╨┠┨◆◇✓", "+"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┯┷┑┍╤╧╪╞╡╥╨┠┨✓", "+"),
     **dict.fromkeys("━═╾╼╺╸▅⇄", "="),
     **dict.fromkeys("─╌┄╶╴▄↔–—", "-"),
     **dict.fromkeys("│┃║╵╷▏▎▍▌▐▕", "|"),
@@ -18,7 +18,7 @@ _ASCII = {
     **dict.fromkeys("◀←‹", "<"),
     **dict.fromkeys("▲↑", "^"),
     **dict.fromkeys("▾▼↓", "v"),
-    **dict.fromkeys("●▪•▇", "*"),
+    **dict.fromkeys("●▪•▇◆◇", "*"),
     **dict.fromkeys("○□", "o"),
     **dict.fromkeys("×✗", "x"),
     **dict.fromkeys("≠⚠", "!"),

@@ -34,6 +34,7 @@ def common_sections(topology: Topology, link: Link, rates: Rates | None) -> tupl
         ),
         *cells.section("Bridge port", port_lines(link)),
         *cells.section("Traffic", rate_lines(link.key, rates)),
+        *cells.section("Hardware", _hardware(link)),
     )
 
 
@@ -45,8 +46,6 @@ def _identity(topology: Topology, link: Link) -> Iterator[Line]:
     if master is not None:
         yield "master", cells.text(master.name), link_ref(master.key)
     yield "MTU", cells.number(link.mtu), None
-    yield "MAC", cells.text(link.mac), None
-    yield "ifindex", cells.number(link.ifindex), None
     if link.alias:
         yield "alias", cells.text(link.alias), None
     if link.altnames:
@@ -57,8 +56,13 @@ def _identity(topology: Topology, link: Link) -> Iterator[Line]:
         yield "promiscuous", cells.yes(True), None
     for name, value in link.details.items():
         yield safe(name), cells.text(str(value)), None
+
+
+def _hardware(link: Link) -> Iterator[Line]:
+    yield "MAC", cells.text(link.mac), None
+    yield "ifindex", cells.number(link.ifindex), None
     if link.offloads:
-        yield "offloads", cells.text(" ".join(link.offloads)), None
+        yield "offloads", Cell(f"{len(link.offloads)} on"), None
 
 
 def port_lines(link: Link) -> Iterator[Line]:

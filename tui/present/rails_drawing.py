@@ -33,21 +33,25 @@ EMPTY = (
 
 
 def draw(scene: Scene, width: int, height: int) -> Picture:
-    """The overview for a space of that many cells: with boxes where they fit, else without. It may be higher
-    than `height`, but never wider than `width`."""
+    """The overview for a space of that many cells: with boxes where they fit, else without, and without blank
+    lines where it fits only so. It may be higher than `height`, but never wider than `width`."""
     if width >= ROOMY_WIDTH:
         picture = _drawn(scene, width, roomy=True)
         if picture.height <= height:
             return picture
-    return _drawn(scene, width, roomy=False)
+    picture = _drawn(scene, width, roomy=False)
+    if picture.height > height:
+        tight = _drawn(scene, width, roomy=False, gap=0)
+        return tight if tight.height <= height else picture
+    return picture
 
 
-def _drawn(scene: Scene, width: int, roomy: bool) -> Picture:
+def _drawn(scene: Scene, width: int, roomy: bool, gap: int = 1) -> Picture:
     canvas = Canvas(width)
     found = rails(scene.topology)
     for rail in found:
         _Drawer(canvas, rail, scene, roomy).draw()
-        canvas.height += 1
+        canvas.height += gap
     if any(rail.cards for rail in found) or len(found) > 1:
         _legend(canvas)
     else:

@@ -83,11 +83,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """Everything about one thing; `related` are the things that Enter leads to, the first one foremost."""
+    """Everything about one thing; `related` are the things that Enter leads to, the first one foremost;
+    `copy` is what stands for the thing where it is copied, "" for its name in the list."""
 
     title: str
     sections: Sequence[Section] = ()
     related: Sequence[tuple[str, Ref]] = ()
+    copy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class ListView:
     """One list view: its name, columns, how its rows come from the topology, and what it says when empty.
 
     `name` is what `:name` jumps to, `aliases` its short forms; `empty` explains an empty list to a newcomer;
-    `help` are (key or term, meaning) lines that belong to this view only.
+    `help` are (key or term, meaning) lines that belong to this view only; `empty_file` takes the place of
+    `empty` where a file is looked at.
     """
 
     name: str
@@ -106,3 +109,4 @@ class ListView:
     empty: str
     sort: str = ""
     help: tuple[tuple[str, str], ...] = ()
+    empty_file: str = ""

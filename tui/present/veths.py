@@ -124,6 +124,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *_other_end(topology, peer, rates),
         ),
         cells.related(topology, ref),
+        " ↔ ".join(safe(f"{end.name} in {topology.label(end.ns)}") for end in (link, peer) if end),
     )
 
 

@@ -6,6 +6,7 @@ from textual import events
 
 from core.text import safe
 from tui import commands, keys, themes
+from tui.present import views
 from tui.screens.frame import NUMBERED, TABS
 from tui.screens.journey import Journey
 from tui.widgets.prompt import Kind
@@ -35,6 +36,7 @@ class Dashboard(Journey):
             self._set_filter(here.filter)
         elif self.nav.back():
             self.arrive()
+            self.to_the_table()
 
     # ---- filter and commands
 
@@ -76,7 +78,7 @@ class Dashboard(Journey):
     async def _run_command(self, text: str) -> None:
         found = commands.understood(text)
         if found is None:
-            names = " ".join(f":{short}" for _, _, short in TABS)
+            names = " ".join(f":{view.name}" for view in views.VIEWS)
             self.notify(f"Nothing is called {safe(text)!r}. Try {names}", severity="warning", markup=False)
         elif isinstance(found, str):
             await self.run_action(found)
@@ -118,14 +120,20 @@ class Dashboard(Journey):
     # ---- the rest
 
     def action_copy(self) -> None:
-        """The name of the selected thing; the line, where it has none."""
-        text = self.pane.selected_text() if self.pane.has_focus else self.table.selected_text()
+        """The line of the detail; of a list what its detail says it is called, or else its name or line."""
+        known = self.pane.detail if self.pane.about == self.ref else None
+        text = (known.copy if known else "") or self.table.selected_text()
+        if self.pane.has_focus:
+            text = self.pane.selected_text()
         if text:
             self.app.copy_to_clipboard(text)
             self.notify(text, title="Copied", markup=False, timeout=2)
 
     def action_pause(self) -> None:
-        """Take no further picture; then the newest."""
+        """Take no further picture; then the newest. A file has one only."""
+        if not self.desk.source.live:
+            self.notify("A file shows one moment: there is nothing to pause.", markup=False)
+            return
         self.desk.paused = not self.desk.paused
         self.ask()
         self.show_bars()
@@ -145,7 +153,10 @@ class Dashboard(Journey):
     def action_help(self) -> None:
         from tui.screens.help import help_overlay
 
-        numbers = [(number, f"{title}  :{short}") for number, title, short in TABS]
+        numbers = [
+            (number, f"{title}  :{view.name} :{short}")
+            for (number, title, short), (_, view) in zip(TABS, NUMBERED, strict=True)
+        ]
         self.app.push_screen(help_overlay(self.view, numbers, self.wheres()))
 
     def action_palette(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.screen import Screen
+from textual.timer import Timer
 
 from tui import commands
 from tui.present import views
@@ -18,19 +21,25 @@ NUMBERED = tuple((view.number, view.list) for view in views.VIEWS if view.number
 TABS = tuple((number, view.title, min(view.name, view.aliases[0], key=len)) for number, view in NUMBERED)
 
 _LEAST_WIDTH, _LEAST_HEIGHT = 60, 16  # of a terminal that has room for both panes
+_WIDE = 110  # from here on the panes lie beside one another
+_ROOMY_HEIGHT = 30  # from here on there is a line for breadcrumbs even where they say no more than the tabs
+_BARS = 4
+_NOTICE_SECONDS = 4.0
 
 
 class Frame(Screen[None]):
     """The widgets, which pane has the focus, and which one has the room."""
 
     AUTO_FOCUS = "MainPane"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-small"), (_LEAST_HEIGHT, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (_WIDE, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-small"), (_LEAST_HEIGHT, "-short"), (_ROOMY_HEIGHT, "-tall")]
 
     def __init__(self) -> None:
         super().__init__()
         self.table, self.pane, self.prompt = MainPane(), DetailPane(), Prompt(commands.completed)
         self.header, self.tabs, self.crumbs, self.footer = HeaderBar(), TabsBar(), CrumbsBar(), FooterBar()
+        self._notice_end: Timer | None = None
+        self._wanted = 0
         self._main = Container(self.table, id="main")
         self._side = Container(self.pane, id="side")
         self._zoomed: LinesPane | None = None
@@ -44,6 +53,17 @@ class Frame(Screen[None]):
         yield self.prompt
         yield self.footer
 
+    def notify(
+        self, message: str, *, title: str = "", severity: str = "information",
+        timeout: float | None = None, markup: bool = True,
+    ) -> None:  # fmt: skip
+        """Say something in the footer's place, where it hides nothing, instead of what was said before."""
+        if self._notice_end is not None:
+            self._notice_end.stop()
+        tone = {"warning": "warn", "error": "bad"}.get(severity, "accent")
+        self.footer.say(f"{title}: {message}" if title else message, tone)
+        self._notice_end = self.set_timer(timeout or _NOTICE_SECONDS, partial(self.footer.say, ""))
+
     @property
     def focused_pane(self) -> LinesPane:
         """The pane that keys go to."""
@@ -52,14 +72,29 @@ class Frame(Screen[None]):
     def on_resize(self) -> None:
         """Make the best of the new size."""
         self.allot()
+        self.call_after_refresh(self.show_bars)
+
+    def want(self, lines: int) -> None:
+        """Say how many lines the list could use, 0 for as many as there are."""
+        if lines != self._wanted:
+            self._wanted = lines
+            self.allot()
+
+    def show_bars(self) -> None:
+        """Bring the bars up to date."""
 
     def allot(self) -> None:
-        """Give the panes their places: both, or only the one that is zoomed or has room."""
+        """Give the panes their places: both, or only the one that is zoomed or has room. Where they lie below
+        one another, the list takes no more than it needs."""
         cramped = self.size.width < _LEAST_WIDTH or self.size.height < _LEAST_HEIGHT
         alone = self._zoomed or (self.table if cramped else None)
         self._main.display = alone is not self.pane
         self._side.display = alone is not self.table
         self.set_class(alone is self.pane, "-side-alone")
+        stacked = alone is None and self.size.width < _WIDE
+        most = (self.size.height - _BARS) * 3 // 5
+        self._main.styles.height = min(self._wanted or most, most) if stacked else None
+        self._side.styles.height = "1fr" if stacked else None
         if alone and not alone.has_focus:
             self.set_focus(alone)
 

@@ -83,11 +83,18 @@ class Journey(Frame):
         """Bring the bars up to date."""
         desk = self.desk
         mode: Mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
-        self.header.show(HeaderState(desk.hostname, mode, len(desk.findings), len(desk.problems)))
-        self.tabs.show(TABS, next((number for number, view in NUMBERED if view is self.view), 0))
+        found, unread = len(desk.findings), len(desk.problems)
+        self.header.show(HeaderState(desk.hostname, desk.source.title, mode, found, unread))
         passed = [stop.label for stop in self.nav.trail[:-1]]
-        self.crumbs.show((*passed, self.view.title), self._badge(), bool(self.nav.here.state.filter))
+        filtered = bool(self.nav.here.state.filter)
+        self.crumbs.show((*passed, self.view.title), self._badge(), filtered)
+        self.crumbs.set_class(bool(passed) or filtered, "-needed")
+        active = next((number for number, view in NUMBERED if view is self.view), 0)
+        self.tabs.show(TABS, active, "" if self._crumbs_shown() else self._badge())
         self.footer.show(keys.footer(self.wheres()))
+
+    def _crumbs_shown(self) -> bool:
+        return self.crumbs.has_class("-needed") or not self.has_class("-short")
 
     def _badge(self) -> str:
         text, shown = self.nav.here.state.filter, len(self.table.rows)
@@ -207,6 +214,9 @@ class Journey(Frame):
                 self.notify("What was selected is not in this list now.", markup=False, timeout=3)
             self.table.show(self.view.columns, shown.rows, stop.state.ref, stop.state.top)
         self._drawn = stop
+        self.want(
+            shown.total + self.table.header_height if len(shown.rows) and self.table.header_height else 0
+        )
         if not len(shown.rows):
             self.pane.show(None, None)
         elif stop.state.ref is not None:
@@ -221,7 +231,7 @@ class Journey(Frame):
         if text and shown.total:
             wanted = [f"No line matches {safe(text)}", *map(safe, shown.remarks)]
             return "\n".join((*wanted, f"Esc shows all {shown.total} again."))
-        return shown.empty
+        return (not self.desk.source.live and self.view.empty_file) or shown.empty
 
     def on_table_view_selected(self, message: TableView.Selected) -> None:
         """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""

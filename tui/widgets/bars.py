@@ -11,8 +11,11 @@ from textual.strip import Strip
 
 from core.text import safe
 from tui.keys import Action
-from tui.present.fitting import fit, width_of
+from tui.present.fitting import cut, fit, width_of, wrapped
 from tui.widgets.painted import Painted, Span, strip_of
+
+_LEAST_CRUMB = 6
+_NOTICE_LINES = 3  # at most
 
 Mode = Literal["live", "paused", "offline"]
 
@@ -37,9 +40,10 @@ class Bar(Painted):
 
 @dataclass(frozen=True, slots=True)
 class HeaderState:
-    """What the header says: `findings` is how many things are wrong, `problems` how many could not be read."""
+    """What the header says: `findings` is how many things are wrong, `problems` how many went unread."""
 
     hostname: str = ""
+    source: str = ""
     mode: Mode = "live"
     findings: int = 0
     problems: int = 0
@@ -59,7 +63,11 @@ class HeaderBar(Bar):
         return [both_ends(self._left(), self._right(), width)]
 
     def _left(self) -> list[Span]:
-        return [(" vnet-tui ", self.style_of("title")), (f" {safe(self.state.hostname)} ", self.style_of(""))]
+        spans = [
+            (" vnet-tui ", self.style_of("title")),
+            (f" {safe(self.state.hostname)} ", self.style_of("")),
+        ]
+        return [*spans, (f" {safe(self.state.source)}", self.style_of("dim"))]
 
     def _right(self) -> list[Span]:
         spans: list[Span] = []
@@ -78,10 +86,11 @@ class TabsBar(Bar):
 
     tabs: tuple[tuple[int, str, str], ...] = ()
     active = 0
+    badge = ""
 
-    def show(self, tabs: tuple[tuple[int, str, str], ...], active: int) -> None:
-        """Show these (number, title, short name) tabs."""
-        self.tabs, self.active = tabs, active
+    def show(self, tabs: tuple[tuple[int, str, str], ...], active: int, badge: str) -> None:
+        """Show these (number, title, short name) tabs, and the badge where there is room for it."""
+        self.tabs, self.active, self.badge = tabs, active, badge
         self.repaint()
 
     def paint(self, width: int, height: int) -> list[Strip]:
@@ -89,7 +98,9 @@ class TabsBar(Bar):
             spans = [span for number, title in titles for span in self._tab(number, title)]
             if sum(width_of(text) for text, _ in spans) <= width:
                 break
-        return [strip_of(spans, width)]
+        room = width - sum(width_of(text) for text, _ in spans)
+        badge = f" {self.badge} " if self.badge and width_of(self.badge) + 2 <= room else ""
+        return [both_ends(spans, [(badge, self.style_of("dim"))], width)]
 
     def _wordings(self) -> Iterable[list[tuple[int, str]]]:
         yield [(number, title) for number, title, _ in self.tabs]
@@ -118,7 +129,10 @@ class CrumbsBar(Bar):
     def paint(self, width: int, height: int) -> list[Strip]:
         tone = "badge" if self.filtered else "dim"
         badge = (
-            fit(f" {self.badge} ", min(max(width // 2, width - 14), width_of(self.badge) + 2))
+            fit(
+                f" {self.badge} ",
+                min(width // 2 if self.stops[1:] else max(width // 2, width - 14), width_of(self.badge) + 2),
+            )
             if self.badge
             else ""
         )
@@ -129,23 +143,41 @@ class CrumbsBar(Bar):
         stops = [safe(stop) for stop in self.stops]
         while len(stops) > 2 and sum(width_of(stop) + 3 for stop in stops) + 1 > width:
             stops = ["…", *stops[2:]]
+        if len(stops) > 1:
+            room = width - 1 - width_of(stops[-1]) - sum(width_of(stop) for stop in stops[:-2])
+            stops[-2] = cut(stops[-2], max(_LEAST_CRUMB, room - 3 * (len(stops) - 1)))
         spans: list[Span] = [(" ", Style.null())]
+        if self.screen.has_class("-small"):  # where there is no room for tabs
+            spans += [("1-9", self.style_of("key")), (" ", Style.null())]
         for stop in stops[:-1]:
             spans += [(stop, self.style_of("dim")), (" › ", self.style_of("faint"))]
         return [*spans, (stops[-1], self.style_of("title"))] if stops else spans
 
 
 class FooterBar(Bar):
-    """The keys that have a meaning here."""
+    """The keys that have a meaning here; for a while in their place, what the program has to say."""
 
     actions: tuple[Action, ...] = ()
+    notice = ("", "")
 
     def show(self, actions: Iterable[Action]) -> None:
         """Show these actions, as many as there is room for, the first ones foremost."""
         self.actions = tuple(actions)
         self.repaint()
 
+    def say(self, text: str, tone: str = "") -> None:
+        """Say that, on as many lines as it takes; "" brings the keys back."""
+        self.notice = text, tone
+        self.styles.height = min(len(self._said(self.size.width)), _NOTICE_LINES)
+        self.repaint()
+
+    def _said(self, width: int) -> list[str]:
+        return wrapped(self.notice[0], max(8, width - 2))
+
     def paint(self, width: int, height: int) -> list[Strip]:
+        text, tone = self.notice
+        if text:
+            return [strip_of([(f" {line}", self.style_of(tone))], width) for line in self._said(width)]
         spans: list[Span] = []
         room = width
         for action in self.actions:

@@ -20,13 +20,15 @@ _LABELS_AT_MOST = 18
 
 @dataclass(frozen=True, slots=True)
 class DetailLine:
-    """One line as it is painted: `lead` in its own tone, then `text`; `ref` is where Enter leads."""
+    """One line as it is painted: `lead` in its own tone, then `text`; `ref` is where Enter leads, `marked`
+    whether the line shows that it leads there: the first of a text that is wrapped."""
 
     lead: str
     text: str
     tone: str = ""
     lead_tone: str = "dim"
     ref: Ref | None = None
+    marked: bool = True
 
 
 class DetailPane(LinesPane):
@@ -82,7 +84,7 @@ class DetailPane(LinesPane):
         if line.lead:
             spans.append((line.lead, self.style_of(line.lead_tone, over)))
         spans.append((line.text, self.style_of(line.tone, over)))
-        if line.ref is not None:
+        if line.ref is not None and line.marked:
             used = sum(width_of(text) for text, _ in spans)
             if used < width - 2:
                 spans.append((" " * (width - 2 - used), self.style_of("", over)))
@@ -107,10 +109,12 @@ def detail_lines(detail: Detail, width: int) -> Iterator[DetailLine]:
         if section.title:
             yield DetailLine("", cut(safe(section.title), width), "heading")
         yield from _section_lines(section, column, width)
-    if detail.related:
+    linked = {ref for section in detail.sections for _, _, ref in section.lines}
+    further = [(label, ref) for label, ref in detail.related if ref not in linked]
+    if further:
         yield DetailLine("", "")
         yield DetailLine("", "Leads to", "heading")
-        for label, ref in detail.related:
+        for label, ref in further:
             yield DetailLine("→ ", cut(safe(label), width - 4), "", "accent", ref)
 
 
@@ -132,4 +136,4 @@ def _wrapped(label: str, cell: Cell, ref: Ref | None, column: int, width: int) -
     text = safe(cell.text)
     parts = [text] if width_of(text) <= room else wrapped(text, room)
     for number, part in enumerate(parts):
-        yield DetailLine(lead if not number else " " * width_of(lead), part, tone, "dim", ref)
+        yield DetailLine(lead if not number else " " * width_of(lead), part, tone, "dim", ref, not number)

@@ -83,7 +83,7 @@ class LinesPane(Painted, can_focus=True):
         return size, round(self.top * (page - size) / max(1, count - page))
 
     def _scroll_cell(self, thumb: bool) -> Strip:
-        return strip_of([("┃", self.style_of("dim")) if thumb else (" ", self.style_of("faint"))], 1)
+        return strip_of([("█", self.style_of("dim")) if thumb else (" ", self.style_of("faint"))], 1)
 
     def cursor_style(self) -> str:
         """The name of the style that the cursor's line lies on."""

@@ -11,7 +11,7 @@ from textual.strip import Strip
 from core.model import Ref
 from core.text import safe
 from tui.present.columns import GAP, Placed, lay_out
-from tui.present.fitting import fit, width_of, wrapped
+from tui.present.fitting import cut, fit, width_of, wrapped
 from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Row, Rows
 from tui.widgets.lines import LinesPane
@@ -157,7 +157,9 @@ class TableView(LinesPane):
             column, tone = placed.column, "dim"
             title = column.title
             if column.name == self.sort:
-                title, tone = f"{title} {'▼' if self.reverse else '▲'}", "title"
+                title, tone = cut(title, placed.width - 1), "title"
+                gap = " " if width_of(title) < placed.width - 1 else ""
+                title += f"{gap}{'▼' if self.reverse else '▲'}"
             spans.append((fit(title, placed.width, column.align == "right"), self.style_of(tone)))
             spans.append((" " * GAP, Style.null()))
         return [strip_of(spans, width)]
