@@ -210,7 +210,8 @@ def _demo(options: argparse.Namespace) -> int:
         words = [sys.executable, "-m", "tui.cli", *ascii_only, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
-    return demo.main(words, LabSettings(traffic=not options.no_traffic, changes=0.0 if options.no_traffic else _DEMO_CHANGES))
+    quiet = options.no_traffic
+    return demo.main(words, LabSettings(traffic=not quiet, changes=0.0 if quiet else _DEMO_CHANGES))
 
 
 def _dashboard(options: argparse.Namespace) -> int:

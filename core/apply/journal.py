@@ -8,20 +8,36 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.apply.state import StateError, state_directory, sync_directory, unusable
-from core.ops import Operation
+from core.ops import (
+    DockerConnect,
+    DockerCreateNetwork,
+    DockerDisconnect,
+    DockerRemoveNetwork,
+    Operation,
+    Unwant,
+    Want,
+)
 from core.ops.record import from_record, to_record
+
+_KEPT = 200  # entries
+_OUTLIVING = (
+    DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork, Want, Unwant,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One change in the journal. `begun` counts the steps that were begun and not refused, the last of which
     may not have been done; `end` is "done", "undone", "failed" (an undo that could not be completed) or ""
-    for one that was cut off or is still under way."""
+    for one that was cut off or is still under way.
+
+    What the kernel held is gone with a restart of the machine: of an entry from before it, `steps` are those
+    that outlive one, and without any it counts as "undone"."""
 
     entry_id: str
     title: str
@@ -37,11 +53,12 @@ class Record:
     raise OSError where a line cannot be."""
 
     def __init__(self, title: str, steps: tuple[Operation, ...]) -> None:
+        _trim(_directory())
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
         self.entry_id = f"{stamp}-{int(now * 1000) % 1000:03}{secrets.token_hex(2)}"
         self.path = _directory() / f"{self.entry_id}.jsonl"
-        intent = {"title": title, "at": now, "steps": [to_record(step) for step in steps]}
+        intent = {"title": title, "at": now, "boot": _boot(), "steps": [to_record(step) for step in steps]}
         try:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -118,9 +135,30 @@ def read(path: Path) -> Entry | None:
         begun = sum(("begin" in line) - ("refused" in line) for line in lines)
         ends = [line for line in lines if "end" in line]
         end, errors = (ends[-1]["end"], tuple(ends[-1]["errors"])) if ends else ("", ())
-        return Entry(path.stem, lines[0]["title"], lines[0]["at"], steps, begun, end, errors)
+        entry = Entry(path.stem, lines[0]["title"], lines[0]["at"], steps, begun, end, errors)
+        return entry if lines[0]["boot"] == _boot() else _after_restart(entry)
     except (IndexError, KeyError, TypeError, ValueError):
         return None
+
+
+def _after_restart(entry: Entry) -> Entry:
+    standing = tuple(step for step in entry.steps[: entry.begun] if isinstance(step, _OUTLIVING))
+    if standing:
+        return replace(entry, steps=standing, begun=len(standing))
+    return replace(entry, steps=(), begun=0, end="undone", errors=("the machine was restarted since",))
+
+
+def _boot() -> str:
+    """The id of this run of the kernel (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _trim(directory: Path) -> None:
+    """Remove the oldest entries, but none that still wants to be undone."""
+    for path in sorted(directory.glob("*.jsonl"))[:-_KEPT]:
+        entry = read(path)
+        if entry is None or entry.end in ("done", "undone"):
+            path.unlink(missing_ok=True)
 
 
 def _directory() -> Path:

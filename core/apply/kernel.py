@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket as sockets
+import struct
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +14,10 @@ from pyroute2 import IPRoute
 from core.apply.engine import open_docker
 from core.collect.netns import HOST_PATH, NamespaceGone, entered
 from core.ops import Place
+
+_SIOCGIFINDEX = 0x8933  # linux/sockios.h
+_IFNAMSIZ = 16
+_IFREQ = struct.Struct("16si20x")  # struct ifreq of linux/if.h, its name and index
 
 
 class Kernel:
@@ -22,6 +29,7 @@ class Kernel:
     def __init__(self) -> None:
         self._sockets: dict[Place, Any] = {}
         self._descriptors: dict[Place, int] = {}
+        self._askers: dict[Place, sockets.socket] = {}
         self._docker: Any = None
 
     def __enter__(self) -> Self:
@@ -30,10 +38,8 @@ class Kernel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place in list(self._sockets):
+        for place in {*self._sockets, *self._askers, *self._descriptors}:
             self.forget(place)
-        for place in list(self._descriptors):
-            os.close(self._descriptors.pop(place))
         if self._docker is not None:
             self._docker.close()
 
@@ -65,17 +71,26 @@ class Kernel:
 
     def forget(self, place: Place) -> None:
         """Let go of a place, before it is deleted."""
+        if place in self._askers:
+            self._askers.pop(place).close()
         if place in self._sockets:
             self._sockets.pop(place).close()
         if place in self._descriptors:
             os.close(self._descriptors.pop(place))
 
     def index(self, place: Place, link: str) -> int:
-        """The ifindex of a link there. Raises LookupError where it is not."""
-        found = self.socket(place).link_lookup(ifname=link)
-        if not found:
-            raise LookupError(f"there is no link {link} in {place}")
-        return int(found[0])
+        """The ifindex of a link there (netdevice(7), SIOCGIFINDEX). Raises LookupError where it is not."""
+        if place not in self._askers:
+            with entered(place.path or HOST_PATH, place.inode):
+                self._askers[place] = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM)
+        name = os.fsencode(link)
+        try:
+            if len(name) > _IFNAMSIZ - 1:
+                raise OSError
+            answer = fcntl.ioctl(self._askers[place], _SIOCGIFINDEX, _IFREQ.pack(name, 0))
+        except OSError:
+            raise LookupError(f"there is no link {link} in {place}") from None
+        return int(_IFREQ.unpack(answer)[1])
 
     def alias(self, place: Place, link: str) -> str:
         """The ifalias of a link there, "" where it has none. Raises LookupError where the link is not."""

@@ -180,3 +180,33 @@ def test_a_full_disk_changes_nothing(
         assert not list((state_directory / "journal").iterdir())
     finally:
         inside_host.run(["umount", str(state_directory)])
+
+
+def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
+    names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(names)
+    assert run.apply("before the restart", steps_of(*names[1:])).done
+    done = next(journal.history())
+    monkeypatch.setattr(journal, "_boot", lambda: "another run of the kernel")
+    entry = next(journal.history())
+    assert (entry.end, entry.steps, entry.errors) == ("undone", (), ("the machine was restarted since",))
+    assert journal.open_intents() == ()
+    assert run.undo(done).end == "undone"  # touches nothing: what stands now is not what it made
+    assert state(names) != before
+    monkeypatch.undo()
+
+
+def test_the_journal_keeps_what_still_wants_an_undo_and_forgets_the_oldest(
+    inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_KEPT", 3)
+    cut_off = journal.Record("cut off", (SetSysctl("net.ipv4.ip_forward", "1", "0"),))
+    cut_off.begin(0)
+    cut_off.close()
+    for number in range(6):
+        assert run.apply(f"change {number}", (SetSysctl("net.ipv4.ip_forward", "1", "0"),)).done
+    titles = [entry.title for entry in journal.history()]
+    assert titles[0] == "change 5"
+    assert "cut off" in titles
+    assert len(titles) <= 5

@@ -308,6 +308,19 @@ def test_a_lab_without_traffic_has_servers_and_further_namespaces() -> None:
         assert link["operstate"] == "UP" and link["addr_info"][0]["local"] == "10.99.0.3"
 
 
+def test_an_address_moves_where_changes_are_asked_for() -> None:
+    def holders() -> list[str]:
+        told = {name: inside.run("ip", "-n", name, "addr", "show", "eth0") for name in ("web1", "web2")}
+        return [name for name, text in told.items() if "172.18.0.100/32" in text]
+
+    with Lab(LabSettings(traffic=False, changes=0.2)) as lab:
+        inside = Inside(lab)
+        assert eventually(lambda: holders() == ["web1"])
+        assert eventually(lambda: holders() == ["web2"])
+        inside.run("ip", "netns", "del", "web1")
+        assert eventually(lambda: inside.fetch("internet", "http://192.0.2.10:8081/55") == 55)
+
+
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert demo.main(["true"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,6 +87,20 @@ def test_the_terminal_is_given_back_as_it_was(terminal: Terminal, keys: str) -> 
     assert b"\x1b[?25h" in ending  # the cursor shows again
     assert b"\x1b[?1000l" in ending  # the mouse is let go
     assert b"Traceback" not in terminal.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_gives_the_terminal_back_and_is_told_as_a_shell_tells_it(lab: Lab, number: int) -> None:
+    with Terminal(inside(lab, *_PROGRAM)) as terminal:
+        terminal.wait_for("br-shop")
+        process = next(p for p in terminal.processes() if "tui.cli" in p.cmdline() and p.name() != "nsenter")
+        process.send_signal(number)
+        _, status = os.waitpid(terminal.pid, 0)
+        while terminal.read(0.2):
+            pass
+        terminal.exit_status = os.waitstatus_to_exitcode(status)
+        assert terminal.exit_status == 128 + number
+        assert b"\x1b[?1049l" in terminal.output[-600:]
 
 
 def test_mashed_keys_do_no_harm(terminal: Terminal) -> None:

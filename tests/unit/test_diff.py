@@ -140,6 +140,7 @@ def test_a_namespace_that_appears_tells_no_links() -> None:
     [
         ({"name": "v9"}, "veth veth-web1 in host is called v9 now"),
         ({"admin_up": False}, "veth veth-web1 in host was switched off"),
+        ({"admin_up": False, "state": "down"}, "veth veth-web1 in host was switched off"),
         ({"state": "down"}, "veth veth-web1 in host is down (was up)"),
         ({"state": "lowerlayerdown"}, "veth veth-web1 in host is down: its other end is down (was up)"),
         ({"mtu": 1400}, "the MTU of veth veth-web1 in host changed from 1500 to 1400"),

@@ -59,7 +59,7 @@ def _dropped(columns: list[tuple[int, Column]], width: int) -> list[tuple[int, C
 
 def _least(column: Column) -> int:
     """The cells below which a column says too little to be there."""
-    return max(_NARROWEST, column.width * 3 // 5) if column.grow else column.width
+    return max(_NARROWEST, len(column.title), column.width * 3 // 5) if column.grow else column.width
 
 
 def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> None:

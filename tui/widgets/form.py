@@ -1,0 +1,154 @@
+"""The fields of a form: one line each, typed into or chosen from; the form's screen feeds it keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from textual import events
+from textual.strip import Strip
+
+from core.text import safe
+from tui.present.fitting import cut, fit, width_of, wrapped
+from tui.widgets.painted import Painted, Span, strip_of
+from tui.widgets.typed import Typed
+
+_LABEL = 16
+
+
+@dataclass(slots=True)
+class Field:
+    """One field. Until a person has `touched` it, it holds what is proposed, and typing replaces that. Of
+    `options`, where there are any, the first that begins with what was typed is meant."""
+
+    name: str
+    label: str
+    hint: str = ""
+    options: tuple[str, ...] = ()
+    touched: bool = False
+    hidden: bool = False
+    typed: Typed = field(default_factory=Typed)
+
+    @property
+    def value(self) -> str:
+        """What is meant."""
+        return self.typed.text + self.rest
+
+    @property
+    def rest(self) -> str:
+        """What is missing in what was typed."""
+        text = self.typed.text
+        if not text or text in self.options:
+            return ""
+        return next((one[len(text) :] for one in self.options if one.startswith(text)), "")
+
+    def propose(self, text: str) -> None:
+        """Hold that, unless a person has said otherwise."""
+        if not self.touched and text != self.typed.text:
+            self.typed.put(text)
+
+    def feed(self, event: events.Key) -> bool:
+        """Take one key; whether the field may hold something else now."""
+        if self.options and event.key in ("left", "right", "space"):
+            self._choose(-1 if event.key == "left" else 1)
+            return True
+        if not self.touched and (event.is_printable or event.key in ("backspace", "delete")):
+            self.typed.put("")
+            self.touched = True
+        before = self.typed.text
+        taken = self.typed.feed(event)
+        self.touched = self.touched or self.typed.text != before
+        return taken
+
+    def paste(self, text: str) -> None:
+        """Take what is pasted."""
+        if not self.touched:
+            self.typed.put("")
+        self.touched = True
+        self.typed.insert(text)
+
+    def _choose(self, step: int) -> None:
+        """Go on to another option."""
+        place = self.options.index(self.value) + step if self.value in self.options else 0
+        self.typed.put(self.options[place % len(self.options)])
+        self.touched = True
+
+
+class FormPane(Painted):
+    """Shows fields and, under them, notes such as what is wrong with what they hold."""
+
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        super().__init__()
+        self._fields, self._place = tuple(fields), 0
+        self.notes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def shown(self) -> list[Field]:
+        """The fields in sight."""
+        return [one for one in self._fields if not one.hidden]
+
+    @property
+    def current(self) -> Field:
+        """The field that keys go to."""
+        return self.shown[self.place]
+
+    @property
+    def place(self) -> int:
+        """Its place among those in sight."""
+        return min(self._place, len(self.shown) - 1)
+
+    def go(self, step: int) -> None:
+        """To another field."""
+        self._place = (self.place + step) % len(self.shown)
+        self.repaint()
+
+    def note(self, notes: Sequence[tuple[str, str]]) -> None:
+        """Say these (text, tone) under the fields."""
+        self.notes = tuple(notes)
+        self.repaint()
+
+    def height_for(self, width: int) -> int:
+        """The lines that it needs."""
+        return len(self.shown) + max(3, 1 + len(list(self._note_lines(width))))
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        fields = [self._field(one, one is self.current, width) for one in self.shown]
+        return [*fields, Strip.blank(width), *self._note_lines(width)]
+
+    def _note_lines(self, width: int) -> Iterator[Strip]:
+        for text, tone in self.notes:
+            for line in wrapped(safe(text), max(10, width - 2)):
+                yield strip_of([(" ", self.style_of("")), (line, self.style_of(tone))], width)
+
+    def _field(self, one: Field, current: bool, width: int) -> Strip:
+        label = fit(one.label, min(_LABEL, width // 3))
+        spans: list[Span] = [("▌" if current else " ", self.style_of("accent"))]
+        spans += [(label + " ", self.style_of("title" if current else "dim"))]
+        room = max(4, width - width_of(label) - 3)
+        return strip_of([*spans, *self._content(one, current, room)], width)
+
+    def _content(self, one: Field, current: bool, room: int) -> Iterator[Span]:
+        text, place = one.typed.text, one.typed.place
+        if not current:
+            yield cut(safe(one.value), room) if one.value else one.hint, self.style_of("" if one.value else "dim")
+            return
+        before, under, after = safe(text[:place]), safe(text[place : place + 1]), safe(text[place + 1 :])
+        while before and width_of(before + under + after) >= room:
+            before = before[1:]
+        yield before, self.style_of("" if one.touched else "cursor")
+        yield under or " ", self.style_of("caret")
+        yield after, self.style_of("")
+        yield one.rest, self.style_of("dim")
+        used = width_of(before + (under or " ") + after + one.rest)
+        yield "  " + cut(self._aside(one), max(0, room - used - 2)), self.style_of("dim")
+
+    def _aside(self, one: Field) -> str:
+        """What else could stand there."""
+        others = [safe(option) for option in one.options if option != one.value]
+        return f"‹ › {' · '.join(others)}" if others else one.hint
+
+    def on_click(self, event: events.Click) -> None:
+        if event.y < len(self.shown):
+            self._place = event.y
+            self.repaint()

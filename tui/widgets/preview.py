@@ -1,0 +1,72 @@
+"""The preview of a change: what it hits, what to know before, and every command, ticked as it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from core.ops import Operation
+from core.text import safe
+from tui.present.fitting import wrapped
+from tui.screens.overlay import Line, TextPane
+
+NOT_BEGUN = -1
+
+
+class PreviewPane(TextPane, can_focus=False):
+    """Lines that scroll and that keys never go to; the screen around it scrolls it."""
+
+    def show(self, make: Callable[[int], list[Line]]) -> None:
+        """Show other lines."""
+        self._make = make
+        self.on_resize()
+        self.repaint()
+
+    def reveal(self, line: int) -> None:
+        """Scroll so that a line is in sight."""
+        self.top = max(line - self.page + 2, min(self.top, line))
+        self.repaint()
+
+
+def change_lines(
+    title: str,
+    steps: Sequence[Operation],
+    hits: Sequence[str],
+    warnings: Sequence[str],
+    done: int,
+    width: int,
+) -> list[Line]:
+    """Everything about a change; `done` is how many of its commands were run, NOT_BEGUN before that."""
+    lines: list[Line] = [[(part, "title")] for part in wrapped(safe(title), width)]
+    for heading, sentences, tone in (("Goes as well", hits, "bad"), ("Know before", warnings, "warn")):
+        if sentences:
+            lines += [[], [(heading, "heading")]]
+            lines += [line for one in sentences for line in _hanging("• ", safe(one), tone, width)]
+    if not steps:
+        return [*lines, [], [("Nothing to do: all is so already.", "dim")]]
+    count = len(steps)
+    lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
+    for number, step in enumerate(steps):
+        lines += command_lines(step.command(), _mark(number, done), width)
+    return lines
+
+
+def _mark(number: int, done: int) -> str:
+    if done == NOT_BEGUN or number > done:
+        return "· "
+    return "✓ " if number < done else "▶ "
+
+
+def command_lines(command: str, mark: str, width: int) -> Iterator[Line]:
+    """A command behind its mark, wrapped."""
+    tone = {"✓ ": "ok", "▶ ": "accent", "✗ ": "bad"}.get(mark, "dim")
+    for number, text in enumerate(command.split("\n")):
+        text = text.expandtabs(4)
+        indent = len(text) - len(text.lstrip(" "))
+        for part in wrapped(safe(text.strip(" ")), max(10, width - 2 - indent)):
+            yield [("  " if number else mark, tone), (" " * indent + part, "")]
+            number = 1
+
+
+def _hanging(mark: str, text: str, tone: str, width: int) -> Iterator[Line]:
+    for number, part in enumerate(wrapped(text, max(10, width - 2))):
+        yield [("  " if number else mark, tone), (part, tone)]
