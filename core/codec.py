@@ -42,7 +42,7 @@ def encoder(hint: Any) -> Encoder | None:
     if is_dataclass(hint):
         return _class_encoder(typing.cast(type, hint))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in _SCALARS or hint is type(None):
+    if hint in _SCALARS or hint is type(None) or origin is typing.Literal:
         return None
     if hint is np.ndarray:
         return encode_columns
@@ -79,12 +79,19 @@ def _mapping_encoder(item: Encoder | None) -> Encoder:
 
 def _class_encoder(owner: type) -> Encoder:
     hints = typing.get_type_hints(owner)
-    parts = [(each.name, encoder(hints[each.name])) for each in fields(owner)]
+    parts = [(each.name, json_name(each.name), encoder(hints[each.name])) for each in fields(owner)]
 
     def encode(value: Any) -> dict[str, Any]:
-        return {name: form(getattr(value, name)) if form else getattr(value, name) for name, form in parts}
+        return {
+            said: form(getattr(value, name)) if form else getattr(value, name) for name, said, form in parts
+        }
 
     return encode
+
+
+def json_name(name: str) -> str:
+    """What a field is called in JSON: without the underscore that tells it from a word of Python's."""
+    return name.rstrip("_")
 
 
 def encode_columns(rows: np.ndarray) -> dict[str, Any]:
@@ -199,7 +206,8 @@ def _union_decoder(arguments: tuple[Any, ...]) -> Decoder:
 
 def _class_decoder(owner: type) -> Decoder:
     hints = typing.get_type_hints(owner)
-    parts = {each.name: _field_decoder(each, hints[each.name]) for each in fields(owner)}
+    parts = {json_name(each.name): _field_decoder(each, hints[each.name]) for each in fields(owner)}
+    names = {json_name(each.name): each.name for each in fields(owner)}
 
     def decode(value: Any) -> Any:
         if type(value) is not dict:
@@ -209,7 +217,7 @@ def _class_decoder(owner: type) -> Decoder:
         made: dict[str, Any] = {}
         for name, part in parts.items():
             try:
-                made[name] = part(value[name])
+                made[names[name]] = part(value[name])
             except WrongValue as error:
                 raise error.inside(f".{name}") from None
         return owner(**made)

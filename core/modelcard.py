@@ -152,7 +152,13 @@ class _Cards:
         links = [link for link in net.links.values() if _connects(link)]
         if not links:
             return "closed", "Its network namespace has no link but loopback: nothing leads in or out."
-        return "bridged", " ".join(self._says(link) for link in links[:4])
+        model = "routed" if all(map(self._is_bare_wire, links)) else "bridged"
+        return model, " ".join(self._says(link) for link in links[:4])
+
+    def _is_bare_wire(self, link: Link) -> bool:
+        """Whether a link's other end is in sight and in no bridge."""
+        peer = self.snapshot.link(self.peers[link.key]) if link.key in self.peers else None
+        return peer is not None and peer.master is None
 
     def _says(self, link: Link) -> str:
         """What a link connects a container to, in a sentence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -128,6 +129,16 @@ class Topology:
     def addresses_of(self, container: Container) -> tuple[str, ...]:
         """A container's addresses without prefix length, links' before engines', none of the host's."""
         return self._addresses.of.get(container.uid, ())
+
+    @cached_property
+    def _names(self) -> Counter[str]:
+        return Counter(container.name for container in self.containers.values())
+
+    def title(self, container: Container) -> str:
+        """A container's name; where others bear it too, with its process or its namespace's inode."""
+        if self._names[container.name] <= 1:
+            return container.name
+        return f"{container.name} [{container.pid or container.netns or container.id[:12]}]"
 
     def label(self, ns: int) -> str:
         """What a person calls a namespace: "host", a container's or namespace's name, a unit, "command[pid]"

@@ -10,21 +10,32 @@ from pathlib import Path
 from core.lab import Lab
 
 HERE = Path(__file__).parent.parent
+# Each picture's name, the keys that lead to it ("/word" and ":word" are typed), and its size; what is selected is
+# something that has a story to tell.
 SHOTS = (
-    ("overview", "1", (130, 40)),
+    ("overview", "1 /blog enter j escape", (130, 40)),
     ("overview-80x24", "1", (80, 24)),
-    ("overview-200x60", "1", (200, 60)),
-    ("bridges", "2", (130, 40)),
-    ("veths", "3", (130, 40)),
-    ("namespaces", "4", (130, 40)),
-    ("containers", "5", (130, 40)),
-    ("nat", "6", (130, 40)),
-    ("conntrack", "7", (130, 40)),
+    ("overview-200x60", "1 /web2 enter j escape", (200, 60)),
+    ("bridges", "2 /br-shop enter escape", (130, 40)),
+    ("veths", "3 /mtu:differs enter escape", (130, 40)),
+    ("namespaces", "4 /web1 enter escape", (130, 40)),
+    ("containers", "5 /blog enter escape", (130, 40)),
+    ("nat", "6 /port:8080 enter escape", (130, 40)),
+    ("conntrack", "7 /ns:web1_proto:tcp enter j", (130, 40)),
     ("routes", "8", (130, 40)),
-    ("events", "9", (130, 40)),
+    ("events", "9 j", (130, 40)),
+    ("findings", "1 !", (130, 40)),
     ("help", "3 ?", (130, 40)),
 )
-_SETTLE = 4.0  # seconds of traffic, so that rates have something to say
+_NAMED = {
+    "?": "question_mark",
+    "!": "exclamation_mark",
+    "/": "slash",
+    ":": "colon",
+    "_": "space",
+    "-": "minus",
+}
+_SETTLE = 12.0  # seconds of traffic, so that rates and sparklines have something to say
 
 
 async def shoot(folder: Path, names: set[str]) -> None:
@@ -37,9 +48,11 @@ async def shoot(folder: Path, names: set[str]) -> None:
             continue
         app = VnetApp(LiveSource())
         async with app.run_test(size=size) as pilot:
-            for key in keys.split():
-                await pilot.press("question_mark" if key == "?" else key)
             await pilot.pause(_SETTLE)
+            for word in keys.split():
+                typed = word if word[0] in "/:" else [word]
+                await pilot.press(*(_NAMED.get(key, key) for key in typed))
+            await pilot.pause(2.0)
             (folder / f"{name}.svg").write_text(app.export_screenshot(title="vnet-tui"))
             print(f"{name}.svg", flush=True)
 

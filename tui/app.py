@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from textual import events
 from textual.app import App, SystemCommand
@@ -17,19 +18,29 @@ from tui.present import views
 from tui.screens.dashboard import Dashboard
 from tui.source import Source
 
+if TYPE_CHECKING:
+    from tui.changer import Changer
+
 
 class VnetApp(App[None]):
-    """Shows what a source gives. `ascii_only` draws with ASCII characters alone."""
+    """Shows what a source gives. `ascii_only` draws with ASCII characters alone; `make_changer` gives who
+    makes changes, None where nothing can be changed; `write` allows them from the start."""
 
     TITLE = "vnet-tui"
     CSS_PATH = "app.tcss"
     BINDINGS = keys.bindings("app")
     CLOSE_TIMEOUT = 1.0
 
-    def __init__(self, source: Source, ascii_only: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        ascii_only: bool = False,
+        make_changer: Callable[[], Changer] | None = None,
+        write: bool = False,
+    ) -> None:
         # Without colours Textual must be told before it reads the variable away, or it paints greys.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
-        self._source = source
+        self._source, self._make_changer, self._write = source, make_changer, write
         self.animation_level = "none"
         for theme in themes.THEMES:
             self.register_theme(theme)
@@ -48,7 +59,7 @@ class VnetApp(App[None]):
 
     def get_default_screen(self) -> Screen[None]:
         """The one screen that lies under all others."""
-        return Dashboard(self._source)
+        return Dashboard(self._source, self._make_changer, self._write)
 
     async def on_event(self, event: events.Event) -> None:
         """Keys go to the prompt while it is open, before anything else acts upon them."""
@@ -85,8 +96,13 @@ def wants_ascii() -> bool:
     return asked not in ("", "0") or os.environ.get("TERM") == "linux"
 
 
-def run(source: Source, ascii_only: bool = False) -> int:
+def run(
+    source: Source,
+    ascii_only: bool = False,
+    make_changer: Callable[[], Changer] | None = None,
+    write: bool = False,
+) -> int:
     """Open the dashboard, until the person quits; returns the exit status."""
-    app = VnetApp(source, ascii_only or wants_ascii())
+    app = VnetApp(source, ascii_only or wants_ascii(), make_changer, write)
     app.run()
     return app.return_code or 0

@@ -15,6 +15,7 @@ from tui.errors import CommandError
 
 if TYPE_CHECKING:
     from core.model import Snapshot
+    from tui.changer import Changer
     from tui.source import Source
 
 TOPICS = (
@@ -60,13 +61,17 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
     parser.add_argument("--ascii", action="store_true", help="draw the dashboard with ASCII characters alone")
+    parser.add_argument("--write", action="store_true", help="allow changes in the dashboard from the start")
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_show(commands.add_parser("show", help="print what is, for people or as JSON", allow_abbrev=False))
     dump = commands.add_parser("dump", help="write a whole snapshot into a file", allow_abbrev=False)
     dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
     _add_from(dump, argparse.SUPPRESS)
-    demo = commands.add_parser("demo", help="open the dashboard on a demo lab", allow_abbrev=False)
+    demo = commands.add_parser(
+        "demo", help="open the dashboard on a demo lab", allow_abbrev=False,
+        usage="vnet-tui demo [-h] [--no-traffic] [COMMAND ...]",
+    )  # fmt: skip
     demo.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
     demo.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead")
     add_commands(commands)
@@ -206,8 +211,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     words = options.run[1:] if options.run[:1] == ["--"] else options.run
     if words[:1] in ([], ["vnet-tui"]):
-        ascii_only = ["--ascii"] if options.ascii else []
-        words = [sys.executable, "-m", "tui.cli", *ascii_only, *words[1:]]
+        flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
+        words = [sys.executable, "-m", "tui.cli", *flags, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
     quiet = options.no_traffic
@@ -217,10 +222,19 @@ def _demo(options: argparse.Namespace) -> int:
 def _dashboard(options: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
-    source = _file_source(options.source) if options.source else _live_source()
     from tui.app import run
 
-    return run(source, options.ascii)
+    if options.source:
+        if options.write:
+            raise CommandError("--write is for this host: a file cannot be changed")
+        return run(_file_source(options.source), options.ascii)
+    return run(_live_source(), options.ascii, _changer, options.write)
+
+
+def _changer() -> Changer:
+    from tui.change.session import Session
+
+    return Session()
 
 
 def _file_source(path: str) -> Source:

@@ -6,7 +6,7 @@ from tui.present import views
 from tui.present.views import View
 
 # Actions of the dashboard that have a name of their own, under it.
-ACTIONS = ("help", "pause", "problems", "quit", "refresh", "theme")
+ACTIONS = ("help", "log", "pause", "problems", "quit", "refresh", "theme", "undo", "write")
 
 
 def understood(text: str) -> tuple[View, str] | str | None:

@@ -10,12 +10,16 @@ from textual.binding import Binding, BindingType
 
 # Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
-# "any" all over the dashboard, "app" also above overlays.
-Where = Literal["lines", "fold", "list", "order", "pane", "any", "app"]
+# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "app" also above
+# overlays.
+Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "app"]
+
+READ_ONLY = "read-only: press W first"
 
 GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Moving", ("lines", "fold")),
     ("This view", ("list", "order", "pane")),
+    ("Changing", ("change",)),
     ("Everywhere", ("any", "app")),
 )
 
@@ -75,6 +79,14 @@ ACTIONS: tuple[Action, ...] = (
         14,
     ),
     Action("theme", ("t",), "t", "Theme", "the next theme: dark, light, the terminal's own", "any"),
+    Action("write", ("W",), "W", "Write", "allow changes, and forbid them again", "any", 15),
+    Action("log", ("L",), "L", "Log", "every command that this session has run", "any"),
+    Action("make_network", ("n",), "n", "Network", "make a network", "change", 2),
+    Action("attach", ("a",), "a", "Attach", "attach the selected container, or to the network", "change", 2),
+    Action("delete", ("d",), "d", "Delete", "delete what is selected; says what goes as well", "change", 3),
+    Action("publish", ("P",), "P", "Publish", "publish a port of the selected container", "change", 3),
+    Action("make_container", ("c",), "c", "Container", "make a plain container, a namespace", "change", 8),
+    Action("undo", ("u",), "u", "Undo", "changes made earlier: take one back", "change", 3),
     Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
     Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find any action by its name", "any"),
     Action("quit", ("q",), "q", "Quit", "quit", "any", 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket as sockets
@@ -9,9 +10,9 @@ import struct
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2 import IPRoute
-
+from core.apply import route
 from core.apply.engine import open_docker
+from core.collect.netlink import Message, Netlink, attributes, text
 from core.collect.netns import HOST_PATH, NamespaceGone, entered
 from core.ops import Place
 
@@ -27,7 +28,7 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        self._sockets: dict[Place, Any] = {}
+        self._sockets: dict[Place, Netlink] = {}
         self._descriptors: dict[Place, int] = {}
         self._askers: dict[Place, sockets.socket] = {}
         self._docker: Any = None
@@ -49,12 +50,13 @@ class Kernel:
             self._docker = open_docker()
         return self._docker
 
-    def socket(self, place: Place) -> Any:
-        """The route netlink socket in that place. Raises NamespaceGone where the place is not there."""
+    def request(self, place: Place, request: route.Request) -> list[Message]:
+        """Have the kernel do one thing in that place; what it answered. Raises OSError with the kernel's
+        errno, and NamespaceGone where the place is not there."""
         if place not in self._sockets:
             with entered(place.path or HOST_PATH, place.inode):
-                self._sockets[place] = IPRoute()
-        return self._sockets[place]
+                self._sockets[place] = Netlink()
+        return self._sockets[place].request(request.msg_type, request.body, request.flags)
 
     def descriptor(self, place: Place) -> int:
         """A file descriptor of the place's network namespace, for netlink's *_NET_NS_FD attributes. Raises
@@ -94,5 +96,11 @@ class Kernel:
 
     def alias(self, place: Place, link: str) -> str:
         """The ifalias of a link there, "" where it has none. Raises LookupError where the link is not."""
-        found = self.socket(place).get_links(self.index(place, link))
-        return str(found[0].get("ifalias") or "") if found else ""
+        index = self.index(place, link)
+        try:
+            (answer,) = self.request(place, route.get_link(index))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise LookupError(f"there is no link {link} in {place}") from None
+            raise
+        return text(attributes(answer.payload, route.LINK_HEADER).get(route.IFLA_IFALIAS, b""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,11 +140,9 @@ def _already_so(error: Exception) -> bool:
         return error.already
     if isinstance(error, (NamespaceGone, LookupError)):
         return True
-    code = getattr(error, "code", None) or getattr(error, "errno", None)
-    return code in _GONE | _THERE
+    return isinstance(error, OSError) and error.errno in _GONE | _THERE
 
 
 def _sentence(operation: Operation, error: BaseException) -> str:
-    code = getattr(error, "code", None)  # pyroute2's errors carry the kernel's errno
-    told = os.strerror(code) if isinstance(code, int) and code else getattr(error, "strerror", None)
+    told = getattr(error, "strerror", None)
     return f"could not {operation.describe()}: {told or str(error) or type(error).__name__}"

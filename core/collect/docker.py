@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from core.collect.choice import is_wanted
 from core.collect.engine_answers import network
 from core.collect.engine_api import read_engine
 from core.collect.engine_socket import EngineKind, Unreachable, connected, find_socket
@@ -44,6 +45,8 @@ _LONGEST_HEAD = 65536
 def read_docker(socket: str | None = None) -> Engine:
     """What Docker runs now, asked at `socket`, else at DOCKER_HOST where that is a unix socket, else at the
     usual place. An engine that is absent, stopped, denied or broken is an answer too: see Engine."""
+    if socket is None and not is_wanted(DOCKER.name):
+        return Engine(DOCKER.name, "absent")
     return read_engine(DOCKER, socket, _networks)
 
 
@@ -54,6 +57,8 @@ def _networks(client: Any, home: int) -> Iterator[Network]:
 def watch_docker(stop: threading.Event, dirty: Callable[[], None], socket: str | None = None) -> None:
     """Call `dirty` whenever `read_docker` may answer differently, until `stop` is set: at the start of each
     connection to Docker's event stream, after events, and when the connection is lost. Blocks."""
+    if socket is None and not is_wanted(DOCKER.name):
+        return
     pause = _SHORTEST_PAUSE
     while not stop.is_set():
         try:

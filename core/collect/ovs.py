@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from core.collect.choice import is_wanted
 from core.collect.tools import ToolFailed, find_tool, run_tool
 from core.model import OvsBridge, OvsInterface, OvsPort, Problem
 
@@ -23,9 +24,10 @@ def read_ovs(db: str | None = None) -> tuple[tuple[OvsBridge, ...], tuple[Proble
     """All Open vSwitch bridges, sorted by name, and what kept them from being read.
 
     `db` is the database's address as `ovs-vsctl --db` takes it (None: its default, which OVS_RUNDIR moves).
-    A host without ovs-vsctl has no Open vSwitch: nothing, and no problem.
+    A host without ovs-vsctl has no Open vSwitch: nothing, and no problem; the same where VNET_ENGINES leaves
+    it out.
     """
-    if not find_tool("ovs-vsctl"):
+    if not find_tool("ovs-vsctl") or (db is None and not is_wanted("ovs")):
         return (), ()
     words = ["ovs-vsctl", f"--timeout={TIMEOUT}", "--format=json", *([f"--db={db}"] if db else [])]
     for table, columns in _TABLES.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from core.collect.choice import is_wanted
 from core.collect.engine_answers import Answer, texts
 from core.collect.engine_api import read_engine
 from core.collect.engine_socket import REQUEST_SECONDS, EngineKind
@@ -26,6 +27,8 @@ _NETWORKS = "/v4.0.0/libpod/networks/json"
 def read_podman(socket: str | None = None) -> Engine:
     """What podman runs now, asked at `socket`, else at CONTAINER_HOST where that is a unix socket, else at
     the usual place of root's podman. States as for Docker: see Engine."""
+    if socket is None and not is_wanted(PODMAN.name):
+        return Engine(PODMAN.name, "absent")
     return read_engine(PODMAN, socket, _networks)
 
 

@@ -44,7 +44,8 @@ TOPICS: Mapping[str, Mapping[str, Items]] = {
 
 
 def document(topology: Topology, topics: Collection[str], scope: Scope = None) -> Iterator[str]:
-    """The pieces of one JSON object: schema, taken_at, host, the topics' lists, and the problems.
+    """The pieces of one JSON object: schema, taken_at, host, the topics' lists, with all topics the findings,
+    and the problems.
 
     `scope` holds the inodes of the namespaces whose things are wanted, None for all. Each item stands on a
     line of its own, so that the whole is never held in memory.
@@ -57,6 +58,10 @@ def document(topology: Topology, topics: Collection[str], scope: Scope = None) -
             yield f',\n"{name}":['
             yield from _lines(items(topology, scope))
             yield "\n]"
+    if set(topics) >= set(TOPICS):
+        yield ',\n"findings":['
+        yield from _lines(_ENCODE(plain(finding)) for finding in topology.findings)
+        yield "\n]"
     yield ',\n"problems":['
     wanted = (one for one in snapshot.problems if scope is None or one.ns is None or one.ns in scope)
     yield from _lines(_ENCODE(plain(problem)) for problem in wanted)

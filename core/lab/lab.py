@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from core.collect.choice import ENGINES
 from core.lab.settings import READY, LabSettings
 
 _PACKAGES = Path(__file__).parents[2]  # the folder that holds `core`
@@ -86,6 +87,7 @@ class Lab:
         variables = {**(os.environ if env is None else env)}
         for name in _ENGINE_VARIABLES:
             variables.pop(name, None)
+        variables[ENGINES] = "none"  # those of the machine are no part of the lab
         supervisor = os.pidfd_open(self.pid)
         try:
             with _children_in_pid_namespace(supervisor):

@@ -118,9 +118,10 @@ class NamespaceUse:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A container's network model: "closed" (loopback only), "bridged", "joined", "open" (the host's own) or
-    "unknown"; `joined_with` the uids of those it shares a namespace with; `joined_dead` where the namespace
-    that it joined is no longer that of the container it meant; `why` says it in a sentence."""
+    """A container's network model: "closed" (loopback only), "bridged", "routed" (wired, but to no bridge),
+    "joined", "open" (the host's own) or "unknown"; `joined_with` the uids of those it shares a namespace
+    with; `joined_dead` where the namespace that it joined is no longer that of the container it meant; `why`
+    says it in a sentence."""
 
     container: str
     model: str

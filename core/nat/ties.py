@@ -38,13 +38,14 @@ class Ties:
 
     def _add_links(self, snapshot: Snapshot) -> None:
         """Enter the addresses that pairs lead to, and which containers are at their other ends."""
-        members = self._members()
+        members, ways_out = self._members(), _ways_out(snapshot)
         for inner_key, outer_key in resolve(snapshot.nets).items():
             inner, outer = snapshot.link(inner_key), snapshot.link(outer_key)
             uids = dict.fromkeys(members.get(inner_key.ns, ()))
             if not (inner and outer and uids) or inner.ns in (outer.ns, self.host):
                 continue
-            self._behind.setdefault((outer.ns, outer.name), {}).update(uids)
+            if (outer.ns, outer.ifindex) not in ways_out:
+                self._behind.setdefault((outer.ns, outer.name), {}).update(uids)
             for address in inner.addresses:
                 self._at.setdefault((outer.ns, address.address), {}).update(uids)
 
@@ -111,6 +112,18 @@ class Ties:
         ]
         exact = any(same for same, _ in near)
         return tuple(dict.fromkeys(network for same, network in near if same or not exact))
+
+
+def _ways_out(snapshot: Snapshot) -> frozenset[tuple[int, int]]:
+    """The links that default routes leave by: what is behind them is the world, not one container."""
+    return frozenset(
+        (ns, hop.ifindex)
+        for ns, net in snapshot.nets.items()
+        for route in net.routes
+        if route.dst == "default" and route.table == "main"
+        for hop in route.nexthops
+        if hop.ifindex
+    )
 
 
 def host_of(snapshot: Snapshot) -> int:

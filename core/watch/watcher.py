@@ -23,8 +23,10 @@ _OVS_EVERY = 5.0
 _RULES_EVERY = 10.0  # iptables-legacy sends no event, counters neither
 _RULES_IN_SIGHT_EVERY = 2.0
 _CONNTRACK_EVERY = 1.0
+_CONNTRACK_COUNTED_EVERY = 10.0  # where only the number of connections shows
 _STATS_EVERY = 1.0
 
+VIEWS_COUNTING_CONNECTIONS = frozenset({"containers", "networks", "nat"})
 VIEWS_WITH_RATES = frozenset({"overview", "bridges", "veths", "links", "networks", "containers"})
 
 
@@ -79,7 +81,8 @@ class Watcher:
 
     def show(self, view: str) -> None:
         """Say which view is in sight."""
-        self._conntrack.set_every(_CONNTRACK_EVERY if view == "conntrack" else None)
+        counted = _CONNTRACK_COUNTED_EVERY if view in VIEWS_COUNTING_CONNECTIONS else None
+        self._conntrack.set_every(_CONNTRACK_EVERY if view == "conntrack" else counted)
         self._rules.set_every(_RULES_IN_SIGHT_EVERY if view == "nat" else _RULES_EVERY)
         self._stats.set_every(_STATS_EVERY if view in VIEWS_WITH_RATES else None)
 

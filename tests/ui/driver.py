@@ -16,6 +16,7 @@ from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.snapshots import small_host
 from tui.app import VnetApp
+from tui.changer import Changer
 from tui.screens.dashboard import Dashboard
 from tui.source import Update
 
@@ -143,10 +144,12 @@ async def dashboard(
     size: tuple[int, int] = (130, 40),
     source: FedSource | None = None,
     ascii_only: bool = False,
+    make_changer: Callable[[], Changer] | None = None,
+    write: bool = False,
 ) -> AsyncIterator[Person]:
     """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
     source = source or FedSource(snapshot or small_host())
-    app = VnetApp(source, ascii_only)
+    app = VnetApp(source, ascii_only, make_changer, write)
     async with app.run_test(size=size, notifications=True) as pilot:
         person = Person(app, pilot, source)
         await asyncio.sleep(0.05)

@@ -106,14 +106,14 @@ def test_what_a_row_says(rows: ConntrackRows) -> None:
         [cell(rows, name, column.name) for column in COLUMNS] for name in ("out", "in", "dns", "ping", "ssh")
     ]
     assert texts == [
-        ["tcp", "ESTABLISHED", f"web1 {WEB1}:41822", "1.1.1.1:443", "SNAT 192.0.2.1:41822", "30", "3.0 kB",
-         "5d 00h", "host"],
-        ["tcp", "ESTABLISHED", f"web1 {WEB1}:80", "198.51.100.9:5000", "DNAT 192.0.2.1:8080", "2", "120 B",
-         "1m 00s", "host"],
-        ["udp", "UNREPLIED", f"web2 {WEB2}:5353", "1.1.1.53:53", "SNAT 192.0.2.1:1053", "–", "–", "30s",
+        ["tcp", "ESTABLISHED", f"web1 {WEB1}:41822", "→", "1.1.1.1:443", "SNAT 192.0.2.1", "3.0 kB", "5d 00h",
+         "30", "host"],
+        ["tcp", "ESTABLISHED", f"web1 {WEB1}:80", "←", "198.51.100.9:5000", "DNAT :8080", "120 B", "1m 00s",
+         "2", "host"],
+        ["udp", "UNREPLIED", f"web2 {WEB2}:5353", "→", "1.1.1.53:53", "SNAT 192.0.2.1", "–", "30s", "–",
          "host"],
-        ["icmp", "ASSURED", f"web2 {WEB2}", "1.1.1.1", "–", "–", "–", "29s", "host"],
-        ["tcp", "TIME_WAIT", "host 192.0.2.1:22", "198.51.100.9:6000", "–", "–", "–", "1m 40s", "host"],
+        ["icmp", "ASSURED", f"web2 {WEB2}", "→", "1.1.1.1", "–", "–", "29s", "–", "host"],
+        ["tcp", "TIME_WAIT", "host 192.0.2.1:22", "←", "198.51.100.9:6000", "–", "–", "1m 40s", "–", "host"],
     ]  # fmt: skip
     assert cell(rows, "inner", "ns") == "lab"
 

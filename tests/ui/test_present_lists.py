@@ -158,12 +158,12 @@ def test_rates_of_a_veth_are_seen_from_its_outer_end(scene: Scene) -> None:
 
 
 def test_an_mtu_mismatch_is_marked(scene: Scene) -> None:
-    rows = rows_of(scene, "veths").matching("mtu:≠")
+    rows = rows_of(scene, "veths").matching("mtu:differs")
     assert len(rows) == 1
     row = rows.row(0)
     assert row.cells[0].text == "veth-web2"
     marked = [cell for cell in row.cells if cell.tone == "warn"]
-    assert [cell.text for cell in marked] == ["1500≠1400"]
+    assert [cell.text for cell in marked] == ["1500/1400"]
 
 
 def test_a_veth_whose_peer_is_out_of_sight() -> None:

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.codec import json_name
 from core.export import TOPICS, document
+from core.findings import Finding
 from core.flows import address_bytes, end_text, entry_of, flow_of
 from core.model import (
     CONNTRACK_DTYPE,
@@ -36,6 +38,7 @@ from core.model import (
     PortVlan,
     Problem,
     PublishedPort,
+    Ref,
     Snapshot,
 )
 from core.ownership import names_in
@@ -108,7 +111,9 @@ def test_a_scope_leaves_what_lies_in_it() -> None:
     assert [namespace["inode"] for namespace in here["namespaces"]] == [WEB1]
     assert [len(pair["ends"]) for pair in here["veths"]] == [2]
     assert {each["name"] for each in here["containers"]} == {"web1", "sidecar"}
-    assert here["conntrack"] == here["bridges"] == []
+    assert here["bridges"] == []
+    assert [each["inside"]["name"] for each in here["conntrack"]] == ["web1", "web1"]
+    assert [each["name"] for each in here["nat"]] == ["web1 tcp 8080 -> 172.18.0.2:80"]
 
 
 def test_problems() -> None:
@@ -224,7 +229,9 @@ FLOW = ONE["conntrack"]
 SHAPES = {
     "the document": keys(ALL),
     "host": names(Host),
-    "problem": names(Problem),
+    "problem": {json_name(name) for name in names(Problem)},
+    "finding": names(Finding),
+    "reference": names(Ref),
     "namespace": keys(ONE["namespaces"]),
     "link": keys(ONE["links"]),
     "address": names(Address),

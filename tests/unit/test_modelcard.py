@@ -92,7 +92,7 @@ def test_the_kernels_own_tunnels_open_nothing() -> None:
 
 def test_bridged_says_by_what() -> None:
     found = deal(docker("app", APP), docker("web", WEB))
-    assert (found["app"].model, found["web"].model) == ("bridged", "bridged")
+    assert (found["app"].model, found["web"].model) == ("bridged", "routed")
     assert found["app"].why == "eth0 is a veth into the bridge br0 of the host, by its port v-app."
     assert found["web"].why.startswith("eth0 is a veth to v-web of the host, which is in no bridge")
 

@@ -104,6 +104,7 @@ def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
         {
             **links.terms(topology, port),
             "bridge": safe(bridge.name),
+            "ns": safe(" ".join(topology.label(end.ns) for end in (port, peer) if end)),
             "ct": safe(inside.name) if inside else "",
         },
         depth=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from core.findings import joined
 from core.model import (
     Container,
     Link,
@@ -31,12 +32,12 @@ from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
 
 COLUMNS = (
-    Column("name", "container", 18, grow=1),
-    Column("model", "model", 13),
-    Column("state", "state", 8),
-    Column("net", "networks", 14, grow=1),
-    Column("addr", "addresses", 16, grow=2),
-    Column("port", "published", 14, grow=1, priority=2),
+    Column("name", "container", 14, grow=1),
+    Column("model", "model", 12),
+    Column("state", "state", 8, priority=2),
+    Column("net", "networks", 10, grow=1),
+    Column("addr", "addresses", 14, grow=2),
+    Column("port", "published", 14, grow=1),
     Column("in", "receives", 11, align="right", priority=3),
     Column("out", "sends", 11, align="right", priority=3),
     Column("runtime", "runtime", 7, priority=4),
@@ -67,14 +68,23 @@ def _row(scene: Scene, container: Container) -> Row:
     return Row(
         container_ref(container.runtime, container.id),
         (
-            cells.text(container.name), model(topology, container), state(container), cells.text(networks),
-            cells.text(addresses), cells.text(" ".join(published(topology, container))),
+            cells.text(topology.title(container)), model(topology, container), state(container),
+            cells.text(networks), short_addresses(topology, container),
+            cells.text(" ".join(published(topology, container))),
             cells.bits(received), cells.bits(sent),
             cells.text(container.runtime), cells.text(container.image),
             cells.trend(history, (received or 0) + (sent or 0)),
         ),
         _terms(topology, container, networks, addresses),
     )  # fmt: skip
+
+
+def short_addresses(topology: Topology, container: Container) -> Cell:
+    """A container's first address, and how many there are besides."""
+    if container.netns is not None and container.netns == topology.host:
+        return Cell("the host's", "dim")
+    first, *more = topology.addresses_of(container) or ("",)
+    return cells.text(f"{first} +{len(more)}" if more else first)
 
 
 def _terms(topology: Topology, container: Container, networks: str, addresses: str) -> dict[str, str]:
@@ -158,11 +168,12 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
         return gone("this container")
     card = topology.cards.get(container.uid)
     return Detail(
-        f"container {safe(container.name)}",
+        f"container {safe(topology.title(container))}",
         (
             *cells.section("Model", _model_lines(topology, container, card)),
             *cells.section(
-                "Namespaces", (matrix_line(topology, use) for use in card.namespaces) if card else ()
+                "Namespaces",
+                (_use_line(topology, container, card, use) for use in card.namespaces) if card else (),
             ),
             *cells.section("Networks", _networks(topology, container)),
             *cells.section("Links", _links(topology, container, rates)),
@@ -184,6 +195,20 @@ def _model_lines(topology: Topology, container: Container, card: ModelCard | Non
         other = topology.containers.get(uid)
         if other is not None:
             yield "joined with", cells.text(other.name), container_ref(other.runtime, other.id)
+
+
+def _use_line(topology: Topology, container: Container, card: ModelCard, use: NamespaceUse) -> Line:
+    """The line of the matrix; a network namespace that outlived the one it was made for is dead."""
+    if not (card.joined_dead and use.kind == "net"):
+        return matrix_line(topology, use)
+    target = joined(topology, container)
+    name = target.name if target else container.network_mode.partition(":")[2][:12]
+    title = f"{use.kind:<5}{KIND_WORDS.get(use.kind, '')}"
+    return title, cells.text(f"dead: was {name}'s", "bad"), _ref_of(target) if target else None
+
+
+def _ref_of(container: Container) -> Ref:
+    return container_ref(container.runtime, container.id)
 
 
 def matrix_line(topology: Topology, use: NamespaceUse) -> Line:
@@ -226,7 +251,11 @@ def _links(topology: Topology, container: Container, rates: Rates | None) -> Ite
         tone: Tone = "bad" if state_cell.tone == "bad" else ""
         yield safe(link.name), cells.text(", ".join(filter(None, words)), tone), link_ref(link.key)
         if rate is not None:
-            yield "", Cell(f"receives {units.bits(rate.rx_bps)}, sends {units.bits(rate.tx_bps)}"), None
+            yield (
+                "traffic",
+                Cell(f"receives {units.bits(rate.rx_bps)}, sends {units.bits(rate.tx_bps)}"),
+                None,
+            )
 
 
 def _ports(container: Container) -> Iterator[Line]:

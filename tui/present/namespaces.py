@@ -46,7 +46,8 @@ def _row(topology: Topology, space: Namespace) -> Row:
         namespace_ref(space.inode),
         (
             cells.text(topology.label(space.inode)), held_by(topology, space), cells.text(containers),
-            cells.number(len(net.links)) if net and net.links else Cell("?", "warn"), cells.text(_addresses(net)),
+            cells.number(len(net.links)) if net and net.links else Cell("?", "warn"),
+            cells.text(_addresses(net)),
             cells.number(len(space.pids)), cells.text(space.unit or space.command),
             Cell(str(space.nsid), sort=space.nsid) if space.nsid is not None else cells.NONE,
             Cell(str(space.inode), "dim", space.inode),

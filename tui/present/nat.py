@@ -8,7 +8,7 @@ from core.model import FirewallRule, NatEntry, Ref, container_ref, namespace_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells
+from tui.present import cells, units
 from tui.present.cells import Line
 from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
@@ -18,13 +18,13 @@ from tui.present.scene import Scene
 COLUMNS = (
     Column("kind", "kind", 14),
     Column("name", "entry", 36, grow=3),
-    Column("whose", "for", 16, grow=1, priority=2),
+    Column("whose", "for", 18, grow=1, priority=2),
     Column("verdict", "verdict", 10, priority=3),
     Column("proto", "proto", 5, priority=5),
     Column("outside", "outside", 18, grow=1, priority=4),
     Column("inside", "inside", 18, grow=1, priority=4),
-    Column("packets", "packets", 7, align="right", priority=1),
-    Column("bytes", "bytes", 8, align="right", priority=1),
+    Column("hits", "hits", 11, align="right", priority=1),
+    Column("bytes", "bytes", 8, align="right", priority=3),
     Column("family", "family", 6, priority=5),
     Column("ns", "namespace", 10, priority=4),
 )
@@ -43,27 +43,59 @@ def rows(scene: Scene) -> ListRows:
 
 
 def _row(topology: Topology, entry: NatEntry) -> Row:
-    whose = " ".join((*_container_names(topology, entry), *_network_names(topology, entry)))
     return Row(
         nat_ref(entry.ns, entry.entry_id),
         (
-            cells.text(entry.kind), cells.text(entry.name, verdict_tone(entry)), cells.text(whose),
+            cells.text(entry.kind), cells.text(entry.name, verdict_tone(entry)),
+            cells.text(whose(topology, entry)),
             cells.text(entry.verdict, verdict_tone(entry)), cells.text(entry.l4_proto),
-            cells.text(entry.outside), cells.text(entry.inside), cells.count(entry.packets),
-            cells.size(entry.bytes), cells.text(entry.family), cells.text(topology.label(entry.ns)),
+            cells.text(entry.outside if entry.outside != entry.inside else ""), cells.text(entry.inside),
+            hits(entry), cells.size(entry.bytes) if entry.kind == "filter" else cells.NONE,
+            cells.text(entry.family), cells.text(topology.label(entry.ns)),
         ),
         {
             "name": safe(entry.name),
             "kind": safe(entry.kind),
             "ct": safe(" ".join(_container_names(topology, entry))),
             "net": safe(" ".join(_network_names(topology, entry))),
-            "ns": safe(topology.label(entry.ns)),
+            "ns": safe(" ".join((topology.label(entry.ns), *_container_names(topology, entry)))),
             "proto": safe(entry.l4_proto),
             "port": _ports(entry),
             "addr": safe(f"{entry.outside} {entry.inside}"),
             "state": safe(entry.verdict),
         },
     )  # fmt: skip
+
+
+def whose(topology: Topology, entry: NatEntry) -> str:
+    """Whom an entry is for; of a filter, which way the packets of those it names go."""
+    if entry.kind != "filter":
+        return " ".join((*_container_names(topology, entry), *_network_names(topology, entry)))
+    source, target = (_named(topology, entry, side) for side in (entry.inside, entry.outside))
+    if source and source == target:
+        return f"within {source}"
+    return " ".join(filter(None, (f"from {source}" if source else "", f"to {target}" if target else "")))
+
+
+def _named(topology: Topology, entry: NatEntry, side: str) -> str:
+    """Whose address, subnet or bridge one side of a filter is; "" for anybody's."""
+    owner = topology.container_at(entry.ns, side.partition("/")[0])
+    if owner is not None:
+        return owner.name
+    for id_ in entry.networks:
+        network = topology.network(id_)
+        if network is not None and side in (network.bridge, *network.subnets):
+            return network.name
+    return ""
+
+
+def hits(entry: NatEntry) -> Cell:
+    """How often an entry was met: rules that translate see the first packet of each connection only."""
+    if entry.packets is None:
+        return cells.NONE
+    unit = "packet" if entry.kind == "filter" else "conn"
+    words = f"{units.count(entry.packets)} {unit}{'s' * (entry.packets != 1)}"
+    return Cell(words, "" if entry.packets else "dim", entry.packets)
 
 
 def verdict_tone(entry: NatEntry) -> Tone:
@@ -103,14 +135,18 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
 
 def _meaning(topology: Topology, entry: NatEntry) -> Iterator[Line]:
     yield "", cells.text(entry.sentence, verdict_tone(entry)), None
-    if entry.outside:
+    if entry.outside and entry.outside != entry.inside:
         yield "outside", cells.text(entry.outside), None
     if entry.inside:
         yield "inside", cells.text(entry.inside), None
     if entry.verdict:
         yield "verdict", cells.text(entry.verdict, verdict_tone(entry)), None
-    yield "packets", cells.count(entry.packets), None
-    yield "bytes", cells.size(entry.bytes), None
+    if entry.kind == "filter":
+        yield "packets", cells.count(entry.packets), None
+        yield "bytes", cells.size(entry.bytes), None
+    else:
+        yield "connections", cells.count(entry.packets), None
+        yield "", Cell("rules that translate see a connection's first packet only", "dim"), None
     yield "family", cells.text(entry.family), None
     yield "namespace", cells.text(topology.label(entry.ns)), namespace_ref(entry.ns)
 
@@ -139,7 +175,7 @@ def _rules(topology: Topology, entry: NatEntry) -> Iterator[Line]:
 
 def _rule_words(rule: FirewallRule) -> str:
     words = [f"by {safe(rule.backend)}"]
-    words += [] if rule.packets is None else [f"{rule.packets} packets"]
+    words += [] if rule.packets is None else [f"{rule.packets} packet{'s' * (rule.packets != 1)}"]
     words += [f"comment: {safe(rule.comment)}"] if rule.comment else []
     words += [] if rule.understood else ["holds a match that is told by its text only"]
     return ", ".join(words)

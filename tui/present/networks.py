@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import Network, Ref, container_ref, link_ref, nat_ref, network_ref
+from core.model import Container, Network, Ref, container_ref, link_ref, nat_ref, network_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells
+from tui.present import cells, faults
 from tui.present.cells import Line
 from tui.present.link_detail import gone, rate_lines
 from tui.present.list_rows import ListRows
@@ -104,8 +104,18 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
 
 def _members(topology: Topology, network: Network) -> Iterator[Line]:
     for member in topology.members(network):
-        words = " ".join(topology.addresses_of(member))
+        words = " ".join(addresses_on(topology, member, network))
         yield safe(member.name), cells.text(words), container_ref(member.runtime, member.id)
+
+
+def addresses_on(topology: Topology, member: Container, network: Network) -> tuple[str, ...]:
+    """A member's addresses on that very network: its link's, else what its engine tells."""
+    bridge = topology.bridge_link(network)
+    link = faults.port_of(topology, member, bridge.key) if bridge else None
+    if link is not None:
+        return tuple(cells.addresses(link, with_length=False).split())
+    ends = (end for end in member.endpoints if end.network in (network.name, network.id))
+    return tuple(text.partition("/")[0] for end in ends for text in (end.ipv4, end.ipv6) if text)
 
 
 def _nat(topology: Topology, network: Network) -> Iterator[Line]:

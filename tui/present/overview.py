@@ -77,7 +77,7 @@ def _figure_row(figure: Figure, rail: Rail, depth: int) -> Row:
     return Row(
         figure.ref,
         (Cell(figure.name, tone), Cell(f"{figure.mark} {model}"), Cell(what, tone), Cell("")),
-        {"name": figure.name, "ct": figure.name, "net": rail.name},
+        {"name": figure.name, "ct": figure.name, "ns": figure.name, "net": rail.name},
         depth,
     )
 

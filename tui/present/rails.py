@@ -15,7 +15,7 @@ from tui.present import cells, containers, faults, networks
 from tui.present.rows import Cell, Tone
 
 # How a container's model is marked in the drawing.
-MARKS = {"bridged": "◆", "joined": "◐", "closed": "□", "open": "■"}
+MARKS = {"bridged": "◆", "routed": "◇", "joined": "◐", "closed": "□", "open": "■"}
 UNKNOWN_MARK = "?"
 
 End = Literal["way", "wall", "none"]
@@ -228,6 +228,7 @@ def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
     closed: list[Container] = []
     elsewhere: list[Container] = []
     stopped: list[Container] = []
+    unread: list[Container] = []
     for container in topology.containers.values():
         if container.uid in placed:
             continue
@@ -236,10 +237,12 @@ def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
         if container.netns is None and not dead:
             stopped.append(container)
         else:
-            (closed if card is not None and card.model == "closed" else elsewhere).append(container)
+            by_model = {"closed": closed, "unknown": unread}
+            by_model.get(card.model if card else "unknown", elsewhere).append(container)
     asides = (
         ("closed", "loopback only, no way in or out", closed),
-        ("elsewhere", "on no network of this host", elsewhere),
+        ("wired", "by links of their own, on no bridge of this host", elsewhere),
+        ("unknown", "their namespaces could not be read", unread),
         ("not running", "without a namespace now", stopped),
     )
     return [

@@ -17,14 +17,15 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("name", "destination", 24, grow=2),
-    Column("kind", "kind", 11),
+    Column("kind", "kind", 10),
+    Column("family", "fam.", 4),
     Column("via", "via", 17, grow=1),
     Column("dev", "by link", 12, grow=1),
     Column("table", "table", 7, priority=2),
     Column("proto", "protocol", 8, priority=3),
     Column("state", "scope / state", 13, priority=1),
     Column("source", "source", 15, priority=4),
-    Column("metric", "metric", 6, align="right", priority=3),
+    Column("metric", "metric/prio", 11, align="right", priority=3),
 )
 _NEIGHBOUR_TONES: dict[str, Tone] = {
     "reachable": "ok", "permanent": "", "failed": "bad", "incomplete": "warn", "stale": "dim", "noarp": "dim",
@@ -77,6 +78,7 @@ def _route_row(net: NetState, route: Route, label: str) -> Row:
         route_ref(net.ns, route),
         (
             cells.text(route.dst, quiet), cells.text(kind, "warn" if route.kind in _REFUSING else quiet),
+            _family(route.family),
             cells.text(gateways, quiet), cells.text(devices, quiet), cells.text(route.table, quiet),
             cells.text(route.protocol, quiet), cells.text(route.scope, quiet),
             cells.text(route.source, quiet),
@@ -100,7 +102,7 @@ def _rule_row(net: NetState, rule: PolicyRule, label: str) -> Row:
     return Row(
         rule_ref(net.ns, rule),
         (
-            cells.text(selector(rule)), Cell("rule"), cells.text(action(rule)),
+            cells.text(selector(rule)), Cell("rule"), _family(rule.family), cells.text(action(rule)),
             cells.text(" ".join(filter(None, (rule.iif, rule.oif)))), cells.text(rule.table),
             cells.NONE, cells.NONE, cells.NONE, cells.number(rule.priority),
         ),
@@ -134,7 +136,8 @@ def _neighbour_row(topology: Topology, net: NetState, neighbour: Neighbour, labe
     return Row(
         neighbour_ref(net.ns, neighbour),
         (
-            cells.text(f"{neighbour.address}{whose}"), Cell("neighbour"), cells.text(neighbour.mac),
+            cells.text(f"{neighbour.address}{whose}"), Cell("neighbour"), _family(neighbour.family),
+            cells.text(neighbour.mac),
             cells.text(link.name if link else ""), cells.NONE, cells.NONE, cells.text(neighbour.state, tone),
             cells.NONE, cells.NONE,
         ),
@@ -145,6 +148,10 @@ def _neighbour_row(topology: Topology, net: NetState, neighbour: Neighbour, labe
         },
         depth=1,
     )  # fmt: skip
+
+
+def _family(family: int) -> Cell:
+    return Cell(f"IPv{family}", "dim")
 
 
 def route_ref(ns: int, route: Route) -> Ref:
@@ -185,7 +192,11 @@ def _route_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
     route = next((one for one in net.routes if route_ref(net.ns, one) == ref), None)
     if route is None:
         return []
-    lines: list[Line] = [("destination", cells.text(route.dst), None), ("kind", cells.text(route.kind), None)]
+    lines: list[Line] = [
+        ("destination", cells.text(route.dst), None),
+        ("family", Cell(f"IPv{route.family}"), None),
+        ("kind", cells.text(route.kind), None),
+    ]
     for hop in route.nexthops:
         link = net.links.get(hop.ifindex or 0)
         words = f"{hop.gateway or 'on the link itself'}{f' by {link.name}' if link else ''}"

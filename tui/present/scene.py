@@ -64,6 +64,8 @@ class Scene:
         if not ports:
             return (own.rx_bps + own.tx_bps, own.history) if own else None
         rates = [rate for port in ports if (rate := self.rate(port.key))]
+        if own is None and not rates:
+            return None
         length = max((len(rate.history) for rate in rates), default=0)
         padded = ((0.0,) * (length - len(rate.history)) + rate.history for rate in rates)
         history = tuple(map(sum, zip(*padded, strict=True)))

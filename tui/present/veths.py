@@ -25,7 +25,7 @@ COLUMNS = (
     Column("peer", "end B", 8, grow=1),
     Column("ct", "lies in", 14, grow=1),
     Column("addr", "addresses", 18, grow=1, priority=2),
-    Column("mtu", "mtu", 9, align="right", priority=3),
+    Column("mtu", "mtu A/B", 9, align="right", priority=1),
     Column("in", "A to B", 11, align="right", priority=2),
     Column("out", "B to A", 11, align="right", priority=2),
     Column("trend", "trend", 8, priority=5),
@@ -93,7 +93,7 @@ def mtu(a: Link, b: Link | None) -> Cell:
     """Both ends' MTU; two that differ drop large packets without a word."""
     if b is None or a.mtu == b.mtu:
         return cells.number(a.mtu)
-    return Cell(f"{a.mtu}{NOT_EQUAL}{b.mtu}", "warn", min(a.mtu, b.mtu))
+    return Cell(f"{a.mtu}/{b.mtu}", "warn", min(a.mtu, b.mtu))
 
 
 def _terms(topology: Topology, a: Link, b: Link | None) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _terms(topology: Topology, a: Link, b: Link | None) -> dict[str, str]:
     return {
         **found,
         "net": safe(network.name) if network else "",
-        "mtu": mtu(a, b).text,
+        "mtu": mtu(a, b).text if b is None or a.mtu == b.mtu else f"{a.mtu} {b.mtu} differs {NOT_EQUAL}",
         "state": _state(a, b).text,
     }
 
@@ -161,6 +161,6 @@ VIEW = ListView(
         ("ct:NAME", "the cables of one container"),
         ("master:NAME", "the cables in one bridge"),
         ("addr:172.18", "by the address of either end"),
-        (f"mtu:{NOT_EQUAL}", "pairs whose ends differ in MTU"),
+        ("mtu:differs", "pairs whose ends differ in MTU"),
     ),
 )  # fmt: skip

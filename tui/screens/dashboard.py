@@ -7,16 +7,16 @@ from textual import events
 from core.text import safe
 from tui import commands, keys, themes
 from tui.present import views
+from tui.screens.changing import Changing
 from tui.screens.frame import NUMBERED, TABS
-from tui.screens.journey import Journey
 from tui.widgets.prompt import Kind
 from tui.widgets.table import TableView
 
 
-class Dashboard(Journey):
+class Dashboard(Changing):
     """The screen that lies under all others."""
 
-    BINDINGS = [*keys.bindings("any", "list", "order", "pane"), *keys.view_bindings(9)]
+    BINDINGS = [*keys.bindings("any", "change", "list", "order", "pane"), *keys.view_bindings(9)]
 
     # ---- getting about
 
@@ -157,7 +157,7 @@ class Dashboard(Journey):
             (number, f"{title}  :{view.name} :{short}")
             for (number, title, short), (_, view) in zip(TABS, NUMBERED, strict=True)
         ]
-        self.app.push_screen(help_overlay(self.view, numbers, self.wheres()))
+        self.app.push_screen(help_overlay(self.view, numbers, self.wheres() | {"change"}))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()

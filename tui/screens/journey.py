@@ -37,6 +37,7 @@ class Journey(Frame):
         self.nav = Navigation(NUMBERED[0][1].name)
         self._drawn: Stop | None = None
         self._total = 0
+        self.writing = False
         self._timed = False
         self._requests = self._awaited = 0
         self._caught_up = asyncio.Event()
@@ -77,6 +78,8 @@ class Journey(Frame):
             found.add("fold")
         if self.table.header_height:
             found.add("order")
+        if self.writing:
+            found.add("change")
         return frozenset(found)
 
     def show_bars(self) -> None:
@@ -84,7 +87,8 @@ class Journey(Frame):
         desk = self.desk
         mode: Mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
         found, unread = len(desk.findings), len(desk.problems)
-        self.header.show(HeaderState(desk.hostname, desk.source.title, mode, found, unread))
+        state = HeaderState(desk.hostname, desk.source.title, mode, found, unread, self.writing)
+        self.header.show(state)
         passed = [stop.label for stop in self.nav.trail[:-1]]
         filtered = bool(self.nav.here.state.filter)
         self.crumbs.show((*passed, self.view.title), self._badge(), filtered)

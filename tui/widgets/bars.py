@@ -40,13 +40,15 @@ class Bar(Painted):
 
 @dataclass(frozen=True, slots=True)
 class HeaderState:
-    """What the header says: `findings` is how many things are wrong, `problems` how many went unread."""
+    """What the header says: `findings` is how many things are wrong, `problems` how many went unread,
+    `writing` whether changes are allowed."""
 
     hostname: str = ""
     source: str = ""
     mode: Mode = "live"
     findings: int = 0
     problems: int = 0
+    writing: bool = False
 
 
 class HeaderBar(Bar):
@@ -78,6 +80,8 @@ class HeaderBar(Bar):
         if unread:
             spans.append((f" {unread} not read  ", clickable(self.style_of("dim"), "problems")))
         mark, tone = {"live": ("●", "ok"), "paused": ("■", "warn"), "offline": ("○", "dim")}[self.state.mode]
+        words, badge = (" WRITE ", "badge-warn") if self.state.writing else ("read-only", "dim")
+        spans += [(words, clickable(self.style_of(badge), "write")), ("  ", Style.null())]
         return [*spans, (f"{mark} {self.state.mode} ", clickable(self.style_of(tone), "pause"))]
 
 

@@ -77,7 +77,6 @@ class Field:
 class FormPane(Painted):
     """Shows fields and, under them, notes such as what is wrong with what they hold."""
 
-
     def __init__(self, fields: Sequence[Field]) -> None:
         super().__init__()
         self._fields, self._place = tuple(fields), 0
@@ -110,11 +109,13 @@ class FormPane(Painted):
 
     def height_for(self, width: int) -> int:
         """The lines that it needs."""
-        return len(self.shown) + max(3, 1 + len(list(self._note_lines(width))))
+        notes = len(list(self._note_lines(width)))
+        return len(self.shown) + max(3, 1 + notes) if self.shown else notes
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        fields = [self._field(one, one is self.current, width) for one in self.shown]
-        return [*fields, Strip.blank(width), *self._note_lines(width)]
+        fields = [self._field(one, place == self.place, width) for place, one in enumerate(self.shown)]
+        gap = [Strip.blank(width)] if fields else []
+        return [*fields, *gap, *self._note_lines(width)]
 
     def _note_lines(self, width: int) -> Iterator[Strip]:
         for text, tone in self.notes:
@@ -131,16 +132,19 @@ class FormPane(Painted):
     def _content(self, one: Field, current: bool, room: int) -> Iterator[Span]:
         text, place = one.typed.text, one.typed.place
         if not current:
-            yield cut(safe(one.value), room) if one.value else one.hint, self.style_of("" if one.value else "dim")
+            yield cut(safe(one.value) or one.hint, room), self.style_of("" if one.value else "dim")
             return
         before, under, after = safe(text[:place]), safe(text[place : place + 1]), safe(text[place + 1 :])
         while before and width_of(before + under + after) >= room:
             before = before[1:]
+        rest = safe(one.rest)
+        if not under:
+            under, rest = rest[:1] or " ", rest[1:]
         yield before, self.style_of("" if one.touched else "cursor")
-        yield under or " ", self.style_of("caret")
+        yield under, self.style_of("caret")
         yield after, self.style_of("")
-        yield one.rest, self.style_of("dim")
-        used = width_of(before + (under or " ") + after + one.rest)
+        yield rest, self.style_of("dim")
+        used = width_of(before + under + after + rest)
         yield "  " + cut(self._aside(one), max(0, room - used - 2)), self.style_of("dim")
 
     def _aside(self, one: Field) -> str:

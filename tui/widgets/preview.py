@@ -46,7 +46,12 @@ def change_lines(
     count = len(steps)
     lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
     for number, step in enumerate(steps):
-        lines += command_lines(step.command(), _mark(number, done), width)
+        first, more, _ = step.command().partition("\n")
+        told = f"{first}   (its text is below)" if more else first
+        lines += command_lines(told, _mark(number, done), width)
+    for step in steps:
+        if "\n" in step.command():
+            lines += [[], [(safe(step.describe()), "heading")], *command_lines(step.command(), "  ", width)]
     return lines
 
 

@@ -10,5 +10,5 @@ from core.ops import Operation
 
 @singledispatch
 def execute(operation: Operation, kernel: Kernel) -> None:
-    """Do one operation. Raises OSError, LookupError, NamespaceGone, EngineError or netlink's own errors."""
+    """Do one operation. Raises OSError, LookupError, NamespaceGone, EngineError."""
     raise TypeError(f"no way to do {operation!r}")

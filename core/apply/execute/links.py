@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from core.apply import route
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
 from core.ops import CreateBridge, CreateVeth, DeleteLink, SetBridge, SetLink, SetPort
 
-# ip-link(8)'s and bridge(8)'s words for linux/if_link.h's IFLA_BRPORT_*, as pyroute2 names them.
-_PORT_FLAGS = {
-    "isolated": "isolated",
-    "hairpin": "mode",
-    "learning": "learning",
-    "flood": "unicast_flood",
-    "mcast_flood": "mcast_flood",
-    "bcast_flood": "bcast_flood",
-    "neigh_suppress": "neigh_suppress",
-    "guard": "guard",
-    "root_block": "protect",
-    "fastleave": "fast_leave",
-}
-
 
 @execute.register
 def _(operation: CreateBridge, kernel: Kernel) -> None:
-    attributes: dict[str, Any] = {"ifname": operation.name, "kind": "bridge", "mtu": operation.mtu}
-    attributes["br_stp_state"] = int(operation.stp)
+    settings = {"stp_state": int(operation.stp)}
     if operation.vlan_filtering:
-        attributes["br_vlan_filtering"] = 1
-    if operation.mac:
-        attributes["address"] = operation.mac
-    kernel.socket(operation.place).link("add", **attributes)
+        settings["vlan_filtering"] = 1
+    wanted = route.make_bridge(operation.name, operation.mtu, operation.mac, settings)
+    kernel.request(operation.place, wanted)
     _tag(operation, kernel)
 
 
 @execute.register
 def _(operation: CreateVeth, kernel: Kernel) -> None:
-    peer: dict[str, Any] = {"ifname": operation.peer, "mtu": operation.mtu}
-    if operation.peer_place != operation.place:
-        peer["net_ns_fd"] = kernel.descriptor(operation.peer_place)
-    if operation.peer_mac:
-        peer["address"] = operation.peer_mac
-    attributes: dict[str, Any] = {
-        "ifname": operation.name,
-        "kind": "veth",
-        "mtu": operation.mtu,
-        "peer": peer,
-    }
-    if operation.mac:
-        attributes["address"] = operation.mac
-    kernel.socket(operation.place).link("add", **attributes)
+    elsewhere = operation.peer_place != operation.place
+    wanted = route.make_veth(
+        operation.name,
+        operation.peer,
+        operation.mtu,
+        operation.mac,
+        operation.peer_mac,
+        kernel.descriptor(operation.peer_place) if elsewhere else None,
+    )
+    kernel.request(operation.place, wanted)
     _tag(operation, kernel)
 
 
@@ -58,45 +37,46 @@ def _tag(operation: CreateBridge | CreateVeth, kernel: Kernel) -> None:
     """Give a new link its alias: the message that makes a link does not carry it (rtnl_create_link)."""
     if operation.alias:
         index = kernel.index(operation.place, operation.name)
-        kernel.socket(operation.place).link("set", index=index, ifalias=operation.alias)
+        kernel.request(operation.place, route.set_alias(index, operation.alias))
 
 
 @execute.register
 def _(operation: DeleteLink, kernel: Kernel) -> None:
-    kernel.socket(operation.place).link("del", index=kernel.index(operation.place, operation.name))
+    index = kernel.index(operation.place, operation.name)
+    kernel.request(operation.place, route.delete_link(index))
 
 
 @execute.register
 def _(operation: SetLink, kernel: Kernel) -> None:
-    index = kernel.index(operation.place, operation.name)
-    values: dict[str, Any]
+    kernel.request(operation.place, _setting(operation, kernel))
+
+
+def _setting(operation: SetLink, kernel: Kernel) -> route.Request:
+    index, value = kernel.index(operation.place, operation.name), operation.value
     match operation.attribute:
         case "up":
-            values = {"state": operation.value}
+            return route.set_up(index, value == "up")
         case "mtu":
-            values = {"mtu": int(operation.value)}
+            return route.set_mtu(index, int(value))
         case "master":
-            values = {"master": kernel.index(operation.place, operation.value) if operation.value else 0}
+            return route.set_master(index, kernel.index(operation.place, value) if value else 0)
         case "alias":
-            values = {"ifalias": operation.value}
+            return route.set_alias(index, value)
         case "name":
-            values = {"ifname": operation.value}
+            return route.set_name(index, value)
         case "address":
-            values = {"address": operation.value}
+            return route.set_mac(index, value)
         case unknown:
             raise ValueError(f"links have no attribute {unknown!r} to set")
-    kernel.socket(operation.place).link("set", index=index, **values)
 
 
 @execute.register
 def _(operation: SetBridge, kernel: Kernel) -> None:
     index = kernel.index(operation.place, operation.name)
-    value = {f"br_{operation.setting}": operation.value}
-    kernel.socket(operation.place).link("set", index=index, kind="bridge", **value)
+    kernel.request(operation.place, route.set_bridge(index, operation.setting, operation.value))
 
 
 @execute.register
 def _(operation: SetPort, kernel: Kernel) -> None:
     index = kernel.index(operation.place, operation.name)
-    flag = {_PORT_FLAGS[operation.flag]: int(operation.on)}
-    kernel.socket(operation.place).brport("set", index=index, **flag)
+    kernel.request(operation.place, route.set_port(index, operation.flag, operation.on))

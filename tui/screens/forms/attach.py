@@ -20,6 +20,10 @@ class Selected:
     container: Container | None = None
     network: str = ""
 
+    def network_in(self, networks: tuple[str, ...]) -> str:
+        """The selected network, where it is one of these, else the first of them."""
+        return self.network if self.network in networks else next(iter(networks), "")
+
 
 def selected(topology: Topology, ref: Ref | None) -> Selected:
     """What a reference stands for in a form."""
@@ -75,7 +79,7 @@ def _fill(topology: Topology, values: Values, chosen: Selected) -> Filled:
     networks = network_names(topology)
     label = next((name for name, one in containers.items() if one == chosen.container), "")
     container = values.get("container", label or next(iter(containers), ""))
-    network = values.get("network", chosen.network if chosen.network in networks else next(iter(networks), ""))
+    network = values.get("network", chosen.network_in(networks))
     return Filled(
         {
             "container": container, "network": network, "address": free_address(topology, network),

@@ -34,7 +34,7 @@ def _fill(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     networks, containers = network_names(topology), by_label(topology.containers.values())
     chosen = selected(topology, ref)
     model = values.get("model", "bridged" if chosen.network in networks else "closed")
-    network = values.get("network", chosen.network if chosen.network in networks else next(iter(networks), ""))
+    network = values.get("network", chosen.network_in(networks))
     hidden = set() if model == "bridged" else {"network", "address"}
     hidden |= set() if model == "joined" else {"joined"}
     return Filled(

@@ -7,7 +7,9 @@ from itertools import count
 from core.model import Link
 from core.plan import ipam, ours
 from core.plan.requests import KINDS, CreateNetwork
+from core.text import safe
 from core.topology import Topology
+from tui.errors import CommandError
 from tui.screens.forms.form import Filled, Form, Values, words
 from tui.widgets.form import Field
 
@@ -92,7 +94,7 @@ def _request(values: Values) -> CreateNetwork:
         values["kind"],
         words(values.get("subnet", "")) + (() if ipv6 == "none" else words(ipv6)),
         words(values.get("gateway", "")),
-        mtu=number(values["mtu"]),
+        mtu=_number(values["mtu"]),
         uplink=values.get("uplink", ""),
         nat66=values.get("nat66") == "yes",
         vlan_filtering=values["vlans"] == "yes",
@@ -100,6 +102,8 @@ def _request(values: Values) -> CreateNetwork:
     )
 
 
-def number(text: str) -> int:
-    """The MTU that a text means: 0 for none, -1, which no MTU is, for what is no number."""
-    return int(text) if text.isascii() and text.isdecimal() else -1 if text else 0
+def _number(text: str) -> int:
+    """The MTU that a text means, 0 for none. Raises CommandError."""
+    if text and not (text.isascii() and text.isdecimal()):
+        raise CommandError(f'"{safe(text)}" is no MTU: write a number of bytes, such as 1400')
+    return int(text or 0)

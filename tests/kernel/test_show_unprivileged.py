@@ -1,0 +1,49 @@
+"""`vnet-tui show` as nobody: what cannot be read is said to be so, never that it is not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+ROOT = Path(__file__).parents[2]
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@pytest.fixture
+def web(host: ThrowawayHost) -> ThrowawayHost:
+    """A host with one container on a bridge."""
+    host.run("ip link add br-shop type bridge")
+    host.run("ip link set br-shop up")
+    host.container("web", "br-shop", "10.20.0.2/24", "10.20.0.1")
+    return host
+
+
+def show(host: ThrowawayHost, topic: str) -> str:
+    """What nobody is shown on that host."""
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{host.name}", *AS_NOBODY, sys.executable, "-m", "tui.cli", "show", topic],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize("topic", ["nat", "conntrack"])
+def test_tables_name_the_capabilities_that_they_need(web: ThrowawayHost, topic: str) -> None:
+    assert show(web, topic).startswith("Cannot be read: needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
+
+
+def test_a_container_that_cannot_be_entered_is_of_no_known_model(web: ThrowawayHost) -> None:
+    line = next(line for line in show(web, "containers").splitlines() if line.startswith(web.full("web")))
+    assert "unknown" in line and "closed" not in line
+
+
+def test_the_links_of_a_namespace_that_cannot_be_entered_are_not_counted(web: ThrowawayHost) -> None:
+    line = next(line for line in show(web, "namespaces").splitlines() if line.startswith(web.full("web")))
+    assert "?" in line.split()

@@ -1,0 +1,377 @@
+"""Changing things in the dashboard: keys as a person presses them, on throw-away hosts, asserted with the
+system's own tools."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from core.apply import guard, journal, run
+from core.collect.snapshot import read_snapshot
+from core.ops import AddAddress, CreateBridge
+from tests.conftest import ThrowawayHost
+from tests.state import state
+from tests.ui.driver import FedSource, Person, dashboard
+from tui.change.session import Session
+
+pytestmark = pytest.mark.root
+
+WIDE = (130, 40)
+# Other hosts on the same machine may be in sight: what is deleted here must have a name of its own.
+NET = f"w{os.getpid()}"
+BRIDGE = f"br-{NET}"
+_PARTS = ("links", "containers", "host firewall")
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+@asynccontextmanager
+async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
+    """The dashboard on the throw-away host as it is, with changes allowed."""
+    async with dashboard(read_snapshot(_PARTS), size, make_changer=Session) as person:
+        if write:
+            await person.press("W")
+        yield person
+
+
+async def until(person: Person, so: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < end, f"{what} did not come about in\n{person.text}"
+        await person.pilot.pause(0.02)
+
+
+async def shows(person: Person, *texts: str) -> None:
+    for text in texts:
+        await until(person, lambda text=text: text in person.text, repr(text))
+
+
+async def closed(person: Person) -> None:
+    await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
+
+
+async def keys(person: Person, *pressed: str) -> None:
+    """Press keys, then wait until the commands that they lead to are on the screen."""
+    await person.press(*pressed)
+    screen = person.app.screen
+    current = getattr(screen, "_is_current", None)
+    if current:
+        await until(person, lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
+        await person.pilot.pause(0.05)
+
+
+async def make_network(person: Person, name: str = NET, *more: str) -> None:
+    await keys(person, "n")
+    await keys(person, *name, *more)
+    await shows(person, f"network {name}")
+    await person.press("enter")
+    await closed(person)
+
+
+async def attach(person: Person, name: str) -> None:
+    await keys(person, "a")
+    await keys(person, *name)
+    await shows(person, f"attach {name} to {NET}")
+    await person.press("enter")
+    await closed(person)
+
+
+def alias_of(host: ThrowawayHost, link: str) -> str:
+    return next((one.get("ifalias", "") for one in host.json("ip -j link") if one["ifname"] == link), "")
+
+
+async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        assert "Done" in person.text
+        (bridge,) = inside_host.json(f"ip -j -d addr show dev {BRIDGE}")
+        assert bridge["linkinfo"]["info_kind"] == "bridge" and "UP" in bridge["flags"]
+        assert "masquerade" in inside_host.run("nft list table inet vnet")
+        await attach(person, name)
+        (inner,) = inside_host.json("ip -j addr show dev eth0", inside="web")
+        own, gateway = inner["addr_info"][0], bridge["addr_info"][0]
+        assert own["prefixlen"] == gateway["prefixlen"] == 24 and own["local"] != gateway["local"]
+        (route,) = inside_host.json("ip -j route show default", inside="web")
+        assert route["gateway"] == gateway["local"]
+        assert person.source.refreshes == 2
+
+
+@pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
+async def test_form_and_preview_fit(inside_host: ThrowawayHost, size: tuple[int, int]) -> None:
+    async with writer(size) as person:
+        await keys(person, "n")
+        await keys(person, *NET)
+        await shows(person, f"make the nat network {NET}", f"ip link add {BRIDGE}", "Enter does it", "subnet")
+        assert "WRITE" in person.lines[0] or size != (80, 24)
+        await person.press("escape")
+        await closed(person)
+    assert not alias_of(inside_host, BRIDGE) and not list(journal.history())
+
+
+async def test_proposals(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    inside_host.run("ip link add br-net1 type bridge")
+    async with writer() as person:
+        await keys(person, "n")
+        fields = {one.name: one.value for one in person.app.screen.form.fields}  # type: ignore[attr-defined]
+        assert fields["name"] == "net2" and fields["subnet"].endswith("/24")
+        subnet = fields["subnet"]
+        assert fields["gateway"] == subnet.replace(".0/24", ".1")
+        await person.press("enter")
+        await closed(person)
+        await keys(person, "n")
+        again = {one.name: one.value for one in person.app.screen.form.fields}  # type: ignore[attr-defined]
+        assert again["subnet"] != subnet
+        await keys(person, "escape")
+        await keys(person, "a")
+        await keys(person, *name, "tab", *"net2")
+        fields = {one.name: one.value for one in person.app.screen.form.fields}  # type: ignore[attr-defined]
+        assert (fields["address"], fields["link"]) == (subnet.replace(".0/24", ".2"), "eth0")
+
+
+async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await keys(person, "n")
+        await keys(person, "tab", "tab", *"10.91.0.0/16")
+        await shows(person, "10.91.0.1", "10.91.0.1/16 dev br-net1")
+        await keys(person, "tab", *"10.91.0.9")
+        await keys(person, "up", "backspace", "5")
+        await shows(person, "10.91.0.0/15", "10.91.0.9")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (("x" * 16,), "16 bytes"),
+        (("[b]x",), '"[b]x" holds "["'),
+        (("ok", "tab", "tab", "10.99.0.0/24"), "overlaps"),
+        (("ok", "tab", "tab", "10.98.0.1/24"), "has host bits set"),
+        (("ok", "tab", "tab", "tab", "tab", "tab", "9x"), "is no MTU"),
+        (("ok", "tab", "tab", "tab", "tab", "tab", "99999"), "out of range"),
+    ],
+)
+async def test_what_is_wrong_is_said_while_typing(
+    inside_host: ThrowawayHost, typed: tuple[str, ...], told: str
+) -> None:
+    inside_host.run("ip link add taken type bridge")
+    inside_host.run("ip addr add 10.99.0.1/24 dev taken")
+    async with writer() as person:
+        await keys(person, "n")
+        for word in typed:
+            await keys(person, *([word] if word == "tab" else word))
+        await shows(person, told)
+        await person.press("enter")
+        assert len(person.app.screen_stack) == 2
+        await keys(person, "ctrl+u", *("fine" if len(typed) == 1 else ""))
+        await until(person, lambda: told not in person.text, "its end")
+    assert not list(journal.history())
+
+
+async def test_read_only_refuses(inside_host: ThrowawayHost) -> None:
+    async with writer(write=False) as person:
+        assert "read-only" in person.lines[0]
+        for key in "nadPcu":
+            await person.press(key)
+            assert len(person.app.screen_stack) == 1
+        await shows(person, "press W first")
+        await person.press("W")
+        assert "WRITE" in person.lines[0] and "read-only" not in person.lines[0]
+        await person.press("W")
+        assert "read-only" in person.lines[0]
+
+
+async def test_without_the_capability_it_says_which(
+    inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tui.change.rights.missing_capabilities", lambda: ("CAP_NET_ADMIN",))
+    async with writer() as person:
+        await shows(person, "CAP_NET_ADMIN")
+        assert "read-only" in person.lines[0]
+
+
+async def test_a_file_cannot_be_changed() -> None:
+    async with dashboard(source=FedSource(read_snapshot(()), live=False), make_changer=Session) as person:
+        await person.press("W")
+        await shows(person, "cannot be changed")
+        assert "read-only" in person.lines[0]
+
+
+async def test_delete_says_what_it_hits_and_wants_a_yes(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        await attach(person, name)
+        await person.feed(read_snapshot(_PARTS))
+        await person.type(":net⏎")
+        await person.type(f"/{BRIDGE}⏎")
+        await keys(person, "d")
+        await shows(person, "Goes as well", f"{name} is detached from {NET}", f"ip link del {BRIDGE}")
+        await person.press("enter", "n")
+        await closed(person)
+        assert alias_of(inside_host, BRIDGE)
+        await keys(person, "d")
+        await shows(person, f"ip link del {BRIDGE}")
+        await person.press("y")
+        await closed(person)
+        names = {one["ifname"] for one in inside_host.json("ip -j link")}
+        assert names == {"lo"}
+        assert {one["ifname"] for one in inside_host.json("ip -j link", inside="web")} == {"lo"}
+
+
+async def test_undo_takes_a_change_back_whole(inside_host: ThrowawayHost) -> None:
+    before = state([inside_host.name])
+    async with writer() as person:
+        await make_network(person, NET, "tab", "tab", "tab", "tab", "right")
+        assert len(inside_host.json(f"ip -j addr show dev {BRIDGE}")[0]["addr_info"]) == 2
+        await person.press("u")
+        await shows(person, f"make the nat network {NET}", f"ip link del {BRIDGE}")
+        await person.press("enter")
+        await shows(person, "y does it", "take back")
+        await keys(person)
+        await person.press("y")
+        await closed(person)
+    assert state([inside_host.name]) == before
+    assert [entry.end for entry in journal.history()] == ["undone"]
+
+
+async def test_what_others_stand_on_is_not_taken_back(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        await attach(person, name)
+        await person.press("u")
+        await shows(person, "attach")
+        await person.press("j")
+        await shows(person, "later changes stand on it")
+        await person.press("enter")
+        assert len(person.app.screen_stack) == 2
+
+
+async def test_publish(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        await attach(person, name)
+        await keys(person, "P")
+        await keys(person, *name, "tab", *"8088", "tab", *"8000")
+        await shows(person, f"publish tcp/8088 of {name}")
+        await person.press("enter")
+        await closed(person)
+    (address,) = inside_host.json("ip -j addr show dev eth0", inside="web")[0]["addr_info"][:1]
+    assert f"dnat ip to {address['local']}:8000" in inside_host.run("nft list table inet vnet")
+
+
+async def test_a_plain_container_is_made_and_deleted(inside_host: ThrowawayHost) -> None:
+    name = inside_host.full("box")
+    inside_host.names.append(name)
+    async with writer() as person:
+        await make_network(person)
+        await keys(person, "c")
+        await keys(person, *name, "tab", *"bridged")
+        await shows(person, f"make the bridged container {name}")
+        await person.press("enter")
+        await closed(person)
+        assert inside_host.json("ip -j addr show dev eth0", inside="box")[0]["addr_info"]
+        await person.feed(read_snapshot(_PARTS))
+        await person.type(f":cont⏎/{name}⏎")
+        await keys(person, "d")
+        await shows(person, f"ip netns del {name}")
+        await person.press("y")
+        await closed(person)
+    assert not Path(f"/run/netns/{name}").exists()
+
+
+async def test_the_command_log(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await person.press("L")
+        await shows(person, "No command was run")
+        await person.press("escape")
+        await make_network(person)
+        await person.press("L")
+        await shows(person, f"make the nat network {NET}  done", f"✓ ip link add {BRIDGE}")
+
+
+async def test_what_changed_meanwhile_is_shown_before_anything_is_done(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await keys(person, "n")
+        await keys(person, *NET)
+        inside_host.run(f"ip link add {BRIDGE} type bridge")
+        await person.press("enter")
+        await shows(person, "changed meanwhile", f"there is a link {BRIDGE} already")
+        assert not list(journal.history())
+        inside_host.run(f"ip link del {BRIDGE}")
+
+
+async def test_a_failure_is_told_and_all_is_taken_back(
+    inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, execute = state([inside_host.name]), run.execute
+
+    def failing(operation: object, kernel: object) -> None:
+        if isinstance(operation, AddAddress):
+            raise OSError(errno.EBUSY, "busy")
+        execute(operation, kernel)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "execute", failing)
+    async with writer() as person:
+        await keys(person, "n")
+        await keys(person, *NET)
+        await person.press("enter")
+        await shows(person, "could not", "busy", "Everything was taken back")
+        await person.press("escape")
+        await closed(person)
+        await person.press("L")
+        await shows(person, "✗ ip addr add", "busy")
+    assert state([inside_host.name]) == before
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+async def test_a_guarded_change_wants_to_be_kept(inside_host: ThrowawayHost, answer: str) -> None:
+    inside_host.namespace("world")
+    inside_host.run(f"ip link add up0 type veth peer name far netns {inside_host.full('world')}")
+    inside_host.run("ip addr add 192.0.2.2/24 dev up0")
+    inside_host.run("ip link set up0 up")
+    async with writer() as person:
+        await make_network(person, "lan", "tab", *"nic")
+        await shows(person, "Keep it? y / n", "taken back in")
+        assert [one["local"] for one in _addresses(inside_host, "br-lan")] == ["192.0.2.2"]
+        await person.press(answer)
+        await closed(person)
+        await shows(person, "Kept" if answer == "y" else "Taken back")
+    there = "br-lan" if answer == "y" else "up0"
+    assert [one["local"] for one in _addresses(inside_host, there)] == ["192.0.2.2"]
+    await asyncio.sleep(0.5)
+    assert not guard.pending_guards()
+
+
+def _addresses(host: ThrowawayHost, link: str) -> list[dict[str, str]]:
+    found = host.json(f"ip -j -4 addr show dev {link}")
+    return [one for entry in found for one in entry.get("addr_info", [])]
+
+
+async def test_what_was_cut_off_is_offered_for_undo(inside_host: ThrowawayHost) -> None:
+    step = CreateBridge("br-half", alias="vnet:net=half kind=nat")
+    record = journal.Record("make the nat network half", (step,))
+    record.begin(0)
+    record.close()
+    inside_host.run("ip link add br-half alias 'vnet:net=half kind=nat' type bridge")
+    async with writer() as person:
+        await shows(person, "Changes that were cut off", "make the nat network half")
+        await person.press("enter")
+        await shows(person, "y does it")
+        await keys(person)
+        await person.press("y")
+        await closed(person)
+    assert {one["ifname"] for one in inside_host.json("ip -j link")} == {"lo"}
+    assert journal.open_intents() == ()

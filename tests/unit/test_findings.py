@@ -1,0 +1,87 @@
+"""What is wrong is found, once, said in a sentence, and leads to all that it concerns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core.findings import Finding
+from core.model import Snapshot, container_ref, link_ref, network_ref
+from core.topology import Topology
+from tests.host_builder import HOST
+from tests.snapshots import bridged, empty_host, many_namespaces, small_builder, small_host
+
+
+def found(snapshot: Snapshot, kind: str) -> list[Finding]:
+    return [one for one in Topology(snapshot).findings if one.kind == kind]
+
+
+def test_a_host_in_order_has_none() -> None:
+    for snapshot in (Snapshot(), empty_host(), many_namespaces(3)):
+        assert Topology(snapshot).findings == ()
+
+
+def test_what_is_broken_comes_before_what_is_doubtful() -> None:
+    kinds = [(one.kind, one.severity) for one in Topology(small_host()).findings]
+    assert kinds == [("dead join", "bad"), ("mtu", "warn"), ("dropped", "warn")]
+
+
+def test_mtus_that_differ_concern_container_port_and_bridge() -> None:
+    topology = Topology(small_host())
+    (one,) = found(topology.snapshot, "mtu")
+    link = next(link for link in topology.snapshot.links() if link.mtu == 1400)
+    bridge = topology.bridge_of(link)
+    assert bridge is not None and topology.peer(link) is not None
+    assert one.ref == link_ref(link.key) and link_ref(bridge.key) in one.related
+    assert one.sentence == (
+        "eth0 of web2 has MTU 1400, its bridge br-app 1500: "
+        "packets of more than 1400 bytes are lost on the way."
+    )
+    web2 = next(each for each in topology.containers.values() if each.name == "web2")
+    assert one in topology.findings_of(container_ref(web2.runtime, web2.id))
+    assert topology.findings_of(link_ref(bridge.key)) == (one,)
+
+
+def test_an_overlap_is_one_finding_of_both_networks() -> None:
+    host = small_builder()
+    host.bridge("br-old", ("172.18.7.1/24",))
+    host.networks.append(bridged("old", "br-old", "172.18.7.0/24", "172.18.7.1"))
+    topology = Topology(host.snapshot())
+    (one,) = found(topology.snapshot, "overlap")
+    assert "app (172.18.0.0/16) and old (172.18.7.0/24) overlap" in one.sentence
+    for name in ("net-app", "net-old"):
+        assert one in topology.findings_of(network_ref(name))
+    assert one not in topology.findings_of(network_ref("net-db"))
+
+
+def test_links_alone_that_overlap_are_no_finding() -> None:
+    host = small_builder()
+    host.link(HOST, "eth1", "physical", ("192.0.2.2/24",))
+    assert not found(host.snapshot(), "overlap")
+
+
+def test_a_dead_join_leads_to_whom_it_meant() -> None:
+    (one,) = found(small_host(), "dead join")
+    assert one.sentence.startswith("orphan: It joined the container ffff")
+
+
+def test_dropped_packets_are_counted_with_their_rule() -> None:
+    (one,) = found(small_host(), "dropped")
+    assert one.sentence.startswith("A rule has dropped 17 packets of web2: drop 172.18.0.3/32 -> *")
+    assert [ref.kind for ref in one.related] == ["nat"]
+
+
+def test_a_bridge_that_is_off_is_found_with_its_ports() -> None:
+    host = small_builder()
+    links = host.links[HOST]
+    number, bridge = next((number, link) for number, link in links.items() if link.name == "br-app")
+    links[number] = replace(bridge, admin_up=False, state="down", carrier=False)
+    (one,) = found(host.snapshot(), "bridge")
+    assert one.sentence == "The bridge br-app is switched off: its 3 ports cannot reach anything."
+
+
+def test_a_table_nearly_full_is_found() -> None:
+    snapshot = small_host()
+    for limit, severities in ((3, ["bad"]), (4, []), (0, [])):
+        tables = {ns: replace(table, limit=limit) for ns, table in snapshot.conntracks.items()}
+        full = found(replace(snapshot, conntracks=tables), "conntrack")
+        assert [one.severity for one in full] == severities

@@ -1,0 +1,160 @@
+"""The keys that change networks: allowed or not, and what each of them opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from core.text import safe
+from tui import keys
+from tui.errors import CommandError
+from tui.screens.journey import Journey
+from tui.source import Source
+
+if TYPE_CHECKING:
+    from tui.changer import Changer, Ended, Waiting
+
+
+class Changing(Journey):
+    """Read-only until a person says otherwise; the forms are loaded when they are opened."""
+
+    def __init__(
+        self, source: Source, make_changer: Callable[[], Changer] | None = None, write: bool = False
+    ) -> None:
+        super().__init__(source)
+        self._make_changer, self._write = make_changer, write
+        self._changer: Changer | None = None
+
+    def on_mount(self) -> None:
+        """Where changes are allowed from the start, after the first paint."""
+        if self._write:
+            self.call_after_refresh(self.action_write)
+
+    @property
+    def changer(self) -> Changer | None:
+        """Who makes changes, None where nothing can be changed."""
+        if self._changer is None and self._make_changer is not None and self.desk.source.live:
+            self._changer = self._make_changer()
+        return self._changer
+
+    # ---- allowed or not
+
+    def action_write(self) -> None:
+        """Allow changes, or forbid them again."""
+        changer = self.changer
+        lacking = changer.lacking() if changer else "This is a picture out of a file: it cannot be changed."
+        if not self.writing and lacking:
+            self.notify(lacking, title="Still read-only", severity="warning", markup=False)
+            return
+        self.writing = not self.writing
+        self.show_bars()
+        if self.writing and changer:
+            self._offer_what_is_open(changer)
+
+    def _offer_what_is_open(self, changer: Changer) -> None:
+        """Changes that were cut off want to be taken back; guarded ones want a yes."""
+        from tui.screens.forms.earlier import EarlierScreen
+
+        try:
+            waiting = changer.waiting()
+            held = {one.entry_id for one in waiting}
+            is_open = any(one.is_open and one.entry_id not in held for one in changer.earlier())
+        except CommandError as error:
+            self.notify(safe(str(error)), severity="error", markup=False)
+            return
+        if is_open:
+            self.app.push_screen(EarlierScreen(changer, only_open=True), self._changed)
+        for one in waiting:
+            self._ask_to_keep(one)
+
+    def _writer(self) -> Changer | None:
+        """Who makes changes, if they are allowed; else the person is told how to allow them."""
+        if not self.writing:
+            self.notify(keys.READ_ONLY, severity="warning", markup=False, timeout=3)
+            return None
+        return self.changer
+
+    # ---- what the keys open
+
+    def action_make_network(self) -> None:
+        from tui.screens.forms.change import ChangeScreen
+        from tui.screens.forms.network import network_form
+
+        if changer := self._writer():
+            self.app.push_screen(ChangeScreen(network_form(), changer), self._changed)
+
+    def action_attach(self) -> None:
+        from tui.screens.forms.attach import attach_form
+        from tui.screens.forms.change import ChangeScreen
+
+        if changer := self._writer():
+            self.app.push_screen(ChangeScreen(attach_form(self.ref), changer), self._changed)
+
+    def action_publish(self) -> None:
+        from tui.screens.forms.change import ChangeScreen
+        from tui.screens.forms.publish import publish_form
+
+        if changer := self._writer():
+            self.app.push_screen(ChangeScreen(publish_form(self.ref), changer), self._changed)
+
+    def action_make_container(self) -> None:
+        from tui.screens.forms.change import ChangeScreen
+        from tui.screens.forms.container import container_form
+
+        if changer := self._writer():
+            self.app.push_screen(ChangeScreen(container_form(self.ref), changer), self._changed)
+
+    def action_delete(self) -> None:
+        from tui.screens.forms.change import ChangeScreen
+        from tui.screens.forms.container import delete_form
+
+        changer = self._writer()
+        if changer and self.ref is None:
+            self.notify("Nothing is selected.", markup=False, timeout=2)
+        elif changer and self.ref:
+            self.app.push_screen(ChangeScreen(delete_form(self.ref), changer), self._changed)
+
+    def action_undo(self) -> None:
+        from tui.screens.forms.earlier import EarlierScreen
+
+        if changer := self._writer():
+            self.app.push_screen(EarlierScreen(changer), self._changed)
+
+    def action_log(self) -> None:
+        from tui.screens.forms.log import log_overlay
+
+        self.app.push_screen(log_overlay(self._changer.log if self._changer else ()))
+
+    # ---- afterwards
+
+    def _changed(self, ended: Ended | None) -> None:
+        """A change was made: say so, and have everything read again."""
+        if ended is None:
+            return
+        self.desk.source.refresh()
+        plan = ended.plan
+        title = getattr(plan, "title", "")
+        if ended.end == "done" and getattr(plan, "guarded", False):
+            self._ask_whether_it_stays(ended.entry_id)
+        else:
+            hint = "  (u takes it back)" if ended.end == "done" else ""
+            self.notify(f"{safe(title)}{hint}", title="Done", markup=False, timeout=4)
+
+    def _ask_whether_it_stays(self, entry_id: str) -> None:
+        with suppress(CommandError):
+            for one in self.changer.waiting() if self.changer else ():
+                if one.entry_id == entry_id:
+                    self._ask_to_keep(one)
+
+    def _ask_to_keep(self, waiting: Waiting) -> None:
+        from tui.screens.forms.keep import KeepScreen
+
+        if self.changer:
+            self.app.push_screen(KeepScreen(waiting, self.changer), self._told)
+
+    def _told(self, words: str | None) -> None:
+        """What became of a guarded change."""
+        if words:
+            self.desk.source.refresh()
+            self.notify(safe(words), markup=False)

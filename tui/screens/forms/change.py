@@ -1,0 +1,323 @@
+"""The screen on which a change is put together, previewed, agreed to and watched."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.message import Message
+from textual.screen import ModalScreen
+
+from core.ops import Operation
+from core.plan import Plan, Refused
+from core.plan.requests import Request
+from core.text import safe
+from core.topology import Topology
+from tui.changer import Changer, Ended
+from tui.errors import CommandError
+from tui.screens.forms.form import Filled, Form
+from tui.screens.overlay import Line
+from tui.widgets.form import FormPane
+from tui.widgets.preview import NOT_BEGUN, PreviewPane, change_lines
+from tui.worker import Worker
+
+_STALE = 2.0  # seconds after which the host is looked at again while somebody types
+_LOOKING: list[Line] = [[("looking at what is there…", "dim")]]
+
+Phase = Literal["planning", "running", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What the fields' values, as they were, lead to."""
+
+    values: dict[str, str]
+    filled: Filled
+    requests: Sequence[Request]
+    plan: Plan | Refused
+
+
+class Told(Message):
+    """Something that a thread has found out, or the exception that it ended with."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what = what
+
+
+class ChangeScreen(ModalScreen[Ended | None]):
+    """Fields, if the form has any, and beside or below them every command that they lead to. Keys come to the
+    screen itself, so that none is lost or overtakes another, however fast they are typed."""
+
+    AUTO_FOCUS = ""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+
+    def __init__(self, form: Form, changer: Changer) -> None:
+        super().__init__()
+        self.form, self.changer = form, changer
+        self.fields = FormPane(form.fields)
+        self.preview = PreviewPane(lambda width: _LOOKING)
+        self.phase: Phase = "planning"
+        self.worked: Worked | None = None
+        self._done = NOT_BEGUN
+        self._topology: Topology | None = None
+        self._looked = 0.0
+        self._worker = Worker(lambda kind, result: self._tell(result))
+
+    def compose(self) -> ComposeResult:
+        with Container(id="change-box") as box:
+            box.border_title = f" {self.form.title} "
+            yield self.fields
+            yield self.preview
+        box.set_class(self.form.asks, "-asks")
+
+    def on_mount(self) -> None:
+        self._worker.start()
+        self._ask()
+        self._show_keys()
+
+    def on_unmount(self) -> None:
+        self._worker.stop()
+
+    def on_resize(self) -> None:
+        self._fit()
+
+    def _fit(self) -> None:
+        """The form as high as it needs to be, where the preview lies below it."""
+        wide = self.has_class("-wide") and not self.form.asks
+        width = max(20, self.fields.size.width)
+        self.fields.styles.height = "1fr" if wide else self.fields.height_for(width)
+
+    def _show_keys(self) -> None:
+        accepts = "y does it · n leaves it" if self.form.asks else "Enter does it · Tab next · Esc leaves it"
+        keys = {
+            "planning": f" {accepts} · PgDn PgUp scroll ",
+            "running": " under way… ",
+            "ended": " Esc closes · PgDn PgUp scroll ",
+        }
+        self.query_one("#change-box").border_subtitle = keys[self.phase]
+
+    # ---- keys
+
+    async def on_key(self, event: events.Key) -> None:
+        """Every key but those of the whole program."""
+        event.stop()
+        event.prevent_default()
+        if event.key in ("pagedown", "pageup"):
+            page = max(1, self.preview.page - 1)
+            self.preview.scroll_by(page if event.key == "pagedown" else -page)
+        elif self.phase == "ended":
+            if event.key in ("escape", "enter", "q"):
+                self.dismiss(None)
+        elif self.phase == "planning":
+            self._answer(event) if self.form.asks else self._edit(event)
+
+    def _answer(self, event: events.Key) -> None:
+        """A yes, a no, or scrolling."""
+        steps = {"j": 1, "down": 1, "k": -1, "up": -1}
+        if event.key == "y":
+            self.begin()
+        elif event.key in ("n", "escape", "q"):
+            self.dismiss(None)
+        elif event.key in steps:
+            self.preview.scroll_by(steps[event.key])
+
+    def _edit(self, event: events.Key) -> None:
+        if event.key == "escape":
+            self.dismiss(None)
+        elif event.key in ("enter", "ctrl+s"):
+            self.begin()
+        elif event.key in ("tab", "down", "shift+tab", "up"):
+            self.fields.current.typed.put(self.fields.current.value)
+            self.fields.go(1 if event.key in ("tab", "down") else -1)
+        elif self.fields.current.feed(event):
+            self._changed()
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Put what is pasted into the field."""
+        event.stop()
+        if self.phase == "planning" and not self.form.asks:
+            self.fields.current.paste(event.text)
+            self._changed()
+
+    def _changed(self) -> None:
+        self.fields.repaint()
+        self._ask()
+
+    # ---- planning, on the worker's thread
+
+    def _typed(self) -> dict[str, str]:
+        """What a person has said, apart from what is proposed."""
+        return {one.name: one.value for one in self.form.fields if one.touched}
+
+    def _ask(self) -> None:
+        typed = self._typed()
+        self._worker.ask("plan", lambda: self.work_out(typed))
+
+    def work_out(self, typed: dict[str, str]) -> Worked:
+        """What that leads to. Raises CommandError."""
+        if self._topology is None or time.monotonic() - self._looked > _STALE:
+            self._topology, self._looked = self.changer.look(self.form.parts), time.monotonic()
+        topology = self._topology
+        filled = self.form.fill(topology, typed)
+        every = {one.name: "" for one in self.form.fields} | dict(filled.proposals) | typed
+        values = {name: value for name, value in every.items() if name not in filled.hidden}
+        requests: Sequence[Request] = ()
+        plan: Plan | Refused
+        try:
+            requests = self.form.requests(values, topology)
+            plan = self.changer.plan(requests, topology)
+        except CommandError as error:
+            plan = Refused((str(error),))
+        return Worked(values, filled, requests, plan)
+
+    def _tell(self, what: Any) -> None:
+        with suppress(RuntimeError):  # the event loop has ended
+            self.post_message(Told(what))
+
+    def on_told(self, message: Told) -> None:
+        """A thread has found something out."""
+        match message.what:
+            case Worked() as worked:
+                self._take(worked)
+            case Ended() as ended:
+                self._conclude(ended)
+            case int() as done:
+                self._done = done
+                self._show_plan()
+            case Exception() as error:
+                self._fail(error)
+
+    def _take(self, worked: Worked) -> None:
+        """Show what the fields lead to; where they have changed meanwhile, the next answer is under way."""
+        if self.phase != "planning":
+            return
+        for one in self.form.fields:
+            one.options = worked.filled.options.get(one.name, one.options)
+            one.hidden = one.name in worked.filled.hidden
+            one.propose(worked.filled.proposals.get(one.name, ""))
+        self.worked = worked
+        if not self._is_current(worked):
+            self._ask()
+        self._show_plan()
+
+    def _is_current(self, worked: Worked) -> bool:
+        """Whether it is about what the fields hold now."""
+        held = {one.name: one.value for one in self.form.fields if not one.hidden}
+        return held == worked.values
+
+    def _show_plan(self) -> None:
+        """The plan, or why there is none."""
+        if self.worked is None:
+            return
+        plan = self.worked.plan
+        if isinstance(plan, Refused):
+            self.say(*((reason, "bad") for reason in plan.reasons))
+            self.preview.show(lambda width: self._nothing(width, plan) if self.form.asks else [])
+            return
+        if self._done == NOT_BEGUN:
+            self.say()
+        self.preview.show(
+            lambda width: change_lines(plan.title, plan.steps, plan.hits, plan.warnings, self._done, width)
+        )
+        ticks = [place for place, line in enumerate(self.preview.text) if line and line[0][0] == "▶ "]
+        if ticks:
+            self.preview.reveal(ticks[0])
+
+    def _nothing(self, width: int, refused: Refused) -> list[Line]:
+        return [[("It cannot be done:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
+
+    def say(self, *notes: tuple[str, str]) -> None:
+        """Say these (text, tone) under the fields."""
+        self.fields.note(notes)
+        self._fit()
+
+    # ---- doing it
+
+    def begin(self) -> None:
+        """Do what is shown."""
+        worked = self.worked
+        if worked is None or not self._is_current(worked):
+            self.say(("The commands were not on the screen yet: press the key again.", "warn"))
+            return
+        if isinstance(worked.plan, Refused) or not worked.plan.steps:
+            return
+        self.phase, self._done = "running", 0
+        self._show_keys()
+        self.say(("Under way…", "accent"))
+        plan = worked.plan
+        # Not a daemon: what was begun is brought to an end also where the program is ended meanwhile.
+        threading.Thread(target=lambda: self._tell(self._run(worked, plan)), name="change").start()
+
+    def _run(self, worked: Worked, plan: Plan) -> Ended | Exception:
+        count = 0
+
+        def progress(operation: Operation) -> None:
+            nonlocal count
+            self._tell(count)
+            count += 1
+
+        try:
+            return self.perform(worked.requests, plan, progress)
+        except Exception as error:
+            return error
+
+    def perform(
+        self, requests: Sequence[Request], plan: Plan, progress: Callable[[Operation], None]
+    ) -> Ended:
+        """Do it; on a thread of its own. Raises CommandError."""
+        return self.changer.change(requests, self.form.parts, plan, progress)
+
+    def _conclude(self, ended: Ended) -> None:
+        """Tell how it ended."""
+        if ended.end == "":
+            self._ask_again(ended)
+        elif ended.end == self.success:
+            self.dismiss(ended)
+        else:
+            self._end([*((error, "bad") for error in ended.errors), _after(ended)])
+
+    @property
+    def success(self) -> str:
+        """The end that was wanted."""
+        return "done"
+
+    def _ask_again(self, ended: Ended) -> None:
+        """What would be done is not what was agreed to: show that."""
+        assert self.worked is not None
+        self.phase, self._done, self._topology = "planning", NOT_BEGUN, None
+        self.worked = Worked(self.worked.values, self.worked.filled, self.worked.requests, ended.plan)
+        self._show_plan()
+        self._show_keys()
+        told = () if isinstance(ended.plan, Plan) else ended.plan.reasons
+        self.say(
+            ("Things have changed meanwhile. This is what would be done now:", "warn"),
+            *((reason, "bad") for reason in told),
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """What was asked for could not be worked out, or not be begun."""
+        self.log.error(repr(error))
+        told = str(error) if isinstance(error, CommandError) else repr(error)
+        if self.phase == "running":
+            self._end([(told, "bad")])
+        else:
+            self.say((told, "bad"))
+
+    def _end(self, notes: Sequence[tuple[str, str]]) -> None:
+        self.phase = "ended"
+        self._show_keys()
+        self.say(*notes)
+
+
+def _after(ended: Ended) -> tuple[str, str]:
+    if ended.end == "undone":
+        return "Everything was taken back: all is as it was before.", "ok"
+    return "It could not be taken back whole: try again by Esc, then u.", "warn"

@@ -1,0 +1,198 @@
+"""The changes that were made earlier: a list, the undo of each beside it, and the question before that."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Container
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.strip import Strip
+
+from core.ops import Operation, undo_of
+from core.plan import Plan, Refused
+from core.plan.requests import Request
+from core.text import safe
+from tui.changer import Changer, Earlier, Ended
+from tui.errors import CommandError
+from tui.present.fitting import fit
+from tui.screens.forms.change import ChangeScreen, Worked
+from tui.screens.forms.form import Filled, Form
+from tui.screens.overlay import Line
+from tui.widgets.lines import LinesPane
+from tui.widgets.painted import Span, strip_of
+from tui.widgets.preview import NOT_BEGUN, PreviewPane, change_lines
+
+_ENDS = {
+    "done": ("done", "ok"), "undone": ("taken back", "dim"),
+    "failed": ("in part", "bad"), "": ("cut off", "bad"),
+}  # fmt: skip
+
+
+class EarlierPane(LinesPane):
+    """The changes, one a line."""
+
+    class Moved(Message):
+        """The cursor stands on another change."""
+
+    class Opened(Message):
+        """A person wants to take this change back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: tuple[Earlier, ...] = ()
+        self.message = "reading the journal…"
+
+    @property
+    def selected(self) -> Earlier | None:
+        """The change that the cursor stands on."""
+        return self.entries[self.cursor] if self.cursor < len(self.entries) else None
+
+    def line_count(self) -> int:
+        return len(self.entries)
+
+    def moved(self) -> None:
+        self.post_message(self.Moved())
+
+    def action_open(self) -> None:
+        self.post_message(self.Opened())
+
+    def paint_empty(self, width: int, height: int) -> list[Strip]:
+        return [strip_of([(f" {self.message}", self.style_of("dim"))], width)]
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        return [self._line(place, width) for place in range(first, last)]
+
+    def _line(self, place: int, width: int) -> Strip:
+        entry = self.entries[place]
+        over = self.cursor_style() if place == self.cursor else ""
+        word, tone = _ENDS.get(entry.end, (entry.end, ""))
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(entry.at))
+        spans: list[Span] = [
+            ("▌" if over else " ", self.style_of("accent", over)),
+            (f"{when}  ", self.style_of("dim", over)),
+            (fit(word, 11), self.style_of(tone, over)),
+            (safe(entry.title), self.style_of("", over)),
+        ]
+        return strip_of(spans, width, self.style_of("", over) if over else None)
+
+
+class UndoScreen(ChangeScreen):
+    """The undo of one change, previewed; a yes does it."""
+
+    def __init__(self, earlier: Earlier, changer: Changer) -> None:
+        super().__init__(Form("Undo", "light", lambda values, topology: (), asks=True), changer)
+        self._earlier = earlier
+
+    def work_out(self, typed: dict[str, str]) -> Worked:
+        return Worked({}, Filled(), (), undo_plan(self._earlier))
+
+    def perform(
+        self, requests: Sequence[Request], plan: Plan, progress: Callable[[Operation], None]
+    ) -> Ended:
+        return self.changer.take_back(self._earlier, progress)
+
+    @property
+    def success(self) -> str:
+        return "undone"
+
+
+def undo_plan(earlier: Earlier) -> Plan | Refused:
+    """What would take it back, or why that cannot be."""
+    if earlier.end == "undone":
+        return Refused(("it was taken back already",))
+    if earlier.under:
+        return Refused(("later changes stand on it, take these back first", *earlier.under))
+    return Plan(f"take back: {earlier.title}", undo_of(earlier.begun))
+
+
+class EarlierScreen(ModalScreen[Ended | None]):
+    """The list, and what the undo of the selected change would run. `only_open` leaves out what was completed
+    or taken back."""
+
+    AUTO_FOCUS = "EarlierPane"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    BINDINGS = [
+        Binding("escape,u,q", "dismiss", "Close", show=False),
+        Binding("f", "forget", "Forget", show=False),
+        Binding("pagedown", "scroll(1)", show=False, priority=True),
+        Binding("pageup", "scroll(-1)", show=False, priority=True),
+    ]
+
+    def __init__(self, changer: Changer, only_open: bool = False) -> None:
+        super().__init__()
+        self._changer, self._only_open = changer, only_open
+        self._list, self._preview = EarlierPane(), PreviewPane(lambda width: [])
+
+    def compose(self) -> ComposeResult:
+        with Container(id="change-box") as box:
+            box.border_title = " Changes that were cut off " if self._only_open else " Changes made "
+            box.border_subtitle = " Enter takes back · f forgets one cut off · PgDn PgUp scroll · Esc closes "
+            yield self._list
+            yield self._preview
+
+    def on_mount(self) -> None:
+        self._read()
+
+    def _read(self) -> None:
+        threading.Thread(target=self._read_journal, name="read-journal", daemon=True).start()
+
+    def _read_journal(self) -> None:
+        try:
+            entries, message = self._changer.earlier(), "no change was made yet"
+        except CommandError as error:
+            entries, message = (), safe(str(error))
+        found = tuple(one for one in entries if one.is_open or not self._only_open)
+        with suppress(RuntimeError):  # the program has ended
+            self.app.call_from_thread(self._show, found, message)
+
+    def _show(self, entries: tuple[Earlier, ...], message: str) -> None:
+        self._list.entries, self._list.message = entries, message
+        self._list.move_to(self._list.cursor)
+        self.on_earlier_pane_moved()
+
+    def on_earlier_pane_moved(self) -> None:
+        """Show the undo of the selected change."""
+        entry = self._list.selected
+        self._preview.top = 0
+        self._preview.show(lambda width: _undo_lines(entry, width) if entry else [])
+
+    def on_earlier_pane_opened(self) -> None:
+        """Ask whether it shall be taken back."""
+        entry = self._list.selected
+        if entry and isinstance(undo_plan(entry), Plan):
+            self.app.push_screen(UndoScreen(entry, self._changer), self._taken_back)
+
+    def _taken_back(self, ended: Ended | None) -> None:
+        if ended is not None:
+            self.dismiss(ended)
+        else:
+            self._read()
+
+    def action_forget(self) -> None:
+        """Leave what the selected change has made."""
+        entry = self._list.selected
+        if entry is None or not entry.is_open:
+            self.notify("Only a change that was cut off can be forgotten.", markup=False)
+            return
+        try:
+            self._changer.forget(entry)
+        except CommandError as error:
+            self.notify(str(error), severity="error", markup=False)
+        self._read()
+
+    def action_scroll(self, pages: int) -> None:
+        self._preview.scroll_by(pages * max(1, self._preview.page - 1))
+
+
+def _undo_lines(earlier: Earlier, width: int) -> list[Line]:
+    plan = undo_plan(earlier)
+    lines: list[Line] = [[(safe(one), "bad")] for one in earlier.errors]
+    if isinstance(plan, Refused):
+        return [[(safe(earlier.title), "title")], *lines, *([(safe(one), "dim")] for one in plan.reasons)]
+    return [*lines, *change_lines(plan.title, plan.steps, (), (), NOT_BEGUN, width)]
