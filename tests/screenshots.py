@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from core.lab import Lab
 
 HERE = Path(__file__).parent.parent
-# Each picture's name, the keys that lead to it ("/word" and ":word" are typed), and its size; what is selected is
-# something that has a story to tell.
+# Each picture's name, the keys that lead to it ("/word" and ":word" are typed), and its size; something that
+# has a story to tell is selected.
 SHOTS = (
     ("overview", "1 /blog enter j escape", (130, 40)),
     ("overview-80x24", "1", (80, 24)),
@@ -26,6 +27,8 @@ SHOTS = (
     ("events", "9 j", (130, 40)),
     ("findings", "1 !", (130, 40)),
     ("help", "3 ?", (130, 40)),
+    ("form-network", "W n s h o p 2", (130, 40)),
+    ("delete", "2 W d", (130, 40)),
 )
 _NAMED = {
     "?": "question_mark",
@@ -41,12 +44,13 @@ _SETTLE = 12.0  # seconds of traffic, so that rates and sparklines have somethin
 async def shoot(folder: Path, names: set[str]) -> None:
     """Take the pictures; runs inside the lab."""
     from tui.app import VnetApp
+    from tui.change.session import Session
     from tui.live import LiveSource
 
     for name, keys, size in SHOTS:
         if names and name not in names:
             continue
-        app = VnetApp(LiveSource())
+        app = VnetApp(LiveSource(), make_changer=Session)
         async with app.run_test(size=size) as pilot:
             await pilot.pause(_SETTLE)
             for word in keys.split():
@@ -64,8 +68,10 @@ def main(arguments: list[str]) -> int:
         return 0
     folder = HERE / "screenshots"
     folder.mkdir(exist_ok=True)
-    with Lab() as lab:
-        environment = {**os.environ, "VNET_SCREENSHOTS": str(folder), "PYTHONPATH": str(HERE)}
+    with tempfile.TemporaryDirectory() as state, Lab() as lab:
+        environment = {
+            **os.environ, "VNET_SCREENSHOTS": str(folder), "PYTHONPATH": str(HERE), "VNET_STATE": state
+        }  # fmt: skip
         return lab.run_inside([sys.executable, "-m", "tests.screenshots", *arguments], env=environment)
 
 

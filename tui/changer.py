@@ -22,12 +22,13 @@ type Progress = Callable[[Operation], None]
 class Ended:
     """How an attempt ended. `plan` is what the fresh look led to; `end` is "done", "undone" (it failed and
     was taken back whole), "failed" (and could not be), or "" where nothing was begun: that plan is not the
-    one that was agreed to."""
+    one that was agreed to. Guarded ones are taken back after `seconds` unless kept, others have 0."""
 
     plan: Plan | Refused
     end: str = ""
     errors: tuple[str, ...] = ()
     entry_id: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from typing import Any, Self
 
 from core.apply import route
 from core.apply.engine import open_docker
+from core.apply.nft import Nft
 from core.collect.netlink import Message, Netlink, attributes, text
 from core.collect.netns import HOST_PATH, NamespaceGone, entered
-from core.ops import Place
+from core.ops import HOST, Place
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
 _IFNAMSIZ = 16
@@ -31,6 +32,7 @@ class Kernel:
         self._sockets: dict[Place, Netlink] = {}
         self._descriptors: dict[Place, int] = {}
         self._askers: dict[Place, sockets.socket] = {}
+        self._rules: dict[Place, Nft] = {}
         self._docker: Any = None
 
     def __enter__(self) -> Self:
@@ -39,7 +41,7 @@ class Kernel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place in {*self._sockets, *self._askers, *self._descriptors}:
+        for place in {*self._sockets, *self._askers, *self._descriptors, *self._rules}:
             self.forget(place)
         if self._docker is not None:
             self._docker.close()
@@ -57,6 +59,13 @@ class Kernel:
             with entered(place.path or HOST_PATH, place.inode):
                 self._sockets[place] = Netlink()
         return self._sockets[place].request(request.msg_type, request.body, request.flags)
+
+    def load_rules(self, place: Place, text: str) -> None:
+        """Do in that place what `nft -f` does with `text`. Raises OSError and NamespaceGone."""
+        with entered(place.path or HOST_PATH, place.inode):
+            if place not in self._rules:
+                self._rules[place] = Nft()
+            self._rules[place].load(text)
 
     def descriptor(self, place: Place) -> int:
         """A file descriptor of the place's network namespace, for netlink's *_NET_NS_FD attributes. Raises
@@ -79,6 +88,8 @@ class Kernel:
             self._sockets.pop(place).close()
         if place in self._descriptors:
             os.close(self._descriptors.pop(place))
+        if place in self._rules:
+            self._rules.pop(place).close(aside=place == HOST)
 
     def index(self, place: Place, link: str) -> int:
         """The ifindex of a link there (netdevice(7), SIOCGIFINDEX). Raises LookupError where it is not."""

@@ -62,9 +62,9 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
         # The SDK takes memory and time to load: only those who run an engine pay for it.
         from docker.api import APIClient
 
-        client = APIClient(f"unix://{path}", timeout=REQUEST_SECONDS)
+        told = _version(path)
+        client = APIClient(f"unix://{path}", version=told["ApiVersion"], timeout=REQUEST_SECONDS)
         try:
-            told = client.version()
             if not _is_kind(kind, told):
                 return Engine(kind.name, "absent")
             return Engine(
@@ -79,6 +79,19 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
     # Garbage from outside may fail in any way; none of them may take the program down.
     except Exception as error:
         return _slow(kind, path) if _timed_out(error) else _broken(kind, error)
+
+
+def _version(path: str) -> Mapping[str, Any]:
+    """What the engine tells of itself; asked first, for a client that knows no version asks that itself, and
+    the answer takes an engine longer than any other."""
+    from docker.api import APIClient
+    from docker.constants import DEFAULT_DOCKER_API_VERSION
+
+    client = APIClient(f"unix://{path}", version=DEFAULT_DOCKER_API_VERSION, timeout=REQUEST_SECONDS)
+    try:
+        return dict(client.version(api_version=False))
+    finally:
+        client.close()
 
 
 def _is_kind(kind: EngineKind, told: Mapping[str, Any]) -> bool:

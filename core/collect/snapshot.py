@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman
 from core.collect.host import read_host
 from core.collect.netns import NamespaceGone
-from core.model import Engine, Namespace, Problem, Snapshot
+from core.model import Engine, Namespace, NetState, Problem, Snapshot
 
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
 # Instead of "firewall": that of the host alone.
 HOST_FIREWALL = "host firewall"
+_ENGINES = (docker.read_docker, podman.read_podman)
 
 
-def read_snapshot(parts: Collection[str] | None = None) -> Snapshot:
+def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Snapshot:
     """Read the parts asked for (None: all of PARTS; HOST_FIREWALL is less than "firewall"); what cannot be
-    read becomes a problem in it."""
+    read becomes a problem in it.
+
+    Without `deep` the namespaces are those that a shallow look finds (read_namespaces) if their links lead to
+    no other one: nothing out of sight has an address on a network in sight then.
+    """
     wanted = set(PARTS if parts is None else parts)
-    found, problems = namespaces.read_namespaces(deep=True)
+    with ThreadPoolExecutor(2, "engines") as aside:
+        engines = [aside.submit(read) for read in _ENGINES] if "containers" in wanted else []
+        return _read_beside(engines, wanted, deep)
+
+
+def _read_beside(engines: Sequence[Future[Engine]], wanted: set[str], deep: bool) -> Snapshot:
+    """Read all that is wanted while the engines are being asked."""
+    found, problems = namespaces.read_namespaces(deep)
     part_problems: dict[str, tuple[Problem, ...]] = {"namespaces": problems}
     fields: dict[str, Any] = {}
-    if "links" in wanted:
+    if "links" in wanted or not deep:
         fields["nets"] = links.read_nets(found.values())
+        if not deep and any(map(_leads_out_of_sight, fields["nets"].values())):
+            return _read_beside(engines, wanted, deep=True)
     if "firewall" in wanted:
         fields["firewalls"] = read_each(firewall.read_firewall, found)
     elif HOST_FIREWALL in wanted:
@@ -33,7 +48,7 @@ def read_snapshot(parts: Collection[str] | None = None) -> Snapshot:
     if "conntrack" in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:
-        fields["engines"] = read_engines(found)
+        fields["engines"] = _with_plain([engine.result() for engine in engines], found)
     if "ovs" in wanted:
         fields["ovs"], part_problems["ovs"] = ovs.read_ovs()
     host_told = read_host("listeners" in wanted)
@@ -42,13 +57,22 @@ def read_snapshot(parts: Collection[str] | None = None) -> Snapshot:
     )
 
 
+def _leads_out_of_sight(net: NetState) -> bool:
+    lower = {link.lower_nsid for link in net.links.values()} - {None}
+    return any(nsid not in net.nsids for nsid in lower)
+
+
 def read_engines(found: Mapping[int, Namespace]) -> dict[str, Engine]:
     """What each container engine tells, and the containers that need none."""
-    engines = {"docker": docker.read_docker(), "podman": podman.read_podman()}
+    return _with_plain([read() for read in _ENGINES], found)
+
+
+def _with_plain(engines: Sequence[Engine], found: Mapping[int, Namespace]) -> dict[str, Engine]:
     claimed = frozenset(
-        container.pid for engine in engines.values() for container in engine.containers if container.pid
+        container.pid for engine in engines for container in engine.containers if container.pid
     )
-    return engines | {"plain": plain.read_plain(found, claimed)}
+    by_name = {engine.name: engine for engine in engines}
+    return by_name | {"plain": plain.read_plain(found, claimed)}
 
 
 def read_each[Part](read: Callable[[Namespace], Part], found: Mapping[int, Namespace]) -> dict[int, Part]:

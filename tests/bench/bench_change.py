@@ -71,7 +71,7 @@ def ours(container: str) -> float:
 def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
     """Look, plan and apply, as the command line does; returns how many steps it took."""
     with planning():
-        topology = Topology(read_snapshot(_PARTS))
+        topology = Topology(read_snapshot(_PARTS, deep=False))
         plan = plan_all(requests(topology), topology)
         assert isinstance(plan, Plan), plan
         if plan.steps:

@@ -28,6 +28,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rules_again(docker_engine: DockerHost) -> Iterator[None]:
+    """Let Docker make its rules anew for the tests that follow these, which wipe them."""
+    yield
+    docker_engine.stop()
+    docker_engine.start()
+
+
 @pytest.fixture
 def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerHost]:
     monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)

@@ -125,25 +125,7 @@ def test_a_published_port_is_reached_from_everywhere(site: Site) -> None:
     assert site.ask(host, "2001:db8:2::2", 8080) != ""
     assert site.ask(TILL, "192.0.2.2", 8080) != "" and site.ask(TILL, "10.91.0.1", 8080) != ""
     assert site.ask(TILL, "fd91::1", 8080) != ""
-    dump = subprocess.Popen(
-        ["tcpdump", "-ni", "br-shop", "-c", "8", "-w", "/tmp/x.pcap"], stderr=subprocess.DEVNULL
-    )
-    import time
-
-    time.sleep(0.5)
-    r = site.ask(WEB, "192.0.2.2", 8080)
-    time.sleep(0.5)
-    dump.terminate()
-    dump.wait()
-    print(
-        subprocess.run(
-            "tcpdump -nr /tmp/x.pcap; nft list chain inet vnet postrouting; conntrack -L; sysctl net.bridge; nstat -az | grep -i -E 'martian|rpfilt|InAddr|reversepath'",
-            shell=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    )
-    assert r != ""
+    assert site.ask(WEB, "192.0.2.2", 8080) != ""
     site.do(Unpublish("8080-8081"))
     for asker, address in ((world, "192.0.2.2"), (host, "127.0.0.1"), (TILL, "10.91.0.1")):
         assert site.ask(asker, address, 8080) == ""

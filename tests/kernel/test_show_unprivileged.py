@@ -28,7 +28,10 @@ def web(host: ThrowawayHost) -> ThrowawayHost:
 def show(host: ThrowawayHost, topic: str) -> str:
     """What nobody is shown on that host."""
     done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{host.name}", *AS_NOBODY, sys.executable, "-m", "tui.cli", "show", topic],
+        [
+            "nsenter", f"--net=/run/netns/{host.name}", *AS_NOBODY,
+            sys.executable, "-m", "tui.cli", "show", topic,
+        ],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout

@@ -127,7 +127,7 @@ async def test_problems_are_counted_and_told() -> None:
     problem = Problem("nat", "[b]nft[/b] is not installed", "no\x1b such file", "apt-get install nftables")
     snapshot = replace(small_host(), part_problems={"nat": (problem,)})
     async with dashboard(snapshot) as person:
-        assert "1 problem " in person.lines[0]
+        assert " 3 findings " in person.lines[0] and " 1 not read " in person.lines[0]
         await person.press("exclamation_mark")
         assert "[b]nft[/b] is not installed" in person.text
         assert "apt-get install nftables" in person.text

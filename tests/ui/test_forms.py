@@ -343,7 +343,10 @@ async def test_a_guarded_change_wants_to_be_kept(inside_host: ThrowawayHost, ans
     inside_host.run("ip addr add 192.0.2.2/24 dev up0")
     inside_host.run("ip link set up0 up")
     async with writer() as person:
-        await make_network(person, "lan", "tab", *"nic")
+        await keys(person, "n")
+        await keys(person, *"lan", "tab", *"nic")
+        await shows(person, "make the nic-bridged network lan", "ip link set up0 master br-lan")
+        await person.press("enter")
         await shows(person, "Keep it? y / n", "taken back in")
         assert [one["local"] for one in _addresses(inside_host, "br-lan")] == ["192.0.2.2"]
         await person.press(answer)

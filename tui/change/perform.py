@@ -45,9 +45,9 @@ def planned(requests: Sequence[Request], topology: Topology, title: str = "") ->
     return plan_all(requests, topology, _reserved(), remote_session(), title)
 
 
-def look(parts: Sequence[str]) -> Topology:
-    """The host as it is now."""
-    return Topology(read_snapshot(parts))
+def look(parts: Sequence[str], deep: bool = False) -> Topology:
+    """The host as it is now; `deep` with every namespace, else with those that anything in sight leads to."""
+    return Topology(read_snapshot(parts, deep or parts == WHOLE))
 
 
 def perform(
@@ -56,11 +56,16 @@ def perform(
     """Plan and do it, or print its commands (`options.dry_run`); returns the exit code. `approve` is asked
     before anything is done, and again where by then the plan is another one. Raises CommandError."""
     if options.dry_run:
-        return _dry_run(planner(look(parts)), options.json)
+        return _dry_run(_planned_dry(planner, parts), options.json)
     with in_words():
         require_rights()
         offer_recovery(options)
         return _do(options, planner, parts, approve)
+
+
+def _planned_dry(planner: Planner, parts: Sequence[str]) -> Plan | Refused:
+    plan = planner(look(parts))
+    return planner(look(parts, deep=True)) if isinstance(plan, Refused) else plan
 
 
 def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
@@ -105,16 +110,23 @@ def attempt(
     parts: Sequence[str],
     is_approved: Callable[[Plan], bool],
     apply: Callable[[Plan], run.Outcome],
+    deep: bool = False,
 ) -> tuple[Plan | Refused, run.Outcome | None]:
-    """Plan on a fresh look and, where that plan is approved, do it, all under one lock; the outcome is None
-    where nothing was begun. Raises CommandError, Busy, StateError and GuardError."""
+    """Plan on a fresh look (`deep` as there) and, where that plan is approved, do it, all under one lock; the
+    outcome is None where nothing was begun. Nothing is refused but on a deep look. Raises CommandError, Busy,
+    StateError and GuardError."""
     with planning():
-        topology = look(parts)
-        _require_our_rules(topology)
-        plan = planner(topology)
+        plan = _planned_on(look(parts, deep), planner)
+        if isinstance(plan, Refused) and not deep:
+            plan = _planned_on(look(parts, deep=True), planner)
         if isinstance(plan, Refused) or not plan.steps or not is_approved(plan):
             return plan, None
         return plan, apply(plan)
+
+
+def _planned_on(topology: Topology, planner: Planner) -> Plan | Refused:
+    _require_our_rules(topology)
+    return planner(topology)
 
 
 def same(one: Plan, other: Plan) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from core.apply import guard, journal, run
-from core.apply.lock import writing
+from core.apply.lock import planning, writing
 from core.apply.run import Outcome
 from core.ops import Operation, undo_of
 from core.plan import Plan, Refused
@@ -38,7 +39,7 @@ class Session:
         return ""
 
     def look(self, parts: Parts) -> Topology:
-        return perform.look(_PARTS[parts])
+        return perform.look(_PARTS[parts], deep=True)
 
     def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
         return perform.planned(requests, topology)
@@ -53,9 +54,12 @@ class Session:
 
         with in_words():
             plan, outcome = perform.attempt(
-                planner, _PARTS[parts], lambda plan: perform.same(plan, agreed), apply
+                planner, _PARTS[parts], lambda plan: perform.same(plan, agreed), apply, deep=True
             )
-        return _ended(plan, outcome) if outcome else Ended(plan)
+        if outcome is None:
+            return Ended(plan)
+        seconds = guard.SECONDS if outcome.done and isinstance(plan, Plan) and plan.guarded else 0.0
+        return replace(_ended(plan, outcome), seconds=seconds)
 
     def earlier(self) -> tuple[Earlier, ...]:
         with in_words():
@@ -63,16 +67,13 @@ class Session:
         return tuple(_earlier(entry, entries[:place]) for place, entry in enumerate(entries))
 
     def take_back(self, earlier: Earlier, progress: Progress) -> Ended:
-        with in_words():
+        with in_words(), planning():
             entry = journal.find(earlier.entry_id)
-            if entry is None or entry.end == "undone":
-                raise CommandError(f"{earlier.entry_id} was taken back already")
+            if entry is None or entry.end != earlier.end:
+                raise CommandError("nothing was done: that change has come to another end meanwhile")
             refuse_under_later(entry)
             plan = Plan(f"take back: {earlier.title}", undo_of(entry.steps[: entry.begun]))
-            # A guard that reverts at this moment has the lock: it is waited for.
-            outcome = self._logged(
-                plan.title, progress, lambda heard: run.undo(entry, wait=True, progress=heard)
-            )
+            outcome = self._logged(plan.title, progress, lambda heard: run.undo(entry, progress=heard))
         return _ended(plan, outcome)
 
     def forget(self, earlier: Earlier) -> None:

@@ -44,7 +44,7 @@ def name_of(topology: Topology, ref: Ref) -> str:
 def of_container(topology: Topology, container: Container, link: Link | None) -> tuple[Cell, ...]:
     """What is wrong with a container, and with the link that joins it to the network in question."""
     own = container_ref(container.runtime, container.id)
-    wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped") if link is not None else ("dead join",)}
+    wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped") if link else ("dead join",)}
     if link is not None:
         wanted[link_ref(link.key)] = ("link", "port", "mtu")
     found = (

@@ -88,7 +88,7 @@ VIEW = ListView(
     help=(
         ("j k", "from rail to rail, and between the rows of a rail"),
         ("h l", "along a rail: the network, its containers, its way out"),
-        ("◆ ◐ □ ■", "bridged, joined, closed and open containers"),
+        ("◆ ◇ ◐ □ ■", "bridged, routed, joined, closed and open containers"),
         ("/ word", "the same as a list, filtered"),
     ),
 )  # fmt: skip

@@ -229,6 +229,7 @@ def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
     elsewhere: list[Container] = []
     stopped: list[Container] = []
     unread: list[Container] = []
+    cut_off: list[Container] = []
     for container in topology.containers.values():
         if container.uid in placed:
             continue
@@ -236,12 +237,15 @@ def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
         dead = card is not None and card.joined_dead
         if container.netns is None and not dead:
             stopped.append(container)
+        elif dead:
+            cut_off.append(container)
         else:
             by_model = {"closed": closed, "unknown": unread}
             by_model.get(card.model if card else "unknown", elsewhere).append(container)
     asides = (
         ("closed", "loopback only, no way in or out", closed),
         ("wired", "by links of their own, on no bridge of this host", elsewhere),
+        ("cut off", "what they joined is dead", cut_off),
         ("unknown", "their namespaces could not be read", unread),
         ("not running", "without a namespace now", stopped),
     )

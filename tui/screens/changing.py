@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from core.text import safe
@@ -130,22 +129,18 @@ class Changing(Journey):
 
     def _changed(self, ended: Ended | None) -> None:
         """A change was made: say so, and have everything read again."""
+        from core.plan import Plan
+        from tui.changer import Waiting
+
         if ended is None:
             return
         self.desk.source.refresh()
-        plan = ended.plan
-        title = getattr(plan, "title", "")
-        if ended.end == "done" and getattr(plan, "guarded", False):
-            self._ask_whether_it_stays(ended.entry_id)
+        title = ended.plan.title if isinstance(ended.plan, Plan) else ""
+        if ended.seconds:
+            self._ask_to_keep(Waiting(ended.entry_id, title, ended.seconds))
         else:
             hint = "  (u takes it back)" if ended.end == "done" else ""
             self.notify(f"{safe(title)}{hint}", title="Done", markup=False, timeout=4)
-
-    def _ask_whether_it_stays(self, entry_id: str) -> None:
-        with suppress(CommandError):
-            for one in self.changer.waiting() if self.changer else ():
-                if one.entry_id == entry_id:
-                    self._ask_to_keep(one)
 
     def _ask_to_keep(self, waiting: Waiting) -> None:
         from tui.screens.forms.keep import KeepScreen

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
-from core.apply.tools import run_holding_lock
 from core.collect.netns import HOST_PATH
 from core.ops import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, Place
 
 DIRECTORY = Path("/run/netns")
-_MS_BIND, _MNT_DETACH = 4096, 2
+_MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @execute.register
 def _(operation: CreateNamespace, kernel: Kernel) -> None:
-    done = run_holding_lock(["ip", "netns", "add", operation.name])
-    if done.returncode:
-        number = errno.EEXIST if (DIRECTORY / operation.name).exists() else errno.EPERM
-        raise OSError(number, done.stderr.strip() or "ip netns add failed")
+    _share_directory()
+    path = _new_file(operation.name)
+    with _unlinked_on_error(path), ThreadPoolExecutor(1, "namespace") as thrown_away:
+        thrown_away.submit(_mount_new, path).result()
 
 
 @execute.register
@@ -40,15 +43,54 @@ def _(operation: LeaveNamespace, kernel: Kernel) -> None:
 
 @execute.register
 def _(operation: JoinNamespace, kernel: Kernel) -> None:
-    path = DIRECTORY / operation.name
+    path = _new_file(operation.name)
+    with _unlinked_on_error(path):
+        _mount(DIRECTORY / operation.of if operation.of else HOST_PATH, path, _MS_BIND)
+
+
+def _share_directory() -> None:
+    """Make the directory a mount that shares what is mounted in it with other mount namespaces, as
+    ip-netns(8) does: a namespace deleted in one of them is not held by the copies in the others."""
+    DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+    descriptor = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            _mount("", DIRECTORY, _MS_SHARED | _MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: it is no mount yet
+                raise
+            _mount(DIRECTORY, DIRECTORY, _MS_BIND | _MS_REC)
+            _mount("", DIRECTORY, _MS_SHARED | _MS_REC)
+    finally:
+        os.close(descriptor)
+
+
+def _new_file(name: str) -> Path:
+    path = DIRECTORY / name
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    source = DIRECTORY / operation.of if operation.of else HOST_PATH
-    if _libc.mount(os.fsencode(source), os.fsencode(path), b"none", _MS_BIND, None):
-        number = ctypes.get_errno()
+    return path
+
+
+@contextmanager
+def _unlinked_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
         path.unlink()
-        raise OSError(
-            number, f"mounting the namespace of {operation.of or 'the host'}: {os.strerror(number)}"
-        )
+        raise
+
+
+def _mount_new(path: Path) -> None:
+    """Move this thread, which ends soon, to a new network namespace, and mount that."""
+    os.unshare(os.CLONE_NEWNET)
+    _mount("/proc/thread-self/ns/net", path, _MS_BIND)
+
+
+def _mount(source: str | Path, target: Path, flags: int) -> None:
+    if _libc.mount(os.fsencode(source), os.fsencode(target), b"none", ctypes.c_ulong(flags), None):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{target}: {os.strerror(number)}")
 
 
 def _unmount(name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from core.apply import wanted
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
 from core.apply.state import StateError
-from core.apply.tools import run_holding_lock
 from core.collect.netns import HOST_PATH, entered
 from core.ops import HOST, SetRules, SetSysctl, Unwant, Want
 
@@ -22,10 +20,7 @@ def _(operation: SetRules, kernel: Kernel) -> None:
     if at_host:
         wanted.note_rules(operation.text)
     try:
-        with entered(operation.place.path or HOST_PATH, operation.place.inode):
-            done = run_holding_lock(["nft", "-f", "-"], operation.text)
-        if done.returncode:
-            raise OSError(errno.EIO, f"nft: {done.stderr.strip()}")
+        kernel.load_rules(operation.place, operation.text)
     except BaseException:
         if at_host:
             with suppress(StateError):

@@ -34,7 +34,13 @@ def lines_of(log: Sequence[Logged], width: int) -> list[Line]:
         for number, command in enumerate(logged.commands):
             last = number == len(logged.commands) - 1
             mark = "✓ " if not logged.errors else "✗ " if last and logged.end == "undone" else "· "
-            lines += command_lines(command, mark, width)
+            lines += command_lines(_short(command), mark, width)
         lines += [[(part, "bad")] for error in logged.errors for part in wrapped(safe(error), width)]
         lines.append([])
     return lines[:-1]
+
+
+def _short(command: str) -> str:
+    """A command without the text that it is fed."""
+    first, *more = command.split("\n")
+    return f"{first}   ({len(more)} lines: vnet-tui history --json has them)" if more else first

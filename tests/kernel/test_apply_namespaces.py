@@ -1,0 +1,88 @@
+"""A namespace made by an operation is as `ip netns add` makes it, its directory too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core.apply.execute import execute
+from core.apply.kernel import Kernel
+from core.ops import CreateNamespace
+
+pytestmark = pytest.mark.root
+
+_NAME = "made"
+
+
+def by_operation() -> None:
+    with Kernel() as kernel:
+        execute(CreateNamespace(_NAME), kernel)
+
+
+def by_ip() -> None:
+    subprocess.run(["ip", "netns", "add", _NAME], check=True)
+
+
+def made(make: Callable[[], None], again: bool) -> object:
+    """What there is after it was done in a mount namespace with an empty /run (`again`: with one namespace
+    there already), told by a child that ends with it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _empty_run()
+            if again:
+                subprocess.run(["ip", "netns", "add", "earlier"], check=True)
+            make()
+            os.write(writing, json.dumps(_told()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        return json.loads(told.read())
+
+
+def _empty_run() -> None:
+    os.unshare(os.CLONE_NEWNS)
+    for words in ("--make-rprivate /", "-t tmpfs tmpfs /run"):
+        subprocess.run(["mount", *words.split()], check=True)
+
+
+def _told() -> list[object]:
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    ours = [
+        [words[4], words[6].split(":")[0], words[words.index("-") + 1]]
+        for words in mounts
+        if words[4].startswith("/run/netns")
+    ]
+    paths = (Path("/run/netns"), Path("/run/netns", _NAME))
+    links = subprocess.run(["ip", "-j", "-n", _NAME, "link"], check=True, capture_output=True).stdout
+    names = sorted((link["ifname"], link["operstate"]) for link in json.loads(links))
+    return [ours, [oct(path.stat().st_mode) for path in paths], names]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_as_ip_netns_makes_it(again: bool) -> None:
+    told = made(by_operation, again)
+    assert told
+    assert told == made(by_ip, again)
+
+
+def test_only_the_new_name_leads_there() -> None:
+    before = Path("/proc/self/ns/net").stat().st_ino
+    name = f"vt{os.getpid()}new"
+    with Kernel() as kernel:
+        execute(CreateNamespace(name), kernel)
+        try:
+            assert Path("/run/netns", name).stat().st_ino != before
+            assert Path("/proc/self/ns/net").stat().st_ino == before
+            with pytest.raises(FileExistsError):
+                execute(CreateNamespace(name), kernel)
+        finally:
+            subprocess.run(["ip", "netns", "del", name], check=True)

@@ -1,0 +1,215 @@
+"""What the lists and details say of faults, sides, names and addresses is true and leads on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.model import Host, Ref, container_ref, network_ref
+from core.topology import Topology
+from tests.host_builder import HOST
+from tests.snapshots import bridged, small_builder, small_host
+from tests.ui.driver import dashboard
+from tui.present import views
+from tui.present.rows import Detail, Row, Rows
+from tui.present.scene import Scene
+
+SCENE = Scene(Topology(small_host()))
+
+
+def rows_of(view: str, scene: Scene = SCENE) -> Rows:
+    found = views.view_named(view)
+    assert found is not None
+    return found.list.rows(scene)
+
+
+def matching(view: str, text: str, scene: Scene = SCENE) -> list[Row]:
+    rows = rows_of(view, scene).matching(text)
+    return [rows.row(place) for place in range(len(rows))]
+
+
+def cell(view: str, row: Row, column: str) -> str:
+    found = views.view_named(view)
+    assert found is not None
+    names = [each.name for each in found.list.columns]
+    return row.cells[names.index(column)].text
+
+
+def detail_of(name: str, scene: Scene = SCENE) -> Detail:
+    container = next(one for one in scene.topology.containers.values() if one.name == name)
+    return views.detail(scene, container_ref(container.runtime, container.id))
+
+
+def attention(detail: Detail) -> list[tuple[str, Ref | None]]:
+    section = detail.sections[0]
+    return [(cell.text, ref) for _, cell, ref in section.lines] if section.title == "Attention" else []
+
+
+def test_a_detail_begins_with_what_is_wrong() -> None:
+    told = attention(detail_of("web2"))
+    assert [words.partition(":")[0] for words, _ in told] == [
+        "eth0 of web2 has MTU 1400, its bridge br-app 1500",
+        "A rule has dropped 17 packets of web2",
+    ]
+    assert [ref.kind for _, ref in told if ref] == ["link", "nat"]
+    assert not attention(detail_of("db"))
+
+
+def test_an_overlap_is_explained_on_either_side() -> None:
+    host = small_builder()
+    host.bridge("br-old", ("172.18.7.1/24",))
+    host.networks.append(bridged("old", "br-old", "172.18.7.0/24", "172.18.7.1"))
+    scene = Scene(Topology(host.snapshot()))
+    for mine, other in (("net-app", "net-old"), ("net-old", "net-app")):
+        ((words, ref),) = attention(views.detail(scene, network_ref(mine)))
+        assert "overlap" in words and ref == network_ref(other)
+
+
+@pytest.mark.parametrize("view", ["overview", "bridges", "nat", "conntrack", "veths", "containers"])
+def test_ns_means_the_holder_of_either_end(view: str) -> None:
+    assert matching(view, "ns:web1"), view
+    assert len(matching(view, "ns:web1")) < len(rows_of(view))
+
+
+def test_a_dead_joined_namespace_is_not_its_own() -> None:
+    (matrix,) = [section for section in detail_of("orphan").sections if section.title == "Namespaces"]
+    (net,) = [cell for title, cell, _ in matrix.lines if title.startswith("net")]
+    assert (net.text, net.tone) == ("dead: was ffffffffffff's", "bad")
+
+
+def test_a_dead_join_leads_to_the_one_made_anew() -> None:
+    host = small_builder()
+    ns = host.namespace(HOST + 50, names=("side",))
+    target = next(one for one in host.containers if one.name == "db")
+    host.container("docker", "side", ns, network_mode=f"container:{target.id}")
+    scene = Scene(Topology(host.snapshot()))
+    (matrix,) = [section for section in detail_of("side", scene).sections if section.title == "Namespaces"]
+    (line,) = [line for line in matrix.lines if line[0].startswith("net")]
+    assert (line[1].text, line[2]) == ("dead: was db's", container_ref("docker", target.id))
+
+
+def filters() -> Scene:
+    host = small_builder()
+    world = host.namespace(HOST + 60, names=("world",))
+    host.container("netns", "world", world, id="world", namespaces={"net": world})
+    uplink = host.link(HOST, "up0", "veth", ("203.0.113.2/24",), lower=2, lower_nsid=world)
+    host.link(world, "wan0", "veth", ("203.0.113.1/24",), lower=uplink.ifindex, lower_nsid=0)
+    host.routes[HOST][0] = replace(
+        host.routes[HOST][0],
+        nexthops=(replace(host.routes[HOST][0].nexthops[0], gateway="203.0.113.1", ifindex=uplink.ifindex),),
+    )
+    for name, iif, oif in (("out", "br-app", "up0"), ("in", "up0", "br-app"), ("self", "br-app", "br-app")):
+        host.rule("FORWARD", name, table="filter", iif=iif, oif=oif, verdict="accept", packets=1, bytes=60)
+    return Scene(Topology(host.snapshot()))
+
+
+def test_a_filter_is_for_those_it_names_and_says_which_way() -> None:
+    scene = filters()
+    found = {row.cells[1].text: row for row in matching("nat", "kind:filter accept", scene)}
+    told = {name: cell("nat", row, "whose") for name, row in found.items()}
+    assert told == {
+        "accept br-app -> up0": "from app",
+        "accept up0 -> br-app": "to app",
+        "accept br-app -> br-app": "within app",
+    }
+    assert cell("nat", found["accept br-app -> br-app"], "outside") == "–"
+    assert cell("nat", found["accept br-app -> up0"], "hits") == "1 packet"
+    world = next(one for one in scene.topology.containers.values() if one.name == "world")
+    assert not scene.topology.nat_of(world), "the world behind the uplink is not one container"
+
+
+def test_translations_count_connections() -> None:
+    (row,) = matching("nat", "port:8080")
+    assert (cell("nat", row, "hits"), cell("nat", row, "bytes")) == ("310 conns", "–")
+    lines = [line for section in views.detail(SCENE, row.ref).sections for line in section.lines]
+    assert "310" in [text.text for title, text, _ in lines if title == "connections"]
+    assert any("first packet" in text.text for _, text, _ in lines)
+
+
+def test_a_network_lists_a_members_address_on_itself() -> None:
+    sections = views.detail(SCENE, network_ref("net-app")).sections
+    (members,) = [section.lines for section in sections if section.title == "Containers"]
+    assert [cell.text for name, cell, _ in members if name == "api"] == ["172.18.0.4"]
+
+
+def test_routes_and_rules_tell_their_family() -> None:
+    for row in matching("routes", "!kind:namespace"):
+        assert cell("routes", row, "family") == f"IPv{row.terms['family']}"
+
+
+def test_addresses_are_told_in_short() -> None:
+    told = {row.cells[0].text: cell("containers", row, "addr") for row in matching("containers", "")}
+    assert (told["api"], told["web1"], told["monitor"]) == ("172.18.0.4 +1", "172.18.0.2", "the host's")
+
+
+def test_containers_of_one_name_are_told_apart() -> None:
+    host = small_builder()
+    ns = host.namespace(HOST + 50, names=("web1",))
+    host.container("netns", "web1", ns, id="other", pid=None, namespaces={"net": ns})
+    names = [row.cells[0].text for row in matching("containers", "web1", Scene(Topology(host.snapshot())))]
+    assert {name for name in names if name.startswith("web1")} == {"web1 [1001]", f"web1 [{ns}]"}
+
+
+def test_one_that_is_wired_without_a_bridge_is_routed() -> None:
+    scene = filters()
+    world = next(one for one in scene.topology.containers.values() if one.name == "world")
+    assert scene.topology.cards[world.uid].model == "routed"
+    (row,) = matching("containers", "name:world", scene)
+    assert cell("containers", row, "model") == "routed"
+
+
+def test_what_hangs_from_no_rail_stands_under_its_reason() -> None:
+    from tui.present.rails import rails
+
+    told = {
+        rail.name: [figure.name for card in rail.cards for figure in card.figures]
+        for rail in rails(filters().topology)
+        if not rail.drawn
+    }
+    assert told == {"closed": ["vault"], "wired": ["world"], "cut off": ["orphan"]}
+
+
+def test_one_that_cannot_be_entered_is_unknown() -> None:
+    host = small_builder()
+    ns = host.namespace(HOST + 50, names=("shut",))
+    host.links[ns].clear()
+    host.container("netns", "shut", ns, id="shut", pid=None, namespaces={"net": ns})
+    scene = Scene(Topology(host.snapshot(host=Host(netns=HOST, missing_capabilities=("CAP_SYS_ADMIN",)))))
+    (row,) = matching("containers", "name:shut", scene)
+    assert cell("containers", row, "model") == "unknown"
+    (space,) = matching("namespaces", "name:shut", scene)
+    assert cell("namespaces", space, "links") == "?"
+    assert [row.cells[1].text for row in matching("overview", "shut", scene)] == ["? unknown"]
+
+
+def test_mtu_mismatch_outlives_the_rates_in_a_narrow_list() -> None:
+    from tui.present.columns import lay_out
+
+    found = views.view_named("veths")
+    assert found is not None
+    for width in (78, 84, 128):
+        assert "mtu" in [placed.column.name for placed in lay_out(found.list.columns, width)]
+
+
+@pytest.mark.parametrize("width", [78, 84, 128])
+def test_translation_way_and_published_ports_are_always_in_sight(width: int) -> None:
+    from tui.present.columns import lay_out
+
+    for name, wanted in (("conntrack", {"way", "translation"}), ("containers", {"port", "addr"})):
+        found = views.view_named(name)
+        assert found is not None
+        assert wanted <= {placed.column.name for placed in lay_out(found.list.columns, width)}
+
+
+async def test_enter_in_the_panel_goes_to_a_finding() -> None:
+    async with dashboard(small_host()) as person:
+        assert " 3 findings " in person.lines[0] and "not read" not in person.lines[0]
+        await person.press("exclamation_mark")
+        assert "A rule has dropped 17 packets of web2" in person.text
+        await person.press("j", "enter")
+        await person.settle()
+        assert "Veth pairs" in person.lines[2] or "Veth pairs" in person.text
+        assert "eth0 of web2 has MTU 1400" in person.text
+        await person.press("escape")
+        assert person.dashboard.nav.here.view == "overview"
