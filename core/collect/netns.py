@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 HOST_PATH = "/proc/self/ns/net"
 _CURRENT = "/proc/thread-self/ns/net"
@@ -16,12 +17,12 @@ class NamespaceGone(Exception):
 
 def inode_of(path: str) -> int:
     """The inode that identifies the namespace behind `path` (namespaces(7))."""
-    return os.stat(path).st_ino
+    return Path(path).stat().st_ino
 
 
 @contextmanager
 def entered(path: str, inode: int | None = None) -> Iterator[None]:
-    """Run the body with this thread inside the network namespace at `path`; other threads stay where they are.
+    """Run the body with this thread inside the network namespace at `path`; other threads stay.
 
     Sockets opened and processes started in the body belong to that namespace. Do not keep such a socket
     open: it would hold the namespace after its owner let it go. Raises NamespaceGone when `path` no longer

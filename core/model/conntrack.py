@@ -59,7 +59,8 @@ def empty_entries() -> np.ndarray:
 @dataclass(frozen=True, slots=True, eq=False)
 class Conntrack:
     """The table of one namespace: `entries` has dtype CONNTRACK_DTYPE and is read-only; `limit` is
-    nf_conntrack_max, 0 where unknown; `taken_at` Unix time in seconds; `accounting` whether the kernel counts."""
+    nf_conntrack_max, 0 where unknown; `taken_at` Unix time in seconds; `accounting` tells whether the kernel
+    counts."""
 
     ns: int
     entries: np.ndarray = field(default_factory=empty_entries)

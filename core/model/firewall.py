@@ -95,9 +95,10 @@ class NatEntry:
     `inside` are the two sides in short: for what leads in "*:8080" (any address) and "172.18.0.2:80", for
     what leads out the address or link of the way out and the prefix or link it comes from, for a filter where
     to and where from ("" where anything goes). `networks` and `containers` are the ids ("runtime:id" for
-    containers) of those whose address or link it carries, or whose packets it translates. `rules` are the ids of the rules behind it: those
-    that do it, then helpers (hairpin, accept of what was let in); the counters are sums over those that do
-    it, None where none counts. Rules that translate count connections, not packets.
+    containers) of those whose address or link it carries, or whose packets it translates.
+
+    `rules` are the ids of the rules behind it: those that do it, then helpers (hairpin, accept of what was
+    let in); the counters are sums over those that do it, None where none counts. Rules that translate count connections, not packets.
     """
 
     ns: int

@@ -18,7 +18,7 @@ from core.model.routing import Neighbour, PolicyRule, Route
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A port of the host that one of its processes listens on; `address` "0.0.0.0" or "::" means every one."""
+    """A port of the host that a process listens on; `address` "0.0.0.0" or "::" means every one."""
 
     l4_proto: str
     address: str
