@@ -98,7 +98,8 @@ class NatEntry:
     containers) of those whose address or link it carries, or whose packets it translates.
 
     `rules` are the ids of the rules behind it: those that do it, then helpers (hairpin, accept of what was
-    let in); the counters are sums over those that do it, None where none counts. Rules that translate count connections, not packets.
+    let in); the counters are sums over those that do it, None where none counts. Rules that translate count
+    connections, not packets.
     """
 
     ns: int
