@@ -28,7 +28,7 @@ class ThrowawayHost:
     """A network namespace that plays the host while the test runs; further namespaces hang off it."""
 
     def __init__(self) -> None:
-        self.prefix = f"vt{os.getpid()}x{next(_numbers)}"
+        self.prefix = f"v{os.getpid():x}x{next(_numbers):x}"  # short: a container's name has 15 bytes
         self.names: list[str] = []
         self.name = self.namespace("host")
         self.inode = self.inode_of("host")

@@ -42,9 +42,11 @@ from tests.state import state
 pytestmark = pytest.mark.root
 
 WEB, LOG = f"w{os.getpid()}", f"l{os.getpid()}"
-SHOP = CreateNetwork("shop", subnets=("10.91.0.0/24", "fd91::/64"), nat66=True)
-VAULT = CreateNetwork("vault", "internal", ("10.92.0.0/24",))
-ROUTED = CreateNetwork("lan", "routed", ("10.93.0.0/24",), mtu=1400)
+# Subnets of this run alone: an address in any namespace of the machine is in use.
+N = os.getpid() % 256
+SHOP = CreateNetwork("shop", subnets=(f"10.91.{N}.0/24", f"fd91:{N}::/64"), nat66=True)
+VAULT = CreateNetwork("vault", "internal", (f"10.92.{N}.0/24",))
+ROUTED = CreateNetwork("lan", "routed", (f"10.93.{N}.0/24",), mtu=1400)
 WEB_ON_SHOP = CreateContainer(WEB, "bridged", "shop")
 LOG_ON_VAULT = CreateContainer(LOG, "bridged", "vault")
 BOTH = (SHOP, VAULT, WEB_ON_SHOP, LOG_ON_VAULT)
@@ -67,13 +69,19 @@ CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
     "nat": ((), SHOP),
     "internal": ((), VAULT),
     "routed": ((), ROUTED),
-    "smallest": ((), CreateNetwork("vl", "internal", ("10.94.0.0/31",))),
-    "chosen": ((), CreateNetwork("auto", ipv6=True)),
+    "smallest": ((), CreateNetwork("vl", "internal", (f"10.94.{N}.0/31",))),
+    "chosen": (
+        (),
+        CreateNetwork("c", subnets=(f"10.95.{N}.0/24",), gateways=(f"10.95.{N}.254",), bridge="own0"),
+    ),
     "second": ((SHOP,), VAULT),
     "rm-network": (BOTH, RemoveNetwork("shop")),
     "rm-network-with-ports": ((*BOTH, Publish(WEB, "8080", "80")), RemoveNetwork("shop")),
     "attach": ((SHOP, CreateContainer(WEB)), Attach(WEB, "shop")),
-    "attach-chosen": ((SHOP, CreateContainer(WEB)), Attach(WEB, "shop", ("10.91.0.77", "fd91::77"), "lan0")),
+    "attach-chosen": (
+        (SHOP, CreateContainer(WEB)),
+        Attach(WEB, "shop", (f"10.91.{N}.77", f"fd91:{N}::77"), "lan0"),
+    ),
     "attach-internal": ((VAULT, CreateContainer(WEB)), Attach(WEB, "vault")),
     "attach-second": (BOTH, Attach(WEB, "vault")),
     "detach": (BOTH, Detach(WEB, "shop")),

@@ -21,12 +21,14 @@ from tests.conftest import ThrowawayHost
 pytestmark = pytest.mark.root
 
 WEB, LOG, TILL = f"w{os.getpid()}", f"l{os.getpid()}", f"t{os.getpid()}"
+# Subnets of this run alone: an address in any namespace of the machine is in use.
+N = os.getpid() % 256
 NETWORKS = (
-    CreateNetwork("shop", subnets=("10.91.0.0/24", "fd91::/64")),
-    CreateNetwork("vault", "internal", ("10.92.0.0/24",)),
-    CreateContainer(WEB, "bridged", "shop", ("10.91.0.2", "fd91::2")),
-    CreateContainer(TILL, "bridged", "shop", ("10.91.0.3", "fd91::3")),
-    CreateContainer(LOG, "bridged", "vault", ("10.92.0.2",)),
+    CreateNetwork("shop", subnets=(f"10.91.{N}.0/24", f"fd91:{N}::/64")),
+    CreateNetwork("vault", "internal", (f"10.92.{N}.0/24",)),
+    CreateContainer(WEB, "bridged", "shop", (f"10.91.{N}.2", f"fd91:{N}::2")),
+    CreateContainer(TILL, "bridged", "shop", (f"10.91.{N}.3", f"fd91:{N}::3")),
+    CreateContainer(LOG, "bridged", "vault", (f"10.92.{N}.2",)),
 )
 _SERVE = (
     "import socket\n"
@@ -102,16 +104,18 @@ def _settle(*names: str) -> None:
 
 def test_nat_internal_apart_and_joined(site: Site) -> None:
     world, host = site.host.full("world"), site.host.name
-    assert site.pings(WEB, "192.0.2.1") and site.pings(WEB, "10.91.0.3") and site.pings(host, "10.92.0.2")
+    assert (
+        site.pings(WEB, "192.0.2.1") and site.pings(WEB, f"10.91.{N}.3") and site.pings(host, f"10.92.{N}.2")
+    )
     assert not site.pings(LOG, "192.0.2.1")
-    site.host.run("ip route add 10.91.0.0/24 via 192.0.2.2", inside="world")
-    assert site.ask(world, "10.91.0.2") == ""
-    assert not site.pings(LOG, "10.91.0.2") and site.ask(LOG, "10.91.0.2") == ""
+    site.host.run(f"ip route add 10.91.{N}.0/24 via 192.0.2.2", inside="world")
+    assert site.ask(world, f"10.91.{N}.2") == ""
+    assert not site.pings(LOG, f"10.91.{N}.2") and site.ask(LOG, f"10.91.{N}.2") == ""
     site.do(Join("shop", "vault"))
-    assert site.ask(LOG, "10.91.0.2") == "10.92.0.2"
-    assert site.pings(WEB, "10.92.0.2")
+    assert site.ask(LOG, f"10.91.{N}.2") == f"10.92.{N}.2"
+    assert site.pings(WEB, f"10.92.{N}.2")
     site.do(Part("shop", "vault"))
-    assert site.ask(LOG, "10.91.0.2") == ""
+    assert site.ask(LOG, f"10.91.{N}.2") == ""
 
 
 def test_a_published_port_is_reached_from_everywhere(site: Site) -> None:
@@ -123,11 +127,11 @@ def test_a_published_port_is_reached_from_everywhere(site: Site) -> None:
     assert site.ask(host, "192.0.2.2", 8080) != ""
     assert site.ask(host, "127.0.0.1", 8080) != ""
     assert site.ask(host, "2001:db8:2::2", 8080) != ""
-    assert site.ask(TILL, "192.0.2.2", 8080) != "" and site.ask(TILL, "10.91.0.1", 8080) != ""
-    assert site.ask(TILL, "fd91::1", 8080) != ""
+    assert site.ask(TILL, "192.0.2.2", 8080) != "" and site.ask(TILL, f"10.91.{N}.1", 8080) != ""
+    assert site.ask(TILL, f"fd91:{N}::1", 8080) != ""
     assert site.ask(WEB, "192.0.2.2", 8080) != ""
     site.do(Unpublish("8080-8081"))
-    for asker, address in ((world, "192.0.2.2"), (host, "127.0.0.1"), (TILL, "10.91.0.1")):
+    for asker, address in ((world, "192.0.2.2"), (host, "127.0.0.1"), (TILL, f"10.91.{N}.1")):
         assert site.ask(asker, address, 8080) == ""
 
 
@@ -138,11 +142,11 @@ def test_containers_do_not_reach_what_listens_on_the_hosts_loopback(site: Site) 
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout and server.stdout.readline() == "ready\n"
-            assert site.ask(TILL, "10.91.0.1", 99) == "10.91.0.3"
-            _send_loopback_out(TILL, "10.91.0.1")
+            assert site.ask(TILL, f"10.91.{N}.1", 99) == f"10.91.{N}.3"
+            _send_loopback_out(TILL, f"10.91.{N}.1")
             assert site.ask(TILL, "127.0.0.1", 99) == ""
             site.host.run("nft flush chain inet vnet guard")
-            assert site.ask(TILL, "127.0.0.1", 99) == "10.91.0.3"
+            assert site.ask(TILL, "127.0.0.1", 99) == f"10.91.{N}.3"
         finally:
             server.kill()
 
