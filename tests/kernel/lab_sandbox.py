@@ -98,7 +98,9 @@ def _hide_tmp() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmp", "/tmp"], check=True)
     if not checkout.exists():
         checkout.mkdir(parents=True)
-        subprocess.run(["mount", "--bind", f"/proc/self/fd/{here}", checkout], check=True, pass_fds=(here,))
+        subprocess.run(
+            ["mount", "-c", "--bind", f"/proc/self/fd/{here}", checkout], check=True, pass_fds=(here,)
+        )
     os.close(here)
 
 
