@@ -149,8 +149,8 @@ def test_a_restarted_container_is_attached_again(
         wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
     assert engine.host.json("ip -j link show v-app")[0]["master"] == "br-t"
     assert "10.77.0.3/24" in addresses(engine, "log")
-    wait_until(lambda: len(said) >= 2, "the agent to say so")
-    assert all("attached to t again" in sentence for sentence in said)
+    # A first attempt may come before the kernel has cleared away the old pair; it is said, and tried again.
+    wait_until(lambda: sum("attached to t again" in each for each in said) == 2, "the agent to say so")
 
 
 def test_an_attachment_taken_back_stays_away(
