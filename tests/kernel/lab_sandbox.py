@@ -43,15 +43,30 @@ def picture() -> dict[str, list[str]]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             processes.append((folder / "comm").read_text().strip())
-    lsns = subprocess.run(["lsns", "-n", "-o", "TYPE,NS"], capture_output=True, text=True, check=True)
     return {
-        "namespaces": sorted(line.strip() for line in lsns.stdout.splitlines()),
+        "namespaces": _namespaces(),
         "names": sorted(os.listdir("/run/netns")) if Path("/run/netns").is_dir() else [],
-        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+        "mounts": sorted(mount for mount in _mounts() if "/vnet-engine-" not in mount),
         "processes": sorted(processes),
         "files": sorted(os.listdir("/tmp") + os.listdir("/dev/shm") + os.listdir("/run")),
         "links": sorted(line.split(":")[0] for line in Path("/proc/net/dev").read_text().splitlines()),
     }
+
+
+def _namespaces() -> list[str]:
+    """What lsns(8) lists; it fails where something goes while it looks, so it may look again."""
+    for _ in range(5):
+        lsns = subprocess.run(["lsns", "-n", "-o", "TYPE,NS"], capture_output=True, text=True, check=False)
+        if not lsns.returncode:
+            break
+        time.sleep(0.2)
+    lsns.check_returncode()
+    return sorted(line.strip() for line in lsns.stdout.splitlines())
+
+
+def _mounts() -> list[str]:
+    """Mount points, also of other tests' engines, which the kernel takes away here when they go there."""
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def orderly() -> dict[str, Any]:
