@@ -104,7 +104,7 @@ async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: Throwawa
         assert own["prefixlen"] == gateway["prefixlen"] == 24 and own["local"] != gateway["local"]
         (route,) = inside_host.json("ip -j route show default", inside="web")
         assert route["gateway"] == gateway["local"]
-        assert person.source.refreshes == 2
+        await until(person, lambda: person.source.refreshes == 2, "a fresh look after each change")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
@@ -290,6 +290,20 @@ async def test_a_plain_container_is_made_and_deleted(inside_host: ThrowawayHost)
         await person.press("y")
         await closed(person)
     assert not Path(f"/run/netns/{name}").exists()
+
+
+async def test_names_from_outside_are_shown_as_text(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("[b]\x1b[31m\u202e")
+    async with writer() as person:
+        await make_network(person)
+        await keys(person, "a")
+        await keys(person, *name.partition("[")[0])
+        await shows(person, "[b]\\x1b[31m\\u202e")
+        assert "\x1b" not in person.text and "\u202e" not in person.text
+        await shows(person, "attach ")
+        await person.press("enter")
+        await closed(person)
+        assert inside_host.json("ip -j addr show dev eth0", inside="[b]\x1b[31m\u202e")[0]["addr_info"]
 
 
 async def test_the_command_log(inside_host: ThrowawayHost) -> None:
