@@ -7,7 +7,9 @@ import dataclasses
 import gzip
 import json
 import tracemalloc
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,11 @@ def test_truncated_plain(length: int) -> None:
 def test_a_flipped_bit_under_gzip(place: int, bit: int) -> None:
     broken = bytearray(PACKED)
     broken[place] ^= 1 << bit
+    # Some bits of a deflate stream mean nothing (padding, unused codes): the content is the same to the byte.
+    with suppress(zlib.error):
+        if zlib.decompress(broken, zlib.MAX_WBITS | 16) == to_json(RICH):
+            assert to_json(unpack(bytes(broken))) == to_json(RICH)
+            return
     with pytest.raises(CorruptFile) as caught:
         unpack(bytes(broken))
     assert caught.value.try_
