@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from core.collect.netns import entered
+
 _numbers = itertools.count(1)
 
 
@@ -96,12 +98,5 @@ def host() -> Iterator[ThrowawayHost]:
 @pytest.fixture
 def inside_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
     """The same, with the test's main thread inside: collectors then take it for the host."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    there = os.open(f"/run/netns/{host.name}", os.O_RDONLY)
-    os.setns(there, os.CLONE_NEWNET)
-    os.close(there)
-    try:
+    with entered(f"/run/netns/{host.name}"):
         yield host
-    finally:
-        os.setns(home, os.CLONE_NEWNET)
-        os.close(home)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core.collect.conntrack_decode import Decoder
 from core.collect.netlink import NETFILTER, Netlink, attributes
-from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.collect.netns import entered, entry_of
 from core.model import Conntrack, Namespace, Problem
 
 # NFNL_SUBSYS_CTNETLINK << 8 with IPCTNL_MSG_CT_GET and IPCTNL_MSG_CT_GET_STATS.
@@ -28,7 +28,7 @@ def read_conntrack(namespace: Namespace) -> Conntrack:
     """
     accounting = False
     try:
-        with entered(_entry(namespace), namespace.inode):
+        with entered(entry_of(namespace), namespace.inode):
             netlink = Netlink(NETFILTER)
             accounting = _is_counting()
         with netlink:
@@ -41,18 +41,10 @@ def read_conntrack(namespace: Namespace) -> Conntrack:
 def count_conntrack(namespace: Namespace) -> int:
     """How many entries one namespace has, without reading them; raises NamespaceGone, and OSError as the
     kernel words it (PermissionError without CAP_NET_ADMIN)."""
-    with entered(_entry(namespace), namespace.inode):
+    with entered(entry_of(namespace), namespace.inode):
         netlink = Netlink(NETFILTER)
     with netlink:
         return _stats(netlink)[0]
-
-
-def _entry(namespace: Namespace) -> str:
-    if namespace.entry:
-        return namespace.entry
-    if namespace.is_host:
-        return HOST_PATH
-    raise NamespaceGone(f"net:[{namespace.inode}]")
 
 
 def _is_counting() -> bool:

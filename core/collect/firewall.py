@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.collect.iptables import read_iptables
-from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.collect.netns import entered, entry_of
 from core.collect.nft import read_nft
 from core.collect.nftables import Table, read_tables
 from core.collect.tools import ToolFailed, ToolMissing
@@ -51,21 +51,13 @@ def read_firewall(namespace: Namespace) -> Firewall:
     """
     reading = _Reading(namespace.inode)
     try:
-        with entered(_entry(namespace), namespace.inode):
+        with entered(entry_of(namespace), namespace.inode):
             _read_tables(reading)
             for family in _LEGACY:
                 _read_legacy(reading, family)
     except PermissionError:
         reading.problem("the firewall rules of this namespace could not be read", _DENIED, "run as root")
     return reading.result()
-
-
-def _entry(namespace: Namespace) -> str:
-    if namespace.entry:
-        return namespace.entry
-    if namespace.is_host:
-        return HOST_PATH
-    raise NamespaceGone(f"net:[{namespace.inode}]")
 
 
 def _read_tables(reading: _Reading) -> None:

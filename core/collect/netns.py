@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.model import Namespace
+
 HOST_PATH = "/proc/self/ns/net"
 _CURRENT = "/proc/thread-self/ns/net"
 
@@ -18,6 +20,15 @@ class NamespaceGone(Exception):
 def inode_of(path: str) -> int:
     """The inode that identifies the namespace behind `path` (namespaces(7))."""
     return Path(path).stat().st_ino
+
+
+def entry_of(namespace: Namespace) -> str:
+    """The path by which it can be entered; raises NamespaceGone where there is none."""
+    if namespace.entry:
+        return namespace.entry
+    if namespace.is_host:
+        return HOST_PATH
+    raise NamespaceGone(f"net:[{namespace.inode}]")
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
+from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import remove_stale
 from tests.docker.podman_engine import PodmanHost
@@ -35,15 +35,8 @@ def docker_host(docker_engine: DockerHost) -> Iterator[DockerHost]:
 @pytest.fixture
 def inside_docker_host(docker_host: DockerHost) -> Iterator[DockerHost]:
     """The same, with the test's main thread inside its namespace: collectors then take it for the host."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    there = os.open(f"/run/netns/{docker_host.namespace}", os.O_RDONLY)
-    os.setns(there, os.CLONE_NEWNET)
-    os.close(there)
-    try:
+    with entered(f"/run/netns/{docker_host.namespace}"):
         yield docker_host
-    finally:
-        os.setns(home, os.CLONE_NEWNET)
-        os.close(home)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from core.plan import Plan, plan_all
 from core.plan.requests import CreateContainer, CreateNetwork, Join, Part, Publish, Request, Unpublish
 from core.topology import Topology
 from tests.conftest import ThrowawayHost
+from tests.echo import ASK, SERVE
 
 pytestmark = pytest.mark.root
 
@@ -29,18 +30,6 @@ NETWORKS = (
     CreateContainer(WEB, "bridged", "shop", (f"10.91.{N}.2", f"fd91:{N}::2")),
     CreateContainer(TILL, "bridged", "shop", (f"10.91.{N}.3", f"fd91:{N}::3")),
     CreateContainer(LOG, "bridged", "vault", (f"10.92.{N}.2",)),
-)
-_SERVE = (
-    "import socket\n"
-    "s = socket.create_server(('::', 80), family=socket.AF_INET6, dualstack_ipv6=True)\n"
-    "print('ready', flush=True)\n"
-    "while True:\n"
-    "    c, a = s.accept(); c.sendall(a[0].removeprefix('::ffff:').encode()); c.close()\n"
-)
-_ASK = (
-    "import socket, sys\n"
-    "c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
-    "print(c.recv(99).decode())\n"
 )
 
 
@@ -58,7 +47,7 @@ class Site:
 
     def ask(self, name: str, address: str, port: int = 80) -> str:
         """The client's address as the server saw it, "" where it did not answer."""
-        words = ["ip", "netns", "exec", name, sys.executable, "-c", _ASK, address, str(port)]
+        words = ["ip", "netns", "exec", name, sys.executable, "-c", ASK, address, str(port)]
         return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
     def pings(self, name: str, address: str) -> bool:
@@ -80,7 +69,7 @@ def site(inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyP
     server = None
     try:
         made.do(*NETWORKS)
-        words = ["ip", "netns", "exec", WEB, sys.executable, "-c", _SERVE]
+        words = ["ip", "netns", "exec", WEB, sys.executable, "-c", SERVE]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert server.stdout and server.stdout.readline() == "ready\n"
         _settle(host.name, host.full("world"), WEB, TILL)
@@ -137,7 +126,7 @@ def test_a_published_port_is_reached_from_everywhere(site: Site) -> None:
 
 def test_containers_do_not_reach_what_listens_on_the_hosts_loopback(site: Site) -> None:
     site.do(Publish(WEB, "8080", "80"))
-    elsewhere = _SERVE.replace("'::', 80", "'::', 99")
+    elsewhere = SERVE.replace("'::', 80", "'::', 99")
     words = ["ip", "netns", "exec", site.host.name, sys.executable, "-c", elsewhere]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         try:

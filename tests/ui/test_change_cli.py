@@ -9,30 +9,17 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.echo import ASK, SERVE
 from tests.machine import Machine, addresses, link, ok, picture, told, uplink
 from tui.change.requests import ports_of
 
 pytestmark = pytest.mark.root
 
 
-_SERVE = (
-    "import socket\n"
-    "s = socket.create_server(('::', 80), family=socket.AF_INET6, dualstack_ipv6=True)\n"
-    "print('ready', flush=True)\n"
-    "while True:\n"
-    "    c, a = s.accept(); c.sendall(a[0].removeprefix('::ffff:').encode()); c.close()\n"
-)
-_ASK = (
-    "import socket, sys\n"
-    "c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
-    "print(c.recv(99).decode())\n"
-)
-
-
 @contextmanager
 def serving(machine: Machine, inside: str) -> Iterator[None]:
     """A server on TCP port 80 of a namespace that tells each caller its address."""
-    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", _SERVE, inside=inside)
+    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", SERVE, inside=inside)
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout and server.stdout.readline() == "ready\n"
@@ -44,7 +31,7 @@ def serving(machine: Machine, inside: str) -> Iterator[None]:
 
 def ask(machine: Machine, address: str, port: int, inside: str = "") -> str:
     """The caller's address as that server saw it, "" where it did not answer."""
-    return machine.run([sys.executable, "-c", _ASK, address, str(port)], inside, check=False).strip()
+    return machine.run([sys.executable, "-c", ASK, address, str(port)], inside, check=False).strip()
 
 
 def test_a_network_is_made_and_removed(machine: Machine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from core.model import Link, Problem, Ref
+from core.model import Link, Ref
 from core.text import safe
 from core.topology import Topology
 from tui.present import units
@@ -76,15 +76,6 @@ def addresses(link: Link, with_length: bool = True) -> str:
     """A link's addresses, IPv4 first, link-local ones left out."""
     kept = sorted((one for one in link.addresses if one.scope != "link"), key=lambda one: one.family)
     return " ".join(str(one) if with_length else one.address for one in kept)
-
-
-def problems_of(problems: Iterable[Problem], part: str, ns: int | None = None) -> tuple[Line, ...]:
-    """Detail lines for what could not be read of a part."""
-    return tuple(
-        (safe(one.what), Cell(safe(f"{one.why}; {one.try_}".strip("; ")), "warn"), None)
-        for one in problems
-        if one.part == part and ns in (None, one.ns)
-    )
 
 
 def section(title: str, lines: Iterable[Line]) -> tuple[Section, ...]:
