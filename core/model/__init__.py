@@ -12,6 +12,7 @@ from core.model.container import (
     Network,
     PublishedPort,
 )
+from core.model.fastflows import FASTFLOW_DTYPE, FastFlows
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
 from core.model.link import Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
 from core.model.namespace import Namespace
@@ -34,6 +35,7 @@ from core.model.stats import STATS_DTYPE, LinkStats
 
 __all__ = [
     "CONNTRACK_DTYPE",
+    "FASTFLOW_DTYPE",
     "NAMESPACE_KINDS",
     "STATS_DTYPE",
     "TCP_STATES",
@@ -46,6 +48,7 @@ __all__ = [
     "Container",
     "Endpoint",
     "Engine",
+    "FastFlows",
     "FdbEntry",
     "Firewall",
     "FirewallRule",

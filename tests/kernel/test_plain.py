@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Processes:
         self.started.append(process)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        wait_for_exec(int(children[0]))
         return int(children[0])
 
     def close(self) -> None:
@@ -44,6 +46,15 @@ class Processes:
         for process in self.started:
             process.kill()
             process.communicate()
+
+
+def wait_for_exec(pid: int) -> None:
+    """Until the shell has become the sleep: in between, the kernel shows an empty environment."""
+    for _ in range(1000):
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0"):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the shell has not become a sleep")
 
 
 @pytest.fixture
