@@ -1,0 +1,133 @@
+"""The running kernel's type information: offsets of members, ids of functions.
+
+Format: Documentation/bpf/btf.rst of the kernel. Reading it once takes a quarter of a second and is part of compiling; the
+results are kept with the compiled program.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_HEADER = struct.Struct("<HBBIIIII")
+_MAGIC = 0xEB9F
+_STRUCT, _UNION, _ENUM, _FUNC, _ARRAY, _ENUM64 = 4, 5, 6, 12, 3, 19
+# Bytes after the 12 of struct btf_type, by kind: fixed, and for each of `vlen` members.
+_EXTRA = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12),
+          17: (4, 0), 19: (0, 12)}  # fmt: skip
+_MODIFIERS = {8, 9, 10, 11, 18}  # typedef, volatile, const, restrict, type tag
+
+
+class BtfError(Exception):
+    """The type information is missing, damaged, or lacks what was asked for; the text says which."""
+
+
+@dataclass(slots=True)
+class Btf:
+    """An index over a BTF blob: names to type ids, and where each type starts."""
+
+    data: bytes
+    strings: int
+    starts: list[int]
+    structs: dict[str, int] = field(default_factory=dict)
+    functions: dict[str, int] = field(default_factory=dict)
+    enumerators: set[str] = field(default_factory=set)
+
+    def function(self, name: str) -> int | None:
+        """The BTF id of a kernel function; None where this kernel has none of that name."""
+        return self.functions.get(name)
+
+    def size(self, structure: str) -> int:
+        """The size of a structure in bytes."""
+        return self._type(self._struct(structure))[2]
+
+    def offset(self, structure: str, path: str) -> int:
+        """The offset of a member in bytes: `path` has dots between nested members; anonymous ones are looked
+        through, arrays are entered at their first element."""
+        at, type_id = 0, self._struct(structure)
+        for name in path.split("."):
+            found = self._member(type_id, name)
+            if found is None:
+                raise BtfError(f"the kernel's struct {structure} has no member {path}")
+            at += found[0]
+            type_id = found[1]
+        return at
+
+    def _struct(self, name: str) -> int:
+        if name not in self.structs:
+            raise BtfError(f"the kernel's type information has no struct {name}")
+        return self.structs[name]
+
+    def _type(self, type_id: int) -> tuple[int, int, int]:
+        """Name offset, info word, and size or type."""
+        name, info, size = struct.unpack_from("<III", self.data, self.starts[type_id])
+        return name, info, size
+
+    def _resolved(self, type_id: int) -> int:
+        while True:
+            _, info, other = self._type(type_id)
+            kind = info >> 24 & 31
+            if kind == _ARRAY:
+                (other,) = struct.unpack_from("<I", self.data, self.starts[type_id] + 12)
+            elif kind not in _MODIFIERS:
+                return type_id
+            type_id = other
+
+    def _member(self, type_id: int, wanted: str) -> tuple[int, int] | None:
+        type_id = self._resolved(type_id)
+        _, info, _ = self._type(type_id)
+        if info >> 24 & 31 not in (_STRUCT, _UNION):
+            return None
+        for index in range(info & 0xFFFF):
+            name, member, bits = struct.unpack_from("<III", self.data, self.starts[type_id] + 12 + 12 * index)
+            at = (bits & 0xFFFFFF if info >> 31 else bits) // 8
+            text = self._string(name)
+            if text == wanted:
+                return at, member
+            inner = None if text else self._member(member, wanted)
+            if inner is not None:
+                return at + inner[0], inner[1]
+        return None
+
+    def _string(self, offset: int) -> str:
+        start = self.strings + offset
+        return self.data[start : self.data.index(b"\0", start)].decode("ascii", "replace")
+
+
+def read_btf(path: Path = VMLINUX, data: bytes | None = None) -> Btf:
+    """The running kernel's; raises BtfError where there is none or it cannot be understood."""
+    try:
+        return _index(path.read_bytes() if data is None else data)
+    except OSError as error:
+        raise BtfError(f"{path} cannot be read: {error.strerror}") from error
+    except (struct.error, IndexError, KeyError, ValueError) as error:
+        raise BtfError(f"{path} is damaged or of a form this program does not know") from error
+
+
+def _index(data: bytes) -> Btf:
+    magic, _, _, header, types, types_length, strings, _ = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise BtfError("this is no BTF of this machine's byte order")
+    btf = Btf(data, header + strings, [0])
+    at, end = header + types, header + types + types_length
+    unpack = struct.Struct("<II").unpack_from
+    while at < end:
+        name, info = unpack(data, at)
+        kind, members = info >> 24 & 31, info & 0xFFFF
+        if kind == _STRUCT and name:
+            btf.structs.setdefault(btf._string(name), len(btf.starts))
+        elif kind == _FUNC:
+            btf.functions.setdefault(btf._string(name), len(btf.starts))
+        elif kind == _ENUM and not name:
+            names = (struct.unpack_from("<I", data, at + 12 + 8 * each)[0] for each in range(members))
+            btf.enumerators.update(map(btf._string, names))
+        elif kind == _ENUM64 and not name:
+            names = (struct.unpack_from("<I", data, at + 12 + 12 * each)[0] for each in range(members))
+            btf.enumerators.update(map(btf._string, names))
+        btf.starts.append(at)
+        fixed, each = _EXTRA.get(kind, (0, 0))
+        at += 12 + fixed + each * members
+    return btf

@@ -1,0 +1,107 @@
+"""Compiles the fast path with BCC; run as a process of its own, so that LLVM's memory ends with it.
+
+`python -m bpf.compiler OUTPUT` writes the compiled program (bpf/artifact.py) as JSON. BCC wants a kernel's header tree: it
+gets bpf/include/kernel, a few stand-ins around the C library's own UAPI headers, so no kernel headers are needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpf import layout
+from bpf.artifact import KFUNC_BASE, KFUNCS, Artifact, artifact_of
+from bpf.btf import Btf, read_btf
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "fastpath.c"
+UAPI = Path("/usr/include")
+PROGRAM = "fastpath"
+
+
+def main(output: str) -> None:
+    """Compile, and write the result whole or not at all."""
+    artifact = compile_fastpath()
+    target = Path(output)
+    written = target.with_name(f".{target.name}.{os.getpid()}")
+    written.write_text(artifact.to_json())
+    written.chmod(0o600)
+    written.rename(target)
+
+
+def compile_fastpath(source: str | None = None) -> Artifact:
+    """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words it."""
+    btf = read_btf()
+    text = SOURCE.read_text() if source is None else source
+    with _kernel_tree() as tree:
+        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+        from bcc import BPF
+
+        compiled = BPF(text=f"{text}\n{layout.checks()}\n", cflags=list(_flags(btf)))
+    names = {table.map_fd: name.decode() for name, table in _tables(compiled)}
+    return artifact_of(compiled.dump_func(PROGRAM), names, btf)
+
+
+def _tables(compiled: object) -> Iterator[tuple[bytes, object]]:
+    """The maps of a compiled module: BCC knows them by number, and opens them when asked for by name."""
+    for name in MAPS:
+        yield name.encode(), compiled[name.encode()]  # type: ignore[index]
+
+
+MAPS = ("config", "counters", "scratch", "ports", "owners", "macs", "captured", "flows4", "flows6")
+
+
+def _flags(btf: Btf) -> Iterator[str]:
+    yield "-D__LINUX_BPF_H__"
+    yield "-Wno-everything"
+    yield f"-I{HERE}"
+    yield f"-I{HERE / 'include'}"
+    yield f"-DHAVE_BPF_F_IPV6={int('BPF_F_IPV6' in btf.enumerators)}ULL"
+    for number, name in enumerate(KFUNCS):
+        yield f"-DKFUNC_{name}={KFUNC_BASE + number}"
+    for define, value in _offsets(btf).items():
+        yield f"-D{define}={value}"
+
+
+def _offsets(btf: Btf) -> dict[str, int]:
+    """Where the members are that conntrack.h reads."""
+    return {
+        "NF_CONN_STATUS": btf.offset("nf_conn", "status"),
+        "NF_CONN_MARK": btf.offset("nf_conn", "mark"),
+        "NF_CONN_TUPLEHASH": btf.offset("nf_conn", "tuplehash"),
+        "NF_CONN_TCP_STATE": btf.offset("nf_conn", "proto.tcp.state"),
+        "TUPLE_HASH_SIZE": btf.size("nf_conntrack_tuple_hash"),
+        "TUPLE_HASH_TUPLE": btf.offset("nf_conntrack_tuple_hash", "tuple"),
+        "TUPLE_SRC": btf.offset("nf_conntrack_tuple", "src.u3"),
+        "TUPLE_SPORT": btf.offset("nf_conntrack_tuple", "src.u.all"),
+        "TUPLE_DST": btf.offset("nf_conntrack_tuple", "dst.u3"),
+        "TUPLE_DPORT": btf.offset("nf_conntrack_tuple", "dst.u.all"),
+    }
+
+
+@contextmanager
+def _kernel_tree() -> Iterator[Path]:
+    """A folder that BCC takes for a kernel's source."""
+    root = Path(tempfile.mkdtemp(prefix="vnet-tui-"))
+    try:
+        shutil.copytree(HERE / "include" / "kernel", root / "include")
+        uapi = root / "include" / "uapi"
+        uapi.mkdir()
+        (uapi / "linux").symlink_to(UAPI / "linux")
+        (uapi / "asm-generic").symlink_to(UAPI / "asm-generic")
+        triplet = sysconfig.get_config_var("MULTIARCH") or ""
+        found = [each for each in (UAPI / triplet / "asm", UAPI / "asm") if each.is_dir()]
+        (uapi / "asm").symlink_to(found[0] if found else UAPI / "asm")
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The fast path, at TC ingress of containers' links and of uplinks. Conntrack is the authority, the flow maps are a cache of
+ * what it said; what is not found there, not plain, or not allowed goes to the kernel unchanged, with a counted reason. */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/pkt_cls.h>
+#include "conntrack.h"
+#include "packet.h"
+#include "rewrite.h"
+#include "types.h"
+
+#define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
+
+static u64 (*coarse_ns)(void) = (void *)160; /* bpf_ktime_get_coarse_ns */
+static long (*redirect_peer)(u32, u64) = (void *)155;
+#define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
+static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
+
+BPF_ARRAY(config, struct config, 1);
+BPF_PERCPU_ARRAY(counters, struct slot_counters, 1);
+BPF_PERCPU_ARRAY(scratch, struct flow, 1);
+BPF_HASH(ports, u32, struct port, 1);
+BPF_TABLE("hash", struct owner_key, u64, owners, 1);
+BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
+BPF_TABLE("hash", struct owner_key, u32, captured, 1);
+BPF_TABLE("lru_hash", struct key4, struct flow, flows4, 1);
+BPF_TABLE("lru_hash", struct key6, struct flow, flows6, 1);
+
+INLINE void count(u32 slot, u32 verdict)
+{
+	struct slot_counters *slot_counters = counters.lookup(&slot);
+	u64 index = verdict & (COUNTERS - 1);
+	asm volatile("" : "+r"(index)); /* else the bound is known to the compiler, and not to the verifier */
+	if (slot_counters)
+		slot_counters->packets[index & (COUNTERS - 1)]++;
+}
+
+INLINE struct key4 key4_of(const struct packet *packet)
+{
+	struct key4 key = {
+		.src = packet->src[0],
+		.dst = packet->dst[0],
+		.sport = packet->sport,
+		.dport = packet->dport,
+		.l4_proto = packet->l4_proto,
+	};
+	return key;
+}
+
+INLINE struct key6 key6_of(const struct packet *packet)
+{
+	struct key6 key = {.sport = packet->sport, .dport = packet->dport, .l4_proto = packet->l4_proto};
+	__builtin_memcpy(key.src, packet->src, 16);
+	__builtin_memcpy(key.dst, packet->dst, 16);
+	return key;
+}
+
+INLINE struct flow *find(const struct packet *packet)
+{
+	if (packet->family == AF_INET) {
+		struct key4 key = key4_of(packet);
+		return flows4.lookup(&key);
+	}
+	struct key6 key = key6_of(packet);
+	return flows6.lookup(&key);
+}
+
+INLINE void store(const struct packet *packet, struct flow *flow)
+{
+	if (packet->family == AF_INET) {
+		struct key4 key = key4_of(packet);
+		flows4.update(&key, flow);
+	} else {
+		struct key6 key = key6_of(packet);
+		flows6.update(&key, flow);
+	}
+}
+
+/* A FIN, RST or SYN: this direction and the other one belong to the kernel from here on. */
+INLINE void hand_back(struct packet *packet)
+{
+	struct flow *flow = find(packet);
+	if (!flow || flow->action == ACTION_NONE)
+		return;
+	flow->action = ACTION_NONE;
+	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};
+	__builtin_memcpy(other.src, flow->new_dst, 16);
+	__builtin_memcpy(other.dst, flow->new_src, 16);
+	other.sport = flow->new_dport;
+	other.dport = flow->new_sport;
+	flow = find(&other);
+	if (flow)
+		flow->action = ACTION_NONE;
+}
+
+INLINE bool is_captured(const struct packet *packet)
+{
+	struct owner_key key = {.family = packet->family};
+	__builtin_memcpy(key.address, packet->src, 16);
+	if (captured.lookup(&key))
+		return true;
+	__builtin_memcpy(key.address, packet->dst, 16);
+	return captured.lookup(&key);
+}
+
+/* Whether the container on that port may send from this address and this MAC. */
+INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, const u8 *eth)
+{
+	struct owner_key key = {.ifindex = skb->ifindex, .family = packet->family};
+	__builtin_memcpy(key.address, packet->src, 16);
+	u64 *mac = owners.lookup(&key);
+	u64 source = 0;
+	if (!mac)
+		return false;
+	__builtin_memcpy(&source, eth + ETH_ALEN, ETH_ALEN);
+	return *mac == source;
+}
+
+INLINE void fill_fib(struct bpf_fib_lookup *fib, const struct packet *packet, u32 ifindex)
+{
+	fib->family = packet->family;
+	fib->l4_protocol = packet->l4_proto;
+	fib->sport = packet->sport;
+	fib->dport = packet->dport;
+	fib->ifindex = ifindex;
+	fib->tot_len = 1; /* asks for the MTU of the way, without being too long for any */
+	if (packet->family == AF_INET)
+		fib->tos = packet->tos & 0x1c;
+	else
+		fib->flowinfo = 0;
+	__builtin_memcpy(fib->ipv6_src, packet->src, 16);
+	__builtin_memcpy(fib->ipv6_dst, packet->dst, 16);
+}
+
+/* Whether what goes back to the packet's source leaves by the link that it came in on. */
+INLINE bool is_way_back(struct __sk_buff *skb, const struct packet *packet, const struct port *port)
+{
+	struct bpf_fib_lookup fib = {};
+	fill_fib(&fib, packet, port->l3_ifindex);
+	__builtin_memcpy(fib.ipv6_src, packet->dst, 16);
+	__builtin_memcpy(fib.ipv6_dst, packet->src, 16);
+	/* As seen from the host itself: the translated destination may be an address of ours. */
+	long found = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return false;
+	return fib.ifindex == port->l3_ifindex;
+}
+
+INLINE enum verdict fib_verdict(long found)
+{
+	switch (found) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		return V_FAST;
+	case BPF_FIB_LKUP_RET_NOT_FWDED:
+		return V_LOCAL;
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+		return V_FORWARDING_OFF;
+	case BPF_FIB_LKUP_RET_UNSUPP_LWT:
+		return V_TUNNEL;
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		return V_NO_NEIGHBOUR;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return V_MTU;
+	default:
+		return V_NO_ROUTE;
+	}
+}
+
+/* The port of `bridge` behind which that MAC address sits becomes the way out. */
+INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct port *from)
+{
+	struct mac_key key = {.bridge = bridge};
+	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	struct mac_value *to = macs.lookup(&key);
+	if (!to)
+		return false;
+	flow->out_ifindex = to->ifindex;
+	flow->action = to->flags & MAC_PEER ? ACTION_PEER : ACTION_REDIRECT;
+	if (!flow->mtu || to->mtu < flow->mtu)
+		flow->mtu = to->mtu;
+	flow->verdict = from->flags & PORT_ISOLATED && to->flags & MAC_ISOLATED;
+	return true;
+}
+
+/* The way out of a frame that the bridge would switch. */
+INLINE enum verdict find_bridged(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u8 *eth, struct flow *flow
+)
+{
+	u32 moved = flow->new_dst[0] ^ packet->dst[0];
+	if (packet->family == AF_INET6)
+		moved |= (flow->new_dst[1] ^ packet->dst[1]) | (flow->new_dst[2] ^ packet->dst[2]) |
+			(flow->new_dst[3] ^ packet->dst[3]);
+	if (moved)
+		return V_BRIDGED_DNAT;
+	flow->mtu = 0;
+	if (!go_to_port(flow, port->l3_ifindex, eth, port) || flow->out_ifindex == skb->ifindex)
+		return V_NO_PORT;
+	if (flow->verdict)
+		return V_ISOLATED;
+	__builtin_memcpy(flow->eth_out, eth, 12);
+	return V_FAST;
+}
+
+/* The way out of a packet that the host would route: by its destination after translation and its source before it. */
+INLINE enum verdict find_routed(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config,
+	struct flow *flow
+)
+{
+	struct bpf_fib_lookup fib = {};
+	fill_fib(&fib, packet, port->l3_ifindex);
+	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
+	fib.dport = flow->new_dport;
+	enum verdict verdict = fib_verdict(bpf_fib_lookup(skb, &fib, sizeof(fib), 0));
+	if (verdict != V_FAST)
+		return verdict;
+	flow->mtu = fib.mtu_result;
+	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
+	__builtin_memcpy(flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
+	flow->rewrite |= REWRITE_L3;
+	if (go_to_port(flow, fib.ifindex, fib.dmac, port))
+		return V_FAST;
+	if (config->flags & HAS_MULTIPATH)
+		return V_MULTIPATH;
+	flow->out_ifindex = fib.ifindex;
+	flow->action = ACTION_REDIRECT;
+	return V_FAST;
+}
+
+/* What a rewriting changes, as checksum differences (RFC 1624). */
+INLINE void find_differences(const struct packet *packet, struct flow *flow)
+{
+	u32 old[8], new[8];
+	u32 changed = 0;
+	__builtin_memcpy(old, packet->src, 16);
+	__builtin_memcpy(old + 4, packet->dst, 16);
+	__builtin_memcpy(new, flow->new_src, 16);
+	__builtin_memcpy(new + 4, flow->new_dst, 16);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		changed |= old[i] ^ new[i];
+	if (changed) {
+		flow->rewrite |= REWRITE_ADDRESS;
+		flow->addr_diff = bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0);
+	}
+	old[0] = packet->sport << 16 | packet->dport;
+	new[0] = flow->new_sport << 16 | flow->new_dport;
+	if (old[0] != new[0]) {
+		flow->rewrite |= REWRITE_PORT;
+		flow->port_diff = bpf_csum_diff(old, 4, new, 4, 0);
+	}
+}
+
+/* All that a new flow needs to know; any verdict but FAST leaves the packet to the kernel. */
+INLINE enum verdict learn(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
+	const u8 *eth, struct flow *flow
+)
+{
+	bool routed = !__builtin_memcmp(eth, port->mac, ETH_ALEN);
+	if (!routed && !(port->flags & PORT_BRIDGED))
+		return V_OTHER_HOST;
+	if (config->flags & HAS_CAPTURES && is_captured(packet))
+		return V_CAPTURED;
+	if (port->flags & PORT_CONTAINER ? !is_own_source(skb, packet, eth) : !is_way_back(skb, packet, port))
+		return V_SOURCE;
+	if (!routed && port->flags & PORT_L2) {
+		__builtin_memcpy(flow->new_src, packet->src, 16);
+		__builtin_memcpy(flow->new_dst, packet->dst, 16);
+		flow->new_sport = packet->sport;
+		flow->new_dport = packet->dport;
+	} else {
+		if (!routed && !(port->flags & PORT_IPTABLES))
+			return V_OTHER_HOST;
+		enum verdict asked = ask_conntrack(skb, packet, config, flow);
+		if (asked != V_FAST)
+			return asked;
+	}
+	enum verdict verdict = routed ? find_routed(skb, packet, port, config, flow)
+				      : find_bridged(skb, packet, port, eth, flow);
+	flow->verdict = verdict;
+	if (verdict == V_FAST)
+		find_differences(packet, flow);
+	return verdict;
+}
+
+/* Verdicts that the next packet of the flow would get as well: kept, so that it need not ask again at once. */
+INLINE bool is_lasting(enum verdict verdict)
+{
+	return verdict == V_LOCAL || verdict == V_SOURCE || verdict == V_NO_PORT || verdict == V_HELPER ||
+		verdict == V_ISOLATED || verdict == V_CAPTURED || verdict == V_TUNNEL || verdict == V_MULTIPATH;
+}
+
+/* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL. */
+INLINE enum verdict relearn(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
+	const u8 *eth, struct flow *old, u64 now
+)
+{
+	u32 zero = 0;
+	struct flow *flow = scratch.lookup(&zero);
+	if (!flow)
+		return V_CACHE_FULL;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	__builtin_memcpy(flow->eth_in, eth, 12);
+	flow->in_ifindex = skb->ifindex;
+	flow->slot = port->slot;
+	flow->epoch = config->epoch;
+	flow->checked = now;
+	flow->first_seen = now;
+	flow->last_seen = now;
+	enum verdict verdict = learn(skb, packet, config, port, eth, flow);
+	if (old && verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
+	    old->out_ifindex != flow->out_ifindex) {
+		old->action = ACTION_NONE;
+		return V_ROUTE_CHANGED;
+	}
+	/* Who may not send at all changes nothing about a flow of somebody else. */
+	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
+		return verdict;
+	if (verdict != V_FAST) {
+		if (old)
+			old->action = ACTION_NONE;
+		if (!is_lasting(verdict))
+			return verdict;
+		flow->action = ACTION_KERNEL;
+		flow->verdict = verdict;
+	}
+	if (old) {
+		flow->packets = old->packets;
+		flow->bytes = old->bytes;
+		flow->first_seen = old->first_seen;
+		flow->last_seen = old->last_seen;
+	}
+	store(packet, flow);
+	return verdict;
+}
+
+/* The length of the largest packet that a frame makes on the wire, from the IP header on. */
+INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
+{
+	return skb->gso_size ? skb->gso_size + packet->headers : packet->l3_length;
+}
+
+INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 out = flow->out_ifindex;
+	u8 action = flow->action, rewrite = flow->rewrite;
+	if (rewrite) {
+		if (data + ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct udphdr) > end &&
+		    (packet->family != AF_INET ||
+		     data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end))
+			return TO_KERNEL;
+		if (rewrite & REWRITE_L3)
+			__builtin_memcpy(data, flow->eth_out, 12);
+		if (packet->family == AF_INET) {
+			struct iphdr *ip = data + ETH_HLEN;
+			u16 *ports = (void *)(ip + 1);
+			if ((void *)(ports + 2) > end)
+				return TO_KERNEL;
+			rewrite_ipv4(ip, flow);
+			ports[0] = flow->new_sport;
+			ports[1] = flow->new_dport;
+			if (action == ACTION_REDIRECT)
+				skb->priority = TOS_PRIORITIES >> ((packet->tos & 0x1e) * 2) & 15;
+		} else {
+			struct ipv6hdr *ip = data + ETH_HLEN;
+			u16 *ports = (void *)(ip + 1);
+			if ((void *)(ports + 2) > end)
+				return TO_KERNEL;
+			rewrite_ipv6(ip, flow);
+			ports[0] = flow->new_sport;
+			ports[1] = flow->new_dport;
+		}
+		if (rewrite & (REWRITE_ADDRESS | REWRITE_PORT))
+			fix_l4(skb, packet, flow->addr_diff, flow->port_diff, rewrite);
+		/* The hop limit is in no checksum of IPv6, but in the sum of the frame that a card may have given. */
+		if (packet->family == AF_INET6 && rewrite & REWRITE_L3)
+			csum_update(skb, HOP_LIMIT_DIFFERENCE);
+	}
+	if (action == ACTION_PEER)
+		return redirect_peer(out, 0);
+	return bpf_redirect(out, 0);
+}
+
+/* The packet is plain: forward it by its flow, learning that first where need be. */
+INLINE enum verdict decide(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const u8 *eth, struct flow **found,
+	u32 *slot
+)
+{
+	u64 now = coarse_ns();
+	struct flow *flow = find(packet);
+	if (now > config->deadline)
+		return V_LEASE;
+	bool known = flow && flow->epoch == config->epoch && now - flow->checked < config->recheck &&
+		flow->in_ifindex == skb->ifindex && flow->action != ACTION_NONE &&
+		!__builtin_memcmp(flow->eth_in, eth, 12);
+	if (!known) {
+		u32 ifindex = skb->ifindex;
+		struct port *port = ports.lookup(&ifindex);
+		if (!port)
+			return V_PORT;
+		*slot = port->slot;
+		if (!config->generation)
+			return V_PAUSED;
+		enum verdict verdict = relearn(skb, packet, config, port, eth, flow, now);
+		if (verdict != V_FAST)
+			return verdict;
+		flow = find(packet);
+		if (!flow)
+			return V_CACHE_FULL;
+	}
+	*slot = flow->slot;
+	if (flow->action < ACTION_PEER)
+		return flow->verdict;
+	if (wire_length(skb, packet) > flow->mtu)
+		return V_MTU;
+	if (flow->rewrite & REWRITE_L3 && packet->ttl <= 1)
+		return V_TTL;
+	flow->last_seen = now;
+	lock_xadd(&flow->packets, 1);
+	lock_xadd(&flow->bytes, packet->l3_length);
+	*found = flow;
+	return V_FAST;
+}
+
+INLINE enum verdict parse(struct __sk_buff *skb, struct packet *packet)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 size = skb->len - ETH_HLEN;
+	if (data + ETH_HLEN > end)
+		return V_MALFORMED;
+	if (skb->protocol == __builtin_bswap16(ETH_P_IP))
+		return parse_ipv4(data + ETH_HLEN, end, size, skb->gso_size, packet);
+	if (skb->protocol == __builtin_bswap16(ETH_P_IPV6))
+		return parse_ipv6(data + ETH_HLEN, end, size, skb->gso_size, packet);
+	return V_NOT_IP;
+}
+
+INLINE u32 slot_of(u32 ifindex)
+{
+	struct port *port = ports.lookup(&ifindex);
+	return port ? port->slot : 0;
+}
+
+/* The first bytes of a frame that a card delivered may lie outside what a program can address. */
+INLINE bool is_out_of_reach(struct __sk_buff *skb)
+{
+	u32 wanted = ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr);
+	u32 reach = skb->data_end - skb->data;
+	return reach < wanted && reach < skb->len;
+}
+
+int fastpath(struct __sk_buff *skb)
+{
+	u32 zero = 0, slot = 0;
+	u8 eth[12];
+	struct packet packet = {};
+	struct flow *flow = NULL;
+	struct config *now = config.lookup(&zero);
+	if (!now)
+		return TO_KERNEL;
+	if (is_out_of_reach(skb))
+		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
+	enum verdict verdict = parse(skb, &packet);
+	if (skb->vlan_present)
+		verdict = V_VLAN;
+	if (verdict == V_FAST) {
+		void *data = (void *)(long)skb->data;
+		if (data + ETH_HLEN > (void *)(long)skb->data_end)
+			return TO_KERNEL;
+		__builtin_memcpy(eth, data, 12);
+		verdict = eth[0] & 1 ? V_MULTICAST : decide(skb, &packet, now, eth, &flow, &slot);
+	} else {
+		slot = slot_of(skb->ifindex);
+		if (packet.closes)
+			hand_back(&packet);
+	}
+	count(slot, verdict);
+	if (verdict != V_FAST || !flow)
+		return TO_KERNEL;
+	/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
+	if (skb->len > packet.l3_length + ETH_HLEN)
+		bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
+	return rewrite_and_go(skb, &packet, flow);
+}

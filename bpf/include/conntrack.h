@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Asking the kernel's connection tracking. Offsets into its structures (NF_CONN_*) come from the running kernel's BTF, and
+ * the functions, compiled as calls of made-up helper numbers, are put in their place before the program is loaded:
+ * see bpf/artifact.py. */
+#ifndef VNET_CONNTRACK_H
+#define VNET_CONNTRACK_H
+#include "packet.h"
+
+/* include/uapi/linux/netfilter/nf_conntrack_common.h */
+#define IPS_ASSURED (1 << 2)
+#define IPS_CONFIRMED (1 << 3)
+#define IPS_SEQ_ADJUST (1 << 6)
+#define IPS_DYING (1 << 9)
+#define IPS_FIXED_TIMEOUT (1 << 10)
+#define IPS_UNTRACKED (1 << 12)
+#define IPS_HELPER (1 << 13)
+#define TCP_CONNTRACK_ESTABLISHED 3
+
+/* struct bpf_ct_opts of net/netfilter/nf_conntrack_bpf.c, in its first form (12 bytes), which all kernels take. */
+struct ct_options {
+	s32 netns_id;
+	s32 error;
+	u8 l4_proto;
+	u8 direction;
+	u8 reserved[2];
+};
+
+struct nf_conn;
+static struct nf_conn *(*ct_lookup)(struct __sk_buff *, struct bpf_sock_tuple *, u32, struct ct_options *, u32) =
+	(void *)KFUNC_bpf_skb_ct_lookup;
+static void (*ct_release)(struct nf_conn *) = (void *)KFUNC_bpf_ct_release;
+static int (*ct_change_timeout)(struct nf_conn *, u32) = (void *)KFUNC_bpf_ct_change_timeout;
+
+#define CT_U8(ct, offset) (*(volatile u8 *)((void *)(ct) + (offset)))
+#define CT_U16(ct, offset) (*(volatile u16 *)((void *)(ct) + (offset)))
+#define CT_U32(ct, offset) (*(volatile u32 *)((void *)(ct) + (offset)))
+#define CT_TUPLE(direction) (NF_CONN_TUPLEHASH + (direction) * TUPLE_HASH_SIZE + TUPLE_HASH_TUPLE)
+
+/* The addresses and ports that a packet of the other direction than `tuple` has when it leaves. */
+INLINE void ct_translation(struct nf_conn *ct, u32 tuple, struct flow *flow)
+{
+	flow->new_src[0] = CT_U32(ct, tuple + TUPLE_DST);
+	flow->new_dst[0] = CT_U32(ct, tuple + TUPLE_SRC);
+	flow->new_sport = CT_U16(ct, tuple + TUPLE_DPORT);
+	flow->new_dport = CT_U16(ct, tuple + TUPLE_SPORT);
+}
+
+INLINE void ct_translation6(struct nf_conn *ct, u32 tuple, struct flow *flow)
+{
+#pragma unroll
+	for (int i = 1; i < 4; i++) {
+		flow->new_src[i] = CT_U32(ct, tuple + TUPLE_DST + 4 * i);
+		flow->new_dst[i] = CT_U32(ct, tuple + TUPLE_SRC + 4 * i);
+	}
+}
+
+/* Whether an entry may be forwarded by us: confirmed, assured, open, plain, and let through in this direction by the rules
+ * of the present generation. */
+INLINE enum verdict ct_judge(struct nf_conn *ct, u32 direction, u8 l4_proto, const struct config *config)
+{
+	u32 status = CT_U32(ct, NF_CONN_STATUS);
+	u32 mark = CT_U32(ct, NF_CONN_MARK);
+	if (!(status & IPS_CONFIRMED) || status & (IPS_DYING | IPS_UNTRACKED))
+		return V_NO_CONNTRACK;
+	if (!(status & IPS_ASSURED))
+		return V_NOT_ASSURED;
+	if (status & (IPS_SEQ_ADJUST | IPS_HELPER | IPS_FIXED_TIMEOUT))
+		return V_HELPER;
+	if (l4_proto == IPPROTO_TCP && CT_U8(ct, NF_CONN_TCP_STATE) != TCP_CONNTRACK_ESTABLISHED)
+		return V_CLOSING;
+	if ((mark >> (config->mark_shift + 4 * direction) & 15) != config->generation)
+		return V_GENERATION;
+	return V_FAST;
+}
+
+/* Conntrack's verdict on this packet; where it is FAST, the translation is in `flow` and the entry's timer is renewed. */
+INLINE enum verdict ask_conntrack(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct flow *flow
+)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct ct_options options = {.netns_id = -1, .l4_proto = packet->l4_proto};
+	bool ipv6 = packet->family == AF_INET6;
+	struct nf_conn *ct;
+	if (ipv6) {
+		__builtin_memcpy(tuple.ipv6.saddr, packet->src, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, packet->dst, 16);
+		tuple.ipv6.sport = packet->sport;
+		tuple.ipv6.dport = packet->dport;
+		ct = ct_lookup(skb, &tuple, sizeof(tuple.ipv6), &options, sizeof(options));
+	} else {
+		tuple.ipv4.saddr = packet->src[0];
+		tuple.ipv4.daddr = packet->dst[0];
+		tuple.ipv4.sport = packet->sport;
+		tuple.ipv4.dport = packet->dport;
+		ct = ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &options, sizeof(options));
+	}
+	if (!ct)
+		return V_NO_CONNTRACK;
+	u32 reply = options.direction & 1;
+	enum verdict verdict = ct_judge(ct, reply, packet->l4_proto, config);
+	/* A register that may be one of two offsets cannot address a kernel structure: a branch for each. */
+	if (reply)
+		ct_translation(ct, CT_TUPLE(0), flow);
+	else
+		ct_translation(ct, CT_TUPLE(1), flow);
+	if (ipv6) {
+		if (reply)
+			ct_translation6(ct, CT_TUPLE(0), flow);
+		else
+			ct_translation6(ct, CT_TUPLE(1), flow);
+	}
+	if (verdict == V_FAST)
+		ct_change_timeout(ct, packet->l4_proto == IPPROTO_TCP ? config->tcp_timeout : config->udp_timeout);
+	ct_release(ct);
+	return verdict;
+}
+#endif

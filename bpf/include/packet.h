@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Parsing: one cursor, each header checked before it is used; what is not plain is named and left to the kernel. */
+#ifndef VNET_PACKET_H
+#define VNET_PACKET_H
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
+#include "types.h"
+
+#ifndef AF_INET
+#define AF_INET 2
+#define AF_INET6 10
+#endif
+#define FRAGMENT_BITS 0x3fff /* more fragments, and the offset: RFC 791 */
+#define INLINE static __always_inline
+
+struct packet {
+	u32 src[4], dst[4]; /* IPv4 in the first */
+	u16 sport, dport;
+	u8 family; /* AF_* */
+	u8 l4_proto;
+	u8 tos;
+	u8 ttl;
+	u16 l4_offset;
+	u16 headers; /* bytes from the start of the IP header to the payload */
+	u32 l3_length;
+	u8 closes; /* FIN, RST or SYN: the flow is handed back */
+};
+
+/* The sum of an IPv4 header without options, folded: 0xffff where its checksum is right (RFC 1071). */
+INLINE u32 header_sum(const struct iphdr *ip)
+{
+	const u16 *words = (const u16 *)ip;
+	u32 sum = 0;
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* TCP and UDP; `left` is what the IP header says follows it. */
+INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struct packet *packet)
+{
+	if (packet->l4_proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+		if ((void *)(tcp + 1) > end)
+			return V_MALFORMED;
+		u32 header = tcp->doff * 4;
+		if (header < sizeof(*tcp) || header > left)
+			return V_MALFORMED;
+		packet->sport = tcp->source;
+		packet->dport = tcp->dest;
+		packet->headers = l3_header + header;
+		packet->closes = tcp->syn | tcp->fin | tcp->rst;
+		return packet->closes || !tcp->ack ? V_TCP_FLAGS : V_FAST;
+	}
+	if (packet->l4_proto == IPPROTO_UDP) {
+		struct udphdr *udp = l4;
+		if ((void *)(udp + 1) > end)
+			return V_MALFORMED;
+		packet->sport = udp->source;
+		packet->dport = udp->dest;
+		packet->headers = l3_header + sizeof(*udp);
+		u32 length = __builtin_bswap16(udp->len);
+		return length < sizeof(*udp) || length > left ? V_MALFORMED : V_FAST;
+	}
+	return V_PROTOCOL;
+}
+
+/* `size` is the frame's length after the Ethernet header. A frame over 64 KB (BIG TCP) has 0 in the header's length. */
+INLINE enum verdict parse_ipv4(void *data, void *end, u32 size, bool gso, struct packet *packet)
+{
+	struct iphdr *ip = data;
+	if ((void *)(ip + 1) > end || ip->version != 4)
+		return V_MALFORMED;
+	if (ip->ihl != 5)
+		return ip->ihl < 5 ? V_MALFORMED : V_OPTIONS;
+	if (header_sum(ip) != 0xffff)
+		return V_MALFORMED;
+	u32 total = __builtin_bswap16(ip->tot_len);
+	if (!total && gso)
+		total = size;
+	if (total < sizeof(*ip) || total > size)
+		return V_MALFORMED;
+	if (ip->frag_off & __builtin_bswap16(FRAGMENT_BITS))
+		return V_FRAGMENT;
+	packet->family = AF_INET;
+	packet->l4_proto = ip->protocol;
+	packet->tos = ip->tos;
+	packet->ttl = ip->ttl;
+	packet->src[0] = ip->saddr;
+	packet->dst[0] = ip->daddr;
+	packet->l3_length = total;
+	packet->l4_offset = ETH_HLEN + sizeof(*ip);
+	return parse_l4(ip + 1, end, total - sizeof(*ip), sizeof(*ip), packet);
+}
+
+INLINE enum verdict parse_ipv6(void *data, void *end, u32 size, bool gso, struct packet *packet)
+{
+	struct ipv6hdr *ip = data;
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return V_MALFORMED;
+	u32 payload = __builtin_bswap16(ip->payload_len);
+	if (!payload && gso)
+		payload = size - sizeof(*ip);
+	if (payload + sizeof(*ip) > size)
+		return V_MALFORMED;
+	if (ip->nexthdr == IPPROTO_FRAGMENT)
+		return V_FRAGMENT;
+	if (ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING || ip->nexthdr == IPPROTO_DSTOPTS)
+		return V_OPTIONS;
+	packet->family = AF_INET6;
+	packet->l4_proto = ip->nexthdr;
+	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
+	packet->ttl = ip->hop_limit;
+	__builtin_memcpy(packet->src, &ip->saddr, 16);
+	__builtin_memcpy(packet->dst, &ip->daddr, 16);
+	packet->l3_length = payload + sizeof(*ip);
+	packet->l4_offset = ETH_HLEN + sizeof(*ip);
+	return parse_l4(ip + 1, end, payload, sizeof(*ip), packet);
+}
+#endif

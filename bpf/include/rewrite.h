@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Rewriting a packet as its flow says, by checksum differences that were computed when the flow was learned. */
+#ifndef VNET_REWRITE_H
+#define VNET_REWRITE_H
+#include "packet.h"
+
+/* net/ipv4/route.c, ip_tos2prio: the kernel gives forwarded packets this priority, four bits for each of TOS 0, 2, 4 ... */
+#define TOS_PRIORITIES 0x4444666622220000ULL
+
+/* Since Linux 6.16 (and in stable series) the helper must be told; before, the flag is refused. */
+#define BPF_F_IPV6_IF_KNOWN (HAVE_BPF_F_IPV6 << 7)
+
+INLINE u16 fold(u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* RFC 1624: the checksum of a header whose words changed by `difference`. */
+INLINE u16 adjusted(u16 check, u32 difference)
+{
+	u32 sum = (u16)~check;
+	sum += (difference & 0xffff) + (difference >> 16);
+	return ~fold(sum);
+}
+
+INLINE void rewrite_ipv4(struct iphdr *ip, const struct flow *flow)
+{
+	u16 check = ip->check;
+	if (flow->rewrite & REWRITE_ADDRESS) {
+		ip->saddr = flow->new_src[0];
+		ip->daddr = flow->new_dst[0];
+		check = adjusted(check, flow->addr_diff);
+	}
+	if (flow->rewrite & REWRITE_L3) {
+		ip->ttl--;
+		u32 sum = check + 1U; /* TTL is the high byte of its word: net/ipv4, ip_decrease_ttl() */
+		check = sum + (sum >= 0xffff);
+	}
+	ip->check = check;
+}
+
+INLINE void rewrite_ipv6(struct ipv6hdr *ip, const struct flow *flow)
+{
+	if (flow->rewrite & REWRITE_ADDRESS) {
+		__builtin_memcpy(&ip->saddr, flow->new_src, 16);
+		__builtin_memcpy(&ip->daddr, flow->new_dst, 16);
+	}
+	if (flow->rewrite & REWRITE_L3)
+		ip->hop_limit--;
+}
+
+/* The transport checksum, last, for its helpers invalidate packet pointers. They know about checksums that a card still has
+ * to finish; only addresses belong to the pseudo header. */
+INLINE void fix_l4(struct __sk_buff *skb, const struct packet *packet, u32 addr_diff, u32 port_diff, u8 rewrite)
+{
+	bool tcp = packet->l4_proto == IPPROTO_TCP;
+	u32 offset = packet->l4_offset + (tcp ? __builtin_offsetof(struct tcphdr, check) : __builtin_offsetof(struct udphdr, check));
+	u64 flags = tcp ? 0 : BPF_F_MARK_MANGLED_0;
+	u64 family = packet->family == AF_INET6 ? BPF_F_IPV6_IF_KNOWN : 0;
+	if (rewrite & REWRITE_ADDRESS)
+		bpf_l4_csum_replace(skb, offset, 0, addr_diff, flags | BPF_F_PSEUDO_HDR | family);
+	if (rewrite & REWRITE_PORT)
+		bpf_l4_csum_replace(skb, offset, 0, port_diff, flags);
+}
+#endif

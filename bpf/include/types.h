@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the maps hold. bpf/layout.py has the same as numpy dtypes; the compiler checks each offset against it. */
+#ifndef VNET_TYPES_H
+#define VNET_TYPES_H
+
+enum verdict {
+#define VERDICT(name, words) V_##name,
+#include "verdicts.h"
+#undef VERDICT
+	VERDICTS,
+};
+
+#define COUNTERS 64 /* room for verdicts; a power of two, so that an index can be masked */
+
+/* The one entry of the map `config`. */
+struct config {
+	u64 deadline;    /* ns of CLOCK_MONOTONIC: after it, nothing is forwarded (the lease) */
+	u64 recheck;     /* ns after which a flow asks conntrack again */
+	u32 epoch;       /* raised with every change of rules, routes, links or neighbours */
+	u32 generation;  /* of the rules, 1..15; 0: paused */
+	u32 mark_shift;  /* of the original direction's 4 bits in the ct mark; the reply's are the next 4 */
+	u32 tcp_timeout; /* ms, as nf_conntrack_tcp_timeout_established */
+	u32 udp_timeout; /* ms, as nf_conntrack_udp_timeout_stream */
+	u32 flags;       /* CONFIG_* */
+};
+#define HAS_CAPTURES 1  /* look up the map `captured` */
+#define HAS_MULTIPATH 2 /* routes with several next hops exist: leave what goes out of the host to the kernel */
+
+/* A link on which the program runs: the map `ports`, by ifindex. */
+struct port {
+	u32 l3_ifindex; /* the bridge it is a port of, or itself */
+	u32 slot;       /* its row of the map `counters` */
+	u32 flags;      /* PORT_* */
+	u8 mac[6];      /* of l3_ifindex */
+	u8 pad[2];
+};
+#define PORT_BRIDGED 1   /* port of a bridge */
+#define PORT_CONTAINER 2 /* sources are checked against the map `owners` */
+#define PORT_ISOLATED 4
+#define PORT_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
+#define PORT_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
+
+/* Who may send from where: the map `owners`; the value is the MAC address. */
+struct owner_key {
+	u32 ifindex;
+	u32 family;
+	u32 address[4]; /* IPv4 in the first */
+};
+
+/* Where a MAC address sits behind a bridge: the map `macs`. */
+struct mac_key {
+	u32 bridge;
+	u8 mac[6];
+	u8 pad[2];
+};
+struct mac_value {
+	u32 ifindex;
+	u16 flags; /* MAC_* */
+	u16 mtu;
+};
+#define MAC_PEER 1 /* a veth whose other end is in another namespace: go right there */
+#define MAC_ISOLATED 2
+
+struct key4 {
+	u32 src, dst;
+	u16 sport, dport;
+	u8 l4_proto, pad[3];
+};
+
+struct key6 {
+	u32 src[4], dst[4];
+	u16 sport, dport;
+	u8 l4_proto, pad[3];
+};
+
+/* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple as its packets arrive. */
+struct flow {
+	u64 packets;
+	u64 bytes;
+	u64 last_seen; /* ns of CLOCK_MONOTONIC */
+	u64 checked;
+	u32 epoch;
+	u32 in_ifindex;
+	u32 out_ifindex;
+	u16 mtu;
+	u8 action;      /* ACTION_* */
+	u8 rewrite;     /* REWRITE_* */
+	u8 eth_in[12];  /* destination and source MAC, as they arrive */
+	u8 eth_out[12]; /* as they leave */
+	u32 addr_diff;  /* checksum difference of the addresses */
+	u32 port_diff;  /* and of the ports */
+	u32 slot;
+	u16 new_sport, new_dport;
+	u32 new_src[4], new_dst[4];
+	u64 first_seen;
+	u32 verdict;    /* with ACTION_KERNEL: why */
+	u32 pad;
+};
+#define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
+#define ACTION_KERNEL 1   /* belongs to the kernel: do not ask before `recheck` */
+#define ACTION_PEER 2     /* bpf_redirect_peer */
+#define ACTION_REDIRECT 3 /* bpf_redirect */
+#define REWRITE_L3 1      /* routed: time to live and MAC addresses */
+#define REWRITE_ADDRESS 2
+#define REWRITE_PORT 4
+
+struct slot_counters {
+	u64 packets[COUNTERS];
+};
+#endif

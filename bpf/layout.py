@@ -1,0 +1,116 @@
+"""What the maps of the fast path hold, as numpy dtypes: the same structures as bpf/include/types.h.
+
+The compiler checks every offset and size against these (`checks`), so that the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+COUNTERS = 64
+
+CONFIG = np.dtype(
+    [
+        ("deadline", "u8"),
+        ("recheck", "u8"),
+        ("epoch", "u4"),
+        ("generation", "u4"),
+        ("mark_shift", "u4"),
+        ("tcp_timeout", "u4"),
+        ("udp_timeout", "u4"),
+        ("flags", "u4"),
+    ]
+)
+HAS_CAPTURES, HAS_MULTIPATH = 1, 2
+
+PORT = np.dtype(
+    [("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))]
+)
+PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES = 1, 2, 4, 8, 16
+
+# IPv4 addresses stand in the first four bytes.
+OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])
+OWNER = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
+
+MAC_KEY = np.dtype([("bridge", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))])
+MAC_VALUE = np.dtype([("ifindex", "u4"), ("flags", "u2"), ("mtu", "u2")])
+MAC_PEER, MAC_ISOLATED = 1, 2
+
+# Addresses and ports are in network order.
+KEY4 = np.dtype(
+    [
+        ("src", "u1", (4,)),
+        ("dst", "u1", (4,)),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("l4_proto", "u1"),
+        ("pad", "u1", (3,)),
+    ]
+)
+KEY6 = np.dtype(
+    [
+        ("src", "u1", (16,)),
+        ("dst", "u1", (16,)),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("l4_proto", "u1"),
+        ("pad", "u1", (3,)),
+    ]
+)
+
+FLOW = np.dtype(
+    [
+        ("packets", "u8"),
+        ("bytes", "u8"),
+        ("last_seen", "u8"),
+        ("checked", "u8"),
+        ("epoch", "u4"),
+        ("in_ifindex", "u4"),
+        ("out_ifindex", "u4"),
+        ("mtu", "u2"),
+        ("action", "u1"),
+        ("rewrite", "u1"),
+        ("eth_in", "u1", (12,)),
+        ("eth_out", "u1", (12,)),
+        ("addr_diff", "u4"),
+        ("port_diff", "u4"),
+        ("slot", "u4"),
+        ("new_sport", ">u2"),
+        ("new_dport", ">u2"),
+        ("new_src", "u1", (16,)),
+        ("new_dst", "u1", (16,)),
+        ("first_seen", "u8"),
+        ("verdict", "u4"),
+        ("pad", "u4"),
+    ]
+)
+ACTION_NONE, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3
+REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT = 1, 2, 4
+
+SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])
+
+_STRUCTURES = {
+    "config": CONFIG,
+    "port": PORT,
+    "owner_key": OWNER_KEY,
+    "mac_key": MAC_KEY,
+    "mac_value": MAC_VALUE,
+    "key4": KEY4,
+    "key6": KEY6,
+    "flow": FLOW,
+    "slot_counters": SLOT_COUNTERS,
+}
+
+
+def checks() -> str:
+    """C declarations that do not compile unless types.h and this module agree."""
+    return "\n".join(_checks())
+
+
+def _checks() -> Iterator[str]:
+    for name, dtype in _STRUCTURES.items():
+        yield f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}");'
+        for field, (_, offset, *_) in (dtype.fields or {}).items():
+            yield f'_Static_assert(__builtin_offsetof(struct {name}, {field}) == {offset}, "{name}.{field}");'

@@ -1,0 +1,147 @@
+"""Makes the maps, puts the compiled program into the kernel, and keeps the compiled form for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bpf import layout, syscall
+from bpf.artifact import Artifact
+from bpf.btf import VMLINUX
+
+HERE = Path(__file__).parent
+CACHE = Path("/var/cache/vnet-tui")
+SLOTS = 1024  # links that can be counted one by one; slot 0 is of those that are unknown
+PORTS, OWNERS, MACS, CAPTURED = 4096, 65536, 16384, 1024
+FLOWS = 65536
+
+
+class CannotCompile(Exception):
+    """The program could not be made for this kernel; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """One map: its kind, key and value as in bpf/layout.py, how many entries."""
+
+    kind: int
+    key: np.dtype
+    value: np.dtype
+    entries: int
+
+
+_INDEX = np.dtype("u4")
+
+
+def maps(flows: int = FLOWS) -> dict[str, Map]:
+    """All maps of the fast path by their names in fastpath.c; `flows` is the room for flows of each family."""
+    return {
+        "config": Map(syscall.MAP_ARRAY, _INDEX, layout.CONFIG, 1),
+        "counters": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.SLOT_COUNTERS, SLOTS),
+        "scratch": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.FLOW, 1),
+        "ports": Map(syscall.MAP_HASH, _INDEX, layout.PORT, PORTS),
+        "owners": Map(syscall.MAP_HASH, layout.OWNER_KEY, layout.OWNER, OWNERS),
+        "macs": Map(syscall.MAP_HASH, layout.MAC_KEY, layout.MAC_VALUE, MACS),
+        "captured": Map(syscall.MAP_HASH, layout.OWNER_KEY, _INDEX, CAPTURED),
+        "flows4": Map(syscall.MAP_LRU_HASH, layout.KEY4, layout.FLOW, flows),
+        "flows6": Map(syscall.MAP_LRU_HASH, layout.KEY6, layout.FLOW, flows),
+    }
+
+
+@dataclass(slots=True)
+class Loaded:
+    """The program in the kernel: `program` and `maps` are descriptors; all of it ends with them."""
+
+    program: int
+    maps: dict[str, int]
+
+    def close(self) -> None:
+        """Give everything back; the kernel frees it once no link holds the program either."""
+        for descriptor in (self.program, *self.maps.values()):
+            os.close(descriptor)
+
+
+def load(flows: int = FLOWS, cache: Path = CACHE) -> Loaded:
+    """The fast path, loaded; compiled first where this kernel has not seen it yet.
+
+    Raises CannotCompile, syscall.Rejected (the verifier), OSError (rights, memory).
+    """
+    artifact = compiled(cache)
+    made: dict[str, int] = {}
+    try:
+        for name, each in maps(flows).items():
+            made[name] = syscall.create_map(
+                each.kind, each.key.itemsize, each.value.itemsize, each.entries, name
+            )
+        program = syscall.load_program(syscall.PROG_SCHED_CLS, artifact.with_maps(made), "vnet_fastpath")
+    except BaseException:
+        for descriptor in made.values():
+            os.close(descriptor)
+        raise
+    return Loaded(program, made)
+
+
+def reload(loaded: Loaded, cache: Path = CACHE) -> int:
+    """Another copy of the program on the same maps (an upgrade): its descriptor."""
+    code = compiled(cache).with_maps(loaded.maps)
+    return syscall.load_program(syscall.PROG_SCHED_CLS, code, "vnet_fastpath")
+
+
+def compiled(cache: Path = CACHE) -> Artifact:
+    """The compiled program, from the cache where the same source was compiled for this very kernel."""
+    path = cache / f"fastpath-{_fingerprint()}.json"
+    kept = _kept(path)
+    if kept is not None:
+        return kept
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCompile(f"{cache} cannot be made: {error.strerror}") from error
+    _compile(path)
+    made = _kept(path)
+    if made is None:
+        raise CannotCompile("the compiler left no result")
+    return made
+
+
+def _fingerprint() -> str:
+    """Of all that the result depends on: our source, and the kernel's types."""
+    digest = hashlib.sha256()
+    for path in sorted((*HERE.glob("*.py"), *HERE.glob("*.[ch]"), *HERE.glob("include/**/*.h"))):
+        digest.update(path.read_bytes())
+    try:
+        digest.update(VMLINUX.read_bytes())
+    except OSError as error:
+        raise CannotCompile(f"{VMLINUX}: {error.strerror}: this kernel tells nothing of its types") from error
+    return digest.hexdigest()[:24]
+
+
+def _kept(path: Path) -> Artifact | None:
+    """What lies in the cache, if it is ours: nobody else may have written what goes into the kernel."""
+    try:
+        with path.open() as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                return None
+            return Artifact.from_json(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _compile(path: Path) -> None:
+    """In a process of its own: BCC with LLVM takes 150 MB, which only the end of a process gives back."""
+    words = [sys.executable, "-m", "bpf.compiler", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        why = lines[-1] if lines else f"the compiler ended with {done.returncode}"
+        if "No module named 'bcc'" in why:
+            why = "BCC is not installed (Debian: python3-bpfcc, Fedora: python3-bcc)"
+        raise CannotCompile(why)

@@ -1,0 +1,261 @@
+"""The bpf(2) system call: maps, programs, links; one function a command, plain integers for descriptors.
+
+Numbers and layouts: include/uapi/linux/bpf.h. Every failure is an OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 6, 9
+PROG_SCHED_CLS = 3
+TCX_INGRESS = 46
+STATS_RUN_TIME = 0
+F_BEFORE, F_AFTER = 1 << 3, 1 << 4
+
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
+_PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY = 5, 10, 16
+_MAP_NEXT_KEY = 4
+_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+_MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
+_LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS = 28, 29, 32
+
+_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def bpf(command: int, attributes: bytes | bytearray | ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(command, attributes); a bytearray is updated in place with what the kernel wrote."""
+    buffer = (ctypes.c_char * len(attributes)).from_buffer_copy(bytes(attributes))
+    number = _NUMBERS[platform.machine()]
+    result = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_long(command), buffer, ctypes.c_long(len(attributes))
+    )
+    if isinstance(attributes, bytearray):
+        attributes[:] = buffer.raw
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)
+
+
+def _pointer(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def _bytes_at(data: bytes) -> tuple[np.ndarray, int]:
+    array = np.frombuffer(bytearray(data), np.uint8)
+    return array, _pointer(array)
+
+
+def create_map(kind: int, key_size: int, value_size: int, entries: int, name: str, flags: int = 0) -> int:
+    """A new map; its name is cut to the 15 bytes that the kernel keeps."""
+    attributes = struct.pack(
+        "<IIIIIII16s", kind, key_size, value_size, entries, flags, 0, 0, name.encode()[:15]
+    )
+    return bpf(_MAP_CREATE, attributes)
+
+
+def lookup(map_fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of a key, or None; of a per-CPU map the values of all CPUs, one after the other (each rounded
+    up to eight bytes: `value_size` is their sum)."""
+    keys, key_at = _bytes_at(key)
+    value = np.zeros(value_size, np.uint8)
+    try:
+        bpf(_MAP_LOOKUP, struct.pack("<IxxxxQQQ", map_fd, key_at, _pointer(value), 0))
+    except FileNotFoundError:
+        return None
+    del keys
+    return value.tobytes()
+
+
+def update(map_fd: int, key: bytes, value: bytes) -> None:
+    """Set a key's value."""
+    keys, key_at = _bytes_at(key)
+    values, value_at = _bytes_at(value)
+    bpf(_MAP_UPDATE, struct.pack("<IxxxxQQQ", map_fd, key_at, value_at, 0))
+    del keys, values
+
+
+def delete(map_fd: int, key: bytes) -> bool:
+    """Forget a key; whether it was there."""
+    keys, key_at = _bytes_at(key)
+    try:
+        bpf(_MAP_DELETE, struct.pack("<IxxxxQQQ", map_fd, key_at, 0, 0))
+    except FileNotFoundError:
+        return False
+    del keys
+    return True
+
+
+def keys(map_fd: int, key_size: int) -> list[bytes]:
+    """All keys of a small map."""
+    found: list[bytes] = []
+    here = np.zeros(key_size, np.uint8)
+    after = np.zeros(key_size, np.uint8)
+    at = 0
+    while True:
+        try:
+            bpf(_MAP_NEXT_KEY, struct.pack("<IxxxxQQQ", map_fd, at, _pointer(after), 0))
+        except FileNotFoundError:
+            return found
+        found.append(after.tobytes())
+        here[:] = after
+        at = _pointer(here)
+
+
+def read_all(map_fd: int, key: np.dtype, value: np.dtype, entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of a hash map as columns, in few system calls; `entries` is its size.
+
+    Entries that come or go meanwhile may be missed or read twice, as with any walk of a hash table.
+    """
+    found_keys = np.zeros(entries, key)
+    found_values = np.zeros(entries, value)
+    token = np.zeros(max(key.itemsize, 8), np.uint8)
+    count, first = 0, True
+    while count < entries:
+        attributes = bytearray(
+            struct.pack(
+                "<QQQQIIQQ",
+                0 if first else _pointer(token),
+                _pointer(token),
+                _pointer(found_keys[count:]),
+                _pointer(found_values[count:]),
+                entries - count,
+                map_fd,
+                0,
+                0,
+            )
+        )
+        try:
+            bpf(_MAP_LOOKUP_BATCH, attributes)
+        except FileNotFoundError:
+            count += struct.unpack_from("<I", attributes, 32)[0]
+            break
+        count += struct.unpack_from("<I", attributes, 32)[0]
+        first = False
+    return found_keys[:count], found_values[:count]
+
+
+def write_all(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
+    """Set many keys in one system call; both are contiguous and of equal length."""
+    attributes = struct.pack("<QQQQIIQQ", 0, 0, _pointer(keys), _pointer(values), len(keys), map_fd, 0, 0)
+    bpf(_MAP_UPDATE_BATCH, attributes)
+
+
+class Rejected(Exception):
+    """The kernel's verifier refused a program; the text is the end of its log."""
+
+
+def load_program(kind: int, instructions: bytes, name: str) -> int:
+    """Load a program (GPL-compatible, as its helpers need); raises Rejected with the verifier's words."""
+    code, code_at = _bytes_at(instructions)
+    license_text, license_at = _bytes_at(b"GPL\0")
+    log = np.zeros(1 << 20, np.uint8)
+
+    def attributes(level: int) -> bytes:
+        return struct.pack(
+            "<IIQQIIQII16sIIIIQIIQII",
+            kind, len(instructions) // 8, code_at, license_at,
+            level, len(log) if level else 0, _pointer(log) if level else 0, 0, 0,
+            name.encode()[:15], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+
+    try:
+        return bpf(_PROG_LOAD, attributes(0))
+    except OSError as error:
+        if error.errno in (1, 7):
+            raise
+    try:
+        return bpf(_PROG_LOAD, attributes(1))
+    except OSError as error:
+        text = log.tobytes().split(b"\0", 1)[0].decode("utf-8", "replace")
+        raise Rejected(f"{error.strerror}: {text[-2000:]}") from error
+    finally:
+        del code, license_text
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """What a program made of a packet: its return value, the packet afterwards, ns a run, and the context."""
+
+    result: int
+    packet: bytes
+    duration: int
+    context: bytes
+
+
+def test_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> TestRun:
+    """BPF_PROG_TEST_RUN on a frame; `context` is a struct __sk_buff (its ifindex, gso_size, ... are taken)."""
+    given, given_at = _bytes_at(packet)
+    out = np.zeros(len(packet) + 256, np.uint8)
+    ctx_in, ctx_at = _bytes_at(context or b"\0")
+    ctx_out = np.zeros(max(len(context), 1), np.uint8)
+    attributes = bytearray(
+        struct.pack(
+            "<IIIIQQIIIIQQIII4x",
+            prog_fd, 0, len(packet), len(out), given_at, _pointer(out), repeat, 0,
+            len(context), len(context), ctx_at if context else 0, _pointer(ctx_out) if context else 0,
+            0, 0, 0,
+        )
+    )  # fmt: skip
+    bpf(_PROG_TEST_RUN, attributes)
+    result, _, size = struct.unpack_from("<III", attributes, 4)
+    (duration,) = struct.unpack_from("<I", attributes, 36)
+    del given, ctx_in
+    return TestRun(result, out[:size].tobytes(), duration, ctx_out.tobytes())
+
+
+def attach_tcx(prog_fd: int, ifindex: int) -> int:
+    """A link that holds the program at the end of an interface's tcx ingress; it ends with its last descriptor."""
+    return bpf(_LINK_CREATE, struct.pack("<IIIIIIQ", prog_fd, ifindex, TCX_INGRESS, 0, 0, 0, 0))
+
+
+def replace_program(link_fd: int, prog_fd: int) -> None:
+    """Put another program in a link's place; no packet passes without one."""
+    bpf(_LINK_UPDATE, struct.pack("<IIII", link_fd, prog_fd, 0, 0))
+
+
+def attached(ifindex: int) -> list[int]:
+    """The ids of the programs at an interface's tcx ingress, in their order."""
+    ids = np.zeros(64, np.uint32)
+    attributes = bytearray(
+        struct.pack("<IIIIQIIQQQQ", ifindex, TCX_INGRESS, 0, 0, _pointer(ids), len(ids), 0, 0, 0, 0, 0)
+    )
+    bpf(_PROG_QUERY, attributes)
+    (count,) = struct.unpack_from("<I", attributes, 24)
+    return [int(each) for each in ids[:count]]
+
+
+def map_by_id(map_id: int) -> int:
+    """A descriptor for a map that another process made."""
+    return bpf(_MAP_FD_BY_ID, struct.pack("<III", map_id, 0, 0))
+
+
+def program_by_id(prog_id: int) -> int:
+    """A descriptor for a program that another process loaded."""
+    return bpf(_PROG_FD_BY_ID, struct.pack("<III", prog_id, 0, 0))
+
+
+def info(fd: int, size: int) -> bytes:
+    """The kernel's struct bpf_map_info, bpf_prog_info or bpf_link_info of a descriptor; its first words are
+    type and id."""
+    answer = np.zeros(size, np.uint8)
+    bpf(_INFO_BY_FD, struct.pack("<IIQ", fd, size, _pointer(answer)))
+    return answer.tobytes()
+
+
+def id_of(fd: int) -> int:
+    """The id of a map or program."""
+    return int(struct.unpack_from("<II", info(fd, 8))[1])
+
+
+def enable_run_stats() -> int:
+    """Count programs' run time for as long as the returned descriptor is open."""
+    return bpf(_ENABLE_STATS, struct.pack("<I", STATS_RUN_TIME))
