@@ -10,14 +10,14 @@
 
 #define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
 
-static u64 (*coarse_ns)(void) = (void *)160; /* bpf_ktime_get_coarse_ns */
+static u64 (*jiffies64)(void) = (void *)118; /* the kernel puts it in place of the call; a clock would be one */
 static long (*redirect_peer)(u32, u64) = (void *)155;
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
 static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
 
 BPF_ARRAY(config, struct config, 1);
 BPF_PERCPU_ARRAY(counters, struct slot_counters, 1);
-BPF_PERCPU_ARRAY(scratch, struct flow, 1);
+BPF_PERCPU_ARRAY(scratch, struct flow, 2);
 BPF_HASH(ports, u32, struct port, 1);
 BPF_TABLE("hash", struct owner_key, u64, owners, 1);
 BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
@@ -36,21 +36,18 @@ INLINE void count(u32 slot, u32 verdict)
 
 INLINE struct key4 key4_of(const struct packet *packet)
 {
-	struct key4 key = {
-		.src = packet->src[0],
-		.dst = packet->dst[0],
-		.sport = packet->sport,
-		.dport = packet->dport,
-		.l4_proto = packet->l4_proto,
-	};
+	struct key4 key;
+	key.words[0] = packet->addresses;
+	key.words[1] = packet->ports | (u64)packet->l4_proto << 32;
 	return key;
 }
 
 INLINE struct key6 key6_of(const struct packet *packet)
 {
-	struct key6 key = {.sport = packet->sport, .dport = packet->dport, .l4_proto = packet->l4_proto};
+	struct key6 key;
 	__builtin_memcpy(key.src, packet->src, 16);
 	__builtin_memcpy(key.dst, packet->dst, 16);
+	key.word = packet->ports | (u64)packet->l4_proto << 32;
 	return key;
 }
 
@@ -85,8 +82,8 @@ INLINE void hand_back(struct packet *packet)
 	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};
 	__builtin_memcpy(other.src, flow->new_dst, 16);
 	__builtin_memcpy(other.dst, flow->new_src, 16);
-	other.sport = flow->new_dport;
-	other.dport = flow->new_sport;
+	other.addresses = flow->new_dst[0] | (u64)flow->new_src[0] << 32;
+	other.ports = flow->new_dport | (u32)flow->new_sport << 16;
 	flow = find(&other);
 	if (flow)
 		flow->action = ACTION_NONE;
@@ -103,7 +100,7 @@ INLINE bool is_captured(const struct packet *packet)
 }
 
 /* Whether the container on that port may send from this address and this MAC. */
-INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, const u8 *eth)
+INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
 {
 	struct owner_key key = {.ifindex = skb->ifindex, .family = packet->family};
 	__builtin_memcpy(key.address, packet->src, 16);
@@ -111,7 +108,7 @@ INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, co
 	u64 source = 0;
 	if (!mac)
 		return false;
-	__builtin_memcpy(&source, eth + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(&source, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 	return *mac == source;
 }
 
@@ -119,8 +116,8 @@ INLINE void fill_fib(struct bpf_fib_lookup *fib, const struct packet *packet, u3
 {
 	fib->family = packet->family;
 	fib->l4_protocol = packet->l4_proto;
-	fib->sport = packet->sport;
-	fib->dport = packet->dport;
+	fib->sport = SPORT(packet);
+	fib->dport = DPORT(packet);
 	fib->ifindex = ifindex;
 	fib->tot_len = 1; /* asks for the MTU of the way, without being too long for any */
 	if (packet->family == AF_INET)
@@ -183,7 +180,7 @@ INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struc
 
 /* The way out of a frame that the bridge would switch. */
 INLINE enum verdict find_bridged(
-	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u8 *eth, struct flow *flow
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u32 *eth, struct flow *flow
 )
 {
 	u32 moved = flow->new_dst[0] ^ packet->dst[0];
@@ -193,7 +190,7 @@ INLINE enum verdict find_bridged(
 	if (moved)
 		return V_BRIDGED_DNAT;
 	flow->mtu = 0;
-	if (!go_to_port(flow, port->l3_ifindex, eth, port) || flow->out_ifindex == skb->ifindex)
+	if (!go_to_port(flow, port->l3_ifindex, (const u8 *)eth, port) || flow->out_ifindex == skb->ifindex)
 		return V_NO_PORT;
 	if (flow->verdict)
 		return V_ISOLATED;
@@ -216,7 +213,7 @@ INLINE enum verdict find_routed(
 		return verdict;
 	flow->mtu = fib.mtu_result;
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
+	__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
 	flow->rewrite |= REWRITE_L3;
 	if (go_to_port(flow, fib.ifindex, fib.dmac, port))
 		return V_FAST;
@@ -243,8 +240,8 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 		flow->rewrite |= REWRITE_ADDRESS;
 		flow->addr_diff = bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0);
 	}
-	old[0] = packet->sport << 16 | packet->dport;
-	new[0] = flow->new_sport << 16 | flow->new_dport;
+	old[0] = packet->ports;
+	new[0] = flow->new_ports;
 	if (old[0] != new[0]) {
 		flow->rewrite |= REWRITE_PORT;
 		flow->port_diff = bpf_csum_diff(old, 4, new, 4, 0);
@@ -254,7 +251,7 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 /* All that a new flow needs to know; any verdict but FAST leaves the packet to the kernel. */
 INLINE enum verdict learn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
-	const u8 *eth, struct flow *flow
+	const u32 *eth, struct flow *flow
 )
 {
 	bool routed = !__builtin_memcmp(eth, port->mac, ETH_ALEN);
@@ -267,8 +264,8 @@ INLINE enum verdict learn(
 	if (!routed && port->flags & PORT_L2) {
 		__builtin_memcpy(flow->new_src, packet->src, 16);
 		__builtin_memcpy(flow->new_dst, packet->dst, 16);
-		flow->new_sport = packet->sport;
-		flow->new_dport = packet->dport;
+		flow->new_ports = packet->ports;
+		flow->known = KNOWN_BOTH_WAYS;
 	} else {
 		if (!routed && !(port->flags & PORT_IPTABLES))
 			return V_OTHER_HOST;
@@ -291,10 +288,67 @@ INLINE bool is_lasting(enum verdict verdict)
 		verdict == V_ISOLATED || verdict == V_CAPTURED || verdict == V_TUNNEL || verdict == V_MULTIPATH;
 }
 
+/* MAC addresses of a frame that goes the other way. */
+INLINE void swap_macs(u32 *to, const u32 *from)
+{
+	to[0] = from[1] >> 16 | from[2] << 16;
+	to[1] = from[2] >> 16 | from[0] << 16;
+	to[2] = from[0] >> 16 | from[1] << 16;
+}
+
+/* A container's flow is known: so is what comes back to it, if the rules let that through and it comes in as expected. */
+INLINE void learn_way_back(
+	const struct packet *packet, const struct config *config, const struct port *port, const struct flow *flow
+)
+{
+	u32 one = 1, in = flow->out_ifindex;
+	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
+	struct port *from = ports.lookup(&in);
+	struct flow *back = scratch.lookup(&one);
+	if (!from || !back || !port->mtu)
+		return;
+	__builtin_memset(back, 0, sizeof(*back));
+	if (from->flags & PORT_CONTAINER) {
+		struct owner_key key = {.ifindex = in, .family = packet->family};
+		__builtin_memcpy(key.address, flow->new_dst, 16);
+		if (!owners.lookup(&key))
+			return;
+	}
+	swap_macs(back->eth_in, flow->eth_out);
+	swap_macs(back->eth_out, flow->eth_in);
+	back->in_ifindex = in;
+	back->out_ifindex = flow->in_ifindex;
+	back->slot = from->slot;
+	back->epoch = flow->epoch;
+	back->checked = flow->checked;
+	back->first_seen = flow->checked;
+	back->last_seen = flow->checked;
+	back->mtu = port->mtu;
+	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
+	back->rewrite = flow->rewrite;
+	back->addr_diff = ~flow->addr_diff;
+	back->port_diff = ~flow->port_diff;
+	back->known = flow->known;
+	__builtin_memcpy(back->new_src, packet->dst, 16);
+	__builtin_memcpy(back->new_dst, packet->src, 16);
+	back->new_ports = packet->ports >> 16 | packet->ports << 16;
+	__builtin_memcpy(answer.src, flow->new_dst, 16);
+	__builtin_memcpy(answer.dst, flow->new_src, 16);
+	answer.addresses = flow->new_dst[0] | (u64)flow->new_src[0] << 32;
+	answer.ports = flow->new_ports >> 16 | flow->new_ports << 16;
+	if (packet->family == AF_INET) {
+		struct key4 key = key4_of(&answer);
+		flows4.insert(&key, back);
+	} else {
+		struct key6 key = key6_of(&answer);
+		flows6.insert(&key, back);
+	}
+}
+
 /* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL. */
 INLINE enum verdict relearn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
-	const u8 *eth, struct flow *old, u64 now
+	const u32 *eth, struct flow *old, u64 now
 )
 {
 	u32 zero = 0;
@@ -310,11 +364,6 @@ INLINE enum verdict relearn(
 	flow->first_seen = now;
 	flow->last_seen = now;
 	enum verdict verdict = learn(skb, packet, config, port, eth, flow);
-	if (old && verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
-	    old->out_ifindex != flow->out_ifindex) {
-		old->action = ACTION_NONE;
-		return V_ROUTE_CHANGED;
-	}
 	/* Who may not send at all changes nothing about a flow of somebody else. */
 	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
 		return verdict;
@@ -327,12 +376,22 @@ INLINE enum verdict relearn(
 		flow->verdict = verdict;
 	}
 	if (old) {
+		if (verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
+		    old->out_ifindex != flow->out_ifindex) {
+			old->action = ACTION_NONE;
+			return V_ROUTE_CHANGED;
+		}
 		flow->packets = old->packets;
 		flow->bytes = old->bytes;
 		flow->first_seen = old->first_seen;
 		flow->last_seen = old->last_seen;
 	}
 	store(packet, flow);
+	if (verdict == V_FAST && port->flags & PORT_CONTAINER && flow->known & KNOWN_BOTH_WAYS)
+		learn_way_back(packet, config, port, flow);
+	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
+	if (verdict == V_FAST && flow->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
+		return V_NOT_ASSURED;
 	return verdict;
 }
 
@@ -352,26 +411,28 @@ INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, st
 		    (packet->family != AF_INET ||
 		     data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end))
 			return TO_KERNEL;
-		if (rewrite & REWRITE_L3)
-			__builtin_memcpy(data, flow->eth_out, 12);
+		if (rewrite & REWRITE_L3) {
+			u32 *eth = data;
+			eth[0] = flow->eth_out[0];
+			eth[1] = flow->eth_out[1];
+			eth[2] = flow->eth_out[2];
+		}
 		if (packet->family == AF_INET) {
 			struct iphdr *ip = data + ETH_HLEN;
-			u16 *ports = (void *)(ip + 1);
-			if ((void *)(ports + 2) > end)
+			u32 *ports = (void *)(ip + 1);
+			if ((void *)(ports + 1) > end)
 				return TO_KERNEL;
 			rewrite_ipv4(ip, flow);
-			ports[0] = flow->new_sport;
-			ports[1] = flow->new_dport;
+			*ports = flow->new_ports;
 			if (action == ACTION_REDIRECT)
 				skb->priority = TOS_PRIORITIES >> ((packet->tos & 0x1e) * 2) & 15;
 		} else {
 			struct ipv6hdr *ip = data + ETH_HLEN;
-			u16 *ports = (void *)(ip + 1);
-			if ((void *)(ports + 2) > end)
+			u32 *ports = (void *)(ip + 1);
+			if ((void *)(ports + 1) > end)
 				return TO_KERNEL;
 			rewrite_ipv6(ip, flow);
-			ports[0] = flow->new_sport;
-			ports[1] = flow->new_dport;
+			*ports = flow->new_ports;
 		}
 		if (rewrite & (REWRITE_ADDRESS | REWRITE_PORT))
 			fix_l4(skb, packet, flow->addr_diff, flow->port_diff, rewrite);
@@ -386,17 +447,17 @@ INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, st
 
 /* The packet is plain: forward it by its flow, learning that first where need be. */
 INLINE enum verdict decide(
-	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const u8 *eth, struct flow **found,
+	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found,
 	u32 *slot
 )
 {
-	u64 now = coarse_ns();
+	u64 now = jiffies64();
 	struct flow *flow = find(packet);
 	if (now > config->deadline)
 		return V_LEASE;
 	bool known = flow && flow->epoch == config->epoch && now - flow->checked < config->recheck &&
 		flow->in_ifindex == skb->ifindex && flow->action != ACTION_NONE &&
-		!__builtin_memcmp(flow->eth_in, eth, 12);
+		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
 	if (!known) {
 		u32 ifindex = skb->ifindex;
 		struct port *port = ports.lookup(&ifindex);
@@ -405,6 +466,11 @@ INLINE enum verdict decide(
 		*slot = port->slot;
 		if (!config->generation)
 			return V_PAUSED;
+		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet: the first
+		 * data makes both directions known. */
+		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers)
+			return V_NO_DATA;
+		widen(packet);
 		enum verdict verdict = relearn(skb, packet, config, port, eth, flow, now);
 		if (verdict != V_FAST)
 			return verdict;
@@ -426,19 +492,6 @@ INLINE enum verdict decide(
 	return V_FAST;
 }
 
-INLINE enum verdict parse(struct __sk_buff *skb, struct packet *packet)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	u32 size = skb->len - ETH_HLEN;
-	if (data + ETH_HLEN > end)
-		return V_MALFORMED;
-	if (skb->protocol == __builtin_bswap16(ETH_P_IP))
-		return parse_ipv4(data + ETH_HLEN, end, size, skb->gso_size, packet);
-	if (skb->protocol == __builtin_bswap16(ETH_P_IPV6))
-		return parse_ipv6(data + ETH_HLEN, end, size, skb->gso_size, packet);
-	return V_NOT_IP;
-}
-
 INLINE u32 slot_of(u32 ifindex)
 {
 	struct port *port = ports.lookup(&ifindex);
@@ -453,26 +506,29 @@ INLINE bool is_out_of_reach(struct __sk_buff *skb)
 	return reach < wanted && reach < skb->len;
 }
 
-int fastpath(struct __sk_buff *skb)
+/* All of it for one family: instantiated twice, so that each has only its own branches. */
+INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 {
-	u32 zero = 0, slot = 0;
-	u8 eth[12];
-	struct packet packet = {};
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 eth[3], slot = 0, size = skb->len - ETH_HLEN;
+	struct packet packet;
 	struct flow *flow = NULL;
-	struct config *now = config.lookup(&zero);
-	if (!now)
+	enum verdict verdict;
+	packet.family = family;
+	packet.closes = 0;
+	if (data + ETH_HLEN > end)
 		return TO_KERNEL;
-	if (is_out_of_reach(skb))
-		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
-	enum verdict verdict = parse(skb, &packet);
-	if (skb->vlan_present)
-		verdict = V_VLAN;
+	eth[0] = ((u32 *)data)[0];
+	eth[1] = ((u32 *)data)[1];
+	eth[2] = ((u32 *)data)[2];
+	if (family == AF_INET)
+		verdict = parse_ipv4(data + ETH_HLEN, end, size, skb->gso_size, &packet);
+	else
+		verdict = parse_ipv6(data + ETH_HLEN, end, size, skb->gso_size, &packet);
+	if (eth[0] & 1)
+		verdict = V_MULTICAST;
 	if (verdict == V_FAST) {
-		void *data = (void *)(long)skb->data;
-		if (data + ETH_HLEN > (void *)(long)skb->data_end)
-			return TO_KERNEL;
-		__builtin_memcpy(eth, data, 12);
-		verdict = eth[0] & 1 ? V_MULTICAST : decide(skb, &packet, now, eth, &flow, &slot);
+		verdict = decide(skb, &packet, config, eth, &flow, &slot);
 	} else {
 		slot = slot_of(skb->ifindex);
 		if (packet.closes)
@@ -485,4 +541,24 @@ int fastpath(struct __sk_buff *skb)
 	if (skb->len > packet.l3_length + ETH_HLEN)
 		bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
 	return rewrite_and_go(skb, &packet, flow);
+}
+
+int fastpath(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	struct config *now = config.lookup(&zero);
+	if (!now)
+		return TO_KERNEL;
+	if (is_out_of_reach(skb))
+		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
+	if (skb->vlan_present) {
+		count(slot_of(skb->ifindex), V_VLAN);
+		return TO_KERNEL;
+	}
+	if (skb->protocol == __builtin_bswap16(ETH_P_IP))
+		return handle(skb, now, AF_INET);
+	if (skb->protocol == __builtin_bswap16(ETH_P_IPV6))
+		return handle(skb, now, AF_INET6);
+	count(slot_of(skb->ifindex), V_NOT_IP);
+	return TO_KERNEL;
 }

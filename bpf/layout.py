@@ -26,9 +26,9 @@ CONFIG = np.dtype(
 HAS_CAPTURES, HAS_MULTIPATH = 1, 2
 
 PORT = np.dtype(
-    [("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))]
+    [("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")]
 )
-PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES = 1, 2, 4, 8, 16
+PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES, PORT_PEER = 1, 2, 4, 8, 16, 32
 
 # IPv4 addresses stand in the first four bytes.
 OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])
@@ -60,6 +60,7 @@ KEY6 = np.dtype(
     ]
 )
 
+# Times are jiffies (bpf/clock.py).
 FLOW = np.dtype(
     [
         ("packets", "u8"),
@@ -83,7 +84,7 @@ FLOW = np.dtype(
         ("new_dst", "u1", (16,)),
         ("first_seen", "u8"),
         ("verdict", "u4"),
-        ("pad", "u4"),
+        ("known", "u4"),
     ]
 )
 ACTION_NONE, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3

@@ -7,6 +7,7 @@
 #include "packet.h"
 
 /* include/uapi/linux/netfilter/nf_conntrack_common.h */
+#define IPS_SEEN_REPLY (1 << 1)
 #define IPS_ASSURED (1 << 2)
 #define IPS_CONFIRMED (1 << 3)
 #define IPS_SEQ_ADJUST (1 << 6)
@@ -55,21 +56,28 @@ INLINE void ct_translation6(struct nf_conn *ct, u32 tuple, struct flow *flow)
 }
 
 /* Whether an entry may be forwarded by us: confirmed, assured, open, plain, and let through in this direction by the rules
- * of the present generation. */
-INLINE enum verdict ct_judge(struct nf_conn *ct, u32 direction, u8 l4_proto, const struct config *config)
+ * of the present generation. UDP is assured only after two seconds: an answer is enough here, but see relearn(). */
+INLINE enum verdict ct_judge(
+	struct nf_conn *ct, u32 direction, u8 l4_proto, const struct config *config, struct flow *flow
+)
 {
 	u32 status = CT_U32(ct, NF_CONN_STATUS);
-	u32 mark = CT_U32(ct, NF_CONN_MARK);
+	u32 marks = CT_U32(ct, NF_CONN_MARK) >> config->mark_shift;
 	if (!(status & IPS_CONFIRMED) || status & (IPS_DYING | IPS_UNTRACKED))
 		return V_NO_CONNTRACK;
-	if (!(status & IPS_ASSURED))
-		return V_NOT_ASSURED;
+	if (!(status & IPS_ASSURED)) {
+		if (l4_proto == IPPROTO_TCP || !(status & IPS_SEEN_REPLY))
+			return V_NOT_ASSURED;
+		flow->known |= KNOWN_UNASSURED;
+	}
 	if (status & (IPS_SEQ_ADJUST | IPS_HELPER | IPS_FIXED_TIMEOUT))
 		return V_HELPER;
 	if (l4_proto == IPPROTO_TCP && CT_U8(ct, NF_CONN_TCP_STATE) != TCP_CONNTRACK_ESTABLISHED)
 		return V_CLOSING;
-	if ((mark >> (config->mark_shift + 4 * direction) & 15) != config->generation)
+	if ((marks >> (4 * direction) & 15) != config->generation)
 		return V_GENERATION;
+	if ((marks >> (4 - 4 * direction) & 15) == config->generation)
+		flow->known |= KNOWN_BOTH_WAYS;
 	return V_FAST;
 }
 
@@ -85,20 +93,20 @@ INLINE enum verdict ask_conntrack(
 	if (ipv6) {
 		__builtin_memcpy(tuple.ipv6.saddr, packet->src, 16);
 		__builtin_memcpy(tuple.ipv6.daddr, packet->dst, 16);
-		tuple.ipv6.sport = packet->sport;
-		tuple.ipv6.dport = packet->dport;
+		tuple.ipv6.sport = SPORT(packet);
+		tuple.ipv6.dport = DPORT(packet);
 		ct = ct_lookup(skb, &tuple, sizeof(tuple.ipv6), &options, sizeof(options));
 	} else {
 		tuple.ipv4.saddr = packet->src[0];
 		tuple.ipv4.daddr = packet->dst[0];
-		tuple.ipv4.sport = packet->sport;
-		tuple.ipv4.dport = packet->dport;
+		tuple.ipv4.sport = SPORT(packet);
+		tuple.ipv4.dport = DPORT(packet);
 		ct = ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &options, sizeof(options));
 	}
 	if (!ct)
 		return V_NO_CONNTRACK;
 	u32 reply = options.direction & 1;
-	enum verdict verdict = ct_judge(ct, reply, packet->l4_proto, config);
+	enum verdict verdict = ct_judge(ct, reply, packet->l4_proto, config, flow);
 	/* A register that may be one of two offsets cannot address a kernel structure: a branch for each. */
 	if (reply)
 		ct_translation(ct, CT_TUPLE(0), flow);
@@ -110,7 +118,7 @@ INLINE enum verdict ask_conntrack(
 		else
 			ct_translation6(ct, CT_TUPLE(1), flow);
 	}
-	if (verdict == V_FAST)
+	if (verdict == V_FAST && !(flow->known & KNOWN_UNASSURED))
 		ct_change_timeout(ct, packet->l4_proto == IPPROTO_TCP ? config->tcp_timeout : config->udp_timeout);
 	ct_release(ct);
 	return verdict;

@@ -14,8 +14,8 @@ enum verdict {
 
 /* The one entry of the map `config`. */
 struct config {
-	u64 deadline;    /* ns of CLOCK_MONOTONIC: after it, nothing is forwarded (the lease) */
-	u64 recheck;     /* ns after which a flow asks conntrack again */
+	u64 deadline;    /* jiffies: after it, nothing is forwarded (the lease) */
+	u64 recheck;     /* jiffies after which a flow asks conntrack again */
 	u32 epoch;       /* raised with every change of rules, routes, links or neighbours */
 	u32 generation;  /* of the rules, 1..15; 0: paused */
 	u32 mark_shift;  /* of the original direction's 4 bits in the ct mark; the reply's are the next 4 */
@@ -32,12 +32,13 @@ struct port {
 	u32 slot;       /* its row of the map `counters` */
 	u32 flags;      /* PORT_* */
 	u8 mac[6];      /* of l3_ifindex */
-	u8 pad[2];
+	u16 mtu;        /* of what may go out here to the container; 0: unknown, nothing is learned for the way back */
 };
 #define PORT_BRIDGED 1   /* port of a bridge */
 #define PORT_CONTAINER 2 /* sources are checked against the map `owners` */
 #define PORT_ISOLATED 4
 #define PORT_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
+#define PORT_PEER 32     /* as MAC_PEER */
 #define PORT_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
 
 /* Who may send from where: the map `owners`; the value is the MAC address. */
@@ -61,23 +62,34 @@ struct mac_value {
 #define MAC_PEER 1 /* a veth whose other end is in another namespace: go right there */
 #define MAC_ISOLATED 2
 
+/* Built from whole words, see struct packet. */
 struct key4 {
-	u32 src, dst;
-	u16 sport, dport;
-	u8 l4_proto, pad[3];
+	union {
+		struct {
+			u32 src, dst;
+			u16 sport, dport;
+			u8 l4_proto, pad[3];
+		};
+		u64 words[2];
+	};
 };
 
 struct key6 {
 	u32 src[4], dst[4];
-	u16 sport, dport;
-	u8 l4_proto, pad[3];
+	union {
+		struct {
+			u16 sport, dport;
+			u8 l4_proto, pad[3];
+		};
+		u64 word;
+	};
 };
 
 /* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple as its packets arrive. */
 struct flow {
 	u64 packets;
 	u64 bytes;
-	u64 last_seen; /* ns of CLOCK_MONOTONIC */
+	u64 last_seen; /* jiffies */
 	u64 checked;
 	u32 epoch;
 	u32 in_ifindex;
@@ -85,16 +97,21 @@ struct flow {
 	u16 mtu;
 	u8 action;      /* ACTION_* */
 	u8 rewrite;     /* REWRITE_* */
-	u8 eth_in[12];  /* destination and source MAC, as they arrive */
-	u8 eth_out[12]; /* as they leave */
+	u32 eth_in[3];  /* destination and source MAC, as they arrive */
+	u32 eth_out[3]; /* as they leave */
 	u32 addr_diff;  /* checksum difference of the addresses */
 	u32 port_diff;  /* and of the ports */
 	u32 slot;
-	u16 new_sport, new_dport;
+	union {
+		struct {
+			u16 new_sport, new_dport;
+		};
+		u32 new_ports;
+	};
 	u32 new_src[4], new_dst[4];
 	u64 first_seen;
 	u32 verdict;    /* with ACTION_KERNEL: why */
-	u32 pad;
+	u32 known;      /* KNOWN_*: what conntrack said beside the verdict */
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
 #define ACTION_KERNEL 1   /* belongs to the kernel: do not ask before `recheck` */
@@ -103,6 +120,9 @@ struct flow {
 #define REWRITE_L3 1      /* routed: time to live and MAC addresses */
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4
+
+#define KNOWN_BOTH_WAYS 1 /* the rules let the other direction through as well */
+#define KNOWN_UNASSURED 2 /* answered UDP, but too young for conntrack to call it a stream */
 
 struct slot_counters {
 	u64 packets[COUNTERS];

@@ -1,0 +1,60 @@
+"""The kernel's jiffies, the clock of the fast path: reading it costs a packet nothing.
+
+A program of two instructions gives them; how many make a second (CONFIG_HZ) is measured once.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+
+from bpf import syscall
+
+_HZ = (100, 250, 300, 1000)
+_MEASURED_FOR = 0.12  # seconds: enough to tell 250 from 300
+_FRAME = bytes(64)
+
+
+class Clock:
+    """Raises OSError where no program can be loaded. `hz` is jiffies a second."""
+
+    def __init__(self) -> None:
+        self._low = _load(0)
+        self._high = _load(32)
+        self.hz = self._measured_hz()
+
+    def now(self) -> int:
+        """Jiffies since the kernel's count began."""
+        while True:
+            high = self._run(self._high)
+            low = self._run(self._low)
+            if high == self._run(self._high):
+                return high << 32 | low
+
+    def unix_ns(self, jiffies: int) -> int:
+        """A moment in jiffies as Unix time in nanoseconds, as exact as a jiffy."""
+        return time.time_ns() - (self.now() - jiffies) * 1_000_000_000 // self.hz
+
+    def close(self) -> None:
+        """Give the programs back."""
+        os.close(self._low)
+        os.close(self._high)
+
+    def _run(self, program: int) -> int:
+        return syscall.test_run(program, _FRAME).result
+
+    def _measured_hz(self) -> int:
+        began, first = time.monotonic(), self.now()
+        time.sleep(_MEASURED_FOR)
+        passed = time.monotonic() - began
+        rate = (self.now() - first) / passed
+        return min(_HZ, key=lambda hz: abs(hz - rate))
+
+
+def _load(shift: int) -> int:
+    """r0 = jiffies64() >> shift"""
+    code = struct.pack("<BBhi", 0x85, 0, 0, 118)
+    if shift:
+        code += struct.pack("<BBhi", 0x77, 0, 0, shift)
+    return syscall.load_program(syscall.PROG_SCHED_CLS, code + struct.pack("<BBhi", 0x95, 0, 0, 0), "vnet_clock")

@@ -1,0 +1,269 @@
+"""What one nftables rule does to packets of established connections, from its expressions as the kernel lists them.
+
+Pure. Numbers: include/uapi/linux/netfilter/nf_tables.h. Whatever is not known to look at the same in every packet of a
+connection counts as judging each packet: an unknown expression can pause the fast path, never slip past it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from bpf.judging import PLAIN_MATCHES, PLAIN_TARGETS, ChainName, Rule, flags_match
+from core.collect.netlink import attribute_list, attributes, text
+
+_PLAIN = frozenset(
+    {"counter", "byteorder", "range", "reject", "nat", "masq", "redir", "notrack", "fib", "last", "rt", "xfrm"}
+)
+_ESTABLISHED = 2  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
+# Keys of meta and ct whose value stays the same for all packets of a connection (in one direction).
+_META = frozenset({1, 3, *range(4, 12), *range(13, 20), 21, 22, 23, *range(25, 30), 33, 34})
+_META_NFPROTO, _META_PROTOCOL = 15, 1
+_CT_STATE, _CT_MARK = 0, 3
+_CT = frozenset({0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 17, 19, 20, 21, 22, 23})
+_LINK, _NETWORK, _TRANSPORT = 0, 1, 2
+_TCP_FLAGS = (_TRANSPORT, 13, 1)
+_OBJECTS = frozenset({1, 3, 7, 9})  # counter, helper, timeout, expectation
+_VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
+_CHANGING_SET = 0x10 | 0x20  # elements that time out, elements that packets add
+_V4_HEADER = {1: "the type of service", 2: "the length", 4: "the identification", 6: "fragments", 8: "the time to live"}
+_V6_HEADER = {0: "the traffic class", 1: "the flow label", 4: "the length", 7: "the hop limit"}
+_V4, _V6 = (2, b"\x08\x00"), (10, b"\x86\xdd")
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The sets of one table: the flags of each, and of verdict maps the elements, key and (code, chain)."""
+
+    flags: Mapping[str, int] = field(default_factory=dict)
+    verdicts: Mapping[str, Collection[tuple[bytes, int, str]]] = field(default_factory=dict)
+
+
+def rule_of(chain: ChainName, handle: int, listed: bytes, sets: Sets, mask: int) -> Rule:
+    """The rule whose NFTA_RULE_EXPRESSIONS is `listed`; `mask` are our bits of the ct mark."""
+    reading = _Reading(chain, sets, mask)
+    for _, expression in attribute_list(listed):
+        parts = attributes(expression)
+        reading.add(text(parts.get(1, b"")), parts.get(2, b""))
+    return reading.rule(f"rule {handle}")
+
+
+def _number(value: bytes | None, default: int = 0) -> int:
+    return int.from_bytes(value, "big") if value else default
+
+
+class _Reading:
+    """A rule in the making: `held` says what the last load brought, for the comparison that follows."""
+
+    def __init__(self, chain: ChainName, sets: Sets, mask: int) -> None:
+        self.chain, self.sets, self.mask = chain, sets, mask
+        self.judges = ""
+        self.takes_part = True
+        self.conditional = False
+        self.verdict, self.targets = "", list[str]()
+        self.marks = False
+        self._held: tuple[str, int] = ("", 0xFFFFFFFF)
+        self._family = {"ip": 4, "ip6": 6}.get(chain[0], 0)
+
+    def rule(self, name: str) -> Rule:
+        """What was found."""
+        if self._held[0] == "ct mark":
+            self._take_mark(0xFFFFFFFF)
+        targets = tuple((*self.chain[:2], target) for target in dict.fromkeys(self.targets))
+        return Rule(
+            name,
+            self.judges,
+            self.takes_part,
+            not self.conditional,
+            self.verdict,
+            targets,
+            self.marks,
+        )
+
+    def add(self, name: str, data: bytes) -> None:
+        """One more expression."""
+        handler: Callable[[Mapping[int, bytes]], None] | None = getattr(self, f"_on_{name}", None)
+        if handler is not None:
+            handler(attributes(data))
+        elif name not in _PLAIN:
+            self._judge(name)
+        if name in ("fib", "rt", "xfrm", "range"):
+            self.conditional = True
+
+    def _judge(self, what: str) -> None:
+        self.judges = self.judges or what
+
+    def _on_payload(self, given: Mapping[int, bytes]) -> None:
+        if 5 in given:
+            self._judge("it changes packets")
+            return
+        base, offset, length = (_number(given.get(each)) for each in (2, 3, 4))
+        self._held = ("", 0)
+        if (base, offset, length) == _TCP_FLAGS:
+            self._held = ("tcp flags", 0xFF)
+        elif not self._is_address_or_port(base, offset, length):
+            self._judge(self._header_words(base, offset))
+
+    def _header_words(self, base: int, offset: int) -> str:
+        names = (_V6_HEADER if self._family == 6 else _V4_HEADER) if base == _NETWORK else {}
+        return f"it looks at {names.get(offset, f'byte {offset} of a header')}"
+
+    def _is_address_or_port(self, base: int, offset: int, length: int) -> bool:
+        end = offset + length
+        if base == _LINK:
+            return end <= 18
+        if base == _TRANSPORT:
+            return end <= 4
+        if base != _NETWORK:
+            return False
+        ipv4 = (offset, length) == (9, 1) or (offset >= 12 and end <= 20)
+        ipv6 = (offset, length) == (6, 1) or (offset >= 8 and end <= 40)
+        if not self._family:
+            return ipv4 or (ipv6 and (offset, length) not in ((8, 1), (8, 2), (10, 2)))
+        return ipv4 if self._family == 4 else ipv6
+
+    def _on_meta(self, given: Mapping[int, bytes]) -> None:
+        key = _number(given.get(2))
+        if 3 in given:
+            self._judge("it sets a packet's mark or priority" if key in (2, 3) else "it sets meta data")
+        elif key not in _META:
+            self._judge("it looks at single packets (meta)")
+        self._held = ("family", 0) if key in (_META_NFPROTO, _META_PROTOCOL) else ("", 0)
+
+    def _on_ct(self, given: Mapping[int, bytes]) -> None:
+        key = _number(given.get(2))
+        if 4 in given:
+            if key == _CT_MARK:
+                self.marks, self._held = True, ("", 0)
+                self._judge("it sets the ct mark")
+            return
+        if key not in _CT:
+            self._judge("it looks at counters or times of connections (ct)")
+        self._held = ({_CT_STATE: "ct state", _CT_MARK: "ct mark"}.get(key, ""), 0xFFFFFFFF)
+
+    def _on_bitwise(self, given: Mapping[int, bytes]) -> None:
+        what, _ = self._held
+        if what:
+            mask = attributes(given.get(4, b"")).get(1, b"")
+            self._held = (what, int.from_bytes(mask, sys.byteorder))
+        if what == "ct mark":
+            self._take_mark(self._held[1])
+            self._held = ("", 0)
+
+    def _take_mark(self, used: int) -> None:
+        if used & self.mask:
+            self.marks = True
+
+    def _on_cmp(self, given: Mapping[int, bytes]) -> None:
+        what, mask = self._held
+        value, negated = attributes(given.get(3, b"")).get(1, b""), _number(given.get(2)) == 1
+        number = int.from_bytes(value, sys.byteorder)
+        self._held = ("", 0)
+        if what == "ct state":
+            self._state(mask, number, negated)
+            return
+        if what == "tcp flags":
+            self._flags(mask, number, negated)
+        elif what == "family" and not negated:
+            self._family = 4 if value in (b"\x02", _V4[1]) else 6 if value in (b"\x0a", _V6[1]) else self._family
+        elif what == "ct mark":
+            self._take_mark(0xFFFFFFFF)
+        self.conditional = True
+
+    def _state(self, mask: int, number: int, negated: bool) -> None:
+        """`(state & mask) != 0` is how a list of states is asked for, `state == number` one of them."""
+        if ((_ESTABLISHED & mask) == number) == negated:
+            self.takes_part = False
+
+    def _flags(self, mask: int, number: int, negated: bool) -> None:
+        found = flags_match(mask, number, negated)
+        if found == "never":
+            self.takes_part = False
+        elif found == "sometimes":
+            self._judge("it looks at TCP flags")
+
+    def _on_lookup(self, given: Mapping[int, bytes]) -> None:
+        name = text(given.get(1, b""))
+        what, self._held = self._held[0], ("", 0)
+        if what == "ct mark":
+            self._take_mark(0xFFFFFFFF)
+        if self.sets.flags.get(name, 0) & _CHANGING_SET:
+            self._judge(f"its set {name} changes by itself")
+        if _number(given.get(3), 1) != 0 or 3 not in given:
+            self.conditional = True
+            return
+        self._verdict_map(what, self.sets.verdicts.get(name, ()))
+
+    def _verdict_map(self, what: str, elements: Collection[tuple[bytes, int, str]]) -> None:
+        if what == "ct state":
+            hit = [each for each in elements if int.from_bytes(each[0], sys.byteorder) == _ESTABLISHED]
+            if hit:
+                self._decide(*hit[0][1:])
+            return
+        self.conditional, self.verdict = True, "jump"
+        self.targets += [chain for _, _, chain in elements if chain]
+
+    def _on_immediate(self, given: Mapping[int, bytes]) -> None:
+        verdict = attributes(attributes(given.get(2, b"")).get(2, b""))
+        if _number(given.get(1), 1) == 0 and 1 in verdict:
+            code = int.from_bytes(verdict[1], "big", signed=True)
+            self._decide(code, text(verdict.get(2, b"")))
+
+    def _decide(self, code: int, chain: str) -> None:
+        self.verdict = _VERDICTS.get(code, "")
+        if code not in (*_VERDICTS, -1):
+            self._judge("it queues packets")
+        if chain:
+            self.targets.append(chain)
+
+    def _on_objref(self, given: Mapping[int, bytes]) -> None:
+        if _number(given.get(1)) not in _OBJECTS:
+            self._judge("a named limit, quota or the like")
+
+    def _on_exthdr(self, given: Mapping[int, bytes]) -> None:
+        # Only a SYN has options that are worth changing: a rule that asks for one takes no part.
+        self._judge("it looks at or changes header options")
+
+    def _on_match(self, given: Mapping[int, bytes]) -> None:
+        name, info = text(given.get(1, b"")), given.get(3, b"")
+        self._held = ("", 0)
+        if name == "conntrack":
+            self._conntrack(_number(given.get(2)), info)
+            return
+        if name == "state":
+            self._state(int.from_bytes(info[:4], sys.byteorder), 0, True)
+            return
+        if name == "connmark":
+            self._take_mark(int.from_bytes(info[4:8], sys.byteorder))
+        elif name not in PLAIN_MATCHES:
+            self._judge(f"match {name}")
+        if name == "tcp" and len(info) >= 12:
+            self._tcp(info)
+        self.conditional |= name != "comment"
+
+    def _tcp(self, info: bytes) -> None:
+        """struct xt_tcp: ports, option, flags' mask and value, what is inverted."""
+        option, mask, value, inverted = info[8:12]
+        if option:
+            self._judge("it looks at TCP options")
+        if mask:
+            self._flags(mask, value, bool(inverted & 8))
+
+    def _conntrack(self, revision: int, info: bytes) -> None:
+        """struct xt_conntrack_mtinfo1, 2, 3: the flags behind four address pairs, times and ports."""
+        match, inverted = (int.from_bytes(info[at : at + 2], sys.byteorder) for at in (146, 148))
+        state = info[150] if revision == 1 else int.from_bytes(info[150:152], sys.byteorder)
+        if match & 0x80:
+            self._judge("it looks at time-outs of connections")
+        if match & 1:
+            self._state(state, 0, not inverted & 1)
+        self.conditional |= match != 1
+
+    def _on_target(self, given: Mapping[int, bytes]) -> None:
+        name, info = text(given.get(1, b"")), given.get(3, b"")
+        if name == "CONNMARK":
+            self._judge("target CONNMARK")
+            self._take_mark(int.from_bytes(info[4:8], sys.byteorder))
+        elif name not in PLAIN_TARGETS:
+            self._judge(f"target {name}")

@@ -1,0 +1,69 @@
+"""The parent of the holder: waits for its end, in whatever way it comes, and then puts everything right.
+
+`python -m bpf.keeper [--tied] TARGET...`: its first line of output says how it went. With --tied the fast path ends when
+standard input closes, so that it does not outlive whoever asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from bpf import marks, restore, runtime, sysctls
+
+_ROOT = Path(__file__).parent.parent
+
+
+def main(arguments: list[str]) -> int:
+    """Keep the fast path until its end."""
+    tied = "--tied" in arguments
+    targets = [each for each in arguments if each != "--tied"]
+    try:
+        lock = runtime.lock()
+        restore.restore()
+        before = {sysctls.LIBERAL: sysctls.read(sysctls.LIBERAL)}
+        runtime.remember(runtime.State(before, marks.field_mask()))
+    except (OSError, runtime.Taken) as error:
+        return _refuse(str(error))
+    ended = os.pipe()
+    os.set_blocking(ended[1], False)
+    signal.set_wakeup_fd(ended[1], warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    holder = _start(targets, lock)
+    _wait(holder, ended[0], tied)
+    restore.restore()
+    return holder.returncode or 0
+
+
+def _start(targets: list[str], lock: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    words = [sys.executable, "-m", "bpf.holder", *targets]
+    return subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, pass_fds=[lock])
+
+
+def _wait(holder: subprocess.Popen[bytes], ended: int, tied: bool) -> None:
+    """Until the holder has ended; told to end, it is told so as well."""
+    watched = [ended, 0] if tied else [ended]
+    while holder.poll() is None:
+        ready, _, _ = select.select(watched, [], [])
+        told = ended in ready and any(number != signal.SIGCHLD for number in os.read(ended, 64))
+        if 0 in ready and not os.read(0, 4096):
+            watched.remove(0)
+            told = True
+        if told:
+            holder.terminate()
+
+
+def _refuse(why: str) -> int:
+    print(json.dumps({"ok": False, "what": "the fast path cannot be turned on", "why": why, "try": ""}), flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

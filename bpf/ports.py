@@ -1,0 +1,187 @@
+"""From what is to what the maps hold: which links are accelerated, who may send from where, behind which port a MAC is."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bpf import layout
+from bpf.scene import End, Far, Scene
+from core.model import Link
+
+_AF = {4: 2, 6: 10}
+_ETHERNET = ("physical", "veth", "vlan", "bond", "team", "tun", "vxlan", "geneve", "gretap", "ip6gretap")
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One link on which the program runs: a row of the map `ports`, without its slot."""
+
+    ifindex: int
+    name: str
+    l3_ifindex: int
+    flags: int
+    mac: str
+
+
+@dataclass(slots=True)
+class Contents:
+    """What the maps are to hold: bytes by bytes, and the ports by ifindex; `refused` are links by name that
+    ought to be accelerated and are not, with the reason."""
+
+    ports: dict[int, Port] = field(default_factory=dict)
+    owners: dict[bytes, bytes] = field(default_factory=dict)
+    macs: dict[bytes, bytes] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def far_end(link: Link) -> Far | None:
+    """Where the other end of a veth pair is; None where it cannot be told."""
+    return (link.lower_nsid, link.lower) if link.kind == "veth" and link.lower else None
+
+
+def wanted_ends(scene_links: Mapping[int, Link], bridges: Collection[int]) -> set[Far]:
+    """The far ends that must be known for these bridges."""
+    found = (far_end(link) for link in scene_links.values() if link.master in bridges)
+    return {far for far in found if far}
+
+
+def contents(scene: Scene, bridges: Collection[int], l2_allowed: bool = True) -> Contents:
+    """What the maps hold for these bridges and the host's uplinks; `l2_allowed` where no rules of the bridge
+    family exist."""
+    made = Contents()
+    for bridge in sorted(bridges):
+        if bridge in scene.links:
+            _add_bridge(made, scene, scene.links[bridge], l2_allowed)
+    for link in scene.links.values():
+        if link.master not in bridges and link.ifindex not in bridges:
+            _add_uplink(made, scene, link)
+    return made
+
+
+def _add_bridge(made: Contents, scene: Scene, bridge: Link, l2_allowed: bool) -> None:
+    why = _bridge_refused(scene, bridge)
+    if why:
+        made.refused[bridge.name] = why
+        return
+    flags = layout.PORT_BRIDGED | layout.PORT_CONTAINER | _bridged_by(scene, bridge, l2_allowed)
+    for port in scene.links.values():
+        if port.master != bridge.ifindex:
+            continue
+        why = _port_refused(scene, port)
+        if why:
+            made.refused[port.name] = why
+            continue
+        isolated = layout.PORT_ISOLATED if port.port and port.port.isolated else 0
+        made.ports[port.ifindex] = Port(
+            port.ifindex, port.name, bridge.ifindex, flags | isolated, bridge.mac
+        )
+        _add_container(made, scene, bridge, port)
+
+
+def _bridge_refused(scene: Scene, bridge: Link) -> str:
+    if bridge.kind != "bridge" or not bridge.bridge:
+        return "it is no Linux bridge"
+    if bridge.bridge.vlan_filtering:
+        return "its VLAN filtering decides about each frame"
+    return "" if bridge.admin_up else "it is down"
+
+
+def _port_refused(scene: Scene, port: Link) -> str:
+    if port.ifindex in scene.ingress:
+        return "another program or filter sits at its ingress"
+    if not port.admin_up:
+        return "it is down"
+    if port.port and port.port.state not in ("forwarding", ""):
+        return f"its bridge port is {port.port.state}"
+    return "" if len(port.mac) == 17 else "it carries no Ethernet frames"
+
+
+def _bridged_by(scene: Scene, bridge: Link, l2_allowed: bool) -> int:
+    """Who has a say in frames from port to port: br_netfilter, or nobody."""
+    asked = bool(bridge.bridge and bridge.bridge.nf_call_iptables)
+    if asked or scene.call_iptables or scene.call_ip6tables:
+        return layout.PORT_IPTABLES
+    return layout.PORT_L2 if l2_allowed else 0
+
+
+def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> None:
+    """What is behind a port: its addresses may be sent from, its MAC is reached there."""
+    far = far_end(port)
+    end = scene.ends.get(far) if far else None
+    if far is None or end is None:
+        return
+    for each in end.addresses:
+        made.owners[_owner_key(port.ifindex, each)] = _mac(end.mac)
+    if not end.up or not port.carrier or bridge.ifindex in scene.egress or bridge.qdisc != "noqueue":
+        return
+    flags = layout.MAC_ISOLATED if port.port and port.port.isolated else 0
+    if far[0] is not None and port.qdisc == "noqueue" and port.ifindex not in scene.egress:
+        flags |= layout.MAC_PEER
+    key = np.zeros(1, layout.MAC_KEY)
+    key["bridge"], key["mac"] = bridge.ifindex, np.frombuffer(_mac(end.mac)[:6], np.uint8)
+    value = np.zeros(1, layout.MAC_VALUE)
+    value["ifindex"], value["flags"] = port.ifindex, flags
+    value["mtu"] = min(bridge.mtu, port.mtu, end.mtu, 0xFFFF)
+    made.macs[key.tobytes()] = value.tobytes()
+
+
+def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
+    """Another link by which routed traffic comes in."""
+    l3 = link
+    flags = 0
+    if link.kind == "loopback" or not link.admin_up or link.kind == "bridge" or len(link.mac) != 17:
+        return
+    if link.master:
+        master = scene.links.get(link.master)
+        if master is None or master.kind != "bridge" or not _is_card(link) or not master.addresses:
+            return
+        l3, flags = master, layout.PORT_BRIDGED
+    elif not link.addresses or link.kind not in _ETHERNET:
+        return
+    if link.ifindex in scene.ingress:
+        made.refused[link.name] = "another program or filter sits at its ingress"
+        return
+    made.ports[link.ifindex] = Port(link.ifindex, link.name, l3.ifindex, flags, l3.mac)
+
+
+def _is_card(link: Link) -> bool:
+    return link.kind in ("physical", "bond", "team", "vlan")
+
+
+def _owner_key(ifindex: int, address: str) -> bytes:
+    packed = ipaddress.ip_address(address)
+    key = np.zeros(1, layout.OWNER_KEY)
+    key["ifindex"], key["family"] = ifindex, _AF[packed.version]
+    key["address"] = np.frombuffer(packed.packed.ljust(16, b"\0"), np.uint8)
+    return key.tobytes()
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", "")).ljust(8, b"\0")
+
+
+def port_row(port: Port, slot: int) -> bytes:
+    """A row of the map `ports`."""
+    row = np.zeros(1, layout.PORT)
+    row["l3_ifindex"], row["slot"], row["flags"] = port.l3_ifindex, slot, port.flags
+    row["mac"] = np.frombuffer(_mac(port.mac)[:6], np.uint8)
+    return row.tobytes()
+
+
+def described(end: End) -> str:
+    """An end in words, for the status."""
+    return ", ".join(end.addresses) or end.mac
+
+
+def rows(kept: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+    """What turns one map's contents into another's: keys with their new value, None where they go."""
+    for key in kept:
+        if key not in wanted:
+            yield key, None
+    for key, value in wanted.items():
+        if kept.get(key) != value:
+            yield key, value

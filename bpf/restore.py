@@ -1,0 +1,17 @@
+"""Gives everything back to the kernel: connections first, then the sysctl; whoever ends last does it, twice does no harm."""
+
+from __future__ import annotations
+
+from bpf import entries, runtime, sysctls
+
+
+def restore() -> int | None:
+    """Put right what is left to be put right here: how many connections were handed back, None where there was
+    nothing to do. Raises OSError where conntrack refuses."""
+    state = runtime.remembered()
+    if state is None:
+        return None
+    handed = entries.hand_back(state.mark_mask)
+    sysctls.restore(state.sysctls)
+    runtime.forget()
+    return handed

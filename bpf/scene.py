@@ -1,0 +1,132 @@
+"""What the fast path must know of the host: its links, and what is at the far end of its veth pairs.
+
+The kernel tells about links of other namespaces by their id (IFLA_TARGET_NETNSID), so no namespace is ever entered and no
+socket opened in one.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from core.collect import links
+from core.collect.linkkinds import address
+from core.collect.netlink import ROUTE, SOL_NETLINK, Netlink, attribute, attributes
+from core.model import Link
+
+_GETLINK, _GETADDR, _GETQDISC, _GETFILTER = 18, 22, 38, 46
+_TARGET_NETNSID, _EXT_MASK = 46, 29
+_IFA_TARGET_NETNSID, _IFA_ADDRESS, _IFA_LOCAL = 10, 1, 2
+_STRICT = 12  # NETLINK_GET_STRICT_CHK
+_SKIP_STATS = struct.pack("=I", 1 << 3)
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_TC = struct.Struct("=BxxxiIII")
+_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+_TCA_KIND = 1
+
+# A link of another namespace: (its namespace's id here, None for the host itself; its ifindex there).
+Far = tuple[int | None, int]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The far end of a veth pair: what the fast path must know of it. `addresses` without prefix lengths."""
+
+    mac: str
+    mtu: int
+    up: bool
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Links of the host by ifindex, far ends of its veth pairs, links with a filter of somebody else's at
+    their ingress or egress, and what br_netfilter is told (net.bridge.bridge-nf-call-*)."""
+
+    links: Mapping[int, Link]
+    ends: Mapping[Far, End] = field(default_factory=dict)
+    ingress: frozenset[int] = frozenset()
+    egress: frozenset[int] = frozenset()
+    call_iptables: bool = False
+    call_ip6tables: bool = False
+
+
+class Kernel(Netlink):
+    """An rtnetlink socket in the host's namespace that filters dumps as it is told (strict checking)."""
+
+    def __init__(self) -> None:
+        super().__init__(ROUTE)
+        self._socket.setsockopt(SOL_NETLINK, _STRICT, 1)
+
+    def links(self) -> dict[int, Link]:
+        """The host's own links with their addresses."""
+        found = {}
+        addresses = links.read_addresses(self)
+        for message in self.dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)):
+            ifindex = _LINK.unpack_from(message.payload)[2]
+            found[ifindex] = links.link(message.payload, 0, addresses.get(ifindex, ()))
+        return found
+
+    def ends(self, wanted: Iterable[Far]) -> dict[Far, End]:
+        """The far ends asked for, without those that are gone meanwhile."""
+        found: dict[Far, End] = {}
+        known: dict[int | None, dict[int, tuple[str, ...]]] = {}
+        for far in wanted:
+            nsid, ifindex = far
+            with suppress(OSError):
+                if nsid not in known:
+                    known[nsid] = self._addresses(nsid)
+                found[far] = self._end(nsid, ifindex, known[nsid].get(ifindex, ()))
+        return found
+
+    def _end(self, nsid: int | None, ifindex: int, addresses: tuple[str, ...]) -> End:
+        body = _LINK.pack(0, 0, ifindex, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
+        body += _target(_TARGET_NETNSID, nsid)
+        there = links.link(self.request(_GETLINK, body)[0].payload, 0)
+        return End(there.mac, there.mtu, there.admin_up, addresses)
+
+    def _addresses(self, nsid: int | None) -> dict[int, tuple[str, ...]]:
+        """All addresses of a namespace by ifindex."""
+        found: dict[int, tuple[str, ...]] = {}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _ADDRESS.pack(family, 0, 0, 0, 0) + _target(_IFA_TARGET_NETNSID, nsid)
+            try:
+                messages = self.dump(_GETADDR, body)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                    continue  # without IPv6
+                raise
+            for message in messages:
+                ifindex = _ADDRESS.unpack_from(message.payload)[4]
+                given = attributes(message.payload, 8)
+                own = given.get(_IFA_LOCAL) or given.get(_IFA_ADDRESS, b"")
+                found[ifindex] = (*found.get(ifindex, ()), address(own))
+        return found
+
+    def filtered(self, ifindexes: Iterable[int]) -> tuple[frozenset[int], frozenset[int]]:
+        """Links with a tc filter (tc(8)) at ingress, and at egress."""
+        with_qdisc = set()
+        for message in self.dump(_GETQDISC, _TC.pack(0, 0, 0, 0, 0)):
+            kind = attributes(message.payload, _TC.size).get(_TCA_KIND, b"").rstrip(b"\0")
+            if kind in (b"clsact", b"ingress"):
+                with_qdisc.add(_TC.unpack_from(message.payload)[1])
+        found = with_qdisc & set(ifindexes)
+        return (
+            frozenset(each for each in found if self._has_filter(each, _INGRESS)),
+            frozenset(each for each in found if self._has_filter(each, _EGRESS)),
+        )
+
+    def _has_filter(self, ifindex: int, parent: int) -> bool:
+        try:
+            return bool(self.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0)))
+        except OSError:
+            return True  # what cannot be told is left alone
+
+
+def _target(attr_type: int, nsid: int | None) -> bytes:
+    return b"" if nsid is None else attribute(attr_type, struct.pack("=i", nsid))

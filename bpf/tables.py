@@ -1,0 +1,94 @@
+"""The maps as the holder keeps them: it knows what they hold, and writes what changed."""
+
+from __future__ import annotations
+
+import struct
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from bpf import layout, ports, syscall, sysctls
+from bpf.loader import SLOTS, Loaded
+from bpf.marks import SHIFT
+from bpf.ports import Contents, Port
+
+LEASE = 2_000_000_000
+RECHECK = 1_000_000_000
+_FIRST = struct.pack("=I", 0)
+
+
+@cache
+def possible_cpus() -> int:
+    """How many values an entry of a per-CPU map has."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    pairs = (part.partition("-") for part in text.split(","))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in pairs)
+
+
+class Tables:
+    """One loaded program's maps."""
+
+    def __init__(self, loaded: Loaded, recheck: int = RECHECK) -> None:
+        self._maps = loaded.maps
+        self.config = np.zeros(1, layout.CONFIG)[0]
+        self.config["recheck"] = recheck
+        self.config["mark_shift"] = SHIFT
+        self.config["tcp_timeout"], self.config["udp_timeout"] = sysctls.timeouts()
+        self._owners: dict[bytes, bytes] = {}
+        self._macs: dict[bytes, bytes] = {}
+        self._rows: dict[bytes, bytes] = {}
+        self.slots: dict[int, int] = {}
+        self.ports: dict[int, Port] = {}
+
+    def beat(self) -> None:
+        """We are alive: forward for another lease."""
+        self.config["deadline"] = time.monotonic_ns() + LEASE
+        self.write_config()
+
+    def write_config(self) -> None:
+        """Put the configuration into effect."""
+        syscall.update(self._maps["config"], _FIRST, self.config.tobytes())
+
+    def ask_again(self) -> None:
+        """Every flow asks conntrack and the routes at its next packet."""
+        self.config["epoch"] = (int(self.config["epoch"]) + 1) & 0xFFFFFFFF
+        self.write_config()
+
+    def fill(self, contents: Contents) -> bool:
+        """Make the maps hold this; whether anything changed."""
+        rows = {struct.pack("=I", ifindex): self._row(port) for ifindex, port in contents.ports.items()}
+        changed = self._write("owners", self._owners, contents.owners)
+        changed |= self._write("macs", self._macs, contents.macs)
+        changed |= self._write("ports", self._rows, rows)
+        self._owners, self._macs, self._rows = contents.owners, contents.macs, rows
+        self.ports = dict(contents.ports)
+        for gone in [ifindex for ifindex in self.slots if ifindex not in self.ports]:
+            del self.slots[gone]
+        return changed
+
+    def _row(self, port: Port) -> bytes:
+        slot = self.slots.get(port.ifindex)
+        if slot is None:
+            slot = self.slots[port.ifindex] = self._free_slot()
+        return ports.port_row(port, slot)
+
+    def _free_slot(self) -> int:
+        """A row of the counters that no link uses, emptied; the common one, 0, where there is none left."""
+        taken = set(self.slots.values())
+        slot = next((each for each in range(1, SLOTS) if each not in taken), 0)
+        if slot:
+            size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
+            syscall.update(self._maps["counters"], struct.pack("=I", slot), bytes(size))
+        return slot
+
+    def _write(self, name: str, kept: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> bool:
+        changed = False
+        for key, value in ports.rows(kept, wanted):
+            changed = True
+            if value is None:
+                syscall.delete(self._maps[name], key)
+            else:
+                syscall.update(self._maps[name], key, value)
+        return changed
