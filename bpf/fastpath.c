@@ -128,20 +128,6 @@ INLINE void fill_fib(struct bpf_fib_lookup *fib, const struct packet *packet, u3
 	__builtin_memcpy(fib->ipv6_dst, packet->dst, 16);
 }
 
-/* Whether what goes back to the packet's source leaves by the link that it came in on. */
-INLINE bool is_way_back(struct __sk_buff *skb, const struct packet *packet, const struct port *port)
-{
-	struct bpf_fib_lookup fib = {};
-	fill_fib(&fib, packet, port->l3_ifindex);
-	__builtin_memcpy(fib.ipv6_src, packet->dst, 16);
-	__builtin_memcpy(fib.ipv6_dst, packet->src, 16);
-	/* As seen from the host itself: the translated destination may be an address of ours. */
-	long found = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_OUTPUT);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return false;
-	return fib.ifindex == port->l3_ifindex;
-}
-
 INLINE enum verdict fib_verdict(long found)
 {
 	switch (found) {
@@ -198,10 +184,33 @@ INLINE enum verdict find_bridged(
 	return V_FAST;
 }
 
+/* Whether what the destination sends back leaves by the link that the packet came in on, as the host would route it; if
+ * so to the very neighbour that sent it, the other direction may be learned as well. */
+INLINE bool is_way_back(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, u32 out_l3, const u32 *eth,
+	struct flow *flow
+)
+{
+	struct bpf_fib_lookup fib = {};
+	fill_fib(&fib, packet, out_l3);
+	__builtin_memcpy(fib.ipv6_src, flow->new_dst, 16);
+	__builtin_memcpy(fib.ipv6_dst, packet->src, 16);
+	fib.sport = flow->new_dport;
+	fib.dport = SPORT(packet);
+	long found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	u64 sender = 0, hop = 0;
+	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop)
+		flow->back_mtu = fib.mtu_result;
+	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
+		fib.ifindex == port->l3_ifindex;
+}
+
 /* The way out of a packet that the host would route: by its destination after translation and its source before it. */
 INLINE enum verdict find_routed(
 	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config,
-	struct flow *flow
+	const u32 *eth, struct flow *flow
 )
 {
 	struct bpf_fib_lookup fib = {};
@@ -215,12 +224,15 @@ INLINE enum verdict find_routed(
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
 	__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
 	flow->rewrite |= REWRITE_L3;
-	if (go_to_port(flow, fib.ifindex, fib.dmac, port))
-		return V_FAST;
-	if (config->flags & HAS_MULTIPATH)
-		return V_MULTIPATH;
-	flow->out_ifindex = fib.ifindex;
-	flow->action = ACTION_REDIRECT;
+	if (!go_to_port(flow, fib.ifindex, fib.dmac, port)) {
+		if (config->flags & HAS_MULTIPATH)
+			return V_MULTIPATH;
+		flow->out_ifindex = fib.ifindex;
+		flow->action = ACTION_REDIRECT;
+	}
+	flow->verdict = 0;
+	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, fib.ifindex, eth, flow))
+		return V_SOURCE;
 	return V_FAST;
 }
 
@@ -259,7 +271,7 @@ INLINE enum verdict learn(
 		return V_OTHER_HOST;
 	if (config->flags & HAS_CAPTURES && is_captured(packet))
 		return V_CAPTURED;
-	if (port->flags & PORT_CONTAINER ? !is_own_source(skb, packet, eth) : !is_way_back(skb, packet, port))
+	if (port->flags & PORT_CONTAINER && !is_own_source(skb, packet, eth))
 		return V_SOURCE;
 	if (!routed && port->flags & PORT_L2) {
 		__builtin_memcpy(flow->new_src, packet->src, 16);
@@ -273,9 +285,8 @@ INLINE enum verdict learn(
 		if (asked != V_FAST)
 			return asked;
 	}
-	enum verdict verdict = routed ? find_routed(skb, packet, port, config, flow)
+	enum verdict verdict = routed ? find_routed(skb, packet, port, config, eth, flow)
 				      : find_bridged(skb, packet, port, eth, flow);
-	flow->verdict = verdict;
 	if (verdict == V_FAST)
 		find_differences(packet, flow);
 	return verdict;
@@ -296,7 +307,7 @@ INLINE void swap_macs(u32 *to, const u32 *from)
 	to[2] = from[0] >> 16 | from[1] << 16;
 }
 
-/* A container's flow is known: so is what comes back to it, if the rules let that through and it comes in as expected. */
+/* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
 INLINE void learn_way_back(
 	const struct packet *packet, const struct config *config, const struct port *port, const struct flow *flow
 )
@@ -305,7 +316,7 @@ INLINE void learn_way_back(
 	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
 	struct port *from = ports.lookup(&in);
 	struct flow *back = scratch.lookup(&one);
-	if (!from || !back || !port->mtu)
+	if (!from || !back || !flow->back_mtu)
 		return;
 	__builtin_memset(back, 0, sizeof(*back));
 	if (from->flags & PORT_CONTAINER) {
@@ -317,13 +328,14 @@ INLINE void learn_way_back(
 	swap_macs(back->eth_in, flow->eth_out);
 	swap_macs(back->eth_out, flow->eth_in);
 	back->in_ifindex = in;
-	back->out_ifindex = flow->in_ifindex;
+	back->out_ifindex = port->flags & PORT_CONTAINER ? flow->in_ifindex : port->l3_ifindex;
 	back->slot = from->slot;
 	back->epoch = flow->epoch;
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
 	back->last_seen = flow->checked;
-	back->mtu = port->mtu;
+	back->mtu = flow->back_mtu;
+	back->back_mtu = flow->mtu;
 	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	back->rewrite = flow->rewrite;
 	back->addr_diff = ~flow->addr_diff;
@@ -360,6 +372,7 @@ INLINE enum verdict relearn(
 	flow->in_ifindex = skb->ifindex;
 	flow->slot = port->slot;
 	flow->epoch = config->epoch;
+	flow->back_mtu = port->mtu;
 	flow->checked = now;
 	flow->first_seen = now;
 	flow->last_seen = now;
@@ -387,7 +400,7 @@ INLINE enum verdict relearn(
 		flow->last_seen = old->last_seen;
 	}
 	store(packet, flow);
-	if (verdict == V_FAST && port->flags & PORT_CONTAINER && flow->known & KNOWN_BOTH_WAYS)
+	if (verdict == V_FAST && flow->known & KNOWN_BOTH_WAYS)
 		learn_way_back(packet, config, port, flow);
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
 	if (verdict == V_FAST && flow->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)

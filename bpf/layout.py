@@ -83,7 +83,8 @@ FLOW = np.dtype(
         ("new_src", "u1", (16,)),
         ("new_dst", "u1", (16,)),
         ("first_seen", "u8"),
-        ("verdict", "u4"),
+        ("verdict", "u2"),
+        ("back_mtu", "u2"),
         ("known", "u4"),
     ]
 )

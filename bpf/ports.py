@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Port:
     l3_ifindex: int
     flags: int
     mac: str
+    mtu: int = 0
 
 
 @dataclass(slots=True)
@@ -125,8 +126,11 @@ def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> No
     key["bridge"], key["mac"] = bridge.ifindex, np.frombuffer(_mac(end.mac)[:6], np.uint8)
     value = np.zeros(1, layout.MAC_VALUE)
     value["ifindex"], value["flags"] = port.ifindex, flags
-    value["mtu"] = min(bridge.mtu, port.mtu, end.mtu, 0xFFFF)
+    mtu = value["mtu"] = min(bridge.mtu, port.mtu, end.mtu, 0xFFFF)
     made.macs[key.tobytes()] = value.tobytes()
+    peer = layout.PORT_PEER if flags & layout.MAC_PEER else 0
+    row = made.ports[port.ifindex]
+    made.ports[port.ifindex] = replace(row, flags=row.flags | peer, mtu=mtu)
 
 
 def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
@@ -168,7 +172,7 @@ def port_row(port: Port, slot: int) -> bytes:
     """A row of the map `ports`."""
     row = np.zeros(1, layout.PORT)
     row["l3_ifindex"], row["slot"], row["flags"] = port.l3_ifindex, slot, port.flags
-    row["mac"] = np.frombuffer(_mac(port.mac)[:6], np.uint8)
+    row["mac"], row["mtu"] = np.frombuffer(_mac(port.mac)[:6], np.uint8), port.mtu
     return row.tobytes()
 
 

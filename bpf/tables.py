@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import struct
-import time
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from bpf import layout, ports, syscall, sysctls
+from bpf.clock import Clock
 from bpf.loader import SLOTS, Loaded
 from bpf.marks import SHIFT
 from bpf.ports import Contents, Port
 
-LEASE = 2_000_000_000
-RECHECK = 1_000_000_000
+LEASE = 2  # seconds
+RECHECK = 1
 _FIRST = struct.pack("=I", 0)
 
 
@@ -32,8 +32,9 @@ class Tables:
 
     def __init__(self, loaded: Loaded, recheck: int = RECHECK) -> None:
         self._maps = loaded.maps
+        self.clock = Clock()
         self.config = np.zeros(1, layout.CONFIG)[0]
-        self.config["recheck"] = recheck
+        self.config["recheck"] = recheck * self.clock.hz
         self.config["mark_shift"] = SHIFT
         self.config["tcp_timeout"], self.config["udp_timeout"] = sysctls.timeouts()
         self._owners: dict[bytes, bytes] = {}
@@ -44,7 +45,7 @@ class Tables:
 
     def beat(self) -> None:
         """We are alive: forward for another lease."""
-        self.config["deadline"] = time.monotonic_ns() + LEASE
+        self.config["deadline"] = self.clock.now() + LEASE * self.clock.hz
         self.write_config()
 
     def write_config(self) -> None:

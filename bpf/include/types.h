@@ -32,7 +32,7 @@ struct port {
 	u32 slot;       /* its row of the map `counters` */
 	u32 flags;      /* PORT_* */
 	u8 mac[6];      /* of l3_ifindex */
-	u16 mtu;        /* of what may go out here to the container; 0: unknown, nothing is learned for the way back */
+	u16 mtu;        /* of what may go out here to the container; 0 for uplinks: the route says it */
 };
 #define PORT_BRIDGED 1   /* port of a bridge */
 #define PORT_CONTAINER 2 /* sources are checked against the map `owners` */
@@ -110,7 +110,8 @@ struct flow {
 	};
 	u32 new_src[4], new_dst[4];
 	u64 first_seen;
-	u32 verdict;    /* with ACTION_KERNEL: why */
+	u16 verdict;    /* with ACTION_KERNEL: why */
+	u16 back_mtu;   /* of the way back; 0: nothing is learned for it */
 	u32 known;      /* KNOWN_*: what conntrack said beside the verdict */
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */

@@ -1,0 +1,139 @@
+"""The host's neighbours: tells when one moved or went, and keeps alive those that only the fast path uses, as traffic would."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+from core.collect.netlink import (
+    NETLINK_ADD_MEMBERSHIP,
+    NLM_F_ACK,
+    ROUTE,
+    SOL_NETLINK,
+    Netlink,
+    attribute,
+    attributes,
+    set_recv_buffer,
+    walk,
+)
+
+_NEW, _DEL, _GET = 28, 29, 30
+_FILTERS = (44, 45)  # RTM_NEWTFILTER, RTM_DELTFILTER
+_GROUPS = (3, 4)  # RTNLGRP_NEIGH, RTNLGRP_TC
+_BUFFER = 4 << 20
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NDMSG = struct.Struct("=BxxxiHBB")
+_REACHABLE, _STALE = 0x02, 0x04
+_VALID = 0xDE  # reachable, stale, delay, probe, noarp, permanent
+_NTF_USE, _NTF_MASTER = 0x01, 0x04
+_AF_BRIDGE = 7
+
+Key = tuple[int, int, bytes]  # family, ifindex, address
+
+
+@dataclass(slots=True)
+class Heard:
+    """What neighbours did: `moved` that one has another MAC or none any more, `filters` that a tc filter came or went."""
+
+    moved: bool = False
+    filters: bool = False
+
+
+class Neighbours:
+    """The MAC of each neighbour of this namespace, kept by events."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, ROUTE
+        )
+        set_recv_buffer(self._socket, _BUFFER)
+        self._socket.bind((0, 0))
+        for group in _GROUPS:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._macs: dict[Key, bytes] = {}
+        self._stale: set[Key] = set()
+        self._read_all()
+
+    def fileno(self) -> int:
+        """What to wait for."""
+        return self._socket.fileno()
+
+    def heard(self) -> Heard:
+        """What happened since the last call; never waits."""
+        found = Heard()
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._read_all()
+                found.moved = found.filters = True
+                continue
+            for kind, _, _, payload in walk(data):
+                if kind in _FILTERS:
+                    found.filters = True
+                elif kind in (_NEW, _DEL) and self._take(payload, kind == _DEL):
+                    found.moved = True
+
+    def _read_all(self) -> None:
+        self._macs, self._stale = {}, set()
+        with Netlink(ROUTE) as kernel:
+            for message in kernel.dump(_GET, _NDMSG.pack(0, 0, 0, 0, 0)):
+                self._take(message.payload, False)
+
+    def _take(self, payload: bytes, is_gone: bool) -> bool:
+        """Keep one neighbour; whether what was known of it is no longer true."""
+        family, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
+        if family == _AF_BRIDGE:
+            return False
+        given = attributes(payload, _NDMSG.size)
+        key = (family, ifindex, given.get(_NDA_DST, b""))
+        before = self._macs.get(key)
+        self._stale.discard(key)
+        if is_gone or not state & _VALID:
+            return self._macs.pop(key, None) is not None
+        mac = given.get(_NDA_LLADDR, b"")
+        self._macs[key] = mac
+        if state & _STALE:
+            self._stale.add(key)
+        return before is not None and before != mac
+
+    @property
+    def has_stale(self) -> bool:
+        """Whether any could be forgotten by the kernel for want of use."""
+        return bool(self._stale)
+
+    def use(self, macs: set[bytes]) -> int:
+        """Have the kernel confirm those that went stale and have one of these MACs; how many that were."""
+        wanted = [key for key in self._stale if self._macs.get(key) in macs]
+        if not wanted:
+            return 0
+        with Netlink(ROUTE) as kernel:
+            kernel.batch([(_NEW, _use_request(key)) for key in wanted])
+        self._stale.difference_update(wanted)
+        return len(wanted)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+
+def _use_request(key: Key) -> bytes:
+    family, ifindex, address = key
+    return _NDMSG.pack(family, ifindex, 0, _NTF_USE, 0) + attribute(_NDA_DST, address)
+
+
+def refresh_fdb(entries: list[tuple[int, bytes]]) -> None:
+    """Keep entries (port, MAC) of bridges' forwarding tables from ageing, as their frames would."""
+    requests = [
+        (_NEW, _NDMSG.pack(_AF_BRIDGE, port, _REACHABLE, _NTF_USE | _NTF_MASTER, 0) + attribute(_NDA_LLADDR, mac))
+        for port, mac in entries
+    ]
+    if requests:
+        with Netlink(ROUTE) as kernel:
+            kernel.batch(requests, NLM_F_ACK)

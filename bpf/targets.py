@@ -1,0 +1,57 @@
+"""What people name, as bridges: a bridge, a network of an engine or of our own, or all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from core.collect import docker, podman
+from core.model import Link
+from core.tags import words_of
+
+ALL = "all"
+
+
+def bridges_of(
+    targets: Iterable[str], links: Mapping[int, Link], networks: Mapping[str, str]
+) -> tuple[set[int], tuple[str, ...]]:
+    """The ifindexes of the bridges that these names mean, and the names that mean none; `networks` are bridges by
+    the names of the engines' networks."""
+    by_name: dict[str, set[int]] = {}
+    for link in links.values():
+        if link.kind == "bridge":
+            for name in (link.name, *link.altnames, *((words_of(link.alias) or {}).get("net") or ())):
+                by_name.setdefault(name, set()).add(link.ifindex)
+    everything = set().union(*by_name.values())
+    found: set[int] = set()
+    unknown = []
+    for target in targets:
+        meant = everything if target == ALL else by_name.get(target) or by_name.get(networks.get(target, ""))
+        found |= meant or set()
+        if not meant and target != ALL:
+            unknown.append(target)
+    return found, tuple(unknown)
+
+
+class EngineNames:
+    """The bridges of the engines' networks by their names, asked for aside: an engine may take its time."""
+
+    def __init__(self, ready: Callable[[], None]) -> None:
+        self.networks: Mapping[str, str] = {}
+        self._ready = ready
+        self._thread: threading.Thread | None = None
+
+    def ask(self) -> None:
+        """Ask the engines, unless that is under way; `ready` is called when their answer is there."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._read, daemon=True)
+            self._thread.start()
+
+    def _read(self) -> None:
+        found = {}
+        for engine in (podman.read_podman(), docker.read_docker()):
+            for network in engine.networks:
+                if network.bridge:
+                    found[network.name] = found[network.network_id] = network.bridge
+        self.networks = found
+        self._ready()
