@@ -1,4 +1,4 @@
-"""The tcx links that hold the program on its interfaces: they end with this process, in whatever way it ends."""
+"""Where the program sits: tcx links, which end with this process in whatever way it ends, or clsact where there is no tcx."""
 
 from __future__ import annotations
 
@@ -6,34 +6,59 @@ import errno
 import os
 from collections.abc import Collection
 
-from bpf import syscall
+from bpf import clsact, syscall
+
+_WITHOUT_TCX = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Attachments:
-    """Which interfaces carry the program."""
+    """Which interfaces carry the program. `tcx` is None until the kernel was asked for it."""
 
-    def __init__(self, program: int) -> None:
-        self._program = program
-        self._links: dict[int, int] = {}
+    def __init__(self, program: int, tcx: bool | None = None) -> None:
+        self.program = program
+        self.tcx = tcx
+        self._links: dict[int, int | None] = {}
         self._ids = {syscall.id_of(program)}
 
     def keep(self, wanted: Collection[int]) -> dict[int, str]:
         """Have the program on exactly these interfaces; those that refuse it, with the reason."""
         for gone in [ifindex for ifindex in self._links if ifindex not in wanted]:
-            os.close(self._links.pop(gone))
+            self._detach(gone)
         refused = {}
         for ifindex in wanted:
             if ifindex in self._links:
                 continue
             try:
-                self._links[ifindex] = syscall.attach_tcx(self._program, ifindex)
+                self._links[ifindex] = self._attach(ifindex)
             except OSError as error:
                 if error.errno != errno.ENODEV:
                     refused[ifindex] = f"the kernel refuses the program: {error.strerror}"
         return refused
 
+    def _attach(self, ifindex: int) -> int | None:
+        """A link's descriptor, None at clsact."""
+        if self.tcx is not False:
+            try:
+                link = syscall.attach_tcx(self.program, ifindex)
+            except OSError as error:
+                if self.tcx or error.errno not in _WITHOUT_TCX:
+                    raise
+            else:
+                self.tcx = True
+                return link
+        clsact.attach(self.program, ifindex)
+        self.tcx = False
+        return None
+
+    def _detach(self, ifindex: int) -> None:
+        link = self._links.pop(ifindex)
+        if link is None:
+            clsact.detach(ifindex)
+        else:
+            os.close(link)
+
     def foreign(self, ifindexes: Collection[int]) -> frozenset[int]:
-        """Those interfaces at whose ingress other programs sit."""
+        """Those interfaces at whose ingress other tcx programs sit."""
         return frozenset(each for each in ifindexes if self._has_other(each))
 
     def _has_other(self, ifindex: int) -> bool:
@@ -44,19 +69,17 @@ class Attachments:
 
     def replace(self, program: int) -> None:
         """Another program in the place of the present one, without a packet passing in between."""
-        for link in self._links.values():
-            syscall.replace_program(link, program)
-        os.close(self._program)
-        self._program = program
+        self._ids.add(syscall.id_of(program))
+        for ifindex, link in self._links.items():
+            if link is None:
+                clsact.attach(program, ifindex)
+            else:
+                syscall.replace_program(link, program)
+        os.close(self.program)
+        self.program = program
         self._ids = {syscall.id_of(program)}
-
-    @property
-    def program(self) -> int:
-        """The descriptor of the program."""
-        return self._program
 
     def close(self) -> None:
         """Take the program off every interface."""
-        for link in self._links.values():
-            os.close(link)
-        self._links = {}
+        for ifindex in list(self._links):
+            self._detach(ifindex)

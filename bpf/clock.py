@@ -57,4 +57,6 @@ def _load(shift: int) -> int:
     code = struct.pack("<BBhi", 0x85, 0, 0, 118)
     if shift:
         code += struct.pack("<BBhi", 0x77, 0, 0, shift)
-    return syscall.load_program(syscall.PROG_SCHED_CLS, code + struct.pack("<BBhi", 0x95, 0, 0, 0), "vnet_clock")
+    return syscall.load_program(
+        syscall.PROG_SCHED_CLS, code + struct.pack("<BBhi", 0x95, 0, 0, 0), "vnet_clock"
+    )

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bpf import layout
 from bpf.artifact import KFUNC_BASE, KFUNCS, Artifact, artifact_of
@@ -48,10 +49,10 @@ def compile_fastpath(source: str | None = None) -> Artifact:
     return artifact_of(compiled.dump_func(PROGRAM), names, btf)
 
 
-def _tables(compiled: object) -> Iterator[tuple[bytes, object]]:
+def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:
     """The maps of a compiled module: BCC knows them by number, and opens them when asked for by name."""
     for name in MAPS:
-        yield name.encode(), compiled[name.encode()]  # type: ignore[index]
+        yield name.encode(), compiled[name.encode()]
 
 
 MAPS = ("config", "counters", "scratch", "ports", "owners", "macs", "captured", "flows4", "flows6")

@@ -1,6 +1,6 @@
 """The control socket: one line of JSON asks, one line answers, then it is closed.
 
-Requests are objects with `do`: "status", "targets" (with `targets`, a list of names), "capture" and "release" (with
+Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names), "capture" and "release" (with
 `address`), "reload", "off". Answers have `ok`, and where it is false `what`, `why` and `try`.
 """
 
@@ -31,7 +31,9 @@ class Server:
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
         before = os.umask(0o177)
         try:
             self._socket.bind(str(path))

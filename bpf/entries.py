@@ -8,9 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from core.collect.netlink import NETFILTER, Netlink, attribute, attributes, walk
-
 from bpf.nfnetlink import header, nest
+from core.collect.netlink import NETFILTER, Netlink, attribute, attributes, walk
 
 _NEW, _GET = 0x100, 0x101
 _TUPLE, _PROTOINFO, _MARK, _ZONE, _MARK_MASK = 1, 4, 8, 18, 21

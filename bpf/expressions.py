@@ -14,7 +14,20 @@ from bpf.judging import PLAIN_MATCHES, PLAIN_TARGETS, ChainName, Rule, flags_mat
 from core.collect.netlink import attribute_list, attributes, text
 
 _PLAIN = frozenset(
-    {"counter", "byteorder", "range", "reject", "nat", "masq", "redir", "notrack", "fib", "last", "rt", "xfrm"}
+    {
+        "counter",
+        "byteorder",
+        "range",
+        "reject",
+        "nat",
+        "masq",
+        "redir",
+        "notrack",
+        "fib",
+        "last",
+        "rt",
+        "xfrm",
+    }
 )
 _ESTABLISHED = 2  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 # Keys of meta and ct whose value stays the same for all packets of a connection (in one direction).
@@ -27,7 +40,13 @@ _TCP_FLAGS = (_TRANSPORT, 13, 1)
 _OBJECTS = frozenset({1, 3, 7, 9})  # counter, helper, timeout, expectation
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 _CHANGING_SET = 0x10 | 0x20  # elements that time out, elements that packets add
-_V4_HEADER = {1: "the type of service", 2: "the length", 4: "the identification", 6: "fragments", 8: "the time to live"}
+_V4_HEADER = {
+    1: "the type of service",
+    2: "the length",
+    4: "the identification",
+    6: "fragments",
+    8: "the time to live",
+}
 _V6_HEADER = {0: "the traffic class", 1: "the flow label", 4: "the length", 7: "the hop limit"}
 _V4, _V6 = (2, b"\x08\x00"), (10, b"\x86\xdd")
 
@@ -166,7 +185,9 @@ class _Reading:
         if what == "tcp flags":
             self._flags(mask, number, negated)
         elif what == "family" and not negated:
-            self._family = 4 if value in (b"\x02", _V4[1]) else 6 if value in (b"\x0a", _V6[1]) else self._family
+            self._family = (
+                4 if value in (b"\x02", _V4[1]) else 6 if value in (b"\x0a", _V6[1]) else self._family
+            )
         elif what == "ct mark":
             self._take_mark(0xFFFFFFFF)
         self.conditional = True

@@ -184,11 +184,18 @@ INLINE enum verdict find_bridged(
 	return V_FAST;
 }
 
+/* What a route allows: of IPv4, the lookup tells only the link's MTU, where the kernel heeds the route's as well. */
+INLINE u16 route_mtu(const struct bpf_fib_lookup *fib, const struct config *config)
+{
+	u32 mtu = fib->mtu_result;
+	return config->route_mtu && config->route_mtu < mtu ? config->route_mtu : mtu;
+}
+
 /* Whether what the destination sends back leaves by the link that the packet came in on, as the host would route it; if
  * so to the very neighbour that sent it, the other direction may be learned as well. */
 INLINE bool is_way_back(
-	struct __sk_buff *skb, const struct packet *packet, const struct port *port, u32 out_l3, const u32 *eth,
-	struct flow *flow
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config, u32 out_l3,
+	const u32 *eth, struct flow *flow
 )
 {
 	struct bpf_fib_lookup fib = {};
@@ -202,7 +209,7 @@ INLINE bool is_way_back(
 	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
 	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop)
-		flow->back_mtu = fib.mtu_result;
+		flow->back_mtu = route_mtu(&fib, config);
 	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
 		fib.ifindex == port->l3_ifindex;
 }
@@ -220,7 +227,7 @@ INLINE enum verdict find_routed(
 	enum verdict verdict = fib_verdict(bpf_fib_lookup(skb, &fib, sizeof(fib), 0));
 	if (verdict != V_FAST)
 		return verdict;
-	flow->mtu = fib.mtu_result;
+	flow->mtu = route_mtu(&fib, config);
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
 	__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
 	flow->rewrite |= REWRITE_L3;
@@ -231,7 +238,7 @@ INLINE enum verdict find_routed(
 		flow->action = ACTION_REDIRECT;
 	}
 	flow->verdict = 0;
-	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, fib.ifindex, eth, flow))
+	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, config, fib.ifindex, eth, flow))
 		return V_SOURCE;
 	return V_FAST;
 }
@@ -564,7 +571,8 @@ int fastpath(struct __sk_buff *skb)
 		return TO_KERNEL;
 	if (is_out_of_reach(skb))
 		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
-	if (skb->vlan_present) {
+	if (skb->vlan_present || skb->protocol == __builtin_bswap16(ETH_P_8021Q) ||
+	    skb->protocol == __builtin_bswap16(ETH_P_8021AD)) {
 		count(slot_of(skb->ifindex), V_VLAN);
 		return TO_KERNEL;
 	}

@@ -11,21 +11,27 @@ import os
 import selectors
 import signal
 import sys
-import time
 from contextlib import suppress
-from types import FrameType
 from typing import Any
 
-from bpf import control, entries, loader, marks, ports, restore, runtime, syscall, sysctls
-from bpf.attachments import Attachments
+from bpf import loader, obstacles, restore, runtime, syscall, sysctls
+from bpf.answers import answer
 from bpf.control import Answer, Server
-from bpf.scene import Kernel, Scene
-from bpf.status import status
+from bpf.gate import Gate
+from bpf.neighbours import Neighbours
+from bpf.rulewatch import RuleWatch
+from bpf.schedule import Schedule
+from bpf.status import Cost
 from bpf.tables import Tables
+from bpf.traffic import Upkeep
+from bpf.view import View
 from core.collect.events import EventSocket
 
 BEAT = 0.25
-SETTLE = 0.01
+SETTLE_LINKS = 0.01
+SETTLE_RULES = 0.1
+TICK = 1.0
+UPKEEP = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,115 +39,136 @@ class Holder:
     """Everything that is held, and what is done when."""
 
     def __init__(self, targets: list[str]) -> None:
-        self.targets = targets
+        self.schedule = Schedule()
         self.loaded = loader.load()
         self.tables = Tables(self.loaded)
-        self.attachments = Attachments(self.loaded.program)
-        self.kernel = Kernel()
+        self.gate = Gate(self.tables)
+        self.view = View(self.loaded, self.tables, targets, self._wake)
+        self.neighbours = Neighbours()
+        self.upkeep = Upkeep(self.loaded, self.tables, self.neighbours)
         self.events = EventSocket()
-        self.chain = marks.MarkChain()
+        self.rules = RuleWatch()
         self.server = Server(runtime.socket_path(runtime.here()))
-        self.refused: dict[str, str] = {}
-        self.reasons: list[str] = []
-        self.generation = 0
+        self.cost = Cost()
         self.ending = False
-        self._look_at: float | None = None
+        self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def begin(self) -> None:
         """Turn it on."""
         sysctls.write(sysctls.LIBERAL, "1")
-        entries.hand_back(marks.field_mask())
-        self.look()
-        self.next_generation()
-
-    def next_generation(self) -> None:
-        """Every flow must pass the rules once more."""
-        following = self.generation % marks.GENERATIONS + 1
-        entries.clear_generation(following, marks.SHIFT)
-        self.chain.write(following)
-        self.generation = following
-        self.tables.config["generation"] = following
-        self.tables.ask_again()
-
-    def pause(self) -> None:
-        """All to the kernel, at once."""
-        self.tables.config["generation"] = 0
-        self.tables.ask_again()
-
-    def look(self) -> None:
-        """Read what is, and have the maps and links accordingly."""
-        links = self.kernel.links()
-        bridges = self._bridges(links)
-        ends = self.kernel.ends(ports.wanted_ends(links, bridges))
-        ingress, egress = self.kernel.filtered(links)
-        foreign = self.attachments.foreign(links)
-        v4, v6 = sysctls.calls_iptables()
-        found = ports.contents(Scene(links, ends, ingress | foreign, egress, v4, v6), bridges)
-        self.tables.fill(found)
-        failed = self.attachments.keep(found.ports)
-        names = {ifindex: found.ports[ifindex].name for ifindex in failed}
-        self.refused = found.refused | {names[ifindex]: why for ifindex, why in failed.items()}
-        self.tables.ask_again()
-
-    def _bridges(self, links: dict[int, Any]) -> set[int]:
-        everything = "all" in self.targets
-        return {
-            link.ifindex
-            for link in links.values()
-            if link.kind == "bridge" and (everything or link.name in self.targets)
-        }
+        self.view.look()
+        self.settle()
 
     def run(self) -> None:
-        """Until the end."""
-        selector = selectors.DefaultSelector()
-        for descriptor in self.events.filenos():
-            selector.register(descriptor, selectors.EVENT_READ, self._hear)
-        selector.register(self.server, selectors.EVENT_READ, self._serve)
-        beat_at = time.monotonic()
-        while not self.ending:
-            now = time.monotonic()
-            if self._look_at is not None and now >= self._look_at:
-                self._look_at = None
-                self.look()
-            if now >= beat_at:
-                self.tables.beat()
-                beat_at = now + BEAT
-            until = min(beat_at, self._look_at or beat_at)
-            for key, _ in selector.select(max(0.0, until - time.monotonic())):
-                key.data()
+        """Until the end. What happened is taken in before the lease is renewed: who was stopped for a while must
+        not forward by what was true before."""
+        self.schedule.every("beat", BEAT, self._beat)
+        self.schedule.every("tick", TICK, self._tick)
+        self.schedule.every("upkeep", UPKEEP, self.upkeep.run)
+        with selectors.DefaultSelector() as selector:
+            for descriptor, handler in self._sources():
+                selector.register(descriptor, selectors.EVENT_READ, handler)
+            while not self.ending:
+                for key, _ in selector.select(self.schedule.wait()):
+                    key.data()
+                self.schedule.run()
+
+    def _sources(self) -> list[tuple[Any, Any]]:
+        return [
+            *((descriptor, self._hear) for descriptor in self.events.filenos()),
+            (self.rules, self._hear_rules),
+            (self.neighbours, self._hear_neighbours),
+            (self.server, lambda: self.server.serve(lambda request: answer(self, request))),
+            (self._woken[0], self._hear_wake),
+        ]
+
+    def _wake(self) -> None:
+        """From any thread, and from signals: look again."""
+        with suppress(OSError):
+            os.write(self._woken[1], b"\0")
+
+    def _hear_wake(self) -> None:
+        os.read(self._woken[0], 4096)
+        self.look_soon()
 
     def _hear(self) -> None:
-        parts = {part for _, part in self.events.read()}
-        if parts & {"links", "routes", "everything"} and self._look_at is None:
+        events = self.events.read()
+        dirty = {nsid for nsid, part in events if part in ("links", "everything")}
+        everything = any(part == "everything" for _, part in events)
+        if everything or (None, "links") in events or (None, "routes") in events:
             self.tables.ask_again()
-            self._look_at = time.monotonic() + SETTLE
+        if everything or (None, "routes") in events:
+            self.schedule.once("routes", SETTLE_LINKS, self.view.look_at_routes)
+        if dirty:
+            self.view.note(dirty, everything)
+            self.look_soon(host=False)
 
-    def _serve(self) -> None:
-        self.server.serve(self._answer)
+    def look_soon(self, host: bool = True) -> None:
+        """Bring maps and links up to date, together with what happens right after; `host` also by what the
+        host's own links are."""
+        if host:
+            self.view.note({None})
+        self.schedule.once("look", max(SETTLE_LINKS, 3 * self.view.took), self._look)
 
-    def _answer(self, request: dict[str, Any]) -> Answer:
-        match request.get("do"):
-            case "status":
-                return status(self)
-            case "targets":
-                self.targets = [str(each) for each in request.get("targets", ())]
-                self.look()
-                return {"ok": True}
-            case "reload":
-                self.attachments.replace(loader.reload(self.loaded))
-                return {"ok": True}
-            case "off":
-                self.ending = True
-                return {"ok": True}
-        return {"ok": False, "what": "the request was not understood", "why": "", "try": ""}
+    def _look(self) -> None:
+        """A look that the kernel refuses (memory, a namespace that ends) is repeated soon."""
+        try:
+            self.view.look()
+        except OSError:
+            self.view.note({None}, everything=True)
+            self.schedule.once("look", TICK, self._look)
+
+    def _hear_neighbours(self) -> None:
+        heard = self.neighbours.heard()
+        if heard.moved:
+            self.tables.ask_again()
+        if heard.filters:
+            self.look_soon()
+
+    def _hear_rules(self) -> None:
+        if self.rules.heard():
+            self.rules_changed()
+
+    def rules_changed(self) -> None:
+        """All to the kernel at once; on again when the rules stand still."""
+        self.gate.pause()
+        self.schedule.once("settle", SETTLE_RULES, self.settle, again=True)
+
+    def settle(self) -> None:
+        """The rules stand still: look at them, and forward again if they allow it."""
+        found = obstacles.find()
+        self.gate.settle(found)
+        if self.view.take_bridge_rules(found.bridge_rules):
+            self.look_soon()
+
+    def _beat(self) -> None:
+        if self.tables.is_late():
+            self.rules_changed()
+        self.tables.beat()
+
+    def _tick(self) -> None:
+        """What sends no event."""
+        if self.gate.has_changed_silently():
+            self.rules_changed()
+        if self.view.has_changed_silently():
+            self.look_soon()
+        self.tables.read_timeouts()
+        self.cost.rest()
 
     def end(self) -> None:
-        """Orderly: nothing is forwarded from here on, then all goes."""
-        self.pause()
-        self.attachments.close()
-        self.chain.close()
+        """Orderly: nothing is forwarded from here on, then all goes, then connections and sysctl go back."""
+        self.gate.pause()
+        self.view.close()
+        self.gate.close()
         restore.restore()
         self.server.close()
+        if not _has_keeper():
+            runtime.unlock()
+
+    def finish(self) -> None:
+        """Leave the loop."""
+        self.ending = True
+        self._wake()
 
 
 def main(targets: list[str]) -> int:
@@ -149,13 +176,14 @@ def main(targets: list[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         holder = Holder(targets)
-        signal.signal(signal.SIGTERM, lambda number, frame: _end(holder, number, frame))
-        signal.signal(signal.SIGINT, lambda number, frame: _end(holder, number, frame))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: holder.finish())
+        if not _has_keeper():
+            holder.finish()
         holder.begin()
     except (OSError, loader.CannotCompile, syscall.Rejected) as error:
         _tell({"ok": False, "what": "the fast path cannot be turned on", "why": str(error), "try": ""})
         return 1
-    holder.tables.beat()
     _tell({"ok": True, "pid": os.getpid(), "socket": str(runtime.socket_path(runtime.here()))})
     try:
         holder.run()
@@ -164,13 +192,14 @@ def main(targets: list[str]) -> int:
     return 0
 
 
-def _end(holder: Holder, number: int, frame: FrameType | None) -> None:
-    holder.ending = True
+def _has_keeper() -> bool:
+    """Whether the keeper that started us lives: it would put everything right."""
+    return os.environ.get(runtime.KEEPER) == str(os.getppid())
 
 
-def _tell(answer: Answer) -> None:
+def _tell(told: Answer) -> None:
     with suppress(OSError):
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from bpf import marks, restore, runtime, sysctls
+from bpf.runtime import KEEPER
 
 _ROOT = Path(__file__).parent.parent
 
@@ -22,12 +23,12 @@ _ROOT = Path(__file__).parent.parent
 def main(arguments: list[str]) -> int:
     """Keep the fast path until its end."""
     tied = "--tied" in arguments
-    targets = [each for each in arguments if each != "--tied"]
+    targets = [each for each in arguments if each not in ("--tied", "--")]
     try:
         lock = runtime.lock()
         restore.restore()
         before = {sysctls.LIBERAL: sysctls.read(sysctls.LIBERAL)}
-        runtime.remember(runtime.State(before, marks.field_mask()))
+        runtime.remember(runtime.State(before, marks.field_mask(), runtime.cookie()))
     except (OSError, runtime.Taken) as error:
         return _refuse(str(error))
     ended = os.pipe()
@@ -38,11 +39,16 @@ def main(arguments: list[str]) -> int:
     holder = _start(targets, lock)
     _wait(holder, ended[0], tied)
     restore.restore()
+    runtime.unlock()
     return holder.returncode or 0
 
 
 def _start(targets: list[str], lock: int) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    environment = os.environ | {
+        "PYTHONPATH": str(_ROOT),
+        "OPENBLAS_NUM_THREADS": "1",
+        KEEPER: str(os.getpid()),
+    }
     words = [sys.executable, "-m", "bpf.holder", *targets]
     return subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, pass_fds=[lock])
 
@@ -61,7 +67,10 @@ def _wait(holder: subprocess.Popen[bytes], ended: int, tied: bool) -> None:
 
 
 def _refuse(why: str) -> int:
-    print(json.dumps({"ok": False, "what": "the fast path cannot be turned on", "why": why, "try": ""}), flush=True)
+    print(
+        json.dumps({"ok": False, "what": "the fast path cannot be turned on", "why": why, "try": ""}),
+        flush=True,
+    )
     return 1
 
 

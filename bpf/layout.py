@@ -21,13 +21,13 @@ CONFIG = np.dtype(
         ("tcp_timeout", "u4"),
         ("udp_timeout", "u4"),
         ("flags", "u4"),
+        ("route_mtu", "u4"),
+        ("pad", "u4"),
     ]
 )
 HAS_CAPTURES, HAS_MULTIPATH = 1, 2
 
-PORT = np.dtype(
-    [("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")]
-)
+PORT = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
 PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES, PORT_PEER = 1, 2, 4, 8, 16, 32
 
 # IPv4 addresses stand in the first four bytes.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import sys
 
-from core.collect.netlink import attribute
-
 from bpf.nfnetlink import (
     AF_INET_BOTH,
     APPEND,
@@ -23,6 +21,7 @@ from bpf.nfnetlink import (
     string,
     word,
 )
+from core.collect.netlink import attribute
 
 TABLE, CHAIN = "vnet_fastpath", "mark"
 GENERATIONS = 15

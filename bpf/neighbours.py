@@ -131,7 +131,11 @@ def _use_request(key: Key) -> bytes:
 def refresh_fdb(entries: list[tuple[int, bytes]]) -> None:
     """Keep entries (port, MAC) of bridges' forwarding tables from ageing, as their frames would."""
     requests = [
-        (_NEW, _NDMSG.pack(_AF_BRIDGE, port, _REACHABLE, _NTF_USE | _NTF_MASTER, 0) + attribute(_NDA_LLADDR, mac))
+        (
+            _NEW,
+            _NDMSG.pack(_AF_BRIDGE, port, _REACHABLE, _NTF_USE | _NTF_MASTER, 0)
+            + attribute(_NDA_LLADDR, mac),
+        )
         for port, mac in entries
     ]
     if requests:

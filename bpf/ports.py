@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from bpf import layout
-from bpf.scene import End, Far, Scene
+from bpf.scene import Far, Scene
 from core.model import Link
 
 _AF = {4: 2, 6: 10}
+# The dtypes of bpf/layout.py, packed one by one.
+_PORT = struct.Struct("=III6sH")
+_OWNER_KEY = struct.Struct("=II16s")
+_MAC_KEY = struct.Struct("=I8s")
+_MAC_VALUE = struct.Struct("=IHH")
 _ETHERNET = ("physical", "veth", "vlan", "bond", "team", "tun", "vxlan", "geneve", "gretap", "ip6gretap")
 
 
@@ -31,23 +35,18 @@ class Port:
 @dataclass(slots=True)
 class Contents:
     """What the maps are to hold: bytes by bytes, and the ports by ifindex; `refused` are links by name that
-    ought to be accelerated and are not, with the reason."""
+    ought to be accelerated and are not, with the reason. `behind` are the MACs behind each port."""
 
     ports: dict[int, Port] = field(default_factory=dict)
     owners: dict[bytes, bytes] = field(default_factory=dict)
     macs: dict[bytes, bytes] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    behind: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 def far_end(link: Link) -> Far | None:
     """Where the other end of a veth pair is; None where it cannot be told."""
     return (link.lower_nsid, link.lower) if link.kind == "veth" and link.lower else None
-
-
-def wanted_ends(scene_links: Mapping[int, Link], bridges: Collection[int]) -> set[Far]:
-    """The far ends that must be known for these bridges."""
-    found = (far_end(link) for link in scene_links.values() if link.master in bridges)
-    return {far for far in found if far}
 
 
 def contents(scene: Scene, bridges: Collection[int], l2_allowed: bool = True) -> Contents:
@@ -68,7 +67,7 @@ def _add_bridge(made: Contents, scene: Scene, bridge: Link, l2_allowed: bool) ->
     if why:
         made.refused[bridge.name] = why
         return
-    flags = layout.PORT_BRIDGED | layout.PORT_CONTAINER | _bridged_by(scene, bridge, l2_allowed)
+    flags = layout.PORT_BRIDGED | _bridged_by(scene, bridge, l2_allowed)
     for port in scene.links.values():
         if port.master != bridge.ifindex:
             continue
@@ -76,11 +75,11 @@ def _add_bridge(made: Contents, scene: Scene, bridge: Link, l2_allowed: bool) ->
         if why:
             made.refused[port.name] = why
             continue
-        isolated = layout.PORT_ISOLATED if port.port and port.port.isolated else 0
-        made.ports[port.ifindex] = Port(
-            port.ifindex, port.name, bridge.ifindex, flags | isolated, bridge.mac
-        )
+        own = 0 if _is_card(port) else layout.PORT_CONTAINER
+        own |= layout.PORT_ISOLATED if port.port and port.port.isolated else 0
+        made.ports[port.ifindex] = Port(port.ifindex, port.name, bridge.ifindex, flags | own, bridge.mac)
         _add_container(made, scene, bridge, port)
+    made.macs = {key: value for key, value in made.macs.items() if value}
 
 
 def _bridge_refused(scene: Scene, bridge: Link) -> str:
@@ -120,14 +119,16 @@ def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> No
     if not end.up or not port.carrier or bridge.ifindex in scene.egress or bridge.qdisc != "noqueue":
         return
     flags = layout.MAC_ISOLATED if port.port and port.port.isolated else 0
-    if far[0] is not None and port.qdisc == "noqueue" and port.ifindex not in scene.egress:
+    plain = port.qdisc == "noqueue" and port.ifindex not in scene.egress and not end.has_xdp
+    if far[0] is not None and plain:
         flags |= layout.MAC_PEER
-    key = np.zeros(1, layout.MAC_KEY)
-    key["bridge"], key["mac"] = bridge.ifindex, np.frombuffer(_mac(end.mac)[:6], np.uint8)
-    value = np.zeros(1, layout.MAC_VALUE)
-    value["ifindex"], value["flags"] = port.ifindex, flags
-    mtu = value["mtu"] = min(bridge.mtu, port.mtu, end.mtu, 0xFFFF)
-    made.macs[key.tobytes()] = value.tobytes()
+    mtu = min(bridge.mtu, port.mtu, end.mtu, 0xFFFF)
+    key = _MAC_KEY.pack(bridge.ifindex, _mac(end.mac))
+    if key in made.macs or end.mac == bridge.mac:
+        made.macs[key] = b""  # claimed twice: the kernel decides
+        return
+    made.macs[key] = _MAC_VALUE.pack(port.ifindex, flags, mtu)
+    made.behind.append((port.ifindex, _mac(end.mac)[:6]))
     peer = layout.PORT_PEER if flags & layout.MAC_PEER else 0
     row = made.ports[port.ifindex]
     made.ports[port.ifindex] = replace(row, flags=row.flags | peer, mtu=mtu)
@@ -158,10 +159,7 @@ def _is_card(link: Link) -> bool:
 
 def _owner_key(ifindex: int, address: str) -> bytes:
     packed = ipaddress.ip_address(address)
-    key = np.zeros(1, layout.OWNER_KEY)
-    key["ifindex"], key["family"] = ifindex, _AF[packed.version]
-    key["address"] = np.frombuffer(packed.packed.ljust(16, b"\0"), np.uint8)
-    return key.tobytes()
+    return _OWNER_KEY.pack(ifindex, _AF[packed.version], packed.packed)
 
 
 def _mac(text: str) -> bytes:
@@ -170,15 +168,7 @@ def _mac(text: str) -> bytes:
 
 def port_row(port: Port, slot: int) -> bytes:
     """A row of the map `ports`."""
-    row = np.zeros(1, layout.PORT)
-    row["l3_ifindex"], row["slot"], row["flags"] = port.l3_ifindex, slot, port.flags
-    row["mac"], row["mtu"] = np.frombuffer(_mac(port.mac)[:6], np.uint8), port.mtu
-    return row.tobytes()
-
-
-def described(end: End) -> str:
-    """An end in words, for the status."""
-    return ", ".join(end.addresses) or end.mac
+    return _PORT.pack(port.l3_ifindex, slot, port.flags, _mac(port.mac)[:6], port.mtu)
 
 
 def rows(kept: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, bytes | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpf import entries, runtime, sysctls
+from bpf import clsact, entries, runtime, sysctls
 
 
 def restore() -> int | None:
@@ -11,6 +11,8 @@ def restore() -> int | None:
     state = runtime.remembered()
     if state is None:
         return None
+    for ifindex in clsact.remains():
+        clsact.detach(ifindex)
     handed = entries.hand_back(state.mark_mask)
     sysctls.restore(state.sysctls)
     runtime.forget()

@@ -6,12 +6,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.collect import netns
 
 DIRECTORY = Path("/run/vnet-tui")
+# The environment variable by which the holder knows its keeper.
+KEEPER = "VNET_TUI_KEEPER"
+_SO_NETNS_COOKIE = 71
 
 
 class Taken(Exception):
@@ -21,15 +26,22 @@ class Taken(Exception):
 @dataclass(frozen=True, slots=True)
 class State:
     """What must be put right should both processes be killed: the value of each sysctl before, and the bits of
-    the ct mark that are ours."""
+    the ct mark that are ours. `cookie` is the network namespace's own number, for inodes are used again."""
 
     sysctls: dict[str, str]
     mark_mask: int
+    cookie: int
 
 
 def here() -> int:
     """The inode of the network namespace that this process is in."""
     return netns.inode_of(netns.HOST_PATH)
+
+
+def cookie() -> int:
+    """The number of this network namespace that no other one gets until the next start of the machine."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as here:
+        return int.from_bytes(here.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def socket_path(inode: int) -> Path:
@@ -47,17 +59,37 @@ def lock() -> int:
     Raises Taken, and OSError without a directory for it.
     """
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path = DIRECTORY / f"fastpath-{here()}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        who = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise Taken(f"process {who or 'unknown'} accelerates here already") from error
+    path = _lock_path(here())
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise Taken(f"process {who or 'unknown'} accelerates here already") from error
+        if _is_at(descriptor, path):
+            break
+        os.close(descriptor)  # its owner removed it at its end
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
+
+
+def _lock_path(inode: int) -> Path:
+    return DIRECTORY / f"fastpath-{inode}.lock"
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def unlock() -> None:
+    """Others may, as soon as those who hold the descriptor are gone."""
+    _lock_path(here()).unlink(missing_ok=True)
 
 
 def remember(state: State) -> None:
@@ -72,9 +104,14 @@ def remembered() -> State | None:
     """What somebody left to be put right; None where nothing is."""
     try:
         found = json.loads(_state_path(here()).read_text())
-        return State({str(name): str(value) for name, value in found["sysctls"].items()}, int(found["mark_mask"]))
+        before = {str(name): str(value) for name, value in found["sysctls"].items()}
+        state = State(before, int(found["mark_mask"]), int(found["cookie"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    if state.cookie == cookie():
+        return state
+    forget()  # of a namespace that is gone
+    return None
 
 
 def forget() -> None:

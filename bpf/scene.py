@@ -13,13 +13,17 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from bpf import clsact
 from core.collect import links
 from core.collect.linkkinds import address
-from core.collect.netlink import ROUTE, SOL_NETLINK, Netlink, attribute, attributes
+from core.collect.netlink import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
 from core.model import Link
 
-_GETLINK, _GETADDR, _GETQDISC, _GETFILTER = 18, 22, 38, 46
+_GETLINK, _GETADDR, _GETROUTE, _GETQDISC, _GETFILTER = 18, 22, 26, 38, 46
 _TARGET_NETNSID, _EXT_MASK = 46, 29
+_IFLA_XDP, _XDP_ATTACHED = 43, 2
+_RTA_MULTIPATH, _RTA_NH_ID = 9, 30
+_RTMSG = struct.Struct("=BBBBBBBBI")
 _IFA_TARGET_NETNSID, _IFA_ADDRESS, _IFA_LOCAL = 10, 1, 2
 _STRICT = 12  # NETLINK_GET_STRICT_CHK
 _SKIP_STATS = struct.pack("=I", 1 << 3)
@@ -41,6 +45,7 @@ class End:
     mtu: int
     up: bool
     addresses: tuple[str, ...] = ()
+    has_xdp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,10 @@ class Kernel(Netlink):
     def _end(self, nsid: int | None, ifindex: int, addresses: tuple[str, ...]) -> End:
         body = _LINK.pack(0, 0, ifindex, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
         body += _target(_TARGET_NETNSID, nsid)
-        there = links.link(self.request(_GETLINK, body)[0].payload, 0)
-        return End(there.mac, there.mtu, there.admin_up, addresses)
+        payload = self.request(_GETLINK, body)[0].payload
+        there = links.link(payload, 0)
+        xdp = attributes(attributes(payload, _LINK.size).get(_IFLA_XDP, b"")).get(_XDP_ATTACHED, b"\0")
+        return End(there.mac, there.mtu, there.admin_up, addresses, xdp[0] != 0)
 
     def _addresses(self, nsid: int | None) -> dict[int, tuple[str, ...]]:
         """All addresses of a namespace by ifindex."""
@@ -123,9 +130,24 @@ class Kernel(Netlink):
 
     def _has_filter(self, ifindex: int, parent: int) -> bool:
         try:
-            return bool(self.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0)))
+            listed = self.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0))
+            return not all(clsact.is_ours(message.payload) for message in listed)
         except OSError:
             return True  # what cannot be told is left alone
+
+    def has_multipath(self) -> bool:
+        """Whether any route has several next hops, or one of the objects that may stand for several."""
+        return any(
+            attributes(message.payload, _RTMSG.size).keys() & {_RTA_MULTIPATH, _RTA_NH_ID}
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for message in self._routes(family)
+        )
+
+    def _routes(self, family: int) -> list[Message]:
+        try:
+            return self.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+        except OSError:
+            return []  # without IPv6
 
 
 def _target(attr_type: int, nsid: int | None) -> bytes:

@@ -1,45 +1,101 @@
-"""The status answer: what is accelerated, and what the program counted."""
+"""The status answer: what is accelerated, and what the program counted (fields: docs/fast-path.md)."""
 
 from __future__ import annotations
 
 import os
 import struct
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpf import layout, syscall
-from bpf.tables import Tables, possible_cpus
+from bpf import layout, marks, syscall
+from bpf.loader import FLOWS
+from bpf.ports import Port
+from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from bpf.holder import Holder
 
+_RUN_TIME, _RUN_COUNT = 192, 200  # struct bpf_prog_info
+_MEASURED_FOR = 10.0  # seconds after which nobody asking means that nobody looks
 
-def status(holder: Holder) -> dict[str, Any]:
-    """See docs/fast-path.md for each field."""
-    maps = holder.loaded.maps
-    tables = holder.tables
-    return {
+
+@dataclass(slots=True)
+class Cost:
+    """What a packet costs, as the kernel counts it (bpf_stats): only while it is asked for, for counting costs too."""
+
+    _switch: int | None = None
+    _asked: float = 0.0
+    _before: tuple[int, int] = (0, 0)
+
+    def ask(self, program: int) -> float | None:
+        """Nanoseconds a packet since it was asked for first; None until something was counted."""
+        self._asked = time.monotonic()
+        if self._switch is None:
+            self._switch = syscall.enable_run_stats()
+            self._before = _runs(program)
+            return None
+        took, count = (now - then for now, then in zip(_runs(program), self._before, strict=True))
+        return took / count if count > 0 else None
+
+    def rest(self) -> None:
+        """Stop counting when nobody has asked for a while."""
+        if self._switch is not None and time.monotonic() - self._asked > _MEASURED_FOR:
+            os.close(self._switch)
+            self._switch = None
+
+
+def _runs(program: int) -> tuple[int, int]:
+    """Nanoseconds that the program ran, and how often."""
+    told = syscall.info(program, _RUN_COUNT + 8)
+    return struct.unpack_from("=QQ", told, _RUN_TIME)
+
+
+def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[str, Any]:
+    """Everything but the flows themselves."""
+    maps, tables, view = holder.loaded.maps, holder.tables, holder.view
+    ports = [
+        _port(maps["counters"], tables.slots.get(port.ifindex, 0), port) for port in tables.ports.values()
+    ]
+    found: dict[str, Any] = {
         "ok": True,
         "pid": os.getpid(),
-        "targets": holder.targets,
+        "targets": view.targets,
+        "unknown": list(view.unknown),
+        "state": "paused" if holder.gate.reasons else "on" if tables.config["generation"] else "changing",
+        "reasons": list(holder.gate.reasons),
         "generation": int(tables.config["generation"]),
+        "mark_mask": marks.field_mask(),
         "epoch": int(tables.config["epoch"]),
-        "paused": holder.reasons,
-        "refused": holder.refused,
-        "program": syscall.id_of(holder.attachments.program),
+        "captured": tables.captured,
+        "bridges": sorted(
+            {_name(holder, port.l3_ifindex) for port in tables.ports.values() if port.flags & 2}
+        ),
+        "refused": view.refused,
+        "program": syscall.id_of(view.attachments.program),
         "maps": {name: syscall.id_of(descriptor) for name, descriptor in maps.items()},
-        "ports": [
-            {
-                "ifindex": port.ifindex,
-                "name": port.name,
-                "flags": port.flags,
-                "verdicts": verdicts(maps["counters"], tables.slots.get(port.ifindex, 0)),
-            }
-            for port in tables.ports.values()
-        ],
+        "ports": ports,
+        "verdicts": _total(ports),
     }
+    if flows:
+        found["flows"] = _count_flows(maps)
+    if measure:
+        found["ns_per_packet"] = holder.cost.ask(view.attachments.program)
+    return found
+
+
+def _name(holder: Holder, ifindex: int) -> str:
+    link = holder.view.links.get(ifindex)
+    return link.name if link else str(ifindex)
+
+
+def _port(counters: int, slot: int, port: Port) -> dict[str, Any]:
+    role = "container" if port.flags & layout.PORT_CONTAINER else "uplink"
+    counted = verdicts(counters, slot)
+    return {"ifindex": port.ifindex, "name": port.name, "role": role, "verdicts": counted}
 
 
 def verdicts(counters: int, slot: int) -> dict[str, int]:
@@ -50,4 +106,16 @@ def verdicts(counters: int, slot: int) -> dict[str, int]:
     return {verdict.name: int(sums[verdict.number]) for verdict in VERDICTS if sums[verdict.number]}
 
 
-__all__ = ["Tables", "status", "verdicts"]
+def _total(ports: list[dict[str, Any]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for port in ports:
+        for name, count in port["verdicts"].items():
+            sums[name] = sums.get(name, 0) + count
+    return sums
+
+
+def _count_flows(maps: dict[str, int]) -> int:
+    return sum(
+        len(syscall.read_all(maps[name], key, layout.FLOW, FLOWS)[0])
+        for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from functools import cache
 from pathlib import Path
@@ -36,12 +37,44 @@ class Tables:
         self.config = np.zeros(1, layout.CONFIG)[0]
         self.config["recheck"] = recheck * self.clock.hz
         self.config["mark_shift"] = SHIFT
-        self.config["tcp_timeout"], self.config["udp_timeout"] = sysctls.timeouts()
+        self.read_timeouts()
         self._owners: dict[bytes, bytes] = {}
         self._macs: dict[bytes, bytes] = {}
         self._rows: dict[bytes, bytes] = {}
+        self.captured: list[str] = []
+        self.behind: list[tuple[int, bytes]] = []
         self.slots: dict[int, int] = {}
         self.ports: dict[int, Port] = {}
+
+    def read_timeouts(self) -> None:
+        """Take conntrack's time-outs from the sysctls; they count from the next beat on."""
+        self.config["tcp_timeout"], self.config["udp_timeout"] = sysctls.timeouts()
+
+    def is_late(self) -> bool:
+        """Whether the lease ran out before it was renewed."""
+        return 0 < int(self.config["deadline"]) < self.clock.now()
+
+    def set_flag(self, flag: int, on: bool) -> None:
+        """Set or clear one of the configuration's flags."""
+        before = int(self.config["flags"])
+        after = before | flag if on else before & ~flag
+        if after != before:
+            self.config["flags"] = after
+            self.ask_again()
+
+    def capture(self, family: int, packed: bytes, on: bool) -> None:
+        """Leave the traffic of an address to the kernel, where captures see it; or no longer."""
+        key = np.zeros(1, layout.OWNER_KEY)
+        key["family"], key["address"] = family, np.frombuffer(packed.ljust(16, b"\0"), np.uint8)
+        text = str(ipaddress.ip_address(packed))
+        if on:
+            syscall.update(self._maps["captured"], key.tobytes(), _FIRST)
+        else:
+            syscall.delete(self._maps["captured"], key.tobytes())
+        kept = [each for each in self.captured if each != text]
+        self.captured = [*kept, text] if on else kept
+        self.set_flag(layout.HAS_CAPTURES, bool(self.captured))
+        self.ask_again()
 
     def beat(self) -> None:
         """We are alive: forward for another lease."""

@@ -52,6 +52,6 @@ class EngineNames:
         for engine in (podman.read_podman(), docker.read_docker()):
             for network in engine.networks:
                 if network.bridge:
-                    found[network.name] = found[network.network_id] = network.bridge
+                    found[network.name] = found[network.id] = network.bridge
         self.networks = found
         self._ready()

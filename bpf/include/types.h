@@ -21,7 +21,9 @@ struct config {
 	u32 mark_shift;  /* of the original direction's 4 bits in the ct mark; the reply's are the next 4 */
 	u32 tcp_timeout; /* ms, as nf_conntrack_tcp_timeout_established */
 	u32 udp_timeout; /* ms, as nf_conntrack_udp_timeout_stream */
-	u32 flags;       /* CONFIG_* */
+	u32 flags;       /* HAS_* */
+	u32 route_mtu;   /* the smallest MTU that a route of the host names; 0: none does. bpf_fib_lookup does not tell it */
+	u32 pad;
 };
 #define HAS_CAPTURES 1  /* look up the map `captured` */
 #define HAS_MULTIPATH 2 /* routes with several next hops exist: leave what goes out of the host to the kernel */

@@ -1,0 +1,95 @@
+"""What is accelerated: follows links, addresses and bridges, and has maps and attachments accordingly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+
+from bpf import layout, ports, sysctls, targets
+from bpf.attachments import Attachments
+from bpf.loader import Loaded
+from bpf.sight import Sight
+from bpf.tables import Tables
+from core.model import Link
+
+
+class View:
+    """The targets by name, and what became of them: `refused` links by name with the reason, `unknown` targets."""
+
+    def __init__(self, loaded: Loaded, tables: Tables, wanted: list[str], again: Callable[[], None]) -> None:
+        self.targets = wanted
+        self.attachments = Attachments(loaded.program)
+        self.refused: dict[str, str] = {}
+        self.unknown: tuple[str, ...] = ()
+        self.took = 0.0
+        self._tables = tables
+        self._sight = Sight()
+        self._engines = targets.EngineNames(again)
+        self._asked: tuple[object, ...] = ()
+        self._dirty: set[int | None] = {None}
+        self._bridge_rules = False
+        self._foreign: frozenset[int] = frozenset()
+        self._call = sysctls.calls_iptables()
+        self.look_at_routes()
+
+    @property
+    def links(self) -> Mapping[int, Link]:
+        """The host's links as seen last."""
+        return self._sight.links
+
+    def note(self, dirty: Collection[int | None], everything: bool = False) -> None:
+        """Something changed in these namespaces (by id, None: the host), or anywhere."""
+        self._dirty |= set(dirty)
+        if everything:
+            self._sight.forget()
+
+    def look(self) -> None:
+        """Read what may have changed, and have the maps and links accordingly."""
+        began = time.monotonic()
+        dirty, self._dirty = self._dirty, set()
+        if not self._sight.concerns(dirty):
+            return
+        if None in dirty:
+            self._sight.look_at_host()
+            self._foreign = self.attachments.foreign(self._sight.links)
+        bridges, self.unknown = targets.bridges_of(self.targets, self._sight.links, self._engines.networks)
+        self._ask_engines()
+        scene = self._sight.scene(bridges, self._foreign, dirty)
+        found = ports.contents(scene, bridges, not self._bridge_rules)
+        if self._tables.fill(found):
+            self._tables.ask_again()
+        failed = self.attachments.keep(found.ports)
+        self.refused = found.refused | {found.ports[each].name: why for each, why in failed.items()}
+        self._tables.behind = found.behind
+        self.took = time.monotonic() - began
+
+    def _ask_engines(self) -> None:
+        """Once for each set of bridges, while there are names that mean none."""
+        bridges = sorted(link.ifindex for link in self._sight.links.values() if link.kind == "bridge")
+        question = (*self.unknown, *bridges)
+        if self.unknown and question != self._asked:
+            self._asked = question
+            self._engines.ask()
+
+    def look_at_routes(self) -> None:
+        """Find out whether there are routes of several next hops."""
+        flag = layout.HAS_MULTIPATH if self._sight.has_multipath() else 0
+        self._tables.set_flag(layout.HAS_MULTIPATH, bool(flag))
+
+    def take_bridge_rules(self, there: bool) -> bool:
+        """Note whether the bridge family has rules; whether that is new."""
+        changed, self._bridge_rules = there != self._bridge_rules, there
+        return changed
+
+    def has_changed_silently(self) -> bool:
+        """Whether something changed of which no event tells: others' tcx programs, br_netfilter's sysctls."""
+        foreign = self.attachments.foreign(self._sight.links)
+        call = sysctls.calls_iptables()
+        changed = (foreign, call) != (self._foreign, self._call)
+        self._foreign, self._call = foreign, call
+        return changed
+
+    def close(self) -> None:
+        """Take the program off every link."""
+        self.attachments.close()
+        self._sight.close()

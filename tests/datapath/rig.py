@@ -1,0 +1,244 @@
+"""A throw-away host with the fast path loaded and attached to nothing: packets are given to it one by one."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from bpf import layout, loader, syscall
+from bpf.clock import Clock
+from bpf.tables import possible_cpus
+from bpf.verdicts import VERDICTS
+from tests.conftest import ThrowawayHost
+
+REDIRECT, TO_KERNEL = 7, 0xFFFFFFFF
+GATEWAY, CLIENT, SERVER, ROUTER = (
+    "02:00:00:00:00:01",
+    "02:00:00:00:00:02",
+    "02:00:00:00:00:03",
+    "02:00:00:00:00:04",
+)
+_CONTEXT = 192  # sizeof(struct __sk_buff)
+_IFINDEX_AT, _GSO_SEGS_AT, _GSO_SIZE_AT = 40, 164, 176
+_INDEX = struct.Struct("=I")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a packet."""
+
+    verdict: str
+    result: int
+    packet: bytes
+
+
+class Rig:
+    """`links` are the ifindexes of the host's links by name."""
+
+    def __init__(self, host: ThrowawayHost, flows: int = 1024) -> None:
+        self.host = host
+        self.loaded = loader.load(flows)
+        self.clock = Clock()
+        self.config = np.zeros(1, layout.CONFIG)
+        self.reset()
+        self.links: dict[str, int] = {}
+        self.look()
+
+    def reset(self) -> None:
+        """Empty all maps; a lease, a generation and times that no test outlives."""
+        for name, each in loader.maps().items():
+            if each.kind in (syscall.MAP_HASH, syscall.MAP_LRU_HASH):
+                for key in syscall.keys(self.loaded.maps[name], each.key.itemsize):
+                    syscall.delete(self.loaded.maps[name], key)
+        self.config[:] = 0
+        self.config["deadline"] = self.clock.now() + 1000 * self.clock.hz
+        self.config["recheck"] = 1000 * self.clock.hz
+        self.config["epoch"] = self.config["generation"] = 1
+        self.config["mark_shift"] = 24
+        self.config["tcp_timeout"], self.config["udp_timeout"] = 432_000_000, 120_000
+        self.configure()
+
+    def look(self) -> None:
+        """Learn the links' numbers anew."""
+        self.links = {link["ifname"]: link["ifindex"] for link in self.host.json("ip -j link")}
+
+    def close(self) -> None:
+        """Unload."""
+        self.loaded.close()
+        self.clock.close()
+
+    def configure(self, **fields: int) -> None:
+        """Change fields of the one configuration."""
+        for name, value in fields.items():
+            self.config[name] = value
+        self.put("config", _INDEX.pack(0), self.config)
+
+    def put(self, name: str, key: bytes | np.ndarray, value: np.ndarray) -> None:
+        """Set an entry of a map."""
+        raw = key if isinstance(key, bytes) else key.tobytes()
+        syscall.update(self.loaded.maps[name], raw, value.tobytes())
+
+    def port(
+        self, name: str, flags: int, l3: str = "", mac: str = GATEWAY, mtu: int = 1500, slot: int = 1
+    ) -> None:
+        """Make a link known."""
+        row = np.zeros(1, layout.PORT)
+        row["l3_ifindex"], row["flags"], row["slot"] = self.links[l3 or name], flags, slot
+        row["mac"], row["mtu"] = mac_bytes(mac), mtu
+        self.put("ports", _INDEX.pack(self.links[name]), row)
+
+    def owner(self, name: str, address: str, mac: str) -> None:
+        """Allow a source."""
+        value = np.zeros(1, layout.OWNER)
+        value["mac"] = mac_bytes(mac)
+        self.put("owners", address_key(address, self.links[name]), value)
+
+    def behind(self, bridge: str, mac: str, port: str, flags: int = layout.MAC_PEER, mtu: int = 1500) -> None:
+        """Say where a MAC address is."""
+        key = np.zeros(1, layout.MAC_KEY)
+        key["bridge"], key["mac"] = self.links[bridge], mac_bytes(mac)
+        value = np.zeros(1, layout.MAC_VALUE)
+        value["ifindex"], value["flags"], value["mtu"] = self.links[port], flags, mtu
+        self.put("macs", key, value)
+
+    def capture(self, address: str) -> None:
+        """Keep an address with the kernel."""
+        self.put("captured", address_key(address, 0), np.ones(1, "u4"))
+        self.configure(flags=int(self.config["flags"][0]) | layout.HAS_CAPTURES)
+
+    def flow(self, packet: Packet, link: str, new: Packet | None = None, **fields: int) -> None:
+        """Put a flow into the cache that turns `packet` into `new`, as learning would have."""
+        new = packet if new is None else new
+        row = np.zeros(1, layout.FLOW)
+        row["epoch"], row["in_ifindex"] = self.config["epoch"], self.links[link]
+        row["out_ifindex"], row["mtu"], row["action"] = self.links[link], 1500, layout.ACTION_REDIRECT
+        row["checked"] = self.clock.now()
+        row["eth_in"] = np.frombuffer(bytes(packet)[:12], np.uint8)
+        row["eth_out"] = np.frombuffer(bytes(new)[:12], np.uint8)
+        old_net, new_net = packet.payload, new.payload
+        for name, address in (("new_src", new_net.src), ("new_dst", new_net.dst)):
+            row[name] = np.frombuffer(ipaddress.ip_address(address).packed.ljust(16, b"\0"), np.uint8)
+        row["new_sport"], row["new_dport"] = new_net.payload.sport, new_net.payload.dport
+        addresses = address_words(old_net), address_words(new_net)
+        row["addr_diff"] = difference(*addresses)
+        ports = (port_words(old_net), port_words(new_net))
+        row["port_diff"] = difference(*ports)
+        routed = bytes(packet)[:12] != bytes(new)[:12]
+        row["rewrite"] = (
+            routed * layout.REWRITE_L3
+            | (addresses[0] != addresses[1]) * layout.REWRITE_ADDRESS
+            | (ports[0] != ports[1]) * layout.REWRITE_PORT
+        )
+        for name, value in fields.items():
+            row[name] = value
+        self.put("flows6" if IPv6 in packet else "flows4", flow_key(packet), row)
+
+    def flow_of(self, packet: Packet) -> np.void | None:
+        """What the cache knows of a packet's flow."""
+        name = "flows6" if IPv6 in packet else "flows4"
+        found = syscall.lookup(self.loaded.maps[name], flow_key(packet).tobytes(), layout.FLOW.itemsize)
+        return None if found is None else np.frombuffer(found, layout.FLOW)[0]
+
+    def run(self, packet: Packet | bytes, link: str, gso_size: int = 0) -> Outcome:
+        """Give it one packet that came in on `link`."""
+        context = bytearray(_CONTEXT)
+        _INDEX.pack_into(context, _IFINDEX_AT, self.links[link])
+        _INDEX.pack_into(context, _GSO_SIZE_AT, gso_size)
+        before = self.counted()
+        done = syscall.test_run(self.loaded.program, bytes(packet), 1, bytes(context))
+        counted = self.counted() - before
+        (number,) = np.flatnonzero(counted)
+        return Outcome(VERDICTS[number].name, done.result, done.packet)
+
+    def counted(self) -> np.ndarray:
+        """All packets so far, by verdict."""
+        total = np.zeros(layout.COUNTERS, np.int64)
+        for slot in range(4):
+            size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
+            raw = syscall.lookup(self.loaded.maps["counters"], _INDEX.pack(slot), size)
+            assert raw is not None
+            total += np.frombuffer(raw, np.uint64).reshape(-1, layout.COUNTERS).sum(0).astype(np.int64)
+        return total
+
+
+def mac_bytes(text: str) -> np.ndarray:
+    """The six bytes of a MAC address."""
+    return np.frombuffer(bytes.fromhex(text.replace(":", "")), np.uint8)
+
+
+def address_key(address: str, ifindex: int) -> np.ndarray:
+    """A key of the maps `owners` and `captured`."""
+    packed = ipaddress.ip_address(address)
+    key = np.zeros(1, layout.OWNER_KEY)
+    key["ifindex"], key["family"] = ifindex, 2 if packed.version == 4 else 10
+    key["address"] = np.frombuffer(packed.packed.ljust(16, b"\0"), np.uint8)
+    return key
+
+
+def flow_key(packet: Packet) -> np.ndarray:
+    """The key under which a packet's flow is kept."""
+    net = packet.payload
+    key = np.zeros(1, layout.KEY6 if IPv6 in packet else layout.KEY4)
+    key["src"] = np.frombuffer(ipaddress.ip_address(net.src).packed, np.uint8)
+    key["dst"] = np.frombuffer(ipaddress.ip_address(net.dst).packed, np.uint8)
+    key["sport"], key["dport"] = net.payload.sport, net.payload.dport
+    key["l4_proto"] = 6 if TCP in packet else 17
+    return key
+
+
+def address_words(net: Packet) -> bytes:
+    """Source and destination as they are on the wire."""
+    return ipaddress.ip_address(net.src).packed + ipaddress.ip_address(net.dst).packed
+
+
+def port_words(net: Packet) -> bytes:
+    """The ports as they are on the wire."""
+    return struct.pack(">HH", net.payload.sport, net.payload.dport)
+
+
+def difference(old: bytes, new: bytes) -> int:
+    """What is added to a sum in ones' complement when `old` becomes `new`, in the machine's byte order."""
+    total = sum(word ^ 0xFFFF for (word,) in struct.iter_unpack("=H", old))
+    total += sum(word for (word,) in struct.iter_unpack("=H", new))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def plain(l4: str, family: int, payload: bytes = b"0123456789abcdef", **fields: str | int) -> Packet:
+    """A packet from the client's container to its gateway's MAC; fields src, dst, sport, dport, hops, flags, tos,
+    eth_src and eth_dst replace the usual ones."""
+    ether = Ether(src=fields.get("eth_src", CLIENT), dst=fields.get("eth_dst", GATEWAY))
+    hops = fields.get("hops", 64)
+    tos = fields.get("tos", 0)
+    if family == 4:
+        usual = "10.1.0.2", "192.0.2.9"
+        net = IP(src=fields.get("src", usual[0]), dst=fields.get("dst", usual[1]), ttl=hops, tos=tos, id=7)
+    else:
+        usual = "fd00:1::2", "2001:db8::9"
+        net = IPv6(src=fields.get("src", usual[0]), dst=fields.get("dst", usual[1]), hlim=hops, tc=tos)
+    ports = {"sport": fields.get("sport", 40000), "dport": fields.get("dport", 443)}
+    l4_header = TCP(**ports, flags=fields.get("flags", "PA"), seq=1, ack=2) if l4 == "tcp" else UDP(**ports)
+    return Ether(bytes(ether / net / l4_header / Raw(payload)))
+
+
+def changed(packet: Packet, **fields: str | int) -> Packet:
+    """The packet as scapy builds it with other fields, all checksums computed anew."""
+    made = packet.copy()
+    net, l4 = made.payload, made.payload.payload
+    made.src, made.dst = fields.get("eth_src", made.src), fields.get("eth_dst", made.dst)
+    net.src, net.dst = fields.get("src", net.src), fields.get("dst", net.dst)
+    l4.sport, l4.dport = fields.get("sport", l4.sport), fields.get("dport", l4.dport)
+    if "hops" in fields:
+        setattr(net, "ttl" if IP in made else "hlim", fields["hops"])
+    if IP in made:
+        del net.chksum
+    del l4.chksum
+    return Ether(bytes(made))

@@ -1,0 +1,126 @@
+"""A million packets, of a fixed seed: nothing is forwarded or changed but what a plain parser calls well-formed and a
+flow is known for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import struct
+
+import pytest
+
+from bpf import syscall
+from tests.datapath.rig import REDIRECT, ROUTER, SERVER, TO_KERNEL, Rig, changed, plain
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
+
+PACKETS = 1_000_000
+SEED = 20_240_611
+_ROOM = 2048
+
+
+class Runner:
+    """BPF_PROG_TEST_RUN with buffers made once."""
+
+    def __init__(self, program: int, ifindex: int) -> None:
+        self._given = (ctypes.c_char * _ROOM)()
+        self._out = (ctypes.c_char * _ROOM)()
+        self._context = (ctypes.c_char * 192)()
+        struct.pack_into("=I", self._context, 40, ifindex)
+        self._attributes = bytearray(
+            struct.pack(
+                "<IIIIQQIIIIQQIII4x", program, 0, 0, _ROOM, ctypes.addressof(self._given),
+                ctypes.addressof(self._out), 1, 0, 192, 0, ctypes.addressof(self._context), 0, 0, 0, 0,
+            )
+        )  # fmt: skip
+
+    def run(self, packet: bytes) -> tuple[int, bytes]:
+        """The result and the packet afterwards; raises OSError where the test run itself refuses the packet."""
+        self._given[: len(packet)] = packet
+        struct.pack_into("<III", self._attributes, 4, 0, len(packet), _ROOM)
+        syscall.bpf(10, self._attributes)
+        result, _, size = struct.unpack_from("<III", self._attributes, 4)
+        return result, self._out[:size]
+
+
+def well_formed(packet: bytes) -> tuple[bytes, ...] | None:
+    """The tuple of a plain TCP or UDP packet; None of everything else. Written from the RFCs, not from the program."""
+    kind, net = packet[12:14], packet[14:]
+    if packet[0] & 1:
+        return None
+    if kind == b"\x08\x00":
+        if len(net) < 20 or net[0] != 0x45 or net[6] & 0x3F or net[7]:
+            return None
+        if sum(struct.unpack(">10H", net[:20])) % 0xFFFF:
+            return None
+        length, proto, addresses, l4 = int.from_bytes(net[2:4]), net[9], net[12:20], net[20:]
+        if not 20 <= length <= len(net):
+            return None
+        left = length - 20
+    elif kind == b"\x86\xdd":
+        if len(net) < 40 or net[0] >> 4 != 6:
+            return None
+        left, proto, addresses, l4 = int.from_bytes(net[4:6]), net[6], net[8:40], net[40:]
+        if left > len(net) - 40:
+            return None
+    else:
+        return None
+    if proto == 6:
+        flags = l4[13] if len(l4) >= 20 else 0
+        if len(l4) < 20 or not 20 <= (l4[12] >> 4) * 4 <= left or flags & 0x07 or not flags & 0x10:
+            return None
+    elif proto == 17:
+        if len(l4) < 8 or not 8 <= int.from_bytes(l4[4:6]) <= left:
+            return None
+    else:
+        return None
+    return addresses, l4[:4], bytes([proto])
+
+
+def mutated(dice: random.Random, templates: list[bytes]) -> bytes:
+    """A template with a few bytes changed, cut or grown; or noise."""
+    packet = bytearray(dice.choice(templates))
+    kind = dice.random()
+    if kind < 0.05:
+        return bytes(packet[:12]) + dice.randbytes(dice.randrange(42, 200))
+    if kind < 0.2:
+        return bytes(packet[: dice.randrange(34, len(packet))])
+    for _ in range(dice.choice((0, 1, 1, 2, 3, 8))):
+        packet[dice.randrange(len(packet))] = dice.choice((0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256)))
+    if kind < 0.3:
+        packet += dice.randbytes(dice.randrange(1, 40))
+    return bytes(packet)
+
+
+def test_a_million_packets(rig: Rig) -> None:
+    templates = []
+    known = {}
+    for family in (4, 6):
+        for l4 in ("tcp", "udp"):
+            packet = plain(l4, family)
+            src = "198.51.100.7" if family == 4 else "2001:db8:7::7"
+            target = changed(packet, src=src, sport=61000, eth_src=SERVER, eth_dst=ROUTER, hops=63)
+            rig.flow(packet, "p1", target)
+            templates.append(bytes(packet))
+            known[well_formed(bytes(packet))] = bytes(packet)[:12]
+    dice = random.Random(SEED)
+    runner = Runner(rig.loaded.program, rig.links["p1"])
+    forwarded = refused = 0
+    for number in range(int(os.environ.get("VNET_FUZZ", PACKETS))):
+        packet = mutated(dice, templates)
+        try:
+            result, after = runner.run(packet)
+        except OSError:
+            refused += 1
+            continue
+        if result == TO_KERNEL:
+            assert after == packet, (number, packet.hex())
+            continue
+        forwarded += 1
+        assert result == REDIRECT, number
+        flow = well_formed(packet)
+        assert flow in known, (number, packet.hex())
+        assert packet[:12] == known[flow], (number, packet.hex())
+    assert forwarded > number / 50, "the templates reach the flows"
+    assert refused < number / 10

@@ -1,0 +1,156 @@
+"""What is not plain, not known or not allowed goes to the kernel as it came, with its reason counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from scapy.layers.dns import DNS
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP
+from scapy.packet import Packet, Raw
+
+from bpf import layout
+from bpf.verdicts import VERDICTS
+from tests.datapath.rig import CLIENT, GATEWAY, ROUTER, SERVER, TO_KERNEL, Rig, changed, plain
+
+pytestmark = pytest.mark.root
+
+NUMBERS = {verdict.name: verdict.number for verdict in VERDICTS}
+HEAD = Ether(src=CLIENT, dst=GATEWAY)
+
+
+def v4(**fields: object) -> Packet:
+    """An IPv4 header of the usual flow."""
+    return HEAD / IP(src="10.1.0.2", dst="192.0.2.9", **fields)
+
+
+def v6(following: Packet | None = None) -> Packet:
+    """An IPv6 header of the usual flow, and an extension header."""
+    made = HEAD / IPv6(src="fd00:1::2", dst="2001:db8::9")
+    return made if following is None else made / following
+
+
+TCP_HEADER = TCP(sport=40000, dport=443, flags="PA")
+UDP_HEADER = UDP(sport=40000, dport=443)
+DATA = Raw(b"0123456789abcdef")
+
+NOT_PLAIN: dict[str, tuple[str, Callable[[], Packet]]] = {
+    "arp": ("NOT_IP", lambda: HEAD / ARP(pdst="10.1.0.1")),
+    "vlan": ("VLAN", lambda: HEAD / Dot1Q(vlan=5) / IP(src="10.1.0.2", dst="192.0.2.9") / UDP_HEADER / DATA),
+    "broadcast": ("MULTICAST", lambda: Ether(src=CLIENT, dst="ff:ff:ff:ff:ff:ff") / v4().payload / UDP_HEADER / DATA),
+    "multicast": ("MULTICAST", lambda: Ether(src=CLIENT, dst="01:00:5e:00:00:01") / v4().payload / UDP_HEADER / DATA),
+    "options": ("OPTIONS", lambda: v4(options=[IPOption_NOP()]) / UDP_HEADER / DATA),
+    "first fragment": ("FRAGMENT", lambda: v4(flags="MF") / UDP_HEADER / DATA),
+    "later fragment": ("FRAGMENT", lambda: v4(frag=100) / UDP_HEADER / DATA),
+    "icmp": ("PROTOCOL", lambda: v4() / ICMP() / DATA),
+    "sctp": ("PROTOCOL", lambda: v4() / SCTP(sport=40000, dport=443)),
+    "syn": ("TCP_FLAGS", lambda: v4() / TCP(sport=40000, dport=443, flags="S")),
+    "syn ack": ("TCP_FLAGS", lambda: v4() / TCP(sport=40000, dport=443, flags="SA")),
+    "fin": ("TCP_FLAGS", lambda: v4() / TCP(sport=40000, dport=443, flags="FA") / DATA),
+    "rst": ("TCP_FLAGS", lambda: v4() / TCP(sport=40000, dport=443, flags="R")),
+    "no flags": ("TCP_FLAGS", lambda: v4() / TCP(sport=40000, dport=443, flags="") / DATA),
+    "urgent only": ("TCP_FLAGS", lambda: v4() / TCP(sport=40000, dport=443, flags="U") / DATA),
+    "hop by hop": ("OPTIONS", lambda: v6(IPv6ExtHdrHopByHop()) / UDP_HEADER / DATA),
+    "destination options": ("OPTIONS", lambda: v6(IPv6ExtHdrDestOpt()) / UDP_HEADER / DATA),
+    "routing header": ("OPTIONS", lambda: v6(IPv6ExtHdrRouting()) / UDP_HEADER / DATA),
+    "fragment header": ("FRAGMENT", lambda: v6(IPv6ExtHdrFragment()) / UDP_HEADER / DATA),
+    "icmp6": ("PROTOCOL", lambda: v6() / ICMPv6EchoRequest()),
+    "wrong header sum": ("MALFORMED", lambda: v4(chksum=0x1234) / UDP_HEADER / DATA),
+    "header too short": ("MALFORMED", lambda: v4(ihl=4) / UDP_HEADER / DATA),
+    "version 5": ("MALFORMED", lambda: v4(version=5) / UDP_HEADER / DATA),
+    "longer than it is": ("MALFORMED", lambda: v4(len=200) / UDP_HEADER / DATA),
+    "shorter than its header": ("MALFORMED", lambda: v4(len=19) / UDP_HEADER / DATA),
+    "no room for tcp": ("MALFORMED", lambda: v4(len=30) / TCP_HEADER / DATA),
+    "tcp header too short": ("MALFORMED", lambda: v4() / TCP(sport=40000, dport=443, flags="PA", dataofs=4) / DATA),
+    "tcp header too long": ("MALFORMED", lambda: v4() / TCP(sport=40000, dport=443, flags="PA", dataofs=15)),
+    "udp too long": ("MALFORMED", lambda: v4() / UDP(sport=40000, dport=443, len=100) / DATA),
+    "udp too short": ("MALFORMED", lambda: v4() / UDP(sport=40000, dport=443, len=7) / DATA),
+    "ipv6 payload too long": ("MALFORMED", lambda: HEAD / IPv6(plen=99, src="fd00:1::2", dst="2001:db8::9") / UDP_HEADER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_not_plain(rig: Rig, name: str) -> None:
+    verdict, build = NOT_PLAIN[name]
+    packet = bytes(build())
+    family = 6 if packet[12:14] == b"\x86\xdd" else 4
+    for l4 in ("tcp", "udp"):  # a flow that would forward it, were it plain
+        known = plain(l4, family)
+        rig.flow(known, "p1", changed(known, eth_src=SERVER, eth_dst=ROUTER, hops=63))
+    outcome = rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, packet)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "configuration", "fields"),
+    [
+        ("LEASE", {"deadline": 1}, {}),
+        ("PAUSED", {"generation": 0, "epoch": 2}, {}),
+        ("PORT", {"epoch": 2}, {}),
+        ("PORT", {}, {"in_ifindex": 1}),
+        ("PORT", {}, {"action": layout.ACTION_NONE}),
+        ("PORT", {}, {"checked": 0}),
+        ("LOCAL", {}, {"action": layout.ACTION_KERNEL, "verdict": NUMBERS["LOCAL"]}),
+    ],
+)
+def test_a_flow_that_does_not_hold(
+    rig: Rig, verdict: str, configuration: dict[str, int], fields: dict[str, int]
+) -> None:
+    packet = plain("udp", 4)
+    rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63), **fields)
+    if verdict == "PAUSED":
+        rig.port("p1", layout.PORT_CONTAINER)
+    rig.configure(**configuration)
+    outcome = rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, bytes(packet))
+
+
+@pytest.mark.parametrize("flags", ["S", "FA", "R", "RA"])
+def test_what_closes_a_connection_hands_both_directions_back(rig: Rig, flags: str) -> None:
+    packet = plain("tcp", 4)
+    there = changed(packet, src="198.51.100.7", sport=61000, eth_src=SERVER, eth_dst=ROUTER, hops=63)
+    back = plain(
+        "tcp", 4, src="192.0.2.9", dst="198.51.100.7", sport=443, dport=61000, eth_src=ROUTER, eth_dst=SERVER
+    )
+    rig.flow(packet, "p1", there)
+    rig.flow(
+        back, "up0", changed(back, dst="10.1.0.2", dport=40000, eth_src=GATEWAY, eth_dst=CLIENT, hops=63)
+    )
+    assert rig.run(packet, "p1").verdict == rig.run(back, "up0").verdict == "FAST"
+    closing = plain("tcp", 4, flags=flags)
+    assert rig.run(closing, "p1").verdict == "TCP_FLAGS"
+    for each in (packet, back):
+        flow = rig.flow_of(each)
+        assert flow is not None
+        assert flow["action"] == layout.ACTION_NONE
+        assert flow["packets"] == 1, "what was counted stays to be read"
+
+
+def test_another_sender_does_not_get_the_flow(rig: Rig) -> None:
+    packet = plain("udp", 4)
+    rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))
+    rig.port("p1", layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_IPTABLES, "b0")
+    rig.port("p2", layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_IPTABLES, "b0")
+    rig.owner("p1", "10.1.0.2", CLIENT)
+    rig.owner("p2", "10.1.0.3", SERVER)
+    other_mac = plain("udp", 4, eth_src=SERVER)
+    assert rig.run(other_mac, "p1").verdict == "SOURCE"
+    assert rig.run(packet, "p2").verdict == "SOURCE"
+    assert rig.run(other_mac, "p2").verdict == "SOURCE"
+    assert rig.run(packet, "p1").verdict == "FAST", "and it takes nothing from its owner"
+
+
+def test_the_examples_hold_dns_too(rig: Rig) -> None:
+    packet = Ether(bytes(v4() / UDP(sport=40000, dport=53) / DNS()))
+    rig.flow(packet, "p1")
+    assert rig.run(packet, "p1").verdict == "FAST"
