@@ -7,24 +7,29 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import replace
 
 from core.apply import run, wanted
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
 from core.apply.lock import writing
-from core.collect import docker
+from core.collect import docker, podman
 from core.collect.events import EVERYTHING, EventSocket
 from core.collect.netns import NamespaceGone
 from core.collect.nftables import read_tables
 from core.model import Container
-from core.ops import CreateVeth, Operation, Place, SetRules, Want
+from core.ops import CreateVeth, Operation, Place, SetLink, SetRules, Want
 from core.watch.looker import Looker
 
 _TABLE = "vnet"
 _RULES_EVERY = 30.0  # seconds; events come at once
 _CONTAINERS_EVERY = 30.0
-_AGAIN_SOON = 0.5  # seconds after which what could not be attached is tried again
-_MOST_TRIES = 10  # for one process of a container
+_AGAIN_SOON = 0.2  # seconds after which what could not be attached is tried again
+_MOST_TRIES = 20  # for one process of a container
+# Of these, so many at most pass while the kernel clears away what the container had before its restart.
+_CLEARING = 15
+_ENGINES = {"docker": docker.read_docker, "podman": podman.read_podman}
 _PATIENCE = 1.0
 _NFT_SECONDS = 20.0
 
@@ -134,7 +139,7 @@ def listing() -> tuple[str, ...]:
 
 
 class Attachments:
-    """The attachments of Docker's containers to our own networks that are kept across restarts."""
+    """The attachments of engines' containers to our own networks that are kept across restarts."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -144,15 +149,16 @@ class Attachments:
     def look(self) -> bool:
         """Attach what should be attached and is not; says whether nothing is left to be tried again."""
         found = wanted.attachments()
-        if not found:
-            return True
-        engine = docker.read_docker()
-        if engine.state != "ok":
-            return True  # its events, or the next look, will tell
-        containers = {container.uid: container for container in engine.containers}
-        self._forget_removed(found, containers.keys())
-        self._seen |= containers.keys()
-        done = [self._attached(want, containers.get(want.container)) for want in found]
+        done = []
+        for runtime in sorted({_runtime(want) for want in found} & _ENGINES.keys()):
+            engine = _ENGINES[runtime]()
+            if engine.state != "ok":
+                continue  # its events, or the next look, will tell
+            containers = {container.uid: container for container in engine.containers}
+            asked = [want for want in found if _runtime(want) == runtime]
+            self._forget_removed(asked, containers.keys())
+            self._seen |= containers.keys()
+            done += [self._attached(want, containers.get(want.container)) for want in asked]
         return all(done)
 
     def _attached(self, want: Want, container: Container | None) -> bool:
@@ -160,13 +166,17 @@ class Attachments:
             return True  # nothing to attach to before its next start
         steps = want.steps_at(Place(pid=container.pid, inode=container.netns))
         tried = (want.container, want.network, container.pid)
-        if _is_there(steps) or self._tries[tried] >= _MOST_TRIES:
+        if _is_there(steps) or not _has_bridge(steps) or self._tries[tried] >= _MOST_TRIES:
             return True
         self._tries[tried] += 1
+        if _is_clearing(steps) and self._tries[tried] <= _CLEARING:
+            return False
         return self._attach(want, container, steps)
 
     def _attach(self, want: Want, container: Container, steps: tuple[Operation, ...]) -> bool:
-        outcome = run.apply(f"attach {container.name} to {want.network} again", steps, wait=True)
+        # With the wish itself, so that who takes this back is rid of the attachment.
+        again = (*steps, replace(want, steps=steps))
+        outcome = run.apply(f"attach {container.name} to {want.network} again", again, wait=True)
         if outcome.done:
             self._say(f"{container.name} has started: attached to {want.network} again")
         else:
@@ -180,17 +190,47 @@ class Attachments:
                 with writing(wait=True):
                     wanted.remove(want)
                 self._say(f"{want.container} is gone: its attachment to {want.network} is forgotten")
-        self._seen &= set(present)
+                self._seen.discard(want.container)
 
 
 def _is_there(steps: tuple[Operation, ...]) -> bool:
     """Whether both ends of every veth pair among the steps are where they belong."""
+    ends = [
+        end
+        for step in steps
+        if isinstance(step, CreateVeth)
+        for end in ((step.place, step.name), (step.peer_place, step.peer))
+    ]
+    return _are_there(ends)
+
+
+def _has_bridge(steps: tuple[Operation, ...]) -> bool:
+    """Whether the network that the steps attach to is there: after a restart of the machine it may not be."""
+    masters = [(step.place, step.value) for step in steps if isinstance(step, SetLink) and _enslaves(step)]
+    return _are_there(masters)
+
+
+def _enslaves(step: SetLink) -> bool:
+    return step.attribute == "master" and bool(step.value)
+
+
+def _is_clearing(steps: tuple[Operation, ...]) -> bool:
+    """Whether the host's end of the veth pair that the container had before is still about to go."""
+    with Kernel() as kernel, suppress(LookupError, NamespaceGone):
+        made = [step for step in steps if isinstance(step, CreateVeth)]
+        return any(step.alias and kernel.alias(step.place, step.name) == step.alias for step in made)
+    return False
+
+
+def _are_there(links: Collection[tuple[Place, str]]) -> bool:
     with Kernel() as kernel:
         try:
-            for step in steps:
-                if isinstance(step, CreateVeth):
-                    kernel.index(step.place, step.name)
-                    kernel.index(step.peer_place, step.peer)
+            for place, name in links:
+                kernel.index(place, name)
         except (LookupError, NamespaceGone):
             return False
     return True
+
+
+def _runtime(want: Want) -> str:
+    return want.container.partition(":")[0]

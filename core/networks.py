@@ -11,6 +11,7 @@ from core.nat.forward import is_shut_in
 from core.nat.match import Prefix, covers, prefixes, split, takes_link
 from core.nat.paths import PlacedRule, placed_rules
 from core.nat.ties import host_of
+from core.tags import words_of
 
 _DRIVER_KINDS = {
     "host": "host",
@@ -26,8 +27,8 @@ _FORWARDING = "net.ipv4.ip_forward"
 
 def all_networks(snapshot: Snapshot) -> tuple[Network, ...]:
     """The engines' networks with bridge, MTU and kind filled in, then a network of engine "kernel" for each
-    other bridge of each namespace, with id "kernel:INODE:IFINDEX" and the bridge's name. A veth pair that
-    leads into a container without a bridge is no network."""
+    other bridge of each namespace, with id "kernel:INODE:IFINDEX" and the bridge's name, or that which our
+    tag on it tells. A veth pair that leads into a container without a bridge is no network."""
     decider = _Decider(snapshot)
     owned = [decider.complete(network) for engine in snapshot.engines.values() for network in engine.networks]
     taken = {(network.ns, network.bridge) for network in owned if network.bridge}
@@ -75,7 +76,7 @@ class _Decider:
         found = Network(
             "kernel",
             f"kernel:{bridge.ns}:{bridge.ifindex}",
-            bridge.name,
+            _name(bridge),
             ns=bridge.ns,
             bridge=bridge.name,
             subnets=tuple(dict.fromkeys(str(ipaddress.ip_interface(str(one)).network) for one in addresses)),
@@ -133,6 +134,11 @@ class _Decider:
         if firewall.ns not in self._source_nat:
             self._source_nat[firewall.ns] = tuple(_source_nat(firewall))
         return self._source_nat[firewall.ns]
+
+
+def _name(bridge: Link) -> str:
+    """What the network of a bridge is called."""
+    return ((words_of(bridge.alias) or {}).get("net") or (bridge.name,))[0]
 
 
 def _source_nat(firewall: Firewall) -> Iterator[PlacedRule]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from core.model import LinkKey, LinkStats
+from core.history import History, Past, Window
+from core.model import Firewall, LinkKey, LinkStats
 
 HISTORY = 60
 _AVERAGED = 5  # samples; sorting by a single tick would make rows jump
+# No link is that fast: a counter that rose by more was written anew, it did not count.
+_IMPOSSIBLE = 1e13  # bits or packets a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +28,27 @@ class LinkRate:
     history: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """The last hour of all that is counted: of `links` by their LinkKey (rx and tx bits, rx and tx packets a
+    second), of `rules` by (namespace, rule id) (packets and bits a second), of bridges' frames to everybody,
+    `group`, by (the bridge's LinkKey, "broadcast" or "multicast") (frames a second)."""
+
+    links: History = field(default_factory=lambda: History(4))
+    rules: History = field(default_factory=lambda: History(2))
+    group: History = field(default_factory=lambda: History(1))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rates:
     """The speeds of many links. `speeds` has shape (links, samples, 4): rx and tx bits, rx and tx packets a
-    second, newest last, NaN where a link was not there yet; `counters` are the statistics behind them."""
+    second, newest last, NaN where a link was not there yet; `counters` are the statistics behind them;
+    `histories` goes on growing while this is looked at, so that it is read up to the counters' time only."""
 
     places: Mapping[LinkKey, int] = field(default_factory=dict)
     speeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 4), "f4"))
     counters: LinkStats | None = None
+    histories: Histories | None = None
 
     def of(self, key: LinkKey) -> LinkRate | None:
         """That link's speed, None where fewer than two samples of it were taken."""
@@ -46,6 +62,14 @@ class Rates:
         rx_bps, tx_bps, rx_pps, tx_pps = seen[-_AVERAGED:].mean(axis=0).tolist()
         return LinkRate(rx_bps, tx_bps, rx_pps, tx_pps, tuple(seen[:, :2].sum(axis=1).tolist()))
 
+    def past(self, what: str, keys: Iterable[Hashable], window: Window) -> Past | None:
+        """What these series of Histories.`what` add up to in the window before these rates were read; None
+        where nothing is known of them."""
+        if self.histories is None or self.counters is None:
+            return None
+        history: History = getattr(self.histories, what)
+        return history.of(keys, window, self.counters.taken_at)
+
     def counters_of(self, key: LinkKey) -> np.void | None:
         """That link's counters, a row of STATS_DTYPE."""
         place = self.places.get(key)
@@ -56,20 +80,27 @@ class RateMeter:
     """Turns one reading of the counters after another into rates."""
 
     def __init__(self) -> None:
+        self.histories = Histories()
         self.rates = Rates()
+        self._keys: list[LinkKey] = []
 
     def feed(self, stats: LinkStats) -> Rates:
         """Take the next reading. A counter that went backwards (a link made anew) counts as no sample."""
         before = self.rates
         keys = [LinkKey(*key) for key in stats.rows[["ns", "ifindex"]].tolist()]
-        places = {key: place for place, key in enumerate(keys)}
+        places: Mapping[LinkKey, int] = {key: place for place, key in enumerate(keys)}
+        if places == before.places:  # the same objects again: nobody need look them through
+            keys, places = self._keys, before.places
+        self._keys = keys
         old = np.array([before.places.get(key, -1) for key in keys], dtype=int)
         newest = _speeds(before.counters, stats, old)
         samples = before.speeds.shape[1]
         past = np.full((len(keys), samples, 4), np.nan, "f4")
         past[old >= 0] = before.speeds[old[old >= 0]]
         speeds = np.concatenate([past, newest[:, None, :]], axis=1)[:, -HISTORY:]
-        self.rates = Rates(places if places != before.places else before.places, speeds, stats)
+        if before.counters is not None:
+            self.histories.links.feed(keys, newest, before.counters.taken_at, stats.taken_at)
+        self.rates = Rates(places, speeds, stats, self.histories)
         return self.rates
 
 
@@ -83,6 +114,38 @@ def _speeds(before: LinkStats | None, now: LinkStats, old: np.ndarray) -> np.nda
         (0, "rx_bytes", 8), (1, "tx_bytes", 8), (2, "rx_packets", 1), (3, "tx_packets", 1),
     ):  # fmt: skip
         risen = now.rows[name][known].astype("i8") - before.rows[name][old[known]].astype("i8")
-        speeds[known, column] = np.where(risen >= 0, risen * unit / seconds, np.nan)
+        speed = risen * unit / seconds
+        speeds[known, column] = np.where((risen >= 0) & (speed < _IMPOSSIBLE), speed, np.nan)
     speeds[np.isnan(speeds).any(axis=1)] = np.nan
     return speeds
+
+
+class RuleMeter:
+    """Turns one reading of the rules' counters after another into their history."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._before: dict[tuple[int, str], tuple[float, int, int]] = {}
+        self._last = 0.0
+
+    def feed(self, firewalls: Iterable[Firewall], at: float) -> None:
+        """Take in the rules read at `at` (monotonic seconds). A rule that was not among those read before, or
+        whose counter went backwards, says nothing this time."""
+        now = {
+            (firewall.ns, rule.rule_id): (at, rule.packets, rule.bytes or 0)
+            for firewall in firewalls
+            for rule in firewall.rules
+            if rule.packets is not None
+        }
+        figures = np.array([_speed(self._before.get(key), value) for key, value in now.items()])
+        if self._last:
+            self._history.feed([*now], figures.reshape(-1, 2), self._last, at)
+        self._before, self._last = now, at
+
+
+def _speed(before: tuple[float, int, int] | None, now: tuple[float, int, int]) -> tuple[float, float]:
+    """Packets and bits a second."""
+    seconds = now[0] - before[0] if before else 0.0
+    if before is None or seconds <= 0 or now[1] < before[1] or now[2] < before[2]:
+        return np.nan, np.nan
+    return (now[1] - before[1]) / seconds, (now[2] - before[2]) * 8 / seconds

@@ -16,7 +16,9 @@ SCHEMA = 1
 MAX_BYTES = 1 << 29
 MAX_VALUES = 1 << 25
 _GZIP_MAGIC = b"\x1f\x8b"
-_NOT_OURS = "Give a file that `vnet-tui dump` wrote."
+_TAR_MAGIC, _TAR_BLOCK = b"ustar", 512
+SNAPSHOT_FILE = "snapshot.json"  # in a bundle
+_NOT_OURS = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
 _WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
 
 
@@ -54,9 +56,14 @@ def from_json(data: bytes) -> Snapshot:
         snapshot: Snapshot = decoder(Snapshot)(whole["snapshot"])
     except WrongValue as error:
         raise CorruptFile(str(error), "snapshot" + "".join(error.path)) from None
+    check(snapshot)
+    return snapshot
+
+
+def check(snapshot: Snapshot) -> None:
+    """Refuse what has the right form, but which no host can be: raises CorruptFile."""
     _check_keys(snapshot)
     _check_addresses(snapshot)
-    return snapshot
 
 
 def pack(snapshot: Snapshot) -> bytes:
@@ -65,8 +72,29 @@ def pack(snapshot: Snapshot) -> bytes:
 
 
 def unpack(data: bytes) -> Snapshot:
-    """The snapshot in a dump file's content, gzip or plain JSON; CorruptFile where it cannot be read."""
-    return from_json(_inflated(data) if data.startswith(_GZIP_MAGIC) else data)
+    """The snapshot in the content of a dump file (gzip or plain JSON) or of a bundle; CorruptFile where it
+    cannot be read."""
+    text = _inflated(data) if data.startswith(_GZIP_MAGIC) else data
+    return from_json(_in_archive(text) if text[257:262] == _TAR_MAGIC else text)
+
+
+def _in_archive(archive: bytes) -> bytes:
+    """The snapshot's file in a tar archive (tar(5), "ustar"): the only one that matters here."""
+    at = 0
+    while at + _TAR_BLOCK <= len(archive):
+        head = archive[at : at + _TAR_BLOCK]
+        name, digits = head[:100].rstrip(b"\0"), head[124:136].strip(b" \0")
+        if not name and not digits:
+            break
+        if not digits or digits.strip(b"01234567"):
+            raise CorruptFile("the archive is damaged", f"byte {at}")
+        size, at = int(digits, 8), at + _TAR_BLOCK
+        if head[156:157] in (b"0", b"\0") and name.split(b"/")[-1] == SNAPSHOT_FILE.encode():
+            if at + size > len(archive):
+                raise CorruptFile("the archive ends too early")
+            return archive[at : at + size]
+        at += -(-size // _TAR_BLOCK) * _TAR_BLOCK
+    raise CorruptFile(f"this archive holds no {SNAPSHOT_FILE}", try_=_NOT_OURS)
 
 
 def _inflated(data: bytes) -> bytes:

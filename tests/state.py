@@ -24,6 +24,7 @@ _VOLATILE = frozenset(
         "no",
         "valid_life_time",
         "preferred_life_time",
+        "expires",
         "updated",
         "used",
         "cacheinfo",
@@ -42,11 +43,12 @@ _VOLATILE = frozenset(
         "root_path_cost",
     ]
 )
+_PORT_STATES = ("disabled", "forwarding")
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
 def state(namespaces: Iterable[str]) -> dict[str, Any]:
-    """Links, addresses, routes, bridge ports, rules and sysctls of each named namespace that exists."""
+    """Links, addresses, routes, ports, VLANs, rules and sysctls of each named namespace that exists."""
     return {name: _of(name) for name in namespaces if Path(f"/run/netns/{name}").exists()}
 
 
@@ -58,6 +60,7 @@ def _of(name: str) -> dict[str, Any]:
         "routes6": _sorted(_run(name, "ip -j -6 route show table main")),
         "neighbours": _sorted(_run(name, "ip -j neigh show nud permanent")),
         "ports": _by_name(_run(name, "bridge -j -d link show")),
+        "vlans": _by_name(_run(name, "bridge -j vlan show")),
         "rules": _cleaned(_run(name, "nft -j list ruleset")),
         "sysctls": {key: _inside(name, ["cat", f"/proc/sys/{key}"]).strip() for key in _SYSCTLS},
     }
@@ -82,7 +85,9 @@ def _sorted(items: list[dict[str, Any]]) -> list[Any]:
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _cleaned(item) for key, item in sorted(value.items()) if key not in _VOLATILE}
+        kept = [(key, item) for key, item in sorted(value.items()) if key not in _VOLATILE]
+        # A port is disabled until the kernel gets round to its carrier.
+        return {key: _cleaned(item) for key, item in kept if key != "state" or item not in _PORT_STATES}
     if isinstance(value, list):
         return [_cleaned(item) for item in value if not (isinstance(item, dict) and "metainfo" in item)]
     return value

@@ -72,6 +72,20 @@ class Terminal:
                 break
         return last
 
+    def read_to_the_end(self, timeout: float = 30.0) -> int:
+        """Read until the program has ended by itself; returns its exit status."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            chunk = self.read(0.05)
+            done, status = (0, 0) if chunk else os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                while self.read(0.05):
+                    pass
+                os.close(self._descriptor)
+                self.exit_status = os.waitstatus_to_exitcode(status)
+                return self.exit_status
+        raise AssertionError(f"it did not end; the end of the output: {self.output[-2000:]!r}")
+
     def processes(self) -> list[psutil.Process]:
         """The program and all that it started."""
         root = psutil.Process(self.pid)

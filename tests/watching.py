@@ -33,7 +33,7 @@ class Watched:
         with self.came:
             return [change for update in self.updates for change in update.changes]
 
-    def until(self, condition: Callable[[Snapshot], object], timeout: float = 10.0) -> Snapshot:
+    def until(self, condition: Callable[[Snapshot], object], timeout: float = 20.0) -> Snapshot:
         """Wait for a snapshot of which `condition` is true."""
         end = time.monotonic() + timeout
         with self.came:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from core.ops import Operation
+from core.ops import Operation, is_final
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology
@@ -22,7 +22,8 @@ type Progress = Callable[[Operation], None]
 class Ended:
     """How an attempt ended. `plan` is what the fresh look led to; `end` is "done", "undone" (it failed and
     was taken back whole), "failed" (and could not be), or "" where nothing was begun: that plan is not the
-    one that was agreed to. Guarded ones are taken back after `seconds` unless kept, others have 0."""
+    one that was agreed to. An undo ends "undone", "failed", or "kept": it failed, and all is as before it.
+    Guarded ones are taken back after `seconds` unless kept, others have 0."""
 
     plan: Plan | Refused
     end: str = ""
@@ -47,7 +48,12 @@ class Earlier:
     @property
     def is_open(self) -> bool:
         """Whether it was cut off, or taken back in part only."""
-        return self.end in ("", "failed")
+        return self.end in ("", "failed") and not self.is_final
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can take it back."""
+        return is_final(self.begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +68,15 @@ class Waiting:
 @dataclass(slots=True)
 class Logged:
     """A change that was made, or tried, in this session: its commands in the order in which they were run
-    (`at` in seconds since 1970), and how it ended (as `Ended`; "…" while it is under way)."""
+    (`at` in seconds since 1970), and how it ended (as `Ended`; "…" while it is under way); `undone` are those
+    by which what failed was taken back."""
 
     title: str
     at: float
     commands: list[str] = field(default_factory=list)
     end: str = "…"
     errors: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
 
 
 class Changer(Protocol):

@@ -40,8 +40,11 @@ examples:
   vnet-tui show veths                      every veth pair with both its ends
   vnet-tui show links --ns web1            the links of one namespace or container
   vnet-tui show nat --json | jq '.nat[]'   for scripts; docs/json.md has the schema
+  vnet-tui flows --by container            who is the biggest; also --follow, and FILTER such as rate:>1M
   vnet-tui dump host.vnet                  write all that can be seen into a file
   vnet-tui --from host.vnet                open the dashboard on that file, anywhere, without root
+  vnet-tui record incident.vnetrec         record what happens; `vnet-tui replay` shows it, with a time line
+  vnet-tui bundle report.tar.gz            one readable file for a bug report; open it with --from
   vnet-tui demo                            the dashboard on a lab that looks like real life
   vnet-tui network create shop             a NAT network of its own bridge; `--dry-run` prints the commands
   vnet-tui container create web --network shop && vnet-tui publish web 8080:80
@@ -68,22 +71,41 @@ def make_parser() -> argparse.ArgumentParser:
     dump = commands.add_parser("dump", help="write a whole snapshot into a file", allow_abbrev=False)
     dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
     _add_from(dump, argparse.SUPPRESS)
+    _add_keeping(commands)
     demo = commands.add_parser(
         "demo", help="open the dashboard on a demo lab", allow_abbrev=False,
         usage="vnet-tui demo [-h] [--no-traffic] [COMMAND ...]",
     )  # fmt: skip
     demo.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
     demo.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead")
+    _add_flows(commands.add_parser("flows", help="print who talks to whom and how fast", allow_abbrev=False))
     add_commands(commands)
     shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
     shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete for")
     return parser
 
 
+def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Recordings and bundles."""
+    from tui.record import bytes_of, seconds_of
+
+    record = commands.add_parser("record", help="record this host over time into a file", allow_abbrev=False)
+    record.add_argument("file", metavar="FILE", help="where to write it; it must not be there yet")
+    record.add_argument("--for", dest="seconds", type=seconds_of, metavar="TIME", help="how long (10m)")
+    record.add_argument("--max-size", dest="size", type=bytes_of, metavar="SIZE", help="how large (64M)")
+    replay = commands.add_parser("replay", help="open a recording, with a time line", allow_abbrev=False)
+    replay.add_argument("file", metavar="FILE", help="what `vnet-tui record` or R in the dashboard wrote")
+    bundle = commands.add_parser(
+        "bundle", help="write this moment, whole and readable, into one file", allow_abbrev=False
+    )
+    bundle.add_argument("file", metavar="FILE", help="where to write it: a .tar.gz")
+    _add_from(bundle, argparse.SUPPRESS)
+
+
 def _add_from(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="FILE", default=default,
-        help="look at a file that `vnet-tui dump` wrote, not at this host",
+        help="look at a file that `vnet-tui dump` or `bundle` wrote, not at this host",
     )  # fmt: skip
 
 
@@ -92,6 +114,24 @@ def _add_show(show: argparse.ArgumentParser) -> None:
     show.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
     show.add_argument("--ns", metavar="NAME", help="only this namespace: its name, container, unit or inode")
     _add_from(show, argparse.SUPPRESS)
+
+
+def _add_flows(flows: argparse.ArgumentParser) -> None:
+    flows.add_argument("filter", nargs="*", metavar="FILTER", help="as in the dashboard: ct:web1 rate:>1M port:443")
+    flows.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    flows.add_argument("--follow", action="store_true", help="print again and again; as JSON a flow a line")
+    flows.add_argument("--per-hop", action="store_true", help="a connection's entry in each namespace by itself")
+    flows.add_argument(
+        "--by", choices=("container", "network", "peer", "port", "process", "client"), default="",
+        help="add flows up",
+    )  # fmt: skip
+    flows.add_argument(
+        "--over", type=float, metavar="SECONDS", default=None,
+        help="measure speeds over that long (1; with --json 0: no speeds)",
+    )  # fmt: skip
+    flows.add_argument("--top", type=int, metavar="COUNT", default=0, help="only so many, the fastest")
+    flows.add_argument("--sockets", action="store_true", help="look for round trip times and processes as well")
+    _add_from(flows, argparse.SUPPRESS)
 
 
 class _Version(argparse.Action):
@@ -132,14 +172,28 @@ def _run(options: argparse.Namespace) -> int:
             return _show(options)
         case "dump":
             return _dump(options)
+        case "flows":
+            from tui import flows
+
+            return flows.run(options, load(Path(options.source)) if options.source else None)
         case "demo":
             return _demo(options)
+        case "record" | "replay" | "bundle":
+            return _keep(options)
         case "completion":
             from tui.completion import script
 
             sys.stdout.write(script(make_parser(), options.shell))
             return 0
     return _dashboard(options)
+
+
+def _keep(options: argparse.Namespace) -> int:
+    from tui.record import run
+
+    if options.command == "replay":
+        _need_a_terminal()
+    return run(options)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -175,6 +229,10 @@ def load(path: Path) -> Snapshot:
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}") from None
     except CorruptFile as error:
+        from tui.record import is_recording
+
+        if is_recording(path):
+            raise CommandError(f"{name} is a recording: vnet-tui replay {name} opens it") from None
         raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
 
 
@@ -219,9 +277,13 @@ def _demo(options: argparse.Namespace) -> int:
     return demo.main(words, LabSettings(traffic=not quiet, changes=0.0 if quiet else _DEMO_CHANGES))
 
 
-def _dashboard(options: argparse.Namespace) -> int:
+def _need_a_terminal() -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    _need_a_terminal()
     from tui.app import run
 
     if options.source:
@@ -239,7 +301,10 @@ def _changer() -> Changer:
 
 def _file_source(path: str) -> Source:
     from tui.offline import FileSource
+    from tui.record import is_recording, opened
 
+    if is_recording(Path(path)):
+        return opened(Path(path))
     return FileSource(load(Path(path)), Path(path).name)
 
 

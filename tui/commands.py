@@ -6,7 +6,9 @@ from tui.present import views
 from tui.present.views import View
 
 # Actions of the dashboard that have a name of their own, under it.
-ACTIONS = ("help", "log", "pause", "problems", "quit", "refresh", "theme", "undo", "write")
+ACTIONS = (
+    "help", "log", "pause", "problems", "quit", "refresh", "record", "theme", "undo", "write", "bundle",
+)  # fmt: skip
 
 
 def understood(text: str) -> tuple[View, str] | str | None:

@@ -6,18 +6,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
 from core.findings import Finding
 from core.model import Problem, Ref
-from tui.inbox import Inbox
+from tui.inbox import Inbox, fast_of, retold
 from tui.navigation import Stop, Way
 from tui.present.rows import Detail, ListView
-from tui.source import Source
+from tui.present.scene import Scene
+from tui.source import Source, Update
 from tui.stage import Shown, Stage
 from tui.worker import Worker
+
+if TYPE_CHECKING:
+    from core.plan.requests import DeleteFlow
 
 _SHORTEST = 0.03  # seconds between two pictures that nobody asked for
 _SHARE = 0.25  # of the time, at most, for working such pictures out
@@ -72,13 +76,31 @@ class Desk:
         self._worker = Worker(self._deliver)
         self._rested = 0.0
         self._stopped = False
+        self._listener: Callable[[Update], None] | None = None
+        self._newest: Update | None = None
+        self._taken: Update | None = None
 
     def start(self) -> None:
         """Begin to take updates. The source starts on a thread of its own: its imports would delay keys."""
         self._worker.start()
         threading.Thread(
-            target=self.source.start, args=(self._inbox.put,), name="source-start", daemon=True
+            target=self.source.start, args=(self._take_in,), name="source-start", daemon=True
         ).start()
+
+    def _take_in(self, update: Update) -> None:
+        """Take an update, from any thread, and let the listener hear of it."""
+        self._newest = update
+        self._inbox.put(update)
+        listener = self._listener
+        if listener:
+            listener(update)
+
+    def listen(self, listener: Callable[[Update], None] | None) -> None:
+        """Let `listener` hear of the newest update, and of each that comes, from the source's threads, also
+        while the picture is paused; None for nobody."""
+        self._listener = listener
+        if listener and self._newest:
+            listener(self._newest)
 
     def stop(self) -> None:
         """Take nothing more."""
@@ -102,9 +124,30 @@ class Desk:
         return self._stage.findings
 
     @property
+    def scene(self) -> Scene:
+        """The present picture."""
+        return self._stage.scene
+
+    @property
+    def shown(self) -> Update | None:
+        """The update that the present picture shows; None before the first."""
+        return self._taken
+
+    @property
     def hostname(self) -> str:
         """The host's name, "" where it is not known yet."""
         return self._stage.scene.snapshot.host.hostname
+
+    def forgetting(self, ref: Ref) -> DeleteFlow | None:
+        """The request to forget a connection of the present picture; None where it is not there any more."""
+        from core.plan.flows import delete_flow_at  # plans are loaded for those alone who change something
+
+        return delete_flow_at(self._stage.scene.topology, ref)
+
+    @property
+    def uncounted(self) -> tuple[int, ...]:
+        """The namespaces that do not count the traffic of their connections."""
+        return self._stage.uncounted
 
     @property
     def wait(self) -> float:
@@ -121,7 +164,8 @@ class Desk:
         taken = self._inbox.take() if take else None
         if taken:
             update, changes = taken
-            self._stage.take(update.snapshot, update.rates, changes)
+            self._stage.take(update.snapshot, update.rates, changes, retold(update), update.flows, fast_of(update))
+            self._taken = update
         shown = self._stage.shown(view, state)
         ended = time.monotonic()
         self._rested = ended + max(_SHORTEST, (ended - began) * (1 / _SHARE - 1))

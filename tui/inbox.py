@@ -5,8 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from core.model import Change
+from core.model import Change, FastFlows
 from tui.source import Update
+
+
+def retold(update: Update) -> bool:
+    """Whether its changes are all that ever happened until then, as a recording tells them."""
+    return bool(getattr(update, "retold", False))
+
+
+def fast_of(update: Update) -> FastFlows | None:
+    """What the fast path counted, where the source tells that by itself, as a recording does."""
+    return getattr(update, "fast", None)
 
 
 class Inbox:
@@ -24,6 +34,8 @@ class Inbox:
         with self._lock:
             first = self._update is None
             self._update = update
+            if retold(update):
+                self._changes.clear()
             self._changes += update.changes
         if first:
             self._ring()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from textual.binding import Binding, BindingType
 
 # Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
-# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "app" also above
-# overlays.
-Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "app"]
+# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "replay" there
+# while a recording is open, "app" also above overlays.
+Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "app"]
 
 READ_ONLY = "read-only: press W first"
 
 GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Moving", ("lines", "fold")),
-    ("This view", ("list", "order", "pane")),
+    ("Time line", ("replay",)),
+    ("This view", ("flows", "list", "order", "pane")),
     ("Changing", ("change",)),
     ("Everywhere", ("any", "app")),
 )
@@ -64,11 +65,23 @@ ACTIONS: tuple[Action, ...] = (
     Action("reverse", ("S",), "S", "Reverse", "reverse the order", "order", 11),
     Action("next_pane", ("tab",), "Tab", "Pane", "the other pane", "pane", 9),
     Action("zoom", ("plus",), "+", "Zoom", "this pane alone, and back", "pane", 12),
+    Action("window", ("w",), "w", "Window", "curves of the last minute, five minutes or hour", "pane", 16),
     Action("copy", ("y",), "y", "Copy", "copy the selected line to the clipboard", "any", 10),
     Action("command", ("colon",), ":", "Jump", "jump to a view by its name", "any", 4),
     Action("previous", ("minus",), "-", "Previous", "the view before this one", "any"),
     Action("pause", ("p",), "p", "Pause", "freeze the picture, and go on", "any", 8),
     Action("refresh", ("r",), "r", "Refresh", "read everything again", "any", 13),
+    Action("play", ("space",), "Space", "Play", "play the recording, and pause", "replay", 1),
+    Action("later", ("right",), "→", "Later", "the next moment", "replay", 2),
+    Action("earlier", ("left",), "←", "Earlier", "the moment before", "replay", 2),
+    Action("next_change", ("right_square_bracket",), "]", "Change", "to the next change", "replay", 5),
+    Action("last_change", ("left_square_bracket",), "[", "Before", "to the change before", "replay", 5),
+    Action("faster", ("greater_than_sign",), ">", "Faster", "play faster", "replay", 6),
+    Action("slower", ("less_than_sign",), "<", "Slower", "play slower", "replay", 6),
+    Action("to_start", ("0",), "0", "Start", "the first moment", "replay", 8),
+    Action("to_end", ("dollar_sign",), "$", "End", "the last moment", "replay", 8),
+    Action("record", ("R",), "R", "Record", "record into a file, and end it", "any", 16),
+    Action("bundle", ("B",), "B", "Bundle", "write this moment into a file, for a bug report", "any"),
     Action(
         "problems",
         ("exclamation_mark",),
@@ -80,10 +93,26 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("theme", ("t",), "t", "Theme", "the next theme: dark, light, the terminal's own", "any"),
     Action("write", ("W",), "W", "Write", "allow changes, and forbid them again", "any", 15),
+    Action(
+        "group",
+        ("b",),
+        "b",
+        "By",
+        "add flows up by container, network, peer, port, ...; who with whom",
+        "flows",
+        3,
+    ),
+    Action("hops", ("o",), "o", "Hops", "each connection once, or its entry in each namespace", "flows", 6),
+    Action("pin", ("f",), "f", "Pin", "keep the selected flow on top, and let it go", "flows", 8),
+    Action("count", ("A",), "A", "Count", "have the kernel count the traffic of connections", "flows"),
     Action("log", ("L",), "L", "Log", "every command that this session has run", "any"),
     Action("make_network", ("n",), "n", "Network", "make a network", "change", 2),
     Action("attach", ("a",), "a", "Attach", "attach the selected container, or to the network", "change", 2),
-    Action("delete", ("d",), "d", "Delete", "delete what is selected; says what goes as well", "change", 3),
+    Action("detach", ("D",), "D", "Detach", "take the selected container off a network", "change", 8),
+    Action("move", ("m",), "m", "Move", "move the selected container to another network", "change", 8),
+    Action("join", ("J",), "J", "Join", "let two networks reach each other, or part them", "change", 8),
+    Action("edit", ("e",), "e", "Edit", "settings of the selected link, bridge or port", "change", 4),
+    Action("delete", ("d",), "d", "Delete", "delete, withdraw or detach what is selected", "change", 3),
     Action("publish", ("P",), "P", "Publish", "publish a port of the selected container", "change", 3),
     Action("make_container", ("c",), "c", "Container", "make a plain container, a namespace", "change", 8),
     Action("undo", ("u",), "u", "Undo", "changes made earlier: take one back", "change", 3),
@@ -114,8 +143,16 @@ def view_bindings(count: int) -> list[BindingType]:
 
 
 def those_of(wheres: Collection[Where]) -> Iterator[Action]:
-    """The actions that have a meaning there, in the registry's order."""
-    return (action for action in ACTIONS if action.where in wheres)
+    """The actions that have a meaning there, in the registry's order; the arrows mean time where they do."""
+    for action in ACTIONS:
+        if action.where in wheres:
+            along_time = "replay" in wheres and action.where == "fold"
+            yield replace(action, label=action.keys[0]) if along_time else action
+
+
+def named(name: str, where: Where) -> bool:
+    """Whether an action of that name belongs there."""
+    return any(action.name == name and action.where == where for action in ACTIONS)
 
 
 def footer(wheres: Collection[Where]) -> list[Action]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core.model import FastFlows
 from tui.source import Update
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ class LiveSource:
     live = True
     title = ""
 
-    def __init__(self) -> None:
+    def __init__(self, fast_flows: Callable[[], FastFlows] | None = None) -> None:
+        """`fast_flows` reads what the fast path counted, None where there is none."""
+        self._fast_flows = fast_flows
         self._lock = threading.Lock()
         self._watcher: Watcher | None = None
-        self._view = ""
+        self._view, self._all = "", False
         self._stopped = False
 
     def start(self, on_update: Callable[[Update], None]) -> None:
@@ -31,13 +34,14 @@ class LiveSource:
     def _begin(self, on_update: Callable[[Update], None]) -> None:
         from core.watch import Watcher
 
-        watcher = Watcher(on_update)
+        watcher = Watcher(on_update, fast_flows=self._fast_flows)
         with self._lock:
             if self._stopped:
                 return
             self._watcher = watcher
             watcher.start()
             watcher.show(self._view)
+            watcher.read_all(self._all)
 
     def stop(self) -> None:
         """End the watching."""
@@ -58,3 +62,10 @@ class LiveSource:
             self._view = view
             if self._watcher:
                 self._watcher.show(view)
+
+    def read_all(self, on: bool) -> None:
+        """Have every part read often, also before the watcher is there."""
+        with self._lock:
+            self._all = on
+            if self._watcher:
+                self._watcher.read_all(on)

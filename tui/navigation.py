@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.model import Ref
+from tui.present.lens import Lens
 
 
 @dataclass(slots=True)
 class ViewState:
-    """How a view was left: order, filter, folds, the thing under the cursor, the scroll position."""
+    """How a view was left: order, filter, folds, the thing under the cursor, the scroll position, and how flows
+    are looked at."""
 
     sort: str = ""
     reverse: bool = False
@@ -17,6 +19,7 @@ class ViewState:
     closed: frozenset[Ref] = frozenset()
     ref: Ref | None = None
     top: int = 0
+    lens: Lens = Lens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Navigation:
         state = ViewState(filter=way.filter, ref=way.ref)
         if here.view == way.view:
             state.sort, state.reverse = here.state.sort, here.state.reverse
+            state.lens = replace(here.state.lens, by="")
         self.trail.append(Stop(way.view, state, filter=way.filter))
 
     def back(self) -> bool:

@@ -17,6 +17,7 @@ class Picture:
     snapshot: Snapshot
     rates: None = None
     changes: tuple[Change, ...] = ()
+    flows: None = None
 
 
 class FileSource:
@@ -46,3 +47,6 @@ class FileSource:
 
     def show(self, view: str) -> None:
         """Every part is there already."""
+
+    def read_all(self, on: bool) -> None:
+        """There is nothing more to be read."""

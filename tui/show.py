@@ -14,12 +14,12 @@ from typing import TextIO
 from rich.cells import cell_len, set_cell_size
 
 from core.model import Problem, Ref, Snapshot
-from core.related import concerns
 from core.text import safe
 from core.topology import Topology
+from core.topology.related import concerns
 from tui.present.absence import empty_text
 from tui.present.conntrack import ConntrackRows
-from tui.present.rows import Cell, Column, ListView, Row, Rows
+from tui.present.rows import Cell, Column, ListView, Row, Rows, head_of
 from tui.present.scene import Scene
 
 # Widths are measured on that many rows; what comes later and is wider stands out.
@@ -60,10 +60,12 @@ class UnknownNamespace(Exception):
     """No namespace has the name that was asked for."""
 
 
-def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | None = None) -> None:
+def show(
+    snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | None = None, told: bool = True
+) -> None:
     """Print the topics; `ns` names the only namespace whose things are wanted.
 
-    Problems go to standard error. Raises UnknownNamespace.
+    Problems go to standard error, unless they are not to be `told`. Raises UnknownNamespace.
     """
     topology = Topology(snapshot)
     scope = None if ns is None else _scope(topology, ns)
@@ -80,8 +82,10 @@ def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | No
             empty = f"None that concerns {safe(ns or '')}; {len(rows)} that do not."
         if len(topics) > 1:
             output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
+        output.stream.writelines(_head(rows if scope is None else _narrowed(rows, scope), output))
         output.stream.writelines(_table(view, _within(topology, rows, scope), empty, output))
-    print_problems(topology, topics, scope)
+    if told:
+        print_problems(topology, topics, scope)
 
 
 def print_problems(topology: Topology, topics: Collection[str], scope: Collection[int] | None = None) -> None:
@@ -116,6 +120,16 @@ def _scope(topology: Topology, name: str) -> frozenset[int]:
         known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
         raise UnknownNamespace(f"no namespace is called {safe(name)}; there are: {known}")
     return found
+
+
+def _head(rows: Rows, output: Output) -> Iterator[str]:
+    """What a list says about the whole."""
+    for cell in head_of(rows):
+        yield _painted(safe(cell.text), _CODES.get(cell.tone, ""), output) + "\n"
+
+
+def _narrowed(rows: Rows, scope: Collection[int]) -> Rows:
+    return rows.within(scope) if isinstance(rows, ConntrackRows) else rows
 
 
 def _within(topology: Topology, rows: Rows, scope: Collection[int] | None) -> Iterator[Row]:

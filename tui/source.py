@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from core.flows.table import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 
 
 class Update(Protocol):
     """One new picture: the whole snapshot, the rates (None where nothing counts), and what changed since
-    the update before."""
+    the update before; the flows, None where none are measured."""
 
     @property
     def snapshot(self) -> Snapshot: ...
@@ -21,6 +22,9 @@ class Update(Protocol):
 
     @property
     def changes(self) -> tuple[Change, ...]: ...
+
+    @property
+    def flows(self) -> FlowTable | None: ...
 
 
 class Source(Protocol):
@@ -50,4 +54,8 @@ class Source(Protocol):
 
     def show(self, view: str) -> None:
         """Say which view is in sight, so that costly parts are read only while something shows them."""
+        ...
+
+    def read_all(self, on: bool) -> None:
+        """Have every part read often, in sight or not, as long as somebody records; or no longer."""
         ...

@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from core.findings import Finding
-from core.model import Change, Problem, Ref, Snapshot
+from core.flows.meter import FlowMeter, Reading
+from core.flows.table import FlowTable
+from core.model import Change, Conntrack, FastFlows, Problem, Ref, Snapshot, flow_ref
 from core.rates import Rates
 from core.topology import Topology
+from core.topology.flowpicture import FlowPicture
 from tui.navigation import ViewState, Way
 from tui.present import query, views
 from tui.present.absence import empty_text
-from tui.present.rows import Detail, ListView, Rows
-from tui.present.scene import Scene
+from tui.present.flows import FlowRows
+from tui.present.rows import Column, Detail, ListView, Rows
+from tui.present.scene import ChangeLog, Scene
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
     """What a list view shows: its rows, how many there are without the filter, whether parts of the snapshot
     that it needs were never read yet, what the list says when it is empty, and what the filter cannot
-    mean."""
+    mean; its columns."""
 
     view: str
     rows: Rows
@@ -28,6 +32,7 @@ class Shown:
     pending: bool
     empty: str
     remarks: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
 
 # The parts of a snapshot without which a view has nothing to show; the links for views not named here.
@@ -50,19 +55,40 @@ class Stage:
         self.problems: tuple[Problem, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self._base: tuple[str, Scene, Rows] | None = None
+        self._flows: FlowTable | None = None
+        self._fast: FastFlows | None = None
+        self._meter = FlowMeter()
+        self._metered: Mapping[int, Conntrack] | None = None
 
-    def take(self, snapshot: Snapshot, rates: Rates | None, changes: tuple[Change, ...]) -> None:
-        """Take in an update."""
+    def take(
+        self,
+        snapshot: Snapshot,
+        rates: Rates | None,
+        changes: tuple[Change, ...],
+        retold: bool = False,
+        flows: FlowTable | None = None,
+        fast: FastFlows | None = None,
+    ) -> None:
+        """Take in an update; `retold` where its changes stand for all that were told before."""
+        self._flows, self._fast = flows, fast
         old = self.scene
         topology = old.topology
         if snapshot is not old.snapshot:
             topology, self.problems = Topology(snapshot), snapshot.problems
-        self.scene = replace(old, topology=topology, rates=rates, log=old.log.extended(changes))
+        log = (ChangeLog() if retold else old.log).extended(changes)
+        self.scene = replace(old, topology=topology, rates=rates, log=log)
 
     def shown(self, view: ListView, state: ViewState) -> Shown:
         """The rows of a view in its present state."""
+        if view.name == "flows":
+            self._take_flows()
         base = self._rows_of(view)
-        rows = base.matching(state.filter)
+        rows: Rows
+        if isinstance(base, FlowRows):
+            base = base.seen_through(state.lens)
+            rows = base.matching(state.filter).grouped()
+        else:
+            rows = base.matching(state.filter)
         if state.sort:
             rows = rows.sorted_by(state.sort, state.reverse)
         folded = getattr(rows, "folded", None)
@@ -73,7 +99,34 @@ class Stage:
         if not pending:
             self.findings = self.scene.topology.findings
         empty = empty_text(view, self.scene.snapshot)
-        return Shown(view.name, rows, len(base), pending, empty, remarks)
+        columns = getattr(rows, "columns", view.columns)
+        return Shown(view.name, rows, len(base), pending, empty, remarks, columns)
+
+    def _take_flows(self) -> None:
+        """Put the newest flows into the scene: those that were measured, or what the tables themselves
+        tell."""
+        table = self._flows or self._measured()
+        picture = FlowPicture.of(self.scene.topology, table, self.scene.flows)
+        if picture is not self.scene.flows:
+            self.scene = replace(self.scene, flows=picture)
+
+    @property
+    def uncounted(self) -> tuple[int, ...]:
+        """The namespaces that have connections whose traffic the kernel does not count."""
+        picture = self.scene.flows
+        return picture.table.uncounted if picture else ()
+
+    def _measured(self) -> FlowTable:
+        """The flows of a source that measures none, such as a recording: by the times of its tables."""
+        tables = self.scene.snapshot.conntracks
+        if tables is not self._metered:
+            self._metered = tables
+            at = max((one.taken_at for one in tables.values()), default=0.0)
+            if at < self._meter.table.taken_at:
+                self._meter = FlowMeter()
+            readings = [Reading(one, one.taken_at, one.taken_at) for one in tables.values()]
+            self._meter.feed(readings, self._fast, now=at, at=at)
+        return self._meter.table
 
     def _rows_of(self, view: ListView) -> Rows:
         base = self._base
@@ -89,6 +142,10 @@ class Stage:
         """Where Enter leads from the end of the trail, to `target` or else the foremost related thing; None
         where it leads nowhere."""
         topology = self.scene.topology
+        if trail and trail[-1].kind == "talkers" and target is None:
+            return Way("flows", None, str(trail[-1].key[1]))
+        if trail and trail[-1].kind == "talk":
+            trail = (*trail[:-1], flow_ref(int(trail[-1].key[0]), int(trail[-1].key[1])))
         ref = target or self._changed(trail) or topology.follow(trail)
         if ref is not None and ref.kind == "flows":
             return Way("conntrack", None, query.term(str(ref.key[0]), str(ref.key[1])))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from core.apply import journal, run
 from core.apply.state import StateError, boot_id, state_directory, unusable
-from core.ops import Operation
+from core.ops import Operation, undo_of
 
 SECONDS = 60.0
 _READY = b"ready\n"
@@ -59,6 +59,23 @@ def guarded_apply(
     return run.apply(title, steps, progress, lambda entry_id: _start(entry_id, title, seconds))
 
 
+def guarded_undo(
+    entry: journal.Entry,
+    seconds: float = SECONDS,
+    progress: Callable[[Operation], None] = lambda _: None,
+) -> run.Outcome:
+    """Take back an earlier change that was completed, under a guard as `guarded_apply`'s. Until `confirm` is
+    called with the outcome's `entry_id` it is a change of its own, and the earlier one counts as "done"."""
+    title, steps = f"take back: {entry.title}", undo_of(entry.steps[: entry.begun])
+    return run.apply(
+        title,
+        steps,
+        progress,
+        lambda entry_id: _start(entry_id, title, seconds),
+        takes_back=entry.entry_id,
+    )
+
+
 def confirm(entry_id: str) -> bool:
     """Keep a guarded change. False where it is too late, or where the change is not complete. Raises
     StateError where the guard cannot be told."""
@@ -72,6 +89,8 @@ def confirm(entry_id: str) -> bool:
         return False
     except OSError as error:
         raise StateError(f"the guard cannot be told: {path.parent} ({error.strerror})") from error
+    if entry.takes_back:
+        journal.settle(entry)
     return True
 
 

@@ -21,6 +21,7 @@ from core.ops import (
     Operation,
     Unwant,
     Want,
+    is_final,
 )
 from core.ops.record import from_record, to_record
 
@@ -37,7 +38,9 @@ class Entry:
     for one that was cut off or is still under way.
 
     What the kernel held is gone with a restart of the machine: of an entry from before it, `steps` are those
-    that outlive one, and without any it counts as "undone"."""
+    that outlive one, and without any it counts as "undone".
+
+    `takes_back` is the id of the earlier change that this one, guarded, takes back, "" for others."""
 
     entry_id: str
     title: str
@@ -46,19 +49,27 @@ class Entry:
     begun: int = 0
     end: str = ""
     errors: tuple[str, ...] = ()
+    takes_back: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can take it back: what was cut off of it leaves nothing half-way either."""
+        return is_final(self.steps)
 
 
 class Record:
     """The open journal file of one change. Raises StateError where the intent cannot be written; the methods
     raise OSError where a line cannot be."""
 
-    def __init__(self, title: str, steps: tuple[Operation, ...]) -> None:
+    def __init__(self, title: str, steps: tuple[Operation, ...], takes_back: str = "") -> None:
         _trim(_directory())
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
         self.entry_id = f"{stamp}-{int(now * 1000) % 1000:03}{secrets.token_hex(2)}"
-        self.path = _directory() / f"{self.entry_id}.jsonl"
+        self.path, self.takes_back = _directory() / f"{self.entry_id}.jsonl", takes_back
         intent = {"title": title, "at": now, "boot": _boot(), "steps": [to_record(step) for step in steps]}
+        intent |= {"takes_back": takes_back} if takes_back else {}
+        self._outlives = any(isinstance(step, _OUTLIVING) for step in steps)
         try:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -83,7 +94,9 @@ class Record:
     def end(self, how: str, errors: tuple[str, ...] = ()) -> None:
         """Note how it ended."""
         self._write({"end": how, "errors": list(errors)})
-        os.fsync(self._descriptor)
+        # When the machine goes down before this is on disk, what the steps made has gone with it.
+        if self._outlives:
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Close the file."""
@@ -104,6 +117,14 @@ def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
         os.fsync(file.fileno())
 
 
+def settle(entry: Entry) -> None:
+    """Make a change that took back an earlier one final: the earlier one is undone, and this one is no change
+    of its own any more."""
+    if earlier := find(entry.takes_back):
+        mark(earlier, "undone")
+    (_directory() / f"{entry.entry_id}.jsonl").unlink(missing_ok=True)
+
+
 def history() -> Iterator[Entry]:
     """Every change in the journal, newest first; files that cannot be read are passed over."""
     for path in sorted(_directory().glob("*.jsonl"), reverse=True):
@@ -113,7 +134,7 @@ def history() -> Iterator[Entry]:
 
 def open_intents() -> tuple[Entry, ...]:
     """The changes that were cut off and those whose undo failed, newest first: all want to be undone."""
-    return tuple(entry for entry in history() if entry.end in ("", "failed"))
+    return tuple(entry for entry in history() if entry.end in ("", "failed") and not entry.is_final)
 
 
 def find(entry_id: str) -> Entry | None:
@@ -135,8 +156,10 @@ def read(path: Path) -> Entry | None:
         begun = sum(("begin" in line) - ("refused" in line) for line in lines)
         ends = [line for line in lines if "end" in line]
         end, errors = (ends[-1]["end"], tuple(ends[-1]["errors"])) if ends else ("", ())
-        entry = Entry(path.stem, lines[0]["title"], lines[0]["at"], steps, begun, end, errors)
-        return entry if lines[0]["boot"] == _boot() else _after_restart(entry)
+        intent = lines[0]
+        entry = Entry(path.stem, intent["title"], intent["at"], steps, begun, end, errors)
+        entry = replace(entry, takes_back=intent.get("takes_back", ""))
+        return entry if intent["boot"] == _boot() else _after_restart(entry)
     except (IndexError, KeyError, TypeError, ValueError):
         return None
 
@@ -157,7 +180,7 @@ def _trim(directory: Path) -> None:
     """Remove the oldest entries, but none that still wants to be undone."""
     for path in sorted(directory.glob("*.jsonl"))[:-_KEPT]:
         entry = read(path)
-        if entry is None or entry.end in ("done", "undone"):
+        if entry is None or entry.end in ("done", "undone") or entry.is_final:
             path.unlink(missing_ok=True)
 
 

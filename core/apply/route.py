@@ -8,12 +8,13 @@ import struct
 from typing import NamedTuple
 
 from core.collect.netlink import attribute
+from core.ops import AddAddress, AddVlan
 
-_NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18
+_NEW_LINK, _DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19
 _NEW_ADDRESS, _DELETE_ADDRESS = 20, 21
 _NEW_ROUTE, _DELETE_ROUTE = 24, 25
 _NEW_NEIGHBOUR, _DELETE_NEIGHBOUR = 28, 29
-_REPLACE, _EXCLUSIVE, _CREATE = 0x100, 0x200, 0x400
+_REPLACE, _EXCLUSIVE, _CREATE, _APPEND = 0x100, 0x200, 0x400, 0x800
 _NEW = _CREATE | _EXCLUSIVE
 
 # linux/if_link.h
@@ -22,6 +23,9 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
 _IFF_UP = 0x1
+# linux/if_bridge.h
+_PF_BRIDGE, _IFLA_AF_SPEC, _IFLA_BRIDGE_FLAGS, _IFLA_BRIDGE_VLAN_INFO, _BRIDGE_FLAGS_SELF = 7, 26, 0, 2, 2
+_VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 # ip-link(8)'s words for IFLA_BR_*: the number and how the value is packed.
 _BRIDGE_SETTINGS = {
     "forward_delay": (1, "=I"), "hello_time": (2, "=I"), "max_age": (3, "=I"), "ageing_time": (4, "=I"),
@@ -35,18 +39,19 @@ _PORT_FLAGS = {
 }  # fmt: skip
 
 # linux/if_addr.h, rtnetlink.h, neighbour.h
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_RT_PRIORITY = (
+    1, 2, 3, 4, 6, 8, 9,
+)  # fmt: skip
+FOR_EVER = 0xFFFFFFFF
 _NDA_DST, _NDA_LLADDR = 1, 2
 _STATES = {"reachable": 0x02, "stale": 0x04, "permanent": 0x80}
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
+_CACHEINFO = struct.Struct("=IIII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 LINK_HEADER = _LINK.size
-_FAMILIES = {4: 2, 6: 10}
+FAMILIES = {4: 2, 6: 10}
 
 
 class Request(NamedTuple):
@@ -68,7 +73,7 @@ def make_veth(name: str, peer: str, mtu: int, mac: str, peer_mac: str, peer_name
     same one."""
     far = _LINK.pack(0, 0, 0, 0, 0) + _named(peer, mtu, peer_mac)
     if peer_namespace is not None:
-        far += _u32(_IFLA_NET_NS_FD, peer_namespace)
+        far += u32_attribute(_IFLA_NET_NS_FD, peer_namespace)
     info = attribute(_INFO_KIND, b"veth") + attribute(_INFO_DATA, attribute(_VETH_INFO_PEER, far))
     body = _LINK.pack(0, 0, 0, 0, 0) + _named(name, mtu, mac) + attribute(_IFLA_LINKINFO, info)
     return Request(_NEW_LINK, body, _NEW)
@@ -91,12 +96,12 @@ def set_up(index: int, up: bool) -> Request:
 
 def set_mtu(index: int, mtu: int) -> Request:
     """A link's greatest packet."""
-    return _set(index, _u32(_IFLA_MTU, mtu))
+    return _set(index, u32_attribute(_IFLA_MTU, mtu))
 
 
 def set_master(index: int, master: int) -> Request:
     """The bridge that a link is a port of, 0 for none."""
-    return _set(index, _u32(_IFLA_MASTER, master))
+    return _set(index, u32_attribute(_IFLA_MASTER, master))
 
 
 def set_alias(index: int, alias: str) -> Request:
@@ -126,41 +131,46 @@ def set_port(index: int, flag: str, on: bool) -> Request:
     return _set(index, attribute(_IFLA_LINKINFO, info))
 
 
-def add_address(index: int, address: str, broadcast: str, scope: int, flags: int) -> Request:
-    """An address with its prefix length for a link; `broadcast` "" for none, `flags` are IFA_F_*."""
-    body = _address(index, address, scope)
-    body += attribute(_IFA_BROADCAST, _packed(broadcast)) if broadcast else b""
-    body += _u32(_IFA_FLAGS, flags) if flags else b""
+def set_vlan(index: int, vlan: AddVlan, there: bool) -> Request:
+    """A VLAN, or a range, of a bridge port or of the bridge itself; `there` False takes it away."""
+    flags = _VLAN_PVID * vlan.pvid | _VLAN_UNTAGGED * vlan.untagged if there else 0
+    ends = [(vlan.vid, 0)]
+    if vlan.vid_end != vlan.vid:
+        ends = [(vlan.vid, _VLAN_RANGE_BEGIN), (vlan.vid_end, _VLAN_RANGE_END)]
+    spec = attribute(_IFLA_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_FLAGS_SELF)) if vlan.own else b""
+    for vid, which in ends:
+        spec += attribute(_IFLA_BRIDGE_VLAN_INFO, struct.pack("=HH", flags | which, vid))
+    body = _LINK.pack(_PF_BRIDGE, 0, index, 0, 0) + attribute(_IFLA_AF_SPEC, spec)
+    return Request(_SET_LINK if there else _DELETE_LINK, body)
+
+
+def add_address(
+    wanted: AddAddress, index: int, scope: int, flags: int, lifetimes: tuple[int, int]
+) -> Request:
+    """An address for a link; `flags` are IFA_F_*, `lifetimes` the seconds that it is valid and preferred."""
+    body = _address(index, wanted.address, wanted.peer, scope)
+    body += attribute(_IFA_BROADCAST, packed(wanted.broadcast)) if wanted.broadcast else b""
+    body += attribute(_IFA_LABEL, os.fsencode(wanted.label) + b"\0") if wanted.label else b""
+    body += u32_attribute(_IFA_RT_PRIORITY, wanted.metric) if wanted.metric else b""
+    body += u32_attribute(_IFA_FLAGS, flags) if flags else b""
+    valid, preferred = lifetimes
+    if (valid, preferred) != (FOR_EVER, FOR_EVER):
+        body += attribute(_IFA_CACHEINFO, _CACHEINFO.pack(preferred, valid, 0, 0))
     return Request(_NEW_ADDRESS, body, _NEW)
 
 
-def delete_address(index: int, address: str) -> Request:
-    """The end of an address with its prefix length."""
-    return Request(_DELETE_ADDRESS, _address(index, address, 0))
+def delete_address(index: int, address: str, peer: str) -> Request:
+    """The end of an address with its prefix length, which is the peer's where there is one."""
+    return Request(_DELETE_ADDRESS, _address(index, address, peer, 0))
 
 
-def route_body(
-    index: int, family: int, dst: str, gateway: str, metric: int, source: str, protocol: int, scope: int
-) -> bytes:
-    """A route of the main table to `dst` ("default" or a prefix); "" and 0 are left out."""
-    prefix, length = b"", 0
-    if dst != "default":
-        network = ipaddress.ip_network(dst, strict=False)
-        prefix, length = attribute(_RTA_DST, network.network_address.packed), network.prefixlen
-    numbers = (length, 0, 0, _RT_TABLE_MAIN, protocol, scope, _RTN_UNICAST, 0)
-    body = _ROUTE.pack(_FAMILIES[family], *numbers) + prefix + _u32(_RTA_OIF, index)
-    body += attribute(_RTA_GATEWAY, _packed(gateway)) if gateway else b""
-    body += attribute(_RTA_PREFSRC, _packed(source)) if source else b""
-    return body + (_u32(_RTA_PRIORITY, metric) if metric else b"")
-
-
-def add_route(body: bytes) -> Request:
-    """A new route, as `route_body` tells it."""
-    return Request(_NEW_ROUTE, body, _NEW)
+def add_route(body: bytes, beside: bool) -> Request:
+    """A new route, as `core.apply.ways.body` tells it; `beside` also where another one goes there."""
+    return Request(_NEW_ROUTE, body, _CREATE | _APPEND if beside else _NEW)
 
 
 def delete_route(body: bytes) -> Request:
-    """The end of a route, as `route_body` tells it."""
+    """The end of a route, as `core.apply.ways.body` tells it."""
     return Request(_DELETE_ROUTE, body)
 
 
@@ -180,7 +190,7 @@ def _set(index: int, attributes: bytes) -> Request:
 
 
 def _named(name: str, mtu: int, mac: str) -> bytes:
-    body = attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0") + _u32(_IFLA_MTU, mtu)
+    body = attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0") + u32_attribute(_IFLA_MTU, mtu)
     return body + (attribute(_IFLA_ADDRESS, _mac(mac)) if mac else b"")
 
 
@@ -192,19 +202,20 @@ def _bridge_info(settings: dict[str, int]) -> bytes:
     return attribute(_IFLA_LINKINFO, attribute(_INFO_KIND, b"bridge") + attribute(_INFO_DATA, data))
 
 
-def _address(index: int, address: str, scope: int) -> bytes:
+def _address(index: int, address: str, peer: str, scope: int) -> bytes:
     host = ipaddress.ip_interface(address)
-    packed = host.packed
-    body = _ADDRESS.pack(_FAMILIES[host.version], host.network.prefixlen, 0, scope, index)
-    return body + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    body = _ADDRESS.pack(FAMILIES[host.version], host.network.prefixlen, 0, scope, index)
+    far = packed(peer) if peer else host.packed
+    return body + attribute(_IFA_LOCAL, host.packed) + attribute(_IFA_ADDRESS, far)
 
 
 def _neighbour(index: int, address: str, state: int) -> bytes:
     host = ipaddress.ip_address(address)
-    return _NEIGHBOUR.pack(_FAMILIES[host.version], index, state, 0, 0) + attribute(_NDA_DST, host.packed)
+    return _NEIGHBOUR.pack(FAMILIES[host.version], index, state, 0, 0) + attribute(_NDA_DST, host.packed)
 
 
-def _packed(address: str) -> bytes:
+def packed(address: str) -> bytes:
+    """An address as the kernel takes it."""
     return ipaddress.ip_address(address).packed
 
 
@@ -212,5 +223,6 @@ def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def _u32(number: int, value: int) -> bytes:
+def u32_attribute(number: int, value: int) -> bytes:
+    """An attribute of 32 bits."""
     return attribute(number, struct.pack("=I", value))

@@ -14,7 +14,7 @@ from core.apply.execute import execute
 from core.apply.kernel import Kernel
 from core.apply.lock import writing
 from core.collect.netns import NamespaceGone
-from core.ops import Operation, undo_of
+from core.ops import Operation, is_final, undo_of
 
 # What an undo finds where its step was never done, or where somebody was quicker.
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL}
@@ -24,11 +24,13 @@ _THERE = {errno.EEXIST}
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a change ended: `end` is "done", "undone" or "failed"; `errors` tell, in words, what went wrong
-    with which step, the first one being the reason."""
+    with which step, the first one being the reason; `undone_commands` are those by which the steps that were
+    done until then were taken back, whether each of them succeeded or not."""
 
     entry_id: str
     end: str
     errors: tuple[str, ...] = ()
+    undone_commands: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -42,15 +44,17 @@ def apply(
     progress: Callable[[Operation], None] = lambda _: None,
     ready: Callable[[str], None] = lambda _: None,
     wait: bool = False,
+    takes_back: str = "",
 ) -> Outcome:
     """Do all the steps in order; on any failure take back those done, last one first.
 
     The intent is on disk before the first change. Raises Busy and StateError before anything is changed; with
     `wait` another writer is waited for. `ready` hears the change's id once the intent is on disk; what it
-    raises ends the change before it is begun. `progress` hears of each operation before it is done.
+    raises ends the change before it is begun. `progress` hears of each operation before it is done. Steps
+    that take an earlier change back (`takes_back` its id) may find theirs done already.
     """
     with writing(wait):
-        record = journal.Record(title, steps)
+        record = journal.Record(title, steps, takes_back)
         try:
             try:
                 ready(record.entry_id)
@@ -76,7 +80,7 @@ def _apply(
             record.begin(done)
             begun = True
             progress(step)
-            execute(step, kernel)
+            _do(step, kernel, lenient=bool(record.takes_back))
             done, begun = done + 1, False
         record.end("done")
     except BaseException as error:
@@ -94,12 +98,21 @@ def _apply(
     return Outcome(record.entry_id, "done")
 
 
+def _do(step: Operation, kernel: Kernel, lenient: bool) -> None:
+    try:
+        execute(step, kernel)
+    except Exception as error:
+        if not (lenient and _already_so(error)):
+            raise
+
+
 def _taken_back(record: journal.Record, made: tuple[Operation, ...], reason: str, kernel: Kernel) -> Outcome:
-    errors = (reason, *_take_back(made, kernel))
+    commands: list[str] = []
+    errors = (reason, *_take_back(made, kernel, lambda undo: commands.append(undo.command())))
     end = "undone" if len(errors) == 1 else "failed"
     with suppress(OSError):  # an entry without an end is offered for undo again, which does no harm
         record.end(end, errors)
-    return Outcome(record.entry_id, end, errors)
+    return Outcome(record.entry_id, end, errors, tuple(commands))
 
 
 def undo(
@@ -131,7 +144,8 @@ def _take_back(
         except Exception as error:
             if not _already_so(error):
                 errors.append(_sentence(operation, error))
-    return tuple(errors)
+    final = (step for step in steps if is_final((step,)))
+    return (*errors, *(f"this has no undo: {step.describe()}" for step in final))
 
 
 def _already_so(error: Exception) -> bool:

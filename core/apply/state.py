@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_SYSTEMS = Path("/var/lib/vnet-tui")
+
 
 class StateError(Exception):
     """The state directory cannot be used; the text says why and what to try."""
 
 
 def state_directory() -> Path:
-    """The directory ($VNET_STATE, else /var/lib/vnet-tui), made where it is missing. Raises StateError."""
-    path = Path(os.environ.get("VNET_STATE") or "/var/lib/vnet-tui")
+    """The directory ($VNET_STATE, else /var/lib/vnet-tui, else for who may not write there, and can change
+    no more than Docker's networks, a person's own), made where it is missing. Raises StateError."""
+    path = Path(os.environ.get("VNET_STATE") or _usual())
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(unusable(path, error)) from error
     return path
+
+
+def _usual() -> Path:
+    if os.geteuid() == 0 or os.access(_SYSTEMS, os.W_OK):
+        return _SYSTEMS
+    # Where the XDG Base Directory Specification puts the state of one person's programs.
+    told = os.environ.get("XDG_STATE_HOME", "")
+    states = told if told.startswith("/") else f"{os.environ.get('HOME', '')}/.local/state"
+    return Path(states, "vnet-tui")
 
 
 def boot_id() -> str:

@@ -11,12 +11,17 @@ from pathlib import Path
 from core.collect.conntrack_decode import Decoder
 from core.collect.netlink import NETFILTER, Netlink, attributes
 from core.collect.netns import entered, entry_of
-from core.model import Conntrack, Namespace, Problem
+from core.model import Conntrack, ConntrackStats, Namespace, Problem
 
-# NFNL_SUBSYS_CTNETLINK << 8 with IPCTNL_MSG_CT_GET and IPCTNL_MSG_CT_GET_STATS.
-_CT_GET, _CT_GET_STATS = 0x101, 0x105
+# NFNL_SUBSYS_CTNETLINK << 8 with IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_GET_STATS_CPU and IPCTNL_MSG_CT_GET_STATS.
+_CT_GET, _CT_GET_STATS_CPU, _CT_GET_STATS = 0x101, 0x104, 0x105
 _BOTH_FAMILIES = bytes(4)  # struct nfgenmsg with AF_UNSPEC
 _STATS_ENTRIES, _STATS_MAX = 1, 2
+# CTA_STATS_* of linux/netfilter/nfnetlink_conntrack.h by the fields of ConntrackStats.
+_CPU_COUNTERS = {
+    "found": 2, "invalid": 4, "insert": 8, "insert_failed": 9, "drop": 10, "early_drop": 11, "error": 12,
+    "search_restart": 13, "clash_resolve": 14, "chain_too_long": 15,
+}  # fmt: skip
 _CHUNK = 1 << 20
 _ACCOUNTING = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
 
@@ -47,6 +52,15 @@ def count_conntrack(namespace: Namespace) -> int:
         return _stats(netlink)[0]
 
 
+def read_usage(namespace: Namespace) -> tuple[int, int, ConntrackStats | None]:
+    """How many entries one namespace has, nf_conntrack_max, and how its table fares, without the entries.
+    Raises NamespaceGone, and OSError as the kernel words it."""
+    with entered(entry_of(namespace), namespace.inode):
+        netlink = Netlink(NETFILTER)
+    with netlink:
+        return (*_stats(netlink), _cpu_stats(netlink))
+
+
 def _is_counting() -> bool:
     """Whether new entries of the thread's namespace get counters."""
     try:
@@ -63,14 +77,29 @@ def _stats(netlink: Netlink) -> tuple[int, int]:
     return count, limit
 
 
+def _cpu_stats(netlink: Netlink) -> ConntrackStats | None:
+    """What every CPU counted for the namespace, together; None where the kernel does not tell it."""
+    try:
+        answers = netlink.dump(_CT_GET_STATS_CPU, _BOTH_FAMILIES)
+    except OSError:
+        return None
+    told = [attributes(answer.payload, len(_BOTH_FAMILIES)) for answer in answers]
+    sums = {
+        name: sum(int.from_bytes(cpu.get(kind, b""), "big") for cpu in told)
+        for name, kind in _CPU_COUNTERS.items()
+    }
+    return ConntrackStats(**sums)
+
+
 def _read(netlink: Netlink, ns: int, accounting: bool) -> Conntrack:
     """Dump and decode, where there is anything: a dump walks the hash table that all namespaces share."""
     count, limit = _stats(netlink)
+    stats = _cpu_stats(netlink)
     decoder = Decoder(count)
     for chunk in _chunks(netlink) if count else ():
         decoder.feed(chunk)
     problems = (_ignored_problem(ns, decoder.ignored),) if decoder.ignored else ()
-    return Conntrack(ns, decoder.entries, limit, accounting, time.time(), problems)
+    return Conntrack(ns, decoder.entries, limit, accounting, time.time(), stats, problems=problems)
 
 
 def _chunks(netlink: Netlink) -> Iterator[bytes]:

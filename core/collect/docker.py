@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from core.collect.choice import is_wanted
 from core.collect.engine_answers import network
 from core.collect.engine_api import read_engine
+from core.collect.engine_http import EngineHttp
 from core.collect.engine_socket import EngineKind, Unreachable, connected, find_socket
 from core.model import Engine, Network
 
@@ -50,8 +50,8 @@ def read_docker(socket: str | None = None) -> Engine:
     return read_engine(DOCKER, socket, _networks)
 
 
-def _networks(client: Any, home: int) -> Iterator[Network]:
-    return (network(DOCKER.name, home, told) for told in client.networks())
+def _networks(engine: EngineHttp, api: str, home: int) -> Iterator[Network]:
+    return (network(DOCKER.name, home, told) for told in engine.ask(f"{api}/networks"))
 
 
 def watch_docker(stop: threading.Event, dirty: Callable[[], None], socket: str | None = None) -> None:

@@ -1,13 +1,17 @@
-"""Asking a container engine through the `docker` SDK, within bounded time, whatever it answers."""
+"""Asking a container engine through its API, within bounded time, whatever it answers."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from core.collect.engine_answers import container
+from core.collect.engine_http import EngineHttp, RefusedByEngine
 from core.collect.engine_socket import (
     REQUEST_SECONDS,
     EngineKind,
@@ -23,14 +27,18 @@ from core.model import Container, Engine, Network
 TOTAL_SECONDS = 5.0
 _WITH_PROCESS = ("running", "paused", "restarting", "stopping")
 
-NetworksReader = Callable[[Any, int], Iterator[Network]]
+# The name that engines give themselves in the header field Server, and whether that is podman.
+_PRODUCTS = {"Docker": False, "Libpod": True}
+
+# Reads the networks, given the way to the engine, the beginning of its paths and a namespace's inode.
+NetworksReader = Callable[[EngineHttp, str, int], Iterator[Network]]
 
 # The last reader that had no answer in time, by socket: while it still waits, no other is sent after it.
 _late: dict[str, threading.Thread] = {}
 
 
 def read_engine(kind: EngineKind, path: str | None, read_networks: NetworksReader) -> Engine:
-    """The engine's version, containers and networks (`read_networks` of a client and a namespace's inode).
+    """The engine's version, containers and networks (by `read_networks`).
 
     An engine that is absent, stopped, closed to us, slow or broken is an answer too: see `Engine.state`.
     """
@@ -59,70 +67,65 @@ def _in_time(kind: EngineKind, path: str, work: Callable[[], Engine]) -> Engine:
 
 def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader) -> Engine:
     try:
-        # The SDK takes memory and time to load: only those who run an engine pay for it.
-        from docker.api import APIClient
-
-        told = _version(path)
-        client = APIClient(f"unix://{path}", version=told["ApiVersion"], timeout=REQUEST_SECONDS)
-        try:
-            if not _is_kind(kind, told):
+        with EngineHttp(path, REQUEST_SECONDS) as engine:
+            told = _greeting(engine)
+            if told.is_podman not in (None, kind.name == "podman"):
                 return Engine(kind.name, "absent")
+            api = f"/v{told.api}"
             return Engine(
                 kind.name,
                 "ok",
-                version=str(told["Version"]),
-                containers=tuple(_containers(kind, client)),
-                networks=tuple(read_networks(client, home)),
+                version=told.version,
+                containers=tuple(_containers(kind, engine, api)),
+                networks=tuple(read_networks(engine, api, home)),
             )
-        finally:
-            client.close()
     # Garbage from outside may fail in any way; none of them may take the program down.
     except Exception as error:
         return _slow(kind, path) if _timed_out(error) else _broken(kind, error)
 
 
-def _version(path: str) -> Mapping[str, Any]:
-    """What the engine tells of itself; asked first, for a client that knows no version asks that itself, and
-    the answer takes an engine longer than any other."""
-    from docker.api import APIClient
-    from docker.constants import DEFAULT_DOCKER_API_VERSION
+class _Greeting(NamedTuple):
+    """An engine's version, that of its API, and whether it is podman, None where it does not say: podman may
+    sit at Docker's socket, but is asked at its own."""
 
-    client = APIClient(f"unix://{path}", version=DEFAULT_DOCKER_API_VERSION, timeout=REQUEST_SECONDS)
-    try:
-        return dict(client.version(api_version=False))
-    finally:
-        client.close()
+    version: str
+    api: str
+    is_podman: bool | None
 
 
-def _is_kind(kind: EngineKind, told: Mapping[str, Any]) -> bool:
-    """Whether it is that engine which answers: podman may sit at Docker's socket, but is asked at its own."""
+def _greeting(engine: EngineHttp) -> _Greeting:
+    """What the engine tells of itself with any answer, else when asked for its version, which takes it longer
+    than all other answers."""
+    with suppress(RefusedByEngine):
+        fields = engine.headers_of("/_ping")
+        product, _, rest = fields.get("server", "").partition("/")
+        if fields.get("api-version") and rest and product in _PRODUCTS:
+            return _Greeting(rest.split()[0], fields["api-version"], _PRODUCTS[product])
+    told = engine.ask("/version")
     names = [component.get("Name") for component in told.get("Components") or ()]
-    return ("Podman Engine" in names) == (kind.name == "podman") or not names
+    is_podman = "Podman Engine" in names if names else None
+    return _Greeting(str(told["Version"]), str(told["ApiVersion"]), is_podman)
 
 
-def _containers(kind: EngineKind, client: Any) -> Iterator[Container]:
+def _containers(kind: EngineKind, engine: EngineHttp, api: str) -> Iterator[Container]:
     deadline = time.monotonic() + TOTAL_SECONDS
-    for listed in client.containers(all=True):
+    for listed in engine.ask(f"{api}/containers/json?all=1"):
         inspected = None
         if listed["State"] in _WITH_PROCESS:
             if time.monotonic() > deadline:
                 raise TimeoutError
-            inspected = _inspect(client, listed["Id"])
+            inspected = _inspect(engine, f"{api}/containers/{quote(str(listed['Id']), safe='')}/json")
             if inspected is None:
                 continue
         yield container(kind.name, listed, inspected)
 
 
-def _inspect(client: Any, container_id: str) -> Mapping[str, Any] | None:
+def _inspect(engine: EngineHttp, question: str) -> Mapping[str, Any] | None:
     """What the engine knows of one container: None where it is gone, {} where the engine fails to say."""
-    from docker.errors import APIError, NotFound
-
     try:
-        return dict(client.inspect_container(container_id))
-    except NotFound:
-        return None
-    except APIError:
-        return {}
+        return dict(engine.ask(question))
+    except RefusedByEngine as error:
+        return None if error.status == HTTPStatus.NOT_FOUND else {}
 
 
 def _timed_out(error: BaseException | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from core.collect.namespaces import entry_of
 from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, s32, text, u32
 from core.collect.netns import NamespaceGone
 from core.collect.nsids import NsidResolver
-from core.model import Address, FdbEntry, Link, Namespace, NetState, PortVlan, Problem
+from core.model import LONG_AGO, Address, FdbEntry, Link, Namespace, NetState, PortVlan, Problem
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -33,11 +34,17 @@ OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dor
     _IFLA_ALT_IFNAME,
 ) = (1, 3, 4, 5, 6, 10, 16, 18, 20, 29, 30, 37, 52, 53)  # fmt: skip
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_IFA_F_NOPREFIXROUTE = 0x200
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_RT_PRIORITY = (
+    1, 2, 3, 4, 6, 8, 9,
+)  # fmt: skip
+_IFA_F_DEPRECATED, _IFA_F_PERMANENT, _IFA_F_NOPREFIXROUTE = 0x20, 0x80, 0x200
+_CACHEINFO = struct.Struct("=IIII")
+_FOR_EVER = 0xFFFFFFFF
 
 # A link that did not change sends an equal message, and stays the same object from one look to the next.
 _REMEMBERED = 2048
+_ROUNDING = 2
+_ends: dict[tuple[bytes | int | str, ...], int] = {}
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -182,14 +189,46 @@ def read_addresses(sock: Netlink) -> dict[int, tuple[Address, ...]]:
         given = attributes(message.payload, 8)
         far = given.get(_IFA_ADDRESS, b"")
         own = given.get(_IFA_LOCAL) or far
-        peer = address(far) if far and far != own else ""
-        family = 4 if family == 2 else 6
-        broadcast = address(given[_IFA_BROADCAST]) if _IFA_BROADCAST in given else ""
-        bare = bool(u32(given.get(_IFA_FLAGS, b"\0")) & _IFA_F_NOPREFIXROUTE)
+        flags = u32(given.get(_IFA_FLAGS, b"\0"))
+        valid, preferred = _lifetimes(own, given.get(_IFA_CACHEINFO, b""), flags)
         found[ifindex] += (
-            Address(family, address(own), prefixlen, scope(scope_number), peer, broadcast, not bare),
+            Address(
+                4 if family == 2 else 6,
+                address(own),
+                prefixlen,
+                scope(scope_number),
+                peer=address(far) if far and far != own else "",
+                broadcast=address(given[_IFA_BROADCAST]) if _IFA_BROADCAST in given else "",
+                prefix_route=not flags & _IFA_F_NOPREFIXROUTE,
+                label=text(given.get(_IFA_LABEL, b"")),
+                metric=u32(given.get(_IFA_RT_PRIORITY, b"")),
+                valid_until=valid,
+                preferred_until=preferred,
+            ),
         )
     return found
+
+
+def _lifetimes(own: bytes, cacheinfo: bytes, flags: int) -> tuple[int, int]:
+    """Until when an address is valid and preferred (struct ifa_cacheinfo of linux/if_addr.h)."""
+    if len(cacheinfo) < _CACHEINFO.size or flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT:
+        return 0, 0
+    preferred, valid, _, changed = _CACHEINFO.unpack_from(cacheinfo)
+    deprecated = flags & _IFA_F_DEPRECATED or not preferred
+    return _end((own, changed, "valid"), valid), LONG_AGO if deprecated else _end((own, changed), preferred)
+
+
+def _end(which: tuple[bytes | int | str, ...], left: int) -> int:
+    """When the seconds left will be over. The kernel tells whole seconds: what one look made of them, the
+    next one keeps, as long as the address was not changed."""
+    if left == _FOR_EVER:
+        return 0
+    told = round(time.time() + left)
+    if abs(told - _ends.get(which, 0)) > _ROUNDING:
+        if len(_ends) >= _REMEMBERED:
+            _ends.clear()
+        _ends[which] = told
+    return _ends[which]
 
 
 def _with_vlans(links: dict[int, Link], vlans: Mapping[int, tuple[PortVlan, ...]]) -> dict[int, Link]:

@@ -31,6 +31,28 @@ def scope(number: int) -> str:
     return _words("rt_scopes").get(number) or str(number)
 
 
+def table_number(word: str) -> int:
+    """The number of a routing table from its name or number. Raises ValueError."""
+    return _number("rt_tables", word)
+
+
+def protocol_number(word: str) -> int:
+    """The same of who made a route."""
+    return _number("rt_protos", word)
+
+
+def scope_number(word: str) -> int:
+    """The same of a scope."""
+    return _number("rt_scopes", word)
+
+
+def _number(file: str, word: str) -> int:
+    for number, name in _words(file).items():
+        if name == word:
+            return number
+    return int(word, 0)
+
+
 @cache
 def _words(file: str) -> dict[int, str]:
     """Numbers and names in the files of that name and in the folders `FILE.d`, over the built-in ones."""

@@ -20,6 +20,7 @@ NLM_F_DUMP = 0x300
 NLM_F_DUMP_INTR = 0x10
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
+NLA_NESTED = 0x8000
 
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
@@ -116,6 +117,12 @@ class Netlink:
         for start in range(0, len(requests), _BATCH):
             results += self._batch(requests[start : start + _BATCH], flags | NLM_F_REQUEST | NLM_F_ACK)
         return results
+
+    def exchange(self, requests: bytes, count: int) -> list[bytes]:
+        """Send `count` requests in one system call, and take the datagram that answers each: a message, or an
+        error. The answers must fit the receive buffer."""
+        self._socket.send(requests)
+        return [self._socket.recv(_DATAGRAM) for _ in range(count)]
 
     def _batch(self, requests: Sequence[tuple[int, bytes]], flags: int) -> list[Answer]:
         places = {next(_sequence): place for place in range(len(requests))}

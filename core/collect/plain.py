@@ -14,16 +14,20 @@ from core.model import Container, Engine, Namespace
 NETWORK_MODE_VARIABLE = "VNET_NETWORK_MODE"
 
 
-def read_plain(namespaces: Mapping[int, Namespace], claimed: frozenset[int]) -> Engine:
+def read_plain(
+    namespaces: Mapping[int, Namespace], claimed: frozenset[int], found: Iterable[InitProcess] | None = None
+) -> Engine:
     """Every container without an engine; `claimed` holds the first process of each container that an engine
-    runs. Each name of a network namespace is a container ("netns"); a first process of namespaces of its own
-    is one as well ("process", its id the inode of its pid namespace), unless it plainly is a named one's.
+    runs, `found` the first processes where these were looked for already. Each name of a network namespace
+    is a container ("netns"); a first process of namespaces of its own is one as well ("process", its id the
+    inode of its pid namespace), unless it plainly is a named one's.
     """
     owned = [namespaces_of(pid) for pid in claimed]
     hosts = {inode for inode, space in namespaces.items() if space.is_host}
     nets = {spaces["net"] for spaces in owned if "net" in spaces}
     pids = {spaces["pid"] for spaces in owned if "pid" in spaces} - host_inodes()["pid"]
-    inits = [init for init in init_processes() if init.pid not in claimed and not pids & {*init.lineage}]
+    every = init_processes() if found is None else found
+    inits = [init for init in every if init.pid not in claimed and not pids & {*init.lineage}]
     names = [
         (name, space)
         for inode, space in namespaces.items()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from core.collect.choice import is_wanted
 from core.collect.engine_answers import Answer, texts
 from core.collect.engine_api import read_engine
-from core.collect.engine_socket import REQUEST_SECONDS, EngineKind
+from core.collect.engine_http import EngineHttp
+from core.collect.engine_socket import EngineKind
 from core.model import Engine, Network
 
 PODMAN = EngineKind(
@@ -32,10 +32,8 @@ def read_podman(socket: str | None = None) -> Engine:
     return read_engine(PODMAN, socket, _networks)
 
 
-def _networks(client: Any, home: int) -> Iterator[Network]:
-    answer = client.get(f"{client.base_url}{_NETWORKS}", timeout=REQUEST_SECONDS)
-    answer.raise_for_status()
-    return (_network(home, told) for told in answer.json())
+def _networks(engine: EngineHttp, api: str, home: int) -> Iterator[Network]:
+    return (_network(home, told) for told in engine.ask(_NETWORKS))
 
 
 def _network(ns: int, told: Answer) -> Network:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from core.collect import names
 from core.collect.linkkinds import address
-from core.collect.netlink import Netlink, attributes, text, u16, u32
+from core.collect.netlink import Netlink, attributes, s32, text, u16, u32
 from core.model import Neighbour, NextHop, PolicyRule, Route
+from core.model.routing import METRICS, RTO_MIN
 
 _RTM_GETNEIGH, _RTM_GETROUTE, _RTM_GETRULE = 30, 26, 34
 _FAMILIES = {2: 4, 10: 6}
@@ -17,6 +20,9 @@ _RTM_F_CLONED = 0x200
 _NTF_PROXY, _NTF_ROUTER = 0x08, 0x80
 _NUD_NOARP = 0x40
 _FIB_RULE_INVERT = 2
+_RTNH_F_ONLINK = 4
+_RTA_CACHEINFO, _RTA_METRICS = 12, 8
+_PREFERENCES = {1: "pref high", 3: "pref low"}
 
 ROUTE_KINDS = (
     "unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
@@ -43,8 +49,13 @@ _GET_PROXIES = _NEIGHBOUR.pack(0, 0, 0, _NTF_PROXY, 0)
 
 def read_routes(sock: Netlink) -> tuple[Route, ...]:
     """All IPv4 and IPv6 routes of all tables, in the kernel's order."""
-    found = (route(message.payload) for message in sock.dump(_RTM_GETROUTE, _GET_ROUTES))
-    return tuple(entry for entry in found if entry)
+    found = (_route(message.payload) for message in sock.dump(_RTM_GETROUTE, _GET_ROUTES))
+    return tuple(_dated(entry, left) for entry, left in found if entry)
+
+
+def _dated(entry: Route, left: int) -> Route:
+    """With the time at which it ends, where 1/100 s are left."""
+    return replace(entry, valid_until=round(time.time() + left / 100)) if left else entry
 
 
 def read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:
@@ -62,45 +73,83 @@ def read_neighbours(sock: Netlink) -> tuple[Neighbour, ...]:
     return tuple(sorted(entries, key=lambda e: (e.ifindex, e.family, e.address, e.proxy)))
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def route(payload: bytes) -> Route | None:
     """One RTM_NEWROUTE message; None for a cached clone and for other families (multicast routing, MPLS)."""
-    family, dst_len, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
+    return _route(payload)[0]
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _route(payload: bytes) -> tuple[Route | None, int]:
+    """The same, and how long it lasts in 1/100 s, 0 for ever."""
+    family, dst_len, src_len, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
     if family not in _FAMILIES or flags & _RTM_F_CLONED:
-        return None
+        return None, 0
     found = attributes(payload, 12)
-    return Route(
+    left = s32(found[_RTA_CACHEINFO][8:12]) if _RTA_CACHEINFO in found else 0
+    decoded = Route(
         family=_FAMILIES[family],
         dst=f"{_address_or_any(found.get(1), family)}/{dst_len}" if dst_len else "default",
         kind=ROUTE_KINDS[kind] if kind < len(ROUTE_KINDS) else str(kind),
-        nexthops=_nexthops(found),
+        nexthops=_nexthops(found, flags),
         source=address(found[7]) if 7 in found else "",
         metric=u32(found[6]) if 6 in found else 0,
         table=names.table(u32(found[15]) if 15 in found else table),
         protocol=names.protocol(protocol),
         scope=names.scope(scope),
-        mtu=_mtu(found[8]) if 8 in found else 0,
+        mtu=_mtu(found[_RTA_METRICS]) if _RTA_METRICS in found else 0,
+        options=tuple(_options(found, family, tos, src_len)),
     )
+    return decoded, max(left, 0)
 
 
-def _nexthops(found: Mapping[int, bytes]) -> tuple[NextHop, ...]:
+def _options(found: Mapping[int, bytes], family: int, tos: int, src_len: int) -> Iterator[str]:
+    """The rarer properties, in the words of ip-route(8)."""
+    if tos:
+        yield f"tos 0x{tos:02x}"
+    if src_len:
+        yield f"from {_prefix(found.get(2), src_len, family)}"
+    if 30 in found:
+        yield f"nhid {u32(found[30])}"
+    if 21 in found:
+        yield f"encap {u16(found[21])}"
+    if 11 in found:
+        yield f"realms {u32(found[11]) >> 16}/{u32(found[11]) & 0xFFFF}"
+    if 20 in found and found[20][0] in _PREFERENCES:
+        yield _PREFERENCES[found[20][0]]
+    yield from _metrics(attributes(found.get(_RTA_METRICS, b"")))
+
+
+def _metrics(found: Mapping[int, bytes]) -> Iterator[str]:
+    locked = u32(found.get(1, b"")) & ~(1 << RTO_MIN)
+    for number, value in found.items():
+        if name := METRICS.get(number):
+            lock = "lock " if locked >> number & 1 else ""
+            yield f"{name} {lock}{text(value) if name == 'congctl' else _metric(name, u32(value))}"
+
+
+def _metric(name: str, value: int) -> str:
+    return "ecn" if name == "features" and value == 1 else str(value)
+
+
+def _nexthops(found: Mapping[int, bytes], flags: int) -> tuple[NextHop, ...]:
     """RTA_MULTIPATH's ways, else the one that RTA_GATEWAY (or RTA_VIA) and RTA_OIF make."""
     if 9 in found:
         return tuple(_multipath(found[9]))
     ifindex = u32(found[4]) if 4 in found else None
     gateway = _gateway(found)
-    return (NextHop(gateway, ifindex),) if gateway or ifindex is not None else ()
+    onlink = bool(flags & _RTNH_F_ONLINK)
+    return (NextHop(gateway, ifindex, onlink=onlink),) if gateway or ifindex is not None else ()
 
 
 def _multipath(data: bytes) -> list[NextHop]:
     hops = []
     offset = 0
     while offset + 8 <= len(data):
-        length, _, hops_less_one, ifindex = _NEXTHOP.unpack_from(data, offset)
+        length, flags, hops_less_one, ifindex = _NEXTHOP.unpack_from(data, offset)
         if length < 8:
             break
         found = attributes(data[offset : offset + length], 8)
-        hops.append(NextHop(_gateway(found), ifindex, hops_less_one + 1))
+        hops.append(NextHop(_gateway(found), ifindex, hops_less_one + 1, bool(flags & _RTNH_F_ONLINK)))
         offset += (length + 3) & ~3
     return hops
 

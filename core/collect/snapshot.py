@@ -9,8 +9,9 @@ from typing import Any
 
 from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman
 from core.collect.host import read_host
-from core.collect.netns import NamespaceGone
-from core.model import Engine, Namespace, NetState, Problem, Snapshot
+from core.collect.netns import HOST_PATH, NamespaceGone, inode_of
+from core.collect.processes import InitProcess, init_processes
+from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
 
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
 # Instead of "firewall": that of the host alone.
@@ -26,29 +27,51 @@ def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Sn
     no other one: nothing out of sight has an address on a network in sight then.
     """
     wanted = set(PARTS if parts is None else parts)
-    with ThreadPoolExecutor(2, "engines") as aside:
-        engines = [aside.submit(read) for read in _ENGINES] if "containers" in wanted else []
-        return _read_beside(engines, wanted, deep)
+    with ThreadPoolExecutor(4, "aside") as pool:
+        return _read_beside(_Aside(pool, wanted), wanted, deep)
 
 
-def _read_beside(engines: Sequence[Future[Engine]], wanted: set[str], deep: bool) -> Snapshot:
+class _Aside:
+    """What is read on other threads, begun at once: what the engines and the tools for the host's rules tell.
+
+    The thread that waits for it enters no namespace meanwhile: /proc/self would tell of that one.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, wanted: Collection[str]) -> None:
+        self._pool = pool
+        self.engines = [pool.submit(read) for read in _ENGINES] if "containers" in wanted else []
+        self._firewall: Future[dict[int, Firewall]] | None = None
+        if HOST_FIREWALL in wanted and "firewall" not in wanted:
+            host = Namespace(inode_of(HOST_PATH), is_host=True)
+            self._firewall = pool.submit(read_each, firewall.read_firewall, {host.inode: host})
+
+    def nets(self, found: Mapping[int, Namespace]) -> Future[dict[int, NetState]]:
+        """The links of these namespaces."""
+        return self._pool.submit(links.read_nets, found.values())
+
+    def firewalls(self) -> dict[int, Firewall]:
+        """The host's alone, nothing where more is wanted, or none."""
+        return self._firewall.result() if self._firewall else {}
+
+
+def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
     """Read all that is wanted while the engines are being asked."""
     found, problems = namespaces.read_namespaces(deep)
     part_problems: dict[str, tuple[Problem, ...]] = {"namespaces": problems}
     fields: dict[str, Any] = {}
-    if "links" in wanted or not deep:
-        fields["nets"] = links.read_nets(found.values())
+    nets = aside.nets(found) if "links" in wanted or not deep else None
+    inits = init_processes() if "containers" in wanted else ()
+    if nets is not None:
+        fields["nets"] = nets.result()
         if not deep and any(map(_leads_out_of_sight, fields["nets"].values())):
-            return _read_beside(engines, wanted, deep=True)
+            return _read_beside(aside, wanted, deep=True)
+    fields["firewalls"] = aside.firewalls()
     if "firewall" in wanted:
         fields["firewalls"] = read_each(firewall.read_firewall, found)
-    elif HOST_FIREWALL in wanted:
-        host = {inode: namespace for inode, namespace in found.items() if namespace.is_host}
-        fields["firewalls"] = read_each(firewall.read_firewall, host)
     if "conntrack" in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:
-        fields["engines"] = _with_plain([engine.result() for engine in engines], found)
+        fields["engines"] = _with_plain([engine.result() for engine in aside.engines], found, inits)
     if "ovs" in wanted:
         fields["ovs"], part_problems["ovs"] = ovs.read_ovs()
     host_told = read_host("listeners" in wanted)
@@ -67,12 +90,14 @@ def read_engines(found: Mapping[int, Namespace]) -> dict[str, Engine]:
     return _with_plain([read() for read in _ENGINES], found)
 
 
-def _with_plain(engines: Sequence[Engine], found: Mapping[int, Namespace]) -> dict[str, Engine]:
+def _with_plain(
+    engines: Sequence[Engine], found: Mapping[int, Namespace], inits: Sequence[InitProcess] | None = None
+) -> dict[str, Engine]:
     claimed = frozenset(
         container.pid for engine in engines for container in engine.containers if container.pid
     )
     by_name = {engine.name: engine for engine in engines}
-    return by_name | {"plain": plain.read_plain(found, claimed)}
+    return by_name | {"plain": plain.read_plain(found, claimed, inits)}
 
 
 def read_each[Part](read: Callable[[Namespace], Part], found: Mapping[int, Namespace]) -> dict[int, Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.diff import containers, firewalls, host, links, namespaces, routing
+from core.diff import containers, firewalls, host, links, namespaces, routing, storms
 from core.diff.told import Told
 from core.model import Change, Snapshot
 
@@ -12,6 +12,7 @@ _PARTS = {
     "firewall": (firewalls.tell_rules,),
     "conntrack": (host.tell_conntrack,),
     "containers": (containers.tell_containers, containers.tell_networks),
+    "storms": (storms.tell_storms,),
 }
 
 

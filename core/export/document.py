@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from core.codec import plain
-from core.export import containers, flows, links, networks, routing
+from core.export import conntrack, containers, flows, links, networks, routing
 from core.topology import Topology
 
 SCHEMA = 1
@@ -34,7 +34,7 @@ TOPICS: Mapping[str, Mapping[str, Items]] = {
     "containers": {"containers": _dumped(containers.containers)},
     "networks": {"networks": _dumped(networks.networks)},
     "nat": {"nat": _dumped(networks.nat)},
-    "conntrack": {"conntrack": flows.flows},
+    "conntrack": {"conntrack": flows.flows, "conntrack_tables": _dumped(conntrack.tables)},
     "routes": {
         "routes": _dumped(routing.routes),
         "rules": _dumped(routing.rules),

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from core.connections import of_namespaces
 from core.flows.words import ICMP, ICMPV6, PROTOCOLS, WITH_PORTS, address_text, state_text
 from core.model import CONNTRACK_DTYPE, Conntrack
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
-from core.ownership import names_in
 from core.topology import Topology
+from core.topology.connections import of_namespaces
+from core.topology.ownership import names_in
 
 _CHUNK = 4096
 _ICMPS = (ICMP, ICMPV6)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from core.codec import plain
-from core.related import concerns
 from core.topology import Topology
+from core.topology.related import concerns
 
 Item = dict[str, Any]
 Scope = Collection[int] | None

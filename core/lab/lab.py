@@ -18,6 +18,7 @@ from core.collect.choice import ENGINES
 from core.lab.settings import READY, LabSettings
 
 _PACKAGES = Path(__file__).parents[2]  # the folder that holds `core`
+_STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
 # These would lead a program inside to an engine outside.
 _ENGINE_VARIABLES = ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST")
@@ -88,6 +89,7 @@ class Lab:
         for name in _ENGINE_VARIABLES:
             variables.pop(name, None)
         variables[ENGINES] = "none"  # those of the machine are no part of the lab
+        variables["VNET_STATE"] = _STATE  # nor is its journal, and a change in here is none of the machine's
         supervisor = os.pidfd_open(self.pid)
         try:
             with _children_in_pid_namespace(supervisor):

@@ -2,7 +2,7 @@
 
 It runs as pid 1 of a new pid namespace; when it ends, the kernel kills every process in there, and with the
 processes go their namespaces, links and mounts. It ends when its standard input does, that is, when its
-launcher closes the pipe or dies in whatever way.
+launcher closes the pipe or dies in whatever way; who is on a terminal then is asked to leave it first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _SYSCTLS = {
 }
 
 
+_PARTING_SECONDS = 3.0
 _FLOATING, _FLOATING_BETWEEN = "172.18.0.100/32", ("web1", "web2")
 
 
@@ -50,6 +52,7 @@ def main() -> int:
     print(READY, flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps orphans
     _stay(settings.changes)
+    _hang_up()
     return 0
 
 
@@ -61,6 +64,28 @@ def _stay(changes: float) -> None:
             _ip([f"addr replace {_FLOATING} dev eth0"], holder)
             _ip([f"addr del {_FLOATING} dev eth0"], other)
         holder, other = other, holder
+
+
+def _hang_up() -> None:
+    """Ask who is on a terminal to leave it as they found it, and give them a moment: a kill leaves no time."""
+    deadline, asked = time.monotonic() + _PARTING_SECONDS, set[int]()
+    while (guests := _on_terminals()) and time.monotonic() < deadline:
+        for pid in guests - asked:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+        asked |= guests
+        time.sleep(0.02)
+
+
+def _on_terminals() -> set[int]:
+    """The processes in here with a controlling terminal, zombies aside (proc_pid_stat(5))."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _parent, _group, _session, tty, *_ = stat.read_text().rpartition(")")[2].split()
+            if tty != "0" and state != "Z":
+                found.add(int(stat.parent.name))
+    return found
 
 
 def _build(settings: LabSettings) -> None:

@@ -1,7 +1,7 @@
 """The model: frozen values that say what is. No effects, no logic beyond looking things up."""
 
 from core.model.change import Change
-from core.model.conntrack import CONNTRACK_DTYPE, TCP_STATES, Conntrack
+from core.model.conntrack import CONNTRACK_DTYPE, TCP_STATES, Conntrack, ConntrackStats
 from core.model.container import (
     NAMESPACE_KINDS,
     Container,
@@ -12,9 +12,9 @@ from core.model.container import (
     Network,
     PublishedPort,
 )
-from core.model.fastflows import FASTFLOW_DTYPE, FastFlows
+from core.model.fastflows import FAST_PATHS, FASTFLOW_DTYPE, FastFlows
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
-from core.model.link import Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
+from core.model.link import LONG_AGO, Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
 from core.model.namespace import Namespace
 from core.model.ovs import OvsBridge, OvsInterface, OvsPort
 from core.model.problem import Problem
@@ -28,15 +28,21 @@ from core.model.refs import (
     namespace_ref,
     nat_ref,
     network_ref,
+    talk_ref,
 )
 from core.model.routing import Neighbour, NextHop, PolicyRule, Route
 from core.model.snapshot import Host, Listener, NetState, Snapshot
+from core.model.sockets import SOCKET_DTYPE, Sockets
 from core.model.stats import STATS_DTYPE, LinkStats
+from core.model.storm import Storm
 
 __all__ = [
     "CONNTRACK_DTYPE",
     "FASTFLOW_DTYPE",
+    "FAST_PATHS",
+    "LONG_AGO",
     "NAMESPACE_KINDS",
+    "SOCKET_DTYPE",
     "STATS_DTYPE",
     "TCP_STATES",
     "Address",
@@ -45,6 +51,7 @@ __all__ = [
     "Chain",
     "Change",
     "Conntrack",
+    "ConntrackStats",
     "Container",
     "Endpoint",
     "Engine",
@@ -75,6 +82,8 @@ __all__ = [
     "Ref",
     "Route",
     "Snapshot",
+    "Sockets",
+    "Storm",
     "Translation",
     "container_ref",
     "flow_ref",
@@ -83,4 +92,5 @@ __all__ = [
     "namespace_ref",
     "nat_ref",
     "network_ref",
+    "talk_ref",
 ]

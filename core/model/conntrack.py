@@ -56,15 +56,47 @@ def empty_entries() -> np.ndarray:
     return np.zeros(0, CONNTRACK_DTYPE)
 
 
+@dataclass(frozen=True, slots=True)
+class ConntrackStats:
+    """What befell a namespace's connections since it was made, over all CPUs (CTA_STATS_* of
+    linux/netfilter/nfnetlink_conntrack.h, as `conntrack -S` prints them).
+
+    `insert_failed` counts connections that could not be put in (another one has their addresses and ports),
+    `drop` packets lost because the table was full or memory short, `early_drop` connections thrown out of a
+    full table for a new one, `error` and `invalid` packets that could not be tracked, `clash_resolve` races
+    that ended well, `chain_too_long` packets lost because too many connections share a hash bucket."""
+
+    found: int = 0
+    invalid: int = 0
+    insert: int = 0
+    insert_failed: int = 0
+    drop: int = 0
+    early_drop: int = 0
+    error: int = 0
+    search_restart: int = 0
+    clash_resolve: int = 0
+    chain_too_long: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Conntrack:
     """The table of one namespace: `entries` has dtype CONNTRACK_DTYPE and is read-only; `limit` is
     nf_conntrack_max, 0 where unknown; `taken_at` Unix time in seconds; `accounting` tells whether the kernel
-    counts."""
+    counts. `stats` is None where the kernel does not tell them; `stats_before` are those of an earlier look,
+    `stats_seconds` before this one, None where there was none."""
 
     ns: int
     entries: np.ndarray = field(default_factory=empty_entries)
     limit: int = 0
     accounting: bool = False
     taken_at: float = 0.0
+    stats: ConntrackStats | None = None
+    stats_before: ConntrackStats | None = None
+    stats_seconds: float = 0.0
     problems: tuple[Problem, ...] = ()
+
+    def grown(self, counter: str) -> int:
+        """By how much a counter of `stats` grew since the earlier look, 0 where that is not known."""
+        if self.stats is None or self.stats_before is None:
+            return 0
+        return max(0, int(getattr(self.stats, counter)) - int(getattr(self.stats_before, counter)))

@@ -97,9 +97,9 @@ class NatEntry:
     to and where from ("" where anything goes). `networks` and `containers` are the ids ("runtime:id" for
     containers) of those whose address or link it carries, or whose packets it translates.
 
-    `rules` are the ids of the rules behind it: those that do it, then helpers (hairpin, accept of what was
-    let in); the counters are sums over those that do it, None where none counts. Rules that translate count
-    connections, not packets.
+    `rules` are the ids of the rules behind it: those that do it (`doing`), then helpers (hairpin, accept of
+    what was let in); the counters are sums over those that do it, None where none counts. Rules that
+    translate count connections, not packets.
     """
 
     ns: int
@@ -117,3 +117,4 @@ class NatEntry:
     networks: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    doing: tuple[str, ...] = ()

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from core.model.refs import LinkKey
 
 Scalar = str | int | bool
+LONG_AGO = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """An address of a link: `address` in text form, `prefixlen`, `family` 4 or 6, `scope` as ip(8) names it;
-    `prefix_route` False where the kernel made no route for it (ip-address(8), "noprefixroute")."""
+    `prefix_route` False where the kernel made no route for it (ip-address(8), "noprefixroute"), else `metric`
+    is that route's (0 for the kernel's own choice). `label` is IPv4's, by default the link's name.
+    `valid_until` and `preferred_until` are in seconds since the epoch, 0 for ever, LONG_AGO where it is
+    deprecated already."""
 
     family: int
     address: str
@@ -22,6 +26,10 @@ class Address:
     peer: str = ""
     broadcast: str = ""
     prefix_route: bool = True
+    label: str = ""
+    metric: int = 0
+    valid_until: int = 0
+    preferred_until: int = 0
 
     def __str__(self) -> str:
         return f"{self.address}/{self.prefixlen}"

@@ -17,10 +17,12 @@ class LinkKey(NamedTuple):
 class Ref:
     """Points at one object of a snapshot.
 
-    `kind` is one of "namespace", "link", "container", "network", "nat", "flow", "flows", "route", "rule",
-    "neighbour", "fdb", "event", "problem"; `key` is what identifies the object among its kind:
-    (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id), (inode, conntrack id), ...
-    "flows" are connections together: (what they concern: "ct", "net" or "nat", its name).
+    `kind` is one of "namespace", "link", "container", "network", "nat", "flow", "flows", "talk", "talkers",
+    "route", "rule", "neighbour", "fdb", "event", "problem"; `key` is what identifies the object among its
+    kind: (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id), (inode, conntrack id).
+    "flows" are connections together: (what they concern: "ct", "net" or "nat", its name). "talk" is a flow
+    as it is measured, with the key of its conntrack entry; "talkers" are flows added up: (by what, the filter
+    that selects them).
     """
 
     kind: str
@@ -56,6 +58,11 @@ def flows_ref(what: str, name: str) -> Ref:
     """The reference of all connections of a container ("ct") or network ("net"), or of those that a NAT entry
     ("nat") translates."""
     return Ref("flows", (what, name))
+
+
+def talk_ref(inode: int, conntrack_id: int) -> Ref:
+    """The reference of a flow, as it is measured: that of its conntrack entry."""
+    return Ref("talk", (inode, conntrack_id))
 
 
 def flow_ref(inode: int, conntrack_id: int) -> Ref:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# RTAX_* of linux/rtnetlink.h in ip-route(8)'s words; times as the kernel keeps them, which ip takes bare.
+# RTO_MIN is always locked: ip has no word for it.
+METRICS = {
+    2: "mtu", 3: "window", 4: "rtt", 5: "rttvar", 6: "ssthresh", 7: "cwnd", 8: "advmss", 9: "reordering",
+    10: "hoplimit", 11: "initcwnd", 12: "features", 13: "rto_min", 14: "initrwnd", 15: "quickack",
+    16: "congctl", 17: "fastopen_no_cookie",
+}  # fmt: skip
+RTO_MIN = 13
+
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """One way on: `gateway` ("" when the destination is on the link itself) and the `ifindex` to leave by."""
+    """One way on: `gateway` ("" when the destination is on the link itself) and the `ifindex` to leave by;
+    `onlink` where the gateway counts as reachable whatever its address."""
 
     gateway: str
     ifindex: int | None
     weight: int = 1
+    onlink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One route (ip-route(8)); `dst` is "default" or a prefix, `kind` "unicast", "local", "broadcast",
-    "blackhole", "unreachable", ...; `table`, `protocol` and `scope` in iproute2's words."""
+    "blackhole", "unreachable", ...; `table`, `protocol` and `scope` in iproute2's words; `options` all else
+    in ip-route's words ("mtu lock 1400", "congctl bbr", "pref high", "nhid 5", ...), `mtu` among it.
+    `valid_until` in seconds since the epoch, 0 for ever."""
 
     family: int
     dst: str
@@ -29,6 +42,8 @@ class Route:
     protocol: str = ""
     scope: str = "global"
     mtu: int = 0
+    options: tuple[str, ...] = ()
+    valid_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)

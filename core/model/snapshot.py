@@ -14,6 +14,7 @@ from core.model.ovs import OvsBridge
 from core.model.problem import Problem
 from core.model.refs import LinkKey
 from core.model.routing import Neighbour, PolicyRule, Route
+from core.model.storm import Storm
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Snapshot:
     conntracks: Mapping[int, Conntrack] = field(default_factory=dict)
     engines: Mapping[str, Engine] = field(default_factory=dict)
     ovs: tuple[OvsBridge, ...] = ()
+    storms: tuple[Storm, ...] = ()
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
 

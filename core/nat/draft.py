@@ -43,6 +43,7 @@ class Draft:
             bytes=_sum([rule.bytes for rule in self.doing]),
             networks=self.networks, containers=self.containers,
             rules=tuple(dict.fromkeys([*(rule.rule_id for rule in self.doing), *self.helping])),
+            doing=tuple(dict.fromkeys(rule.rule_id for rule in self.doing)),
         )  # fmt: skip
 
 

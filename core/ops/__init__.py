@@ -7,10 +7,21 @@ from core.ops.addressing import (
     DeleteAddress,
     DeleteNeighbour,
     DeleteRoute,
+    Hop,
 )
 from core.ops.base import Operation, undo_of
+from core.ops.connections import DeleteConnection, is_final
 from core.ops.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
-from core.ops.links import CreateBridge, CreateVeth, DeleteLink, SetBridge, SetLink, SetPort
+from core.ops.links import (
+    AddVlan,
+    CreateBridge,
+    CreateVeth,
+    DeleteLink,
+    DeleteVlan,
+    SetBridge,
+    SetLink,
+    SetPort,
+)
 from core.ops.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.ops.place import HOST, Place
 from core.ops.settings import SetRules, SetSysctl
@@ -21,18 +32,22 @@ __all__ = [
     "AddAddress",
     "AddNeighbour",
     "AddRoute",
+    "AddVlan",
     "CreateBridge",
     "CreateNamespace",
     "CreateVeth",
     "DeleteAddress",
+    "DeleteConnection",
     "DeleteLink",
     "DeleteNamespace",
     "DeleteNeighbour",
     "DeleteRoute",
+    "DeleteVlan",
     "DockerConnect",
     "DockerCreateNetwork",
     "DockerDisconnect",
     "DockerRemoveNetwork",
+    "Hop",
     "JoinNamespace",
     "LeaveNamespace",
     "Operation",
@@ -44,5 +59,6 @@ __all__ = [
     "SetSysctl",
     "Unwant",
     "Want",
+    "is_final",
     "undo_of",
 ]

@@ -63,13 +63,15 @@ class DockerRemoveNetwork:
 @dataclass(frozen=True, slots=True)
 class DockerConnect:
     """Attach a container to a Docker network; addresses "" let Docker choose; `aliases` are its further names
-    in Docker's DNS there."""
+    in Docker's DNS there. Where it does not `insist`, addresses that Docker does not let anybody choose (on
+    networks whose subnet it chose itself) are left to Docker."""
 
     network: str
     container: str
     ipv4: str = ""
     ipv6: str = ""
     aliases: tuple[str, ...] = ()
+    insist: bool = True
 
     def command(self) -> str:
         words = ["docker", "network", "connect"]

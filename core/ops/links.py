@@ -161,5 +161,58 @@ class SetPort:
         return f"switch {self.flag} of the port {self.name} {'on' if self.on else 'off'}"
 
 
+@dataclass(frozen=True, slots=True)
+class AddVlan:
+    """Let a bridge port take part in a VLAN, or in those of a range; `own` where the link is the bridge
+    itself. `pvid` and `untagged` as bridge(8) has them."""
+
+    name: str
+    vid: int
+    vid_end: int
+    pvid: bool = False
+    untagged: bool = False
+    own: bool = False
+    place: Place = HOST
+
+    def command(self) -> str:
+        words = [self._words("add"), *(["pvid"] if self.pvid else [])]
+        words += ["untagged"] if self.untagged else []
+        return self.place.bridge(" ".join([*words, *self._end()]))
+
+    def inverse(self) -> tuple[DeleteVlan, ...]:
+        return (DeleteVlan(self),)
+
+    def describe(self) -> str:
+        return f"let {self.name} take part in {self.which}"
+
+    @property
+    def which(self) -> str:
+        """The VLANs for a person."""
+        return f"VLAN {self.vid}" if self.vid == self.vid_end else f"the VLANs {self.vid}-{self.vid_end}"
+
+    def _words(self, verb: str) -> str:
+        vids = str(self.vid) if self.vid == self.vid_end else f"{self.vid}-{self.vid_end}"
+        return f"vlan {verb} dev {shlex.quote(self.name)} vid {vids}"
+
+    def _end(self) -> list[str]:
+        return ["self"] if self.own else []
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVlan:
+    """Let a bridge port, or a bridge, take part in a VLAN no longer; `vlan` lets it anew."""
+
+    vlan: AddVlan
+
+    def command(self) -> str:
+        return self.vlan.place.bridge(" ".join([self.vlan._words("del"), *self.vlan._end()]))
+
+    def inverse(self) -> tuple[AddVlan, ...]:
+        return (self.vlan,)
+
+    def describe(self) -> str:
+        return f"let {self.vlan.name} take part in {self.vlan.which} no longer"
+
+
 def _set_alias(place: Place, name: str, alias: str) -> str:
     return place.ip(f"link set {shlex.quote(name)} alias {shlex.quote(alias)}")

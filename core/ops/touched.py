@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.ops import addressing, docker, links, namespaces, settings, wanted
+from core.ops import addressing, connections, docker, links, namespaces, settings, wanted
 from core.ops.base import Operation
 from core.ops.place import Place
 
@@ -29,8 +29,14 @@ def _names(step: Operation) -> tuple[str, ...]:
             links.CreateBridge() | links.DeleteLink() | links.SetLink() | links.SetBridge() | links.SetPort()
         ):
             return (_link(step.name, step.place),)
-        case addressing.AddAddress() | addressing.DeleteAddress() | addressing.AddRoute():
+        case links.AddVlan():
+            return (_link(step.name, step.place),)
+        case links.DeleteVlan():
+            return _names(step.vlan)
+        case addressing.AddAddress() | addressing.DeleteAddress():
             return (_link(step.link, step.place),)
+        case addressing.AddRoute():
+            return tuple(_link(way.link, step.place) for way in step.ways)
         case addressing.DeleteRoute():
             return _names(step.route)
         case addressing.AddNeighbour():
@@ -49,6 +55,25 @@ def _names(step: Operation) -> tuple[str, ...]:
             return _others(step)
 
 
+def changed_link(step: Operation) -> tuple[str, Place | None]:
+    """The one link whose own state a step changes, and where it is; ("", None) where it is about none."""
+    match step:
+        case links.CreateBridge() | links.CreateVeth() | links.DeleteLink() | links.SetLink():
+            return step.name, step.place
+        case links.SetBridge() | links.SetPort():
+            return step.name, step.place
+        case addressing.AddAddress() | addressing.DeleteAddress() | addressing.AddRoute():
+            return step.link, step.place
+        case addressing.AddNeighbour():
+            return step.link, step.place
+        case addressing.DeleteRoute():
+            return changed_link(step.route)
+        case addressing.DeleteNeighbour():
+            return changed_link(step.neighbour)
+        case _:
+            return "", None
+
+
 def _others(step: Operation) -> tuple[str, ...]:
     match step:
         case docker.DockerCreateNetwork():
@@ -63,6 +88,8 @@ def _others(step: Operation) -> tuple[str, ...]:
             return (f"{step.container} on {step.network}",)
         case wanted.Unwant():
             return _others(step.want)
+        case connections.DeleteConnection():
+            return ()  # nothing stands on a connection, and nothing brings it back
         case _:
             raise TypeError(f"not known what {step!r} changes")
 

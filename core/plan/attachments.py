@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from itertools import chain, count
 
-from core.ops import AddAddress, AddRoute, CreateVeth, Place, SetLink
-from core.plan import ipam, validate
+from core.model import Network
+from core.ops import AddAddress, AddRoute, CreateVeth, Operation, Place, SetLink
+from core.plan import ipam, kept, validate
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
@@ -42,11 +43,17 @@ def attach(
         validate.link_name(inner),
         when(inner in target.links, f"{safe(target.name)} has a link {safe(inner)} already"),
     )
-    chosen = _addresses(network, addresses, draft)
+    held = kept.addresses(target, network, draft)
+    chosen = _addresses(network, addresses or held, draft)
     member = OurMember(target.uid, network.name, _port_name(target.name, draft), inner, chosen)
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise Refusal([f"the name of {safe(target.name)} is too long for the tag of its link"])
-    _wire(member, target, network, draft)
+    steps = tuple(_wiring(member, target, network, draft))
+    draft.do(*steps)
+    kept.keep(target, network, steps, draft)
+    draft.host_names.add(member.port)
+    target.links.add(inner)
+    target.ways.update(network.subnets)
     draft.add_member(member)
     return member
 
@@ -55,18 +62,14 @@ def _is(member: OurMember, target: Target, network: OurNetwork) -> bool:
     return member.container == target.uid and member.network == network.name
 
 
-def _wire(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> None:
+def _wiring(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> Iterator[Operation]:
     port, inner, place = member.port, member.link, target.place
-    draft.do(
-        CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag()),
-        SetLink(port, "master", network.bridge, ""),
-        SetLink(port, "up", "up", "down"),
-        *(AddAddress(inner, address, place) for address in member.addresses),
-        SetLink(inner, "up", "up", "down", place),
-        *_routes(member, target, network, draft),
-    )
-    draft.host_names.add(port)
-    target.links.add(inner)
+    yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag())
+    yield SetLink(port, "master", network.bridge, "")
+    yield SetLink(port, "up", "up", "down")
+    yield from (AddAddress(inner, address, place) for address in member.addresses)
+    yield SetLink(inner, "up", "up", "down", place)
+    yield from _routes(member, target, network, draft)
 
 
 def _routes(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> Iterator[AddRoute]:
@@ -74,7 +77,7 @@ def _routes(member: OurMember, target: Target, network: OurNetwork, draft: Draft
     to the networks that it is joined with."""
     if network.kind == "internal":
         for other in joined_with(network, draft):
-            yield from routes_to(network, other, target.place, member.link)
+            yield from routes_to(network, other, target, member.link)
         return
     for gateway in network.gateways:
         family = 6 if ":" in gateway else 4
@@ -90,7 +93,14 @@ def _routes(member: OurMember, target: Target, network: OurNetwork, draft: Draft
 _V6_METRIC = 1024
 
 
-def routes_to(network: OurNetwork, other: OurNetwork, place: Place, link: str) -> tuple[AddRoute, ...]:
+def routes_to(network: OurNetwork, other: OurNetwork, target: Target, link: str) -> tuple[AddRoute, ...]:
+    """The ways that a container on one network lacks to the subnets of another, by the host."""
+    missing = [way for way in ways_to(network, other, target.place, link) if way.dst not in target.ways]
+    target.ways.update(way.dst for way in missing)
+    return tuple(missing)
+
+
+def ways_to(network: OurNetwork, other: OurNetwork, place: Place, link: str) -> tuple[AddRoute, ...]:
     """The ways from a container on one network to the subnets of another, by the host."""
     gateways = {":" in gateway: gateway for gateway in network.gateways}
     return tuple(
@@ -154,7 +164,11 @@ def _(request: Detach, draft: Draft) -> str:
         docker = find_docker_network(request.network, draft)
         if docker is not None:
             return detach_by_docker(request, docker, draft)
-    target, network = draft.target(request.container), draft.network(request.network)
+    network, uid = draft.network(request.network), draft.uid_of(request.container)
+    there = any((one.container, one.network) == (uid, network.name) for one in draft.ours.members)
+    if not there and kept.forget(uid, network.name, draft):
+        return f"attach {safe(request.container)} to {network.name} no more when it starts"
+    target = draft.target(request.container)
     draft.removing()
     detach_member(_member(target, network, draft), draft)
     return f"detach {safe(target.name)} from {network.name}"
@@ -178,6 +192,7 @@ def detach_member(member: OurMember, draft: Draft) -> None:
         draft.hit(f"its port {one.port_id} is published no more")
     withdraw(published, draft)
     inner = draft.topology.peer(port)
+    kept.forget(member.container, member.network, draft)
     delete_pair(draft, port)
     draft.drop_member(member)
     draft.used.difference_update(addresses)
@@ -186,16 +201,21 @@ def detach_member(member: OurMember, draft: Draft) -> None:
 
 
 def _forget(target: Target, ifindex: int, member: OurMember, draft: Draft) -> None:
-    """Note that a link inside a container is gone, and the default routes over it."""
+    """Note that a link inside a container is gone, and the routes over it."""
     target.links.discard(member.link)
     net = draft.snapshot.nets.get(target.ns or 0)
     for route in net.routes if net else ():
-        if route.dst == "default" and any(hop.ifindex == ifindex for hop in route.nexthops):
-            target.defaults.discard(route.family)
+        if any(hop.ifindex == ifindex for hop in route.nexthops):
+            target.ways.discard(route.dst)
+            if route.dst == "default":
+                target.defaults.discard(route.family)
 
 
 @draft_steps.register
 def _(request: Move, draft: Draft) -> str:
+    dockers = [_dockers_network(name, draft) for name in (request.network, request.to)]
+    if any(dockers):
+        return _move_by_docker(request, dockers, draft)
     target = draft.target(request.container)
     network, to = draft.network(request.network), draft.network(request.to)
     require(when(network == to, f"{safe(target.name)} is on {to.name} already"))
@@ -204,3 +224,18 @@ def _(request: Move, draft: Draft) -> str:
     detach_member(member, draft)
     attach(target, to, request.addresses, member.link, draft)
     return f"move {safe(target.name)} from {network.name} to {to.name}"
+
+
+def _dockers_network(name: str, draft: Draft) -> Network | None:
+    return None if name in draft.ours.networks else find_docker_network(name, draft)
+
+
+def _move_by_docker(request: Move, networks: list[Network | None], draft: Draft) -> str:
+    """Have Docker attach before it detaches, so that there is a way at each moment."""
+    there, to = networks
+    if there is None or to is None:
+        raise Refusal(["one of the two networks is Docker's, the other is not: attach, then detach"])
+    attach_by_docker(Attach(request.container, to.name, request.addresses), to, draft)
+    detach_by_docker(Detach(request.container, there.name), there, draft)
+    name = safe(draft.container(request.container).name)
+    return f"have Docker move {name} from {safe(there.name)} to {safe(to.name)}"

@@ -18,8 +18,9 @@ from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft, Target
 from core.plan.requests import CreateContainer, RemoveContainer
-from core.plan.tags import ALIAS_BYTES, tag, words_of
+from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
+from core.tags import tag, words_of
 from core.text import safe
 
 

@@ -47,7 +47,8 @@ def _delete_link(key: LinkKey, draft: Draft) -> str:
     for member in draft.ours.members:
         if member.port in ends and draft.topology.host in _spaces(link, draft):
             detach_member(member, draft)
-            return f"detach {safe(member.container)} from {member.network}"
+            container = draft.topology.containers.get(member.container)
+            return f"detach {safe(container.name if container else member.container)} from {member.network}"
     _delete_other(link, draft)
     return f"delete the link {safe(link.name)}"
 

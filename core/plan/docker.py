@@ -6,6 +6,7 @@ import ipaddress
 
 from core.model import Container, Network
 from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.ops.docker import LABELS
 from core.plan import validate
 from core.plan.base import Refusal, require, when
 from core.plan.draft import Draft
@@ -64,7 +65,7 @@ def remove_docker_network(network: Network, draft: Draft) -> str:
     )
     for container in _attached(network, draft):
         draft.hit(f"{safe(container.name)} is detached from {safe(network.name)}")
-        draft.do(DockerDisconnect(connection(container, network)))
+        _disconnect(container, network, draft)
     draft.do(DockerRemoveNetwork(as_operation(network)))
     return f"have Docker remove the network {safe(network.name)}"
 
@@ -98,7 +99,19 @@ def connection(container: Container, network: Network) -> DockerConnect:
     # Docker takes chosen addresses only on networks with a subnet of the person's own.
     chosen = network.name not in _BUILT_IN
     ipv4, ipv6 = (one.partition("/")[0] if chosen else "" for one in (end.ipv4, end.ipv6))
-    return DockerConnect(network.name, container.name, ipv4, ipv6)
+    return DockerConnect(network.name, container.name, ipv4, ipv6, insist=False)
+
+
+def _disconnect(container: Container, network: Network, draft: Draft) -> None:
+    """Detach it, telling where an undo cannot bring its address back: Docker lets nobody choose addresses on
+    its own networks, nor on those whose subnet it chose itself (with the gateway, which others leave out)."""
+    key, value = next(iter(LABELS.items()))
+    if network.name in _BUILT_IN or (network.gateways and network.labels.get(key) != value):
+        draft.warn(
+            f"taken back, {safe(container.name)} may have another address on {safe(network.name)}: where "
+            "Docker chose the network's subnet itself, it lets nobody choose addresses"
+        )
+    draft.do(DockerDisconnect(connection(container, network)))
 
 
 def attach_by_docker(request: Attach, network: Network, draft: Draft) -> str:
@@ -125,7 +138,7 @@ def detach_by_docker(request: Detach, network: Network, draft: Draft) -> str:
             f"{safe(container.name)} is not attached to {safe(network.name)}",
         )
     )
-    draft.do(DockerDisconnect(connection(container, network)))
+    _disconnect(container, network, draft)
     return f"have Docker detach {safe(container.name)} from {safe(network.name)}"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from core.model import Container, Link, NetState
-from core.ops import HOST, Operation, Place, SetRules, SetSysctl
+from core.ops import HOST, AddAddress, Operation, Place, SetRules, SetSysctl, Want
 from core.plan import ipam, rules
 from core.plan.base import Plan, Refusal
 from core.plan.tags import OurMember, OurNetwork, Ours, ours
@@ -18,8 +18,8 @@ from core.topology import Topology
 
 @dataclass
 class Target:
-    """A container to plan for: its uid and name, where it is, the names of the links in there, and the
-    families in which it has a default route."""
+    """A container to plan for: its uid and name, where it is, the names of the links in there, the
+    families in which it has a default route, and the prefixes that its routes lead to."""
 
     uid: str
     name: str
@@ -27,22 +27,31 @@ class Target:
     ns: int | None = None
     links: set[str] = field(default_factory=set)
     defaults: set[int] = field(default_factory=set)
+    ways: set[str] = field(default_factory=set)
 
 
 class Draft:
     """Collects the steps of one plan, for one request or many, and keeps what follows from them in mind.
 
     `reserved` are addresses and prefixes of plans that are not done yet, `session` the address of the other
-    end of the person's own remote session ("" for none).
+    end of the person's own remote session ("" for none), `kept` what the agent makes again at restarts.
     """
 
-    def __init__(self, topology: Topology, reserved: Iterable[str] = (), session: str = "") -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        reserved: Iterable[str] = (),
+        session: str = "",
+        kept: Iterable[Want] = (),
+    ) -> None:
         self.topology = topology
         self.snapshot = topology.snapshot
         self.session = session
         self.before = ours(topology.snapshot, topology.host)
         self.ours: Ours = self.before
         self.reserved = tuple(reserved)
+        # By container and network, as the steps so far would leave it.
+        self.kept = {(want.container, want.network): want for want in kept}
         self.steps: list[Operation] = []
         self.warnings: dict[str, None] = {}
         self.hits: dict[str, None] = {}
@@ -103,7 +112,15 @@ class Draft:
     @cached_property
     def used(self) -> set[str]:
         """Every address in use or handed out by this plan."""
-        return ipam.used_addresses(self.snapshot) | {one for one in self.reserved if "/" not in one}
+        held = {one for one in self.reserved if "/" not in one}
+        return ipam.used_addresses(self.snapshot) | held | set(self._kept_addresses())
+
+    def _kept_addresses(self) -> Iterator[str]:
+        """The addresses of containers that get them back when they start."""
+        for want in self.kept.values():
+            if want.container in self.topology.containers:
+                adding = (step for step in want.steps if isinstance(step, AddAddress))
+                yield from (step.address.partition("/")[0] for step in adding)
 
     @cached_property
     def prefixes(self) -> dict[ipam.Prefix, str]:
@@ -150,11 +167,17 @@ class Draft:
             raise Refusal([f"{label} shares the host's own network: there is nothing to attach"])
         net = self.snapshot.nets.get(ns)
         links = {link.name for link in net.links.values()} if net else set()
-        routes = net.routes if net else ()
-        defaults = {route.family for route in routes if route.dst == "default" and route.table == "main"}
+        routes = [route for route in net.routes if route.table == "main"] if net else []
+        defaults = {route.family for route in routes if route.dst == "default"}
+        ways = {route.dst for route in routes}
         place = Place(container.id) if container.runtime == "netns" else self._process(container)
-        made = Target(container.uid, container.name, place, ns, links, defaults)
+        made = Target(container.uid, container.name, place, ns, links, defaults, ways)
         return self._targets.setdefault(container.uid, made)
+
+    def uid_of(self, text: str) -> str:
+        """The uid of the container that a text names, running or not. Raises Refusal."""
+        made = self._targets.get(text)
+        return made.uid if made else self.container(text).uid
 
     def _process(self, container: Container) -> Place:
         if container.pid is None:
@@ -185,8 +208,9 @@ class Draft:
     # Networks of ours
 
     def network(self, name: str) -> OurNetwork:
-        """A network of ours. Raises Refusal."""
-        found = self.ours.networks.get(name)
+        """A network of ours by its name, or by its bridge's. Raises Refusal."""
+        by_bridge = (one for one in self.ours.networks.values() if one.bridge == name)
+        found = self.ours.networks.get(name) or next(by_bridge, None)
         if found is None:
             raise Refusal([f'there is no network "{safe(name)}" of vnet\'s'])
         return found

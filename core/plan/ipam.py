@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 
 from core.model import Snapshot
@@ -51,6 +52,7 @@ def taken_prefixes(snapshot: Snapshot, everywhere: bool = True) -> dict[Prefix, 
     return {prefix: who for prefix, who in found.items() if not _everyones(prefix)}
 
 
+@lru_cache(4096)
 def parse_prefix(text: str) -> Prefix:
     """A prefix, or that of an address with its prefix length. Raises ValueError."""
     return ipaddress.ip_network(text.partition("%")[0], strict=False)

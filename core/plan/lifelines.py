@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from core.model import LinkKey
+from core.ops import HOST, Operation
+from core.ops.touched import changed_link
 from core.plan.draft import Draft
+from core.topology import Topology
+
+
+def reach_lifeline(steps: Iterable[Operation], topology: Topology, session: str = "") -> bool:
+    """Whether these steps change a link, as it is now, that `is_lifeline` tells of, a container's own port of
+    such a bridge aside; `session` as for a plan."""
+    draft = Draft(topology, session=session)
+    held = {link.name for link in draft.host.links.values() if is_lifeline(link.key, draft)}
+    held -= {member.port for member in draft.ours.members}
+    return any(place == HOST and name in held for name, place in map(changed_link, steps))
 
 
 def is_lifeline(key: LinkKey, draft: Draft) -> bool:

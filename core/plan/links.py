@@ -12,8 +12,9 @@ from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft
 from core.plan.lifelines import is_lifeline
 from core.plan.requests import ChangeBridge, ChangeLink, ChangePort
-from core.plan.tags import ALIAS_BYTES, words_of
+from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import address_operation, own_addresses, permanent_neighbours, routes_of
+from core.tags import words_of
 from core.text import safe
 
 # ip-link(8)'s names for a bridge's settings: the field of BridgeSettings, how many of its units make one of

@@ -7,8 +7,8 @@ import ipaddress
 
 from core.model import Link, Network
 from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import ipam, validate
-from core.plan.attachments import detach_member, routes_to, shut_in
+from core.plan import ipam, kept, validate
+from core.plan.attachments import detach_member, routes_to, shut_in, ways_to
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
@@ -172,6 +172,7 @@ def _(request: RemoveNetwork, draft: Draft) -> str:
     for member in [one for one in draft.ours.members if one.network == network.name]:
         draft.hit(f"{_label(member.container, draft)} is detached from {network.name}")
         detach_member(member, draft)
+    _forget_kept(network, draft)
     _release_others(network, bridge, draft)
     if network.kind == "nic-bridged":
         restore_nic(network, bridge, draft)
@@ -190,6 +191,13 @@ def _free(network: OurNetwork, draft: Draft) -> None:
             if ipam.overlaps(taken, subnet):
                 del draft.prefixes[taken]
     draft.used.difference_update(network.gateways)
+
+
+def _forget_kept(network: OurNetwork, draft: Draft) -> None:
+    """Containers that are down are not attached again either when they start."""
+    for container in [one for one, name in draft.kept if name == network.name]:
+        draft.hit(f"{_label(container, draft)} is attached to {network.name} no more when it starts")
+        kept.forget(container, network.name, draft)
 
 
 def _release_others(network: OurNetwork, bridge: Link, draft: Draft) -> None:
@@ -221,7 +229,9 @@ def _(request: Join, draft: Draft) -> str:
     forward(draft, ipv4=4 in common, ipv6=6 in common)
     for network, to in ((one, other), (other, one)):
         for target, link in shut_in(network, draft):
-            draft.do(*routes_to(network, to, target.place, link))
+            ways = routes_to(network, to, target, link)
+            draft.do(*ways)
+            kept.keep_ways(target, network, draft, more=ways)
     return f"route between {one.name} and {other.name}"
 
 
@@ -234,11 +244,14 @@ def _(request: Part, draft: Draft) -> str:
     for network, to in ((one, other), (other, one)):
         for target, link in shut_in(network, draft):
             there = made_routes(draft, target, link)
-            ways = routes_to(network, to, target.place, link)
+            ways = ways_to(network, to, target.place, link)
             draft.do(*(DeleteRoute(way) for way in ways if way in there))
+            target.ways.difference_update(way.dst for way in ways if way in there)
+            kept.keep_ways(target, network, draft, less=ways)
     return f"keep {one.name} and {other.name} apart"
 
 
 def _pair(request: Join | Part, draft: Draft) -> tuple[OurNetwork, OurNetwork]:
-    require(when(request.network == request.other, "two different networks are needed"))
-    return draft.network(request.network), draft.network(request.other)
+    one, other = draft.network(request.network), draft.network(request.other)
+    require(when(one == other, "two different networks are needed"))
+    return one, other

@@ -6,15 +6,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.model import Link, Neighbour, Route
-from core.ops import HOST, AddNeighbour, AddRoute, CreateBridge, DeleteNeighbour, DeleteRoute, SetLink
+from core.ops import (
+    HOST,
+    AddAddress,
+    AddNeighbour,
+    CreateBridge,
+    DeleteNeighbour,
+    DeleteRoute,
+    SetLink,
+)
 from core.plan.base import Refusal, require, when
 from core.plan.draft import Draft
 from core.plan.requests import CreateNetwork
 from core.plan.tags import OurNetwork
-from core.plan.teardown import address_operation, as_operation, delete_empty_bridge, leads_over, own_addresses
+from core.plan.teardown import address_operation, delete_empty_bridge, own_addresses, release_port
+from core.plan.validate import NAME_BYTES
+from core.plan.warnings import warn_of_move
+from core.plan.ways import as_operation, by_advertisement, has_gateway, is_over, leads_over, moved, prefix_of
 from core.text import safe
 
 _UNFIT = ("loopback", "bridge", "ovs-bridge", "tun", "wireguard", "ipip", "sit", "gre")
+# Links that take in a card's frames themselves: the kernel lets no bridge have it then.
+_TAKERS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
 _ANSWERED = ("reachable", "stale", "delay", "probe")
 
 
@@ -50,21 +63,26 @@ def _card(request: CreateNetwork, draft: Draft) -> Link:
     require(
         when(card.kind in _UNFIT, f"{safe(card.name)} ({card.kind}) cannot be a port of a bridge"),
         when(card.master is not None, f"{safe(card.name)} is a port of another link already"),
-        _several_ways(card, draft),
+        *(_carries(card, one, draft) for one in _on_top(card, draft)),
     )
     return card
 
 
-def _several_ways(card: Link, draft: Draft) -> str:
-    several = [
-        route.dst
-        for route in draft.host.routes
-        if len(route.nexthops) > 1 and any(hop.ifindex == card.ifindex for hop in route.nexthops)
-    ]
-    return when(
-        several,
-        f"the route to {', '.join(several)} has several ways, one over {safe(card.name)}: move it by hand",
+def _carries(card: Link, top: Link, draft: Draft) -> str:
+    where = safe(draft.topology.label(top.ns))
+    return (
+        f"{safe(card.name)} carries the {top.kind} {safe(top.name)} in {where}: "
+        "the kernel does not let such a link be a port of a bridge"
     )
+
+
+def _on_top(card: Link, draft: Draft) -> Iterator[Link]:
+    """The links, in whichever namespace, that take in the card's frames."""
+    for net in draft.snapshot.nets.values():
+        for link in net.links.values():
+            parent = net.ns if link.lower_nsid is None else net.nsids.get(link.lower_nsid)
+            if link.kind in _TAKERS and (parent, link.lower) == card.key:
+                yield link
 
 
 def restore_nic(network: OurNetwork, bridge: Link, draft: Draft) -> None:
@@ -72,7 +90,7 @@ def restore_nic(network: OurNetwork, bridge: Link, draft: Draft) -> None:
     card = draft.link(network.uplink)
     if card is None:
         raise Refusal([f"its card {safe(network.uplink)} is gone: move the addresses of {bridge.name} first"])
-    draft.do(SetLink(card.name, "master", "", bridge.name))
+    release_port(draft, card, HOST)
     _move(bridge, card.name, draft)
     draft.guarded = True
     if bridge.admin_up:
@@ -83,30 +101,48 @@ def restore_nic(network: OurNetwork, bridge: Link, draft: Draft) -> None:
 def _move(source: Link, to: str, draft: Draft) -> None:
     """The new link has every address before the old one loses it, and a route is gone for a moment only."""
     given = [address_operation(source.name, one, HOST) for one in own_addresses(source)]
-    routes = list(_routes(source, draft))
-    draft.do(*(replace(one, link=to) for one in given))
+    routes = [as_operation(route, draft.host, HOST) for route in _routes(source, draft)]
+    lingering = [
+        replace(as_operation(route, draft.host, HOST), beside=True) for route in _lingering(source, draft)
+    ]
+    warn_of_move(source, to, draft)
+    draft.do(*(moved(route, source.name, to) for route in lingering))
+    draft.do(*(_relabelled(one, source.name, to, draft) for one in given))
     draft.do(*_neighbours(source, to, draft))
     # Ways over a gateway need the way to the gateway: that goes first.
-    for route in sorted(routes, key=lambda one: bool(one.gateway)):
-        draft.do(DeleteRoute(route), replace(route, link=to))
-    for one in reversed(given):
+    for route in sorted(routes, key=has_gateway):
+        draft.do(DeleteRoute(route), moved(route, source.name, to))
+    # Later addresses of a subnet are secondary to the first, and those that expire leave the subnet's route.
+    given.reverse()
+    for one in sorted(given, key=lambda one: not one.valid_until):
         draft.do(*one.inverse())
+    draft.do(*map(DeleteRoute, lingering))
 
 
-def _routes(source: Link, draft: Draft) -> Iterator[AddRoute]:
+def _lingering(source: Link, draft: Draft) -> Iterator[Route]:
+    """The routes to the subnets of IPv6 addresses that expire: the kernel does not take them away with the
+    address (ipv6_del_addr), unless another one in the subnet stays for ever."""
+    addresses = [one for one in own_addresses(source) if one.family == 6 and one.prefix_route]
+    lasting = {prefix_of(one) for one in addresses if not one.valid_until}
+    expiring = {prefix_of(one) for one in addresses} - lasting
     for route in draft.host.routes:
-        if leads_over(route, source) or _by_advertisement(route, source):
-            yield as_operation(route, source.name, draft.place_of(source.ns))
+        if route.dst in expiring and route.protocol == "kernel" and is_over(route, source):
+            yield route
 
 
-def _by_advertisement(route: Route, link: Link) -> bool:
-    hops = route.nexthops
-    return (
-        route.protocol == "ra"
-        and len(hops) == 1
-        and bool(hops[0].gateway)
-        and hops[0].ifindex == link.ifindex
-    )
+def _relabelled(address: AddAddress, link: str, to: str, draft: Draft) -> AddAddress:
+    """The same address for the link `to`. Labels begin with the link's name, as ip-address(8) demands."""
+    label = f"{to}{address.label.removeprefix(link)}" if address.label.startswith(link) else ""
+    if len(label) > NAME_BYTES or (address.label and not label):
+        draft.warn(f"{address.address} loses its label {safe(address.label)}: {to} can have none like it")
+        label = ""
+    return replace(address, link=to, label=label)
+
+
+def _routes(source: Link, draft: Draft) -> Iterator[Route]:
+    for route in draft.host.routes:
+        if leads_over(route, source) or (by_advertisement(route) and is_over(route, source)):
+            yield route
 
 
 def _neighbours(source: Link, to: str, draft: Draft) -> Iterator[AddNeighbour | DeleteNeighbour]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from core.plan import attachments, containers, delete, links, networks, ports
+from core.ops import Want
+from core.plan import accounting, attachments, containers, delete, flows, links, networks, ports
 from core.plan.base import Plan, Refusal, Refused
 from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft
@@ -12,15 +13,20 @@ from core.plan.requests import Request
 from core.topology import Topology
 
 # Each of these registers with draft_steps what it plans.
-PLANNERS = (attachments, containers, delete, links, networks, ports)
+PLANNERS = (accounting, attachments, containers, delete, flows, links, networks, ports)
 
 
 def plan(
-    request: Request, topology: Topology, reserved: Iterable[str] = (), session: str = ""
+    request: Request,
+    topology: Topology,
+    reserved: Iterable[str] = (),
+    session: str = "",
+    kept: Iterable[Want] = (),
 ) -> Plan | Refused:
     """The plan for one request. `reserved` are addresses and prefixes that plans under way hold, `session`
-    the address of the other end of the person's remote session ("" for none)."""
-    return plan_all((request,), topology, reserved, session)
+    the address of the other end of the person's remote session ("" for none), `kept` the attachments that
+    the agent makes again when containers restart."""
+    return plan_all((request,), topology, reserved, session, kept=kept)
 
 
 def plan_all(
@@ -29,9 +35,10 @@ def plan_all(
     reserved: Iterable[str] = (),
     session: str = "",
     title: str = "",
+    kept: Iterable[Want] = (),
 ) -> Plan | Refused:
     """One plan for several requests, each building on those before it; all of them or none."""
-    draft = Draft(topology, reserved, session)
+    draft = Draft(topology, reserved, session, kept)
     titles: list[str] = []
     reasons: list[str] = []
     for request in requests:

@@ -145,6 +145,35 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteFlow:
+    """Have the kernel forget a tracked connection: the entry `entry_id` in the table of the namespace `ns`
+    (its inode), whose original direction is this. Addresses in text, ports in host order as conntrack's
+    columns have them: for ICMP the echo id, and type << 8 | code. `core.plan.flows.delete_flow` makes one of
+    an entry.
+
+    `sentence` says who talks to whom, for the preview; `translated` tells that NAT is at work.
+    """
+
+    ns: int
+    entry_id: int
+    l4_proto: int
+    src: str
+    dst: str
+    sport: int = 0
+    dport: int = 0
+    zone: int = 0
+    sentence: str = ""
+    translated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CountTraffic:
+    """Have the kernel count the traffic of connections in these namespaces (their inodes)."""
+
+    namespaces: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """Let two networks of ours reach each other, routed, without translation."""
 
@@ -174,6 +203,8 @@ Request = (
     | ChangeBridge
     | ChangePort
     | Delete
+    | DeleteFlow
+    | CountTraffic
     | Join
     | Part
 )

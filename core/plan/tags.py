@@ -1,4 +1,4 @@
-"""The tag in a link's alias, by which what is ours is found: "vnet:" and words of the form key=value.
+"""What is ours on a host, found by the tags in links' aliases (core.tags) and the comments of our rules.
 
 A network's bridge carries "vnet:net=NAME kind=nat subnet=... gateway=...", the host's end of an attachment
 "vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a namespace that was made here
@@ -7,20 +7,17 @@ A network's bridge carries "vnet:net=NAME kind=nat subnet=... gateway=...", the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from core.model import FirewallRule, Link, Snapshot
+from core.tags import Words, escape, tag, words_of
 
-PREFIX = "vnet:"
 TABLE = "vnet"
 # IFALIASZ of linux/if.h, less the closing zero; what nft(8) allows for a rule's comment.
 ALIAS_BYTES = 255
 COMMENT_BYTES = 128
-_PLAIN = "/:,[]*"
-
-Words = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +94,6 @@ class Ours:
     joined: frozenset[tuple[str, str]] = frozenset()
     containers: Mapping[str, int] = field(default_factory=dict)
     table: bool = False
-
-
-def escape(text: str) -> str:
-    """Text as one word without spaces, quotes, "=" or control characters."""
-    return quote(text, safe=_PLAIN)
-
-
-def tag(words: Iterable[tuple[str, str]]) -> str:
-    """The alias that says so."""
-    return PREFIX + " ".join(f"{key}={escape(value)}" for key, value in words)
-
-
-def words_of(alias: str) -> Words | None:
-    """What a tag says, a key's values in order; None for an alias that is no tag of ours."""
-    if not alias.startswith(PREFIX):
-        return None
-    found: dict[str, tuple[str, ...]] = {}
-    for word in alias.removeprefix(PREFIX).split():
-        key, _, value = word.partition("=")
-        found[key] = (*found.get(key, ()), unquote(value))
-    return found
 
 
 def port_id(l4_proto: str, host_ip: str, host_ports: str) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import Address, BridgePort, BridgeSettings, Link, Route
+from core.model import Address, BridgePort, BridgeSettings, Link, PortVlan
 from core.ops import (
     AddAddress,
     AddNeighbour,
     AddRoute,
+    AddVlan,
     CreateBridge,
     CreateVeth,
     DeleteLink,
     DeleteNeighbour,
     DeleteRoute,
+    DeleteVlan,
     Operation,
     Place,
     SetBridge,
@@ -22,10 +24,9 @@ from core.ops import (
 )
 from core.plan.base import Refusal
 from core.plan.draft import Draft, Target
+from core.plan.ways import as_operation, leads_over, without
 from core.text import safe
 
-# What the kernel makes and takes away by itself, with the address or the link.
-_BY_ITSELF = ("kernel", "ra", "redirect")
 _PORT_FLAGS = (
     "isolated",
     "hairpin",
@@ -69,10 +70,10 @@ def delete_bridge(draft: Draft, bridge: Link) -> None:
 def delete_empty_bridge(draft: Draft, bridge: Link) -> None:
     """Delete a bridge that is down and has neither ports nor addresses any more."""
     place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
-    draft.do(*_settings_to_defaults(bridge.name, settings, place))
-    again = CreateBridge(
-        bridge.name, place, bridge.mac, bridge.mtu, bridge.alias, settings.stp, settings.vlan_filtering
-    )
+    own = _vlans_to_default(bridge.name, settings.vlans, settings.vlan_default_pvid, place, own=True)
+    draft.do(*own, *_settings_to_defaults(bridge.name, settings, place))
+    filtering = settings.vlan_filtering and not _filters_late(settings)
+    again = CreateBridge(bridge.name, place, bridge.mac, bridge.mtu, bridge.alias, settings.stp, filtering)
     draft.do(DeleteLink(bridge.name, place, again))
 
 
@@ -96,8 +97,19 @@ def own_addresses(link: Link) -> tuple[Address, ...]:
 
 def address_operation(link: str, address: Address, place: Place) -> AddAddress:
     """The operation that gives a link this address."""
-    scope = address.scope if address.family == 4 and address.scope != "global" else ""
-    return AddAddress(link, str(address), place, address.broadcast, scope, address.prefix_route)
+    return AddAddress(
+        link,
+        str(address),
+        place,
+        address.broadcast,
+        address.scope if address.family == 4 and address.scope != "global" else "",
+        address.prefix_route,
+        address.peer,
+        address.label if address.label != link else "",
+        address.metric,
+        address.valid_until,
+        address.preferred_until,
+    )
 
 
 def permanent_neighbours(draft: Draft, link: Link, place: Place) -> Iterator[DeleteNeighbour]:
@@ -109,31 +121,21 @@ def permanent_neighbours(draft: Draft, link: Link, place: Place) -> Iterator[Del
 
 
 def release_port(draft: Draft, link: Link, place: Place) -> None:
-    """Take a link off its master, its flags as a port put to their defaults before."""
+    """Take a link off its master, its flags and VLANs as a port put to their defaults before."""
     master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master is None:
         return
     if link.port:
         draft.do(*_flags_to_defaults(link.name, link.port, place))
+        default = (master.bridge or BridgeSettings()).vlan_default_pvid
+        draft.do(*_vlans_to_default(link.name, link.port.vlans, default, place))
     draft.do(SetLink(link.name, "master", "", master.name, place))
 
 
-def routes_of(draft: Draft, link: Link, place: Place) -> Iterator[DeleteRoute]:
-    """What takes away the routes that somebody made over a link, those by a gateway first."""
+def routes_of(draft: Draft, link: Link, place: Place) -> Iterator[DeleteRoute | AddRoute]:
+    """What takes away the routes that somebody made over a link."""
     net = draft.snapshot.nets.get(link.ns)
-    over = [route for route in net.routes if leads_over(route, link)] if net else []
-    for route in sorted(over, key=lambda one: not one.nexthops[0].gateway):
-        yield DeleteRoute(as_operation(route, link.name, place))
-
-
-def leads_over(route: Route, link: Link) -> bool:
-    return (
-        route.table == "main"
-        and route.kind == "unicast"
-        and route.protocol not in _BY_ITSELF
-        and len(route.nexthops) == 1
-        and route.nexthops[0].ifindex == link.ifindex
-    )
+    yield from without(net, link, place) if net else ()
 
 
 def made_routes(draft: Draft, target: Target, link: str) -> tuple[AddRoute, ...]:
@@ -141,22 +143,7 @@ def made_routes(draft: Draft, target: Target, link: str) -> tuple[AddRoute, ...]
     net = draft.snapshot.nets.get(target.ns or 0)
     there = [one for one in net.links.values() if one.name == link] if net else []
     found = [route for one in there for route in (net.routes if net else ()) if leads_over(route, one)]
-    return tuple(as_operation(route, link, target.place) for route in found)
-
-
-def as_operation(route: Route, link: str, place: Place) -> AddRoute:
-    """The operation that makes a route of one way, over the link of that name."""
-    return AddRoute(
-        route.dst,
-        link,
-        route.nexthops[0].gateway,
-        place,
-        route.metric,
-        route.source,
-        route.protocol,
-        route.scope if route.family == 4 and route.scope != "global" else "",
-        route.family,
-    )
+    return tuple(as_operation(route, net, target.place) for route in found if net)
 
 
 def _flags_to_defaults(name: str, port: BridgePort, place: Place) -> Iterator[Operation]:
@@ -167,9 +154,30 @@ def _flags_to_defaults(name: str, port: BridgePort, place: Place) -> Iterator[Op
             yield SetPort(name, flag, after, before, place)
 
 
+def _vlans_to_default(
+    name: str, vlans: tuple[PortVlan, ...], default: int, place: Place, own: bool = False
+) -> Iterator[Operation]:
+    """What leaves a port, or the bridge's `own` end, in the VLAN alone that the kernel puts a new one in."""
+    if not vlans:
+        return  # a kernel without VLANs, or one that was not asked
+    wanted = PortVlan(default, default, True, True)
+    for one in vlans:
+        if one != wanted:
+            yield DeleteVlan(AddVlan(name, one.vid, one.vid_end, one.pvid, one.untagged, own, place))
+    if default and wanted not in vlans:
+        yield AddVlan(name, default, default, True, True, own, place)
+
+
+def _filters_late(settings: BridgeSettings) -> bool:
+    """Whether filtering has to be off while the default VLAN is set, as the kernel demands."""
+    return settings.vlan_filtering and settings.vlan_default_pvid != BridgeSettings().vlan_default_pvid
+
+
 def _settings_to_defaults(name: str, settings: BridgeSettings, place: Place) -> Iterator[Operation]:
     """What CreateBridge does not carry; times in 1/100 s as ip-link(8) takes them."""
     default = BridgeSettings()
+    if _filters_late(settings):
+        yield SetBridge(name, "vlan_filtering", 0, 1, place)
     for setting, field in (
         ("ageing_time", "ageing_time"),
         ("forward_delay", "forward_delay"),

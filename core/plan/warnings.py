@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import Chain, Firewall, FirewallRule
+from core.model import Chain, Firewall, FirewallRule, Link
 from core.plan.draft import Draft
 from core.plan.tags import TABLE
 from core.text import safe
@@ -56,6 +56,26 @@ def _sentence(draft: Draft, chain: Chain, bridge: str) -> str:
 def _has_docker(draft: Draft) -> bool:
     firewall = draft.snapshot.firewalls.get(draft.topology.host)
     return bool(firewall and any(chain.name == "DOCKER-USER" for chain in firewall.chains))
+
+
+def warn_of_move(source: Link, to: str, draft: Draft) -> None:
+    """Warn of what does not follow by itself when the host's addresses and routes move to another link."""
+    name = safe(source.name)
+    lent = [str(one) for one in source.addresses if one.valid_until]
+    if lent:
+        draft.warn(
+            f"{', '.join(lent)} of {name} is lent for a time (by DHCP or router advertisements): it moves "
+            f"with the time that is left, and what renews it must do so for {to}"
+        )
+    rules = [one.priority for one in draft.host.rules if source.name in (one.iif, one.oif)]
+    if rules:
+        told = ", ".join(map(str, dict.fromkeys(rules)))
+        draft.warn(f"the routing rules of priority {told} name {name}: what they mean comes by {to} then")
+    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+    named = [one for one in (firewall.rules if firewall else ()) if source.name in (one.iif, one.oif)]
+    tables = dict.fromkeys(safe(one.table) for one in named if one.table != TABLE)
+    if tables:
+        draft.warn(f"rules of table {', '.join(tables)} name {name}: what they mean comes by {to} then")
 
 
 def forward(draft: Draft, ipv4: bool, ipv6: bool) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.diff import changes
-from core.model import Change, Problem, Snapshot
+from core.flows.table import FlowTable
+from core.model import Change, FastFlows, Problem, Snapshot
 from core.rates import Rates
 
 PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"})
@@ -17,11 +18,14 @@ PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers",
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What listeners get: the whole picture, the rates, and what changed since the update before."""
+    """What listeners get: the whole picture, the rates, what changed since the update before, and, where
+    they are read, the flows, and what the fast path alone counted."""
 
     snapshot: Snapshot
     rates: Rates
     changes: tuple[Change, ...] = ()
+    flows: FlowTable | None = None
+    fast: FastFlows | None = None
 
 
 class Board:
@@ -32,6 +36,8 @@ class Board:
         self._listener = listener
         self.snapshot = Snapshot(pending=PARTS)
         self.rates = Rates()
+        self.flows: FlowTable | None = None
+        self.fast: FastFlows | None = None  # goes out with what is told next
 
     def put(self, part: str, problems: tuple[Problem, ...] | None = None, **fields: Any) -> None:
         """Replace fields of the snapshot, read as `part`, and that part's problems (None: as they were).
@@ -49,15 +55,22 @@ class Board:
             now = time.time()
             self.snapshot = replace(old, taken_at=now, pending=old.pending - {part}, **differing)
             found = () if first else changes(old, self.snapshot, now)
-            self._listener(Update(self.snapshot, self.rates, found))
+            self._listener(Update(self.snapshot, self.rates, found, self.flows, self.fast))
 
-    def put_rates(self, rates: Rates) -> None:
-        """Replace the rates."""
+    def put_rates(self, rates: Rates, tell: bool = True) -> None:
+        """Replace the rates; where nothing shows them, the listener gets them with what it is told next."""
         with self._lock:
             self.rates = rates
-            self._listener(Update(self.snapshot, rates))
+            if tell:
+                self._listener(Update(self.snapshot, rates, flows=self.flows, fast=self.fast))
+
+    def put_flows(self, flows: FlowTable | None) -> None:
+        """Replace the flows."""
+        with self._lock:
+            self.flows = flows
+            self._listener(Update(self.snapshot, self.rates, flows=flows, fast=self.fast))
 
     def note(self, change: Change) -> None:
         """Tell the listener of something that happened to the watching itself."""
         with self._lock:
-            self._listener(Update(self.snapshot, self.rates, (change,)))
+            self._listener(Update(self.snapshot, self.rates, (change,), self.flows, self.fast))

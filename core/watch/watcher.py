@@ -12,9 +12,13 @@ from core.collect.events import RECV_BUFFER, EventSocket, assign_nsids
 from core.collect.host import read_host
 from core.collect.snapshot import read_each, read_engines
 from core.model import Change, Namespace, Problem, Ref
-from core.rates import RateMeter
+from core.rates import RateMeter, RuleMeter
 from core.watch.board import Board, Update
+from core.watch.flows import EVERY as _FLOWS_EVERY
+from core.watch.flows import FastReader, FlowReader, SocketReader
+from core.watch.frames import FrameCounts
 from core.watch.looker import Looker
+from core.watch.trend import TableTrend
 
 _SCAN_EVERY = 2.0  # seconds between cheap looks for namespaces, which send no event of their own
 _DEEP_EVERY = 30.0  # seconds between looks into every process's descriptors and mounts
@@ -25,9 +29,12 @@ _RULES_IN_SIGHT_EVERY = 2.0
 _CONNTRACK_EVERY = 1.0
 _CONNTRACK_COUNTED_EVERY = 10.0  # where only the number of connections shows
 _STATS_EVERY = 1.0
+_SOCKETS_EVERY = 2.0
+_STATS_OUT_OF_SIGHT_EVERY = 10.0  # the step of the last hour's history
+_GLANCE_EVERY = 1.0  # at the broadcasts of bridges: a storm is told whatever is in sight
 
 VIEWS_COUNTING_CONNECTIONS = frozenset({"containers", "networks", "nat"})
-VIEWS_WITH_RATES = frozenset({"overview", "bridges", "veths", "links", "networks", "containers"})
+VIEWS_WITH_RATES = frozenset({"overview", "bridges", "veths", "links", "networks", "containers", "nat"})
 
 
 class Watcher:
@@ -37,11 +44,24 @@ class Watcher:
     often only while something shows them.
     """
 
-    def __init__(self, listener: Callable[[Update], None], event_buffer: int = RECV_BUFFER) -> None:
-        """`event_buffer` is the size in bytes of what the kernel may queue for us."""
+    def __init__(
+        self,
+        listener: Callable[[Update], None],
+        event_buffer: int = RECV_BUFFER,
+        fast_flows: FastReader | None = None,
+    ) -> None:
+        """`event_buffer` is the size in bytes of what the kernel may queue for us; `fast_flows` reads what
+        the fast path counted, None where there is none."""
         self.board = Board(listener)
         self._event_buffer = event_buffer
         self._meter = RateMeter()
+        self._trend = TableTrend()
+        self._rule_meter = RuleMeter(self._meter.histories.rules)
+        self._rates_in_sight = True
+        self._view, self._all = "", False
+        self._fast_flows = fast_flows
+        self._flow_reader, self._socket_reader = FlowReader(fast_flows), SocketReader()
+        self._whole = threading.Event()  # the next look at flows shall be at all of them
         self._lock = threading.Lock()
         self._dirty_nets: set[int] | None = None  # None: all of them
         self._dirty_rules: set[int] | None = None
@@ -54,9 +74,15 @@ class Watcher:
         self._containers = self._looker("containers", self._look_engines, _ENGINES_EVERY, settle=0.1)
         self._ovs = self._looker("ovs", self._look_ovs, _OVS_EVERY)
         self._conntrack = self._looker("conntrack", self._look_conntrack, None, settle=0.0)
+        # Readers of flows keep to a share of their own, less for all of them than for those that move.
+        self._flows = self._looker("flows", self._look_flows, None, settle=0.0, share=0.5)
+        self._sockets = self._looker("sockets", self._look_sockets, None, settle=0.0, share=0.02)
         self._stats = self._looker("stats", self._look_stats, _STATS_EVERY, settle=0.0, share=0.02)
+        self._frames = FrameCounts(self.board, self._meter.histories, self._stats.mark)
+        self._glances = self._looker("storms", self._frames.glance, _GLANCE_EVERY, settle=0.0, share=0.01)
         self._lookers = (
-            self._nets, self._rules, self._containers, self._ovs, self._conntrack, self._stats,
+            self._nets, self._rules, self._containers, self._ovs, self._conntrack, self._stats, self._glances,
+            self._flows, self._sockets,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -70,21 +96,32 @@ class Watcher:
         self._stopped.set()
         for looker in self._lookers:
             looker.stop()
+        self._frames.close()
 
     def refresh(self) -> None:
         """Read everything again."""
         with self._lock:
             self._dirty_nets = self._dirty_rules = None
             self._deep_due = 0.0
+        self._whole.set()
         for looker in self._lookers:
             looker.mark()
 
+    def read_all(self, on: bool) -> None:
+        """Have every part read often, in sight or not, as long as that is wanted."""
+        self._all = on
+        self.show(self._view)
+
     def show(self, view: str) -> None:
         """Say which view is in sight."""
+        self._view = view
         counted = _CONNTRACK_COUNTED_EVERY if view in VIEWS_COUNTING_CONNECTIONS else None
-        self._conntrack.set_every(_CONNTRACK_EVERY if view == "conntrack" else counted)
-        self._rules.set_every(_RULES_IN_SIGHT_EVERY if view == "nat" else _RULES_EVERY)
-        self._stats.set_every(_STATS_EVERY if view in VIEWS_WITH_RATES else None)
+        self._conntrack.set_every(_CONNTRACK_EVERY if view == "conntrack" or self._all else counted)
+        self._flows.set_every(_FLOWS_EVERY if view == "flows" else None)
+        self._sockets.set_every(_SOCKETS_EVERY if view == "flows" else None)
+        self._rules.set_every(_RULES_IN_SIGHT_EVERY if view == "nat" or self._all else _RULES_EVERY)
+        self._rates_in_sight = view in VIEWS_WITH_RATES or self._all
+        self._stats.set_every(_STATS_EVERY if self._rates_in_sight else _STATS_OUT_OF_SIGHT_EVERY)
 
     @property
     def overruns(self) -> int:
@@ -167,6 +204,7 @@ class Watcher:
         kept = {i: rules for i, rules in snapshot.firewalls.items() if i in snapshot.namespaces}
         wanted = {i: ns for i, ns in snapshot.namespaces.items() if dirty is None or i in dirty}
         read = read_each(firewall.read_firewall, wanted)
+        self._rule_meter.feed(read.values(), time.monotonic())
         self.board.put("firewall", firewalls=_unchanged_kept(kept, read))
 
     def _look_engines(self) -> None:
@@ -178,11 +216,28 @@ class Watcher:
 
     def _look_conntrack(self) -> None:
         tables = read_each(conntrack.read_conntrack, self.board.snapshot.namespaces)
-        self.board.put("conntrack", conntracks=tables)
+        self.board.fast = self._fast_flows() if self._fast_flows and self._all else None
+        self.board.put("conntrack", conntracks=self._trend.fed(tables))
+
+    def _look_flows(self) -> None:
+        if self._view != "flows":
+            return
+        whole = self._whole.is_set()
+        self._whole.clear()
+        flows, tables = self._flow_reader.look(self.board.snapshot.namespaces, whole)
+        self.board.put_flows(flows)
+        if tables is not None:
+            self.board.put("conntrack", conntracks=self._trend.fed(tables))
+
+    def _look_sockets(self) -> None:
+        if self._view == "flows":
+            self._flow_reader.sockets = self._socket_reader.look(self.board.snapshot.namespaces)
 
     def _look_stats(self) -> None:
         read = stats.read_stats(self.board.snapshot.namespaces.values())
-        self.board.put_rates(self._meter.feed(read))
+        rates = self._meter.feed(read)
+        self._frames.take(rates)
+        self.board.put_rates(rates, tell=self._rates_in_sight)
 
     # ---- hearing: when to look
 

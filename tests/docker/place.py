@@ -18,7 +18,7 @@ PREFIX = "vnet-engine-"
 _START_SECONDS = 30.0
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
     """Wait until `true()` holds; fail the test, saying `what` did not come, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from core.agent import Agent
+from core.agent import Agent, Attachments
 from core.apply import journal, run, wanted
 from core.ops import AddAddress, CreateBridge, CreateVeth, Operation, Place, SetLink, SetRules, Want
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
+from tui.change import unit
+from tui.cli import main
 
 pytestmark = pytest.mark.root
 
@@ -149,7 +159,6 @@ def test_a_restarted_container_is_attached_again(
         wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
     assert engine.host.json("ip -j link show v-app")[0]["master"] == "br-t"
     assert "10.77.0.3/24" in addresses(engine, "log")
-    # A first attempt may come before the kernel has cleared away the old pair; it is said, and tried again.
     wait_until(lambda: sum("attached to t again" in each for each in said) == 2, "the agent to say so")
 
 
@@ -171,6 +180,135 @@ def test_an_attachment_taken_back_stays_away(
     agent.wait(0.5)
     assert "10.77.0.2" not in addresses(engine, "app")
     assert said == []
+
+
+def told(*words: str) -> None:
+    """Run one of our commands, as a person would."""
+    assert main(list(words)) == 0, words
+
+
+def link_of(engine: DockerHost, name: str, link: str) -> str:
+    inside = f"nsenter -t {engine.pid(name)} -n ip -j addr show dev {link}"
+    found = engine.host.run(inside, check=False)
+    return " ".join(one["local"] for each in json.loads(found or "[]") for one in each["addr_info"])
+
+
+def has_said(times: int, said: list[str]) -> bool:
+    return sum("again" in each for each in said) == times
+
+
+def restart(engine: DockerHost, name: str) -> None:
+    before = engine.pid(name)
+    engine.run("restart", "-t", "0", name)
+    assert engine.pid(name) != before
+
+
+@pytest.fixture
+def app(engine: DockerHost) -> Iterator[str]:
+    """A Docker container that is attached to our own network shop, with a chosen address."""
+    name = f"app{os.getpid()}"
+    engine.container(name)
+    told("network", "create", "shop", "--subnet", f"10.77.{os.getpid() % 256}.0/24")
+    yield name
+    engine.run("rm", "-f", name, check=False)
+    told("cleanup", "--yes")
+    assert wanted.attachments() == ()
+
+
+@pytest.fixture
+def address() -> str:
+    return f"10.77.{os.getpid() % 256}.9"
+
+
+def test_what_a_person_attached_is_attached_again(
+    engine: DockerHost, agent: threading.Event, said: list[str], app: str, address: str
+) -> None:
+    told("attach", app, "shop", "--address", address, "--link", "shop0")
+    for times in (1, 2):
+        restart(engine, app)
+        wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment", 20)
+        wait_until(partial(has_said, times, said), "the agent to say so", 20)
+    assert not [each for each in said if "is not attached" in each or "already" in each]
+    # Taken back by its own id, the agent's changes go with it.
+    first = next(entry for entry in journal.history() if entry.title == f"attach {app} to shop")
+    told("undo", first.entry_id)
+    assert wanted.attachments() == () and address not in link_of(engine, app, "shop0")
+
+
+def test_what_is_detached_or_moved_is_kept_so(engine: DockerHost, app: str, address: str) -> None:
+    told("attach", app, "shop", "--address", address)
+    told("network", "create", "lab")
+    told("move", app, "shop", "lab")
+    (want,) = wanted.attachments()
+    assert want.network == "lab"
+    told("undo")
+    (want,) = wanted.attachments()
+    assert want.network == "shop"
+    told("detach", app, "shop")
+    assert wanted.attachments() == ()
+    told("undo")
+    assert [one.network for one in wanted.attachments()] == ["shop"]
+    told("network", "rm", "shop")
+    assert wanted.attachments() == ()
+    told("undo")
+    assert [one.network for one in wanted.attachments()] == ["shop"]
+
+
+def test_a_stopped_containers_address_is_kept_for_it(engine: DockerHost, app: str, address: str) -> None:
+    told("attach", app, "shop", "--address", address)
+    engine.run("stop", "-t", "0", app)
+    engine.container("other")
+    assert main(["attach", "other", "shop", "--address", address]) == 1
+    engine.run("start", app)
+    told("attach", app, "shop")
+    assert address in link_of(engine, app, "eth1")
+    engine.run("stop", "-t", "0", app)
+    told("detach", app, "shop")
+    assert wanted.attachments() == ()
+    told("attach", "other", "shop", "--address", address)
+
+
+def test_a_network_that_is_not_there_yet_is_waited_for(
+    engine: DockerHost, app: str, address: str, said: list[str]
+) -> None:
+    told("attach", app, "shop", "--address", address)
+    (want,) = wanted.attachments()
+    told("network", "rm", "shop")
+    wanted.add(want)  # as after a restart of the machine: the file outlives the network
+    restart(engine, app)
+    attachments = Attachments(said.append)
+    assert attachments.look() and said == []
+    told("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
+    wait_until(lambda: attachments.look() and address in link_of(engine, app, "eth1"), "the attachment", 20)
+
+
+# An agent that tells at its end which kinds of sockets it opened (socket(7), by number).
+_WITH_FAMILIES_TOLD = """
+import sys
+families = set()
+sys.addaudithook(lambda event, given: event == 'socket.__new__' and families.add(int(given[1])))
+from tui.cli import main
+code = main(['agent'])
+print('families', *sorted(families))
+sys.exit(code)
+"""
+
+
+def test_the_unit_allows_the_sockets_that_it_needs(engine: DockerHost, app: str, address: str) -> None:
+    told("attach", app, "shop", "--address", address, "--link", "shop0")
+    words = ["nsenter", f"--net=/run/netns/{engine.namespace}", sys.executable, "-c", _WITH_FAMILIES_TOLD]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            restart(engine, app)
+            wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment", 20)
+            engine.host.run("nft delete table inet vnet")
+            wait_until(lambda: "vnet" in rules(engine), "the rules", 20)
+        finally:
+            process.terminate()
+        said, _ = process.communicate(timeout=20)
+    used = next(line.split()[1:] for line in said.splitlines() if line.startswith("families"))
+    allowed = re.findall(r"RestrictAddressFamilies=(.*)", unit.render())[0].split()
+    assert used and {socket.AddressFamily(int(one)).name for one in used} <= {*allowed}
 
 
 def test_a_removed_container_is_forgotten(

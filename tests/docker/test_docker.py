@@ -221,7 +221,7 @@ def quiet(calls: list[float]) -> bool:
     """Forget the calls so far; whether there were none."""
     seen = len(calls)
     calls.clear()
-    threading.Event().wait(0.2)
+    threading.Event().wait(0.5)
     return not seen
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from core.apply import journal, run
 from core.apply.kernel import Kernel
+from core.collect.snapshot import read_snapshot
 from core.ops import (
     CreateBridge,
     DockerConnect,
@@ -24,6 +25,9 @@ from core.ops import (
     Operation,
     SetLink,
 )
+from core.plan import Plan, plan_all
+from core.plan.requests import Detach, Request
+from core.topology import Topology
 from tests.docker.bad_engine import BadEngine, http
 from tests.docker.engine import DockerHost
 from tests.state import state
@@ -202,6 +206,29 @@ def test_docker_stops_half_way(engine: DockerHost) -> None:
     assert run.undo(entry).errors == ()
     assert journal.open_intents() == ()
     assert whole(engine) == before
+
+
+def planned(*requests: Request) -> Plan:
+    found = plan_all(requests, Topology(read_snapshot(("links", "containers"))))
+    assert isinstance(found, Plan), found
+    return found
+
+
+@pytest.mark.parametrize("network", ["auto", "bridge", "keep"])
+def test_a_detachment_is_taken_back_wherever_docker_lets_one(engine: DockerHost, network: str) -> None:
+    """Docker refuses chosen addresses where it chose the subnet itself."""
+    engine.run("network", "create", "auto")
+    engine.container("other", "--network", network)
+    plan = planned(Detach("other", network))
+    assert ("may have another address" in " ".join(plan.warnings)) == (network != "keep")
+    assert run.apply(plan.title, plan.steps).done
+    assert "other" not in engine.run("network", "inspect", network)
+    assert run.undo(next(journal.history())).errors == ()
+    assert "other" in engine.run("network", "inspect", network)
+    # Who chooses an address is told that it cannot be had.
+    if network == "auto":
+        chosen = DockerConnect("auto", "app", "172.31.255.9")
+        assert "could not" in run.apply("chosen", (chosen,)).errors[0]
 
 
 def test_somebody_elses_network_is_not_removed(engine: DockerHost) -> None:

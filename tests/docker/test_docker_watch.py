@@ -47,9 +47,9 @@ def test_a_container_appears_whole_and_goes(watched: Watched, docker_host: Docke
             and any(topology.container_of(peer.ns) == found for peer in topology.peers.values())
         )
 
-    watched.until(whole, timeout=10)
+    watched.until(whole)
     docker_host.run("rm", "-f", "shop")
-    watched.until(lambda s: not named(s, "shop"), timeout=10)
+    watched.until(lambda s: not named(s, "shop"))
     sentences = [change.sentence for change in watched.changes]
     assert any("shop" in sentence for sentence in sentences)
 
@@ -58,8 +58,8 @@ def test_docker_may_stop_and_come_back(watched: Watched, docker_host: DockerHost
     docker_host.container("kept", "--restart", "always")
     watched.until(lambda s: named(s, "kept"))
     docker_host.stop()
-    stopped = watched.until(lambda s: s.engines["docker"].state == "stopped", timeout=15)
+    stopped = watched.until(lambda s: s.engines["docker"].state == "stopped")
     assert any("Docker is not running" in problem.what for problem in stopped.problems)
     docker_host.start()
-    watched.until(lambda s: s.engines["docker"].state == "ok" and named(s, "kept"), timeout=20)
+    watched.until(lambda s: s.engines["docker"].state == "ok" and named(s, "kept"))
     assert not [p for p in watched.snapshot.problems if p.part == "docker"]

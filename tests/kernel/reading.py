@@ -27,7 +27,7 @@ def nets_of(host: ThrowawayHost) -> dict[str, NetState]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what the kernel does in its own time; a test that waits in vain fails."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)

@@ -27,6 +27,7 @@ from core.ops import (
     SetPort,
     SetRules,
     SetSysctl,
+    undo_of,
 )
 from tests.conftest import ThrowawayHost
 from tests.state import state
@@ -136,6 +137,7 @@ def test_refused_at_any_step(
     outcome = run.apply("refused", steps)
     assert outcome.end == "undone"
     assert outcome.errors == (f"could not {steps[at].describe()}: {os.strerror(number)}",)
+    assert outcome.undone_commands == tuple(undo.command() for undo in undo_of(steps[:at]))
     assert state(names) == before
 
 

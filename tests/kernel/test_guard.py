@@ -204,12 +204,12 @@ def on_bridge(host: ThrowawayHost) -> bool:
 
 def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> None:
     before = state(wired.names)
-    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=1.5)
+    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=4.0)
     assert outcome.done, outcome.errors
     assert on_bridge(wired)
     (pending,) = guard.pending_guards()
     assert (pending.entry_id, pending.title, pending.alive) == (outcome.entry_id, "bridge eth0", True)
-    assert pending.seconds_left is None or 0 < pending.seconds_left <= 1.5
+    assert pending.seconds_left is None or 0 < pending.seconds_left <= 4.0
     session.moves()
     assert on_bridge(wired), "the session ran across the bridge"
     wait_until(lambda: not guard.pending_guards() and no_guard_left(), "the guard to revert")
@@ -220,11 +220,10 @@ def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> No
 
 
 def test_confirmed_stays(wired: ThrowawayHost, session: Session) -> None:
-    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=1.0)
+    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
     assert guard.confirm(outcome.entry_id)
     assert guard.pending_guards() == ()
-    wait_until(no_guard_left, "the guard to end")
-    time.sleep(1.2)
+    wait_until(no_guard_left, "the guard to end, which alone could take it back")
     assert on_bridge(wired)
     (address,) = wired.json("ip -j -4 addr show dev br-lan")[0]["addr_info"]
     assert (address["local"], address["broadcast"]) == (HOST, "192.0.2.255")
@@ -240,7 +239,7 @@ def test_killed_right_after_the_change(wired: ThrowawayHost, session: Session) -
     told, tell = os.pipe()
 
     def change() -> None:
-        guard.guarded_apply("bridge eth0", bridging(), seconds=1.0)
+        guard.guarded_apply("bridge eth0", bridging(), seconds=3.0)
         os.write(tell, b"x")
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -297,7 +296,7 @@ def test_a_refused_change_needs_no_guard(wired: ThrowawayHost) -> None:
 
 def test_the_guard_waits_for_another_writer(wired: ThrowawayHost) -> None:
     before = state(wired.names)
-    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=0.3)
+    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=2.0)
     with lock.writing():
         wait_until(lambda: not guard.pending_guards(), "the guard's time to be up")
         time.sleep(0.3)

@@ -36,7 +36,7 @@ for pid in (name for name in os.listdir("/proc") if name.isdigit()):
         pass
 print(json.dumps(found))
 """
-_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=2).read()))"
+_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=10).read()))"
 
 
 class Inside:
@@ -331,3 +331,11 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LabError, match="ip is not installed"):
         Lab().start()
+
+
+def test_its_journal_of_changes_is_its_own(inside: Inside) -> None:
+    folder = inside.run(
+        "sh", "-c", 'mkdir -p "$VNET_STATE" && touch "$VNET_STATE/here" && echo "$VNET_STATE"'
+    )
+    assert inside.run("ls", folder.strip()) == "here\n"
+    assert not Path(folder.strip(), "here").exists()

@@ -84,7 +84,7 @@ def site(inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def _settle(*names: str) -> None:
     """Wait until no address is being tried out any more (DAD): links answer only then."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     words = [["ip", "-n", name, "-6", "addr", "show", "tentative"] for name in names]
     while any(subprocess.run(one, capture_output=True, check=True).stdout for one in words):
         assert time.monotonic() < deadline

@@ -12,6 +12,7 @@ from textual import events
 from textual.app import App
 from textual.pilot import Pilot
 
+from core.flows.table import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.snapshots import small_host
@@ -25,6 +26,7 @@ _NAMES = {
     "_": "underscore", "[": "left_square_bracket", "]": "right_square_bracket",
 }  # fmt: skip
 _CHARACTERS = {name: key for key, name in _NAMES.items()}
+_QUIET = 3
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Picture:
     snapshot: Snapshot
     rates: Rates | None = None
     changes: tuple[Change, ...] = ()
+    flows: FlowTable | None = None
 
 
 @dataclass
@@ -46,6 +49,7 @@ class FedSource:
     shown: list[str] = field(default_factory=list)
     refreshes: int = 0
     stopped: bool = False
+    reads_all: bool = False
     _listener: Callable[[Update], None] | None = None
 
     def start(self, on_update: Callable[[Update], None]) -> None:
@@ -61,6 +65,9 @@ class FedSource:
 
     def show(self, view: str) -> None:
         self.shown.append(view)
+
+    def read_all(self, on: bool) -> None:
+        self.reads_all = on
 
     def feed(self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()) -> None:
         assert self._listener is not None
@@ -97,17 +104,20 @@ class Person:
 
     async def settle(self) -> None:
         """Until all that was asked for is on the screen."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 20
+        quiet = 0
         while time.monotonic() < until:
             await self.pilot.pause(0.002)
-            if self.dashboard.settled:
-                await self.pilot.pause(0.002)
+            quiet = quiet + 1 if self.dashboard.settled else 0
+            # What was handed over just now may make the screen ask for more: after rows, for their detail.
+            if quiet == _QUIET:
                 return
         raise AssertionError("the dashboard did not come to rest")
 
     async def eventually(self, text: str) -> None:
         """Until the screen shows that text."""
-        for _ in range(200):
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
             if text in self.text:
                 return
             await self.pilot.pause(0.01)

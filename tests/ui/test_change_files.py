@@ -263,4 +263,3 @@ def test_the_agent_puts_the_rules_back(machine: Machine) -> None:
             wait_until(lambda: "vnet nat shop" in machine.run("nft list ruleset"), "the rules to be back")
         finally:
             agent.kill()
-    assert ok(machine, "agent --unit").startswith("[Unit]\n")

@@ -190,7 +190,7 @@ def test_a_locale_without_letters(tmp_path: Path) -> None:
 def printed_on_a_terminal(arguments: list[str], columns: int, **environment: str) -> str:
     """What a command prints on a terminal of that width."""
     with Terminal([*PROGRAM, *arguments], columns=columns, **environment) as terminal:
-        terminal.settle(quiet=1.0, timeout=20)
+        terminal.read_to_the_end()
         return terminal.output.decode().replace("\r\n", "\n")
 
 
@@ -273,8 +273,7 @@ def test_the_dashboard_opens_on_a_dump(dump: Path) -> None:
     with Terminal([*PROGRAM, "--from", str(dump)]) as terminal:
         terminal.wait_for("web1")
         terminal.press("q")
-        terminal.settle()
-        assert terminal.close() == 0
+        assert terminal.read_to_the_end() == 0
 
 
 def test_this_host_without_root() -> None:

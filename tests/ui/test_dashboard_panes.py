@@ -100,7 +100,9 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
 
 
 def test_a_key_means_one_thing_everywhere() -> None:
-    pressed = [key for action in keys.ACTIONS for key in action.keys]
+    # In a recording alone the arrows go along its time line, not along a drawing.
+    actions = [action for action in keys.ACTIONS if action.name not in ("later", "earlier")]
+    pressed = [key for action in actions for key in action.keys]
     assert len(pressed) == len(set(pressed))
     assert not set(pressed) & set("123456789")
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,72 +14,16 @@ from core.collect.snapshot import read_snapshot
 from core.ops import AddAddress, CreateBridge
 from tests.conftest import ThrowawayHost
 from tests.state import state
-from tests.ui.driver import FedSource, Person, dashboard
+from tests.ui.driver import FedSource, dashboard
+from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, until, writer
 from tui.change.session import Session
 
 pytestmark = pytest.mark.root
-
-WIDE = (130, 40)
-# Other hosts on the same machine may be in sight: what is deleted here must have a name of its own.
-NET = f"w{os.getpid()}"
-BRIDGE = f"br-{NET}"
-_PARTS = ("links", "containers", "host firewall")
 
 
 @pytest.fixture(autouse=True)
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
-
-
-@asynccontextmanager
-async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
-    """The dashboard on the throw-away host as it is, with changes allowed."""
-    async with dashboard(read_snapshot(_PARTS), size, make_changer=Session) as person:
-        if write:
-            await person.press("W")
-        yield person
-
-
-async def until(person: Person, so: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 20
-    while not so():
-        assert time.monotonic() < end, f"{what} did not come about in\n{person.text}"
-        await person.pilot.pause(0.02)
-
-
-async def shows(person: Person, *texts: str) -> None:
-    for text in texts:
-        await until(person, lambda text=text: text in person.text, repr(text))
-
-
-async def closed(person: Person) -> None:
-    await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
-
-
-async def keys(person: Person, *pressed: str) -> None:
-    """Press keys, then wait until the commands that they lead to are on the screen."""
-    await person.press(*pressed)
-    screen = person.app.screen
-    current = getattr(screen, "_is_current", None)
-    if current:
-        await until(person, lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
-        await person.pilot.pause(0.05)
-
-
-async def make_network(person: Person, name: str = NET, *more: str) -> None:
-    await keys(person, "n")
-    await keys(person, *name, *more)
-    await shows(person, f"network {name}")
-    await person.press("enter")
-    await closed(person)
-
-
-async def attach(person: Person, name: str) -> None:
-    await keys(person, "a")
-    await keys(person, *name)
-    await shows(person, f"attach {name} to {NET}")
-    await person.press("enter")
-    await closed(person)
 
 
 def alias_of(host: ThrowawayHost, link: str) -> str:
@@ -212,7 +152,7 @@ async def test_delete_says_what_it_hits_and_wants_a_yes(inside_host: ThrowawayHo
     async with writer() as person:
         await make_network(person)
         await attach(person, name)
-        await person.feed(read_snapshot(_PARTS))
+        await person.feed(read_snapshot(PARTS))
         await person.type(":net⏎")
         await person.type(f"/{BRIDGE}⏎")
         await keys(person, "d")
@@ -283,7 +223,7 @@ async def test_a_plain_container_is_made_and_deleted(inside_host: ThrowawayHost)
         await person.press("enter")
         await closed(person)
         assert inside_host.json("ip -j addr show dev eth0", inside="box")[0]["addr_info"]
-        await person.feed(read_snapshot(_PARTS))
+        await person.feed(read_snapshot(PARTS))
         await person.type(f":cont⏎/{name}⏎")
         await keys(person, "d")
         await shows(person, f"ip netns del {name}")
@@ -346,7 +286,7 @@ async def test_a_failure_is_told_and_all_is_taken_back(
         await person.press("escape")
         await closed(person)
         await person.press("L")
-        await shows(person, "✗ ip addr add", "busy")
+        await shows(person, "✗ ip addr add", "busy", "taken back by", f"· ip link del {BRIDGE}")
     assert state([inside_host.name]) == before
 
 

@@ -124,7 +124,7 @@ def test_views_are_found_by_number_name_and_alias() -> None:
     assert numbers == list(range(1, 10))
     for alias, name in (
         ("br", "bridges"), ("veth", "veths"), ("ns", "namespaces"), ("nat", "nat"), ("ct", "conntrack"),
-        ("flows", "conntrack"), ("net", "networks"), ("links", "links"), ("overv", "overview"),
+        ("flows", "flows"), ("net", "networks"), ("links", "links"), ("overv", "overview"),
     ):  # fmt: skip
         found = views.view_named(alias)
         assert found is not None and found.name == name

@@ -55,7 +55,7 @@ def test_what_happens_in_a_container_appears_by_itself(terminal: Terminal, lab: 
     subprocess.run(
         inside(lab, "ip", "-n", "blog", "link", "add", "abracadabra", "type", "bridge"), check=True
     )
-    terminal.wait_for("abracadabra", timeout=3, since=seen)
+    terminal.wait_for("abracadabra", since=seen)
     subprocess.run(inside(lab, "ip", "-n", "blog", "link", "del", "abracadabra"), check=True)
     terminal.press("9")
     terminal.wait_for("abracadabra", since=len(terminal.output))

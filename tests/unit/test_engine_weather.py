@@ -27,6 +27,7 @@ LISTED = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1700
 NETWORK = {"Id": "cd" * 32, "Name": "net", "Driver": "bridge"}
 LIBPOD_NETWORK = {"id": "cd" * 32, "name": "net", "driver": "bridge", "network_interface": "podman0"}
 GOOD = {
+    "_ping": "OK",
     "version": VERSION,
     "containers/json": [LISTED],
     "networks": [NETWORK],
@@ -81,6 +82,27 @@ def test_a_working_engine_is_understood(place: Path, read: Read) -> None:
         ("web", "exited", None, "2023-11-14T22:13:20+00:00")
     ]
     assert [(n.name, n.id) for n in engine.networks] == [("net", "cd" * 32)]
+
+
+GREETING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.45\r\nServer: %s (linux)\r\nContent-Length: 2\r\n\r\nOK"
+
+
+@pytest.mark.parametrize(
+    ("server", "state"), [(b"Docker/26.1.5+dfsg1", "ok"), (b"Libpod/5.4.2", "absent"), (b"Proxy/1.0", "ok")]
+)
+def test_an_engine_that_says_its_version_with_any_answer(place: Path, server: bytes, state: str) -> None:
+    with BadEngine(place, instead("_ping", GREETING % server)) as engine:
+        found = read_docker(str(place))
+    assert found.state == state
+    assert ("/version" in engine.asked) == (server == b"Proxy/1.0")
+    if server.startswith(b"Docker"):
+        assert found.version == "26.1.5+dfsg1"
+        assert engine.asked == ["/_ping", "/v1.45/containers/json?all=1", "/v1.45/networks"]
+
+
+def test_an_engine_behind_a_proxy_that_knows_no_ping(place: Path) -> None:
+    with BadEngine(place, instead("_ping", GARBAGE["status 404"])):
+        assert read_docker(str(place)).version == "26.1.5"
 
 
 def test_where_the_variable_points(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

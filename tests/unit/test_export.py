@@ -25,6 +25,7 @@ from core.model import (
     BridgePort,
     BridgeSettings,
     Conntrack,
+    ConntrackStats,
     Endpoint,
     FdbEntry,
     FirewallRule,
@@ -41,9 +42,9 @@ from core.model import (
     Ref,
     Snapshot,
 )
-from core.ownership import names_in
 from core.serialize import CorruptFile, from_json, to_json
 from core.topology import Topology
+from core.topology.ownership import names_in
 from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tui.show import Output, show
 
@@ -255,6 +256,9 @@ SHAPES = {
     "network": keys(ONE["networks"]),
     "NAT entry": keys(ONE["nat"]),
     "conntrack entry": keys(FLOW),
+    "conntrack table": keys(ONE["conntrack_tables"]),
+    "conntrack counters": names(ConntrackStats),
+    "source": keys(ONE["conntrack_tables"]["sources"][0]),
     "flow end": keys(FLOW["inside"]),
     "direction": keys(FLOW["original"]) | keys(FLOW["reply"]),
     "route": keys(ONE["routes"]),

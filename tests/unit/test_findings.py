@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from core.diff import changes
 from core.findings import Finding
-from core.model import Snapshot, container_ref, link_ref, network_ref
+from core.model import Snapshot, Storm, container_ref, link_ref, network_ref
 from core.topology import Topology
 from tests.host_builder import HOST
 from tests.snapshots import bridged, empty_host, many_namespaces, small_builder, small_host
@@ -85,3 +86,41 @@ def test_a_table_nearly_full_is_found() -> None:
         tables = {ns: replace(table, limit=limit) for ns, table in snapshot.conntracks.items()}
         full = found(replace(snapshot, conntracks=tables), "conntrack")
         assert [one.severity for one in full] == severities
+
+
+def test_a_storm_concerns_bridge_network_port_and_sender() -> None:
+    snapshot = small_host()
+    links = {link.name: link for link in snapshot.links()}
+    bridge, port = links["br-app"], links["veth-web1"]
+    storm = Storm(HOST, bridge.ifindex, "broadcast", 12_000.0, 0.97, (port.ifindex,))
+    topology = Topology(replace(snapshot, storms=(storm,)))
+    (one,) = [each for each in topology.findings if each.kind == "storm"]
+    assert one.severity == "bad" and one.ref == link_ref(bridge.key)
+    assert one.sentence.startswith(
+        "A storm of broadcasts on br-app: about 12,000 frames/s, 97% of all that enter it; "
+        "they come in by veth-web1 (from web1)."
+    )
+    web1 = next(each for each in topology.containers.values() if each.name == "web1")
+    for ref in (link_ref(port.key), network_ref("net-app"), container_ref(web1.runtime, web1.id)):
+        assert one in topology.findings_of(ref)
+
+
+def test_a_storm_on_a_bridge_that_is_gone_is_none() -> None:
+    assert not found(replace(small_host(), storms=(Storm(HOST, 999, "broadcast", 1e4, 1.0),)), "storm")
+
+
+def test_a_storm_that_began_and_ended_is_told_once_each() -> None:
+    calm = small_host()
+    bridge = next(link for link in calm.links() if link.name == "br-app")
+    storms = [
+        replace(calm, storms=(Storm(HOST, bridge.ifindex, "multicast", rate, 0.9),)) for rate in (2e4, 5e4)
+    ]
+    told = [
+        [(change.action, change.sentence) for change in changes(old, new, 0.0)]
+        for old, new in ((calm, storms[0]), (storms[0], storms[1]), (storms[1], calm))
+    ]
+    assert told == [
+        [("added", "A storm of multicasts on br-app: about 20,000 frames/s, 90% of all that enter it")],
+        [],
+        [("removed", "the storm of multicasts on br-app is over")],
+    ]

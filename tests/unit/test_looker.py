@@ -11,7 +11,7 @@ import pytest
 from core.watch.looker import Looker
 
 
-def until(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+def until(condition: Callable[[], bool], timeout: float = 20.0) -> bool:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if condition():
@@ -26,12 +26,12 @@ def looks() -> list[float]:
 
 
 def test_a_burst_of_marks_is_one_look(looks: list[float]) -> None:
-    looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.1)
+    looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.5)
     looker.start()
     for _ in range(50):
         looker.mark()
     assert until(lambda: len(looks) >= 1)
-    time.sleep(0.3)
+    time.sleep(0.7)
     assert len(looks) == 1
     looker.mark()
     assert until(lambda: len(looks) == 2)
@@ -44,12 +44,12 @@ def test_a_mark_made_while_looking_is_not_lost(looks: list[float]) -> None:
     def look() -> None:
         looks.append(time.monotonic())
         looking.set()
-        go_on.wait(5)
+        go_on.wait(20)
 
     looker = Looker("x", look, lambda *_: None, settle=0.0)
     looker.start()
     looker.mark()
-    assert looking.wait(5)
+    assert looking.wait(20)
     looker.mark()
     go_on.set()
     assert until(lambda: len(looks) == 2)
@@ -91,7 +91,10 @@ def test_looking_keeps_to_its_share_of_a_core(looks: list[float]) -> None:
             pass
 
     looker = Looker("x", look, lambda *_: None, every=0.001, settle=0.0, share=0.1)
+    began = time.monotonic()
     looker.start()
     time.sleep(1.2)
+    assert until(lambda: looks)
     looker.stop()
-    assert 1 <= len(looks) <= 5  # 30 ms at a tenth of a core: one look in 300 ms
+    elapsed = time.monotonic() - began
+    assert len(looks) <= elapsed / 0.3 + 1  # 30 ms at a tenth of a core: one look in 300 ms

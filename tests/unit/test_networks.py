@@ -43,6 +43,14 @@ def test_a_bridge_that_no_engine_owns_is_a_network() -> None:
     assert network.mtu == 1400
 
 
+def test_what_our_tag_says_is_its_name() -> None:
+    host = HostBuilder()
+    host.bridge("br-shop", ["10.0.0.1/24"], alias="vnet:net=my%20shop kind=nat")
+    host.bridge("br-other", ["10.1.0.1/24"], alias="vnet:kind=nat")
+    host.bridge("br-third", ["10.2.0.1/24"], alias="net=shop")
+    assert [one.name for one in all_networks(host.snapshot())] == ["my shop", "br-other", "br-third"]
+
+
 def test_engines_networks_come_first_and_their_bridges_only_once() -> None:
     networks = all_networks(small_builder().snapshot())
     assert [network.name for network in networks] == ["bridge", "app", "db", "host", "none"]

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from core.connections import of_entry, of_names, of_network
 from core.flows.columns import Column
 from core.model import (
     Container,
@@ -21,6 +20,7 @@ from core.model import (
     namespace_ref,
 )
 from core.topology import Topology
+from core.topology.connections import of_entry, of_names, of_network
 from tests.host_builder import HOST, HostBuilder
 from tests.snapshots import empty_host, hostile_host, many_namespaces, small_host
 

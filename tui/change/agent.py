@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from core.agent import Agent
 from core.text import safe
+from tui.change import unit
 from tui.change.rights import require_rights
 from tui.errors import CommandError
-
-_UNIT = """\
-[Unit]
-Description=Keeps up the networks that vnet-tui made
-After=network.target docker.service
-
-[Service]
-ExecStart={program} agent
-Restart=on-failure
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 def run(options: argparse.Namespace) -> int:
     """Blocks until SIGTERM or Ctrl-C; what it does is said on standard output, a line each."""
     if options.unit:
-        sys.stdout.write(_UNIT.format(program=shutil.which("vnet-tui") or "/usr/local/bin/vnet-tui"))
+        sys.stdout.write(unit.render(options.metrics))
         return 0
     require_rights()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        Agent(lambda text: print(safe(text), flush=True), stop).run()
-    except OSError as error:
-        raise CommandError(f"the agent cannot hear the kernel: {error.strerror}") from error
+    with _serving(options.metrics):
+        try:
+            Agent(_say, stop).run()
+        except OSError as error:
+            raise CommandError(f"the agent cannot hear the kernel: {error.strerror}") from error
     return 0
+
+
+def _say(text: str) -> None:
+    print(safe(text), flush=True)
+
+
+@contextmanager
+def _serving(address: str) -> Iterator[None]:
+    """Serve metrics while the body runs, where an address is given. Raises CommandError."""
+    if not address:
+        yield
+        return
+    try:
+        # Loaded for those alone who ask for metrics.
+        from core.metrics import MetricsError, MetricsServer
+    except ImportError as error:
+        raise CommandError(
+            f"metrics need {safe(error.name or str(error))}: pip install {error.name}"
+        ) from error
+    try:
+        server = MetricsServer(address, _say)
+    except MetricsError as error:
+        raise CommandError(safe(str(error))) from error
+    try:
+        yield
+    finally:
+        server.close()

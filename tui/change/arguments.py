@@ -27,6 +27,10 @@ def add_commands(commands: _Commands) -> None:
     _journal(commands)
     agent = _command(commands, "agent", "keep up what vnet made when containers and firewalls restart")
     agent.add_argument("--unit", action="store_true", help="print a systemd unit for it instead")
+    agent.add_argument(
+        "--metrics", metavar="HOST:PORT", default="",
+        help="serve Prometheus metrics there, such as 127.0.0.1:9742 (off)",
+    )  # fmt: skip
 
 
 def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:

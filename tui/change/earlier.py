@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterable
 from itertools import takewhile
 
 from core.apply import journal, run
 from core.apply.journal import Entry
-from core.ops import undo_of
+from core.ops import Want, undo_of
 from core.ops.touched import touched
 from core.plan import Plan
 from core.text import safe
-from tui.change import report
+from tui.change import keep, report
 from tui.change.ask import agreed, is_person
 from tui.change.rights import in_words, require_rights
+from tui.change.takeback import needs_guard, take_back
 from tui.errors import CommandError
 
 _ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
@@ -29,7 +31,7 @@ def undo(options: argparse.Namespace) -> int:
         if options.dry_run:
             report.print_dry_run(_as_plan(entry), options.json)
             return 0
-        require_rights()
+        require_rights(undo_of(entry.steps[: entry.begun]))
         refuse_under_later(entry)
         return _take_back((entry,), options.json)
 
@@ -44,7 +46,7 @@ def recover(options: argparse.Namespace) -> int:
             for entry in entries:
                 report.print_dry_run(_as_plan(entry), options.json)
             return 0
-        require_rights()
+        require_rights(undo for entry in entries for undo in undo_of(entry.steps[: entry.begun]))
         if not entries and not options.json:
             print("nothing to do: no change was cut off")
         if options.forget:
@@ -82,7 +84,8 @@ def history(options: argparse.Namespace) -> int:
             report.print_json({"changes": [_document(entry) for entry in entries]})
             return 0
         lines = [_line(entry) for entry, _ in zip(entries, range(_MOST_LINES), strict=False)]
-    print("\n".join(lines) if lines else "no change was made yet")
+    nothing = "no change was made yet" if os.geteuid() == 0 else "you made no change yet"
+    print("\n".join(lines) if lines else nothing)
     return 0
 
 
@@ -108,13 +111,21 @@ def _chosen(entry_id: str) -> Entry:
         found = next((entry for entry in journal.history() if entry.end != "undone"), None)
         if found is None:
             raise CommandError("there is no change to take back")
-        return found
+        return _not_final(found)
     chosen = journal.find(entry_id) if "/" not in entry_id else None
     if chosen is None:
         raise CommandError(f"there is no change {safe(entry_id)}: vnet-tui history lists them")
     if chosen.end == "undone":
         raise CommandError(f"{chosen.entry_id} was taken back already")
-    return chosen
+    return _not_final(chosen)
+
+
+def _not_final(entry: Entry) -> Entry:
+    """The entry. Raises CommandError where it has no undo."""
+    if entry.is_final:
+        words = "cannot be taken back; vnet-tui history lists earlier ones, to be named"
+        raise CommandError(f'{entry.entry_id} ("{safe(entry.title)}") {words}')
+    return entry
 
 
 def refuse_under_later(entry: Entry) -> None:
@@ -127,21 +138,38 @@ def refuse_under_later(entry: Entry) -> None:
 def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
     """The ids of those of the later changes that stand on what this one changed."""
     mine = touched(entry.steps)
-    return [one.entry_id for one in later if one.end != "undone" and mine & touched(one.steps)]
+    return [
+        one.entry_id
+        for one in later
+        if one.end != "undone" and mine & touched(one.steps) and not _made_again(entry, one)
+    ]
+
+
+def _made_again(entry: Entry, later: Entry) -> bool:
+    """Whether the later change is the agent's, which made an attachment of the earlier one again: who takes
+    that back takes both."""
+    wants = {(step.container, step.network) for step in entry.steps if isinstance(step, Want)}
+    match later.steps:
+        case (*steps, Want() as want):
+            return tuple(steps) == want.steps and (want.container, want.network) in wants
+    return False
 
 
 def _take_back(entries: Iterable[Entry], as_json: bool) -> int:
-    outcomes = []
+    outcomes, waiting = [], []
     for entry in entries:
-        outcome = run.undo(entry)
+        guarded = needs_guard(entry)
+        outcome = take_back(entry, guarded)
         outcomes.append(outcome)
+        waiting += [outcome] if guarded and outcome.done else []
         if not as_json:
             report.ended(outcome)
         if not as_json and not outcome.errors:
             print(f"taken back: {safe(entry.title)}")
     if as_json:
         report.print_json({"changes": [report.outcome_document(outcome) for outcome in outcomes]})
-    return 1 if any(outcome.errors for outcome in outcomes) else 0
+    asked = [keep.ask(outcome, as_json) for outcome in waiting]
+    return 1 if any(asked) or any(outcome.errors for outcome in outcomes) else 0
 
 
 def _as_plan(entry: Entry) -> Plan:

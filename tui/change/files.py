@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from core.model import link_ref
-from core.ops import SetRules
+from core.ops import SetRules, Unwant
 from core.plan import Plan, Refused, ours, rules
 from core.plan.desired import BadFile, Desired, export, parse
 from core.plan.difference import difference
@@ -16,7 +17,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.change import report
 from tui.change.ask import agreed, is_person
-from tui.change.perform import WHOLE, look, perform, planned
+from tui.change.perform import WHOLE, kept, look, perform, planned
 from tui.errors import CommandError
 
 
@@ -36,7 +37,7 @@ def cleanup(options: argparse.Namespace) -> int:
 
     def planner(topology: Topology) -> Plan | Refused:
         requests = (*_strays(topology), *difference(Desired(), topology, prune=True))
-        return _without_table(planned(requests, topology, "clean up"), topology)
+        return _without_kept(_without_table(planned(requests, topology, "clean up"), topology))
 
     return perform(options, planner, WHOLE, None if options.yes else _ask)
 
@@ -80,6 +81,15 @@ def _strays(topology: Topology) -> list[Request]:
     ports = {member.port for member in mine.members if member.network not in mine.networks}
     net = topology.snapshot.nets[topology.host]
     return [Delete(link_ref(link.key)) for link in net.links.values() if link.name in ports]
+
+
+def _without_kept(plan: Plan | Refused) -> Plan | Refused:
+    """What the agent would attach to networks that are gone, after a restart of the machine, goes too."""
+    if isinstance(plan, Refused):
+        return plan
+    gone = {step.want for step in plan.steps if isinstance(step, Unwant)}
+    left = (Unwant(want) for want in kept() if want not in gone)
+    return replace(plan, steps=(*plan.steps, *left))
 
 
 def _without_table(plan: Plan | Refused, topology: Topology) -> Plan | Refused:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
-from core.apply import guard, journal, run
+from core.apply import guard, journal, run, wanted
 from core.apply.lock import planning
 from core.apply.state import StateError
 from core.collect.host import missing_capabilities
 from core.collect.nftables import read_tables
 from core.collect.session import remote_session
 from core.collect.snapshot import HOST_FIREWALL, read_snapshot
-from core.ops import AddAddress, AddNeighbour, DeleteNeighbour, Operation
+from core.ops import (
+    AddAddress,
+    AddNeighbour,
+    AddRoute,
+    DeleteAddress,
+    DeleteNeighbour,
+    DeleteRoute,
+    Operation,
+    Want,
+)
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
 from core.plan.tags import TABLE
@@ -42,7 +53,7 @@ def change(options: argparse.Namespace, request: Callable[[Topology], Request], 
 
 def planned(requests: Sequence[Request], topology: Topology, title: str = "") -> Plan | Refused:
     """The plan for some requests, which takes no address that a change in the journal still wants."""
-    return plan_all(requests, topology, _reserved(), remote_session(), title)
+    return plan_all(requests, topology, _reserved(), remote_session(), title, kept())
 
 
 def look(parts: Sequence[str], deep: bool = False) -> Topology:
@@ -58,14 +69,35 @@ def perform(
     if options.dry_run:
         return _dry_run(_planned_dry(planner, parts), options.json)
     with in_words():
-        require_rights()
+        _require_rights(options, planner, parts)
         offer_recovery(options)
         return _do(options, planner, parts, approve)
 
 
+def _require_rights(options: argparse.Namespace, planner: Planner, parts: Sequence[str]) -> None:
+    """Raises CommandError where this process may not do it; the plan tells where only Docker has to."""
+    try:
+        require_rights()
+    except CommandError:
+        if getattr(options, "engine", "") == "docker":
+            return  # all of its steps are Docker's
+        plan: Plan | Refused | None = None
+        with suppress(CommandError):
+            plan = planner(look(parts))
+        if not isinstance(plan, Plan) or not plan.steps:
+            raise
+        require_rights(plan.steps)
+
+
 def _planned_dry(planner: Planner, parts: Sequence[str]) -> Plan | Refused:
     plan = planner(look(parts))
-    return planner(look(parts, deep=True)) if isinstance(plan, Refused) else plan
+    return planner(look(parts, deep=True)) if _wants_deep(plan) else plan
+
+
+def _wants_deep(plan: Plan | Refused) -> bool:
+    """Whether to look again at every namespace: before a refusal, and before what can cut a person off, such
+    as to bridge a card that a link in a namespace out of sight may hang from."""
+    return isinstance(plan, Refused) or plan.guarded
 
 
 def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
@@ -113,11 +145,11 @@ def attempt(
     deep: bool = False,
 ) -> tuple[Plan | Refused, run.Outcome | None]:
     """Plan on a fresh look (`deep` as there) and, where that plan is approved, do it, all under one lock; the
-    outcome is None where nothing was begun. Nothing is refused but on a deep look. Raises CommandError, Busy,
-    StateError and GuardError."""
+    outcome is None where nothing was begun. Nothing is refused or guarded but on a deep look. Raises
+    CommandError, Busy, StateError and GuardError."""
     with planning():
         plan = _planned_on(look(parts, deep), planner)
-        if isinstance(plan, Refused) and not deep:
+        if _wants_deep(plan) and not deep:
             plan = _planned_on(look(parts, deep=True), planner)
         if isinstance(plan, Refused) or not plan.steps or not is_approved(plan):
             return plan, None
@@ -139,7 +171,11 @@ def _require_our_rules(topology: Topology) -> None:
     published ports in it."""
     firewall = topology.snapshot.firewalls.get(topology.host)
     known = any(chain.table == TABLE for chain in firewall.chains) if firewall else False
-    if not known and any(table.name == TABLE for table in read_tables()):
+    try:
+        tables = () if known else read_tables()
+    except PermissionError:
+        return  # then nothing but Docker's work can be done
+    if any(table.name == TABLE for table in tables):
         told = "; ".join(f"{one.what} ({one.why})" for one in firewall.problems) if firewall else ""
         raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(told)}")
 
@@ -153,7 +189,28 @@ def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None)
 
 def _lasting(steps: Sequence[Operation]) -> list[Operation]:
     """The steps but those on neighbours, which come and go by the second."""
-    return [step for step in steps if not isinstance(step, (AddNeighbour, DeleteNeighbour))]
+    return [_timeless(step) for step in steps if not isinstance(step, (AddNeighbour, DeleteNeighbour))]
+
+
+def _timeless(step: Operation) -> Operation:
+    """The same without the time until which an address or a route lasts: a lease may be renewed meanwhile."""
+    match step:
+        case AddAddress() | DeleteAddress():
+            return replace(step, valid_until=0, preferred_until=0)
+        case AddRoute():
+            return replace(step, valid_until=0)
+        case DeleteRoute():
+            return DeleteRoute(replace(step.route, valid_until=0))
+        case _:
+            return step
+
+
+def kept() -> tuple[Want, ...]:
+    """The attachments that the agent makes again; none where that may not be read."""
+    try:
+        return wanted.attachments()
+    except StateError:
+        return ()
 
 
 def _reserved() -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from core.apply.run import Outcome
-from core.ops import Operation
+from core.ops import Operation, is_final
 from core.plan import Plan, Refused
 from core.text import safe
 
@@ -56,6 +56,8 @@ def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
         print_json(document(plan, outcome))
     elif outcome is None:
         print("nothing to do: all is so already")
+    elif outcome.done and is_final(plan.steps):
+        print("done; this cannot be taken back")
     elif outcome.done:
         print(f"done; to take it back: vnet-tui undo {outcome.entry_id}")
     return ended(outcome) if outcome else 0

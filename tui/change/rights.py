@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from core.apply.engine import EngineError
@@ -10,7 +10,10 @@ from core.apply.guard import GuardError
 from core.apply.lock import Busy
 from core.apply.state import StateError
 from core.collect.host import missing_capabilities
+from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork, Operation
 from tui.errors import CommandError
+
+_BY_DOCKER = (DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork)
 
 
 @contextmanager
@@ -22,8 +25,11 @@ def in_words() -> Iterator[None]:
         raise CommandError(str(error)) from error
 
 
-def require_rights() -> None:
-    """Raises CommandError where this process lacks what changing networks needs (capabilities(7))."""
+def require_rights(steps: Iterable[Operation] | None = None) -> None:
+    """Raises CommandError where this process lacks what changing networks needs (capabilities(7)), or what
+    these steps need: those that Docker does need no more than a way to its socket."""
+    if steps is not None and all(isinstance(step, _BY_DOCKER) for step in steps):
+        return
     lacking = [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]
     if lacking:
         raise CommandError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from core.apply import guard, journal, run
+from core.apply import guard, journal
 from core.apply.lock import planning, writing
 from core.apply.run import Outcome
 from core.ops import Operation, undo_of
@@ -18,6 +18,7 @@ from core.topology import Topology
 from tui.change import perform
 from tui.change.earlier import refuse_under_later, standing_on
 from tui.change.rights import in_words, require_rights
+from tui.change.takeback import needs_guard, take_back
 from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
 from tui.errors import CommandError
 
@@ -71,10 +72,17 @@ class Session:
             entry = journal.find(earlier.entry_id)
             if entry is None or entry.end != earlier.end:
                 raise CommandError("nothing was done: that change has come to another end meanwhile")
+            if entry.is_final:
+                raise CommandError("nothing was done: that change has no undo")
             refuse_under_later(entry)
             plan = Plan(f"take back: {earlier.title}", undo_of(entry.steps[: entry.begun]))
-            outcome = self._logged(plan.title, progress, lambda heard: run.undo(entry, progress=heard))
-        return _ended(plan, outcome)
+            guarded = needs_guard(entry)
+            outcome = self._logged(plan.title, progress, lambda heard: take_back(entry, guarded, heard))
+        if not guarded:
+            return _ended(plan, outcome)
+        seconds = guard.SECONDS if outcome.done else 0.0
+        end = {"done": "undone", "undone": "kept"}.get(outcome.end, outcome.end)
+        return replace(_ended(plan, outcome), end=end, seconds=seconds)
 
     def forget(self, earlier: Earlier) -> None:
         with in_words(), writing():
@@ -108,7 +116,7 @@ class Session:
         except Exception as error:
             logged.end, logged.errors = "", (str(error),)
             raise
-        logged.end, logged.errors = outcome.end, outcome.errors
+        logged.end, logged.errors, logged.undone = outcome.end, outcome.errors, outcome.undone_commands
         return outcome
 
 

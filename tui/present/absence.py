@@ -11,12 +11,14 @@ from tui.present.rows import ListView
 # The capabilities without which a view has nothing at all; the others miss only what lies in namespaces that
 # cannot be entered.
 _NEEDED: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("nat", "conntrack"), ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+    ("nat", "conntrack", "flows"), ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 )
 _TO_ENTER = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 _AS_ROOT = "Run it as root: sudo vnet-tui."
 # The parts of a snapshot whose problems leave a view empty, and those that make only some of its things.
-_PARTS: Mapping[str, tuple[str, ...]] = {"nat": ("nat",), "conntrack": ("conntrack",), "events": ()}
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "nat": ("nat",), "conntrack": ("conntrack",), "flows": ("conntrack",), "events": (),
+}  # fmt: skip
 _MAKERS: Mapping[str, tuple[str, ...]] = {
     "containers": ("docker", "podman"), "networks": ("docker", "podman"), "bridges": ("ovs",),
 }  # fmt: skip

@@ -22,6 +22,7 @@ from tui.present.link_detail import (
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
 from tui.present.scene import Scene
+from tui.present.trends import bridge_lines
 
 COLUMNS = (
     Column("name", "bridge / port", 18, grow=1),
@@ -119,10 +120,11 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     return Detail(
         f"bridge {safe(bridge.name)} in {safe(topology.label(bridge.ns))}",
         (
+            *cells.section("Traffic", bridge_lines(topology, bridge, rates)),
             *cells.section("Bridge", _settings(topology, bridge)),
             *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
             *_ovs_sections(topology, bridge),
-            *common_sections(topology, bridge, rates),
+            *common_sections(topology, bridge, rates, "Traffic of its own link"),
             *cells.section("VLANs of the bridge itself", _own_vlans(bridge)),
             *_fdb_section(topology, bridge),
         ),

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from core.connections import of_namespaces
 from core.flows import (
     PROTOCOLS,
     STATES,
@@ -20,7 +19,8 @@ from core.flows import (
 )
 from core.model import Ref, flow_ref
 from core.topology import Topology
-from tui.present import cells, query, units
+from core.topology.connections import of_namespaces
+from tui.present import cells, conntrack_health, query, units
 from tui.present.conntrack_detail import detail, state_cell
 from tui.present.conntrack_filter import keys_of, mask_of
 from tui.present.rows import Cell, Column, ListView, Row
@@ -41,11 +41,18 @@ COLUMNS = (
 
 
 class ConntrackRows:
-    """Entries in their present order: `order` holds row numbers of `columns`."""
+    """Entries in their present order: `order` holds row numbers of `columns`; `head` is about the tables."""
 
-    def __init__(self, topology: Topology, columns: FlowColumns, order: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        columns: FlowColumns,
+        order: np.ndarray | None = None,
+        head: tuple[Cell, ...] = (),
+    ) -> None:
         self._topology = topology
         self._columns = columns
+        self.head = head
         self._order = np.arange(len(columns), dtype=np.uint32) if order is None else order
 
     def __len__(self) -> int:
@@ -87,7 +94,7 @@ class ConntrackRows:
         blank = self._blank(column)
         if blank is not None:
             ordered = np.concatenate((ordered[~blank[ordered]], ordered[blank[ordered]]))
-        return ConntrackRows(self._topology, self._columns, ordered)
+        return self._ordered(ordered)
 
     def matching(self, text: str) -> ConntrackRows:
         """Those rows that a filter lets through."""
@@ -95,12 +102,18 @@ class ConntrackRows:
         if not terms or not len(self):
             return self
         mask = mask_of(terms, self._topology, self._columns)
-        return ConntrackRows(self._topology, self._columns, self._order[mask[self._order]])
+        return self._ordered(self._order[mask[self._order]])
+
+    def _ordered(self, order: np.ndarray) -> ConntrackRows:
+        return ConntrackRows(self._topology, self._columns, order, self.head)
 
     def within(self, scope: Collection[int]) -> ConntrackRows:
         """Those rows that lie in one of these namespaces, or whose ends do."""
         mask = of_namespaces(self._topology, scope)
-        return ConntrackRows(self._topology, self._columns, self._order[mask[self._order]])
+        order = self._order[mask[self._order]]
+        return ConntrackRows(
+            self._topology, self._columns, order, conntrack_health.head(self._topology, scope)
+        )
 
     @property
     def _labels(self) -> list[str]:
@@ -176,7 +189,7 @@ def _short(flow: Flow) -> str:
 
 def conntrack_rows(topology: Topology) -> ConntrackRows:
     """The entries of all namespaces, the host's first."""
-    return ConntrackRows(topology, topology.flows)
+    return ConntrackRows(topology, topology.flows, head=conntrack_health.head(topology))
 
 
 def rows(scene: Scene) -> ConntrackRows:
@@ -185,7 +198,7 @@ def rows(scene: Scene) -> ConntrackRows:
 
 
 VIEW = ListView(
-    "conntrack", "Conntrack", ("ct", "flows", "connections"), COLUMNS, rows,
+    "conntrack", "Conntrack", ("ct", "connections"), COLUMNS, rows,
     empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
     "translates or asks for their state; reading them needs root.",
     sort="inside",
@@ -198,6 +211,7 @@ VIEW = ListView(
         ("state:est", "by state; state:unreplied and state:assured hold for every protocol"),
         ("nat:snat", "what is translated: nat:snat, nat:dnat"),
         ("proto:udp", "by protocol"),
+        ("d", "have the kernel forget the connection; there is no undo"),
     ),
 )  # fmt: skip
 

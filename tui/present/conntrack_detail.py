@@ -20,10 +20,10 @@ from core.flows import (
     status_words,
 )
 from core.model import Conntrack, Ref, container_ref, namespace_ref
-from core.ownership import names_in
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
+from core.topology.ownership import names_in
 from tui.present import cells, units
 from tui.present.cells import Line
 from tui.present.glyphs import BOTH_WAYS

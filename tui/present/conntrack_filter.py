@@ -7,10 +7,10 @@ from functools import partial, reduce
 
 import numpy as np
 
-from core.connections import of_entry, of_names, of_network
 from core.flows import PROTOCOLS, STATES, TRANSLATIONS, FlowColumns
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
+from core.topology.connections import of_entry, of_names, of_network
 from tui.present import address_match
 from tui.present.query import Term, fits, port_range
 
@@ -24,15 +24,15 @@ _NUMBERS = {"id": "id", "mark": "mark", "zone": "zone", "timeout": "timeout"}
 
 def mask_of(terms: Iterable[Term], topology: Topology, columns: FlowColumns) -> Mask:
     """Which entries all terms let through."""
-    return _FlowFilter(topology, columns).all(terms)
+    return FlowFilter(topology, columns).all(terms)
 
 
 def keys_of(topology: Topology, columns: FlowColumns) -> frozenset[str]:
     """The keys of all terms that there are."""
-    return frozenset(_FlowFilter(topology, columns).by_key)
+    return frozenset(FlowFilter(topology, columns).by_key)
 
 
-class _FlowFilter:
+class FlowFilter:
     """Masks over the entries of `columns`."""
 
     def __init__(self, topology: Topology, columns: FlowColumns) -> None:
@@ -84,8 +84,9 @@ class _FlowFilter:
         return of_names(self._columns, lambda name: fits(value, name))
 
     def _network(self, value: str) -> Mask:
-        """Where one of the two ends is a container's address on a network of that name."""
-        networks = (net for net in self._topology.networks if fits(value, net.name))
+        """Where one of the two ends is a container's address on a network of that name, or bridge."""
+        every = self._topology.networks
+        networks = (net for net in every if fits(value, net.name) or (net.bridge and fits(value, net.bridge)))
         return _any((self._nothing(), *(of_network(self._topology, net) for net in networks)))
 
     def _nat(self, value: str) -> Mask:

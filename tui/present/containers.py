@@ -21,15 +21,16 @@ from core.model import (
     network_ref,
 )
 from core.rates import Rates
-from core.related import entries_of_container
 from core.text import safe
 from core.topology import Topology
+from core.topology.related import entries_of_container
 from tui.present import cells, units
 from tui.present.cells import Line
 from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
+from tui.present.trends import link_lines
 
 COLUMNS = (
     Column("name", "container", 14, grow=1),
@@ -177,6 +178,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             ),
             *cells.section("Networks", _networks(topology, container)),
             *cells.section("Links", _links(topology, container, rates)),
+            *cells.section("Traffic", link_lines([link.key for link in topology.links_of(container)], rates)),
             *cells.section("Published ports", _ports(container)),
             *cells.section("NAT", _nat(topology, container)),
             *cells.section("Container", _identity(topology, container)),
@@ -243,14 +245,15 @@ def _networks(topology: Topology, container: Container) -> Iterator[Line]:
 
 
 def _links(topology: Topology, container: Container, rates: Rates | None) -> Iterator[Line]:
-    for link in topology.links_of(container):
+    own = topology.links_of(container)
+    for link in own:
         peer, rate = topology.peer(link), rates.of(link.key) if rates else None
         words = [cells.addresses(link), f"↔ {peer.name} in {topology.label(peer.ns)}" if peer else ""]
         state_cell = cells.state(link)
         words += [state_cell.text] if state_cell.tone == "bad" else []
         tone: Tone = "bad" if state_cell.tone == "bad" else ""
         yield safe(link.name), cells.text(", ".join(filter(None, words)), tone), link_ref(link.key)
-        if rate is not None:
+        if rate is not None and len(own) > 1:  # of one alone, the section about traffic says the same
             yield (
                 "traffic",
                 Cell(f"receives {units.bits(rate.rx_bps)}, sends {units.bits(rate.tx_bps)}"),

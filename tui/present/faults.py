@@ -14,9 +14,10 @@ from tui.present.rows import Cell, Section
 
 
 def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
-    """What is wrong with a network: its bridge gone or off, its subnet used twice."""
+    """What is wrong with a network: its bridge gone or off or in a storm, its subnet used
+    twice."""
     ref = network_ref(network.id)
-    found = (one for one in topology.findings_of(ref) if one.kind in ("bridge", "overlap"))
+    found = (one for one in topology.findings_of(ref) if one.kind in ("bridge", "overlap", "storm"))
     return tuple(Cell(safe(_seen_from(topology, one, ref)), one.severity) for one in found)
 
 

@@ -7,6 +7,7 @@ ELLIPSIS = "…"
 ARROW = "→"
 BOTH_WAYS = "↔"
 NOT_EQUAL = "≠"
+PIN = "◆"
 
 _ASCII = {
     **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┯┷┑┍╤╧╪╞╡╥╨┠┨✓", "+"),

@@ -8,7 +8,7 @@ from core.model import Link, LinkKey, Ref, link_ref, namespace_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, units
+from tui.present import cells, trends, units
 from tui.present.cells import Line
 from tui.present.rows import Cell, Detail, Section, Tone
 
@@ -25,7 +25,9 @@ def gone(what: str) -> Detail:
     return Detail(f"{what} is gone", (Section("", (("", Cell("it was removed", "dim"), None),)),))
 
 
-def common_sections(topology: Topology, link: Link, rates: Rates | None) -> tuple[Section, ...]:
+def common_sections(
+    topology: Topology, link: Link, rates: Rates | None, traffic: str = "Traffic"
+) -> tuple[Section, ...]:
     """What every link has: identity, port, speed."""
     return (
         *cells.section("Link", _identity(topology, link)),
@@ -33,7 +35,7 @@ def common_sections(topology: Topology, link: Link, rates: Rates | None) -> tupl
             "Addresses", ((f"IPv{one.family}", cells.text(str(one)), None) for one in link.addresses)
         ),
         *cells.section("Bridge port", port_lines(link)),
-        *cells.section("Traffic", rate_lines(link.key, rates)),
+        *cells.section(traffic, rate_lines(link.key, rates)),
         *cells.section("Hardware", _hardware(link)),
     )
 
@@ -109,13 +111,17 @@ def vlan_flags(pvid: bool, untagged: bool) -> str:
     return ", ".join((*(["PVID"] if pvid else []), "egress untagged" if untagged else "tagged"))
 
 
-def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
-    """Speed and counters of a link."""
+def speed_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
+    """The speed of a link alone."""
     rate = rates.of(key) if rates else None
     if rate is not None:
         yield "receives", Cell(f"{units.bits(rate.rx_bps)}, {units.packets(rate.rx_pps)}"), None
         yield "sends", Cell(f"{units.bits(rate.tx_bps)}, {units.packets(rate.tx_pps)}"), None
-        yield "trend", Cell(units.sparkline(rate.history, 30)), None
+
+
+def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
+    """Speed, its past, and the counters of a link."""
+    yield from trends.link_lines([key], rates)
     counters = rates.counters_of(key) if rates else None
     if counters is None:
         return

@@ -14,6 +14,7 @@ from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
+from tui.present.trends import rule_lines
 
 COLUMNS = (
     Column("kind", "kind", 14),
@@ -126,6 +127,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
         f"{safe(entry.kind)}: {safe(entry.name)}",
         (
             *cells.section("What it does", _meaning(topology, entry)),
+            *cells.section("Traffic", rule_lines(entry, rates)),
             *cells.section("For", _whose(topology, entry)),
             *cells.section("Rules behind it", _rules(topology, entry)),
         ),

@@ -8,9 +8,9 @@ from core.model import Container, Network, Ref, container_ref, link_ref, nat_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, faults
+from tui.present import cells, faults, trends
 from tui.present.cells import Line
-from tui.present.link_detail import gone, rate_lines
+from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Detail, ListView, Row
 from tui.present.scene import Scene
@@ -75,7 +75,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *cells.section("Network", _identity(topology, network)),
             *cells.section("Containers", _members(topology, network)),
             *cells.section("NAT", _nat(topology, network)),
-            *cells.section("Traffic", rate_lines(bridge.key, rates) if bridge else ()),
+            *cells.section("Traffic", trends.bridge_lines(topology, bridge, rates) if bridge else ()),
             *cells.section("Labels", ((safe(k), cells.text(v), None) for k, v in network.labels.items())),
         ),
         cells.related(topology, ref),

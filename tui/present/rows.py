@@ -35,6 +35,25 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """The past of a figure: `values` slot by slot, oldest first, NaN where it is not known; `newest` the
+    number of the newest slot; `title` how long a time they span."""
+
+    title: str
+    newest: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trend(Cell):
+    """A figure now, and its past in each of core.history.WINDOWS (none where nothing is known); `unit` words
+    it."""
+
+    curves: tuple[Curve, ...] = ()
+    unit: Callable[[float], str] = str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One thing in a list: which, its cells in the columns' order, further terms that filters may ask for
     (`ns`, `ct`, `port`, `proto`, `state`, ...), how deep it is folded under another (`depth`), and further
@@ -73,6 +92,12 @@ class Rows(Protocol):
         ...
 
 
+def head_of(rows: Rows) -> Sequence[Cell]:
+    """Lines that stand above a list's columns and tell about the whole: what rows have as their `head`."""
+    head: Sequence[Cell] = getattr(rows, "head", ())
+    return head
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """One titled part of a detail pane: (label, cell, where Enter leads to) lines."""
@@ -108,5 +133,6 @@ class ListView:
     rows: Callable[..., Rows]
     empty: str
     sort: str = ""
+    reverse: bool = False
     help: tuple[tuple[str, str], ...] = ()
     empty_file: str = ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from core.flows.table import table_of
 from core.model import Change, LinkKey, Ref, Snapshot
 from core.rates import LinkRate, Rates
 from core.topology import Topology
+from core.topology.flowpicture import FlowPicture
 
 LOG_LENGTH = 1000
 
@@ -44,6 +46,15 @@ class Scene:
     topology: Topology
     rates: Rates | None = None
     log: ChangeLog = field(default_factory=ChangeLog)
+    flows: FlowPicture | None = None
+
+    @property
+    def flow_picture(self) -> FlowPicture:
+        """The flows as they were measured; where nothing measures, as the tables have them."""
+        if self.flows is not None:
+            return self.flows
+        snapshot = self.snapshot
+        return FlowPicture.of(self.topology, table_of(snapshot.conntracks, at=snapshot.taken_at))
 
     @property
     def snapshot(self) -> Snapshot:

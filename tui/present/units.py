@@ -30,6 +30,13 @@ def packets(per_second: float) -> str:
     return f"{figure}{prefix} p/s"
 
 
+def each_second(number: float) -> str:
+    """Events a second, rare ones too: "0.05/s", "3.2/s", "1.2k/s"."""
+    if 0 < number < 9.95:
+        return f"{number:.{1 if number >= 0.995 else 2}f}/s"
+    return f"{''.join(_scaled(number))}/s"
+
+
 def count(number: float) -> str:
     """A whole number: "950", "1.2k", "3.4M"."""
     return "".join(_scaled(number))
@@ -65,3 +72,21 @@ def sparkline(history: Sequence[float], width: int = 8) -> str:
     top = max(values, default=0.0)
     steps = len(SPARKS) - 1
     return "".join(SPARKS[round(value / top * steps) if top else 0] for value in values)
+
+
+def curve(values: Sequence[float], newest: int, width: int) -> str:
+    """Values, one a slot, as at most `width` bars, each the highest of its slots against the highest of all;
+    a blank where none is known. `newest` is the last slot's number: a bar keeps its slots as time goes on."""
+    each = -(-len(values) // width)
+    first = newest - len(values) + 1
+    bars: dict[int, float] = {}
+    for slot, value in enumerate(values, first):
+        if value == value:
+            bars[slot // each] = max(value, bars.get(slot // each, 0.0))
+    top, steps = max(bars.values(), default=0.0), len(SPARKS) - 1
+    last = newest // each
+    numbers = range(last - min(width, len(values)) + 1, last + 1)
+    return "".join(
+        SPARKS[round(bars[number] / top * steps) if top else 0] if number in bars else " "
+        for number in numbers
+    )

@@ -12,7 +12,7 @@ from core.topology import Topology
 from tui.present import cells, links
 from tui.present.cells import Line
 from tui.present.glyphs import NOT_EQUAL
-from tui.present.link_detail import common_sections, gone, link_of, rate_lines
+from tui.present.link_detail import common_sections, gone, link_of, speed_lines
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
 from tui.present.scene import Scene
@@ -148,7 +148,7 @@ def _other_end(topology: Topology, peer: Link | None, rates: Rates | None) -> tu
         ("state", cells.state(peer), None),
         ("MAC", cells.text(peer.mac), None),
         ("addresses", cells.text(cells.addresses(peer)), None),
-        *rate_lines(peer.key, rates),
+        *speed_lines(peer.key, rates),
     ]
     return cells.section(f"Other end: {safe(peer.name)} in {safe(topology.label(peer.ns))}", lines)
 

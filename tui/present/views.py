@@ -15,6 +15,8 @@ from tui.present import (
     containers,
     events,
     faults,
+    flows,
+    flows_detail,
     link_detail,
     links,
     namespaces,
@@ -54,6 +56,7 @@ VIEWS: tuple[View, ...] = (
     View(7, conntrack.VIEW),
     View(8, routes.VIEW),
     View(9, events.VIEW),
+    View(None, flows.VIEW),
     View(None, links.VIEW),
     View(None, networks.VIEW),
 )
@@ -63,6 +66,7 @@ _BY_NAME: Mapping[str, View] = {
 }
 _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
+    "talk": "flows", "talkers": "flows",
     "flow": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
@@ -112,6 +116,8 @@ def _detail(scene: Scene, ref: Ref) -> Detail:
     topology = scene.topology
     if ref.kind == "event":
         return events.detail(scene, ref)
+    if ref.kind in ("talk", "talkers"):
+        return (flows_detail.detail if ref.kind == "talk" else flows_detail.talkers)(scene, ref)
     if ref.kind == "link":
         link = link_detail.link_of(topology, ref)
         home = _home_of_link(topology, link) if link else "links"

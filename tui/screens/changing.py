@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core.model import flow_ref
 from core.text import safe
 from tui import keys
 from tui.errors import CommandError
@@ -13,6 +14,7 @@ from tui.source import Source
 
 if TYPE_CHECKING:
     from tui.changer import Changer, Ended, Waiting
+    from tui.screens.forms.form import Form
 
 
 class Changing(Journey):
@@ -77,42 +79,76 @@ class Changing(Journey):
     # ---- what the keys open
 
     def action_make_network(self) -> None:
-        from tui.screens.forms.change import ChangeScreen
         from tui.screens.forms.network import network_form
 
-        if changer := self._writer():
-            self.app.push_screen(ChangeScreen(network_form(), changer), self._changed)
+        self._open(network_form)
 
     def action_attach(self) -> None:
         from tui.screens.forms.attach import attach_form
-        from tui.screens.forms.change import ChangeScreen
 
-        if changer := self._writer():
-            self.app.push_screen(ChangeScreen(attach_form(self.ref), changer), self._changed)
+        self._open(lambda: attach_form(self.ref))
+
+    def action_detach(self) -> None:
+        from tui.screens.forms.attach import detach_form
+
+        self._open(lambda: detach_form(self.ref))
+
+    def action_move(self) -> None:
+        from tui.screens.forms.attach import move_form
+
+        self._open(lambda: move_form(self.ref))
+
+    def action_join(self) -> None:
+        from tui.screens.forms.join import join_form
+
+        self._open(lambda: join_form(self.ref))
+
+    def action_edit(self) -> None:
+        from tui.screens.forms.settings import settings_form
+
+        self._open(lambda: settings_form(self.ref))
 
     def action_publish(self) -> None:
-        from tui.screens.forms.change import ChangeScreen
         from tui.screens.forms.publish import publish_form
 
-        if changer := self._writer():
-            self.app.push_screen(ChangeScreen(publish_form(self.ref), changer), self._changed)
+        self._open(lambda: publish_form(self.ref))
 
     def action_make_container(self) -> None:
-        from tui.screens.forms.change import ChangeScreen
         from tui.screens.forms.container import container_form
 
-        if changer := self._writer():
-            self.app.push_screen(ChangeScreen(container_form(self.ref), changer), self._changed)
+        self._open(lambda: container_form(self.ref))
 
     def action_delete(self) -> None:
+        """Ask whether what is selected shall go; a connection, whether the kernel shall forget it."""
+        from tui.screens.forms.delete import delete_form, forget_form
+
+        ref = self.ref
+        if ref is not None and ref.kind == "talk":
+            ref = flow_ref(int(ref.key[0]), int(ref.key[1]))
+        request = self.desk.forgetting(ref) if ref and ref.kind == "flow" else None
+        if ref is None:
+            self._open(lambda: None, "Nothing is selected.")
+        elif ref.kind == "flow":
+            self._open(lambda: forget_form(request) if request else None, "That connection is gone already.")
+        else:
+            self._open(lambda: delete_form(ref))
+
+    def _open(self, make: Callable[[], Form | None], otherwise: str = "") -> None:
+        """Open a form, if changes are allowed and there is one; else say what is to be said."""
         from tui.screens.forms.change import ChangeScreen
-        from tui.screens.forms.container import delete_form
 
         changer = self._writer()
-        if changer and self.ref is None:
-            self.notify("Nothing is selected.", markup=False, timeout=2)
-        elif changer and self.ref:
-            self.app.push_screen(ChangeScreen(delete_form(self.ref), changer), self._changed)
+        form = make() if changer else None
+        if changer and form:
+            self.app.push_screen(ChangeScreen(form, changer), self._changed)
+        elif changer:
+            self.notify(otherwise, markup=False, timeout=2)
+
+    def action_count(self) -> None:
+        from tui.screens.forms.accounting import counting_form
+
+        told = "Every namespace with connections counts already."
+        self._open(lambda: counting_form(self.desk.uncounted), told)
 
     def action_undo(self) -> None:
         from tui.screens.forms.earlier import EarlierScreen
@@ -129,6 +165,7 @@ class Changing(Journey):
 
     def _changed(self, ended: Ended | None) -> None:
         """A change was made: say so, and have everything read again."""
+        from core.ops import is_final
         from core.plan import Plan
         from tui.changer import Waiting
 
@@ -139,7 +176,8 @@ class Changing(Journey):
         if ended.seconds:
             self._ask_to_keep(Waiting(ended.entry_id, title, ended.seconds))
         else:
-            hint = "  (u takes it back)" if ended.end == "done" else ""
+            final = isinstance(ended.plan, Plan) and is_final(ended.plan.steps)
+            hint = "  (u takes it back)" if ended.end == "done" and not final else ""
             self.notify(f"{safe(title)}{hint}", title="Done", markup=False, timeout=4)
 
     def _ask_to_keep(self, waiting: Waiting) -> None:

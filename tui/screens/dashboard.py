@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from textual import events
 
 from core.text import safe
 from tui import commands, keys, themes
 from tui.present import views
-from tui.screens.changing import Changing
+from tui.present.lens import Lens
 from tui.screens.frame import NUMBERED, TABS
+from tui.screens.replaying import Replaying
 from tui.widgets.prompt import Kind
 from tui.widgets.table import TableView
 
 
-class Dashboard(Changing):
+class Dashboard(Replaying):
     """The screen that lies under all others."""
 
-    BINDINGS = [*keys.bindings("any", "change", "list", "order", "pane"), *keys.view_bindings(9)]
+    BINDINGS = [*keys.bindings("any", "change", "flows", "replay", "list", "order", "pane"), *keys.view_bindings(9)]
 
     # ---- getting about
 
@@ -117,7 +120,28 @@ class Dashboard(Changing):
         state.closed = state.closed | {message.ref} if message.closed else state.closed - {message.ref}
         self.ask()
 
+    # ---- how flows are looked at
+
+    def _look(self, lens: Lens) -> None:
+        self.nav.here.state.lens = lens
+        self.ask()
+
+    def action_group(self) -> None:
+        self._look(self.nav.here.state.lens.grouped_next())
+
+    def action_hops(self) -> None:
+        lens = self.nav.here.state.lens
+        self._look(replace(lens, per_hop=not lens.per_hop))
+
+    def action_pin(self) -> None:
+        if self.ref is not None and self.ref.kind == "talk":
+            self._look(self.nav.here.state.lens.pinned(self.ref))
+
     # ---- the rest
+
+    def action_window(self) -> None:
+        """Curves of the next length of time."""
+        self.pane.next_window()
 
     def action_copy(self) -> None:
         """The line of the detail; of a list what its detail says it is called, or else its name or line."""
@@ -131,6 +155,9 @@ class Dashboard(Changing):
 
     def action_pause(self) -> None:
         """Take no further picture; then the newest. A file has one only."""
+        if self.player:
+            self.action_play()
+            return
         if not self.desk.source.live:
             self.notify("A file shows one moment: there is nothing to pause.", markup=False)
             return

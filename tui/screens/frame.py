@@ -16,6 +16,7 @@ from tui.widgets.detail import DetailPane
 from tui.widgets.lines import LinesPane
 from tui.widgets.overview import MainPane
 from tui.widgets.prompt import Prompt
+from tui.widgets.timeline import TimeBar
 
 NUMBERED = tuple((view.number, view.list) for view in views.VIEWS if view.number is not None)
 TABS = tuple((number, view.title, min(view.name, view.aliases[0], key=len)) for number, view in NUMBERED)
@@ -38,6 +39,7 @@ class Frame(Screen[None]):
         super().__init__()
         self.table, self.pane, self.prompt = MainPane(), DetailPane(), Prompt(commands.completed)
         self.header, self.tabs, self.crumbs, self.footer = HeaderBar(), TabsBar(), CrumbsBar(), FooterBar()
+        self.time_bar = TimeBar()
         self._notice_end: Timer | None = None
         self._wanted = 0
         self._main = Container(self.table, id="main")
@@ -50,6 +52,7 @@ class Frame(Screen[None]):
         yield self.tabs
         yield self.crumbs
         yield Container(self._main, self._side, id="body")
+        yield self.time_bar
         yield self.prompt
         yield self.footer
 
@@ -92,7 +95,7 @@ class Frame(Screen[None]):
         self._side.display = alone is not self.table
         self.set_class(alone is self.pane, "-side-alone")
         stacked = alone is None and self.size.width < _WIDE
-        most = (self.size.height - _BARS) * 3 // 5
+        most = (self.size.height - _BARS - self.time_bar.display) * 3 // 5
         self._main.styles.height = min(self._wanted or most, most) if stacked else None
         self._side.styles.height = "1fr" if stacked else None
         if alone and not alone.has_focus:

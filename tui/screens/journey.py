@@ -23,7 +23,8 @@ from tui.widgets.table import TableView
 
 READING = "reading…"
 
-_FOLLOWING = frozenset({"events"})  # views in which a cursor on the first line stays there: the newest
+# Views in which a cursor on the first line stays there: the newest, the biggest.
+_FOLLOWING = frozenset({"events", "flows"})
 _PATIENCE = 0.1  # seconds
 _CRUMB = 32  # cells of a breadcrumb at most
 
@@ -78,6 +79,8 @@ class Journey(Frame):
             found.add("fold")
         if self.table.header_height:
             found.add("order")
+        if self.view.name == "flows":
+            found.add("flows")
         if self.writing:
             found.add("change")
         return frozenset(found)
@@ -85,9 +88,11 @@ class Journey(Frame):
     def show_bars(self) -> None:
         """Bring the bars up to date."""
         desk = self.desk
-        mode: Mode = "paused" if desk.paused else "live" if desk.source.live else "offline"
+        mode = self._mode()
         found, unread = len(desk.findings), len(desk.problems)
-        state = HeaderState(desk.hostname, desk.source.title, mode, found, unread, self.writing)
+        state = HeaderState(
+            desk.hostname, desk.source.title, mode, found, unread, self.writing, self.recorded()
+        )
         self.header.show(state)
         passed = [stop.label for stop in self.nav.trail[:-1]]
         filtered = bool(self.nav.here.state.filter)
@@ -96,6 +101,13 @@ class Journey(Frame):
         active = next((number for number, view in NUMBERED if view is self.view), 0)
         self.tabs.show(TABS, active, "" if self._crumbs_shown() else self._badge())
         self.footer.show(keys.footer(self.wheres()))
+
+    def _mode(self) -> Mode:
+        return "paused" if self.desk.paused else "live" if self.desk.source.live else "offline"
+
+    def recorded(self) -> str:
+        """How far a recording is, "" where there is none."""
+        return ""
 
     def _crumbs_shown(self) -> bool:
         return self.crumbs.has_class("-needed") or not self.has_class("-short")
@@ -111,7 +123,8 @@ class Journey(Frame):
     def arrive(self) -> None:
         """Show the present stop: its rows as soon as they are worked out."""
         state = self.nav.here.state
-        state.sort = state.sort or self.view.sort
+        if not state.sort:
+            state.sort, state.reverse = self.view.sort, self.view.reverse
         self._drawn = None
         self.desk.source.show(self.view.name)
         self.ask()
@@ -211,12 +224,12 @@ class Journey(Frame):
             self._caught_up.set()
         self._total = shown.total
         self.table.message = self._explanation(shown)
-        if self._drawn is stop and len(self.table.rows):
+        if self._drawn is stop and len(self.table.rows) and self._same_columns(shown):
             self.table.update(shown.rows, stop.view in _FOLLOWING)
         else:
             if stop.state.ref and len(shown.rows) and shown.rows.index(stop.state.ref) is None:
                 self.notify("What was selected is not in this list now.", markup=False, timeout=3)
-            self.table.show(self.view.columns, shown.rows, stop.state.ref, stop.state.top)
+            self.table.show(shown.columns or self.view.columns, shown.rows, stop.state.ref, stop.state.top)
         self._drawn = stop
         self.want(
             shown.total + self.table.header_height if len(shown.rows) and self.table.header_height else 0
@@ -227,6 +240,9 @@ class Journey(Frame):
             self.desk.detail(stop.state.ref)
         self.show_bars()
 
+    def _same_columns(self, shown: Shown) -> bool:
+        return self.table.columns == (shown.columns or self.view.columns)
+
     def _explanation(self, shown: Shown) -> str:
         """What an empty table says."""
         if shown.pending:
@@ -235,7 +251,7 @@ class Journey(Frame):
         if text and shown.total:
             wanted = [f"No line matches {safe(text)}", *map(safe, shown.remarks)]
             return "\n".join((*wanted, f"Esc shows all {shown.total} again."))
-        return (not self.desk.source.live and self.view.empty_file) or shown.empty
+        return (self._mode() == "offline" and self.view.empty_file) or shown.empty
 
     def on_table_view_selected(self, message: TableView.Selected) -> None:
         """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""

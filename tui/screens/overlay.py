@@ -14,6 +14,9 @@ from textual.strip import Strip
 from tui.widgets.lines import LinesPane
 from tui.widgets.painted import Span, strip_of
 
+# The share of the terminal that the box may take, as the style sheet has it, in percent; and what its frame
+# takes of that, in cells.
+_MOST, _FRAME = 96, 4
 # One line as (text, tone) pieces.
 Line = Sequence[tuple[str, str]]
 
@@ -84,6 +87,6 @@ class Overlay(ModalScreen[None]):
     def _fit(self) -> None:
         """As large as the text is, as far as the terminal allows."""
         pane = self.query_one(TextPane)
-        width = max(10, min(self._wanted, self.size.width - 6))
+        width = max(10, min(self._wanted, self.size.width * _MOST // 100 - _FRAME))
         pane.styles.width = width
         pane.styles.height = max(1, min(len(self._text_maker(width - 2)), self.size.height - 4))

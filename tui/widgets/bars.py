@@ -16,8 +16,11 @@ from tui.widgets.painted import Painted, Span, strip_of
 
 _LEAST_CRUMB = 6
 _NOTICE_LINES = 3  # at most
+_MODES = {
+    "live": ("●", "ok"), "paused": ("■", "warn"), "offline": ("○", "dim"), "replay": ("▶", "accent"),
+}  # fmt: skip
 
-Mode = Literal["live", "paused", "offline"]
+Mode = Literal["live", "paused", "offline", "replay"]
 
 
 def clickable(style: Style, action: str) -> Style:
@@ -41,7 +44,7 @@ class Bar(Painted):
 @dataclass(frozen=True, slots=True)
 class HeaderState:
     """What the header says: `findings` is how many things are wrong, `problems` how many went unread,
-    `writing` whether changes are allowed."""
+    `writing` whether changes are allowed, `recording` how far a recording is, "" where there is none."""
 
     hostname: str = ""
     source: str = ""
@@ -49,6 +52,7 @@ class HeaderState:
     findings: int = 0
     problems: int = 0
     writing: bool = False
+    recording: str = ""
 
 
 class HeaderBar(Bar):
@@ -73,13 +77,16 @@ class HeaderBar(Bar):
 
     def _right(self) -> list[Span]:
         spans: list[Span] = []
+        if self.state.recording:
+            words = f" ● {self.state.recording} "
+            spans += [(words, clickable(self.style_of("badge-bad"), "record")), (" ", Style.null())]
         wrong, unread = self.state.findings, self.state.problems
         if wrong:
             words = f" {wrong} finding{'s' * (wrong != 1)} "
             spans += [(words, clickable(self.style_of("badge-warn"), "problems")), (" ", Style.null())]
         if unread:
             spans.append((f" {unread} not read  ", clickable(self.style_of("dim"), "problems")))
-        mark, tone = {"live": ("●", "ok"), "paused": ("■", "warn"), "offline": ("○", "dim")}[self.state.mode]
+        mark, tone = _MODES[self.state.mode]
         words, badge = (" WRITE ", "badge-warn") if self.state.writing else ("read-only", "dim")
         spans += [(words, clickable(self.style_of(badge), "write")), ("  ", Style.null())]
         return [*spans, (f"{mark} {self.state.mode} ", clickable(self.style_of(tone), "pause"))]

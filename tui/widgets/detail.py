@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from textual.message import Message
 from textual.strip import Strip
 
+from core.history import MINUTES, WINDOWS
 from core.model import Ref
 from core.text import safe
+from tui.present import trends
 from tui.present.fitting import cut, fit, width_of, wrapped
-from tui.present.rows import Cell, Detail, Section, Tone
+from tui.present.rows import Cell, Detail, Section, Tone, Trend
 from tui.widgets.lines import LinesPane
 from tui.widgets.painted import Span, strip_of
 
 _LABELS_AT_MOST = 18
+_FIVE_MINUTES = WINDOWS.index(MINUTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class DetailPane(LinesPane):
         self.detail: Detail | None = None
         self.lines: tuple[DetailLine, ...] = ()
         self.about: Ref | None = None
+        self.window = _FIVE_MINUTES
 
     def show(self, about: Ref | None, detail: Detail | None) -> None:
         """Show what is known of `about`; the cursor stays where it was while that is the same thing."""
@@ -55,9 +59,15 @@ class DetailPane(LinesPane):
         self._lay_out()
         self.repaint()
 
+    def next_window(self) -> None:
+        """Show curves of another length of time."""
+        self.window = (self.window + 1) % len(WINDOWS)
+        self._lay_out()
+        self.repaint()
+
     def _lay_out(self) -> None:
         width = max(10, self.size.width - 3)
-        self.lines = tuple(detail_lines(self.detail, width)) if self.detail else ()
+        self.lines = tuple(detail_lines(self.detail, width, self.window)) if self.detail else ()
         self.cursor = max(0, min(self.cursor, len(self.lines) - 1))
 
     def on_resize(self) -> None:
@@ -100,15 +110,15 @@ class DetailPane(LinesPane):
             self.post_message(self.Opened(ref))
 
 
-def detail_lines(detail: Detail, width: int) -> Iterator[DetailLine]:
-    """A detail as lines of at most `width` cells."""
+def detail_lines(detail: Detail, width: int, window: int = _FIVE_MINUTES) -> Iterator[DetailLine]:
+    """A detail as lines of at most `width` cells; curves of that one of core.history.WINDOWS."""
     yield DetailLine("", cut(safe(detail.title), width), "title")
     column = _label_width(detail.sections, width)
     for section in detail.sections:
         yield DetailLine("", "")
         if section.title:
             yield DetailLine("", cut(safe(section.title), width), "heading")
-        yield from _section_lines(section, column, width)
+        yield from _section_lines(section, column, width, window)
     linked = {ref for section in detail.sections for _, _, ref in section.lines}
     further = [(label, ref) for label, ref in detail.related if ref not in linked]
     if further:
@@ -124,9 +134,24 @@ def _label_width(sections: Sequence[Section], width: int) -> int:
     return min(max(labels, default=0), _LABELS_AT_MOST, max(4, width // 2))
 
 
-def _section_lines(section: Section, column: int, width: int) -> Iterator[DetailLine]:
+def _section_lines(section: Section, column: int, width: int, window: int) -> Iterator[DetailLine]:
     for label, cell, ref in section.lines:
-        yield from _wrapped(safe(label), cell, ref, column if label else 0, width)
+        if isinstance(cell, Trend):
+            yield from _trend_lines(safe(label), cell, column, width, window)
+        else:
+            yield from _wrapped(safe(label), cell, ref, column if label else 0, width)
+
+
+def _trend_lines(label: str, trend: Trend, column: int, width: int, window: int) -> Iterator[DetailLine]:
+    """The figure with its scale, beside it where there is room, and below it its curve."""
+    scale, curve = trends.scale(trend, window), trends.drawn(trend, window, width)
+    both = f"{trend.text}, {scale}" if scale else trend.text
+    beside = width_of(both) <= width - column - 2
+    yield from _wrapped(label, Cell(both if beside else trend.text, trend.tone), None, column, width)
+    if scale and not beside:
+        yield from _wrapped("", Cell(scale, "dim"), None, 0, width)
+    if curve:
+        yield DetailLine("", curve, "accent")
 
 
 def _wrapped(label: str, cell: Cell, ref: Ref | None, column: int, width: int) -> Iterator[DetailLine]:

@@ -13,7 +13,8 @@ from tui.present.fitting import cut, fit, width_of, wrapped
 from tui.widgets.painted import Painted, Span, strip_of
 from tui.widgets.typed import Typed
 
-_LABEL = 16
+_LABEL = 17
+_LEAST_FIELDS = 2
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class FormPane(Painted):
 
     def __init__(self, fields: Sequence[Field]) -> None:
         super().__init__()
-        self._fields, self._place = tuple(fields), 0
+        self._fields, self._place, self._top = tuple(fields), 0, 0
         self.notes: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -113,16 +114,30 @@ class FormPane(Painted):
         return len(self.shown) + max(3, 1 + notes) if self.shown else notes
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        fields = [self._field(one, place == self.place, width) for place, one in enumerate(self.shown)]
-        gap = [Strip.blank(width)] if fields else []
-        return [*fields, *gap, *self._note_lines(width)]
+        """The notes always, and of the fields as many as there is room for, the current one among them."""
+        notes = list(self._note_lines(width))
+        if not self.shown:
+            return notes
+        room = max(_LEAST_FIELDS, height - len(notes) - 1)
+        first = max(self.place - room + 1, min(self.place, self._top))
+        self._top = max(0, min(len(self.shown) - room, first))
+        last = min(len(self.shown), self._top + room)
+        fields = [self._field(place, width) for place in range(self._top, last)]
+        return [*fields, self._more(len(self.shown) - last, width), *notes]
+
+    def _more(self, below: int, width: int) -> Strip:
+        """What lies above and below the fields in sight."""
+        told = [f"↑ {self._top} more"] if self._top else []
+        told += [f"↓ {below} more"] if below else []
+        return strip_of([(f" {'   '.join(told)}", self.style_of("dim"))], width)
 
     def _note_lines(self, width: int) -> Iterator[Strip]:
         for text, tone in self.notes:
             for line in wrapped(safe(text), max(10, width - 2)):
                 yield strip_of([(" ", self.style_of("")), (line, self.style_of(tone))], width)
 
-    def _field(self, one: Field, current: bool, width: int) -> Strip:
+    def _field(self, place: int, width: int) -> Strip:
+        one, current = self.shown[place], place == self.place
         label = fit(one.label, min(_LABEL, width // 3))
         spans: list[Span] = [("▌" if current else " ", self.style_of("accent"))]
         spans += [(label + " ", self.style_of("title" if current else "dim"))]
@@ -153,6 +168,6 @@ class FormPane(Painted):
         return f"‹ › {' · '.join(others)}" if others else one.hint
 
     def on_click(self, event: events.Click) -> None:
-        if event.y < len(self.shown):
-            self._place = event.y
+        if self._top + event.y < len(self.shown):
+            self._place = self._top + event.y
             self.repaint()

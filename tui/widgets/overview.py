@@ -43,11 +43,15 @@ class MainPane(TableView):
 
     def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
         """Show other rows; see TableView."""
-        self.header_height = 0 if isinstance(rows, RailRows) else 1
-        self.rows = rows
+        self._take(rows)
         self._draw()
         super().show(columns, rows, ref, top)
         self._remember_column()
+
+    def _take(self, rows: Rows) -> None:
+        super()._take(rows)
+        if isinstance(rows, RailRows):
+            self.header_height = 0
 
     def update(self, rows: Rows, pinned: bool = False) -> None:
         """Show newer rows; the cursor stays with its thing on the same rail."""

@@ -29,7 +29,7 @@ class Painted(Widget):
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "tone--plain", "tone--ok", "tone--warn", "tone--bad", "tone--dim", "tone--accent", "tone--title",
         "tone--heading", "tone--key", "tone--faint", "tone--tab", "tone--caret", "tone--badge",
-        "tone--badge-warn", "tone--cursor", "tone--cursor-blurred",
+        "tone--badge-warn", "tone--badge-bad", "tone--cursor", "tone--cursor-blurred",
     }  # fmt: skip
 
     def __init__(self, **arguments: str | None) -> None:

@@ -42,7 +42,7 @@ def change_lines(
             lines += [[], [(heading, "heading")]]
             lines += [line for one in sentences for line in _hanging("• ", safe(one), tone, width)]
     if not steps:
-        return [*lines, [], [("Nothing to do: all is so already.", "dim")]]
+        return [*lines, *([[]] if lines else []), [("Nothing to do: all is so already.", "dim")]]
     count = len(steps)
     lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
     for number, step in enumerate(steps):

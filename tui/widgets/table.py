@@ -13,7 +13,7 @@ from core.text import safe
 from tui.present.columns import GAP, Placed, lay_out
 from tui.present.fitting import cut, fit, width_of, wrapped
 from tui.present.list_rows import ListRows
-from tui.present.rows import Column, Row, Rows
+from tui.present.rows import Column, Row, Rows, head_of
 from tui.widgets.lines import LinesPane
 from tui.widgets.painted import Span, strip_of
 
@@ -73,15 +73,21 @@ class TableView(LinesPane):
 
     def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
         """Show another list: the cursor on `ref` if it is there, scrolled to `top` as far as that allows."""
-        self.columns, self.rows = columns, rows
+        self.columns = columns
+        self._take(rows)
         place = rows.index(ref) if ref is not None else None
         self.cursor, self.top = place or 0, top
         self.bring_in_sight()
         self._announce()
 
+    def _take(self, rows: Rows) -> None:
+        self.rows = rows
+        self.header_height = 1 + len(head_of(rows))
+
     def clear(self, message: str) -> None:
         """Show nothing but that message."""
-        self.rows, self.cursor, self.top, self.message = NOTHING, 0, 0, message
+        self._take(NOTHING)
+        self.cursor, self.top, self.message = 0, 0, message
         self.repaint()
 
     def update(self, rows: Rows, pinned: bool = False) -> None:
@@ -92,7 +98,8 @@ class TableView(LinesPane):
         in_sight = 0 <= offset < self.page
         place = 0 if pinned and not self.cursor else _whereabouts(self.rows, rows, self.cursor)
         top = None if in_sight else _whereabouts(self.rows, rows, self.top)
-        self.rows, self.cursor = rows, place
+        self._take(rows)
+        self.cursor = place
         if not (pinned and not self.top and not was):
             self.top = place - offset if top is None else top
         self.top = max(0, min(self.top, len(rows) - self.page))
@@ -162,7 +169,11 @@ class TableView(LinesPane):
                 title += f"{gap}{'▼' if self.reverse else '▲'}"
             spans.append((fit(title, placed.width, column.align == "right"), self.style_of(tone)))
             spans.append((" " * GAP, Style.null()))
-        return [strip_of(spans, width)]
+        told = [
+            strip_of([(" " * _GUTTER + safe(cell.text), self.style_of(cell.tone))], width)
+            for cell in head_of(self.rows)
+        ]
+        return [*told, strip_of(spans, width)]
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
         shown = [self.rows.row(place) for place in range(first, min(last + 1, len(self.rows)))]

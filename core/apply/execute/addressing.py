@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-from core.apply import route
+import time
+
+from core.apply import route, ways
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
+from core.collect import names
+from core.model import LONG_AGO
 from core.ops import AddAddress, AddNeighbour, AddRoute, DeleteAddress, DeleteNeighbour, DeleteRoute
 
 # include/uapi/linux/if_addr.h, rtnetlink.h
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
-_PROTOCOLS = {"unspec": 0, "kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
-_SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
 
 
 @execute.register
 def _(operation: AddAddress, kernel: Kernel) -> None:
     flags = 0 if operation.prefix_route else _IFA_F_NOPREFIXROUTE
     flags |= _IFA_F_NODAD if ":" in operation.address else 0
-    scope = _number(operation.scope or "global", _SCOPES)
+    scope = names.scope_number(operation.scope or "global")
     index = kernel.index(operation.place, operation.link)
-    wanted = route.add_address(index, operation.address, operation.broadcast, scope, flags)
-    kernel.request(operation.place, wanted)
+    lifetimes = _left(operation.valid_until, 1), _left(operation.preferred_until, 0)
+    kernel.request(operation.place, route.add_address(operation, index, scope, flags, lifetimes))
+
+
+def _left(until: int, least: int) -> int:
+    """The seconds left until a time of an address."""
+    if until == LONG_AGO:
+        return 0
+    return max(least, round(until - time.time())) if until else route.FOR_EVER
 
 
 @execute.register
 def _(operation: DeleteAddress, kernel: Kernel) -> None:
     index = kernel.index(operation.place, operation.link)
-    kernel.request(operation.place, route.delete_address(index, operation.address))
+    kernel.request(operation.place, route.delete_address(index, operation.address, operation.peer))
 
 
 @execute.register
 def _(operation: AddRoute, kernel: Kernel) -> None:
-    # What ip-route(8) fills in: routes to the link itself, IPv4's, are of scope link.
-    scope = "link" if operation.family == 4 and not operation.gateway else "global"
-    body = _route(operation, kernel, operation.protocol or "boot", operation.scope or scope)
-    kernel.request(operation.place, route.add_route(body))
+    body = _route(operation, kernel, operation.protocol or "boot", operation.scope or _usual_scope(operation))
+    kernel.request(operation.place, route.add_route(body, operation.beside))
 
 
 @execute.register
@@ -44,21 +51,21 @@ def _(operation: DeleteRoute, kernel: Kernel) -> None:
     kernel.request(gone.place, route.delete_route(body))
 
 
+def _usual_scope(operation: AddRoute) -> str:
+    """What ip-route(8) fills in: IPv4's routes to the link itself are of scope link."""
+    if operation.family == 4 and operation.kind == "local":
+        return "host"
+    near = operation.family == 4 and not operation.gateway and not operation.hops
+    return "link" if near else "global"
+
+
 def _route(operation: AddRoute, kernel: Kernel, protocol: str, scope: str) -> bytes:
-    return route.route_body(
-        kernel.index(operation.place, operation.link),
-        operation.family,
-        operation.dst,
-        operation.gateway,
-        operation.metric,
-        operation.source,
-        _number(protocol, _PROTOCOLS),
-        _number(scope, _SCOPES),
+    return ways.body(
+        operation,
+        lambda link: kernel.index(operation.place, link),
+        names.protocol_number(protocol),
+        names.scope_number(scope),
     )
-
-
-def _number(word: str, words: dict[str, int]) -> int:
-    return words[word] if word in words else int(word)
 
 
 @execute.register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -37,19 +38,25 @@ def _(operation: DockerRemoveNetwork, kernel: Kernel) -> None:
 
 @execute.register
 def _(operation: DockerConnect, kernel: Kernel) -> None:
-    client = kernel.docker()
     try:
-        with asked():
-            client.connect_container_to_network(
-                operation.container,
-                operation.network,
-                ipv4_address=operation.ipv4 or None,
-                ipv6_address=operation.ipv6 or None,
-                aliases=list(operation.aliases) or None,
-            )
+        _connect(operation, kernel)
     except EngineError as error:
         error.already = error.answered and is_connected(operation, kernel)
-        raise
+        if error.already or operation.insist or not error.answered or not (operation.ipv4 or operation.ipv6):
+            raise
+        _connect(replace(operation, ipv4="", ipv6=""), kernel)
+
+
+def _connect(operation: DockerConnect, kernel: Kernel) -> None:
+    client = kernel.docker()
+    with asked():
+        client.connect_container_to_network(
+            operation.container,
+            operation.network,
+            ipv4_address=operation.ipv4 or None,
+            ipv6_address=operation.ipv6 or None,
+            aliases=list(operation.aliases) or None,
+        )
 
 
 @execute.register

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from core.apply import route
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
-from core.ops import CreateBridge, CreateVeth, DeleteLink, SetBridge, SetLink, SetPort
+from core.ops import AddVlan, CreateBridge, CreateVeth, DeleteLink, DeleteVlan, SetBridge, SetLink, SetPort
+
+_NO_VLANS = (
+    "the bridges of this kernel know no VLANs: it was built without CONFIG_BRIDGE_VLAN_FILTERING "
+    "(make it without VLAN filtering, a network for each VLAN, or boot another kernel)"
+)
 
 
 @execute.register
@@ -14,8 +23,20 @@ def _(operation: CreateBridge, kernel: Kernel) -> None:
     if operation.vlan_filtering:
         settings["vlan_filtering"] = 1
     wanted = route.make_bridge(operation.name, operation.mtu, operation.mac, settings)
-    kernel.request(operation.place, wanted)
+    with _vlans_needed(operation.vlan_filtering):
+        kernel.request(operation.place, wanted)
     _tag(operation, kernel)
+
+
+@contextmanager
+def _vlans_needed(needed: bool) -> Iterator[None]:
+    """Say what a kernel lacks that refuses because of VLANs."""
+    try:
+        yield
+    except OSError as error:
+        if needed and error.errno == errno.EOPNOTSUPP:
+            raise OSError(error.errno, _NO_VLANS) from error
+        raise
 
 
 @execute.register
@@ -73,10 +94,24 @@ def _setting(operation: SetLink, kernel: Kernel) -> route.Request:
 @execute.register
 def _(operation: SetBridge, kernel: Kernel) -> None:
     index = kernel.index(operation.place, operation.name)
-    kernel.request(operation.place, route.set_bridge(index, operation.setting, operation.value))
+    with _vlans_needed("vlan" in operation.setting):
+        kernel.request(operation.place, route.set_bridge(index, operation.setting, operation.value))
 
 
 @execute.register
 def _(operation: SetPort, kernel: Kernel) -> None:
     index = kernel.index(operation.place, operation.name)
     kernel.request(operation.place, route.set_port(index, operation.flag, operation.on))
+
+
+@execute.register
+def _(operation: AddVlan, kernel: Kernel) -> None:
+    index = kernel.index(operation.place, operation.name)
+    kernel.request(operation.place, route.set_vlan(index, operation, there=True))
+
+
+@execute.register
+def _(operation: DeleteVlan, kernel: Kernel) -> None:
+    gone = operation.vlan
+    index = kernel.index(gone.place, gone.name)
+    kernel.request(gone.place, route.set_vlan(index, gone, there=False))

@@ -1,55 +1,26 @@
-"""The form that attaches a container to a network, and what forms take from the selected thing."""
+"""The forms that attach a container to a network, detach it, and move it to another."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import count
 
-from core.model import Container, LinkKey, Ref
-from core.plan import ipam, ours
-from core.plan.requests import Attach
+from core.model import Container, Ref
+from core.plan.requests import Attach, Detach, Move
 from core.topology import Topology
-from tui.screens.forms.form import Filled, Form, Values, by_label, uid_of, words
+from tui.errors import CommandError
+from tui.screens.forms.chosen import (
+    able,
+    by_label,
+    dockers_names,
+    free_address,
+    networks_for,
+    networks_with,
+    our_names,
+    selected,
+    uid_of,
+)
+from tui.screens.forms.form import Filled, Form, Values, form_about, words
 from tui.widgets.form import Field
-
-
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """The container and the network that belong to the selected thing, None where none does."""
-
-    container: Container | None = None
-    network: str = ""
-
-    def network_in(self, networks: tuple[str, ...]) -> str:
-        """The selected network, where it is one of these, else the first of them."""
-        return self.network if self.network in networks else next(iter(networks), "")
-
-
-def selected(topology: Topology, ref: Ref | None) -> Selected:
-    """What a reference stands for in a form."""
-    match ref:
-        case Ref("container", (str(runtime), str(container_id))):
-            return Selected(topology.containers.get(f"{runtime}:{container_id}"))
-        case Ref("namespace", (int(inode),)):
-            return Selected(topology.container_of(inode))
-        case Ref("network", (str(network_id),)):
-            network = topology.network(network_id)
-            return Selected(None, _name(topology, network.name, network.bridge) if network else "")
-        case Ref("link", (int(ns), int(ifindex))):
-            link = topology.snapshot.link(LinkKey(ns, ifindex))
-            network = topology.network_of(link) if link else None
-            name = _name(topology, network.name, network.bridge) if network else ""
-            peer = topology.peer(link) if link else None
-            return Selected(
-                topology.container_of(ns) or (topology.container_of(peer.ns) if peer else None), name
-            )
-    return Selected()
-
-
-def _name(topology: Topology, name: str, bridge: str) -> str:
-    """A network's name; that of our own tag, where its bridge carries one."""
-    mine = ours(topology.snapshot, topology.host).networks.values()
-    return next((one.name for one in mine if bridge and one.bridge == bridge), name)
 
 
 def attach_form(ref: Ref | None) -> Form:
@@ -60,25 +31,34 @@ def attach_form(ref: Ref | None) -> Form:
         Field("address", "address", "a free one"),
         Field("link", "link inside", "the first free ethN"),
     )
-    return Form(
-        "Attach a container",
-        "light",
-        lambda values, topology: (_request(values, topology),),
-        fields,
-        lambda topology, values: _fill(topology, values, selected(topology, ref)),
+    return form_about(ref, "Attach a container", fields, _fill_attach, _attach)
+
+
+def detach_form(ref: Ref | None) -> Form:
+    """One that begins with the selected thing."""
+    fields = (Field("container", "container", "its name"), Field("network", "network", "it is on none"))
+    return form_about(ref, "Detach a container", fields, _fill_leaving, _detach)
+
+
+def move_form(ref: Ref | None) -> Form:
+    """One that begins with the selected thing."""
+    fields = (
+        Field("container", "container", "its name"),
+        Field("network", "from", "it is on none"),
+        Field("to", "to", "n makes another network"),
+        Field("address", "address", "a free one"),
     )
+    return form_about(ref, "Move a container to another network", fields, _fill_move, _move)
 
 
-def able(topology: Topology) -> list[Container]:
-    """The containers with a network namespace of their own."""
-    return [one for one in topology.containers.values() if one.netns not in (None, topology.host)]
-
-
-def _fill(topology: Topology, values: Values, chosen: Selected) -> Filled:
-    containers = by_label(able(topology))
-    networks = network_names(topology)
-    label = next((name for name, one in containers.items() if one == chosen.container), "")
-    container = values.get("container", label or next(iter(containers), ""))
+def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+    containers, chosen = by_label(able(topology)), selected(topology, ref)
+    every = {label: networks_for(topology, one) for label, one in containers.items()}
+    fitting = {label: one for label, one in containers.items() if chosen.network_in(every[label])}
+    wanting = {label: one for label, one in fitting.items() if chosen.network in every[label]}
+    label = chosen.container_in(containers if chosen.container else wanting or fitting or containers)
+    container = values.get("container", label)
+    networks = every.get(container, networks_for(topology, None))
     network = values.get("network", chosen.network_in(networks))
     return Filled(
         {
@@ -86,24 +66,41 @@ def _fill(topology: Topology, values: Values, chosen: Selected) -> Filled:
             "link": _link(topology, containers.get(container)),
         },
         {"container": tuple(containers), "network": networks},
+        # Docker names the link inside itself.
+        frozenset({"link"} if _is_dockers(network, topology) else ()),
     )  # fmt: skip
 
 
-def network_names(topology: Topology) -> tuple[str, ...]:
-    """The networks that take containers: ours, then Docker's."""
-    docker = topology.snapshot.engines.get("docker")
-    theirs = [one.name for one in docker.networks if one.driver == "bridge"] if docker else []
-    return tuple(dict.fromkeys([*sorted(ours(topology.snapshot, topology.host).networks), *sorted(theirs)]))
+def _fill_leaving(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+    """For a form about a container that leaves a network: the selected one, or one that is on one."""
+    chosen, containers = selected(topology, ref), by_label(able(topology))
+    there = {label: networks_with(topology, one) for label, one in containers.items()}
+    fitting = {label: one for label, one in containers.items() if there[label]}
+    on_it = {label: one for label, one in fitting.items() if chosen.network in there[label]}
+    label = chosen.container_in(containers) if chosen.container else next(iter(on_it or fitting), "")
+    container = values.get("container", label)
+    networks = there.get(container, ())
+    return Filled(
+        {"container": container, "network": chosen.network_in(networks)},
+        {"container": tuple(dict.fromkeys([*fitting, label] if label else fitting)), "network": networks},
+    )
 
 
-def free_address(topology: Topology, network: str) -> str:
-    """The next free address of a network of ours; "" leaves it to who makes it."""
-    found = ours(topology.snapshot, topology.host).networks.get(network)
-    used = ipam.used_addresses(topology.snapshot)
-    try:
-        return ipam.next_address(found.subnets[0], used) if found and found.subnets else ""
-    except ipam.Exhausted:
-        return ""
+def _fill_move(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+    filled = _fill_leaving(topology, values, ref)
+    container = by_label(able(topology)).get(filled.proposals["container"])
+    network = values.get("network", filled.proposals["network"])
+    same = our_names(topology) if network in our_names(topology) else dockers_names(topology)
+    others = tuple(one for one in networks_for(topology, container) if one in same)
+    to = values.get("to", next(iter(others), ""))
+    return Filled(
+        {**filled.proposals, "to": to, "address": free_address(topology, to)},
+        {**filled.options, "to": others},
+    )
+
+
+def _is_dockers(network: str, topology: Topology) -> bool:
+    return network in dockers_names(topology) and network not in our_names(topology)
 
 
 def _link(topology: Topology, container: Container | None) -> str:
@@ -112,6 +109,34 @@ def _link(topology: Topology, container: Container | None) -> str:
     return next(name for number in count() if (name := f"eth{number}") not in names)
 
 
-def _request(values: Values, topology: Topology) -> Attach:
-    container = uid_of(values["container"], able(topology))
-    return Attach(container, values["network"], words(values["address"]), values["link"])
+def _container(values: Values, topology: Topology) -> str:
+    """The uid of the container that is to be attached. Raises CommandError."""
+    if not values["container"]:
+        raise CommandError("there is no container to attach: c makes a plain one")
+    return uid_of(values["container"], able(topology))
+
+
+def _leaving(values: Values, topology: Topology) -> str:
+    """The uid of the container that leaves a network. Raises CommandError."""
+    if not values["network"]:
+        who = f"{values['container']} was not" if values["container"] else "no container was"
+        raise CommandError(f"{who} attached by vnet or Docker: d deletes a link that others made")
+    return uid_of(values["container"], able(topology))
+
+
+def _attach(values: Values, topology: Topology) -> Attach:
+    container = _container(values, topology)
+    if not values["network"]:
+        raise CommandError("there is no network for it: n makes one")
+    return Attach(container, values["network"], words(values["address"]), values.get("link", ""))
+
+
+def _detach(values: Values, topology: Topology) -> Detach:
+    return Detach(_leaving(values, topology), values["network"])
+
+
+def _move(values: Values, topology: Topology) -> Move:
+    container = _leaving(values, topology)
+    if not values["to"]:
+        raise CommandError("there is no other network to move it to: n makes one")
+    return Move(container, values["network"], values["to"], words(values["address"]))

@@ -93,7 +93,8 @@ class ChangeScreen(ModalScreen[Ended | None]):
         """The form as high as it needs to be, where the preview lies below it."""
         wide = self.has_class("-wide") and not self.form.asks
         width = max(20, self.fields.size.width)
-        self.fields.styles.height = "1fr" if wide else self.fields.height_for(width)
+        most = max(6, self.size.height * 11 // 20)
+        self.fields.styles.height = "1fr" if wide else min(most, self.fields.height_for(width))
 
     def _show_keys(self) -> None:
         accepts = "y does it · n leaves it" if self.form.asks else "Enter does it · Tab next · Esc leaves it"
@@ -320,4 +321,6 @@ class ChangeScreen(ModalScreen[Ended | None]):
 def _after(ended: Ended) -> tuple[str, str]:
     if ended.end == "undone":
         return "Everything was taken back: all is as it was before.", "ok"
+    if ended.end == "kept":
+        return "Nothing was taken back: all is as it was before.", "ok"
     return "It could not be taken back whole: try again by Esc, then u.", "warn"

@@ -1,14 +1,14 @@
-"""The form that makes a plain container, and the question before something is deleted."""
+"""The form that makes a plain container."""
 
 from __future__ import annotations
 
 from itertools import count
 
 from core.model import Ref
-from core.plan.requests import MODELS, CreateContainer, Delete
+from core.plan.requests import MODELS, CreateContainer
 from core.topology import Topology
-from tui.screens.forms.attach import free_address, network_names, selected
-from tui.screens.forms.form import Filled, Form, Values, by_label, uid_of, words
+from tui.screens.forms.chosen import by_label, free_address, our_names, selected, uid_of
+from tui.screens.forms.form import Filled, Form, Values, form_about, words
 from tui.widgets.form import Field
 
 
@@ -17,21 +17,15 @@ def container_form(ref: Ref | None) -> Form:
     fields = (
         Field("name", "name", "15 bytes at most"),
         Field("model", "model", options=MODELS),
-        Field("network", "network"),
+        Field("network", "network", "n makes one"),
         Field("address", "address", "a free one"),
         Field("joined", "joined with", "whose network it shares"),
     )
-    return Form(
-        "New plain container (a named namespace)",
-        "light",
-        lambda values, topology: (_request(values, topology),),
-        fields,
-        lambda topology, values: _fill(topology, values, ref),
-    )
+    return form_about(ref, "New plain container (a named namespace)", fields, _fill, _request)
 
 
 def _fill(topology: Topology, values: Values, ref: Ref | None) -> Filled:
-    networks, containers = network_names(topology), by_label(topology.containers.values())
+    networks, containers = our_names(topology), by_label(topology.containers.values())
     chosen = selected(topology, ref)
     model = values.get("model", "bridged" if chosen.network in networks else "closed")
     network = values.get("network", chosen.network_in(networks))
@@ -40,7 +34,7 @@ def _fill(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     return Filled(
         {
             "name": _name(topology), "model": model, "network": network,
-            "address": free_address(topology, network), "joined": next(iter(containers), ""),
+            "address": free_address(topology, network), "joined": chosen.container_in(containers),
         },
         {"network": networks, "joined": tuple(containers)},
         frozenset(hidden),
@@ -56,8 +50,3 @@ def _request(values: Values, topology: Topology) -> CreateContainer:
     joined = uid_of(values["joined"], topology.containers.values()) if "joined" in values else ""
     addresses = words(values.get("address", ""))
     return CreateContainer(values["name"], values["model"], values.get("network", ""), addresses, joined)
-
-
-def delete_form(ref: Ref) -> Form:
-    """The question whether what is selected shall go."""
-    return Form("Delete", "whole", lambda values, topology: (Delete(ref),), asks=True)

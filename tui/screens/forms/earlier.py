@@ -106,6 +106,8 @@ def undo_plan(earlier: Earlier) -> Plan | Refused:
     """What would take it back, or why that cannot be."""
     if earlier.end == "undone":
         return Refused(("it was taken back already",))
+    if earlier.is_final:
+        return Refused(("this has no undo: the kernel cannot be told a forgotten connection again",))
     if earlier.under:
         return Refused(("later changes stand on it, take these back first", *earlier.under))
     return Plan(f"take back: {earlier.title}", undo_of(earlier.begun))
@@ -132,7 +134,7 @@ class EarlierScreen(ModalScreen[Ended | None]):
     def compose(self) -> ComposeResult:
         with Container(id="change-box") as box:
             box.border_title = " Changes that were cut off " if self._only_open else " Changes made "
-            box.border_subtitle = " Enter takes back · f forgets one cut off · PgDn PgUp scroll · Esc closes "
+            box.border_subtitle = " Enter takes back · f forgets one cut off · Esc closes "
             yield self._list
             yield self._preview
 

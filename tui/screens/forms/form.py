@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from core.model import Container
+from core.model import Ref
 from core.plan.requests import Request
 from core.text import safe
 from core.topology import Topology
 from tui.changer import Parts
+from tui.errors import CommandError
 from tui.widgets.form import Field
 
 type Values = Mapping[str, str]
@@ -27,8 +28,8 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`fill` is given what the person has typed, `requests` the values of all fields in sight. A form that
-    `asks` has no fields: it wants a yes."""
+    """`fill` is given what the person has typed, `requests` the values of all fields in sight; it may raise
+    CommandError. A form that `asks` has no fields: it wants a yes."""
 
     title: str
     parts: Parts
@@ -38,22 +39,31 @@ class Form:
     asks: bool = False
 
 
-def by_label(containers: Iterable[Container]) -> dict[str, Container]:
-    """Containers by what a person calls them; those that share a name by their uid."""
-    every = list(containers)
-    names = [safe(one.name) for one in every]
-    return {
-        name if names.count(name) == 1 else safe(one.uid): one
-        for name, one in sorted(zip(names, every, strict=True), key=lambda pair: pair[0])
-    }
-
-
-def uid_of(text: str, containers: Iterable[Container]) -> str:
-    """The uid of the container of that label; the text itself, where it is none."""
-    found = by_label(containers).get(text)
-    return found.uid if found else text
+def form_about(
+    ref: Ref | None,
+    title: str,
+    fields: tuple[Field, ...],
+    fill: Callable[[Topology, Values, Ref | None], Filled],
+    request: Callable[[Values, Topology], Request],
+    parts: Parts = "light",
+) -> Form:
+    """A form that makes one request and begins with the selected thing, which `fill` hears of."""
+    return Form(
+        title,
+        parts,
+        lambda values, topology: (request(values, topology),),
+        fields,
+        lambda topology, values: fill(topology, values, ref),
+    )
 
 
 def words(text: str) -> tuple[str, ...]:
     """The words of a field that takes several."""
     return tuple(text.replace(",", " ").split())
+
+
+def number(text: str, what: str, example: int) -> int:
+    """The number that a field holds, 0 for an empty one. Raises CommandError."""
+    if text and not (text.isascii() and text.isdecimal()):
+        raise CommandError(f'"{safe(text)}" is no {what}: write a number, such as {example}')
+    return int(text or 0)

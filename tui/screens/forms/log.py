@@ -36,6 +36,11 @@ def lines_of(log: Sequence[Logged], width: int) -> list[Line]:
             mark = "✓ " if not logged.errors else "✗ " if last and logged.end == "undone" else "· "
             lines += command_lines(_short(command), mark, width)
         lines += [[(part, "bad")] for error in logged.errors for part in wrapped(safe(error), width)]
+        if logged.undone:
+            lines.append([("taken back by", "heading")])
+            lines += [
+                line for command in logged.undone for line in command_lines(_short(command), "· ", width)
+            ]
         lines.append([])
     return lines[:-1]
 

@@ -7,10 +7,8 @@ from itertools import count
 from core.model import Link
 from core.plan import ipam, ours
 from core.plan.requests import KINDS, CreateNetwork
-from core.text import safe
 from core.topology import Topology
-from tui.errors import CommandError
-from tui.screens.forms.form import Filled, Form, Values, words
+from tui.screens.forms.form import Filled, Form, Values, number, words
 from tui.widgets.form import Field
 
 _NO_PORT = ("bridge", "loopback", "ovs-bridge")
@@ -94,16 +92,9 @@ def _request(values: Values) -> CreateNetwork:
         values["kind"],
         words(values.get("subnet", "")) + (() if ipv6 == "none" else words(ipv6)),
         words(values.get("gateway", "")),
-        mtu=_number(values["mtu"]),
+        mtu=number(values["mtu"], "MTU", 1400),
         uplink=values.get("uplink", ""),
         nat66=values.get("nat66") == "yes",
         vlan_filtering=values["vlans"] == "yes",
         engine=values.get("engine", "vnet"),
     )
-
-
-def _number(text: str) -> int:
-    """The MTU that a text means, 0 for none. Raises CommandError."""
-    if text and not (text.isascii() and text.isdecimal()):
-        raise CommandError(f'"{safe(text)}" is no MTU: write a number of bytes, such as 1400')
-    return int(text or 0)

@@ -6,8 +6,8 @@ from core.model import Ref
 from core.plan import ours, validate
 from core.plan.requests import PROTOCOLS, Publish
 from core.topology import Topology
-from tui.screens.forms.attach import able, selected
-from tui.screens.forms.form import Filled, Form, Values, by_label, uid_of
+from tui.screens.forms.chosen import able, by_label, selected, uid_of
+from tui.screens.forms.form import Filled, Form, Values, form_about
 from tui.widgets.form import Field
 
 _FIRST, _LAST = 8080, 9080
@@ -22,20 +22,12 @@ def publish_form(ref: Ref | None) -> Form:
         Field("proto", "protocol", options=PROTOCOLS),
         Field("address", "host's address", "every address"),
     )
-    return Form(
-        "Publish a port",
-        "publishing",
-        lambda values, topology: (_request(values, topology),),
-        fields,
-        lambda topology, values: _fill(topology, values, ref),
-    )
+    return form_about(ref, "Publish a port", fields, _fill, _request, "publishing")
 
 
 def _fill(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     containers = by_label(able(topology))
-    chosen = selected(topology, ref).container
-    label = next((name for name, one in containers.items() if one == chosen), next(iter(containers), ""))
-    proto = values.get("proto", "tcp")
+    label, proto = selected(topology, ref).container_in(containers), values.get("proto", "tcp")
     proposals = {"container": label, "host": _free_port(topology, proto), "inside": "80", "proto": "tcp"}
     return Filled(proposals, {"container": tuple(containers)})
 

@@ -21,9 +21,9 @@ from core.model import (
 from core.modelcard import cards
 from core.nat import nat_entries
 from core.networks import all_networks
-from core.ownership import AddressBook, address_book, label_of, names_in, primary
 from core.peers import resolve
-from core.related import related
+from core.topology.ownership import AddressBook, address_book, label_of, names_in, primary
+from core.topology.related import related
 
 BRIDGE_KINDS = frozenset({"bridge", "ovs-bridge"})
 

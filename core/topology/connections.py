@@ -15,7 +15,7 @@ from core.model import Conntrack, Container, FirewallRule, NatEntry, Network, Re
 from core.nat.inward import expanded
 
 if TYPE_CHECKING:
-    from core.topology import Topology
+    from core.topology.index import Topology
 
 
 def of_names(columns: FlowColumns, is_wanted: Callable[[str], bool]) -> Column:

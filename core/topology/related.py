@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from core.connections import found_table, known_as, of_entry, of_names, of_network
 from core.flows import FlowColumns, address_text, entry_of, translators
 from core.flows.columns import Column
 from core.model import (
@@ -21,9 +20,10 @@ from core.model import (
     nat_ref,
     network_ref,
 )
+from core.topology.connections import found_table, known_as, of_entry, of_names, of_network
 
 if TYPE_CHECKING:
-    from core.topology import Topology
+    from core.topology.index import Topology
 
 Relation = tuple[str, Ref]
 

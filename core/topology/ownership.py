@@ -11,7 +11,7 @@ from core.flows import address_bytes
 from core.model import Container, Link, NetState
 
 if TYPE_CHECKING:
-    from core.topology import Topology
+    from core.topology.index import Topology
 
 _ENGINES_FIRST = {"docker": 0, "podman": 0, "netns": 1, "process": 2}
 

@@ -1,0 +1,176 @@
+"""Reads connected sockets over sock_diag(7): their ends, round trip times, and the processes that hold
+them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.collect.netlink import Netlink, walk
+from core.collect.netns import NamespaceGone, entered, entry_of
+from core.model import SOCKET_DTYPE, Namespace, Sockets
+
+Column = np.ndarray[Any, Any]
+
+_SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
+_BY_FAMILY = 20
+_TCP, _UDP = 6, 17
+_INFO = 2  # INET_DIAG_INFO: struct tcp_info
+# Connected states: all of linux/tcp_states.h but TIME_WAIT, CLOSE, LISTEN and NEW_SYN_RECV.
+_CONNECTED = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
+_ESTABLISHED = 1 << 1
+# struct inet_diag_msg of linux/inet_diag.h.
+_MESSAGE = np.dtype(
+    [
+        ("family", "u1"), ("state", "u1"), ("timers", "V2"), ("sport", ">u2"), ("dport", ">u2"),
+        ("src", "u1", (16,)), ("dst", "u1", (16,)), ("rest", "V12"), ("queues", "V12"), ("uid", "=u4"),
+        ("inode", "=u4"),
+    ]
+)  # fmt: skip
+_ATTRIBUTE = struct.Struct("=HH")
+_RTT_AT = 4 + 68  # of tcpi_rtt, from the attribute's header on (linux/tcp.h, struct tcp_info)
+_AF_INET, _AF_INET6 = 2, 10
+_TRIES = 3
+
+
+class Holders:
+    """Which process holds which socket; asked for in /proc once a socket, as long as it lives."""
+
+    def __init__(self) -> None:
+        self._pids: dict[int, int] = {}
+        self._tries: Counter[int] = Counter()
+
+    def find(self, inodes: Iterable[int], pids: Iterable[int]) -> dict[int, int]:
+        """The pid for each socket inode that one of these processes holds."""
+        wanted = {inode for inode in inodes if inode}
+        missing = {one for one in wanted if one not in self._pids and self._tries[one] < _TRIES}
+        if missing:
+            self._tries.update(missing)
+            for pid in pids:
+                self._pids |= {inode: pid for inode in _held_by(pid) if inode in missing}
+        return {inode: self._pids[inode] for inode in wanted if inode in self._pids}
+
+    def forget_all_but(self, inodes: set[int]) -> None:
+        """Keep nothing about sockets that are gone."""
+        self._pids = {inode: pid for inode, pid in self._pids.items() if inode in inodes}
+        self._tries = Counter({inode: count for inode, count in self._tries.items() if inode in inodes})
+
+
+def read_all(namespaces: Mapping[int, Namespace], holders: Holders) -> dict[int, Sockets]:
+    """The connected sockets of all namespaces, without those that vanish meanwhile or may not be entered."""
+    found = {}
+    for inode, namespace in namespaces.items():
+        with suppress(NamespaceGone, OSError):
+            found[inode] = read_sockets(namespace, holders)
+    holders.forget_all_but({int(one) for each in found.values() for one in each.entries["inode"]})
+    return found
+
+
+def read_sockets(namespace: Namespace, holders: Holders | None = None) -> Sockets:
+    """The connected TCP and UDP sockets of one namespace. Raises NamespaceGone, and OSError as the kernel
+    words it; the socket it reads with is closed again."""
+    with entered(entry_of(namespace), namespace.inode):
+        netlink = Netlink(_SOCK_DIAG)
+    with netlink:
+        parts = [
+            _decoded(_dump(netlink, family, l4_proto, states), l4_proto)
+            for family in (_AF_INET, _AF_INET6)
+            for l4_proto, states in ((_TCP, _CONNECTED), (_UDP, _ESTABLISHED))
+        ]
+    entries = np.concatenate(parts)
+    commands: dict[int, str] = {}
+    if holders is not None and len(entries):
+        held = holders.find(entries["inode"].tolist(), namespace.pids)
+        entries["pid"] = [held.get(inode, 0) for inode in entries["inode"].tolist()]
+        commands = {pid: _command(pid) for pid in set(held.values())}
+    entries.flags.writeable = False
+    return Sockets(namespace.inode, entries, commands)
+
+
+def _dump(netlink: Netlink, family: int, l4_proto: int, states: int) -> Iterator[bytes]:
+    """The answers to one struct inet_diag_req_v2, without their headers."""
+    body = struct.pack("=BBBBI", family, l4_proto, 1 << (_INFO - 1), 0, states) + bytes(48)
+    for datagram in netlink.dump_raw(_BY_FAMILY, body):
+        for _, _, _, payload in walk(datagram):
+            yield payload
+
+
+def _decoded(messages: Iterable[bytes], l4_proto: int) -> Column:
+    """Messages of equal length mostly have equal layout: these are decoded together."""
+    by_length: dict[int, list[bytes]] = {}
+    for message in messages:
+        by_length.setdefault(len(message), []).append(message)
+    parts = [np.zeros(0, SOCKET_DTYPE)]
+    for length, alike in by_length.items():
+        if length >= _MESSAGE.itemsize:
+            parts.append(_rows(np.frombuffer(b"".join(alike), np.uint8).reshape(-1, length), l4_proto))
+    return np.concatenate(parts)
+
+
+def _rows(messages: Column, l4_proto: int) -> Column:
+    values = np.ascontiguousarray(messages[:, : _MESSAGE.itemsize]).view(_MESSAGE)[:, 0]
+    rows = np.zeros(len(messages), SOCKET_DTYPE)
+    rows["l4_proto"], rows["tcp_state"], rows["inode"] = l4_proto, values["state"], values["inode"]
+    rows["lport"], rows["rport"] = values["sport"], values["dport"]
+    is_ipv4 = values["family"] == _AF_INET
+    for ours, theirs in (("local", "src"), ("remote", "dst")):
+        rows[ours] = values[theirs]
+        rows[ours][is_ipv4, 12:] = values[theirs][is_ipv4, :4]
+        rows[ours][is_ipv4, :10] = 0
+        rows[ours][is_ipv4, 10:12] = 0xFF
+    mapped = (rows["local"][:, :10] == 0).all(axis=1) & (rows["local"][:, 10:12] == 0xFF).all(axis=1)
+    rows["family"] = np.where(mapped, 4, 6)
+    rows["rtt"] = _rtts(messages)
+    return rows
+
+
+def _rtts(messages: Column) -> Column:
+    """tcpi_rtt of each, 0 where the kernel sends no tcp_info."""
+    rtts = np.zeros(len(messages), np.uint32)
+    left = np.arange(len(messages))
+    while left.size:
+        at, header = _info_at(messages[left[0]].tobytes())
+        if at < 0 or at + _RTT_AT + 4 > messages.shape[1]:
+            left = left[1:]
+            continue
+        alike = (messages[left, at : at + 4] == np.frombuffer(header, np.uint8)).all(axis=1)
+        value = np.ascontiguousarray(messages[left[alike], at + _RTT_AT : at + _RTT_AT + 4])
+        rtts[left[alike]] = value.view(np.uint32)[:, 0]
+        left = left[~alike]
+    return rtts
+
+
+def _info_at(message: bytes) -> tuple[int, bytes]:
+    """Where the attribute with tcp_info begins, and its header; -1 where there is none."""
+    at = _MESSAGE.itemsize
+    while at + 4 <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if length < 4:
+            break
+        if kind == _INFO:
+            return at, message[at : at + 4]
+        at += (length + 3) & ~3
+    return -1, b""
+
+
+def _held_by(pid: int) -> Iterator[int]:
+    """The inodes of the sockets that a process holds."""
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as files:
+        for file in files:
+            with suppress(OSError, ValueError):
+                target = os.readlink(file.path)
+                if target.startswith("socket:["):
+                    yield int(target[8:-1])
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return ""

@@ -1,0 +1,187 @@
+"""Flows as JSON objects, written as text from columns: there may be a hundred thousand of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from core.flows.columns import Column
+from core.flows.fast import PATHS
+from core.flows.keys import folded
+from core.flows.words import ICMP, ICMPV6, PROTOCOLS, STATES, address_text
+from core.topology.flowindex import CLIENTS
+from core.topology.flowpicture import FlowPicture
+
+_CHUNK = 8192
+_ICMPS = (ICMP, ICMPV6)
+
+
+def flow_lines(picture: FlowPicture, rows: Column, label: dict[int, str]) -> Iterator[str]:
+    """Each of those rows as one line of JSON; `label` gives the namespaces' labels."""
+    for start in range(0, len(rows), _CHUNK):
+        columns = [_listed(column) for column in _columns(picture, rows[start : start + _CHUNK], label)]
+        yield from map(_LINE, *columns)
+
+
+def _LINE(
+    where: str, number: int, what: str, origin: str, sport: Any, responder: str, dport: Any, snat: str, dnat:
+    str, icmp: str, timeout: int, rest: str, measured: str,
+) -> str:  # fmt: skip
+    return (
+        f'{where}{number}{what}{origin}{sport}}},"responder":{responder}{dport}}},"snat":{snat},"dnat":{dnat},'
+        f'"icmp":{icmp},"timeout":{timeout}{rest}{measured}'
+    )
+
+
+def _listed(column: Column | list[str]) -> list[Any]:
+    return column if isinstance(column, list) else column.tolist()
+
+
+def _columns(picture: FlowPicture, rows: Column, label: dict[int, str]) -> list[Column | list[str]]:
+    """What a line is put together from, in its order."""
+    index, now = picture.index, picture.table.columns
+    columns = index.columns
+    spaces = np.repeat(np.arange(len(columns.tables)), np.diff(columns.starts))[rows]
+    where = [f'{{"ns":{one.ns},"namespace":{json.dumps(label[one.ns])},"id":' for one in columns.tables]
+    ports = columns.has_ports[rows]
+    return [
+        _chosen(where, spaces),
+        columns.column("id")[rows],
+        _what(columns, now, rows),
+        _ends(picture, "orig_src", rows, spaces),
+        _port(columns.column("orig_sport")[rows], ports),
+        _ends(picture, "reply_src", rows, spaces),
+        _port(columns.column("reply_sport")[rows], ports),
+        _translated(columns, columns.source_translated, "reply_dst", "reply_dport", rows),
+        _translated(columns, columns.destination_translated, "orig_dst", "orig_dport", rows),
+        _icmp(columns, rows),
+        now.column("timeout")[rows],
+        _rest(picture, rows),
+        _measured(picture, rows),
+    ]
+
+
+def _chosen(texts: Sequence[str], codes: Column) -> list[str]:
+    return list(map(texts.__getitem__, codes.tolist()))
+
+
+def _what(columns: Any, now: Any, rows: Column) -> list[str]:
+    """Zone, protocol and state; few differ."""
+    key = (
+        columns.column("l4_proto")[rows].astype(np.int64)
+        | now.state[rows].astype(np.int64) << 8
+        | columns.column("family")[rows].astype(np.int64) << 16
+        | columns.column("zone")[rows].astype(np.int64) << 24
+    )
+    codes, place = np.unique(key, return_inverse=True)
+    texts = [
+        f',"zone":{code >> 24},"family":{code >> 16 & 255},"l4_proto":"{PROTOCOLS[code & 255]}",'
+        f'"state":"{STATES[code >> 8 & 255]}","origin":'
+        for code in codes.tolist()
+    ]
+    return _chosen(texts, place)
+
+
+def _ends(picture: FlowPicture, name: str, rows: Column, spaces: Column) -> list[str]:
+    """An end up to its port; the same address in the same namespace is written once."""
+    index = picture.index
+    addresses = index.columns.column(name)[rows]
+    _, first, place = np.unique(
+        folded(addresses[:, 0], addresses[:, 1], spaces), return_index=True, return_inverse=True
+    )
+    texts = []
+    raws = addresses[first].astype(">u8").tobytes()
+    names = [index.columns.names(table.ns) for table in index.columns.tables]
+    for number, table in enumerate(spaces[first].tolist()):
+        raw = raws[16 * number : 16 * number + 16]
+        owner = names[table].get(raw) or picture.table.names.get(raw)
+        name = json.dumps(owner) if owner else "null"
+        texts.append(f'{{"address":"{address_text(raw)}","name":{name},"port":')
+    return _chosen(texts, place)
+
+
+def _port(values: Column, ports: Column) -> Column | list[Any]:
+    if ports.all():
+        return values
+    return [value if there else "null" for value, there in zip(values.tolist(), ports.tolist(), strict=True)]
+
+
+def _translated(columns: Any, where: Column, address: str, port: str, rows: Column) -> list[str]:
+    """What stands in an end's place, null where it is not translated."""
+    texts = ["null"] * len(rows)
+    places = np.flatnonzero(where[rows])
+    if not places.size:
+        return texts
+    raws = columns.column(address)[rows[places]]
+    _, first, code = np.unique(folded(raws[:, 0], raws[:, 1]), return_index=True, return_inverse=True)
+    heads = [f'{{"address":"{address_text(raw.astype(">u8").tobytes())}","port":' for raw in raws[first]]
+    numbers = _port(columns.column(port)[rows[places]], columns.has_ports[rows[places]])
+    for place, head, number in zip(places.tolist(), code.tolist(), _listed(numbers), strict=True):
+        texts[place] = f"{heads[head]}{number}}}"
+    return texts
+
+
+def _icmp(columns: Any, rows: Column) -> list[str]:
+    texts = ["null"] * len(rows)
+    for place in np.flatnonzero(np.isin(columns.column("l4_proto")[rows], _ICMPS)).tolist():
+        ident, what = (int(columns.column(name)[rows[place]]) for name in ("orig_sport", "orig_dport"))
+        texts[place] = f'{{"id":{ident},"type":{what >> 8},"code":{what & 0xFF}}}'
+    return texts
+
+
+def _rest(picture: FlowPicture, rows: Column) -> list[str]:
+    """Kind of client, path, number of hops; few differ."""
+    index = picture.index
+    hops = np.bincount(index.connection, minlength=len(index))[index.connection][rows]
+    key = index.client[rows].astype(np.int64) | picture.table.path[rows].astype(np.int64) << 8
+    key |= hops << 16 | index.edge[rows].astype(np.int64) << 40
+    codes, place = np.unique(key, return_inverse=True)
+    texts = [
+        f',"client":{json.dumps(CLIENTS[code & 255] or None)},"path":"{PATHS[code >> 8 & 255]}",'
+        f'"hops":{code >> 16 & 0xFFFFFF},"edge":{json.dumps(bool(code >> 40))}'
+        for code in codes.tolist()
+    ]
+    return _chosen(texts, place)
+
+
+def _measured(picture: FlowPicture, rows: Column) -> list[str]:
+    """Counters, speeds, age, round trip time and processes."""
+    table, ends = picture.table, picture.ends
+    quiet = '"bits_per_second":null,"packets_per_second":null' if not table.measured else None
+    texts = []
+    numbers = zip(
+        table.counted[rows].tolist(), table.packets[rows].tolist(), table.octets[rows].tolist(),
+        table.speeds[rows].tolist(), table.age[rows].tolist(), ends.rtt[rows].tolist(),
+        ends.pids[rows].tolist(), strict=True,
+    )  # fmt: skip
+    for counted, packets, octets, speeds, age, rtt, pids in numbers:
+        counts = f'"packets":{packets},"bytes":{octets}' if counted else '"packets":null,"bytes":null'
+        texts.append(
+            f',{counts},{quiet or _speeds(speeds)},"age":{_number(age, 3)},"rtt":{_number(rtt, 6)},'
+            f'"processes":{_processes(pids, ends.commands) if pids[0] or pids[1] else "[null,null]"}}}'
+        )
+    return texts
+
+
+def _speeds(speeds: Sequence[float]) -> str:
+    if speeds[0] != speeds[0]:
+        return '"bits_per_second":null,"packets_per_second":null'
+    one, other, there, back = (round(value, 1) for value in speeds)
+    return f'"bits_per_second":[{one},{other}],"packets_per_second":[{there},{back}]'
+
+
+def _number(value: float, digits: int) -> str:
+    return "null" if value != value else str(round(value, digits))
+
+
+def _processes(pids: Sequence[int], commands: Any) -> str:
+    return json.dumps([{"pid": pid, "command": commands.get(pid, "")} if pid else None for pid in pids])
+
+
+def client_counts(picture: FlowPicture, rows: Column) -> dict[str, int]:
+    """How many of those flows each kind of client has opened; "" for those to nobody of ours."""
+    kinds = np.bincount(picture.index.client[rows], minlength=len(CLIENTS)).tolist()
+    return dict(zip(CLIENTS, kinds, strict=True))

@@ -1,0 +1,103 @@
+"""The fast path's counters brought to the connections that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from core.flows import keys
+from core.flows.keys import Places
+from core.model import CONNTRACK_DTYPE, Conntrack, FastFlows
+from core.model.conntrack import IPS_ASSURED, IPS_CONFIRMED, IPS_SEEN_REPLY
+
+Column = np.ndarray[Any, Any]
+
+# What carries a connection's packets now: the kernel, the fast path in a way of FAST_PATHS, or the kernel
+# again after the fast path has handed it back.
+PATHS = ("kernel", "fast", "kernel again")
+KERNEL, FAST, AGAIN = range(3)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paths:
+    """What the fast path adds: `counters` has shape (n, 4), packets of both directions, then bytes, one row
+    for each conntrack entry and after them one for each of `loose`; `path` an index into PATHS for each.
+    `loose` are connections that conntrack does not know, as a table. None where the fast path has nothing."""
+
+    counters: Column | None = None
+    path: Column | None = None
+    loose: Conntrack | None = None
+
+
+NO_PATHS = Paths()
+
+
+def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
+    """Find for each direction that the fast path counted the conntrack entry it belongs to."""
+    flows = fast.entries
+    count = sum(len(table.entries) for table in tables)
+    counters, path = np.zeros((count, 4), np.uint64), np.zeros(count, np.uint8)
+    places = Places(keys.one_way(flows, "src", "sport", "dst", "dport"))
+    used = np.zeros(len(flows), bool)
+    start = 0
+    for table in tables:
+        end = start + len(table.entries)
+        if table.ns == fast.ns:
+            for way, key in enumerate((keys.before(table.entries), keys.back(table.entries))):
+                found = places.of(key)
+                rows = np.flatnonzero(found >= 0)
+                _add(counters[start:end], path[start:end], rows, flows[found[rows]], way)
+                used[found[rows]] = True
+        start = end
+    loose = _loose(flows[~used], fast) if not used.all() else None
+    if loose is None:
+        return Paths(counters, path)
+    table, extra, its_path = loose
+    return Paths(np.concatenate((counters, extra)), np.concatenate((path, its_path)), table)
+
+
+def _add(counters: Column, path: Column, rows: Column, flows: Column, way: int) -> None:
+    counters[rows, way] += flows["packets"]
+    counters[rows, way + 2] += flows["bytes"]
+    path[rows] = np.where(flows["live"], FAST, np.where(path[rows] == FAST, FAST, AGAIN))
+
+
+def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:
+    """Flows without a conntrack entry as entries of their own: a direction and the one that answers it are
+    one."""
+    own = keys.one_way(flows, "src", "sport", "dst", "dport")
+    answer = keys.one_way(flows, "new_dst", "new_dport", "new_src", "new_sport")
+    partner = Places(own).of(answer)
+    place = np.arange(len(flows))
+    began = flows["first_seen"]
+    other = began[np.maximum(partner, 0)]
+    later = (partner >= 0) & ((began > other) | ((began == other) & (partner < place)))
+    first, mate = flows[~later], partner[~later]
+    entries = np.zeros(len(first), CONNTRACK_DTYPE)
+    for name in ("family", "l4_proto"):
+        entries[name] = first[name]
+    _copy(entries, first)
+    entries["id"] = own[~later].astype(np.uint32)
+    entries["counted"] = True
+    entries["start"] = first["first_seen"]
+    entries["status"] = IPS_CONFIRMED | np.where(mate >= 0, IPS_SEEN_REPLY | IPS_ASSURED, 0).astype(np.uint32)
+    counters, path = np.zeros((len(first), 4), np.uint64), np.zeros(len(first), np.uint8)
+    _add(counters, path, place[: len(first)], first, 0)
+    answered = np.flatnonzero(mate >= 0)
+    _add(counters, path, answered, flows[mate[answered]], 1)
+    entries.flags.writeable = False
+    return Conntrack(fast.ns, entries, accounting=True, taken_at=fast.taken_at), counters, path
+
+
+def _copy(entries: Column, flows: Column) -> None:
+    """The tuples of both directions, from what the fast path makes of the packets of the first."""
+    pairs = (
+        ("orig_src", "src"), ("orig_dst", "dst"), ("orig_sport", "sport"), ("orig_dport", "dport"),
+        ("reply_src", "new_dst"), ("reply_dst", "new_src"), ("reply_sport", "new_dport"),
+        ("reply_dport", "new_sport"),
+    )  # fmt: skip
+    for ours, theirs in pairs:
+        entries[ours] = flows[theirs]

@@ -1,0 +1,261 @@
+"""Speeds of flows: what counters, read again and again, say about the last seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from core.flows import keys
+from core.flows.fast import NO_PATHS, Paths, joined
+from core.flows.keys import Places
+from core.flows.table import GENERATIONS, UNKNOWN, FlowTable, began, counters_of, whole
+from core.model import Conntrack, FastFlows
+from core.model.conntrack import empty_entries
+
+Column = np.ndarray[Any, Any]
+
+# Speeds are averages over one to two of these; a single tick would make rows jump.
+HALF_WINDOW = 2.0
+_SHORTEST = 0.2  # seconds; a difference over less says too little
+_ACTIVE_FOR = 10.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """One namespace's table, and when its dump began and ended (monotonic seconds)."""
+
+    table: Conntrack
+    began: float
+    ended: float
+
+
+@dataclass(slots=True, eq=False)
+class _Memory:
+    """What is known of each row, row after row: its key, the counters of two earlier looks and when these
+    were, what the fast path counted at last and in earlier lives, its speeds, when it last moved, when it
+    was born."""
+
+    keys: Column
+    counts: Column  # (n, 2, 4): the older look, then the newer
+    times: Column  # (n, 2)
+    fast: Column  # (n, 2, 4): the last count, then the sum of those that began anew
+    speeds: Column
+    moved: Column
+    born: Column
+
+    @classmethod
+    def of(cls, count: int) -> _Memory:
+        """Room for so many rows."""
+        return cls(
+            np.zeros(count, np.uint64), np.zeros((count, 2, 4), np.uint64), np.zeros((count, 2)),
+            np.zeros((count, 2, 4), np.uint64), np.full((count, 4), UNKNOWN), np.full(count, -np.inf),
+            np.full(count, np.nan),
+        )  # fmt: skip
+
+    def taken(self, rows: Column) -> _Memory:
+        """Some of the rows, in that order."""
+        return _Memory(
+            self.keys[rows], self.counts[rows], self.times[rows], self.fast[rows], self.speeds[rows],
+            self.moved[rows], self.born[rows],
+        )  # fmt: skip
+
+    def extended(self, more: _Memory) -> _Memory:
+        """These rows and then the others."""
+        pairs = ((getattr(self, name), getattr(more, name)) for name in self.__slots__)
+        return _Memory(*(np.concatenate(pair) for pair in pairs))
+
+
+@dataclass(slots=True, eq=False)
+class FlowMeter:
+    """Takes one reading after another. All times are monotonic, so that a step of the clock does no harm;
+    counters that go backwards begin anew; what a dump leaves out once is remembered until the next."""
+
+    _memory: _Memory = field(default_factory=lambda: _Memory.of(0))
+    _missed: _Memory = field(default_factory=lambda: _Memory.of(0))
+    _places: Places = field(default_factory=lambda: Places(np.zeros(0, np.uint64)))
+    _seen: dict[int, float] = field(default_factory=dict)
+    _is_fast: bool = False  # whether the fast path ever counted anything
+    _kernel: Column = field(default_factory=lambda: np.zeros((0, 4), np.uint64))
+    table: FlowTable = field(default_factory=FlowTable)
+
+    def feed(
+        self, readings: Sequence[Reading], fast: FastFlows | None = None, now: float | None = None, at: float
+        = 0.0,
+    ) -> FlowTable:  # fmt: skip
+        """Take whole tables; `now` is monotonic, `at` Unix time, of this look."""
+        kept = [one for one in readings if len(one.table.entries)]
+        now = max((one.ended for one in readings), default=0.0) if now is None else now
+        tables = tuple(one.table for one in kept)
+        paths = joined(tables, fast) if fast is not None and len(fast.entries) else NO_PATHS
+        if paths.loose is not None:
+            tables = (*tables, paths.loose)
+            kept.append(Reading(paths.loose, now, now))
+        times = _times(kept)
+        self._recall(tables, times, now, at)
+        self._kernel = counters_of(tables)
+        counters = self._merged(self._kernel, paths.counters)
+        self._advance(slice(None), counters, times)
+        self._seen = {one.table.ns: one.ended for one in readings}
+        if fast is not None:
+            self._seen.setdefault(fast.ns, now)
+        self.table = self._published(tables, counters, paths, now, at)
+        return self.table
+
+    def touch(
+        self, parts: Mapping[int, Column], wanted: Column, fast: FastFlows | None = None, now: float = 0.0,
+        at: float = 0.0,
+    ) -> FlowTable:  # fmt: skip
+        """Take some entries of some namespaces, read again, out of those that were `wanted` (rows of the
+        table)."""
+        old, rows, entries = self.table, np.zeros(0, np.intp), empty_entries()
+        for ns, some in parts.items():
+            found = self._places.of(keys.identity(ns, some))
+            rows = np.concatenate((rows, found[found >= 0]))
+            entries = np.concatenate((entries, some[found >= 0]))
+        self._kernel[rows] = np.concatenate((entries["packets"], entries["bytes"]), axis=1)
+        newest, path = self._fast_again(fast)
+        counters = self._merged(self._kernel, newest)
+        changed = rows if newest is None else np.union1d(rows, np.flatnonzero(newest.any(axis=1)))
+        self._advance(changed, counters[changed], np.full(len(changed), now))
+        self._memory.speeds[np.setdiff1d(wanted, changed)] = 0
+        self.table = replace(
+            old, tables=_with_entries(old.tables, rows, entries), taken_at=now, at=at, path=path,
+            speeds=np.where(old.counted[:, None], self._memory.speeds, UNKNOWN), packets=counters[:, :2],
+            octets=counters[:, 2:], fast_bytes=self._fast_bytes(),
+            born=self._memory.born + (at - now),
+        )  # fmt: skip
+        return self.table
+
+    def _fast_again(self, fast: FastFlows | None) -> tuple[Column | None, Column]:
+        """The fast path's counters, None where there are none, and the path, for the rows that there are."""
+        path = self.table.path
+        if fast is None or not len(fast.entries):
+            return None, np.zeros_like(path)
+        newest = self._memory.fast[:, 0].copy()
+        count = len(newest) - self.table.loose
+        paths = joined(self.table.tables[: -1 if self.table.loose else None], fast)
+        assert paths.counters is not None and paths.path is not None
+        path = path.copy()
+        newest[:count], path[:count] = paths.counters[:count], paths.path[:count]
+        if paths.loose is not None:
+            place = self._places.of(keys.identity(fast.ns, paths.loose.entries))
+            found = place >= count
+            newest[place[found]] = paths.counters[count:][found]
+            path[place[found]] = paths.path[count:][found]
+        return newest, path
+
+    def active(self, now: float, most: int) -> Column:
+        """The rows whose counters moved in the last seconds, the fastest first, `most` at most."""
+        rows = np.flatnonzero(self._memory.moved >= now - _ACTIVE_FOR)
+        speeds = np.nan_to_num(self._memory.speeds[rows, :2].sum(axis=1))
+        return rows[np.argsort(-speeds, kind="stable")[:most]]
+
+    def _recall(self, tables: Sequence[Conntrack], times: Column, now: float, at: float) -> None:
+        """Bring what is known into the order of the new tables; new rows begin here."""
+        new = [keys.identity(table.ns, table.entries) for table in tables]
+        wanted = np.concatenate(new) if new else np.zeros(0, np.uint64)
+        old = self._memory
+        if len(wanted) == len(old.keys) and np.array_equal(wanted, old.keys):
+            self._missed = _Memory.of(0)
+            return
+        known = old.extended(self._missed) if len(self._missed.keys) else old
+        place = Places(known.keys).of(wanted)
+        found = place >= 0
+        left = np.ones(len(known.keys), bool)
+        left[place[found]] = False
+        self._missed = old.taken(np.flatnonzero(left[: len(old.keys)]))
+        self._memory = known.taken(np.maximum(place, 0)) if len(known.keys) else _Memory.of(len(wanted))
+        self._memory.keys = wanted
+        self._begin(np.flatnonzero(~found), tables, times, at - now)
+        self._places = Places(wanted)
+
+    def _begin(self, rows: Column, tables: Sequence[Conntrack], times: Column, offset: float) -> None:
+        """Rows seen for the first time: where their namespace was looked at before, they began since then,
+        unless the kernel's time stamp says otherwise. `offset` is Unix time minus monotonic time."""
+        looks = [np.full(len(table.entries), self._seen.get(table.ns, np.nan)) for table in tables]
+        seen = np.concatenate(looks)[rows] if looks else np.zeros(0)
+        stamps = began(tables)[rows] - offset
+        seen[stamps < seen - 1] = np.nan
+        memory = self._memory
+        memory.counts[rows] = memory.fast[rows] = 0
+        memory.times[rows] = seen[:, None]
+        memory.speeds[rows], memory.moved[rows] = UNKNOWN, -np.inf
+        memory.born[rows] = np.where(np.isnan(stamps), (seen + times[rows]) / 2, stamps)
+
+    def _merged(self, kernel: Column, newest: Column | None) -> Column:
+        """Both paths together; what the fast path had counted before it began anew stays in the sum."""
+        fast = self._memory.fast
+        if newest is None:
+            if not self._is_fast:
+                return kernel.copy()
+            newest = np.zeros_like(kernel)
+        self._is_fast = True
+        anew = (newest < fast[:, 0]).any(axis=1)
+        fast[anew, 1] += fast[anew, 0]
+        fast[:, 0] = newest
+        return np.asarray(kernel + fast[:, 0] + fast[:, 1])
+
+    def _fast_bytes(self) -> Column:
+        """What the fast path carried of each row, in bytes."""
+        fast = self._memory.fast
+        return fast[:, 0, 2:] + fast[:, 1, 2:] if self._is_fast else np.zeros((len(fast), 2), np.uint64)
+
+    def _advance(self, rows: Column | slice, counts: Column, times: Column) -> None:
+        """Take the newest counters of some rows: work out their speeds, move their window on."""
+        memory = self._memory
+        old, at = memory.counts[rows], memory.times[rows]
+        unknown = np.isnan(at[:, 0])
+        backwards = (counts < old[:, 1]).any(axis=1)
+        passed = times - at[:, 0]
+        usable = ~unknown & ~backwards & (passed >= _SHORTEST)
+        speeds = memory.speeds[rows]
+        risen = (counts[usable] - old[usable, 0]) / passed[usable, None]
+        speeds[usable] = risen[:, [2, 3, 0, 1]] * (8, 8, 1, 1)
+        memory.speeds[rows] = speeds
+        moved = memory.moved[rows]
+        moved[~unknown & ((counts != old[:, 1]).any(axis=1))] = times.max(initial=0.0)
+        memory.moved[rows] = moved
+        turn = ~unknown & ~backwards & (times - at[:, 1] >= HALF_WINDOW)
+        old[turn, 0], at[turn, 0] = old[turn, 1], at[turn, 1]
+        old[turn, 1], at[turn, 1] = counts[turn], times[turn]
+        anew = unknown | backwards
+        old[anew], at[anew] = counts[anew, None], times[anew, None]
+        memory.counts[rows], memory.times[rows] = old, at
+
+    def _published(
+        self, tables: tuple[Conntrack, ...], counters: Column, paths: Paths, now: float, at: float
+    ) -> FlowTable:
+        path = paths.path if paths.path is not None else np.zeros(len(counters), np.uint8)
+        counted = whole("counted", tables, bool) | (path > 0)
+        speeds = self._memory.speeds.copy()
+        speeds[~counted] = UNKNOWN
+        return FlowTable(
+            tables, next(GENERATIONS), now, at, speeds, counters[:, :2], counters[:, 2:], counted,
+            path, self._fast_bytes(), self._memory.born + (at - now),
+            0 if paths.loose is None else len(paths.loose.entries), bool(self.table.generation),
+        )  # fmt: skip
+
+
+def _times(readings: Sequence[Reading]) -> Column:
+    """When each row was read: the rows of a dump one after the other between its begin and its end."""
+    parts = [np.linspace(one.began, one.ended, len(one.table.entries)) for one in readings]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _with_entries(tables: tuple[Conntrack, ...], rows: Column, entries: Column) -> tuple[Conntrack, ...]:
+    """The tables with some rows replaced; those without any stay the same objects."""
+    result, start = [], 0
+    for table in tables:
+        end = start + len(table.entries)
+        here = (rows >= start) & (rows < end)
+        if here.any():
+            fresh = table.entries.copy()
+            fresh[rows[here] - start] = entries[here]
+            fresh.flags.writeable = False
+            table = replace(table, entries=fresh)
+        result.append(table)
+        start = end
+    return tuple(result)

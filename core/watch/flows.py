@@ -1,0 +1,109 @@
+"""Reads flows for the view that shows them: all of them as often as a share of a core allows, those that move
+every second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from core.collect import conntrack
+from core.collect import sockets as reading
+from core.collect.conntrack_some import askable, read_some
+from core.collect.netns import NamespaceGone
+from core.flows.meter import FlowMeter, Reading
+from core.flows.table import FlowTable
+from core.model import Conntrack, FastFlows, Namespace, Sockets
+
+EVERY = 1.0
+_SHARE_OF_ALL = 0.05  # of a core, for reading whole tables
+_SHARE_OF_SOME = 0.025  # of a core, for reading those entries again that move
+_FORGOTTEN_AFTER = 15.0  # seconds after which an earlier look says nothing about the last seconds
+
+FastReader = Callable[[], FastFlows]
+
+
+class FlowReader:
+    """Looks at the flows of all namespaces; `look` is called about once a second, from one thread."""
+
+    def __init__(self, fast: FastReader | None = None) -> None:
+        self._fast = fast
+        self.sockets: Mapping[int, Sockets] = {}  # given with each table
+        self._meter = FlowMeter()
+        self._next_whole = 0.0
+        self._looked = -np.inf
+        self._most = 256  # entries to read again at once
+
+    def look(
+        self, namespaces: Mapping[int, Namespace], whole: bool = False
+    ) -> tuple[FlowTable, dict[int, Conntrack] | None]:
+        """The flows now, and the tables where these were read whole. `whole` asks for that."""
+        began = time.monotonic()
+        if began - self._looked > _FORGOTTEN_AFTER:
+            self._meter, whole = FlowMeter(), True
+        self._looked = began
+        if not whole and began < self._next_whole:
+            return replace(self._some(namespaces), sockets=self.sockets), None
+        spent = time.thread_time()
+        readings = read_timed(namespaces)
+        table = self._meter.feed(readings, self._read_fast(), time.monotonic(), time.time())
+        spent = time.thread_time() - spent
+        self._next_whole = began + max(EVERY * 0.9, spent / _SHARE_OF_ALL)
+        return replace(table, sockets=self.sockets), {one.table.ns: one.table for one in readings}
+
+    def _read_fast(self) -> FastFlows | None:
+        return self._fast() if self._fast is not None else None
+
+    def _some(self, namespaces: Mapping[int, Namespace]) -> FlowTable:
+        """Read those again that move: the fastest, as many as the share allows."""
+        spent = time.thread_time()
+        rows = self._meter.active(time.monotonic(), self._most)
+        parts, wanted, start = {}, [], 0
+        for table in self._meter.table.tables:
+            mine = rows[(rows >= start) & (rows < start + len(table.entries))]
+            mine = mine[askable(table.entries[mine - start])]
+            if len(mine) and table.ns in namespaces and table.ns not in parts:
+                try:
+                    parts[table.ns] = read_some(namespaces[table.ns], table.entries[mine - start])
+                    wanted.append(mine)
+                except (NamespaceGone, OSError):
+                    pass
+            start += len(table.entries)
+        asked = np.concatenate(wanted) if wanted else np.zeros(0, np.intp)
+        flows = self._meter.touch(parts, asked, self._read_fast(), time.monotonic(), time.time())
+        self._adapt(time.thread_time() - spent, len(asked))
+        return flows
+
+    def _adapt(self, spent: float, count: int) -> None:
+        """Ask for so many the next time that the share is kept."""
+        allowed = EVERY * _SHARE_OF_SOME
+        if spent > allowed:
+            self._most = max(64, int(self._most * allowed / spent))
+        elif count == self._most:
+            self._most = min(65536, self._most * 2)
+
+
+def read_timed(namespaces: Mapping[int, Namespace]) -> list[Reading]:
+    """The tables of all namespaces, without those that vanish meanwhile, and when each was read."""
+    readings = []
+    for namespace in namespaces.values():
+        began = time.monotonic()
+        try:
+            table = conntrack.read_conntrack(namespace)
+        except NamespaceGone:
+            continue
+        readings.append(Reading(table, began, time.monotonic()))
+    return readings
+
+
+class SocketReader:
+    """Reads the sockets behind flows, and whose they are; what processes hold is remembered."""
+
+    def __init__(self) -> None:
+        self._holders = reading.Holders()
+
+    def look(self, namespaces: Mapping[int, Namespace]) -> dict[int, Sockets]:
+        """The connected sockets of all namespaces."""
+        return reading.read_all(namespaces, self._holders)

@@ -1,0 +1,207 @@
+"""The fast path in a throw-away host, and connections whose every byte is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from bpf import control, runtime
+from core.collect.netns import entered
+from tests.conftest import ThrowawayHost
+
+PATIENCE = 20.0
+_ROOT = Path(__file__).parent.parent
+
+
+def eventually(holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """What `holds` returns once that is true; its last answer where it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+class FastPath:
+    """Keeper and holder in the namespace of `host`; a context manager that ends them."""
+
+    def __init__(self, host: ThrowawayHost, *targets: str, tied: bool = False) -> None:
+        self.host = host
+        words = ["nsenter", f"--net=/run/netns/{host.name}", sys.executable, "-m", "bpf.keeper"]
+        self.keeper = subprocess.Popen(
+            [*words, *(["--tied"] if tied else []), "--", *targets],
+            stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        )
+        assert self.keeper.stdout is not None
+        self.told: dict[str, Any] = json.loads(self.keeper.stdout.readline() or b"{}")
+
+    def __enter__(self) -> Self:
+        assert self.told.get("ok"), self.told
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def ask(self, do: str, **more: Any) -> dict[str, Any]:
+        """A request to the holder, and its answer."""
+        return control.ask({"do": do, **more}, self.host.inode)
+
+    def status(self, **more: Any) -> dict[str, Any]:
+        """The status answer."""
+        return self.ask("status", **more)
+
+    def count(self, verdict: str, port: str = "") -> int:
+        """Packets of a verdict, on one port or on all."""
+        found = self.status()
+        rows = {row["name"]: row["verdicts"] for row in found["ports"]}
+        return int((rows.get(port, {}) if port else found["verdicts"]).get(verdict, 0))
+
+    def is_on(self, on: str = "on") -> bool:
+        """Whether the state is that."""
+        return bool(self.status()["state"] == on)
+
+    def kill(self, *whom: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the "holder", the "keeper" or both."""
+        pids = {"holder": int(self.told["pid"]), "keeper": self.keeper.pid}
+        for each in whom:
+            os.kill(pids[each], number)
+
+    def end(self) -> None:
+        """Switch it off and wait until both processes are gone."""
+        with suppress(OSError):
+            os.kill(int(self.told.get("pid", 0)) or self.keeper.pid, signal.SIGCONT)
+        self.keeper.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.keeper.wait(PATIENCE)
+        if self.keeper.poll() is None:
+            self.keeper.kill()
+            self.keeper.wait()
+        assert self.keeper.stdout is not None
+        self.keeper.stdout.close()
+        if self.keeper.stdin:
+            with suppress(OSError):
+                self.keeper.stdin.close()
+
+
+def attached(host: ThrowawayHost) -> set[str]:
+    """The interfaces that carry the program, as bpftool tells."""
+    (told,) = host.json("bpftool -j net")
+    return {each["devname"] for each in told["tc"] if each.get("name") == "vnet_fastpath"}
+
+
+def traces(host: ThrowawayHost) -> list[str]:
+    """All that the fast path leaves while it is on: nothing when it is off."""
+    found = sorted(attached(host))
+    found += [f"table {name}" for name in host.run("nft list tables").splitlines() if "vnet_fastpath" in name]
+    if host.run("sysctl -n net.netfilter.nf_conntrack_tcp_be_liberal").strip() != "0":
+        found.append("be_liberal")
+    if marked(host):
+        found.append("marks")
+    found += [path.name for path in runtime.DIRECTORY.glob(f"fastpath-{host.inode}.*")]
+    return found
+
+
+def marked(host: ThrowawayHost) -> list[str]:
+    """The conntrack entries that carry a mark of ours, as conntrack(8) prints them."""
+    found = host.run("conntrack -L", check=False).splitlines()
+    return [line for line in found for word in line.split() if word.startswith("mark=") and int(word[5:]) >> 24]
+
+
+class Talk:
+    """A TCP or UDP conversation from one namespace (by its short name) to another; `say` checks each byte."""
+
+    def __init__(
+        self, host: ThrowawayHost, here: str, there: str, address: str, port: int = 7000, udp: bool = False,
+        to: int = 0, family: int = socket.AF_INET,
+    ) -> None:  # fmt: skip
+        kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+        self._udp, self._count = udp, 0
+        self._listener = self._socket(host, there, family, kind)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+        self.client = self._socket(host, here, family, kind)
+        if udp:
+            self.client.connect((address, to or port))
+            self.server = self._listener
+        else:
+            self._listener.listen()
+            self.client.connect((address, to or port))
+            self.server, self.seen_from = self._listener.accept()
+            self.server.settimeout(10)
+
+    @staticmethod
+    def _socket(host: ThrowawayHost, inside: str, family: int, kind: int) -> socket.socket:
+        with entered(f"/run/netns/{host.full(inside)}"):
+            made = socket.socket(family, kind)
+        made.settimeout(10)
+        return made
+
+    def say(self, times: int = 1) -> None:
+        """There and back, numbered; raises where anything is lost, repeated or changed."""
+        for _ in range(times):
+            self._count += 1
+            text = f"{self._count:08}".encode() * 20
+            self.client.send(text)
+            if self._udp:
+                heard, self.seen_from = self.server.recvfrom(1000)
+                assert heard == text
+                self.server.sendto(text[::-1], self.seen_from)
+                assert self.client.recv(1000) == text[::-1]
+            else:
+                assert self._exactly(self.server, len(text)) == text
+                self.server.sendall(text[::-1])
+                assert self._exactly(self.client, len(text)) == text[::-1]
+
+    @staticmethod
+    def _exactly(sock: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = sock.recv(size - len(data))
+            assert more, "the connection ended"
+            data += more
+        return data
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for each in (self.client, self.server, self._listener):
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def two_containers_and_an_uplink(host: ThrowawayHost) -> None:
+    """A bridge br0 (10.9.0.1/24, fd09::1/64) with containers a and b, and an uplink up0 to `world`, masqueraded."""
+    host.run("ip link add br0 type bridge")
+    host.run("ip addr add 10.9.0.1/24 dev br0")
+    host.run("ip -6 addr add fd09::1/64 dev br0 nodad")
+    host.run("ip link set br0 up")
+    for number, name in enumerate(("a", "b"), 2):
+        host.container(name, "br0", f"10.9.0.{number}/24", "10.9.0.1")
+        host.run(f"ip -6 addr add fd09::{number}/64 dev eth0 nodad", inside=name)
+        host.run("ip -6 route add default via fd09::1", inside=name)
+    world = host.namespace("world")
+    host.run(f"ip link add up0 type veth peer name eth0 netns {world}")
+    host.run("ip addr add 192.0.2.1/24 dev up0")
+    host.run("ip -6 addr add 2001:db8::1/64 dev up0 nodad")
+    host.run("ip link set up0 up")
+    host.run("ip addr add 192.0.2.2/24 dev eth0", inside="world")
+    host.run("ip -6 addr add 2001:db8::2/64 dev eth0 nodad", inside="world")
+    host.run("ip link set eth0 up", inside="world")
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    host.run("nft add table inet nat")
+    host.run(["nft", "add chain inet nat post { type nat hook postrouting priority 100; }"])
+    host.run("nft add rule inet nat post oifname up0 masquerade")

@@ -1,0 +1,154 @@
+"""The fast path's processes: it is on at once, and whatever ends it, all is as it was and every connection goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from bpf import layout, syscall
+from bpf.tables import possible_cpus
+from bpf.verdicts import VERDICTS
+from tests.conftest import ThrowawayHost
+from tests.fastpath import FastPath, Talk, attached, eventually, marked, traces, two_containers_and_an_uplink
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+    two_containers_and_an_uplink(host)
+    yield host
+    assert eventually(lambda: not traces(host)), traces(host)
+
+
+def is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
+    """Whether what is said now is forwarded by the fast path, at that port."""
+    before = fast.count("FAST", port)
+    talk.say(10)
+    return fast.count("FAST", port) >= before + 10
+
+
+def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast:
+        assert attached(place) == {"v-a", "v-b", "up0"}
+        assert place.run("sysctl -n net.netfilter.nf_conntrack_tcp_be_liberal").strip() == "1"
+        with Talk(place, "a", "b", "10.9.0.3") as inside, Talk(place, "a", "world", "192.0.2.2") as out:
+            assert out.seen_from[0] == "192.0.2.1"
+            assert eventually(lambda: is_fast(fast, inside)) and eventually(lambda: is_fast(fast, out))
+            assert eventually(lambda: is_fast(fast, out, "up0"))
+            assert len(marked(place)) == 2
+            fast.ask("off")
+            assert fast.keeper.wait(20) == 0
+            assert traces(place) == []
+            inside.say(50)
+            out.say(50)
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_ipv6_is_forwarded_and_translated(place: ThrowawayHost, udp: bool) -> None:
+    with (
+        FastPath(place, "br0") as fast,
+        Talk(place, "a", "world", "2001:db8::2", udp=udp, family=socket.AF_INET6) as out,
+    ):
+        out.say(3)
+        assert eventually(lambda: is_fast(fast, out))
+        assert out.seen_from[0] == "2001:db8::1"
+
+
+@pytest.mark.parametrize("whom", [("holder",), ("keeper",), ("holder", "keeper")])
+def test_killed_processes_leave_nothing_and_connections_go_on(
+    place: ThrowawayHost, whom: tuple[str, ...]
+) -> None:
+    with Talk(place, "a", "b", "10.9.0.3") as inside, Talk(place, "a", "world", "192.0.2.2") as out:
+        with FastPath(place, "br0") as fast:
+            inside.say(100)
+            out.say(100)
+            assert eventually(lambda: is_fast(fast, out))
+            fast.kill(*whom)
+            fast.keeper.wait(20)
+            out.say(50)
+            inside.say(50)
+            assert eventually(lambda: not attached(place))
+            assert "vnet_fastpath" not in place.run("nft list tables")
+        if len(whom) == 2:
+            assert "be_liberal" in traces(place)
+            with FastPath(place, "br0") as again:
+                assert again.is_on()
+        assert eventually(lambda: not traces(place)), traces(place)
+        inside.say(50)
+        out.say(50)
+
+
+def test_the_second_is_refused_by_name_of_the_first(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast:
+        second = FastPath(place, "all")
+        assert second.keeper.wait(20) == 1
+        second.end()
+        assert not second.told["ok"] and str(fast.keeper.pid) in second.told["why"]
+        assert fast.is_on() and attached(place) == {"v-a", "v-b", "up0"}
+
+
+def test_tied_to_its_starter_it_ends_with_it(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0", tied=True) as fast:
+        assert fast.keeper.stdin is not None
+        fast.keeper.stdin.close()
+        assert fast.keeper.wait(20) == 0
+
+
+def test_a_stopped_holder_loses_its_lease(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+        assert eventually(lambda: is_fast(fast, talk))
+        counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
+        fast.kill("holder", number=signal.SIGSTOP)
+        leased = eventually(lambda: talk.say(20) or _count(counters, "LEASE"))
+        os.close(counters)
+        fast.kill("holder", number=signal.SIGCONT)
+        assert leased
+        assert eventually(lambda: is_fast(fast, talk))
+
+
+def _count(counters: int, name: str) -> int:
+    """Packets of a verdict, straight from the map: its owner stands still."""
+    verdict = next(each.number for each in VERDICTS if each.name == name)
+    size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
+    rows = [syscall.lookup(counters, struct.pack("=I", slot), size) or bytes(size) for slot in range(6)]
+    return int(np.frombuffer(b"".join(rows), np.uint64).reshape(-1, layout.COUNTERS)[:, verdict].sum())
+
+
+def test_a_new_program_takes_the_place_of_the_old_one_without_loss(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2", udp=True) as talk:
+        talk.say(3)
+        assert eventually(lambda: is_fast(fast, talk))
+        before = fast.status()["program"]
+        for _ in range(5):
+            assert fast.ask("reload")["ok"]
+            talk.say(20)
+        assert fast.status()["program"] != before
+        assert eventually(lambda: is_fast(fast, talk))
+
+
+def test_the_cost_is_counted_only_while_asked_for(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+        fast.status(measure=True)
+        talk.say(20)
+        assert fast.status(measure=True)["ns_per_packet"] > 0
+        assert fast.status(flows=True)["flows"] >= 2
+        assert "ns_per_packet" not in fast.status()
+
+
+def test_what_is_captured_stays_with_the_kernel(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+        assert eventually(lambda: is_fast(fast, talk))
+        assert fast.ask("capture", address="10.9.0.3")["captured"] == ["10.9.0.3"]
+        before = fast.count("FAST")
+        talk.say(10)
+        assert fast.count("FAST") == before and fast.count("CAPTURED") >= 10
+        assert not fast.ask("capture", address="nonsense")["ok"]
+        assert fast.ask("release", address="10.9.0.3")["captured"] == []
+        assert eventually(lambda: is_fast(fast, talk))

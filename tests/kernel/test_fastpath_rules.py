@@ -1,0 +1,160 @@
+"""The firewall stays in charge: what changes in the rules counts from the next packet on, whoever's tool changed them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import ThrowawayHost
+from tests.fastpath import FastPath, Talk, eventually, marked, traces, two_containers_and_an_uplink
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+    two_containers_and_an_uplink(host)
+    host.run("nft add table inet own")
+    host.run(["nft", "add chain inet own forward { type filter hook forward priority 0; }"])
+    yield host
+    assert eventually(lambda: not traces(host)), traces(host)
+
+
+@pytest.fixture
+def fast(place: ThrowawayHost) -> Iterator[FastPath]:
+    with FastPath(place, "br0") as fast:
+        yield fast
+
+
+@pytest.fixture
+def out(place: ThrowawayHost, fast: FastPath) -> Iterator[Talk]:
+    with Talk(place, "a", "world", "192.0.2.2") as talk:
+        assert eventually(lambda: _is_fast(fast, talk))
+        yield talk
+
+
+def _is_fast(fast: FastPath, talk: Talk) -> bool:
+    before = fast.count("FAST", "v-a")
+    talk.say(10)
+    return fast.count("FAST", "v-a") >= before + 10
+
+
+def _passes(talk: Talk) -> bool:
+    """Whether a packet still gets through; what was sent in vain arrives later, by TCP itself."""
+    talk.client.settimeout(0.4)
+    try:
+        talk.client.send(b"x")
+        talk.server.settimeout(0.4)
+        return bool(talk.server.recv(1000))
+    except TimeoutError:
+        return False
+
+
+DROPS = {
+    "nft": ("nft insert rule inet own forward ip saddr 10.9.0.2 drop", "nft flush chain inet own forward"),
+    "nft by port": ("nft insert rule inet own forward tcp dport 7000 drop", "nft flush chain inet own forward"),
+    "nft one way": (
+        "nft insert rule inet own forward ip daddr 10.9.0.2 drop", "nft flush chain inet own forward",
+    ),
+    "iptables-nft": ("iptables -I FORWARD -s 10.9.0.2 -j DROP", "iptables -D FORWARD -s 10.9.0.2 -j DROP"),
+    "iptables-legacy": (
+        "iptables-legacy -I FORWARD -s 10.9.0.2 -j DROP", "iptables-legacy -D FORWARD -s 10.9.0.2 -j DROP",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", DROPS)
+def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
+    place: ThrowawayHost, fast: FastPath, out: Talk, tool: str
+) -> None:
+    put, take = DROPS[tool]
+    place.run(put)
+    assert eventually(lambda: not _passes(out)) or tool == "nft one way"
+    if tool == "nft one way":
+        out.server.send(b"back")
+        out.client.settimeout(0.4)
+        with pytest.raises(TimeoutError):
+            while out.client.recv(1000):
+                pass
+    before = fast.count("FAST", "up0")
+    out.server.send(b"y")
+    place.run(take)
+    assert eventually(lambda: _passes(out))
+    assert eventually(lambda: _passes(out) and fast.count("FAST", "up0") > before)
+
+
+def test_rules_that_have_nothing_to_do_with_a_flow_cost_no_packet(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    for number in range(1, 6):
+        place.run(f"nft add rule inet own forward ip saddr 198.51.100.{number} drop")
+        out.say(20)
+    assert eventually(lambda: _is_fast(fast, out))
+
+
+def test_a_rule_that_judges_each_packet_pauses_by_name(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    place.run("nft add rule inet own forward limit rate 1000/second burst 1000 packets accept")
+    assert eventually(lambda: fast.is_on("paused"))
+    (reason,) = fast.status()["reasons"]
+    assert reason.startswith("inet own forward, rule ") and reason.endswith(": limit")
+    before = fast.count("FAST")
+    out.say(10)
+    assert fast.count("FAST") == before and fast.count("PAUSED") >= 10
+    place.run("nft flush chain inet own forward")
+    assert eventually(lambda: _is_fast(fast, out))
+
+
+def test_who_uses_our_bits_of_the_mark_gets_them_back(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    assert marked(place)
+    place.run("nft add rule inet own forward ct mark 7 drop")
+    assert eventually(lambda: fast.is_on("paused"))
+    assert "0xff000000 of the ct mark are used" in fast.status()["reasons"][0]
+    assert "vnet_fastpath" not in place.run("nft list tables") and not marked(place)
+    out.say(5)
+    place.run("nft flush chain inet own forward")
+    place.run("nft add rule inet own forward ct mark and 0xff == 7 drop")
+    assert eventually(lambda: _is_fast(fast, out))
+
+
+def test_flushing_all_rules_leaves_our_table_and_the_traffic(place: ThrowawayHost, fast: FastPath) -> None:
+    with Talk(place, "a", "b", "10.9.0.3") as talk:
+        place.run("nft flush ruleset")
+        talk.say(50)
+        assert "inet vnet_fastpath" in place.run("nft list tables")
+        assert eventually(lambda: _is_fast(fast, talk))
+
+
+def test_forgotten_and_flushed_connections_come_back_by_themselves(
+    place: ThrowawayHost, fast: FastPath
+) -> None:
+    with Talk(place, "a", "b", "10.9.0.3") as talk:
+        assert eventually(lambda: _is_fast(fast, talk))
+        place.run("conntrack -D -s 10.9.0.2", check=False)
+        talk.say(20)
+        place.run("conntrack -F", check=False)
+        talk.say(20)
+        assert eventually(lambda: _is_fast(fast, talk))
+
+
+def test_a_generation_is_not_used_again_while_old_marks_carry_it(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    """An idle connection that was let through under the first of the rules must ask anew 15 changes later."""
+    first = fast.status()["generation"]
+    assert len(marked(place)) == 1
+    generations = []
+    for number in range(1, 16):
+        before = fast.status()["generation"]
+        place.run(f"nft add rule inet own forward ip saddr 198.51.100.{number} accept")
+        assert eventually(lambda: fast.is_on() and fast.status()["generation"] != before)  # noqa: B023
+        generations.append(fast.status()["generation"])
+    assert generations[-1] == first and len(set(generations)) == 15
+    assert not marked(place)
+    out.say(5)
+    assert marked(place)
+    assert eventually(lambda: _is_fast(fast, out))

@@ -1,0 +1,190 @@
+"""Speeds of real traffic against iperf3's own report; entries read again one by one; sockets against ss(8)."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.collect.conntrack import read_conntrack
+from core.collect.conntrack_some import askable, read_some
+from core.collect.sockets import Holders, read_sockets
+from core.flows import address_text
+from core.flows.table import FlowTable
+from core.model import Namespace
+from core.watch.flows import FlowReader
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+RULES = """
+table ip nat {
+  chain postrouting { type nat hook postrouting priority srcnat; oifname "wan0" masquerade; }
+}
+"""
+ATTEMPTS = 3  # of a measurement on a machine that has other things to do
+
+
+def namespace_of(host: ThrowawayHost, short: str = "host") -> Namespace:
+    return Namespace(host.inode_of(short), is_host=short == "host", entry=f"/run/netns/{host.full(short)}")
+
+
+@pytest.fixture
+def road(host: ThrowawayHost) -> ThrowawayHost:
+    """A container behind masquerade, and a server outside; the host counts."""
+    host.run("ip link add br0 type bridge")
+    host.run("ip addr add 172.30.0.1/24 dev br0")
+    host.run("ip link set br0 up")
+    host.container("web", "br0", "172.30.0.2/24", "172.30.0.1")
+    outside = host.namespace("out")
+    host.run(f"ip link add wan0 type veth peer name eth0 netns {outside}")
+    host.run("ip addr add 198.51.100.1/24 dev wan0")
+    host.run("ip link set wan0 up")
+    host.run("ip addr add 198.51.100.9/24 dev eth0", inside="out")
+    host.run("ip link set eth0 up", inside="out")
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.netfilter.nf_conntrack_acct=1")
+    subprocess.run(
+        ["nsenter", f"--net=/run/netns/{host.name}", "nft", "-f", "-"], input=RULES, text=True, check=True
+    )
+    return host
+
+
+@contextmanager
+def program(host: ThrowawayHost, inside: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    started = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{host.full(inside)}", *words],
+        stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+        for pipe in (started.stdout, started.stdin):
+            if pipe:
+                pipe.close()
+
+
+def measured(road: ThrowawayHost, streams: int, rate: str) -> tuple[list[float], dict[str, Any], FlowTable]:
+    """What the meter says second by second while iperf3 runs, what iperf3 says, and the last table."""
+    reader, spaces = FlowReader(), {road.inode: namespace_of(road)}
+    with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
+        assert server.stdout
+        while "listening" not in server.stdout.readline():
+            pass
+        command = f"iperf3 -c 198.51.100.9 -t 7 -P {streams} -b {rate} --json"
+        with program(road, "web", *command.split()) as client:
+            sums: list[float] = []
+            while client.poll() is None:
+                found, _ = reader.look(spaces)
+                sums.append(float(np.nansum(found.bits)))
+                if len(found) > streams:
+                    last = found
+                time.sleep(0.5)
+            assert client.stdout
+            return sums, json.load(client.stdout), last
+
+
+@pytest.mark.parametrize(("streams", "rate"), [(1, "80M"), (20, "4M")])
+def test_within_three_in_a_hundred_of_iperf3(road: ThrowawayHost, streams: int, rate: str) -> None:
+    for attempt in range(ATTEMPTS):
+        sums, told, last = measured(road, streams, rate)
+        busy = statistics.median(sorted(sums)[len(sums) // 3 :])
+        theirs = statistics.median(one["sum"]["bits_per_second"] for one in told["intervals"])
+        if abs(busy / theirs - 1) <= 0.03 or attempt == ATTEMPTS - 1:
+            break
+    assert busy == pytest.approx(theirs, rel=0.03)
+    moving = np.flatnonzero(np.nan_to_num(last.octets.sum(axis=1)) > 100_000)
+    assert len(moving) == streams
+    assert last.columns.source_translated[moving].all()
+
+
+def test_entries_read_again_are_the_same(host: ThrowawayHost) -> None:
+    code = "from tests.bulk_conntrack import insert; insert(1000)"
+    host.run([sys.executable, "-c", code])
+    table = read_conntrack(namespace_of(host))
+    wanted = table.entries[askable(table.entries)]
+    assert {4, 6} == set(wanted["family"].tolist())
+    again = read_some(namespace_of(host), wanted)
+    columns = [name for name in wanted.dtype.names or () if name != "timeout"]
+    order, other = np.argsort(wanted["id"]), np.argsort(again["id"])
+    for name in columns:
+        assert np.array_equal(wanted[name][order], again[name][other]), name
+    host.run("conntrack -F")
+    assert len(read_some(namespace_of(host), wanted)) == 0
+
+
+def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost) -> None:
+    reader, spaces = FlowReader(), {road.inode: namespace_of(road)}
+    with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
+        assert server.stdout
+        while "listening" not in server.stdout.readline():
+            pass
+        with program(road, "web", *"iperf3 -c 198.51.100.9 -t 30 -b 8M".split()):
+            until = time.monotonic() + 20
+            kept, tables = reader.look(spaces)
+            while time.monotonic() < until and not (tables is None and np.nansum(kept.bits) > 4e6):
+                kept, tables = reader.look(spaces)
+                time.sleep(0.2)
+    assert tables is None
+    assert np.nansum(kept.bits) > 4e6
+
+
+SERVE = """
+import socket, sys
+server = socket.create_server(("198.51.100.9", 7000))
+print("ready", flush=True)
+connection, _ = server.accept()
+connection.sendall(connection.recv(100))
+print("served", flush=True)
+sys.stdin.read()
+"""
+ASK = """
+import socket, sys
+with socket.create_connection(("198.51.100.9", 7000), 10) as one:
+    one.sendall(b"x" * 50)
+    assert one.recv(100)
+    print("asked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_sockets_as_ss_tells_them(road: ThrowawayHost) -> None:
+    with program(road, "out", sys.executable, "-c", SERVE) as server:
+        assert server.stdout and "ready" in server.stdout.readline()
+        with program(road, "web", sys.executable, "-c", ASK) as client:
+            assert client.stdout and "asked" in client.stdout.readline()
+            space = Namespace(
+                road.inode_of("web"), pids=(client.pid,), entry=f"/run/netns/{road.full('web')}"
+            )
+            found = read_sockets(space, Holders())
+            told = road.run("ss -tniH state established", inside="web")
+    assert len(found.entries) == 1
+    one = found.entries[0]
+    ends = [
+        f"{address_text(bytes(one[at]))}:{one[port]}"
+        for at, port in (("local", "lport"), ("remote", "rport"))
+    ]
+    assert all(each in told for each in ends), told
+    theirs = re.search(r"\brtt:([0-9.]+)/", told)
+    assert theirs and one["rtt"] / 1000 == pytest.approx(float(theirs[1]), abs=0.01)
+    assert (int(one["pid"]), found.commands[int(one["pid"])][:6]) == (client.pid, "python")
+
+
+def test_a_namespace_that_vanishes_is_left_out(host: ThrowawayHost) -> None:
+    from core.collect.sockets import read_all
+    from core.watch.flows import read_timed
+
+    gone = Namespace(1, entry="/run/netns/there-is-none")
+    spaces = {1: gone, host.inode: namespace_of(host)}
+    assert [one.table.ns for one in read_timed(spaces)] == [host.inode]
+    assert list(read_all(spaces, Holders())) == [host.inode]

@@ -1,0 +1,157 @@
+"""Connections that the kernel is made to forget: by our plan, and by the command that it prints."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from core.apply import journal, run
+from core.collect.conntrack import read_conntrack
+from core.collect.snapshot import read_snapshot
+from core.flows import Entry, entry_of
+from core.model import Namespace
+from core.ops import CreateBridge, DeleteConnection
+from core.plan import Plan, Refused, plan
+from core.plan.flows import delete_flow
+from core.plan.requests import DeleteFlow
+from core.topology import Topology
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+PORTS = "-s 1.2.3.4 -d 5.6.7.8 --sport 5 --dport 6 -t 300"
+# Each kind, and a neighbour of it that differs in one thing and has to stay.
+KINDS: Mapping[str, tuple[str, str]] = {
+    "udp": (f"-p udp {PORTS}", f"-p tcp {PORTS} --state ESTABLISHED"),
+    "tcp": (f"-p tcp {PORTS} --state ESTABLISHED -u SEEN_REPLY,ASSURED", f"-p tcp {PORTS} --state NONE -w 3"),
+    "port": (f"-p udp {PORTS}", "-p udp -s 1.2.3.4 -d 5.6.7.8 --sport 5 --dport 7 -t 300"),
+    "zone": (f"-p udp {PORTS} -w 7", f"-p udp {PORTS}"),
+    "no-zone": (f"-p udp {PORTS}", f"-p udp {PORTS} -w 7"),
+    "orig-zone": (f"-p udp {PORTS} --orig-zone 7", "-p udp -s 1.2.3.4 -d 5.6.7.8 --sport 7 --dport 6 -t 300"),
+    "translated": (f"-p udp {PORTS} -r 5.6.7.8 -q 9.9.9.9 --reply-port-src 6 --reply-port-dst 99",
+                   "-p udp -s 1.2.3.4 -d 5.6.7.8 --sport 6 --dport 6 -t 300"),
+    "icmp": ("-p icmp -s 1.2.3.4 -d 5.6.7.8 --icmp-type 8 --icmp-code 0 --icmp-id 44 -t 300",
+             "-p icmp -s 1.2.3.4 -d 5.6.7.8 --icmp-type 8 --icmp-code 0 --icmp-id 45 -t 300"),
+    "icmpv6": ("-p icmpv6 -s fd00::1 -d fd00::2 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 44 -t 300",
+               "-p icmpv6 -s fd00::1 -d fd00::2 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 4 -t 300"),
+    "ipv6": ("-p udp -s fd00::1 -d fd00::2 --sport 5 --dport 6 -t 300",
+             "-p udp -s fd00::1 -d fd00::3 --sport 5 --dport 6 -t 300"),
+    "sctp": (f"-p sctp {PORTS} --state ESTABLISHED --orig-vtag 1 --reply-vtag 2", f"-p udp {PORTS}"),
+    "gre": ("-p gre -s 1.2.3.4 -d 5.6.7.8 --srckey 5 --dstkey 6 -t 300",
+            "-p gre -s 1.2.3.4 -d 5.6.7.8 --srckey 5 --dstkey 7 -t 300"),
+    "other": ("-p 89 -s 1.2.3.4 -d 5.6.7.8 -t 300", "-p 89 -s 1.2.3.4 -d 5.6.7.9 -t 300"),
+}  # fmt: skip
+
+
+# What conntrack(8) cannot tell apart from others by its options.
+COARSE = ("orig-zone", "gre")
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+def entries(host: ThrowawayHost, inside: str = "host") -> list[Entry]:
+    table = read_conntrack(Namespace(host.inode_of(inside), entry=f"/run/netns/{host.full(inside)}"))
+    return [entry_of(row) for row in table.entries]
+
+
+def listed(host: ThrowawayHost, inside: str = "host") -> list[str]:
+    """The ids that `conntrack -L` knows."""
+    lines = host.run("conntrack -L -o id", inside).splitlines() if inside else []
+    lines += host.run("conntrack -L -f ipv6 -o id", inside).splitlines()
+    return sorted({line.rpartition("id=")[2] for line in lines})
+
+
+def planned(request: DeleteFlow) -> Plan:
+    made = plan(request, Topology(read_snapshot(("links",))))
+    assert isinstance(made, Plan), made
+    return made
+
+
+def only_one(host: ThrowawayHost, kind: str) -> tuple[DeleteFlow, str]:
+    """Make the entry of a kind and its neighbour; the request to forget the first, and the second's id."""
+    host.run(f"conntrack -I {KINDS[kind][0]}")
+    (target,) = entries(host)
+    host.run(f"conntrack -I {KINDS[kind][1]}")
+    (other,) = {str(one.id) for one in entries(host)} - {str(target.id)}
+    assert listed(host) == sorted((str(target.id), other))
+    return delete_flow(host.inode, target), other
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_forgotten_and_nothing_else(inside_host: ThrowawayHost, kind: str) -> None:
+    request, other = only_one(inside_host, kind)
+    made = planned(request)
+    assert run.apply(made.title, made.steps).done
+    assert listed(inside_host) == [other]
+    if kind in COARSE:
+        return
+    inside_host.run("conntrack -F")
+    request, other = only_one(inside_host, kind)
+    (step,) = planned(request).steps
+    done = subprocess.run(["bash", "-euc", step.command()], capture_output=True, text=True, check=False)
+    assert not done.returncode and "1 flow entries have been deleted" in done.stderr, done.stderr
+    assert listed(inside_host) == [other]
+
+
+def test_it_says_where_the_command_hits_more(inside_host: ThrowawayHost) -> None:
+    request, _ = only_one(inside_host, "gre")
+    assert any("all of them" in words for words in planned(request).warnings)
+
+
+def test_in_another_namespace(inside_host: ThrowawayHost) -> None:
+    inside_host.namespace("web")
+    for inside in ("host", "web"):
+        inside_host.run(f"conntrack -I {KINDS['udp'][0]}", inside)
+    (target,) = entries(inside_host, "web")
+    made = planned(delete_flow(inside_host.inode_of("web"), target))
+    (step,) = made.steps
+    assert step.command().startswith(f"ip netns exec {inside_host.full('web')} conntrack -D ")
+    assert run.apply(made.title, made.steps).done
+    assert (len(listed(inside_host)), len(listed(inside_host, "web"))) == (1, 0)
+
+
+def test_the_journal_knows_that_it_is_final(inside_host: ThrowawayHost) -> None:
+    inside_host.run(f"conntrack -I {KINDS['udp'][0]}")
+    (target,) = entries(inside_host)
+    bridge = run.apply("bridge", (CreateBridge("br7"),))
+    made = planned(delete_flow(inside_host.inode, target))
+    assert any("no undo" in words for words in made.warnings)
+    assert made.hits
+    done = run.apply(made.title, made.steps)
+    entry = journal.find(done.entry_id)
+    assert entry is not None and entry.end == "done" and entry.is_final and entry.steps == made.steps
+    earlier = journal.find(bridge.entry_id)
+    assert earlier is not None and not earlier.is_final and run.undo(earlier).end == "undone"
+    told = run.undo(entry)
+    assert told.end == "failed" and "no undo" in told.errors[0]
+    assert journal.open_intents() == (), "what has no undo is not offered for one"
+
+
+def test_a_later_connection_of_the_same_ends_stays(inside_host: ThrowawayHost) -> None:
+    inside_host.run(f"conntrack -I {KINDS['udp'][0]}")
+    (old,) = entries(inside_host)
+    made = planned(delete_flow(inside_host.inode, old._replace(id=old.id ^ 1)))
+    assert run.apply(made.title, made.steps).done, "what is gone already counts as forgotten"
+    assert listed(inside_host) == [str(old.id)]
+
+
+def test_several_at_once_and_a_place_that_is_gone(inside_host: ThrowawayHost) -> None:
+    for port in range(5, 9):
+        inside_host.run(f"conntrack -I -p udp -s 1.2.3.4 -d 5.6.7.8 --sport {port} --dport 6 -t 300")
+    steps = [planned(delete_flow(inside_host.inode, one)).steps[0] for one in entries(inside_host)]
+    assert run.apply("forget", tuple(steps)).done
+    assert listed(inside_host) == []
+    gone = plan(DeleteFlow(1, 2, 17, "1.2.3.4", "5.6.7.8"), Topology(read_snapshot(("links",))))
+    assert isinstance(gone, Refused) and "gone" in gone.reasons[0]
+
+
+def test_what_it_says() -> None:
+    step = DeleteConnection("fd00::1", "fd00::2", 6, 4000, 443, 9)
+    assert step.command() == "conntrack -D -f ipv6 -p tcp -s fd00::1 -d fd00::2 --sport 4000 --dport 443 -w 0"
+    assert step.describe() == "forget the tcp connection [fd00::1]:4000 -> [fd00::2]:443"

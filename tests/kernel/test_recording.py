@@ -1,0 +1,146 @@
+"""`vnet-tui record` on a throw-away host, against what ip(8) says; ended well, by its limits, by kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.recording import Recording
+from core.serialize import CorruptFile, unpack
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-m", "tui.cli"]
+
+
+def inside(host: ThrowawayHost, *words: str) -> list[str]:
+    return ["nsenter", f"--net=/run/netns/{host.name}", *PROGRAM, *words]
+
+
+def ran(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command that comes to its end."""
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+@contextmanager
+def recording(host: ThrowawayHost, path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The program recording, from the first moment on that it wrote."""
+    process = subprocess.Popen(
+        inside(host, "record", str(path), *options), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until(lambda: moments(path) > 0)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+
+
+def moments(path: Path) -> int:
+    """How many whole moments the file holds now, while it may still be written to."""
+    try:
+        opened = Recording(path)
+    except (CorruptFile, OSError):
+        return 0
+    try:
+        return len(opened.frames)
+    finally:
+        opened.close()
+
+
+def last_links(path: Path, inode: int) -> dict[str, int]:
+    """The links of a namespace in the last moment, with their MTU."""
+    opened = Recording(path)
+    try:
+        net = opened.moment(len(opened.frames) - 1).snapshot.nets.get(inode)
+        return {link.name: link.mtu for link in net.links.values()} if net else {}
+    finally:
+        opened.close()
+
+
+def told_by_ip(host: ThrowawayHost, short: str = "host") -> dict[str, int]:
+    return {link["ifname"]: link["mtu"] for link in host.json("ip -j link", short)}
+
+
+def test_what_changes_is_recorded_as_ip_tells_it(host: ThrowawayHost, tmp_path: Path) -> None:
+    path = tmp_path / "host.vnetrec"
+    host.run("ip link add br-shop type bridge")
+    with recording(host, path) as process:
+        first = told_by_ip(host)
+        assert last_links(path, host.inode) == first
+        host.container("web", "br-shop", "10.20.0.2/24")
+        host.run("ip link set br-shop mtu 1400")
+        until(lambda: last_links(path, host.inode) == told_by_ip(host))
+        until(lambda: last_links(path, host.inode_of("web")) == told_by_ip(host, "web"))
+        host.run("ip link del v-web")
+        until(lambda: last_links(path, host.inode) == told_by_ip(host))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and "vnet-tui replay" in said
+    opened = Recording(path)
+    assert opened.ended == "SIGINT ended it" and not opened.notice
+    before = opened.moment(0).snapshot.nets[host.inode].links.values()
+    assert {link.name: link.mtu for link in before} == first
+    told = [change.sentence for changes in opened.changes() for change in changes]
+    assert any("v-web" in sentence for sentence in told)
+    assert any("br-shop" in sentence and "1400" in sentence for sentence in told)
+    assert opened.moment(len(opened.frames) - 1).stats is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_killed_at_any_time_what_was_written_opens(host: ThrowawayHost, tmp_path: Path) -> None:
+    path = tmp_path / "host.vnetrec"
+    with recording(host, path) as process:
+        host.run("ip link add br-late type bridge")
+        until(lambda: "br-late" in last_links(path, host.inode))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(30)
+    opened = Recording(path)
+    assert "does not say that it ended" in opened.notice or "cut short" in opened.notice
+    assert last_links(path, host.inode) == told_by_ip(host)
+
+
+def test_the_time_given_is_kept(host: ThrowawayHost, tmp_path: Path) -> None:
+    path = tmp_path / "host.vnetrec"
+    done = ran(inside(host, "record", str(path), "--for", "4s"))
+    assert done.returncode == 0, done.stderr
+    opened = Recording(path)
+    assert "time" in opened.ended
+    assert opened.frames[-1].mono - opened.frames[0].mono <= 4.0
+
+
+def test_what_cannot_be_recorded_is_told(host: ThrowawayHost, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    for name, words in (("there", "exists"), ("no/such", "No such file")):
+        done = ran(inside(host, "record", str(tmp_path / name)))
+        assert done.returncode == 1 and words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_a_bundle_of_this_host_opens_everywhere(host: ThrowawayHost, tmp_path: Path) -> None:
+    host.run("ip link add br-shop type bridge")
+    path = tmp_path / "report.tar.gz"
+    done = ran(inside(host, "bundle", str(path)))
+    assert done.returncode == 0 and "addresses" in done.stderr
+    snapshot = unpack(path.read_bytes())
+    assert {link.name: link.mtu for link in snapshot.nets[host.inode].links.values()} == told_by_ip(host)
+    shown = ran([*PROGRAM, "--from", str(path), "show", "links"])
+    assert "br-shop" in shown.stdout

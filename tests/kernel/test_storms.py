@@ -1,0 +1,177 @@
+"""Real broadcasts on real bridges: counted without a copy, told as a storm, with the port they come by."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from core import storms
+from core.collect.broadcasts import Broadcasts
+from core.findings import findings
+from core.topology import Topology
+from tests.conftest import ThrowawayHost
+from tests.watching import Watched
+
+pytestmark = pytest.mark.root
+
+BROADCAST, GROUP, OTHER = "ff" * 6, "01005e0a0b0c", "02aabbccdd01"
+# frames a second (0: as fast as it goes), how many, destination
+_SENDER = """
+import socket, sys, time
+rate, count, destination = int(sys.argv[1]), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(("eth0", 0))
+frame = destination + bytes.fromhex("02aabbccdd02") + b"\\x88\\xb5" + bytes(50)
+began, sent = time.monotonic(), 0
+while sent < count:
+    while sent < count and (not rate or sent <= (time.monotonic() - began) * rate):
+        sock.send(frame)
+        sent += 1
+    time.sleep(0.002)
+"""
+
+
+def sender(host: ThrowawayHost, inside: str, rate: int, count: int, destination: str) -> list[str]:
+    namespace = f"--net=/run/netns/{host.full(inside)}"
+    return ["nsenter", namespace, sys.executable, "-c", _SENDER, str(rate), str(count), destination]
+
+
+def send(host: ThrowawayHost, inside: str, count: int, destination: str) -> None:
+    subprocess.run(sender(host, inside, 0, count, destination), check=True)
+
+
+@pytest.fixture
+def bridged(inside_host: ThrowawayHost) -> ThrowawayHost:
+    """A host with br0 and the containers web and db on it; no IPv6, which sends to groups by itself."""
+    inside_host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+    inside_host.run("ip link add br0 type bridge")
+    inside_host.run("ip link set br0 up")
+    for number, name in enumerate(("web", "db")):
+        inside_host.container(name, "br0", f"10.9.0.{number + 2}/24")
+        inside_host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside=name)
+    return inside_host
+
+
+@pytest.fixture
+def taps() -> Iterator[Broadcasts]:
+    made = Broadcasts()
+    yield made
+    made.close()
+
+
+def until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+def ifindex(host: ThrowawayHost, name: str) -> int:
+    return int(host.json(f"ip -j link show {name}")[0]["ifindex"])
+
+
+def test_each_broadcast_is_counted_and_nothing_else(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+    br0 = ifindex(bridged, "br0")
+    taps.follow({br0: "br0"})
+    before = taps.read()[br0]
+    for destination in (GROUP, OTHER, BROADCAST):
+        send(bridged, "web", 3000, destination)
+    until(lambda: taps.read()[br0] >= before + 3000)
+    assert taps.read()[br0] < before + 3100  # ARP may have its say
+    assert taps.problems == ()
+
+
+def test_a_storm_takes_no_memory(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+    taps.follow({ifindex(bridged, "br0"): "br0"})
+    send(bridged, "web", 50_000, BROADCAST)
+    (sock,) = taps._sockets.values()
+    queued = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            sock.recv(64)
+            queued += 1
+    assert queued < 20
+
+
+def test_bridges_come_go_and_are_made_anew(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+    old = ifindex(bridged, "br0")
+    taps.follow({old: "br0"})
+    bridged.run("ip link del br0")
+    bridged.run("ip link add br1 type bridge")
+    bridged.run(f"ip link add br0 index {old} type bridge")
+    bridged.run("ip link set br0 up")
+    new = ifindex(bridged, "br1")
+    taps.follow({new: "br1", old: "br0", 9999: "gone"})
+    assert taps.read().keys() == {new, old}
+    bridged.run("ip link set v-web master br0 up")
+    send(bridged, "web", 500, BROADCAST)
+    until(lambda: taps.read()[old] >= 500)
+    taps.follow({})
+    assert taps.read() == {} and taps.problems == ()
+
+
+def test_without_the_right_to_it_that_is_said(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+    br0 = ifindex(bridged, "br0")
+    os.seteuid(65534)
+    try:
+        taps.follow({br0: "br0"})
+    finally:
+        os.seteuid(0)
+    (problem,) = taps.problems
+    assert "CAP_NET_RAW" in problem.why and taps.read() == {}
+
+
+def test_once_closed_no_socket_is_opened(bridged: ThrowawayHost) -> None:
+    taps = Broadcasts()
+    taps.close()
+    taps.follow({ifindex(bridged, "br0"): "br0"})
+    assert taps.read() == {}
+
+
+@pytest.fixture
+def watched(bridged: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr(storms, "CALM", 2.0)
+    made = Watched()
+    made.watcher.start()
+    try:
+        made.until(lambda s: not s.pending & {"links", "containers"} and len(s.nets) >= 3, timeout=20)
+        yield made
+    finally:
+        made.watcher.stop()
+
+
+@pytest.mark.parametrize(
+    ("view", "destination", "rate", "kind"),
+    [("bridges", BROADCAST, 3000, "broadcast"), ("routes", BROADCAST, 3000, "broadcast"),
+     ("bridges", GROUP, 15_000, "multicast")],
+)  # fmt: skip
+def test_a_storm_is_told_with_its_port_whatever_is_in_sight(
+    watched: Watched, bridged: ThrowawayHost, view: str, destination: str, rate: int, kind: str
+) -> None:
+    watched.watcher.show(view)
+    sending = subprocess.Popen(sender(bridged, "web", rate, rate * 40, destination))
+    try:
+        snapshot = watched.until(lambda s: any(storm.ports for storm in s.storms), timeout=35)
+    finally:
+        sending.kill()
+        sending.wait()
+    (storm,) = snapshot.storms
+    assert storm.kind == kind and storm.share > 0.3
+    assert storm.rate >= storms.LIMITS[kind].considerable
+    assert (storm.ns, storm.ifindex) == (bridged.inode, ifindex(bridged, "br0"))
+    assert storm.ports == (ifindex(bridged, "v-web"),)
+    (finding,) = [one for one in findings(Topology(snapshot)) if one.kind == "storm"]
+    assert (
+        f"A storm of {kind}s on br0" in finding.sentence and "they come in by v-web (from" in finding.sentence
+    )
+    watched.until(lambda s: not s.storms, timeout=30)
+    told = [change.sentence for change in watched.changes if "storm" in change.sentence]
+    assert (
+        told[0].startswith(f"A storm of {kind}s on br0")
+        and told[-1] == f"the storm of {kind}s on br0 is over"
+    )

@@ -1,0 +1,149 @@
+"""Recordings for tests: written by the program's own recorder, taken apart and put together again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.diff import changes
+from core.model import FASTFLOW_DTYPE, STATS_DTYPE, Change, FastFlows, LinkStats, Snapshot
+from core.rates import RateMeter, Rates
+from core.recording import Limits, Moment, Recorder, Recording, frames
+from core.recording.frames import HEAD, START
+from tests.host_builder import HOST
+from tests.snapshots import small_host
+
+WALL = 1_700_000_000.0
+
+
+@dataclass
+class Seen:
+    """One update, as the dashboard or the watcher gives it."""
+
+    snapshot: Snapshot
+    rates: Rates | None = None
+    changes: tuple[Change, ...] = ()
+    fast: FastFlows | None = None
+
+
+def fast_flows(count: int, packets: int = 0) -> FastFlows:
+    """That many flows of the fast path, each of which carried so many packets more than its number."""
+    entries = np.zeros(count, FASTFLOW_DTYPE)
+    entries["family"], entries["path"], entries["sport"] = 4, 3, np.arange(count) % 60_000
+    entries["packets"] = np.arange(count) + packets
+    entries.flags.writeable = False
+    return FastFlows(HOST, entries, WALL)
+
+
+def a_story(count: int = 6) -> list[Seen]:
+    """What happens on a small host: each second counters count on and timers run down, every other second the
+    MTU of a link changes; in the fourth a link comes."""
+    first = small_host()
+    snapshots = [_second(first, second) for second in range(count)]
+    meter = RateMeter()
+    story = [Seen(snapshots[0], meter.feed(_counted(first, 0)), (), fast_flows(3))]
+    for second, (old, new) in enumerate(pairwise(snapshots), 1):
+        found = changes(old, new, WALL + second)
+        story.append(Seen(new, meter.feed(_counted(first, second)), found, fast_flows(3 + second, second)))
+    return story
+
+
+def _counted(host: Snapshot, second: int) -> LinkStats:
+    """Counters after so many seconds, in each of which a link receives a thousand bytes times its ifindex."""
+    keys = [link.key for link in host.links()]
+    rows = np.zeros(len(keys), STATS_DTYPE)
+    rows["ns"], rows["ifindex"] = [key.ns for key in keys], [key.ifindex for key in keys]
+    rows["rx_bytes"] = rows["ifindex"] * 1000 * second
+    return LinkStats(1000.0 + second, rows)
+
+
+def _second(first: Snapshot, second: int) -> Snapshot:
+    net, table = first.nets[HOST], first.conntracks[HOST]
+    entries = table.entries.copy()
+    entries["timeout"] -= second
+    links = dict(net.links)
+    eth0 = next(link for link in links.values() if link.name == "eth0")
+    links[eth0.ifindex] = replace(eth0, mtu=1400 + second // 2)
+    if second >= 3:
+        links[900] = replace(eth0, ifindex=900, name="late0")
+    return replace(
+        first, taken_at=WALL + second, nets={**first.nets, HOST: replace(net, links=links)},
+        conntracks={HOST: replace(table, entries=entries, taken_at=WALL + second)},
+    )  # fmt: skip
+
+
+def record(
+    path: Path, story: Sequence[Seen], steps: Sequence[tuple[float, float]] = (), **limits: Any
+) -> Recorder:
+    """Record a story, each update as a moment of its own, a second apart unless `steps` (wall and monotonic
+    time) say otherwise."""
+    times = iter(steps or [(WALL + second, 1000.0 + second) for second in range(len(story))])
+    recorder = Recorder(path, Limits(**limits), clock=lambda: next(times), pace=0.0)
+    recorder.start()
+    for number, seen in enumerate(story, 1):
+        recorder.put(seen)
+        until(lambda wanted=number: recorder.progress.moments >= wanted or recorder.progress.ended)
+        if recorder.progress.ended:
+            break
+    recorder.stop()
+    recorder.join(20)
+    assert not recorder.is_alive()
+    return recorder
+
+
+def until(true: Any, seconds: float = 20.0) -> None:
+    """Wait until that is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.002)
+
+
+def places(data: bytes) -> list[int]:
+    """Where each frame begins, and where the last one ends."""
+    found = [START.size]
+    while found[-1] < len(data):
+        found.append(found[-1] + HEAD + int.from_bytes(data[found[-1] : found[-1] + 4], "little"))
+    return found
+
+
+def taken_apart(data: bytes) -> Iterator[tuple[int, int, float, float, int, bytes]]:
+    """Number, kind, times, changes and body of each frame: what frames.frame takes."""
+    for start, end in pairwise(places(data)):
+        _, _, number, kind, told, wall, mono = frames._FRAME.unpack_from(data, start)
+        yield number, kind, wall, mono, told, data[start + HEAD : end]
+
+
+def put_together(parts: Sequence[tuple[int, int, float, float, int, bytes]]) -> bytes:
+    """A file of those frames, with checks that are right."""
+    return frames.start() + b"".join(frames.frame(*part) for part in parts)
+
+
+def same(one: Moment, seen: Seen) -> None:
+    """A moment is what was seen, tables by their values."""
+    assert seen.rates is not None and seen.rates.counters is not None and one.stats is not None
+    assert seen.fast is not None and one.fast is not None
+    assert np.array_equal(one.stats.rows, seen.rates.counters.rows)
+    assert np.array_equal(one.fast.entries, seen.fast.entries)
+    assert one.changes == seen.changes
+    same_snapshot(one.snapshot, seen.snapshot)
+
+
+def same_snapshot(one: Snapshot, other: Snapshot) -> None:
+    for key, table in other.conntracks.items():
+        assert np.array_equal(one.conntracks[key].entries, table.entries)
+        assert not one.conntracks[key].entries.flags.writeable
+    assert one.conntracks.keys() == other.conntracks.keys()
+    assert replace(one, conntracks={}) == replace(other, conntracks={})
+
+
+def opened(tmp_path: Path, data: bytes) -> Recording:
+    path = tmp_path / "some.vnetrec"
+    path.write_bytes(data)
+    return Recording(path)

@@ -1,0 +1,236 @@
+"""Detaching, moving, joining, withdrawing and editing by keyboard, asserted with the system's own tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.apply import guard, journal
+from tests.conftest import ThrowawayHost
+from tests.docker.place import wait_until
+from tests.ui.driver import Person
+from tests.ui.writer import BRIDGE, NET, attach, closed, do, keys, make_network, select, shows, values, writer
+
+pytestmark = pytest.mark.root
+
+OTHER = f"{NET}b"
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+def links(host: ThrowawayHost, inside: str = "host") -> set[str]:
+    return {one["ifname"] for one in host.json("ip -j link", inside=inside)}
+
+
+def rules(host: ThrowawayHost) -> str:
+    return host.run("nft list table inet vnet")
+
+
+def plain(host: ThrowawayHost) -> list[object]:
+    """What a person can set of each link."""
+    told = host.json("ip -j link")
+    return [(one["ifname"], one["mtu"], one.get("ifalias"), "UP" in one["flags"]) for one in told]
+
+
+def address(host: ThrowawayHost, link: str, inside: str = "host") -> str:
+    (found,) = host.json(f"ip -j -4 addr show dev {link}", inside=inside)
+    return str(found["addr_info"][0]["local"])
+
+
+async def test_detach(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        before = links(inside_host), links(inside_host, "web"), rules(inside_host)
+        await attach(person, name)
+        await keys(person, "D")
+        await keys(person, *name)
+        assert values(person) == {"container": name, "network": NET}
+        await shows(person, f"detach {name} from {NET}")
+        await do(person)
+        assert (links(inside_host), links(inside_host, "web"), rules(inside_host)) == before
+        await keys(person, "D")
+        await keys(person, *name)
+        await shows(person, "attached by vnet or Docker")
+
+
+async def test_d_on_an_end_of_an_attachment_detaches(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        before = links(inside_host), links(inside_host, "web"), rules(inside_host)
+        await attach(person, name)
+        port = next(link for link in links(inside_host) if link.startswith("v-"))
+        await select(person, "links", port)
+        await keys(person, "d")
+        await shows(person, f"detach {name} from {NET}", f"ip link del {port}")
+        await do(person, "y")
+        assert (links(inside_host), links(inside_host, "web"), rules(inside_host)) == before
+
+
+async def test_move(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        await make_network(person, OTHER)
+        await attach(person, name)
+        await select(person, "containers", name)
+        await keys(person, "m")
+        assert {"container": name, "network": NET, "to": OTHER}.items() <= values(person).items()
+        chosen = values(person)["address"]
+        await shows(person, f"move {name} from {NET} to {OTHER}")
+        await do(person)
+        assert address(inside_host, "eth0", "web") == chosen
+        (port,) = inside_host.json(f"ip -j link show master br-{OTHER}")
+        assert port["ifname"].startswith("v-") and not inside_host.json(f"ip -j link show master {BRIDGE}")
+
+
+async def test_join_and_part(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await keys(person, "J")
+        await shows(person, "it takes two networks")
+        await person.press("escape")
+        await make_network(person)
+        await make_network(person, OTHER)
+        apart = inside_host.run("nft -j list ruleset")
+        await select(person, "networks", BRIDGE)
+        await keys(person, "J")
+        assert values(person) == {"network": NET, "other": OTHER, "state": "joined"}
+        await do(person)
+        assert f"join {NET} {OTHER}" in rules(inside_host)
+        await keys(person, "J")
+        assert values(person)["state"] == "apart"
+        await do(person)
+        assert f"join {NET} {OTHER}" not in rules(inside_host)
+        assert len(inside_host.run("nft -j list ruleset")) == len(apart)
+
+
+async def test_d_on_a_published_port_withdraws_it(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        await attach(person, name)
+        before = rules(inside_host)
+        await keys(person, "P")
+        await keys(person, *name, "tab", *"8088")
+        await do(person)
+        assert "dnat" in rules(inside_host)
+        await select(person, "nat", "port:8088")
+        await keys(person, "d")
+        await shows(person, "withdraw the published port tcp/8088")
+        await do(person, "y")
+        assert rules(inside_host) == before
+
+
+async def test_rules_of_others_are_not_withdrawn(inside_host: ThrowawayHost) -> None:
+    inside_host.run("nft add table ip theirs")
+    inside_host.run(["nft", "add chain ip theirs pre { type nat hook prerouting priority -100; }"])
+    inside_host.run("nft add rule ip theirs pre tcp dport 7070 dnat to 192.0.2.7:70")
+    async with writer() as person:
+        await select(person, "nat", "port:7070")
+        await keys(person, "d")
+        await shows(person, "only what vnet published can be withdrawn")
+        await person.press("y")
+        assert len(person.app.screen_stack) == 2
+
+
+async def test_settings_of_a_link(inside_host: ThrowawayHost) -> None:
+    inside_host.run("ip link add v0 type veth peer name v1")
+    async with writer() as person:
+        await select(person, "links", "v0")
+        before = plain(inside_host)
+        await keys(person, "e")
+        await shows(person, "all is so already")
+        assert values(person)["link"] == "v0"
+        await keys(person, "tab", "right", "tab", *"9x")
+        await shows(person, "is no MTU")
+        await keys(person, "backspace", *"000", "tab", *"uplink7", "tab", *"to the rack")
+        await shows(person, "ip link set v0 mtu 9000", "ip link set v0 up", "ip link set v0 name uplink7")
+        await do(person)
+        (link,) = inside_host.json("ip -j link show dev uplink7")
+        assert (link["mtu"], link["ifalias"], "UP" in link["flags"]) == (9000, "to the rack", True)
+        await person.press("u")
+        await shows(person, "change the link v0")
+        await person.press("enter")
+        await do(person, "y")
+        assert plain(inside_host) == before
+
+
+async def test_settings_of_a_bridge_and_its_port(inside_host: ThrowawayHost) -> None:
+    inside_host.run("ip link add br7 type bridge")
+    inside_host.run("ip link add p7 type veth peer name far7")
+    inside_host.run("ip link set p7 master br7")
+    async with writer((80, 24)) as person:
+        await select(person, "bridges", "br7")
+        await keys(person, "e")
+        for field, typed in (("bridge.stp_state", ("right",)), ("bridge.ageing_time", tuple("6000"))):
+            await keys(person, *_to(person, field))
+            await keys(person, *typed)
+        await shows(person, "ageing_time", "↓ 4 more")
+        await keys(person, "up", *["up"] * len(values(person)), *_to(person, "bridge.nf_call_iptables"))
+        await shows(person, "nf_call_iptables", "↑", "more")
+        await do(person)
+        (bridge,) = inside_host.json("ip -j -d link show dev br7")
+        data = bridge["linkinfo"]["info_data"]
+        assert (data["stp_state"], data["ageing_time"]) == (1, 6000)
+        await select(person, "links", "p7")
+        await keys(person, "e")
+        await keys(person, *_to(person, "port.isolated"), "right")
+        await shows(person, "isolated on")
+        await do(person)
+        (port,) = inside_host.json("bridge -j -d link show dev p7")
+        assert port["isolated"] is True
+
+
+def _to(person: Person, field: str) -> list[str]:
+    """The keys that lead from the first field, or from where the person is, to another."""
+    names, here = list(values(person)), person.app.screen.fields.place  # type: ignore[attr-defined]
+    return ["tab"] * (names.index(field) - here)
+
+
+async def test_a_tag_of_ours_is_not_for_editing(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await make_network(person)
+        await select(person, "networks", BRIDGE)
+        await keys(person, "e")
+        assert values(person)["link"] == BRIDGE and "alias" not in values(person)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHost, answer: str) -> None:
+    inside_host.namespace("world")
+    inside_host.run(f"ip link add up0 type veth peer name far netns {inside_host.full('world')}")
+    inside_host.run("ip addr add 192.0.2.2/24 dev up0")
+    inside_host.run("ip link set up0 up")
+    inside_host.run("ip route add default via 192.0.2.1")
+    async with writer() as person:
+        await keys(person, "n")
+        await keys(person, *"lan", "tab", *"nic")
+        await shows(person, "ip link set up0 master br-lan")
+        await person.press("enter")
+        await shows(person, "Keep it? y / n")
+        await person.press("y")
+        await closed(person)
+        await person.press("u")
+        await shows(person, "make the nic-bridged network lan")
+        await person.press("enter")
+        await keys(person)
+        await shows(person, "y does it")
+        await person.press("y")
+        await shows(person, "Keep it? y / n", "take back: make the nic-bridged network lan")
+        assert address(inside_host, "up0") == "192.0.2.2" and "br-lan" not in links(inside_host)
+        assert len(guard.pending_guards()) == 1
+        await person.press(answer)
+        await closed(person)
+        await shows(person, "Kept" if answer == "y" else "Taken back")
+    assert address(inside_host, "up0" if answer == "y" else "br-lan") == "192.0.2.2"
+    wait_until(lambda: not guard.pending_guards(), "the end of the guard", 20)
+    ends = {entry.title: entry.end for entry in journal.history()}
+    bridged = "make the nic-bridged network lan"
+    assert ends == (
+        {bridged: "undone"} if answer == "y" else {bridged: "done", f"take back: {bridged}": "undone"}
+    )

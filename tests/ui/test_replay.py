@@ -1,0 +1,242 @@
+"""The time line of a recording: keys, the bar, and every view on the moment shown."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, FastFlows, LinkStats
+from core.recording import Recording
+from core.serialize import CorruptFile
+from tests.host_builder import HOST
+from tests.recordings import Seen, a_story, put_together, record, taken_apart
+from tests.ui.driver import FedSource, Person
+from tui.app import VnetApp
+from tui.present import views
+from tui.replay import ReplaySource
+
+STORY = a_story()
+VIEWS = [view.name for view in views.VIEWS]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recording") / "story.vnetrec"
+    record(path, STORY)
+    return path
+
+
+@asynccontextmanager
+async def replayed(path: Path, size: tuple[int, int] = (130, 40)) -> AsyncIterator[Person]:
+    """The dashboard on a recording."""
+    source = ReplaySource(Recording(path), path.name)
+    app = VnetApp(source)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        person = Person(app, pilot, FedSource())
+        await person.eventually("eth0")
+        await person.settle()
+        yield person
+
+
+def player(person: Person) -> ReplaySource:
+    found = person.dashboard.player
+    assert found is not None
+    return found
+
+
+async def until(person: Person, true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        await person.pilot.pause(0.01)
+    raise AssertionError(f"it did not come about\n{person.text}")
+
+
+async def at(person: Person, place: int) -> None:
+    """Until that moment is on the screen."""
+    await until(person, lambda: player(person)._shown == place)
+    wanted = STORY[place].snapshot
+    await until(person, lambda: person.dashboard.desk.scene.snapshot.taken_at == wanted.taken_at)
+    await person.settle()
+
+
+async def test_the_arrows_step_and_the_views_show_that_moment(file: Path) -> None:
+    async with replayed(file) as person:
+        await person.type(":links⏎")
+        assert "1/6" in person.text and "late0" not in person.text
+        for place in (1, 2, 3):
+            await person.press("right")
+            await at(person, place)
+        await person.eventually("late0")
+        assert "4/6" in person.text
+        await person.press("left")
+        await at(person, 2)
+        await until(person, lambda: "late0" not in person.text)
+        await person.press("left", "left", "left", "left")
+        await at(person, 0)
+
+
+async def test_start_end_and_changes(file: Path) -> None:
+    async with replayed(file) as person:
+        await person.press("dollar_sign")
+        await at(person, 5)
+        await person.press("0")
+        await at(person, 0)
+        told = [place for place, seen in enumerate(STORY) if seen.changes]
+        for place in (*told, 5):
+            await person.press("]")
+            await at(person, place)
+        await person.press("[")
+        await at(person, told[-1])
+
+
+async def test_space_plays_to_the_end_and_pauses(file: Path) -> None:
+    async with replayed(file) as person:
+        for _ in range(4):
+            await person.press("greater_than_sign")
+        assert player(person).position.speed == 16
+        assert "16x" in person.text
+        await person.press("space")
+        await at(person, 5)
+        await until(person, lambda: not player(person).position.playing)
+        await person.press(*["less_than_sign"] * 6)
+        await person.press("space")  # from the start again, slowly
+        assert player(person).position.playing
+        assert player(person).position.place < 5
+        await person.press("p")
+        assert not player(person).position.playing
+
+
+async def test_events_are_those_until_the_moment(file: Path) -> None:
+    async with replayed(file) as person:
+        await person.press("9")
+        await person.eventually("Nothing has changed")
+        await person.press("dollar_sign")
+        await at(person, 5)
+        await person.eventually("late0")
+        events = len(person.dashboard.table.rows)
+        assert events == sum(len(seen.changes) for seen in STORY)
+        await person.press("left", "right", "left", "right")
+        await at(person, 5)
+        assert len(person.dashboard.table.rows) == events
+        for _ in range(2):
+            await person.press("[")
+        await until(person, lambda: len(person.dashboard.table.rows) < events)
+
+
+async def test_rates_are_those_of_the_moment_however_it_was_reached(file: Path) -> None:
+    async with replayed(file) as person:
+        for _ in range(5):
+            await person.press("right")
+        await at(person, 5)
+        scene = person.dashboard.desk.scene
+        key = next(link.key for link in scene.snapshot.links() if link.name == "eth0")
+        stepped = scene.rate(key)
+        assert stepped is not None and stepped.rx_bps == 8000 * key.ifindex
+        assert len(stepped.history) == 5
+        await person.press("0")
+        await at(person, 0)
+        assert person.dashboard.desk.scene.rate(key) is None
+        await person.press("dollar_sign")
+        await at(person, 5)
+        assert person.dashboard.desk.scene.rate(key) == stepped
+
+
+@pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60), (40, 10)])
+async def test_every_view_at_every_size(file: Path, size: tuple[int, int]) -> None:
+    async with replayed(file, size) as person:
+        for name in VIEWS:
+            person.dashboard.go_to(name)
+            await person.settle()
+            await person.press("right")
+            await until(person, lambda: player(person)._shown == player(person).position.place)
+            await person.settle()
+            assert "could not be shown" not in person.text
+            bar = person.lines[-2]
+            assert "■" in bar and "/6" in bar and "●" in bar
+
+
+async def test_a_click_on_the_line_goes_there(file: Path) -> None:
+    async with replayed(file) as person:
+        bar = person.lines[-2]
+        await person.pilot.click(offset=(bar.rindex("─"), len(person.lines) - 2))
+        await at(person, 5)
+
+
+async def test_the_keys_are_told_and_mean_nothing_else(file: Path) -> None:
+    async with replayed(file, (110, 100)) as person:
+        await person.press("question_mark")
+        assert "Time line" in person.text and "play the recording" in person.text
+        await person.press("escape")
+        for key, words in (("R", "Only this host can be recorded"), ("W", "cannot be changed")):
+            await person.press(key)
+            await person.eventually(words)
+        assert "replay" in person.lines[0] and "story.vnetrec" in person.lines[0]
+
+
+async def test_a_step_of_the_clock_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.vnetrec"
+    record(path, STORY[:3], [(1.7e9, 50.0), (1.7e9 - 7199, 51.0), (1.7e9 - 7198, 52.0)])
+    async with replayed(path) as person:
+        await person.press("right")
+        await person.eventually("clock set by -7200 s")
+        await person.press("right")
+        await until(person, lambda: "clock set" not in person.text)
+
+
+async def test_a_recording_cut_short_opens_and_says_so(tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "a.vnetrec"
+    path.write_bytes(file.read_bytes()[:-150])
+    async with replayed(path, (160, 40)) as person:
+        await person.eventually("cut short")
+
+
+async def test_a_moment_that_cannot_be_read_is_told_not_shown(tmp_path: Path, file: Path) -> None:
+    parts = list(taken_apart(file.read_bytes()))
+    parts[1] = (*parts[1][:-1], b"\0\0\0\0")
+    path = tmp_path / "a.vnetrec"
+    path.write_bytes(put_together(parts))
+    with pytest.raises(CorruptFile):
+        Recording(path).moment(1)
+    async with replayed(path) as person:
+        await person.press("right")
+        await person.eventually("1 not read")
+        await person.press("exclamation_mark")
+        await person.eventually("cannot be read")
+
+
+async def test_tables_of_any_bytes_are_shown_in_every_view(tmp_path: Path) -> None:
+    noise = np.random.default_rng(7)
+
+    def rows(dtype: np.dtype[Any]) -> np.ndarray:
+        made = np.frombuffer(noise.bytes(dtype.itemsize * 40), dtype).copy()
+        for name in ("counted", "live"):
+            if name in (dtype.names or ()):
+                made[name] = made[name].view("u1") & 1
+        return made
+
+    story = []
+    for number in range(4):
+        host = STORY[number].snapshot
+        table = replace(host.conntracks[HOST], entries=rows(CONNTRACK_DTYPE), taken_at=1e15 * (number - 1))
+        fast = rows(FASTFLOW_DTYPE)
+        fast["path"] %= 4
+        rates = replace(STORY[number].rates, counters=LinkStats(-1e15 * number, rows(STATS_DTYPE)))  # type: ignore[type-var]
+        story.append(Seen(replace(host, conntracks={HOST: table}), rates, (), FastFlows(HOST, fast, 1e15)))
+    path = tmp_path / "a.vnetrec"
+    record(path, story)
+    async with replayed(path) as person:
+        for name in VIEWS:
+            person.dashboard.go_to(name)
+            await person.settle()
+            for key in ("dollar_sign", "0", "right", "down", "right"):
+                await person.press(key)
+                await until(person, lambda: player(person)._shown == player(person).position.place)
+                await person.settle()
+            assert "could not be shown" not in person.text, name

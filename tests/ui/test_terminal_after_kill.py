@@ -1,0 +1,34 @@
+"""A demo lab that is killed under the dashboard leaves the terminal as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.terminal import Terminal
+
+pytestmark = pytest.mark.root
+
+# A shell that lives on, as a person's does: a terminal whose session has ended takes no more output.
+_SHELL = ["sh", "-c", '"$@"; echo "left with $?"; exec cat', "sh"]
+
+
+def test_kill_of_the_demo_gives_the_terminal_back() -> None:
+    with Terminal([*_SHELL, sys.executable, "-m", "tui.cli", "demo", "--no-traffic"]) as terminal:
+        terminal.wait_for("br-shop", timeout=30)
+        (launcher,) = psutil.Process(terminal.pid).children()
+        inside = launcher.children(recursive=True)
+        os.kill(launcher.pid, signal.SIGKILL)
+        terminal.wait_for("left with 137")
+        end = time.monotonic() + 20
+        while not all(mode in terminal.output for mode in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1000l")):
+            assert time.monotonic() < end, terminal.output[-600:]
+            terminal.read(0.5)
+        _, alive = psutil.wait_procs(inside, timeout=20)
+        assert not alive
+        assert b"Traceback" not in terminal.output

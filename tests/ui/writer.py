@@ -1,0 +1,88 @@
+"""A person who changes things in the dashboard, on the throw-away host as it is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from core.collect.snapshot import read_snapshot
+from tests.ui.driver import Person, dashboard
+from tui.change.session import Session
+
+WIDE = (130, 40)
+# Other hosts on the same machine may be in sight: what is deleted here must have a name of its own.
+NET = f"w{os.getpid()}"
+BRIDGE = f"br-{NET}"
+PARTS = ("links", "containers", "host firewall")
+
+
+@asynccontextmanager
+async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
+    """The dashboard on the throw-away host as it is, with changes allowed."""
+    async with dashboard(read_snapshot(PARTS), size, make_changer=Session) as person:
+        if write:
+            await person.press("W")
+        yield person
+
+
+async def until(person: Person, so: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < end, f"{what} did not come about in\n{person.text}"
+        await person.pilot.pause(0.02)
+
+
+async def shows(person: Person, *texts: str) -> None:
+    for text in texts:
+        await until(person, lambda text=text: text in person.text, repr(text))
+
+
+async def closed(person: Person) -> None:
+    await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
+
+
+async def keys(person: Person, *pressed: str) -> None:
+    """Press keys, then wait until the commands that they lead to are on the screen."""
+    await person.press(*pressed)
+    screen = person.app.screen
+    current = getattr(screen, "_is_current", None)
+    if current:
+        await until(person, lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
+        await person.pilot.pause(0.05)
+
+
+async def make_network(person: Person, name: str = NET, *more: str) -> None:
+    await keys(person, "n")
+    await keys(person, *name, *more)
+    await shows(person, f"network {name}")
+    await person.press("enter")
+    await closed(person)
+
+
+async def attach(person: Person, name: str, network: str = NET) -> None:
+    await keys(person, "a")
+    await keys(person, *name, "tab", *network)
+    await shows(person, f"attach {name} to {network}")
+    await person.press("enter")
+    await closed(person)
+
+
+def values(person: Person) -> dict[str, str]:
+    """What the fields in sight hold."""
+    form = person.app.screen.form  # type: ignore[attr-defined]
+    return {one.name: one.value for one in form.fields if not one.hidden}
+
+
+async def do(person: Person, key: str = "enter") -> None:
+    """Do what the form shows."""
+    await keys(person)
+    await person.press(key)
+    await closed(person)
+
+
+async def select(person: Person, view: str, text: str) -> None:
+    """Put the cursor on the first line of a view that matches, on the host as it is now."""
+    await person.feed(read_snapshot(PARTS))
+    await person.type(f":{view}⏎/{text}⏎")

@@ -1,0 +1,117 @@
+"""Bundles as files: what is in them, and archives that are none of ours."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.model import Change, LinkStats, Snapshot, link_ref
+from core.serialize import CorruptFile, to_json, unpack
+from core.topology import Topology
+from tests.recordings import a_story
+from tests.snapshots import HOSTILE_NAME, hostile_host, small_host
+from tui.bundle import Kept, write_bundle
+from tui.changer import Logged
+from tui.errors import CommandError
+
+STORY = a_story()
+
+
+def files_of(path: Path) -> dict[str, str]:
+    with tarfile.open(path) as archive:
+        return {
+            member.name.split("/", 1)[1]: archive.extractfile(member).read().decode()  # type: ignore[union-attr]
+            for member in archive
+        }
+
+
+def archive_of(**files: bytes) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"some/{name.replace('_', '.')}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return made.getvalue()
+
+
+def test_all_that_belongs_to_a_moment_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "b.tar.gz"
+    seen = STORY[-1]
+    assert seen.rates is not None
+    link = next(seen.snapshot.links())
+    changes = (Change(1.7e9, "added", link_ref(link.key), HOSTILE_NAME),)
+    log = (Logged("a change", 1.7e9, ["ip link add x"], "done"),)
+    size = write_bundle(
+        path, Kept(Topology(seen.snapshot), None, seen.rates.counters, seen.fast, changes, log)
+    )
+    assert size == path.stat().st_size
+    files = files_of(path)
+    assert next(iter(files)) == "snapshot.json"
+    assert {
+        "README.txt",
+        "about.json",
+        "show.txt",
+        "show.json",
+        "problems.txt",
+        "counters.json",
+        "fastflows.json",
+    } < set(files)
+    assert "ip link add x" in files["commands.json"]
+    assert (
+        "web1" in files["show.txt"]
+        and "MASQUERADE" in files[next(name for name in files if name.startswith("rules/"))]
+    )
+    assert "web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822]" in files["flows.txt"]
+    assert "\x1b" not in files["events.txt"] and "evil" in files["events.txt"]
+    assert to_json(unpack(path.read_bytes())) == to_json(seen.snapshot)
+    assert [each.name for each in tmp_path.iterdir()] == ["b.tar.gz"]
+
+
+@pytest.mark.parametrize("snapshot", [Snapshot(), hostile_host(), small_host(taken_at=-1e12)])
+def test_any_host(tmp_path: Path, snapshot: Snapshot) -> None:
+    path = tmp_path / "a b\n[x]\x1b.tar.gz"
+    write_bundle(path, Kept(Topology(snapshot), counters=LinkStats(0.0)))
+    assert to_json(unpack(path.read_bytes())) == to_json(snapshot)
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="cannot write"):
+        write_bundle(tmp_path / "no" / "b.tar.gz", Kept(Topology(Snapshot())))
+
+
+def test_packed_again_by_hand() -> None:
+    text = to_json(small_host())
+    assert to_json(unpack(archive_of(other=b"x" * 700, snapshot_json=text, more=b""))) == text
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        archive_of(other=b"x"), archive_of(snapshot_json=b"{}"), archive_of(snapshot_json=b""),
+        gzip.compress(gzip.decompress(archive_of(snapshot_json=b"x" * 5000))[:2048]),
+    ],
+)  # fmt: skip
+def test_archives_that_are_none_of_ours(archive: bytes) -> None:
+    with pytest.raises(CorruptFile) as caught:
+        unpack(archive)
+    assert caught.value.try_.endswith(".")
+
+
+WHOLE = gzip.decompress(archive_of(first=b"x" * 600, snapshot_json=to_json(Snapshot())))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(WHOLE) - 1), st.binary(min_size=1, max_size=12))
+def test_any_bytes_in_an_archive(place: int, some: bytes) -> None:
+    broken = WHOLE[:place] + some + WHOLE[place + len(some) :]
+    try:
+        assert isinstance(unpack(gzip.compress(broken)), Snapshot)
+    except CorruptFile as error:
+        assert error.what

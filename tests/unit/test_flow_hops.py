@@ -1,0 +1,158 @@
+"""One connection in several namespaces is one row at the edge; strangers with the same tuple stay apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.flows.table import table_of
+from core.model import (
+    SOCKET_DTYPE,
+    Address,
+    Conntrack,
+    Container,
+    Endpoint,
+    Engine,
+    Host,
+    Link,
+    Namespace,
+    NetState,
+    Network,
+    Snapshot,
+    Sockets,
+)
+from core.topology import Topology
+from core.topology.flowindex import CLIENTS
+from core.topology.flowpicture import FlowPicture
+from tests.flow_samples import end, flow, table
+
+HOST, WEB, DB, ALONE, MIDDLE = 100, 200, 300, 400, 500
+WEB_AT, DB_AT, PEER = "172.18.0.2", "172.18.0.3", "1.1.1.1:443"
+OUT = flow(f"{WEB_AT}:4000", PEER, seen_as="192.0.2.1:4000", counted=True)
+INSIDE = flow(f"{WEB_AT}:4000", PEER)
+
+
+def veth(ns: int, index: int, peer_ns: int, peer: int, *addresses: str, master: int | None = None) -> Link:
+    return Link(
+        ns, index, f"v{index}", "veth", lower=peer, lower_nsid=peer_ns, master=master,
+        addresses=tuple(Address(4, address, 16) for address in addresses),
+    )  # fmt: skip
+
+
+def snapshot(*tables: Conntrack) -> Snapshot:
+    """A host with two containers on one bridge, a third on another network, and a namespace on its own."""
+    host_links = {
+        1: Link(HOST, 1, "eth0", "physical", addresses=(Address(4, "192.0.2.1", 24),)),
+        2: Link(HOST, 2, "br0", "bridge", addresses=(Address(4, "172.18.0.1", 16),)),
+        3: veth(HOST, 3, WEB, 2, master=2),
+        4: veth(HOST, 4, DB, 2, master=2),
+    }
+    nsids = {ns: ns for ns in (HOST, WEB, DB)}
+    names = {HOST: "host", WEB: "web", DB: "db", ALONE: "alone", MIDDLE: "middle"}
+    containers = (
+        Container(
+            "docker", "w", "web", endpoints=(Endpoint("net", f"{WEB_AT}/16"),), namespaces={"net": WEB}
+        ),
+        Container("docker", "d", "db", endpoints=(Endpoint("net", f"{DB_AT}/16"),), namespaces={"net": DB}),
+        Container(
+            "docker", "o", "other", endpoints=(Endpoint("far", "10.5.0.2/16"),), namespaces={"net": MIDDLE}
+        ),
+    )
+    networks = (
+        Network("docker", "n1", "net", bridge="br0", ns=HOST, subnets=("172.18.0.0/16",)),
+        Network("docker", "n2", "far", subnets=("10.5.0.0/16",)),
+    )
+    return Snapshot(
+        host=Host(netns=HOST),
+        namespaces={ns: Namespace(ns, is_host=ns == HOST, names=(name,)) for ns, name in names.items()},
+        nets={
+            HOST: NetState(HOST, host_links, nsids=nsids),
+            WEB: NetState(WEB, {2: veth(WEB, 2, HOST, 3, WEB_AT)}, nsids=nsids),
+            DB: NetState(DB, {2: veth(DB, 2, HOST, 4, DB_AT)}, nsids=nsids),
+            ALONE: NetState(ALONE),
+        },
+        conntracks={one.ns: one for one in tables},
+        engines={"docker": Engine("docker", "ok", containers=containers, networks=networks)},
+    )
+
+
+def picture(*tables: Conntrack) -> FlowPicture:
+    taken = snapshot(*tables)
+    return FlowPicture.of(Topology(taken), table_of(taken.conntracks))
+
+
+def edges(found: FlowPicture) -> list[int]:
+    """The namespaces of the rows that stand for a connection."""
+    return [found.index.columns.place(row)[0].ns for row in range(len(found)) if found.index.edge[row]]
+
+
+def test_a_connection_through_a_container_and_its_host_is_one() -> None:
+    found = picture(table(WEB, INSIDE), table(HOST, OUT))
+    assert edges(found) == [HOST]
+    assert [found.index.columns.place(row)[0].ns for row in found.index.hops(0)] == [WEB, HOST]
+
+
+def test_the_same_tuple_in_a_strangers_namespace_is_another() -> None:
+    found = picture(table(HOST, OUT), table(ALONE, INSIDE))
+    assert edges(found) == [HOST, ALONE]
+    assert found.index.hops(0) == [0]
+
+
+def test_two_containers_on_one_bridge_that_the_host_does_not_track() -> None:
+    row = flow(f"{WEB_AT}:4000", f"{DB_AT}:5432")
+    found = picture(table(DB, row), table(WEB, row))
+    assert len(edges(found)) == 1
+    hops = [found.index.columns.place(row)[0].ns for row in found.index.hops(0)]
+    assert hops == [WEB, DB]
+
+
+def test_what_counts_is_preferred() -> None:
+    uncounted = flow(f"{WEB_AT}:4000", PEER, seen_as="192.0.2.1:4000")
+    counted = flow(f"{WEB_AT}:4000", PEER, counted=True)
+    assert edges(picture(table(HOST, uncounted), table(WEB, counted))) == [WEB]
+
+
+def test_connections_of_one_namespace_are_never_hops_of_each_other() -> None:
+    hairpin = flow(f"{WEB_AT}:1", "192.0.2.1:80", f"{DB_AT}:80", "172.18.0.1:1")
+    next_one = flow("172.18.0.1:1", f"{DB_AT}:80")
+    assert edges(picture(table(HOST, hairpin, next_one))) == [HOST, HOST]
+
+
+@pytest.mark.parametrize(
+    ("origin", "responder", "kind"),
+    [
+        ("198.51.100.9:1", f"{WEB_AT}:80", "outside"),
+        ("172.18.0.1:1", f"{WEB_AT}:80", "host"),
+        ("192.0.2.1:1", f"{WEB_AT}:80", "host"),
+        (f"{DB_AT}:1", f"{WEB_AT}:80", "beside"),
+        ("10.5.0.2:1", f"{WEB_AT}:80", "other network"),
+        (f"{WEB_AT}:1", f"{WEB_AT}:80", "itself"),
+        (f"{WEB_AT}:1", "198.51.100.9:80", ""),
+        ("198.51.100.9:1", "192.0.2.1:22", ""),
+    ],
+)
+def test_kinds_of_clients(origin: str, responder: str, kind: str) -> None:
+    found = picture(table(HOST, flow(origin, responder)))
+    assert CLIENTS[found.index.client[0]] == kind
+
+
+def socket(local: str, remote: str, **more: Any) -> Any:
+    import numpy as np
+
+    row = np.zeros(1, SOCKET_DTYPE)
+    for address, port, text in (("local", "lport", local), ("remote", "rport", remote)):
+        raw, number = end(text)
+        row[address], row[port] = np.frombuffer(raw, "u1"), number
+    row["l4_proto"] = 6
+    for name, value in more.items():
+        row[name] = value
+    return row
+
+
+def test_sockets_are_found_in_the_namespace_of_their_end() -> None:
+    found = picture(table(HOST, OUT))
+    mine = Sockets(WEB, socket(f"{WEB_AT}:4000", PEER, rtt=1500, pid=42), {42: "curl"})
+    strangers = Sockets(ALONE, socket(f"{WEB_AT}:4000", PEER, rtt=9, pid=7), {7: "thief"})
+    ends = found.index.process_columns({ALONE: strangers, WEB: mine})
+    assert (ends.rtt.tolist(), ends.pids.tolist()) == ([0.0015], [[42, 0]])

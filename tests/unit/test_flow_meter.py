@@ -1,0 +1,259 @@
+"""Speeds from counters that restart, entries that come and go, clocks that step; the fast path's share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.flows.fast import AGAIN, FAST, KERNEL
+from core.flows.meter import FlowMeter, Reading
+from core.flows.table import FlowTable, table_of
+from core.model import FASTFLOW_DTYPE, Conntrack, FastFlows
+from tests.flow_samples import end, flow, table
+
+HOST, LAB = 100, 200
+EPOCH = 1_700_000_000.0
+OUT = ("172.18.0.2:41822", "1.1.1.1:443")
+SNAT = "192.0.2.1:41822"
+
+
+def counted(octets: int, packets: int = 0, **more: Any) -> np.void:
+    """The same connection, each time with other counters."""
+    return flow(*OUT, seen_as=SNAT, counted=True, bytes=(octets, 0), packets=(packets, 0), id=7, **more)
+
+
+def host(*rows: np.void) -> Conntrack:
+    return table(HOST, *rows, accounting=True)
+
+
+class Clock:
+    """Feeds a meter with one table after another; Unix time may step, monotonic time does not."""
+
+    def __init__(self) -> None:
+        self.meter, self.now, self.step = FlowMeter(), 1000.0, 0.0
+
+    def feed(self, *tables: Conntrack, fast: FastFlows | None = None, after: float = 1.0) -> FlowTable:
+        self.now += after
+        readings = [Reading(one, self.now, self.now) for one in tables]
+        return self.meter.feed(readings, fast, self.now, EPOCH + self.now + self.step)
+
+
+def fast_flow(src: str, dst: str, new_src: str, new_dst: str, octets: int, **more: Any) -> np.void:
+    """One direction as the fast path counts it."""
+    row = np.zeros(1, FASTFLOW_DTYPE)[0]
+    names = (("src", "sport", src), ("dst", "dport", dst), ("new_src", "new_sport", new_src),
+             ("new_dst", "new_dport", new_dst))  # fmt: skip
+    for address, port, text in names:
+        raw, number = end(text)
+        row[address], row[port] = np.frombuffer(raw, "u1"), number
+    row["family"], row["l4_proto"], row["live"], row["path"] = 4, 6, True, 3
+    row["bytes"], row["packets"] = octets, octets // 1000
+    for name, value in more.items():
+        row[name] = value
+    return row
+
+
+def fast_flows(*rows: np.void) -> FastFlows:
+    return FastFlows(HOST, np.array([*rows], FASTFLOW_DTYPE))
+
+
+def there(octets: int, **more: Any) -> np.void:
+    return fast_flow(*OUT, SNAT, OUT[1], octets, **more)
+
+
+def back(octets: int, **more: Any) -> np.void:
+    return fast_flow(OUT[1], SNAT, OUT[1], OUT[0], octets, **more)
+
+
+def test_one_look_knows_no_speed() -> None:
+    assert np.isnan(Clock().feed(host(counted(1000))).bits).all()
+
+
+def test_a_steady_flow() -> None:
+    clock = Clock()
+    for second in range(6):
+        found = clock.feed(host(counted(second * 125_000, second * 100)))
+    assert found.bits.tolist() == [pytest.approx(1e6)]
+    assert found.speeds[0].tolist() == pytest.approx([1e6, 0, 100, 0])
+
+
+def test_the_window_is_a_few_seconds() -> None:
+    clock = Clock()
+    for second in range(4):
+        clock.feed(host(counted(second * 10_000_000)))
+    for _ in range(5):
+        found = clock.feed(host(counted(30_000_000)))
+    assert found.bits.tolist() == [0]
+
+
+def test_a_new_connection_is_fast_at_once() -> None:
+    clock = Clock()
+    clock.feed(host(flow("10.0.0.1:1", "10.0.0.2:2", id=1)))
+    found = clock.feed(host(flow("10.0.0.1:1", "10.0.0.2:2", id=1), counted(250_000)))
+    assert found.bits[1] == pytest.approx(2e6)
+
+
+def test_one_that_is_older_than_it_seems_is_no_burst() -> None:
+    clock = Clock()
+    clock.feed(host(flow("10.0.0.1:1", "10.0.0.2:2", id=1)))
+    old = counted(10**12, start=int((EPOCH + clock.now - 500) * 1e9))
+    found = clock.feed(host(flow("10.0.0.1:1", "10.0.0.2:2", id=1), old))
+    assert np.isnan(found.bits[1])
+    assert found.age[1] == pytest.approx(501, abs=1)
+
+
+def test_what_a_dump_leaves_out_once_is_no_burst() -> None:
+    clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
+    for second in range(5):
+        clock.feed(host(other, counted(10**12 + second * 125_000)))
+    clock.feed(host(other))
+    found = clock.feed(host(other, counted(10**12 + 6 * 125_000)))
+    assert found.bits[1] == pytest.approx(1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("anew", [0, 60])
+def test_counters_that_restart_make_no_burst_and_go_on(anew: int) -> None:
+    clock = Clock()
+    for second in range(1, 6):
+        clock.feed(host(counted(second * 125_000)))
+    speeds = []
+    for second in range(5):
+        speeds.append(float(clock.feed(host(counted(anew + second * 125_000))).bits[0]))
+    assert speeds == pytest.approx([1e6] * 5)
+
+
+def test_entries_in_another_order_keep_their_speeds() -> None:
+    clock, others = Clock(), [flow(f"10.0.0.{n}:1", "10.0.0.2:2", id=100 + n) for n in range(1, 9)]
+    for second in range(6):
+        rows = [*others[: second % 8], counted(second * 125_000), *others[second % 8 :]]
+        found = clock.feed(host(*rows))
+    assert found.bits[5] == pytest.approx(1e6)
+
+
+def test_the_same_tuple_in_two_namespaces_is_two_flows() -> None:
+    clock = Clock()
+    for second in range(6):
+        found = clock.feed(
+            host(counted(second * 125_000)), table(LAB, counted(second * 250_000), accounting=True)
+        )
+    assert found.bits.tolist() == pytest.approx([1e6, 2e6])
+
+
+def test_a_namespace_that_dies_takes_its_flows_along() -> None:
+    clock = Clock()
+    for second in range(4):
+        clock.feed(host(counted(second * 125_000)), table(LAB, counted(second * 250_000)))
+    found = clock.feed(host(counted(4 * 125_000)))
+    assert (len(found), found.bits[0]) == (1, pytest.approx(1e6))
+    assert len(clock.feed()) == 0
+
+
+@pytest.mark.parametrize("step", [3600.0, -86400.0])
+def test_a_step_of_the_clock_changes_no_speed_and_no_age(step: float) -> None:
+    clock = Clock()
+    born = int((EPOCH + 990) * 1e9)
+    for second in range(4):
+        clock.feed(host(counted(second * 125_000, start=born)))
+    clock.step = step
+    found = clock.feed(host(counted(4 * 125_000, start=born)))
+    assert found.bits[0] == pytest.approx(1e6)
+    assert found.age[0] == pytest.approx(clock.now - 990)
+
+
+def test_what_is_not_counted_has_no_speed() -> None:
+    clock = Clock()
+    for _ in range(3):
+        found = clock.feed(table(HOST, flow(*OUT)))
+    assert np.isnan(found.bits).all()
+    assert found.uncounted == (HOST,)
+
+
+def test_some_read_again_between_whole_looks() -> None:
+    clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1, counted=True)
+    for second in range(3):
+        clock.feed(host(other, counted(second * 125_000)))
+    assert clock.meter.active(clock.now, 10).tolist() == [1]
+    for second in range(3, 8):
+        clock.now += 1
+        entries = host(counted(second * 125_000, tcp_state=7)).entries
+        found = clock.meter.touch({HOST: entries}, np.array([1]), None, clock.now, EPOCH + clock.now)
+    assert found.bits.tolist() == pytest.approx([0, 1e6])
+    assert found.octets[1].tolist() == [7 * 125_000, 0]
+    assert found.tables[0].entries["tcp_state"].tolist() == [3, 7]
+
+
+def test_one_that_is_gone_when_read_again_stands_still() -> None:
+    clock = Clock()
+    for second in range(3):
+        clock.feed(host(counted(second * 125_000)))
+    found = clock.meter.touch({}, np.array([0]), None, clock.now + 1, EPOCH)
+    assert found.bits.tolist() == [0]
+
+
+# ---- the fast path
+
+
+def test_both_paths_are_one_flow() -> None:
+    found = table_of({HOST: host(counted(1000, 1))}, fast_flows(there(5000), back(70_000)))
+    assert (len(found), found.loose) == (1, 0)
+    assert found.octets[0].tolist() == [6000, 70_000]
+    assert found.packets[0].tolist() == [6, 70]
+    assert found.fast_bytes[0].tolist() == [5000, 70_000]
+    assert found.path.tolist() == [FAST]
+
+
+def test_a_flow_that_moves_from_path_to_path_keeps_its_speed() -> None:
+    clock = Clock()
+    for second in range(3):
+        clock.feed(host(counted(second * 125_000)), fast=fast_flows())
+    for second in range(6):
+        found = clock.feed(host(counted(250_000)), fast=fast_flows(there((second + 1) * 125_000)))
+        assert found.bits[0] == pytest.approx(1e6)
+    for second in range(3):
+        ended = fast_flows(there(750_000, live=False))
+        found = clock.feed(host(counted(250_000 + (second + 1) * 125_000)), fast=ended)
+        assert found.bits[0] == pytest.approx(1e6)
+    assert found.path.tolist() == [AGAIN]
+
+
+def test_what_the_fast_path_forgets_stays_in_the_sum() -> None:
+    clock = Clock()
+    clock.feed(host(counted(0)), fast=fast_flows())
+    clock.feed(host(counted(0)), fast=fast_flows(there(1_000_000)))
+    found = clock.feed(host(counted(500)), fast=fast_flows())
+    assert (found.octets[0].tolist(), found.path.tolist()) == ([1_000_500, 0], [KERNEL])
+    found = clock.feed(host(counted(500)), fast=fast_flows(there(2000)))
+    assert found.octets[0].tolist() == [1_002_500, 0]
+
+
+def test_between_whole_looks_the_fast_path_goes_on() -> None:
+    clock = Clock()
+    for second in range(3):
+        clock.feed(host(counted(0)), fast=fast_flows(there(second * 125_000), back(0)))
+    for second in range(3, 7):
+        clock.now += 1
+        fast = fast_flows(there(second * 125_000), back(0))
+        found = clock.meter.touch({}, np.zeros(0, int), fast, clock.now, EPOCH)
+    assert found.bits[0] == pytest.approx(1e6)
+
+
+def test_flows_that_conntrack_does_not_know_are_flows_too() -> None:
+    lone = [
+        fast_flow("10.0.0.1:5", "10.0.0.2:80", "10.0.0.1:5", "10.0.0.2:80", 4000, first_seen=5),
+        fast_flow("10.0.0.2:80", "10.0.0.1:5", "10.0.0.2:80", "10.0.0.1:5", 9000, first_seen=6),
+        fast_flow("10.0.0.3:7", "10.0.0.2:80", "10.0.0.3:7", "10.0.0.2:80", 100, first_seen=9),
+    ]
+    found = table_of({HOST: host(counted(1000))}, fast_flows(*lone, there(5000)))
+    assert (len(found), found.loose) == (3, 2)
+    assert found.octets.tolist() == [[6000, 0], [4000, 9000], [100, 0]]
+    rows = found.tables[1].entries
+    assert [rows["orig_sport"].tolist(), rows["reply_sport"].tolist()] == [[5, 7], [80, 80]]
+
+
+def test_the_fast_path_counts_for_its_own_namespace_alone() -> None:
+    tables = {LAB: replace(host(counted(1000)), ns=LAB)}
+    found = table_of(tables, fast_flows(there(5000)))
+    assert found.octets.tolist() == [[1000, 0], [5000, 0]]

@@ -1,0 +1,131 @@
+"""The past is kept slot by slot: nothing is lost or made up, and memory stays within its bounds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from core.history import HOUR, MINUTE, MINUTES, History
+
+START = 100_000.0
+
+
+def fed(*seconds: float, history: History | None = None, figure: float = 8.0) -> History:
+    """A history of one series "a", read at these seconds after START, with the same figure all the time."""
+    history = history or History(1)
+    for since, until in pairwise(seconds):
+        history.feed(["a"], np.array([[figure]]), START + since, START + until)
+    return history
+
+
+def values(history: History, key: str = "a", window=MINUTE, now: float = 0.0) -> np.ndarray:
+    past = history.of([key], window, START + now)
+    assert past is not None
+    return past.values[:, 0]
+
+
+def known(history: History, **more) -> list[float]:
+    found = values(history, **more)
+    return found[~np.isnan(found)].tolist()
+
+
+def test_what_was_not_watched_is_not_known() -> None:
+    history = fed(10, 11, 12)
+    assert np.isnan(values(history, now=12)[:-3]).all()
+    assert known(history, now=12) == [8.0, 8.0]
+    assert history.of(["b"], MINUTE, START) is None
+
+
+def test_readings_at_odd_moments_add_up() -> None:
+    history = History(1)
+    moments = START + np.cumsum(np.random.default_rng(7).uniform(0.3, 2.7, 100))
+    counted = 0.0
+    for number, (since, until) in enumerate(pairwise(moments)):
+        figure = float(number % 5)
+        counted += figure * (until - since)
+        history.feed(["a"], np.array([[figure]]), float(since), float(until))
+    for window in (MINUTES, HOUR):
+        past = history.of(["a"], window, float(moments[-1]))
+        means = past.values[:, 0]
+        first, last = moments[0], moments[-1]
+        starts = (past.newest - window.slots + 1 + np.arange(window.slots)) * window.step
+        inside = np.clip(np.minimum(last, starts + window.step) - np.maximum(first, starts), 0, None)
+        assert np.nansum(means * inside) == pytest.approx(counted, rel=1e-4)
+
+
+def test_a_long_pause_between_readings_is_their_average() -> None:
+    history = fed(0, 1, 31, 32)
+    assert known(history, now=32) == [8.0] * 32
+    assert known(history, window=HOUR, now=32) == [8.0] * 4
+
+
+def test_a_pause_longer_than_the_window_fills_it_once() -> None:
+    history = fed(0, 1, 100_000)
+    assert known(history, now=100_000, window=MINUTES) == pytest.approx([8.0] * (MINUTES.slots - 1))
+    assert len(known(history, now=100_000, window=HOUR)) == HOUR.slots - 1
+
+
+def test_the_hour_ends() -> None:
+    history = fed(*range(20))
+    fed(19, *range(25, 5000, 10), history=history, figure=1.0)
+    assert set(known(history, window=HOUR, now=4995)) == {1.0}
+    assert len(known(history, window=HOUR, now=4995)) == HOUR.slots
+
+
+def test_a_picture_of_earlier_does_not_show_what_came_later() -> None:
+    history = fed(0, 1, 2, 3)
+    fed(3, 4, 5, history=history, figure=99.0)
+    assert 99.0 not in known(history, now=2.5)
+
+
+def test_a_row_with_a_nan_says_nothing() -> None:
+    history = History(2)
+    history.feed(["a", "b"], np.array([[1.0, 2.0], [np.nan, 5.0]]), START, START + 1)
+    assert known(history, now=1) == [1.0]
+    assert known(history, key="b", now=1) == []
+
+
+def test_time_that_does_not_pass_adds_nothing() -> None:
+    history = fed(10, 10, 9, 8)
+    assert len(history) == 0
+
+
+def test_several_series_add_up_where_any_is_known() -> None:
+    history = History(1)
+    history.feed(["a", "b"], np.array([[1.0], [2.0]]), START, START + 1)
+    history.feed(["b"], np.array([[4.0]]), START + 1, START + 2)
+    past = history.of(["a", "b", "gone"], MINUTE, START + 1.5)
+    assert past is not None
+    assert past.values[-2:, 0].tolist() == [3.0, 4.0]
+
+
+def test_the_least_recently_seen_gives_way() -> None:
+    history = History(1, most=3)
+    for second, keys in enumerate((["a", "b", "c"], ["a", "c"], ["a", "c", "d"])):
+        history.feed(keys, np.full((len(keys), 1), 5.0), START + second, START + second + 1)
+    assert history.of(["b"], MINUTE, START + 3) is None
+    assert len(history) == 3 and history.left_out == 0
+    assert known(history, key="d", now=3) == [5.0]  # nothing of b's
+    assert known(history, now=3) == [5.0] * 3
+
+
+def test_more_than_fit_at_once_leave_the_first_alone() -> None:
+    history = History(1, most=3)
+    for second in range(3):
+        history.feed([*"abcde"], np.ones((5, 1)), START + second, START + second + 1)
+    assert history.left_out == 2
+    assert [known(history, key=key, now=3) for key in "abc"] == [[1.0] * 3] * 3
+    assert history.of(["e"], MINUTE, START + 3) is None
+
+
+def test_what_nothing_is_left_of_gives_way_before_more_memory_is_taken() -> None:
+    history = History(1, most=100)
+    fed(0, 1, history=history)
+    history.feed(["b"], np.ones((1, 1)), START + 4000, START + 4001)
+    assert len(history) == 1
+
+
+def test_a_thousand_links_take_less_than_14_megabytes() -> None:
+    assert 1000 * History(4).bytes_of_one < 14e6

@@ -1,0 +1,121 @@
+"""What the agent is told to attach again, and to forget, by plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core.model import Route
+from core.ops import AddAddress, AddRoute, Operation, Place, Unwant, Want, undo_of
+from core.plan import Plan, Refused, plan, plan_all
+from core.plan.requests import Attach, CreateNetwork, Detach, Join, Move, Part, RemoveNetwork, Request
+from core.topology import Topology
+from tests.host_builder import HOST, HostBuilder
+
+SHOP_TAG = "vnet:net=shop kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1"
+LAB_TAG = "vnet:net=lab kind=internal subnet=10.8.0.0/24 gateway=10.8.0.1"
+APP, DB, PLAIN = 70, 71, 72
+DB_TAG = "vnet:of=docker:db0 net=shop link=eth0 address=10.9.0.2/24"
+LAB_DB_TAG = "vnet:of=docker:db0 net=lab link=eth1 address=10.8.0.2/24"
+WIRING = (AddAddress("eth0", "10.9.0.2/24", Place(pid=9, inode=9)),)
+KEPT = Want("docker:db0", "shop", WIRING)
+
+
+def topology() -> Topology:
+    """Docker's app on nothing of ours, its db on shop and lab, its gone stopped, and a plain container."""
+    made = HostBuilder()
+    made.link(HOST, "eth0", "physical", ["192.0.2.2/24"])
+    bridges = [
+        made.bridge("br-shop", ["10.9.0.1/24"], alias=SHOP_TAG),
+        made.bridge("br-lab", ["10.8.0.1/24"], alias=LAB_TAG),
+    ]
+    for inode, name in ((APP, "app"), (DB, "db")):
+        made.namespace(inode, pids=(inode,))
+        made.container("docker", name, inode, id=f"{name}0", pid=inode)
+    made.container("docker", "gone", None, id="gone0", pid=None, state="exited")
+    made.namespace(PLAIN, names=("plain",))
+    made.container("netns", "plain", PLAIN, id="plain", pid=None)
+    for bridge, port, address, tag in zip(
+        bridges, ("v-db", "v-db-2"), ("10.9.0.2/24", "10.8.0.2/24"), (DB_TAG, LAB_DB_TAG), strict=True
+    ):
+        outer = made.wire(DB, bridge, port, [address])
+        made.links[HOST][outer.ifindex] = replace(outer, alias=tag)
+    made.routes[DB] = [Route(4, f"10.{net}.0.0/24", protocol="kernel") for net in (8, 9)]
+    return Topology(made.snapshot())
+
+
+def planned(*requests: Request, kept: tuple[Want, ...] = ()) -> Plan:
+    found = plan_all(requests, topology(), kept=kept)
+    assert isinstance(found, Plan), found
+    return found
+
+
+def wishes(found: Plan) -> list[Operation]:
+    return [step for step in found.steps if isinstance(step, (Want, Unwant))]
+
+
+def test_an_engines_container_is_kept_attached() -> None:
+    found = planned(Attach("app", "shop"))
+    want = found.steps[-1]
+    assert isinstance(want, Want) and (want.container, want.network) == ("docker:app0", "shop")
+    assert want.steps == tuple(step for step in found.steps if step in want.steps)
+    assert [type(step).__name__ for step in want.steps] == [
+        "CreateVeth", "SetLink", "SetLink", "AddAddress", "SetLink", "AddRoute",
+    ]  # fmt: skip
+    assert undo_of(found.steps)[0] == Unwant(want)
+
+
+def test_a_plain_one_is_not() -> None:
+    assert wishes(planned(Attach("plain", "shop"))) == []
+
+
+def test_what_is_detached_or_moved_is_forgotten_first() -> None:
+    found = planned(Detach("db", "shop"), kept=(KEPT,))
+    assert wishes(found) == [Unwant(KEPT)] and found.steps[0] == Unwant(KEPT)
+    forgotten, wanted = wishes(planned(CreateNetwork("side"), Move("db", "shop", "side"), kept=(KEPT,)))
+    assert forgotten == Unwant(KEPT) and isinstance(wanted, Want) and wanted.network == "side"
+
+
+def test_one_that_is_down_is_detached_by_being_forgotten() -> None:
+    down = replace(KEPT, container="docker:gone0")
+    found = planned(Detach("gone", "shop"), kept=(down,))
+    assert found.steps == (Unwant(down),)
+    refused = plan(Detach("gone", "shop"), topology())
+    assert isinstance(refused, Refused)
+
+
+def test_with_its_network_everything_is_forgotten() -> None:
+    down = replace(KEPT, container="docker:gone0")
+    elsewhere = replace(KEPT, network="lab")
+    found = planned(RemoveNetwork("shop"), kept=(KEPT, down, elsewhere))
+    assert wishes(found) == [Unwant(KEPT), Unwant(down)]
+    assert any("gone is attached to shop no more" in hit for hit in found.hits)
+
+
+def test_the_address_of_one_that_is_down_is_its_own() -> None:
+    steps = (AddAddress("eth0", "10.9.0.3/24", Place(pid=9, inode=9)),)
+    down = Want("docker:gone0", "shop", steps)
+    found = planned(Attach("plain", "shop"), kept=(down,))
+    assert [step.address for step in found.steps if isinstance(step, AddAddress)] == ["10.9.0.4/24"]
+    back = planned(Attach("app", "shop"), kept=(replace(down, container="docker:app0"),))
+    assert [step.address for step in back.steps if isinstance(step, AddAddress)] == ["10.9.0.3/24"]
+    removed = planned(Attach("plain", "shop"), kept=(replace(down, container="docker:nobody"),))
+    assert [step.address for step in removed.steps if isinstance(step, AddAddress)] == ["10.9.0.3/24"]
+
+
+def test_the_ways_of_a_joined_network_are_kept_as_well() -> None:
+    inside = Place(pid=DB, inode=DB)
+    kept = Want("docker:db0", "lab", (AddAddress("eth1", "10.8.0.2/24", inside),))
+    found = planned(CreateNetwork("side", subnets=("10.7.0.0/24",)), Join("lab", "side"), kept=(kept,))
+    (way,) = [step for step in found.steps if isinstance(step, AddRoute)]
+    assert (way.dst, way.gateway, way.place) == ("10.7.0.0/24", "10.8.0.1", inside)
+    longer = replace(kept, steps=(*kept.steps, way))
+    assert wishes(found) == [Unwant(kept), longer]
+    again = planned(
+        CreateNetwork("side", subnets=("10.7.0.0/24",)),
+        Join("lab", "side"),
+        Part("lab", "side"),
+        kept=(kept,),
+    )
+    assert wishes(again)[-1] == kept
+    there = planned(Join("lab", "shop"), kept=(kept,))
+    assert not [step for step in there.steps if isinstance(step, AddRoute)], "it is on shop itself"

@@ -1,0 +1,211 @@
+"""Metrics: names keep Prometheus' conventions, the page has each, what comes from outside is clean."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+
+from core.metrics import FastPathNumbers, MetricsError, MetricsServer
+from core.metrics import collector as collecting
+from core.metrics.collector import HostCollector
+from core.metrics.fastpath import fill as fill_fast_path
+from core.metrics.names import METRICS
+from core.metrics.server import parsed
+from core.metrics.sheet import Sheet, cleaned, unique
+from core.metrics.tracking import _COUNTERS
+from core.metrics.wiring import Wiring
+from core.model import ConntrackStats, LinkStats
+from core.topology import Topology
+from tests.snapshots import hostile_host, small_host
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+class Fixed:
+    """A collector of families that are there already."""
+
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Family]:
+        return self._families
+
+
+def text_of(sheet: Sheet) -> str:
+    registry = CollectorRegistry()
+    registry.register(Fixed([*sheet.families()]))
+    return generate_latest(registry).decode()
+
+
+def values(text: str, name: str) -> dict[tuple[str, ...], float]:
+    """The samples of a metric by their labels' values, in the order in which the table has them."""
+    labels = next(one.labels for one in METRICS if one.name == name)
+    found = [one for family in text_string_to_metric_families(text) for one in family.samples]
+    return {tuple(one.labels[each] for each in labels): one.value for one in found if one.name == name}
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda one: one.name)
+def test_names_keep_the_conventions(metric: object) -> None:
+    """prometheus.io/docs/practices/naming: prefix, base units, _total for counters and nothing else, no type
+    in a name, help as a sentence."""
+    (one,) = [each for each in METRICS if each is metric]
+    assert re.fullmatch(r"vnet(_[a-z]+)+", one.name)
+    assert one.name.endswith("_total") == (one.kind == "counter")
+    assert one.name.endswith("_info") == (one.kind == "info")
+    assert not set(one.name.split("_")) & {
+        "counter",
+        "gauge",
+        "milliseconds",
+        "kilobytes",
+        "bits",
+        "percent",
+        "ms",
+    }
+    assert not one.name.endswith(("_count", "_sum", "_bucket"))
+    for unit in ("bytes", "seconds"):
+        if unit in one.help.lower().split() and one.kind == "counter":
+            assert f"_{unit}_total" in one.name
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", label) and label not in ("le", "quantile", "job", "instance")
+               for label in one.labels)  # fmt: skip
+    assert one.help.endswith(".") and one.help[0].isupper()
+
+
+def test_the_page_has_them_all() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", PAGE.read_text(), re.M)
+    told = [(name, kind, labels.replace("`", ""), text) for name, kind, labels, text in rows]
+    assert told == [(one.name, one.kind, ", ".join(one.labels), one.help) for one in METRICS]
+
+
+def test_every_conntrack_counter_has_its_metric() -> None:
+    assert _COUNTERS.keys() == asdict(ConntrackStats()).keys()
+    names = {one.name for one in METRICS}
+    assert {f"vnet_conntrack_{name}_total" for name in _COUNTERS.values()} <= names
+
+
+def wired(topology: Topology, most: int = 2000) -> Sheet:
+    sheet = Sheet(most)
+    labels = unique((inode, topology.label(inode)) for inode in topology.snapshot.namespaces)
+    wiring = Wiring(sheet, topology, LinkStats(0.0), labels)
+    for fill in (wiring.links, wiring.bridges, wiring.networks, wiring.containers):
+        fill()
+    return sheet
+
+
+def test_a_small_host() -> None:
+    topology = Topology(small_host())
+    text = text_of(wired(topology))
+    assert values(text, "vnet_link_up")["host", "br-app"] == 1
+    info = {labels[:2]: labels[2:] for labels in values(text, "vnet_link_info")}
+    assert info["host", "veth-web1"][:3] == ("veth", "br-app", "app")
+    assert info["web1", "eth0"][3:] == ("web1", "host", "veth-web1")
+    members = {labels[1]: value for labels, value in values(text, "vnet_network_containers").items()}
+    assert members["app"] == len(
+        topology.members(next(one for one in topology.networks if one.name == "app"))
+    )
+    assert values(text, "vnet_bridge_ports")["host", "br-app"] == 3
+    models = {labels[0]: labels[2] for labels in values(text, "vnet_container_info")}
+    assert models["web1"] == "bridged"
+
+
+def test_text_from_outside_is_cleaned() -> None:
+    sheet = wired(Topology(hostile_host()))
+    text = text_of(sheet)
+    parsed_again = [one for family in text_string_to_metric_families(text) for one in family.samples]
+    said = [value for one in parsed_again for value in one.labels.values()]
+    assert said and all(value == cleaned(value) and len(value) <= 128 for value in said)
+    assert "\x1b" not in text and "\u202e" not in text
+    assert cleaned("a\nb\udcff") == r"a\nb\xff" and len(cleaned("x" * 500)) == 128
+
+
+def test_namesakes_are_told_apart() -> None:
+    assert unique([(1, "web"), (2, "web"), (3, "db")]) == {1: "web [1]", 2: "web [2]", 3: "db"}
+    assert len({*unique([(number, "y" * 300) for number in range(9)]).values()}) == 9
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    topology = Topology(small_host())
+    text = text_of(wired(topology, most=4))
+    assert len(values(text, "vnet_link_up")) == 4
+    links = len([*topology.snapshot.links()])
+    assert values(text, "vnet_left_out")["link",] == links - 4
+
+
+def test_fast_path_numbers() -> None:
+    sheet = Sheet()
+    fill_fast_path(sheet, FastPathNumbers(flows=7, packets=100, left={"fragment": 3, "new\nflow": 1}))
+    text = text_of(sheet)
+    assert values(text, "vnet_fast_path_active")[()] == 1
+    assert values(text, "vnet_fast_path_packets_total")[()] == 100
+    assert values(text, "vnet_fast_path_kernel_packets_total") == {("fragment",): 3, (r"new\nflow",): 1}
+    assert "vnet_fast_path_bytes_total" not in text, "what is not counted is not told"
+    off = Sheet()
+    fill_fast_path(off, None)
+    assert values(text_of(off), "vnet_fast_path_active")[()] == 0
+
+
+def test_a_part_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    said: list[str] = []
+    monkeypatch.setattr(collecting.firewall, "read_firewall", broken)
+    monkeypatch.setattr(collecting, "_SHARED", 0.0)
+    server = MetricsServer("127.0.0.1:0", said.append, broken)
+    try:
+        for _ in range(2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=20) as answer:
+                text = answer.read().decode()
+    finally:
+        server.close()
+    good = values(text, "vnet_scrape_part_success")
+    assert {part for (part,), value in good.items() if not value} == {"firewall", "fast path"}
+    assert values(text, "vnet_link_up")
+    told = [f"metrics: {part} could not be read: no such thing" for part in ("firewall", "fast path")]
+    assert [one for one in said if one in told] == told, "each said once"
+
+
+def test_scrapers_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "_SHARED", 1000.0)
+    collector = HostCollector(lambda _: None)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(collector.collect())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 8 and all(one is found[0] for one in found)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "9742", "localhost", "::1:9742", "[::1]", "h:70000", "h:x", "h:-1", "h:٣"]
+)
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(MetricsError, match=r"HOST:PORT|ADDRESS"):
+        parsed(text)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MetricsError, match=f"served at 127.0.0.1:{port}: Address already in use"):
+            MetricsServer(f"127.0.0.1:{port}", print)
+    with pytest.raises(MetricsError, match=r"cannot be served at nowhere\.invalid:1"):
+        MetricsServer("nowhere.invalid:1", print)
+    assert parsed("[::1]:9742") == ("::1", 9742) and parsed(":9742") == ("", 9742)
+
+
+def test_nobody_pays_who_does_not_ask() -> None:
+    script = "import sys, tui.cli, tui.change.agent, core.agent; print('prometheus_client' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,0 +1,229 @@
+"""Recordings that were cut off open up to there; those that were changed or made up are refused in words."""
+
+from __future__ import annotations
+
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.recording import frames
+from core.serialize import CorruptFile
+from tests.host_builder import HOST
+from tests.recordings import WALL, a_story, opened, places, put_together, record, same, taken_apart
+
+STORY = a_story()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("recording") / "story.vnetrec"
+    record(path, STORY)
+    return path.read_bytes()
+
+
+# ---- cut off
+
+
+def test_cut_at_and_around_every_frame(tmp_path: Path, whole: bytes) -> None:
+    ends = places(whole)
+    for number, end in enumerate(ends):
+        for length in {end - 1, end, end + 1, (end + ends[min(number + 1, len(ends) - 1)]) // 2}:
+            expect_the_first(tmp_path, whole, length)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(part=st.floats(0, 1))
+def test_cut_anywhere(tmp_path: Path, whole: bytes, part: float) -> None:
+    expect_the_first(tmp_path, whole, int(len(whole) * part))
+
+
+def expect_the_first(tmp_path: Path, whole: bytes, length: int) -> None:
+    """Cut to that length, the file opens up to its last whole frame, and says so."""
+    moments = sum(end <= length for end in places(whole)[1:-1])
+    if not moments:
+        with pytest.raises(CorruptFile, match=r"cut off before its first moment|not a recording"):
+            opened(tmp_path, whole[:length])
+        return
+    recording = opened(tmp_path, whole[:length])
+    assert len(recording.frames) == moments
+    same(recording.moment(moments - 1), STORY[moments - 1])
+    assert bool(recording.notice) == (length < len(whole))
+    recording.close()
+
+
+def test_room_that_was_never_written_to(tmp_path: Path, whole: bytes) -> None:
+    at = places(whole)[3]
+    recording = opened(tmp_path, whole[:at] + bytes(4096))
+    assert len(recording.frames) == 3 and "4096 bytes" in recording.notice
+
+
+# ---- changed
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(part=st.floats(0, 0.999999), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_refused_or_ends_the_recording_there(
+    tmp_path: Path, whole: bytes, part: float, bit: int
+) -> None:
+    broken = bytearray(whole)
+    broken[int(len(whole) * part)] ^= 1 << bit
+    try:
+        recording = opened(tmp_path, bytes(broken))
+    except CorruptFile as error:
+        assert error.what and error.try_
+        return
+    assert len(recording.frames) == len(STORY) and recording.notice  # only the end's own frame can be missing
+    same(recording.moment(5), STORY[5])
+
+
+def test_a_newer_version_and_another_schema(tmp_path: Path, whole: bytes) -> None:
+    for place, words in ((len(frames.MAGIC), "version 2"), (len(frames.MAGIC) + 2, "schema 2")):
+        head = bytearray(whole[: frames.START.size - 4])
+        head[place] = 2
+        with pytest.raises(CorruptFile, match=words):
+            opened(
+                tmp_path, bytes(head) + zlib.crc32(head).to_bytes(4, "little") + whole[frames.START.size :]
+            )
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89", b"hello", b"\x1f\x8b\x08", b"{}", bytes(100), b"\x89PNG\r\n\x1a\n"]
+)
+def test_other_files(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(CorruptFile):
+        opened(tmp_path, data)
+
+
+def rebuilt(whole: bytes, number: int, change: Callable[[Any, list[bytes]], Any]) -> bytes:
+    """The file with another JSON or other tables in one frame, and checks that are right."""
+    parts = list(taken_apart(whole))
+    body = frames.Body(parts[number][-1])
+    tables = [body.part(place) for place in range(1, len(body._parts))]
+    text = change(body.json(), tables)
+    parts[number] = (*parts[number][:-1], frames.body(frames.text_of(text), tables))
+    return put_together(parts)
+
+
+def read_all(tmp_path: Path, data: bytes) -> None:
+    recording = opened(tmp_path, data)
+    for place in range(len(recording.frames)):
+        recording.moment(place)
+    list(recording.stats(0, len(recording.frames)))
+    list(recording.changes())
+
+
+def inside(text: Any, *path: str) -> Any:
+    """What changed in a field of a field."""
+    for step in path:
+        text = text[1][step]
+    return text
+
+
+def conntrack_in(text: Any) -> Any:
+    """What changed in the host's conntrack table."""
+    return inside(text, "snapshot", "conntracks", str(HOST))[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text, tables: [],
+        lambda text, tables: ["=", {}],
+        lambda text, tables: ["~", {}, 7],
+        lambda text, tables: ["~", {"more": ["=", 1]}, []],
+        lambda text, tables: ["#", 1],
+        lambda text, tables: inside(text, "snapshot")[1].update(taken_at=["=", "now"]) or text,
+        lambda text, tables: inside(text, "snapshot")[1].update(taken_at=["=", 1e18]) or text,
+        lambda text, tables: inside(text, "snapshot")[1].update(nets=["=", []]) or text,
+        lambda text, tables: inside(text, "snapshot")[1].update(pending=["/", 0, 1, []]) or text,
+        lambda text, tables: inside(text, "snapshot", "nets")[1].update(x=["=", {}]) or text,
+        lambda text, tables: conntrack_in(text).update(entries=["#", 77]) or text,
+        lambda text, tables: conntrack_in(text).update(ns=["=", 8]) or text,
+        lambda text, tables: text[1].update(changes=["/", 9, 3, []]) or text,
+        lambda text, tables: tables.__setitem__(0, tables[0][:-1]) or text,
+        lambda text, tables: tables.__setitem__(0, b"") or text,
+        lambda text, tables: tables.__setitem__(0, b"\xff\xff\xff\xff" + tables[0][4:]) or text,
+        lambda text, tables: tables.__setitem__(0, tables[0][:4] + b"\x07" + tables[0][5:]) or text,
+        lambda text, tables: tables.__setitem__(slice(None), [each + b"x" for each in tables]) or text,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", [0, 2])
+def test_what_no_recorder_writes(tmp_path: Path, whole: bytes, number: int, change: Any) -> None:
+    with pytest.raises(CorruptFile) as caught:
+        read_all(tmp_path, rebuilt(whole, number, change))
+    assert caught.value.what and caught.value.try_.endswith(".")
+
+
+leaves = st.none() | st.booleans() | st.integers(-9, 2**70) | st.text(max_size=3)
+names = st.sampled_from(["snapshot", "stats", "fast", "changes", "entries", "rows", "nets", "0", "x"])
+values = st.recursive(
+    leaves | st.sampled_from(["=", "~", "/", "#"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=12,
+)
+steps = st.builds(
+    lambda name, value: ["~", {name: value}, []],
+    st.sampled_from(["snapshot", "stats", "fast", "changes"]), values,
+)  # fmt: skip
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=values | steps, number=st.sampled_from([0, 1]))
+def test_any_json_in_a_frame(tmp_path: Path, whole: bytes, text: Any, number: int) -> None:
+    try:
+        read_all(tmp_path, rebuilt(whole, number, lambda *_: text))
+    except CorruptFile as error:
+        assert error.what
+
+
+def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:
+    parts = list(taken_apart(whole))
+    for mixed in (
+        parts[1:],
+        [parts[0], parts[2]],
+        [parts[0], *parts],
+        [parts[0], parts[2], parts[1]],
+        [*parts, parts[-1]],
+    ):
+        with pytest.raises(CorruptFile):
+            opened(tmp_path, put_together(mixed))
+    for number, wall, mono in (
+        (1, 1e300, 2000.0),
+        (1, float("nan"), 2000.0),
+        (1, WALL, float("nan")),
+        (1, WALL, 1.0),
+    ):
+        odd = [*parts]
+        odd[number] = (number, frames.STEP, wall, mono, 0, parts[number][-1])
+        with pytest.raises(CorruptFile):
+            opened(tmp_path, put_together(odd))
+
+
+def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, whole: bytes) -> None:
+    parts = list(taken_apart(whole))
+    bomb = zlib.compress(bytes(256 << 20))
+    for told in (1 << 20, (1 << 32) - 1):
+        body = (1).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + told.to_bytes(4, "little") + bomb
+        data = put_together([(*parts[0][:-1], body)])
+        tracemalloc.start()
+        try:
+            with pytest.raises(CorruptFile):
+                read_all(tmp_path, data)
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\1\0\0\0" + b"\xff" * 8, b"\1\0\0\0" + bytes(8)]
+)
+def test_parts_that_lie(tmp_path: Path, whole: bytes, body: bytes) -> None:
+    first = next(iter(taken_apart(whole)))
+    with pytest.raises(CorruptFile):
+        read_all(tmp_path, put_together([(*first[:-1], body)]))

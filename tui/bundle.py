@@ -1,0 +1,219 @@
+"""A moment in one file for a bug report: readable text and JSON in an archive; docs/recording.md lists it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.codec import plain
+from core.export import document
+from core.findings import Finding
+from core.model import Change, FastFlows, Firewall, LinkStats
+from core.serialize import SNAPSHOT_FILE, to_json
+from core.text import safe
+from core.topology import Topology
+from core.topology.flowpicture import FlowPicture
+from tui.changer import Earlier, Logged
+from tui.errors import CommandError
+from tui.present.flows_detail import spoken
+from tui.present.scene import Scene
+from tui.show import Output, show
+
+TOPICS = (
+    "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
+)  # fmt: skip
+_MOST_FLOWS = 10_000  # that are told as sentences
+_READ_ME = """\
+One moment of the networks of a host, as vnet-tui saw it. Open it, anywhere and without root:
+
+    vnet-tui --from {name}.tar.gz
+
+It holds addresses, MAC addresses, names of hosts, containers, networks, images and processes, labels,
+firewall rules and connections. Look through it before you give it away.
+
+{files}
+"""
+_FILES = {
+    SNAPSHOT_FILE: "all that was read, as `vnet-tui dump` writes it",
+    "show.txt": "the lists of the dashboard, for people",
+    "show.json": "the same with what follows from it, as `vnet-tui show --json` prints it",
+    "flows.txt": "who talks to whom, a sentence a flow, the fastest first",
+    "rules/": "the firewall rules of each namespace, as nft and iptables print them",
+    "problems.txt": "what is wrong, and what could not be read",
+    "events.txt": "what changed before this moment, as far as it was watched",
+    "commands.json": "the commands that this session ran",
+    "history.json": "the changes that vnet-tui made on this host earlier, with their commands",
+    "counters.json": "the links' counters",
+    "fastflows.json": "what the fast path counted, flow by flow",
+    "about.json": "versions of vnet-tui, of the kernel and of what it runs on",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What goes into a bundle: the picture, and what belongs to it (None or empty where there is none);
+    `flows` as they were measured."""
+
+    topology: Topology
+    flows: FlowPicture | None = None
+    counters: LinkStats | None = None
+    fast: FastFlows | None = None
+    changes: Sequence[Change] = ()
+    log: Sequence[Logged] = ()
+    earlier: Sequence[Earlier] = ()
+
+
+def write_bundle(path: Path, kept: Kept) -> int:
+    """Write the bundle whole or not at all, for the owner's eyes only; returns its size in bytes. Raises
+    CommandError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            _archive(file, path.name.removesuffix(".tar.gz"), kept)
+        size = beside.stat().st_size
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CommandError(f"cannot write {safe(str(path))}: {error.strerror or error}") from None
+    return size
+
+
+def _archive(file: Any, name: str, kept: Kept) -> None:
+    folder = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60] or "vnet-bundle"
+    moment = int(max(0.0, min(kept.topology.snapshot.taken_at, 0o77777777777)))
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=6, format=tarfile.USTAR_FORMAT) as archive:
+        for part, content in _parts(folder, kept):
+            member = tarfile.TarInfo(f"{folder}/{part}")
+            member.size, member.mtime, member.mode = len(content), moment, 0o600
+            archive.addfile(member, io.BytesIO(content))
+
+
+def _parts(name: str, kept: Kept) -> Iterator[tuple[str, bytes]]:
+    """The files in it, the snapshot first: names and contents."""
+    topology = kept.topology
+    yield SNAPSHOT_FILE, to_json(topology.snapshot)
+    files = "\n".join(f"{part:<16}{words}" for part, words in _FILES.items())
+    yield "README.txt", _READ_ME.format(name=name, files=files).encode()
+    yield "about.json", _json(_about(topology))
+    yield "show.txt", _lists(topology)
+    yield "show.json", "".join(document(topology, TOPICS, None)).encode("utf-8", "backslashreplace")
+    yield "flows.txt", _lines(_flows(kept.flows or Scene(topology).flow_picture))
+    for firewall in topology.snapshot.firewalls.values():
+        if firewall.rules or firewall.chains:
+            label = re.sub(r"[^A-Za-z0-9._-]", "_", topology.label(firewall.ns))[:40]
+            yield f"rules/{label}-{firewall.ns}.txt", _rules(firewall)
+    yield "problems.txt", _lines(_troubles(topology))
+    yield "events.txt", _lines(f"{_clock(each.at)} {each.sentence}" for each in kept.changes)
+    yield "commands.json", _json([_logged(one) for one in kept.log])
+    yield "history.json", _json([_earlier(one) for one in kept.earlier])
+    if kept.counters is not None:
+        yield "counters.json", _json(plain(kept.counters))
+    if kept.fast is not None:
+        yield "fastflows.json", _json(plain(kept.fast))
+
+
+def _about(topology: Topology) -> dict[str, Any]:
+    snapshot = topology.snapshot
+    here = os.uname()
+    return {
+        "vnet-tui": version("vnet-tui"),
+        "taken_at": snapshot.taken_at,
+        "taken": _clock(snapshot.taken_at),
+        "hostname": snapshot.host.hostname,
+        "kernel": snapshot.host.kernel,
+        "missing_capabilities": list(snapshot.host.missing_capabilities),
+        "engines": {each.name: {"state": each.state, "version": each.version}
+                    for each in snapshot.engines.values()},
+        "written_on": f"{here.sysname} {here.release} {here.machine}, Python {sys.version.split()[0]}",
+    }  # fmt: skip
+
+
+def _lists(topology: Topology) -> bytes:
+    made = io.StringIO()
+    show(topology.snapshot, TOPICS, Output(made), told=False)
+    return made.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _flows(picture: FlowPicture) -> Iterator[str]:
+    order = np.argsort(-np.nan_to_num(picture.table.bits), kind="stable")
+    yield from (spoken(picture, row) for row in order[:_MOST_FLOWS].tolist())
+    if len(order) > _MOST_FLOWS:
+        yield f"... and {len(order) - _MOST_FLOWS} more: {SNAPSHOT_FILE} has all"
+
+
+def _rules(firewall: Firewall) -> bytes:
+    lines: list[str] = []
+    rules = {(each.backend, each.family, each.table, each.name): each for each in firewall.chains}
+    places = dict.fromkeys(
+        [*rules, *((one.backend, one.family, one.table, one.chain) for one in firewall.rules)]
+    )
+    for place in places:
+        chain = rules.get(place)
+        hook = f" ({chain.kind} hook {chain.hook} priority {chain.priority})" if chain and chain.hook else ""
+        policy = f" policy {chain.policy}" if chain and chain.policy else ""
+        backend, family, table, name = place
+        lines.append(f"# {backend}: {family} {table} {name}{hook}{policy}")
+        for one in firewall.rules:
+            if (one.backend, one.family, one.table, one.chain) == place:
+                counted = "" if one.packets is None else f"  # {one.packets} packets {one.bytes} bytes"
+                lines.append(f"{one.text}{counted}")
+        lines.append("")
+    return _lines(lines)
+
+
+def _troubles(topology: Topology) -> Iterator[str]:
+    yield from (_finding(each) for each in topology.findings)
+    for problem in topology.snapshot.problems:
+        where = f"{topology.label(problem.ns)}: " if problem.ns is not None else ""
+        why = f" ({problem.why})" if problem.why else ""
+        yield f"not read: {where}{problem.what}{why}"
+
+
+def _finding(finding: Finding) -> str:
+    return f"{finding.severity}: {finding.sentence}"
+
+
+def _logged(one: Logged) -> dict[str, Any]:
+    return {
+        "title": one.title,
+        "at": one.at,
+        "commands": one.commands,
+        "end": one.end,
+        "errors": list(one.errors),
+    }
+
+
+def _earlier(one: Earlier) -> dict[str, Any]:
+    commands = [step.command() for step in one.begun]
+    return {
+        "id": one.entry_id, "title": one.title, "at": one.at, "commands": commands, "end": one.end,
+        "errors": list(one.errors),
+    }  # fmt: skip
+
+
+def _clock(at: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return f"{at:.0f}"
+
+
+def _lines(lines: Any) -> bytes:
+    return "".join(f"{safe(line)}\n" for line in lines).encode("utf-8", "backslashreplace")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode("ascii") + b"\n"

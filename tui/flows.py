@@ -1,0 +1,248 @@
+"""`vnet-tui flows`: who talks to whom and how fast, once or again and again, for people or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import numpy as np
+
+from core.collect.snapshot import read_snapshot
+from core.export.talk import client_counts, flow_lines
+from core.flows.meter import FlowMeter
+from core.flows.table import FlowTable
+from core.model import Problem, Snapshot
+from core.text import safe
+from core.topology import Topology
+from core.topology.flowpicture import FlowPicture
+from core.watch.flows import SocketReader, read_timed
+from tui.errors import CommandError
+from tui.present import query, units
+from tui.present.flows import FlowRows
+from tui.present.flows_detail import spoken
+from tui.present.flows_filter import mask_of
+from tui.present.flows_groups import group_rows
+from tui.present.lens import Lens
+
+SCHEMA = 1
+_TOPOLOGY_EVERY = 5.0  # seconds; names and addresses seldom change
+_TOP = 20  # flows that are printed at a time where nobody says how many
+
+
+@dataclass
+class _Looks:
+    """One look after another at the host, or the one that a file holds."""
+
+    snapshot: Snapshot
+    live: bool
+    sockets: bool = False
+    meter: FlowMeter = field(default_factory=FlowMeter)
+    reader: SocketReader = field(default_factory=SocketReader)
+    problems: tuple[Problem, ...] = ()
+    before: FlowPicture | None = None
+    _topology: Topology | None = None
+    _read_at: float = 0.0
+
+    def look(self) -> FlowTable:
+        """Measure once more."""
+        readings = read_timed(self.snapshot.namespaces)
+        self.problems = tuple(problem for one in readings for problem in one.table.problems)
+        return self.meter.feed(readings, None, time.monotonic(), time.time())
+
+    def picture(self, table: FlowTable) -> FlowPicture:
+        """The picture of the newest table."""
+        from dataclasses import replace
+
+        if self._topology is None or (self.live and time.monotonic() - self._read_at > _TOPOLOGY_EVERY):
+            if self._topology is not None:
+                self.snapshot = read_snapshot({"links", "containers"})
+            self._topology, self._read_at = Topology(self.snapshot), time.monotonic()
+        if self.sockets:
+            table = replace(table, sockets=self.reader.look(self.snapshot.namespaces))
+        self.before = FlowPicture.of(self._topology, table, self.before)
+        return self.before
+
+    @property
+    def topology(self) -> Topology:
+        assert self._topology is not None
+        return self._topology
+
+
+def run(options: argparse.Namespace, file: Snapshot | None) -> int:
+    """Do what the command line asks for; `file` is the snapshot of a file, None for this host."""
+    _check(options)
+    if file is not None:
+        from core.flows.table import table_of
+
+        looks = _Looks(file, live=False)
+        picture = looks.picture(table_of(file.conntracks, at=file.taken_at))
+        _print(looks, picture, options, sys.stdout)
+        return 0
+    seconds = (
+        options.over if options.over is not None else (0.0 if options.json and not options.follow else 1.0)
+    )
+    looks = _Looks(read_snapshot({"links", "containers"}), live=True, sockets=options.sockets)
+    table, began = looks.look(), time.monotonic()
+    if options.follow:
+        _follow(looks, options, max(seconds, 0.2))
+        return 0
+    if seconds:
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+        table = looks.look()
+    picture = looks.picture(table)
+    _print(looks, picture, options, sys.stdout)
+    _tell(looks)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.over is not None and not 0 <= options.over <= 3600:
+        raise CommandError("--over takes seconds from 0 to 3600")
+    if options.follow and options.source:
+        raise CommandError("--follow is for this host: a file holds one moment")
+
+
+def _tell(looks: _Looks) -> None:
+    """Say what was not read, and where nothing counts."""
+    for problem in dict.fromkeys((problem.what, problem.why) for problem in looks.problems):
+        print(f"vnet-tui: {safe(problem[0])} ({safe(problem[1])})", file=sys.stderr)
+    quiet = [safe(looks.topology.label(ns)) for ns in looks.meter.table.uncounted]
+    if quiet:
+        where = ", ".join(quiet[:3]) + (" and more" if len(quiet) > 3 else "")
+        print(
+            f"vnet-tui: {where}: traffic is not counted - sysctl -w net.netfilter.nf_conntrack_acct=1 counts "
+            "that of connections to come",
+            file=sys.stderr,
+        )
+
+
+def _follow(looks: _Looks, options: argparse.Namespace, seconds: float) -> None:
+    """Print again and again, until somebody ends it."""
+    while True:
+        time.sleep(seconds)
+        picture = looks.picture(looks.look())
+        if options.json:
+            for line in _lines(looks, picture, options, moving=True):
+                sys.stdout.write(f'{{"at":{picture.table.at},{line[1:]}\n')
+        else:
+            clock = time.strftime("%H:%M:%S", time.localtime(picture.table.at))
+            order = _order(looks, picture, options)
+            bits = float(np.nansum(picture.table.bits[order]))
+            sys.stdout.write(f"-- {clock}  {_mode(options)}  {len(order)} flows  {units.bits(bits)}\n")
+            _print_text(looks, picture, options, order[: options.top or _TOP], sys.stdout)
+        sys.stdout.flush()
+
+
+def _mode(options: argparse.Namespace) -> str:
+    return "per hop" if options.per_hop else "at the edge"
+
+
+def _order(looks: _Looks, picture: FlowPicture, options: argparse.Namespace) -> np.ndarray[Any, Any]:
+    """The rows that are asked for, the fastest first; where no speed is known, the biggest."""
+    rows = np.arange(len(picture)) if options.per_hop else np.flatnonzero(picture.index.edge)
+    text = " ".join(options.filter)
+    if text:
+        _refuse_unknown(looks, picture, text)
+        rows = rows[mask_of(query.parse(text), looks.topology, picture)[rows]]
+    amount = picture.table.bits if picture.table.measured else picture.table.octets.sum(axis=1)
+    rows = rows[np.argsort(-np.nan_to_num(amount[rows].astype(float)), kind="stable")]
+    return rows[: options.top] if options.top else rows
+
+
+def _refuse_unknown(looks: _Looks, picture: FlowPicture, text: str) -> None:
+    remarks = list(query.remarks(text, FlowRows(looks.topology, picture).keys()))
+    if remarks:
+        raise CommandError(" ".join(remarks))
+
+
+def _print(looks: _Looks, picture: FlowPicture, options: argparse.Namespace, stream: TextIO) -> None:
+    if not options.json:
+        _print_text(looks, picture, options, _order(looks, picture, options), stream)
+        return
+    order = _order(looks, picture, options)
+    seconds = looks.meter.table.taken_at if picture.table.measured else None
+    head = {
+        "schema": SCHEMA,
+        "taken_at": picture.table.at,
+        "counted": "per hop" if options.per_hop else "edge",
+        "measured": seconds is not None,
+        "clients": client_counts(picture, order),
+    }
+    name = "groups" if options.by else "flows"
+    stream.write(f'{json.dumps(head, separators=(",", ":"))[:-1]},\n"{name}":[')
+    before = "\n"
+    for line in _lines(looks, picture, options, order=order):
+        stream.write(before)
+        stream.write(line)
+        before = ",\n"
+    problems = [{"what": one.what, "why": one.why, "try": one.try_, "ns": one.ns} for one in looks.problems]
+    stream.write(f'\n],\n"problems":{json.dumps(problems)}}}\n')
+
+
+def _lines(
+    looks: _Looks, picture: FlowPicture, options: argparse.Namespace, moving: bool = False,
+    order: np.ndarray[Any, Any] | None = None,
+) -> Iterator[str]:  # fmt: skip
+    """Flows, or groups, as lines of JSON."""
+    if order is None:
+        order = _order(looks, picture, options)
+    if moving:
+        order = order[np.nan_to_num(picture.table.bits[order]) > 0]
+    if options.by:
+        yield from _group_lines(looks, picture, options, order)
+        return
+    labels = {table.ns: looks.topology.label(table.ns) for table in picture.table.tables}
+    yield from flow_lines(picture, order, labels)
+
+
+def _group_lines(
+    looks: _Looks, picture: FlowPicture, options: argparse.Namespace, order: np.ndarray[Any, Any]
+) -> Iterator[str]:
+    rows = group_rows(looks.topology, picture, order, Lens(options.per_hop, options.by), ())
+    names = [column.name for column in rows.columns]
+    for row in rows:
+        cells = dict(zip(names, row.cells, strict=True))
+        told = {"by": options.by, "name": cells["name"].text, "filter": str(row.ref.key[1])}
+        for key in ("flows", "rate", "bytes", "packets", "fast"):
+            told[{"rate": "bits_per_second", "fast": "fast_share"}.get(key, key)] = cells[key].sort
+        kinds = ("outside", "host", "beside", "other-network")
+        told["clients"] = {kind.replace("-", " "): int(cells[kind].sort or 0) for kind in kinds}
+        yield json.dumps(told, separators=(",", ":"))
+
+
+def _print_text(
+    looks: _Looks,
+    picture: FlowPicture,
+    options: argparse.Namespace,
+    order: np.ndarray[Any, Any],
+    stream: TextIO,
+) -> None:
+    with suppress(AttributeError):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    if options.by:
+        rows = group_rows(looks.topology, picture, order, Lens(options.per_hop, options.by), ())
+        lines = [[cell.text for cell in row.cells] for row in rows]
+        titles = [column.title.upper() for column in rows.columns]
+        kept = [place for place, column in enumerate(rows.columns) if column.name != "share"]
+        widths = {place: max(len(line[place]) for line in (titles, *lines)) for place in kept}
+        for line in (titles, *lines):
+            right = [rows.columns[place].align == "right" for place in kept]
+            parts = [
+                line[at].rjust(widths[at]) if r else line[at].ljust(widths[at])
+                for at, r in zip(kept, right, strict=True)
+            ]
+            stream.write("  ".join(parts).rstrip() + "\n")
+        return
+    for row in order.tolist():
+        where = (
+            f"  [{safe(looks.topology.label(picture.index.columns.place(row)[0].ns))}]"
+            if options.per_hop
+            else ""
+        )
+        stream.write(f"{safe(spoken(picture, row))}{where}\n")

@@ -1,0 +1,125 @@
+"""Keeps what is seen: the key that records, and the key that writes a moment into one file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+from textual.timer import Timer
+
+from core.text import safe
+from tui.errors import CommandError
+from tui.keepsake import free_path, size_of, span_of, told
+from tui.screens.changing import Changing
+
+if TYPE_CHECKING:
+    from core.recording import Recorder
+
+_TICK = 1.0
+_ROOMY = 110  # cells from which on the header has room for the recording's limits
+_PATIENCE = 1.0  # seconds in which a recording comes to its end when the dashboard closes
+_TOLD = 12.0  # seconds that the end of a recording is told
+
+
+class Keeping(Changing):
+    """Records as long as the person wants, in a visible way; the file is written by a thread."""
+
+    _recorder: Recorder | None = None
+    _ticker: Timer | None = None
+
+    class RecordingEnded(Message):
+        """A recording came to its end."""
+
+    # ---- recording
+
+    def action_record(self) -> None:
+        """Begin to record; or end it."""
+        if self._recorder is not None:
+            self._recorder.stop("R ended it")
+            return
+        if not self.desk.source.live:
+            self.notify("Only this host can be recorded, not a file.", severity="warning", markup=False)
+            return
+        from core.recording import Limits, Recorder
+
+        limits = Limits()
+        path = free_path("record", self.desk.hostname, ".vnetrec")
+        self._recorder = Recorder(path, limits, lambda: self._from_thread(self.RecordingEnded()))
+        self._recorder.start()
+        self.desk.source.read_all(True)
+        self.desk.listen(self._recorder.put)
+        self._ticker = self.set_interval(_TICK, self.show_bars)
+        most = f"{limits.seconds / 60:g} min or {size_of(limits.size)}"
+        self.notify(f"Recording into {told(path)}, {most} at most. R ends it.", markup=False, timeout=6)
+        self.show_bars()
+
+    def _from_thread(self, message: Message) -> None:
+        if self.is_attached:
+            self.post_message(message)
+
+    def recorded(self) -> str:
+        if self._recorder is None:
+            return ""
+        made, limits = self._recorder.progress, self._recorder.limits
+        words = f"REC {span_of(made.seconds)}"
+        if self.size.width < _ROOMY:
+            return words
+        return f"{words} of {span_of(limits.seconds)}, {size_of(made.size)} of {size_of(limits.size)}"
+
+    def on_keeping_recording_ended(self, message: RecordingEnded) -> None:
+        """Say what was written, or why it could not be."""
+        recorder, self._recorder = self._recorder, None
+        self.desk.listen(None)
+        self.desk.source.read_all(False)
+        if self._ticker:
+            self._ticker.stop()
+        self.show_bars()
+        if recorder is None:
+            return
+        made, name = recorder.progress, told(recorder.path)
+        if made.failed:
+            self.notify(
+                f"Recording into {name} failed: {made.ended}.", severity="error", markup=False, timeout=_TOLD
+            )
+            return
+        length = f"{span_of(made.seconds)}, {made.moments} moments, {size_of(made.size)}"
+        words = f"Recorded {length}, until {made.ended}. Look at it with: vnet-tui replay {name}"
+        self.notify(words, markup=False, timeout=_TOLD)
+
+    def on_unmount(self) -> None:
+        """A recording under way is brought to its end."""
+        if self._recorder is not None:
+            self._recorder.stop("the dashboard was closed")
+            self._recorder.join(_PATIENCE)
+
+    # ---- one moment
+
+    def action_bundle(self) -> None:
+        """Write the picture on the screen, with all that belongs to it, into one file."""
+        self.run_worker(self._write_bundle(), group="bundle", exclusive=True)
+
+    async def _write_bundle(self) -> None:
+        path = free_path("bundle", self.desk.hostname, ".tar.gz")
+        self.notify(f"Writing {told(path)}", markup=False)
+        try:
+            size = await asyncio.to_thread(self._bundled, path)
+        except CommandError as error:
+            self.notify(safe(str(error)), severity="error", markup=False, timeout=_TOLD)
+            return
+        words = f"Wrote {told(path)}, {size_of(size)}. It holds addresses and names: look it through."
+        self.notify(words, markup=False, timeout=_TOLD)
+
+    def _bundled(self, path: Path) -> int:
+        """Write it; returns its size in bytes. Raises CommandError."""
+        from tui.bundle import Kept, write_bundle
+
+        changer, shown, scene = self.changer, self.desk.shown, self.desk.scene
+        counters = shown.rates.counters if shown and shown.rates else None
+        fast = getattr(shown, "fast", None)
+        flows = scene.flows if scene.flows and scene.flows.index.topology is scene.topology else None
+        log = changer.log if changer else ()
+        earlier = changer.earlier() if changer and not changer.lacking() else ()
+        kept = Kept(scene.topology, flows, counters, fast, scene.log.changes, log, earlier)
+        return write_bundle(path, kept)
