@@ -66,11 +66,11 @@ def _flags(btf: Btf) -> Iterator[str]:
     yield f"-DHAVE_BPF_F_IPV6={int('BPF_F_IPV6' in btf.enumerators)}ULL"
     for number, name in enumerate(KFUNCS):
         yield f"-DKFUNC_{name}={KFUNC_BASE + number}"
-    for define, value in _offsets(btf).items():
+    for define, value in offsets(btf).items():
         yield f"-D{define}={value}"
 
 
-def _offsets(btf: Btf) -> dict[str, int]:
+def offsets(btf: Btf) -> dict[str, int]:
     """Where the members are that conntrack.h reads."""
     return {
         "NF_CONN_STATUS": btf.offset("nf_conn", "status"),

@@ -60,11 +60,12 @@ class Server:
         self._socket.close()
 
 
-def ask(request: dict[str, Any], inode: int | None = None) -> Answer:
-    """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not answer."""
+def ask(request: dict[str, Any], inode: int | None = None, patience: float = _PATIENCE) -> Answer:
+    """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not answer
+    within `patience` seconds."""
     path = runtime.socket_path(runtime.here() if inode is None else inode)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as there:
-        there.settimeout(_PATIENCE)
+        there.settimeout(patience)
         try:
             there.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:

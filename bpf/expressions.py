@@ -41,6 +41,7 @@ _OBJECTS = frozenset({1, 3, 7, 9})  # counter, helper, timeout, expectation
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 _CHANGING_SET = 0x10 | 0x20  # elements that time out, elements that packets add
 _V4_HEADER = {
+    0: "the type of service",
     1: "the type of service",
     2: "the length",
     4: "the identification",

@@ -81,26 +81,29 @@ class _Walk:
         if chain in self._known:
             return self._known[chain]
         self._known[chain] = False
-        ends = False
+        returns = False
         for rule in self.rules.chains.get(chain, ()) if depth < _DEPTH else ():
-            ends = self._rule(chain, rule, depth)
-            if ends or (rule.always and rule.takes_part and rule.verdict == "return"):
+            ends, comes_back = self._rule(chain, rule, depth) if rule.takes_part else (False, False)
+            returns |= comes_back
+            if ends or (comes_back and rule.always):
+                self._known[chain] = ends and not returns
                 break
-        self._known[chain] = ends
-        return ends
+        return self._known[chain]
 
-    def _rule(self, chain: ChainName, rule: Rule, depth: int) -> bool:
-        """Whether no packet goes on behind this rule."""
-        if not rule.takes_part:
-            return False
+    def _rule(self, chain: ChainName, rule: Rule, depth: int) -> tuple[bool, bool]:
+        """Whether no packet goes on behind this rule, and whether it lets some go back to where the chain was
+        called."""
         if rule.judges:
             self.reasons.append(f"{_where(chain)}, {rule.name}: {rule.judges}")
         gone = [self.through(target, depth + 1) for target in rule.targets]
         if rule.verdict in ("accept", "drop"):
-            return rule.always
-        if rule.verdict in ("jump", "goto") and rule.always and gone:
-            return all(gone)
-        return False
+            return rule.always, False
+        ended = bool(gone) and all(gone)
+        if rule.verdict == "jump":
+            return rule.always and ended, False
+        if rule.verdict == "goto":
+            return rule.always and ended, not ended
+        return False, rule.verdict == "return"
 
 
 def _where(chain: ChainName) -> str:

@@ -110,6 +110,14 @@ def compiled(cache: Path = CACHE) -> Artifact:
     return made
 
 
+def is_compiled(cache: Path = CACHE) -> bool:
+    """Whether the program lies in the cache for this kernel, so that neither BCC nor headers are needed."""
+    try:
+        return _kept(cache / f"fastpath-{_fingerprint()}.json") is not None
+    except CannotCompile:
+        return False
+
+
 def _fingerprint() -> str:
     """Of all that the result depends on: our source, and the kernel's types."""
     digest = hashlib.sha256()

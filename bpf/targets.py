@@ -48,10 +48,15 @@ class EngineNames:
             self._thread.start()
 
     def _read(self) -> None:
-        found = {}
-        for engine in (podman.read_podman(), docker.read_docker()):
-            for network in engine.networks:
-                if network.bridge:
-                    found[network.name] = found[network.id] = network.bridge
-        self.networks = found
+        self.networks = engine_networks()
         self._ready()
+
+
+def engine_networks() -> dict[str, str]:
+    """The bridges of the engines' networks by these networks' names and ids; an engine may take its time."""
+    found = {}
+    for engine in (podman.read_podman(), docker.read_docker()):
+        for network in engine.networks:
+            if network.bridge:
+                found[network.name] = found[network.id] = network.bridge
+    return found

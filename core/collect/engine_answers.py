@@ -29,7 +29,8 @@ def container(runtime: str, listed: Answer, inspected: Answer | None) -> Contain
         runtime,
         str(listed["Id"]),
         _name(listed),
-        state=str(listed["State"]),
+        # A list may be a moment behind what the engine says of the container itself.
+        state=str(state.get("Status") or listed["State"]),
         image=str(listed.get("Image") or ""),
         pid=pid,
         network_mode=mode,

@@ -67,7 +67,7 @@ def _stay(changes: float) -> None:
 
 
 def _hang_up() -> None:
-    """Ask who is on a terminal to leave it as they found it, and give them a moment: a kill leaves no time."""
+    """Have who is on a terminal leave it as they found it, and give them a moment: a kill leaves no time."""
     deadline, asked = time.monotonic() + _PARTING_SECONDS, set[int]()
     while (guests := _on_terminals()) and time.monotonic() < deadline:
         for pid in guests - asked:

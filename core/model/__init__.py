@@ -13,6 +13,7 @@ from core.model.container import (
     PublishedPort,
 )
 from core.model.fastflows import FAST_PATHS, FASTFLOW_DTYPE, FastFlows
+from core.model.fastpath import FastPath, FastPort, Requirement
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
 from core.model.link import LONG_AGO, Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
 from core.model.namespace import Namespace
@@ -56,6 +57,8 @@ __all__ = [
     "Endpoint",
     "Engine",
     "FastFlows",
+    "FastPath",
+    "FastPort",
     "FdbEntry",
     "Firewall",
     "FirewallRule",
@@ -80,6 +83,7 @@ __all__ = [
     "Problem",
     "PublishedPort",
     "Ref",
+    "Requirement",
     "Route",
     "Snapshot",
     "Sockets",

@@ -1,4 +1,4 @@
-"""Speeds of real traffic against iperf3's own report; entries read again one by one; sockets against ss(8)."""
+"""Speeds of real traffic against iperf3's own report; entries read again one by one; sockets against ss."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost)
         assert server.stdout
         while "listening" not in server.stdout.readline():
             pass
-        with program(road, "web", *"iperf3 -c 198.51.100.9 -t 30 -b 8M".split()):
+        with program(road, "web", "iperf3", "-c", "198.51.100.9", "-t", "30", "-b", "8M"):
             until = time.monotonic() + 20
             kept, tables = reader.look(spaces)
             while time.monotonic() < until and not (tables is None and np.nansum(kept.bits) > 4e6):

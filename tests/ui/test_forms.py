@@ -34,7 +34,7 @@ async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: Throwawa
     name = inside_host.namespace("web")
     async with writer() as person:
         await make_network(person)
-        assert "Done" in person.text
+        await shows(person, "Done")
         (bridge,) = inside_host.json(f"ip -j -d addr show dev {BRIDGE}")
         assert bridge["linkinfo"]["info_kind"] == "bridge" and "UP" in bridge["flags"]
         assert "masquerade" in inside_host.run("nft list table inet vnet")

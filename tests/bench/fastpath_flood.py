@@ -1,0 +1,104 @@
+"""Small datagrams as fast as one CPU can send them: `receive PORT CPU`, and `send ADDRESS PORT SECONDS CPU PID` (PID: of
+the receiver), which prints how many arrived a second. Both use sendmmsg(2) and recvmmsg(2), so that Python costs little."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import sys
+import time
+
+from tests.bench.fastpath_lab import read_udp_arrivals
+
+SIZE, BATCH = 64, 256
+QUESTION = b"?"
+_WARM_UP = 0.5  # seconds of question and answer, so that both directions are known
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint32), ("vectors", ctypes.c_void_p),
+        ("vector_count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int), ("done", ctypes.c_uint32),
+    )  # fmt: skip  # struct mmsghdr
+
+
+class Batch:
+    """As many messages of `size` bytes each in `buffer`; sent or received by one system call."""
+
+    def __init__(self, size: int = SIZE, count: int = BATCH) -> None:
+        self.buffer = (ctypes.c_char * (size * count))()
+        start = ctypes.addressof(self.buffer)
+        self._vectors = (_Vector * count)(*((start + at * size, size) for at in range(count)))
+        self._messages = (_Message * count)()
+        self._count = count
+        for at in range(count):
+            self._messages[at].vectors = ctypes.addressof(self._vectors) + at * ctypes.sizeof(_Vector)
+            self._messages[at].vector_count = 1
+
+    def send(self, socket_fd: int) -> int:
+        """Send all on a connected socket; how many went."""
+        return int(_libc.sendmmsg(socket_fd, self._messages, self._count, 0))
+
+    def receive(self, socket_fd: int) -> int:
+        """Wait for one, take what is there; how many came."""
+        wait_for_one = 0x10000
+        return int(_libc.recvmmsg(socket_fd, self._messages, self._count, wait_for_one, None))
+
+
+def receive(port: int, cpu: int) -> None:
+    """Take all that comes to the port, and answer questions."""
+    os.sched_setaffinity(0, {cpu})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        here.bind(("0.0.0.0", port))
+        batch = Batch()
+        while True:
+            data, sender = here.recvfrom(SIZE)
+            if data == QUESTION:
+                here.sendto(data, sender)
+            else:
+                batch.receive(here.fileno())
+
+
+def warm_up(here: socket.socket, seconds: float = _WARM_UP) -> None:
+    """Ask and be answered until the flow is known to everybody; raises TimeoutError where no answer comes."""
+    here.settimeout(0.2)
+    began, answered = time.monotonic(), 0
+    while time.monotonic() - began < seconds or not answered:
+        here.send(QUESTION)
+        with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+            here.recv(SIZE)
+            answered += 1
+        if time.monotonic() - began > 20:
+            raise TimeoutError("nobody answers")
+    here.settimeout(None)
+
+
+def send(address: str, port: int, seconds: float, cpu: int, receiver: int) -> float:
+    """Send for that long; datagrams a second that arrived."""
+    os.sched_setaffinity(0, {cpu})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
+        here.connect((address, port))
+        warm_up(here)
+        batch = Batch()
+        before, began = read_udp_arrivals(receiver), time.monotonic()
+        while time.monotonic() - began < seconds:
+            for _ in range(16):
+                batch.send(here.fileno())
+        took = time.monotonic() - began
+        return (read_udp_arrivals(receiver) - before) / took
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "receive":
+        receive(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        print(send(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6])))

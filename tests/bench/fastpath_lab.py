@@ -1,0 +1,186 @@
+"""The lab of the fast path's benchmarks: a real Docker Engine with its own rules, two bridges, a world outside, and a
+veth pair that joins two namespaces directly as the limit of what can be reached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpf import control, launcher
+from core.collect.netns import entered
+from tests.docker.engine import DockerHost
+from tests.docker.place import remove_stale
+
+CONTROL, DATA, FLOOD = 12865, 12866, 12867  # ports: netperf's own, its data's, and the flood's
+CPU = (os.cpu_count() or 1) - 1  # where everything runs that is measured
+OTHER_CPU = 0  # where the receiver of a flood runs
+HOST, WORLD = "192.0.2.1", "192.0.2.2"
+_LIMIT = "198.51.100.1", "198.51.100.2"
+_PUBLISH = [f"{port}:{port}/{l4}" for port in (CONTROL, DATA, FLOOD) for l4 in ("tcp", "udp")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way through the host: from a namespace to an address, behind which the namespace `server` answers."""
+
+    name: str
+    client: str
+    server: str
+    address: str
+
+
+class Lab:
+    """`cases` are the ways through the host; `limit` is the direct pair; `host` the namespace of the engine."""
+
+    def __init__(self) -> None:
+        remove_stale()
+        self.docker = DockerHost()
+        self.host = self.docker.host
+        self._servers: list[subprocess.Popen[bytes]] = []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        self.docker.start()
+        self.docker.import_image()
+        self.docker.run("network", "create", "-o", "com.docker.network.bridge.name=br1", "bench")
+        self.docker.container("client")
+        self.docker.container("web", *(word for port in _PUBLISH for word in ("-p", port)))
+        self.docker.container("other", "--network", "bench")
+        for one, two in (("docker0", "br1"), ("br1", "docker0")):
+            self.host.run(f"iptables -I DOCKER-USER -i {one} -o {two} -j ACCEPT")
+        self._pair("host", "up0", HOST, self.host.namespace("world"), WORLD)
+        self.host.run(f"ip route add default via {WORLD}")
+        near, far = self.host.namespace("near"), self.host.namespace("far")
+        self._pair("near", "eth0", _LIMIT[0], far, _LIMIT[1])
+        self.limit = Case("limit", named(near), named(far), _LIMIT[1])
+        client, web, other = (f"/proc/{self.docker.pid(name)}/ns/net" for name in ("client", "web", "other"))
+        world = named(self.host.full("world"))
+        self.cases = (
+            Case("same bridge", client, web, self._address("web")),
+            Case("other bridge", client, other, self._address("other")),
+            Case("SNAT", client, world, WORLD),
+            Case("published port", world, web, HOST),
+        )
+        if has_netperf():
+            for server in {each.server for each in (*self.cases, self.limit)}:
+                self.serve(server, "netserver", "-D", "-p", str(CONTROL))
+            time.sleep(0.5)
+
+    def _pair(self, side: str, link: str, address: str, far: str, far_address: str) -> None:
+        self.host.run(f"ip link add {link} type veth peer name eth0 netns {far}", side)
+        self.host.run(f"ip addr add {address}/24 dev {link}", side)
+        self.host.run(f"ip link set {link} up", side)
+        for command in (f"ip addr add {far_address}/24 dev eth0", "ip link set eth0 up"):
+            subprocess.run(["ip", "netns", "exec", far, *command.split()], check=True)
+
+    def _address(self, name: str) -> str:
+        return self.docker.run(
+            "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
+        )
+
+    def serve(self, namespace: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start what runs until the lab is closed."""
+        server = subprocess.Popen(
+            inside(namespace, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._servers.append(server)
+        return server
+
+    def links(self) -> Iterator[tuple[str, str]]:
+        """All links that the cases' frames pass: namespace and name."""
+        for link in self.host.json("ip -j link"):
+            if link["ifname"] != "lo":
+                yield named(self.host.name), link["ifname"]
+        for namespace in {each for case in (*self.cases, self.limit) for each in (case.client, case.server)}:
+            yield namespace, "eth0"
+
+    def close(self) -> None:
+        """Take everything away."""
+        for server in self._servers:
+            server.kill()
+            server.wait()
+        self.docker.close()
+
+
+def has_netperf() -> bool:
+    """Whether netperf is there (Debian: netperf; not every distribution has it)."""
+    return bool(shutil.which("netperf") and shutil.which("netserver"))
+
+
+def named(name: str) -> str:
+    """The path of a named namespace."""
+    return f"/run/netns/{name}"
+
+
+def inside(namespace: str, *words: str) -> list[str]:
+    """What runs a command in the namespace at that path."""
+    return ["nsenter", f"--net={namespace}", *words]
+
+
+class FastPath:
+    """The fast path of the lab's host, switched on and off."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._path = named(lab.host.name)
+        self._started: launcher.Started | None = None
+
+    def on(self) -> None:
+        """Accelerate every bridge; AssertionError with the reason where it does not come."""
+        with entered(self._path):
+            self._started = launcher.start(["all"], tied=True)
+            assert self._started.told.get("ok"), self._started.told
+            deadline = time.monotonic() + 20
+            while self.status()["state"] != "on":
+                assert time.monotonic() < deadline, self.status()
+                time.sleep(0.02)
+
+    def status(self) -> control.Answer:
+        """What its holder says."""
+        with entered(self._path):
+            return control.ask({"do": "status"})
+
+    def share(self) -> float:
+        """The part of all packets (0 to 1) that took the fast path since it was switched on."""
+        verdicts = self.status()["verdicts"]
+        return float(verdicts.get("FAST", 0) / max(sum(verdicts.values()), 1))
+
+    def processes(self) -> list[int]:
+        """Its processes: the keeper and the holder."""
+        assert self._started is not None
+        return [self._started.keeper.pid, int(self._started.told["pid"])]
+
+    def off(self) -> None:
+        """Everything as it was."""
+        if self._started is not None and self._started.keeper.stdin is not None:
+            self._started.keeper.stdin.close()
+            self._started.keeper.wait(20)
+        self._started = None
+
+
+@contextmanager
+def lab_and_fast_path() -> Iterator[tuple[Lab, FastPath]]:
+    """Both, and nothing of them afterwards."""
+    lab = Lab()
+    fast = FastPath(lab)
+    try:
+        yield lab, fast
+    finally:
+        fast.off()
+        lab.close()
+
+
+def read_udp_arrivals(pid: int) -> int:
+    """UDP datagrams that came to a socket in the namespace of that process, those included that it had no room for."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if "Udp:" in line]
+    found = dict(zip(lines[0], lines[1], strict=True))
+    return int(found["InDatagrams"]) + int(found["RcvbufErrors"])

@@ -1,0 +1,197 @@
+"""The same traffic through the kernel's path and the fast one: what arrives at every end is the same, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP, fragment
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, PadN, fragment6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from tests.kernel.fastlab import BRIDGES, MACS, V4, V6, FastLab
+from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire, segments
+
+pytestmark = pytest.mark.root
+BOTH = (CLIENT, SERVER)
+
+
+@pytest.fixture(scope="module")
+def wires() -> Iterator[tuple[Wire, Wire]]:
+    """Two equal labs: the kernel's, and the one with the fast path."""
+    with FastLab() as kernel, FastLab() as fast:
+        for lab in (kernel, fast):
+            _prepare(lab)
+        fast.accelerate()
+        made = Wire(kernel), Wire(fast)
+        yield made
+        for each in made:
+            each.close()
+
+
+def _prepare(lab: FastLab) -> None:
+    """Neighbours that need not be asked for, and narrow places."""
+    lab.ip("host", "".join(f"link set {name} mtu 1400\n" for name in ("v-c", "br-two", "up0")))
+    lab.ip("c", "link set eth0 mtu 1400")
+    lab.ip("world", "link set eth0 mtu 1400")
+    for known in (V4, V6):
+        gateways = {"docker0": "172.17.0.1" if known is V4 else "fd17::1", "br-two": "172.18.0.1" if known is V4 else "fd18::1"}
+        neighbours = [("host", known[end], MACS[end], BRIDGES.get(end, "up0")) for end in ("a", "b", "c", "world")]
+        neighbours += [(end, gateways[bridge], MACS[bridge], "eth0") for end, bridge in BRIDGES.items()]
+        neighbours += [("a", known["b"], MACS["b"], "eth0"), ("b", known["a"], MACS["a"], "eth0")]
+        neighbours += [("world", "192.0.2.1" if known is V4 else "2001:db8::1", MACS["up0"], "eth0")]
+        neighbours += [("world", known["far"], MACS["far"], "down0")]
+        for inside, address, mac, link in neighbours:
+            lab.ip(inside, f"neigh replace {address} lladdr {mac} dev {link} nud permanent\n")
+
+
+@pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_arrives_is_the_same(
+    wires: tuple[Wire, Wire], way: str, family: int, proto: type[Packet]
+) -> None:
+    kernel, fast = (_told(wire, way, family, proto) for wire in wires)
+    assert [name for name, _ in kernel] == [name for name, _ in fast]
+    for (name, expected), (_, found) in zip(kernel, fast, strict=True):
+        told = f"{name}:\n" + "\n".join(map(str, (*expected, "but the fast path:", *found)))
+        assert [each.compared() for each in expected] == [each.compared() for each in found], told
+        assert expected, f"{name}: nothing arrived"
+
+
+def _told(wire: Wire, way: str, family: int, proto: type[Packet]) -> list[tuple[str, Any]]:
+    number = list(WAYS).index(way) * 4 + (family == 6) * 2 + (proto is TCP)
+    talk = Conversation(wire, WAYS[way], family, proto, 5100 + number)
+    talk.open()
+    _sizes(talk)
+    _header_fields(talk)
+    _time_to_live(talk)
+    _offloads(talk)
+    _not_plain(talk)
+    _errors(talk)
+    if proto is TCP:
+        _flags(talk)
+        _close_and_open_again(talk)
+    return talk.log
+
+
+def _sizes(talk: Conversation) -> None:
+    """Around the narrowest MTU of the way, with and without "don't fragment"."""
+    headers = (20 if talk.family == 4 else 40) + (20 if talk.proto is TCP else 8)
+    for side in BOTH:
+        own = 1400 if talk.ends[side] == "c" else 1500
+        for size in (0, 1, 25, 1000, talk.way.mtu - headers - 1, talk.way.mtu - headers):
+            talk.step(f"{size} bytes", side, talk.frame(side, b"x" * size), fast=size > 0)
+        if own > talk.way.mtu:
+            over = b"y" * (talk.way.mtu - headers + 1)
+            talk.step("too big", side, talk.frame(side, over), to=side)
+            if talk.family == 4:
+                talk.step("too big, in parts", side, talk.frame(side, over, {"flags": 0}), count=2)
+
+
+def _header_fields(talk: Conversation) -> None:
+    """Type of service, congestion marks, identification, flow label."""
+    field = "tos" if talk.family == 4 else "tc"
+    for side in BOTH:
+        for value in (0, 1, 2, 3, 0x10, 0x1E, 0xB8, 0xFF):
+            talk.step(f"{field} {value}", side, talk.frame(side, b"tos", {field: value}), fast=True)
+        if talk.family == 4:
+            talk.step("without DF", side, talk.frame(side, b"df", {"flags": 0, "id": 7}), fast=True)
+            talk.step("reserved bit", side, talk.frame(side, b"evil", {"flags": "evil"}), fast=False)
+        else:
+            talk.step("flow label", side, talk.frame(side, b"label", {"fl": 0xABCDE}), fast=True)
+
+
+def _time_to_live(talk: Conversation) -> None:
+    field = "ttl" if talk.family == 4 else "hlim"
+    for side in BOTH:
+        for value in (1, 2, 3, 4, 64, 255):
+            arrives = value > talk.way.routers
+            talk.step(f"{field} {value}", side, talk.frame(side, b"ttl", {field: value}), 
+                      to=1 - side if arrives else side, fast=value > 3)  # fmt: skip
+
+
+def _offloads(talk: Conversation) -> None:
+    """As a host with offloads gives them: a checksum to finish, a frame to cut up; and a sum that UDP leaves out."""
+    for side in BOTH:
+        data, offload = segments(talk.frame(side, b"unfinished"))
+        talk.step("checksum unfinished", side, Raw(data), fast=True, offload=offload)
+        if talk.proto is TCP:
+            data, offload = segments(talk.frame(side, b"z" * 12_000), 1200)
+            talk.step("to be cut up", side, Raw(data), fast=True, offload=offload)
+        elif talk.family == 4:
+            talk.step("no checksum", side, talk.frame(side, b"none", chksum=0), fast=True)
+        padded = talk.frame(side, b"p")
+        talk.step("padded", side, Raw(bytes(padded).ljust(100, b"\0")), fast=True)
+
+
+def _not_plain(talk: Conversation) -> None:
+    """Options and fragments."""
+    for side in BOTH:
+        if talk.family == 4:
+            options = {"options": b"\x01\x01\x01\x00"}
+            talk.step("options", side, talk.frame(side, b"options", options))
+        elif talk.proto is UDP:
+            sport, dport = talk._ports(side)
+            inner = IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]) / UDP(sport=sport, dport=dport) / b"opt"
+            talk.step("extension", side, talk.around(side, inner))
+        if talk.proto is UDP:
+            whole = talk.frame(side, b"f" * 1200, {"flags": 0, "id": 4711} if talk.family == 4 else {})
+            parts = _fragments(whole)
+            _together(talk, "fragments", side, parts)
+            _together(talk, "fragments, the last first", side, parts[::-1])
+
+
+def _fragments(whole: Packet) -> list[Packet]:
+    if IP in whole:
+        return [Ether(bytes(each)) for each in fragment(whole, 600)]
+    inner = IPv6(bytes(whole[IPv6]))
+    header = IPv6(src=inner.src, dst=inner.dst, hlim=inner.hlim) / IPv6ExtHdrFragment(id=99) / inner.payload
+    parts = fragment6(header, 700)
+    return [Ether(src=whole.src, dst=whole.dst) / each for each in parts]
+
+
+def _together(talk: Conversation, name: str, side: int, parts: list[Packet]) -> None:
+    """All but the last make nothing arrive: conntrack waits for the whole."""
+    for part in parts[:-1]:
+        talk.wire.send(talk.ends[side], bytes(part))
+    talk.step(name, side, parts[-1], count=len(parts))
+
+
+def _errors(talk: Conversation) -> None:
+    """ICMP errors about the conversation, from either side; they end nothing."""
+    for side in BOTH:
+        talk.data("before an error", 1 - side, b"about this")
+        talk.step("unreachable", side, talk.error(side))
+        talk.data("about this one", 1 - side, b"about this")
+        talk.step("too big, says the far side", side, talk.error(side, too_big=True))
+        talk.step("after it", side, talk.frame(side, b"after"), fast=True)
+
+
+def _flags(talk: Conversation) -> None:
+    for side in BOTH:
+        for flags in ("A", "PA", "PAU", "PAEC", "PAN"):
+            talk.step(flags, side, talk.frame(side, b"flags", flags=flags, urgptr=3), fast=True)
+        options = [("NOP", None), ("NOP", None), ("Timestamp", (7, 9))]
+        talk.step("TCP options", side, talk.frame(side, b"stamped", options=options), fast=True)
+        talk.step("no window", side, talk.frame(side, b"", window=0), fast=True)
+
+
+def _close_and_open_again(talk: Conversation) -> None:
+    """FIN both ways, late acknowledgements, and the same ports once more; in the end a reset."""
+    talk.step("FIN", CLIENT, talk.frame(CLIENT, flags="FA"))
+    talk.seq[CLIENT] += 1
+    talk.step("its ACK", SERVER, talk.frame(SERVER))
+    talk.data("data after it", SERVER, b"still half open")
+    talk.step("the other FIN", SERVER, talk.frame(SERVER, flags="FA"))
+    talk.seq[SERVER] += 1
+    talk.step("the last ACK", CLIENT, talk.frame(CLIENT))
+    talk.step("a late ACK", CLIENT, talk.frame(CLIENT))
+    talk.seq[CLIENT] += 500_000
+    talk.seq[SERVER] += 700_000
+    talk.open()
+    for side in BOTH:
+        talk.data("after reopening", side, b"again", fast=True)
+    talk.step("RST", SERVER, talk.frame(SERVER, flags="RA"))

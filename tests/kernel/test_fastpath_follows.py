@@ -1,0 +1,198 @@
+"""What is accelerated follows what is: containers, addresses, MACs, other programs, neighbours, names of networks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from bpf import clsact, loader, neighbours, syscall
+from bpf.attachments import Attachments
+from core.collect.netns import entered
+from tests.conftest import ThrowawayHost
+from tests.fastpath import FastPath, Talk, attached, eventually, traces, two_containers_and_an_uplink
+
+pytestmark = pytest.mark.root
+
+_PASS_ON = bytes.fromhex("b700000000000000" "9500000000000000")  # r0 = 0; exit
+
+
+@pytest.fixture
+def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+    two_containers_and_an_uplink(host)
+    yield host
+    assert eventually(lambda: not traces(host)), traces(host)
+
+
+def _is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
+    before = fast.count("FAST", port)
+    talk.say(10)
+    return fast.count("FAST", port) >= before + 10
+
+
+def test_a_container_is_accelerated_from_its_first_flow(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast:
+        place.container("late", "br0", "10.9.0.9/24", "10.9.0.1")
+        assert eventually(lambda: "v-late" in attached(place))
+        with Talk(place, "late", "b", "10.9.0.3") as talk:
+            assert eventually(lambda: _is_fast(fast, talk, "v-late"))
+        subprocess.run(["ip", "netns", "del", place.full("late")], check=True)
+        assert eventually(lambda: "v-late" not in [row["name"] for row in fast.status()["ports"]])
+        assert attached(place) == {"v-a", "v-b", "up0"}
+
+
+def test_many_containers_that_come_and_go_quickly(place: ThrowawayHost) -> None:
+    names = [f"{place.prefix}-m{number}" for number in range(200)]
+    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+        try:
+            for number, name in enumerate(names):
+                subprocess.run(["ip", "netns", "add", name], check=True)
+                script = (
+                    f"link add m{number} type veth peer name eth0 netns {name}\n"
+                    f"link set m{number} master br0 up\n"
+                )
+                subprocess.run(["ip", "-n", place.name, "-batch", "-"], input=script, text=True, check=True)
+                inside = f"addr add 10.9.1.{number}/16 dev eth0\nlink set eth0 up\n"
+                subprocess.run(["ip", "-n", name, "-batch", "-"], input=inside, text=True, check=True)
+                if number % 20 == 0:
+                    talk.say(5)
+            wanted = {f"m{number}" for number in range(200)} | {"v-a", "v-b", "up0"}
+            assert eventually(lambda: attached(place) == wanted)
+        finally:
+            for name in names:
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+        assert eventually(lambda: _is_fast(fast, talk))
+
+
+def test_addresses_and_macs_inside_containers_are_followed(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast:
+        place.run("ip addr add 10.9.0.77/24 dev eth0", inside="a")
+        place.run("ip addr del 10.9.0.2/24 dev eth0", inside="a")
+        place.run("ip route replace default via 10.9.0.1", inside="a")
+        with Talk(place, "a", "b", "10.9.0.3", 7001) as talk:
+            assert talk.seen_from[0] == "10.9.0.77"
+            assert eventually(lambda: _is_fast(fast, talk))
+            place.run("ip link set eth0 address 02:00:00:00:00:77", inside="a")
+            place.run("ip neigh flush all", inside="b")
+            assert eventually(lambda: _is_fast(fast, talk))
+
+
+def test_a_source_that_is_not_the_containers_own_gains_nothing(place: ThrowawayHost) -> None:
+    """The address is b's: a sends from it by a raw socket, from a's own link."""
+    with FastPath(place, "br0") as fast, Talk(place, "b", "world", "192.0.2.2", udp=True) as talk:
+        talk.say(3)
+        assert eventually(lambda: _is_fast(fast, talk, "v-b"))
+        local = talk.client.getsockname()
+        script = (
+            "from scapy.all import IP, UDP, Ether, sendp; import sys\n"
+            f"p = Ether(dst=sys.argv[1]) / IP(src='{local[0]}', dst='192.0.2.2') / "
+            f"UDP(sport={local[1]}, dport=7000) / b'spoofed'\n"
+            "sendp(p, iface='eth0', count=5, verbose=0)\n"
+        )
+        gateway = place.json("ip -j link show br0")[0]["address"]
+        before = fast.count("FAST", "v-a")
+        place.run([sys.executable, "-c", script, gateway], inside="a")
+        assert eventually(lambda: fast.count("SOURCE", "v-a") >= 5)
+        assert fast.count("FAST", "v-a") == before
+
+
+def test_an_uplink_goes_down_and_up(place: ThrowawayHost) -> None:
+    with FastPath(place, "br0") as fast:
+        place.run("ip link set up0 down")
+        assert eventually(lambda: "up0" not in attached(place))
+        place.run("ip link set up0 up")
+        assert eventually(lambda: "up0" in attached(place))
+        with Talk(place, "a", "world", "192.0.2.2") as talk:
+            assert eventually(lambda: _is_fast(fast, talk))
+
+
+def test_other_programs_and_filters_keep_theirs(place: ThrowawayHost) -> None:
+    ifindex = place.json("ip -j link show v-a")[0]["ifindex"]
+    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "somebody")
+    with entered(f"/run/netns/{place.name}"):
+        link = syscall.attach_tcx(program, ifindex)
+    try:
+        with FastPath(place, "br0") as fast:
+            assert attached(place) == {"v-b", "up0"}
+            assert "another program or filter" in fast.status()["refused"]["v-a"]
+            os.close(link)
+            link = -1
+            assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+            place.run("tc qdisc add dev v-b clsact")
+            place.run("tc filter add dev v-b ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
+            assert eventually(lambda: attached(place) == {"v-a", "up0"})
+            place.run("tc filter del dev v-b ingress prio 5")
+            assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+    finally:
+        os.close(program)
+        if link >= 0:
+            os.close(link)
+
+
+def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -> None:
+    two_containers_and_an_uplink(inside_host)
+    ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
+    inside_host.run("tc qdisc add dev v-a clsact")
+    inside_host.run("tc filter add dev v-a ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
+    loaded = loader.load(1024)
+    held = Attachments(loaded.program, tcx=False)
+    assert held.keep([ifindex]) == {}
+    assert _filters(inside_host) == {5, 0x766E} and list(clsact.remains()) == [ifindex]
+    held.replace(loader.reload(loaded))
+    assert _filters(inside_host) == {5, 0x766E}
+    held.close()
+    assert _filters(inside_host) == {5} and list(clsact.remains()) == []
+    for descriptor in (held.program, *loaded.maps.values()):
+        os.close(descriptor)
+
+
+def _filters(host: ThrowawayHost) -> set[int]:
+    return {each["pref"] for each in host.json("tc -j filter show dev v-a ingress")}
+
+
+def test_networks_by_name_and_all(place: ThrowawayHost) -> None:
+    place.run("ip link add br9 type bridge")
+    place.run("ip link set br9 alias 'vnet: net=shop' up")
+    place.container("c", "br9", "10.10.0.2/24")
+    with FastPath(place, "shop", "nowhere") as fast:
+        assert attached(place) == {"v-c", "up0"}
+        assert fast.status()["unknown"] == ["nowhere"] and fast.status()["bridges"] == ["br9"]
+        fast.ask("targets", targets=["all"])
+        assert attached(place) == {"v-a", "v-b", "v-c", "up0"}
+        place.run("ip link set br9 down")
+        assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+        assert fast.status()["refused"]["br9"] == "it is down"
+
+
+def test_a_neighbour_that_only_the_fast_path_uses_is_confirmed(inside_host: ThrowawayHost) -> None:
+    two_containers_and_an_uplink(inside_host)
+    inside_host.run("ping -c 1 -W 5 10.9.0.2")
+    (known,) = inside_host.json("ip -j neigh show dev br0 10.9.0.2")
+    heard = neighbours.Neighbours()
+    try:
+        inside_host.run(f"ip neigh replace 10.9.0.2 dev br0 lladdr {known['lladdr']} nud stale")
+        assert not heard.heard().moved and heard.has_stale
+        assert heard.use({bytes(6)}) == 0
+        assert heard.use({bytes.fromhex(known["lladdr"].replace(":", ""))}) == 1
+        state = inside_host.json("ip -j neigh show dev br0 10.9.0.2")[0]["state"]
+        assert state != ["STALE"]
+        inside_host.run("ip neigh replace 10.9.0.2 dev br0 lladdr 02:00:00:00:00:01 nud reachable")
+        assert heard.heard().moved
+        inside_host.run("ip neigh del 10.9.0.2 dev br0")
+        assert heard.heard().moved
+    finally:
+        heard.close()
+
+
+def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: ThrowawayHost) -> None:
+    two_containers_and_an_uplink(inside_host)
+    port = inside_host.json("ip -j link show v-a")[0]["ifindex"]
+    mac = inside_host.json("ip -j link show eth0", inside="a")[0]["address"]
+    inside_host.run("ip link set br0 type bridge fdb_flush")
+    neighbours.refresh_fdb([(port, bytes.fromhex(mac.replace(":", "")))])
+    entries = {(each["mac"], each["ifname"]) for each in inside_host.json("bridge -j fdb show br br0")}
+    assert (mac, "v-a") in entries

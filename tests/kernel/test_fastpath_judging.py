@@ -1,0 +1,138 @@
+"""Which rules of real tools forbid the fast path, and which do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpf import obstacles
+from core.collect.netns import entered
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+_NFT = "nft add rule inet t c "
+PLAIN = [
+    _NFT + "ct state established,related counter accept",
+    _NFT + "ct state { established, related } accept",
+    _NFT + "ct state vmap { established : accept, related : accept, invalid : drop }",
+    _NFT + "ct state new limit rate 3/second log prefix new",
+    _NFT + "ct state invalid log drop",
+    _NFT + "ip saddr 10.0.0.0/8 ip daddr @fixed tcp dport { 80, 443 } accept",
+    _NFT + "ip6 saddr fd00::/8 ip6 daddr fe80::/10 accept",
+    _NFT + 'iifname "br-*" oifname { "a", "b" } meta l4proto icmp accept',
+    _NFT + "ether saddr 02:00:00:00:00:01 drop",
+    _NFT + "tcp flags syn / syn,rst tcp option maxseg size set rt mtu",
+    _NFT + "tcp flags & (fin|syn|rst|ack) == syn limit rate 1/second log",
+    _NFT + "fib saddr . iif oif missing drop",
+    _NFT + "ct mark and 0xff == 0x1 accept",
+    _NFT + "meta mark 0x1 accept",
+    _NFT + "iifname vmap { a : jump plain, b : goto plain }",
+    "nft add rule inet t input limit rate 3/second log",
+    "nft add rule inet t nat meta mark set 1",
+    "iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "iptables -A FORWARD -m addrtype --dst-type LOCAL -m comment --comment 'a b' -j ACCEPT",
+    "iptables -A FORWARD -p tcp -m multiport --dports 80,443 -j ACCEPT",
+    "iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+    "iptables -t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 1",
+    "iptables -t raw -A PREROUTING -d 10.0.0.1 ! -i br0 -j DROP",
+    "ip6tables -A FORWARD -m conntrack --ctstate INVALID -m limit --limit 1/s -j LOG",
+    "iptables-legacy -A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "iptables-legacy -A FORWARD -m conntrack --ctstate NEW -m limit --limit 1/s -j LOG",
+    "iptables-legacy -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+    "iptables-legacy -t nat -A POSTROUTING -s 10.9.0.0/24 ! -o br0 -j MASQUERADE",
+]
+JUDGING = {
+    _NFT + "limit rate 10/second accept": "limit",
+    _NFT + "quota over 10 mbytes drop": "quota",
+    _NFT + "ct bytes > 1000 drop": "counters",
+    _NFT + "numgen random mod 2 0 drop": "numgen",
+    _NFT + "ip ttl < 5 drop": "time to live",
+    _NFT + "ip dscp ef drop": "type of service",
+    _NFT + "ip6 hoplimit 1 drop": "hop limit",
+    _NFT + "meta length > 1000 drop": "single packets",
+    _NFT + "udp length > 1000 drop": "byte 4",
+    _NFT + "tcp flags psh drop": "TCP flags",
+    _NFT + "meta mark set 1": "mark",
+    _NFT + "ip dscp set cs1": "type of service",
+    _NFT + "log prefix all": "log",
+    _NFT + "meta hour 8-17 drop": "single packets",
+    _NFT + "ip saddr @leaving drop": "set leaving changes",
+    _NFT + "add @seen { ip saddr }": "dynset",
+    _NFT + "ct mark set 1": "ct mark",
+    _NFT + "ct mark 1 drop": "ct mark",
+    _NFT + "meta mark set ct mark": "ct mark",
+    _NFT + "iifname vmap { a : jump judging }": "limit",
+    "iptables -A FORWARD -m limit --limit 3/min -j ACCEPT": "limit",
+    "iptables -A FORWARD -m statistic --mode random --probability 0.5 -j DROP": "statistic",
+    "iptables -A FORWARD -m string --string x --algo bm -j DROP": "string",
+    "iptables -A FORWARD -m length --length 100 -j DROP": "length",
+    "iptables -A FORWARD -m connbytes --connbytes 10 --connbytes-dir both --connbytes-mode bytes -j DROP": "conn",
+    "iptables -t mangle -A FORWARD -j TTL --ttl-inc 1": "TTL",
+    "iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark": "CONNMARK",
+    "iptables -t mangle -A FORWARD -j TCPMSS --clamp-mss-to-pmtu -p tcp --tcp-flags ALL ACK": "TCP flags",
+    "iptables-legacy -A FORWARD -m limit --limit 3/min -j ACCEPT": "limit",
+    "iptables-legacy -t mangle -A FORWARD -j DSCP --set-dscp 1": "DSCP",
+    "iptables-legacy -t mangle -A PREROUTING -j CONNMARK --restore-mark": "ct mark",
+}
+
+
+def _prepare(host: ThrowawayHost) -> None:
+    host.run([
+        "nft",
+        "table inet t { set fixed { type ipv4_addr; elements = { 10.1.1.1 } }; "
+        "set leaving { type ipv4_addr; flags timeout; }; set seen { type ipv4_addr; flags dynamic; size 10; }; "
+        "chain plain { accept; }; chain judging { limit rate 1/second accept; }; "
+        "chain c { type filter hook forward priority 0; }; chain input { type filter hook input priority 0; }; "
+        "chain nat { type nat hook prerouting priority -100; }; }",
+    ])  # fmt: skip
+
+
+def _found(host: ThrowawayHost) -> tuple[str, ...]:
+    with entered(f"/run/netns/{host.name}"):
+        return obstacles.find().reasons
+
+
+def test_rules_that_tell_the_same_of_every_packet_do_not_matter(inside_host: ThrowawayHost) -> None:
+    _prepare(inside_host)
+    for rule in PLAIN:
+        inside_host.run(rule)
+        assert obstacles.find().reasons == (), rule
+
+
+def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHost) -> None:
+    _prepare(inside_host)
+    missing = []
+    for rule, word in JUDGING.items():
+        told = inside_host.run(rule, check=False)
+        reasons = obstacles.find().reasons
+        if not any(word in reason for reason in reasons):
+            missing.append((rule, word, reasons, told))
+        inside_host.run("nft flush chain inet t c")
+        for tool in ("iptables", "iptables-legacy"):
+            for table in ("filter", "mangle"):
+                inside_host.run(f"{tool} -t {table} -F")
+        assert obstacles.find().reasons == (), rule
+    assert not missing, missing
+
+
+def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: ThrowawayHost) -> None:
+    _prepare(inside_host)
+    inside_host.run("nft flush chain inet t plain")
+    inside_host.run("nft add rule inet t plain ct state established,related accept")
+    inside_host.run("nft add rule inet t c jump plain")
+    inside_host.run("nft add rule inet t c limit rate 3/second log")
+    assert obstacles.find().reasons == ()
+    inside_host.run("nft insert rule inet t plain iifname br0 return")
+    assert obstacles.find().reasons
+
+
+def test_bridge_rules_and_ipsec_policies_are_seen(inside_host: ThrowawayHost) -> None:
+    assert not obstacles.find().bridge_rules
+    inside_host.run("nft add table bridge b")
+    inside_host.run(["nft", "add chain bridge b f { type filter hook forward priority 0; }"])
+    inside_host.run("nft add rule bridge b f ether type arp accept")
+    found = obstacles.find()
+    assert found.bridge_rules and found.reasons == ()
+    inside_host.run("ip xfrm policy add src 10.9.0.0/24 dst 10.8.0.0/24 dir fwd", check=False)
+    has_ipsec = "dir fwd" in inside_host.run("ip xfrm policy", check=False)
+    assert any("IPsec" in reason for reason in obstacles.find().reasons) == has_ipsec

@@ -1,0 +1,73 @@
+"""`vnet-tui flows` on this host: its JSON against `conntrack -L` and its page, and following."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+MADE = 300
+
+
+@pytest.fixture
+def busy(host: ThrowawayHost) -> ThrowawayHost:
+    """A host that counts, with entries."""
+    host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
+    host.run([sys.executable, "-c", f"from tests.bulk_conntrack import insert; insert({MADE})"])
+    return host
+
+
+def flows(host: ThrowawayHost, words: str, check: bool = True) -> str:
+    return host.run([sys.executable, "-m", "tui.cli", "flows", *words.split()], check=check)
+
+
+def documented(heading: str) -> set[str]:
+    """The fields in the table under a heading."""
+    part = PAGE.read_text().split(f"### {heading}\n")[1].split("\n#")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", part, re.M))
+
+
+def of_host(host: ThrowawayHost, told: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in told["flows"] if one["ns"] == host.inode]
+
+
+def test_json_agrees_with_conntrack_and_with_its_page(busy: ThrowawayHost) -> None:
+    told = json.loads(flows(busy, "--json --per-hop"))
+    mine = of_host(busy, told)
+    assert (told["schema"], told["counted"], told["measured"], len(mine)) == (1, "per hop", False, MADE)
+    assert set(mine[0]) == documented("flow")
+    theirs = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{busy.name}", "conntrack", "-L", "-f", "ipv4", "-o", "id"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    by_id = {one["id"]: one for one in mine}
+    for line in theirs.splitlines():
+        values = re.findall(r"(src|dst|sport|dport|id)=(\S+)", line)
+        src, _, sport, _, answers, seen, answered, seen_port = [value for _, value in values[:8]]
+        one = by_id[int(values[-1][1])]
+        assert (one["origin"]["address"], one["origin"]["port"]) == (src, int(sport))
+        assert (one["responder"]["address"], one["responder"]["port"]) == (answers, int(answered))
+        assert one["snat"] == {"address": seen, "port": int(seen_port)}
+
+
+def test_following_prints_moment_after_moment(busy: ThrowawayHost) -> None:
+    words = [sys.executable, "-u", "-m", "tui.cli", "flows", "--follow", "--over", "0.3"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout
+        heads = 0
+        for line in following.stdout:
+            heads += line.startswith("-- ")
+            if heads == 2:
+                break
+        following.kill()
+    assert heads == 2

@@ -1,0 +1,187 @@
+"""The flows view: rows, order, filter, groups and matrix, the detail, and the keys that change the look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from core.flows.table import FlowTable, table_of
+from core.model import Ref, Snapshot, talk_ref
+from core.topology import Topology
+from core.topology.flowpicture import FlowPicture
+from tests.ui.driver import FedSource, Picture, dashboard
+from tests.ui.test_conntrack_rows import ENTRIES, HOST, LAB, snapshot
+from tui.present import flows_detail, views
+from tui.present.flow_cells import COLUMNS
+from tui.present.flows import FlowRows
+from tui.present.lens import GROUPINGS, Lens
+from tui.present.scene import Scene
+
+NAMES = (*ENTRIES, "inner")
+REFS = {name: talk_ref(HOST, place + 1) for place, name in enumerate(ENTRIES)} | {"inner": talk_ref(LAB, 77)}
+
+
+def measured(taken: Snapshot) -> FlowTable:
+    """The sample's tables with speeds: "in" the fastest, the others less and less; "inner" has none."""
+    table = table_of(taken.conntracks, at=taken.taken_at)
+    speeds = np.full((len(NAMES), 4), np.nan, np.float32)
+    for place, name in enumerate(["in", "out", "six", "dns", "ping", "ssh"]):
+        speeds[NAMES.index(name)] = [10.0 ** (6 - place), 0, 1, 1]
+    path = np.zeros(len(NAMES), np.uint8)
+    path[NAMES.index("in")] = 1
+    return replace(table, speeds=speeds, path=path, measured=True)
+
+
+@pytest.fixture
+def picture() -> FlowPicture:
+    taken = snapshot()
+    return FlowPicture.of(Topology(taken), measured(taken))
+
+
+@pytest.fixture
+def rows(picture: FlowPicture) -> FlowRows:
+    return FlowRows(picture.index.topology, picture)
+
+
+def names(rows: FlowRows) -> list[str]:
+    known = {ref: name for name, ref in REFS.items()}
+    return [known[rows.row(place).ref] for place in range(len(rows))]
+
+
+def test_what_a_row_says(rows: FlowRows) -> None:
+    row = rows.row(names(rows).index("in"))
+    told = {column.name: cell.text for column, cell in zip(COLUMNS, row.cells, strict=True)}
+    assert told == {
+        "from": "198.51.100.9:5000", "via": "DNAT :8080", "to": "web1 172.18.0.2:80", "proto": "tcp",
+        "rate": "1.0 Mbit/s", "path": "fast", "state": "ESTABLISHED", "client": "outside", "bytes": "120 B",
+        "rtt": "–", "process": "–", "age": "–", "timeout": "1m 00s", "packets": "2", "ns": "host",
+    }  # fmt: skip
+
+
+def test_the_fastest_first_and_the_unknown_last(rows: FlowRows) -> None:
+    falling = ["in", "out", "six", "dns", "ping", "ssh", "inner"]
+    assert names(rows.sorted_by("rate", True)) == falling
+    assert names(rows.sorted_by("rate", False)) == [*reversed(falling[:-1]), "inner"]
+
+
+@pytest.mark.parametrize("column", [column.name for column in COLUMNS])
+def test_every_column_sorts_both_ways_and_loses_nothing(rows: FlowRows, column: str) -> None:
+    one, other = names(rows.sorted_by(column, False)), names(rows.sorted_by(column, True))
+    assert sorted(one) == sorted(other) == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("rate:>50k", {"in", "out"}),
+        ("rate:<=100", {"ping", "ssh"}),
+        ("rate:1k-20k", {"six", "dns"}),
+        ("bytes:>1k", {"out"}),
+        ("hops:>1", set()),
+        ("path:fast", {"in"}),
+        ("path:kernel client:outside", set()),
+        ("client:outside", {"in"}),
+        ("from:web1", {"out", "six"}),
+        ("to:web1", {"in"}),
+        ("to:1.1.1.1", {"out", "ping"}),
+        ("via:dnat", {"in"}),
+        ("port:443 !proto:udp", {"out", "six"}),
+        ("proto:=tcp state:est !ns:lab", {"out", "in", "six"}),
+        ("ns:lab", {"inner"}),
+        ("timeout:>1000", {"out"}),
+        ("web2", {"dns", "ping"}),
+        ("rate:fast", set()),
+    ],
+)
+def test_filters(rows: FlowRows, text: str, wanted: set[str]) -> None:
+    assert set(names(rows.matching(text))) == wanted
+
+
+def test_every_column_has_its_term(rows: FlowRows) -> None:
+    assert {column.name for column in COLUMNS} <= set(rows.keys())
+
+
+def test_pinned_ones_stay_on_top_whatever_the_filter(rows: FlowRows) -> None:
+    seen = rows.seen_through(Lens(pins=frozenset({REFS["ssh"]}))).matching("client:outside")
+    assert names(seen.sorted_by("rate", True)) == ["ssh", "in"]
+    assert seen.sorted_by("rate", True).row(0).cells[0].text == "◆ 198.51.100.9:6000"
+
+
+def test_a_flow_that_is_gone_is_nowhere(rows: FlowRows) -> None:
+    assert rows.index(talk_ref(HOST, 999)) is None
+    assert rows.index(Ref("link", (HOST, 1))) is None
+    assert names(rows)[rows.index(REFS["dns"]) or 0] == "dns"
+
+
+def grouped(rows: FlowRows, by: str) -> list[list[str]]:
+    return [[cell.text for cell in row.cells] for row in rows.seen_through(Lens(by=by)).grouped()]  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("by", "first"),
+    [
+        ("container", ["web1", "3", "1.1 Mbit/s"]),
+        ("peer", ["198.51.100.9", "2", "1.0 Mbit/s"]),
+        ("port", ["80/tcp", "2", "1.0 Mbit/s"]),
+        ("client", ["outside", "1", "1.0 Mbit/s"]),
+    ],
+)
+def test_groups(rows: FlowRows, by: str, first: list[str]) -> None:
+    assert grouped(rows, by)[0][:3] == first
+
+
+def test_a_groups_filter_selects_its_flows(rows: FlowRows) -> None:
+    for by in GROUPINGS[1:-1]:
+        for row in rows.seen_through(Lens(by=by)).grouped():  # type: ignore[union-attr]
+            assert len(rows.matching(str(row.ref.key[1]))) == row.cells[1].sort, (by, row.ref)
+
+
+def test_who_sends_to_whom(rows: FlowRows) -> None:
+    table = rows.seen_through(Lens(by="matrix")).grouped()
+    titles = [column.title for column in table.columns]
+    cells = {
+        row.cells[0].text: dict(zip(titles, (cell.text for cell in row.cells), strict=True)) for row in table
+    }  # type: ignore
+    assert cells["elsewhere"]["web1"] == "1.0 Mbit/s"
+    assert cells["web1"]["elsewhere"] == "110 kbit/s"
+
+
+def test_the_detail_is_a_sentence(picture: FlowPicture) -> None:
+    scene = Scene(picture.index.topology, flows=picture)
+    told = flows_detail.detail(scene, REFS["in"])
+    assert told.copy == (
+        "198.51.100.9:5000 -> [DNAT 192.0.2.1:8080] -> web1 172.18.0.2:80 tcp ESTABLISHED 1.0 Mbit/s fast"
+    )
+    texts = {label: cell.text for section in told.sections for label, cell, _ in section.lines}
+    assert texts["client"] == "another host"
+    assert texts["there"] == "1.0 Mbit/s, 1 p/s, 60 B in 1 packet, 0 B of it fast"
+    uncounted = flows_detail.detail(scene, REFS["ssh"])
+    texts = {label: cell.text for section in uncounted.sections for label, cell, _ in section.lines}
+    assert texts["traffic"].startswith("not counted")
+    assert views.detail(scene, talk_ref(HOST, 999)).title == "this flow is gone"
+
+
+async def test_the_keys_of_the_view() -> None:
+    taken = snapshot()
+    source = FedSource(taken)
+    async with dashboard(source=source) as person:
+        await person.type(":flows⏎")
+        assert source._listener is not None
+        source._listener(Picture(taken, flows=measured(taken)))
+        await person.eventually("1.0 Mbit/s")
+        assert person.row() == "198.51.100.9:5000"
+        await person.eventually("7 flows at the edge")
+        await person.eventually("does not count traffic")
+        await person.press("o")
+        await person.eventually("7 flows per hop")
+        await person.press("b")
+        await person.eventually("container")
+        assert person.row() == "web1"
+        await person.press("⏎")
+        await person.eventually("filtered 3 of 7")
+        await person.press("f")
+        await person.eventually("pinned first")
+        await person.press("A")
+        await person.eventually("read-only: press W first")

@@ -1,0 +1,86 @@
+"""`vnet-tui flows` on a dump file: what it prints, what it refuses; the schema of its groups."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from core.serialize import pack
+from tests.ui.test_conntrack_rows import snapshot
+from tui.cli import main
+
+PAGE = Path(__file__).parents[2] / "docs" / "json.md"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """A dump of a host with seven connections."""
+    path = tmp_path / "host.vnet"
+    path.write_bytes(pack(snapshot()))
+    return str(path)
+
+
+def told(capsys: pytest.CaptureFixture[str], file: str, words: str) -> str:
+    assert main(["flows", "--from", file, *words.split()]) == 0
+    return capsys.readouterr().out
+
+
+def documented(heading: str) -> set[str]:
+    """The fields in the table under a heading."""
+    part = PAGE.read_text().split(f"### {heading}\n")[1].split("\n#")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", part, re.M))
+
+
+def test_a_line_is_the_sentence(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert told(capsys, file, "to:web1") == (
+        "198.51.100.9:5000 -> [DNAT 192.0.2.1:8080] -> web1 172.18.0.2:80 tcp ESTABLISHED kernel\n"
+    )
+    assert told(capsys, file, "--per-hop ns:lab").endswith("[lab]\n")
+
+
+def test_the_document(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    flows = json.loads(told(capsys, file, "--json"))
+    groups = json.loads(told(capsys, file, "--json --by port"))
+    assert set(flows) | set(groups) == documented("the flows")
+    assert set(groups["groups"][0]) == documented("group")
+    assert flows["clients"] == {
+        "": 6, "host": 0, "beside": 0, "other network": 0, "outside": 1, "itself": 0,
+    }  # fmt: skip
+    ping = next(one for one in flows["flows"] if one["l4_proto"] == "icmp")
+    assert (ping["icmp"], ping["origin"]["port"], ping["bytes"]) == (
+        {"id": 7, "type": 8, "code": 0},
+        None,
+        None,
+    )
+    coming = next(one for one in flows["flows"] if one["client"] == "outside")
+    assert coming["dnat"] == {"address": "192.0.2.1", "port": 8080}
+    assert coming["responder"] == {"address": "172.18.0.2", "name": "web1", "port": 80}
+
+
+def test_groups_as_columns(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    heading, *lines = told(capsys, file, "--by container").splitlines()
+    assert heading.split()[:3] == ["CONTAINER", "FLOWS", "RATE"]
+    assert {line.split()[0]: line.split()[1] for line in lines} == {"web1": "3", "web2": "2", "host": "1"}
+
+
+def test_only_so_many(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert len(told(capsys, file, "--top 2").splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("colour:red", "There is no column colour"),
+        ("--over -1", "--over takes seconds"),
+        ("--follow", "a file holds one moment"),
+        ("addr:10.0.0.0/99", "is no prefix"),
+    ],
+)
+def test_what_makes_no_sense_is_said(
+    capsys: pytest.CaptureFixture[str], file: str, words: str, reason: str
+) -> None:
+    assert main(["flows", "--from", file, *words.split()]) == 1
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""What turning the fast path on or off changes, in words and on which links, before it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from bpf import layout, loader, marks, obstacles, sysctls, targets
+from bpf.ports import Contents, contents
+from bpf.requirements import requirements, unmet
+from bpf.sight import Sight
+from core.model import FastPath, Requirement
+from core.text import safe
+from core.topology import Topology
+from tui.accelerator import Preview
+from tui.present.fast_targets import Choice, added, is_covered, removed
+
+_MASK = f"0x{marks.field_mask():08x}"
+
+
+def preview(choices: Sequence[Choice], on: bool, topology: Topology, fast: FastPath, tied: bool) -> Preview:
+    """What would change; `tied` where it ends with the program that asks."""
+    title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
+    nothing = [f"{one.label}: {one.nothing}" for one in choices if one.nothing]
+    wanted = [one for one in choices if one.target and is_covered(one, fast) != on]
+    nothing += [
+        f"{one.label}: it is {'accelerated already' if on else 'not accelerated'}"
+        for one in choices
+        if one.target and one not in wanted
+    ]
+    if not wanted:
+        return Preview(title, fast.targets, nothing=tuple(nothing))
+    after = added(wanted, fast) if on else removed(wanted, fast, topology)
+    if on and not fast.is_running and (lacking := unmet(requirements())):
+        return Preview(title, after, refused=tuple(map(in_words, lacking)), nothing=tuple(nothing))
+    return _whole(title, after, fast, tied, tuple(nothing))
+
+
+def in_words(lacking: Requirement) -> str:
+    """A requirement that is not met, as a sentence."""
+    return f"needs {lacking.name}, but {lacking.found}: {lacking.follows}. Try: {lacking.try_}"
+
+
+def _whole(
+    title: str, after: tuple[str, ...], fast: FastPath, tied: bool, nothing: tuple[str, ...]
+) -> Preview:
+    sight = Sight()
+    try:
+        sight.look_at_host()
+        before, _ = _attached(sight, fast.targets)
+        then, meant = _attached(sight, after)
+    finally:
+        sight.close()
+    links = _by_role(then if after else before, (before if after else then).ports.keys())
+    refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
+    if after and not fast.is_running:
+        changes = [_on_links(len(links)), *_begins(tied)]
+    elif after:
+        changes = [_moves(len(then.ports.keys() - before.ports.keys()), len(before.ports.keys() - then.ports.keys()))]
+    else:
+        changes = _ends(len(links))
+    notes = [*(_notes(meant, not fast.is_running) if after else ()), *refused]
+    return Preview(title, after, tuple(changes), links, tuple(notes), (), nothing)
+
+
+def _attached(sight: Sight, names: Iterable[str]) -> tuple[Contents, set[int]]:
+    """The links that the program would sit on for these targets, and the bridges that they mean."""
+    names = tuple(names)
+    if not names:
+        return Contents(), set()
+    meant, unknown = targets.bridges_of(names, sight.links, {})
+    if unknown:
+        meant, _ = targets.bridges_of(names, sight.links, targets.engine_networks())
+    return contents(sight.scene(meant, frozenset()), meant), meant
+
+
+def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
+    """Links and what they are, containers' first."""
+    left = set(without)
+    ports = [port for ifindex, port in found.ports.items() if ifindex not in left]
+    ports.sort(key=lambda port: (not port.flags & layout.PORT_CONTAINER, port.name))
+    return tuple(
+        safe(f"{port.name} ({'container' if port.flags & layout.PORT_CONTAINER else 'uplink'})") for port in ports
+    )
+
+
+def _on_links(count: int) -> str:
+    return (
+        f"A BPF program is attached to the ingress of {_links(count)} (below), and to those that join later. What it "
+        "does not handle goes on to the kernel unchanged."
+    )
+
+
+def _links(count: int) -> str:
+    return f"{count} link{'' if count == 1 else 's'}"
+
+
+def _begins(tied: bool) -> list[str]:
+    now = sysctls.read(sysctls.LIBERAL) or "?"
+    end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
+    return [
+        f"The sysctl {sysctls.LIBERAL} is 1 while it is on (it is {now}), because the kernel no longer sees the middle of "
+        "connections; it is put back at the end.",
+        f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
+        "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the kernel "
+        "removes the table when its process ends.",
+        f"Two processes of their own hold all that, also when one of them is killed. It ends {end}.",
+    ]
+
+
+def _moves(more: int, fewer: int) -> str:
+    if more or not fewer:
+        return f"The program is attached to {_links(more)} more."
+    return f"The program is taken off {_links(fewer)}; their connections go on through the kernel."
+
+
+def _ends(count: int) -> list[str]:
+    return [
+        f"The program is taken off {_links(count)}; connections go on through the kernel.",
+        f"The table inet vnet_fastpath and bits {_MASK} of the ct mark go; {sysctls.LIBERAL} is put back.",
+    ]
+
+
+def _notes(bridges: set[int], begins: bool) -> Iterable[str]:
+    """What to know before."""
+    found = obstacles.find()
+    if found.reasons:
+        yield f"It would be paused now, and the kernel forward everything: {'; '.join(map(safe, found.reasons))}"
+    with suppress(loader.CannotCompile):
+        if begins and not loader.is_compiled():
+            yield "The program is compiled for this kernel first, which takes a second or two, once."
+    if sysctls.read("net.ipv4.ip_forward") == "0":
+        yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
+    yield "tcpdump no longer sees accelerated packets on every link; capture mode shows those of chosen addresses."
+    if not bridges:
+        yield "There is no bridge to accelerate yet."

@@ -1,0 +1,143 @@
+"""The fast path as the dashboard and the commands run it: status, preview, on, off; an own one is tied to this process."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from bpf import control, launcher, loader
+from core.collect.snapshot import read_snapshot
+from core.model import FastFlows, FastPath, Requirement
+from core.text import safe
+from core.topology import Topology
+from tui.accelerator import Preview
+from tui.errors import CommandError
+from tui.fastpath.flows import SharedFlows
+from tui.fastpath.standing import read_fast_path
+from tui.present.fast_targets import Choice
+
+_PARTS = {"links", "containers"}
+_END_SECONDS = 15.0
+
+
+class FastSession:
+    """A tui.accelerator.Accelerator for this process's network namespace; `tied` has what it starts end with it."""
+
+    def __init__(self, tied: bool) -> None:
+        self.tied = tied
+        self._lock = threading.Lock()
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._flows = SharedFlows()
+
+    def status(self, closely: bool = False) -> FastPath:
+        found = read_fast_path(closely)
+        if not found.is_running:
+            self._flows.close()  # maps live as long as somebody holds them
+        return found
+
+    def read_flows(self) -> FastFlows:
+        """What it counted, flow by flow; from any thread."""
+        return self._flows()
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        from bpf.requirements import facts_of_this_machine, requirements
+
+        return requirements(facts_of_this_machine(whole=True))
+
+    def look(self) -> Topology:
+        return Topology(read_snapshot(_PARTS))
+
+    def preview(self, choices: tuple[Choice, ...], on: bool, topology: Topology) -> Preview:
+        from tui.fastpath.preview import preview
+
+        return preview(choices, on, topology, self.status(), self.tied)
+
+    def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:
+        with self._lock:
+            if not preview.targets:
+                return self._off(progress)
+            if self.status().is_running:
+                return _told(ask({"do": "targets", "targets": list(preview.targets)}), preview)
+            return self._start(preview, progress)
+
+    def _start(self, preview: Preview, progress: Callable[[str], None]) -> str:
+        try:
+            if not loader.is_compiled():
+                progress("Compiling the program for this kernel…")
+                loader.compiled()
+            progress("Loading it…")
+            started = launcher.start(list(preview.targets), self.tied)
+        except loader.CannotCompile as error:
+            raise CommandError(f"the program cannot be compiled: {safe(str(error))}") from error
+        except OSError as error:
+            raise CommandError(f"no process can be started: {error.strerror or error}") from error
+        answer = _good(started.told)
+        self._keeper = started.keeper if self.tied else None
+        return _told(answer, preview)
+
+    def _off(self, progress: Callable[[str], None]) -> str:
+        progress("Giving everything back…")
+        with suppress(_NotRunning):
+            ask({"do": "off"})
+        wait_for_the_end()
+        self._reap()
+        return "The fast path is off: the kernel forwards everything."
+
+    def _reap(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            if keeper.stdin:
+                with suppress(OSError):
+                    keeper.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                keeper.wait(_END_SECONDS)
+
+    def close(self) -> None:
+        """What was started here ends: it is told by its standard input."""
+        self._flows.close()
+        self._reap()
+
+
+class _NotRunning(CommandError):
+    """Nothing is accelerated here."""
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """Ask the holder; raises CommandError where it does not do it, or there is none."""
+    try:
+        return _good(control.ask(request))
+    except control.NotRunning:
+        raise _NotRunning("nothing is accelerated here: vnet-tui accelerate NETWORK turns it on") from None
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise CommandError(f"the process of the fast path does not answer ({why}): vnet-tui fastpath status") from error
+
+
+def _good(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, unless it is a refusal."""
+    if answer.get("ok"):
+        return answer
+    words = ": ".join(safe(str(answer[key])) for key in ("what", "why") if answer.get(key))
+    more = f"; try: {safe(str(answer['try']))}" if answer.get("try") else ""
+    raise CommandError(f"{words or 'it was refused'}{more}")
+
+
+def _told(answer: dict[str, Any], preview: Preview) -> str:
+    return f"Accelerated: {', '.join(map(safe, preview.targets))}."
+
+
+def wait_for_the_end() -> None:
+    """Until nobody accelerates here any more and all is put back, as long as that should take."""
+    import time
+
+    from bpf import runtime
+
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        if not runtime.socket_path(runtime.here()).exists() and runtime.remembered() is None:
+            return
+        time.sleep(0.02)
+    raise CommandError("the fast path is off, but not all is put back yet: vnet-tui fastpath status tells")

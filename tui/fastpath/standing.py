@@ -1,0 +1,50 @@
+"""How the fast path stands: the holder's answer as a model value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bpf import control, runtime
+from bpf.loader import FLOWS
+from bpf.verdicts import VERDICTS
+from core.model import FastPath, FastPort
+
+WORDS = {verdict.name: verdict.words for verdict in VERDICTS}
+_SOON = 3.0  # seconds that somebody who looks waits for an answer
+
+
+def read_fast_path(closely: bool = False) -> FastPath:
+    """How it stands in this network namespace; `closely` also counts flows and what a packet costs."""
+    try:
+        answer = control.ask({"do": "status", "measure": closely, "flows": closely}, patience=_SOON)
+    except control.NotRunning:
+        return FastPath(words=WORDS, left=runtime.remembered() is not None)
+    except (OSError, ValueError):
+        return FastPath("silent", words=WORDS)
+    return of_answer(answer)
+
+
+def of_answer(answer: dict[str, Any]) -> FastPath:
+    """The holder's answer (docs/fast-path.md) as a value."""
+    ports = [
+        FastPort(one["name"], one["ifindex"], one["role"], one["verdicts"])
+        for one in sorted(answer["ports"], key=lambda one: (one["role"], one["name"]))
+    ]
+    return FastPath(
+        state=answer["state"],
+        targets=tuple(answer["targets"]),
+        unknown=tuple(answer["unknown"]),
+        bridges=tuple(answer["bridges"]),
+        reasons=tuple(answer["reasons"]),
+        refused=answer["refused"],
+        captured=tuple(answer["captured"]),
+        ports=tuple(ports),
+        verdicts=answer["verdicts"],
+        words=WORDS,
+        ns_per_packet=answer.get("ns_per_packet"),
+        flows=answer.get("flows"),
+        flows_limit=2 * FLOWS,
+        generation=answer["generation"],
+        mark_mask=answer["mark_mask"],
+        pid=answer["pid"],
+    )
