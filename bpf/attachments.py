@@ -1,4 +1,5 @@
-"""Where the program sits: tcx links, which end with this process in whatever way it ends, or clsact where there is no tcx."""
+"""Where the program sits: tcx links, which end with this process in whatever way it ends, or clsact where
+there is no tcx."""
 
 from __future__ import annotations
 

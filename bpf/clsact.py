@@ -1,7 +1,9 @@
-"""The way in on kernels without tcx (before 6.6): a filter of our own at clsact, by a handle and priority that are ours.
+"""The way in on kernels without tcx (before 6.6): a filter of our own at clsact, by a handle and priority
+that are ours.
 
-Only that filter is ever removed, never the clsact qdisc, where others may have theirs. It outlives a process that is killed (the
-lease then keeps it from forwarding), so whoever puts things right looks for it.
+Only that filter is ever removed, never the clsact qdisc, where others may have theirs. It outlives a
+process that is killed (the lease then keeps it from forwarding), so whoever puts things right looks for
+it.
 """
 
 from __future__ import annotations

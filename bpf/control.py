@@ -1,7 +1,8 @@
 """The control socket: one line of JSON asks, one line answers, then it is closed.
 
-Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names), "capture" and "release" (with
-`address`), "reload", "off". Answers have `ok`, and where it is false `what`, `why` and `try`.
+Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names), "capture"
+and "release" (with `address`), "reload", "off". Answers have `ok`, and where it is false `what`, `why` and
+`try`.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Server:
 
 
 def ask(request: dict[str, Any], inode: int | None = None, patience: float = _PATIENCE) -> Answer:
-    """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not answer
-    within `patience` seconds."""
+    """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not
+    answer within `patience` seconds."""
     path = runtime.socket_path(runtime.here() if inode is None else inode)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as there:
         there.settimeout(patience)

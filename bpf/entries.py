@@ -1,4 +1,5 @@
-"""Conntrack entries that carry our marks: cleared before a generation is used again, and handed back to the kernel at the end.
+"""Conntrack entries that carry our marks: cleared before a generation is used again, and handed back to the
+kernel at the end.
 
 Layout: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -28,8 +29,8 @@ def clear_generation(generation: int, shift: int) -> int:
 
 
 def hand_back(mask: int) -> int:
-    """Take all our marks away, and let conntrack be liberal about each TCP connection that had one: it did not
-    see what was sent meanwhile. How many entries that were."""
+    """Take all our marks away, and let conntrack be liberal about each TCP connection that had one: it did
+    not see what was sent meanwhile. How many entries that were."""
     with Netlink(NETFILTER) as kernel:
         found = list(_marked(kernel, mask))
         return _send(kernel, (_cleared(entry, mask, liberal=_is_tcp(entry)) for entry in found))

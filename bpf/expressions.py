@@ -1,7 +1,9 @@
-"""What one nftables rule does to packets of established connections, from its expressions as the kernel lists them.
+"""What one nftables rule does to packets of established connections, from its expressions as the kernel lists
+them.
 
-Pure. Numbers: include/uapi/linux/netfilter/nf_tables.h. Whatever is not known to look at the same in every packet of a
-connection counts as judging each packet: an unknown expression can pause the fast path, never slip past it.
+Pure. Numbers: include/uapi/linux/netfilter/nf_tables.h. Whatever is not known to look at the same in every
+packet of a connection counts as judging each packet: an unknown expression can pause the fast path, never
+slip past it.
 """
 
 from __future__ import annotations

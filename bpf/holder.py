@@ -1,6 +1,8 @@
-"""The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true and the lease alive.
+"""The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
+and the lease alive.
 
-`python -m bpf.holder TARGET...` is started by bpf/keeper.py, which puts everything right when this process is gone.
+`python -m bpf.holder TARGET...` is started by bpf/keeper.py, which puts everything right when this process
+is gone.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class Holder:
         self.settle()
 
     def run(self) -> None:
-        """Until the end. What happened is taken in before the lease is renewed: who was stopped for a while must
-        not forward by what was true before."""
+        """Until the end. What happened is taken in before the lease is renewed: who was stopped for a
+        while must not forward by what was true before."""
         self.schedule.every("beat", BEAT, self._beat)
         self.schedule.every("tick", TICK, self._tick)
         self.schedule.every("upkeep", UPKEEP, self.upkeep.run)

@@ -1,7 +1,9 @@
-"""Which firewall rules judge packets one by one, so that a flow that they let through once tells nothing of its next packet.
+"""Which firewall rules judge packets one by one, so that a flow that they let through once tells nothing of
+its next packet.
 
-Pure: rules come in as values (bpf/ruleset.py reads them). What is judged is an established connection's plain packet, the only
-kind that the fast path forwards: it is followed through the chains of each hook that forwarded packets pass.
+Pure: rules come in as values (bpf/ruleset.py reads them). What is judged is an established connection's
+plain packet, the only kind that the fast path forwards: it is followed through the chains of each hook
+that forwarded packets pass.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ ChainName = tuple[str, str, str]
 class Rule:
     """One rule, as far as it matters here.
 
-    `judges` names what in it looks at single packets or changes them, "" where nothing does. `takes_part` is False where no
-    established plain packet can match it. `always` is True where every such packet matches. `verdict` is
-    "accept", "drop", "return", "jump", "goto" or "" for one that goes on; `targets` the chains it may jump to;
-    where `always` is False the packet may also go on behind it.
-    `marks` says that it reads or writes bits of the ct mark that are ours.
+    `judges` names what in it looks at single packets or changes them, "" where nothing does. `takes_part`
+    is False where no established plain packet can match it. `always` is True where every such packet
+    matches. `verdict` is "accept", "drop", "return", "jump", "goto" or "" for one that goes on; `targets`
+    the chains it may jump to; where `always` is False the packet may also go on behind it. `marks` says
+    that it reads or writes bits of the ct mark that are ours.
     """
 
     name: str
@@ -39,8 +41,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Chains by name with their rules in order, and where packets enter: base chains with their hooks; those of
-    type nat are left out, for only a connection's first packet passes them."""
+    """Chains by name with their rules in order, and where packets enter: base chains with their hooks;
+    those of type nat are left out, for only a connection's first packet passes them."""
 
     chains: Mapping[ChainName, Sequence[Rule]]
     hooks: Mapping[ChainName, str]
@@ -129,13 +131,15 @@ def flags_match(mask: int, value: int, negated: bool = False) -> str:
 # What iptables' extensions look at stays the same for all packets of a connection.
 PLAIN_MATCHES = frozenset(
     {
-        "comment", "conntrack", "state", "tcp", "udp", "udplite", "sctp", "icmp", "icmp6", "icmpv6", "addrtype",
-        "multiport", "mark", "physdev", "iprange", "mac", "policy", "rpfilter", "helper", "devgroup",
+        "comment", "conntrack", "state", "tcp", "udp", "udplite", "sctp", "icmp", "icmp6", "icmpv6",
+        "addrtype", "multiport", "mark", "physdev", "iprange", "mac", "policy", "rpfilter", "helper",
+        "devgroup",
     }
 )  # fmt: skip
 PLAIN_TARGETS = frozenset(
     {
-        "ACCEPT", "DROP", "REJECT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP", "NOTRACK", "CT",
+        "ACCEPT", "DROP", "REJECT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP", "NOTRACK",
+        "CT",
     }
 )  # fmt: skip
 # Both change or count packets, and neither a connection's middle: see _saved_rule.
@@ -143,7 +147,8 @@ _OPENING_TARGETS = frozenset({"TCPMSS"})
 
 
 def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainName, mask: int) -> Rule:
-    """One rule of iptables-legacy, as iptables-save prints it (`-A CHAIN ...`); `table` is (backend, table, "")."""
+    """One rule of iptables-legacy, as iptables-save prints it (`-A CHAIN ...`); `table` is (backend,
+    table, "")."""
     words = text.split()
     matches = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-m", "--match")]
     target = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")

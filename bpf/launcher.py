@@ -25,8 +25,8 @@ class Started:
 
 
 def start(targets: list[str], tied: bool) -> Started:
-    """Accelerate these in this process's network namespace; returns when it is on, or refused (compiling for a
-    new kernel takes about a second). Raises OSError where no process can be started."""
+    """Accelerate these in this process's network namespace; returns when it is on, or refused (compiling
+    for a new kernel takes about a second). Raises OSError where no process can be started."""
     words = [sys.executable, "-m", "bpf.keeper", *(["--tied"] if tied else []), "--", *targets]
     keeper = subprocess.Popen(
         words,
@@ -52,7 +52,7 @@ def start(targets: list[str], tied: bool) -> Started:
 
 
 def reload() -> control.Answer:
-    """Have the holder put the program of the present source in the place of its own; raises loader.CannotCompile,
-    control.NotRunning. Compiling is done here, for the holder must not stand still."""
+    """Have the holder put the program of the present source in the place of its own; raises
+    loader.CannotCompile, control.NotRunning. Compiling is done here, for the holder must not stand still."""
     loader.compiled()
     return control.ask({"do": "reload"})

@@ -1,4 +1,5 @@
-"""The tables of iptables-legacy: changes of theirs send no event, so what they hold is compared now and then."""
+"""The tables of iptables-legacy: changes of theirs send no event, so what they hold is compared now and
+then."""
 
 from __future__ import annotations
 

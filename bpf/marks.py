@@ -1,8 +1,9 @@
-"""The chain of our own that writes into conntrack's marks which packets passed all rules, in which generation of them.
+"""The chain of our own that writes into conntrack's marks which packets passed all rules, in which generation
+of them.
 
-It is the last thing that a forwarded packet meets before conntrack confirms its entry, so what gets there survived every filter.
-Its table belongs to our socket (`flags owner`): the kernel removes it when that closes, in whatever way, and a
-`nft flush ruleset` of others passes it over.
+It is the last thing that a forwarded packet meets before conntrack confirms its entry, so what gets there
+survived every filter. Its table belongs to our socket (`flags owner`): the kernel removes it when that
+closes, in whatever way, and a `nft flush ruleset` of others passes it over.
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ class MarkChain:
         """ct direction WAY ct mark set ct mark & ~bits | generation in those bits."""
         shift = self._shift + 4 * way
         keep, new = 0xFFFFFFFF & ~(15 << shift), generation << shift
-        register = word(_REGISTER)
+        register, way_is = word(_REGISTER), attribute(1, bytes([way]))
         return _where() + nest(
             4,
             expression("ct", attribute(1, register), attribute(2, word(_CT_DIRECTION))),
-            expression("cmp", attribute(1, register), attribute(2, word(0)), nest(3, attribute(1, bytes([way])))),
+            expression("cmp", attribute(1, register), attribute(2, word(0)), nest(3, way_is)),
             expression("ct", attribute(1, register), attribute(2, word(_CT_MARK))),
             expression(
                 "bitwise", attribute(1, register), attribute(2, register), attribute(3, word(4)),

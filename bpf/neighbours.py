@@ -1,4 +1,5 @@
-"""The host's neighbours: tells when one moved or went, and keeps alive those that only the fast path uses, as traffic would."""
+"""The host's neighbours: tells when one moved or went, and keeps alive those that only the fast path uses,
+as traffic would."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ Key = tuple[int, int, bytes]  # family, ifindex, address
 
 @dataclass(slots=True)
 class Heard:
-    """What neighbours did: `moved` that one has another MAC or none any more, `filters` that a tc filter came or went."""
+    """What neighbours did: `moved` that one has another MAC or none any more, `filters` that a tc filter
+    came or went."""
 
     moved: bool = False
     filters: bool = False

@@ -1,4 +1,5 @@
-"""Netfilter's side of netlink: requests, transactions of nftables, and the expressions that our own chain is made of.
+"""Netfilter's side of netlink: requests, transactions of nftables, and the expressions that our own chain is
+made of.
 
 Numbers and layouts: include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h.
 """
@@ -57,7 +58,8 @@ class Transactions:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECV_TIMEOUT)
 
     def commit(self, requests: list[tuple[int, int, bytes]]) -> None:
-        """Requests (type, flags, body) as one transaction: all or nothing; raises OSError as the kernel words it."""
+        """Requests (type, flags, body) as one transaction: all or nothing; raises OSError as the kernel
+        words it."""
         data = message(_BATCH_BEGIN, NLM_F_REQUEST, next(_sequence), header(0, NFTABLES >> 8))
         for number, (kind, flags, body) in enumerate(requests):
             last = next(_sequence)

@@ -18,8 +18,8 @@ _MOST = 20  # reasons told
 
 @dataclass(frozen=True, slots=True)
 class Obstacles:
-    """`reasons` why nothing may be forwarded, in words; `marks_taken` where the bits of the ct mark are another's,
-    so that none may even be written; `bridge_rules` whether the bridge family has rules."""
+    """`reasons` why nothing may be forwarded, in words; `marks_taken` where the bits of the ct mark are
+    another's, so that none may even be written; `bridge_rules` whether the bridge family has rules."""
 
     reasons: tuple[str, ...] = ()
     marks_taken: bool = False

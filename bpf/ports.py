@@ -1,4 +1,5 @@
-"""From what is to what the maps hold: which links are accelerated, who may send from where, behind which port a MAC is."""
+"""From what is to what the maps hold: which links are accelerated, who may send from where, behind which
+port a MAC is."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ class FlowReader:
 
 
 def fast_flows(keys: Column, flows: Column, family: int, now: int, hz: int) -> Column:
-    """The maps' keys and values (bpf/layout.py) as FASTFLOW_DTYPE; `now` are jiffies, of which `hz` make a second."""
+    """The maps' keys and values (bpf/layout.py) as FASTFLOW_DTYPE; `now` are jiffies, of which `hz` make a
+    second."""
     found = np.zeros(len(keys), FASTFLOW_DTYPE)
     found["family"] = family
     for name in ("l4_proto", "sport", "dport"):

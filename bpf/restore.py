@@ -1,4 +1,5 @@
-"""Gives everything back to the kernel: connections first, then the sysctl; whoever ends last does it, twice does no harm."""
+"""Gives everything back to the kernel: connections first, then the sysctl; whoever ends last does it,
+twice does no harm."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from bpf import clsact, entries, runtime, sysctls
 
 
 def restore() -> int | None:
-    """Put right what is left to be put right here: how many connections were handed back, None where there was
-    nothing to do. Raises OSError where conntrack refuses."""
+    """Put right what is left to be put right here: how many connections were handed back, None where there
+    was nothing to do. Raises OSError where conntrack refuses."""
     state = runtime.remembered()
     if state is None:
         return None

@@ -1,5 +1,5 @@
-"""Reads the rules that forwarded packets pass, as values for judging: nftables' (iptables-nft's too) straight from the kernel,
-iptables-legacy's from iptables-save."""
+"""Reads the rules that forwarded packets pass, as values for judging: nftables' (iptables-nft's too)
+straight from the kernel, iptables-legacy's from iptables-save."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _MAP_OF_VERDICTS = 0xFFFFFF00
 
 
 def read_rules(shift: int = marks.SHIFT) -> RuleSet:
-    """All rules of the process's network namespace; raises OSError, and ToolFailed where iptables-save does."""
+    """All rules of the process's network namespace; raises OSError, and ToolFailed where iptables-save
+    does."""
     chains: dict[ChainName, list[Rule]] = {}
     hooks: dict[ChainName, str] = {}
     mask = marks.field_mask(shift)

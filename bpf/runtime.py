@@ -1,5 +1,5 @@
-"""Where the processes of the fast path find each other: the lock, the socket and the state to repair, one set a network
-namespace, under /run/vnet-tui."""
+"""Where the processes of the fast path find each other: the lock, the socket and the state to repair, one
+set a network namespace, under /run/vnet-tui."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Taken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What must be put right should both processes be killed: the value of each sysctl before, and the bits of
-    the ct mark that are ours. `cookie` is the network namespace's own number, for inodes are used again."""
+    """What must be put right should both processes be killed: the value of each sysctl before, and the
+    bits of the ct mark that are ours. `cookie` is the network namespace's own number, for inodes are used
+    again."""
 
     sysctls: dict[str, str]
     mark_mask: int

@@ -1,7 +1,7 @@
 """What the fast path must know of the host: its links, and what is at the far end of its veth pairs.
 
-The kernel tells about links of other namespaces by their id (IFLA_TARGET_NETNSID), so no namespace is ever entered and no
-socket opened in one.
+The kernel tells about links of other namespaces by their id (IFLA_TARGET_NETNSID), so no namespace is ever
+entered and no socket opened in one.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class Schedule:
         self._due[name] = time.monotonic()
 
     def once(self, name: str, after: float, action: Action, again: bool = False) -> None:
-        """Once, after some seconds; where it is waiting already the earlier time counts, with `again` this one."""
+        """Once, after some seconds; where it is waiting already the earlier time counts, with `again` this
+        one."""
         self._actions[name] = (action, 0.0)
         if again or name not in self._due:
             self._due[name] = time.monotonic() + after

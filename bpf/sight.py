@@ -39,8 +39,8 @@ class Sight:
     def scene(
         self, bridges: Collection[int], foreign: frozenset[int], dirty: Collection[int | None] = ()
     ) -> Scene:
-        """The scene for these bridges: far ends are read where they are new or in one of the `dirty` namespaces.
-        `foreign` are links with programs of others at ingress."""
+        """The scene for these bridges: far ends are read where they are new or in one of the `dirty`
+        namespaces. `foreign` are links with programs of others at ingress."""
         wanted = {link.ifindex: link for link in self.links.values() if link.master in bridges}
         kept = {
             ifindex: known

@@ -25,7 +25,8 @@ _MEASURED_FOR = 10.0  # seconds after which nobody asking means that nobody look
 
 @dataclass(slots=True)
 class Cost:
-    """What a packet costs, as the kernel counts it (bpf_stats): only while it is asked for, for counting costs too."""
+    """What a packet costs, as the kernel counts it (bpf_stats): only while it is asked for, for counting
+    costs too."""
 
     _switch: int | None = None
     _asked: float = 0.0

@@ -1,7 +1,7 @@
 """The sysctls that the fast path reads and the one that it sets: net.netfilter.nf_conntrack_tcp_be_liberal.
 
-The kernel does not see the middle of an accelerated connection; without that setting it would take what comes after for
-invalid (Documentation/networking/nf_conntrack-sysctl.rst).
+The kernel does not see the middle of an accelerated connection; without that setting it would take what
+comes after for invalid (Documentation/networking/nf_conntrack-sysctl.rst).
 """
 
 from __future__ import annotations

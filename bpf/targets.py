@@ -15,8 +15,8 @@ ALL = "all"
 def bridges_of(
     targets: Iterable[str], links: Mapping[int, Link], networks: Mapping[str, str]
 ) -> tuple[set[int], tuple[str, ...]]:
-    """The ifindexes of the bridges that these names mean, and the names that mean none; `networks` are bridges by
-    the names of the engines' networks."""
+    """The ifindexes of the bridges that these names mean, and the names that mean none; `networks` are
+    bridges by the names of the engines' networks."""
     by_name: dict[str, set[int]] = {}
     for link in links.values():
         if link.kind == "bridge":

@@ -1,4 +1,5 @@
-"""Does for hosts beyond the fast path what their traffic would do in the kernel: keeps neighbours and forwarding tables fresh."""
+"""Does for hosts beyond the fast path what their traffic would do in the kernel: keeps neighbours and
+forwarding tables fresh."""
 
 from __future__ import annotations
 

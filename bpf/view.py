@@ -14,7 +14,8 @@ from core.model import Link
 
 
 class View:
-    """The targets by name, and what became of them: `refused` links by name with the reason, `unknown` targets."""
+    """The targets by name, and what became of them: `refused` links by name with the reason, `unknown`
+    targets."""
 
     def __init__(self, loaded: Loaded, tables: Tables, wanted: list[str], again: Callable[[], None]) -> None:
         self.targets = wanted

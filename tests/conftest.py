@@ -26,6 +26,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this kernel was built without; the counts say so ("deselected")."""
+    wanting = [item for item in items if item.get_closest_marker("bridge_vlans")]
+    if wanting and not knows_bridge_vlans():
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in wanting]
+
+
+def knows_bridge_vlans() -> bool:
+    """Whether this kernel was built with CONFIG_BRIDGE_VLAN_FILTERING."""
+    words = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1"]
+    return not subprocess.run(words, capture_output=True, check=False).returncode
+
+
 class ThrowawayHost:
     """A network namespace that plays the host while the test runs; further namespaces hang off it."""
 

@@ -114,7 +114,9 @@ def traces(host: ThrowawayHost) -> list[str]:
 def marked(host: ThrowawayHost) -> list[str]:
     """The conntrack entries that carry a mark of ours, as conntrack(8) prints them."""
     found = host.run("conntrack -L", check=False).splitlines()
-    return [line for line in found for word in line.split() if word.startswith("mark=") and int(word[5:]) >> 24]
+    return [
+        line for line in found for word in line.split() if word.startswith("mark=") and int(word[5:]) >> 24
+    ]
 
 
 class Talk:

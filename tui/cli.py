@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tui.change.arguments import COMMANDS, add_commands
 from tui.errors import CommandError
+from tui.fastpath import arguments as fast_arguments
 
 if TYPE_CHECKING:
     from core.model import Snapshot
@@ -50,6 +51,7 @@ examples:
   vnet-tui container create web --network shop && vnet-tui publish web 8080:80
   vnet-tui apply net.toml                  make what a file says; docs/changing.md has its keys
   vnet-tui undo                            take back the last change
+  vnet-tui accelerate shop                 its containers' packets take the fast path (docs/fast-path.md)
   vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
 """
 
@@ -80,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead")
     _add_flows(commands.add_parser("flows", help="print who talks to whom and how fast", allow_abbrev=False))
     add_commands(commands)
+    fast_arguments.add_commands(commands)
     shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
     shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete for")
     return parser
@@ -167,6 +170,10 @@ def _run(options: argparse.Namespace) -> int:
         from tui.change.main import run
 
         return run(options)
+    if options.command in fast_arguments.COMMANDS:
+        from tui.fastpath.command import run as run_fast
+
+        return run_fast(options)
     match options.command:
         case "show":
             return _show(options)

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from core.collect.peer_names import PeerNames
 from core.collect.snapshot import read_snapshot
 from core.export.talk import client_counts, flow_lines
 from core.flows.meter import FlowMeter
@@ -44,6 +45,7 @@ class _Looks:
     sockets: bool = False
     meter: FlowMeter = field(default_factory=FlowMeter)
     reader: SocketReader = field(default_factory=SocketReader)
+    names: PeerNames = field(default_factory=PeerNames)
     problems: tuple[Problem, ...] = ()
     before: FlowPicture | None = None
     _topology: Topology | None = None
@@ -65,6 +67,8 @@ class _Looks:
             self._topology, self._read_at = Topology(self.snapshot), time.monotonic()
         if self.sockets:
             table = replace(table, sockets=self.reader.look(self.snapshot.namespaces))
+        if self.live:
+            table = replace(table, names=self.names.known())
         self.before = FlowPicture.of(self._topology, table, self.before)
         return self.before
 

@@ -153,6 +153,15 @@ class FlowMeter:
         speeds = np.nan_to_num(self._memory.speeds[rows, :2].sum(axis=1))
         return rows[np.argsort(-speeds, kind="stable")[:most]]
 
+    def ends(self, most: int) -> list[bytes]:
+        """The addresses at both ends of the fastest flows, 16 bytes each."""
+        speeds = np.nan_to_num(self._memory.speeds[:, :2].sum(axis=1))
+        count = min(most, len(speeds))
+        rows = np.argpartition(-speeds, count - 1)[:count] if count else []
+        columns = self.table.columns
+        entries = ((table.entries[at]) for table, at in (columns.place(int(row)) for row in rows))
+        return [bytes(one[name]) for one in entries for name in ("orig_src", "reply_src")]
+
     def _recall(self, tables: Sequence[Conntrack], times: Column, now: float, at: float) -> None:
         """Bring what is known into the order of the new tables; new rows begin here."""
         new = [keys.identity(table.ns, table.entries) for table in tables]

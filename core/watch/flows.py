@@ -13,12 +13,14 @@ from core.collect import conntrack
 from core.collect import sockets as reading
 from core.collect.conntrack_some import askable, read_some
 from core.collect.netns import NamespaceGone
+from core.collect.peer_names import PeerNames
 from core.flows.meter import FlowMeter, Reading
 from core.flows.table import FlowTable
 from core.model import Conntrack, FastFlows, Namespace, Sockets
 
 EVERY = 1.0
 _SHARE_OF_ALL = 0.05  # of a core, for reading whole tables
+_NAMED = 32  # the fastest flows, whose peers' names may be asked for
 _SHARE_OF_SOME = 0.025  # of a core, for reading those entries again that move
 _FORGOTTEN_AFTER = 15.0  # seconds after which an earlier look says nothing about the last seconds
 
@@ -31,6 +33,7 @@ class FlowReader:
     def __init__(self, fast: FastReader | None = None) -> None:
         self._fast = fast
         self.sockets: Mapping[int, Sockets] = {}  # given with each table
+        self._names = PeerNames()
         self._meter = FlowMeter()
         self._next_whole = 0.0
         self._looked = -np.inf
@@ -45,13 +48,18 @@ class FlowReader:
             self._meter, whole = FlowMeter(), True
         self._looked = began
         if not whole and began < self._next_whole:
-            return replace(self._some(namespaces), sockets=self.sockets), None
+            return self._completed(self._some(namespaces)), None
         spent = time.thread_time()
         readings = read_timed(namespaces)
         table = self._meter.feed(readings, self._read_fast(), time.monotonic(), time.time())
         spent = time.thread_time() - spent
         self._next_whole = began + max(EVERY * 0.9, spent / _SHARE_OF_ALL)
-        return replace(table, sockets=self.sockets), {one.table.ns: one.table for one in readings}
+        return self._completed(table), {one.table.ns: one.table for one in readings}
+
+    def _completed(self, table: FlowTable) -> FlowTable:
+        """With sockets and the names of foreign addresses; those of the fastest flows are asked for."""
+        self._names.ask(self._meter.ends(_NAMED))
+        return replace(table, sockets=self.sockets, names=self._names.known())
 
     def _read_fast(self) -> FastFlows | None:
         return self._fast() if self._fast is not None else None

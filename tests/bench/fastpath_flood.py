@@ -26,8 +26,8 @@ class _Message(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint32), ("vectors", ctypes.c_void_p),
         ("vector_count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int), ("done", ctypes.c_uint32),
-    )  # fmt: skip  # struct mmsghdr
+        ("flags", ctypes.c_int), ("padding", ctypes.c_uint32), ("done", ctypes.c_uint32),
+    )  # fmt: skip  # struct mmsghdr; msghdr in it ends with padding
 
 
 class Batch:
@@ -44,8 +44,11 @@ class Batch:
             self._messages[at].vector_count = 1
 
     def send(self, socket_fd: int) -> int:
-        """Send all on a connected socket; how many went."""
-        return int(_libc.sendmmsg(socket_fd, self._messages, self._count, 0))
+        """Send all on a connected socket; how many went. Raises OSError where none did."""
+        sent = int(_libc.sendmmsg(socket_fd, self._messages, self._count, 0))
+        if sent <= 0:
+            raise OSError(ctypes.get_errno(), "nothing was sent")
+        return sent
 
     def receive(self, socket_fd: int) -> int:
         """Wait for one, take what is there; how many came."""

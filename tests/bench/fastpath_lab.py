@@ -91,7 +91,7 @@ class Lab:
     def serve(self, namespace: str, *words: str) -> subprocess.Popen[bytes]:
         """Start what runs until the lab is closed."""
         server = subprocess.Popen(
-            inside(namespace, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            inside(namespace, *words), stdout=subprocess.DEVNULL, stderr=open("/tmp/peer.err","ab")
         )
         self._servers.append(server)
         return server

@@ -37,8 +37,13 @@ def _prepare(lab: FastLab) -> None:
     lab.ip("c", "link set eth0 mtu 1400")
     lab.ip("world", "link set eth0 mtu 1400")
     for known in (V4, V6):
-        gateways = {"docker0": "172.17.0.1" if known is V4 else "fd17::1", "br-two": "172.18.0.1" if known is V4 else "fd18::1"}
-        neighbours = [("host", known[end], MACS[end], BRIDGES.get(end, "up0")) for end in ("a", "b", "c", "world")]
+        gateways = {
+            "docker0": "172.17.0.1" if known is V4 else "fd17::1",
+            "br-two": "172.18.0.1" if known is V4 else "fd18::1",
+        }
+        neighbours = [
+            ("host", known[end], MACS[end], BRIDGES.get(end, "up0")) for end in ("a", "b", "c", "world")
+        ]
         neighbours += [(end, gateways[bridge], MACS[bridge], "eth0") for end, bridge in BRIDGES.items()]
         neighbours += [("a", known["b"], MACS["b"], "eth0"), ("b", known["a"], MACS["a"], "eth0")]
         neighbours += [("world", "192.0.2.1" if known is V4 else "2001:db8::1", MACS["up0"], "eth0")]
@@ -135,7 +140,9 @@ def _not_plain(talk: Conversation) -> None:
             talk.step("options", side, talk.frame(side, b"options", options))
         elif talk.proto is UDP:
             sport, dport = talk._ports(side)
-            inner = IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]) / UDP(sport=sport, dport=dport) / b"opt"
+            inner = (
+                IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]) / UDP(sport=sport, dport=dport) / b"opt"
+            )
             talk.step("extension", side, talk.around(side, inner))
         if talk.proto is UDP:
             whole = talk.frame(side, b"f" * 1200, {"flags": 0, "id": 4711} if talk.family == 4 else {})

@@ -17,7 +17,7 @@ from tests.fastpath import FastPath, Talk, attached, eventually, traces, two_con
 
 pytestmark = pytest.mark.root
 
-_PASS_ON = bytes.fromhex("b700000000000000" "9500000000000000")  # r0 = 0; exit
+_PASS_ON = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
 
 @pytest.fixture

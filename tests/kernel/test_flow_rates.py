@@ -40,6 +40,11 @@ def namespace_of(host: ThrowawayHost, short: str = "host") -> Namespace:
 
 @pytest.fixture
 def road(host: ThrowawayHost) -> ThrowawayHost:
+    """See `made_road`."""
+    return made_road(host)
+
+
+def made_road(host: ThrowawayHost) -> ThrowawayHost:
     """A container behind masquerade, and a server outside; the host counts."""
     host.run("ip link add br0 type bridge")
     host.run("ip addr add 172.30.0.1/24 dev br0")

@@ -56,7 +56,9 @@ def _whole(
     if after and not fast.is_running:
         changes = [_on_links(len(links)), *_begins(tied)]
     elif after:
-        changes = [_moves(len(then.ports.keys() - before.ports.keys()), len(before.ports.keys() - then.ports.keys()))]
+        changes = [
+            _moves(len(then.ports.keys() - before.ports.keys()), len(before.ports.keys() - then.ports.keys()))
+        ]
     else:
         changes = _ends(len(links))
     notes = [*(_notes(meant, not fast.is_running) if after else ()), *refused]
@@ -80,7 +82,8 @@ def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
     ports = [port for ifindex, port in found.ports.items() if ifindex not in left]
     ports.sort(key=lambda port: (not port.flags & layout.PORT_CONTAINER, port.name))
     return tuple(
-        safe(f"{port.name} ({'container' if port.flags & layout.PORT_CONTAINER else 'uplink'})") for port in ports
+        safe(f"{port.name} ({'container' if port.flags & layout.PORT_CONTAINER else 'uplink'})")
+        for port in ports
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from bpf import control, launcher, loader
+from bpf import control, launcher, loader, runtime
 from core.collect.snapshot import read_snapshot
 from core.model import FastFlows, FastPath, Requirement
 from core.text import safe
@@ -60,7 +61,8 @@ class FastSession:
             if not preview.targets:
                 return self._off(progress)
             if self.status().is_running:
-                return _told(ask({"do": "targets", "targets": list(preview.targets)}), preview)
+                ask({"do": "targets", "targets": list(preview.targets)})
+                return how_it_is(self.status())
             return self._start(preview, progress)
 
     def _start(self, preview: Preview, progress: Callable[[str], None]) -> str:
@@ -74,9 +76,9 @@ class FastSession:
             raise CommandError(f"the program cannot be compiled: {safe(str(error))}") from error
         except OSError as error:
             raise CommandError(f"no process can be started: {error.strerror or error}") from error
-        answer = _good(started.told)
+        _good(started.told)
         self._keeper = started.keeper if self.tied else None
-        return _told(answer, preview)
+        return how_it_is(self.status())
 
     def _off(self, progress: Callable[[str], None]) -> str:
         progress("Giving everything back…")
@@ -113,7 +115,9 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         raise _NotRunning("nothing is accelerated here: vnet-tui accelerate NETWORK turns it on") from None
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
-        raise CommandError(f"the process of the fast path does not answer ({why}): vnet-tui fastpath status") from error
+        raise CommandError(
+            f"the process of the fast path does not answer ({why}): vnet-tui fastpath status"
+        ) from error
 
 
 def _good(answer: dict[str, Any]) -> dict[str, Any]:
@@ -125,16 +129,16 @@ def _good(answer: dict[str, Any]) -> dict[str, Any]:
     raise CommandError(f"{words or 'it was refused'}{more}")
 
 
-def _told(answer: dict[str, Any], preview: Preview) -> str:
-    return f"Accelerated: {', '.join(map(safe, preview.targets))}."
+def how_it_is(fast: FastPath) -> str:
+    """The state in a sentence."""
+    names = ", ".join(map(safe, fast.targets))
+    if fast.state == "paused":
+        return f"Accelerated, but paused: {'; '.join(map(safe, fast.reasons))}: {names}."
+    return f"Accelerated: {names}."
 
 
 def wait_for_the_end() -> None:
     """Until nobody accelerates here any more and all is put back, as long as that should take."""
-    import time
-
-    from bpf import runtime
-
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
         if not runtime.socket_path(runtime.here()).exists() and runtime.remembered() is None:

@@ -92,7 +92,9 @@ def of_bridge(topology: Topology, bridge: Link) -> Choice:
     if bridge.kind != "bridge":
         return Choice(label, nothing=_SWITCH)
     if bridge.ns != topology.host:
-        return Choice(label, nothing="it is in another network namespace: only the host's own are accelerated")
+        return Choice(
+            label, nothing="it is in another network namespace: only the host's own are accelerated"
+        )
     names = frozenset(_names(topology, bridge))
     same = [net for net in topology.networks if net.name == name and net.bridge != bridge.name]
     taken = any(link.name == name and link.key != bridge.key for link in _bridges(topology))

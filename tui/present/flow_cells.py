@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from core.flows import Flow, address_text, protocol_name
+from core.flows import End, Flow, address_text, protocol_name
 from core.flows.fast import AGAIN, FAST, PATHS
 from core.topology import Topology
 from core.topology.flowindex import CLIENTS
@@ -41,12 +41,12 @@ def cells_of(
     packets, octets = (
         (int(column[row].sum()) if table.counted[row] else None) for column in (table.packets, table.octets)
     )
-    origin = str(flow.origin)
+    origin, responder = (named(picture, end) for end in (flow.origin, flow.responder))
     ns = index.columns.place(row)[0].ns
     return (
         cells.text(f"{PIN} {origin}" if pinned else origin, "accent" if pinned else ""),
         cells.text(via(flow)),
-        cells.text(str(flow.responder)),
+        cells.text(responder),
         Cell(protocol_name(flow.entry.l4_proto)),
         cells.bits(known(float(table.bits[row]))),
         path_cell(int(table.path[row])),
@@ -60,6 +60,12 @@ def cells_of(
         cells.count(packets),
         cells.text(topology.label(ns)),
     )
+
+
+def named(picture: FlowPicture, end: End) -> str:
+    """An end, with the name that its address goes by elsewhere where it is nobody's here."""
+    name = end.name or picture.table.name_of(end.address)
+    return str(end._replace(name=name))
 
 
 def known(value: float) -> float | None:

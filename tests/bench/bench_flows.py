@@ -1,0 +1,195 @@
+"""100,000 flows of which 2,000 move: one repaint, the command against `conntrack -L`, the view's CPU; iperf3."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tests.bench.bench_conntrack import COUNT, _room_for_entries
+from tests.bench.report import Figure, paired
+
+NAME = f"bench{os.getpid()}-fl"
+ACTIVE = 2000
+SECONDS = 30.0
+
+
+def run() -> list[Figure]:
+    """All figures, in a namespace of their own."""
+    with _room_for_entries():
+        subprocess.run(["ip", "netns", "add", NAME], check=True)
+        try:
+            command = ["nsenter", f"--net=/run/netns/{NAME}", sys.executable, "-m", "tests.bench.bench_flows"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        finally:
+            subprocess.run(["ip", "netns", "del", NAME], check=True)
+    figures = [Figure(**figure) for figure in json.loads(done.stdout)]
+    return [*figures, *_against_iperf3()]
+
+
+def _against_iperf3() -> Iterator[Figure]:
+    """Unlimited traffic; the figures are those of the tests' own measurement."""
+    from tests.conftest import ThrowawayHost
+    from tests.kernel import test_flow_rates
+
+    for streams in (1, 20):
+        host = ThrowawayHost()
+        try:
+            road = test_flow_rates.made_road(host)
+            sums, told, _ = test_flow_rates.measured(road, streams, "0")
+        finally:
+            host.close()
+        ours = float(np.median(sorted(sums)[len(sums) // 3 :]))
+        theirs = float(np.median([one["sum"]["bits_per_second"] for one in told["intervals"]]))
+        yield Figure(
+            f"speed of {streams} unlimited iperf3 stream{'s' * (streams > 1)}",
+            "within 3 % of its report",
+            f"{100 * (ours / theirs - 1):+.1f} %",
+            f"{ours / 1e9:.2f} against {theirs / 1e9:.2f} Gbit/s, medians of 7 s",
+        )
+
+
+def measure() -> list[Figure]:
+    """The figures of the namespace that the caller stands in."""
+    from core.collect.netns import HOST_PATH, inode_of
+    from core.model import Namespace
+    from tests.bulk_conntrack import insert
+
+    Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
+    insert(COUNT, timeout=36_000)
+    spaces = {1: Namespace(inode_of(HOST_PATH), is_host=True, entry=HOST_PATH)}
+    return [*_repaint(spaces), _command(), _cpu(spaces)]
+
+
+def _repaint(spaces) -> Iterator[Figure]:
+    """Merge, sort and filter, with everything worked out anew."""
+    from core.flows.meter import FlowMeter
+    from core.model import Host, Snapshot
+    from core.topology import Topology
+    from core.topology.flowpicture import FlowPicture
+    from core.watch.flows import read_timed
+    from tui.present.flow_cells import COLUMNS
+    from tui.present.flows import FlowRows
+    from tui.present.lens import GROUPINGS, Lens
+
+    readings, meter = read_timed(spaces), FlowMeter()
+    ns = readings[0].table.ns
+    topology = Topology(Snapshot(host=Host(netns=ns), conntracks={ns: readings[0].table}))
+
+    def paint(text: str = "", sort: str = "rate", lens: Lens = Lens()) -> None:  # noqa: B008
+        table = meter.feed(readings, now=time.monotonic(), at=time.time())
+        rows = FlowRows(topology, FlowPicture.of(topology, table), lens)
+        shown = rows.matching(text).grouped().sorted_by(sort, True)
+        for place in range(min(50, len(shown))):
+            shown.row(place)
+
+    filters = ("172.18", "443", "addr:172.18.0.0/17", "rate:>1k", "state:est !port:443", "client:outside")
+    groups = [by for by in GROUPINGS if by]
+    for what, works in (
+        ("merge + sort", {one.name: lambda c=one.name: paint(sort=c) for one in COLUMNS}),
+        ("merge + filter + sort", {text: lambda t=text: paint(t) for text in filters}),
+        ("merge + group", {by: lambda b=by: paint(lens=Lens(by=b)) for by in groups}),
+    ):
+        times = {name: _best(work) for name, work in works.items()}
+        worst = max(times, key=times.__getitem__)
+        yield Figure(
+            f"100,000 flows: {what} + 50 lines", "<= 60 ms, off the event loop", f"{times[worst] * 1000:.0f} ms",
+            f"slowest of {len(times)}: {worst}",
+        )  # fmt: skip
+
+
+def _best(work: Callable[[], None]) -> float:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _command() -> Figure:
+    def ours() -> float:
+        return _timed([sys.executable, "-m", "tui.cli", "flows", "--json"])
+
+    ratio = paired(ours, lambda: _timed(["conntrack", "-L"]), repetitions=9)
+    return Figure("`flows --json` on 100,000 entries", "<= 2.5 x `conntrack -L`", str(ratio), "median of 9")
+
+
+def _timed(words: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _moving() -> Iterator[None]:
+    """Counters of 2,000 connections move: UDP to loopback, of as many sources."""
+    code = (
+        "import socket, time\n"
+        "sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sink.bind(('127.0.0.1', 9000))\n"
+        "senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(%d)]\n"
+        "[one.connect(('127.0.0.1', 9000)) for one in senders]\n"
+        "while True:\n"
+        "    [one.send(b'x' * 100) for one in senders]\n"
+        "    time.sleep(0.5)\n" % ACTIVE
+    )
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    rules = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    limit = 'ulimit -n 8192; exec "$0" "$@"'
+    sender = subprocess.Popen(["sh", "-c", limit, sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        sender.kill()
+        sender.wait()
+
+
+def _cpu(spaces) -> Figure:
+    """CPU of the dashboard with the view in sight, all of its threads, in a terminal of its own."""
+    with _moving():
+        terminal = f"fl{os.getpid()}"
+        words = f"{sys.executable} -m tui.cli"
+        subprocess.run(
+            ["tmux", "-L", terminal, "new-session", "-d", "-x", "130", "-y", "40", words], check=True
+        )
+        try:
+            pid = int(_tmux(terminal, "display-message", "-p", "#{pane_pid}"))
+            time.sleep(8)
+            _tmux(terminal, "send-keys", ":flows", "Enter")
+            time.sleep(12)
+            began, before = time.monotonic(), _spent(pid)
+            time.sleep(SECONDS)
+            share = (_spent(pid) - before) / (time.monotonic() - began)
+            screen = _tmux(terminal, "capture-pane", "-p")
+        finally:
+            subprocess.run(["tmux", "-L", terminal, "kill-server"], check=False)
+    assert "at the edge" in screen, screen
+    return Figure(
+        f"dashboard CPU, flows view, 100,000 flows of which {ACTIVE:,} move",
+        "<= 15 % of a core",
+        f"{share * 100:.1f} %",
+        f"{SECONDS:.0f} s at a 1 s refresh",
+    )
+
+
+def _tmux(terminal: str, *words: str) -> str:
+    return subprocess.run(
+        ["tmux", "-L", terminal, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _spent(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    json.dump([figure.__dict__ for figure in measure()], sys.stdout)

@@ -1,0 +1,44 @@
+"""The fast path with the real rules of real engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpf import obstacles
+from tests.conftest import ThrowawayHost
+from tests.docker.engine import DockerHost
+from tests.docker.podman_engine import PodmanHost
+from tests.fastpath import FastPath, eventually, traces
+
+pytestmark = pytest.mark.root
+
+
+def test_dockers_own_rules_do_not_stand_in_the_way(inside_docker_host: DockerHost) -> None:
+    inside_docker_host.container("web", "-p", "8080:80")
+    inside_docker_host.run("network", "create", "shop")
+    inside_docker_host.run("network", "create", "--internal", "shut")
+    assert obstacles.find() == obstacles.Obstacles()
+    inside_docker_host.run("network", "rm", "shop", "shut")
+
+
+def test_podmans_own_rules_do_not_stand_in_the_way(inside_podman_host: PodmanHost) -> None:
+    inside_podman_host.container("web", "-p", "8080:80")
+    assert obstacles.find() == obstacles.Obstacles()
+
+
+def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_host: DockerHost) -> None:
+    host: ThrowawayHost = docker_host.host
+    with FastPath(host, "docker0") as fast:
+        docker_host.container("server", command="nc -ll -p 7000 -e cat")
+        docker_host.container("client")
+        address = docker_host.run("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "server")
+        talk = f"(for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 0.05; done) | nc {address} 7000"
+
+        def is_fast() -> bool:
+            assert docker_host.run("exec", "client", "sh", "-c", talk).split() == list("123456789")
+            return fast.count("FAST") >= 9
+
+        assert eventually(is_fast)
+        docker_host.run("rm", "-f", "client", "server")
+        assert fast.is_on()
+    assert eventually(lambda: not traces(host)), traces(host)

@@ -1,0 +1,130 @@
+"""From links to the contents of the fast path's maps."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+
+import numpy as np
+
+from bpf import layout
+from bpf.ports import contents, port_row, rows
+from bpf.scene import End, Scene
+from core.model import Address, BridgePort, BridgeSettings, Link
+
+_MAC = "02:00:00:00:00:{:02x}"
+
+
+def _link(ifindex: int, name: str, kind: str = "veth", **more: object) -> Link:
+    return Link(
+        ns=1, ifindex=ifindex, name=name, kind=kind, state="up", admin_up=True, carrier=True,
+        mac=_MAC.format(ifindex), mtu=1500, qdisc="noqueue", **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+_BRIDGE = _link(2, "br0", "bridge", bridge=BridgeSettings(), addresses=(Address(4, "10.9.0.1", 24),))
+_A = _link(3, "a", master=2, lower=9, lower_nsid=1, port=BridgePort(state="forwarding"))
+_B = _link(4, "b", master=2, lower=9, lower_nsid=2, port=BridgePort(state="forwarding", isolated=True))
+_UP = _link(5, "up", "physical", addresses=(Address(4, "192.0.2.1", 24),))
+_ENDS = {
+    (1, 9): End(_MAC.format(0xA), 1500, True, ("10.9.0.2", "fd09::2")),
+    (2, 9): End(_MAC.format(0xB), 1400, True, ("10.9.0.3",)),
+}
+
+
+def _scene(*links: Link, **more: object) -> Scene:
+    told: dict[str, object] = {"ends": _ENDS} | more
+    return Scene({each.ifindex: each for each in links or (_BRIDGE, _A, _B, _UP)}, **told)  # type: ignore[arg-type]
+
+
+def _macs(found: dict[bytes, bytes]) -> dict[str, tuple[int, int, int]]:
+    keys = np.frombuffer(b"".join(found), layout.MAC_KEY)
+    values = np.frombuffer(b"".join(found.values()), layout.MAC_VALUE)
+    return {
+        key["mac"].tobytes().hex(":"): (int(value["ifindex"]), int(value["flags"]), int(value["mtu"]))
+        for key, value in zip(keys, values, strict=True)
+    }
+
+
+def test_containers_own_their_addresses_and_are_behind_their_macs() -> None:
+    found = contents(_scene(), {2})
+    assert _macs(found.macs) == {
+        _MAC.format(0xA): (3, layout.MAC_PEER, 1500),
+        _MAC.format(0xB): (4, layout.MAC_PEER | layout.MAC_ISOLATED, 1400),
+    }
+    owners = np.frombuffer(b"".join(found.owners), layout.OWNER_KEY)
+    told = {
+        (
+            int(each["ifindex"]),
+            str(ipaddress.ip_address(each["address"].tobytes()[: 4 if each["family"] == 2 else 16])),
+        )
+        for each in owners
+    }
+    assert told == {(3, "10.9.0.2"), (3, "fd09::2"), (4, "10.9.0.3")}
+    assert set(found.owners.values()) == {
+        bytes.fromhex("02000000000a0000"), bytes.fromhex("02000000000b0000"),
+    }  # fmt: skip
+
+
+def test_ports_say_who_has_a_say_between_them() -> None:
+    l2 = contents(_scene(), {2}).ports
+    assert l2[3].flags == layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_L2 | layout.PORT_PEER
+    assert l2[4].flags & layout.PORT_ISOLATED
+    assert (l2[5].flags, l2[5].l3_ifindex, l2[3].l3_ifindex) == (0, 5, 2)
+    filtered = contents(_scene(call_ip6tables=True), {2}).ports
+    assert filtered[3].flags & (layout.PORT_L2 | layout.PORT_IPTABLES) == layout.PORT_IPTABLES
+    ruled = contents(_scene(), {2}, l2_allowed=False).ports
+    assert not ruled[3].flags & (layout.PORT_L2 | layout.PORT_IPTABLES)
+    row = np.frombuffer(port_row(l2[3], 7), layout.PORT)[0]
+    assert (row["l3_ifindex"], row["slot"], row["mtu"]) == (2, 7, 1500)
+    assert row["mac"].tobytes().hex(":") == _BRIDGE.mac
+
+
+def test_what_a_queue_or_a_filter_has_a_say_in_is_not_passed_by() -> None:
+    assert not contents(_scene(egress=frozenset({2})), {2}).macs
+    assert not contents(_scene(replace(_BRIDGE, qdisc="htb"), _A), {2}).macs
+    filtered = contents(_scene(egress=frozenset({3})), {2})
+    assert _macs(filtered.macs)[_MAC.format(0xA)] == (3, 0, 1500)
+    queued = contents(_scene(_BRIDGE, replace(_A, qdisc="fq_codel")), {2})
+    assert _macs(queued.macs)[_MAC.format(0xA)] == (3, 0, 1500)
+    xdp = contents(_scene(_BRIDGE, _A, ends={(1, 9): replace(_ENDS[1, 9], has_xdp=True)}), {2})
+    assert _macs(xdp.macs)[_MAC.format(0xA)] == (3, 0, 1500)
+
+
+def test_a_mac_that_two_claim_is_left_to_the_kernel() -> None:
+    twice = {(1, 9): _ENDS[1, 9], (2, 9): replace(_ENDS[2, 9], mac=_MAC.format(0xA))}
+    assert contents(_scene(ends=twice), {2}).macs == {}
+    gateway = {(1, 9): replace(_ENDS[1, 9], mac=_BRIDGE.mac)}
+    assert contents(_scene(_BRIDGE, _A, ends=gateway), {2}).macs == {}
+
+
+def test_what_is_not_accelerated_is_told_why() -> None:
+    assert contents(_scene(ingress=frozenset({3, 5})), {2}).refused.keys() == {"a", "up"}
+    vlans = replace(_BRIDGE, bridge=BridgeSettings(vlan_filtering=True))
+    found = contents(_scene(vlans, _A), {2})
+    assert found.ports == {} and "VLAN" in found.refused["br0"]
+    blocking = replace(_A, port=BridgePort(state="blocking"))
+    assert "blocking" in contents(_scene(_BRIDGE, blocking), {2}).refused["a"]
+    assert contents(_scene(_BRIDGE, replace(_A, admin_up=False)), {2}).refused == {"a": "it is down"}
+
+
+def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
+    lo = replace(_link(1, "lo", "loopback"), mac="00:00:00:00:00:00")
+    bare = _link(6, "bare", "physical")
+    down = replace(_UP, ifindex=7, name="down", admin_up=False)
+    bond = _link(8, "bond0", "bond", addresses=_UP.addresses)
+    slave = _link(9, "slave", "physical", master=8)
+    tunnel = replace(_link(10, "wg0", "wireguard", addresses=_UP.addresses), mac="")
+    lan = _link(11, "br-lan", "bridge", bridge=BridgeSettings(), addresses=_UP.addresses)
+    card = _link(12, "card", "physical", master=11, port=BridgePort(state="forwarding"))
+    guest = _link(13, "guest", master=11, lower=9, lower_nsid=3, port=BridgePort(state="forwarding"))
+    found = contents(_scene(_BRIDGE, lo, bare, down, bond, slave, tunnel, lan, card, guest), {2})
+    assert set(found.ports) == {8, 12}
+    assert (found.ports[12].l3_ifindex, found.ports[12].flags) == (11, layout.PORT_BRIDGED)
+
+
+def test_only_what_changed_is_written() -> None:
+    assert list(rows({b"a": b"1", b"b": b"2"}, {b"b": b"3", b"c": b"4"})) == [
+        (b"a", None), (b"b", b"3"), (b"c", b"4"),
+    ]  # fmt: skip
+    assert not list(rows({b"a": b"1"}, {b"a": b"1"}))

@@ -1,0 +1,107 @@
+"""`vnet-tui accelerate` and `vnet-tui fastpath`: what changes is said first; exit codes as of every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from core.text import safe
+from core.topology import Topology
+from tui.accelerator import Preview
+from tui.change.ask import agreed, is_person
+from tui.change.rights import require_rights
+from tui.errors import CommandError
+from tui.fastpath import report
+from tui.fastpath.session import FastSession, ask
+from tui.present.fast_targets import Choice, every, named
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit code. Raises CommandError."""
+    session = FastSession(tied=False)
+    if options.command == "fastpath":
+        return (
+            report.check(session, options.json) if options.action == "check" else report.status(options.json)
+        )
+    if options.capture or options.release:
+        return _capture(options)
+    if not options.targets and not options.off:
+        raise CommandError("say what to accelerate: a bridge, a network, or all; --off ends it")
+    if not options.dry_run:
+        require_rights()
+    return _switch(session, options)
+
+
+def _capture(options: argparse.Namespace) -> int:
+    if options.targets or options.off:
+        raise CommandError("--capture and --release stand alone")
+    require_rights()
+    do = "capture" if options.capture else "release"
+    answer = ask({"do": do, "address": options.capture or options.release})
+    captured = ", ".join(map(safe, answer["captured"]))
+    print(
+        f"left to the kernel, where tcpdump sees them: {captured}"
+        if captured
+        else "nothing is left to the kernel"
+    )
+    return 0
+
+
+def _switch(session: FastSession, options: argparse.Namespace) -> int:
+    topology = session.look()
+    fast = session.status()
+    if options.off and not fast.is_running:
+        print("nothing to do: nothing is accelerated here")
+        return 0
+    words = options.targets or list(fast.targets)
+    preview = session.preview(_choices(words, topology, options.off), not options.off, topology)
+    _print(preview)
+    if preview.refused:
+        return 1
+    if not preview.can_be_done or options.dry_run:
+        return 0
+    if not options.yes and not _agreed():
+        return 0
+    print(session.perform(preview, lambda words: print(words, flush=True)))
+    return 0
+
+
+def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Choice, ...]:
+    """What the names mean. What is not there any more can be turned off all the same. Raises CommandError."""
+    found = []
+    for word in words:
+        choice = named(topology, word)
+        if choice is None and not off:
+            known = " ".join(safe(one.target) for one in every(topology) if one.target) or "none"
+            raise CommandError(
+                f"there is no bridge or network {safe(word)}; these can be accelerated: {known}"
+            )
+        found.append(choice or Choice(safe(word), word, "", frozenset({word})))
+    return tuple(found)
+
+
+def _agreed() -> bool:
+    sys.stdout.flush()
+    if not is_person():
+        raise CommandError("nothing was changed: there is nobody to ask; say --yes to have it done")
+    return agreed("Do it?")
+
+
+def _print(preview: Preview) -> None:
+    for words in preview.nothing:
+        print(words)
+    if preview.refused:
+        print(f"{preview.title}: not possible on this machine")
+        for words in preview.refused:
+            print(f"  - {words}")
+        return
+    if not preview.changes:
+        return
+    print(f"{preview.title}:")
+    for words in preview.changes:
+        print(f"  - {words}")
+    if preview.links:
+        print(f"    {', '.join(preview.links)}")
+    for words in preview.notes:
+        print(f"  note: {words}")
