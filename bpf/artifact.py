@@ -1,4 +1,5 @@
-"""A compiled program as a value: instructions, and what must be put into them before the kernel takes them."""
+"""A compiled program as a value: instructions, and what must be put into them before the kernel takes
+them."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _PSEUDO_MAP_FD, _PSEUDO_KFUNC_CALL = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """`code` has zeros where descriptors of maps belong: at each index of `map_uses`, that map's. Kernel functions
-    are in place already, for the kernel that it was compiled on."""
+    """`code` has zeros where descriptors of maps belong: at each index of `map_uses`, that map's. Kernel
+    functions are in place already, for the kernel that it was compiled on."""
 
     code: bytes
     map_uses: tuple[tuple[int, str], ...]
@@ -51,8 +52,8 @@ class Artifact:
 
 
 def artifact_of(dumped: bytes, names: Mapping[int, str], btf: Btf) -> Artifact:
-    """From the instructions as BCC gives them, in which maps stand by descriptor (`names` says which) and kernel
-    functions by made-up number; raises BtfError where the kernel lacks one of these."""
+    """From the instructions as BCC gives them, in which maps stand by descriptor (`names` says which) and
+    kernel functions by made-up number; raises BtfError where the kernel lacks one of these."""
     code = bytearray(dumped)
     uses: list[tuple[int, str]] = []
     for index in range(len(code) // 8):

@@ -1,7 +1,7 @@
 """The running kernel's type information: offsets of members, ids of functions.
 
-Format: Documentation/bpf/btf.rst of the kernel. Reading it once takes a quarter of a second and is part of compiling; the
-results are kept with the compiled program.
+Format: Documentation/bpf/btf.rst of the kernel. Reading it once takes a quarter of a second and is part of
+compiling; the results are kept with the compiled program.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Compiles the fast path with BCC; run as a process of its own, so that LLVM's memory ends with it.
 
-`python -m bpf.compiler OUTPUT` writes the compiled program (bpf/artifact.py) as JSON. BCC wants a kernel's header tree: it
-gets bpf/include/kernel, a few stand-ins around the C library's own UAPI headers, so no kernel headers are needed.
+`python -m bpf.compiler OUTPUT` writes the compiled program (bpf/artifact.py) as JSON. BCC wants a kernel's
+header tree: it gets bpf/include/kernel, a few stand-ins around the C library's own UAPI headers, so no kernel
+headers are needed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def main(output: str) -> None:
 
 
 def compile_fastpath(source: str | None = None) -> Artifact:
-    """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words it."""
+    """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words
+    it."""
     btf = read_btf()
     text = SOURCE.read_text() if source is None else source
     with _kernel_tree() as tree:

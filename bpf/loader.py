@@ -1,4 +1,5 @@
-"""Makes the maps, puts the compiled program into the kernel, and keeps the compiled form for the next time."""
+"""Makes the maps, puts the compiled program into the kernel, and keeps the compiled form for the next
+time."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _INDEX = np.dtype("u4")
 
 
 def maps(flows: int = FLOWS) -> dict[str, Map]:
-    """All maps of the fast path by their names in fastpath.c; `flows` is the room for flows of each family."""
+    """All maps of the fast path by their names in fastpath.c; `flows` is the room for flows of each
+    family."""
     return {
         "config": Map(syscall.MAP_ARRAY, _INDEX, layout.CONFIG, 1),
         "counters": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.SLOT_COUNTERS, SLOTS),

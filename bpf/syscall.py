@@ -192,7 +192,8 @@ class TestRun:
 
 
 def test_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> TestRun:
-    """BPF_PROG_TEST_RUN on a frame; `context` is a struct __sk_buff (its ifindex, gso_size, ... are taken)."""
+    """BPF_PROG_TEST_RUN on a frame; `context` is a struct __sk_buff (its ifindex, gso_size, ... are
+    taken)."""
     given, given_at = _bytes_at(packet)
     out = np.zeros(len(packet) + 256, np.uint8)
     ctx_in, ctx_at = _bytes_at(context or b"\0")
@@ -213,7 +214,8 @@ def test_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"")
 
 
 def attach_tcx(prog_fd: int, ifindex: int) -> int:
-    """A link that holds the program at the end of an interface's tcx ingress; it ends with its last descriptor."""
+    """A link that holds the program at the end of an interface's tcx ingress; it ends with its last
+    descriptor."""
     return bpf(_LINK_CREATE, struct.pack("<IIIIIIQ", prog_fd, ifindex, TCX_INGRESS, 0, 0, 0, 0))
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# One row a direction of a connection, as its packets arrive: `src`, `dst` and the ports before translation, the
-# `new_*` ones as they leave. Addresses are 16 bytes in network order, IPv4 mapped (as in CONNTRACK_DTYPE), ports in
-# host order. `packets` and `bytes` (from the IP header on) are only those that the fast path forwarded: the kernel's
-# conntrack counts the others. `first_seen` and `last_seen` are Unix time in nanoseconds. `live` is False once a FIN,
-# a RST or a changed rule has handed the flow back to the kernel for good.
+# One row a direction of a connection, as its packets arrive: `src`, `dst` and the ports before translation,
+# the `new_*` ones as they leave. Addresses are 16 bytes in network order, IPv4 mapped (as in
+# CONNTRACK_DTYPE), ports in host order. `packets` and `bytes` (from the IP header on) are only those that the
+# fast path forwarded: the kernel's conntrack counts the others. `first_seen` and `last_seen` are Unix time in
+# nanoseconds. `live` is False once a FIN, a RST or a changed rule has handed the flow back to the kernel for
+# good.
 FASTFLOW_DTYPE = np.dtype(
     [
         ("family", "u1"),  # 4 or 6
@@ -44,8 +45,8 @@ def no_fast_flows() -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FastFlows:
-    """The fast path's flows in the host's namespace `ns`; `entries` has dtype FASTFLOW_DTYPE and is read-only;
-    `taken_at` is Unix time in seconds. No entries where the fast path is off."""
+    """The fast path's flows in the host's namespace `ns`; `entries` has dtype FASTFLOW_DTYPE and is
+    read-only; `taken_at` is Unix time in seconds. No entries where the fast path is off."""
 
     ns: int
     entries: np.ndarray = field(default_factory=no_fast_flows)

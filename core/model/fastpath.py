@@ -14,6 +14,19 @@ FAST = "FAST"
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """Something that the fast path needs: what was found, what follows where it is missing, what to try.
+    `needed` is False for what only makes it better."""
+
+    name: str
+    met: bool
+    found: str
+    follows: str = ""
+    try_: str = ""
+    needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class FastPort:
     """One link that the program sits on, its role ("container" or "uplink"), and its packets by verdict."""
 
@@ -50,6 +63,7 @@ class FastPath:
     mark_mask: int = 0
     pid: int = 0
     left: bool = False
+    requirements: tuple[Requirement, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -66,16 +80,3 @@ class FastPath:
         """The part of these that it forwarded, 0 to 1; None before the first."""
         seen = self.packets
         return self.verdicts.get(FAST, 0) / seen if seen else None
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """Something that the fast path needs: what was found, what follows where it is missing, what to try.
-    `needed` is False for what only makes it better."""
-
-    name: str
-    met: bool
-    found: str
-    follows: str = ""
-    try_: str = ""
-    needed: bool = True

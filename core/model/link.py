@@ -84,7 +84,21 @@ class BridgeSettings:
     mcast_snooping: bool = True
     group_fwd_mask: int = 0
     nf_call_iptables: bool = False
+    nf_call_ip6tables: bool = False
     vlans: tuple[PortVlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PacketSizes:
+    """The largest packets, in bytes, that are handed to a link in one piece (`gso`; of IPv4 `gso_ipv4`), and
+    that it puts together from those it receives (`gro`, `gro_ipv4`); `tso` is the most that its device allows
+    (ip-link(8), gso_max_size). Beyond 65536 they are called BIG TCP. 0 where the kernel does not tell."""
+
+    gso: int = 0
+    gro: int = 0
+    gso_ipv4: int = 0
+    gro_ipv4: int = 0
+    tso: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +136,7 @@ class Link:
     details: Mapping[str, Scalar] = field(default_factory=dict)
     port: BridgePort | None = None
     bridge: BridgeSettings | None = None
+    sizes: PacketSizes = PacketSizes()
 
     @property
     def key(self) -> LinkKey:

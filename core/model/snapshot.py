@@ -15,6 +15,7 @@ from core.model.problem import Problem
 from core.model.refs import LinkKey
 from core.model.routing import Neighbour, PolicyRule, Route
 from core.model.storm import Storm
+from core.model.tuning import LinkTuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Host:
     `namespaces` maps each kind of core.model.container.NAMESPACE_KINDS to the host's own inode;
     `missing_capabilities` names what this process lacks ("CAP_NET_ADMIN", ...); `sysctls` holds those that
     decide about forwarding ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables", ...), as text;
-    `listening` the ports that its own processes listen on."""
+    `listening` the ports that its own processes listen on; `cpus` those that are at work, as the kernel lists
+    them ("0-3,8")."""
 
     hostname: str = ""
     kernel: str = ""
@@ -41,6 +43,7 @@ class Host:
     missing_capabilities: tuple[str, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
     listening: tuple[Listener, ...] = ()
+    cpus: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class NetState:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One immutable picture. Each part is replaced whole when it is read anew, so that an unchanged part
-    stays the same object from one snapshot to the next. `pending` names parts that were never read yet."""
+    stays the same object from one snapshot to the next. `pending` names parts that were never read yet.
+    `tuning` is read for plans that change it alone, by namespace and ifindex."""
 
     taken_at: float = 0.0
     host: Host = field(default_factory=Host)
@@ -72,6 +76,7 @@ class Snapshot:
     engines: Mapping[str, Engine] = field(default_factory=dict)
     ovs: tuple[OvsBridge, ...] = ()
     storms: tuple[Storm, ...] = ()
+    tuning: Mapping[int, Mapping[int, LinkTuning]] = field(default_factory=dict)
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
 

@@ -213,8 +213,8 @@ def difference(old: bytes, new: bytes) -> int:
 
 
 def plain(l4: str, family: int, payload: bytes = b"0123456789abcdef", **fields: str | int) -> Packet:
-    """A packet from the client's container to its gateway's MAC; fields src, dst, sport, dport, hops, flags, tos,
-    eth_src and eth_dst replace the usual ones."""
+    """A packet from the client's container to its gateway's MAC; fields src, dst, sport, dport, hops, flags,
+    tos, eth_src and eth_dst replace the usual ones."""
     ether = Ether(src=fields.get("eth_src", CLIENT), dst=fields.get("eth_dst", GATEWAY))
     hops = fields.get("hops", 64)
     tos = fields.get("tos", 0)

@@ -1,5 +1,5 @@
-"""A million packets, of a fixed seed: nothing is forwarded or changed but what a plain parser calls well-formed and a
-flow is known for."""
+"""A million packets, of a fixed seed: nothing is forwarded or changed but what a plain parser calls
+well-formed and a flow is known for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Runner:
         )  # fmt: skip
 
     def run(self, packet: bytes) -> tuple[int, bytes]:
-        """The result and the packet afterwards; raises OSError where the test run itself refuses the packet."""
+        """The result and the packet afterwards; raises OSError where the test run itself refuses the
+        packet."""
         self._given[: len(packet)] = packet
         struct.pack_into("<III", self._attributes, 4, 0, len(packet), _ROOM)
         syscall.bpf(10, self._attributes)
@@ -45,7 +46,8 @@ class Runner:
 
 
 def well_formed(packet: bytes) -> tuple[bytes, ...] | None:
-    """The tuple of a plain TCP or UDP packet; None of everything else. Written from the RFCs, not from the program."""
+    """The tuple of a plain TCP or UDP packet; None of everything else. Written from the RFCs, not from the
+    program."""
     kind, net = packet[12:14], packet[14:]
     if packet[0] & 1:
         return None

@@ -1,4 +1,5 @@
-"""Packets of unknown flows: conntrack says whether and how, the routes say where; whole packets and flows compared."""
+"""Packets of unknown flows: conntrack says whether and how, the routes say where; whole packets and flows
+compared."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Lab:
         self.rig.port("up0", 0, "up0", UPLINK, mtu=0)
 
     def track(self, packet: Packet, reply: tuple[str, str, int, int], **words: str) -> None:
-        """An entry for a packet in original direction; the reply's source, destination and ports are given."""
+        """An entry for a packet in original direction; the reply's source, destination and ports are
+        given."""
         net = packet.payload
         l4 = "tcp" if net.payload.name == "TCP" else "udp"
         given = {"mark": str(PASSED), "status": "ASSURED,SEEN_REPLY", "state": "ESTABLISHED"} | words

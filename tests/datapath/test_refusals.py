@@ -40,6 +40,11 @@ def v6(following: Packet | None = None) -> Packet:
     return made if following is None else made / following
 
 
+def to(mac: str) -> Packet:
+    """The usual datagram to another MAC address."""
+    return Ether(src=CLIENT, dst=mac) / v4().payload / UDP_HEADER / DATA
+
+
 TCP_HEADER = TCP(sport=40000, dport=443, flags="PA")
 UDP_HEADER = UDP(sport=40000, dport=443)
 DATA = Raw(b"0123456789abcdef")
@@ -47,8 +52,8 @@ DATA = Raw(b"0123456789abcdef")
 NOT_PLAIN: dict[str, tuple[str, Callable[[], Packet]]] = {
     "arp": ("NOT_IP", lambda: HEAD / ARP(pdst="10.1.0.1")),
     "vlan": ("VLAN", lambda: HEAD / Dot1Q(vlan=5) / IP(src="10.1.0.2", dst="192.0.2.9") / UDP_HEADER / DATA),
-    "broadcast": ("MULTICAST", lambda: Ether(src=CLIENT, dst="ff:ff:ff:ff:ff:ff") / v4().payload / UDP_HEADER / DATA),
-    "multicast": ("MULTICAST", lambda: Ether(src=CLIENT, dst="01:00:5e:00:00:01") / v4().payload / UDP_HEADER / DATA),
+    "broadcast": ("MULTICAST", lambda: to("ff:ff:ff:ff:ff:ff")),
+    "multicast": ("MULTICAST", lambda: to("01:00:5e:00:00:01")),
     "options": ("OPTIONS", lambda: v4(options=[IPOption_NOP()]) / UDP_HEADER / DATA),
     "first fragment": ("FRAGMENT", lambda: v4(flags="MF") / UDP_HEADER / DATA),
     "later fragment": ("FRAGMENT", lambda: v4(frag=100) / UDP_HEADER / DATA),
@@ -71,11 +76,11 @@ NOT_PLAIN: dict[str, tuple[str, Callable[[], Packet]]] = {
     "longer than it is": ("MALFORMED", lambda: v4(len=200) / UDP_HEADER / DATA),
     "shorter than its header": ("MALFORMED", lambda: v4(len=19) / UDP_HEADER / DATA),
     "no room for tcp": ("MALFORMED", lambda: v4(len=30) / TCP_HEADER / DATA),
-    "tcp header too short": ("MALFORMED", lambda: v4() / TCP(sport=40000, dport=443, flags="PA", dataofs=4) / DATA),
+    "tcp header too short": ("MALFORMED", lambda: v4() / TCP(dport=443, flags="PA", dataofs=4) / DATA),
     "tcp header too long": ("MALFORMED", lambda: v4() / TCP(sport=40000, dport=443, flags="PA", dataofs=15)),
     "udp too long": ("MALFORMED", lambda: v4() / UDP(sport=40000, dport=443, len=100) / DATA),
     "udp too short": ("MALFORMED", lambda: v4() / UDP(sport=40000, dport=443, len=7) / DATA),
-    "ipv6 payload too long": ("MALFORMED", lambda: HEAD / IPv6(plen=99, src="fd00:1::2", dst="2001:db8::9") / UDP_HEADER),
+    "ipv6 payload too long": ("MALFORMED", lambda: HEAD / IPv6(plen=99) / UDP_HEADER),
 }  # fmt: skip
 
 
