@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run setup setup-dev test lint bench screenshots demo clean
+.PHONY: run setup setup-dev test lint bench bench-fastpath screenshots demo clean
 
 run: setup
 	@exec $(VENV)/bin/vnet-tui
@@ -28,6 +28,9 @@ lint: setup-dev
 
 bench: setup-dev
 	$(PY) -m tests.bench
+
+bench-fastpath: setup-dev
+	$(PY) -m tests.bench fastpath
 
 screenshots: setup-dev
 	$(PY) -m tests.screenshots

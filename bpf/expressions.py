@@ -86,12 +86,11 @@ class _Reading:
         self.verdict, self.targets = "", list[str]()
         self.marks = False
         self._held: tuple[str, int] = ("", 0xFFFFFFFF)
+        self._changed, self._keeps_mark = 0, False
         self._family = {"ip": 4, "ip6": 6}.get(chain[0], 0)
 
     def rule(self, name: str) -> Rule:
         """What was found."""
-        if self._held[0] == "ct mark":
-            self._take_mark(0xFFFFFFFF)
         targets = tuple((*self.chain[:2], target) for target in dict.fromkeys(self.targets))
         return Rule(
             name,
@@ -105,6 +104,8 @@ class _Reading:
 
     def add(self, name: str, data: bytes) -> None:
         """One more expression."""
+        if self._held[0] == "ct mark" and name != "bitwise":
+            self._use_mark(name, data)
         handler: Callable[[Mapping[int, bytes]], None] | None = getattr(self, f"_on_{name}", None)
         if handler is not None:
             handler(attributes(data))
@@ -157,7 +158,7 @@ class _Reading:
         key = _number(given.get(2))
         if 4 in given:
             if key == _CT_MARK:
-                self.marks, self._held = True, ("", 0)
+                self.marks |= not self._keeps_mark
                 self._judge("it sets the ct mark")
             return
         if key not in _CT:
@@ -167,11 +168,19 @@ class _Reading:
     def _on_bitwise(self, given: Mapping[int, bytes]) -> None:
         what, _ = self._held
         if what:
-            mask = attributes(given.get(4, b"")).get(1, b"")
+            mask, changed = (attributes(given.get(each, b"")).get(1, b"") for each in (4, 5))
             self._held = (what, int.from_bytes(mask, sys.byteorder))
-        if what == "ct mark":
-            self._take_mark(self._held[1])
-            self._held = ("", 0)
+            self._changed = int.from_bytes(changed, sys.byteorder)
+
+    def _use_mark(self, name: str, data: bytes) -> None:
+        """The ct mark was loaded, and this takes it: put back with all our bits it harms nobody."""
+        _, mask = self._held
+        self._held = ("", 0)
+        if name == "ct" and 4 in attributes(data):
+            self._take_mark(~mask | self._changed)
+            self._keeps_mark = True
+        else:
+            self._take_mark(mask)
 
     def _take_mark(self, used: int) -> None:
         if used & self.mask:
@@ -191,8 +200,6 @@ class _Reading:
             self._family = (
                 4 if value in (b"\x02", _V4[1]) else 6 if value in (b"\x0a", _V6[1]) else self._family
             )
-        elif what == "ct mark":
-            self._take_mark(0xFFFFFFFF)
         self.conditional = True
 
     def _state(self, mask: int, number: int, negated: bool) -> None:
@@ -210,8 +217,6 @@ class _Reading:
     def _on_lookup(self, given: Mapping[int, bytes]) -> None:
         name = text(given.get(1, b""))
         what, self._held = self._held[0], ("", 0)
-        if what == "ct mark":
-            self._take_mark(0xFFFFFFFF)
         if self.sets.flags.get(name, 0) & _CHANGING_SET:
             self._judge(f"its set {name} changes by itself")
         if _number(given.get(3), 1) != 0 or 3 not in given:

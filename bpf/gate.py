@@ -56,6 +56,11 @@ class Gate:
             self.close()
             entries.hand_back(marks.field_mask())
 
+    @property
+    def port(self) -> int:
+        """The port of the socket that changes the rules for us, 0 before the first change."""
+        return self._chain.port if self._chain else 0
+
     def has_changed_silently(self) -> bool:
         """Whether something changed of which no event tells: iptables-legacy, IPsec policies."""
         before, self._silent = self._silent, self._read_silent()

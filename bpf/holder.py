@@ -33,7 +33,7 @@ BEAT = 0.25
 SETTLE_LINKS = 0.01
 SETTLE_RULES = 0.1
 TICK = 1.0
-UPKEEP = 5.0
+UPKEEP = 15.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -60,6 +60,7 @@ class Holder:
         sysctls.write(sysctls.LIBERAL, "1")
         self.view.look()
         self.settle()
+        self.tables.beat()
 
     def run(self) -> None:
         """Until the end. What happened is taken in before the lease is renewed: who was stopped for a
@@ -100,7 +101,9 @@ class Holder:
         if everything or (None, "links") in events or (None, "routes") in events:
             self.tables.ask_again()
         if everything or (None, "routes") in events:
-            self.schedule.once("routes", SETTLE_LINKS, self.view.look_at_routes)
+            self.schedule.once(
+                "routes", max(SETTLE_LINKS, 3 * self.view.routes_took), self.view.look_at_routes
+            )
         if dirty:
             self.view.note(dirty, everything)
             self.look_soon(host=False)
@@ -128,7 +131,7 @@ class Holder:
             self.look_soon()
 
     def _hear_rules(self) -> None:
-        if self.rules.heard():
+        if self.rules.heard(self.gate.port):
             self.rules_changed()
 
     def rules_changed(self) -> None:
@@ -139,9 +142,10 @@ class Holder:
     def settle(self) -> None:
         """The rules stand still: look at them, and forward again if they allow it."""
         found = obstacles.find()
-        self.gate.settle(found)
         if self.view.take_bridge_rules(found.bridge_rules):
-            self.look_soon()
+            self.view.note({None})
+            self._look()
+        self.gate.settle(found)
 
     def _beat(self) -> None:
         if self.tables.is_late():

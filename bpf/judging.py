@@ -48,8 +48,12 @@ class RuleSet:
     hooks: Mapping[ChainName, str]
 
     def has_bridge_rules(self) -> bool:
-        """Whether anything of the bridge family has a say in frames."""
-        return any(name[0] == "bridge" and rules for name, rules in self.chains.items())
+        """Whether any rule has a say in frames that conntrack never sees: of the bridge family, or at an
+        interface's ingress or egress."""
+        return any(
+            rules and (name[0] in ("bridge", "netdev") or self.hooks.get(name) in ("ingress", "egress"))
+            for name, rules in self.chains.items()
+        )
 
 
 def hindrances(rules: RuleSet) -> list[str]:

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from bpf import marks, restore, runtime, sysctls
@@ -26,10 +27,14 @@ def main(arguments: list[str]) -> int:
     targets = [each for each in arguments if each not in ("--tied", "--")]
     try:
         lock = runtime.lock()
+    except (OSError, runtime.Taken) as error:
+        return _refuse(str(error))
+    try:
         restore.restore()
         before = {sysctls.LIBERAL: sysctls.read(sysctls.LIBERAL)}
         runtime.remember(runtime.State(before, marks.field_mask(), runtime.cookie()))
-    except (OSError, runtime.Taken) as error:
+    except OSError as error:
+        runtime.unlock()
         return _refuse(str(error))
     ended = os.pipe()
     os.set_blocking(ended[1], False)
@@ -37,6 +42,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     holder = _start(targets, lock)
+    _pass_on(holder)
     _wait(holder, ended[0], tied)
     restore.restore()
     runtime.unlock()
@@ -50,7 +56,21 @@ def _start(targets: list[str], lock: int) -> subprocess.Popen[bytes]:
         KEEPER: str(os.getpid()),
     }
     words = [sys.executable, "-m", "bpf.holder", *targets]
-    return subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, pass_fds=[lock])
+    return subprocess.Popen(
+        words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[lock]
+    )
+
+
+def _pass_on(holder: subprocess.Popen[bytes]) -> None:
+    """Say what the holder says of how it went; one that ended without a word has failed."""
+    assert holder.stdout is not None
+    with holder.stdout as told:
+        line = told.readline().decode()
+    if line:
+        with suppress(OSError):
+            print(line, end="", flush=True)
+    else:
+        _refuse("its process ended at once")
 
 
 def _wait(holder: subprocess.Popen[bytes], ended: int, tied: bool) -> None:

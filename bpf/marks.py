@@ -49,6 +49,11 @@ class MarkChain:
         self._transactions = Transactions()
         self._made = False
 
+    @property
+    def port(self) -> int:
+        """What tells our own transactions from others'."""
+        return self._transactions.port
+
     def write(self, generation: int) -> None:
         """From now on, what passes carries `generation`: one transaction."""
         requests = [(_DEL_RULE, 0, _where())] if self._made else self._table()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from core.collect.netlink import (
@@ -105,10 +106,9 @@ class Neighbours:
             self._stale.add(key)
         return before is not None and before != mac
 
-    @property
-    def has_stale(self) -> bool:
-        """Whether any could be forgotten by the kernel for want of use."""
-        return bool(self._stale)
+    def has_stale(self, ifindexes: Collection[int]) -> bool:
+        """Whether the kernel could forget any on these interfaces for want of use."""
+        return any(key[1] in ifindexes for key in self._stale)
 
     def use(self, macs: set[bytes]) -> int:
         """Have the kernel confirm those that went stale and have one of these MACs; how many that were."""

@@ -56,6 +56,12 @@ class Transactions:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECV_TIMEOUT)
+        self._socket.bind((0, 0))
+
+    @property
+    def port(self) -> int:
+        """What the kernel calls this socket where it tells of a transaction."""
+        return int(self._socket.getsockname()[0])
 
     def commit(self, requests: list[tuple[int, int, bytes]]) -> None:
         """Requests (type, flags, body) as one transaction: all or nothing; raises OSError as the kernel

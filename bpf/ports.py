@@ -57,7 +57,7 @@ def contents(scene: Scene, bridges: Collection[int], l2_allowed: bool = True) ->
     for bridge in sorted(bridges):
         if bridge in scene.links:
             _add_bridge(made, scene, scene.links[bridge], l2_allowed)
-    for link in scene.links.values():
+    for link in scene.links.values() if made.ports else ():
         if link.master not in bridges and link.ifindex not in bridges:
             _add_uplink(made, scene, link)
     return made

@@ -17,7 +17,8 @@ from core.model import Requirement
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _MODULE_BTF = Path("/sys/kernel/btf/nf_conntrack")
 # Bit numbers of linux/capability.h.
-_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+# CAP_NET_RAW is for seeing changes of iptables-legacy.
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
 # The first kernels that have bpf_ct_change_timeout, tcx, and tables with an owner.
 _LEAST, _TCX, _OWNER = (6, 0), (6, 6), (5, 12)
 _LOOPBACK = 1
@@ -97,8 +98,8 @@ def _digits(word: str) -> Iterator[str]:
 def _capabilities(facts: Facts) -> Requirement:
     lacking = [name for name, bit in _CAPABILITIES.items() if not facts.capabilities >> bit & 1]
     return Requirement(
-        "CAP_NET_ADMIN and CAP_SYS_ADMIN", not lacking,
-        f"this process lacks {' and '.join(lacking)}" if lacking else "this process has both", OFF,
+        "CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN", not lacking,
+        f"this process lacks {' and '.join(lacking)}" if lacking else "this process has them", OFF,
         "run it as root (sudo)",
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ def _read_nft(
     for message in kernel.dump(_GET_CHAIN, header(0)):
         family, given = _opened(message)
         name = (family, text(given[1]), text(given[3]))
-        if name[:2] == ("inet", marks.TABLE):
+        if name[:2] == ("inet", marks.TABLE) or family == "arp":
             continue
         chains.setdefault(name, [])
         if 4 in given and text(given.get(7, b"")) != "nat":

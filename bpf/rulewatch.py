@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
+import struct
+from collections.abc import Iterator
 
 from bpf.nfnetlink import NFTABLES
 from core.collect.netlink import (
     NETFILTER,
     NETLINK_ADD_MEMBERSHIP,
     SOL_NETLINK,
-    attributes,
     set_recv_buffer,
-    walk,
 )
 
 _GROUP = 7  # NFNLGRP_NFTABLES
 _NEW_GENERATION = NFTABLES | 15
-_GEN_PROCESS = 2
+_HEADER = struct.Struct("=IHHII")
 _BUFFER = 8 << 20
 
 
@@ -37,8 +36,8 @@ class RuleWatch:
         """What to wait for."""
         return self._socket.fileno()
 
-    def heard(self) -> bool:
-        """Whether somebody else than this process changed something since the last call; never waits."""
+    def heard(self, own_port: int = 0) -> bool:
+        """Whether somebody else than the socket of that port changed something since the last call; never waits."""
         found = False
         while True:
             try:
@@ -50,15 +49,19 @@ class RuleWatch:
                     raise
                 found = True
                 continue
-            found = found or any(_is_others(kind, payload) for kind, _, _, payload in walk(data))
+            found = found or any(port != own_port for port in _transactions(data))
 
     def close(self) -> None:
         """Hear no more."""
         self._socket.close()
 
 
-def _is_others(kind: int, payload: bytes) -> bool:
-    if kind != _NEW_GENERATION:
-        return False
-    who = attributes(payload, 4).get(_GEN_PROCESS, b"")
-    return int.from_bytes(who, "big") != os.getpid()
+def _transactions(data: bytes) -> Iterator[int]:
+    """The ports (nlmsg_pid) of the sockets whose transactions a datagram tells of: process ids would mean nothing
+    in a pid namespace."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, _, _, port = _HEADER.unpack_from(data, at)
+        if kind == _NEW_GENERATION:
+            yield port
+        at += max(_HEADER.size, (length + 3) & ~3)

@@ -1,4 +1,13 @@
-"""The status answer: what is accelerated, and what the program counted (fields: docs/fast-path.md)."""
+"""The status answer: what is accelerated, and what the program counted.
+
+`state` is "on", "paused" (`reasons` say why) or "changing" (the rules do, for a moment). `targets` are the
+names asked for, `unknown` those that mean no bridge now, `bridges` what they mean, `refused` links or bridges
+by name that are left to the kernel, with the reason. `generation` (0: nothing is forwarded), `mark_mask` and
+`epoch` are as the program has them; `captured` addresses stay with the kernel. `program` and `maps` are BPF
+ids. Each of `ports` has `ifindex`, `name`, `role` ("container", "uplink") and its packets by verdict
+(bpf/verdicts.h, zeros left out); `verdicts` are their sums. On request: `flows`, how many the cache holds,
+and `ns_per_packet`, what the program takes as the kernel counts it, null until something was counted.
+"""
 
 from __future__ import annotations
 

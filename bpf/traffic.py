@@ -28,7 +28,8 @@ class Upkeep:
     def run(self) -> None:
         """Keep what flows use."""
         fdb_due = time.monotonic() >= self._fdb_at and bool(self._tables.behind)
-        if not (self._neighbours.has_stale or fdb_due):
+        l3 = {port.l3_ifindex for port in self._tables.ports.values()}
+        if not (self._neighbours.has_stale(l3) or fdb_due):
             return
         there, here = self._macs_in_use()
         self._neighbours.use(there)

@@ -12,6 +12,8 @@ from bpf.sight import Sight
 from bpf.tables import Tables
 from core.model import Link
 
+_FOREIGN_EVERY = 3  # ticks
+
 
 class View:
     """The targets by name, and what became of them: `refused` links by name with the reason, `unknown`
@@ -22,13 +24,14 @@ class View:
         self.attachments = Attachments(loaded.program)
         self.refused: dict[str, str] = {}
         self.unknown: tuple[str, ...] = ()
-        self.took = 0.0
+        self.took = self.routes_took = 0.0
         self._tables = tables
         self._sight = Sight()
         self._engines = targets.EngineNames(again)
         self._asked: tuple[object, ...] = ()
         self._dirty: set[int | None] = {None}
         self._bridge_rules = False
+        self._ticks = 0
         self._foreign: frozenset[int] = frozenset()
         self._call = sysctls.calls_iptables()
         self.look_at_routes()
@@ -74,8 +77,9 @@ class View:
 
     def look_at_routes(self) -> None:
         """Find out whether there are routes of several next hops."""
-        flag = layout.HAS_MULTIPATH if self._sight.has_multipath() else 0
-        self._tables.set_flag(layout.HAS_MULTIPATH, bool(flag))
+        began = time.monotonic()
+        self._tables.set_flag(layout.HAS_MULTIPATH, self._sight.has_multipath())
+        self.routes_took = time.monotonic() - began
 
     def take_bridge_rules(self, there: bool) -> bool:
         """Note whether the bridge family has rules; whether that is new."""
@@ -84,7 +88,10 @@ class View:
 
     def has_changed_silently(self) -> bool:
         """Whether something changed of which no event tells: others' tcx programs, br_netfilter's sysctls."""
-        foreign = self.attachments.foreign(self._sight.links)
+        self._ticks += 1
+        foreign = self._foreign
+        if self._ticks % _FOREIGN_EVERY == 0:  # a question for each link
+            foreign = self.attachments.foreign(self._sight.links)
         call = sysctls.calls_iptables()
         changed = (foreign, call) != (self._foreign, self._call)
         self._foreign, self._call = foreign, call

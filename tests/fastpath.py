@@ -186,7 +186,8 @@ class Talk:
 
 
 def two_containers_and_an_uplink(host: ThrowawayHost) -> None:
-    """A bridge br0 (10.9.0.1/24, fd09::1/64) with containers a and b, and an uplink up0 to `world`, masqueraded."""
+    """A bridge br0 (10.9.0.1/24, fd09::1/64) with containers a and b, and an uplink up0 to `world`,
+    masqueraded."""
     host.run("ip link add br0 type bridge")
     host.run("ip addr add 10.9.0.1/24 dev br0")
     host.run("ip -6 addr add fd09::1/64 dev br0 nodad")

@@ -19,12 +19,14 @@ from tui.screens.dashboard import Dashboard
 from tui.source import Source
 
 if TYPE_CHECKING:
+    from tui.accelerator import Accelerator
     from tui.changer import Changer
 
 
 class VnetApp(App[None]):
     """Shows what a source gives. `ascii_only` draws with ASCII characters alone; `make_changer` gives who
-    makes changes, None where nothing can be changed; `write` allows them from the start."""
+    makes changes, None where nothing can be changed; `write` allows them from the start; `make_accelerator`
+    gives who runs the fast path."""
 
     TITLE = "vnet-tui"
     CSS_PATH = "app.tcss"
@@ -37,10 +39,12 @@ class VnetApp(App[None]):
         ascii_only: bool = False,
         make_changer: Callable[[], Changer] | None = None,
         write: bool = False,
+        make_accelerator: Callable[[], Accelerator] | None = None,
     ) -> None:
         # Without colours Textual must be told before it reads the variable away, or it paints greys.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._source, self._make_changer, self._write = source, make_changer, write
+        self._make_accelerator = make_accelerator
         self.animation_level = "none"
         for theme in themes.THEMES:
             self.register_theme(theme)
@@ -59,7 +63,7 @@ class VnetApp(App[None]):
 
     def get_default_screen(self) -> Screen[None]:
         """The one screen that lies under all others."""
-        return Dashboard(self._source, self._make_changer, self._write)
+        return Dashboard(self._source, self._make_changer, self._write, self._make_accelerator)
 
     async def on_event(self, event: events.Event) -> None:
         """Keys go to the prompt while it is open, before anything else acts upon them."""
@@ -101,8 +105,9 @@ def run(
     ascii_only: bool = False,
     make_changer: Callable[[], Changer] | None = None,
     write: bool = False,
+    make_accelerator: Callable[[], Accelerator] | None = None,
 ) -> int:
     """Open the dashboard, until the person quits; returns the exit status."""
-    app = VnetApp(source, ascii_only or wants_ascii(), make_changer, write)
+    app = VnetApp(source, ascii_only or wants_ascii(), make_changer, write, make_accelerator)
     app.run()
     return app.return_code or 0

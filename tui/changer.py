@@ -11,9 +11,9 @@ from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology
 
-# What a plan is made from: "publishing" also who listens on the host, "whole" also the rules of other
-# namespaces, which matter to those alone who delete these.
-Parts = Literal["light", "publishing", "whole"]
+# What a plan is made from: "publishing" also who listens on the host, "tuning" also offloads and steering of
+# links, "whole" also the rules of other namespaces, which matter to those alone who delete these.
+Parts = Literal["light", "publishing", "tuning", "whole"]
 # Hears of each operation before it is done.
 type Progress = Callable[[Operation], None]
 

@@ -17,6 +17,7 @@ from tui.fastpath import arguments as fast_arguments
 if TYPE_CHECKING:
     from core.model import Snapshot
     from tui.changer import Changer
+    from tui.fastpath.dashboard import FastForDashboard
     from tui.source import Source
 
 TOPICS = (
@@ -120,10 +121,14 @@ def _add_show(show: argparse.ArgumentParser) -> None:
 
 
 def _add_flows(flows: argparse.ArgumentParser) -> None:
-    flows.add_argument("filter", nargs="*", metavar="FILTER", help="as in the dashboard: ct:web1 rate:>1M port:443")
+    flows.add_argument(
+        "filter", nargs="*", metavar="FILTER", help="as in the dashboard: ct:web1 rate:>1M port:443"
+    )
     flows.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
     flows.add_argument("--follow", action="store_true", help="print again and again; as JSON a flow a line")
-    flows.add_argument("--per-hop", action="store_true", help="a connection's entry in each namespace by itself")
+    flows.add_argument(
+        "--per-hop", action="store_true", help="a connection's entry in each namespace by itself"
+    )
     flows.add_argument(
         "--by", choices=("container", "network", "peer", "port", "process", "client"), default="",
         help="add flows up",
@@ -133,7 +138,9 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
         help="measure speeds over that long (1; with --json 0: no speeds)",
     )  # fmt: skip
     flows.add_argument("--top", type=int, metavar="COUNT", default=0, help="only so many, the fastest")
-    flows.add_argument("--sockets", action="store_true", help="look for round trip times and processes as well")
+    flows.add_argument(
+        "--sockets", action="store_true", help="look for round trip times and processes as well"
+    )
     _add_from(flows, argparse.SUPPRESS)
 
 
@@ -292,12 +299,14 @@ def _need_a_terminal() -> None:
 def _dashboard(options: argparse.Namespace) -> int:
     _need_a_terminal()
     from tui.app import run
+    from tui.fastpath.dashboard import FastForDashboard
 
     if options.source:
         if options.write:
             raise CommandError("--write is for this host: a file cannot be changed")
         return run(_file_source(options.source), options.ascii)
-    return run(_live_source(), options.ascii, _changer, options.write)
+    fast = FastForDashboard()
+    return run(_live_source(fast), options.ascii, _changer, options.write, fast.accelerator)
 
 
 def _changer() -> Changer:
@@ -315,10 +324,10 @@ def _file_source(path: str) -> Source:
     return FileSource(load(Path(path)), Path(path).name)
 
 
-def _live_source() -> Source:
+def _live_source(fast: FastForDashboard) -> Source:
     from tui.live import LiveSource
 
-    return LiveSource()
+    return LiveSource(fast.flows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from core.findings import Finding
-from core.model import Problem, Ref
+from core.model import FastPath, Problem, Ref
 from tui.inbox import Inbox, fast_of, retold
 from tui.navigation import Stop, Way
 from tui.present.rows import Detail, ListView
@@ -79,6 +79,7 @@ class Desk:
         self._listener: Callable[[Update], None] | None = None
         self._newest: Update | None = None
         self._taken: Update | None = None
+        self._fast = FastPath()
 
     def start(self) -> None:
         """Begin to take updates. The source starts on a thread of its own: its imports would delay keys."""
@@ -94,6 +95,11 @@ class Desk:
         listener = self._listener
         if listener:
             listener(update)
+
+    def stand(self, fast: FastPath) -> None:
+        """Show how the fast path stands, from the next picture on."""
+        self._fast = fast
+        self._hand_over(Arrived())
 
     def listen(self, listener: Callable[[Update], None] | None) -> None:
         """Let `listener` hear of the newest update, and of each that comes, from the source's threads, also
@@ -164,8 +170,12 @@ class Desk:
         taken = self._inbox.take() if take else None
         if taken:
             update, changes = taken
-            self._stage.take(update.snapshot, update.rates, changes, retold(update), update.flows, fast_of(update))
+            self._stage.take(
+                update.snapshot, update.rates, changes, retold(update), update.flows, fast_of(update)
+            )
             self._taken = update
+        if take:
+            self._stage.stand(self._fast)
         shown = self._stage.shown(view, state)
         ended = time.monotonic()
         self._rested = ended + max(_SHORTEST, (ended - began) * (1 / _SHARE - 1))

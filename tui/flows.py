@@ -24,6 +24,7 @@ from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
 from core.watch.flows import SocketReader, read_timed
 from tui.errors import CommandError
+from tui.fastpath.flows import SharedFlows
 from tui.present import query, units
 from tui.present.flows import FlowRows
 from tui.present.flows_detail import spoken
@@ -45,6 +46,7 @@ class _Looks:
     sockets: bool = False
     meter: FlowMeter = field(default_factory=FlowMeter)
     reader: SocketReader = field(default_factory=SocketReader)
+    fast: SharedFlows = field(default_factory=SharedFlows)
     names: PeerNames = field(default_factory=PeerNames)
     problems: tuple[Problem, ...] = ()
     before: FlowPicture | None = None
@@ -55,7 +57,7 @@ class _Looks:
         """Measure once more."""
         readings = read_timed(self.snapshot.namespaces)
         self.problems = tuple(problem for one in readings for problem in one.table.problems)
-        return self.meter.feed(readings, None, time.monotonic(), time.time())
+        return self.meter.feed(readings, self.fast(), time.monotonic(), time.time())
 
     def picture(self, table: FlowTable) -> FlowPicture:
         """The picture of the newest table."""

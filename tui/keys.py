@@ -10,9 +10,9 @@ from textual.binding import Binding, BindingType
 
 # Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
-# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "replay" there
-# while a recording is open, "app" also above overlays.
-Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "app"]
+# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "fast" also then,
+# where its key means nothing else, "replay" there while a recording is open, "app" also above overlays.
+Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "fast", "flows", "replay", "app"]
 
 READ_ONLY = "read-only: press W first"
 
@@ -20,7 +20,7 @@ GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Moving", ("lines", "fold")),
     ("Time line", ("replay",)),
     ("This view", ("flows", "list", "order", "pane")),
-    ("Changing", ("change",)),
+    ("Changing", ("change", "fast")),
     ("Everywhere", ("any", "app")),
 )
 
@@ -98,7 +98,7 @@ ACTIONS: tuple[Action, ...] = (
         ("b",),
         "b",
         "By",
-        "add flows up by container, network, peer, port, ...; who with whom",
+        "add flows up by container, network, peer, ...; who with whom",
         "flows",
         3,
     ),
@@ -115,6 +115,16 @@ ACTIONS: tuple[Action, ...] = (
     Action("delete", ("d",), "d", "Delete", "delete, withdraw or detach what is selected", "change", 3),
     Action("publish", ("P",), "P", "Publish", "publish a port of the selected container", "change", 3),
     Action("make_container", ("c",), "c", "Container", "make a plain container, a namespace", "change", 8),
+    Action(
+        "accelerate",
+        ("f",),
+        "f",
+        "Fast",
+        "have the bridge or network take the fast path, and no longer",
+        "fast",
+        4,
+    ),
+    Action("tune", ("T",), "T", "Tune", "BIG TCP, offloads, br_netfilter and RPS of a bridge", "change", 8),
     Action("undo", ("u",), "u", "Undo", "changes made earlier: take one back", "change", 3),
     Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
     Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find any action by its name", "any"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from core.model import Ref
-from tui.present.lens import Lens
+from tui.present.lens import PLAIN, Lens
 
 
 @dataclass(slots=True)
 class ViewState:
-    """How a view was left: order, filter, folds, the thing under the cursor, the scroll position, and how flows
-    are looked at."""
+    """How a view was left: order, filter, folds, the thing under the cursor, the scroll position, and how
+    flows are looked at."""
 
     sort: str = ""
     reverse: bool = False
@@ -19,7 +19,7 @@ class ViewState:
     closed: frozenset[Ref] = frozenset()
     ref: Ref | None = None
     top: int = 0
-    lens: Lens = Lens()
+    lens: Lens = PLAIN
 
 
 @dataclass(frozen=True, slots=True)

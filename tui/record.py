@@ -64,6 +64,7 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
     """Record this host into a new file until a limit, Ctrl-C or SIGTERM."""
     from core.recording import Limits, Recorder
     from core.watch import Watcher
+    from tui.fastpath.flows import SharedFlows
 
     usual = Limits()
     limits = Limits(seconds or usual.seconds, size or usual.size)
@@ -72,7 +73,8 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: recorder.stop(f"{signal.Signals(number).name} ended it"))
     recorder.start()
-    watcher = Watcher(recorder.put)
+    fast = SharedFlows()
+    watcher = Watcher(recorder.put, fast_flows=fast)
     watcher.read_all(True)
     if over.wait(_BEGINNING):
         return _ended(path, recorder.progress)
@@ -85,6 +87,7 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
                 _say(f"\r{span_of(made.seconds)}  {made.moments} moments  {size_of(made.size)}   ")
     finally:
         watcher.stop()
+        fast.close()
     return _ended(path, recorder.progress)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from core.findings import Finding
 from core.flows.meter import FlowMeter, Reading
 from core.flows.table import FlowTable
-from core.model import Change, Conntrack, FastFlows, Problem, Ref, Snapshot, flow_ref
+from core.model import Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
 from core.rates import Rates
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
@@ -42,6 +42,7 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "nat": frozenset({"firewall"}),
     "conntrack": frozenset({"conntrack"}),
     "events": frozenset(),
+    "fastpath": frozenset(),
 }
 _LINKS = frozenset({"namespaces", "links"})
 _ALL = _LINKS.union(*_PARTS.values())
@@ -77,6 +78,11 @@ class Stage:
             topology, self.problems = Topology(snapshot), snapshot.problems
         log = (ChangeLog() if retold else old.log).extended(changes)
         self.scene = replace(old, topology=topology, rates=rates, log=log)
+
+    def stand(self, fast: FastPath) -> None:
+        """Take in how the fast path stands."""
+        if fast != self.scene.fast:
+            self.scene = replace(self.scene, fast=fast)
 
     def shown(self, view: ListView, state: ViewState) -> Shown:
         """The rows of a view in its present state."""

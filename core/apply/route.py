@@ -30,8 +30,11 @@ _VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_END = 1 << 1, 1 << 2,
 _BRIDGE_SETTINGS = {
     "forward_delay": (1, "=I"), "hello_time": (2, "=I"), "max_age": (3, "=I"), "ageing_time": (4, "=I"),
     "stp_state": (5, "=I"), "priority": (6, "=H"), "vlan_filtering": (7, "=B"), "group_fwd_mask": (9, "=H"),
-    "mcast_snooping": (23, "=B"), "nf_call_iptables": (36, "=B"), "vlan_default_pvid": (39, "=H"),
+    "mcast_snooping": (23, "=B"), "nf_call_iptables": (36, "=B"), "nf_call_ip6tables": (37, "=B"),
+    "vlan_default_pvid": (39, "=H"),
 }  # fmt: skip
+# ip-link(8)'s words for IFLA_*: the largest packets of a link.
+_SIZES = {"gso_max_size": 41, "gro_max_size": 58, "gso_ipv4_max_size": 63, "gro_ipv4_max_size": 64}
 # bridge(8)'s words for IFLA_BRPORT_*.
 _PORT_FLAGS = {
     "hairpin": 4, "guard": 5, "root_block": 6, "fastleave": 7, "learning": 8, "flood": 9, "mcast_flood": 27,
@@ -117,6 +120,11 @@ def set_name(index: int, name: str) -> Request:
 def set_mac(index: int, mac: str) -> Request:
     """A link's MAC."""
     return _set(index, attribute(_IFLA_ADDRESS, _mac(mac)))
+
+
+def set_sizes(index: int, sizes: tuple[tuple[str, int], ...]) -> Request:
+    """The largest packets of a link, in ip-link(8)'s words and bytes."""
+    return _set(index, b"".join(u32_attribute(_SIZES[word], size) for word, size in sizes))
 
 
 def set_bridge(index: int, setting: str, value: int) -> Request:

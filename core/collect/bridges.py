@@ -57,6 +57,7 @@ def settings(data: bytes) -> BridgeSettings:
         mcast_snooping=number(23, 1) != 0,
         group_fwd_mask=number(9, 0),
         nf_call_iptables=number(36, 0) != 0,
+        nf_call_ip6tables=number(37, 0) != 0,
     )
 
 

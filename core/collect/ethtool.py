@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
 from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, text, u16, u32
@@ -14,7 +14,7 @@ _STRSET_GET, _FEATURES_GET = 1, 11
 _NESTED = 0x8000
 _HEADER, _HEADER_IFINDEX, _HEADER_FLAGS = 1, 1, 3
 _COMPACT = 1
-_FEATURES_ACTIVE, _BITSET_VALUE = 4, 4
+_FEATURES_CHANGEABLE, _FEATURES_WANTED, _FEATURES_ACTIVE, _BITSET_VALUE = 2, 3, 4, 4
 _STRINGSETS, _STRINGSET, _STRINGSET_ID, _STRINGSET_STRINGS = 2, 1, 1, 3
 _STRING_INDEX, _STRING_VALUE = 1, 2
 _FEATURE_NAMES = 4  # ETH_SS_FEATURES
@@ -46,17 +46,44 @@ _GROUPS = {
 
 def read_offloads(sock: Netlink) -> dict[int, tuple[str, ...]]:
     """The offloads that are on, by ifindex; `sock` is of protocol GENERIC. Empty on kernels too old."""
-    family = _family()
+    return {
+        ifindex: words(_bits(features, _FEATURES_ACTIVE), _feature_names())
+        for ifindex, features in _dump_features(sock)
+    }
+
+
+def read_features(sock: Netlink) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The kernel's names of the offloads that can be switched, and of those wanted on, by ifindex."""
+    return {
+        ifindex: (
+            _named(_bits(features, _FEATURES_CHANGEABLE)),
+            _named(_bits(features, _FEATURES_WANTED)),
+        )
+        for ifindex, features in _dump_features(sock)
+    }
+
+
+def _dump_features(sock: Netlink) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Each link's features, as ETHTOOL_MSG_FEATURES_GET tells them, by ifindex."""
+    family = ethtool_family()
     if not family:
-        return {}
+        return
     flags = attribute(_HEADER_FLAGS, struct.pack("=I", _COMPACT))
     request = _genl(_FEATURES_GET) + attribute(_HEADER | _NESTED, flags)
-    found = {}
     for message in sock.dump(family, request):
         features = attributes(message.payload, 4)
-        ifindex = u32(attributes(features[_HEADER])[_HEADER_IFINDEX])
-        found[ifindex] = words(attributes(features[_FEATURES_ACTIVE])[_BITSET_VALUE], _feature_names())
-    return found
+        yield u32(attributes(features[_HEADER])[_HEADER_IFINDEX]), features
+
+
+def _bits(features: dict[int, bytes], which: int) -> bytes:
+    return attributes(features[which])[_BITSET_VALUE]
+
+
+@lru_cache(maxsize=256)
+def _named(bits: bytes) -> tuple[str, ...]:
+    """The kernel's names of the features whose bits are set."""
+    numbers = struct.unpack(f"={len(bits) // 4}I", bits)
+    return tuple(name for i, name in enumerate(_feature_names()) if name and _is_set(numbers, i))
 
 
 @lru_cache(maxsize=256)
@@ -73,7 +100,7 @@ def _is_set(numbers: Sequence[int], index: int) -> bool:
 
 
 @cache
-def _family() -> int:
+def ethtool_family() -> int:
     """The number that the kernel gave to ethtool's generic netlink family, 0 where there is none."""
     request = _genl(_CTRL_GETFAMILY) + attribute(_CTRL_ATTR_FAMILY_NAME, b"ethtool\0")
     with Netlink(GENERIC) as sock:
@@ -92,7 +119,7 @@ def _feature_names() -> tuple[str, ...]:
         _genl(_STRSET_GET) + attribute(_HEADER | _NESTED, b"") + attribute(_STRINGSETS | _NESTED, wanted)
     )
     with Netlink(GENERIC) as sock:
-        answer = attributes(sock.request(_family(), request)[0].payload, 4)
+        answer = attributes(sock.request(ethtool_family(), request)[0].payload, 4)
     stringset = attributes(attributes(answer[_STRINGSETS])[_STRINGSET])
     strings = [attributes(value) for _, value in attribute_list(stringset[_STRINGSET_STRINGS])]
     return tuple(

@@ -21,6 +21,7 @@ _SYSCTLS = (
     "net.ipv4.ip_forward",
     "net.ipv6.conf.all.forwarding",
     "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
     "net.netfilter.nf_conntrack_max",
     "net.netfilter.nf_conntrack_acct",
 )
@@ -36,6 +37,7 @@ def read_host(listeners: bool = True) -> Host:
         missing_capabilities=missing_capabilities(),
         sysctls=_sysctls(),
         listening=read_listeners() if listeners else (),
+        cpus=_online_cpus(),
     )
 
 
@@ -58,6 +60,14 @@ def _own_namespaces() -> dict[str, int]:
             except OSError:
                 continue
     return found | {"net": inode_of(HOST_PATH)}
+
+
+def _online_cpus() -> str:
+    """The same in every namespace, unlike what sysfs tells of links."""
+    try:
+        return Path("/sys/devices/system/cpu/online").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _sysctls() -> dict[str, str]:

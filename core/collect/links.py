@@ -19,7 +19,17 @@ from core.collect.namespaces import entry_of
 from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, s32, text, u32
 from core.collect.netns import NamespaceGone
 from core.collect.nsids import NsidResolver
-from core.model import LONG_AGO, Address, FdbEntry, Link, Namespace, NetState, PortVlan, Problem
+from core.model import (
+    LONG_AGO,
+    Address,
+    FdbEntry,
+    Link,
+    Namespace,
+    NetState,
+    PacketSizes,
+    PortVlan,
+    Problem,
+)
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -33,6 +43,8 @@ OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dor
     _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_PROMISCUITY, _IFLA_LINK_NETNSID, _IFLA_PROP_LIST,
     _IFLA_ALT_IFNAME,
 ) = (1, 3, 4, 5, 6, 10, 16, 18, 20, 29, 30, 37, 52, 53)  # fmt: skip
+_IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE, _IFLA_TSO_MAX_SIZE = 41, 58, 59
+_IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE = 63, 64
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_RT_PRIORITY = (
     1, 2, 3, 4, 6, 8, 9,
@@ -160,6 +172,17 @@ def link(
         details=special,
         port=bridges.port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
         bridge=bridges.settings(info.get(_INFO_DATA, b"")) if kind == "bridge" else None,
+        sizes=_sizes(found),
+    )
+
+
+def _sizes(found: Mapping[int, bytes]) -> PacketSizes:
+    return PacketSizes(
+        gso=u32(found.get(_IFLA_GSO_MAX_SIZE, b"")),
+        gro=u32(found.get(_IFLA_GRO_MAX_SIZE, b"")),
+        gso_ipv4=u32(found.get(_IFLA_GSO_IPV4_MAX_SIZE, b"")),
+        gro_ipv4=u32(found.get(_IFLA_GRO_IPV4_MAX_SIZE, b"")),
+        tso=u32(found.get(_IFLA_TSO_MAX_SIZE, b"")),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman
+from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman, tuning
 from core.collect.host import read_host
 from core.collect.netns import HOST_PATH, NamespaceGone, inode_of
 from core.collect.processes import InitProcess, init_processes
@@ -16,12 +16,14 @@ from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
 # Instead of "firewall": that of the host alone.
 HOST_FIREWALL = "host firewall"
+# What plans that tune links are made from, beside the rest; not among PARTS.
+TUNING = "tuning"
 _ENGINES = (docker.read_docker, podman.read_podman)
 
 
 def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Snapshot:
-    """Read the parts asked for (None: all of PARTS; HOST_FIREWALL is less than "firewall"); what cannot be
-    read becomes a problem in it.
+    """Read the parts asked for (None: all of PARTS; HOST_FIREWALL is less than "firewall", TUNING is more);
+    what cannot be read becomes a problem in it.
 
     Without `deep` the namespaces are those that a shallow look finds (read_namespaces) if their links lead to
     no other one: nothing out of sight has an address on a network in sight then.
@@ -72,6 +74,8 @@ def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:
         fields["engines"] = _with_plain([engine.result() for engine in aside.engines], found, inits)
+    if TUNING in wanted:
+        fields["tuning"] = tuning.read_tuning(found, fields.get("nets", {}))
     if "ovs" in wanted:
         fields["ovs"], part_problems["ovs"] = ovs.read_ovs()
     host_told = read_host("listeners" in wanted)

@@ -62,6 +62,8 @@ def _differences(old: Link, new: Link, before: NetState, after: NetState, where:
         yield f"{what} is {_STATES.get(new.state, new.state)} (was {old.state})"
     if old.mtu != new.mtu:
         yield f"the MTU of {what} changed from {old.mtu} to {new.mtu}"
+    if old.sizes.gso != new.sizes.gso:
+        yield f"the largest packets of {what} changed from {old.sizes.gso} to {new.sizes.gso} bytes"
     if old.mac != new.mac:
         yield f"the MAC address of {what} changed from {old.mac or 'none'} to {new.mac or 'none'}"
     if old.alias != new.alias:

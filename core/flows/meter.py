@@ -157,9 +157,9 @@ class FlowMeter:
         """The addresses at both ends of the fastest flows, 16 bytes each."""
         speeds = np.nan_to_num(self._memory.speeds[:, :2].sum(axis=1))
         count = min(most, len(speeds))
-        rows = np.argpartition(-speeds, count - 1)[:count] if count else []
+        rows = np.argpartition(-speeds, count - 1)[:count].tolist() if count else []
         columns = self.table.columns
-        entries = ((table.entries[at]) for table, at in (columns.place(int(row)) for row in rows))
+        entries = ((table.entries[at]) for table, at in (columns.place(row) for row in rows))
         return [bytes(one[name]) for one in entries for name in ("orig_src", "reply_src")]
 
     def _recall(self, tables: Sequence[Conntrack], times: Column, now: float, at: float) -> None:

@@ -11,7 +11,8 @@ from core.metrics.sheet import Sheet
 @dataclass(frozen=True, slots=True)
 class FastPathNumbers:
     """What the fast path counts: `packets` and `bytes` forwarded since it was attached, `left` the packets
-    that it saw and left to the kernel, by the reason in a word or two. None where it does not count that."""
+    that it saw and left to the kernel, by the reason in a word or two; `by_link` what became of packets on each link.
+    `forwarding` is False while it is paused. None where it does not count that."""
 
     flows: int | None = None
     flows_limit: int | None = None
@@ -19,6 +20,8 @@ class FastPathNumbers:
     packets: int | None = None
     bytes: int | None = None
     left: Mapping[str, int] = field(default_factory=dict)
+    by_link: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    forwarding: bool = True
 
 
 # Called at each scrape, from any thread; None where the fast path is off.
@@ -27,7 +30,8 @@ FastPathSource = Callable[[], FastPathNumbers | None]
 
 def fill(sheet: Sheet, numbers: FastPathNumbers | None) -> None:
     """Add what there is."""
-    sheet.add("vnet_fast_path_active", (), numbers is not None)
+    sheet.add("vnet_fast_path_active", (), numbers is not None and numbers.forwarding)
+    sheet.add("vnet_fast_path_running", (), numbers is not None)
     if numbers is None:
         return
     told = {
@@ -42,3 +46,6 @@ def fill(sheet: Sheet, numbers: FastPathNumbers | None) -> None:
             sheet.add(f"vnet_fast_path_{name}", (), value)
     for reason, count in numbers.left.items():
         sheet.add("vnet_fast_path_kernel_packets_total", (reason,), count)
+    for link, verdicts in sheet.bounded("fast path link", numbers.by_link.items()):
+        for verdict, count in verdicts.items():
+            sheet.add("vnet_fast_path_link_packets_total", (link, verdict), count)

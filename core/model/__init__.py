@@ -15,7 +15,16 @@ from core.model.container import (
 from core.model.fastflows import FAST_PATHS, FASTFLOW_DTYPE, FastFlows
 from core.model.fastpath import FastPath, FastPort, Requirement
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
-from core.model.link import LONG_AGO, Address, BridgePort, BridgeSettings, FdbEntry, Link, PortVlan
+from core.model.link import (
+    LONG_AGO,
+    Address,
+    BridgePort,
+    BridgeSettings,
+    FdbEntry,
+    Link,
+    PacketSizes,
+    PortVlan,
+)
 from core.model.namespace import Namespace
 from core.model.ovs import OvsBridge, OvsInterface, OvsPort
 from core.model.problem import Problem
@@ -36,6 +45,7 @@ from core.model.snapshot import Host, Listener, NetState, Snapshot
 from core.model.sockets import SOCKET_DTYPE, Sockets
 from core.model.stats import STATS_DTYPE, LinkStats
 from core.model.storm import Storm
+from core.model.tuning import LinkTuning
 
 __all__ = [
     "CONNTRACK_DTYPE",
@@ -66,6 +76,7 @@ __all__ = [
     "Link",
     "LinkKey",
     "LinkStats",
+    "LinkTuning",
     "Listener",
     "ModelCard",
     "Namespace",
@@ -78,6 +89,7 @@ __all__ = [
     "OvsBridge",
     "OvsInterface",
     "OvsPort",
+    "PacketSizes",
     "PolicyRule",
     "PortVlan",
     "Problem",

@@ -25,6 +25,7 @@ from core.ops.links import (
 from core.ops.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.ops.place import HOST, Place
 from core.ops.settings import SetRules, SetSysctl
+from core.ops.tuning import SetOffloads, SetSizes, SetSteering
 from core.ops.wanted import Unwant, Want
 
 __all__ = [
@@ -54,8 +55,11 @@ __all__ = [
     "Place",
     "SetBridge",
     "SetLink",
+    "SetOffloads",
     "SetPort",
     "SetRules",
+    "SetSizes",
+    "SetSteering",
     "SetSysctl",
     "Unwant",
     "Want",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from core.ops import addressing, connections, docker, links, namespaces, place, settings, wanted
+from core.ops import addressing, connections, docker, links, namespaces, place, settings, tuning, wanted
 
 _CLASSES = {
     name: member
-    for module in (addressing, connections, docker, links, namespaces, place, settings, wanted)
+    for module in (addressing, connections, docker, links, namespaces, place, settings, tuning, wanted)
     for name, member in vars(module).items()
     if is_dataclass(member) and isinstance(member, type)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.ops import addressing, connections, docker, links, namespaces, settings, wanted
+from core.ops import addressing, connections, docker, links, namespaces, settings, tuning, wanted
 from core.ops.base import Operation
 from core.ops.place import Place
 
@@ -30,6 +30,8 @@ def _names(step: Operation) -> tuple[str, ...]:
         ):
             return (_link(step.name, step.place),)
         case links.AddVlan():
+            return (_link(step.name, step.place),)
+        case tuning.SetSizes() | tuning.SetOffloads() | tuning.SetSteering():
             return (_link(step.name, step.place),)
         case links.DeleteVlan():
             return _names(step.vlan)
@@ -61,6 +63,8 @@ def changed_link(step: Operation) -> tuple[str, Place | None]:
         case links.CreateBridge() | links.CreateVeth() | links.DeleteLink() | links.SetLink():
             return step.name, step.place
         case links.SetBridge() | links.SetPort():
+            return step.name, step.place
+        case tuning.SetSizes() | tuning.SetOffloads() | tuning.SetSteering():
             return step.name, step.place
         case addressing.AddAddress() | addressing.DeleteAddress() | addressing.AddRoute():
             return step.link, step.place

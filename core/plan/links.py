@@ -31,6 +31,7 @@ BRIDGE_SETTINGS = {
     "mcast_snooping": ("mcast_snooping", 1, 0, 1),
     "group_fwd_mask": ("group_fwd_mask", 1, 0, 65535),
     "nf_call_iptables": ("nf_call_iptables", 1, 0, 1),
+    "nf_call_ip6tables": ("nf_call_ip6tables", 1, 0, 1),
 }
 PORT_FLAGS = tuple(one.name for one in fields(BridgePort) if one.type == "bool")
 

@@ -174,6 +174,20 @@ class CountTraffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Tune:
+    """Tune a bridge, its ports and the other ends of these; None leaves one thing as it is. `big_tcp` is the
+    size of the largest packets in bytes, 65536 without BIG TCP; `offloads` is about TSO, GSO, GRO and
+    transmit checksums; `br_netfilter` about whether what it forwards passes the host's firewall; `rps` is
+    "all", "off" or a hexadecimal mask of the CPUs that take over received packets."""
+
+    key: LinkKey
+    big_tcp: int | None = None
+    offloads: bool | None = None
+    br_netfilter: bool | None = None
+    rps: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """Let two networks of ours reach each other, routed, without translation."""
 
@@ -205,6 +219,7 @@ Request = (
     | Delete
     | DeleteFlow
     | CountTraffic
+    | Tune
     | Join
     | Part
 )

@@ -193,6 +193,7 @@ def _settings_to_defaults(name: str, settings: BridgeSettings, place: Place) -> 
         ("mcast_snooping", "mcast_snooping"),
         ("group_fwd_mask", "group_fwd_mask"),
         ("nf_call_iptables", "nf_call_iptables"),
+        ("nf_call_ip6tables", "nf_call_ip6tables"),
     ):
         before, after = int(getattr(settings, field)), int(getattr(default, field))
         if before != after:

@@ -19,7 +19,7 @@ from core.flows.table import FlowTable
 from core.model import Conntrack, FastFlows, Namespace, Sockets
 
 EVERY = 1.0
-_SHARE_OF_ALL = 0.05  # of a core, for reading whole tables
+_SHARE_OF_ALL = 0.04  # of a core, for reading whole tables
 _NAMED = 32  # the fastest flows, whose peers' names may be asked for
 _SHARE_OF_SOME = 0.025  # of a core, for reading those entries again that move
 _FORGOTTEN_AFTER = 15.0  # seconds after which an earlier look says nothing about the last seconds

@@ -1,5 +1,7 @@
-"""Small datagrams as fast as one CPU can send them: `receive PORT CPU`, and `send ADDRESS PORT SECONDS CPU PID` (PID: of
-the receiver), which prints how many arrived a second. Both use sendmmsg(2) and recvmmsg(2), so that Python costs little."""
+"""Small datagrams as fast as a CPU can send them: `receive PORT CPU`, `send ADDRESS PORT SECONDS CPU PID`.
+
+PID is the receiver's; printed is how many arrived a second. sendmmsg(2) keeps Python's part small.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,11 @@ class Batch:
     def __init__(self, size: int = SIZE, count: int = BATCH) -> None:
         self.buffer = (ctypes.c_char * (size * count))()
         start = ctypes.addressof(self.buffer)
-        self._vectors = (_Vector * count)(*((start + at * size, size) for at in range(count)))
+        self._vectors = (_Vector * count)()
         self._messages = (_Message * count)()
         self._count = count
         for at in range(count):
+            self._vectors[at].base, self._vectors[at].length = start + at * size, size
             self._messages[at].vectors = ctypes.addressof(self._vectors) + at * ctypes.sizeof(_Vector)
             self._messages[at].vector_count = 1
 

@@ -1,5 +1,7 @@
-"""The lab of the fast path's benchmarks: a real Docker Engine with its own rules, two bridges, a world outside, and a
-veth pair that joins two namespaces directly as the limit of what can be reached."""
+"""The lab of the fast path's benchmarks: a real Docker Engine, two bridges, and a world outside.
+
+A veth pair that joins two namespaces directly is the limit of what can be reached.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _PUBLISH = [f"{port}:{port}/{l4}" for port in (CONTROL, DATA, FLOOD) for l4 in (
 
 @dataclass(frozen=True)
 class Case:
-    """One way through the host: from a namespace to an address, behind which the namespace `server` answers."""
+    """One way through the host: from the namespace `client` to an address that `server` answers for."""
 
     name: str
     client: str
@@ -36,7 +38,7 @@ class Case:
 
 
 class Lab:
-    """`cases` are the ways through the host; `limit` is the direct pair; `host` the namespace of the engine."""
+    """`cases` are the ways through the host, `limit` is the direct pair, `host` what the engine runs in."""
 
     def __init__(self) -> None:
         remove_stale()
@@ -91,7 +93,7 @@ class Lab:
     def serve(self, namespace: str, *words: str) -> subprocess.Popen[bytes]:
         """Start what runs until the lab is closed."""
         server = subprocess.Popen(
-            inside(namespace, *words), stdout=subprocess.DEVNULL, stderr=open("/tmp/peer.err","ab")
+            inside(namespace, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self._servers.append(server)
         return server
@@ -179,8 +181,21 @@ def lab_and_fast_path() -> Iterator[tuple[Lab, FastPath]]:
         lab.close()
 
 
+@contextmanager
+def one_cpu(cpu: int) -> Iterator[None]:
+    """The body runs on that CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def read_udp_arrivals(pid: int) -> int:
-    """UDP datagrams that came to a socket in the namespace of that process, those included that it had no room for."""
-    lines = [line.split() for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if "Udp:" in line]
+    """UDP datagrams that came to a socket in the namespace of that process, also those it had no room for."""
+    lines = [
+        line.split() for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if "Udp:" in line
+    ]
     found = dict(zip(lines[0], lines[1], strict=True))
     return int(found["InDatagrams"]) + int(found["RcvbufErrors"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bpf import obstacles
+from core.collect.netns import entered
 from tests.conftest import ThrowawayHost
 from tests.docker.engine import DockerHost
 from tests.docker.podman_engine import PodmanHost
@@ -21,9 +22,10 @@ def test_dockers_own_rules_do_not_stand_in_the_way(inside_docker_host: DockerHos
     inside_docker_host.run("network", "rm", "shop", "shut")
 
 
-def test_podmans_own_rules_do_not_stand_in_the_way(inside_podman_host: PodmanHost) -> None:
-    inside_podman_host.container("web", "-p", "8080:80")
-    assert obstacles.find() == obstacles.Obstacles()
+def test_podmans_own_rules_do_not_stand_in_the_way(podman_host: PodmanHost) -> None:
+    podman_host.container("web", "-p", "8080:80")
+    with entered(f"/run/netns/{podman_host.host.name}"):
+        assert obstacles.find() == obstacles.Obstacles()
 
 
 def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_host: DockerHost) -> None:

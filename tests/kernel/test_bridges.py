@@ -34,6 +34,7 @@ def settings_from_ip(data: dict[str, Any]) -> dict[str, Any]:
         "mcast_snooping": bool(data["mcast_snooping"]),
         "group_fwd_mask": int(str(data["group_fwd_mask"]), 16),
         "nf_call_iptables": bool(data["nf_call_iptables"]),
+        "nf_call_ip6tables": bool(data["nf_call_ip6tables"]),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tests.kernel.fastlab import BRIDGES, MACS, V4, V6, FastLab
-from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire, segments
+from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Way, Wire, segments
 
 pytestmark = pytest.mark.root
 BOTH = (CLIENT, SERVER)
@@ -58,7 +59,11 @@ def _prepare(lab: FastLab) -> None:
 def test_what_arrives_is_the_same(
     wires: tuple[Wire, Wire], way: str, family: int, proto: type[Packet]
 ) -> None:
-    kernel, fast = (_told(wire, way, family, proto) for wire in wires)
+    _compare(wires, WAYS[way], family, proto, 5100 + list(WAYS).index(way) * 4 + family // 3 + (proto is TCP))
+
+
+def _compare(wires: tuple[Wire, Wire], way: Way, family: int, proto: type[Packet], sport: int) -> None:
+    kernel, fast = (_told(Conversation(wire, way, family, proto, sport)) for wire in wires)
     assert [name for name, _ in kernel] == [name for name, _ in fast]
     for (name, expected), (_, found) in zip(kernel, fast, strict=True):
         told = f"{name}:\n" + "\n".join(map(str, (*expected, "but the fast path:", *found)))
@@ -66,9 +71,33 @@ def test_what_arrives_is_the_same(
         assert expected, f"{name}: nothing arrived"
 
 
-def _told(wire: Wire, way: str, family: int, proto: type[Packet]) -> list[tuple[str, Any]]:
-    number = list(WAYS).index(way) * 4 + (family == 6) * 2 + (proto is TCP)
-    talk = Conversation(wire, WAYS[way], family, proto, 5100 + number)
+@pytest.fixture(scope="module")
+def switching() -> Iterator[tuple[Wire, Wire]]:
+    """The same without br_netfilter: bridges ask nobody."""
+    with FastLab() as kernel, FastLab() as fast:
+        for lab in (kernel, fast):
+            _prepare(lab)
+            for name in ("iptables", "ip6tables", "arptables"):
+                lab.run(f"sysctl -qw net.bridge.bridge-nf-call-{name}=0")
+        fast.accelerate()
+        made = Wire(kernel), Wire(fast)
+        yield made
+        for each in made:
+            each.close()
+
+
+@pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("way", ["same bridge", "published to itself"])
+def test_what_arrives_is_the_same_where_bridges_ask_nobody(
+    switching: tuple[Wire, Wire], way: str, family: int, proto: type[Packet]
+) -> None:
+    routed = replace(WAYS[way], routers=int(way == "published to itself"), fast=True)
+    _compare(switching, routed, family, proto, 5200 + family + (proto is TCP))
+
+
+def _told(talk: Conversation) -> list[tuple[str, Any]]:
+    proto = talk.proto
     talk.open()
     _sizes(talk)
     _header_fields(talk)
@@ -135,36 +164,36 @@ def _offloads(talk: Conversation) -> None:
 def _not_plain(talk: Conversation) -> None:
     """Options and fragments."""
     for side in BOTH:
-        if talk.family == 4:
-            options = {"options": b"\x01\x01\x01\x00"}
-            talk.step("options", side, talk.frame(side, b"options", options))
-        elif talk.proto is UDP:
-            sport, dport = talk._ports(side)
-            inner = (
-                IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]) / UDP(sport=sport, dport=dport) / b"opt"
-            )
-            talk.step("extension", side, talk.around(side, inner))
+        talk.step("options", side, _with_options(talk, side))
         if talk.proto is UDP:
-            whole = talk.frame(side, b"f" * 1200, {"flags": 0, "id": 4711} if talk.family == 4 else {})
+            whole = talk.frame(side, b"f" * 2400, {"flags": 0, "id": 4711} if talk.family == 4 else {})
             parts = _fragments(whole)
             _together(talk, "fragments", side, parts)
             _together(talk, "fragments, the last first", side, parts[::-1])
 
 
+def _with_options(talk: Conversation, side: int) -> Packet:
+    """A packet that the kernel handles."""
+    if talk.family == 4:
+        return talk.frame(side, b"the marker", {"options": b"\x01\x01\x01\x00"})
+    inner = talk.frame(side, b"the marker").payload.payload
+    return talk.around(side, IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]) / inner)
+
+
 def _fragments(whole: Packet) -> list[Packet]:
     if IP in whole:
-        return [Ether(bytes(each)) for each in fragment(whole, 600)]
+        return [Ether(bytes(each)) for each in fragment(whole, 1000)]
     inner = IPv6(bytes(whole[IPv6]))
     header = IPv6(src=inner.src, dst=inner.dst, hlim=inner.hlim) / IPv6ExtHdrFragment(id=99) / inner.payload
-    parts = fragment6(header, 700)
+    parts = fragment6(header, 1100)
     return [Ether(src=whole.src, dst=whole.dst) / each for each in parts]
 
 
 def _together(talk: Conversation, name: str, side: int, parts: list[Packet]) -> None:
-    """All but the last make nothing arrive: conntrack waits for the whole."""
-    for part in parts[:-1]:
+    """Conntrack waits for all of them; what follows them on the same way tells that they have come."""
+    for part in parts:
         talk.wire.send(talk.ends[side], bytes(part))
-    talk.step(name, side, parts[-1], count=len(parts))
+    talk.step(name, side, _with_options(talk, side), marker=b"the marker")
 
 
 def _errors(talk: Conversation) -> None:

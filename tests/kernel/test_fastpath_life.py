@@ -1,4 +1,5 @@
-"""The fast path's processes: it is on at once, and whatever ends it, all is as it was and every connection goes on."""
+"""The fast path's processes: it is on at once, and whatever ends it, all is as it was and every connection
+goes on."""
 
 from __future__ import annotations
 
@@ -138,6 +139,7 @@ def test_the_cost_is_counted_only_while_asked_for(place: ThrowawayHost) -> None:
         fast.status(measure=True)
         talk.say(20)
         assert fast.status(measure=True)["ns_per_packet"] > 0
+        assert eventually(lambda: is_fast(fast, talk))
         assert fast.status(flows=True)["flows"] >= 2
         assert "ns_per_packet" not in fast.status()
 

@@ -1,4 +1,5 @@
-"""The firewall stays in charge: what changes in the rules counts from the next packet on, whoever's tool changed them."""
+"""The firewall stays in charge: what changes in the rules counts from the next packet on, whoever's tool
+changed them."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def _passes(talk: Talk) -> bool:
 
 DROPS = {
     "nft": ("nft insert rule inet own forward ip saddr 10.9.0.2 drop", "nft flush chain inet own forward"),
-    "nft by port": ("nft insert rule inet own forward tcp dport 7000 drop", "nft flush chain inet own forward"),
+    "nft by port": (
+        "nft insert rule inet own forward tcp dport 7000 drop", "nft flush chain inet own forward",
+    ),
     "nft one way": (
         "nft insert rule inet own forward ip daddr 10.9.0.2 drop", "nft flush chain inet own forward",
     ),
@@ -119,6 +122,20 @@ def test_who_uses_our_bits_of_the_mark_gets_them_back(
     place.run("nft flush chain inet own forward")
     place.run("nft add rule inet own forward ct mark and 0xff == 7 drop")
     assert eventually(lambda: _is_fast(fast, out))
+
+
+def test_between_ports_that_no_rule_judges_frames_are_forwarded_by_mac_alone(place: ThrowawayHost) -> None:
+    """With br_netfilter off conntrack sees nothing of them; a rule of the bridge family ends that."""
+    place.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
+    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+        assert eventually(lambda: _is_fast(fast, talk))
+        assert not marked(place)
+        place.run("nft add table bridge own")
+        place.run(["nft", "add chain bridge own forward { type filter hook forward priority 0; }"])
+        place.run("nft add rule bridge own forward ip saddr 10.9.0.2 drop")
+        assert eventually(lambda: not _passes(talk))
+        place.run("nft delete table bridge own")
+        assert eventually(lambda: _passes(talk))
 
 
 def test_flushing_all_rules_leaves_our_table_and_the_traffic(place: ThrowawayHost, fast: FastPath) -> None:

@@ -118,8 +118,9 @@ def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
     lan = _link(11, "br-lan", "bridge", bridge=BridgeSettings(), addresses=_UP.addresses)
     card = _link(12, "card", "physical", master=11, port=BridgePort(state="forwarding"))
     guest = _link(13, "guest", master=11, lower=9, lower_nsid=3, port=BridgePort(state="forwarding"))
-    found = contents(_scene(_BRIDGE, lo, bare, down, bond, slave, tunnel, lan, card, guest), {2})
-    assert set(found.ports) == {8, 12}
+    found = contents(_scene(_BRIDGE, _A, lo, bare, down, bond, slave, tunnel, lan, card, guest), {2})
+    assert set(found.ports) == {3, 8, 12}
+    assert not contents(_scene(_BRIDGE, _UP), {2}).ports
     assert (found.ports[12].l3_ifindex, found.ports[12].flags) == (11, layout.PORT_BRIDGED)
 
 

@@ -9,8 +9,10 @@ KINDS = ("nat", "internal", "routed", "nic-bridged")
 MODELS = ("closed", "bridged", "joined", "open")
 COMMANDS = (
     "network", "container", "attach", "detach", "move", "publish", "unpublish", "link", "bridge", "port",
-    "apply", "export", "undo", "history", "recover", "confirm", "cleanup", "agent",
+    "tune", "apply", "export", "undo", "history", "recover", "confirm", "cleanup", "agent",
 )  # fmt: skip
+# As core.plan.tuning has them.
+PLAIN_SIZE, USUAL_SIZE = 65536, 262144
 _PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0.0.1:53/udp, [::]:8000-8010"
 
 type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,6 +25,7 @@ def add_commands(commands: _Commands) -> None:
     _members(commands)
     _ports(commands)
     _links(commands)
+    _tuning(commands)
     _files(commands)
     _journal(commands)
     agent = _command(commands, "agent", "keep up what vnet made when containers and firewalls restart")
@@ -30,6 +33,10 @@ def add_commands(commands: _Commands) -> None:
     agent.add_argument(
         "--metrics", metavar="HOST:PORT", default="",
         help="serve Prometheus metrics there, such as 127.0.0.1:9742 (off)",
+    )  # fmt: skip
+    agent.add_argument(
+        "--accelerate", nargs="+", metavar="NETWORK", default=[],
+        help="keep the fast path up for these bridges and networks, or all (docs/fast-path.md)",
     )  # fmt: skip
 
 
@@ -152,6 +159,24 @@ def _inside(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("link", metavar="LINK", help="the link's name")
     command.add_argument("--ns", metavar="NAME", help="the namespace or container that it is in (the host)")
     return command
+
+
+def _tuning(commands: _Commands) -> None:
+    tune = _changing(commands, "tune", "tune a bridge, or a network's, with its ports and containers")
+    tune.add_argument("network", metavar="NETWORK", help="the network's or the bridge's name")
+    tune.add_argument(
+        "--big-tcp", metavar="SIZE", nargs="?", const=USUAL_SIZE, type=_size,
+        help=f"the largest packets inside the host, in bytes ({USUAL_SIZE}), or off",
+    )  # fmt: skip
+    tune.add_argument("--offloads", choices=("on", "off"), help="TSO, GSO, GRO and transmit checksums")
+    tune.add_argument(
+        "--br-netfilter", choices=("on", "off"), help="whether what is bridged passes the host's firewall"
+    )
+    tune.add_argument("--rps", metavar="CPUS", help="who takes over received packets: all, off or a mask")
+
+
+def _size(text: str) -> int:
+    return PLAIN_SIZE if text == "off" else int(text)
 
 
 def _files(commands: _Commands) -> None:

@@ -19,6 +19,7 @@ from tui.change.ask import agreed, is_person
 from tui.change.rights import in_words, require_rights
 from tui.change.takeback import needs_guard, take_back
 from tui.errors import CommandError
+from tui.fastpath.leftover import put_right
 
 _ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
 _MOST_LINES = 50
@@ -47,7 +48,10 @@ def recover(options: argparse.Namespace) -> int:
                 report.print_dry_run(_as_plan(entry), options.json)
             return 0
         require_rights(undo for entry in entries for undo in undo_of(entry.steps[: entry.begun]))
-        if not entries and not options.json:
+        repaired = "" if options.entry else put_right()
+        if repaired and not options.json:
+            print(repaired)
+        elif not entries and not options.json:
             print("nothing to do: no change was cut off")
         if options.forget:
             for entry in entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tui.change import earlier, files, keep, networks
-from tui.change.perform import LIGHT, PUBLISHING, WHOLE, change, look
+from tui.change.perform import LIGHT, PUBLISHING, TUNED, WHOLE, change, look
 from tui.change.requests import request_of
 from tui.change.rights import in_words
 
@@ -35,6 +35,6 @@ def run(options: argparse.Namespace) -> int:
     action = getattr(options, "action", "")
     if (options.command, action) == ("network", "ls"):
         return networks.list_networks(look(WHOLE), options.json)
-    light = PUBLISHING if options.command == "publish" else LIGHT
+    light = {"publish": PUBLISHING, "tune": TUNED}.get(options.command, LIGHT)
     parts = WHOLE if (options.command, action) in _DELETING else light
     return change(options, lambda topology: request_of(options, topology), parts)

@@ -14,7 +14,7 @@ from core.apply.state import StateError
 from core.collect.host import missing_capabilities
 from core.collect.nftables import read_tables
 from core.collect.session import remote_session
-from core.collect.snapshot import HOST_FIREWALL, read_snapshot
+from core.collect.snapshot import HOST_FIREWALL, TUNING, read_snapshot
 from core.ops import (
     AddAddress,
     AddNeighbour,
@@ -39,6 +39,7 @@ from tui.errors import CommandError
 # and who listens on the host to those alone who publish ports.
 LIGHT = ("links", "containers", HOST_FIREWALL)
 PUBLISHING = (*LIGHT, "listeners")
+TUNED = (*LIGHT, TUNING)
 WHOLE = ("links", "containers", "firewall", "listeners")
 
 type Planner = Callable[[Topology], Plan | Refused]

@@ -22,6 +22,7 @@ from core.plan.requests import (
     RemoveContainer,
     RemoveNetwork,
     Request,
+    Tune,
     Unpublish,
 )
 from core.text import safe
@@ -40,6 +41,8 @@ def request_of(options: argparse.Namespace, topology: Topology) -> Request:
             return _port(options)
         case "link" | "bridge" | "port":
             return _link(options, topology)
+        case "tune":
+            return _tune(options, topology)
         case "attach":
             return Attach(options.container, options.network, tuple(options.address), options.link)
         case "detach":
@@ -116,6 +119,34 @@ def _link(options: argparse.Namespace, topology: Topology) -> Request:
             return ChangePort(key, options.flag, options.state == "on")
         case _:
             return Delete(Ref("link", tuple(key)))
+
+
+def _tune(options: argparse.Namespace, topology: Topology) -> Request:
+    given = (options.big_tcp, options.offloads, options.br_netfilter, options.rps)
+    if all(one is None for one in given):
+        raise CommandError("say what to tune: --big-tcp, --offloads, --br-netfilter or --rps")
+    switched = {"on": True, "off": False, None: None}
+    return Tune(
+        _bridge(options.network, topology),
+        options.big_tcp,
+        switched[options.offloads],
+        switched[options.br_netfilter],
+        options.rps,
+    )
+
+
+def _bridge(text: str, topology: Topology) -> LinkKey:
+    """The host's bridge of that name, or that of the network of that name or id."""
+    net = topology.snapshot.nets.get(topology.host)
+    for link in net.links.values() if net else ():
+        if link.kind == "bridge" and text in (link.name, *link.altnames):
+            return link.key
+    named = (one for one in topology.networks if text in (one.name, one.id))
+    found = {link.key for one in named if (link := topology.bridge_link(one))}
+    if len(found) == 1:
+        return found.pop()
+    why = f'there is no bridge or network of the host "{safe(text)}"'
+    raise CommandError(f'"{safe(text)}" is several networks: name the bridge' if found else why)
 
 
 def _key(options: argparse.Namespace, topology: Topology) -> LinkKey:

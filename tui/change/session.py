@@ -22,7 +22,12 @@ from tui.change.takeback import needs_guard, take_back
 from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
 from tui.errors import CommandError
 
-_PARTS = {"light": perform.LIGHT, "publishing": perform.PUBLISHING, "whole": perform.WHOLE}
+_PARTS = {
+    "light": perform.LIGHT,
+    "publishing": perform.PUBLISHING,
+    "tuning": perform.TUNED,
+    "whole": perform.WHOLE,
+}
 _MOST_EARLIER = 200
 
 

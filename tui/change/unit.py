@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGES = Path(__file__).parents[2]  # the folder that holds `tui`
@@ -26,7 +27,7 @@ RestartSec=2
 
 # Changing links, addresses, routes and rules; entering containers' network namespaces; reaching these by the
 # pid of a process that has other capabilities.
-CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_PTRACE
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_PTRACE{raw}
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome={home}
@@ -34,7 +35,7 @@ ProtectClock=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
-ProtectKernelTunables=yes
+ProtectKernelTunables={tunables}
 ProtectControlGroups=yes
 PrivateDevices=yes
 PrivateTmp={tmp}
@@ -50,23 +51,35 @@ UMask=0077
 [Install]
 WantedBy=multi-user.target
 """
+# The fast path sets a sysctl, keeps its compiled program and is asked by a socket, also by others than the agent;
+# CAP_NET_RAW and AF_INET6 let it see changes of iptables-legacy. Kernels before 5.11 count its maps as locked memory.
+_FAST = """\
+RuntimeDirectory=vnet-tui
+RuntimeDirectoryPreserve=yes
+CacheDirectory=vnet-tui
+CacheDirectoryMode=0700
+LimitMEMLOCK=infinity"""
 
 
-def render(metrics: str = "") -> str:
+def render(metrics: str = "", accelerate: Sequence[str] = ()) -> str:
     """The text of the unit, for this program, its interpreter and its state directory; `metrics` is where it
-    serves them, "" for nowhere."""
+    serves them, "" for nowhere; `accelerate` what the fast path is kept up for."""
     words, more = _program()
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | more
     settings = [f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()]
     state, serving = os.environ.get(_STATE), ("--metrics", metrics) if metrics else ()
     settings += [f"ReadWritePaths={_quoted(state)}"] if state else ["StateDirectory=vnet-tui"]
     settings += [] if state else ["StateDirectoryMode=0700"]
+    settings += [_FAST] if accelerate else []
+    fast = ("--accelerate", *accelerate) if accelerate else ()
     needed = [*words[:1], sys.executable, sys.prefix, str(_PACKAGES), *([state] if state else [])]
     return _UNIT.format(
-        start=" ".join(_quoted(word.replace("$", "$$")) for word in (*words, "agent", *serving)),
-        families="AF_UNIX AF_NETLINK AF_INET" + " AF_INET6" * ("[" in metrics),
+        start=" ".join(_quoted(word.replace("$", "$$")) for word in (*words, "agent", *serving, *fast)),
+        families="AF_UNIX AF_NETLINK AF_INET" + " AF_INET6" * ("[" in metrics or bool(accelerate)),
+        raw=" CAP_NET_RAW" if accelerate else "",
         settings="\n".join(settings),
         home="read-only" if any(_is_below(path, _HOMES) for path in needed) else "yes",
+        tunables="no" if accelerate else "yes",
         tmp="no" if any(_is_below(path, ("/tmp", "/var/tmp")) for path in needed) else "yes",
     )
 

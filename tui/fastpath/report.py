@@ -28,10 +28,10 @@ _MEASURING = 0.5  # seconds in which the cost of a packet is measured
 def status(as_json: bool) -> int:
     """How it stands; asking for what a packet costs takes half a second."""
     require_rights()
-    found = read_fast_path(closely=True)
+    found = read_fast_path(measure=True, flows=True)
     if found.is_running:
         time.sleep(_MEASURING)
-        found = read_fast_path(closely=True)
+        found = read_fast_path(measure=True, flows=True)
     if as_json:
         print(json.dumps(document(found), indent=2))
         return 0

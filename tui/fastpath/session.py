@@ -34,7 +34,7 @@ class FastSession:
         self._flows = SharedFlows()
 
     def status(self, closely: bool = False) -> FastPath:
-        found = read_fast_path(closely)
+        found = read_fast_path(closely, closely)
         if not found.is_running:
             self._flows.close()  # maps live as long as somebody holds them
         return found
@@ -85,22 +85,23 @@ class FastSession:
         with suppress(_NotRunning):
             ask({"do": "off"})
         wait_for_the_end()
-        self._reap()
+        self._let_go(_END_SECONDS)
         return "The fast path is off: the kernel forwards everything."
 
-    def _reap(self) -> None:
+    def _let_go(self, seconds: float) -> None:
+        """The keeper ends what it keeps as soon as its standard input is closed."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             if keeper.stdin:
                 with suppress(OSError):
                     keeper.stdin.close()
             with suppress(subprocess.TimeoutExpired):
-                keeper.wait(_END_SECONDS)
+                keeper.wait(seconds)
 
     def close(self) -> None:
-        """What was started here ends: it is told by its standard input."""
+        """What was started here ends; it is not waited for."""
         self._flows.close()
-        self._reap()
+        self._let_go(0.0)
 
 
 class _NotRunning(CommandError):

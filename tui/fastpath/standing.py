@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from bpf import control, runtime
+from bpf import control
 from bpf.loader import FLOWS
 from bpf.verdicts import VERDICTS
 from core.model import FastPath, FastPort
+from tui.fastpath import leftover
 
 WORDS = {verdict.name: verdict.words for verdict in VERDICTS}
 _SOON = 3.0  # seconds that somebody who looks waits for an answer
 
 
-def read_fast_path(closely: bool = False) -> FastPath:
-    """How it stands in this network namespace; `closely` also counts flows and what a packet costs."""
+def read_fast_path(measure: bool = False, flows: bool = False) -> FastPath:
+    """How it stands in this network namespace; on demand it measures what a packet costs and counts flows."""
     try:
-        answer = control.ask({"do": "status", "measure": closely, "flows": closely}, patience=_SOON)
+        answer = control.ask({"do": "status", "measure": measure, "flows": flows}, patience=_SOON)
     except control.NotRunning:
-        return FastPath(words=WORDS, left=runtime.remembered() is not None)
+        return FastPath(words=WORDS, left=leftover.is_there())
     except (OSError, ValueError):
         return FastPath("silent", words=WORDS)
     return of_answer(answer)

@@ -17,7 +17,7 @@ _TO_ENTER = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 _AS_ROOT = "Run it as root: sudo vnet-tui."
 # The parts of a snapshot whose problems leave a view empty, and those that make only some of its things.
 _PARTS: Mapping[str, tuple[str, ...]] = {
-    "nat": ("nat",), "conntrack": ("conntrack",), "flows": ("conntrack",), "events": (),
+    "nat": ("nat",), "conntrack": ("conntrack",), "flows": ("conntrack",), "events": (), "fastpath": (),
 }  # fmt: skip
 _MAKERS: Mapping[str, tuple[str, ...]] = {
     "containers": ("docker", "podman"), "networks": ("docker", "podman"), "bridges": ("ovs",),

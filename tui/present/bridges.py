@@ -8,7 +8,7 @@ from core.model import FdbEntry, Link, LinkKey, OvsBridge, OvsPort, Ref, link_re
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, links
+from tui.present import cells, fast_marks, links
 from tui.present.cells import Line
 from tui.present.link_detail import (
     common_sections,
@@ -50,7 +50,7 @@ def rows(scene: Scene) -> ListRows:
         ports = sorted(topology.ports_of(bridge.key), key=lambda port: port.name)
         made.append(_bridge_row(scene, bridge, len(ports)))
         made += [_port_row(scene, bridge, port) for port in ports]
-    return ListRows(made, COLUMNS)
+    return fast_marks.marked(scene, ListRows(made, COLUMNS), 3, lambda ref: link_of(topology, ref))
 
 
 def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
@@ -156,6 +156,7 @@ def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
     yield "multicast snooping", cells.yes(settings.mcast_snooping), None
     yield "group forward mask", Cell(f"{settings.group_fwd_mask:#x}"), None
     yield "iptables sees it", cells.yes(settings.nf_call_iptables), None
+    yield "ip6tables sees it", cells.yes(settings.nf_call_ip6tables), None
 
 
 def _port_line(topology: Topology, port: Link) -> Line:

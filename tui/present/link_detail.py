@@ -63,6 +63,11 @@ def _identity(topology: Topology, link: Link) -> Iterator[Line]:
 def _hardware(link: Link) -> Iterator[Line]:
     yield "MAC", cells.text(link.mac), None
     yield "ifindex", cells.number(link.ifindex), None
+    if link.sizes.gso:
+        yield "GSO, GRO", Cell(f"{link.sizes.gso}, {link.sizes.gro} bytes"), None
+    ipv4 = (link.sizes.gso_ipv4, link.sizes.gro_ipv4)
+    if any(ipv4) and ipv4 != (link.sizes.gso, link.sizes.gro):
+        yield "of IPv4", Cell(f"{ipv4[0]}, {ipv4[1]} bytes"), None
     if link.offloads:
         yield "offloads", Cell(f"{len(link.offloads)} on"), None
 

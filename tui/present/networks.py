@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import Container, Network, Ref, container_ref, link_ref, nat_ref, network_ref
+from core.model import Container, Link, Network, Ref, container_ref, link_ref, nat_ref, network_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, faults, trends
+from tui.present import cells, fast_marks, faults, trends
 from tui.present.cells import Line
 from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
@@ -32,7 +32,13 @@ COLUMNS = (
 def rows(scene: Scene) -> ListRows:
     """Every network, those with a bridge first."""
     found = sorted(scene.topology.networks, key=lambda net: (not net.bridge, net.name, net.id))
-    return ListRows([_row(scene, network) for network in found], COLUMNS)
+    made = ListRows([_row(scene, network) for network in found], COLUMNS)
+    return fast_marks.marked(scene, made, 2, lambda ref: _bridge_at(scene.topology, ref))
+
+
+def _bridge_at(topology: Topology, ref: Ref) -> Link | None:
+    network = topology.network(str(ref.key[0]))
+    return topology.bridge_link(network) if network else None
 
 
 def _row(scene: Scene, network: Network) -> Row:

@@ -8,9 +8,10 @@ from itertools import batched
 
 from tui.present import units
 from tui.present.drawing import Canvas, Ink, Item, Picture, Span
+from tui.present.fast_marks import MARK, mark_of
 from tui.present.fitting import cut, fit, width_of
 from tui.present.rails import MARKS, Card, Figure, Rail, rails
-from tui.present.rows import Tone
+from tui.present.rows import Cell, Tone
 from tui.present.scene import Scene
 
 ROOMY_WIDTH = 60
@@ -104,7 +105,7 @@ class _Drawer:
         room = width - _LEFT - 1 - (width_of("".join(text for text, _ in right)) + _GAP if right else 0)
         spans: list[Span] = [(cut(rail.name, max(8, room)), "title")]
         taken = width_of(spans[0][0])
-        for cell in (*rail.faults, *rail.facts):
+        for cell in (*rail.faults, *self._fast(), *rail.facts):
             if taken + _GAP + width_of(cell.text) <= room:
                 spans += [(" " * _GAP, ""), (cell.text, cell.tone or "dim")]
                 taken += _GAP + width_of(cell.text)
@@ -113,6 +114,14 @@ class _Drawer:
             self.canvas.put_all(width - 1 - width_of("".join(text for text, _ in right)), y, right)
         if rail.ref is not None:
             self.canvas.items.append(Item(rail.ref, "rail", rail.key, band, 0, y, width, 1))
+
+    def _fast(self) -> list[Cell]:
+        """The mark of a network that is accelerated."""
+        network = self.rail.ref if self.rail.ref and self.rail.ref.kind == "network" else None
+        link = self.scene.snapshot.link(self.rail.link) if network and self.rail.link else None
+        mark = mark_of(self.scene, link)
+        words = "fast" if mark.tone == "ok" else f"fast path {self.scene.fast.state}"
+        return [Cell(f"{MARK} {words}", mark.tone)] if mark.text else []
 
     def _traffic(self) -> list[Span]:
         """The rate and its trend, for the right end of the heading."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from core.flows.table import table_of
-from core.model import Change, LinkKey, Ref, Snapshot
+from core.model import Change, FastPath, LinkKey, Ref, Snapshot
 from core.rates import LinkRate, Rates
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
@@ -47,6 +47,7 @@ class Scene:
     rates: Rates | None = None
     log: ChangeLog = field(default_factory=ChangeLog)
     flows: FlowPicture | None = None
+    fast: FastPath = field(default_factory=FastPath)
 
     @property
     def flow_picture(self) -> FlowPicture:

@@ -14,6 +14,7 @@ from tui.present import (
     conntrack,
     containers,
     events,
+    fastpath,
     faults,
     flows,
     flows_detail,
@@ -59,6 +60,7 @@ VIEWS: tuple[View, ...] = (
     View(None, flows.VIEW),
     View(None, links.VIEW),
     View(None, networks.VIEW),
+    View(None, fastpath.VIEW),
 )
 
 _BY_NAME: Mapping[str, View] = {
@@ -66,7 +68,7 @@ _BY_NAME: Mapping[str, View] = {
 }
 _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
-    "talk": "flows", "talkers": "flows",
+    "talk": "flows", "talkers": "flows", "fast": "fastpath",
     "flow": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
@@ -114,8 +116,8 @@ def detail(scene: Scene, ref: Ref) -> Detail:
 
 def _detail(scene: Scene, ref: Ref) -> Detail:
     topology = scene.topology
-    if ref.kind == "event":
-        return events.detail(scene, ref)
+    if ref.kind in ("event", "fast"):
+        return (events.detail if ref.kind == "event" else fastpath.detail)(scene, ref)
     if ref.kind in ("talk", "talkers"):
         return (flows_detail.detail if ref.kind == "talk" else flows_detail.talkers)(scene, ref)
     if ref.kind == "link":

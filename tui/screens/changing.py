@@ -108,6 +108,11 @@ class Changing(Journey):
 
         self._open(lambda: settings_form(self.ref))
 
+    def action_tune(self) -> None:
+        from tui.screens.forms.tune import tune_form
+
+        self._open(lambda: tune_form(self.ref))
+
     def action_publish(self) -> None:
         from tui.screens.forms.publish import publish_form
 

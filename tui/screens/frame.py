@@ -13,6 +13,7 @@ from tui import commands
 from tui.present import views
 from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, TabsBar
 from tui.widgets.detail import DetailPane
+from tui.widgets.fastbar import FastBar
 from tui.widgets.lines import LinesPane
 from tui.widgets.overview import MainPane
 from tui.widgets.prompt import Prompt
@@ -39,7 +40,7 @@ class Frame(Screen[None]):
         super().__init__()
         self.table, self.pane, self.prompt = MainPane(), DetailPane(), Prompt(commands.completed)
         self.header, self.tabs, self.crumbs, self.footer = HeaderBar(), TabsBar(), CrumbsBar(), FooterBar()
-        self.time_bar = TimeBar()
+        self.time_bar, self.fast_bar = TimeBar(), FastBar()
         self._notice_end: Timer | None = None
         self._wanted = 0
         self._main = Container(self.table, id="main")
@@ -51,6 +52,7 @@ class Frame(Screen[None]):
         yield self.header
         yield self.tabs
         yield self.crumbs
+        yield self.fast_bar
         yield Container(self._main, self._side, id="body")
         yield self.time_bar
         yield self.prompt
@@ -95,7 +97,8 @@ class Frame(Screen[None]):
         self._side.display = alone is not self.table
         self.set_class(alone is self.pane, "-side-alone")
         stacked = alone is None and self.size.width < _WIDE
-        most = (self.size.height - _BARS - self.time_bar.display) * 3 // 5
+        bars = _BARS + self.time_bar.display + self.fast_bar.display
+        most = (self.size.height - bars) * 3 // 5
         self._main.styles.height = min(self._wanted or most, most) if stacked else None
         self._side.styles.height = "1fr" if stacked else None
         if alone and not alone.has_focus:

@@ -1,0 +1,97 @@
+"""How long it takes until the fast path is there, and the memory that it takes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from bpf import loader, syscall
+from core.collect.netns import entered
+from tests.bench.fastpath_lab import FastPath, Lab, inside, named
+from tests.bench.report import Figure
+
+_REPETITIONS = 5
+# What the dashboard has loaded anyway, and then what it takes to show the fast path's flows.
+_READER = """
+from pathlib import Path
+import tui.app
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4
+before = resident()
+from bpf.reader import FlowReader
+reader = FlowReader()
+for _ in range(20):
+    flows = reader.read()
+print(resident() - before)
+"""
+
+
+def figures(lab: Lab, fast: FastPath) -> Iterator[Figure]:
+    """Time, then memory."""
+    yield from _times(lab, fast)
+    yield from _memory(lab, fast)
+
+
+def _times(lab: Lab, fast: FastPath) -> Iterator[Figure]:
+    cold, warm, whole = [], [], []
+    for _ in range(_REPETITIONS):
+        with entered(named(lab.host.name)):
+            folder = Path(tempfile.mkdtemp())
+            cold.append(_start(folder))
+            warm.append(_start(folder))
+            shutil.rmtree(folder)
+        began = time.perf_counter()
+        fast.on()
+        whole.append(time.perf_counter() - began)
+        fast.off()
+    how = f"median of {_REPETITIONS}"
+    yield Figure("compile + load + attach", "<= 1.5 s", f"{median(cold):.2f} s", how)
+    yield Figure("the same, compiled before", "<= 0.3 s", f"{median(warm):.2f} s", how)
+    how += "; starts two processes of Python, reads links and rules"
+    yield Figure("from the command to forwarding", "(report)", f"{median(whole):.2f} s", how)
+
+
+def _start(folder: Path) -> float:
+    """Seconds to have the program at one link, its compiled form kept in that folder."""
+    began = time.perf_counter()
+    loaded = loader.load(cache=folder)
+    link = syscall.attach_tcx(loaded.program, socket.if_nametoindex("up0"))
+    took = time.perf_counter() - began
+    os.close(link)
+    loaded.close()
+    return took
+
+
+def _memory(lab: Lab, fast: FastPath) -> Iterator[Figure]:
+    fast.on()
+    try:
+        done = subprocess.run(
+            inside(named(lab.host.name), sys.executable, "-c", _READER),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        own = [_kilobytes(pid) for pid in fast.processes()]
+    finally:
+        fast.off()
+    added = f"{int(done.stdout) / 1024:.1f} MB"
+    yield Figure("resident memory added to the dashboard", "<= 40 MB", added, "reading all flows, 20 times")
+    private, resident = (sum(each) / 1024 for each in zip(*own, strict=True))
+    how = f"{resident:.0f} MB resident with what is shared; the maps are the kernel's"
+    yield Figure("memory of keeper and holder", "(report)", f"{private:.0f} MB of their own", how)
+
+
+def _kilobytes(pid: int) -> tuple[int, int]:
+    """Private and resident memory."""
+    found = {"Private_Clean:": 0, "Private_Dirty:": 0, "Rss:": 0}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, *rest = line.split()
+        if name in found:
+            found[name] = int(rest[0])
+    return found["Private_Clean:"] + found["Private_Dirty:"], found["Rss:"]

@@ -1,0 +1,59 @@
+"""Docker's default and the fast path in turns, the limit beside them: what came of it, in words."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.bench.fastpath_lab import FastPath
+
+SECONDS = int(os.environ.get("VNET_BENCH_SECONDS", "2"))  # netperf takes whole ones
+REPETITIONS = int(os.environ.get("VNET_BENCH_REPETITIONS", "5"))
+
+Measure = Callable[[], float]
+
+
+@dataclass
+class Turns:
+    """Of each repetition: Docker's default, the fast path, the limit; and the share of fast packets."""
+
+    kernel: list[float] = field(default_factory=list)
+    fast: list[float] = field(default_factory=list)
+    limit: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def in_words(self, is_time: bool = False) -> str:
+        """Gain with its spread, part of the limit, and the three medians; `is_time` where less is better."""
+        ours, theirs = (self.kernel, self.fast) if is_time else (self.fast, self.kernel)
+        gains = sorted(one / other for one, other in zip(ours, theirs, strict=True))
+        words = f"{statistics.median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})"
+        if self.limit:
+            pairs = zip(self.fast, self.limit, strict=True)
+            words += f", {statistics.median(one / other for one, other in pairs):.2f} of the limit"
+        measured = [each for each in (self.kernel, self.fast, self.limit) if each]
+        return f"{words}; " + " / ".join(f"{statistics.median(each):,.0f}" for each in measured)
+
+
+def in_turns(fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measure | None = None) -> Turns:
+    """Measure each as often as is asked for, in the other order every other time, the limit in the middle."""
+    found = Turns()
+
+    def once_accelerated() -> None:
+        fast.on()
+        try:
+            found.fast.append(accelerated())
+            found.shares.append(fast.share())
+        finally:
+            fast.off()
+
+    def once_at_the_limit() -> None:
+        if limit is not None:
+            found.limit.append(limit())
+
+    turns = [lambda: found.kernel.append(kernel()), once_at_the_limit, once_accelerated]
+    for repetition in range(REPETITIONS):
+        for turn in reversed(turns) if repetition % 2 else turns:
+            turn()
+    return found

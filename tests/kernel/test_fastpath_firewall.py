@@ -1,0 +1,194 @@
+"""Firewall, routes and bridges decide about running flows as if there were no fast path; nothing private ever leaves."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.fastpath import eventually
+from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, V6, FastLab, Guard
+from tests.kernel.streams import Stream, is_fast
+
+pytestmark = pytest.mark.root
+GRACE = 1.0  # seconds after which a change must be in force
+
+
+@pytest.fixture
+def lab() -> Iterator[FastLab]:
+    with FastLab() as made:
+        made.accelerate()
+        yield made
+
+
+def test_the_guard_hears_what_leaks() -> None:
+    with FastLab() as lab:
+        frame = bytes.fromhex(MACS["world"].replace(":", "") + MACS["up0"].replace(":", "") + "0800")
+        frame += bytes(12) + socket.inet_aton(V4["a"]) + socket.inet_aton(V4["far"])
+        with lab.socket("host", socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("up0", 3))
+            raw.send(frame)
+        assert eventually(lab.leaked)
+        lab.run("ping -c1 -W2 198.51.100.2", inside="a")
+        assert lab.leaked() == []
+
+
+def test_unrelated_rules_cost_no_packet(lab: FastLab) -> None:
+    with (
+        Stream(lab, "a", "far", V4["far"]) as out,
+        Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED) as published,
+        Stream(lab, "a", "b", V4["b"], port=6002) as bridged,
+        Stream(lab, "c", "far", V6["far"], port=6003, family=6) as six,
+    ):
+        streams = (out, published, bridged, six)
+        assert is_fast(lab, "v-a", "v-b", "v-c", "up0")
+        lab.run("iptables -I DOCKER-USER -s 198.18.0.0/15 -j DROP")
+        assert all(stream.flows() for stream in streams)
+        lab.run("nft add table ip other { chain forward { type filter hook forward priority 10 ; } ; }")
+        lab.run("nft add rule ip other forward ip saddr 198.18.0.9 drop")
+        assert all(stream.flows() for stream in streams)
+        lab.run("ip6tables -t nat -A DOCKER -p tcp --dport 81 -j DNAT --to-destination [fd17::3]:81")
+        assert all(stream.flows() for stream in streams)
+        assert is_fast(lab, "v-a", "v-b", "v-c", "up0")
+        for stream in streams:
+            stream.stop()
+            assert (stream.lost(), stream.there.damaged, stream.back.damaged) == ([], 0, 0)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What stops a stream, what lets it go on, and whether only the answers stop."""
+
+    put: str
+    take: str
+    way: str = "out"
+    answers_only: bool = False
+
+
+_NFT = "nft -f - <<< 'table {0} stop {{ chain it {{ type filter hook {1}; }}; }}; insert rule {0} stop it {2}'"
+STOPS = {
+    "iptables by address": Stop("iptables -I DOCKER-USER -s 172.17.0.2 -j DROP", "iptables -D DOCKER-USER 1"),
+    "iptables by port": Stop("iptables -I DOCKER-USER -p udp --dport 6000 -j DROP", "iptables -D DOCKER-USER 1"),
+    "iptables one way": Stop(
+        "iptables -I DOCKER-USER -d 172.17.0.2 -j DROP", "iptables -D DOCKER-USER 1", answers_only=True
+    ),
+    "iptables reject": Stop("iptables -I FORWARD -s 172.17.0.2 -j REJECT", "iptables -D FORWARD 1"),
+    "iptables raw": Stop("iptables -t raw -I PREROUTING -s 172.17.0.2 -j DROP", "iptables -t raw -F"),
+    "iptables mangle, published": Stop(
+        "iptables -t mangle -I POSTROUTING -d 172.17.0.2 -j DROP", "iptables -t mangle -F", "published"
+    ),
+    "iptables-legacy": Stop("iptables-legacy -I FORWARD -s 172.17.0.2 -j DROP", "iptables-legacy -F FORWARD"),
+    "iptables-legacy, same bridge": Stop(
+        "iptables-legacy -I FORWARD -d 172.17.0.3 -j DROP", "iptables-legacy -F FORWARD", "bridged"
+    ),
+    "ip6tables": Stop("ip6tables -I DOCKER-USER -s fd17::2 -j DROP", "ip6tables -D DOCKER-USER 1", "six"),
+    "nft": Stop(
+        _NFT.format("inet", "forward priority 0", "ip saddr 172.17.0.2 drop"), "nft delete table inet stop"
+    ),
+    "nft by port, same bridge": Stop(
+        _NFT.format("inet", "forward priority 0", "udp dport 6000 drop"), "nft delete table inet stop", "bridged"
+    ),
+    "nft prerouting, answers": Stop(
+        _NFT.format("ip", "prerouting priority -300", "udp sport 6000 drop"), "nft delete table ip stop",
+        answers_only=True,
+    ),
+    "nft bridge": Stop(
+        _NFT.format("bridge", "forward priority 0", "ip daddr 172.17.0.3 drop"), "nft delete table bridge stop", "bridged"
+    ),
+    "nft ingress": Stop(
+        _NFT.format("netdev", "ingress device v-a priority 0", "ip saddr 172.17.0.2 drop"),
+        "nft delete table netdev stop",
+    ),
+    "nft egress": Stop(
+        _NFT.format("netdev", "egress device up0 priority 0", "udp dport 6000 drop"), "nft delete table netdev stop"
+    ),
+    "a set": Stop(
+        "nft -f - <<< 'table ip stop { set s { type ipv4_addr; }; chain it { type filter hook forward priority 0; "
+        "ip saddr @s drop; }; }' && nft add element ip stop s { 172.17.0.2 }",
+        "nft delete table ip stop",
+    ),
+    "tc": Stop(
+        "tc qdisc add dev v-a clsact && tc filter add dev v-a ingress protocol ip prio 1 u32 match u32 0 0 action drop"
+        " || tc filter add dev v-a ingress protocol ip prio 1 bpf bytecode '1,6 0 0 4294967295,' action drop",
+        "tc qdisc del dev v-a clsact",
+    ),
+    "a route": Stop("ip route add blackhole 198.51.100.0/24", "ip route del blackhole 198.51.100.0/24"),
+    "a policy rule": Stop("ip rule add from 172.17.0.2 prohibit", "ip rule del from 172.17.0.2 prohibit"),
+    "forwarding off": Stop("sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1"),
+    "link down": Stop("ip link set v-b down", "ip link set v-b up", "bridged"),
+    "isolated ports": Stop(
+        "ip link set v-a type bridge_slave isolated on && ip link set v-b type bridge_slave isolated on",
+        "ip link set v-a type bridge_slave isolated off", "bridged",
+    ),
+    "out of the bridge": Stop("ip link set v-b nomaster", "ip link set v-b master docker0", "bridged"),
+}  # fmt: skip
+
+
+def _stream(lab: FastLab, way: str) -> Stream:
+    match way:
+        case "published":
+            return Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)
+        case "bridged":
+            return Stream(lab, "a", "b", V4["b"])
+        case "six":
+            return Stream(lab, "a", "far", V6["far"], family=6)
+    return Stream(lab, "a", "far", V4["far"])
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_what_stops_a_flow_stops_it_within_a_second(lab: FastLab, name: str) -> None:
+    stop = STOPS[name]
+    with _stream(lab, stop.way) as stream:
+        assert is_fast(lab, "v-a")
+        lab.run(["bash", "-c", stop.put])
+        in_force = time.monotonic() + GRACE
+        heard = stream.back if stop.answers_only else stream.there
+        assert eventually(lambda: time.monotonic() > max(in_force, heard.latest) + 1.5)
+        assert heard.latest <= in_force, f"sent {heard.latest - in_force + GRACE:.2f} s after the change"
+        lab.run(["bash", "-c", stop.take])
+        assert stream.flows(), "it does not go on"
+        assert is_fast(lab, "v-a"), lab.fast and lab.fast.status()
+
+
+@pytest.mark.parametrize("forget", ["-D -p udp", "-F"])
+def test_forgotten_connections_take_the_rules_of_now(lab: FastLab, forget: str) -> None:
+    lab.run("ip addr add 192.0.2.77/24 dev up0")
+    with Stream(lab, "a", "far", V4["far"]) as out:
+        assert is_fast(lab, "v-a")
+        lab.run("iptables -t nat -I POSTROUTING -s 172.17.0.2 -o up0 -j SNAT --to-source 192.0.2.77")
+        assert out.flows()
+        assert {address for address, _ in out.there.sources} == {HOST4}, "connections keep their translation"
+        assert is_fast(lab, "v-a")
+        lab.run(f"conntrack {forget}")
+        assert eventually(lambda: out.there.sources[-1][0] == "192.0.2.77")
+        assert is_fast(lab, "v-a")
+        assert lab.conntrack("udp", "dst=192.0.2.77")
+
+
+def test_all_rules_flushed(lab: FastLab) -> None:
+    """Nothing translates then, so what goes out of the host is not looked at; what does not must go on."""
+    with (
+        Stream(lab, "a", "b", V4["b"], port=6001) as bridged,
+        Stream(lab, "c", "b", V4["b"], port=6002, answered=False) as other,
+    ):
+        assert is_fast(lab, "v-a", "v-b")
+        lab.run("nft flush ruleset")
+        assert "vnet_fastpath" in lab.run("nft list tables")
+        assert bridged.flows() and other.flows()
+        assert is_fast(lab, "v-a", "v-b")
+        bridged.stop()
+        assert bridged.lost() == []
+
+
+def test_guard_of_the_second_uplink_hears_as_well() -> None:
+    with FastLab() as lab:
+        guard = Guard(lab.host, "world", "eth1")
+        lab.run("ip route replace 198.51.100.0/24 via 203.0.113.2")
+        lab.run("iptables -t nat -F POSTROUTING")
+        lab.run("ping -c1 -W1 198.51.100.2", inside="a", check=False)
+        assert eventually(guard.leaked)
+        guard.close()
+        assert lab.leaked()

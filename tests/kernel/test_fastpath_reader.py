@@ -1,0 +1,68 @@
+"""The fast path's flows as columns, as whoever shows them reads them."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bpf.reader import FlowReader
+from core.collect.netns import entered
+from core.model.fastflows import FAST_PATHS
+from tests.conftest import ThrowawayHost
+from tests.fastpath import FastPath, Talk, eventually, traces, two_containers_and_an_uplink
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+    two_containers_and_an_uplink(host)
+    yield host
+    assert eventually(lambda: not traces(host)), traces(host)
+
+
+def _address(octets: bytes) -> str:
+    found = ipaddress.IPv6Address(octets)
+    return str(found.ipv4_mapped or found)
+
+
+def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
+    with entered(f"/run/netns/{place.name}"):
+        reader = FlowReader()
+        assert len(reader.read().entries) == 0
+        with FastPath(place, "br0") as fast:
+            with Talk(place, "a", "world", "192.0.2.2") as out, Talk(place, "a", "b", "10.9.0.3") as inside:
+
+                def all_four() -> bool:
+                    out.say(10)
+                    inside.say(10)
+                    return len(reader.read().entries) == 4
+
+                assert eventually(all_four)
+                told = reader.read()
+                assert told.ns == place.inode and not told.entries.flags.writeable
+                port = out.client.getsockname()[1]
+                (row,) = told.entries[(told.entries["sport"] == port)]
+                assert _address(row["src"].tobytes()) == "10.9.0.2"
+                assert _address(row["dst"].tobytes()) == _address(row["new_dst"].tobytes()) == "192.0.2.2"
+                assert _address(row["new_src"].tobytes()) == "192.0.2.1"
+                assert (row["dport"], row["new_sport"]) == (7000, out.seen_from[1])
+                assert FAST_PATHS[row["path"]] == "translated" and row["live"] and row["family"] == 4
+                assert row["packets"] >= 10 and row["bytes"] > 160 * 10
+                assert 0 <= row["last_seen"] - row["first_seen"] < 60e9
+                assert abs(time.time_ns() - int(row["last_seen"])) < 60e9
+                (back,) = told.entries[(told.entries["new_dport"] == port)]
+                assert (
+                    _address(back["new_dst"].tobytes()) == "10.9.0.2"
+                    and back["in_ifindex"] == row["out_ifindex"]
+                )
+                paths = sorted(FAST_PATHS[each] for each in told.entries["path"])
+                assert paths == ["same bridge"] * 2 + ["translated"] * 2
+            assert eventually(lambda: not reader.read().entries["live"].any())
+            fast.ask("off")
+            fast.keeper.wait(20)
+            assert len(reader.read().entries) == 0
+        reader.close()

@@ -1,0 +1,221 @@
+"""The fast path's view: what became of packets, over all and link by link, and what it needs of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from core.model import FastPath, FastPort, Ref, Requirement
+from core.model.fastpath import FAST
+from core.text import safe
+from tui.present import cells, units
+from tui.present.cells import Line
+from tui.present.list_rows import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Section, Tone
+from tui.present.scene import Scene
+
+COLUMNS = (
+    Column("name", "link / verdict", 22, grow=1),
+    Column("state", "", 9),
+    Column("packets", "packets", 8, align="right"),
+    Column("share", "share", 6, align="right", priority=1),
+    Column("words", "what became of them", 34, grow=3),
+)
+STATES = {
+    "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
+    "silent": "its process does not answer",
+}  # fmt: skip
+_TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
+_ALL, _NEEDS = "all links", "requirements"
+
+
+class FastRows(ListRows):
+    """The rows, and above their columns how the fast path stands."""
+
+    __slots__ = ("head",)
+
+    def __init__(self, rows: list[Row], columns: tuple[Column, ...], head: tuple[Cell, ...]) -> None:
+        super().__init__(rows, columns)
+        self.head = head
+
+
+def rows(scene: Scene) -> FastRows:
+    """All links together, each link, each with its verdicts below it; then the requirements."""
+    fast = scene.fast
+    made: list[Row] = []
+    if fast.is_running:
+        made += _counted(fast, _ALL, "", fast.verdicts)
+        for port in fast.ports:
+            made += _counted(fast, port.name, port.role, port.verdicts)
+    return FastRows([*made, *_requirements(fast)], COLUMNS, tuple(_head(fast)))
+
+
+def _ref(*key: str) -> Ref:
+    return Ref("fast", key)
+
+
+def _counted(fast: FastPath, name: str, role: str, verdicts: Mapping[str, int]) -> Iterator[Row]:
+    seen, by_fast = sum(verdicts.values()), verdicts.get(FAST, 0)
+    words = f"{units.count(by_fast)} forwarded by the fast path" if seen else "no packet yet"
+    terms = {"name": safe(name), "state": role}
+    yield Row(
+        _ref("link" if role else "all", name),
+        (cells.text(name), Cell(role, "dim"), cells.count(seen), _share(by_fast, seen), Cell(words)),
+        terms,
+    )
+    for verdict, count in ranked(verdicts):
+        yield Row(
+            _ref("verdict", name, verdict),
+            (
+                Cell(verdict.lower().replace("_", " "), "ok" if verdict == FAST else ""),
+                Cell("fast" if verdict == FAST else "kernel", "ok" if verdict == FAST else "dim"),
+                cells.count(count), _share(count, seen), cells.text(fast.words.get(verdict, verdict)),
+            ),
+            terms | {"verdict": verdict.lower()}, depth=1,
+        )  # fmt: skip
+
+
+def ranked(verdicts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Verdicts with their packets: the fast path's own first, then the most frequent."""
+    return sorted(verdicts.items(), key=lambda pair: (pair[0] != FAST, -pair[1]))
+
+
+def _share(count: int, seen: int) -> Cell:
+    return Cell(f"{count / seen:.1%}", sort=count / seen) if seen else cells.NONE
+
+
+def _requirements(fast: FastPath) -> Iterator[Row]:
+    found = fast.requirements
+    if not found:
+        return
+    met = sum(one.met for one in found)
+    tone: Tone = "ok" if all(one.met for one in found if one.needed) else "bad"
+    words = "all is there" if met == len(found) else f"{len(found) - met} missing"
+    yield Row(
+        _ref("needs", _NEEDS),
+        (Cell(_NEEDS), Cell(f"{met} of {len(found)}", tone), Cell(""), Cell(""), Cell(words, tone)),
+    )
+    for one in found:
+        yield Row(
+            _ref("need", one.name),
+            (cells.text(one.name), _met(one), Cell(""), Cell(""), cells.text(one.found)),
+            depth=1,
+        )
+
+
+def _met(one: Requirement) -> Cell:
+    return Cell("yes", "ok") if one.met else Cell("no", "bad" if one.needed else "warn")
+
+
+def _head(fast: FastPath) -> Iterator[Cell]:
+    words = [f"fast path {STATES[fast.state]}"]
+    if not fast.is_running:
+        yield Cell(f"{words[0]}: the kernel forwards everything. W, then f turns it on.", "dim")
+        return
+    words += [", ".join(map(safe, fast.targets))]
+    words += [f"{fast.share:.0%} of {units.count(fast.packets)} packets"] if fast.share is not None else []
+    words += [f"{fast.flows:,} flows"] if fast.flows is not None else []
+    words += [f"{fast.ns_per_packet:.0f} ns a packet"] if fast.ns_per_packet else []
+    words += [f"captured: {', '.join(fast.captured)}"] if fast.captured else []
+    yield Cell(" · ".join(words), _TONES[fast.state])
+    for reason in fast.reasons[:3]:
+        yield Cell(f"because {safe(reason)}", "warn")
+
+
+def detail(scene: Scene, ref: Ref) -> Detail:
+    """Everything about one line of the view."""
+    fast, kind, name = scene.fast, str(ref.key[0]), str(ref.key[1])
+    if kind == "need":
+        found = next((one for one in fast.requirements if one.name == name), None)
+        return _need(found) if found else Detail("this requirement")
+    if kind == "verdict":
+        return _verdict(fast, str(ref.key[2]))
+    if kind == "link":
+        port = next((one for one in fast.ports if one.name == name), None)
+        return _port(scene, port) if port else Detail(f"{safe(name)} is not accelerated any more")
+    return Detail("fast path", (*cells.section("Fast path", _standing(fast)), *_left_out(fast)))
+
+
+def _standing(fast: FastPath) -> Iterator[Line]:
+    yield "state", Cell(STATES[fast.state], _TONES[fast.state]), None
+    for reason in fast.reasons:
+        yield "because", cells.text(reason, "warn"), None
+    if fast.left:
+        yield "left behind", Cell("settings of one that was killed: vnet-tui recover", "warn"), None
+    if not fast.is_running:
+        return
+    for target in fast.targets:
+        gone = target in fast.unknown
+        yield (
+            "target",
+            cells.text(f"{target}, not there now" if gone else target, "warn" if gone else ""),
+            None,
+        )
+    for bridge in fast.bridges:
+        yield "bridge", cells.text(bridge), None
+    yield "links", cells.number(len(fast.ports)), None
+    if fast.flows is not None:
+        yield "flows", Cell(f"{fast.flows:,} of {fast.flows_limit or 0:,}"), None
+    cost = f"{fast.ns_per_packet:.0f} ns a packet" if fast.ns_per_packet else "being measured"
+    yield "cost", Cell(cost), None
+    for address in fast.captured:
+        yield "captured", cells.text(address), None
+    yield "rules", cells.text(f"generation {fast.generation} of 15"), None
+    yield "ct mark", Cell(f"bits 0x{fast.mark_mask:08x}"), None
+    yield "process", cells.number(fast.pid), None
+
+
+def _left_out(fast: FastPath) -> tuple[Section, ...]:
+    return cells.section(
+        "Left to the kernel", ((safe(k), cells.text(v), None) for k, v in fast.refused.items())
+    )
+
+
+def _port(scene: Scene, port: FastPort) -> Detail:
+    link = next(
+        (one for one in scene.snapshot.links() if one.key == (scene.topology.host, port.ifindex)), None
+    )
+    target = Ref("link", tuple(link.key)) if link else None
+    lines: list[Line] = [("link", cells.text(port.name), target), ("role", Cell(port.role), None)]
+    return Detail(
+        f"fast path on {safe(port.name)}",
+        (
+            *cells.section("Link", lines),
+            *cells.section(
+                "Packets", ((name, cells.count(count), None) for name, count in ranked(port.verdicts))
+            ),
+        ),
+        ((f"link {safe(port.name)}", target),) if target else (),
+    )
+
+
+def _verdict(fast: FastPath, verdict: str) -> Detail:
+    links = [(one.name, one.verdicts[verdict]) for one in fast.ports if verdict in one.verdicts]
+    links.sort(key=lambda pair: -pair[1])
+    meaning: list[Line] = [("meaning", cells.text(fast.words.get(verdict, "")), None)]
+    meaning += [("name", Cell(verdict), None)]
+    return Detail(
+        verdict.lower().replace("_", " "),
+        (
+            *cells.section("Verdict", meaning),
+            *cells.section("By link", ((safe(name), cells.count(count), None) for name, count in links)),
+        ),
+    )
+
+
+def _need(one: Requirement) -> Detail:
+    lines: list[Line] = [("met", _met(one), None), ("found", cells.text(one.found), None)]
+    if not one.met:
+        lines += [("so", cells.text(one.follows, "warn"), None), ("try", cells.text(one.try_), None)]
+    return Detail(safe(one.name), cells.section("Requirement", lines))
+
+
+VIEW = ListView(
+    "fastpath", "Fast path", ("fast", "accelerate"), COLUMNS, rows,
+    empty="The fast path is off: the kernel forwards everything.",
+    help=(
+        ("f", "turn it on for every bridge, and off"),
+        ("verdict:WORD", "what became of packets: verdict:mtu"),
+        ("share", "of the packets that came in there"),
+    ),
+    empty_file="A file does not tell about the fast path.",
+)  # fmt: skip

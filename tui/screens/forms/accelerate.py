@@ -1,0 +1,162 @@
+"""The question whether the fast path shall be turned on or off for something: what changes, in words, and on which links."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Literal
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.message import Message
+from textual.screen import ModalScreen
+
+from tui.accelerator import Accelerator, Preview
+from tui.errors import CommandError
+from tui.present.fast_targets import Choice
+from tui.present.fitting import wrapped
+from tui.screens.overlay import Line
+from tui.widgets.preview import PreviewPane
+
+Phase = Literal["looking", "asking", "running", "ended"]
+_KEYS = {
+    "looking": " Esc leaves it ", "asking": " y does it · n leaves it · PgDn PgUp scroll ",
+    "running": " under way… ", "ended": " Esc closes ",
+}  # fmt: skip
+
+
+class Heard(Message):
+    """Something that the thread has found out: a preview, words on the way, the end, or an error."""
+
+    def __init__(self, what: Preview | str | CommandError, ended: bool = False) -> None:
+        super().__init__()
+        self.what, self.ended = what, ended
+
+
+class AccelerateScreen(ModalScreen[str]):
+    """Ends with a sentence that says how it went. Whatever takes time is done on a thread."""
+
+    AUTO_FOCUS = ""
+
+    def __init__(self, choices: tuple[Choice, ...], on: bool, accelerator: Accelerator) -> None:
+        super().__init__()
+        self._choices, self._on, self._accelerator = choices, on, accelerator
+        self.phase: Phase = "looking"
+        self.preview: Preview | None = None
+        self._words = [("looking at what is there…", "dim")]
+        self._text = PreviewPane(self._lines)
+
+    def compose(self) -> ComposeResult:
+        with Container(id="fast-box") as box:
+            box.border_title = " Fast path "
+            yield self._text
+
+    def on_mount(self) -> None:
+        self._say()
+        self._work(self._look)
+
+    def _say(self, *words: tuple[str, str]) -> None:
+        """Show these lines below the preview, and the keys that mean something now."""
+        self._words = list(words) or self._words
+        self._text.show(self._lines)
+        self.query_one("#fast-box").border_subtitle = _KEYS[self.phase]
+
+    # ---- on the thread
+
+    def _work(self, work: Callable[[], None]) -> None:
+        # Not a daemon: what was begun is brought to an end also where the program is ended meanwhile.
+        threading.Thread(target=lambda: self._guarded(work), name="accelerate").start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except CommandError as error:
+            self._tell(error)
+        except Exception as error:
+            self._tell(CommandError(repr(error)))
+
+    def _look(self) -> None:
+        self._tell(self._accelerator.preview(self._choices, self._on, self._accelerator.look()))
+
+    def _do(self) -> None:
+        assert self.preview is not None
+        self._tell(self._accelerator.perform(self.preview, self._tell), ended=True)
+
+    def _tell(self, what: Any, ended: bool = False) -> None:
+        with suppress(RuntimeError):  # the program has ended
+            self.post_message(Heard(what, ended))
+
+    # ---- what was found out
+
+    def on_heard(self, message: Heard) -> None:
+        """Show it."""
+        what = message.what
+        if isinstance(what, Preview):
+            self.preview = what
+            self.phase = "asking" if what.can_be_done else "ended"
+            self._say(("", ""))
+        elif isinstance(what, CommandError):
+            self.phase = "ended"
+            self._say((str(what), "bad"))
+        elif message.ended:
+            self.dismiss(what)
+        else:
+            self._say((what, "accent"))
+
+    def _lines(self, width: int) -> list[Line]:
+        lines = list(_preview_lines(self.preview, width)) if self.preview else []
+        if self.phase == "asking":
+            return [*lines, [], [("Do it? y / n", "accent")]]
+        return [
+            *lines,
+            *([(part, tone)] for words, tone in self._words for part in ["", *wrapped(words, width)]),
+        ]
+
+    # ---- keys
+
+    def on_key(self, event: events.Key) -> None:
+        """Yes, no, or scrolling; nothing while it is under way."""
+        event.stop()
+        event.prevent_default()
+        scrolled = {"j": 1, "down": 1, "k": -1, "up": -1, "pagedown": 5, "pageup": -5}
+        if event.key in scrolled:
+            self._text.scroll_by(scrolled[event.key])
+        elif self.phase == "asking" and event.key == "y":
+            self.phase = "running"
+            self._say(("Under way…", "accent"))
+            self._work(self._do)
+        elif self.phase != "running" and event.key in ("n", "escape", "q", "enter"):
+            self.dismiss(None)
+
+
+def _preview_lines(preview: Preview, width: int) -> Iterator[Line]:
+    yield from ([(part, "title")] for part in wrapped(preview.title, width))
+    for words in preview.nothing:
+        yield from _bullet(words, "dim", width)
+    if preview.refused:
+        yield []
+        yield [("Not possible on this machine", "heading")]
+        for words in preview.refused:
+            yield from _bullet(words, "bad", width)
+        return
+    if preview.changes:
+        yield []
+        yield [("What changes", "heading")]
+        for words in preview.changes:
+            yield from _bullet(words, "", width)
+    if preview.links:
+        yield []
+        yield [("Links", "heading")]
+        yield from ([(part, "dim")] for part in wrapped(", ".join(preview.links), width))
+    if preview.notes:
+        yield []
+        yield [("Know before", "heading")]
+        for words in preview.notes:
+            yield from _bullet(words, "warn", width)
+
+
+def _bullet(words: str, tone: str, width: int) -> Iterator[Line]:
+    for number, part in enumerate(wrapped(words, max(10, width - 2))):
+        yield [("  " if number else "• ", tone), (part, tone)]
