@@ -17,7 +17,7 @@ static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has 
 
 BPF_ARRAY(config, struct config, 1);
 BPF_PERCPU_ARRAY(counters, struct slot_counters, 1);
-BPF_PERCPU_ARRAY(scratch, struct flow, 2);
+BPF_PERCPU_ARRAY(scratch, struct learned, 2);
 BPF_HASH(ports, u32, struct port, 1);
 BPF_TABLE("hash", struct owner_key, u64, owners, 1);
 BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
@@ -149,7 +149,7 @@ INLINE enum verdict fib_verdict(long found)
 }
 
 /* The port of `bridge` behind which that MAC address sits becomes the way out. */
-INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct port *from)
+INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct port *from, bool *isolated)
 {
 	struct mac_key key = {.bridge = bridge};
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
@@ -160,7 +160,7 @@ INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struc
 	flow->action = to->flags & MAC_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	if (!flow->mtu || to->mtu < flow->mtu)
 		flow->mtu = to->mtu;
-	flow->verdict = from->flags & PORT_ISOLATED && to->flags & MAC_ISOLATED;
+	*isolated = from->flags & PORT_ISOLATED && to->flags & MAC_ISOLATED;
 	return true;
 }
 
@@ -175,10 +175,11 @@ INLINE enum verdict find_bridged(
 			(flow->new_dst[3] ^ packet->dst[3]);
 	if (moved)
 		return V_BRIDGED_DNAT;
+	bool isolated = false;
 	flow->mtu = 0;
-	if (!go_to_port(flow, port->l3_ifindex, (const u8 *)eth, port) || flow->out_ifindex == skb->ifindex)
+	if (!go_to_port(flow, port->l3_ifindex, (const u8 *)eth, port, &isolated) || flow->out_ifindex == skb->ifindex)
 		return V_NO_PORT;
-	if (flow->verdict)
+	if (isolated)
 		return V_ISOLATED;
 	__builtin_memcpy(flow->eth_out, eth, 12);
 	return V_FAST;
@@ -195,9 +196,10 @@ INLINE u16 route_mtu(const struct bpf_fib_lookup *fib, const struct config *conf
  * so to the very neighbour that sent it, the other direction may be learned as well. */
 INLINE bool is_way_back(
 	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config, u32 out_l3,
-	const u32 *eth, struct flow *flow
+	const u32 *eth, struct learned *learned
 )
 {
+	struct flow *flow = &learned->flow;
 	struct bpf_fib_lookup fib = {};
 	fill_fib(&fib, packet, out_l3);
 	__builtin_memcpy(fib.ipv6_src, flow->new_dst, 16);
@@ -209,7 +211,7 @@ INLINE bool is_way_back(
 	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
 	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop)
-		flow->back_mtu = route_mtu(&fib, config);
+		learned->back_mtu = route_mtu(&fib, config);
 	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
 		fib.ifindex == port->l3_ifindex;
 }
@@ -217,10 +219,12 @@ INLINE bool is_way_back(
 /* The way out of a packet that the host would route: by its destination after translation and its source before it. */
 INLINE enum verdict find_routed(
 	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config,
-	const u32 *eth, struct flow *flow
+	const u32 *eth, struct learned *learned
 )
 {
+	struct flow *flow = &learned->flow;
 	struct bpf_fib_lookup fib = {};
+	bool isolated;
 	fill_fib(&fib, packet, port->l3_ifindex);
 	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
 	fib.dport = flow->new_dport;
@@ -231,14 +235,13 @@ INLINE enum verdict find_routed(
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
 	__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
 	flow->rewrite |= REWRITE_L3;
-	if (!go_to_port(flow, fib.ifindex, fib.dmac, port)) {
+	if (!go_to_port(flow, fib.ifindex, fib.dmac, port, &isolated)) {
 		if (config->flags & HAS_MULTIPATH)
 			return V_MULTIPATH;
 		flow->out_ifindex = fib.ifindex;
 		flow->action = ACTION_REDIRECT;
 	}
-	flow->verdict = 0;
-	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, config, fib.ifindex, eth, flow))
+	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, config, fib.ifindex, eth, learned))
 		return V_SOURCE;
 	return V_FAST;
 }
@@ -270,9 +273,10 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 /* All that a new flow needs to know; any verdict but FAST leaves the packet to the kernel. */
 INLINE enum verdict learn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
-	const u32 *eth, struct flow *flow
+	const u32 *eth, struct learned *learned
 )
 {
+	struct flow *flow = &learned->flow;
 	bool routed = !__builtin_memcmp(eth, port->mac, ETH_ALEN);
 	if (!routed && !(port->flags & PORT_BRIDGED))
 		return V_OTHER_HOST;
@@ -284,15 +288,15 @@ INLINE enum verdict learn(
 		__builtin_memcpy(flow->new_src, packet->src, 16);
 		__builtin_memcpy(flow->new_dst, packet->dst, 16);
 		flow->new_ports = packet->ports;
-		flow->known = KNOWN_BOTH_WAYS;
+		learned->known = KNOWN_BOTH_WAYS;
 	} else {
 		if (!routed && !(port->flags & PORT_IPTABLES))
 			return V_OTHER_HOST;
-		enum verdict asked = ask_conntrack(skb, packet, config, flow);
+		enum verdict asked = ask_conntrack(skb, packet, config, learned);
 		if (asked != V_FAST)
 			return asked;
 	}
-	enum verdict verdict = routed ? find_routed(skb, packet, port, config, eth, flow)
+	enum verdict verdict = routed ? find_routed(skb, packet, port, config, eth, learned)
 				      : find_bridged(skb, packet, port, eth, flow);
 	if (verdict == V_FAST)
 		find_differences(packet, flow);
@@ -316,15 +320,17 @@ INLINE void swap_macs(u32 *to, const u32 *from)
 
 /* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
 INLINE void learn_way_back(
-	const struct packet *packet, const struct config *config, const struct port *port, const struct flow *flow
+	const struct packet *packet, const struct config *config, const struct port *port, const struct learned *learned
 )
 {
+	const struct flow *flow = &learned->flow;
 	u32 one = 1, in = flow->out_ifindex;
 	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
 	struct port *from = ports.lookup(&in);
-	struct flow *back = scratch.lookup(&one);
-	if (!from || !back || !flow->back_mtu)
+	struct learned *room = scratch.lookup(&one);
+	if (!from || !room || !learned->back_mtu)
 		return;
+	struct flow *back = &room->flow;
 	__builtin_memset(back, 0, sizeof(*back));
 	if (from->flags & PORT_CONTAINER) {
 		struct owner_key key = {.ifindex = in, .family = packet->family};
@@ -341,13 +347,11 @@ INLINE void learn_way_back(
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
 	back->last_seen = flow->checked;
-	back->mtu = flow->back_mtu;
-	back->back_mtu = flow->mtu;
+	back->mtu = learned->back_mtu;
 	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	back->rewrite = flow->rewrite;
 	back->addr_diff = ~flow->addr_diff;
 	back->port_diff = ~flow->port_diff;
-	back->known = flow->known;
 	__builtin_memcpy(back->new_src, packet->dst, 16);
 	__builtin_memcpy(back->new_dst, packet->src, 16);
 	back->new_ports = packet->ports >> 16 | packet->ports << 16;
@@ -371,19 +375,20 @@ INLINE enum verdict relearn(
 )
 {
 	u32 zero = 0;
-	struct flow *flow = scratch.lookup(&zero);
-	if (!flow)
+	struct learned *learned = scratch.lookup(&zero);
+	if (!learned)
 		return V_CACHE_FULL;
-	__builtin_memset(flow, 0, sizeof(*flow));
+	struct flow *flow = &learned->flow;
+	__builtin_memset(learned, 0, sizeof(*learned));
 	__builtin_memcpy(flow->eth_in, eth, 12);
 	flow->in_ifindex = skb->ifindex;
 	flow->slot = port->slot;
 	flow->epoch = config->epoch;
-	flow->back_mtu = port->mtu;
+	learned->back_mtu = port->mtu;
 	flow->checked = now;
 	flow->first_seen = now;
 	flow->last_seen = now;
-	enum verdict verdict = learn(skb, packet, config, port, eth, flow);
+	enum verdict verdict = learn(skb, packet, config, port, eth, learned);
 	/* Who may not send at all changes nothing about a flow of somebody else. */
 	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
 		return verdict;
@@ -393,7 +398,7 @@ INLINE enum verdict relearn(
 		if (!is_lasting(verdict))
 			return verdict;
 		flow->action = ACTION_KERNEL;
-		flow->verdict = verdict;
+		flow->rewrite = verdict;
 	}
 	if (old) {
 		if (verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
@@ -407,10 +412,10 @@ INLINE enum verdict relearn(
 		flow->last_seen = old->last_seen;
 	}
 	store(packet, flow);
-	if (verdict == V_FAST && flow->known & KNOWN_BOTH_WAYS)
-		learn_way_back(packet, config, port, flow);
+	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS)
+		learn_way_back(packet, config, port, learned);
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
-	if (verdict == V_FAST && flow->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
+	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
 		return V_NOT_ASSURED;
 	return verdict;
 }
@@ -500,7 +505,7 @@ INLINE enum verdict decide(
 	}
 	*slot = flow->slot;
 	if (flow->action < ACTION_PEER)
-		return flow->verdict;
+		return flow->rewrite;
 	if (wire_length(skb, packet) > flow->mtu)
 		return V_MTU;
 	if (flow->rewrite & REWRITE_L3 && packet->ttl <= 1)

@@ -64,7 +64,15 @@ def hindrances(rules: RuleSet) -> list[str]:
             walk = _Walk(rules)
             walk.through(chain, 0)
             found |= dict.fromkeys(walk.reasons)
+        if _is_late(chain, hook) and rules.chains.get(chain):
+            found[f"{_where(chain)}: sees packets after all that the fast path takes into account"] = None
     return list(found)
+
+
+def _is_late(chain: ChainName, hook: str) -> bool:
+    """Whether packets have got their mark when they come to that chain: at an interface's egress, and where
+    what was routed goes into a bridge."""
+    return hook == "egress" or (chain[0] == "bridge" and hook in ("output", "postrouting"))
 
 
 def mark_users(rules: RuleSet) -> list[str]:

@@ -74,20 +74,18 @@ FLOW = np.dtype(
         ("action", "u1"),
         ("rewrite", "u1"),
         ("eth_in", "u1", (12,)),
+        ("slot", "u4"),
         ("eth_out", "u1", (12,)),
         ("addr_diff", "u4"),
         ("port_diff", "u4"),
-        ("slot", "u4"),
         ("new_sport", ">u2"),
         ("new_dport", ">u2"),
         ("new_src", "u1", (16,)),
         ("new_dst", "u1", (16,)),
         ("first_seen", "u8"),
-        ("verdict", "u2"),
-        ("back_mtu", "u2"),
-        ("known", "u4"),
     ]
 )
+LEARNED = np.dtype([("flow", FLOW), ("back_mtu", "u4"), ("known", "u4")])
 ACTION_NONE, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3
 REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT = 1, 2, 4
 
@@ -102,6 +100,7 @@ _STRUCTURES = {
     "key4": KEY4,
     "key6": KEY6,
     "flow": FLOW,
+    "learned": LEARNED,
     "slot_counters": SLOT_COUNTERS,
 }
 

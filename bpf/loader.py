@@ -46,7 +46,7 @@ def maps(flows: int = FLOWS) -> dict[str, Map]:
     return {
         "config": Map(syscall.MAP_ARRAY, _INDEX, layout.CONFIG, 1),
         "counters": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.SLOT_COUNTERS, SLOTS),
-        "scratch": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.FLOW, 2),
+        "scratch": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.LEARNED, 2),
         "ports": Map(syscall.MAP_HASH, _INDEX, layout.PORT, PORTS),
         "owners": Map(syscall.MAP_HASH, layout.OWNER_KEY, layout.OWNER, OWNERS),
         "macs": Map(syscall.MAP_HASH, layout.MAC_KEY, layout.MAC_VALUE, MACS),

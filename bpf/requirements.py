@@ -1,4 +1,5 @@
-"""What the fast path needs of this machine, looked at one by one: what is missing is named, and what follows from it."""
+"""What the fast path needs of this machine, looked at one by one: what is missing is named, and what follows
+from it."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ OFF = "the fast path stays off: the kernel forwards everything, as without it"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found. `functions` are those of KFUNCS that the kernel has, `members` what of its structures cannot be
-    found ("" for nothing); `tcx` is None where it cannot be told; `lockdown` is "" where there is none."""
+    """What was found. `functions` are those of KFUNCS that the kernel has, `members` what of its structures
+    cannot be found ("" for nothing); `tcx` is None where it cannot be told; `lockdown` is "" where there is
+    none."""
 
     release: str
     btf: str = ""
@@ -135,8 +137,8 @@ def _tcx(facts: Facts) -> Requirement:
     found = "it is there" if met else "this kernel has none (it came with Linux 6.6)"
     return Requirement(
         "tcx links", met, found if facts.tcx is not None else f"{found}, by the kernel's version",
-        "clsact filters are used instead: should the program be killed, they stay, idle once their lease is over, until "
-        "the next start or `vnet-tui recover`",
+        "clsact filters are used instead: should the program be killed, they stay, idle once their lease is "
+        "over, until the next start or `vnet-tui recover`",
         "Linux 6.6 or newer", needed=False,
     )  # fmt: skip
 
@@ -171,8 +173,8 @@ def _headers(facts: Facts) -> Requirement:
 
 
 def facts_of_this_machine(whole: bool = False) -> Facts:
-    """Look; nothing is changed, and BCC is not imported. A program that is compiled already shows that the kernel's
-    types are as they must be: they are read again only for the `whole` of it."""
+    """Look; nothing is changed, and BCC is not imported. A program that is compiled already shows that the
+    kernel's types are as they must be: they are read again only for the `whole` of it."""
     compiled = loader.is_compiled()
     btf, why = _btf() if whole or not compiled else (None, "")
     functions = frozenset(name for name in KFUNCS if btf and btf.function(name) is not None)

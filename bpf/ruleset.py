@@ -20,6 +20,7 @@ _HOOKS = {
     "netdev": ("ingress", "egress"),
 }
 _MAP_OF_VERDICTS = 0xFFFFFF00
+_POLICY_DROP = bytes(4)
 
 
 def read_rules(shift: int = marks.SHIFT) -> RuleSet:
@@ -38,6 +39,7 @@ def read_rules(shift: int = marks.SHIFT) -> RuleSet:
 def _read_nft(
     kernel: Netlink, chains: dict[ChainName, list[Rule]], hooks: dict[ChainName, str], mask: int
 ) -> None:
+    dropping = []
     for message in kernel.dump(_GET_CHAIN, header(0)):
         family, given = _opened(message)
         name = (family, text(given[1]), text(given[3]))
@@ -46,6 +48,8 @@ def _read_nft(
         chains.setdefault(name, [])
         if 4 in given and text(given.get(7, b"")) != "nat":
             hooks[name] = _hook(family, given[4])
+            if given.get(5) == _POLICY_DROP:
+                dropping.append(name)
     sets = _read_sets(kernel)
     for message in kernel.dump(_GET_RULE, header(0)):
         family, given = _opened(message)
@@ -53,6 +57,8 @@ def _read_nft(
         if name in chains:
             handle = int.from_bytes(given.get(3, b""), "big")
             chains[name].append(rule_of(name, handle, given.get(4, b""), sets.get(name[:2], Sets()), mask))
+    for name in dropping:
+        chains[name].append(Rule("policy", always=True, verdict="drop"))
 
 
 def _opened(message: Message) -> tuple[str, dict[int, bytes]]:

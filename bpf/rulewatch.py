@@ -37,7 +37,8 @@ class RuleWatch:
         return self._socket.fileno()
 
     def heard(self, own_port: int = 0) -> bool:
-        """Whether somebody else than the socket of that port changed something since the last call; never waits."""
+        """Whether somebody else than the socket of that port changed something since the last call; never
+        waits."""
         found = False
         while True:
             try:
@@ -57,8 +58,8 @@ class RuleWatch:
 
 
 def _transactions(data: bytes) -> Iterator[int]:
-    """The ports (nlmsg_pid) of the sockets whose transactions a datagram tells of: process ids would mean nothing
-    in a pid namespace."""
+    """The ports (nlmsg_pid) of the sockets whose transactions a datagram tells of: process ids would mean
+    nothing in a pid namespace."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, _, _, port = _HEADER.unpack_from(data, at)

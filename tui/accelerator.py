@@ -1,4 +1,5 @@
-"""What the dashboard and the command line ask of whoever runs the fast path; says nothing about how that is done."""
+"""What the dashboard and the command line ask of whoever runs the fast path; says nothing about how that is
+done."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from tui.present.fast_targets import Choice
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What would change, in words. `targets` is all that is accelerated afterwards, none: it is off; `changes` are
-    sentences, `links` those that the program is put on or taken off, `notes` what to know before. `refused` says why it
-    cannot be done, `nothing` that nothing is to be done and why."""
+    """What would change, in words. `targets` is all that is accelerated afterwards, none: it is off;
+    `changes` are sentences, `links` those that the program is put on or taken off, `notes` what to know
+    before. `refused` says why it cannot be done, `nothing` that nothing is to be done and why."""
 
     title: str
     targets: tuple[str, ...] = ()
@@ -35,7 +36,8 @@ class Accelerator(Protocol):
     """Turns the fast path on and off. Every method may block, and raise CommandError, in words."""
 
     def status(self, closely: bool = False) -> FastPath:
-        """How it stands; `closely` also counts its flows and what a packet costs, which costs a little itself."""
+        """How it stands; `closely` also counts its flows and what a packet costs, which costs a little
+        itself."""
         ...
 
     def requirements(self) -> tuple[Requirement, ...]:

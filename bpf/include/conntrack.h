@@ -58,7 +58,7 @@ INLINE void ct_translation6(struct nf_conn *ct, u32 tuple, struct flow *flow)
 /* Whether an entry may be forwarded by us: confirmed, assured, open, plain, and let through in this direction by the rules
  * of the present generation. UDP is assured only after two seconds: an answer is enough here, but see relearn(). */
 INLINE enum verdict ct_judge(
-	struct nf_conn *ct, u32 direction, u8 l4_proto, const struct config *config, struct flow *flow
+	struct nf_conn *ct, u32 direction, u8 l4_proto, const struct config *config, struct learned *learned
 )
 {
 	u32 status = CT_U32(ct, NF_CONN_STATUS);
@@ -68,7 +68,7 @@ INLINE enum verdict ct_judge(
 	if (!(status & IPS_ASSURED)) {
 		if (l4_proto == IPPROTO_TCP || !(status & IPS_SEEN_REPLY))
 			return V_NOT_ASSURED;
-		flow->known |= KNOWN_UNASSURED;
+		learned->known |= KNOWN_UNASSURED;
 	}
 	if (status & (IPS_SEQ_ADJUST | IPS_HELPER | IPS_FIXED_TIMEOUT))
 		return V_HELPER;
@@ -77,15 +77,16 @@ INLINE enum verdict ct_judge(
 	if ((marks >> (4 * direction) & 15) != config->generation)
 		return V_GENERATION;
 	if ((marks >> (4 - 4 * direction) & 15) == config->generation)
-		flow->known |= KNOWN_BOTH_WAYS;
+		learned->known |= KNOWN_BOTH_WAYS;
 	return V_FAST;
 }
 
-/* Conntrack's verdict on this packet; where it is FAST, the translation is in `flow` and the entry's timer is renewed. */
+/* Conntrack's verdict on this packet; where it is FAST, the translation is in `learned` and the entry's timer is renewed. */
 INLINE enum verdict ask_conntrack(
-	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct flow *flow
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct learned *learned
 )
 {
+	struct flow *flow = &learned->flow;
 	struct bpf_sock_tuple tuple = {};
 	struct ct_options options = {.netns_id = -1, .l4_proto = packet->l4_proto};
 	bool ipv6 = packet->family == AF_INET6;
@@ -106,7 +107,7 @@ INLINE enum verdict ask_conntrack(
 	if (!ct)
 		return V_NO_CONNTRACK;
 	u32 reply = options.direction & 1;
-	enum verdict verdict = ct_judge(ct, reply, packet->l4_proto, config, flow);
+	enum verdict verdict = ct_judge(ct, reply, packet->l4_proto, config, learned);
 	/* A register that may be one of two offsets cannot address a kernel structure: a branch for each. */
 	if (reply)
 		ct_translation(ct, CT_TUPLE(0), flow);
@@ -118,7 +119,7 @@ INLINE enum verdict ask_conntrack(
 		else
 			ct_translation6(ct, CT_TUPLE(1), flow);
 	}
-	if (verdict == V_FAST && !(flow->known & KNOWN_UNASSURED))
+	if (verdict == V_FAST && !(learned->known & KNOWN_UNASSURED))
 		ct_change_timeout(ct, packet->l4_proto == IPPROTO_TCP ? config->tcp_timeout : config->udp_timeout);
 	ct_release(ct);
 	return verdict;

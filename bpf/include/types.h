@@ -87,7 +87,8 @@ struct key6 {
 	};
 };
 
-/* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple as its packets arrive. */
+/* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple as its packets arrive. Two cache lines:
+ * the first is all that a bridged packet needs. */
 struct flow {
 	u64 packets;
 	u64 bytes;
@@ -98,12 +99,12 @@ struct flow {
 	u32 out_ifindex;
 	u16 mtu;
 	u8 action;      /* ACTION_* */
-	u8 rewrite;     /* REWRITE_* */
+	u8 rewrite;     /* REWRITE_*; with ACTION_KERNEL the verdict */
 	u32 eth_in[3];  /* destination and source MAC, as they arrive */
+	u32 slot;
 	u32 eth_out[3]; /* as they leave */
 	u32 addr_diff;  /* checksum difference of the addresses */
 	u32 port_diff;  /* and of the ports */
-	u32 slot;
 	union {
 		struct {
 			u16 new_sport, new_dport;
@@ -112,9 +113,6 @@ struct flow {
 	};
 	u32 new_src[4], new_dst[4];
 	u64 first_seen;
-	u16 verdict;    /* with ACTION_KERNEL: why */
-	u16 back_mtu;   /* of the way back; 0: nothing is learned for it */
-	u32 known;      /* KNOWN_*: what conntrack said beside the verdict */
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
 #define ACTION_KERNEL 1   /* belongs to the kernel: do not ask before `recheck` */
@@ -124,6 +122,13 @@ struct flow {
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4
 
+
+/* What is found out about a flow beside it, while it is learned. */
+struct learned {
+	struct flow flow;
+	u32 back_mtu; /* of the way back; 0: nothing is learned for it */
+	u32 known;    /* KNOWN_* */
+};
 #define KNOWN_BOTH_WAYS 1 /* the rules let the other direction through as well */
 #define KNOWN_UNASSURED 2 /* answered UDP, but too young for conntrack to call it a stream */
 

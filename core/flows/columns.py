@@ -59,6 +59,12 @@ class FlowColumns:
             self._names[ns] = self._names_in(ns)
         return self._names[ns]
 
+    def renamed(self, names_in: Callable[[int], Mapping[bytes, str]]) -> FlowColumns:
+        """The same entries with other names; what was copied out of them already is shared."""
+        made = FlowColumns(self.tables, names_in)
+        made._columns = self._columns
+        return made
+
     def column(self, name: str) -> Column:
         """One field of CONNTRACK_DTYPE of all entries, contiguous; addresses as two numbers each."""
         if name not in self._columns:

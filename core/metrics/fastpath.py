@@ -11,8 +11,8 @@ from core.metrics.sheet import Sheet
 @dataclass(frozen=True, slots=True)
 class FastPathNumbers:
     """What the fast path counts: `packets` and `bytes` forwarded since it was attached, `left` the packets
-    that it saw and left to the kernel, by the reason in a word or two; `by_link` what became of packets on each link.
-    `forwarding` is False while it is paused. None where it does not count that."""
+    that it saw and left to the kernel, by the reason in a word or two; `by_link` what became of packets on
+    each link. `forwarding` is False while it is paused. None where it does not count that."""
 
     flows: int | None = None
     flows_limit: int | None = None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment; "silent": its
-# process does not answer, so its lease ends and the kernel forwards.
+# "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment;
+# "silent": its process does not answer, so its lease ends and the kernel forwards.
 FastState = Literal["off", "on", "paused", "changing", "silent"]
 ALL = "all"
 FAST = "FAST"
@@ -38,13 +38,12 @@ class FastPort:
 
 @dataclass(frozen=True, slots=True)
 class FastPath:
-    """The state in this network namespace; `targets` are names as given, `unknown` those that mean no bridge now,
-    `bridges` those that are accelerated, `refused` links that ought to be and are not, with the reason.
+    """The state in this network namespace; `targets` are names as given, `unknown` those that mean no bridge
+    now, `bridges` those that are accelerated, `refused` links that ought to be and are not, with the reason.
 
-    `verdicts` are packets by verdict over all `ports`, `words` what each verdict means. `ns_per_packet` is None
-    until it was measured, `flows` until they were counted. `pid` is the holder's. `left` says that a fast path that was
-    killed has left something to be put right.
-    """
+    `verdicts` are packets by verdict over all `ports`, `words` what each verdict means. `ns_per_packet` is
+    None until it was measured, `flows` until they were counted. `pid` is the holder's. `left` says that a
+    fast path that was killed has left something to be put right. """
 
     state: FastState = "off"
     targets: tuple[str, ...] = ()

@@ -37,9 +37,7 @@ def _own(bridge: Link, setting: str) -> bool:
 def switch(draft: Draft, bridge: Link, on: bool) -> None:
     """Add the steps that have a bridge's traffic pass the host's firewall, or not. Raises Refusal."""
     require(
-        when(
-            bridge.ns != draft.topology.host, f"{safe(bridge.name)} is not a bridge of the host"
-        ),
+        when(bridge.ns != draft.topology.host, f"{safe(bridge.name)} is not a bridge of the host"),
         when(
             on and _SYSCTLS["nf_call_iptables"] not in draft.snapshot.host.sysctls,
             "br_netfilter is not loaded: modprobe br_netfilter does that",
@@ -56,9 +54,7 @@ def _switch_on(draft: Draft, bridge: Link) -> None:
         if not _is_on(draft.topology, bridge, setting):
             draft.do(SetBridge(bridge.name, setting, 1, 0))
     name = safe(bridge.name)
-    draft.warn(
-        f"packets between containers of {name} pass the host's firewall and conntrack from now on"
-    )
+    draft.warn(f"packets between containers of {name} pass the host's firewall and conntrack from now on")
     warn_of_filters(draft, bridge.name)
 
 

@@ -217,9 +217,7 @@ def _steer(links: Iterable[tuple[Link, Place]], text: str, draft: Draft) -> None
             ["RPS is not told of here: the bridge has no ports, the kernel no RPS, or sysfs is shut"]
         )
     if wanted:
-        draft.warn(
-            "RPS spreads flows over CPUs, at a small cost for each packet; one flow stays on one CPU"
-        )
+        draft.warn("RPS spreads flows over CPUs, at a small cost for each packet; one flow stays on one CPU")
 
 
 def _wanted_cpus(text: str, draft: Draft) -> int:
@@ -230,7 +228,5 @@ def _wanted_cpus(text: str, draft: Draft) -> int:
     wanted = cpus.mask(text)
     if wanted is None:
         raise Refusal([f'"{safe(text)}" is no mask of CPUs: write all, off, or hexadecimal digits like f'])
-    require(
-        when(wanted & ~there, f"{safe(text)} names CPUs that are not there: {cpus.written(there)} are")
-    )
+    require(when(wanted & ~there, f"{safe(text)} names CPUs that are not there: {cpus.written(there)} are"))
     return wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from core.flows.hops import connections, edges
 from core.flows.keys import Places
 from core.flows.table import FlowTable
 from core.model import Container, Network, Sockets
+from core.topology.flowsockets import SocketEnds, socket_ends
 from core.topology.ownership import names_in
 
 if TYPE_CHECKING:
@@ -44,10 +45,33 @@ class FlowIndex:
     """What follows from the tuples of a FlowTable and a topology; worked out once for both, each part when
     it is first asked for. Rows are those of the table."""
 
-    def __init__(self, topology: Topology, table: FlowTable) -> None:
-        self.topology, self.first = topology, table
+    def __init__(self, topology: Topology, table: FlowTable, before: FlowIndex | None = None) -> None:
+        """`before` is an index over the same rows, for another topology."""
+        self.topology = topology
         self.generation = table.generation
-        self.columns = FlowColumns(table.tables, lambda ns: names_in(topology, ns))
+        self._ends: tuple[Mapping[int, Sockets], SocketEnds] | None = None
+        if before is None:
+            self.columns = FlowColumns(table.tables, self._names_in)
+        else:
+            self.columns = before.columns.renamed(self._names_in)
+            self._inherit(before)
+
+    def _names_in(self, ns: int) -> Mapping[bytes, str]:
+        return names_in(self.topology, ns)
+
+    def _inherit(self, before: FlowIndex) -> None:
+        """Take over what took long and says the same in this topology."""
+        kept = ["ties", "sides"]
+        if before.topology.host == self.topology.host and before.near == self.near:
+            kept += ["connection", "edge"]
+        self.__dict__.update({name: before.__dict__[name] for name in kept if name in before.__dict__})
+
+    def serving(self, topology: Topology) -> bool:
+        """Serve another topology, where that knows the same people; whether it does."""
+        if not same_people(self.topology, topology):
+            return False
+        self.topology = topology
+        return True
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -175,6 +199,11 @@ class FlowIndex:
     # ---- hops
 
     @cached_property
+    def near(self) -> Mapping[int, set[int]]:
+        """Which namespaces hang together."""
+        return neighbours(self.topology)
+
+    @cached_property
     def connection(self) -> Column:
         """A number for each row, the same for the hops of one connection through several namespaces."""
         tables = self.columns.tables
@@ -184,7 +213,7 @@ class FlowIndex:
         place = self.columns.by_table(np.array([spaces.index(table.ns) for table in tables]))
         first = np.concatenate([keys_of.before(table.entries) for table in tables])
         last = np.concatenate([keys_of.after(table.entries) for table in tables])
-        near = neighbours(self.topology)
+        near = self.near
         matrix = np.array(
             [[one == other or other in near.get(one, ()) for other in spaces] for one in spaces]
         )
@@ -230,47 +259,34 @@ class FlowIndex:
 
     def process_columns(self, sockets: Mapping[int, Sockets]) -> SocketEnds:
         """What sockets tell of the ends: each is looked for in the namespace of its address's owner."""
-        return _socket_ends(self, sockets)
+        if self._ends is None or self._ends[0] is not sockets:
+            self._ends = sockets, socket_ends(self, sockets)
+        return self._ends[1]
+
+    @cached_property
+    def sides(self) -> tuple[Column, Column]:
+        """The keys of what the opener's socket sends, and the server's."""
+        tables = self.columns.tables
+        first = [keys_of.before(table.entries) for table in tables]
+        back = [keys_of.back(table.entries) for table in tables]
+        return np.concatenate(first), np.concatenate(back)
 
     def container(self, code: int) -> Container | None:
         """The container that an owner is, None for others."""
         return self.topology.containers.get(self.owners[code].uid) if code >= 0 else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SocketEnds:
-    """`rtt` in seconds, NaN where not known; `pids` has shape (n, 2), of opener and server, 0 where not
-    known; `commands` the names of these processes."""
-
-    rtt: Column
-    pids: Column
-    commands: Mapping[int, str]
-
-
-def _socket_ends(index: FlowIndex, sockets: Mapping[int, Sockets]) -> SocketEnds:
-    count = len(index)
-    rtt, pids = np.full(count, np.nan), np.zeros((count, 2), np.uint32)
-    kept = [one for one in sockets.values() if len(one.entries)]
-    if not kept or not count:
-        return SocketEnds(rtt, pids, {})
-    entries = np.concatenate([one.entries for one in kept])
-    spaces = np.concatenate([np.full(len(one.entries), one.ns, np.uint64) for one in kept])
-    places = Places(keys_of.folded(keys_of.one_way(entries, "local", "lport", "remote", "rport"), spaces))
-    owner_ns = np.array([0, *(owner.ns for owner in index.owners)], np.uint64)
-    tables = index.columns.tables
-    ways: tuple[tuple[Callable[[Column], Column], Column], ...] = (
-        (keys_of.before, index.origin), (keys_of.back, index.responder),
-    )  # fmt: skip
-    for end, (key_of, owner) in enumerate(ways):
-        key = np.concatenate([key_of(table.entries) for table in tables])
-        place = places.of(keys_of.folded(key, owner_ns[owner + 1]))
-        rows = np.flatnonzero(place >= 0)
-        found = entries[place[rows]]
-        pids[rows, end] = found["pid"]
-        measured = found["rtt"] > 0
-        rtt[rows[measured]] = found["rtt"][measured] / 1e6
-    commands = {pid: name for one in kept for pid, name in one.commands.items()}
-    return SocketEnds(rtt, pids, commands)
+def same_people(one: Topology, other: Topology) -> bool:
+    """Whether two topologies know the same namespaces, links and containers, so that the same addresses belong
+    to the same; equal parts of snapshots are the same objects."""
+    mine, theirs = one.snapshot, other.snapshot
+    return (
+        mine.nets is theirs.nets
+        and mine.engines is theirs.engines
+        and mine.namespaces is theirs.namespaces
+        and mine.ovs is theirs.ovs
+        and one.host == other.host
+    )
 
 
 def neighbours(topology: Topology) -> dict[int, set[int]]:

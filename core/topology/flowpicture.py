@@ -30,8 +30,10 @@ class FlowPicture:
         if before is not None and before.table is table and before.index.topology is topology:
             return before
         index = before.index if before is not None else None
-        if index is None or index.topology is not topology or index.generation != table.generation:
+        if index is None or index.generation != table.generation:
             index = FlowIndex(topology, table)
+        elif not index.serving(topology):
+            index = FlowIndex(topology, table, index)
         return cls(table, index)
 
     def __len__(self) -> int:

@@ -105,7 +105,7 @@ def test_not_plain(rig: Rig, name: str) -> None:
         ("PORT", {}, {"in_ifindex": 1}),
         ("PORT", {}, {"action": layout.ACTION_NONE}),
         ("PORT", {}, {"checked": 0}),
-        ("LOCAL", {}, {"action": layout.ACTION_KERNEL, "verdict": NUMBERS["LOCAL"]}),
+        ("LOCAL", {}, {"action": layout.ACTION_KERNEL, "rewrite": NUMBERS["LOCAL"]}),
     ],
 )
 def test_a_flow_that_does_not_hold(

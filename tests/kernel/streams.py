@@ -121,9 +121,11 @@ class Stream:
             self._hear(ready)
 
     def lost(self) -> list[int]:
-        """The numbers that did not arrive, or did not come back."""
+        """The numbers that did not come back (or arrive, where nothing is answered), from the first that did on."""
         heard = self.back if self._answered else self.there
-        return [number for number in range(self.sent) if number not in heard.sent_at]
+        return [
+            number for number in range(min(heard.sent_at, default=0), self.sent) if number not in heard.sent_at
+        ]
 
     def close(self) -> None:
         """Stop and close."""

@@ -38,7 +38,10 @@ BAD = [
     ("unpublish 9", "not published"), ("link set nope --up", "no link"), ("link set v-web --mtu 1", "range"),
     ("link set v-web --ns nobody --up", "no namespace"), ("bridge set br-shop rubbish 1", "no setting"),
     ("port set v-web rubbish on", "no flag"), ("undo nothing", "no change"),
-    ("recover nothing", "not cut off"),
+    ("recover nothing", "not cut off"), ("tune nothing --big-tcp", "no bridge or network"),
+    ("tune shop", "say what to tune"), ("tune shop --big-tcp 7", "write 65536"),
+    ("tune shop --big-tcp off", "already"), ("tune shop --rps zz", "no mask of CPUs"),
+    ("tune shop --rps ffffffff,ffffffff,ffffffff", "are not there"), ("tune shop --offloads on", "already"),
 ]  # fmt: skip
 
 
@@ -74,7 +77,8 @@ def test_what_cannot_be_done_is_said(said: dict[str, tuple[int, str, str]], comm
 @pytest.mark.parametrize(
     "command",
     ["network", "network create", "network create --shop", "network create a --kind rubbish", "attach web",
-     "bridge set br0 stp_state on", "port set p isolated maybe", "link set a --up --down", "apply"],
+     "bridge set br0 stp_state on", "port set p isolated maybe", "link set a --up --down", "apply", "tune", "tune shop --offloads maybe",
+     "tune shop --big-tcp rubbish"],
 )  # fmt: skip
 def test_usage_errors(command: str) -> None:
     done = subprocess.run([*PROGRAM, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -142,7 +142,7 @@ def _bridge(text: str, topology: Topology) -> LinkKey:
         if link.kind == "bridge" and text in (link.name, *link.altnames):
             return link.key
     named = (one for one in topology.networks if text in (one.name, one.id))
-    found = {link.key for one in named if (link := topology.bridge_link(one))}
+    found = {bridge.key for one in named if (bridge := topology.bridge_link(one))}
     if len(found) == 1:
         return found.pop()
     why = f'there is no bridge or network of the host "{safe(text)}"'

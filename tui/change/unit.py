@@ -51,8 +51,9 @@ UMask=0077
 [Install]
 WantedBy=multi-user.target
 """
-# The fast path sets a sysctl, keeps its compiled program and is asked by a socket, also by others than the agent;
-# CAP_NET_RAW and AF_INET6 let it see changes of iptables-legacy. Kernels before 5.11 count its maps as locked memory.
+# The fast path sets a sysctl, keeps its compiled program and is asked by a socket, also by others than the
+# agent; CAP_NET_RAW and AF_INET6 let it see changes of iptables-legacy. Kernels before 5.11 count its maps as
+# locked memory.
 _FAST = """\
 RuntimeDirectory=vnet-tui
 RuntimeDirectoryPreserve=yes

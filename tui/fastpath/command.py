@@ -1,4 +1,5 @@
-"""`vnet-tui accelerate` and `vnet-tui fastpath`: what changes is said first; exit codes as of every command."""
+"""`vnet-tui accelerate` and `vnet-tui fastpath`: what changes is said first; exit codes as of every
+command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The fast path's flows for whoever shows or records them: one reader, shared by threads, made when it is first needed."""
+"""The fast path's flows for whoever shows or records them: one reader, shared by threads, made when it is
+first needed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class SharedFlows:
-    """Reads the flows when it is called; holds their maps until it is closed or nothing is accelerated any more."""
+    """Reads the flows when it is called; holds their maps until it is closed or nothing is accelerated any
+    more."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,5 @@
-"""The agent's fast path: kept up for good, started again when its processes end, and its numbers for metrics."""
+"""The agent's fast path: kept up for good, started again when its processes end, and its numbers for
+metrics."""
 
 from __future__ import annotations
 

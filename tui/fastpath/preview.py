@@ -89,8 +89,8 @@ def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
 
 def _on_links(count: int) -> str:
     return (
-        f"A BPF program is attached to the ingress of {_links(count)} (below), and to those that join later. What it "
-        "does not handle goes on to the kernel unchanged."
+        f"A BPF program is attached to the ingress of {_links(count)} (below), and to those that join later. "
+        "What it does not handle goes on to the kernel unchanged."
     )
 
 
@@ -102,11 +102,11 @@ def _begins(tied: bool) -> list[str]:
     now = sysctls.read(sysctls.LIBERAL) or "?"
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [
-        f"The sysctl {sysctls.LIBERAL} is 1 while it is on (it is {now}), because the kernel no longer sees the middle of "
-        "connections; it is put back at the end.",
+        f"The sysctl {sysctls.LIBERAL} is 1 while it is on (it is {now}), because the kernel no longer sees "
+        "the middle of connections; it is put back at the end.",
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
-        "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the kernel "
-        "removes the table when its process ends.",
+        "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
+        "kernel removes the table when its process ends.",
         f"Two processes of their own hold all that, also when one of them is killed. It ends {end}.",
     ]
 
@@ -128,12 +128,16 @@ def _notes(bridges: set[int], begins: bool) -> Iterable[str]:
     """What to know before."""
     found = obstacles.find()
     if found.reasons:
-        yield f"It would be paused now, and the kernel forward everything: {'; '.join(map(safe, found.reasons))}"
+        reasons = "; ".join(map(safe, found.reasons))
+        yield f"It would be paused now, and the kernel forward everything: {reasons}"
     with suppress(loader.CannotCompile):
         if begins and not loader.is_compiled():
             yield "The program is compiled for this kernel first, which takes a second or two, once."
     if sysctls.read("net.ipv4.ip_forward") == "0":
         yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
-    yield "tcpdump no longer sees accelerated packets on every link; capture mode shows those of chosen addresses."
+    yield (
+        "tcpdump no longer sees accelerated packets on every link; `vnet-tui accelerate --capture ADDRESS` "
+        "has it see those of an address."
+    )
     if not bridges:
         yield "There is no bridge to accelerate yet."

@@ -1,4 +1,5 @@
-"""The fast path as the dashboard and the commands run it: status, preview, on, off; an own one is tied to this process."""
+"""The fast path as the dashboard and the commands run it: status, preview, on, off; an own one is tied to
+this process."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _END_SECONDS = 15.0
 
 
 class FastSession:
-    """A tui.accelerator.Accelerator for this process's network namespace; `tied` has what it starts end with it."""
+    """A tui.accelerator.Accelerator for this process's network namespace; `tied` has what it starts end with
+    it."""
 
     def __init__(self, tied: bool) -> None:
         self.tied = tied

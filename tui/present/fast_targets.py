@@ -23,8 +23,8 @@ _SWITCH = "Open vSwitch forwards by its own tables: nothing to do"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A bridge as the fast path is told of it (`target`) and by all of its names; or, in `nothing`, why there is nothing
-    to do, in words. `label` is for people."""
+    """A bridge as the fast path is told of it (`target`) and by all of its names; or, in `nothing`, why there
+    is nothing to do, in words. `label` is for people."""
 
     label: str
     target: str = ""
@@ -37,8 +37,8 @@ EVERYTHING = Choice("every bridge, those to come as well", ALL, "", frozenset({A
 
 
 def chosen(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
-    """What a selected thing stands for: a bridge or a network itself, a port its bridge, a container its networks,
-    the host all of them; nothing where it stands for none."""
+    """What a selected thing stands for: a bridge or a network itself, a port its bridge, a container its
+    networks, the host all of them; nothing where it stands for none."""
     if ref is None:
         return ()
     match ref.kind:
@@ -122,7 +122,8 @@ def every(topology: Topology) -> tuple[Choice, ...]:
 
 
 def named(topology: Topology, word: str) -> Choice | None:
-    """What a name means: "all", a bridge, a network, also by the beginning of an engine's id; None for nothing."""
+    """What a name means: "all", a bridge, a network, also by the beginning of an engine's id; None for
+    nothing."""
     if word == ALL:
         return EVERYTHING
     for bridge in _bridges(topology):

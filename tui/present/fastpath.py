@@ -1,4 +1,5 @@
-"""The fast path's view: what became of packets, over all and link by link, and what it needs of this machine."""
+"""The fast path's view: what became of packets, over all and link by link, and what it needs of this
+machine."""
 
 from __future__ import annotations
 

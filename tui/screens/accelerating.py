@@ -1,4 +1,5 @@
-"""The fast path in the dashboard: the key that turns it on and off, the banner while it is on, and who asks how it stands."""
+"""The fast path in the dashboard: the key that turns it on and off, the banner while it is on, and who asks
+how it stands."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class FastTold(Message):
 
 
 class Accelerating(Changing):
-    """Asks once a second, on a thread, how the fast path stands; asks closely only while its view is in sight."""
+    """Asks once a second, on a thread, how the fast path stands; asks closely only while its view is in
+    sight."""
 
     def __init__(
         self,

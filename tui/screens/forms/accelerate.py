@@ -1,4 +1,5 @@
-"""The question whether the fast path shall be turned on or off for something: what changes, in words, and on which links."""
+"""The question whether the fast path shall be turned on or off for something: what changes, in words, and on
+which links."""
 
 from __future__ import annotations
 

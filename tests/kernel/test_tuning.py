@@ -1,0 +1,299 @@
+"""Tuning: plan and commands do one and the same, the undo is complete, and it does what it is for."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from core.apply import journal, run
+from core.collect.netns import entered
+from core.collect.snapshot import read_snapshot
+from core.model import LinkKey
+from core.plan import Plan, Refused, plan
+from core.plan.requests import CreateContainer, CreateNetwork, Tune
+from core.plan.tuning import USUAL_SIZE, Tuned, tuned
+from core.topology import Topology
+from tests.kernel import test_ops_agree as agree
+from tests.kernel.test_ops_agree import (
+    BOTH,
+    LOG,
+    SHOP,
+    WEB,
+    Stage,
+    differences,
+    key,
+    settled,
+    stage,
+    state_directory,
+)
+from tests.state import state
+
+pytestmark = pytest.mark.root
+__all__ = ["state_directory"]  # a fixture that every test here uses as well
+
+PARTS = ("namespaces", "links", "firewall", "containers", "tuning")
+LOG_ON_SHOP = CreateContainer(LOG, "bridged", "shop")
+SHOP_AND_LOG = (*BOTH[:3], LOG_ON_SHOP)
+_BRIDGE_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
+
+# The words of ip-link(8) and the fields of PacketSizes.
+SIZES = {
+    "gso_max_size": "gso",
+    "gro_max_size": "gro",
+    "gso_ipv4_max_size": "gso_ipv4",
+    "gro_ipv4_max_size": "gro_ipv4",
+    "tso_max_size": "tso",
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "big-tcp": {"big_tcp": USUAL_SIZE},
+    "offloads-off": {"offloads": False},
+    "offloads-on": {"offloads": True},
+    "br-netfilter-off": {"br_netfilter": False},
+    "rps": {"rps": "1"},
+    "all-at-once": {"big_tcp": 131072, "offloads": False, "br_netfilter": False, "rps": "all"},
+}
+
+
+@dataclass
+class Tuning(Stage):
+    """The same stage, looked at more closely."""
+
+    def topology(self) -> Topology:
+        return Topology(read_snapshot(PARTS))
+
+    def bridge(self) -> LinkKey:
+        return key("br-shop")(self.topology())
+
+    def tuned(self) -> Tuned:
+        now = self.topology()
+        link = now.snapshot.link(self.bridge())
+        assert link
+        return tuned(now, link)
+
+    def state(self) -> dict[str, Any]:
+        names = {"host": self.host.name, "web": WEB, "log": LOG}
+        told = state(names.values())
+        return {short: agree.kept(told[name]) | closer(name) for short, name in names.items() if name in told}
+
+
+def closer(name: str) -> dict[str, Any]:
+    """Offloads, steering and br_netfilter of a named namespace, as the system's tools tell them."""
+    inside = ["ip", "netns", "exec", name]
+    links = json.loads(run_out([*inside, "ip", "-j", "link"]))
+    features = (json.loads(run_out([*inside, "ethtool", "--json", "-k", one["ifname"]])) for one in links)
+    steering = run_out([*inside, "sh", "-c", "grep -r . /sys/class/net/*/queues/rx-*/rps_cpus"])
+    return {
+        "features": {one[0].pop("ifname"): one[0] for one in features},
+        "steering": sorted(steering.split()),
+        "bridged": run_out([*inside, "sysctl", *_BRIDGE_SYSCTLS]),
+    }
+
+
+def run_out(words: list[str]) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def tuning_stage() -> Iterator[Tuning]:
+    with stage() as here:
+        made = Tuning(here.host)
+        made.do(*SHOP_AND_LOG)
+        yield made
+
+
+def typed(command: str) -> None:
+    """As a person would on a host whose /sys is its own."""
+    words = ["unshare", "-m", "sh", "-euc", 'mount -t sysfs sysfs /sys; exec bash -euc "$0"', command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert not done.returncode, f"{command}: {done.stderr}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plan_and_commands_agree(case: str) -> None:
+    with tuning_stage() as ours:
+        untouched = ours.state()
+        made = ours.plan(Tune(ours.bridge(), **CASES[case]))
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done, outcome
+        by_plan = ours.state()
+        assert by_plan != untouched
+        assert isinstance(plan(Tune(ours.bridge(), **CASES[case]), ours.topology()), Refused)
+        entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
+        assert run.undo(entry).end == "undone"
+        assert differences(untouched, ours.state()) == []
+        for step in made.steps:
+            typed(step.command())
+        assert differences(settled(by_plan), settled(ours.state())) == []
+
+
+@contextmanager
+def nameless(here: Tuning) -> Iterator[str]:
+    """A process in a namespace without a name, on br-shop; yields its pid."""
+    words = ["unshare", "-n", "sh", "-c", "echo there; exec sleep 100"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "there\n"
+            here.host.run(f"ip link add v-{os.getpid()} type veth peer name eth0 netns {process.pid}")
+            here.host.run(f"ip link set v-{os.getpid()} master br-shop up")
+            yield str(process.pid)
+        finally:
+            process.kill()
+
+
+def picture(pid: str) -> tuple[Any, ...]:
+    """Sizes, offloads and steering of eth0 in the namespace of a process."""
+    inside = ["nsenter", "-t", pid, "-n"]
+    (link,) = json.loads(run_out([*inside, "ip", "-j", "-d", "link", "show", "dev", "eth0"]))
+    (features,) = json.loads(run_out([*inside, "ethtool", "--json", "-k", "eth0"]))
+    read = "mount -t sysfs sysfs /sys; cat /sys/class/net/eth0/queues/rx-*/rps_cpus"
+    steering = run_out([*inside, "unshare", "-m", "sh", "-c", read])
+    return [link[word] for word in SIZES], features, steering
+
+
+def test_a_container_without_a_name_is_reached_by_its_process() -> None:
+    with tuning_stage() as here, nameless(here) as pid:
+        before = picture(pid)
+        made = here.plan(Tune(here.bridge(), 131072, False, rps="1"))
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done, outcome
+        by_plan = picture(pid)
+        assert all(one != other for one, other in zip(before, by_plan, strict=True))
+        entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
+        assert run.undo(entry).end == "undone"
+        assert picture(pid) == before
+        for step in made.steps:
+            typed(step.command())
+        assert picture(pid) == by_plan
+
+
+def test_what_is_gone_does_not_keep_an_undo_from_the_rest() -> None:
+    with tuning_stage() as here:
+        before = here.state()["log"]
+        with nameless(here):
+            made = here.plan(Tune(here.bridge(), 131072, False, rps="1"))
+            outcome = run.apply(made.title, made.steps)
+            assert outcome.done and here.state()["log"] != before
+        entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
+        assert run.undo(entry).end == "undone"
+        assert differences(before, here.state()["log"]) == []
+
+
+def test_sizes_are_read_as_ip_tells_them() -> None:
+    with tuning_stage() as here:
+        here.host.run(f"ip link set v-{WEB} gso_max_size 70000 gro_max_size 80000")
+        here.host.run(f"ip link set v-{WEB} gso_ipv4_max_size 90000 gro_ipv4_max_size 100000")
+        link = here.topology().snapshot.link(key(f"v-{WEB}")(here.topology()))
+        (told,) = here.host.json(f"ip -j -d link show dev v-{WEB}")
+        assert link
+        assert {word: getattr(link.sizes, field) for word, field in SIZES.items()} == {
+            word: told[word] for word in SIZES
+        }
+        before = here.state()
+        made = here.plan(Tune(here.bridge(), USUAL_SIZE))
+        outcome = run.apply(made.title, made.steps)
+        entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
+        assert here.tuned().big_tcp == USUAL_SIZE
+        assert run.undo(entry).end == "undone"
+        assert differences(before, here.state()) == []
+
+
+def address_of(name: str) -> str:
+    told = json.loads(run_out(["ip", "-n", name, "-j", "-4", "addr", "show", "dev", "eth0"]))
+    return str(told[0]["addr_info"][0]["local"])
+
+
+def send_bulk(sender: str, receiver: str) -> None:
+    """16 MiB over TCP from one container to the other."""
+    with entered(f"/run/netns/{receiver}"):
+        server = socket.create_server(("0.0.0.0", 5001))
+    with server:
+        with entered(f"/run/netns/{sender}"):
+            caller = socket.create_connection((address_of(receiver), 5001), timeout=20)
+        answering, _ = server.accept()
+        with caller, answering:
+            drain = subprocess.Popen(["cat"], stdin=answering.fileno(), stdout=subprocess.DEVNULL)
+            caller.sendall(b"\0" * (1 << 24))
+            caller.shutdown(socket.SHUT_WR)
+            assert drain.wait(20) == 0
+
+
+def large_packets(here: Tuning) -> int:
+    (counter,) = (
+        item["counter"]
+        for one in here.host.json("nft -j list chain bridge watch forward")["nftables"]
+        for item in one.get("rule", {}).get("expr", [])
+        if "counter" in item
+    )
+    return int(counter["packets"])
+
+
+def test_large_packets_cross_the_bridge() -> None:
+    with tuning_stage() as here:
+        here.host.run("nft add table bridge watch")
+        here.host.run(["nft", "add chain bridge watch forward { type filter hook forward priority 0; }"])
+        here.host.run("nft add rule bridge watch forward meta length > 65549 counter")
+        send_bulk(WEB, LOG)
+        assert not large_packets(here)
+        here.do(Tune(here.bridge(), USUAL_SIZE))
+        send_bulk(WEB, LOG)
+        assert large_packets(here)
+
+
+def reaches(sender: str, receiver: str) -> bool:
+    words = ["ip", "netns", "exec", sender, "ping", "-c1", "-W1", address_of(receiver)]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def test_without_br_netfilter_rules_between_containers_stop_working() -> None:
+    with tuning_stage() as here:
+        here.do(CreateNetwork("other", "internal", (f"10.96.{agree.N}.0/24",)))
+        here.host.run("nft add table ip theirs")
+        here.host.run(["nft", "add chain ip theirs forward { type filter hook forward priority 0; }"])
+        here.host.run("nft add rule ip theirs forward iifname br-shop oifname br-shop drop")
+        assert here.tuned().br_netfilter and not reaches(WEB, LOG)
+        made = here.plan(Tune(here.bridge(), br_netfilter=False))
+        told = " ".join(made.warnings)
+        assert "no longer sees packets between containers of br-shop" in told
+        assert 'iifname "br-shop" oifname "br-shop" drop' in told
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done and not here.tuned().br_netfilter and reaches(WEB, LOG)
+        now = here.topology()
+        other = now.snapshot.link(key("br-other")(now))
+        assert other and tuned(now, other).br_netfilter
+        again = here.plan(Tune(here.bridge(), br_netfilter=True))
+        assert "pass the host's firewall" in " ".join(again.warnings)
+        assert run.apply(again.title, again.steps).done
+        assert here.tuned().br_netfilter and not reaches(WEB, LOG)
+
+
+def online() -> list[int]:
+    """The CPUs at work, as lscpu(1) lists them."""
+    told = json.loads(run_out(["lscpu", "--json", "--online", "--extended=CPU"]))
+    return [int(one["cpu"]) for one in told["cpus"]]
+
+
+def test_masks_are_as_the_kernel_writes_them() -> None:
+    with tuning_stage() as here:
+        assert here.tuned().rps == "off"
+        here.do(Tune(here.bridge(), rps="all"))
+        every = sum(1 << cpu for cpu in online())
+        assert int((here.tuned().rps or "").replace(",", ""), 16) == every
+        made = here.plan(Tune(here.bridge(), rps="off"))
+        assert isinstance(made, Plan) and {step.cpus for step in made.steps} == {"0"}  # type: ignore[attr-defined]
+
+
+def test_only_bridges_are_tuned() -> None:
+    with stage() as here:
+        made = Tuning(here.host)
+        made.do(SHOP)
+        told = plan(Tune(key("up0")(made.topology()), 131072), made.topology())
+        assert isinstance(told, Refused) and told.reasons == ("up0 is no bridge",)

@@ -1,0 +1,97 @@
+"""Tuning by command and by keyboard, asserted with the system's own tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ThrowawayHost
+from tests.machine import Machine, link, ok, told
+from tests.ui.driver import Person
+from tests.ui.writer import BRIDGE, attach, do, keys, make_network, select, shows, values, writer
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+def size(machine: Machine, name: str, inside: str = "") -> tuple[int, int]:
+    found = link(machine, name, inside)
+    return found["gso_max_size"], found["gro_ipv4_max_size"]
+
+
+def test_by_command(machine: Machine) -> None:
+    ok(machine, "network create shop")
+    ok(machine, "container create web --network shop")
+    commands = ok(machine, "tune shop --big-tcp --br-netfilter off --dry-run").splitlines()
+    assert "ip -n web link set dev eth0 gso_max_size 262144" in " ".join(commands)
+    assert "sysctl -qw net.bridge.bridge-nf-call-iptables=0" in commands
+    assert size(machine, "br-shop") == size(machine, "eth0", "web") == (65536, 65536)
+    done = told(machine, "tune br-shop --big-tcp 131072 --br-netfilter off")
+    assert "no longer sees packets between containers" in " ".join(done["warnings"])
+    assert size(machine, "br-shop") == size(machine, "eth0", "web") == (131072, 131072)
+    assert machine.run("sysctl -n net.bridge.bridge-nf-call-iptables") == "0\n"
+    ok(machine, "tune shop --offloads off --rps all")
+    (features,) = machine.json("ethtool --json -k v-web")
+    assert not features["tcp-segmentation-offload"]["active"]
+    assert machine.run("cat /sys/class/net/eth0/queues/rx-0/rps_cpus", "web") != "0\n"
+    for _ in range(2):
+        ok(machine, "undo")
+    assert size(machine, "br-shop") == size(machine, "eth0", "web") == (65536, 65536)
+    assert machine.run("sysctl -n net.bridge.bridge-nf-call-iptables") == "1\n"
+    assert machine.run("cat /sys/class/net/eth0/queues/rx-0/rps_cpus", "web") == "0\n"
+
+
+def test_what_was_tuned_comes_back_with_what_was_removed(machine: Machine) -> None:
+    ok(machine, "network create shop")
+    ok(machine, "container create web --network shop")
+    ok(machine, "tune shop --big-tcp 131072 --rps 1 --offloads off")
+    ok(machine, "detach web shop")
+    ok(machine, "undo")
+    assert size(machine, "v-web") == size(machine, "eth0", "web") == (131072, 131072)
+
+
+async def choose(person: Person, field: str, *pressed: str) -> None:
+    """Go to a field, from wherever, and press these keys."""
+    place = list(values(person)).index(field)
+    here = person.app.screen.fields.place  # type: ignore[attr-defined]
+    await keys(person, *["tab" if place > here else "up"] * abs(place - here), *pressed)
+
+
+async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    inside_host.run("ip link add br-aaa type bridge")
+    async with writer() as person:
+        await make_network(person)
+        await attach(person, name)
+        before = inside_host.run("ip -d link show dev eth0", inside="web")
+        await select(person, "networks", BRIDGE)
+        await keys(person, "T")
+        await shows(person, "all is so already")
+        assert values(person) == {
+            "bridge": BRIDGE,
+            "big_tcp": "off",
+            "offloads": "",
+            "br_netfilter": "on",
+            "rps": "off",
+        }
+        await choose(person, "big_tcp", *"262144")
+        await shows(person, "gso_max_size 262144", "connections that are there keep their size")
+        await choose(person, "br_netfilter", "left")
+        await shows(person, "no longer sees packets")
+        await do(person)
+        (link_now,) = inside_host.json("ip -j -d link show dev eth0", inside="web")
+        assert link_now["gso_ipv4_max_size"] == 262144
+        await select(person, "bridges", BRIDGE)
+        await keys(person, "T")
+        assert values(person)["big_tcp"] == "262144" and values(person)["br_netfilter"] == "off"
+        await person.press("escape")
+        await person.press("u")
+        await shows(person, f"tune {BRIDGE}")
+        await person.press("enter")
+        await do(person, "y")
+        assert inside_host.run("ip -d link show dev eth0", inside="web") == before
