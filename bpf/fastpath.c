@@ -164,16 +164,22 @@ INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struc
 	return true;
 }
 
-/* The way out of a frame that the bridge would switch. */
-INLINE enum verdict find_bridged(
-	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u32 *eth, struct flow *flow
-)
+/* Whether the translation changes the destination's address. */
+INLINE bool is_sent_elsewhere(const struct packet *packet, const struct flow *flow)
 {
 	u32 moved = flow->new_dst[0] ^ packet->dst[0];
 	if (packet->family == AF_INET6)
 		moved |= (flow->new_dst[1] ^ packet->dst[1]) | (flow->new_dst[2] ^ packet->dst[2]) |
 			(flow->new_dst[3] ^ packet->dst[3]);
-	if (moved)
+	return moved;
+}
+
+/* The way out of a frame that the bridge would switch. */
+INLINE enum verdict find_bridged(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u32 *eth, struct flow *flow
+)
+{
+	if (is_sent_elsewhere(packet, flow))
 		return V_BRIDGED_DNAT;
 	bool isolated = false;
 	flow->mtu = 0;
@@ -233,8 +239,15 @@ INLINE enum verdict find_routed(
 		return verdict;
 	flow->mtu = route_mtu(&fib, config);
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
-	__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
-	flow->rewrite |= REWRITE_L3;
+	/* br_netfilter translates before the bridge decides: what leaves by the bridge that it came in on is still switched,
+	 * see br_nf_pre_routing_finish(). */
+	if (port->flags & PORT_IPTABLES && fib.ifindex == port->l3_ifindex && is_sent_elsewhere(packet, flow)) {
+		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
+		flow->rewrite |= REWRITE_MACS;
+	} else {
+		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
+		flow->rewrite |= REWRITE_L3;
+	}
 	if (!go_to_port(flow, fib.ifindex, fib.dmac, port, &isolated)) {
 		if (config->flags & HAS_MULTIPATH)
 			return V_MULTIPATH;
@@ -412,7 +425,7 @@ INLINE enum verdict relearn(
 		flow->last_seen = old->last_seen;
 	}
 	store(packet, flow);
-	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS)
+	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
 		learn_way_back(packet, config, port, learned);
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
@@ -436,7 +449,7 @@ INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, st
 		    (packet->family != AF_INET ||
 		     data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end))
 			return TO_KERNEL;
-		if (rewrite & REWRITE_L3) {
+		if (rewrite & (REWRITE_L3 | REWRITE_MACS)) {
 			u32 *eth = data;
 			eth[0] = flow->eth_out[0];
 			eth[1] = flow->eth_out[1];

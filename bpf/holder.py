@@ -1,7 +1,7 @@
 """The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
 and the lease alive.
 
-`python -m bpf.holder TARGET...` is started by bpf/keeper.py, which puts everything right when this process
+`python -m bpf.holder [--flows=N] TARGET...` (N: room for flows of each family) is started by bpf/keeper.py, which puts everything right when this process
 is gone.
 """
 
@@ -35,14 +35,15 @@ SETTLE_RULES = 0.1
 TICK = 1.0
 UPKEEP = 15.0
 _PR_SET_PDEATHSIG = 1
+_FLOWS = "--flows="
 
 
 class Holder:
     """Everything that is held, and what is done when."""
 
-    def __init__(self, targets: list[str]) -> None:
+    def __init__(self, targets: list[str], flows: int = loader.FLOWS) -> None:
         self.schedule = Schedule()
-        self.loaded = loader.load()
+        self.loaded = loader.load(flows)
         self.tables = Tables(self.loaded)
         self.gate = Gate(self.tables)
         self.view = View(self.loaded, self.tables, targets, self._wake)
@@ -177,11 +178,14 @@ class Holder:
         self._wake()
 
 
-def main(targets: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Hold until told otherwise; what happened at the start is one line of JSON on standard output."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    given = [int(each.removeprefix(_FLOWS)) for each in arguments if each.startswith(_FLOWS)]
+    flows = given[0] if given else loader.FLOWS
+    targets = [each for each in arguments if not each.startswith(_FLOWS)]
     try:
-        holder = Holder(targets)
+        holder = Holder(targets, flows)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: holder.finish())
         if not _has_keeper():

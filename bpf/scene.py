@@ -22,7 +22,8 @@ from core.model import Link
 _GETLINK, _GETADDR, _GETROUTE, _GETQDISC, _GETFILTER = 18, 22, 26, 38, 46
 _TARGET_NETNSID, _EXT_MASK = 46, 29
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
-_RTA_MULTIPATH, _RTA_NH_ID = 9, 30
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_NH_ID = 8, 9, 30
+_RTAX_MTU = 2
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFA_TARGET_NETNSID, _IFA_ADDRESS, _IFA_LOCAL = 10, 1, 2
 _STRICT = 12  # NETLINK_GET_STRICT_CHK
@@ -46,6 +47,15 @@ class End:
     up: bool
     addresses: tuple[str, ...] = ()
     has_xdp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFacts:
+    """`multipath`: whether any route has several next hops, or one of the objects that may stand for several;
+    `mtu`: the smallest one that an IPv4 route names, 0 where none does."""
+
+    multipath: bool
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +145,26 @@ class Kernel(Netlink):
         except OSError:
             return True  # what cannot be told is left alone
 
-    def has_multipath(self) -> bool:
-        """Whether any route has several next hops, or one of the objects that may stand for several."""
-        return any(
-            attributes(message.payload, _RTMSG.size).keys() & {_RTA_MULTIPATH, _RTA_NH_ID}
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for message in self._routes(family)
-        )
+    def route_facts(self) -> RouteFacts:
+        """What the program's own lookup of routes does not tell."""
+        multipath, mtus = False, []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for message in self._routes(family):
+                found = attributes(message.payload, _RTMSG.size)
+                multipath |= bool(found.keys() & {_RTA_MULTIPATH, _RTA_NH_ID})
+                if family == socket.AF_INET and _RTA_METRICS in found:
+                    mtus.append(_route_mtu(found[_RTA_METRICS]))
+        return RouteFacts(multipath, min(filter(None, mtus), default=0))
 
     def _routes(self, family: int) -> list[Message]:
         try:
             return self.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
         except OSError:
             return []  # without IPv6
+
+
+def _route_mtu(metrics: bytes) -> int:
+    return int.from_bytes(attributes(metrics, 0).get(_RTAX_MTU, b""), "little")
 
 
 def _target(attr_type: int, nsid: int | None) -> bytes:

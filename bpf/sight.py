@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from bpf import sysctls
 from bpf.ports import far_end
-from bpf.scene import End, Far, Kernel, Scene
+from bpf.scene import End, Far, Kernel, RouteFacts, Scene
 from core.model import Link
 
 
@@ -32,9 +32,9 @@ class Sight:
         """Whether any of these namespaces is the host, or has an end that is followed."""
         return None in dirty or any(far[0] in dirty for _, far, _ in self._ends.values())
 
-    def has_multipath(self) -> bool:
-        """Whether there are routes with several next hops."""
-        return self._kernel.has_multipath()
+    def route_facts(self) -> RouteFacts:
+        """What must be known of the routes beforehand."""
+        return self._kernel.route_facts()
 
     def scene(
         self, bridges: Collection[int], foreign: frozenset[int], dirty: Collection[int | None] = ()

@@ -88,7 +88,7 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
         "program": syscall.id_of(view.attachments.program),
         "maps": {name: syscall.id_of(descriptor) for name, descriptor in maps.items()},
         "ports": ports,
-        "verdicts": _total(ports),
+        "verdicts": _total(ports, verdicts(maps["counters"], 0)),
     }
     if flows:
         found["flows"] = _count_flows(maps)
@@ -116,8 +116,9 @@ def verdicts(counters: int, slot: int) -> dict[str, int]:
     return {verdict.name: int(sums[verdict.number]) for verdict in VERDICTS if sums[verdict.number]}
 
 
-def _total(ports: list[dict[str, Any]]) -> dict[str, int]:
-    sums: dict[str, int] = {}
+def _total(ports: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, int]:
+    """All ports together, and what was counted `elsewhere`: row 0, of packets whose port was not looked up."""
+    sums = dict(elsewhere)
     for port in ports:
         for name, count in port["verdicts"].items():
             sums[name] = sums.get(name, 0) + count

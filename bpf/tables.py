@@ -14,6 +14,7 @@ from bpf.clock import Clock
 from bpf.loader import SLOTS, Loaded
 from bpf.marks import SHIFT
 from bpf.ports import Contents, Port
+from bpf.scene import RouteFacts
 
 LEASE = 2  # seconds
 RECHECK = 1
@@ -57,9 +58,16 @@ class Tables:
     def set_flag(self, flag: int, on: bool) -> None:
         """Set or clear one of the configuration's flags."""
         before = int(self.config["flags"])
-        after = before | flag if on else before & ~flag
-        if after != before:
-            self.config["flags"] = after
+        self._set("flags", before | flag if on else before & ~flag)
+
+    def take_routes(self, facts: RouteFacts) -> None:
+        """Heed what the program's own lookup of routes does not tell."""
+        self.set_flag(layout.HAS_MULTIPATH, facts.multipath)
+        self._set("route_mtu", facts.mtu)
+
+    def _set(self, name: str, value: int) -> None:
+        if value != int(self.config[name]):
+            self.config[name] = value
             self.ask_again()
 
     def capture(self, family: int, packed: bytes, on: bool) -> None:

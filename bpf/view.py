@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from bpf import layout, ports, sysctls, targets
+from bpf import ports, sysctls, targets
 from bpf.attachments import Attachments
 from bpf.loader import Loaded
 from bpf.sight import Sight
@@ -76,9 +76,9 @@ class View:
             self._engines.ask()
 
     def look_at_routes(self) -> None:
-        """Find out whether there are routes of several next hops."""
+        """Find out what the program's own lookup of routes does not tell."""
         began = time.monotonic()
-        self._tables.set_flag(layout.HAS_MULTIPATH, self._sight.has_multipath())
+        self._tables.take_routes(self._sight.route_facts())
         self.routes_took = time.monotonic() - began
 
     def take_bridge_rules(self, there: bool) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _SHORTEST = 0.03  # seconds between two pictures that nobody asked for
 _SHARE = 0.25  # of the time, at most, for working such pictures out
+_SHARE_OF_FLOWS = 0.03  # the same of flows, which are others every second; but one picture a second there is
+_EVERY_OF_FLOWS = 0.95
 
 
 class Arrived(Message):
@@ -178,7 +180,7 @@ class Desk:
             self._stage.stand(self._fast)
         shown = self._stage.shown(view, state)
         ended = time.monotonic()
-        self._rested = ended + max(_SHORTEST, (ended - began) * (1 / _SHARE - 1))
+        self._rested = ended + _rest(ended - began, view.name == "flows")
         return shown
 
     def detail(self, ref: Ref) -> None:
@@ -199,3 +201,9 @@ class Desk:
             self._post(message)
         except RuntimeError:  # the event loop ended between the question and the answer
             self._stopped = True
+
+
+def _rest(took: float, flows: bool) -> float:
+    """Seconds without a picture that nobody asked for, after one that took so long."""
+    rest = max(_SHORTEST, took * (1 / _SHARE - 1))
+    return max(rest, min(_EVERY_OF_FLOWS, took / _SHARE_OF_FLOWS)) if flows else rest

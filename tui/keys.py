@@ -10,9 +10,9 @@ from textual.binding import Binding, BindingType
 
 # Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
-# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "fast" also then,
-# where its key means nothing else, "replay" there while a recording is open, "app" also above overlays.
-Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "fast", "flows", "replay", "app"]
+# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "replay" there
+# while a recording is open, "app" also above overlays.
+Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "app"]
 
 READ_ONLY = "read-only: press W first"
 
@@ -20,7 +20,7 @@ GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Moving", ("lines", "fold")),
     ("Time line", ("replay",)),
     ("This view", ("flows", "list", "order", "pane")),
-    ("Changing", ("change", "fast")),
+    ("Changing", ("change",)),
     ("Everywhere", ("any", "app")),
 )
 
@@ -103,7 +103,7 @@ ACTIONS: tuple[Action, ...] = (
         3,
     ),
     Action("hops", ("o",), "o", "Hops", "each connection once, or its entry in each namespace", "flows", 6),
-    Action("pin", ("f",), "f", "Pin", "keep the selected flow on top, and let it go", "flows", 8),
+    Action("pin", ("asterisk",), "*", "Pin", "keep the selected flow on top, and let it go", "flows", 8),
     Action("count", ("A",), "A", "Count", "have the kernel count the traffic of connections", "flows"),
     Action("log", ("L",), "L", "Log", "every command that this session has run", "any"),
     Action("make_network", ("n",), "n", "Network", "make a network", "change", 2),
@@ -121,7 +121,7 @@ ACTIONS: tuple[Action, ...] = (
         "f",
         "Fast",
         "have the bridge or network take the fast path, and no longer",
-        "fast",
+        "change",
         4,
     ),
     Action("tune", ("T",), "T", "Tune", "BIG TCP, offloads, br_netfilter and RPS of a bridge", "change", 8),

@@ -16,7 +16,7 @@ from tui.navigation import ViewState, Way
 from tui.present import query, views
 from tui.present.absence import empty_text
 from tui.present.flows import FlowRows
-from tui.present.rows import Column, Detail, ListView, Rows
+from tui.present.rows import Column, Detail, ListView, Rows, head_of
 from tui.present.scene import ChangeLog, Scene
 
 
@@ -93,6 +93,7 @@ class Stage:
         if isinstance(base, FlowRows):
             base = base.seen_through(state.lens)
             rows = base.matching(state.filter).grouped()
+            base.make_ready()
         else:
             rows = base.matching(state.filter)
         if state.sort:
@@ -102,6 +103,7 @@ class Stage:
             rows = folded(state.closed)
         pending = bool(self.scene.snapshot.pending & _PARTS.get(view.name, _LINKS))
         remarks = () if len(rows) else tuple(query.remarks(state.filter, base.keys()))
+        head_of(rows)  # worked out here, where nobody waits for it
         if not pending:
             self.findings = self.scene.topology.findings
         empty = empty_text(view, self.scene.snapshot)

@@ -121,6 +121,7 @@ struct flow {
 #define REWRITE_L3 1      /* routed: time to live and MAC addresses */
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4
+#define REWRITE_MACS 8     /* as REWRITE_L3, but it was bridged all the same: the time to live stays */
 
 
 /* What is found out about a flow beside it, while it is learned. */

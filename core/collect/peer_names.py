@@ -39,7 +39,7 @@ class PeerNames:
         self._path, self._stamp = path, -1
         self._hosts: dict[bytes, str] = {}
         self._answers: dict[bytes, str] = {}
-        self._reverse = os.environ.get(SWITCH) == "1" if reverse is None else reverse
+        self.reverse = os.environ.get(SWITCH) == "1" if reverse is None else reverse
         self._questions: SimpleQueue[bytes] = SimpleQueue()
         self._asking: threading.Thread | None = None
 
@@ -55,7 +55,7 @@ class PeerNames:
 
     def ask(self, addresses: Iterable[bytes]) -> None:
         """Have the resolver asked for the names of some addresses, where that is wanted; returns at once."""
-        if not self._reverse:
+        if not self.reverse:
             return
         if len(self._answers) > _MOST:
             self._answers.clear()

@@ -1,5 +1,5 @@
-"""Reads connected sockets over sock_diag(7): their ends, round trip times, and the processes that hold
-them."""
+"""Reads TCP's connected sockets and all of UDP's over sock_diag(7): their ends, round trip times, and the
+processes that hold them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _TCP, _UDP = 6, 17
 _INFO = 2  # INET_DIAG_INFO: struct tcp_info
 # Connected states: all of linux/tcp_states.h but TIME_WAIT, CLOSE, LISTEN and NEW_SYN_RECV.
 _CONNECTED = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
-_ESTABLISHED = 1 << 1
+# UDP knows two: connected, and (as TCP_CLOSE) not.
+_EITHER = 1 << 1 | 1 << 7
 # struct inet_diag_msg of linux/inet_diag.h.
 _MESSAGE = np.dtype(
     [
@@ -64,7 +65,7 @@ class Holders:
 
 
 def read_all(namespaces: Mapping[int, Namespace], holders: Holders) -> dict[int, Sockets]:
-    """The connected sockets of all namespaces, without those that vanish meanwhile or may not be entered."""
+    """The sockets of all namespaces, without those that vanish meanwhile or may not be entered."""
     found = {}
     for inode, namespace in namespaces.items():
         with suppress(NamespaceGone, OSError):
@@ -74,7 +75,7 @@ def read_all(namespaces: Mapping[int, Namespace], holders: Holders) -> dict[int,
 
 
 def read_sockets(namespace: Namespace, holders: Holders | None = None) -> Sockets:
-    """The connected TCP and UDP sockets of one namespace. Raises NamespaceGone, and OSError as the kernel
+    """The connected TCP sockets, and the UDP sockets, of one namespace. Raises NamespaceGone, and OSError as the kernel
     words it; the socket it reads with is closed again."""
     with entered(entry_of(namespace), namespace.inode):
         netlink = Netlink(_SOCK_DIAG)
@@ -82,7 +83,7 @@ def read_sockets(namespace: Namespace, holders: Holders | None = None) -> Socket
         parts = [
             _decoded(_dump(netlink, family, l4_proto, states), l4_proto)
             for family in (_AF_INET, _AF_INET6)
-            for l4_proto, states in ((_TCP, _CONNECTED), (_UDP, _ESTABLISHED))
+            for l4_proto, states in ((_TCP, _CONNECTED), (_UDP, _EITHER))
         ]
     entries = np.concatenate(parts)
     commands: dict[int, str] = {}

@@ -76,6 +76,10 @@ class FlowColumns:
             self._columns[name] = whole
         return self._columns[name]
 
+    def raw(self, name: str, rows: Column) -> Column:
+        """The addresses of some rows as 16 bytes each."""
+        return self.column(name)[rows].astype(">u8").view(np.uint8).reshape(-1, 16)
+
     def by_table(self, values: Column) -> Column:
         """A column that holds one value for each whole table."""
         return np.repeat(values, [len(table.entries) for table in self.tables])

@@ -21,6 +21,7 @@ Column = np.ndarray[Any, Any]
 HALF_WINDOW = 2.0
 _SHORTEST = 0.2  # seconds; a difference over less says too little
 _ACTIVE_FOR = 10.0
+_LASTING = ("status", "mark")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +78,7 @@ class FlowMeter:
     _missed: _Memory = field(default_factory=lambda: _Memory.of(0))
     _places: Places = field(default_factory=lambda: Places(np.zeros(0, np.uint64)))
     _seen: dict[int, float] = field(default_factory=dict)
+    _told: tuple[Column, ...] = ()  # what the generation of the newest table stands for
     _is_fast: bool = False  # whether the fast path ever counted anything
     _kernel: Column = field(default_factory=lambda: np.zeros((0, 4), np.uint64))
     table: FlowTable = field(default_factory=FlowTable)
@@ -242,10 +244,18 @@ class FlowMeter:
         speeds = self._memory.speeds.copy()
         speeds[~counted] = UNKNOWN
         return FlowTable(
-            tables, next(GENERATIONS), now, at, speeds, counters[:, :2], counters[:, 2:], counted,
+            tables, self._generation(tables, counted), now, at, speeds, counters[:, :2], counters[:, 2:], counted,
             path, self._fast_bytes(), self._memory.born + (at - now),
             0 if paths.loose is None else len(paths.loose.entries), bool(self.table.generation),
         )  # fmt: skip
+
+    def _generation(self, tables: tuple[Conntrack, ...], counted: Column) -> int:
+        """That of the table before, where the rows are the same and all that is told of them but measures."""
+        spaces = np.array([(one.ns, one.accounting) for one in tables])
+        told = (spaces, self._memory.keys, counted, *(whole(name, tables, np.uint32) for name in _LASTING))
+        before, self._told = self._told, told
+        same = len(before) == len(told) and all(map(np.array_equal, before, told))
+        return self.table.generation if same else next(GENERATIONS)
 
 
 def _times(readings: Sequence[Reading]) -> Column:

@@ -24,6 +24,7 @@ from core.ops import (
 )
 from core.plan.base import Refusal
 from core.plan.draft import Draft, Target
+from core.plan.sizes import PLAIN_SIZE, resize
 from core.plan.ways import as_operation, leads_over, without
 from core.text import safe
 
@@ -57,6 +58,7 @@ def delete_pair(draft: Draft, end: Link) -> None:
             draft.do(SetLink(inner.name, "alias", "", inner.alias, where))
         if inner is peer and inner.mtu != end.mtu:
             draft.do(SetLink(inner.name, "mtu", str(end.mtu), str(inner.mtu), where))
+        draft.do(*resize(inner, PLAIN_SIZE, where))
     again = CreateVeth(end.name, peer.name, place, peer_place, end.mtu, end.mac, peer.mac, end.alias)
     draft.do(DeleteLink(end.name, place, again))
 
@@ -72,6 +74,8 @@ def delete_empty_bridge(draft: Draft, bridge: Link) -> None:
     place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
     own = _vlans_to_default(bridge.name, settings.vlans, settings.vlan_default_pvid, place, own=True)
     draft.do(*own, *_settings_to_defaults(bridge.name, settings, place))
+    # A bridge allows large packets once it has ports: what takes this back must come last.
+    draft.steps[:0] = resize(bridge, PLAIN_SIZE, place)
     filtering = settings.vlan_filtering and not _filters_late(settings)
     again = CreateBridge(bridge.name, place, bridge.mac, bridge.mtu, bridge.alias, settings.stp, filtering)
     draft.do(DeleteLink(bridge.name, place, again))

@@ -6,26 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from core.model import Link, LinkTuning
-from core.ops import Place, SetOffloads, SetSizes, SetSteering
+from core.ops import Place, SetOffloads, SetSteering
 from core.plan import bridged, cpus
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft
 from core.plan.lifelines import is_lifeline
 from core.plan.requests import Tune
+from core.plan.sizes import LARGEST_SIZE, PLAIN_SIZE, can_grow, resize, sizes_of
 from core.text import safe
 from core.topology import Topology
 
-# Bytes: what every link takes, what is taken where no size is given, and the kernel's own limit
-# (GSO_LEGACY_MAX_SIZE and GSO_MAX_SIZE of linux/netdevice.h).
-PLAIN_SIZE, USUAL_SIZE, LARGEST_SIZE = 65536, 262144, 524280
-# ip-link(8)'s words, in the order in which the kernel takes them, and the field of PacketSizes of each.
-_SIZES = {
-    "gso_max_size": "gso",
-    "gro_max_size": "gro",
-    "gso_ipv4_max_size": "gso_ipv4",
-    "gro_ipv4_max_size": "gro_ipv4",
-}
 _NONE = LinkTuning()
 
 
@@ -43,7 +34,7 @@ class Tuned:
 def tuned(topology: Topology, bridge: Link) -> Tuned:
     """How it is tuned now; of offloads and RPS a snapshot without its part "tuning" does not tell."""
     ends = _ends(topology, bridge)
-    sizes = {size for link in (bridge, *ends) if _can_grow(link) for _, size in _sizes_of(link)}
+    sizes = {size for link in (bridge, *ends) if can_grow(link) for _, size in sizes_of(link)}
     offloads = {on for link in ends if _is_virtual(link) for _, on in _offloads_of(topology, link)}
     steering = {one for link in ends for one in _tuning(topology, link).rps_cpus}
     return Tuned(
@@ -124,16 +115,6 @@ def _is_virtual(link: Link) -> bool:
 # ---- BIG TCP
 
 
-def _can_grow(link: Link) -> bool:
-    return link.sizes.tso > PLAIN_SIZE
-
-
-def _sizes_of(link: Link) -> list[tuple[str, int]]:
-    """The sizes that the kernel tells: those of IPv4 are there since Linux 6.3."""
-    every = [(word, getattr(link.sizes, field)) for word, field in _SIZES.items()]
-    return [(word, size) for word, size in every if size]
-
-
 def _grow(links: Iterable[tuple[Link, Place]], wanted: int, draft: Draft) -> None:
     require(_why_no_size(wanted))
     links = list(links)
@@ -146,10 +127,7 @@ def _grow(links: Iterable[tuple[Link, Place]], wanted: int, draft: Draft) -> Non
         most = max(PLAIN_SIZE, link.sizes.tso)
         if most < wanted:
             draft.warn(f"{safe(link.name)} in {place} allows no more than {most} bytes")
-        held = _sizes_of(link)
-        sizes = [(word, min(wanted, most)) for word, _ in held]
-        if sizes != held and _can_grow(link):
-            draft.do(SetSizes(link.name, tuple(sizes), tuple(held), place))
+        draft.do(*resize(link, wanted, place))
     if len(draft.steps) > before:
         _warn_of_sizes(wanted, draft)
 

@@ -58,7 +58,8 @@ class FlowReader:
 
     def _completed(self, table: FlowTable) -> FlowTable:
         """With sockets and the names of foreign addresses; those of the fastest flows are asked for."""
-        self._names.ask(self._meter.ends(_NAMED))
+        if self._names.reverse:
+            self._names.ask(self._meter.ends(_NAMED))
         return replace(table, sockets=self.sockets, names=self._names.known())
 
     def _read_fast(self) -> FastFlows | None:
@@ -113,5 +114,5 @@ class SocketReader:
         self._holders = reading.Holders()
 
     def look(self, namespaces: Mapping[int, Namespace]) -> dict[int, Sockets]:
-        """The connected sockets of all namespaces."""
+        """The sockets of all namespaces."""
         return reading.read_all(namespaces, self._holders)

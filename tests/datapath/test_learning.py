@@ -332,3 +332,34 @@ def test_an_entry_deleted_is_a_flow_ended(lab: Lab) -> None:
 def test_an_acknowledgement_alone_does_not_ask(lab: Lab) -> None:
     masquerade(lab, "tcp", 4)
     assert lab.rig.run(out("tcp", 4, payload=b""), "p1").verdict == "NO_DATA"
+
+
+@L4
+@BOTH
+def test_published_to_a_neighbour_is_switched_although_translated(lab: Lab, l4: str, family: int) -> None:
+    addresses = ADDRESSES[family]
+    packet = plain(
+        l4,
+        family,
+        src=addresses["c1"],
+        dst=addresses["host"],
+        dport=8080,
+        eth_src=MACS["c1"],
+        eth_dst=BRIDGE,
+        hops=1,
+    )
+    lab.track(packet, (addresses["c2"], addresses["c1"], 80, 40000))
+    outcome = lab.rig.run(packet, "p1")
+    assert outcome.packet == bytes(changed(packet, dst=addresses["c2"], dport=80, eth_dst=MACS["c2"]))
+    answer = plain(
+        l4,
+        family,
+        src=addresses["c2"],
+        dst=addresses["c1"],
+        sport=80,
+        dport=40000,
+        eth_src=MACS["c2"],
+        eth_dst=MACS["c1"],
+    )
+    back = lab.rig.run(answer, "p2")
+    assert back.packet == bytes(changed(answer, src=addresses["host"], sport=8080))

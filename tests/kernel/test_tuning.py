@@ -18,8 +18,9 @@ from core.collect.netns import entered
 from core.collect.snapshot import read_snapshot
 from core.model import LinkKey
 from core.plan import Plan, Refused, plan
-from core.plan.requests import CreateContainer, CreateNetwork, Tune
-from core.plan.tuning import USUAL_SIZE, Tuned, tuned
+from core.plan.requests import CreateContainer, CreateNetwork, Detach, RemoveNetwork, Tune
+from core.plan.sizes import USUAL_SIZE
+from core.plan.tuning import Tuned, tuned
 from core.topology import Topology
 from tests.kernel import test_ops_agree as agree
 from tests.kernel.test_ops_agree import (
@@ -204,6 +205,28 @@ def test_sizes_are_read_as_ip_tells_them() -> None:
         assert here.tuned().big_tcp == USUAL_SIZE
         assert run.undo(entry).end == "undone"
         assert differences(before, here.state()) == []
+
+
+def sizes_there(here: Tuning) -> dict[tuple[str, str], list[Any]]:
+    """The sizes of every link, by its place and name."""
+    return {
+        (place, name): [link.get(word) for word in SIZES]
+        for place, told in here.state().items()
+        for name, link in told["links"].items()
+    }
+
+
+@pytest.mark.parametrize("goes", ["network", "attachment"])
+def test_sizes_come_back_with_what_was_removed(goes: str) -> None:
+    with tuning_stage() as here:
+        here.do(Tune(here.bridge(), USUAL_SIZE))
+        before = sizes_there(here)
+        made = here.plan(RemoveNetwork("shop") if goes == "network" else Detach(WEB, "shop"))
+        outcome = run.apply(made.title, made.steps)
+        assert outcome.done, outcome
+        entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
+        assert run.undo(entry).end == "undone"
+        assert sizes_there(here) == before
 
 
 def address_of(name: str) -> str:

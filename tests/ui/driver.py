@@ -16,6 +16,7 @@ from core.flows.table import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.snapshots import small_host
+from tui.accelerator import Accelerator
 from tui.app import VnetApp
 from tui.changer import Changer
 from tui.screens.dashboard import Dashboard
@@ -23,7 +24,7 @@ from tui.source import Update
 
 _NAMES = {
     ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",
-    "_": "underscore", "[": "left_square_bracket", "]": "right_square_bracket",
+    "_": "underscore", "*": "asterisk", "[": "left_square_bracket", "]": "right_square_bracket",
 }  # fmt: skip
 _CHARACTERS = {name: key for key, name in _NAMES.items()}
 _QUIET = 3
@@ -156,10 +157,11 @@ async def dashboard(
     ascii_only: bool = False,
     make_changer: Callable[[], Changer] | None = None,
     write: bool = False,
+    make_accelerator: Callable[[], Accelerator] | None = None,
 ) -> AsyncIterator[Person]:
     """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
     source = source or FedSource(snapshot or small_host())
-    app = VnetApp(source, ascii_only, make_changer, write)
+    app = VnetApp(source, ascii_only, make_changer, write, make_accelerator)
     async with app.run_test(size=size, notifications=True) as pilot:
         person = Person(app, pilot, source)
         await asyncio.sleep(0.05)

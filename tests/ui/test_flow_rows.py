@@ -181,7 +181,7 @@ async def test_the_keys_of_the_view() -> None:
         assert person.row() == "web1"
         await person.press("⏎")
         await person.eventually("filtered 3 of 7")
-        await person.press("f")
+        await person.press("*")
         await person.eventually("pinned first")
         await person.press("A")
         await person.eventually("read-only: press W first")

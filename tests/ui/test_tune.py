@@ -46,15 +46,6 @@ def test_by_command(machine: Machine) -> None:
     assert machine.run("cat /sys/class/net/eth0/queues/rx-0/rps_cpus", "web") == "0\n"
 
 
-def test_what_was_tuned_comes_back_with_what_was_removed(machine: Machine) -> None:
-    ok(machine, "network create shop")
-    ok(machine, "container create web --network shop")
-    ok(machine, "tune shop --big-tcp 131072 --rps 1 --offloads off")
-    ok(machine, "detach web shop")
-    ok(machine, "undo")
-    assert size(machine, "v-web") == size(machine, "eth0", "web") == (131072, 131072)
-
-
 async def choose(person: Person, field: str, *pressed: str) -> None:
     """Go to a field, from wherever, and press these keys."""
     place = list(values(person)).index(field)

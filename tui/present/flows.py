@@ -68,6 +68,12 @@ class FlowRows:
             return None
         return self._picture.row_of(int(ref.key[0]), int(ref.key[1]))
 
+    def make_ready(self) -> None:
+        """Work out what lines need of all flows together, so that painting them need not."""
+        picture = self._picture
+        _ = picture.ends, picture.index.client, picture.index.connection, picture.table.bits
+        _ = picture.table.age, picture.table.columns, picture.index.columns.column("id")
+
     @cached_property
     def head(self) -> Sequence[Cell]:
         """What is said about the whole."""

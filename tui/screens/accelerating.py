@@ -12,7 +12,6 @@ from textual.message import Message
 
 from core.model import FastPath, Requirement
 from core.text import safe
-from tui.keys import Where
 from tui.present.fast_targets import EVERYTHING, Choice, chosen, is_covered
 from tui.screens.changing import Changing
 from tui.source import Source
@@ -113,16 +112,6 @@ class Accelerating(Changing):
             self.ask_soon()
 
     # ---- keys
-
-    def wheres(self) -> frozenset[Where]:
-        found = super().wheres()
-        return found | {"fast"} if "change" in found and "flows" not in found else found
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """In the flow view, the key pins."""
-        if action in ("accelerate", "pin"):
-            return (self.view.name == "flows") == (action == "pin")
-        return super().check_action(action, parameters)
 
     def action_fast_path(self) -> None:
         """A click on the banner."""

@@ -8,7 +8,6 @@ from textual import events
 
 from core.text import safe
 from tui import commands, keys, themes
-from tui.keys import Where
 from tui.present import views
 from tui.present.lens import Lens
 from tui.screens.accelerating import Accelerating
@@ -22,7 +21,7 @@ class Dashboard(Accelerating, Replaying):
     """The screen that lies under all others."""
 
     BINDINGS = [
-        *keys.bindings("any", "change", "fast", "flows", "replay", "list", "order", "pane"),
+        *keys.bindings("any", "change", "flows", "replay", "list", "order", "pane"),
         *keys.view_bindings(9),
     ]
 
@@ -189,13 +188,7 @@ class Dashboard(Accelerating, Replaying):
             (number, f"{title}  :{view.name} :{short}")
             for (number, title, short), (_, view) in zip(TABS, NUMBERED, strict=True)
         ]
-        self.app.push_screen(help_overlay(self.view, numbers, self._help_wheres()))
-
-    def _help_wheres(self) -> frozenset[Where]:
-        """Also what could be done once changes are allowed."""
-        found = self.wheres()
-        more: set[Where] = {"change"} if "flows" in found else {"change", "fast"}
-        return found | more
+        self.app.push_screen(help_overlay(self.view, numbers, self.wheres() | {"change"}))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()

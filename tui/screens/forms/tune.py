@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from core.model import Link, Ref
 from core.plan.requests import Tune
-from core.plan.tuning import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE, Tuned, tuned
+from core.plan.sizes import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE
+from core.plan.tuning import Tuned, tuned
 from core.text import safe
 from core.topology import Topology
 from tui.errors import CommandError

@@ -1,0 +1,85 @@
+"""The dashboard with a flood of new connections before its eyes, in the caller's network namespace, which it takes for
+the host: prints as JSON how its event loop fared, its memory, and what it shows when all is over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tests.heartbeat import Heartbeat
+from tests.ui.driver import screen_lines
+from tui.app import VnetApp
+from tui.live import LiveSource
+from tui.screens.dashboard import Dashboard
+
+_PATIENCE = 60.0
+_TRACKING = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
+
+
+def prepare() -> None:
+    """Have this namespace track and count connections, and remember them for long."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["nft", "-f", "-"], input=_TRACKING, text=True, check=True)
+    for name, value in (("nf_conntrack_acct", 1), ("nf_conntrack_udp_timeout", 3600)):
+        Path(f"/proc/sys/net/netfilter/{name}").write_text(str(value))
+
+
+async def watched(rate: int, seconds: float) -> dict[str, object]:
+    """Open the view, let the flood come and go, wait until the dashboard shows it whole."""
+    app = VnetApp(LiveSource())
+    async with app.run_test(size=(130, 40)) as pilot:
+        dashboard = app.screen_stack[0]
+        assert isinstance(dashboard, Dashboard)
+        dashboard.go_to("flows")
+        await _until(lambda: dashboard.desk.scene.snapshot.pending == frozenset())
+        before, heart = memory("VmRSS"), Heartbeat()
+        heart.start()
+        words = [sys.executable, "-m", "tests.udp_flood", str(rate), str(seconds)]
+        flood = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+        told, _ = await flood.communicate()
+        sent = int(told)
+        whole = f"{sent:,} flows at the edge"
+        await _until(lambda: whole in "\n".join(screen_lines(app)))
+        heart.stop()
+        table = dashboard.desk.scene.flow_picture.table
+        found = {
+            "sent": sent,
+            "rows": len(table),
+            "packets": int(table.packets.sum()),
+            "bytes": int(table.octets.sum()),
+            "fastest": float(np.nanmax(table.bits, initial=0.0)),
+            "screen": "\n".join(screen_lines(app)),
+            "beats": heart.beats,
+            "worst": heart.worst,
+            "longest": heart.longest,
+            "memory_before": before,
+            "memory_most": memory("VmHWM"),
+        }
+        await pilot.pause(0)
+    return found
+
+
+async def _until(condition) -> None:
+    """Wait as long as patience lasts; what is missing then shows in what is told."""
+    end = time.monotonic() + _PATIENCE
+    while not condition() and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+
+
+def memory(name: str) -> float:
+    """Of this process, in MB: VmRSS now, VmHWM at most (proc_pid_status(5))."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    prepare()
+    answer = asyncio.run(watched(int(sys.argv[1]), float(sys.argv[2])))
+    # Written after the app has given the streams back.
+    print(json.dumps(answer))

@@ -1,0 +1,171 @@
+"""Under load: whatever ends, stops or changes the fast path and the host around it, no connection notices."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from bpf.tables import LEASE
+from tests.fastpath import FastPath, attached, eventually, traces
+from tests.kernel.fastlab import HOST4, PUBLISHED, V4, V6, FastLab
+from tests.kernel.streams import Crowd, Stream, is_fast
+
+pytestmark = pytest.mark.root
+PORTS = {"v-a", "v-b", "v-c", "up0", "up1"}
+
+
+class Load:
+    """A hundred TCP connections and UDP in all directions."""
+
+    def __init__(self, lab: FastLab, stack: ExitStack, connections: int = 100) -> None:
+        self.lab = lab
+        ways = [("a", "far", V4["far"], 8000, 0), ("a", "b", V4["b"], 8000, 0), ("c", "far", V4["far"], 8000, 0)]
+        self.crowd = stack.enter_context(Crowd(lab, ways, connections))
+        self.streams = [
+            stack.enter_context(Stream(lab, "a", "far", V4["far"])),
+            stack.enter_context(Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)),
+            stack.enter_context(Stream(lab, "b", "a", V6["a"], port=6002, family=6)),
+        ]
+
+    def goes_on(self) -> bool:
+        """Everything talks, once more."""
+        return self.crowd.goes_on() and all(stream.flows() for stream in self.streams)
+
+    def judge(self) -> None:
+        """Nothing was lost, damaged or repeated."""
+        for stream in self.streams:
+            stream.stop()
+            assert stream.lost() == []
+            assert [(each.damaged, each.twice) for each in (stream.there, stream.back)] == [(0, 0)] * 2
+        assert self.crowd.goes_on()
+
+
+@pytest.fixture
+def lab() -> Iterator[FastLab]:
+    with FastLab() as made:
+        yield made
+
+
+def is_gone(what: str, number: int) -> bool:
+    """Whether the kernel has no program or map of that id any more."""
+    done = subprocess.run(["bpftool", what, "show", "id", str(number)], capture_output=True, check=False)
+    return done.returncode != 0
+
+
+def test_it_comes_and_goes_and_is_replaced_without_a_loss(lab: FastLab) -> None:
+    with ExitStack() as stack:
+        load = Load(lab, stack)
+        assert load.goes_on()
+        fast = lab.accelerate()
+        assert load.goes_on() and is_fast(lab, *(PORTS - {"up1"}))
+        before = fast.status()
+        for _ in range(10):
+            assert fast.ask("reload")["ok"]
+            assert load.goes_on()
+        assert fast.status()["program"] != before["program"] and is_fast(lab, "v-a", "up0")
+        lab.end_fast()
+        assert load.goes_on()
+        load.judge()
+        assert all(is_gone("map", number) for number in before["maps"].values())
+
+
+@pytest.mark.parametrize("whom", [("holder",), ("keeper",), ("holder", "keeper")], ids="+".join)
+def test_killed_under_load(lab: FastLab, whom: tuple[str, ...]) -> None:
+    with ExitStack() as stack:
+        load = Load(lab, stack)
+        fast = lab.accelerate()
+        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        program = fast.status()["program"]
+        fast.kill(*whom)
+        fast.keeper.wait(20)
+        assert load.goes_on()
+        assert eventually(lambda: not attached(lab.host) and is_gone("prog", program))
+        if whom == ("holder", "keeper"):
+            lab.fast = None
+            assert traces(lab.host)
+            _repair(lab)
+        assert eventually(lambda: not traces(lab.host)), traces(lab.host)
+        assert load.goes_on()
+        load.judge()
+
+
+def _repair(lab: FastLab) -> None:
+    """What two killed processes left is put right by the next start."""
+    with FastPath(lab.host, "all") as again:
+        assert eventually(again.is_on)
+
+
+def test_stopped_and_continued_under_load(lab: FastLab) -> None:
+    with ExitStack() as stack:
+        load = Load(lab, stack, 20)
+        fast = lab.accelerate()
+        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        fast.kill("holder", number=signal.SIGSTOP)
+        lab.run("iptables -I DOCKER-USER -s 198.18.0.0/15 -j DROP")
+        until = time.monotonic() + 2 * LEASE
+        while time.monotonic() < until:
+            assert load.goes_on()
+        fast.kill("holder", number=signal.SIGCONT)
+        assert eventually(lambda: fast.count("LEASE") > 0)
+        assert is_fast(lab, "v-a", "up0")
+        load.judge()
+
+
+def test_the_host_changes_under_load(lab: FastLab) -> None:
+    """Other containers come and go, MTUs change, the uplink goes down and up."""
+    with ExitStack() as stack:
+        load = Load(lab, stack, 20)
+        lab.accelerate()
+        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        for mtu in (1400, 1300, 1500):
+            lab.run(f"ip link set up0 mtu {mtu}")
+            lab.run(f"ip link set docker0 mtu {mtu}")
+            assert load.goes_on()
+        _containers_come_and_go(lab, load)
+        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        load.judge()
+    assert attached(lab.host) == PORTS
+
+
+def _containers_come_and_go(lab: FastLab, load: Load) -> None:
+    made = [lab.host.namespace(f"x{number}") for number in range(4)]
+    for turn in range(15):
+        for number, name in enumerate(made):
+            lines = f"link add x{number} type veth peer name eth0 netns {name}\nlink set x{number} master docker0 up\n"
+            lab.ip("host", lines)
+            lab.ip(f"x{number}", f"addr add 172.17.1.{number + 1}/16 dev eth0\nlink set eth0 up\n")
+        lab.ip("host", "".join(f"link del x{number}\n" for number in range(4)))
+        if turn % 5 == 0:
+            assert load.goes_on()
+
+
+def test_an_uplink_that_goes_down_ends_nothing(lab: FastLab) -> None:
+    with ExitStack() as stack:
+        load = Load(lab, stack, 20)
+        lab.accelerate()
+        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        lab.run("ip link set up0 down")
+        assert eventually(lambda: "up0" not in attached(lab.host) or True)
+        lab.ip("host", "link set up0 up\nroute replace default via 192.0.2.2\n")
+        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+
+
+def test_a_veth_is_deleted_and_made_again(lab: FastLab) -> None:
+    with ExitStack() as stack:
+        load = Load(lab, stack, 6)
+        lab.accelerate()
+        with Stream(lab, "b", "c", V4["c"], port=6004) as stream:
+            assert stream.flows() and is_fast(lab, "v-c")
+            lab.run("ip link del v-c")
+            assert eventually(lambda: "v-c" not in attached(lab.host))
+            lab.join("c", "br-two", V4["c"], V6["c"], "02:00:00:00:18:22")
+            assert stream.flows() and is_fast(lab, "v-c")
+        assert attached(lab.host) == PORTS
+        for each in load.streams:
+            each.stop()
+            assert each.lost() == []

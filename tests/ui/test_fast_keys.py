@@ -1,0 +1,303 @@
+"""The fast path from the dashboard: its key, the preview, the banner, the marks and its view."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from core.model import FastPath, FastPort, Network, Requirement, Snapshot
+from core.topology import Topology
+from tests.snapshots import small_builder, small_host
+from tests.ui.driver import FedSource, Person, dashboard
+from tests.ui.writer import until
+from tui.accelerator import Preview
+from tui.errors import CommandError
+from tui.present.fast_targets import Choice, added, removed
+
+WORDS = {"FAST": "forwarded by the fast path", "MTU": "larger than the way out allows"}
+VERDICTS = {"FAST": 970, "MTU": 30}
+NEEDED = (
+    Requirement("Linux 6.0 or newer", True, "Linux 6.12"),
+    Requirement("BCC", False, "it is not installed", "the fast path stays off", "apt install python3-bpfcc"),
+)
+
+
+@dataclass
+class Pretended:
+    """An accelerator without a kernel below it: does what it is told, and waits for `go` where that is given."""
+
+    topology: Topology
+    fast: FastPath = field(default_factory=FastPath)
+    go: threading.Event | None = None
+    error: str = ""
+    refused: tuple[str, ...] = ()
+    closed: bool = False
+    asked: list[bool] = field(default_factory=list)
+
+    def status(self, closely: bool = False) -> FastPath:
+        self.asked.append(closely)
+        return self.fast
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        return NEEDED
+
+    def look(self) -> Topology:
+        return self.topology
+
+    def preview(self, choices: tuple[Choice, ...], on: bool, topology: Topology) -> Preview:
+        after = added(choices, self.fast) if on else removed(choices, self.fast, topology)
+        title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
+        links = ("veth-web1 (container)", "eth0 (uplink)")
+        changes = ("The sysctl is 1 while it is on.", "Bits 0xff000000 of the ct mark say which rules.")
+        return Preview(title, after, changes, links, ("tcpdump sees less.",), self.refused)
+
+    def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:
+        progress("Compiling the program for this kernel…")
+        if self.go is not None:
+            assert self.go.wait(20)
+        if self.error:
+            raise CommandError(self.error)
+        self.fast = accelerated(*preview.targets) if preview.targets else FastPath()
+        return f"Accelerated: {', '.join(preview.targets)}." if preview.targets else "The fast path is off."
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def accelerated(*targets: str, **more: Any) -> FastPath:
+    """A fast path that is on for these."""
+    ports = (
+        FastPort("veth-web1", 4, "container", VERDICTS),
+        FastPort("eth0", 2, "uplink", {}),
+    )
+    bridges = {"app": "br-app", "db": "br-db", "bridge": "docker0"}
+    made = FastPath(
+        "on", targets, bridges=tuple(bridges.get(one, one) for one in targets), ports=ports, pid=77,
+        verdicts=VERDICTS, words=WORDS, flows=12, flows_limit=131_072, ns_per_packet=61.0, mark_mask=0xFF << 24,
+    )  # fmt: skip
+    return replace(made, **more)
+
+
+class Permitted:
+    """A changer that may do everything and is asked for nothing."""
+
+    log: tuple[object, ...] = ()
+
+    def lacking(self) -> str:
+        return ""
+
+    def waiting(self) -> tuple[object, ...]:
+        return ()
+
+    earlier = waiting
+
+
+@asynccontextmanager
+async def accelerating(
+    snapshot: Snapshot | None = None, write: bool = True, size: tuple[int, int] = (130, 40), **more: Any
+) -> AsyncIterator[tuple[Person, Pretended]]:
+    """The dashboard with a pretended fast path."""
+    snapshot = snapshot or small_host()
+    pretended = Pretended(Topology(snapshot), **more)
+    async with dashboard(
+        snapshot, size, make_changer=Permitted, make_accelerator=lambda: pretended  # type: ignore[arg-type,return-value]
+    ) as person:
+        await until(person, lambda: pretended.asked, "the first question")
+        if write:
+            await person.press("W")
+        yield person, pretended
+
+
+async def select(person: Person, view: str, text: str) -> None:
+    """Go to a view, to the first line of that name."""
+    await person.type(f":{view}⏎")
+    await person.type(f"/name:{text}⏎")
+    await until(person, lambda: person.row().startswith(text), text)
+
+
+async def test_f_asks_first_and_says_what_changes() -> None:
+    async with accelerating() as (person, pretended):
+        await select(person, "networks", "app")
+        await person.press("f")
+        await person.eventually("Accelerate app (bridge br-app)")
+        for words in ("The sysctl is 1", "ct mark", "veth-web1 (container)", "tcpdump sees less", "Do it? y / n"):
+            assert words in person.text
+        await person.press("n")
+        assert not pretended.fast.is_running and "fast path on" not in person.text
+
+
+async def test_yes_turns_it_on_and_the_banner_stays_in_every_view() -> None:
+    async with accelerating() as (person, pretended):
+        await select(person, "networks", "app")
+        await person.press("f")
+        await person.eventually("Do it?")
+        await person.press("y")
+        await person.eventually("Accelerated: app.")
+        await person.eventually("» fast path on")
+        assert pretended.fast.targets == ("app",)
+        for view in ("1", "2", "3", "5", "6", "7", "8", "9"):
+            await person.press(view)
+            banner = [line for line in person.lines if "» fast path on" in line]
+            assert len(banner) == 1 and "app" in banner[0] and "97% of 1.0k packets" in banner[0]
+
+
+async def test_f_on_what_is_accelerated_turns_it_off() -> None:
+    async with accelerating(fast=accelerated("app", "db")) as (person, pretended):
+        await person.eventually("» fast path on")
+        await select(person, "bridges", "br-app")
+        await person.press("f")
+        await person.eventually("Stop accelerating app (bridge br-app)")
+        await person.press("y")
+        await until(person, lambda: pretended.fast.targets == ("db",), "the other one alone")
+        await select(person, "bridges", "br-db")
+        await person.press("f")
+        await person.eventually("Do it?")
+        await person.press("y")
+        await until(person, lambda: "» fast path" not in person.text, "the banner's end")
+
+
+async def test_a_container_stands_for_its_networks_and_the_host_for_all() -> None:
+    async with accelerating() as (person, pretended):
+        await select(person, "containers", "api")
+        await person.press("f")
+        await person.eventually("Accelerate app (bridge br-app), db (bridge br-db)")
+        await person.press("escape")
+        await person.press("1", "g", "f")
+        await person.eventually("Accelerate every bridge")
+        await person.press("y")
+        await until(person, lambda: pretended.fast.targets == ("all",), "all of them")
+
+
+async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> None:
+    host = small_builder()
+    host.networks.append(Network("docker", "net-lan", "lan", "macvlan", ns=None))
+    async with accelerating(host.snapshot()) as (person, _):
+        await select(person, "networks", "lan")
+        await person.press("f")
+        await person.eventually("lan: macvlan hands frames from card to container by itself")
+        await select(person, "containers", "monitor")
+        await person.press("f")
+        await person.eventually("nothing is forwarded, nothing to do")
+        await person.press("8", "f")
+        await person.eventually("Select a bridge, a network or a container first")
+
+
+async def test_read_only_is_read_only() -> None:
+    async with accelerating(write=False) as (person, _):
+        await select(person, "networks", "app")
+        await person.press("f")
+        await person.eventually("read-only: press W first")
+        assert len(person.app.screen_stack) == 1
+
+
+async def test_while_it_compiles_the_screen_lives_and_says_so() -> None:
+    go = threading.Event()
+    async with accelerating(go=go) as (person, _):
+        await select(person, "networks", "app")
+        await person.press("f")
+        await person.eventually("Do it?")
+        await person.press("y")
+        await person.eventually("Compiling the program for this kernel…")
+        await person.press("escape")
+        assert len(person.app.screen_stack) == 2, "what is under way is not left"
+        go.set()
+        await person.eventually("» fast path on")
+
+
+async def test_errors_and_missing_requirements_are_told_in_words() -> None:
+    async with accelerating(error="the program cannot be compiled: no BCC") as (person, pretended):
+        await select(person, "networks", "app")
+        await person.press("f")
+        await person.eventually("Do it?")
+        await person.press("y")
+        await person.eventually("the program cannot be compiled: no BCC")
+        await person.press("escape")
+        pretended.refused = ("needs BCC, but it is not installed",)
+        await person.press("f")
+        await person.eventually("Not possible on this machine")
+        assert "needs BCC, but it is not installed" in person.text
+        await person.press("y")
+        assert not pretended.fast.is_running
+
+
+@pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
+async def test_why_it_is_paused_is_in_the_banner(size: tuple[int, int]) -> None:
+    why = "rule in ip filter FORWARD: -m limit --limit 10/s -j ACCEPT"
+    paused = accelerated("app", state="paused", reasons=(why, "IPsec policies"))
+    async with accelerating(fast=paused, size=size) as (person, pretended):
+        await person.eventually("» fast path paused")
+        (banner,) = [line for line in person.lines if "» fast path" in line]
+        assert why[:30] in banner and len(banner) <= size[0]
+        pretended.fast = accelerated("app", state="silent")
+        await person.eventually("its process does not answer")
+        pretended.fast = accelerated("app", state="changing")
+        await person.eventually("» fast path changing")
+
+
+async def test_bridges_networks_and_the_overview_carry_a_mark() -> None:
+    async with accelerating(fast=accelerated("app")) as (person, pretended):
+        await person.eventually("» fast path on")
+        for view, name in (("bridges", "br-app"), ("networks", "app")):
+            await person.type(f":{view}⏎")
+            await person.eventually("» on")
+            (line,) = [line for line in person.lines if "» on" in line]
+            assert name in line
+        await person.press("1")
+        await person.eventually("» fast ")
+        pretended.fast = FastPath()
+        await until(person, lambda: "»" not in person.text, "the marks' end")
+        await person.press("2")
+        assert "fast" not in person.lines[3]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
+async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int, int]) -> None:
+    fast = accelerated("app", captured=("10.9.0.3",), refused={"veth9": "it is down"})
+    async with accelerating(fast=fast, size=size) as (person, pretended):
+        await person.type(":fast⏎")
+        await until(person, lambda: pretended.asked[-1], "a closer look")
+        for words in ("all links", "veth-web1", "97.0%", "61 ns a packet", "mtu", "12 flows"):
+            await person.eventually(words)
+        await person.type("/name:all⏎")
+        await person.type("/verdict:mtu⏎")
+        await until(person, lambda: person.row().startswith("mtu"), "the verdict")
+        await person.eventually("larger than the way out")
+        await person.type("/BCC⏎")
+        await until(person, lambda: person.row().startswith("BCC"), "the requirement")
+        if size[0] > 100:
+            await person.eventually("apt install python3-bpfcc")
+
+
+async def test_f_in_its_view_turns_off_what_somebody_else_turned_on() -> None:
+    async with accelerating(fast=accelerated("app", "gone")) as (person, pretended):
+        await person.type(":fast⏎")
+        await person.eventually("all links")
+        await person.press("f")
+        await person.eventually("Stop accelerating app, gone")
+        await person.press("y")
+        await until(person, lambda: not pretended.fast.is_running, "the end")
+        await person.eventually("fast path off")
+
+
+async def test_it_is_let_go_at_the_end_and_a_file_has_none() -> None:
+    async with accelerating() as (person, pretended):
+        await person.press("q")
+    assert pretended.closed
+    source = FedSource(small_host(), live=False)
+    async with dashboard(source=source, make_accelerator=lambda: pytest.fail("asked")) as person:
+        await person.press("f")
+        assert len(person.app.screen_stack) == 1
+
+
+async def test_names_from_outside_stay_text() -> None:
+    hostile = accelerated("[red]x[/]\x1b[31m", state="paused", reasons=("rule \x1b]0;boo\x07 \u202e",))
+    async with accelerating(fast=hostile) as (person, _):
+        await person.eventually("» fast path paused")
+        await person.type(":fast⏎")
+        await person.eventually("all links")
+        assert "\x1b" not in person.text and "\u202e" not in person.text

@@ -1,0 +1,132 @@
+"""What can be accelerated is found from what is selected or named, and what cannot is said in words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bpf.verdicts import VERDICTS
+from core.metrics.fastpath import FastPathNumbers
+from core.model import (
+    Container,
+    Engine,
+    FastPath,
+    FastPort,
+    Host,
+    Link,
+    LinkKey,
+    NetState,
+    Network,
+    Ref,
+    Snapshot,
+    container_ref,
+    link_ref,
+    namespace_ref,
+    network_ref,
+)
+from core.topology import Topology
+from tui.fastpath import keeping
+from tui.fastpath.keeping import Numbers
+from tui.present.fast_targets import EVERYTHING, added, chosen, is_covered, named, removed
+
+HOST = 1
+ON = FastPath("on", targets=("shop",))
+
+
+def link(ifindex: int, name: str, kind: str, **more: object) -> Link:
+    return Link(HOST, ifindex, name, kind, **more)  # type: ignore[arg-type]
+
+
+def host() -> Topology:
+    """docker0, a network `shop` on a bridge with a made-up name, a port of it, and networks without a bridge."""
+    links = {
+        2: link(2, "docker0", "bridge"),
+        3: link(3, "br-0a1b2c", "bridge"),
+        4: link(4, "veth1", "veth", master=3),
+        5: link(5, "eth0", "physical"),
+    }
+    networks = (
+        Network("docker", "d0", "bridge", bridge="docker0"),
+        Network("docker", "0a1b2c", "shop", bridge="br-0a1b2c"),
+        Network("docker", "m0", "lan", driver="macvlan"),
+        Network("docker", "h0", "host", driver="host"),
+    )
+    web = Container("docker", "c1", "web", network_mode="shop")
+    engine = Engine("docker", "ok", networks=networks, containers=(web,))
+    return Topology(
+        Snapshot(host=Host(netns=HOST), nets={HOST: NetState(HOST, links)}, engines={"docker": engine})
+    )
+
+
+def labels(topology: Topology, ref: Ref) -> list[str]:
+    return [one.target or one.nothing for one in chosen(topology, ref)]
+
+
+def test_a_bridge_its_port_and_its_network_mean_the_same() -> None:
+    topology = host()
+    for ref in (link_ref(LinkKey(HOST, 3)), link_ref(LinkKey(HOST, 4)), network_ref("0a1b2c")):
+        (choice,) = chosen(topology, ref)
+        assert choice.target == "shop" and choice.label == "shop (bridge br-0a1b2c)"
+        assert {"shop", "0a1b2c", "br-0a1b2c"} <= choice.names
+    assert chosen(topology, namespace_ref(HOST)) == (EVERYTHING,)
+    assert chosen(topology, link_ref(LinkKey(HOST, 5))) == () == chosen(topology, None)
+
+
+def test_networks_without_a_bridge_have_nothing_to_do() -> None:
+    topology = host()
+    assert labels(topology, network_ref("m0"))[0].startswith("macvlan")
+    assert "nothing is forwarded" in labels(topology, network_ref("h0"))[0]
+    assert labels(topology, container_ref("docker", "gone")) == []
+
+
+def test_names_and_beginnings_of_ids() -> None:
+    topology = host()
+    for word in ("shop", "br-0a1b2c", "0a1b2c", "0a1b"):
+        found = named(topology, word)
+        assert found is not None and found.target == "shop", word
+    assert named(topology, "all") is EVERYTHING and named(topology, "nonsense") is None
+    docker0 = named(topology, "docker0")
+    assert docker0 is not None and docker0.bridge == "docker0"
+
+
+def test_targets_add_up_and_are_taken_away_again() -> None:
+    topology = host()
+    shop, docker0 = named(topology, "shop"), named(topology, "docker0")
+    assert shop and docker0
+    assert is_covered(shop, ON) and not is_covered(docker0, ON)
+    assert not is_covered(shop, FastPath(targets=("shop",))), "it is off"
+    assert added((shop, docker0), ON) == ("shop", docker0.target)
+    assert added((EVERYTHING,), ON) == ("all",)
+    by_id = FastPath("on", targets=("0a1b2c", "other"))
+    assert removed((shop,), by_id, topology) == ("other",)
+    everything = FastPath("on", targets=("all",))
+    assert removed((shop,), everything, topology) == (docker0.target,)
+    assert removed((EVERYTHING,), ON, topology) == ()
+
+
+def test_the_page_lists_every_verdict_in_its_words() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fast-path.md").read_text()
+    listed = re.findall(r"^\| `([A-Z0-9_]+)` \| (.+) \|$", page, re.MULTILINE)
+    assert listed == [(verdict.name, verdict.words) for verdict in VERDICTS]
+
+
+def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
+    numbers = Numbers()
+
+    def look(*ports: FastPort) -> FastPathNumbers:
+        keeping.read_fast_path = lambda **_: FastPath("on", ports=ports)  # type: ignore[assignment]
+        found = numbers()
+        assert found is not None
+        return found
+
+    before = keeping.read_fast_path
+    try:
+        assert look(FastPort("a", 1, "container", {"FAST": 10, "MTU": 1})).packets == 10
+        assert look(FastPort("b", 2, "container", {"FAST": 5})).packets == 15
+        found = look(FastPort("b", 2, "container", {"FAST": 3, "TTL": 1}))
+        assert found.packets == 18 and found.left == {"mtu": 1, "ttl": 1}
+        assert found.by_link == {"b": {"fast": 3, "ttl": 1}}
+        keeping.read_fast_path = lambda **_: FastPath()  # type: ignore[assignment]
+        assert numbers() is None
+    finally:
+        keeping.read_fast_path = before

@@ -1,0 +1,241 @@
+"""Tuning: what is planned, limited, warned of and refused, on hosts that do not exist."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from core.model import BridgePort, BridgeSettings, Link, LinkTuning, PacketSizes
+from core.ops import Place, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
+from core.ops.record import from_record, to_record
+from core.ops.touched import changed_link, touched
+from core.plan import Plan, Refused, cpus, plan
+from core.plan.requests import Tune
+from core.plan.tuning import Tuned, tuned
+from core.topology import Topology
+from tests.host_builder import HOST, HostBuilder
+
+WEB = 70
+USUAL = PacketSizes(65536, 65536, 65536, 65536, 524280)
+CARD = PacketSizes(65536, 65536, 65536, 65536, 65536)
+FEATURES = (
+    "rx-gro",
+    "tx-checksum-ip-generic",
+    "tx-generic-segmentation",
+    "tx-nocache-copy",
+    "tx-tcp-segmentation",
+)
+VETH = LinkTuning(FEATURES, FEATURES[1:3] + FEATURES[4:], ("0",))
+SYSCTLS = {"net.bridge.bridge-nf-call-iptables": "1", "net.bridge.bridge-nf-call-ip6tables": "1"}
+SHARED = "web"
+
+
+def host(sizes: PacketSizes = USUAL, card: bool = False) -> HostBuilder:
+    """br0 with the container web on it, and br1 beside it; `card`: with eth0 as a port as well."""
+    made = HostBuilder()
+    bridge = made.bridge("br0", ["10.9.0.1/24"])
+    made.bridge("br1", ["10.8.0.1/24"])
+    made.namespace(WEB, names=(SHARED,))
+    made.container("netns", SHARED, WEB, id=SHARED, pid=None)
+    made.wire(WEB, bridge, "v-web", ["10.9.0.2/24"])
+    if card:
+        made.link(HOST, "eth0", "physical", master=bridge.ifindex, port=BridgePort("forwarding"), sizes=CARD)
+    for ns, links in made.links.items():
+        for index, link in links.items():
+            if link.kind in ("bridge", "veth"):
+                made.links[ns][index] = replace(link, sizes=sizes)
+    return made
+
+
+def topology(made: HostBuilder | None = None, sysctls: dict[str, str] = SYSCTLS) -> Topology:
+    told = (made or host()).snapshot()
+    tuning = {
+        ns: {index: VETH for index, link in net.links.items() if link.kind in ("veth", "physical")}
+        for ns, net in told.nets.items()
+    }
+    return Topology(replace(told, tuning=tuning, host=replace(told.host, sysctls=sysctls, cpus="0-3")))
+
+
+def bridge_of(now: Topology) -> Link:
+    return next(link for link in now.snapshot.nets[HOST].links.values() if link.name == "br0")
+
+
+def planned(now: Topology | None = None, **wanted: Any) -> Plan:
+    now = now or topology()
+    made = plan(Tune(bridge_of(now).key, **wanted), now)
+    assert isinstance(made, Plan), made
+    return made
+
+
+def refused(now: Topology | None = None, **wanted: Any) -> str:
+    now = now or topology()
+    made = plan(Tune(bridge_of(now).key, **wanted), now)
+    assert isinstance(made, Refused), made
+    return "; ".join(made.reasons)
+
+
+def test_big_tcp_is_for_the_bridge_its_ports_and_their_other_ends() -> None:
+    steps = planned(big_tcp=131072).steps
+    assert [(step.name, step.place) for step in steps if isinstance(step, SetSizes)] == [
+        ("br0", Place()),
+        ("v-web", Place()),
+        ("eth0", Place(SHARED)),
+    ]
+    words = "gso_max_size 131072 gro_max_size 131072 gso_ipv4_max_size 131072 gro_ipv4_max_size 131072"
+    assert steps[2].command() == f"ip -n web link set dev eth0 {words}"
+    assert steps[2].inverse()[0].command() == steps[2].command().replace("131072", "65536")
+
+
+def test_a_card_keeps_what_its_device_allows() -> None:
+    made = planned(topology(host(card=True)), big_tcp=131072)
+    assert "eth0 in the host allows no more than 65536 bytes" in made.warnings
+    assert not any(
+        step.name == "eth0" and step.place == Place() for step in made.steps if isinstance(step, SetSizes)
+    )
+
+
+@pytest.mark.parametrize(("size", "most"), [(65537, 524280), (524280, 524280), (524280, 200000)])
+def test_sizes_stay_within_the_device(size: int, most: int) -> None:
+    made = planned(topology(host(replace(USUAL, tso=most))), big_tcp=size)
+    (first, *_) = made.steps
+    assert isinstance(first, SetSizes) and {value for _, value in first.sizes} == {min(size, most)}
+
+
+def test_kernels_that_know_less() -> None:
+    only_ipv6 = topology(host(PacketSizes(65536, 65536, 0, 0, 524280)))
+    made = planned(only_ipv6, big_tcp=131072)
+    (first, *_) = made.steps
+    assert isinstance(first, SetSizes)
+    assert [word for word, _ in first.sizes] == ["gso_max_size", "gro_max_size"]
+    assert any("for IPv6 alone" in one for one in made.warnings)
+    assert "Linux 5.19" in refused(topology(host(PacketSizes(65536, 0, 0, 0, 0))), big_tcp=131072)
+    nothing = topology()
+    bare = Topology(replace(nothing.snapshot, tuning={}))
+    assert "no offload" in refused(bare, offloads=False)
+    assert "RPS is not told of" in refused(bare, rps="all")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"big_tcp": 7}, "write 65536"),
+        ({"big_tcp": 524281}, "to 524280"),
+        ({"big_tcp": 65536}, "so already"),
+        ({"rps": "off"}, "so already"),
+        ({"rps": "0"}, "so already"),
+        ({"rps": "1f"}, "CPUs that are not there"),
+        ({"rps": "2-3"}, "no mask"),
+        ({"br_netfilter": True}, "so already"),
+    ],
+)
+def test_what_cannot_be(wanted: dict[str, Any], words: str) -> None:
+    assert words in refused(**wanted)
+
+
+def test_offloads_are_switched_one_by_one_as_they_were() -> None:
+    steps = planned(offloads=False).steps
+    assert {step.name for step in steps} == {"v-web", "eth0"}  # type: ignore[attr-defined]
+    words = "tx-checksum-ip-generic off tx-generic-segmentation off tx-tcp-segmentation off"
+    assert steps[0].command() == f"ethtool -K v-web {words}"
+    assert steps[0].inverse()[0].command() == f"ethtool -K v-web {words.replace('off', 'on')}"
+    (first, *_) = planned(offloads=True).steps
+    assert isinstance(first, SetOffloads) and first.features == (("rx-gro", True),)
+
+
+def test_the_offloads_of_a_card_are_left_alone() -> None:
+    made = planned(topology(host(card=True)), offloads=False)
+    assert any("eth0 is a card" in one for one in made.warnings)
+    assert not any(step.name == "eth0" and step.place == Place() for step in made.steps)  # type: ignore[attr-defined]
+
+
+def test_rps_writes_a_mask_where_it_differs() -> None:
+    steps = planned(rps="all").steps
+    assert [step.cpus for step in steps if isinstance(step, SetSteering)] == ["f", "f"]
+    assert steps[0].command() == "echo f > /sys/class/net/v-web/queues/rx-0/rps_cpus"
+    inside = "echo f > /sys/class/net/eth0/queues/rx-0/rps_cpus"
+    assert steps[1].command() == f"ip netns exec web sh -c '{inside}'"
+    assert steps[1].inverse() == (replace(steps[1], cpus="0", before="f"),)  # type: ignore[type-var]
+
+
+def test_br_netfilter_off_leaves_the_other_bridges_as_they_are() -> None:
+    made = host()
+    made.rule(
+        "DOCKER-USER", "-A X -i br0 -o br0 -j DROP", table="filter", verdict="drop", iif="br0", oif="br0"
+    )
+    steps = planned(topology(made), br_netfilter=False)
+    assert steps.steps == (
+        SetBridge("br1", "nf_call_iptables", 1, 0),
+        SetSysctl("net.bridge.bridge-nf-call-iptables", "0", "1"),
+        SetBridge("br1", "nf_call_ip6tables", 1, 0),
+        SetSysctl("net.bridge.bridge-nf-call-ip6tables", "0", "1"),
+    )
+    told = " ".join(steps.warnings)
+    assert "no longer sees packets between containers of br0" in told and "icc=false" in told
+    assert "this rule stops working: DOCKER-USER: -A X -i br0 -o br0 -j DROP" in told
+    assert "those made later do not" in told
+
+
+def test_br_netfilter_of_one_bridge_alone() -> None:
+    off = dict.fromkeys(SYSCTLS, "0")
+    made = host()
+    on = planned(topology(made, off), br_netfilter=True)
+    assert on.steps == tuple(
+        SetBridge("br0", name, 1, 0) for name in ("nf_call_iptables", "nf_call_ip6tables")
+    )
+    bridge = next(index for index, link in made.links[HOST].items() if link.name == "br0")
+    own = BridgeSettings(nf_call_iptables=True)
+    made.links[HOST][bridge] = replace(made.links[HOST][bridge], bridge=own)
+    now = topology(made, off)
+    assert tuned(now, bridge_of(now)).br_netfilter
+    assert planned(now, br_netfilter=False).steps == (SetBridge("br0", "nf_call_iptables", 0, 1),)
+    assert "modprobe br_netfilter" in refused(topology(host(), {}), br_netfilter=True)
+    assert "so already" in refused(topology(host(), {}), br_netfilter=False)
+
+
+def test_nothing_but_what_is_asked_for() -> None:
+    assert not any(
+        isinstance(step, (SetBridge, SetSysctl)) for step in planned(big_tcp=131072, rps="1").steps
+    )
+
+
+def test_how_it_is_tuned_now() -> None:
+    now = topology()
+    assert tuned(now, bridge_of(now)) == Tuned(65536, None, True, "off")
+    mixed = host()
+    bridge = next(index for index, link in mixed.links[HOST].items() if link.name == "br0")
+    mixed.links[HOST][bridge] = replace(mixed.links[HOST][bridge], sizes=replace(USUAL, gso=131072))
+    assert tuned(topology(mixed), bridge_of(topology(mixed))).big_tcp is None
+
+
+def test_no_bridge_is_refused() -> None:
+    now = topology()
+    port = next(link for link in now.snapshot.nets[HOST].links.values() if link.name == "v-web")
+    made = plan(Tune(port.key, 131072), now)
+    assert isinstance(made, Refused) and made.reasons == ("v-web is no bridge",)
+
+
+def test_steps_are_kept_by_the_journal_and_know_their_link() -> None:
+    for step in planned(big_tcp=131072, offloads=False, rps="3").steps:
+        assert from_record(to_record(step)) == step
+        name, place = changed_link(step)
+        assert touched([step]) == {f"{name} in {place}"}
+
+
+@pytest.mark.parametrize(("text", "number"), [("0-1", 3), ("0,2", 5), ("0-3,8-9", 0x30F), ("", 0)])
+def test_lists_of_cpus(text: str, number: int) -> None:
+    assert cpus.listed(text) == number
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (3, "3"), (1 << 32, "1,00000000"), (1 << 70, "40,00000000,00000000")]
+)
+def test_masks_of_cpus(number: int, text: str) -> None:
+    assert cpus.written(number) == text
+    assert cpus.mask(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "g", "1,2", "-1", "0x", "f f", "٣"])
+def test_what_is_no_mask(text: str) -> None:
+    assert cpus.mask(text) is None
