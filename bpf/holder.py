@@ -1,8 +1,8 @@
 """The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
 and the lease alive.
 
-`python -m bpf.holder [--flows=N] TARGET...` (N: room for flows of each family) is started by bpf/keeper.py, which puts everything right when this process
-is gone.
+`python -m bpf.holder [--flows=N] TARGET...` (N: room for flows of each family) is started by bpf/keeper.py,
+which puts everything right when this process is gone.
 """
 
 from __future__ import annotations

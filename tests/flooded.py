@@ -36,7 +36,7 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
     async with app.run_test(size=(130, 40)) as pilot:
         dashboard = app.screen_stack[0]
         assert isinstance(dashboard, Dashboard)
-        dashboard.go_to("flows")
+        dashboard.go_to("flows", "ns:host")
         await _until(lambda: dashboard.desk.scene.snapshot.pending == frozenset())
         before, heart = memory("VmRSS"), Heartbeat()
         heart.start()
@@ -47,19 +47,20 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         whole = f"{sent:,} flows at the edge"
         await _until(lambda: whole in "\n".join(screen_lines(app)))
         heart.stop()
-        table = dashboard.desk.scene.flow_picture.table
+        table, host = dashboard.desk.scene.flow_picture.table, dashboard.desk.scene.topology.host
+        mine = np.concatenate([np.full(len(one.entries), one.ns == host) for one in table.tables])
         found = {
             "sent": sent,
-            "rows": len(table),
-            "packets": int(table.packets.sum()),
-            "bytes": int(table.octets.sum()),
-            "fastest": float(np.nanmax(table.bits, initial=0.0)),
+            "rows": int(mine.sum()),
+            "packets": int(table.packets[mine].sum()),
+            "bytes": int(table.octets[mine].sum()),
             "screen": "\n".join(screen_lines(app)),
             "beats": heart.beats,
             "worst": heart.worst,
             "longest": heart.longest,
             "memory_before": before,
             "memory_most": memory("VmHWM"),
+            "memory_now": memory("VmRSS"),
         }
         await pilot.pause(0)
     return found

@@ -41,23 +41,36 @@ class Owner:
     networks: frozenset[str] = frozenset()
 
 
+@dataclass(slots=True)
+class _Names:
+    """Names by namespace, of the topology of the day; a thing of its own, so that index and columns make no
+    cycle, which would keep large tables until garbage is collected."""
+
+    topology: Topology
+
+    def __call__(self, ns: int) -> Mapping[bytes, str]:
+        return names_in(self.topology, ns)
+
+
 class FlowIndex:
     """What follows from the tuples of a FlowTable and a topology; worked out once for both, each part when
     it is first asked for. Rows are those of the table."""
 
     def __init__(self, topology: Topology, table: FlowTable, before: FlowIndex | None = None) -> None:
         """`before` is an index over the same rows, for another topology."""
-        self.topology = topology
+        self._names = _Names(topology)
         self.generation = table.generation
         self._ends: tuple[Mapping[int, Sockets], SocketEnds] | None = None
         if before is None:
-            self.columns = FlowColumns(table.tables, self._names_in)
+            self.columns = FlowColumns(table.tables, self._names)
         else:
-            self.columns = before.columns.renamed(self._names_in)
+            self.columns = before.columns.renamed(self._names)
             self._inherit(before)
 
-    def _names_in(self, ns: int) -> Mapping[bytes, str]:
-        return names_in(self.topology, ns)
+    @property
+    def topology(self) -> Topology:
+        """That which it serves now."""
+        return self._names.topology
 
     def _inherit(self, before: FlowIndex) -> None:
         """Take over what took long and says the same in this topology."""
@@ -70,7 +83,7 @@ class FlowIndex:
         """Serve another topology, where that knows the same people; whether it does."""
         if not same_people(self.topology, topology):
             return False
-        self.topology = topology
+        self._names.topology = topology
         return True
 
     def __len__(self) -> int:

@@ -107,7 +107,7 @@ def curve() -> Iterator[Figure]:
 
 def _cost_with(host: ThrowawayHost, flows: int) -> tuple[float, float]:
     """Nanoseconds a packet, and those of an empty program in front of it."""
-    rig = Rig(host, flows=max(2 * flows, 1024))
+    rig = Rig(host, flows=max(flows * 5 // 4, 1024))
     keys = _fill(rig, flows)
     empty = returning(-1)
     links = [syscall.attach_tcx(each, rig.links["up0"]) for each in (empty, rig.loaded.program)]

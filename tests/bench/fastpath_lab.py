@@ -26,6 +26,9 @@ HOST, WORLD = "192.0.2.1", "192.0.2.2"
 _LIMIT = "198.51.100.1", "198.51.100.2"
 _PUBLISH = [f"{port}:{port}/{l4}" for port in (CONTROL, DATA, FLOOD) for l4 in ("tcp", "udp")]
 
+# Connections that have ended keep no port: there are only so many, and each is used again and again.
+_PORTS_LAST = "net.ipv4.tcp_max_tw_buckets=0", "net.ipv4.ip_local_port_range=1024 65000"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -73,6 +76,8 @@ class Lab:
             Case("SNAT", client, world, WORLD),
             Case("published port", world, web, HOST),
         )
+        for namespace in {each for case in (*self.cases, self.limit) for each in (case.client, case.server)}:
+            subprocess.run(inside(namespace, "sysctl", "-qw", *_PORTS_LAST), check=True)
         if has_netperf():
             for server in {each.server for each in (*self.cases, self.limit)}:
                 self.serve(server, "netserver", "-D", "-p", str(CONTROL))
@@ -106,6 +111,10 @@ class Lab:
         for namespace in {each for case in (*self.cases, self.limit) for each in (case.client, case.server)}:
             yield namespace, "eth0"
 
+    def forget(self) -> None:
+        """Empty the host's conntrack table, so that each measurement begins alike."""
+        self.host.run("conntrack -F")
+
     def close(self) -> None:
         """Take everything away."""
         for server in self._servers:
@@ -133,6 +142,7 @@ class FastPath:
     """The fast path of the lab's host, switched on and off."""
 
     def __init__(self, lab: Lab) -> None:
+        self.lab = lab
         self._path = named(lab.host.name)
         self._started: launcher.Started | None = None
 

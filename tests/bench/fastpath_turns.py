@@ -55,5 +55,6 @@ def in_turns(fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measu
     turns = [lambda: found.kernel.append(kernel()), once_at_the_limit, once_accelerated]
     for repetition in range(REPETITIONS):
         for turn in reversed(turns) if repetition % 2 else turns:
+            fast.lab.forget()
             turn()
     return found

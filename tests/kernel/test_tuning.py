@@ -229,18 +229,18 @@ def test_sizes_come_back_with_what_was_removed(goes: str) -> None:
         assert sizes_there(here) == before
 
 
-def address_of(name: str) -> str:
-    told = json.loads(run_out(["ip", "-n", name, "-j", "-4", "addr", "show", "dev", "eth0"]))
-    return str(told[0]["addr_info"][0]["local"])
+def address_of(name: str, family: int = 4) -> str:
+    words = ["ip", "-n", name, "-j", f"-{family}", "addr", "show", "dev", "eth0", "scope", "global"]
+    return str(json.loads(run_out(words))[0]["addr_info"][0]["local"])
 
 
-def send_bulk(sender: str, receiver: str) -> None:
+def send_bulk(sender: str, receiver: str, family: int) -> None:
     """16 MiB over TCP from one container to the other."""
     with entered(f"/run/netns/{receiver}"):
-        server = socket.create_server(("0.0.0.0", 5001))
+        server = socket.create_server(("::", 5001), family=socket.AF_INET6, dualstack_ipv6=True)
     with server:
         with entered(f"/run/netns/{sender}"):
-            caller = socket.create_connection((address_of(receiver), 5001), timeout=20)
+            caller = socket.create_connection((address_of(receiver, family), 5001), timeout=20)
         answering, _ = server.accept()
         with caller, answering:
             drain = subprocess.Popen(["cat"], stdin=answering.fileno(), stdout=subprocess.DEVNULL)
@@ -259,15 +259,16 @@ def large_packets(here: Tuning) -> int:
     return int(counter["packets"])
 
 
-def test_large_packets_cross_the_bridge() -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_large_packets_cross_the_bridge(family: int) -> None:
     with tuning_stage() as here:
         here.host.run("nft add table bridge watch")
         here.host.run(["nft", "add chain bridge watch forward { type filter hook forward priority 0; }"])
         here.host.run("nft add rule bridge watch forward meta length > 65549 counter")
-        send_bulk(WEB, LOG)
+        send_bulk(WEB, LOG, family)
         assert not large_packets(here)
         here.do(Tune(here.bridge(), USUAL_SIZE))
-        send_bulk(WEB, LOG)
+        send_bulk(WEB, LOG, family)
         assert large_packets(here)
 
 

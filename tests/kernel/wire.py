@@ -20,9 +20,14 @@ PATIENCE = 4.0
 _SOL_PACKET = 263
 _VNET = struct.Struct("=BBHHHH")  # struct virtio_net_hdr: flags, GSO type, header length, GSO size, checksum start and offset
 _NEEDS_CHECKSUM = 1
-_QUIET = (
-    "table inet quiet { chain in { type filter hook input priority 0; th sport 5000-5999 drop; th dport 5000-5999 drop; }; }"
-)
+_QUIET = """table inet quiet {
+  chain in {
+    type filter hook input priority 0
+    meta l4proto { tcp, udp } th sport 5000-5999 drop
+    meta l4proto { tcp, udp } th dport 5000-5999 drop
+  }
+}
+"""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ NEEDED = (
 
 @dataclass
 class Pretended:
-    """An accelerator without a kernel below it: does what it is told, and waits for `go` where that is given."""
+    """An accelerator without a kernel below it: does as told, after `go` where that is given."""
 
     topology: Topology
     fast: FastPath = field(default_factory=FastPath)
@@ -78,7 +78,7 @@ def accelerated(*targets: str, **more: Any) -> FastPath:
     bridges = {"app": "br-app", "db": "br-db", "bridge": "docker0"}
     made = FastPath(
         "on", targets, bridges=tuple(bridges.get(one, one) for one in targets), ports=ports, pid=77,
-        verdicts=VERDICTS, words=WORDS, flows=12, flows_limit=131_072, ns_per_packet=61.0, mark_mask=0xFF << 24,
+        verdicts=VERDICTS, words=WORDS, flows=12, flows_limit=131_072, ns_per_packet=61.0,
     )  # fmt: skip
     return replace(made, **more)
 
@@ -105,7 +105,10 @@ async def accelerating(
     snapshot = snapshot or small_host()
     pretended = Pretended(Topology(snapshot), **more)
     async with dashboard(
-        snapshot, size, make_changer=Permitted, make_accelerator=lambda: pretended  # type: ignore[arg-type,return-value]
+        snapshot,
+        size,
+        make_changer=Permitted,
+        make_accelerator=lambda: pretended,  # type: ignore[arg-type,return-value]
     ) as person:
         await until(person, lambda: pretended.asked, "the first question")
         if write:
@@ -115,8 +118,7 @@ async def accelerating(
 
 async def select(person: Person, view: str, text: str) -> None:
     """Go to a view, to the first line of that name."""
-    await person.type(f":{view}⏎")
-    await person.type(f"/name:{text}⏎")
+    await person.type(f":{view} name:{text}⏎")
     await until(person, lambda: person.row().startswith(text), text)
 
 
@@ -125,7 +127,13 @@ async def test_f_asks_first_and_says_what_changes() -> None:
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Accelerate app (bridge br-app)")
-        for words in ("The sysctl is 1", "ct mark", "veth-web1 (container)", "tcpdump sees less", "Do it? y / n"):
+        for words in (
+            "The sysctl is 1",
+            "ct mark",
+            "veth-web1 (container)",
+            "tcpdump sees less",
+            "Do it? y / n",
+        ):
             assert words in person.text
         await person.press("n")
         assert not pretended.fast.is_running and "fast path on" not in person.text
@@ -231,7 +239,7 @@ async def test_why_it_is_paused_is_in_the_banner(size: tuple[int, int]) -> None:
     paused = accelerated("app", state="paused", reasons=(why, "IPsec policies"))
     async with accelerating(fast=paused, size=size) as (person, pretended):
         await person.eventually("» fast path paused")
-        (banner,) = [line for line in person.lines if "» fast path" in line]
+        banner = next(line for line in person.lines if "» fast path" in line)
         assert why[:30] in banner and len(banner) <= size[0]
         pretended.fast = accelerated("app", state="silent")
         await person.eventually("its process does not answer")
@@ -263,11 +271,10 @@ async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int,
         await until(person, lambda: pretended.asked[-1], "a closer look")
         for words in ("all links", "veth-web1", "97.0%", "61 ns a packet", "mtu", "12 flows"):
             await person.eventually(words)
-        await person.type("/name:all⏎")
-        await person.type("/verdict:mtu⏎")
+        await person.type(":fast verdict:mtu⏎")
         await until(person, lambda: person.row().startswith("mtu"), "the verdict")
         await person.eventually("larger than the way out")
-        await person.type("/BCC⏎")
+        await person.type(":fast BCC⏎")
         await until(person, lambda: person.row().startswith("BCC"), "the requirement")
         if size[0] > 100:
             await person.eventually("apt install python3-bpfcc")

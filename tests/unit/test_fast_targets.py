@@ -38,7 +38,7 @@ def link(ifindex: int, name: str, kind: str, **more: object) -> Link:
 
 
 def host() -> Topology:
-    """docker0, a network `shop` on a bridge with a made-up name, a port of it, and networks without a bridge."""
+    """docker0, a network `shop` on another bridge, a port of it, and networks without a bridge."""
     links = {
         2: link(2, "docker0", "bridge"),
         3: link(3, "br-0a1b2c", "bridge"),

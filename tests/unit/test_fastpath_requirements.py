@@ -1,4 +1,4 @@
-"""Each requirement of the fast path is named where it is missing, with what follows from it and what to try."""
+"""Each requirement of the fast path is named where it is missing, with what follows and what to try."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tui.present.rows import Cell, Column, Row, Tone
 from tui.present.scene import Scene
 
 MARK = "»"
-COLUMN = Column("fast", "fast", 6, priority=2)
+COLUMN = Column("fast", "fast", 8)
 _TONES: dict[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad"}
 _NONE = Cell("")
 

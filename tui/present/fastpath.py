@@ -15,11 +15,11 @@ from tui.present.rows import Cell, Column, Detail, ListView, Row, Section, Tone
 from tui.present.scene import Scene
 
 COLUMNS = (
-    Column("name", "link / verdict", 22, grow=1),
+    Column("name", "link / verdict", 20, grow=1),
     Column("state", "", 9),
     Column("packets", "packets", 8, align="right"),
     Column("share", "share", 6, align="right", priority=1),
-    Column("words", "what became of them", 34, grow=3),
+    Column("words", "what became of them", 22, grow=3),
 )
 STATES = {
     "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",

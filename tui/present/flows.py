@@ -115,7 +115,7 @@ class FlowRows:
     def sorted_by(self, column: str, reverse: bool) -> FlowRows:
         """The same rows ordered by a column, those alike in an order that lasts; pinned ones come first,
         those that have nothing there last."""
-        maker = self._makers.get(column)
+        maker = self._makers().get(column)
         if maker is None or not len(self):
             return self
         keys = [key[self._order] for key in maker()]
@@ -125,7 +125,6 @@ class FlowRows:
             ordered = np.concatenate((ordered[first], ordered[~first]))
         return self._with(ordered)
 
-    @cached_property
     def _makers(self) -> Mapping[str, Callable[[], Sequence[np.ndarray]]]:
         """What each column is sorted by, the foremost first; NaN where a row has nothing there."""
         picture, index, table = self._picture, self._picture.index, self._picture.table

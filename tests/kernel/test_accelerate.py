@@ -1,0 +1,282 @@
+"""`vnet-tui accelerate`, `fastpath` and the agent on a machine in small, with real traffic."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.machine import PROGRAM, Machine, ok, refused, told
+
+pytestmark = pytest.mark.root
+
+_LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+_SERVE = """
+import socket
+s = socket.create_server(("0.0.0.0", 7000))
+print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    while data := c.recv(4096):
+        c.sendall(data)
+"""
+_TALK = """
+import socket, sys
+c = socket.create_connection((sys.argv[1], 7000), 10); c.settimeout(10)
+def say():
+    for _ in range(100):
+        c.sendall(b"x" * 100); got = b""
+        while len(got) < 100:
+            got += c.recv(100 - len(got))
+say(); print("ready", flush=True)
+for line in sys.stdin:
+    say(); print("said", flush=True)
+"""
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A machine with the network shop, on it web (10.91.0.2) and db (10.91.0.3)."""
+    made = Machine()
+    try:
+        network(made, "shop", "10.91.0", "web", "db")
+        yield made
+    finally:
+        made.vnet("accelerate", "--off", "--yes")
+        made.close()
+
+
+def network(machine: Machine, name: str, subnet: str, *containers: str) -> None:
+    """A network as we make them, without its rules, and containers on it from .2 on."""
+    bridge = f"br-{name}"
+    lines = [
+        f"link add {bridge} type bridge", f"link set {bridge} alias vnet:net={name}",
+        f"addr add {subnet}.1/24 dev {bridge}", f"link set {bridge} up",
+    ]  # fmt: skip
+    for number, each in enumerate(containers, 2):
+        machine.run(f"ip netns add {each}")
+        lines += [
+            f"link add v-{each} type veth peer name eth0 netns {each}",
+            f"link set v-{each} master {bridge} up",
+        ]
+        machine.run("ip -batch -", text="\n".join(lines))
+        lines = []
+        inside = f"addr add {subnet}.{number}/24 dev eth0\nlink set eth0 up\n"
+        machine.run("ip -batch -", each, text=f"{inside}route add default via {subnet}.1")
+
+
+def eventually(holds: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"{what} did not come about"
+        time.sleep(0.1)
+    return found
+
+
+@contextmanager
+def started(machine: Machine, code: str, inside: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A program of ours in one of the machine's namespaces, once it says that it is ready."""
+    run = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", code, *words, inside=inside)
+    process = subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def say(talk: subprocess.Popen[str]) -> None:
+    """A hundred questions and answers on the connection that is open."""
+    assert talk.stdin and talk.stdout
+    talk.stdin.write("\n")
+    talk.stdin.flush()
+    assert talk.stdout.readline() == "said\n"
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    return dict(told(machine, "fastpath status"))
+
+
+def asked(machine: Machine) -> dict[str, Any]:
+    """The status answer, from the machine's control socket: quicker than the command; empty where it is off."""
+    with socket.socket(socket.AF_UNIX) as there, suppress(OSError):
+        there.settimeout(10)
+        there.connect(str(next(Path(f"/proc/{machine.pid}/root/run/vnet-tui").glob("*.sock"), "")))
+        there.sendall(b'{"do": "status"}\n')
+        return dict(json.loads(there.makefile().readline() or "{}"))
+    return {}
+
+
+def is_as_before(machine: Machine) -> bool:
+    """Whether nothing of the fast path is left."""
+    return (
+        machine.run(f"sysctl -n {_LIBERAL}").strip() == "0"
+        and "vnet_fastpath" not in machine.run("nft list tables")
+        and not any(each.get("name") == "vnet_fastpath" for each in machine.json("bpftool -j net")[0]["tc"])
+        and machine.run("ls /run/vnet-tui", check=False) == ""
+    )
+
+
+def packets(machine: Machine, verdict: str = "FAST") -> int:
+    return int(asked(machine)["verdicts"].get(verdict, 0))
+
+
+def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Machine) -> None:
+    with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
+        text = ok(machine, "accelerate shop --yes")
+        for words in (
+            _LIBERAL,
+            "0xff000000 of the ct mark",
+            "inet vnet_fastpath",
+            "v-web (container)",
+            "--off",
+        ):
+            assert words in text
+        assert text.endswith("Accelerated: shop.\n")
+        eventually(lambda: say(talk) or packets(machine) > 200, "the fast path")
+        found = status(machine)
+        assert (found["state"], found["targets"], found["bridges"]) == ("on", ["shop"], ["br-shop"])
+        assert {one["name"]: one["role"] for one in found["links"]} == {
+            "v-web": "container",
+            "v-db": "container",
+        }
+        assert found["flows"] >= 2 and 0 < found["share"] <= 1 and found["verdicts"]["FAST"]["words"]
+        text = ok(machine, "fastpath status")
+        assert "fast path: on" in text and "forwarded by the fast path" in text and "v-web" in text
+        flow = eventually(lambda: fast_flow(machine), "the flow's path")
+        assert flow["path"] == "fast" and flow["packets"][0] >= 100 and flow["bytes"][0] >= 100 * 100
+        ok(machine, "accelerate --off --yes")
+        assert is_as_before(machine)
+        say(talk)
+        assert "off" in ok(machine, "fastpath status")
+
+
+def fast_flow(machine: Machine) -> dict[str, Any] | None:
+    flows = told(machine, "flows")["flows"]
+    return next((one for one in flows if one["responder"]["port"] == 7000 and one["path"] == "fast"), None)
+
+
+def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Machine) -> None:
+    ok(machine, "accelerate shop --yes")
+    eventually(lambda: asked(machine)["state"] == "on", "on")
+    generation = asked(machine)["generation"]
+    ok(machine, "fastpath status")
+    assert asked(machine)["generation"] == generation
+    machine.run("nft add table ip others")
+    eventually(lambda: asked(machine)["generation"] not in (0, generation), "the next generation")
+
+
+def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Machine) -> None:
+    assert "Accelerate shop (bridge br-shop):" in ok(machine, "accelerate shop --dry-run")
+    assert "nobody to ask" in refused(machine, "accelerate", "shop")
+    assert is_as_before(machine) and status(machine)["state"] == "off"
+    assert "no bridge or network nonsense" in refused(machine, "accelerate", "nonsense", "--yes")
+    assert "say what to accelerate" in refused(machine, "accelerate")
+    assert "nothing to do" in ok(machine, "accelerate --off")
+    assert "nothing is accelerated" in refused(machine, "accelerate", "--capture", "10.91.0.2")
+    assert "stand alone" in refused(machine, "accelerate", "shop", "--capture", "10.91.0.2")
+
+
+def test_names_add_up_and_go_one_by_one(machine: Machine) -> None:
+    network(machine, "lan", "10.92.0", "api")
+    ok(machine, "accelerate shop --yes")
+    ok(machine, "accelerate br-lan --yes")
+    assert asked(machine)["targets"] == ["shop", "lan"]
+    assert "accelerated already" in ok(machine, "accelerate lan --yes")
+    ok(machine, "accelerate shop --off --yes")
+    assert asked(machine)["targets"] == ["lan"]
+    assert {one["name"] for one in asked(machine)["ports"]} == {"v-api"}
+    ok(machine, "accelerate all --yes")
+    ok(machine, "accelerate lan --off --yes")
+    assert asked(machine)["targets"] == ["shop"], "of all, the others stay"
+    text = ok(machine, "accelerate shop --off --yes")
+    assert "The fast path is off" in text and is_as_before(machine)
+
+
+def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
+    with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
+        ok(machine, "accelerate shop --yes")
+        eventually(lambda: say(talk) or packets(machine) > 200, "the fast path")
+        assert "10.91.0.3" in ok(machine, "accelerate --capture 10.91.0.3")
+        before = packets(machine)
+        say(talk)
+        assert packets(machine) == before and packets(machine, "CAPTURED") >= 100
+        assert asked(machine)["captured"] == ["10.91.0.3"]
+        assert "no address" in refused(machine, "accelerate", "--capture", "nonsense")
+        ok(machine, "accelerate --release 10.91.0.3")
+        eventually(lambda: say(talk) or packets(machine) > before, "the fast path again")
+
+
+def test_why_it_is_paused_is_said_before_and_after(machine: Machine) -> None:
+    machine.run("nft add table ip mine")
+    machine.run(["nft", "add chain ip mine some { type filter hook forward priority 0; }"])
+    machine.run("nft add rule ip mine some limit rate 10/second accept")
+    assert "It would be paused now" in ok(machine, "accelerate shop --dry-run")
+    assert "paused" in ok(machine, "accelerate shop --yes")
+    assert asked(machine)["state"] == "paused" and asked(machine)["reasons"]
+    machine.run("nft delete table ip mine")
+    eventually(lambda: asked(machine).get("state") == "on", "on")
+
+
+def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:
+    ok(machine, "accelerate shop --yes")
+    holder = asked(machine)["pid"]
+    keeper = machine.run(f"ps -o ppid= -p {holder}").strip()
+    machine.run(f"kill -9 {keeper} {holder}")
+    eventually(lambda: not asked(machine), "the end of both")
+    assert "vnet-tui recover" in ok(machine, "fastpath status")
+    assert "put right" in ok(machine, "recover")
+    assert is_as_before(machine)
+    assert "nothing to do" in ok(machine, "recover")
+
+
+def test_the_check_names_what_is_there(machine: Machine) -> None:
+    found = told(machine, "fastpath check")
+    assert found["usable"] is True and all(one["met"] for one in found["requirements"] if one["needed"])
+    assert "the fast path can be turned on" in ok(machine, "fastpath check")
+    done = machine.vnet(
+        "fastpath", "check", "--json", before=("setpriv", "--bounding-set", "-all", "--inh-caps=-all")
+    )
+    lacking = [one for one in json.loads(done.stdout)["requirements"] if not one["met"]]
+    assert done.returncode == 1 and any("CAP_NET_ADMIN" in one["name"] for one in lacking)
+    assert all(one["found"] and one["follows"] and one["try"] for one in lacking)
+
+
+def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
+    words = machine.words(*PROGRAM, "agent", "--accelerate", "shop")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
+        try:
+            eventually(lambda: asked(machine).get("state") == "on", "on")
+            first = asked(machine)["pid"]
+            machine.run(f"kill -9 {first}")
+            eventually(
+                lambda: status(machine)["state"] == "on" and status(machine)["pid"] != first, "another one"
+            )
+            (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGTERM)
+            assert agent.wait(30) == 0
+        finally:
+            agent.kill()
+        assert agent.stdout and "its process ended" in agent.stdout.read()
+    assert is_as_before(machine)
+
+
+def test_fields_are_in_the_page(machine: Machine) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+    page = page.partition("What `fastpath status --json` prints")[2].partition("## The dump file")[0]
+    ok(machine, "accelerate shop --yes")
+    for field in status(machine):
+        assert f"| `{field}` |" in page, field
+    for field in told(machine, "fastpath check")["requirements"][0]:
+        assert f"`{field}`" in page, field

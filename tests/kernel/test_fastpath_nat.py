@@ -1,0 +1,243 @@
+"""What is asked of a NAT (RFC 4787, 5382, 5508, 7857), on the fast path as on Linux's own."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.fastpath import Talk, eventually
+from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
+from tests.kernel.streams import FAMILIES, Stream, is_fast
+
+pytestmark = pytest.mark.root
+_RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
+_HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
+_SERVERS = "ESTABLISHED"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[FastLab]:
+    with FastLab() as made:
+        made.accelerate()
+        yield made
+
+
+def talks_fast(lab: FastLab, talk: Talk, port: str = "v-a") -> bool:
+    """Wait until ten rounds of a conversation take the fast path at that port."""
+    assert lab.fast is not None
+
+    def grows() -> bool:
+        assert lab.fast is not None
+        before = lab.fast.count("FAST", port)
+        talk.say(10)
+        return lab.fast.count("FAST", port) >= before + 10
+
+    return bool(eventually(grows))
+
+
+def timer_of(lab: FastLab, *words: str) -> int:
+    """The seconds that the one entry with these words has left."""
+    (line,) = lab.conntrack(*words)
+    return int(line.split()[2])
+
+
+def test_established_connections_keep_for_days_and_streams_for_two_minutes(lab: FastLab) -> None:
+    with (
+        Talk(lab.host, "a", "far", V4["far"], 7010) as tcp,
+        Stream(lab, "a", "far", V4["far"], port=6010) as udp,
+    ):
+        assert talks_fast(lab, tcp) and udp.flows() and is_fast(lab, "v-a")
+        assert timer_of(lab, "tcp", "ESTABLISHED", "dport=7010") > 7440
+        assert eventually(lambda: timer_of(lab, "udp", "dport=6010", "[ASSURED]") >= 115)
+        lab.run("ping -c1 -W5 198.51.100.2", inside="b")
+        kept = int(lab.run("sysctl -n net.netfilter.nf_conntrack_icmp_timeout"))
+        assert kept - 5 <= timer_of(lab, "icmp", f"src={V4['b']}") <= kept
+
+
+@pytest.mark.parametrize("outbound", [True, False], ids=["outbound", "inbound"])
+def test_traffic_on_the_fast_path_refreshes_the_mapping(lab: FastLab, outbound: bool) -> None:
+    with Stream(lab, "a", "far", V4["far"], port=6020) as udp:
+        assert udp.flows() and is_fast(lab, "v-a")
+        assert eventually(lambda: lab.conntrack("udp", "dport=6020", "[ASSURED]"))
+        assert lab.fast is not None
+        udp.stop()
+        lab.run("conntrack -U -p udp --dport 6020 -t 20")
+        assert timer_of(lab, "udp", "dport=6020", "[ASSURED]") <= 20
+        before = lab.fast.count("FAST", "v-a" if outbound else "up0")
+
+        def renewed() -> bool:
+            if outbound:
+                udp.client.sendto(b"again" * 10, (V4["far"], 6020))
+            else:
+                udp.server.sendto(b"again" * 10, udp.there.sources[-1])
+            return timer_of(lab, "udp", "dport=6020", "[ASSURED]") > 100
+
+        assert eventually(renewed)
+        assert lab.fast.count("FAST", "v-a" if outbound else "up0") > before
+    lab.run("conntrack -D -p udp --dport 6020", check=False)
+
+
+@pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("who", ["a", "b", "c", "far"])
+def test_hairpin_and_published_ports(lab: FastLab, who: str, family: int, udp: bool) -> None:
+    """The published address works from everywhere; the server sees whom Linux shows it."""
+    own = HOST4 if family == 4 else HOST6
+    with Talk(lab.host, who, "a", own, 80, udp=udp, to=PUBLISHED, family=FAMILIES[family]) as talk:
+        talk.say(3)
+        assert talks_fast(lab, talk) or who == "a"
+        gateway = ("172.17.0.1", "fd17::1") if who == "a" else ("172.17.0.1", "fd17::1")
+        expected = (V4 if family == 4 else V6)[who]
+        if who in ("a", "c"):
+            expected = gateway[family == 6]
+        assert talk.seen_from[0].removeprefix("::ffff:") == expected
+
+
+def _refused(sock: socket.socket) -> bool:
+    try:
+        sock.send(b"anybody?")
+        sock.settimeout(0.3)
+        sock.recv(100)
+    except OSError as error:
+        return error.errno == errno.ECONNREFUSED
+    return False
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["from outside", "from inside"])
+def test_icmp_errors_come_through_translated_and_end_nothing(lab: FastLab, published: bool) -> None:
+    if published:
+        here, there, target, port = "far", "a", (HOST4, PUBLISHED), 80
+    else:
+        here, there, target, port = "a", "far", (V4["far"], 7030), 7030
+    with ExitStack() as stack:
+        client = stack.enter_context(lab.socket(here, socket.AF_INET, socket.SOCK_DGRAM))
+        client.connect(target)
+        seen = []
+        for _ in range(3):
+            with lab.socket(there, socket.AF_INET, socket.SOCK_DGRAM) as server:
+                server.bind(("", port))
+                server.settimeout(10)
+                client.settimeout(10)
+                assert lab.fast is not None
+                before = lab.fast.count("FAST", "up0")
+                for turn in range(10):
+                    client.send(b"%d" % turn)
+                    data, source = server.recvfrom(100)
+                    seen.append(source)
+                    server.sendto(data, source)
+                    assert client.recv(100) == b"%d" % turn
+                assert lab.fast.count("FAST", "up0") > before
+            assert eventually(lambda: _refused(client))
+            assert len(lab.conntrack("udp", f"dport={target[1]}", f"sport={client.getsockname()[1]}")) == 1
+        assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_traceroute_through_the_nat(lab: FastLab, family: int) -> None:
+    """Packets of a flow on the fast path whose time runs out: each router tells the container itself."""
+    known = V4 if family == 4 else V6
+    expected = ("172.17.0.1", "192.0.2.2") if family == 4 else ("fd17::1", "2001:db8::2")
+    with Talk(lab.host, "a", "far", known["far"], 7040 + family, udp=True, family=FAMILIES[family]) as talk:
+        assert talks_fast(lab, talk)
+        talk.client.setsockopt(*_RECVERR[family], 1)
+        assert lab.fast is not None
+        for hops, offender in enumerate(expected, 1):
+            talk.client.setsockopt(*_HOPS[family], hops)
+            talk.client.send(b"how far")
+            assert eventually(lambda: _offender(talk.client, family)) == offender
+        talk.client.setsockopt(*_HOPS[family], 3)
+        talk.client.send(b"as far as that")
+        assert talk.server.recv(100) == b"as far as that"
+        talk.client.setsockopt(*_HOPS[family], 64)
+        assert lab.fast.count("TTL", "v-a") > 0
+        assert talks_fast(lab, talk)
+
+
+def _offender(sock: socket.socket, family: int) -> str:
+    """Who sent the ICMP error on the socket's error queue (struct sock_extended_err, then its address)."""
+    try:
+        _, told, _, _ = sock.recvmsg(100, 500, socket.MSG_ERRQUEUE)
+    except BlockingIOError:
+        return ""
+    data = next(data for level, kind, data in told if (level, kind) == _RECVERR[family])
+    number, _, _, _ = struct.unpack_from("=IBBB", data)
+    assert number == errno.EHOSTUNREACH
+    octets = data[20:24] if family == 4 else data[24:40]
+    return socket.inet_ntop(FAMILIES[family], octets)
+
+
+def test_too_big_for_the_uplink_is_told_to_the_container(lab: FastLab) -> None:
+    with Talk(lab.host, "a", "far", V4["far"], 7050, udp=True) as talk:
+        assert talks_fast(lab, talk)
+        lab.run("ip link set up0 mtu 1300")
+        talk.client.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_PMTUDISC_DO
+
+        def refused() -> bool:
+            try:
+                talk.client.send(b"m" * 1400)
+            except OSError as error:
+                return error.errno == errno.EMSGSIZE
+            return False
+
+        assert eventually(refused)
+        assert talk.client.getsockopt(socket.IPPROTO_IP, 14) == 1300
+        assert talks_fast(lab, talk)
+        lab.run("ip link set up0 mtu 1500")
+    lab.run("ip route flush cache", inside="a")
+
+
+def test_connections_end_by_fin_and_by_reset_without_a_trace(lab: FastLab) -> None:
+    for turn in range(60):
+        with Talk(lab.host, "a", "far", V4["far"], 7060) as talk:
+            talk.say(3)
+            assert talk.seen_from[0] == HOST4
+            if turn % 3:
+                side = talk.client if turn % 3 == 1 else talk.server
+                side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                side.close()
+    assert eventually(lambda: not lab.conntrack("tcp", "ESTABLISHED", "dport=7060"))
+    assert lab.fast is not None and lab.fast.count("FAST", "v-a") > 60
+    assert lab.leaked() == []
+
+
+def _reached(lab: FastLab, count: int) -> list[int]:
+    """How many of so many clients of one port range get an answer, asked twice; the ports that the server saw."""
+    lab.run("iptables -t nat -I POSTROUTING -o up0 -p udp --dport 7070 -j MASQUERADE --to-ports 40000-40003")
+    ports = []
+    with ExitStack() as stack:
+        server = stack.enter_context(lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM))
+        server.bind(("", 7070))
+        clients = []
+        for number in range(count):
+            client = stack.enter_context(lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM))
+            client.bind(("", 4700 + number))
+            client.connect((V4["far"], 7070))
+            clients.append(client)
+        for _ in range(2):
+            for client in clients:
+                client.settimeout(0.5)
+                server.settimeout(0.5)
+                try:
+                    client.send(b"room?")
+                    _, source = server.recvfrom(100)
+                    server.sendto(b"yes", source)
+                    assert client.recv(100) == b"yes"
+                    ports.append(source[1])
+                except (TimeoutError, PermissionError):
+                    ports.append(0)
+    return ports
+
+
+def test_no_port_left_for_a_destination_is_as_without_us(lab: FastLab) -> None:
+    """The first four get one each and keep it; the others get none, neither another's."""
+    with FastLab() as kernel:
+        expected = _reached(kernel, 6)
+    found = _reached(lab, 6)
+    assert [port > 0 for port in found] == [port > 0 for port in expected]
+    assert sorted(found[:4]) == sorted(found[6:10]) == [40000, 40001, 40002, 40003]
+    lab.run("iptables -t nat -D POSTROUTING 1")
