@@ -22,7 +22,8 @@ from bpf.artifact import KFUNC_BASE, KFUNCS, Artifact, artifact_of
 from bpf.btf import Btf, read_btf
 
 HERE = Path(__file__).parent
-SOURCE = HERE / "fastpath.c"
+# In this order they make one text: BCC knows maps in its main text only.
+PARTS = ("maps.c", "ways.c", "learning.c", "fastpath.c")
 UAPI = Path("/usr/include")
 PROGRAM = "fastpath"
 
@@ -41,7 +42,7 @@ def compile_fastpath(source: str | None = None) -> Artifact:
     """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words
     it."""
     btf = read_btf()
-    text = SOURCE.read_text() if source is None else source
+    text = source_text() if source is None else source
     with _kernel_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         from bcc import BPF
@@ -49,6 +50,11 @@ def compile_fastpath(source: str | None = None) -> Artifact:
         compiled = BPF(text=f"{text}\n{layout.checks()}\n", cflags=list(_flags(btf)))
     names = {table.map_fd: name.decode() for name, table in _tables(compiled)}
     return artifact_of(compiled.dump_func(PROGRAM), names, btf)
+
+
+def source_text() -> str:
+    """The whole program in C."""
+    return "\n".join((HERE / "program" / part).read_text() for part in PARTS)
 
 
 def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:

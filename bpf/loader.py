@@ -41,7 +41,7 @@ _INDEX = np.dtype("u4")
 
 
 def maps(flows: int = FLOWS) -> dict[str, Map]:
-    """All maps of the fast path by their names in fastpath.c; `flows` is the room for flows of each
+    """All maps of the fast path by their names in program/maps.c; `flows` is the room for flows of each
     family."""
     return {
         "config": Map(syscall.MAP_ARRAY, _INDEX, layout.CONFIG, 1),
@@ -123,7 +123,8 @@ def is_compiled(cache: Path = CACHE) -> bool:
 def _fingerprint() -> str:
     """Of all that the result depends on: our source, and the kernel's types."""
     digest = hashlib.sha256()
-    for path in sorted((*HERE.glob("*.py"), *HERE.glob("*.[ch]"), *HERE.glob("include/**/*.h"))):
+    ours = (HERE / name for name in ("artifact.py", "btf.py", "compiler.py", "layout.py"))
+    for path in sorted((*ours, *HERE.glob("**/*.[ch]"))):
         digest.update(path.read_bytes())
     try:
         digest.update(VMLINUX.read_bytes())

@@ -82,5 +82,4 @@ def memory(name: str) -> float:
 if __name__ == "__main__":
     prepare()
     answer = asyncio.run(watched(int(sys.argv[1]), float(sys.argv[2])))
-    # Written after the app has given the streams back.
     print(json.dumps(answer))

@@ -18,6 +18,7 @@ from core.watch.flows import EVERY as _FLOWS_EVERY
 from core.watch.flows import FastReader, FlowReader, SocketReader
 from core.watch.frames import FrameCounts
 from core.watch.looker import Looker
+from core.watch.memory import give_back_large_tables
 from core.watch.trend import TableTrend
 
 _SCAN_EVERY = 2.0  # seconds between cheap looks for namespaces, which send no event of their own
@@ -87,6 +88,7 @@ class Watcher:
 
     def start(self) -> None:
         """Begin to watch."""
+        give_back_large_tables()
         self._nets.mark()
         self._nets.start()
         threading.Thread(target=self._hear, name="hear-events", daemon=True).start()

@@ -255,5 +255,17 @@ def test_offloads_are_counted_not_listed() -> None:
     assert sections[0].title == "Link" and "ifindex" not in [label for label, _, _ in sections[0].lines]
 
 
+def test_sizes_of_packets_are_told_where_the_kernel_tells_them() -> None:
+    topology = Topology(small_host())
+    link = next(link for link in topology.snapshot.links() if link.name == "eth0")
+    told = {}
+    for sizes in (PacketSizes(), PacketSizes(65536, 65536, 65536, 65536), PacketSizes(9, 8, 7, 6)):
+        sections = common_sections(topology, replace(link, sizes=sizes), None)
+        told[sizes.gso] = {label: cell.text for label, cell, _ in sections[-1].lines}
+    assert "GSO, GRO" not in told[0] and "of IPv4" not in told[65536]
+    assert told[65536]["GSO, GRO"] == "65536, 65536 bytes"
+    assert (told[9]["GSO, GRO"], told[9]["of IPv4"]) == ("9, 8 bytes", "7, 6 bytes")
+
+
 def test_a_number_stays_with_its_unit() -> None:
     assert wrapped("receives 300 kbit/s, sends 12 bit/s", 14) == ["receives", "300 kbit/s,", "sends 12 bit/s"]

@@ -144,6 +144,10 @@ def test_a_namespace_that_appears_tells_no_links() -> None:
         ({"state": "down"}, "veth veth-web1 in host is down (was up)"),
         ({"state": "lowerlayerdown"}, "veth veth-web1 in host is down: its other end is down (was up)"),
         ({"mtu": 1400}, "the MTU of veth veth-web1 in host changed from 1500 to 1400"),
+        (
+            {"sizes": PacketSizes(gso=131072)},
+            "the largest packets of veth veth-web1 in host changed from 0 to 131072 bytes",
+        ),
         ({"alias": "x"}, "the alias of veth veth-web1 in host changed from none to x"),
         ({"master": None}, "veth veth-web1 in host is no longer a port of br-app"),
         ({"addresses": (Address(4, "10.0.0.1", 24),)}, "veth veth-web1 in host got the address 10.0.0.1/24"),

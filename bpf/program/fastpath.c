@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The fast path, at TC ingress of containers' links and of uplinks. Conntrack is the authority, the flow maps are a cache of
+ * what it said; what is not found there, not plain, or not allowed goes to the kernel unchanged, with a counted reason. */
+
+#define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
+
+static u64 (*jiffies64)(void) = (void *)118; /* the kernel puts it in place of the call; a clock would be one */
+static long (*redirect_peer)(u32, u64) = (void *)155;
+#define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
+static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
+
+/* The length of the largest packet that a frame makes on the wire, from the IP header on. */
+INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
+{
+	return skb->gso_size ? skb->gso_size + packet->headers : packet->l3_length;
+}
+
+INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 out = flow->out_ifindex;
+	u8 action = flow->action, rewrite = flow->rewrite;
+	if (rewrite) {
+		if (data + ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct udphdr) > end &&
+		    (packet->family != AF_INET ||
+		     data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end))
+			return TO_KERNEL;
+		if (rewrite & (REWRITE_L3 | REWRITE_MACS)) {
+			u32 *eth = data;
+			eth[0] = flow->eth_out[0];
+			eth[1] = flow->eth_out[1];
+			eth[2] = flow->eth_out[2];
+		}
+		if (packet->family == AF_INET) {
+			struct iphdr *ip = data + ETH_HLEN;
+			u32 *ports = (void *)(ip + 1);
+			if ((void *)(ports + 1) > end)
+				return TO_KERNEL;
+			rewrite_ipv4(ip, flow);
+			*ports = flow->new_ports;
+			if (action == ACTION_REDIRECT)
+				skb->priority = TOS_PRIORITIES >> ((packet->tos & 0x1e) * 2) & 15;
+		} else {
+			struct ipv6hdr *ip = data + ETH_HLEN;
+			u32 *ports = (void *)(ip + 1);
+			if ((void *)(ports + 1) > end)
+				return TO_KERNEL;
+			rewrite_ipv6(ip, flow);
+			*ports = flow->new_ports;
+		}
+		if (rewrite & (REWRITE_ADDRESS | REWRITE_PORT))
+			fix_l4(skb, packet, flow->addr_diff, flow->port_diff, rewrite);
+		/* The hop limit is in no checksum of IPv6, but in the sum of the frame that a card may have given. */
+		if (packet->family == AF_INET6 && rewrite & REWRITE_L3)
+			csum_update(skb, HOP_LIMIT_DIFFERENCE);
+	}
+	if (action == ACTION_PEER)
+		return redirect_peer(out, 0);
+	return bpf_redirect(out, 0);
+}
+
+/* The packet is plain: forward it by its flow, learning that first where need be. */
+INLINE enum verdict decide(
+	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found,
+	u32 *slot
+)
+{
+	u64 now = jiffies64();
+	struct flow *flow = find(packet);
+	if (now > config->deadline)
+		return V_LEASE;
+	bool known = flow && flow->epoch == config->epoch && now - flow->checked < config->recheck &&
+		flow->in_ifindex == skb->ifindex && flow->action != ACTION_NONE &&
+		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
+	if (!known) {
+		u32 ifindex = skb->ifindex;
+		struct port *port = ports.lookup(&ifindex);
+		if (!port)
+			return V_PORT;
+		*slot = port->slot;
+		if (!config->generation)
+			return V_PAUSED;
+		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet: the first
+		 * data makes both directions known. */
+		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers)
+			return V_NO_DATA;
+		widen(packet);
+		enum verdict verdict = relearn(skb, packet, config, port, eth, flow, now);
+		if (verdict != V_FAST)
+			return verdict;
+		flow = find(packet);
+		if (!flow)
+			return V_CACHE_FULL;
+	}
+	*slot = flow->slot;
+	if (flow->action < ACTION_PEER)
+		return flow->rewrite;
+	if (wire_length(skb, packet) > flow->mtu)
+		return V_MTU;
+	if (flow->rewrite & REWRITE_L3 && packet->ttl <= 1)
+		return V_TTL;
+	flow->last_seen = now;
+	lock_xadd(&flow->packets, 1);
+	lock_xadd(&flow->bytes, packet->l3_length);
+	*found = flow;
+	return V_FAST;
+}
+
+INLINE u32 slot_of(u32 ifindex)
+{
+	struct port *port = ports.lookup(&ifindex);
+	return port ? port->slot : 0;
+}
+
+/* The first bytes of a frame that a card delivered may lie outside what a program can address. */
+INLINE bool is_out_of_reach(struct __sk_buff *skb)
+{
+	u32 wanted = ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr);
+	u32 reach = skb->data_end - skb->data;
+	return reach < wanted && reach < skb->len;
+}
+
+/* All of it for one family: instantiated twice, so that each has only its own branches. */
+INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 eth[3], slot = 0, size = skb->len - ETH_HLEN;
+	struct packet packet;
+	struct flow *flow = NULL;
+	enum verdict verdict;
+	packet.family = family;
+	packet.closes = 0;
+	if (data + ETH_HLEN > end)
+		return TO_KERNEL;
+	eth[0] = ((u32 *)data)[0];
+	eth[1] = ((u32 *)data)[1];
+	eth[2] = ((u32 *)data)[2];
+	if (family == AF_INET)
+		verdict = parse_ipv4(data + ETH_HLEN, end, size, skb->gso_size, &packet);
+	else
+		verdict = parse_ipv6(data + ETH_HLEN, end, size, skb->gso_size, &packet);
+	if (eth[0] & 1)
+		verdict = V_MULTICAST;
+	if (verdict == V_FAST) {
+		verdict = decide(skb, &packet, config, eth, &flow, &slot);
+	} else {
+		slot = slot_of(skb->ifindex);
+		if (packet.closes)
+			hand_back(&packet);
+	}
+	count(slot, verdict);
+	if (verdict != V_FAST || !flow)
+		return TO_KERNEL;
+	/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
+	if (skb->len > packet.l3_length + ETH_HLEN)
+		bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
+	return rewrite_and_go(skb, &packet, flow);
+}
+
+int fastpath(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	struct config *now = config.lookup(&zero);
+	if (!now)
+		return TO_KERNEL;
+	if (is_out_of_reach(skb))
+		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
+	if (skb->vlan_present || skb->protocol == __builtin_bswap16(ETH_P_8021Q) ||
+	    skb->protocol == __builtin_bswap16(ETH_P_8021AD)) {
+		count(slot_of(skb->ifindex), V_VLAN);
+		return TO_KERNEL;
+	}
+	if (skb->protocol == __builtin_bswap16(ETH_P_IP))
+		return handle(skb, now, AF_INET);
+	if (skb->protocol == __builtin_bswap16(ETH_P_IPV6))
+		return handle(skb, now, AF_INET6);
+	count(slot_of(skb->ifindex), V_NOT_IP);
+	return TO_KERNEL;
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Learning a flow: who may send, what conntrack says, which way out; and the way back with it. */
+
+INLINE bool is_captured(const struct packet *packet)
+{
+	struct owner_key key = {.family = packet->family};
+	__builtin_memcpy(key.address, packet->src, 16);
+	if (captured.lookup(&key))
+		return true;
+	__builtin_memcpy(key.address, packet->dst, 16);
+	return captured.lookup(&key);
+}
+
+/* Whether the container on that port may send from this address and this MAC. */
+INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
+{
+	struct owner_key key = {.ifindex = skb->ifindex, .family = packet->family};
+	__builtin_memcpy(key.address, packet->src, 16);
+	u64 *mac = owners.lookup(&key);
+	u64 source = 0;
+	if (!mac)
+		return false;
+	__builtin_memcpy(&source, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
+	return *mac == source;
+}
+
+/* What a rewriting changes, as checksum differences (RFC 1624). */
+INLINE void find_differences(const struct packet *packet, struct flow *flow)
+{
+	u32 old[8], new[8];
+	u32 changed = 0;
+	__builtin_memcpy(old, packet->src, 16);
+	__builtin_memcpy(old + 4, packet->dst, 16);
+	__builtin_memcpy(new, flow->new_src, 16);
+	__builtin_memcpy(new + 4, flow->new_dst, 16);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		changed |= old[i] ^ new[i];
+	if (changed) {
+		flow->rewrite |= REWRITE_ADDRESS;
+		flow->addr_diff = bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0);
+	}
+	old[0] = packet->ports;
+	new[0] = flow->new_ports;
+	if (old[0] != new[0]) {
+		flow->rewrite |= REWRITE_PORT;
+		flow->port_diff = bpf_csum_diff(old, 4, new, 4, 0);
+	}
+}
+
+/* All that a new flow needs to know; any verdict but FAST leaves the packet to the kernel. */
+INLINE enum verdict learn(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
+	const u32 *eth, struct learned *learned
+)
+{
+	struct flow *flow = &learned->flow;
+	bool routed = !__builtin_memcmp(eth, port->mac, ETH_ALEN);
+	if (!routed && !(port->flags & PORT_BRIDGED))
+		return V_OTHER_HOST;
+	if (config->flags & HAS_CAPTURES && is_captured(packet))
+		return V_CAPTURED;
+	if (port->flags & PORT_CONTAINER && !is_own_source(skb, packet, eth))
+		return V_SOURCE;
+	if (!routed && port->flags & PORT_L2) {
+		__builtin_memcpy(flow->new_src, packet->src, 16);
+		__builtin_memcpy(flow->new_dst, packet->dst, 16);
+		flow->new_ports = packet->ports;
+		learned->known = KNOWN_BOTH_WAYS;
+	} else {
+		if (!routed && !(port->flags & PORT_IPTABLES))
+			return V_OTHER_HOST;
+		enum verdict asked = ask_conntrack(skb, packet, config, learned);
+		if (asked != V_FAST)
+			return asked;
+	}
+	enum verdict verdict = routed ? find_routed(skb, packet, port, config, eth, learned)
+				      : find_bridged(skb, packet, port, eth, flow);
+	if (verdict == V_FAST)
+		find_differences(packet, flow);
+	return verdict;
+}
+
+/* Verdicts that the next packet of the flow would get as well: kept, so that it need not ask again at once. */
+INLINE bool is_lasting(enum verdict verdict)
+{
+	return verdict == V_LOCAL || verdict == V_SOURCE || verdict == V_NO_PORT || verdict == V_HELPER ||
+		verdict == V_ISOLATED || verdict == V_CAPTURED || verdict == V_TUNNEL || verdict == V_MULTIPATH;
+}
+
+/* MAC addresses of a frame that goes the other way. */
+INLINE void swap_macs(u32 *to, const u32 *from)
+{
+	to[0] = from[1] >> 16 | from[2] << 16;
+	to[1] = from[2] >> 16 | from[0] << 16;
+	to[2] = from[0] >> 16 | from[1] << 16;
+}
+
+/* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
+INLINE void learn_way_back(
+	const struct packet *packet, const struct config *config, const struct port *port, const struct learned *learned
+)
+{
+	const struct flow *flow = &learned->flow;
+	u32 one = 1, in = flow->out_ifindex;
+	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
+	struct port *from = ports.lookup(&in);
+	struct learned *room = scratch.lookup(&one);
+	if (!from || !room || !learned->back_mtu)
+		return;
+	struct flow *back = &room->flow;
+	__builtin_memset(back, 0, sizeof(*back));
+	if (from->flags & PORT_CONTAINER) {
+		struct owner_key key = {.ifindex = in, .family = packet->family};
+		__builtin_memcpy(key.address, flow->new_dst, 16);
+		if (!owners.lookup(&key))
+			return;
+	}
+	swap_macs(back->eth_in, flow->eth_out);
+	swap_macs(back->eth_out, flow->eth_in);
+	back->in_ifindex = in;
+	back->out_ifindex = port->flags & PORT_CONTAINER ? flow->in_ifindex : port->l3_ifindex;
+	back->slot = from->slot;
+	back->epoch = flow->epoch;
+	back->checked = flow->checked;
+	back->first_seen = flow->checked;
+	back->last_seen = flow->checked;
+	back->mtu = learned->back_mtu;
+	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
+	back->rewrite = flow->rewrite;
+	back->addr_diff = ~flow->addr_diff;
+	back->port_diff = ~flow->port_diff;
+	__builtin_memcpy(back->new_src, packet->dst, 16);
+	__builtin_memcpy(back->new_dst, packet->src, 16);
+	back->new_ports = packet->ports >> 16 | packet->ports << 16;
+	__builtin_memcpy(answer.src, flow->new_dst, 16);
+	__builtin_memcpy(answer.dst, flow->new_src, 16);
+	answer.addresses = flow->new_dst[0] | (u64)flow->new_src[0] << 32;
+	answer.ports = flow->new_ports >> 16 | flow->new_ports << 16;
+	if (packet->family == AF_INET) {
+		struct key4 key = key4_of(&answer);
+		flows4.insert(&key, back);
+	} else {
+		struct key6 key = key6_of(&answer);
+		flows6.insert(&key, back);
+	}
+}
+
+/* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL. */
+INLINE enum verdict relearn(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
+	const u32 *eth, struct flow *old, u64 now
+)
+{
+	u32 zero = 0;
+	struct learned *learned = scratch.lookup(&zero);
+	if (!learned)
+		return V_CACHE_FULL;
+	struct flow *flow = &learned->flow;
+	__builtin_memset(learned, 0, sizeof(*learned));
+	__builtin_memcpy(flow->eth_in, eth, 12);
+	flow->in_ifindex = skb->ifindex;
+	flow->slot = port->slot;
+	flow->epoch = config->epoch;
+	learned->back_mtu = port->mtu;
+	flow->checked = now;
+	flow->first_seen = now;
+	flow->last_seen = now;
+	enum verdict verdict = learn(skb, packet, config, port, eth, learned);
+	/* Who may not send at all changes nothing about a flow of somebody else. */
+	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
+		return verdict;
+	if (verdict != V_FAST) {
+		if (old)
+			old->action = ACTION_NONE;
+		if (!is_lasting(verdict))
+			return verdict;
+		flow->action = ACTION_KERNEL;
+		flow->rewrite = verdict;
+	}
+	if (old) {
+		if (verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
+		    old->out_ifindex != flow->out_ifindex) {
+			old->action = ACTION_NONE;
+			return V_ROUTE_CHANGED;
+		}
+		flow->packets = old->packets;
+		flow->bytes = old->bytes;
+		flow->first_seen = old->first_seen;
+		flow->last_seen = old->last_seen;
+	}
+	store(packet, flow);
+	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
+		learn_way_back(packet, config, port, learned);
+	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
+	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
+		return V_NOT_ASSURED;
+	return verdict;
+}

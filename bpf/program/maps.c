@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The maps, and finding, keeping and handing back flows in them. First of the parts that bpf/compiler.py puts together into
+ * one program: BCC knows maps in its main text only. */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/pkt_cls.h>
+#include "conntrack.h"
+#include "packet.h"
+#include "rewrite.h"
+#include "types.h"
+
+BPF_ARRAY(config, struct config, 1);
+BPF_PERCPU_ARRAY(counters, struct slot_counters, 1);
+BPF_PERCPU_ARRAY(scratch, struct learned, 2);
+BPF_HASH(ports, u32, struct port, 1);
+BPF_TABLE("hash", struct owner_key, u64, owners, 1);
+BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
+BPF_TABLE("hash", struct owner_key, u32, captured, 1);
+BPF_TABLE("lru_hash", struct key4, struct flow, flows4, 1);
+BPF_TABLE("lru_hash", struct key6, struct flow, flows6, 1);
+
+INLINE void count(u32 slot, u32 verdict)
+{
+	struct slot_counters *slot_counters = counters.lookup(&slot);
+	u64 index = verdict & (COUNTERS - 1);
+	asm volatile("" : "+r"(index)); /* else the bound is known to the compiler, and not to the verifier */
+	if (slot_counters)
+		slot_counters->packets[index & (COUNTERS - 1)]++;
+}
+
+INLINE struct key4 key4_of(const struct packet *packet)
+{
+	struct key4 key;
+	key.words[0] = packet->addresses;
+	key.words[1] = packet->ports | (u64)packet->l4_proto << 32;
+	return key;
+}
+
+INLINE struct key6 key6_of(const struct packet *packet)
+{
+	struct key6 key;
+	__builtin_memcpy(key.src, packet->src, 16);
+	__builtin_memcpy(key.dst, packet->dst, 16);
+	key.word = packet->ports | (u64)packet->l4_proto << 32;
+	return key;
+}
+
+INLINE struct flow *find(const struct packet *packet)
+{
+	if (packet->family == AF_INET) {
+		struct key4 key = key4_of(packet);
+		return flows4.lookup(&key);
+	}
+	struct key6 key = key6_of(packet);
+	return flows6.lookup(&key);
+}
+
+INLINE void store(const struct packet *packet, struct flow *flow)
+{
+	if (packet->family == AF_INET) {
+		struct key4 key = key4_of(packet);
+		flows4.update(&key, flow);
+	} else {
+		struct key6 key = key6_of(packet);
+		flows6.update(&key, flow);
+	}
+}
+
+/* A FIN, RST or SYN: this direction and the other one belong to the kernel from here on. */
+INLINE void hand_back(struct packet *packet)
+{
+	struct flow *flow = find(packet);
+	if (!flow || flow->action == ACTION_NONE)
+		return;
+	flow->action = ACTION_NONE;
+	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};
+	__builtin_memcpy(other.src, flow->new_dst, 16);
+	__builtin_memcpy(other.dst, flow->new_src, 16);
+	other.addresses = flow->new_dst[0] | (u64)flow->new_src[0] << 32;
+	other.ports = flow->new_dport | (u32)flow->new_sport << 16;
+	flow = find(&other);
+	if (flow)
+		flow->action = ACTION_NONE;
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Where a packet goes: by the bridge, or by the routes. */
+
+INLINE void fill_fib(struct bpf_fib_lookup *fib, const struct packet *packet, u32 ifindex)
+{
+	fib->family = packet->family;
+	fib->l4_protocol = packet->l4_proto;
+	fib->sport = SPORT(packet);
+	fib->dport = DPORT(packet);
+	fib->ifindex = ifindex;
+	fib->tot_len = 1; /* asks for the MTU of the way, without being too long for any */
+	if (packet->family == AF_INET)
+		fib->tos = packet->tos & 0x1c;
+	else
+		fib->flowinfo = 0;
+	__builtin_memcpy(fib->ipv6_src, packet->src, 16);
+	__builtin_memcpy(fib->ipv6_dst, packet->dst, 16);
+}
+
+INLINE enum verdict fib_verdict(long found)
+{
+	switch (found) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		return V_FAST;
+	case BPF_FIB_LKUP_RET_NOT_FWDED:
+		return V_LOCAL;
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+		return V_FORWARDING_OFF;
+	case BPF_FIB_LKUP_RET_UNSUPP_LWT:
+		return V_TUNNEL;
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		return V_NO_NEIGHBOUR;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return V_MTU;
+	default:
+		return V_NO_ROUTE;
+	}
+}
+
+/* The port of `bridge` behind which that MAC address sits becomes the way out. */
+INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct port *from, bool *isolated)
+{
+	struct mac_key key = {.bridge = bridge};
+	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	struct mac_value *to = macs.lookup(&key);
+	if (!to)
+		return false;
+	flow->out_ifindex = to->ifindex;
+	flow->action = to->flags & MAC_PEER ? ACTION_PEER : ACTION_REDIRECT;
+	if (!flow->mtu || to->mtu < flow->mtu)
+		flow->mtu = to->mtu;
+	*isolated = from->flags & PORT_ISOLATED && to->flags & MAC_ISOLATED;
+	return true;
+}
+
+/* Whether the translation changes the destination's address. */
+INLINE bool is_sent_elsewhere(const struct packet *packet, const struct flow *flow)
+{
+	u32 moved = flow->new_dst[0] ^ packet->dst[0];
+	if (packet->family == AF_INET6)
+		moved |= (flow->new_dst[1] ^ packet->dst[1]) | (flow->new_dst[2] ^ packet->dst[2]) |
+			(flow->new_dst[3] ^ packet->dst[3]);
+	return moved;
+}
+
+/* The way out of a frame that the bridge would switch. */
+INLINE enum verdict find_bridged(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u32 *eth, struct flow *flow
+)
+{
+	if (is_sent_elsewhere(packet, flow))
+		return V_BRIDGED_DNAT;
+	bool isolated = false;
+	flow->mtu = 0;
+	if (!go_to_port(flow, port->l3_ifindex, (const u8 *)eth, port, &isolated) || flow->out_ifindex == skb->ifindex)
+		return V_NO_PORT;
+	if (isolated)
+		return V_ISOLATED;
+	__builtin_memcpy(flow->eth_out, eth, 12);
+	return V_FAST;
+}
+
+/* What a route allows: of IPv4, the lookup tells only the link's MTU, where the kernel heeds the route's as well. */
+INLINE u16 route_mtu(const struct bpf_fib_lookup *fib, const struct config *config)
+{
+	u32 mtu = fib->mtu_result;
+	return config->route_mtu && config->route_mtu < mtu ? config->route_mtu : mtu;
+}
+
+/* Whether what the destination sends back leaves by the link that the packet came in on, as the host would route it; if
+ * so to the very neighbour that sent it, the other direction may be learned as well. */
+INLINE bool is_way_back(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config, u32 out_l3,
+	const u32 *eth, struct learned *learned
+)
+{
+	struct flow *flow = &learned->flow;
+	struct bpf_fib_lookup fib = {};
+	fill_fib(&fib, packet, out_l3);
+	__builtin_memcpy(fib.ipv6_src, flow->new_dst, 16);
+	__builtin_memcpy(fib.ipv6_dst, packet->src, 16);
+	fib.sport = flow->new_dport;
+	fib.dport = SPORT(packet);
+	long found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	u64 sender = 0, hop = 0;
+	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop)
+		learned->back_mtu = route_mtu(&fib, config);
+	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
+		fib.ifindex == port->l3_ifindex;
+}
+
+/* The way out of a packet that the host would route: by its destination after translation and its source before it. */
+INLINE enum verdict find_routed(
+	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config,
+	const u32 *eth, struct learned *learned
+)
+{
+	struct flow *flow = &learned->flow;
+	struct bpf_fib_lookup fib = {};
+	bool isolated;
+	fill_fib(&fib, packet, port->l3_ifindex);
+	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
+	fib.dport = flow->new_dport;
+	enum verdict verdict = fib_verdict(bpf_fib_lookup(skb, &fib, sizeof(fib), 0));
+	if (verdict != V_FAST)
+		return verdict;
+	flow->mtu = route_mtu(&fib, config);
+	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
+	/* br_netfilter translates before the bridge decides: what leaves by the bridge that it came in on is still switched,
+	 * see br_nf_pre_routing_finish(). */
+	if (port->flags & PORT_IPTABLES && fib.ifindex == port->l3_ifindex && is_sent_elsewhere(packet, flow)) {
+		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
+		flow->rewrite |= REWRITE_MACS;
+	} else {
+		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
+		flow->rewrite |= REWRITE_L3;
+	}
+	if (!go_to_port(flow, fib.ifindex, fib.dmac, port, &isolated)) {
+		if (config->flags & HAS_MULTIPATH)
+			return V_MULTIPATH;
+		flow->out_ifindex = fib.ifindex;
+		flow->action = ACTION_REDIRECT;
+	}
+	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, config, fib.ifindex, eth, learned))
+		return V_SOURCE;
+	return V_FAST;
+}

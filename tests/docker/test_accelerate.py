@@ -1,0 +1,120 @@
+"""A network of a real Docker Engine is accelerated by its name, with Docker's own rules in charge."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pytest
+
+from core.collect.netns import entered
+from tests.docker.engine import DockerHost
+from tests.docker.place import wait_until
+from tests.fastpath import traces
+from tests.machine import PROGRAM, ROOT
+
+pytestmark = pytest.mark.root
+
+
+class Vnet:
+    """Our own program in the engine's host."""
+
+    def __init__(self, docker: DockerHost) -> None:
+        self.docker = docker
+
+    def __call__(self, command: str) -> str:
+        words = ["nsenter", f"--net=/run/netns/{self.docker.namespace}", *PROGRAM, *shlex.split(command)]
+        environment = os.environ | {"DOCKER_HOST": self.docker.url}
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, env=environment, cwd=ROOT, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self("fastpath status --json")))
+
+
+@pytest.fixture
+def vnet(docker_host: DockerHost) -> Iterator[Vnet]:
+    """The network shop with web and db on it, a port of web's published, and a way in by the link up0."""
+    docker_host.run("network", "create", "shop")
+    docker_host.container("web", "--network", "shop", "-p", "8080:7000")
+    docker_host.container("db", "--network", "shop")
+    host = docker_host.host
+    host.run(f"ip link add up0 type veth peer name eth0 netns {host.namespace('world')}")
+    host.run("ip addr add 192.0.2.1/24 dev up0")
+    host.run("ip link set up0 up")
+    host.run("ip addr add 192.0.2.2/24 dev eth0", inside="world")
+    host.run("ip link set eth0 up", inside="world")
+    made = Vnet(docker_host)
+    try:
+        yield made
+    finally:
+        with suppress(AssertionError):
+            made("accelerate --off --yes")
+        host.run("ip link del up0", check=False)
+
+
+def ends(docker: DockerHost, address: str, port: int, caller: str) -> tuple[socket.socket, ...]:
+    """A server on port 7000 of web, and who called it from another namespace; both ends of the connection."""
+    with entered(f"/proc/{docker.pid('web')}/ns/net"):
+        server = socket.create_server(("0.0.0.0", 7000))
+    with entered(caller):
+        client = socket.socket()
+    client.settimeout(10)
+    server.settimeout(10)
+    client.connect((address, port))
+    there, _ = server.accept()
+    there.settimeout(10)
+    server.close()
+    return client, there
+
+
+def say(client: socket.socket, there: socket.socket) -> None:
+    """A hundred questions and answers."""
+    for _ in range(100):
+        client.sendall(b"x" * 100)
+        assert there.recv(100, socket.MSG_WAITALL) == b"x" * 100
+        there.sendall(b"y" * 50)
+        assert client.recv(50, socket.MSG_WAITALL) == b"y" * 50
+
+
+def forwarded(vnet: Vnet, link: str = "") -> int:
+    """Packets that the fast path forwarded, of all links or of one."""
+    found = vnet.status()
+    rows = [one["verdicts"] for one in found["links"] if link in ("", one["name"])]
+    return sum(row.get("FAST", 0) for row in rows)
+
+
+def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: DockerHost) -> None:
+    docker, host = docker_host, docker_host.host
+    address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
+    assert "Accelerated: shop." in vnet("accelerate shop --yes")
+    assert vnet.status()["state"] == "on", vnet.status()["reasons"]
+    with ExitStack() as stack:
+        inside = ends(docker, address, 7000, f"/proc/{docker.pid('db')}/ns/net")
+        outside = ends(docker, "192.0.2.1", 8080, f"/run/netns/{host.full('world')}")
+        for each in (*inside, *outside):
+            stack.enter_context(each)
+        wait_until(lambda: say(*inside) or forwarded(vnet) > 100, "the fast path between containers")
+        wait_until(lambda: say(*outside) or forwarded(vnet, "up0") > 50, "the fast path from outside")
+        docker.container("later", "--network", "shop")
+        wait_until(lambda: len(vnet.status()["links"]) == 4, "the container that came later")
+        vnet("accelerate shop --off --yes")
+        wait_until(lambda: not traces(host), "the state before")
+        say(*inside)
+        say(*outside)
+
+
+def test_networks_without_a_bridge_have_nothing_to_do(vnet: Vnet, docker_host: DockerHost) -> None:
+    docker_host.run("network", "create", "-d", "macvlan", "-o", "parent=up0", "lan")
+    assert "macvlan hands frames from card to container by itself" in vnet("accelerate lan --yes")
+    assert "nothing is forwarded, nothing to do" in vnet("accelerate host --yes")
+    assert vnet.status()["state"] == "off"

@@ -1,0 +1,64 @@
+"""A flood of new connections before the dashboard's eyes: it stays quick, its memory bounded, its totals right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tests.conftest import ThrowawayHost
+from tests.heartbeat import Heartbeat
+
+pytestmark = pytest.mark.root
+
+RATE, SECONDS = 20_000, 4
+STANDSTILL = 0.2  # seconds
+TRIES = 3  # a machine that is stopped for a while does not say so
+# A process and mounts of its own, so that other namespaces of the machine do not count.
+ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
+
+
+def flooded(host: ThrowawayHost) -> dict[str, Any]:
+    program = [sys.executable, "-m", "tests.flooded", str(RATE), str(SECONDS)]
+    return json.loads(
+        host.run(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", ALONE, *program])
+    )
+
+
+def test_a_flood_of_connections() -> None:
+    for _ in range(TRIES):
+        host = ThrowawayHost()
+        try:
+            found = flooded(host)
+            tracked = int(host.run("conntrack -C"))
+            counted = host.run("cat /proc/sys/net/netfilter/nf_conntrack_count")
+        finally:
+            host.close()
+        if found["worst"] <= STANDSTILL:
+            break
+    sent = RATE * SECONDS
+    assert (found["sent"], tracked, int(counted)) == (sent, sent, sent)
+    assert (found["rows"], found["packets"]) == (sent, sent), found["screen"]
+    assert f"{sent:,} flows at the edge" in found["screen"]
+    assert found["beats"] > 20
+    assert found["worst"] <= STANDSTILL, f"the event loop stood still for {found['worst'] * 1000:.0f} ms"
+    # Some copies of a row of 150 bytes, its keys, speeds and counters, and the dump as it comes in.
+    assert found["memory_most"] - found["memory_before"] < 64 + 4 * sent / 1000, found
+
+
+async def test_the_heart_notices_who_holds_the_loop() -> None:
+    heart = Heartbeat()
+    heart.start()
+    await asyncio.sleep(0.05)
+    until = time.thread_time() + STANDSTILL
+    while time.thread_time() < until:
+        pass
+    before = heart.beats
+    while heart.beats < before + 3:
+        await asyncio.sleep(0.01)
+    heart.stop()
+    assert heart.worst > STANDSTILL * 0.9
