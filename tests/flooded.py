@@ -1,5 +1,5 @@
-"""The dashboard with a flood of new connections before its eyes, in the caller's network namespace, which it takes for
-the host: prints as JSON how its event loop fared, its memory, and what it shows when all is over."""
+"""The dashboard with a flood of new connections before its eyes, in the caller's network namespace, which it
+takes for the host: prints as JSON how its event loop fared, its memory, and what it shows in the end."""
 
 from __future__ import annotations
 

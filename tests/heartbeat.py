@@ -11,8 +11,8 @@ _BEAT = 0.01  # seconds
 
 
 class Heartbeat:
-    """Beats in the running event loop. A gap between two beats counts without the time in which threads of this
-    process waited for a core (/proc/PID/task/TID/schedstat), for then others had it."""
+    """Beats in the running event loop. A gap between two beats counts without the time in which threads of
+    this process waited for a core (/proc/PID/task/TID/schedstat), for then others had it."""
 
     def __init__(self) -> None:
         self.beats = 0

@@ -1,5 +1,5 @@
-"""Opens so many new connections a second for so long, in the caller's network namespace, to loopback alone: UDP from
-one socket to ever other addresses, all of which one sink takes in. Prints how many there were."""
+"""Opens so many new connections a second for so long, in the caller's network namespace, to loopback alone:
+UDP from one socket to ever other addresses, all of which one sink takes in. Prints how many there were."""
 
 from __future__ import annotations
 

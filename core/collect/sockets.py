@@ -75,8 +75,8 @@ def read_all(namespaces: Mapping[int, Namespace], holders: Holders) -> dict[int,
 
 
 def read_sockets(namespace: Namespace, holders: Holders | None = None) -> Sockets:
-    """The connected TCP sockets, and the UDP sockets, of one namespace. Raises NamespaceGone, and OSError as the kernel
-    words it; the socket it reads with is closed again."""
+    """The connected TCP sockets, and the UDP sockets, of one namespace. Raises NamespaceGone, and OSError as
+    the kernel words it; the socket it reads with is closed again."""
     with entered(entry_of(namespace), namespace.inode):
         netlink = Netlink(_SOCK_DIAG)
     with netlink:

@@ -244,8 +244,8 @@ class FlowMeter:
         speeds = self._memory.speeds.copy()
         speeds[~counted] = UNKNOWN
         return FlowTable(
-            tables, self._generation(tables, counted), now, at, speeds, counters[:, :2], counters[:, 2:], counted,
-            path, self._fast_bytes(), self._memory.born + (at - now),
+            tables, self._generation(tables, counted), now, at, speeds, counters[:, :2], counters[:, 2:],
+            counted, path, self._fast_bytes(), self._memory.born + (at - now),
             0 if paths.loose is None else len(paths.loose.entries), bool(self.table.generation),
         )  # fmt: skip
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment;
-# "silent": its process does not answer, so its lease ends and the kernel forwards.
-FastState = Literal["off", "on", "paused", "changing", "silent"]
+# "silent": its process does not answer, so its lease ends and the kernel forwards; "hidden": it runs, but
+# may be asked by root alone.
+FastState = Literal["off", "on", "paused", "changing", "silent", "hidden"]
 ALL = "all"
 FAST = "FAST"
 

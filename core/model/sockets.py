@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# One row a socket: of TCP the connected ones; of UDP also those without a peer, whose `remote` and `rport` are
-# 0. Addresses are 16 bytes in network order, IPv4 mapped, ports in host order (as in CONNTRACK_DTYPE). `rtt` is TCP's smoothed round trip time in microseconds, 0 where the kernel keeps none;
-# `inode` that of the socket's file, 0 where no process holds it any more; `pid` the process that holds it, 0
-# where it is not known. `tcp_state` as TCP_* of linux/tcp_states.h.
+# One row a socket: of TCP the connected ones; of UDP also those without a peer, whose `remote` and `rport`
+# are 0. Addresses are 16 bytes in network order, IPv4 mapped, ports in host order (as in CONNTRACK_DTYPE).
+# `rtt` is TCP's smoothed round trip time in microseconds, 0 where the kernel keeps none; `inode` that of
+# the socket's file, 0 where no process holds it any more; `pid` the process that holds it, 0 where it is
+# not known. `tcp_state` as TCP_* of linux/tcp_states.h.
 SOCKET_DTYPE = np.dtype(
     [
         ("family", "u1"),  # 4 or 6

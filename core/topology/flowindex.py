@@ -290,8 +290,8 @@ class FlowIndex:
 
 
 def same_people(one: Topology, other: Topology) -> bool:
-    """Whether two topologies know the same namespaces, links and containers, so that the same addresses belong
-    to the same; equal parts of snapshots are the same objects."""
+    """Whether two topologies know the same namespaces, links and containers, so that addresses belong to the
+    same; equal parts of snapshots are the same objects."""
     mine, theirs = one.snapshot, other.snapshot
     return (
         mine.nets is theirs.nets

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.flows.table import FlowTable
-from core.topology.flowindex import FlowIndex, SocketEnds
+from core.topology.flowindex import FlowIndex
+from core.topology.flowsockets import SocketEnds
 
 if TYPE_CHECKING:
     from core.topology.index import Topology

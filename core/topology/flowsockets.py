@@ -72,7 +72,9 @@ class _Servers:
         self._ports = np.zeros(65536, bool)
         self._ports[self._entries["lport"]] = True
 
-    def at(self, rows: Column, index: FlowIndex, ns: Column, address: str, port: str) -> tuple[Column, Column]:
+    def at(
+        self, rows: Column, index: FlowIndex, ns: Column, address: str, port: str
+    ) -> tuple[Column, Column]:
         """Of these rows those whose end such a socket holds, and by which process: one that is bound to the
         very address comes before one that takes any."""
         rows = rows[self._ports[index.columns.column(port)[rows]]]

@@ -9,8 +9,8 @@ _LARGE = 1 << 20  # bytes
 
 
 def give_back_large_tables() -> None:
-    """Have malloc(3) map each large array by itself. Left alone, glibc soon takes them from heaps of which each
-    thread has its own, and which shrink seldom. Another C library is left as it is."""
+    """Have malloc(3) map each large array by itself. Left alone, glibc soon takes them from heaps of which
+    each thread has its own, and which shrink seldom. Another C library is left as it is."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)

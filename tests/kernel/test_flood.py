@@ -1,4 +1,4 @@
-"""A flood of new connections before the dashboard's eyes: it stays quick, its memory bounded, its totals right."""
+"""A flood of new connections before the dashboard's eyes: quick, in bounded memory, with the right totals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.heartbeat import Heartbeat
 
 pytestmark = pytest.mark.root
 
-RATE, SECONDS = 20_000, 4
+RATE, SECONDS = 20_000, 3  # fewer in all than the smallest table takes that a machine of today has
 STANDSTILL = 0.2  # seconds
 TRIES = 3  # a machine that is stopped for a while does not say so
 # A process and mounts of its own, so that other namespaces of the machine do not count.
@@ -35,13 +35,12 @@ def test_a_flood_of_connections() -> None:
         try:
             found = flooded(host)
             tracked = int(host.run("conntrack -C"))
-            counted = host.run("cat /proc/sys/net/netfilter/nf_conntrack_count")
         finally:
             host.close()
         if found["worst"] <= STANDSTILL:
             break
     sent = RATE * SECONDS
-    assert (found["sent"], tracked, int(counted)) == (sent, sent, sent)
+    assert (found["sent"], tracked) == (sent, sent)
     assert (found["rows"], found["packets"]) == (sent, sent), found["screen"]
     assert f"{sent:,} flows at the edge" in found["screen"]
     assert found["beats"] > 20

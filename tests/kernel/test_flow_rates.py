@@ -193,3 +193,40 @@ def test_a_namespace_that_vanishes_is_left_out(host: ThrowawayHost) -> None:
     spaces = {1: gone, host.inode: namespace_of(host)}
     assert [one.table.ns for one in read_timed(spaces)] == [host.inode]
     assert list(read_all(spaces, Holders())) == [host.inode]
+
+
+UDP_SERVER = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("0.0.0.0", 7001))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_udp_server_that_is_connected_to_nobody(road: ThrowawayHost) -> None:
+    with program(road, "out", sys.executable, "-c", UDP_SERVER) as server:
+        assert server.stdout and "ready" in server.stdout.readline()
+        space = Namespace(road.inode_of("out"), pids=(server.pid,), entry=f"/run/netns/{road.full('out')}")
+        found = read_sockets(space, Holders())
+    one = found.entries[found.entries["lport"] == 7001]
+    assert len(one) == 1
+    assert (int(one["pid"][0]), int(one["l4_proto"][0]), int(one["rport"][0])) == (server.pid, 17, 0)
+    assert address_text(bytes(one["local"][0])) == address_text(bytes(one["remote"][0])) == "0.0.0.0"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_namespaces_that_die_take_their_flows_along(host: ThrowawayHost, whole: bool) -> None:
+    host.namespace("short")
+    for space, count in (("host", 50), ("short", 70)):
+        host.run([sys.executable, "-c", f"from tests.bulk_conntrack import insert; insert({count})"], space)
+    spaces = {
+        host.inode_of(short): Namespace(host.inode_of(short), entry=f"/run/netns/{host.full(short)}")
+        for short in ("host", "short")
+    }
+    reader = FlowReader()
+    assert len(reader.look(spaces, whole=True)[0]) == 120
+    subprocess.run(["ip", "netns", "del", host.full("short")], check=True)
+    reader.look(spaces, whole)  # the namespace is gone, the watcher has not noticed yet
+    assert len(reader.look(spaces, whole=True)[0]) == 50
+    assert len(reader.look({host.inode: spaces[host.inode]}, whole=True)[0]) == 50

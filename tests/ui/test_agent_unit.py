@@ -55,6 +55,16 @@ def test_what_the_environment_says_is_passed_on(monkeypatch: pytest.MonkeyPatch)
     assert found["ExecStart"] == ["/root/$$HOME/bin/python -P -m tui.cli agent"]
 
 
+def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
+    plain, fast = settings(unit.render()), settings(unit.render(accelerate=["shop", "my net"]))
+    assert fast["ExecStart"][0].endswith('agent --accelerate shop "my net"')
+    assert fast["RuntimeDirectory"] == fast["CacheDirectory"] == ["vnet-tui"]
+    assert fast["RuntimeDirectoryPreserve"] == ["yes"] and fast["LimitMEMLOCK"] == ["infinity"]
+    assert "CAP_NET_RAW" in fast["CapabilityBoundingSet"][0]
+    assert (plain["ProtectKernelTunables"], fast["ProtectKernelTunables"]) == (["yes"], ["no"])
+    assert "CAP_NET_RAW" not in plain["CapabilityBoundingSet"][0] and "RuntimeDirectory" not in plain
+
+
 @pytest.mark.root
 def test_what_it_starts_runs_until_it_is_told_to_stop(machine: Machine) -> None:
     text = ok(machine, "agent --unit")
@@ -74,9 +84,10 @@ def test_what_it_starts_runs_until_it_is_told_to_stop(machine: Machine) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_understands_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accelerate", [[], ["shop"]])
+def test_systemd_understands_it(tmp_path: Path, accelerate: list[str]) -> None:
     path = tmp_path / "vnet-tui-agent.service"
-    path.write_text(unit.render())
+    path.write_text(unit.render(accelerate=accelerate))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(path)], capture_output=True, text=True, check=False
     )

@@ -77,8 +77,8 @@ def test_what_cannot_be_done_is_said(said: dict[str, tuple[int, str, str]], comm
 @pytest.mark.parametrize(
     "command",
     ["network", "network create", "network create --shop", "network create a --kind rubbish", "attach web",
-     "bridge set br0 stp_state on", "port set p isolated maybe", "link set a --up --down", "apply", "tune", "tune shop --offloads maybe",
-     "tune shop --big-tcp rubbish"],
+     "bridge set br0 stp_state on", "port set p isolated maybe", "link set a --up --down", "apply",
+     "tune", "tune shop --offloads maybe", "tune shop --big-tcp rubbish"],
 )  # fmt: skip
 def test_usage_errors(command: str) -> None:
     done = subprocess.run([*PROGRAM, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)

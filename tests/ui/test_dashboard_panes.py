@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.model import Problem, Ref
+from core.model import PacketSizes, Problem, Ref
 from core.topology import Topology
 from tests.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard

@@ -19,6 +19,7 @@ from core.model import (
     NetState,
     Network,
     NextHop,
+    PacketSizes,
     PolicyRule,
     Problem,
     Route,

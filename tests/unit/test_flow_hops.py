@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core.flows.table import table_of
@@ -26,6 +30,7 @@ from core.topology import Topology
 from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
 from tests.flow_samples import end, flow, table
+from tui.present.flows import FlowRows
 
 HOST, WEB, DB, ALONE, MIDDLE = 100, 200, 300, 400, 500
 WEB_AT, DB_AT, PEER = "172.18.0.2", "172.18.0.3", "1.1.1.1:443"
@@ -138,8 +143,6 @@ def test_kinds_of_clients(origin: str, responder: str, kind: str) -> None:
 
 
 def socket(local: str, remote: str, **more: Any) -> Any:
-    import numpy as np
-
     row = np.zeros(1, SOCKET_DTYPE)
     for address, port, text in (("local", "lport", local), ("remote", "rport", remote)):
         raw, number = end(text)
@@ -156,3 +159,70 @@ def test_sockets_are_found_in_the_namespace_of_their_end() -> None:
     strangers = Sockets(ALONE, socket(f"{WEB_AT}:4000", PEER, rtt=9, pid=7), {7: "thief"})
     ends = found.index.process_columns({ALONE: strangers, WEB: mine})
     assert (ends.rtt.tolist(), ends.pids.tolist()) == ([0.0015], [[42, 0]])
+
+
+@pytest.mark.parametrize(
+    ("bound", "family"), [(f"{DB_AT}:53", 4), ("0.0.0.0:53", 4), ("::|53", 6)], ids=["own", "any", "both"]
+)  # fmt: skip
+def test_a_udp_server_without_a_peer_is_found_by_its_address(bound: str, family: int) -> None:
+    asked = flow(f"{WEB_AT}:4000", f"{DB_AT}:53", l4_proto=17)
+    found = picture(table(HOST, asked, OUT, flow(f"{WEB_AT}:4001", f"{DB_AT}:54", l4_proto=17)))
+    nobody = "::|0" if family == 6 else "0.0.0.0:0"
+    server = Sockets(DB, socket(bound, nobody, l4_proto=17, family=family, pid=8), {8: "dnsmasq"})
+    strangers = Sockets(ALONE, socket(bound, nobody, l4_proto=17, family=family, pid=7), {7: "thief"})
+    ends = found.index.process_columns({ALONE: strangers, DB: server})
+    assert ends.pids.tolist() == [[0, 8], [0, 0], [0, 0]]
+
+
+def test_one_that_is_bound_to_the_address_comes_before_one_that_takes_any() -> None:
+    found = picture(table(HOST, flow(f"{WEB_AT}:4000", f"{DB_AT}:53", l4_proto=17)))
+    rows = [
+        socket(f"{at}:53", "0.0.0.0:0", l4_proto=17, family=4, pid=pid)
+        for at, pid in (("0.0.0.0", 1), (DB_AT, 2), ("172.18.0.9", 3))
+    ]
+    ends = found.index.process_columns({DB: Sockets(DB, np.concatenate(rows), {})})
+    assert ends.pids.tolist() == [[0, 2]]
+
+
+def test_an_index_serves_on_while_nobody_came_or_went() -> None:
+    told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
+    rows = table_of(told.conntracks)
+    first = FlowPicture.of(Topology(told), rows)
+    later = Topology(replace(told, conntracks={}, taken_at=5.0))
+    second = FlowPicture.of(later, rows, first)
+    assert second.index is first.index
+    assert second.index.topology is later
+
+
+def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
+    told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
+    rows = table_of(told.conntracks)
+    first = FlowPicture.of(Topology(told), rows)
+    assert (first.index.edge.tolist(), first.index.owners[first.index.origin[0]].name) == (
+        [True, False],
+        "web",
+    )
+    ties = first.index.ties
+    nets = {ns: net for ns, net in told.nets.items() if ns != WEB}
+    left = FlowPicture.of(Topology(replace(told, nets=nets, engines={})), rows, first)
+    assert left.index.edge.tolist() == [True, True]
+    assert left.index.origin[0] == -1
+    assert left.index.columns.names(HOST) == {
+        key: name for key, name in first.index.columns.names(HOST).items() if name == "host"
+    }
+    assert left.index.ties is ties
+
+
+def test_nothing_of_a_picture_waits_for_the_garbage_collector() -> None:
+    """Tables are large, objects few: garbage would stay for long."""
+    told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
+    picture = FlowPicture.of(Topology(told), table_of(told.conntracks))
+    rows = FlowRows(picture.index.topology, picture).sorted_by("rate", True)
+    assert rows.row(0).cells and rows.head
+    gone = weakref.ref(picture.index)
+    gc.disable()
+    try:
+        del picture, rows
+        assert gone() is None
+    finally:
+        gc.enable()

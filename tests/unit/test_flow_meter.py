@@ -125,6 +125,26 @@ def test_counters_that_restart_make_no_burst_and_go_on(anew: int) -> None:
     assert speeds == pytest.approx([1e6] * 5)
 
 
+def test_counters_that_wrap_make_no_burst_and_go_on() -> None:
+    clock, end = Clock(), 2**64
+    speeds = []
+    for second in range(8):
+        found = clock.feed(host(counted((end - 4 * 125_000 + second * 125_000) % end)))
+        speeds.append(float(found.bits[0]))
+    assert speeds[1:] == pytest.approx([1e6] * 7)
+
+
+def test_the_same_rows_are_of_the_same_generation_others_are_not() -> None:
+    clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
+    first = clock.feed(host(other, counted(0)))
+    assert clock.feed(host(other, counted(10, tcp_state=7))).generation == first.generation
+    marked = clock.feed(host(other, counted(20, mark=3)))
+    uncounted = clock.feed(table(HOST, other, counted(20, mark=3)))
+    fewer = clock.feed(host(counted(30)))
+    changed = [first, marked, uncounted, fewer, clock.feed(host(other))]
+    assert len({one.generation for one in changed}) == 5
+
+
 def test_entries_in_another_order_keep_their_speeds() -> None:
     clock, others = Clock(), [flow(f"10.0.0.{n}:1", "10.0.0.2:2", id=100 + n) for n in range(1, 9)]
     for second in range(6):

@@ -152,6 +152,19 @@ def test_fast_path_numbers() -> None:
     off = Sheet()
     fill_fast_path(off, None)
     assert values(text_of(off), "vnet_fast_path_active")[()] == 0
+    assert values(text_of(off), "vnet_fast_path_running")[()] == 0
+
+
+def test_fast_path_numbers_by_link_and_while_it_is_paused() -> None:
+    sheet = Sheet(most=1)
+    counted = {"v-web": {"fast": 9, "paused": 1}, "v-db": {"fast": 1}}
+    fill_fast_path(sheet, FastPathNumbers(packets=10, by_link=counted, forwarding=False))
+    text = text_of(sheet)
+    assert values(text, "vnet_fast_path_active")[()] == 0
+    assert values(text, "vnet_fast_path_running")[()] == 1
+    found = values(text, "vnet_fast_path_link_packets_total")
+    assert found == {("v-web", "fast"): 9, ("v-web", "paused"): 1}
+    assert values(text, "vnet_left_out")["fast path link",] == 1
 
 
 def test_a_part_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
 from core.text import safe
-from tui.change.rights import require_rights
 from tui.fastpath.session import FastSession
 from tui.fastpath.standing import read_fast_path
 
@@ -20,6 +19,7 @@ _STATES = {
     "on": "on",
     "paused": "paused: the kernel forwards everything, because",
     "changing": "changing: the rules have just changed, the kernel forwards until they stand still",
+    "hidden": "it runs; root alone may ask how it stands",
     "silent": "its process does not answer: once its lease is over, the kernel forwards everything",
 }
 _MEASURING = 0.5  # seconds in which the cost of a packet is measured
@@ -27,7 +27,6 @@ _MEASURING = 0.5  # seconds in which the cost of a packet is measured
 
 def status(as_json: bool) -> int:
     """How it stands; asking for what a packet costs takes half a second."""
-    require_rights()
     found = read_fast_path(measure=True, flows=True)
     if found.is_running:
         time.sleep(_MEASURING)
@@ -76,7 +75,7 @@ def lines(fast: FastPath) -> Iterator[str]:
         yield f"  - {safe(reason)}"
     if fast.left:
         yield "a fast path that was killed has left settings behind: vnet-tui recover puts them right"
-    if fast.state in ("off", "silent"):
+    if fast.state in ("off", "silent", "hidden"):
         return
     yield f"targets:   {_listed(fast.targets)}"
     if fast.unknown:

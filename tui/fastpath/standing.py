@@ -20,6 +20,8 @@ def read_fast_path(measure: bool = False, flows: bool = False) -> FastPath:
         answer = control.ask({"do": "status", "measure": measure, "flows": flows}, patience=_SOON)
     except control.NotRunning:
         return FastPath(words=WORDS, left=leftover.is_there())
+    except PermissionError:
+        return FastPath("hidden", words=WORDS)
     except (OSError, ValueError):
         return FastPath("silent", words=WORDS)
     return of_answer(answer)

@@ -96,7 +96,8 @@ def of_bridge(topology: Topology, bridge: Link) -> Choice:
             label, nothing="it is in another network namespace: only the host's own are accelerated"
         )
     names = frozenset(_names(topology, bridge))
-    same = [net for net in topology.networks if net.name == name and net.bridge != bridge.name]
+    here = [net for net in topology.networks if net.ns in (None, bridge.ns)]
+    same = [net for net in here if net.name == name and net.bridge and net.bridge != bridge.name]
     taken = any(link.name == name and link.key != bridge.key for link in _bridges(topology))
     return Choice(label, bridge.name if same or taken else name, bridge.name, names)
 
@@ -131,8 +132,8 @@ def named(topology: Topology, word: str) -> Choice | None:
             return of_bridge(topology, bridge)
     found = [net for net in topology.networks if word in (net.name, net.id)]
     found = found or [net for net in topology.networks if len(word) >= 4 and net.id.startswith(word)]
-    with_bridge = [net for net in found if topology.bridge_link(net)]
-    return of_network(topology, (with_bridge or found)[0]) if found else None
+    found.sort(key=lambda net: (topology.bridge_link(net) is None, net.ns not in (None, topology.host)))
+    return of_network(topology, found[0]) if found else None
 
 
 def is_covered(choice: Choice, fast: FastPath) -> bool:

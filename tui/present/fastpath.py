@@ -23,7 +23,7 @@ COLUMNS = (
 )
 STATES = {
     "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
-    "silent": "its process does not answer",
+    "silent": "its process does not answer", "hidden": "it runs; root alone may ask how it stands",
 }  # fmt: skip
 _TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
 _ALL, _NEEDS = "all links", "requirements"
@@ -117,7 +117,7 @@ def _head(fast: FastPath) -> Iterator[Cell]:
     words += [f"{fast.flows:,} flows"] if fast.flows is not None else []
     words += [f"{fast.ns_per_packet:.0f} ns a packet"] if fast.ns_per_packet else []
     words += [f"captured: {', '.join(fast.captured)}"] if fast.captured else []
-    yield Cell(" · ".join(words), _TONES[fast.state])
+    yield Cell(" · ".join(words), _TONES.get(fast.state, ""))
     for reason in fast.reasons[:3]:
         yield Cell(f"because {safe(reason)}", "warn")
 
@@ -137,7 +137,7 @@ def detail(scene: Scene, ref: Ref) -> Detail:
 
 
 def _standing(fast: FastPath) -> Iterator[Line]:
-    yield "state", Cell(STATES[fast.state], _TONES[fast.state]), None
+    yield "state", Cell(STATES[fast.state], _TONES.get(fast.state, "")), None
     for reason in fast.reasons:
         yield "because", cells.text(reason, "warn"), None
     if fast.left:
