@@ -98,6 +98,8 @@ def _port_refused(scene: Scene, port: Link) -> str:
         return "it is down"
     if port.port and port.port.state not in ("forwarding", ""):
         return f"its bridge port is {port.port.state}"
+    if port.port and port.port.locked:
+        return "its bridge port is locked: the bridge admits sources one by one"
     return "" if len(port.mac) == 17 else "it carries no Ethernet frames"
 
 

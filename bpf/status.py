@@ -117,7 +117,7 @@ def verdicts(counters: int, slot: int) -> dict[str, int]:
 
 
 def _total(ports: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, int]:
-    """All ports together, and what was counted `elsewhere`: row 0, of packets whose port was not looked up."""
+    """All ports together, and what was counted `elsewhere`: row 0, packets whose port was not looked up."""
     sums = dict(elsewhere)
     for port in ports:
         for name, count in port["verdicts"].items():

@@ -12,8 +12,8 @@ stamp=.venv/.installed-$what
 python=${VNET_PYTHON:-/usr/bin/python3}
 
 run_debian=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2 nftables iptables conntrack)
-dev_debian=(shellcheck tmux procps iputils-ping ethtool tcpdump bpftool iperf3 netperf busybox-static docker.io docker-cli
-    podman netavark openvswitch-switch chromium)
+dev_debian=(shellcheck tmux procps iputils-ping ethtool tcpdump bpftool iperf3 netperf busybox-static docker.io
+    docker-cli podman netavark openvswitch-switch chromium)
 run_fedora=(python3 python3-bcc kernel-headers iproute nftables iptables-nft conntrack-tools)
 dev_fedora=(ShellCheck tmux procps-ng iputils ethtool tcpdump bpftool iperf3 busybox docker podman netavark
     openvswitch chromium make)

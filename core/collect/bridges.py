@@ -79,6 +79,7 @@ def port(data: bytes) -> BridgePort:
         mcast_flood=flag(27, True),
         bcast_flood=flag(30, True),
         isolated=flag(33),
+        locked=flag(39),
         hairpin=flag(4),
         neigh_suppress=flag(32),
         guard=flag(5),

@@ -44,7 +44,7 @@ class FastPath:
 
     `verdicts` are packets by verdict over all `ports`, `words` what each verdict means. `ns_per_packet` is
     None until it was measured, `flows` until they were counted. `pid` is the holder's. `left` says that a
-    fast path that was killed has left something to be put right. """
+    fast path that was killed has left something to be put right."""
 
     state: FastState = "off"
     targets: tuple[str, ...] = ()

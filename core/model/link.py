@@ -58,6 +58,7 @@ class BridgePort:
     mcast_flood: bool = True
     bcast_flood: bool = True
     isolated: bool = False
+    locked: bool = False
     hairpin: bool = False
     neigh_suppress: bool = False
     guard: bool = False

@@ -37,15 +37,15 @@ def run() -> list[Figure]:
 
 
 @contextmanager
-def _room_for_entries() -> Iterator[None]:
+def _room_for_entries(count: int = 2 * COUNT) -> Iterator[None]:
     """Raise nf_conntrack_max, which one machine's namespaces share, where it is too low, and put it back."""
     before = int(_MAX.read_text())
-    if before < 2 * COUNT:
-        _MAX.write_text(str(2 * COUNT))
+    if before < count:
+        _MAX.write_text(str(count))
     try:
         yield
     finally:
-        if before < 2 * COUNT:
+        if before < count:
             _MAX.write_text(str(before))
 
 

@@ -70,14 +70,19 @@ def ends(docker: DockerHost, address: str, port: int, caller: str) -> tuple[sock
     return client, there
 
 
-def way_in(docker: DockerHost) -> None:
-    """A link up0 by which the namespace `world` reaches the engine's host."""
-    host = docker.host
+@pytest.fixture
+def world(docker_host: DockerHost) -> Iterator[str]:
+    """The path of a namespace that reaches the engine's host by a link up0."""
+    host = docker_host.host
     host.run(f"ip link add up0 type veth peer name eth0 netns {host.namespace('world')}")
     host.run("ip addr add 192.0.2.1/24 dev up0")
     host.run("ip link set up0 up")
     host.run("ip addr add 192.0.2.2/24 dev eth0", inside="world")
     host.run("ip link set eth0 up", inside="world")
+    yield f"/run/netns/{host.full('world')}"
+    host.run("ip link del up0")
+    subprocess.run(["ip", "netns", "del", host.full("world")], check=True)
+    host.names.remove(host.full("world"))
 
 
 def say(client: socket.socket, there: socket.socket) -> None:
@@ -96,15 +101,14 @@ def forwarded(vnet: Vnet, link: str = "") -> int:
     return sum(row.get("FAST", 0) for row in rows)
 
 
-def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: DockerHost) -> None:
+def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: DockerHost, world: str) -> None:
     docker, host = docker_host, docker_host.host
-    way_in(docker)
     address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
     assert "Accelerated: shop." in vnet("accelerate shop --yes")
     assert vnet.status()["state"] == "on", vnet.status()["reasons"]
     with ExitStack() as stack:
         inside = ends(docker, address, 7000, f"/proc/{docker.pid('db')}/ns/net")
-        outside = ends(docker, "192.0.2.1", 8080, f"/run/netns/{host.full('world')}")
+        outside = ends(docker, "192.0.2.1", 8080, world)
         for each in (*inside, *outside):
             stack.enter_context(each)
         wait_until(lambda: say(*inside) or forwarded(vnet) > 100, "the fast path between containers")

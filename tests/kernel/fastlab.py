@@ -1,15 +1,15 @@
-"""A throw-away host as Docker 26 leaves one: two bridges with containers, two uplinks, a world behind a router, every rule.
+"""A throw-away host as Docker 26 leaves one: two bridges with containers, two uplinks, every rule.
 
-Containers a and b are on docker0, c is on br-two; `world` is the router at the other end of both uplinks, `far` a host
-behind it. Whatever happens, no private source address may leave by an uplink: see Guard.
+Containers a and b are on docker0, c is on br-two; `world` is the router at the other end of both uplinks,
+`far` a host behind it. Whatever happens, no private source address may leave by an uplink: see Guard.
 """
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable
 from typing import Self
 
 from core.collect.netns import entered
@@ -22,15 +22,26 @@ HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
 SECOND4 = "203.0.113.1"
 BRIDGES = {"a": "docker0", "b": "docker0", "c": "br-two"}
 MACS = {
-    "docker0": "02:00:00:00:17:01", "br-two": "02:00:00:00:18:01", "up0": "02:00:00:00:c0:01", "up1": "02:00:00:00:cb:01",
-    "a": "02:00:00:00:17:02", "b": "02:00:00:00:17:03", "c": "02:00:00:00:18:02", "world": "02:00:00:00:c0:02",
-    "far": "02:00:00:00:c6:02", "router": "02:00:00:00:c6:01",
-}  # fmt: skip
-PUBLISHED, INSIDE = 8080, 80  # of a, TCP and UDP
+    "docker0": "02:00:00:00:17:01",
+    "br-two": "02:00:00:00:18:01",
+    "up0": "02:00:00:00:c0:01",
+    "up1": "02:00:00:00:cb:01",
+    "a": "02:00:00:00:17:02",
+    "b": "02:00:00:00:17:03",
+    "c": "02:00:00:00:18:02",
+    "world": "02:00:00:00:c0:02",
+    "far": "02:00:00:00:c6:02",
+    "router": "02:00:00:00:c6:01",
+}
+PUBLISHED = 8080  # port 80 of a, TCP and UDP
 _SYSCTLS = (
-    "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0",
-    "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
-)  # fmt: skip
+    "net.ipv4.ip_forward=1",
+    "net.ipv6.conf.all.forwarding=1",
+    "net.ipv4.icmp_ratelimit=0",
+    "net.ipv6.icmp.ratelimit=0",
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.default.rp_filter=0",
+)
 
 _HOST = f"""
 link add docker0 address {MACS["docker0"]} type bridge
@@ -146,18 +157,17 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 
 class Guard:
-    """Hears every private source address (172.16.0.0/12, fc00::/7) that arrives at one link of a namespace."""
+    """Hears private source addresses (172.16.0.0/12, fc00::/7) that arrive at one link of a namespace."""
 
     _FILTER = (  # classic BPF: Ethernet type; then the source's first bits
-        (0x28, 0, 0, 12), (0x15, 0, 3, 0x0800), (0x20, 0, 0, 26), (0x54, 0, 0, 0xFFF00000), (0x15, 5, 4, 0xAC100000),
-        (0x15, 0, 3, 0x86DD), (0x30, 0, 0, 22), (0x54, 0, 0, 0xFE), (0x15, 1, 0, 0xFC), (0x06, 0, 0, 0), (0x06, 0, 0, 200),
+        (0x28, 0, 0, 12), (0x15, 0, 3, 0x0800), (0x20, 0, 0, 26), (0x54, 0, 0, 0xFFF00000),
+        (0x15, 5, 4, 0xAC100000), (0x15, 0, 3, 0x86DD), (0x30, 0, 0, 22), (0x54, 0, 0, 0xFE),
+        (0x15, 1, 0, 0xFC), (0x06, 0, 0, 0), (0x06, 0, 0, 200),
     )  # fmt: skip
 
     def __init__(self, host: ThrowawayHost, inside: str, link: str) -> None:
         with entered(f"/run/netns/{host.full(inside)}"):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        import ctypes
-
         code = b"".join(struct.pack("=HBBI", *each) for each in self._FILTER)
         buffer = ctypes.create_string_buffer(code, len(code))
         filled = struct.pack("HL", len(self._FILTER), ctypes.addressof(buffer))
@@ -276,8 +286,3 @@ class FastLab:
                 assert self.leaked() == []
         finally:
             self.close()
-
-
-def addresses(frames: Iterable[bytes]) -> set[str]:
-    """The IPv4 sources of frames."""
-    return {socket.inet_ntoa(frame[26:30]) for frame in frames if frame[12:14] == b"\x08\0"}

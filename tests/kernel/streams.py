@@ -1,4 +1,4 @@
-"""Load for a lab: numbered UDP at a steady pace both ways, and many TCP connections whose every byte is checked."""
+"""Load for a lab: numbered UDP at a steady pace both ways, and many TCP connections, every byte checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -49,8 +48,8 @@ class Stream:
     """UDP from one end to another, numbered, answered one for one, by a thread of its own until `stop`."""
 
     def __init__(
-        self, lab: FastLab, here: str, there: str, address: str, port: int = 6000, to: int = 0, family: int = 4,
-        pace: float = 0.004, answered: bool = True,
+        self, lab: FastLab, here: str, there: str, address: str, port: int = 6000, to: int = 0,
+        family: int = 4, pace: float = 0.004, answered: bool = True,
     ) -> None:  # fmt: skip
         self.client, self.server = (self._socket(lab, end, family) for end in (here, there))
         self.server.bind(("::" if family == 6 else "0.0.0.0", port))
@@ -59,7 +58,6 @@ class Stream:
         self._pace, self._answered = pace, answered
         self.sent = 0
         self.there, self.back = Heard(), Heard()
-        self.error = ""
         self.errors = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -121,11 +119,10 @@ class Stream:
             self._hear(ready)
 
     def lost(self) -> list[int]:
-        """The numbers that did not come back (or arrive, where nothing is answered), from the first that did on."""
+        """Numbers that did not come back (or arrive, where nothing is answered) after the first that did."""
         heard = self.back if self._answered else self.there
-        return [
-            number for number in range(min(heard.sent_at, default=0), self.sent) if number not in heard.sent_at
-        ]
+        first = min(heard.sent_at, default=0)
+        return [number for number in range(first, self.sent) if number not in heard.sent_at]
 
     def close(self) -> None:
         """Stop and close."""
@@ -144,15 +141,12 @@ class Stream:
 class Crowd:
     """Many TCP connections, all of them talking in turn, by a thread of its own until `stop`."""
 
-    def __init__(self, lab: FastLab, ways: list[tuple[str, str, str, int, int]], count: int, family: int = 4) -> None:
-        """`ways`: from, to, address, the server's port, the port to call (both counted up from connection to
-        connection where the latter is 0)."""
+    def __init__(self, lab: FastLab, ways: list[tuple[str, str, str, int]], count: int) -> None:
+        """`ways`: from, to, address, the first server's port: each connection has one of its own."""
         self.talks: list[Talk] = []
         for number in range(count):
-            here, there, address, port, to = ways[number % len(ways)]
-            self.talks.append(
-                Talk(lab.host, here, there, address, port + number, to=to, family=FAMILIES[family])
-            )
+            here, there, address, port = ways[number % len(ways)]
+            self.talks.append(Talk(lab.host, here, there, address, port + number))
         self.rounds = 0
         self.error: BaseException | None = None
         self._stop = threading.Event()
@@ -193,9 +187,6 @@ class Crowd:
 def is_fast(lab: FastLab, *ports: str) -> bool:
     """Wait until the fast path takes packets at each of these ports."""
     assert lab.fast is not None
-    for port in ports:
-        before = lab.fast.count("FAST", port)
-        grows: Callable[[], bool] = lambda port=port, before=before: lab.fast.count("FAST", port) > before + 5  # type: ignore[misc,union-attr]
-        if not eventually(grows):
-            return False
-    return True
+    count = lab.fast.count
+    before = {port: count("FAST", port) for port in ports}
+    return all(eventually(lambda port=port: count("FAST", port) > before[port] + 5) for port in ports)

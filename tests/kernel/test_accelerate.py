@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from core.recording import Recording
 from tests.machine import PROGRAM, Machine, ok, refused, told
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.root
 
@@ -156,6 +158,7 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
         assert "fast path: on" in text and "forwarded by the fast path" in text and "v-web" in text
         flow = eventually(lambda: fast_flow(machine), "the flow's path")
         assert flow["path"] == "fast" and flow["packets"][0] >= 100 and flow["bytes"][0] >= 100 * 100
+        assert recorded(machine) >= 2
         ok(machine, "accelerate --off --yes")
         eventually(lambda: is_as_before(machine), "the state before")
         say(talk)
@@ -165,6 +168,16 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
 def fast_flow(machine: Machine) -> dict[str, Any] | None:
     flows = told(machine, "flows")["flows"]
     return next((one for one in flows if one["responder"]["port"] == 7000 and one["path"] == "fast"), None)
+
+
+def recorded(machine: Machine) -> int:
+    """The most flows of the fast path in a moment of a recording that is made now."""
+    path = machine.folder / "now.vnetrec"
+    ok(machine, f"record {path} --for 4s")
+    recording = Recording(path)
+    moments = [recording.moment(place) for place in range(len(recording.frames))]
+    recording.close()
+    return max(len(one.fast.entries) if one.fast else 0 for one in moments)
 
 
 def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Machine) -> None:
@@ -194,13 +207,13 @@ def test_names_add_up_and_go_one_by_one(machine: Machine) -> None:
     ok(machine, "accelerate br-lan --yes")
     assert asked(machine)["targets"] == ["shop", "lan"]
     assert "accelerated already" in ok(machine, "accelerate lan --yes")
-    ok(machine, "accelerate shop --off --yes")
+    assert "v-db (container), v-web (container)" in ok(machine, "accelerate shop --off --yes")
     assert asked(machine)["targets"] == ["lan"]
     assert {one["name"] for one in asked(machine)["ports"]} == {"v-api"}
     ok(machine, "accelerate all --yes")
     ok(machine, "accelerate lan --off --yes")
     assert asked(machine)["targets"] == ["shop"], "of all, the others stay"
-    text = ok(machine, "accelerate shop --off --yes")
+    text = ok(machine, "accelerate all --off --yes")
     assert "The fast path is off" in text and is_as_before(machine)
 
 
@@ -280,3 +293,35 @@ def test_fields_are_in_the_page(machine: Machine) -> None:
         assert f"| `{field}` |" in page, field
     for field in told(machine, "fastpath check")["requirements"][0]:
         assert f"`{field}`" in page, field
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bool) -> None:
+    with Terminal(machine.words(*PROGRAM, "--write"), **machine.environment) as terminal:
+        terminal.wait_for("br-shop")
+        terminal.wait_for("WRITE")
+        terminal.press("gf")
+        terminal.wait_for("Accelerate every bridge")
+        terminal.wait_for("Do it?")
+        terminal.press("y")
+        terminal.wait_for("fast path on")
+        eventually(lambda: asked(machine).get("state") == "on", "on")
+        assert asked(machine)["targets"] == ["all"]
+        if killed:
+            program = next(one for one in reversed(terminal.processes()) if "tui.cli" in one.cmdline())
+            os.kill(program.pid, signal.SIGKILL)
+        else:
+            terminal.press("q")
+        eventually(lambda: is_as_before(machine), "the state before")
+        assert b"Traceback" not in terminal.output
+
+
+def test_one_that_runs_already_is_used_by_the_dashboard_and_outlives_it(machine: Machine) -> None:
+    ok(machine, "accelerate shop --yes")
+    with Terminal(machine.words(*PROGRAM, "--write"), **machine.environment) as terminal:
+        terminal.wait_for("fast path on")
+        terminal.press(":networks name:shop\r")
+        terminal.wait_for("10.91.0.0/24")
+        terminal.press("q")
+        assert terminal.read_to_the_end() == 0
+    assert asked(machine)["targets"] == ["shop"]

@@ -1,11 +1,12 @@
-"""What went wrong in other datapaths, tried on this one: eviction, reused ports, path MTUs, fragments, checksums, routes."""
+"""What went wrong in other datapaths, tried on this one: eviction, reused ports, MTUs, checksums, routes."""
 
 from __future__ import annotations
 
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -90,7 +91,7 @@ def _short_flow(lab: FastLab, server: socket.socket, port: int) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, family: int) -> None:
-    """Late FIN and ACK, forgotten entries, and the same ports once more: always translated, fast in the end."""
+    """Late FIN and ACK, forgotten entries, the same ports once more: always translated, fast in the end."""
     wire = Wire(lab)
     talk = Conversation(wire, WAYS["translated"], family, TCP, 5900 + family)
     talk.open()
@@ -151,10 +152,8 @@ def _transfer(here: socket.socket, there: socket.socket, size: int) -> bool:
     sent, got = 0, b""
     deadline = time.monotonic() + 20
     while len(got) < len(data) and time.monotonic() < deadline:
-        try:
+        with suppress(BlockingIOError):
             sent += here.send(data[sent : sent + 65536])
-        except BlockingIOError:
-            pass
         got += there.recv(1 << 20)
     here.settimeout(10)
     return got == data
@@ -163,13 +162,21 @@ def _transfer(here: socket.socket, there: socket.socket, size: int) -> bool:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("published", [False, True], ids=["out", "published"])
 def test_a_router_with_a_smaller_mtu_on_the_path(lab: FastLab, family: int, published: bool) -> None:
-    """Its "too big" reaches the container that sends, translated: the connection goes on with smaller packets."""
+    """Its "too big" reaches the container that sends, translated: it goes on with smaller packets."""
     known = V4 if family == 4 else V6
     lab.ip("world", "link set down0 mtu 1400\n")
     lab.ip("far", "link set eth0 mtu 1500\n")
     try:
         if published:
-            talk = Talk(lab.host, "far", "a", HOST4 if family == 4 else HOST6, 80, to=PUBLISHED, family=FAMILIES[family])
+            talk = Talk(
+                lab.host,
+                "far",
+                "a",
+                HOST4 if family == 4 else HOST6,
+                80,
+                to=PUBLISHED,
+                family=FAMILIES[family],
+            )
         else:
             talk = Talk(lab.host, "a", "far", known["far"], 7300, family=FAMILIES[family])
         with talk:
@@ -254,22 +261,23 @@ def _is_wrong(frame: bytes) -> bool:
     return bytes(Ether(bytes(anew)))[: len(frame)] != bytes(packet)
 
 
-def _route(lab: FastLab, line: str) -> Callable[[], None]:
-    return lambda: lab.ip("host", line)
-
-
 def test_a_route_changes_under_a_running_flow(lab: FastLab) -> None:
-    """To the other uplink and back, by a route and by a policy rule: packets leave there, from its address."""
+    """To the other uplink and back, by a route and by a rule: packets leave there, from its address."""
     changes = (
         ("route add 198.51.100.0/24 via 203.0.113.2", "route del 198.51.100.0/24 via 203.0.113.2"),
-        ("rule add from 172.17.0.2 table 77\nroute add default via 203.0.113.2 table 77", "rule del from 172.17.0.2 table 77"),
+        (
+            "rule add from 172.17.0.2 table 77\nroute add default via 203.0.113.2 table 77",
+            "rule del from 172.17.0.2 table 77",
+        ),
     )  # fmt: skip
     for there, back in changes:
         with Stream(lab, "a", "far", V4["far"], port=6200) as stream:
             assert is_fast(lab, "v-a", "up0")
             for lines, source in ((there, SECOND4), (back, HOST4)):
                 lab.ip("host", lines + "\n")
-                assert eventually(lambda source=source: stream.there.sources[-1][0] == source), stream.there.sources
+                assert eventually(lambda source=source: stream.there.sources[-1][0] == source), (
+                    stream.there.sources
+                )
                 assert stream.flows()
                 assert is_fast(lab, "v-a", "up1" if source == SECOND4 else "up0")
         lab.run("conntrack -D -p udp --dport 6200", check=False)

@@ -1,4 +1,4 @@
-"""The same traffic through the kernel's path and the fast one: what arrives at every end is the same, bit by bit."""
+"""The same traffic through the kernel's path and the fast one: what arrives is the same, bit by bit."""
 
 from __future__ import annotations
 
@@ -143,12 +143,12 @@ def _time_to_live(talk: Conversation) -> None:
     for side in BOTH:
         for value in (1, 2, 3, 4, 64, 255):
             arrives = value > talk.way.routers
-            talk.step(f"{field} {value}", side, talk.frame(side, b"ttl", {field: value}), 
+            talk.step(f"{field} {value}", side, talk.frame(side, b"ttl", {field: value}),
                       to=1 - side if arrives else side, fast=value > 3)  # fmt: skip
 
 
 def _offloads(talk: Conversation) -> None:
-    """As a host with offloads gives them: a checksum to finish, a frame to cut up; and a sum that UDP leaves out."""
+    """As a host with offloads gives them: a checksum to finish, a frame to cut up; and UDP without a sum."""
     for side in BOTH:
         data, offload = segments(talk.frame(side, b"unfinished"))
         talk.step("checksum unfinished", side, Raw(data), fast=True, offload=offload)

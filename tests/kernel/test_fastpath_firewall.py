@@ -1,4 +1,4 @@
-"""Firewall, routes and bridges decide about running flows as if there were no fast path; nothing private ever leaves."""
+"""Firewall, routes and bridges decide about running flows as if there were no fast path."""
 
 from __future__ import annotations
 
@@ -76,10 +76,14 @@ class Stop:
     answers_only: bool = False
 
 
-_NFT = "nft -f - <<< 'table {0} stop {{ chain it {{ type filter hook {1}; }}; }}; insert rule {0} stop it {2}'"
+_NFT = (
+    "nft -f - <<< 'table {0} stop {{ chain it {{ type filter hook {1}; }}; }}; insert rule {0} stop it {2}'"
+)
 STOPS = {
     "iptables by address": Stop("iptables -I DOCKER-USER -s 172.17.0.2 -j DROP", "iptables -D DOCKER-USER 1"),
-    "iptables by port": Stop("iptables -I DOCKER-USER -p udp --dport 6000 -j DROP", "iptables -D DOCKER-USER 1"),
+    "iptables by port": Stop(
+        "iptables -I DOCKER-USER -p udp --dport 6000 -j DROP", "iptables -D DOCKER-USER 1"
+    ),
     "iptables one way": Stop(
         "iptables -I DOCKER-USER -d 172.17.0.2 -j DROP", "iptables -D DOCKER-USER 1", answers_only=True
     ),
@@ -93,34 +97,39 @@ STOPS = {
         _NFT.format("inet", "forward priority 0", "ip saddr 172.17.0.2 drop"), "nft delete table inet stop"
     ),
     "nft by port, same bridge": Stop(
-        _NFT.format("inet", "forward priority 0", "udp dport 6000 drop"), "nft delete table inet stop", "bridged"
+        _NFT.format("inet", "forward priority 0", "udp dport 6000 drop"), "nft delete table inet stop",
+        "bridged",
     ),
     "nft prerouting, answers": Stop(
         _NFT.format("ip", "prerouting priority -300", "udp sport 6000 drop"), "nft delete table ip stop",
         answers_only=True,
     ),
     "nft bridge": Stop(
-        _NFT.format("bridge", "forward priority 0", "ip daddr 172.17.0.3 drop"), "nft delete table bridge stop", "bridged"
+        _NFT.format("bridge", "forward priority 0", "ip daddr 172.17.0.3 drop"),
+        "nft delete table bridge stop", "bridged",
     ),
     "nft ingress": Stop(
         _NFT.format("netdev", "ingress device v-a priority 0", "ip saddr 172.17.0.2 drop"),
         "nft delete table netdev stop",
     ),
     "nft egress": Stop(
-        _NFT.format("netdev", "egress device up0 priority 0", "udp dport 6000 drop"), "nft delete table netdev stop"
+        _NFT.format("netdev", "egress device up0 priority 0", "udp dport 6000 drop"),
+        "nft delete table netdev stop",
     ),
     "a set": Stop(
-        "nft -f - <<< 'table ip stop { set s { type ipv4_addr; }; chain it { type filter hook forward priority 0; "
-        "ip saddr @s drop; }; }' && nft add element ip stop s { 172.17.0.2 }",
+        "nft -f - <<< 'table ip stop { set s { type ipv4_addr; }; "
+        "chain it { type filter hook forward priority 0; ip saddr @s drop; }; }' "
+        "&& nft add element ip stop s { 172.17.0.2 }",
         "nft delete table ip stop",
     ),
     "nft egress, by policy": Stop(
-        "nft -f - <<< 'table netdev stop { chain it { type filter hook egress device up0 priority 0; policy drop; }; }'",
+        "nft -f - <<< 'table netdev stop { chain it { "
+        "type filter hook egress device up0 priority 0; policy drop; }; }'",
         "nft delete table netdev stop",
     ),
     "nft bridge, what was routed": Stop(
-        _NFT.format("bridge", "output priority 0", "ip daddr 172.17.0.2 drop"), "nft delete table bridge stop",
-        "published",
+        _NFT.format("bridge", "output priority 0", "ip daddr 172.17.0.2 drop"),
+        "nft delete table bridge stop", "published",
     ),
     "a route": Stop("ip route add blackhole 198.51.100.0/24", "ip route del blackhole 198.51.100.0/24"),
     "a policy rule": Stop("ip rule add from 172.17.0.2 prohibit", "ip rule del from 172.17.0.2 prohibit"),
@@ -129,6 +138,19 @@ STOPS = {
     "isolated ports": Stop(
         "ip link set v-a type bridge_slave isolated on && ip link set v-b type bridge_slave isolated on",
         "ip link set v-a type bridge_slave isolated off", "bridged",
+    ),
+    "isolated ports, published": Stop(
+        "ip link set v-a type bridge_slave isolated on && ip link set v-b type bridge_slave isolated on",
+        "ip link set v-a type bridge_slave isolated off", "to a neighbour",
+    ),
+    "hairpin mode off": Stop(
+        "ip link set v-a type bridge_slave hairpin off",
+        "ip link set v-a type bridge_slave hairpin on",
+        "to itself",
+    ),
+    "locked port": Stop(
+        "bridge link set dev v-a locked on && bridge fdb del 02:00:00:00:17:02 dev v-a master",
+        "bridge link set dev v-a locked off", "bridged",
     ),
     "out of the bridge": Stop("ip link set v-b nomaster", "ip link set v-b master docker0", "bridged"),
     "iptables-legacy": Stop("iptables-legacy -I FORWARD -s 172.17.0.2 -j DROP", "iptables-legacy -F FORWARD"),
@@ -144,6 +166,10 @@ def _stream(lab: FastLab, way: str) -> Stream:
             return Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)
         case "bridged":
             return Stream(lab, "a", "b", V4["b"])
+        case "to a neighbour":
+            return Stream(lab, "b", "a", HOST4, port=80, to=PUBLISHED)
+        case "to itself":
+            return Stream(lab, "a", "a", HOST4, port=80, to=PUBLISHED)
         case "six":
             return Stream(lab, "a", "far", V6["far"], family=6)
     return Stream(lab, "a", "far", V4["far"])
@@ -153,7 +179,7 @@ def _stream(lab: FastLab, way: str) -> Stream:
 def test_what_stops_a_flow_stops_it_within_a_second(lab: FastLab, name: str) -> None:
     stop = STOPS[name]
     with _stream(lab, stop.way) as stream:
-        assert is_fast(lab, "v-a")
+        assert stream.flows() and (stop.way == "to itself" or is_fast(lab, "v-a"))
         lab.run(["bash", "-c", stop.put])
         in_force = time.monotonic() + GRACE
         heard = stream.back if stop.answers_only else stream.there
@@ -161,7 +187,7 @@ def test_what_stops_a_flow_stops_it_within_a_second(lab: FastLab, name: str) -> 
         assert heard.latest <= in_force, f"sent {heard.latest - in_force + GRACE:.2f} s after the change"
         lab.run(["bash", "-c", stop.take])
         assert stream.flows(), "it does not go on"
-        assert is_fast(lab, "v-a"), lab.fast and lab.fast.status()
+        assert stop.way == "to itself" or is_fast(lab, "v-a"), lab.fast and lab.fast.status()
 
 
 @pytest.mark.parametrize("forget", ["-D -p udp", "-F"])

@@ -1,4 +1,4 @@
-"""Frames put on and taken off the links of a lab's ends, and conversations made of them by hand, packet by packet."""
+"""Frames put on and taken off the links of a lab's ends, and conversations made of them packet by packet."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from scapy.packet import Packet, Raw
 
 from tests.kernel.fastlab import BRIDGES, HOST4, HOST6, MACS, PUBLISHED, V4, V6, FastLab
 
-PATIENCE = 4.0
+PATIENCE = 20.0
 _SOL_PACKET = 263
-_VNET = struct.Struct("=BBHHHH")  # struct virtio_net_hdr: flags, GSO type, header length, GSO size, checksum start and offset
+_VNET = struct.Struct(
+    "=BBHHHH"
+)  # struct virtio_net_hdr: flags, GSO type, header length, GSO size, checksum start and offset
 _NEEDS_CHECKSUM = 1
 _QUIET = """table inet quiet {
   chain in {
@@ -49,7 +51,9 @@ class Arrived:
             frame[24:26] = b"ok" if right else b"no"
         elif frame[20] == 44:
             frame[58:62] = b"same"
-        length = int.from_bytes(frame[16:18]) if frame[12:14] == b"\x08\0" else 40 + int.from_bytes(frame[18:20])
+        length = (
+            int.from_bytes(frame[16:18]) if frame[12:14] == b"\x08\0" else 40 + int.from_bytes(frame[18:20])
+        )
         del frame[14 + length :]  # padding: bridges that ask nobody leave it
         return self.end, bytes(frame), self.unfinished, self.gso_size
 
@@ -125,7 +129,7 @@ def _is_traffic(frame: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Way:
-    """A path through the host: who speaks first to which address, who answers, routers between, the smallest MTU."""
+    """A path through the host: who speaks first, to whom, who answers, routers between, smallest MTU."""
 
     client: str
     server: str
@@ -150,7 +154,7 @@ CLIENT, SERVER = 0, 1
 
 @dataclass
 class Conversation:
-    """TCP or UDP between the kernel's ears: every packet is made here. `log` has what arrived after each step."""
+    """TCP or UDP of which every packet is made here. `log` has what arrived after each step."""
 
     wire: Wire
     way: Way
@@ -210,10 +214,12 @@ class Conversation:
             return MACS[BRIDGES[self.way.client] if self.way.target or self.way.routers else self.way.server]
         return MACS["router"]
 
-    def step(self, name: str, side: int, frame: Packet, to: int | None = None, count: int = 1, fast: bool = False,
-             offload: bytes = bytes(_VNET.size), marker: bytes = b"") -> tuple[Arrived, ...]:  # fmt: skip
-        """Send, wait for `count` frames (with the marker) at the other side (or at `to`), log what arrived. With
-        `fast` it is repeated until the fast path took it, where there is one."""
+    def step(
+        self, name: str, side: int, frame: Packet, to: int | None = None, count: int = 1, fast: bool = False,
+        offload: bytes = bytes(_VNET.size), marker: bytes = b"",
+    ) -> tuple[Arrived, ...]:  # fmt: skip
+        """Send, wait for `count` frames (with the marker) at the other side (or at `to`), log what arrived.
+        With `fast` it is repeated until the fast path took it, where there is one."""
         end = self.ends[1 - side if to is None else to]
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -245,9 +251,13 @@ class Conversation:
     def open(self) -> None:
         """Until it may be forwarded: the handshake, and data both ways."""
         if self.proto is TCP:
-            self.step("SYN", CLIENT, self.frame(CLIENT, flags="S", ack=0, options=[("MSS", 1460), ("WScale", 7)]))
+            self.step(
+                "SYN", CLIENT, self.frame(CLIENT, flags="S", ack=0, options=[("MSS", 1460), ("WScale", 7)])
+            )
             self.seq[CLIENT] += 1
-            self.step("SYN, ACK", SERVER, self.frame(SERVER, flags="SA", options=[("MSS", 1460), ("WScale", 7)]))
+            self.step(
+                "SYN, ACK", SERVER, self.frame(SERVER, flags="SA", options=[("MSS", 1460), ("WScale", 7)])
+            )
             self.seq[SERVER] += 1
             self.step("ACK", CLIENT, self.frame(CLIENT))
         for side in (CLIENT, SERVER) * 2:
@@ -271,7 +281,8 @@ class Conversation:
 
 
 def segments(frame: Packet, size: int = 0) -> tuple[bytes, bytes]:
-    """A frame as a host gives it to a card: the checksum unfinished, and with `size` to be cut up; and its offload header."""
+    """A frame as a host gives it to a card, and its offload header: the checksum unfinished, and with `size`
+    to be cut up."""
     l4 = frame.getlayer(TCP) or frame[UDP]
     l3 = frame.getlayer(IP) or frame[IPv6]
     frame = Ether(bytes(frame))

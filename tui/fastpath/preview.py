@@ -10,6 +10,7 @@ from bpf.ports import Contents, contents
 from bpf.requirements import requirements, unmet
 from bpf.sight import Sight
 from core.model import FastPath, Requirement
+from core.model.fastpath import ALL
 from core.text import safe
 from core.topology import Topology
 from tui.accelerator import Preview
@@ -20,9 +21,10 @@ _MASK = f"0x{marks.field_mask():08x}"
 
 def preview(choices: Sequence[Choice], on: bool, topology: Topology, fast: FastPath, tied: bool) -> Preview:
     """What would change; `tied` where it ends with the program that asks."""
-    title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
+    wanted = [one for one in choices if one.target and _is_on(one, fast, on) != on]
+    label = ", ".join(one.label for one in wanted or choices)
+    title = f"{'Accelerate' if on else 'Stop accelerating'} {label}"
     nothing = [f"{one.label}: {one.nothing}" for one in choices if one.nothing]
-    wanted = [one for one in choices if one.target and is_covered(one, fast) != on]
     nothing += [
         f"{one.label}: it is {'accelerated already' if on else 'not accelerated'}"
         for one in choices
@@ -34,6 +36,11 @@ def preview(choices: Sequence[Choice], on: bool, topology: Topology, fast: FastP
     if on and not fast.is_running and (lacking := unmet(requirements())):
         return Preview(title, after, refused=tuple(map(in_words, lacking)), nothing=tuple(nothing))
     return _whole(title, after, fast, tied, tuple(nothing))
+
+
+def _is_on(choice: Choice, fast: FastPath, on: bool) -> bool:
+    """Whether it is accelerated; of all of them to be turned off, whether any is."""
+    return is_covered(choice, fast) or (choice.target == ALL and not on and fast.is_running)
 
 
 def in_words(lacking: Requirement) -> str:
@@ -51,18 +58,16 @@ def _whole(
         then, meant = _attached(sight, after)
     finally:
         sight.close()
-    links = _by_role(then if after else before, (before if after else then).ports.keys())
-    refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
-    if after and not fast.is_running:
-        changes = [_on_links(len(links)), *_begins(tied)]
-    elif after:
-        changes = [
-            _moves(len(then.ports.keys() - before.ports.keys()), len(before.ports.keys() - then.ports.keys()))
-        ]
+    more, fewer = _by_role(then, before.ports), _by_role(before, then.ports)
+    if not after:
+        changes = _ends(len(fewer))
+    elif fast.is_running:
+        changes = [_moves(len(more), len(fewer))]
     else:
-        changes = _ends(len(links))
-    notes = [*(_notes(meant, not fast.is_running) if after else ()), *refused]
-    return Preview(title, after, tuple(changes), links, tuple(notes), (), nothing)
+        changes = [_on_links(len(more)), *_begins(tied)]
+    refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
+    notes = [*_notes(meant, not fast.is_running), *refused] if after else []
+    return Preview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing)
 
 
 def _attached(sight: Sight, names: Iterable[str]) -> tuple[Contents, set[int]]:

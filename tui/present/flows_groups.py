@@ -24,7 +24,7 @@ from tui.present.rows import Cell, Column, Row
 Array = np.ndarray[Any, Any]
 
 OTHERS = "elsewhere"
-_MOST = 2000  # groups that are shown, the biggest
+_MOST = 1000  # groups that are shown, the biggest
 _MATRIX_SIDE = 24
 _KINDS = ("outside", "host", "beside", "other network")
 _CLIENT_PLACES = [CLIENTS.index(kind) for kind in _KINDS]
@@ -158,14 +158,14 @@ def _grouped(
 ) -> GroupRows:
     table, index = picture.table, picture.index
     clients = [(index.client[order] == place) for place in _CLIENT_PLACES]
-    values = np.stack(
+    values = np.array(
         [
             np.nan_to_num(table.bits[order]), table.octets[order].sum(axis=1),
             table.packets[order].sum(axis=1), table.path[order] == 1, *clients,
         ],
-        axis=1,
-    ).astype(float)  # fmt: skip
-    sums = added(codes, values)
+        float,
+    )  # fmt: skip
+    sums = added(codes, values.T)
     biggest = np.lexsort((-sums.sums[:, 1], -sums.sums[:, 0]))[:_MOST]
     top = float(sums.sums[:, 0].max(initial=0.0))
     rows, columns = [], _columns(by)

@@ -1,0 +1,142 @@
+"""The flows view live: its CPU with 100,000 flows of which 2,000 move, against `watch -n1 conntrack -L`; a
+flood of 20,000 new connections a second for 20 s."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.bench_conntrack import COUNT, _room_for_entries
+from tests.bench.report import Figure
+
+ACTIVE = 2000
+SECONDS = 20.0
+RATE = 20_000
+# A plain `watch -n1 conntrack -L` hangs up on conntrack after the first screenful, and so reads little.
+POLLING = "watch -n1 'conntrack -L 2>/dev/null | tail -n 36'"
+_ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
+
+
+def run() -> list[Figure]:
+    """All figures, in a namespace of their own, where processes and mounts show no others."""
+    with _room_for_entries(int(RATE * SECONDS * 1.2)):
+        cpu = _in_a_namespace("tests.bench.bench_flows_live")
+        flood = _in_a_namespace("tests.flooded", str(RATE), str(SECONDS))
+    return [*(Figure(**figure) for figure in cpu), _flood(flood)]
+
+
+def _in_a_namespace(module: str, *words: str):
+    name = f"bench{os.getpid()}-lf"
+    alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", _ALONE]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        command = ["nsenter", f"--net=/run/netns/{name}", *alone, sys.executable, "-m", module, *words]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def _flood(found) -> Figure:
+    count = int(RATE * SECONDS)
+    right = (found["sent"], found["rows"], found["packets"]) == (count, count, count)
+    return Figure(
+        f"flood of {RATE:,} new connections a second for {SECONDS:.0f} s: longest standstill of the screen",
+        "<= 200 ms, memory bounded, totals right afterwards",
+        f"{found['worst'] * 1000:.0f} ms, +{found['memory_most'] - found['memory_before']:.0f} MB, "
+        f"totals {'right' if right else 'WRONG'}",
+        f"{found['longest'] * 1000:.0f} ms with what the machine took; "
+        f"{found['memory_now']:.0f} MB with {count:,} flows",
+    )
+
+
+def measure() -> list[Figure]:
+    """The figures of the namespace that the caller stands in."""
+    from tests.bulk_conntrack import insert
+
+    Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
+    insert(COUNT, timeout=36_000)
+    with _moving():
+        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "at the edge", settle=12)
+        watch = _share(POLLING, "", "src=", settle=4)
+    return [
+        Figure(
+            f"dashboard CPU, flows view, 100,000 flows of which {ACTIVE:,} move",
+            "<= 15 % of a core",
+            f"{dashboard:.1f} %",
+            f"{SECONDS:.0f} s at a 1 s refresh",
+        ),
+        Figure(
+            "the same against `watch -n1 conntrack -L` that reads the whole table",
+            "<= 1/2",
+            f"{dashboard / watch:.2f} x",
+            f"that takes {watch:.1f} %; piped into `tail`, for `watch` itself hangs up after a screenful",
+        ),
+    ]
+
+
+@contextmanager
+def _moving() -> Iterator[None]:
+    """Counters of 2,000 connections move: UDP to loopback, of as many sources."""
+    code = (
+        "import socket, time\n"
+        "sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sink.bind(('127.0.0.1', 9000))\n"
+        f"senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range({ACTIVE})]\n"
+        "[one.connect(('127.0.0.1', 9000)) for one in senders]\n"
+        "while True:\n"
+        "    [one.send(b'x' * 100) for one in senders]\n"
+        "    time.sleep(0.5)\n"
+    )
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    rules = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    limit = 'ulimit -n 8192; exec "$0" "$@"'
+    sender = subprocess.Popen(["sh", "-c", limit, sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        sender.kill()
+        sender.wait()
+
+
+def _share(program: str, keys: str, shows: str, settle: float) -> float:
+    """Percent of a core that a program and its children take in a terminal of their own."""
+    terminal = f"fl{os.getpid()}"
+    subprocess.run(
+        ["tmux", "-L", terminal, "new-session", "-d", "-x", "130", "-y", "40", program], check=True
+    )
+    try:
+        pid = int(_tmux(terminal, "display-message", "-p", "#{pane_pid}"))
+        if keys:
+            time.sleep(8)
+            _tmux(terminal, "send-keys", keys, "Enter")
+        time.sleep(settle)
+        began, before = time.monotonic(), _spent(pid)
+        time.sleep(SECONDS)
+        share = (_spent(pid) - before) / (time.monotonic() - began)
+        screen = _tmux(terminal, "capture-pane", "-p")
+    finally:
+        subprocess.run(["tmux", "-L", terminal, "kill-server"], check=False)
+    assert shows in screen, screen
+    return share * 100
+
+
+def _tmux(terminal: str, *words: str) -> str:
+    return subprocess.run(
+        ["tmux", "-L", terminal, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _spent(pid: int) -> float:
+    """Seconds of CPU of a process and of those of its children that ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    json.dump([figure.__dict__ for figure in measure()], sys.stdout)
