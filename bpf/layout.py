@@ -86,7 +86,7 @@ FLOW = np.dtype(
     ]
 )
 LEARNED = np.dtype([("flow", FLOW), ("back_mtu", "u4"), ("known", "u4")])
-ACTION_NONE, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3
+ACTION_NONE, ACTION_RESET, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3, 4
 REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT, REWRITE_MACS = 1, 2, 4, 8
 
 SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])

@@ -26,7 +26,7 @@ VERDICT(HELPER, "the connection has a helper, sequence adjustment or time-out po
 VERDICT(GENERATION, "has not passed the present firewall rules yet")
 VERDICT(BRIDGED_DNAT, "translated to another host while bridged")
 VERDICT(ISOLATED, "bridge ports isolated from each other")
-VERDICT(NO_PORT, "no known bridge port has the destination's MAC")
+VERDICT(NO_PORT, "the destination is behind no accelerated port")
 VERDICT(LOCAL, "for the host itself")
 VERDICT(NO_ROUTE, "no route, or a route that rejects")
 VERDICT(NO_NEIGHBOUR, "the next hop's MAC is not known")

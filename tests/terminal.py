@@ -34,9 +34,10 @@ class Terminal:
         """Give the terminal another size."""
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def press(self, keys: str) -> float:
-        """Type the keys; returns the time (monotonic seconds) at which they were typed."""
-        os.write(self._descriptor, keys.encode())
+    def press(self, keys: str | bytes) -> float:
+        """Type the keys, or send bytes as they are; returns the time (monotonic seconds) at which they were
+        typed."""
+        os.write(self._descriptor, keys.encode() if isinstance(keys, str) else keys)
         return time.monotonic()
 
     def read(self, timeout: float) -> bytes:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from textual import events
 from textual.app import App, SystemCommand
+from textual.driver import Driver
 from textual.screen import Screen
 
-from tui import keys, themes
+from tui import keyboard, keys, themes
 from tui.present import views
 from tui.screens.dashboard import Dashboard
 from tui.source import Source
@@ -53,6 +54,10 @@ class VnetApp(App[None]):
             from tui.widgets.ascii import AsciiFilter
 
             self._filters.append(AsciiFilter())
+
+    def get_driver_class(self) -> type[Driver]:
+        """The driver for this terminal, of which bytes that are no UTF-8 are no end."""
+        return keyboard.forgiving(super().get_driver_class())
 
     def on_mount(self) -> None:
         """Asked to end from outside, leave the terminal as it was, and end as a shell says it: 128 and the

@@ -66,8 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
-    parser.add_argument("--ascii", action="store_true", help="draw the dashboard with ASCII characters alone")
-    parser.add_argument("--write", action="store_true", help="allow changes in the dashboard from the start")
+    _add_looks(parser, False)
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_show(commands.add_parser("show", help="print what is, for people or as JSON", allow_abbrev=False))
@@ -77,8 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_keeping(commands)
     demo = commands.add_parser(
         "demo", help="open the dashboard on a demo lab", allow_abbrev=False,
-        usage="vnet-tui demo [-h] [--no-traffic] [COMMAND ...]",
+        usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
     )  # fmt: skip
+    _add_looks(demo, argparse.SUPPRESS)
     demo.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
     demo.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead")
     _add_flows(commands.add_parser("flows", help="print who talks to whom and how fast", allow_abbrev=False))
@@ -104,6 +104,15 @@ def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     bundle.add_argument("file", metavar="FILE", help="where to write it: a .tar.gz")
     _add_from(bundle, argparse.SUPPRESS)
+
+
+def _add_looks(parser: argparse.ArgumentParser, default: bool | str) -> None:
+    """How the dashboard opens; with the default argparse.SUPPRESS what stands before the command holds."""
+    for name, text in (
+        ("--ascii", "draw the dashboard with ASCII characters alone"),
+        ("--write", "allow changes in the dashboard from the start"),
+    ):
+        parser.add_argument(name, action="store_true", default=default, help=text)
 
 
 def _add_from(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -135,9 +144,9 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     flows.add_argument(
         "--over", type=float, metavar="SECONDS", default=None,
-        help="measure speeds over that long (1; with --json 0: no speeds)",
+        help="measure speeds over that long (1; with --json 0, unless --top, --by or rate: need speeds)",
     )  # fmt: skip
-    flows.add_argument("--top", type=int, metavar="COUNT", default=0, help="only so many, the fastest")
+    flows.add_argument("--top", type=int, metavar="COUNT", default=None, help="only so many, the fastest")
     flows.add_argument(
         "--sockets", action="store_true", help="look for round trip times and processes as well"
     )

@@ -82,7 +82,7 @@ class _Looks:
 
 def run(options: argparse.Namespace, file: Snapshot | None) -> int:
     """Do what the command line asks for; `file` is the snapshot of a file, None for this host."""
-    _check(options)
+    _check(options, file is not None)
     if file is not None:
         from core.flows.table import table_of
 
@@ -90,9 +90,7 @@ def run(options: argparse.Namespace, file: Snapshot | None) -> int:
         picture = looks.picture(table_of(file.conntracks, at=file.taken_at))
         _print(looks, picture, options, sys.stdout)
         return 0
-    seconds = (
-        options.over if options.over is not None else (0.0 if options.json and not options.follow else 1.0)
-    )
+    seconds = _seconds(options)
     looks = _Looks(read_snapshot({"links", "containers"}), live=True, sockets=options.sockets)
     table, began = looks.look(), time.monotonic()
     if options.follow:
@@ -107,11 +105,30 @@ def run(options: argparse.Namespace, file: Snapshot | None) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace, is_file: bool) -> None:
+    """Refuse what makes no sense; raises CommandError."""
     if options.over is not None and not 0 <= options.over <= 3600:
         raise CommandError("--over takes seconds from 0 to 3600")
-    if options.follow and options.source:
+    if options.top is not None and options.top < 1:
+        raise CommandError("--top takes how many to print, 1 or more")
+    if options.follow and is_file:
         raise CommandError("--follow is for this host: a file holds one moment")
+    if _filters_speed(options) and is_file:
+        raise CommandError("rate: needs speeds: a file holds one moment, in which nothing was measured")
+    if _filters_speed(options) and options.over == 0 and not options.follow:
+        raise CommandError("rate: needs speeds: --over 0 measures none")
+
+
+def _filters_speed(options: argparse.Namespace) -> bool:
+    return any(each.key == "rate" for each in query.parse(" ".join(options.filter)))
+
+
+def _seconds(options: argparse.Namespace) -> float:
+    """For how long to measure where nobody says it: JSON goes without speeds where none is asked about."""
+    if options.over is not None:
+        return float(options.over)
+    asked = options.follow or options.by or options.top or _filters_speed(options)
+    return 1.0 if asked or not options.json else 0.0
 
 
 def _tell(looks: _Looks) -> None:
@@ -141,7 +158,8 @@ def _follow(looks: _Looks, options: argparse.Namespace, seconds: float) -> None:
             order = _order(looks, picture, options)
             bits = float(np.nansum(picture.table.bits[order]))
             sys.stdout.write(f"-- {clock}  {_mode(options)}  {len(order)} flows  {units.bits(bits)}\n")
-            _print_text(looks, picture, options, order[: options.top or _TOP], sys.stdout)
+            shown = order if options.by else order[: options.top or _TOP]
+            _print_text(looks, picture, options, shown, sys.stdout)
         sys.stdout.flush()
 
 
@@ -158,7 +176,7 @@ def _order(looks: _Looks, picture: FlowPicture, options: argparse.Namespace) -> 
         rows = rows[mask_of(query.parse(text), looks.topology, picture)[rows]]
     amount = picture.table.bits if picture.table.measured else picture.table.octets.sum(axis=1)
     rows = rows[np.argsort(-np.nan_to_num(amount[rows].astype(float)), kind="stable")]
-    return rows[: options.top] if options.top else rows
+    return rows[: options.top] if options.top and not options.by else rows
 
 
 def _refuse_unknown(looks: _Looks, picture: FlowPicture, text: str) -> None:
@@ -212,7 +230,7 @@ def _group_lines(
 ) -> Iterator[str]:
     rows = group_rows(looks.topology, picture, order, Lens(options.per_hop, options.by), ())
     names = [column.name for column in rows.columns]
-    for row in rows:
+    for row in rows.rows[: options.top]:
         cells = dict(zip(names, row.cells, strict=True))
         told = {"by": options.by, "name": cells["name"].text, "filter": str(row.ref.key[1])}
         for key in ("flows", "rate", "bytes", "packets", "fast"):
@@ -233,7 +251,7 @@ def _print_text(
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     if options.by:
         rows = group_rows(looks.topology, picture, order, Lens(options.per_hop, options.by), ())
-        lines = [[cell.text for cell in row.cells] for row in rows]
+        lines = [[cell.text for cell in row.cells] for row in rows.rows[: options.top]]
         titles = [column.title.upper() for column in rows.columns]
         kept = [place for place, column in enumerate(rows.columns) if column.name != "share"]
         widths = {place: max(len(line[place]) for line in (titles, *lines)) for place in kept}

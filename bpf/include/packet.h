@@ -30,6 +30,7 @@ struct packet {
 	u16 headers; /* bytes from the start of the IP header to the payload */
 	u32 l3_length;
 	u8 closes; /* FIN, RST or SYN: the flow is handed back */
+	u8 resets; /* RST */
 };
 
 /* The sum of an IPv4 header without options, folded: 0xffff where its checksum is right (RFC 1071). */
@@ -71,6 +72,7 @@ INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struc
 		packet->ports = *(u32 *)tcp;
 		packet->headers = l3_header + header;
 		packet->closes = tcp->syn | tcp->fin | tcp->rst;
+		packet->resets = tcp->rst;
 		return packet->closes || !tcp->ack ? V_TCP_FLAGS : V_FAST;
 	}
 	if (packet->l4_proto == IPPROTO_UDP) {

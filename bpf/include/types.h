@@ -115,9 +115,10 @@ struct flow {
 	u64 first_seen;
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
-#define ACTION_KERNEL 1   /* belongs to the kernel: do not ask before `recheck` */
-#define ACTION_PEER 2     /* bpf_redirect_peer */
-#define ACTION_REDIRECT 3 /* bpf_redirect */
+#define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/resets.py */
+#define ACTION_KERNEL 2   /* belongs to the kernel: do not ask before `recheck` */
+#define ACTION_PEER 3     /* bpf_redirect_peer */
+#define ACTION_REDIRECT 4 /* bpf_redirect */
 #define REWRITE_L3 1      /* routed: time to live and MAC addresses */
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4

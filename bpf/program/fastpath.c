@@ -4,7 +4,6 @@
 
 #define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
 
-static u64 (*jiffies64)(void) = (void *)118; /* the kernel puts it in place of the call; a clock would be one */
 static long (*redirect_peer)(u32, u64) = (void *)155;
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
 static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
@@ -59,6 +58,12 @@ INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, st
 	return bpf_redirect(out, 0);
 }
 
+INLINE u32 slot_of(u32 ifindex)
+{
+	struct port *port = ports.lookup(&ifindex);
+	return port ? port->slot : 0;
+}
+
 /* The packet is plain: forward it by its flow, learning that first where need be. */
 INLINE enum verdict decide(
 	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found,
@@ -67,10 +72,12 @@ INLINE enum verdict decide(
 {
 	u64 now = jiffies64();
 	struct flow *flow = find(packet);
-	if (now > config->deadline)
+	if (now > config->deadline) {
+		*slot = slot_of(skb->ifindex);
 		return V_LEASE;
+	}
 	bool known = flow && flow->epoch == config->epoch && now - flow->checked < config->recheck &&
-		flow->in_ifindex == skb->ifindex && flow->action != ACTION_NONE &&
+		flow->in_ifindex == skb->ifindex && flow->action >= ACTION_KERNEL &&
 		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
 	if (!known) {
 		u32 ifindex = skb->ifindex;
@@ -104,12 +111,6 @@ INLINE enum verdict decide(
 	lock_xadd(&flow->bytes, packet->l3_length);
 	*found = flow;
 	return V_FAST;
-}
-
-INLINE u32 slot_of(u32 ifindex)
-{
-	struct port *port = ports.lookup(&ifindex);
-	return port ? port->slot : 0;
 }
 
 /* The first bytes of a frame that a card delivered may lie outside what a program can address. */

@@ -8,6 +8,8 @@
 #include "rewrite.h"
 #include "types.h"
 
+static u64 (*jiffies64)(void) = (void *)118; /* the kernel puts it in place of the call; a clock would be one */
+
 BPF_ARRAY(config, struct config, 1);
 BPF_PERCPU_ARRAY(counters, struct slot_counters, 1);
 BPF_PERCPU_ARRAY(scratch, struct learned, 2);
@@ -69,9 +71,10 @@ INLINE void store(const struct packet *packet, struct flow *flow)
 INLINE void hand_back(struct packet *packet)
 {
 	struct flow *flow = find(packet);
-	if (!flow || flow->action == ACTION_NONE)
+	if (!flow || flow->action < ACTION_PEER)
 		return;
-	flow->action = ACTION_NONE;
+	flow->action = packet->resets ? ACTION_RESET : ACTION_NONE;
+	flow->last_seen = jiffies64();
 	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};
 	__builtin_memcpy(other.src, flow->new_dst, 16);
 	__builtin_memcpy(other.dst, flow->new_src, 16);

@@ -119,7 +119,7 @@ INLINE enum verdict find_routed(
 {
 	struct flow *flow = &learned->flow;
 	struct bpf_fib_lookup fib = {};
-	bool isolated;
+	bool isolated = false;
 	fill_fib(&fib, packet, port->l3_ifindex);
 	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
 	fib.dport = flow->new_dport;
@@ -138,10 +138,19 @@ INLINE enum verdict find_routed(
 		flow->rewrite |= REWRITE_L3;
 	}
 	if (!go_to_port(flow, fib.ifindex, fib.dmac, port, &isolated)) {
+		/* What comes from outside is for an accelerated container, or none of our business. */
+		if (!(port->flags & PORT_CONTAINER))
+			return V_NO_PORT;
 		if (config->flags & HAS_MULTIPATH)
 			return V_MULTIPATH;
 		flow->out_ifindex = fib.ifindex;
 		flow->action = ACTION_REDIRECT;
+	}
+	if (flow->rewrite & REWRITE_MACS) {
+		if (isolated)
+			return V_ISOLATED;
+		if (flow->out_ifindex == skb->ifindex) /* as the port's hairpin mode says */
+			return V_BRIDGED_DNAT;
 	}
 	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, config, fib.ifindex, eth, learned))
 		return V_SOURCE;

@@ -11,6 +11,7 @@ from core.plan import validate
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft, Target
+from core.plan.held import clash, in_part
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, OurPort, port_id
 from core.plan.warnings import forward, warn_of_filters
@@ -46,7 +47,10 @@ def _(request: Publish, draft: Draft) -> str:
     target = draft.target(request.container)
     home = _home(target, request, draft)
     made = tuple(_published(request, inside, target, home))
-    require(*(_clash(port, draft) for port in made))
+    require(*dict.fromkeys(clash(port, draft.ours, draft.topology) for port in made))
+    for port in made:
+        for sentence in in_part(port, draft.topology):
+            draft.warn(sentence)
     draft.now(ports=(*draft.ours.ports, *made))
     _let_in(made, home, draft)
     return f"publish {made[0].port_id} of {safe(target.name)}"
@@ -127,31 +131,6 @@ def _published(request: Publish, inside: str, target: Target, home: _Home) -> It
 def _short(ports: str) -> str:
     first, last = validate.port_range(ports)
     return str(first) if first == last else f"{first}-{last}"
-
-
-def _clash(port: OurPort, draft: Draft) -> str:
-    """Who has a port already, in words."""
-    for other in draft.ours.ports:
-        if (":" in other.address) == (":" in port.address) and _meet(
-            port, other.l4_proto, other.host_ip, validate.port_range(other.host_ports)
-        ):
-            return f"{other.port_id} is published already, to {other.address}"
-    for container in draft.snapshot.containers():
-        for held in container.ports:
-            if _meet(port, held.l4_proto, held.host_ip, (held.host_port, held.host_port)):
-                return f"{held.l4_proto}/{held.host_port} is published already, by {safe(container.name)}"
-    for listener in draft.snapshot.host.listening:
-        every = listener.address in ("0.0.0.0", "::")
-        address = "" if every else listener.address
-        if _meet(port, listener.l4_proto, address, (listener.port, listener.port)):
-            return f"a process of the host listens on {listener.l4_proto} port {listener.port} already"
-    return ""
-
-
-def _meet(port: OurPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
-    first, last = validate.port_range(port.host_ports)
-    same = port.host_ip == host_ip or "" in (port.host_ip, host_ip)
-    return l4_proto == port.l4_proto and same and first <= ports[1] and ports[0] <= last
 
 
 def _let_in(made: tuple[OurPort, ...], home: _Home, draft: Draft) -> None:

@@ -170,6 +170,11 @@ def ports(text: str) -> str:
     return ""
 
 
+def ports_shape(text: str) -> str:
+    """Whether a text reads as a port or a range at all, of any size."""
+    return "" if text.isascii() and _RANGE.match(text) else f"{_shown(text)} is no port"
+
+
 def port_range(text: str) -> tuple[int, int]:
     """First and last port of a text that `ports` found good."""
     first, _, last = text.partition("-")

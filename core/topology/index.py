@@ -20,6 +20,7 @@ from core.model import (
 )
 from core.modelcard import cards
 from core.nat import nat_entries
+from core.nat.paths import PlacedRule, placed_rules
 from core.networks import all_networks
 from core.peers import resolve
 from core.topology.ownership import AddressBook, address_book, label_of, names_in, primary
@@ -68,6 +69,13 @@ class Topology:
     def nat(self) -> tuple[NatEntry, ...]:
         """Translations and forward filters, understood."""
         return nat_entries(self.snapshot, self.networks)
+
+    @cached_property
+    def led_in(self) -> tuple[PlacedRule, ...]:
+        """The host's rules that change destinations, each with what leads to it; none that nothing leads to."""
+        firewall = self.snapshot.firewalls.get(self.host)
+        placed = placed_rules(firewall) if firewall else ()
+        return tuple(one for one in placed if one.rule.verdict in ("dnat", "redirect") and one.hooks)
 
     @cached_property
     def _nat_by_key(self) -> Mapping[tuple[int | str, ...], NatEntry]:

@@ -149,15 +149,18 @@ def _containers_come_and_go(lab: FastLab, load: Load) -> None:
             assert load.goes_on()
 
 
-def test_an_uplink_that_goes_down_ends_nothing(lab: FastLab) -> None:
+def test_an_uplink_that_goes_down_ends_only_what_it_must(lab: FastLab) -> None:
+    """Masquerade forgets connections of a link that goes down: UDP comes back, TCP inside does not notice."""
     with ExitStack() as stack:
-        load = Load(lab, stack, 20)
+        crowd = stack.enter_context(Crowd(lab, [("a", "b", V4["b"], 8000)], 10))
+        out = stack.enter_context(Stream(lab, "a", "far", V4["far"]))
         lab.accelerate()
-        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        assert crowd.goes_on() and out.flows() and is_fast(lab, "v-a", "up0")
         lab.run("ip link set up0 down")
         assert eventually(lambda: "up0" not in attached(lab.host))
+        assert crowd.goes_on()
         lab.ip("host", "link set up0 up\nroute replace default via 192.0.2.2\n")
-        assert load.goes_on() and is_fast(lab, "v-a", "up0")
+        assert crowd.goes_on() and out.flows() and is_fast(lab, "v-a", "up0")
 
 
 def test_a_veth_is_deleted_and_made_again(lab: FastLab) -> None:

@@ -60,6 +60,20 @@ def test_json_agrees_with_conntrack_and_with_its_page(busy: ThrowawayHost) -> No
         assert one["snat"] == {"address": seen, "port": int(seen_port)}
 
 
+@pytest.mark.parametrize("words", ["rate:<1k", "--top 5", "--by port"])
+def test_what_needs_speeds_measures_them(busy: ThrowawayHost, words: str) -> None:
+    told = json.loads(flows(busy, f"--json {words}"))
+    assert told["measured"]
+    some = told["groups" if "--by" in words else "flows"]
+    assert some
+    assert all(one["bits_per_second"] is not None for one in some)
+
+
+def test_no_speed_to_filter_by_is_said(busy: ThrowawayHost) -> None:
+    refused = flows(busy, "--json --over 0 rate:>1k", check=False)
+    assert not refused
+
+
 def test_following_prints_moment_after_moment(busy: ThrowawayHost) -> None:
     words = [sys.executable, "-u", "-m", "tui.cli", "flows", "--follow", "--over", "0.3"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:

@@ -70,11 +70,20 @@ def test_only_so_many(capsys: pytest.CaptureFixture[str], file: str) -> None:
     assert len(told(capsys, file, "--top 2").splitlines()) == 2
 
 
+def test_only_so_many_groups(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert len(told(capsys, file, "--by container --top 2").splitlines()) == 3
+    first, second = json.loads(told(capsys, file, "--json --by container --top 2"))["groups"]
+    assert (first["flows"], second["flows"]) == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         ("colour:red", "There is no column colour"),
         ("--over -1", "--over takes seconds"),
+        ("--top 0", "--top takes how many"),
+        ("--top -1", "--top takes how many"),
+        ("rate:>10k", "nothing was measured"),
         ("--follow", "a file holds one moment"),
         ("addr:10.0.0.0/99", "is no prefix"),
     ],

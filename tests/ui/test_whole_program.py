@@ -117,6 +117,18 @@ def test_mashed_keys_do_no_harm(terminal: Terminal) -> None:
     assert b"Traceback" not in terminal.output
 
 
+@pytest.mark.parametrize("noise", [b"\xf6", b"\xff\xfe\x80", b"\xc3", b"/\xe4\r", bytes(range(128, 256))])
+def test_bytes_that_are_no_text_do_no_harm(terminal: Terminal, noise: bytes) -> None:
+    terminal.press(noise)
+    terminal.settle(0.2, 2)
+    terminal.press(b"\x1b")
+    terminal.settle(0.2, 2)
+    seen = len(terminal.output)
+    terminal.press("2")
+    terminal.wait_for("br-data", since=seen)
+    assert b"Traceback" not in terminal.output
+
+
 def test_nothing_new_costs_next_to_nothing() -> None:
     """Compared with the cost of starting, so that the machine's speed does not matter."""
     with Lab(LabSettings(traffic=False)) as quiet, Terminal(inside(quiet, *_PROGRAM)) as terminal:

@@ -11,15 +11,21 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from tui.present.glyphs import ELLIPSIS
 from tui.present.rows import Tone
 
 Span = tuple[str, Style]
 
 
 def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> Strip:
-    """The spans as one line of exactly `width` cells, the rest filled."""
+    """The spans as one line of exactly `width` cells, the rest filled; an ellipsis at its end where text is
+    cut off, so that nobody takes half a figure for a whole one."""
     strip = Strip([Segment(text, style) for text, style in spans if text])
-    return strip.adjust_cell_length(width, fill)
+    beyond = strip.crop(width) if strip.cell_length > width > 0 else Strip([])
+    if not beyond.text.strip():
+        return strip.adjust_cell_length(width, fill)
+    kept = [*strip.crop(0, width - 1)]
+    return Strip([*kept, Segment(ELLIPSIS, kept[-1].style if kept else None)]).adjust_cell_length(width, fill)
 
 
 class Painted(Widget):

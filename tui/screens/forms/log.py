@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from core.text import safe
 from tui.changer import Logged
-from tui.present.fitting import wrapped
+from tui.present.fitting import cut, wrapped
 from tui.screens.overlay import Line, Overlay
 from tui.widgets.preview import command_lines
 
@@ -30,7 +30,8 @@ def lines_of(log: Sequence[Logged], width: int) -> list[Line]:
     for logged in reversed(log):
         word, tone = _ENDS[logged.end]
         clock = time.strftime("%H:%M:%S", time.localtime(logged.at))
-        lines.append([(f"{clock}  ", "dim"), (safe(logged.title), "title"), ("  ", ""), (word, tone)])
+        title = cut(safe(logged.title), max(8, width - len(clock) - len(word) - 4))
+        lines.append([(f"{clock}  ", "dim"), (title, "title"), ("  ", ""), (word, tone)])
         for number, command in enumerate(logged.commands):
             last = number == len(logged.commands) - 1
             mark = "✓ " if not logged.errors else "✗ " if last and logged.end == "undone" else "· "

@@ -1,0 +1,68 @@
+"""Closes the conntrack entries of connections that a RST ended while the fast path carried them.
+
+Conntrack did not see the middle of such a connection, so it cannot tell that the RST is exact, keeps the entry
+as established, and one late packet renews its timer of days (net/netfilter/nf_conntrack_proto_tcp.c). The
+program notes the RST in the flow; who goes on sending afterwards makes the flow live again. Where the sender of
+the RST stays silent, the connection is over, and conntrack is told so.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+from bpf import layout
+from bpf.nfnetlink import header, nest
+from core.collect.netlink import NETFILTER, Netlink, attribute, attributes
+
+SILENT_FOR = 10  # seconds: as long as conntrack keeps a connection after a RST
+_NEW, _GET = 0x100, 0x101
+_TUPLE, _REPLY, _PROTOINFO, _TIMEOUT, _MARK = 1, 2, 4, 7, 8
+_NESTED = 0x8000
+_IP, _PROTO = 1, 2
+_ESTABLISHED, _CLOSE = 3, 8  # enum tcp_conntrack
+_TCP = 6
+
+
+def over(keys: np.ndarray, flows: np.ndarray, now: int, hz: int) -> np.ndarray:
+    """The keys of connections whose RST nobody took back for a while; times in jiffies."""
+    silent = flows["last_seen"].astype(np.int64) < now - SILENT_FOR * hz
+    kept: np.ndarray = keys[(flows["action"] == layout.ACTION_RESET) & silent]
+    return kept
+
+
+def close(keys: np.ndarray, mask: int) -> int:
+    """Let conntrack forget these as it does after a RST: those still established that carry our marks in both
+    directions (a new connection of the same ends does not yet). How many that were."""
+    with Netlink(NETFILTER) as kernel:
+        requests = [body for key in keys if (body := _closing(kernel, key, mask))]
+        return len(kernel.batch([(_NEW, body) for body in requests])) if requests else 0
+
+
+def _closing(kernel: Netlink, key: np.void, mask: int) -> bytes | None:
+    """The request that closes the entry of a tuple; None where there is nothing to close."""
+    family = 2 if len(key["src"]) == 4 else 10
+    wanted = header(family) + attribute(_TUPLE | _NESTED, b"".join(_tuple(key)))
+    try:
+        found = attributes(kernel.request(_GET, wanted)[0].payload, 4)
+    except OSError:
+        return None  # gone already
+    tcp = attributes(attributes(found.get(_PROTOINFO, b"")).get(1, b""))
+    mark = int.from_bytes(found.get(_MARK, b""), "big") & mask
+    fields = mask & -mask
+    both = mark & fields * 15 and mark & fields * 15 << 4
+    if tcp.get(1, b"\0")[0] != _ESTABLISHED or not both:
+        return None
+    body = header(family) + attribute(_TUPLE | _NESTED, found[_TUPLE])
+    body += attribute(_TIMEOUT, struct.pack(">I", SILENT_FOR))
+    return body + nest(_PROTOINFO, nest(1, attribute(1, bytes([_CLOSE]))))
+
+
+def _tuple(key: np.void) -> Iterator[bytes]:
+    """CTA_TUPLE_IP and CTA_TUPLE_PROTO of a flow's key."""
+    first = 1 if len(key["src"]) == 4 else 3
+    yield nest(_IP, attribute(first, key["src"].tobytes()) + attribute(first + 1, key["dst"].tobytes()))
+    ports = (attribute(2 + at, struct.pack(">H", key[name])) for at, name in enumerate(("sport", "dport")))
+    yield nest(_PROTO, attribute(1, bytes([_TCP])), *ports)
