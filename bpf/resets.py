@@ -1,9 +1,9 @@
 """Closes the conntrack entries of connections that a RST ended while the fast path carried them.
 
-Conntrack did not see the middle of such a connection, so it cannot tell that the RST is exact, keeps the entry
-as established, and one late packet renews its timer of days (net/netfilter/nf_conntrack_proto_tcp.c). The
-program notes the RST in the flow; who goes on sending afterwards makes the flow live again. Where the sender of
-the RST stays silent, the connection is over, and conntrack is told so.
+Conntrack did not see the middle of such a connection, so it cannot tell that the RST is exact, keeps the
+entry as established, and one late packet renews its timer of days (net/netfilter/nf_conntrack_proto_tcp.c).
+The program notes the RST in the flow; who goes on sending afterwards makes the flow live again. Where the
+sender of the RST stays silent, the connection is over, and conntrack is told so.
 """
 
 from __future__ import annotations

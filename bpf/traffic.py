@@ -1,5 +1,5 @@
-"""Does what traffic would do in the kernel, did it go there: keeps neighbours and forwarding tables fresh, and
-lets conntrack know which connections were reset."""
+"""Does what traffic would do in the kernel, did it go there: keeps neighbours and forwarding tables fresh,
+and lets conntrack know which connections were reset."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -208,14 +208,17 @@ def _class_decoder(owner: type) -> Decoder:
     hints = typing.get_type_hints(owner)
     parts = {json_name(each.name): _field_decoder(each, hints[each.name]) for each in fields(owner)}
     names = {json_name(each.name): each.name for each in fields(owner)}
+    needed = {json_name(each.name) for each in fields(owner) if not has_default(each)}
 
     def decode(value: Any) -> Any:
         if type(value) is not dict:
             raise _mismatch("an object", value)
-        if value.keys() != parts.keys():
-            raise _other_keys(value.keys(), parts.keys())
+        if value.keys() != parts.keys() and not needed <= value.keys() <= parts.keys():
+            raise _other_keys(value.keys(), parts.keys(), needed)
         made: dict[str, Any] = {}
         for name, part in parts.items():
+            if name not in value:
+                continue  # written before there was such a field: its default says so
             try:
                 made[names[name]] = part(value[name])
             except WrongValue as error:
@@ -225,10 +228,19 @@ def _class_decoder(owner: type) -> Decoder:
     return decode
 
 
-def _other_keys(got: typing.AbstractSet[str], wanted: typing.AbstractSet[str]) -> WrongValue:
-    missing, unknown = sorted(wanted - got), sorted(got - wanted)
+def has_default(field: Field[Any]) -> bool:
+    """Whether a value may be made without the field."""
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _other_keys(
+    got: typing.AbstractSet[str], known: typing.AbstractSet[str], needed: typing.AbstractSet[str]
+) -> WrongValue:
+    missing, unknown = sorted(needed - got), sorted(got - known)
     words = [f'"{missing[0]}" is missing'] if missing else []
-    return WrongValue(" and ".join([*words, *([f'"{unknown[0][:40]}" is not known'] if unknown else [])]))
+    if unknown:
+        words.append(f'"{unknown[0][:40]}" is not known here, a newer vnet-tui may have written it')
+    return WrongValue(" and ".join(words))
 
 
 def _field_decoder(field: Field[Any], hint: Any) -> Decoder:
@@ -246,7 +258,7 @@ def decode_columns(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
     if type(value) is not dict:
         raise _mismatch("an object", value)
     if value.keys() != set(names):
-        raise _other_keys(value.keys(), set(names))
+        raise _other_keys(value.keys(), set(names), set(names))
     columns: dict[str, np.ndarray] = {}
     for name in names:
         try:

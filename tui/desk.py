@@ -12,7 +12,7 @@ from textual.message import Message
 
 from core.findings import Finding
 from core.model import FastPath, Problem, Ref
-from tui.inbox import Inbox, fast_of, retold
+from tui.inbox import Inbox, before, fast_of, retold
 from tui.navigation import Stop, Way
 from tui.present.rows import Detail, ListView
 from tui.present.scene import Scene
@@ -173,8 +173,9 @@ class Desk:
         if taken:
             update, changes = taken
             self._stage.take(
-                update.snapshot, update.rates, changes, retold(update), update.flows, fast_of(update)
-            )
+                update.snapshot, update.rates, changes, retold(update), update.flows, fast_of(update),
+                before(update),
+            )  # fmt: skip
             self._taken = update
         if take:
             self._stage.stand(self._fast)

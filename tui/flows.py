@@ -180,7 +180,7 @@ def _order(looks: _Looks, picture: FlowPicture, options: argparse.Namespace) -> 
 
 
 def _refuse_unknown(looks: _Looks, picture: FlowPicture, text: str) -> None:
-    remarks = list(query.remarks(text, FlowRows(looks.topology, picture).keys()))
+    remarks = list(FlowRows(looks.topology, picture).remarks(text))
     if remarks:
         raise CommandError(" ".join(remarks))
 

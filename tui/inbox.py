@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from core.model import Change, FastFlows
+from core.model import Change, Conntrack, FastFlows
 from tui.source import Update
+
+# Tables of connections by namespace, and what the fast path carried then.
+Tracked = tuple[Mapping[int, Conntrack], FastFlows | None]
 
 
 def retold(update: Update) -> bool:
@@ -17,6 +20,16 @@ def retold(update: Update) -> bool:
 def fast_of(update: Update) -> FastFlows | None:
     """What the fast path counted, where the source tells that by itself, as a recording does."""
     return getattr(update, "fast", None)
+
+
+def before(update: Update) -> Tracked | None:
+    """The connections as they were read before those of the update, where the source measures no flows."""
+    return getattr(update, "before", None)
+
+
+def read_at(tables: Mapping[int, Conntrack]) -> float:
+    """When the last of the tables was read, Unix time; 0 where there is none."""
+    return max((one.taken_at for one in tables.values()), default=0.0)
 
 
 class Inbox:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from core.model import Change, FastFlows, Problem, Snapshot
 from core.rates import RateMeter, Rates
+from tui.inbox import Tracked, read_at
 from tui.source import Update
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _SHORTEST = 0.05  # seconds between two pictures while it plays
 _METERED = 300  # moments before the one shown from which rates and their history are worked out
 _STEP_OF_THE_CLOCK = 1.0  # seconds by which wall and monotonic time part where the clock was set
+_TRACKED = 15  # moments before it in which to look for an earlier reading of the connections
 _MOST_CHANGES = 1000  # of a moment's past that are told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """One moment; `changes` are all that happened until then."""
+    """One moment; `changes` are all that happened until then, `before` the connections when they were last
+    read before it, from which their speeds follow."""
 
     snapshot: Snapshot
     rates: Rates | None
@@ -34,6 +37,7 @@ class Picture:
     fast: FastFlows | None = None
     retold: bool = True
     flows: None = None
+    before: Tracked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +141,15 @@ class ReplaySource:
             at = self._times[-1] * part
             self._go(bisect_right(self._times, at) - 1)
 
-    def seek_change(self, direction: int) -> None:
-        """To the next moment (1) at which something changed, or the one before (-1); else to that end."""
+    def seek_change(self, direction: int) -> bool:
+        """To the next moment (1) at which something changed, or the one before (-1); else to that end, and
+        False."""
         with self._wake:
             places = range(self._wanted + direction, len(self._frames) if direction > 0 else -1, direction)
             found = next((place for place in places if self._frames[place].changes), None)
             self._playing = False
             self._go(found if found is not None else (len(self._frames) - 1 if direction > 0 else 0))
+        return found is not None
 
     def faster(self, steps: int) -> None:
         """So many steps faster, or slower."""
@@ -206,7 +212,17 @@ class ReplaySource:
             return Picture(replace(self._last, part_problems=problems), None, ())
         self._last = moment.snapshot
         until = self._ends[place]
-        return Picture(moment.snapshot, rates, tuple(self._changes[:until]), moment.fast)
+        told = tuple(self._changes[:until])
+        return Picture(moment.snapshot, rates, told, moment.fast, before=self._tracked_before(place))
+
+    def _tracked_before(self, place: int) -> Tracked | None:
+        """The connections as they were read last before the moment, None where none were shortly before."""
+        tables = self._recording.moment(place).snapshot.conntracks
+        for earlier in range(place - 1, max(-1, place - 1 - _TRACKED), -1):
+            moment = self._recording.moment(earlier)
+            if read_at(moment.snapshot.conntracks) < read_at(tables):
+                return moment.snapshot.conntracks, moment.fast
+        return None
 
     def _rates(self, place: int) -> Rates | None:
         """What the counters until then say; those before it are read where the person jumped."""

@@ -12,10 +12,12 @@ from core.model import Change, Conntrack, FastFlows, FastPath, Problem, Ref, Sna
 from core.rates import Rates
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
+from tui.inbox import Tracked, read_at
 from tui.navigation import ViewState, Way
 from tui.present import query, views
 from tui.present.absence import empty_text
 from tui.present.flows import FlowRows
+from tui.present.lens import PLAIN, Lens
 from tui.present.rows import Column, Detail, ListView, Rows, head_of
 from tui.present.scene import ChangeLog, Scene
 
@@ -56,8 +58,10 @@ class Stage:
         self.problems: tuple[Problem, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self._base: tuple[str, Scene, Rows] | None = None
+        self._look: tuple[str, Lens] = ("", PLAIN)
         self._flows: FlowTable | None = None
         self._fast: FastFlows | None = None
+        self._before: Tracked | None = None
         self._meter = FlowMeter()
         self._metered: Mapping[int, Conntrack] | None = None
 
@@ -69,9 +73,10 @@ class Stage:
         retold: bool = False,
         flows: FlowTable | None = None,
         fast: FastFlows | None = None,
+        before: Tracked | None = None,
     ) -> None:
         """Take in an update; `retold` where its changes stand for all that were told before."""
-        self._flows, self._fast = flows, fast
+        self._flows, self._fast, self._before = flows, fast, before
         old = self.scene
         topology = old.topology
         if snapshot is not old.snapshot:
@@ -91,6 +96,7 @@ class Stage:
         base = self._rows_of(view)
         rows: Rows
         if isinstance(base, FlowRows):
+            self._look = state.filter, state.lens
             base = base.seen_through(state.lens)
             rows = base.matching(state.filter).grouped()
             base.make_ready()
@@ -102,7 +108,7 @@ class Stage:
         if folded is not None and state.closed:
             rows = folded(state.closed)
         pending = bool(self.scene.snapshot.pending & _PARTS.get(view.name, _LINKS))
-        remarks = () if len(rows) else tuple(query.remarks(state.filter, base.keys()))
+        remarks = () if len(rows) else _remarks(state.filter, base)
         head_of(rows)  # worked out here, where nobody waits for it
         if not pending:
             self.findings = self.scene.topology.findings
@@ -129,12 +135,18 @@ class Stage:
         tables = self.scene.snapshot.conntracks
         if tables is not self._metered:
             self._metered = tables
-            at = max((one.taken_at for one in tables.values()), default=0.0)
-            if at < self._meter.table.taken_at:
+            if self._before and not read_at(self._before[0]) <= self._meter.table.taken_at <= read_at(tables):
                 self._meter = FlowMeter()
-            readings = [Reading(one, one.taken_at, one.taken_at) for one in tables.values()]
-            self._meter.feed(readings, self._fast, now=at, at=at)
+                self._feed(*self._before)
+            elif read_at(tables) < self._meter.table.taken_at:
+                self._meter = FlowMeter()
+            self._feed(tables, self._fast)
         return self._meter.table
+
+    def _feed(self, tables: Mapping[int, Conntrack], fast: FastFlows | None) -> None:
+        at = read_at(tables)
+        readings = [Reading(one, one.taken_at, one.taken_at) for one in tables.values()]
+        self._meter.feed(readings, fast, now=at, at=at)
 
     def _rows_of(self, view: ListView) -> Rows:
         base = self._base
@@ -144,14 +156,16 @@ class Stage:
 
     def detail(self, ref: Ref) -> Detail:
         """Everything about one thing."""
-        return views.detail(self.scene, ref)
+        text, lens = self._look
+        return views.detail(replace(self.scene, flows_filter=text, lens=lens), ref)
 
     def way(self, trail: tuple[Ref, ...], target: Ref | None = None) -> Way | None:
         """Where Enter leads from the end of the trail, to `target` or else the foremost related thing; None
         where it leads nowhere."""
         topology = self.scene.topology
         if trail and trail[-1].kind == "talkers" and target is None:
-            return Way("flows", None, str(trail[-1].key[1]))
+            text, _ = self._look
+            return Way("flows", None, " ".join(filter(None, (text, str(trail[-1].key[1])))))
         if trail and trail[-1].kind == "talk":
             trail = (*trail[:-1], flow_ref(int(trail[-1].key[0]), int(trail[-1].key[1])))
         ref = target or self._changed(trail) or topology.follow(trail)
@@ -164,3 +178,8 @@ class Stage:
         """What the event at the end of the trail happened to."""
         change = self.scene.log.change(trail[-1]) if trail and trail[-1].kind == "event" else None
         return change.ref if change else None
+
+
+def _remarks(text: str, rows: Rows) -> tuple[str, ...]:
+    """What a filter line cannot mean."""
+    return tuple(rows.remarks(text) if isinstance(rows, FlowRows) else query.remarks(text, rows.keys()))

@@ -74,7 +74,8 @@ def free_port(topology: Topology, l4_proto: str) -> str:
     held = {one.port for one in topology.snapshot.host.listening if one.l4_proto == l4_proto}
     held |= {port.host_port for one in topology.snapshot.containers() for port in one.ports}
     ranges = [validate.port_range(port.host_ports) for port in ours(topology.snapshot, topology.host).ports]
-    ranges += [led.ports for led in _led(topology) if led.l4_proto == l4_proto and led.ports != _EVERY_PORT]
+    some = (led for led in _led(topology) if led.ports != _EVERY_PORT)
+    ranges += [led.ports for led in some if led.l4_proto in ("", l4_proto)]
     for first, last in ranges:
         held.update(range(max(first, _FIRST), min(last, _LAST) + 1))
     return next((str(port) for port in range(_FIRST, _LAST) if port not in held), "")

@@ -72,7 +72,7 @@ class Topology:
 
     @cached_property
     def led_in(self) -> tuple[PlacedRule, ...]:
-        """The host's rules that change destinations, each with what leads to it; none that nothing leads to."""
+        """The host's rules that change destinations, each with what leads to it; none out of reach."""
         firewall = self.snapshot.firewalls.get(self.host)
         placed = placed_rules(firewall) if firewall else ()
         return tuple(one for one in placed if one.rule.verdict in ("dnat", "redirect") and one.hooks)

@@ -18,7 +18,7 @@ from core.model import Problem
 from core.serialize import pack, to_json, unpack
 from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.terminal import Terminal
-from tui.cli import PARTS, TOPICS, make_parser
+from tui.cli import PARTS, TOPICS, main, make_parser
 from tui.completion import script
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,23 @@ def test_help_has_examples_for_every_command() -> None:
 def test_usage_errors(arguments: list[str]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "") and "usage: vnet-tui" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["--write demo", "demo --write", "demo --no-traffic --write", "--ascii demo --write"]
+)
+def test_the_demo_opens_as_asked_before_or_behind_its_name(
+    monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    from core.lab import demo
+
+    opened: list[list[str]] = []
+    monkeypatch.setattr(demo, "main", lambda command, settings: opened.append(command) or 0)
+    assert main(words.split()) == 0
+    (command,) = opened
+    assert [word for word in ("--ascii", "--write") if word in command] == [
+        word for word in ("--ascii", "--write") if word in words.split()
+    ]
 
 
 def test_every_topic_is_shown_and_read() -> None:

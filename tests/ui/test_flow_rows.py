@@ -148,6 +148,88 @@ def test_who_sends_to_whom(rows: FlowRows) -> None:
     assert cells["web1"]["elsewhere"] == "110 kbit/s"
 
 
+def test_the_matrix_keeps_its_columns_where_they_are(picture: FlowPicture) -> None:
+    """Whoever is the fastest at the moment."""
+    titles = []
+    for turn in (1, -1):
+        table = replace(picture.table, speeds=picture.table.speeds[::turn])
+        other = FlowPicture.of(picture.index.topology, table)
+        matrix = FlowRows(other.index.topology, other).seen_through(Lens(by="matrix")).grouped()
+        titles.append([(column.title, column.priority) for column in matrix.columns])
+    assert titles[0] == titles[1]
+    shown = [title for title, _ in titles[0][1:-1]]
+    assert shown == [*sorted(shown[:-1]), "elsewhere"]
+
+
+def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, picture: FlowPicture) -> None:
+    text = "client:outside"
+    for lens in (Lens(by="container"), Lens(per_hop=True, by="container")):
+        for shown, asked in ((rows.seen_through(lens), ""), (rows.seen_through(lens).matching(text), text)):
+            scene = Scene(picture.index.topology, flows=picture, flows_filter=asked, lens=lens)
+            for row in shown.grouped():  # type: ignore[union-attr]
+                told = flows_detail.talkers(scene, row.ref).sections[0].lines
+                values = {label: cell.text for label, cell, _ in told}
+                assert values["flows"] == row.cells[1].text, (row.ref, asked)
+                assert values["fast"].split(" of ")[1].split()[0] == row.cells[1].text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("port:abc", "abc is no port"), ("rate:>zzz", ">zzz is no figure"), ("bytes:9-1", "9-1 is no figure")],
+)
+async def test_a_filter_that_means_nothing_is_told(text: str, reason: str) -> None:
+    taken = snapshot()
+    async with dashboard(source=FedSource(taken), size=(80, 24)) as person:
+        await person.type(":flows⏎")
+        await person.eventually("7 flows")
+        await person.type(f"/{text}⏎")
+        await person.eventually(reason)
+        await person.press("b")
+        await person.eventually("By container")
+        await person.eventually(reason)
+
+
+async def test_what_flows_are_added_up_by_is_told() -> None:
+    taken = snapshot()
+    async with dashboard(source=FedSource(taken), size=(80, 24)) as person:
+        await person.type(":flows⏎")
+        await person.eventually("7 flows")
+        assert "Flows" in person.lines[2]
+        for by in GROUPINGS[1:-1]:
+            await person.press("b")
+            assert f"By {by}" in person.text and "not in this list" not in person.text
+            assert f"Flows by {by}" in person.text
+        await person.press("b")
+        assert "Flows who sends to whom" in person.text
+        await person.press("b")
+        assert "One by one" in person.text
+
+
+async def test_lines_above_the_columns_end_in_an_ellipsis_where_they_are_cut() -> None:
+    taken = snapshot()
+    async with dashboard(source=FedSource(taken), size=(44, 24)) as person:
+        await person.type(":flows⏎")
+        await person.eventually("7 flows")
+        await person.press("*")
+        await person.eventually("pinned first")
+        (line,) = (line for line in person.lines if "pinned first" in line)
+        assert line.rstrip().endswith("…")
+
+
+async def test_columns_without_room_are_counted() -> None:
+    taken = snapshot()
+    source = FedSource(taken)
+    async with dashboard(source=source, size=(60, 24)) as person:
+        await person.type(":flows⏎")
+        await person.eventually("7 flows")
+        await person.press(*"bbbbbbb")
+        await person.eventually("from \\ to")
+        columns = len(person.dashboard.table.columns)
+        missing = columns - len(person.dashboard.table.columns_in_sight())
+        assert missing
+        assert f"{missing} column{'s' * (missing != 1)} not shown" in person.text
+
+
 def test_the_detail_is_a_sentence(picture: FlowPicture) -> None:
     scene = Scene(picture.index.topology, flows=picture)
     told = flows_detail.detail(scene, REFS["in"])

@@ -96,6 +96,41 @@ async def test_start_end_and_changes(file: Path) -> None:
         await at(person, told[-1])
 
 
+async def test_flows_have_their_speed_at_once(tmp_path: Path) -> None:
+    """Not only after a step: what was recorded before tells it."""
+    path = tmp_path / "counted.vnetrec"
+    story = a_story()
+    for second, seen in enumerate(story):
+        table = seen.snapshot.conntracks[HOST]
+        entries = table.entries.copy()
+        entries["counted"] = True
+        entries["bytes"] = second * 125_000
+        tables = {HOST: replace(table, entries=entries)}
+        seen.snapshot = replace(seen.snapshot, conntracks=tables)
+    record(path, story)
+    async with replayed(path) as person:
+        await person.press("right", "right", "right")
+        await until(person, lambda: player(person)._shown == 3)
+        await person.type(":flows⏎")
+        await person.eventually("2.0 Mbit/s")
+
+
+async def test_no_further_change_is_told(file: Path) -> None:
+    async with replayed(file) as person:
+        await person.press("dollar_sign", "]")
+        await person.eventually("No further change: this is the last moment.")
+        await person.press("0", "[")
+        await person.eventually("No earlier change: this is the first moment.")
+
+
+@pytest.mark.parametrize("key", ["n", "W", "P", "d", "u"])
+async def test_a_recording_cannot_be_changed(file: Path, key: str) -> None:
+    async with replayed(file) as person:
+        await person.press(key)
+        await person.eventually("This is a recording: it cannot be changed.")
+        assert "press W" not in person.text
+
+
 async def test_space_plays_to_the_end_and_pauses(file: Path) -> None:
     async with replayed(file) as person:
         for _ in range(4):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from rich.cells import cell_len
+from rich.style import Style
 from textual import events
 from textual.app import App, ComposeResult
 from textual.message import Message
@@ -19,6 +20,7 @@ from tests.snapshots import HOSTILE_NAME
 from tests.ui.driver import screen_lines
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Row, Rows
+from tui.widgets.painted import strip_of
 from tui.widgets.table import TableView
 
 COLUMNS = (
@@ -298,3 +300,22 @@ async def test_an_empty_table_says_why_in_the_middle() -> None:
         await pilot.pause()
         found = [line for line in screen_lines(pilot.app) if "bridge" in line]
         assert found and all(line.startswith("  ") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "wanted"),
+    [
+        ("db 10.89.0.2:5432", 17, "db 10.89.0.2:5432"),
+        ("db 10.89.0.2:5432", 16, "db 10.89.0.2:54…"),
+        ("trailing  ", 8, "trailing"),
+        ("本本本", 5, "本本…"),
+        ("本本本", 4, "本 …"),
+        ("ab", 1, "…"),
+        ("ab", 0, ""),
+        ("a", 3, "a  "),
+    ],
+)
+def test_a_line_that_is_cut_off_says_so(text: str, width: int, wanted: str) -> None:
+    for spans in ([(text, Style.null())], [(letter, Style.null()) for letter in text]):
+        strip = strip_of(spans, width)
+        assert (strip.text.rstrip(), strip.cell_length) == (wanted.rstrip(), width)

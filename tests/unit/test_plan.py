@@ -26,6 +26,7 @@ from core.ops import (
     undo_of,
 )
 from core.plan import Plan, Refused, plan, plan_all
+from core.plan.held import free_port
 from core.plan.requests import (
     Attach,
     ChangeBridge,
@@ -247,6 +248,58 @@ def test_a_port_is_published_once() -> None:
     assert planned(Publish("web", "8080", l4_proto="udp"), now)
     listening = topology(host(), listening=(Listener("tcp", "0.0.0.0", 22),))
     assert "listens on tcp port 22" in refused(Publish("web", "22"), listening)
+
+
+def led(**fields: Any) -> Topology:
+    """The host with a rule of others that leads tcp port 8080 to the address 10.8.0.3."""
+    made = host()
+    usual = {"verdict": "dnat", "l4_proto": "tcp", "dport": "8080", "to_address": "10.8.0.3", "to_port": "80"}
+    usual |= {"backend": "nft", "table": "hostnat"}
+    made.rule("prerouting", "", **(usual | fields))
+    now = topology(made)
+    firewall = now.snapshot.firewalls[HOST]
+    hooked = Chain("nft", "ip", "hostnat", "prerouting", "prerouting", "nat", -100, "accept")
+    whole = replace(firewall, chains=(*firewall.chains, hooked))
+    return Topology(replace(now.snapshot, firewalls={HOST: whole}))
+
+
+def test_a_port_that_rules_of_others_lead_elsewhere_is_not_taken_over() -> None:
+    told = refused(Publish("web", "8080", "80"), led())
+    assert "tcp port 8080 of the host is taken already: it leads to 10.8.0.3:80" in told
+    assert "table ip hostnat that is not vnet's; take another port (8081 is free)" in told
+    assert "port 8080 " in refused(Publish("web", "8000-8100"), led())
+    assert "port 8070-8080 " in refused(Publish("web", "8000-8080"), led(dport="8070-8090"))
+    assert "to port 3128 of the host" in refused(
+        Publish("web", "8080"), led(verdict="redirect", to_address="", to_port="3128")
+    )
+    assert "8080" in refused(Publish("web", "8080", host_ip="192.0.2.2"), led(dst="192.0.2.2"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "rule"),
+    [
+        (Publish("web", "8081"), {}),
+        (Publish("web", "8080", l4_proto="udp"), {}),
+        (Publish("web", "8080"), {"family": "ip6", "to_address": "fd08::3"}),
+        (Publish("web", "8080", host_ip="192.0.2.2"), {"dst": "10.9.0.1"}),
+        (Publish("web", "8080"), {"dst": "10.43.0.9"}),
+    ],
+)
+def test_what_does_not_meet_another_rule_is_published(request_: Publish, rule: dict[str, Any]) -> None:
+    assert not any("may not get all" in one for one in planned(request_, led(**rule)).warnings)
+
+
+@pytest.mark.parametrize("rule", [{"iif": "br-x"}, {"src": "10.0.0.0/8"}, {"dport": "", "l4_proto": ""}])
+def test_a_rule_that_takes_some_of_a_port_is_warned_of(rule: dict[str, str]) -> None:
+    warned = planned(Publish("web", "8080"), led(**rule)).warnings
+    assert any("hostnat" in one and "tcp/8080 may not get all" in one for one in warned)
+
+
+def test_a_free_port_is_proposed() -> None:
+    assert free_port(topology(host()), "tcp") == "8080"
+    assert free_port(topology(host(), (RULE,)), "tcp") == "8081"
+    assert free_port(led(dport="8080-8085"), "tcp") == "8086"
+    assert free_port(led(), "udp") == "8080"
 
 
 def test_unpublish() -> None:

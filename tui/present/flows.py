@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
 from tui.present import query
 from tui.present.flow_cells import COLUMNS, cells_of
-from tui.present.flows_filter import keys_of, mask_of
+from tui.present.flows_filter import keys_of, mask_of, remarks
 from tui.present.flows_head import head_of
 from tui.present.lens import PLAIN, Lens
 from tui.present.list_rows import ListRows
@@ -52,6 +52,10 @@ class FlowRows:
         """What a filter may ask for."""
         return keys_of(self._topology, self._picture)
 
+    def remarks(self, text: str) -> Iterable[str]:
+        """What a filter line cannot mean."""
+        return remarks(text, self.keys())
+
     def index(self, ref: Ref) -> int | None:
         """Where that flow stands; of a hop, where its connection does. None where it does not."""
         row = self._row_of(ref)
@@ -78,6 +82,11 @@ class FlowRows:
     def head(self) -> Sequence[Cell]:
         """What is said about the whole."""
         return head_of(self._topology, self._picture, self._lens, self._order)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The numbers of the rows in the picture's table, in order."""
+        return self._order
 
     # ---- another look
 

@@ -18,6 +18,7 @@ from tui.present import cells, query, units
 from tui.present.cells import Line
 from tui.present.conntrack_detail import state_cell
 from tui.present.flow_cells import duration, known, path_cell, rtt_cell
+from tui.present.flows import FlowRows
 from tui.present.flows_filter import mask_of
 from tui.present.glyphs import ARROW
 from tui.present.link_detail import gone
@@ -159,8 +160,9 @@ def talkers(scene: Scene, ref: Ref) -> Detail:
     """About flows added up: how many, who calls, and the biggest of them."""
     topology, picture = scene.topology, scene.flow_picture
     selects = str(ref.key[1])
-    mask = mask_of(query.parse(selects), topology, picture) & picture.index.edge
-    rows = np.flatnonzero(mask)
+    mask = mask_of(query.parse(selects), topology, picture)
+    shown = FlowRows(topology, picture, scene.lens).matching(scene.flows_filter).numbers
+    rows = np.sort(shown[mask[shown]])
     if not rows.size:
         return gone("this group")
     bits = np.nan_to_num(picture.table.bits[rows])

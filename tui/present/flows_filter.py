@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -12,17 +12,31 @@ from core.flows.fast import FAST
 from core.topology import Topology
 from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
-from tui.present import address_match
+from tui.present import address_match, query
 from tui.present.conntrack_filter import FlowFilter
 from tui.present.query import Term, fits
 
 Mask = np.ndarray
+SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops"})
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def mask_of(terms: Iterable[Term], topology: Topology, picture: FlowPicture) -> Mask:
     """Which flows all terms let through."""
     return _Filter(topology, picture).all(terms)
+
+
+def remarks(text: str, known: Collection[str]) -> Iterator[str]:
+    """What a filter line cannot mean, in words; `known` are the keys that there are."""
+    yield from query.remarks(text, known)
+    for each in query.parse(text):
+        if each.key in SIZES and not _means_something(each.value):
+            yield f"{each.value} is no figure such as >1M, and no range such as 10k-1M."
+
+
+def _means_something(value: str) -> bool:
+    least, most = bounds(value)
+    return least <= most
 
 
 def keys_of(topology: Topology, picture: FlowPicture) -> frozenset[str]:

@@ -193,22 +193,33 @@ def _cells(name: str, flows: int, sums: Sequence[float], top: float, measured: b
 
 
 def _matrix(picture: FlowPicture, order: Array, head: Sequence[Cell]) -> GroupRows:
-    """Who sends how much to whom: the busiest containers, the host, and everybody else together."""
+    """Who sends how much to whom: the busiest containers, the host, and everybody else together. Columns
+    stand by name, and those give way first that carried the least so far, so that they stay where they are
+    from one look to the next."""
     index, table = picture.index, picture.table
     size = len(index.owners) + 1
     origin, responder = index.origin[order] + 1, index.responder[order] + 1
     values = np.nan_to_num(table.speeds[order, :2]) if table.measured else table.octets[order].astype(float)
     sent = crossed(origin, responder, size, values[:, 0]) + crossed(responder, origin, size, values[:, 1])
     counts = crossed(origin, responder, size, np.ones(len(order)))
-    busy = sent.sum(axis=0) + sent.sum(axis=1)
+    so_far = table.octets[order].sum(axis=1).astype(float)
+    carried = crossed(origin, responder, size, so_far)
+    busy = carried.sum(axis=0) + carried.sum(axis=1)
     talked = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    shown = talked[np.argsort(-busy[talked], kind="stable")][:_MATRIX_SIDE]
-    names = [OTHERS if code == 0 else index.owners[code - 1].name for code in shown.tolist()]
+    ranked = talked[np.argsort(-busy[talked], kind="stable")][:_MATRIX_SIDE].tolist()
+    called = {code: OTHERS if code == 0 else index.owners[code - 1].name for code in ranked}
+    shown = np.array(sorted(ranked, key=lambda code: (code == 0, called[code])), np.intp)
+    names = [called[code] for code in shown.tolist()]
+    ranks = {code: rank for rank, code in enumerate(ranked)}
     columns = (
         Column("name", "from \\ to", 16, grow=1),
-        *(Column(f"to-{place}", name, 11, align="right", priority=place) for place, name in enumerate(names)),
+        *(Column(f"to-{called[code]}", called[code], 11, align="right", priority=ranks[code], counted=True)
+          for code in shown.tolist()),
         Column("rate", "in all", 11, align="right"),
-    )
+    )  # fmt: skip
+    if len(talked) > len(shown):
+        words = f"the {len(shown)} of {len(talked)} ends that carried most so far; the others are left out"
+        head = (*head, Cell(words, "dim"))
     word = units.bits if table.measured else units.size
     rows = []
     for place, code in enumerate(shown.tolist()):

@@ -19,6 +19,11 @@ class Lens:
     by: str = ""
     pins: frozenset[Ref] = frozenset()
 
+    @property
+    def told(self) -> str:
+        """What flows are added up by, in words."""
+        return {"": "one by one", "matrix": "who sends to whom"}.get(self.by, f"by {self.by}")
+
     def grouped_next(self) -> Lens:
         """Added up by the next thing."""
         return replace(self, by=GROUPINGS[(GROUPINGS.index(self.by) + 1) % len(GROUPINGS)])

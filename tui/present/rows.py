@@ -15,7 +15,8 @@ Tone = Literal["", "ok", "warn", "bad", "dim", "accent"]
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column: `name` is its key in filters and sorting; `width` the cells it needs, `grow` its share of
-    what is left over; the higher `priority`, the earlier a narrow terminal drops it (0: never)."""
+    what is left over; the higher `priority`, the earlier a narrow terminal drops it (0: never); `counted`
+    where the list says that it was dropped."""
 
     name: str
     title: str
@@ -23,6 +24,7 @@ class Column:
     grow: int = 0
     align: Literal["left", "right"] = "left"
     priority: int = 0
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from core.model import Change, FastPath, LinkKey, Ref, Snapshot
 from core.rates import LinkRate, Rates
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
+from tui.present.lens import PLAIN, Lens
 
 LOG_LENGTH = 1000
 
@@ -41,13 +42,16 @@ class ChangeLog:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """One moment as the views present it; `rates` is None where nothing counts (a dump file)."""
+    """One moment as the views present it; `rates` is None where nothing counts (a dump file). `lens` and
+    `flows_filter` say how the person looks at the flows, which what flows add up to depends on."""
 
     topology: Topology
     rates: Rates | None = None
     log: ChangeLog = field(default_factory=ChangeLog)
     flows: FlowPicture | None = None
     fast: FastPath = field(default_factory=FastPath)
+    flows_filter: str = ""
+    lens: Lens = PLAIN
 
     @property
     def flow_picture(self) -> FlowPicture:

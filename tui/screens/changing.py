@@ -44,7 +44,7 @@ class Changing(Journey):
     def action_write(self) -> None:
         """Allow changes, or forbid them again."""
         changer = self.changer
-        lacking = changer.lacking() if changer else "This is a picture out of a file: it cannot be changed."
+        lacking = changer.lacking() if changer else self._unchangeable or "Nothing can be changed here."
         if not self.writing and lacking:
             self.notify(lacking, title="Still read-only", severity="warning", markup=False)
             return
@@ -52,6 +52,14 @@ class Changing(Journey):
         self.show_bars()
         if self.writing and changer:
             self._offer_what_is_open(changer)
+
+    @property
+    def _unchangeable(self) -> str:
+        """Why nothing here can ever be changed, "" where it can."""
+        if self.desk.source.live:
+            return ""
+        kind = "recording" if self._mode() == "replay" else "picture out of a file"
+        return f"This is a {kind}: it cannot be changed."
 
     def _offer_what_is_open(self, changer: Changer) -> None:
         """Changes that were cut off want to be taken back; guarded ones want a yes."""
@@ -72,7 +80,7 @@ class Changing(Journey):
     def _writer(self) -> Changer | None:
         """Who makes changes, if they are allowed; else the person is told how to allow them."""
         if not self.writing:
-            self.notify(keys.READ_ONLY, severity="warning", markup=False, timeout=3)
+            self.notify(self._unchangeable or keys.READ_ONLY, severity="warning", markup=False, timeout=3)
             return None
         return self.changer
 

@@ -131,7 +131,11 @@ class Dashboard(Accelerating, Replaying):
         self.ask()
 
     def action_group(self) -> None:
-        self._look(self.nav.here.state.lens.grouped_next())
+        """Add up by the next thing; what was selected is not among the rows of another look."""
+        lens = self.nav.here.state.lens.grouped_next()
+        self.nav.here.state.ref = None
+        self._look(lens)
+        self.notify(lens.told[0].upper() + lens.told[1:], markup=False, timeout=2)
 
     def action_hops(self) -> None:
         lens = self.nav.here.state.lens

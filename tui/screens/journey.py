@@ -96,9 +96,9 @@ class Journey(Frame):
         self.header.show(state)
         passed = [stop.label for stop in self.nav.trail[:-1]]
         filtered = bool(self.nav.here.state.filter)
-        self.crumbs.show((*passed, self.view.title), self._badge(), filtered)
-        self.crumbs.set_class(bool(passed) or filtered, "-needed")
+        self.crumbs.show((*passed, self._title()), self._badge(), filtered)
         active = next((number for number, view in NUMBERED if view is self.view), 0)
+        self.crumbs.set_class(bool(passed) or filtered or not active, "-needed")
         self.tabs.show(TABS, active, "" if self._crumbs_shown() else self._badge())
         self.footer.show(keys.footer(self.wheres()))
 
@@ -108,6 +108,11 @@ class Journey(Frame):
     def recorded(self) -> str:
         """How far a recording is, "" where there is none."""
         return ""
+
+    def _title(self) -> str:
+        """The view's name; of flows added up, by what."""
+        lens = self.nav.here.state.lens
+        return f"{self.view.title} {lens.told}" if lens.by and self.view.name == "flows" else self.view.title
 
     def _crumbs_shown(self) -> bool:
         return self.crumbs.has_class("-needed") or not self.has_class("-short")
@@ -225,9 +230,12 @@ class Journey(Frame):
         self._total = shown.total
         self.table.message = self._explanation(shown)
         if self._drawn is stop and len(self.table.rows) and self._same_columns(shown):
+            self.table.columns = shown.columns or self.view.columns
             self.table.update(shown.rows, stop.view in _FOLLOWING)
         else:
-            if stop.state.ref and len(shown.rows) and shown.rows.index(stop.state.ref) is None:
+            added_up = self._drawn is stop and not self._same_columns(shown)
+            gone = stop.state.ref is not None and shown.rows.index(stop.state.ref) is None
+            if gone and len(shown.rows) and not added_up:
                 self.notify("What was selected is not in this list now.", markup=False, timeout=3)
             self.table.show(shown.columns or self.view.columns, shown.rows, stop.state.ref, stop.state.top)
         self._drawn = stop
@@ -241,7 +249,9 @@ class Journey(Frame):
         self.show_bars()
 
     def _same_columns(self, shown: Shown) -> bool:
-        return self.table.columns == (shown.columns or self.view.columns)
+        """Whether the table's columns stay; which give way first on a narrow terminal may change."""
+        names = [(column.name, column.title) for column in shown.columns or self.view.columns]
+        return [(column.name, column.title) for column in self.table.columns] == names
 
     def _explanation(self, shown: Shown) -> str:
         """What an empty table says."""

@@ -78,9 +78,12 @@ class Replaying(Keeping):
         self._to_change(-1)
 
     def _to_change(self, direction: int) -> None:
-        if self.player:
-            self.player.seek_change(direction)
+        if self.player and self.player.seek_change(direction):
             self._show_time()
+        elif self.player:
+            self._show_time()
+            end = "further change: this is the last" if direction > 0 else "earlier change: this is the first"
+            self.notify(f"No {end} moment.", markup=False, timeout=3)
 
     def action_faster(self) -> None:
         self._speed(1)

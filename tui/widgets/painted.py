@@ -11,6 +11,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from tui.present.fitting import width_of
 from tui.present.glyphs import ELLIPSIS
 from tui.present.rows import Tone
 
@@ -21,8 +22,7 @@ def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> St
     """The spans as one line of exactly `width` cells, the rest filled; an ellipsis at its end where text is
     cut off, so that nobody takes half a figure for a whole one."""
     strip = Strip([Segment(text, style) for text, style in spans if text])
-    beyond = strip.crop(width) if strip.cell_length > width > 0 else Strip([])
-    if not beyond.text.strip():
+    if strip.cell_length <= width or width < 1 or width_of(strip.text.rstrip()) <= width:
         return strip.adjust_cell_length(width, fill)
     kept = [*strip.crop(0, width - 1)]
     return Strip([*kept, Segment(ELLIPSIS, kept[-1].style if kept else None)]).adjust_cell_length(width, fill)

@@ -169,11 +169,22 @@ class TableView(LinesPane):
                 title += f"{gap}{'▼' if self.reverse else '▲'}"
             spans.append((fit(title, placed.width, column.align == "right"), self.style_of(tone)))
             spans.append((" " * GAP, Style.null()))
-        told = [
-            strip_of([(" " * _GUTTER + safe(cell.text), self.style_of(cell.tone))], width)
-            for cell in head_of(self.rows)
-        ]
-        return [*told, strip_of(spans, width)]
+        return [*self._paint_head(width), strip_of(spans, width)]
+
+    def _paint_head(self, width: int) -> Iterator[Strip]:
+        """What is said about the whole; at the end of its first line how many columns had no room, where
+        that matters."""
+        words = self._left_out()
+        for cell in head_of(self.rows):
+            room = max(0, width - width_of(words))
+            told = strip_of([(" " * _GUTTER + safe(cell.text), self.style_of(cell.tone))], room)
+            yield Strip.join([told, strip_of([(words, self.style_of("warn"))], min(width, width_of(words)))])
+            words = ""
+
+    def _left_out(self) -> str:
+        placed = {one.place for one in self._placed}
+        missing = sum(one.counted for place, one in enumerate(self.columns) if place not in placed)
+        return f"  {missing} column{'s' * (missing != 1)} not shown " if missing else ""
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
         shown = [self.rows.row(place) for place in range(first, min(last + 1, len(self.rows)))]
