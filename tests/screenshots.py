@@ -11,8 +11,8 @@ from pathlib import Path
 from core.lab import Lab
 
 HERE = Path(__file__).parent.parent
-# Each picture's name, the keys that lead to it ("/word" and ":word" are typed), and its size; something that
-# has a story to tell is selected.
+# Each picture's name, the keys that lead to it ("/word" and ":word" are typed, "~" waits a while), and its size;
+# something that has a story to tell is selected.
 SHOTS = (
     ("overview", "1 /blog enter j escape", (130, 40)),
     ("overview-80x24", "1", (80, 24)),
@@ -29,6 +29,11 @@ SHOTS = (
     ("help", "3 ?", (130, 40)),
     ("form-network", "W n s h o p 2", (130, 40)),
     ("delete", "2 W d", (130, 40)),
+    ("flows", ":flows enter ~ g j", (130, 40)),
+    ("flows-80x24", ":flows enter ~ g j", (80, 24)),
+    ("flows-by-container", ":flows enter b", (130, 40)),
+    ("form-fastpath", "2 W /br-shop enter escape f", (130, 40)),
+    ("fastpath", "2 W /br-shop enter escape f ~ y ~ ~ ~ :fastpath enter ~ g", (130, 40)),
 )
 _NAMED = {
     "?": "question_mark",
@@ -45,15 +50,20 @@ async def shoot(folder: Path, names: set[str]) -> None:
     """Take the pictures; runs inside the lab."""
     from tui.app import VnetApp
     from tui.change.session import Session
+    from tui.fastpath.dashboard import FastForDashboard
     from tui.live import LiveSource
 
     for name, keys, size in SHOTS:
         if names and name not in names:
             continue
-        app = VnetApp(LiveSource(), make_changer=Session)
+        fast = FastForDashboard()
+        app = VnetApp(LiveSource(fast.flows), make_changer=Session, make_accelerator=fast.accelerator)
         async with app.run_test(size=size) as pilot:
             await pilot.pause(_SETTLE)
             for word in keys.split():
+                if word == "~":
+                    await pilot.pause(3.0)
+                    continue
                 typed = word if word[0] in "/:" else [word]
                 await pilot.press(*(_NAMED.get(key, key) for key in typed))
             await pilot.pause(2.0)

@@ -15,10 +15,12 @@ from core.model.conntrack import IPS_ASSURED, IPS_CONFIRMED, IPS_SEEN_REPLY
 
 Column = np.ndarray[Any, Any]
 
-# What carries a connection's packets now: the kernel, the fast path in a way of FAST_PATHS, or the kernel
-# again after the fast path has handed it back.
-PATHS = ("kernel", "fast", "kernel again")
-KERNEL, FAST, AGAIN = range(3)
+# What carries a connection's packets now: the kernel, the fast path, the kernel again after the fast path has
+# handed it back, or the fast path a part of them only.
+PATHS = ("kernel", "fast", "kernel again", "part fast")
+KERNEL, FAST, AGAIN, PART = range(4)
+_FEW = 4  # packets that the kernel may carry all the same, for those that a connection is learned by
+_SLIGHT = 0.05  # the part of all packets below which a direction says nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +65,15 @@ def _add(counters: Column, path: Column, rows: Column, flows: Column, way: int) 
     counters[rows, way] += flows["packets"]
     counters[rows, way + 2] += flows["bytes"]
     path[rows] = np.where(flows["live"], FAST, np.where(path[rows] == FAST, FAST, AGAIN))
+
+
+def is_part(total: Column, fast: Column) -> Column:
+    """Where some direction that carries packets is not nearly all on the fast path; both have shape (n, 2):
+    packets of late."""
+    total, fast = total.astype(float), fast.astype(float)
+    matters = total > _SLIGHT * total.sum(axis=1, keepdims=True)
+    carried = (fast > 0) & (total - fast <= _FEW + total / 10)
+    return np.asarray((matters & ~carried).any(axis=1))
 
 
 def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:

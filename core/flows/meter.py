@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.flows import keys
-from core.flows.fast import NO_PATHS, Paths, joined
+from core.flows.fast import FAST, NO_PATHS, PART, Paths, is_part, joined
 from core.flows.keys import Places
 from core.flows.table import GENERATIONS, UNKNOWN, FlowTable, began, counters_of, whole
 from core.model import Conntrack, FastFlows
@@ -37,7 +37,7 @@ class Reading:
 class _Memory:
     """What is known of each row, row after row: its key, the counters of two earlier looks and when these
     were, what the fast path counted at last and in earlier lives, its speeds, when it last moved, when it
-    was born."""
+    was born, and its packets of late."""
 
     keys: Column
     counts: Column  # (n, 2, 4): the older look, then the newer
@@ -46,6 +46,7 @@ class _Memory:
     speeds: Column
     moved: Column
     born: Column
+    late: Column  # (n, 2, 4): at the last look, and of late; all packets of both directions, then fast ones
 
     @classmethod
     def of(cls, count: int) -> _Memory:
@@ -53,14 +54,14 @@ class _Memory:
         return cls(
             np.zeros(count, np.uint64), np.zeros((count, 2, 4), np.uint64), np.zeros((count, 2)),
             np.zeros((count, 2, 4), np.uint64), np.full((count, 4), UNKNOWN), np.full(count, -np.inf),
-            np.full(count, np.nan),
+            np.full(count, np.nan), np.zeros((count, 2, 4)),
         )  # fmt: skip
 
     def taken(self, rows: Column) -> _Memory:
         """Some of the rows, in that order."""
         return _Memory(
             self.keys[rows], self.counts[rows], self.times[rows], self.fast[rows], self.speeds[rows],
-            self.moved[rows], self.born[rows],
+            self.moved[rows], self.born[rows], self.late[rows],
         )  # fmt: skip
 
     def extended(self, more: _Memory) -> _Memory:
@@ -100,6 +101,7 @@ class FlowMeter:
         self._kernel = counters_of(tables)
         counters = self._merged(self._kernel, paths.counters)
         self._advance(slice(None), counters, times)
+        self._look_at_paths(counters)
         self._seen = {one.table.ns: one.ended for one in readings}
         if fast is not None:
             self._seen.setdefault(fast.ns, now)
@@ -124,7 +126,7 @@ class FlowMeter:
         self._advance(changed, counters[changed], np.full(len(changed), now))
         self._memory.speeds[np.setdiff1d(wanted, changed)] = 0
         self.table = replace(
-            old, tables=_with_entries(old.tables, rows, entries), taken_at=now, at=at, path=path,
+            old, tables=_with_entries(old.tables, rows, entries), taken_at=now, at=at, path=self._in_part(path),
             speeds=np.where(old.counted[:, None], self._memory.speeds, UNKNOWN), packets=counters[:, :2],
             octets=counters[:, 2:], fast_bytes=self._fast_bytes(),
             born=self._memory.born + (at - now),
@@ -191,7 +193,7 @@ class FlowMeter:
         stamps = began(tables)[rows] - offset
         seen[stamps < seen - 1] = np.nan
         memory = self._memory
-        memory.counts[rows] = memory.fast[rows] = 0
+        memory.counts[rows] = memory.fast[rows] = memory.late[rows] = 0
         memory.times[rows] = seen[:, None]
         memory.speeds[rows], memory.moved[rows] = UNKNOWN, -np.inf
         memory.born[rows] = np.where(np.isnan(stamps), (seen + times[rows]) / 2, stamps)
@@ -213,6 +215,20 @@ class FlowMeter:
         """What the fast path carried of each row, in bytes."""
         fast = self._memory.fast
         return fast[:, 0, 2:] + fast[:, 1, 2:] if self._is_fast else np.zeros((len(fast), 2), np.uint64)
+
+    def _look_at_paths(self, counters: Column) -> None:
+        """Take what both paths carried since the last look; older looks count half as much each time."""
+        late, fast = self._memory.late, self._memory.fast
+        newest = np.concatenate((counters[:, :2], fast[:, 0, :2] + fast[:, 1, :2]), axis=1).astype(float)
+        risen = np.maximum(newest - late[:, 0], 0)
+        moved = risen.any(axis=1)
+        late[moved, 1] = late[moved, 1] / 2 + risen[moved]
+        late[:, 0] = newest
+
+    def _in_part(self, path: Column) -> Column:
+        """The path, told apart where the fast path carries only a part."""
+        late = self._memory.late[:, 1]
+        return np.where((path == FAST) & is_part(late[:, :2], late[:, 2:]), PART, path).astype(np.uint8)
 
     def _advance(self, rows: Column | slice, counts: Column, times: Column) -> None:
         """Take the newest counters of some rows: work out their speeds, move their window on."""
@@ -245,7 +261,7 @@ class FlowMeter:
         speeds[~counted] = UNKNOWN
         return FlowTable(
             tables, self._generation(tables, counted), now, at, speeds, counters[:, :2], counters[:, 2:],
-            counted, path, self._fast_bytes(), self._memory.born + (at - now),
+            counted, self._in_part(path), self._fast_bytes(), self._memory.born + (at - now),
             0 if paths.loose is None else len(paths.loose.entries), bool(self.table.generation),
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.flows.fast import AGAIN, FAST, KERNEL
+from core.flows.fast import AGAIN, FAST, KERNEL, PART
 from core.flows.meter import FlowMeter, Reading
 from core.flows.table import FlowTable, table_of
 from core.model import FASTFLOW_DTYPE, Conntrack, FastFlows
@@ -237,6 +237,28 @@ def test_a_flow_that_moves_from_path_to_path_keeps_its_speed() -> None:
         found = clock.feed(host(counted(250_000 + (second + 1) * 125_000)), fast=ended)
         assert found.bits[0] == pytest.approx(1e6)
     assert found.path.tolist() == [AGAIN]
+
+
+def test_a_flow_of_which_the_kernel_carries_a_direction_is_part_fast() -> None:
+    acks, both = fast_flows(back(500_000)), fast_flows(there(500_000), back(500_000))
+    assert table_of({HOST: host(counted(500_000, 0))}, acks).path.tolist() == [PART]
+    assert table_of({HOST: host(counted(4000, 2000))}, both).path.tolist() == [FAST], "while it was learned"
+    assert table_of({HOST: host(counted(20_000, 0))}, fast_flows(there(0))).path.tolist() == [PART]
+
+
+def test_what_counts_is_what_carried_its_packets_of_late() -> None:
+    clock = Clock()
+    clock.feed(host(counted(9_000_000)), fast=fast_flows())
+    paths = []
+    for second in range(1, 12):
+        both = fast_flows(there(second * 125_000), back(second * 60_000))
+        paths += clock.feed(host(counted(9_000_000)), fast=both).path.tolist()
+    assert (paths[0], paths[-1]) == (PART, FAST)
+    for second in range(1, 12):
+        acks = fast_flows(there(11 * 125_000), back((11 + second) * 60_000))
+        paths += clock.feed(host(counted(9_000_000 + second * 125_000)), fast=acks).path.tolist()
+    assert paths[-1] == PART
+    assert clock.meter.touch({}, np.zeros(0, int), acks, clock.now + 1, EPOCH).path.tolist() == [PART]
 
 
 def test_what_the_fast_path_forgets_stays_in_the_sum() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from core.flows import End, Flow, address_text, protocol_name
-from core.flows.fast import AGAIN, FAST, PATHS
+from core.flows.fast import AGAIN, FAST, PART, PATHS
 from core.topology import Topology
 from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
@@ -86,6 +86,8 @@ def via(flow: Flow) -> str:
 
 def path_cell(path: int) -> Cell:
     """What carries it now."""
+    if path == PART:
+        return Cell("part", "warn")
     return Cell("fast", "ok") if path == FAST else Cell(PATHS[0], "dim" if path == AGAIN else "")
 
 

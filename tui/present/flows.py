@@ -217,7 +217,7 @@ VIEW = ListView(
         ("from:NAME to:NAME", "by who opened it, by who answers: a name or an address"),
         ("client:outside", "who calls a container: outside, host, beside, other network, itself"),
         ("process:NAME", "by the process at either end"),
-        ("path:fast", "what the fast path carries, or the kernel"),
+        ("path:fast", "what the fast path carries (nearly) all of; path:part, path:kernel"),
         ("port:443 proto:udp", "by port, by protocol; also sport: dport: addr: src: dst: state: nat:"),
         ("hops:>1", "what passes several namespaces that track it"),
     ),

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from core.flows import PROTOCOLS, STATES
-from core.flows.fast import FAST
+from core.flows.fast import FAST, PART
 from core.topology import Topology
 from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
@@ -63,7 +63,7 @@ class _Filter(FlowFilter):
         self.by_key |= {key: partial(self._sized, make) for key, make in sizes.items()}
         self.by_key |= {
             "state": lambda value: self._word(STATES, table.columns.state, value),
-            "path": lambda value: (table.path == FAST) == ("fast".startswith(value.lstrip("="))),
+            "path": lambda value: self._on_path(value.lstrip("=")),
             "client": lambda value: np.array([fits(value, name) for name in CLIENTS])[index.client],
             "proto": lambda value: np.array([fits(value, name) for name in PROTOCOLS])[
                 index.columns.column("l4_proto")
@@ -73,6 +73,15 @@ class _Filter(FlowFilter):
             "from": partial(self._end_of, "orig_src"),
             "to": partial(self._end_of, "reply_src"),
         }
+
+    def _on_path(self, word: str) -> Mask:
+        """Where the fast path carries (nearly) all, a part, or nothing now."""
+        path = self._picture.table.path
+        if "fast".startswith(word):
+            return np.asarray(path == FAST)
+        if "part fast".startswith(word):
+            return np.asarray(path == PART)
+        return np.asarray((path != FAST) & (path != PART))
 
     def _sized(self, make: Callable[[], np.ndarray], value: str) -> Mask:
         """Where a figure lies in a range such as ">1M", "<10" or "5-20"; a bare number is the least."""
