@@ -11,8 +11,8 @@ from pathlib import Path
 from core.lab import Lab
 
 HERE = Path(__file__).parent.parent
-# Each picture's name, the keys that lead to it ("/word" and ":word" are typed, "~" waits a while), and its size;
-# something that has a story to tell is selected.
+# Each picture's name, the keys that lead to it ("/word" and ":word" are typed, "~" waits a while), and its
+# size; something that has a story to tell is selected.
 SHOTS = (
     ("overview", "1 /blog enter j escape", (130, 40)),
     ("overview-80x24", "1", (80, 24)),
