@@ -236,11 +236,15 @@ def has_default(field: Field[Any]) -> bool:
 def _other_keys(
     got: typing.AbstractSet[str], known: typing.AbstractSet[str], needed: typing.AbstractSet[str]
 ) -> WrongValue:
-    missing, unknown = sorted(needed - got), sorted(got - known)
-    words = [f'"{missing[0]}" is missing'] if missing else []
-    if unknown:
-        words.append(f'"{unknown[0][:40]}" is not known here, a newer vnet-tui may have written it')
-    return WrongValue(" and ".join(words))
+    missing, more = sorted(needed - got), sorted(got - known)
+    if more:
+        return unknown(more[0])
+    return WrongValue(f'"{missing[0]}" is missing')
+
+
+def unknown(name: str) -> WrongValue:
+    """A field that this program's model does not have."""
+    return WrongValue(f'"{name[:40]}" is not known here: a newer vnet-tui may have written it')
 
 
 def _field_decoder(field: Field[Any], hint: Any) -> Decoder:

@@ -17,6 +17,8 @@ MAX_BYTES = 1 << 29
 MAX_VALUES = 1 << 25
 _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_MAGIC, _TAR_BLOCK = b"ustar", 512
+# What every version of the program wrote of a snapshot: without it there would be an empty host to see.
+ALWAYS = ("taken_at", "host", "namespaces", "nets", "firewalls", "engines")
 SNAPSHOT_FILE = "snapshot.json"  # in a bundle
 _NOT_OURS = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
 _WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
@@ -32,6 +34,7 @@ class CorruptFile(Exception):
 
 def to_json(snapshot: Snapshot) -> bytes:
     """The whole snapshot as ASCII JSON, {"schema": 1, "snapshot": {...}}, every field by its model's name.
+    A field that the model gained since a file was written takes its default when that is read.
 
     Keys that are numbers in the model become text; a structured array becomes an object of columns.
     """
@@ -53,11 +56,19 @@ def from_json(data: bytes) -> Snapshot:
             "schema", "Open it with the version of vnet-tui that wrote it.",
         )  # fmt: skip
     try:
+        check_always(whole["snapshot"])
         snapshot: Snapshot = decoder(Snapshot)(whole["snapshot"])
     except WrongValue as error:
         raise CorruptFile(str(error), "snapshot" + "".join(error.path)) from None
     check(snapshot)
     return snapshot
+
+
+def check_always(told: Any) -> None:
+    """Refuse an object from a file that lacks what every snapshot has; raises WrongValue."""
+    missing = [name for name in ALWAYS if isinstance(told, dict) and name not in told]
+    if missing:
+        raise WrongValue(f'"{missing[0]}" is missing')
 
 
 def check(snapshot: Snapshot) -> None:

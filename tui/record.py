@@ -115,14 +115,16 @@ def _words(limits: Limits) -> str:
 
 
 def opened(path: Path) -> ReplaySource:
-    """A recording as the dashboard's source; raises CommandError."""
+    """A recording whose first moment can be shown, as the dashboard's source; raises CommandError."""
     from core.recording import Recording
     from core.serialize import CorruptFile
     from tui.replay import ReplaySource
 
     name = safe(str(path))
     try:
-        return ReplaySource(Recording(path), path.name)
+        recording = Recording(path)
+        recording.moment(0)
+        return ReplaySource(recording, path.name)
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}") from None
     except CorruptFile as error:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from core.diff.told import Told, in_both
 from core.model import Chain, Firewall, FirewallRule, namespace_ref
 
+_FAST_TABLE = "vnet_fastpath"  # inet, of nftables
 Place = tuple[str, str, str, str]
 
 
@@ -14,15 +15,35 @@ def tell_rules(told: Told) -> None:
     """Tell which rules came and went, chain by chain, and which policies changed."""
     for ns, old, new in in_both(told.old.snapshot.firewalls, told.new.snapshot.firewalls):
         before, after = _by_id(old), _by_id(new)
-        gone = [rule for key, rule in before.items() if key not in after]
-        come = [rule for key, rule in after.items() if key not in before]
+        gone = _without_own(told, ns, before, after, "removed")
+        come = _without_own(told, ns, after, before, "added")
         _tell_chains(told, ns, "removed", gone, "is gone from", "are gone from")
         _tell_chains(told, ns, "added", come, "was added to", "were added to")
         for key, rule in after.items():
-            if key in before and _still(rule) != _still(before[key]):
+            if key in before and not _is_own(rule) and _still(rule) != _still(before[key]):
                 words = f"in {_chain(rule)} of {told.place(ns)} changed to: {rule.text}"
                 told.tell("changed", namespace_ref(ns), f"rule {before[key].text} {words}")
         _tell_policies(told, ns, old, new)
+
+
+def _is_own(rule: FirewallRule) -> bool:
+    """Whether the fast path itself has made it."""
+    return (rule.backend, rule.family, rule.table) == ("nft", "inet", _FAST_TABLE)
+
+
+def _without_own(
+    told: Told, ns: int, rules: dict[str, FirewallRule], others: dict[str, FirewallRule], action: str
+) -> list[FirewallRule]:
+    """Those that are not among the others, without the fast path's own: that its table came or went is told
+    once, in a sentence, and of what it writes anew meanwhile nothing."""
+    differ = [rule for key, rule in rules.items() if key not in others]
+    own = any(map(_is_own, differ))
+    if own and not any(map(_is_own, others.values())):
+        words = (
+            "was turned on: its own table {} came" if action == "added" else "ended: its own table {} went"
+        )
+        told.tell(action, namespace_ref(ns), f"the fast path {words.format(_FAST_TABLE)} in {told.place(ns)}")
+    return [rule for rule in differ if not _is_own(rule)] if own else differ
 
 
 def _by_id(firewall: Firewall) -> dict[str, FirewallRule]:

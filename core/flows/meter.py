@@ -126,10 +126,10 @@ class FlowMeter:
         self._advance(changed, counters[changed], np.full(len(changed), now))
         self._memory.speeds[np.setdiff1d(wanted, changed)] = 0
         self.table = replace(
-            old, tables=_with_entries(old.tables, rows, entries), taken_at=now, at=at, path=self._in_part(path),
-            speeds=np.where(old.counted[:, None], self._memory.speeds, UNKNOWN), packets=counters[:, :2],
-            octets=counters[:, 2:], fast_bytes=self._fast_bytes(),
-            born=self._memory.born + (at - now),
+            old, tables=_with_entries(old.tables, rows, entries), taken_at=now, at=at,
+            path=self._in_part(path), packets=counters[:, :2],
+            speeds=np.where(old.counted[:, None], self._memory.speeds, UNKNOWN), octets=counters[:, 2:],
+            fast_bytes=self._fast_bytes(), born=self._memory.born + (at - now),
         )  # fmt: skip
         return self.table
 

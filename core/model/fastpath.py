@@ -8,8 +8,8 @@ from typing import Literal
 
 # "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment;
 # "silent": its process does not answer, so its lease ends and the kernel forwards; "hidden": it runs, but
-# may be asked by root alone.
-FastState = Literal["off", "on", "paused", "changing", "silent", "hidden"]
+# may be asked by root alone; "unknown": a file does not hold it.
+FastState = Literal["off", "on", "paused", "changing", "silent", "hidden", "unknown"]
 ALL = "all"
 FAST = "FAST"
 
@@ -68,7 +68,7 @@ class FastPath:
     @property
     def is_running(self) -> bool:
         """Whether somebody accelerates here, be it paused."""
-        return self.state != "off"
+        return self.state not in ("off", "unknown")
 
     @property
     def packets(self) -> int:

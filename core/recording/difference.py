@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.codec import WrongValue, decoder, encoder, json_name
+from core.codec import WrongValue, decoder, encoder, has_default, json_name, unknown
 from core.recording import columns
 
 # Where there was nothing before.
@@ -135,11 +135,12 @@ def _put_fields(owner: type, old: Any, parts: dict[str, Any], part: Part) -> Any
         before = _field(old, name)
         if said in left:
             before = _inner(hint, before, left.pop(said), part, f".{said}")
-        if before is NOTHING:
+        if before is not NOTHING:
+            made[name] = before
+        elif name in _needed(owner):
             raise WrongValue(f'"{said}" is missing')
-        made[name] = before
     if left:
-        raise WrongValue(f'"{next(iter(left))[:40]}" is not known')
+        raise unknown(next(iter(left)))
     return owner(**made)
 
 
@@ -165,6 +166,12 @@ def _whole(key: Any) -> int:
     if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20):
         raise WrongValue("a whole number should be the key here")
     return int(key)
+
+
+@functools.cache
+def _needed(owner: type) -> frozenset[str]:
+    """The fields that a file must tell: others were not yet there when an older one was written."""
+    return frozenset(each.name for each in fields(owner) if not has_default(each))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from core.recording import frames
 from core.recording.difference import NOTHING, changed, table_bytes
 from core.recording.frames import KEY, Body, Frame, damaged
 from core.recording.moment import Moment, check_moment
-from core.serialize import CorruptFile
+from core.serialize import CorruptFile, check_always
 
 _STATS: Any = LinkStats | None
 _MAX_TABLES = 1 << 28  # bytes of all tables of one moment
@@ -128,6 +128,8 @@ class Recording:
             raise CorruptFile("the recording holds too much between two whole moments", try_=frames.NOT_OURS)
         if not isinstance(whole, list):
             raise damaged("a frame holds no moment", _where(one))
+        if one.kind == KEY:
+            _check_key_frame(whole, one)
         moment: Moment = _checked(Moment, old, whole, body, one)
         tables = table_bytes(Moment, moment)
         if tables > _MAX_TABLES:
@@ -148,6 +150,15 @@ def _part_of(whole: Any, name: str) -> Any:
         if isinstance(whole, list) and len(whole) > 1 and isinstance(whole[1], dict)
         else None
     )
+
+
+def _check_key_frame(whole: Any, one: Frame) -> None:
+    """A whole moment tells all that every snapshot has, whichever version wrote it."""
+    told = _part_of(whole, "snapshot")
+    try:
+        check_always(told[1] if isinstance(told, list) and len(told) > 1 else {})
+    except WrongValue as error:
+        raise damaged(str(error), f"{_where(one)}, .snapshot") from None
 
 
 def _checked(hint: Any, old: Any, found: Any, body: Body, one: Frame) -> Any:

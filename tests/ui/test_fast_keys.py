@@ -299,6 +299,9 @@ async def test_it_is_let_go_at_the_end_and_a_file_has_none() -> None:
     async with dashboard(source=source, make_accelerator=lambda: pytest.fail("asked")) as person:
         await person.press("f")
         assert len(person.app.screen_stack) == 1
+        await person.type(":fastpath⏎")
+        await person.eventually("How the fast path stood is not kept in a file")
+        assert "turns it on" not in person.text
 
 
 async def test_names_from_outside_stay_text() -> None:

@@ -31,6 +31,7 @@ def measured(taken: Snapshot) -> FlowTable:
         speeds[NAMES.index(name)] = [10.0 ** (6 - place), 0, 1, 1]
     path = np.zeros(len(NAMES), np.uint8)
     path[NAMES.index("in")] = 1
+    path[NAMES.index("dns")] = 3
     return replace(table, speeds=speeds, path=path, measured=True)
 
 
@@ -81,6 +82,7 @@ def test_every_column_sorts_both_ways_and_loses_nothing(rows: FlowRows, column: 
         ("bytes:>1k", {"out"}),
         ("hops:>1", set()),
         ("path:fast", {"in"}),
+        ("path:part", {"dns"}),
         ("path:kernel client:outside", set()),
         ("client:outside", {"in"}),
         ("from:web1", {"out", "six"}),

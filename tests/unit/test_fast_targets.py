@@ -26,6 +26,7 @@ from core.model import (
 )
 from core.topology import Topology
 from tui.fastpath import keeping
+from tui.fastpath.command import told_of_capture
 from tui.fastpath.keeping import Numbers
 from tui.present.fast_targets import EVERYTHING, added, chosen, is_covered, named, removed
 
@@ -79,6 +80,21 @@ def test_networks_without_a_bridge_have_nothing_to_do() -> None:
     assert labels(topology, container_ref("docker", "gone")) == []
 
 
+def test_a_container_without_a_network_says_why() -> None:
+    modes = {"joined": "container:c1", "alone": "none", "near": "host", "plain": ""}
+    more = tuple(Container("docker", name, name, network_mode=mode) for name, mode in modes.items())
+    snapshot = Snapshot(host=Host(netns=HOST), engines={"docker": Engine("docker", "ok", containers=more)})
+    topology = Topology(snapshot)
+    expected = {
+        "joined": "another container's",
+        "alone": "no network",
+        "near": "host's own",
+        "plain": "known",
+    }
+    for name, words in expected.items():
+        assert words in labels(topology, container_ref("docker", name))[0]
+
+
 def test_names_and_beginnings_of_ids() -> None:
     topology = host()
     for word in ("shop", "br-0a1b2c", "0a1b2c", "0a1b"):
@@ -108,6 +124,13 @@ def test_the_page_lists_every_verdict_in_its_words() -> None:
     page = (Path(__file__).parents[2] / "docs" / "fast-path.md").read_text()
     listed = re.findall(r"^\| `([A-Z0-9_]+)` \| (.+) \|$", page, re.MULTILINE)
     assert listed == [(verdict.name, verdict.words) for verdict in VERDICTS]
+
+
+def test_a_release_of_what_was_not_captured_says_so() -> None:
+    told = told_of_capture("10.9.0.3", [], [])
+    assert told.startswith("10.9.0.3 was not captured, nothing changed; no address is captured")
+    assert told_of_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured now")
+    assert "10.9.0.4" in told_of_capture("", ["10.9.0.4"], ["10.9.0.4"])
 
 
 def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:

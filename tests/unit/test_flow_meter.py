@@ -241,22 +241,23 @@ def test_a_flow_that_moves_from_path_to_path_keeps_its_speed() -> None:
 
 def test_a_flow_of_which_the_kernel_carries_a_direction_is_part_fast() -> None:
     acks, both = fast_flows(back(500_000)), fast_flows(there(500_000), back(500_000))
-    assert table_of({HOST: host(counted(500_000, 0))}, acks).path.tolist() == [PART]
-    assert table_of({HOST: host(counted(4000, 2000))}, both).path.tolist() == [FAST], "while it was learned"
-    assert table_of({HOST: host(counted(20_000, 0))}, fast_flows(there(0))).path.tolist() == [PART]
+    assert table_of({HOST: host(counted(500_000, 500))}, acks).path.tolist() == [PART]
+    assert table_of({HOST: host(counted(4000, 4))}, both).path.tolist() == [FAST], "while it was learned"
+    assert table_of({HOST: host(counted(20_000, 20))}, fast_flows(there(0))).path.tolist() == [PART]
 
 
 def test_what_counts_is_what_carried_its_packets_of_late() -> None:
     clock = Clock()
-    clock.feed(host(counted(9_000_000)), fast=fast_flows())
+    clock.feed(host(counted(9_000_000, 9000)), fast=fast_flows())
     paths = []
     for second in range(1, 12):
         both = fast_flows(there(second * 125_000), back(second * 60_000))
-        paths += clock.feed(host(counted(9_000_000)), fast=both).path.tolist()
+        paths += clock.feed(host(counted(9_000_000, 9000)), fast=both).path.tolist()
     assert (paths[0], paths[-1]) == (PART, FAST)
     for second in range(1, 12):
         acks = fast_flows(there(11 * 125_000), back((11 + second) * 60_000))
-        paths += clock.feed(host(counted(9_000_000 + second * 125_000)), fast=acks).path.tolist()
+        more = counted(9_000_000 + second * 125_000, 9000 + second * 125)
+        paths += clock.feed(host(more), fast=acks).path.tolist()
     assert paths[-1] == PART
     assert clock.meter.touch({}, np.zeros(0, int), acks, clock.now + 1, EPOCH).path.tolist() == [PART]
 

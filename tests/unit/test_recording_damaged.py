@@ -16,6 +16,8 @@ from core.recording import frames
 from core.serialize import CorruptFile
 from tests.host_builder import HOST
 from tests.recordings import WALL, a_story, opened, places, put_together, record, same, taken_apart
+from tui.errors import CommandError
+from tui.record import opened as open_recording
 
 STORY = a_story()
 
@@ -180,6 +182,23 @@ def test_any_json_in_a_frame(tmp_path: Path, whole: bytes, text: Any, number: in
         read_all(tmp_path, rebuilt(whole, number, lambda *_: text))
     except CorruptFile as error:
         assert error.what
+
+
+def test_a_recording_from_before_a_field_opens_with_its_default(tmp_path: Path, whole: bytes) -> None:
+    recording = opened(tmp_path, rebuilt(whole, 0, lambda text, _: text[1].pop("fast") and text))
+    assert recording.moment(0).fast is None
+    assert recording.moment(0).snapshot.nets == STORY[0].snapshot.nets
+
+
+@pytest.mark.parametrize("name", ["nets", "host", "engines"])
+def test_a_whole_moment_without_a_host_is_no_empty_host(tmp_path: Path, whole: bytes, name: str) -> None:
+    broken = rebuilt(whole, 0, lambda text, _: inside(text, "snapshot")[1].pop(name) and text)
+    with pytest.raises(CorruptFile, match=f'"{name}" is missing'):
+        opened(tmp_path, broken).moment(0)
+    path = tmp_path / "broken.vnetrec"
+    path.write_bytes(broken)
+    with pytest.raises(CommandError, match=f'"{name}" is missing'):
+        open_recording(path)
 
 
 def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:

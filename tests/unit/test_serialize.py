@@ -154,7 +154,7 @@ def entries(whole: dict[str, Any]) -> dict[str, Any]:
         (lambda d: d.update(schema="1"), "schema"),
         (lambda d: d.pop("schema"), ""),
         (lambda d: d.pop("snapshot"), ""),
-        (lambda d: d["snapshot"].pop("nets"), "snapshot"),
+        (lambda d: d["snapshot"].pop("taken_at"), "snapshot"),
         (lambda d: d["snapshot"].update(more=1), "snapshot"),
         (lambda d: d["snapshot"].update(taken_at="now"), "snapshot.taken_at"),
         (lambda d: d["snapshot"].update(nets=[]), "snapshot.nets"),
@@ -191,6 +191,21 @@ def test_what_does_not_fit_the_schema(change: Callable[[dict[str, Any]], Any], w
         unpack(changed(change))
     assert caught.value.where == where
     assert caught.value.what and caught.value.try_.endswith(".")
+
+
+def test_a_dump_from_before_a_field_opens_with_its_default() -> None:
+    def older(whole: dict[str, Any]) -> None:
+        for link in net(whole)["links"].values():
+            if link["port"]:
+                link["port"].pop("locked")
+        whole["snapshot"].pop("ovs", None)
+
+    assert_same(unpack(changed(older)), RICH)
+
+
+def test_a_field_of_a_newer_version_is_told() -> None:
+    with pytest.raises(CorruptFile, match="a newer vnet-tui may have written it"):
+        unpack(changed(lambda whole: net(whole).update(colour="red")))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from core.collect.host import missing_capabilities
 from core.text import safe
 from core.topology import Topology
 from tui.accelerator import Preview
 from tui.change.ask import agreed, is_person
-from tui.change.rights import require_rights
 from tui.errors import CommandError
 from tui.fastpath import report
 from tui.fastpath.session import FastSession, ask
@@ -30,23 +30,35 @@ def run(options: argparse.Namespace) -> int:
     if not options.targets and not options.off:
         raise CommandError("say what to accelerate: a bridge, a network, or all; --off ends it")
     if not options.dry_run:
-        require_rights()
+        require_rights("turning the fast path on or off", "; --dry-run only says what would change")
     return _switch(session, options)
+
+
+def require_rights(what: str, more: str = "") -> None:
+    """Raises CommandError where this process lacks what that needs (capabilities(7))."""
+    if lacking := [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]:
+        words = f"{what} needs {' and '.join(lacking)}, which this process lacks"
+        raise CommandError(f"{words}; nothing was changed: run it with sudo{more}")
 
 
 def _capture(options: argparse.Namespace) -> int:
     if options.targets or options.off:
         raise CommandError("--capture and --release stand alone")
-    require_rights()
+    require_rights("--capture or --release")
     do = "capture" if options.capture else "release"
+    was = ask({"do": "status"})["captured"] if options.release else ()
     answer = ask({"do": do, "address": options.capture or options.release})
-    captured = ", ".join(map(safe, answer["captured"]))
-    print(
-        f"left to the kernel, where tcpdump sees them: {captured}"
-        if captured
-        else "nothing is left to the kernel"
-    )
+    print(told_of_capture(options.release, was, answer["captured"]))
     return 0
+
+
+def told_of_capture(released: str, was: Sequence[str], captured: Sequence[str]) -> str:
+    """What is captured now, and whether what was released had been."""
+    words = f"captured, left to the kernel where tcpdump sees it: {', '.join(map(safe, captured))}"
+    words = words if captured else "no address is captured now: the fast path carries them all"
+    if released and set(was) == set(captured):
+        return f"{safe(released)} was not captured, nothing changed; {words}"
+    return words
 
 
 def _switch(session: FastSession, options: argparse.Namespace) -> int:

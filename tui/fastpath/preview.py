@@ -112,7 +112,8 @@ def _begins(tied: bool) -> list[str]:
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
         "kernel removes the table when its process ends.",
-        f"Two processes of their own hold all that, also when one of them is killed. It ends {end}.",
+        "A process of its own holds all that, and a second one waits for its end: is the first killed, the "
+        f"fast path is off and the second puts everything back. Otherwise it ends {end}.",
     ]
 
 

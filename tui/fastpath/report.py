@@ -12,6 +12,7 @@ from core.model.fastpath import FAST
 from core.text import safe
 from tui.fastpath.session import FastSession
 from tui.fastpath.standing import read_fast_path
+from tui.present.fastpath import COST_IS
 
 SCHEMA = 1
 _STATES = {
@@ -19,7 +20,8 @@ _STATES = {
     "on": "on",
     "paused": "paused: the kernel forwards everything, because",
     "changing": "changing: the rules have just changed, the kernel forwards until they stand still",
-    "hidden": "it runs; root alone may ask how it stands",
+    "hidden": "it runs; root alone may ask how it stands: sudo vnet-tui fastpath status",
+    "unknown": "not known",
     "silent": "its process does not answer: once its lease is over, the kernel forwards everything",
 }
 _MEASURING = 0.5  # seconds in which the cost of a packet is measured
@@ -87,7 +89,7 @@ def lines(fast: FastPath) -> Iterator[str]:
         yield f"left out:  {safe(name)}: {safe(why)}"
     yield f"flows:     {fast.flows or 0} of {fast.flows_limit or 0}"
     cost = (
-        f"{fast.ns_per_packet:.0f} ns a packet"
+        f"{fast.ns_per_packet:.0f} ns a packet ({COST_IS})"
         if fast.ns_per_packet
         else "nothing came by while it was measured"
     )

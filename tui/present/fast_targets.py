@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from core.model import FastPath, Link, Network, Ref
+from core.model import Container, FastPath, Link, Network, Ref
 from core.model.fastpath import ALL
 from core.tags import words_of
 from core.text import safe
@@ -17,6 +17,12 @@ _NOTHING = {
     "host": "its containers use the host's own network: nothing is forwarded, nothing to do",
     "none": "its containers have no network: nothing to do",
     "overlay": "an overlay is carried in tunnels, which stay with the kernel",
+}
+_NO_NETWORK = {
+    "joined": "it is in another container's network: accelerate that container",
+    "host": "it uses the host's own network: nothing is forwarded, nothing to do",
+    "none": "it has no network: nothing to do",
+    "": "it is on no network that is known here: select its bridge",
 }
 _SWITCH = "Open vSwitch forwards by its own tables: nothing to do"
 
@@ -47,7 +53,7 @@ def chosen(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
             return (of_network(topology, network),) if network else ()
         case "container":
             mine = (one for one in topology.containers.values() if one.id == str(ref.key[1]))
-            return tuple(of_network(topology, net) for one in mine for net in topology.networks_of(one))
+            return tuple(choice for one in mine for choice in _of_container(topology, one))
         case "link":
             return _of_link(topology, ref)
         case "namespace":
@@ -55,11 +61,20 @@ def chosen(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
     return ()
 
 
+def _of_container(topology: Topology, container: Container) -> tuple[Choice, ...]:
+    """Its networks; where there is none, why there is nothing to do."""
+    if networks := topology.networks_of(container):
+        return tuple(of_network(topology, network) for network in networks)
+    mode = container.network_mode
+    why = _NO_NETWORK.get("joined" if mode.startswith("container:") else mode, _NO_NETWORK[""])
+    return (Choice(safe(container.name), nothing=why),)
+
+
 def _of_namespace(topology: Topology, inode: int) -> tuple[Choice, ...]:
     if inode == topology.host:
         return (EVERYTHING,)
     inside = topology.containers_in(inode)
-    return tuple(of_network(topology, net) for one in inside[:1] for net in topology.networks_of(one))
+    return tuple(choice for one in inside[:1] for choice in _of_container(topology, one))
 
 
 def _of_link(topology: Topology, ref: Ref) -> tuple[Choice, ...]:

@@ -24,8 +24,11 @@ COLUMNS = (
 STATES = {
     "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
     "silent": "its process does not answer", "hidden": "it runs; root alone may ask how it stands",
+    "unknown": "not known",
 }  # fmt: skip
 _TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
+COST_IS = "the program's own time, an average: learning and packets left to the kernel included"
+_NOT_HELD = "How the fast path stood is not kept in a file or a recording; the flows tell their path."
 _ALL, _NEEDS = "all links", "requirements"
 
 
@@ -108,6 +111,9 @@ def _met(one: Requirement) -> Cell:
 
 
 def _head(fast: FastPath) -> Iterator[Cell]:
+    if fast.state == "unknown":
+        yield Cell(_NOT_HELD, "dim")
+        return
     words = [f"fast path {STATES[fast.state]}"]
     if not fast.is_running:
         yield Cell(f"{words[0]}: the kernel forwards everything. W, then f turns it on.", "dim")
@@ -158,6 +164,7 @@ def _standing(fast: FastPath) -> Iterator[Line]:
         yield "flows", Cell(f"{fast.flows:,} of {fast.flows_limit or 0:,}"), None
     cost = f"{fast.ns_per_packet:.0f} ns a packet" if fast.ns_per_packet else "being measured"
     yield "cost", Cell(cost), None
+    yield "", Cell(COST_IS, "dim"), None
     for address in fast.captured:
         yield "captured", cells.text(address), None
     yield "rules", cells.text(f"generation {fast.generation} of 15"), None
@@ -218,5 +225,5 @@ VIEW = ListView(
         ("verdict:WORD", "what became of packets: verdict:mtu"),
         ("share", "of the packets that came in there"),
     ),
-    empty_file="A file does not tell about the fast path.",
+    empty_file=_NOT_HELD,
 )  # fmt: skip

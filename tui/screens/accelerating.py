@@ -52,7 +52,9 @@ class Accelerating(Changing):
         self._requirements: tuple[Requirement, ...] = ()
 
     def on_mount(self) -> None:
-        """Begin to ask after the first paint."""
+        """Begin to ask after the first paint; a file has nobody to ask."""
+        if not self.desk.source.live:
+            self.desk.stand(FastPath("unknown"))
         if self._make_accelerator is not None and self.desk.source.live:
             self.call_after_refresh(
                 threading.Thread(target=self._watch, name="watch-fast-path", daemon=True).start
