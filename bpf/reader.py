@@ -10,7 +10,6 @@ import numpy as np
 
 from bpf import control, layout, runtime, syscall
 from bpf.clock import Clock
-from bpf.loader import FLOWS
 from core.model import FastFlows
 from core.model.fastflows import FASTFLOW_DTYPE
 
@@ -56,7 +55,8 @@ class FlowReader:
 
     def _family(self, family: int) -> Column:
         key = layout.KEY4 if family == 4 else layout.KEY6
-        keys, flows = syscall.read_all(self._maps[f"flows{family}"], key, layout.FLOW, FLOWS)
+        there = self._maps[f"flows{family}"]
+        keys, flows = syscall.read_all(there, key, layout.FLOW, syscall.room_of(there))
         carried = flows["packets"] > 0
         assert self._clock is not None
         return fast_flows(keys[carried], flows[carried], family, self._clock.now(), self._clock.hz)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpf import layout, marks, syscall
-from bpf.loader import FLOWS
 from bpf.ports import Port
 from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
@@ -127,6 +126,6 @@ def _total(ports: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, 
 
 def _count_flows(maps: dict[str, int]) -> int:
     return sum(
-        len(syscall.read_all(maps[name], key, layout.FLOW, FLOWS)[0])
+        len(syscall.read_all(maps[name], key, layout.FLOW, syscall.room_of(maps[name]))[0])
         for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6))
     )

@@ -253,6 +253,11 @@ def info(fd: int, size: int) -> bytes:
     return answer.tobytes()
 
 
+def room_of(map_fd: int) -> int:
+    """How many entries a map may have."""
+    return int(struct.unpack_from("<I", info(map_fd, 24), 16)[0])
+
+
 def id_of(fd: int) -> int:
     """The id of a map or program."""
     return int(struct.unpack_from("<II", info(fd, 8))[1])

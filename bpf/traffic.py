@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bpf import layout, marks, resets, syscall
-from bpf.loader import FLOWS, Loaded
+from bpf.loader import Loaded
 from bpf.neighbours import Neighbours, refresh_fdb
 from bpf.tables import Tables
 
@@ -53,7 +53,8 @@ class Upkeep:
     def _flows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Keys and flows of each family."""
         for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6)):
-            yield syscall.read_all(self._maps[name], key, layout.FLOW, FLOWS)
+            there = self._maps[name]
+            yield syscall.read_all(there, key, layout.FLOW, syscall.room_of(there))
 
     def _macs_in_use(self) -> tuple[set[bytes], set[bytes]]:
         """The MACs that flows of late went to, and came from."""

@@ -13,8 +13,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "tui.cli")
-# As process 1, the shell reaps the orphans until it is killed.
+# As process 1, the shell reaps the orphans until it is killed. Mounted namespaces of the tests' surroundings go
+# from this machine's table, where they would be in sight although covered.
 _START = (
+    "umount -a -t nsfs 2>/dev/null; "
     "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && echo ready && sleep 10000; exit"
 )
 _UNSHARE = ["unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc",

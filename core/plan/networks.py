@@ -39,7 +39,7 @@ def _(request: CreateNetwork, draft: Draft) -> str:
 
 def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
     """The network that a request asks for, with everything chosen that it leaves open. Raises Refusal."""
-    bridge = request.bridge or _bridge_name(request.name)
+    bridge = request.bridge or _free_bridge_name(request.name, draft)
     known = {*draft.ours.networks, *(network.name for network in _engines_networks(draft))} - {request.name}
     require(
         _taken_name(request.name, draft),
@@ -57,6 +57,13 @@ def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
     if len(network.tag().encode()) > ALIAS_BYTES:
         raise Refusal(["the tag of this network would not fit its bridge: take shorter names"])
     return network
+
+
+def _free_bridge_name(name: str, draft: Draft) -> str:
+    """The usual name, or where a link has that already, the same with a number."""
+    usual = _bridge_name(name)
+    others = (f"{usual[: validate.NAME_BYTES - 2]}{number}" for number in range(2, 100))
+    return next((each for each in (usual, *others) if each not in draft.host_names), usual)
 
 
 def _bridge_name(name: str) -> str:

@@ -40,7 +40,7 @@ def _lets(rule: FirewallRule, chain: Chain, bridge: str) -> bool:
 def _sentence(draft: Draft, chain: Chain, bridge: str) -> str:
     which = {"ip": "IPv4", "ip6": "IPv6"}.get(chain.family, "all traffic")
     docker = _has_docker(draft) and chain.backend != "nft"
-    whose = "Docker's rules" if docker else f"table {safe(chain.table)}"
+    who = "Docker's rules drop" if docker else f"table {safe(chain.table)} drops"
     tool = "ip6tables" if chain.family == "ip6" else "iptables"
     where = "DOCKER-USER" if docker else safe(chain.name)
     way = (
@@ -50,7 +50,7 @@ def _sentence(draft: Draft, chain: Chain, bridge: str) -> str:
     )
     bridged = draft.snapshot.host.sysctls.get(_BRIDGED) == "1"
     also = " and, as br_netfilter is on, between containers on it" if bridged else ""
-    return f"{whose} drop what is forwarded ({which}) to and from {bridge}{also}: vnet never edits them{way}"
+    return f"{who} what is forwarded ({which}) to and from {bridge}{also}: vnet edits no rules of others{way}"
 
 
 def _has_docker(draft: Draft) -> bool:

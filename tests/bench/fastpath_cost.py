@@ -6,12 +6,14 @@ import os
 import socket
 import statistics
 import struct
+import time
 from collections.abc import Iterator
 
 import numpy as np
 from scapy.packet import Packet
 
 from bpf import layout, syscall
+from bpf.reader import fast_flows
 from core.collect.netns import entered
 from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu
@@ -32,9 +34,10 @@ def returning(value: int) -> int:
 
 
 def figures() -> Iterator[Figure]:
-    """Both."""
+    """All of them."""
     yield from by_test_run()
     yield from curve()
+    yield from _reading()
 
 
 def by_test_run() -> Iterator[Figure]:
@@ -103,6 +106,34 @@ def curve() -> Iterator[Figure]:
         measured = f"{ours - clock:.0f} ns, {ratio:.2f} x of 1,000"
         how = f"random flows, {_FRAMES} UDP packets; bpf_stats, less an empty program's {clock:.0f} ns"
         yield Figure(f"program, {flows:,} flows in the cache", to_reach, measured, how)
+
+
+def _reading() -> Iterator[Figure]:
+    """All counters into the columns of the flow view."""
+    for flows, to_reach in ((65_536, "<= 30 ms"), (1_000_000, "<= 0.5 s")):
+        host = ThrowawayHost()
+        try:
+            with entered(named(host.name)):
+                rig = Rig(host, flows=flows * 5 // 4)
+                rig.links |= {"up0": 1, "out0": 1}
+                _fill(rig, flows)
+                times = sorted(_read_once(rig) for _ in range(5))
+                rig.close()
+        finally:
+            host.close()
+        yield Figure(
+            f"read {flows:,} flow counters into columns", to_reach, f"{times[2] * 1e3:.0f} ms", "median of 5"
+        )
+
+
+def _read_once(rig: Rig) -> float:
+    there = rig.loaded.maps["flows4"]
+    began = time.perf_counter()
+    keys, flows = syscall.read_all(there, layout.KEY4, layout.FLOW, syscall.room_of(there))
+    columns = fast_flows(keys, flows, 4, rig.clock.now(), rig.clock.hz)
+    took = time.perf_counter() - began
+    assert len(columns) > 60_000
+    return took
 
 
 def _cost_with(host: ThrowawayHost, flows: int) -> tuple[float, float]:

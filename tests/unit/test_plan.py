@@ -385,3 +385,21 @@ def test_docker_does_docker_networks() -> None:
 def test_without_a_host_namespace_nothing_breaks() -> None:
     empty = Topology(replace(HostBuilder().snapshot(), host=Host()))
     assert isinstance(plan(CreateNetwork("x"), empty), Plan)
+
+
+def test_a_bridges_usual_name_that_is_taken_gets_a_number() -> None:
+    made = host()
+    made.bridge("br-store", ["10.77.0.1/24"])
+    made.bridge("br-fifteen-byte", ["10.78.0.1/24"])
+    for name, bridge in (("store", "br-store2"), ("fifteen-byte", "br-fifteen-by2")):
+        steps = planned(CreateNetwork(name), topology(made)).steps
+        assert [step.name for step in steps if isinstance(step, CreateBridge)] == [bridge]
+
+
+def test_a_table_of_others_drops_in_the_singular() -> None:
+    chain = Chain("nft", "inet", "hostfw", "forward", hook="forward", policy="drop")
+    made = host()
+    told = made.snapshot()
+    firewall = replace(told.firewalls[HOST], chains=(chain,))
+    now = Topology(replace(told, firewalls={HOST: firewall}))
+    assert any("table hostfw drops what is forwarded" in each for each in planned(CreateNetwork("new"), now).warnings)
