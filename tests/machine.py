@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "tui.cli")
-# As process 1, the shell reaps the orphans until it is killed. Mounted namespaces of the tests' surroundings go
+# As process 1, the shell reaps the orphans until it is killed. Namespaces mounted around the tests go
 # from this machine's table, where they would be in sight although covered.
 _START = (
     "umount -a -t nsfs 2>/dev/null; "

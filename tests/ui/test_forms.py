@@ -262,7 +262,7 @@ async def test_what_changed_meanwhile_is_shown_before_anything_is_done(inside_ho
         await keys(person, *NET)
         inside_host.run(f"ip link add {BRIDGE} type bridge")
         await person.press("enter")
-        await shows(person, "changed meanwhile", f"there is a link {BRIDGE} already")
+        await shows(person, "changed meanwhile", f"ip link add {BRIDGE}2 mtu")
         assert not list(journal.history())
         inside_host.run(f"ip link del {BRIDGE}")
 
