@@ -112,8 +112,10 @@ def traces(host: ThrowawayHost) -> list[str]:
 
 
 def marked(host: ThrowawayHost) -> list[str]:
-    """The conntrack entries that carry a mark of ours, as conntrack(8) prints them."""
-    found = host.run("conntrack -L", check=False).splitlines()
+    """The connections that carry a mark of ours, as conntrack(8) prints them; what the host itself tells
+    multicast groups at any time (IGMP) is left out."""
+    lines = host.run("conntrack -L", check=False).splitlines()
+    found = [line for line in lines if line.startswith(("tcp", "udp"))]
     return [
         line for line in found for word in line.split() if word.startswith("mark=") and int(word[5:]) >> 24
     ]
