@@ -113,12 +113,14 @@ INLINE enum verdict decide(
 	return V_FAST;
 }
 
-/* The first bytes of a frame that a card delivered may lie outside what a program can address. */
-INLINE bool is_out_of_reach(struct __sk_buff *skb)
+/* The headers of a frame that a card delivered may lie outside what a program can address. No more than these are fetched:
+ * TCP keeps its payload apart from them, and to move that copies the packet's head. */
+INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
 {
-	u32 wanted = ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr);
+	u32 wanted = ETH_HLEN + sizeof(struct tcphdr) + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 	u32 reach = skb->data_end - skb->data;
-	return reach < wanted && reach < skb->len;
+	if (reach < wanted && reach < skb->len)
+		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
 }
 
 /* All of it for one family: instantiated twice, so that each has only its own branches. */
@@ -164,8 +166,7 @@ int fastpath(struct __sk_buff *skb)
 	struct config *now = config.lookup(&zero);
 	if (!now)
 		return TO_KERNEL;
-	if (is_out_of_reach(skb))
-		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
+	reach_headers(skb, skb->protocol == __builtin_bswap16(ETH_P_IPV6));
 	if (skb->vlan_present || skb->protocol == __builtin_bswap16(ETH_P_8021Q) ||
 	    skb->protocol == __builtin_bswap16(ETH_P_8021AD)) {
 		count(slot_of(skb->ifindex), V_VLAN);
