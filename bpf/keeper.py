@@ -52,7 +52,6 @@ def main(arguments: list[str]) -> int:
 def _start(targets: list[str], lock: int) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": str(_ROOT),
-        "OPENBLAS_NUM_THREADS": "1",
         KEEPER: str(os.getpid()),
     }
     words = [sys.executable, "-m", "bpf.holder", *targets]
