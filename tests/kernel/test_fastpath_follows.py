@@ -76,8 +76,8 @@ def _pairs(names: Mapping[int, str]) -> Iterator[str]:
 
 def test_addresses_and_macs_inside_containers_are_followed(place: ThrowawayHost) -> None:
     with FastPath(place, "br0") as fast:
-        place.run("ip addr add 10.9.0.77/24 dev eth0", inside="a")
         place.run("ip addr del 10.9.0.2/24 dev eth0", inside="a")
+        place.run("ip addr add 10.9.0.77/24 dev eth0", inside="a")
         place.run("ip route replace default via 10.9.0.1", inside="a")
         with Talk(place, "a", "b", "10.9.0.3", 7001) as talk:
             assert talk.seen_from[0] == "10.9.0.77"
