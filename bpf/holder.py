@@ -41,7 +41,7 @@ _FLOWS = "--flows="
 class Holder:
     """Everything that is held, and what is done when."""
 
-    def __init__(self, targets: list[str], flows: int = loader.FLOWS) -> None:
+    def __init__(self, targets: list[str], flows: int) -> None:
         self.schedule = Schedule()
         self.loaded = loader.load(flows)
         self.tables = Tables(self.loaded)
@@ -182,7 +182,7 @@ def main(arguments: list[str]) -> int:
     """Hold until told otherwise; what happened at the start is one line of JSON on standard output."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     given = [int(each.removeprefix(_FLOWS)) for each in arguments if each.startswith(_FLOWS)]
-    flows = given[0] if given else loader.FLOWS
+    flows = given[0] if given else loader.flow_room()
     targets = [each for each in arguments if not each.startswith(_FLOWS)]
     try:
         holder = Holder(targets, flows)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bpf import layout, syscall
+from bpf import layout, syscall, sysctls
 from bpf.artifact import Artifact
 from bpf.btf import VMLINUX
 
@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 CACHE = Path("/var/cache/vnet-tui")
 SLOTS = 1024  # links that can be counted one by one; slot 0 is of those that are unknown
 PORTS, OWNERS, MACS, CAPTURED = 4096, 65536, 16384, 1024
-FLOWS = 65536
+_LEAST_FLOWS, _FLOW_BYTES = 1 << 14, 440  # one IPv4 and one IPv6 entry with their buckets, in the kernel
+_PART_OF_MEMORY = 100
 
 
 class CannotCompile(Exception):
@@ -40,7 +41,16 @@ class Map:
 _INDEX = np.dtype("u4")
 
 
-def maps(flows: int = FLOWS) -> dict[str, Map]:
+def flow_room() -> int:
+    """The room for flows of each family: two for each connection that conntrack can hold, but no more than
+    a hundredth of the machine's memory, which the kernel sets apart at once; a power of two."""
+    connections = int(sysctls.read("net.netfilter.nf_conntrack_max") or _LEAST_FLOWS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = max(min(2 * connections, memory // _PART_OF_MEMORY // _FLOW_BYTES), _LEAST_FLOWS)
+    return 1 << most.bit_length() - 1
+
+
+def maps(flows: int) -> dict[str, Map]:
     """All maps of the fast path by their names in program/maps.c; `flows` is the room for flows of each
     family."""
     return {
@@ -69,8 +79,9 @@ class Loaded:
             os.close(descriptor)
 
 
-def load(flows: int = FLOWS, cache: Path = CACHE) -> Loaded:
-    """The fast path, loaded; compiled first where this kernel has not seen it yet.
+def load(flows: int, cache: Path = CACHE) -> Loaded:
+    """The fast path, loaded, with room for that many flows of each family; compiled first where this kernel
+    has not seen it yet.
 
     Raises CannotCompile, syscall.Rejected (the verifier), OSError (rights, memory).
     """

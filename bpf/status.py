@@ -5,8 +5,9 @@ names asked for, `unknown` those that mean no bridge now, `bridges` what they me
 by name that are left to the kernel, with the reason. `generation` (0: nothing is forwarded), `mark_mask` and
 `epoch` are as the program has them; `captured` addresses stay with the kernel. `program` and `maps` are BPF
 ids. Each of `ports` has `ifindex`, `name`, `role` ("container", "uplink") and its packets by verdict
-(bpf/verdicts.h, zeros left out); `verdicts` are their sums. On request: `flows`, how many the cache holds,
-and `ns_per_packet`, what the program takes as the kernel counts it, null until something was counted.
+(bpf/verdicts.h, zeros left out); `verdicts` are their sums. `flows_limit` is how many flows the cache has
+room for; on request: `flows`, how many it holds, and `ns_per_packet`, what the program takes as the kernel
+counts it, null until something was counted.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
         "maps": {name: syscall.id_of(descriptor) for name, descriptor in maps.items()},
         "ports": ports,
         "verdicts": _total(ports, verdicts(maps["counters"], 0)),
+        "flows_limit": sum(syscall.room_of(maps[name]) for name in ("flows4", "flows6")),
     }
     if flows:
         found["flows"] = _count_flows(maps)

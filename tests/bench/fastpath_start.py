@@ -62,7 +62,7 @@ def _times(lab: Lab, fast: FastPath) -> Iterator[Figure]:
 def _start(folder: Path) -> float:
     """Seconds to have the program at one link, its compiled form kept in that folder."""
     began = time.perf_counter()
-    loaded = loader.load(cache=folder)
+    loaded = loader.load(loader.flow_room(), folder)
     link = syscall.attach_tcx(loaded.program, socket.if_nametoindex("up0"))
     took = time.perf_counter() - began
     os.close(link)

@@ -53,7 +53,7 @@ class Rig:
 
     def reset(self) -> None:
         """Empty all maps; a lease, a generation and times that no test outlives."""
-        for name, each in loader.maps().items():
+        for name, each in loader.maps(1).items():
             if each.kind in (syscall.MAP_HASH, syscall.MAP_LRU_HASH):
                 for key in syscall.keys(self.loaded.maps[name], each.key.itemsize):
                     syscall.delete(self.loaded.maps[name], key)

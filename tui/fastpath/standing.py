@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from bpf import control
-from bpf.loader import FLOWS
 from bpf.verdicts import VERDICTS
 from core.model import FastPath, FastPort
 from tui.fastpath import leftover
@@ -46,7 +45,7 @@ def of_answer(answer: dict[str, Any]) -> FastPath:
         words=WORDS,
         ns_per_packet=answer.get("ns_per_packet"),
         flows=answer.get("flows"),
-        flows_limit=2 * FLOWS,
+        flows_limit=answer["flows_limit"],
         generation=answer["generation"],
         mark_mask=answer["mark_mask"],
         pid=answer["pid"],

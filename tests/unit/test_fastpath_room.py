@@ -1,0 +1,28 @@
+"""How many flows the fast path has room for."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bpf import loader, sysctls
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "connections", "room"),
+    [
+        (64, "262144", 524288),  # two for each connection
+        (24, "262144", 524288),
+        (2, "262144", 32768),  # a hundredth of the memory
+        (64, "50000", 65536),  # a power of two, and no more than that
+        (0.25, "65536", 16384),  # never less
+        (2, "", 32768),  # conntrack is not there yet
+    ],
+)
+def test_room(monkeypatch: pytest.MonkeyPatch, gigabytes: float, connections: str, room: int) -> None:
+    """By conntrack's size and the machine's memory."""
+    pages = {"SC_PHYS_PAGES": int(gigabytes * 2**30) // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(sysctls, "read", lambda name: connections)
+    assert loader.flow_room() == room
