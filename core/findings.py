@@ -135,7 +135,8 @@ def _off(link: Link, peer: Link | None, here: str) -> tuple[str, str] | None:
         return "link is off", f"{here} is switched off"
     if peer is not None and not peer.admin_up:
         return "port is off", f"{peer.name}, the other end of {here}, is switched off"
-    return None if link.carrier else ("no carrier", f"{here} has no carrier")
+    # A bridge without ports has no carrier either, and nothing is wrong with it.
+    return None if link.carrier or link.kind == "bridge" else ("no carrier", f"{here} has no carrier")
 
 
 def _mtu_words(link: Link, other: Link, here: str, role: str) -> str:

@@ -51,6 +51,16 @@ def uplinks(snapshot: Snapshot) -> tuple[Link, ...]:
     return tuple(link for ifindex in found if ifindex and (link := net.links.get(ifindex)))
 
 
+def gateways_of(network: Network, bridge: Link | None) -> tuple[str, ...]:
+    """A network's gateways: those its engine tells, and its bridge's addresses in its subnets of a family
+    without one, for Docker does not tell the one that it chose in a subnet that a person gave."""
+    told = {":" in one for one in network.gateways}
+    subnets = [prefix for subnet in network.subnets for prefix in prefixes(subnet) or ()]
+    found = (one.address for one in (bridge.addresses if bridge else ()) if one.scope == "global")
+    inside = (one for one in found if any(ipaddress.ip_address(one) in subnet for subnet in subnets))
+    return (*network.gateways, *(one for one in inside if (":" in one) not in told))
+
+
 class _Decider:
     """Decides about the networks of one snapshot."""
 

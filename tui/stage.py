@@ -18,6 +18,7 @@ from tui.present import query, views
 from tui.present.absence import empty_text
 from tui.present.flows import FlowRows
 from tui.present.lens import PLAIN, Lens
+from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Detail, ListView, Rows, head_of
 from tui.present.scene import ChangeLog, Scene
 
@@ -110,6 +111,8 @@ class Stage:
         pending = bool(self.scene.snapshot.pending & _PARTS.get(view.name, _LINKS))
         remarks = () if len(rows) else _remarks(state.filter, base)
         head_of(rows)  # worked out here, where nobody waits for it
+        if isinstance(rows, ListRows):
+            rows.needs()
         if not pending:
             self.findings = self.scene.topology.findings
         empty = empty_text(view, self.scene.snapshot)

@@ -36,7 +36,7 @@ def container(runtime: str, listed: Answer, inspected: Answer | None) -> Contain
         network_mode=mode,
         namespaces=namespaces_of(pid) if pid else {},
         endpoints=() if joined else endpoints,
-        ports=() if joined else tuple(_ports(listed)),
+        ports=() if joined else tuple(sorted(_ports(listed), key=_by_number)),
         labels=texts(listed.get("Labels")),
         created=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
         command=str(listed.get("Command") or ""),
@@ -115,3 +115,8 @@ def _ports(listed: Answer) -> Iterator[PublishedPort]:
         if published not in seen:
             seen.add(published)
             yield published
+
+
+def _by_number(port: PublishedPort) -> tuple[int, str, str, int]:
+    """Docker tells ports in another order at each asking."""
+    return port.host_port, port.l4_proto, port.host_ip, port.container_port

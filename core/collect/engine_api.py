@@ -77,7 +77,8 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
                 "ok",
                 version=told.version,
                 containers=tuple(_containers(kind, engine, api)),
-                networks=tuple(read_networks(engine, api, home)),
+                # Docker tells them in another order at each asking.
+                networks=tuple(sorted(read_networks(engine, api, home), key=lambda one: (one.name, one.id))),
             )
     # Garbage from outside may fail in any way; none of them may take the program down.
     except Exception as error:

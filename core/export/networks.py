@@ -32,6 +32,7 @@ def networks(topology: Topology, scope: Scope) -> Iterator[Item]:
         if scope is None or network.ns in scope:
             yield {
                 **plain(network),
+                "gateways": topology.gateways(network),
                 "namespace": topology.label(network.ns) if network.ns is not None else None,
                 "members": [container.uid for container in topology.members(network)],
                 "nat": [entry.entry_id for entry in topology.nat if network.id in entry.networks],

@@ -21,7 +21,7 @@ from core.model import (
 from core.modelcard import cards
 from core.nat import nat_entries
 from core.nat.paths import PlacedRule, placed_rules
-from core.networks import all_networks
+from core.networks import all_networks, gateways_of
 from core.peers import resolve
 from core.topology.ownership import AddressBook, address_book, label_of, names_in, primary
 from core.topology.related import related
@@ -231,6 +231,10 @@ class Topology:
         net = self.snapshot.nets.get(network.ns or self.host)
         links = net.links.values() if net and network.bridge else ()
         return next((link for link in links if link.name == network.bridge), None)
+
+    def gateways(self, network: Network) -> tuple[str, ...]:
+        """A network's gateways, also where its engine does not tell them."""
+        return gateways_of(network, self.bridge_link(network))
 
     def uplink(self, ns: int) -> tuple[Link, str] | None:
         """The link that a namespace's default route leaves by, and the gateway ("" where it is on the link

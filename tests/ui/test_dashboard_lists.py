@@ -223,6 +223,14 @@ async def test_events_leave_room_for_the_sentence() -> None:
         assert sentence in person.text
 
 
+async def test_events_tell_what_happened_on_the_smallest_terminal() -> None:
+    whole = small_host()
+    async with dashboard(whole, size=(40, 10)) as person:
+        await person.feed(whole, changes=(Change(1.0, "added", Ref("link", (HOST, 1)), "v-web1 was added"),))
+        await person.press("9")
+        assert "v-web1 was added" in person.text
+
+
 async def test_a_file_has_no_events_and_nothing_to_pause() -> None:
     source = FedSource(small_host(), live=False, title="host.vnet of 2026-01-02 03:04:05")
     async with dashboard(source=source) as person:

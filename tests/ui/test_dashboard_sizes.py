@@ -23,7 +23,7 @@ def fits(person: Person, size: tuple[int, int]) -> None:
     assert not any(char in person.text for char in "\x1b\u202e")
 
 
-@pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 60), (8, 3)])
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 60), (8, 3), (3, 2), (1, 1)])
 @pytest.mark.parametrize("make", [small_host, hostile_host])
 async def test_every_view_fits_every_terminal(size: tuple[int, int], make: object) -> None:
     async with dashboard(make(), size=size) as person:  # type: ignore[operator]

@@ -104,3 +104,27 @@ def test_what_is_left_over_goes_to_those_that_grow() -> None:
     placed = lay_out(WIDE, 82)
     assert [each.width for each in placed] == [20, 8, 42, 6]
     assert width_of(placed) == 82
+
+
+def test_room_goes_first_to_the_texts_that_need_it() -> None:
+    columns = (Column("a", "A", 10, grow=1), Column("b", "B", 10, grow=1), Column("c", "C", 5))
+    fixed = 5 + 2 * GAP
+    assert [each.width for each in lay_out(columns, 20 + fixed, {0: 4, 1: 16})] == [4, 16, 5]
+    assert [each.width for each in lay_out(columns, 20 + fixed, {0: 16, 1: 4})] == [16, 4, 5]
+    assert [each.width for each in lay_out(columns, 20 + fixed, {0: 40, 1: 40})] == [10, 10, 5]
+    assert width_of(lay_out(columns, 40 + fixed, {0: 4, 1: 16})) == 40 + fixed
+
+
+@pytest.mark.parametrize("width", range(1, 120, 3))
+def test_texts_of_any_width_fit_any_width(width: int) -> None:
+    placed = lay_out(WIDE, width, {0: 300, 2: 0})
+    assert [each.column for each in placed] == [each.column for each in lay_out(WIDE, width)]
+    assert width_of(placed) <= max(width, 1) and all(each.width >= 1 for each in placed)
+
+
+def test_a_filter_and_an_order_leave_the_columns_as_wide_as_they_are() -> None:
+    columns = (Column("name", "name", 10, grow=1), Column("rate", "rate", 6))
+    rows = ListRows([row("a", 2), row("a-long-name-of-something", 1), row("x", 3, depth=1)], columns)
+    assert rows.needs() == {0: len("a-long-name-of-something") + 4}, "with room for the mark of a fold"
+    for others in (rows.matching("x"), rows.sorted_by("rate", True), rows.folded({Ref("link", ("a",))})):
+        assert others.needs() == rows.needs()

@@ -12,6 +12,7 @@ from core.model import (
     OvsBridge,
     OvsInterface,
     OvsPort,
+    PublishedPort,
     Snapshot,
     container_ref,
     link_ref,
@@ -239,6 +240,32 @@ def test_a_container_row_tells_ports_and_traffic(scene: Scene) -> None:
     assert len(rows_of(scene, "containers").matching("label:tier=front")) == 1
 
 
+def test_neighbouring_ports_are_told_as_one_range() -> None:
+    host = small_builder()
+    made = [PublishedPort("udp", "", port, port + 100) for port in range(5000, 5011)]
+    made += [PublishedPort("tcp", "", 443, 443), PublishedPort("tcp", "127.0.0.1", 80, 8080)]
+    many = host.container("docker", "many", HOST + 1000, ports=tuple(made))
+    scene = scene_of(host.snapshot())
+    row = the_row(scene, "containers", "name:many")
+    assert row["port"] == "127.0.0.1:80→8080 443→443 5000-5010→5100-5110/udp"
+    told = lines_of(views.detail(scene, container_ref("docker", many.id)))
+    assert told["udp 5000-5010"] == "on every address → 5100-5110"
+    for inside_the_range in ("port:5005", "port:5105"):
+        assert the_row(scene, "containers", f"{inside_the_range} name:many")["name"] == "many"
+
+
+def test_pairs_of_the_host_come_first_and_others_say_where_they_lie() -> None:
+    host = small_builder()
+    inner = host.namespace(HOST + 1, names=("router",))
+    far = host.namespace(HOST + 2, names=("leaf",))
+    host.link(inner, "a0", "veth", ifindex=2, lower=2, lower_nsid=far)
+    host.link(far, "eth0", "veth", ifindex=2, lower=2, lower_nsid=inner)
+    rows = [cells(scene, "veths", row) for scene in [scene_of(host.snapshot())] for row in
+            all_rows(rows_of(scene, "veths"))]  # fmt: skip
+    assert [row["name"] for row in rows if " in " in row["name"]] == ["a0 in router"] == [rows[-1]["name"]]
+    assert rows[-1]["ct"] == "leaf"
+
+
 def test_namespaces_say_what_holds_them(scene: Scene) -> None:
     rows = [cells(scene, "namespaces", row) for row in all_rows(rows_of(scene, "namespaces"))]
     held = {row["name"]: row["kind"] for row in rows}
@@ -310,10 +337,14 @@ def test_hostile_names_stay_readable() -> None:
 
 def test_stopped_containers_have_no_namespace() -> None:
     host = small_builder()
-    host.container("docker", "old", None, state="exited", pid=None)
+    old = host.container("docker", "old", None, state="exited", pid=None)
     scene = scene_of(host.snapshot())
     row = the_row(scene, "containers", "name:old")
     assert row["state"] == "exited" and row["in"] == "–"
+    assert row["model"] == "–", "it has none until it is started"
+    detail = views.detail(scene, container_ref("docker", old.id))
+    assert "Namespaces" not in [section.title for section in detail.sections]
+    assert the_row(scene, "overview", "name:old")["model"] == "–"
 
 
 def test_open_vswitch_bridges_are_bridges_with_ports() -> None:

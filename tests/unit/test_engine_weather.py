@@ -84,6 +84,29 @@ def test_a_working_engine_is_understood(place: Path, read: Read) -> None:
     assert [(n.name, n.id) for n in engine.networks] == [("net", "cd" * 32)]
 
 
+def test_what_docker_tells_in_another_order_is_the_same(place: Path) -> None:
+    ports = [
+        {"Type": "tcp", "PublicPort": n, "PrivatePort": n, "IP": ip}
+        for n in (8, 2, 5)
+        for ip in ("::", "10.0.0.1")
+    ]
+    nets = [{**NETWORK, "Name": name, "Id": name} for name in ("front", "back", "mid")]
+    read = []
+    for turn in (1, -1):
+        told = {"containers/json": [{**LISTED, "Ports": ports[::turn]}], "networks": nets[::turn]}
+        answers = {f"/{part}": http(json.dumps(what).encode()) for part, what in told.items()}
+
+        def answer(path: str, answers: dict[str, bytes] = answers) -> Iterator[bytes]:
+            asked = path.partition("?")[0]
+            return iter([next((said for end, said in answers.items() if asked.endswith(end)), good(path))])
+
+        with BadEngine(place.with_suffix(f".{turn}"), answer):
+            read.append(read_docker(str(place.with_suffix(f".{turn}"))))
+    assert read[0] == read[1] and read[0].state == "ok"
+    assert [port.host_port for port in read[0].containers[0].ports] == [2, 2, 5, 5, 8, 8]
+    assert [network.name for network in read[0].networks] == ["back", "front", "mid"]
+
+
 GREETING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.45\r\nServer: %s (linux)\r\nContent-Length: 2\r\n\r\nOK"
 
 

@@ -42,6 +42,17 @@ def test_mtus_that_differ_concern_container_port_and_bridge() -> None:
     assert topology.findings_of(link_ref(bridge.key)) == (one,)
 
 
+def test_an_idle_bridge_in_a_container_is_no_finding() -> None:
+    host = small_builder()
+    nested = host.namespace(HOST + 1, names=("nested",))
+    host.container("netns", "nested", nested, id="nested", namespaces={"net": nested})
+    bridge = host.link(nested, "docker0", "bridge", ("10.9.0.1/24",), carrier=False, state="down")
+    assert not found(host.snapshot(), "link")
+    host.links[nested][bridge.ifindex] = replace(bridge, kind="dummy")
+    host.wire(nested, host.bridge("br9"), "v9", carrier=False, state="down")
+    assert [one.short for one in found(host.snapshot(), "link")] == ["no carrier"]
+
+
 def test_an_overlap_is_one_finding_of_both_networks() -> None:
     host = small_builder()
     host.bridge("br-old", ("172.18.7.1/24",))

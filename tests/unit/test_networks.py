@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from core.export.networks import networks
 from core.model import Chain, Firewall, FirewallRule, Host, Network, NextHop, Problem, Route, Snapshot
 from core.networks import all_networks, uplinks
+from core.topology import Topology
 from tests.host_builder import HOST, HOST_KINDS, HostBuilder
 from tests.snapshots import small_builder
 
@@ -41,6 +44,25 @@ def test_a_bridge_that_no_engine_owns_is_a_network() -> None:
     assert network.subnets == ("10.0.0.0/24", "fd00::/64")
     assert network.gateways == ("10.0.0.1", "fd00::1")
     assert network.mtu == 1400
+
+
+def test_a_gateway_that_the_engine_does_not_tell_is_the_bridges_address() -> None:
+    host = HostBuilder()
+    host.bridge("br-a", ("172.30.0.1/24", "fd30::1/64", "10.1.1.1/24", "fe80::1/64"))
+    told = Network("docker", "a", "a", "bridge", "", HOST, "br-a", ("172.30.0.0/24", "fd30::/64"))
+    for gateways, expected in (
+        ((), ("172.30.0.1", "fd30::1")),
+        (("172.30.0.254",), ("172.30.0.254", "fd30::1")),
+    ):
+        host.networks = [replace(told, gateways=gateways)]
+        host.containers = []
+        host.container("docker", "x", None)
+        topology = Topology(host.snapshot())
+        (network,) = topology.networks
+        assert topology.gateways(network) == expected
+        (item,) = networks(topology, None)
+        assert item["gateways"] == expected, "and scripts are told the same"
+    assert topology.gateways(replace(told, bridge="gone")) == ()
 
 
 def test_what_our_tag_says_is_its_name() -> None:

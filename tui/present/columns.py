@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tui.present.rows import Column
 
 GAP = 2
 _NARROWEST = 3
+_ENOUGH = 24  # of a growing column, however wide it would like to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,18 @@ class Placed:
     width: int
 
 
-def lay_out(columns: Sequence[Column], width: int) -> tuple[Placed, ...]:
+def lay_out(
+    columns: Sequence[Column], width: int, needs: Mapping[int, int] | None = None
+) -> tuple[Placed, ...]:
     """The columns for `width` cells: those of high priority drop out first, what is left over goes to those
     that grow; where even the rest does not fit, those that grow shrink
-    somewhat, and the last drop out."""
+    somewhat, and the last drop out. `needs` tells how wide the texts in growing columns are, by the column's
+    place: room goes first to those whose texts do not fit yet."""
     kept = _dropped(list(enumerate(columns)), width)
-    widths = [column.width for _, column in kept]
+    wanted = [_need(column, (needs or {}).get(place)) for place, column in kept]
+    widths = [min(column.width, need) for (_, column), need in zip(kept, wanted, strict=True)]
     _shrink(widths, kept, _room(kept, width))
+    _satisfy(widths, kept, wanted, _room(kept, width) if needs else 0)
     _grow(widths, kept, _room(kept, width))
     placed, start = [], 0
     for (place, column), cells in zip(kept, widths, strict=True):
@@ -59,13 +65,30 @@ def _dropped(columns: list[tuple[int, Column]], width: int) -> list[tuple[int, C
 
 def _least(column: Column) -> int:
     """The cells below which a column says too little to be there."""
-    return max(_NARROWEST, len(column.title), column.width * 3 // 5) if column.grow else column.width
+    if not column.grow:
+        return column.width
+    return max(_NARROWEST, len(column.title), min(column.width * 3 // 5, _ENOUGH))
 
 
 def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> None:
     while sum(widths) > max(room, len(widths)):
         surplus = [width - _least(column) for width, (_, column) in zip(widths, kept, strict=True)]
         widths[surplus.index(max(surplus))] -= 1
+
+
+def _need(column: Column, texts: int | None) -> int:
+    """The cells that a column makes use of; a heading wants room for its arrow as well."""
+    return column.width if texts is None or not column.grow else max(len(column.title) + 2, texts)
+
+
+def _satisfy(widths: list[int], kept: list[tuple[int, Column]], wanted: Sequence[int], room: int) -> None:
+    """Give to those that need more, a cell at a time: to the one that has least for its share."""
+    surplus = room - sum(widths)
+    needy = [place for place, (_, column) in enumerate(kept) if column.grow]
+    while surplus > 0 and (needy := [place for place in needy if widths[place] < wanted[place]]):
+        poorest = min(needy, key=lambda place: (widths[place] / wanted[place], place))
+        widths[poorest] += 1
+        surplus -= 1
 
 
 def _grow(widths: list[int], kept: list[tuple[int, Column]], room: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from core.findings import joined
 from core.model import (
@@ -90,7 +91,8 @@ def short_addresses(topology: Topology, container: Container) -> Cell:
 
 def _terms(topology: Topology, container: Container, networks: str, addresses: str) -> dict[str, str]:
     words = " ".join(published(topology, container))
-    ports = re.findall(r"(\d+)(?=→|/|\s|$)", words)
+    ports = {*re.findall(r"(\d+)(?=→|/|\s|$)", words)}
+    ports |= {str(number) for port in container.ports for number in (port.host_port, port.container_port)}
     return {
         "name": safe(container.name),
         "ct": safe(container.name),
@@ -98,7 +100,7 @@ def _terms(topology: Topology, container: Container, networks: str, addresses: s
         "ns": safe(topology.label(container.netns)) if container.netns else "",
         "net": safe(networks),
         "addr": safe(addresses),
-        "port": " ".join(ports),
+        "port": " ".join(sorted(ports)),
         "proto": " ".join({safe(port.l4_proto) for port in container.ports}),
         "state": safe(container.state),
         "label": " ".join(f"{safe(key)}={safe(value)}" for key, value in container.labels.items()),
@@ -118,11 +120,18 @@ def _traffic(scene: Scene, container: Container) -> tuple[float | None, float | 
 def model(topology: Topology, container: Container) -> Cell:
     """A container's network model in a word; a dead joined namespace is bad."""
     card = topology.cards.get(container.uid)
-    if card is None or card.model == "unknown":
-        return Cell("unknown" if card else "–", "dim")
+    if card is None or has_no_process(container):
+        return cells.NONE
+    if card.model == "unknown":
+        return Cell("unknown", "dim")
     if card.joined_dead:
         return Cell(f"{card.model}, dead", "bad")
     return Cell(card.model)
+
+
+def has_no_process(container: Container) -> bool:
+    """Whether it is not running: it has no namespaces, and so no model, until it is started."""
+    return container.netns is None and container.state not in ("running", "paused", "restarting")
 
 
 def state(container: Container) -> Cell:
@@ -131,11 +140,34 @@ def state(container: Container) -> Cell:
     return cells.text(container.state, tones.get(container.state, "dim"))
 
 
-def port_words(port: PublishedPort) -> str:
-    """A published port: "8080→80", with the address where it is not every one, and "/udp"."""
-    where = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0", "::") else ""
-    proto = "" if port.l4_proto == "tcp" else f"/{port.l4_proto}"
-    return f"{where}{port.host_port}→{port.container_port}{proto}"
+def port_words(ports: Iterable[PublishedPort]) -> Iterator[str]:
+    """Published ports: "8080→80", with the address where it is not every one, and "/udp"; neighbours that
+    lead to neighbours in one: "5000-5010→5000-5010/udp"."""
+    for port, outer, inner in _runs(ports):
+        where = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0", "::") else ""
+        proto = "" if port.l4_proto == "tcp" else f"/{port.l4_proto}"
+        yield f"{where}{outer}→{inner}{proto}"
+
+
+def _runs(ports: Iterable[PublishedPort]) -> Iterator[tuple[PublishedPort, str, str]]:
+    """Neighbours put together: the first one, the numbers outside, and those inside."""
+    runs: list[list[PublishedPort]] = []
+    for port in sorted(ports, key=lambda one: (one.host_ip, one.l4_proto, one.host_port)):
+        if not (runs and _goes_on(runs[-1][-1], port)):
+            runs.append([])
+        runs[-1].append(port)
+    for first, *_, last in ((*run, run[-1]) for run in sorted(runs, key=lambda run: run[0].host_port)):
+        outer = _span(first.host_port, last.host_port)
+        yield first, outer, _span(first.container_port, last.container_port)
+
+
+def _goes_on(one: PublishedPort, other: PublishedPort) -> bool:
+    ahead = replace(one, host_port=one.host_port + 1, container_port=one.container_port + 1)
+    return ahead == other
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def published(topology: Topology, container: Container, link: Link | None = None) -> tuple[str, ...]:
@@ -144,7 +176,7 @@ def published(topology: Topology, container: Container, link: Link | None = None
     network = topology.network_of(link) if link else None
     if container.ports:
         shut = network is not None and network.kind == "internal"
-        return () if shut else tuple(dict.fromkeys(map(port_words, container.ports)))
+        return () if shut else tuple(dict.fromkeys(port_words(container.ports)))
     entries = (entry for entry in topology.nat_of(container) if entry.kind == "published port")
     return tuple(dict.fromkeys(_rule_words(entry) for entry in entries if _leads_to(entry, link)))
 
@@ -174,7 +206,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *cells.section("Model", _model_lines(topology, container, card)),
             *cells.section(
                 "Namespaces",
-                (_use_line(topology, container, card, use) for use in card.namespaces) if card else (),
+                _matrix(topology, container, card),
             ),
             *cells.section("Networks", _networks(topology, container)),
             *cells.section("Links", _links(topology, container, rates)),
@@ -197,6 +229,12 @@ def _model_lines(topology: Topology, container: Container, card: ModelCard | Non
         other = topology.containers.get(uid)
         if other is not None:
             yield "joined with", cells.text(other.name), container_ref(other.runtime, other.id)
+
+
+def _matrix(topology: Topology, container: Container, card: ModelCard | None) -> Iterator[Line]:
+    """The six namespaces, of a container that has them."""
+    if card is not None and not has_no_process(container):
+        yield from (_use_line(topology, container, card, use) for use in card.namespaces)
 
 
 def _use_line(topology: Topology, container: Container, card: ModelCard, use: NamespaceUse) -> Line:
@@ -262,13 +300,9 @@ def _links(topology: Topology, container: Container, rates: Rates | None) -> Ite
 
 
 def _ports(container: Container) -> Iterator[Line]:
-    for port in container.ports:
+    for port, outer, inner in _runs(container.ports):
         where = port.host_ip or "every address"
-        yield (
-            f"{safe(port.l4_proto)} {port.host_port}",
-            cells.text(f"on {where} → {port.container_port}"),
-            None,
-        )
+        yield f"{safe(port.l4_proto)} {outer}", cells.text(f"on {where} → {inner}"), None
 
 
 def _nat(topology: Topology, container: Container) -> Iterator[Line]:

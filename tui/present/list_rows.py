@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from core.model import Ref
 from tui.present import query
+from tui.present.fitting import width_of
 from tui.present.rows import Cell, Column, Row
 
 _DIGITS = re.compile(r"([0-9]{1,18})")
 _BLANK = frozenset({"", "-", "–", "—"})
+
+_MEASURED = 1000  # rows whose texts decide how wide the columns are
 
 SortKey = tuple[int, float, tuple[tuple[int, int, str], ...]]
 
@@ -37,12 +40,26 @@ def is_blank(cell: Cell) -> bool:
 class ListRows:
     """An immutable list of rows, in order; a row with a `depth` stands under the last one of lesser depth."""
 
-    __slots__ = ("_places", "columns", "rows")
+    __slots__ = ("_needs", "_places", "columns", "rows")
 
     def __init__(self, rows: Sequence[Row], columns: tuple[Column, ...]) -> None:
         self.rows = tuple(rows)
         self.columns = columns
         self._places: dict[Ref, int] | None = None
+        self._needs: dict[int, int] | None = None
+
+    def needs(self) -> dict[int, int]:
+        """How wide the texts in each growing column are, by the column's place."""
+        if self._needs is None:
+            first = self.rows[:_MEASURED]
+            deep = max((row.depth for row in first), default=0)
+            self._needs = {
+                place: max((width_of(row.cells[place].text) for row in first), default=0)
+                + (2 * (deep + 1) if deep and not place else 0)
+                for place, column in enumerate(self.columns)
+                if column.grow
+            }
+        return self._needs
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,16 +91,14 @@ class ListRows:
         if place is None:
             return self
         roots = _sorted_nodes(_forest(self.rows), lambda row: row.cells[place], reverse)
-        return ListRows([row for node in roots for row in node.walk()], self.columns)
+        return self._of([row for node in roots for row in node.walk()])
 
     def matching(self, text: str) -> ListRows:
         """Those rows that a filter lets through, as deep as those above them that it lets through too."""
         terms = query.parse(text)
         if not terms:
             return self
-        return ListRows(
-            list(_kept(self.rows, lambda row: query.matches(terms, row, self.columns))), self.columns
-        )
+        return self._of(list(_kept(self.rows, lambda row: query.matches(terms, row, self.columns))))
 
     def folded(self, closed: Container[Ref]) -> ListRows:
         """Without what stands under the rows in `closed`."""
@@ -93,7 +108,13 @@ class ListRows:
                 continue
             limit = row.depth if row.ref in closed else None
             kept.append(row)
-        return ListRows(kept, self.columns)
+        return self._of(kept)
+
+    def _of(self, rows: Sequence[Row]) -> ListRows:
+        """Some of these rows; the columns keep the widths that all of them need."""
+        some = ListRows(rows, self.columns)
+        some._needs = self.needs()
+        return some
 
 
 def _places(rows: Sequence[Row]) -> dict[Ref, int]:

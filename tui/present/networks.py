@@ -44,7 +44,7 @@ def _bridge_at(topology: Topology, ref: Ref) -> Link | None:
 def _row(scene: Scene, network: Network) -> Row:
     topology = scene.topology
     bridge = topology.bridge_link(network)
-    subnets, gateways = " ".join(network.subnets), " ".join(network.gateways)
+    subnets, gateways = " ".join(network.subnets), " ".join(topology.gateways(network))
     return Row(
         network_ref(network.id),
         (
@@ -93,7 +93,7 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
     yield "kind", cells.text(network.kind or network.driver), None
     for subnet in network.subnets:
         yield "subnet", cells.text(subnet), None
-    for gateway in network.gateways:
+    for gateway in topology.gateways(network):
         yield "gateway", cells.text(gateway), None
     if network.bridge:
         missing = cells.text(f"{network.bridge}, which is gone", "bad")

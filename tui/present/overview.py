@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from core.model import Ref
 from tui.present.drawing import Picture
 from tui.present.list_rows import ListRows
-from tui.present.rails import MARKS, Figure, Rail, rails
+from tui.present.rails import MARKS, UNKNOWN_MARK, Figure, Rail, rails
 from tui.present.rails_drawing import EMPTY, draw
 from tui.present.rows import Cell, Column, ListView, Row, Tone
 from tui.present.scene import Scene
@@ -73,10 +73,11 @@ def _rail_rows(rail: Rail) -> Iterator[tuple[Row, Place]]:
 def _figure_row(figure: Figure, rail: Rail, depth: int) -> Row:
     what = " ".join(cell.text for cell in (*figure.faults, *figure.facts))
     tone: Tone = figure.faults[0].tone if figure.faults else figure.tone
-    model = next((name for name, mark in MARKS.items() if mark == figure.mark), "unknown")
+    model = next((name for name, mark in MARKS.items() if mark == figure.mark), "")
+    model = "unknown" if figure.mark == UNKNOWN_MARK else model
     return Row(
         figure.ref,
-        (Cell(figure.name, tone), Cell(f"{figure.mark} {model}"), Cell(what, tone), Cell("")),
+        (Cell(figure.name, tone), Cell(f"{figure.mark} {model}".strip()), Cell(what, tone), Cell("")),
         {"name": figure.name, "ct": figure.name, "ns": figure.name, "net": rail.name},
         depth,
     )

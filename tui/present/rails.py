@@ -16,7 +16,7 @@ from tui.present.rows import Cell, Tone
 
 # How a container's model is marked in the drawing.
 MARKS = {"bridged": "◆", "routed": "◇", "joined": "◐", "closed": "□", "open": "■"}
-UNKNOWN_MARK = "?"
+UNKNOWN_MARK, STOPPED_MARK = "?", "–"
 
 End = Literal["way", "wall", "none"]
 _KINDS_FIRST = ("nat", "routed", "nic-bridged", "macvlan", "overlay", "internal")
@@ -108,13 +108,14 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
     bridge = topology.bridge_link(network)
     end, goal, goal_ref = _way_out(topology, network)
     mtu = networks.mtu(topology, network)
+    gateways = " ".join(topology.gateways(network))
     facts = [
+        cells.text(f"in {topology.label(network.ns)}") if network.ns not in (None, topology.host) else None,
         cells.text(" ".join(network.subnets)) if network.subnets else None,
         cells.text(network.kind or network.driver),
-        cells.text(f"gw {' '.join(network.gateways)}") if network.gateways else None,
+        cells.text(f"gw {gateways}") if gateways else None,
         Cell(f"mtu {mtu}") if mtu else None,
         cells.text(network.bridge) if network.bridge and network.bridge != network.name else None,
-        cells.text(f"in {topology.label(network.ns)}") if network.ns not in (None, topology.host) else None,
     ]
     return Rail(
         key=network.id, ref=ref_of_network(network.id), name=safe(network.name),
@@ -211,6 +212,8 @@ def _joined(topology: Topology, container: Container) -> Figure:
 def mark_of(topology: Topology, container: Container) -> str:
     """The mark of a container's model."""
     card = topology.cards.get(container.uid)
+    if containers.has_no_process(container):
+        return STOPPED_MARK
     return MARKS.get(card.model, UNKNOWN_MARK) if card else UNKNOWN_MARK
 
 

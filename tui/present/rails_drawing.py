@@ -185,7 +185,7 @@ class _Drawer:
         texts = [_first_width(figure) for figure in figures]
         texts += [width_of(cell.text) for figure in figures for cell in (*figure.facts, *figure.faults)]
         inner = min(max(texts, default=8), _CARD_LIMIT)
-        return min(max(inner, 12) + (4 if self.roomy else 2), self.canvas.width - _LEFT - 2)
+        return max(1, min(max(inner, 12) + (4 if self.roomy else 2), self.canvas.width - _LEFT - 2))
 
     def _card(self, card: Card, x: int, y: int, wide: int, band: int) -> int:
         """One card; returns the line below it."""
@@ -231,7 +231,7 @@ class _Drawer:
         """One line a figure, several side by side."""
         names = min(max((width_of(figure.name) for figure in figures), default=0), _NAME_LIMIT)
         texts = [_dense_line(figure, names) for figure in figures]
-        wide = min(max(map(width_of, texts), default=8), self.canvas.width - _LEFT - 3)
+        wide = max(1, min(max(map(width_of, texts), default=8), self.canvas.width - _LEFT - 3))
         count = max(1, (self.canvas.width - _LEFT - 2 + _GAP) // (wide + _GAP))
         groups = list(batched(zip(figures, texts, strict=True), count))
         self._line(y, "┏" if groups else "╺", ())

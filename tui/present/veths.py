@@ -19,7 +19,6 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("name", "end A", 15, grow=1),
-    Column("ns", "lies in", 9, priority=4),
     Column("state", "state", 10),
     Column("master", "bridge", 12, grow=1, priority=1),
     Column("peer", "end B", 8, grow=1),
@@ -33,10 +32,10 @@ COLUMNS = (
 
 
 def rows(scene: Scene) -> ListRows:
-    """Every veth pair, by the name of its outer end."""
+    """Every veth pair, by the name of its outer end; those with an end in the host first."""
     topology = scene.topology
-    made = [_row(scene, a, b) for a, b in pairs(topology)]
-    return ListRows(sorted(made, key=lambda row: row.cells[0].text), COLUMNS)
+    found = sorted(pairs(topology), key=lambda pair: (pair[0].ns != topology.host, pair[0].name))
+    return ListRows([_row(scene, a, b) for a, b in found], COLUMNS)
 
 
 def pairs(topology: Topology) -> Iterator[tuple[Link, Link | None]]:
@@ -61,7 +60,7 @@ def _row(scene: Scene, a: Link, b: Link | None) -> Row:
     return Row(
         link_ref(a.key),
         (
-            cells.text(a.name), cells.text(topology.label(a.ns)), _state(a, b),
+            cells.text(_outer_name(topology, a)), _state(a, b),
             cells.text(master.name if master else ""),
             *(_far_end(topology, b) if b else (Cell("out of sight", "dim"), cells.NONE, cells.NONE)),
             mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
@@ -70,6 +69,11 @@ def _row(scene: Scene, a: Link, b: Link | None) -> Row:
         _terms(topology, a, b),
         aliases=(link_ref(b.key),) if b else (),
     )  # fmt: skip
+
+
+def _outer_name(topology: Topology, a: Link) -> str:
+    """The outer end's name, and where it lies if that is not the host."""
+    return a.name if a.ns == topology.host else f"{a.name} in {topology.label(a.ns)}"
 
 
 def _far_end(topology: Topology, b: Link) -> tuple[Cell, Cell, Cell]:

@@ -155,7 +155,8 @@ class TableView(LinesPane):
         return len(self.rows)
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        self._placed = lay_out(self.columns, width - _GUTTER - 1) if self.columns else ()
+        needs = self.rows.needs() if isinstance(self.rows, ListRows) else None
+        self._placed = lay_out(self.columns, width - _GUTTER - 1, needs) if self.columns else ()
         return super().paint(width, height)
 
     def paint_header(self, width: int) -> list[Strip]:
