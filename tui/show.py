@@ -19,11 +19,13 @@ from core.topology import Topology
 from core.topology.related import concerns
 from tui.present.absence import empty_text
 from tui.present.conntrack import ConntrackRows
+from tui.present.fitting import wrapped
 from tui.present.rows import Cell, Column, ListView, Row, Rows, head_of
 from tui.present.scene import Scene
 
 # Widths are measured on that many rows; what comes later and is wider stands out.
 _MEASURED = 1000
+_NARROWEST = 8  # to which columns are cut where nothing else helps
 _GAP = "  "
 _CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36"}
 _NOTHING = ("", "–")
@@ -125,7 +127,9 @@ def _scope(topology: Topology, name: str) -> frozenset[int]:
 def _head(rows: Rows, output: Output) -> Iterator[str]:
     """What a list says about the whole."""
     for cell in head_of(rows):
-        yield _painted(safe(cell.text), _CODES.get(cell.tone, ""), output) + "\n"
+        text = safe(cell.text)
+        for line in wrapped(text, output.width) if output.width else (text,):
+            yield _painted(line, _CODES.get(cell.tone, ""), output) + "\n"
 
 
 def _narrowed(rows: Rows, scope: Collection[int]) -> Rows:
@@ -179,8 +183,8 @@ class _Placed:
 
 
 def _columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[_Placed]:
-    """The columns that hold anything, as wide as they need; on a narrow terminal the least important go, then
-    the widest are cut."""
+    """The columns that hold anything, as wide as they need; on a narrow terminal the widest are cut, then
+    the least important go."""
     widths = {
         place: max([cell_len(column.title), *(_width(row, place) for row in rows)])
         for place, column in enumerate(columns)
@@ -194,6 +198,8 @@ def _columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) 
             widths[max(shrinkable, key=lambda place: shrinkable[place])] -= 1
         elif columns[least].priority:
             del widths[least]
+        elif max(widths.values()) > _NARROWEST:
+            widths[max(widths, key=lambda place: widths[place])] -= 1
         else:
             break
     return [

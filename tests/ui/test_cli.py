@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from core.model import Problem
 from core.serialize import pack, to_json, unpack
 from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.terminal import Terminal
-from tui.cli import PARTS, TOPICS, main, make_parser
+from tui.cli import PARTS, TOPICS, load, main, make_parser
 from tui.completion import script
+from tui.show import Output, show
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "tui.cli"]
@@ -219,6 +222,15 @@ def test_on_a_terminal_it_fits_and_is_coloured(dump: Path) -> None:
     assert "veth-web1" in plain
     assert max(map(len, plain.splitlines())) <= 60
     assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+
+
+@pytest.mark.parametrize("columns", [60, 70, 80])
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_table_fits_a_narrow_terminal(dump: Path, topic: str, columns: int) -> None:
+    output = Output(io.StringIO(), width=columns)
+    show(load(dump), (topic,), output)
+    lines = output.stream.getvalue().splitlines()
+    assert len(lines) > 1 and max(map(cell_len, lines)) <= columns
 
 
 CORRUPT = {

@@ -16,6 +16,7 @@ from tui.present.fitting import wrapped
 from tui.present.link_detail import common_sections
 from tui.present.rows import Cell, Detail, Section
 from tui.screens.help import sections_of
+from tui.screens.problems import lines_of
 from tui.widgets.detail import detail_lines
 
 NAMES = [view.name for view in views.VIEWS]
@@ -137,6 +138,16 @@ async def test_problems_are_counted_and_told() -> None:
         assert "apt-get install nftables" in person.text
         await person.press("exclamation_mark")
         assert "apt-get" not in person.text
+
+
+async def test_problems_of_one_reason_tell_it_once() -> None:
+    every = [Problem("links", f"ns{number} cannot be read", "no right", "sudo", number) for number in (1, 2)]
+    lines = lines_of([], [*every, Problem("nat", "no nft", "no file", "install it")], 80)
+    text = ["".join(part for part, _ in line) for line, _ in lines]
+    assert text == [
+        "Not read", "links: ns1 cannot be read", "links: ns2 cannot be read", "  no right", "  try: sudo",
+        "nat: no nft", "  no file", "  try: install it",
+    ]  # fmt: skip
 
 
 async def test_refresh_asks_the_source() -> None:

@@ -27,6 +27,12 @@ def test_figures_fit_their_columns() -> None:
             assert len(units.size(value)) <= 8
 
 
+def test_one_is_no_plural() -> None:
+    assert [units.several(number, "packet") for number in (0, 1, 2, 1200)] == [
+        "0 packets", "1 packet", "2 packets", "1.2k packets",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(-1, "0s"), (59, "59s"), (245, "4m 05s"), (7380, "2h 03m"), (86_400, "1d 00h"), (457_200, "5d 07h")],

@@ -108,7 +108,7 @@ def _direction(table: Conntrack, entry: Entry, way: str) -> Iterator[Line]:
         yield "traffic", Cell(f"not counted: {_why_uncounted(table)}", "dim"), None
         return
     packets, octets = getattr(entry, f"{way}_packets"), getattr(entry, f"{way}_bytes")
-    yield "traffic", Cell(f"{units.size(octets)} in {units.count(packets)} packets"), None
+    yield "traffic", Cell(f"{units.size(octets)} in {units.several(packets, 'packet')}"), None
 
 
 def _why_uncounted(table: Conntrack) -> str:

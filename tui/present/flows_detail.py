@@ -124,9 +124,7 @@ def _way(picture: FlowPicture, row: int, way: int) -> Cell:
     rate, pace = known(float(table.speeds[row, way])), known(float(table.speeds[row, way + 2]))
     words = [] if rate is None or pace is None else [units.bits(rate), units.packets(pace)]
     packets = int(table.packets[row, way])
-    words.append(
-        f"{units.size(int(table.octets[row, way]))} in {units.count(packets)} packet{'s' * (packets != 1)}"
-    )
+    words.append(f"{units.size(int(table.octets[row, way]))} in {units.several(packets, 'packet')}")
     fast = int(table.fast_bytes[row, way])
     if fast or table.path[row] == FAST:
         words.append(f"{units.size(fast)} of it fast")

@@ -134,6 +134,10 @@ def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
         octets, packets, errors, dropped = (
             int(counters[f"{direction}_{what}"]) for what in ("bytes", "packets", "errors", "dropped")
         )
-        yield title, Cell(f"{units.size(octets)} in {units.count(packets)} packets"), None
+        yield title, Cell(f"{units.size(octets)} in {units.several(packets, 'packet')}"), None
         if errors or dropped:
-            yield f"{title}: lost", Cell(f"{errors} errors, {dropped} dropped", "warn"), None
+            yield (
+                f"{title}: lost",
+                Cell(f"{units.several(errors, 'error')}, {units.count(dropped)} dropped", "warn"),
+                None,
+            )

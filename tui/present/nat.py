@@ -95,7 +95,7 @@ def hits(entry: NatEntry) -> Cell:
     if entry.packets is None:
         return cells.NONE
     unit = "packet" if entry.kind == "filter" else "conn"
-    words = f"{units.count(entry.packets)} {unit}{'s' * (entry.packets != 1)}"
+    words = units.several(entry.packets, unit)
     return Cell(words, "" if entry.packets else "dim", entry.packets)
 
 

@@ -42,6 +42,11 @@ def count(number: float) -> str:
     return "".join(_scaled(number))
 
 
+def several(number: int, thing: str) -> str:
+    """A number of things: "1 packet", "1.2k packets"."""
+    return f"{count(number)} {thing}{'s' * (number != 1)}"
+
+
 def size(octets: float) -> str:
     """An amount of data from bytes: "1.4 MB"."""
     figure, prefix = _scaled(octets)

@@ -120,7 +120,7 @@ class Journey(Frame):
     def _badge(self) -> str:
         text, shown = self.nav.here.state.filter, len(self.table.rows)
         if not text:
-            return f"{shown} rows" if shown and self.table.header_height else ""
+            return f"{shown} row{'s' * (shown != 1)}" if shown and self.table.header_height else ""
         return f"filtered {shown} of {self._total}  /{safe(text)}"
 
     # ---- coming and going

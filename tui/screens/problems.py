@@ -109,13 +109,19 @@ def lines_of(findings: Sequence[Finding], problems: Sequence[Problem], width: in
         return [*lines, ([(told, "ok")], None)]
     lines += [([], None)] if findings else []
     lines.append(([("Not read", "heading")], None))
+    alike: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
-        lines += [(line, None) for line in _problem_lines(problem, width)]
+        alike.setdefault((problem.part, problem.why, problem.try_), []).append(problem)
+    for group in alike.values():
+        lines += [(line, None) for line in _problem_lines(group, width)]
     return lines
 
 
-def _problem_lines(problem: Problem, width: int) -> list[Line]:
-    lines: list[Line] = [[(part, "warn")] for part in _wrapped(f"{problem.part}: {problem.what}", width)]
+def _problem_lines(alike: Sequence[Problem], width: int) -> list[Line]:
+    """Problems of one reason and one remedy, which are told once."""
+    lines: list[Line] = []
+    for problem in alike:
+        lines += [[(part, "warn")] for part in _wrapped(f"{problem.part}: {problem.what}", width)]
     if problem.why:
         lines += [[("  ", ""), (part, "")] for part in _wrapped(problem.why, width - 2)]
     if problem.try_:
