@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.collect.netns import HOST_PATH, inode_of
+from core.collect.netns import THREAD_PATH, inode_of
 from core.model import Engine, Problem
 
 # Seconds that an engine has for one answer.
@@ -91,7 +91,7 @@ def home_of(connection: socket.socket) -> int:
     try:
         return inode_of(f"/proc/{pid}/ns/net")
     except OSError:
-        return inode_of(HOST_PATH)
+        return inode_of(THREAD_PATH)
 
 
 def _connect(kind: EngineKind, connection: socket.socket, path: str) -> None:

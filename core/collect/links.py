@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from core.collect import bridges, netns, routes
 from core.collect.ethtool import read_offloads
@@ -27,6 +28,7 @@ from core.model import (
     Namespace,
     NetState,
     PacketSizes,
+    PolicyRule,
     PortVlan,
     Problem,
 )
@@ -64,6 +66,9 @@ _GET_LINKS = _LINK.pack(0, 0, 0, 0, 0) + attribute(
     _IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS)
 )
 _GET_ADDRESSES = _ADDRESS.pack(0, 0, 0, 0, 0)
+_NONE: Mapping[int, tuple[str, ...]] = {}
+# Reads what is wanted of one namespace.
+type _Dump = Callable[[Netlink, Namespace, NsidResolver], NetState]
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
@@ -71,7 +76,7 @@ def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
     """All that rtnetlink tells of one namespace. `known` are the namespaces among which those that its links
     lead to are looked for. Raises NamespaceGone; what the kernel refuses becomes a problem in the answer."""
     with NsidResolver(tuple(known)) as resolver:
-        return _read_net(namespace, resolver)
+        return _read_net(namespace, resolver, _dump)
 
 
 def read_nets(
@@ -80,56 +85,81 @@ def read_nets(
     """The same of many namespaces by inode; those that vanished are left out. `known` are those among which
     peers are looked for (None: the same as `namespaces`)."""
     namespaces = tuple(namespaces)
+    return _read_each(namespaces, namespaces if known is None else tuple(known), _dump)
+
+
+def read_wiring(namespaces: Iterable[Namespace]) -> dict[int, NetState]:
+    """What plans are made from: the same without offloads, forwarding tables and rules of others than the
+    host."""
+    namespaces = tuple(namespaces)
+    return _read_each(namespaces, namespaces, _dump_wiring)
+
+
+def _read_each(
+    namespaces: tuple[Namespace, ...], known: tuple[Namespace, ...], dump: _Dump
+) -> dict[int, NetState]:
     found = {}
-    with NsidResolver(namespaces if known is None else tuple(known)) as resolver:
+    with NsidResolver(known) as resolver:
         for namespace in namespaces:
             with suppress(NamespaceGone):
-                found[namespace.inode] = _read_net(namespace, resolver)
+                found[namespace.inode] = _read_net(namespace, resolver, dump)
     return found
 
 
-def _read_net(namespace: Namespace, resolver: NsidResolver) -> NetState:
+def _read_net(namespace: Namespace, resolver: NsidResolver, dump: _Dump) -> NetState:
     """By its entry, or by another way that leads there still."""
     try:
         try:
-            return _visit(namespace.entry, namespace, resolver)
+            return _visit(namespace.entry, namespace, resolver, dump)
         except NamespaceGone:
-            return _visit(entry_of(namespace), namespace, resolver)
+            return _visit(entry_of(namespace), namespace, resolver, dump)
     except OSError as error:
         return NetState(namespace.inode, problems=(_problem(namespace, error),))
 
 
-def _visit(entry: str, namespace: Namespace, resolver: NsidResolver) -> NetState:
+def _visit(entry: str, namespace: Namespace, resolver: NsidResolver, dump: _Dump) -> NetState:
     with netns.entered(entry, namespace.inode), Netlink() as sock:
-        return _dump(sock, namespace, resolver)
+        return dump(sock, namespace, resolver)
 
 
 def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
-    links = read_links(sock, namespace.inode)
-    kinds = {link.kind for link in links.values()}
+    with Netlink(GENERIC) as generic:
+        offloads: Mapping[int, tuple[str, ...]] = _or_nothing(read_offloads, generic, {})
+    links = _with_vlans(read_links(sock, namespace.inode, offloads), sock)
     fdb: tuple[FdbEntry, ...] = ()
-    if "bridge" in kinds:
-        links = _with_vlans(links, _or_nothing(bridges.read_vlans, sock, {}))
-    if kinds & {"bridge", "vxlan"}:
+    if {link.kind for link in links.values()} & {"bridge", "vxlan"}:
         tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
         fdb = bridges.read_fdb(sock, tunnels)
+    return _net(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
+
+
+def _dump_wiring(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
+    links = _with_vlans(read_links(sock, namespace.inode), sock)
+    rules = _read_rules(sock) if namespace.is_host else ()
+    return _net(sock, namespace, resolver, links, rules=rules)
+
+
+def _read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:
+    return _or_nothing(routes.read_rules, sock, ())
+
+
+def _net(
+    sock: Netlink, namespace: Namespace, resolver: NsidResolver, links: dict[int, Link], **more: Any
+) -> NetState:
     return NetState(
         namespace.inode,
         links=links,
         routes=routes.read_routes(sock),
-        rules=_or_nothing(routes.read_rules, sock, ()),
         neighbours=routes.read_neighbours(sock),
-        fdb=fdb,
         nsids=resolver.resolve(sock, namespace, {link.lower_nsid for link in links.values()}),
+        **more,
     )
 
 
-def read_links(sock: Netlink, ns: int) -> dict[int, Link]:
-    """The links of the namespace of `sock`, whose inode is `ns`, with addresses and offloads, by ifindex."""
+def read_links(sock: Netlink, ns: int, offloads: Mapping[int, tuple[str, ...]] = _NONE) -> dict[int, Link]:
+    """The links of the namespace of `sock`, whose inode is `ns`, with addresses, by ifindex."""
     messages = sock.dump(_RTM_GETLINK, _GET_LINKS)
     addresses = read_addresses(sock)
-    with Netlink(GENERIC) as generic:
-        offloads: Mapping[int, tuple[str, ...]] = _or_nothing(read_offloads, generic, {})
     found = {}
     for message in messages:
         ifindex = _LINK.unpack_from(message.payload)[2]
@@ -254,8 +284,11 @@ def _end(which: tuple[bytes | int | str, ...], left: int) -> int:
     return _ends[which]
 
 
-def _with_vlans(links: dict[int, Link], vlans: Mapping[int, tuple[PortVlan, ...]]) -> dict[int, Link]:
+def _with_vlans(links: dict[int, Link], sock: Netlink) -> dict[int, Link]:
     """The links with the VLANs of those that are bridges or ports."""
+    if not any(link.kind == "bridge" for link in links.values()):
+        return links
+    vlans: Mapping[int, tuple[PortVlan, ...]] = _or_nothing(bridges.read_vlans, sock, {})
     found = dict(links)
     for ifindex, entries in vlans.items():
         old = links.get(ifindex)

@@ -176,6 +176,7 @@ def unit_of(cgroups: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(errors="surrogateescape")
+        with open(path, errors="surrogateescape") as file:
+            return file.read()
     except OSError:
         return ""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from core.model import Namespace
 
 HOST_PATH = "/proc/self/ns/net"
-_CURRENT = "/proc/thread-self/ns/net"
+# Where the thread is: a thread beside the main one is in the host while that one visits others.
+THREAD_PATH = "/proc/thread-self/ns/net"
 
 
 class NamespaceGone(Exception):
@@ -38,7 +39,7 @@ def entered(path: str, inode: int | None = None) -> Iterator[None]:
     open: it would hold the namespace after its owner let it go. Raises NamespaceGone when `path` no longer
     leads to a namespace, or to another one than `inode`; PermissionError without CAP_SYS_ADMIN.
     """
-    home = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(THREAD_PATH, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

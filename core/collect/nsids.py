@@ -71,11 +71,20 @@ class NsidResolver:
         if namespace.is_host:
             found = {nsid: self._ids[nsid] for nsid in missing & self._ids.keys()}
         else:
-            found = _inodes(_ids_of(sock, self._likely), missing)
+            found = {}
+            for likely in self._guesses():
+                found |= _inodes(_ids_of(sock, likely), missing)
+                if not missing - found.keys():
+                    break
         if missing - found.keys():
             found |= _inodes(read_nsids(sock, self._known.items()), missing)
             self._remember([namespace.inode] if len(found) >= _LIKELY else found.values())
         return found
+
+    def _guesses(self) -> Iterator[dict[int, int]]:
+        """The host alone, where nearly every link leads, then the others that are likely."""
+        yield {inode: one for inode, one in self._likely.items() if one == self._host}
+        yield {inode: one for inode, one in self._likely.items() if one != self._host}
 
     def _remember(self, inodes: Iterable[int]) -> None:
         """Hold open those that are likely to be the answer again, the latest few."""

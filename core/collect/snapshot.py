@@ -9,47 +9,40 @@ from typing import Any
 
 from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman, tuning
 from core.collect.host import read_host
-from core.collect.netns import HOST_PATH, NamespaceGone, inode_of
+from core.collect.netns import HOST_PATH, THREAD_PATH, NamespaceGone, inode_of
 from core.collect.processes import InitProcess, init_processes
 from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
 
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
-# Instead of "firewall": that of the host alone.
-HOST_FIREWALL = "host firewall"
-# What plans that tune links are made from, beside the rest; not among PARTS.
-TUNING = "tuning"
+# What plans are made from, not among PARTS: less than "links" (links.read_wiring), the firewall of the host
+# alone, and for those that tune links how these are tuned.
+WIRING, HOST_FIREWALL, TUNING = "wiring", "host firewall", "tuning"
 _ENGINES = (docker.read_docker, podman.read_podman)
 
 
 def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Snapshot:
-    """Read the parts asked for (None: all of PARTS; HOST_FIREWALL is less than "firewall", TUNING is more);
-    what cannot be read becomes a problem in it.
+    """Read the parts asked for (None: all of PARTS); what cannot be read becomes a problem in it.
 
     Without `deep` the namespaces are those that a shallow look finds (read_namespaces) if their links lead to
     no other one: nothing out of sight has an address on a network in sight then.
     """
     wanted = set(PARTS if parts is None else parts)
-    with ThreadPoolExecutor(4, "aside") as pool:
+    with ThreadPoolExecutor(3, "aside") as pool:
         return _read_beside(_Aside(pool, wanted), wanted, deep)
 
 
 class _Aside:
-    """What is read on other threads, begun at once: what the engines and the tools for the host's rules tell.
-
-    The thread that waits for it enters no namespace meanwhile: /proc/self would tell of that one.
+    """What others are waited for to tell, on other threads, begun at once: the engines, and the tools for the
+    host's rules. What this program reads itself is read beside that on one thread: more of them would only
+    wait for each other (Python's global lock).
     """
 
     def __init__(self, pool: ThreadPoolExecutor, wanted: Collection[str]) -> None:
-        self._pool = pool
         self.engines = [pool.submit(read) for read in _ENGINES] if "containers" in wanted else []
         self._firewall: Future[dict[int, Firewall]] | None = None
         if HOST_FIREWALL in wanted and "firewall" not in wanted:
-            host = Namespace(inode_of(HOST_PATH), is_host=True)
+            host = Namespace(inode_of(HOST_PATH), is_host=True, entry=THREAD_PATH)
             self._firewall = pool.submit(read_each, firewall.read_firewall, {host.inode: host})
-
-    def nets(self, found: Mapping[int, Namespace]) -> Future[dict[int, NetState]]:
-        """The links of these namespaces."""
-        return self._pool.submit(links.read_nets, found.values())
 
     def firewalls(self) -> dict[int, Firewall]:
         """The host's alone, nothing where more is wanted, or none."""
@@ -61,12 +54,12 @@ def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
     found, problems = namespaces.read_namespaces(deep)
     part_problems: dict[str, tuple[Problem, ...]] = {"namespaces": problems}
     fields: dict[str, Any] = {}
-    nets = aside.nets(found) if "links" in wanted or not deep else None
-    inits = init_processes() if "containers" in wanted else ()
-    if nets is not None:
-        fields["nets"] = nets.result()
+    if {"links", WIRING} & wanted or not deep:
+        read = links.read_nets if "links" in wanted else links.read_wiring
+        fields["nets"] = read(found.values())
         if not deep and any(map(_leads_out_of_sight, fields["nets"].values())):
             return _read_beside(aside, wanted, deep=True)
+    inits = init_processes() if "containers" in wanted else ()
     fields["firewalls"] = aside.firewalls()
     if "firewall" in wanted:
         fields["firewalls"] = read_each(firewall.read_firewall, found)

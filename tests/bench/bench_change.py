@@ -14,7 +14,7 @@ from pathlib import Path
 from core.apply import journal
 from core.apply import run as engine
 from core.apply.lock import planning
-from core.collect.snapshot import HOST_FIREWALL, read_snapshot
+from core.collect.snapshot import HOST_FIREWALL, WIRING, read_snapshot
 from core.plan import Plan, plan_all
 from core.plan.desired import parse
 from core.plan.difference import difference
@@ -26,7 +26,7 @@ from tests.docker.engine import DockerHost
 
 NETAVARK = "/usr/lib/podman/netavark"
 CURVE = (10, 100, 500)
-_PARTS = ("links", "containers", HOST_FIREWALL)
+_PARTS = (WIRING, "containers", HOST_FIREWALL)
 _NET, _WEB = "vtbench", "bweb"
 _CONTAINER_ID, _NETWORK_ID = "c" * 64, "d" * 64
 

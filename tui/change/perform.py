@@ -14,7 +14,7 @@ from core.apply.state import StateError
 from core.collect.host import missing_capabilities
 from core.collect.nftables import read_tables
 from core.collect.session import remote_session
-from core.collect.snapshot import HOST_FIREWALL, TUNING, read_snapshot
+from core.collect.snapshot import HOST_FIREWALL, TUNING, WIRING, read_snapshot
 from core.ops import (
     AddAddress,
     AddNeighbour,
@@ -37,10 +37,10 @@ from tui.errors import CommandError
 
 # What a plan is made from; the rules of other namespaces matter to those alone who delete these,
 # and who listens on the host to those alone who publish ports.
-LIGHT = ("links", "containers", HOST_FIREWALL)
+LIGHT = (WIRING, "containers", HOST_FIREWALL)
 PUBLISHING = (*LIGHT, "listeners")
 TUNED = (*LIGHT, TUNING)
-WHOLE = ("links", "containers", "firewall", "listeners")
+WHOLE = (WIRING, "containers", "firewall", "listeners")
 
 type Planner = Callable[[Topology], Plan | Refused]
 # Shows a plan and returns whether to go on with it.
