@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
 PREFIX = "vnet:"
+# Our nftables table, of family inet.
+TABLE = "vnet"
 _PLAIN = "/:,[]*"
 
 Words = Mapping[str, tuple[str, ...]]

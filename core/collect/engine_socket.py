@@ -66,6 +66,11 @@ def connected(kind: EngineKind, path: str) -> Iterator[socket.socket]:
         connection.close()
 
 
+def has_socket(kind: EngineKind) -> bool:
+    """Whether there is a socket to ask at, whoever listens there."""
+    return _exists(_from_environment(kind) or kind.socket)
+
+
 def find_socket(kind: EngineKind, path: str | None) -> str:
     """The path of the engine's socket: `path`, or where its variable points, or the usual one.
 

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.collect import filters
 from core.collect.iptables import read_iptables
 from core.collect.netns import entered, entry_of
-from core.collect.nft import read_nft
+from core.collect.nft import read_nft, read_table
 from core.collect.nftables import Table, read_tables
 from core.collect.tools import ToolFailed, ToolMissing
 from core.model import Chain, Firewall, FirewallRule, Namespace, Problem
+from core.tags import TABLE
 
 # The legacy tables that exist in the thread's namespace; reading these makes none.
 _LEGACY = {
     "ip": Path("/proc/thread-self/net/ip_tables_names"),
     "ip6": Path("/proc/thread-self/net/ip6_tables_names"),
 }
+_OURS = ("inet", TABLE)
 _DENIED = "CAP_NET_ADMIN and CAP_SYS_ADMIN are needed"
 
 
@@ -60,6 +63,28 @@ def read_firewall(namespace: Namespace) -> Firewall:
     return reading.result()
 
 
+def read_filters(namespace: Namespace) -> Firewall:
+    """What plans of networks are made from: our own table whole, and of others what
+    `core.collect.filters.read_filters` tells and all that is of iptables-legacy. Raises NamespaceGone."""
+    reading = _Reading(namespace.inode)
+    try:
+        with entered(entry_of(namespace), namespace.inode):
+            _read_brief(reading)
+            for family in _LEGACY:
+                _read_legacy(reading, family)
+    except PermissionError:
+        reading.problem("the firewall rules of this namespace could not be read", _DENIED, "run as root")
+    return reading.result()
+
+
+def _read_brief(reading: _Reading) -> None:
+    chains, rules = filters.read_filters()
+    others = [chain for chain in chains if (chain.family, chain.table) != _OURS]
+    reading.chains, reading.rules = others, rules
+    if len(others) < len(chains):
+        reading.attempt(lambda: _take(reading, *read_table(_OURS)))
+
+
 def _read_tables(reading: _Reading) -> None:
     """Read what nftables holds: iptables-nft's tables by iptables-save, all others by nft."""
     rest = []
@@ -68,11 +93,10 @@ def _read_tables(reading: _Reading) -> None:
         rest += _read_by_iptables(reading, family, [table for table in tables if table.family == family])
     others = [(table.family, table.name) for table in tables if table.family not in _LEGACY]
     if wanted := {*rest, *others}:
-        reading.attempt(lambda: _take_nft(reading, wanted))
+        reading.attempt(lambda: _take(reading, *read_nft(wanted)))
 
 
-def _take_nft(reading: _Reading, wanted: set[tuple[str, str]]) -> None:
-    chains, rules = read_nft(wanted)
+def _take(reading: _Reading, chains: list[Chain], rules: list[FirewallRule]) -> None:
     reading.chains += chains
     reading.rules += rules
 

@@ -74,7 +74,8 @@ def _sysctls() -> dict[str, str]:
     values = {}
     for name in _SYSCTLS:
         try:
-            values[name] = Path("/proc/sys", *name.split(".")).read_text().strip()
+            with open(f"/proc/sys/{name.replace('.', '/')}") as file:
+                values[name] = file.read().strip()
         except OSError:
             continue
     return values

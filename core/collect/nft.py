@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from core.collect.iptables_rule import destination
+from core.collect.libnftables import JSON, Context, Refused, library
 from core.collect.nft_rule import NamedObjects, understand
 from core.collect.tools import ToolFailed, run_tool
 from core.model import Chain, FirewallRule
@@ -30,6 +31,12 @@ def read_nft(tables: Collection[TableName]) -> tuple[list[Chain], list[FirewallR
     ToolFailed. `nft -j` tells what a rule means (libnftables-json(5)), `nft -a` how a person writes it."""
     told = run_tool("nft", "-j", "list", "ruleset", package="nftables")
     printed = run_tool("nft", "-a", "-s", "list", "ruleset", package="nftables")
+    return _understood(told, printed, tables)
+
+
+def _understood(
+    told: str, printed: str, tables: Collection[TableName]
+) -> tuple[list[Chain], list[FirewallRule]]:
     try:
         objects = [
             (kind, item)
@@ -41,6 +48,28 @@ def read_nft(tables: Collection[TableName]) -> tuple[list[Chain], list[FirewallR
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"its answer is not what libnftables-json(5) describes ({type(error).__name__}: {error})"
         raise ToolFailed("nft was not understood", why, "run `nft -j list ruleset` to see it") from error
+
+
+def read_table(name: TableName) -> tuple[list[Chain], list[FirewallRule]]:
+    """The same of one table that is there; by libnftables in this process, where it is installed. The rules'
+    text is left out."""
+    words = ("list", "table", *name)
+    told = _told_by_library(" ".join(words)) or run_tool("nft", "-j", *words, package="nftables")
+    return _understood(told, "", [name])
+
+
+def _told_by_library(command: str) -> str:
+    """The answer in JSON, "" where the library is missing, or cannot tell."""
+    if not (found := library()):
+        return ""
+    try:
+        context = Context(found)
+        try:
+            return context.run(command, JSON)
+        finally:
+            context.close()
+    except (Refused, OSError):
+        return ""
 
 
 def _chains(objects: list[tuple[str, Any]]) -> list[Chain]:

@@ -12,17 +12,17 @@ from core.collect import netlink
 
 # linux/netfilter/nf_tables.h and nfnetlink.h.
 _SUBSYS = 10 << 8
-_GET_TABLE, _GET_CHAIN, _GET_RULE = _SUBSYS | 1, _SUBSYS | 4, _SUBSYS | 7
+_GET_TABLE, GET_CHAIN, GET_RULE = _SUBSYS | 1, _SUBSYS | 4, _SUBSYS | 7
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
 _RULE_TABLE, _RULE_EXPRESSIONS = 1, 4
 _EXPR_NAME = 1
-_NFGENMSG = struct.Struct("=BBH")
+NFGENMSG = struct.Struct("=BBH")
 
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _IPTABLES_FAMILIES = (2, 10)
-_IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
-_IPTABLES_CHAINS = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
+IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
+IPTABLES_CHAINS = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 # What iptables-nft builds its rules of; of sets, maps and the like iptables-save prints rules that lie.
 _IPTABLES_EXPRESSIONS = {
     "bitwise", "cmp", "counter", "immediate", "limit", "log", "masq", "match", "meta", "nat", "payload",
@@ -40,11 +40,11 @@ class Table(NamedTuple):
 
 def read_tables() -> tuple[Table, ...]:
     """The tables of the thread's network namespace. Raises PermissionError without CAP_NET_ADMIN there."""
-    if _would_load_module():
+    if would_load_module():
         return ()
     try:
         with netlink.Netlink(netlink.NETFILTER) as kernel:
-            messages = kernel.dump(_GET_TABLE, _NFGENMSG.pack(0, 0, 0))
+            messages = kernel.dump(_GET_TABLE, NFGENMSG.pack(0, 0, 0))
             return tuple(_table(kernel, message) for message in messages)
     except PermissionError:
         raise
@@ -56,7 +56,7 @@ def read_tables() -> tuple[Table, ...]:
 def _table(kernel: netlink.Netlink, message: netlink.Message) -> Table:
     family = message.payload[0]
     name = netlink.text(netlink.attributes(message.payload, 4)[_TABLE_NAME])
-    candidate = family in _IPTABLES_FAMILIES and name in _IPTABLES_TABLES
+    candidate = family in _IPTABLES_FAMILIES and name in IPTABLES_TABLES
     by_iptables = candidate and _has_iptables_chains(kernel, family, name) and _is_plain(kernel, family, name)
     return Table(FAMILIES.get(family, str(family)), name, by_iptables)
 
@@ -65,21 +65,21 @@ def _has_iptables_chains(kernel: netlink.Netlink, family: int, table: str) -> bo
     """Whether the base chains are those of iptables, and there is one at least."""
     found = [
         netlink.attributes(message.payload, 4)
-        for message in kernel.dump(_GET_CHAIN, _NFGENMSG.pack(family, 0, 0))
+        for message in kernel.dump(GET_CHAIN, NFGENMSG.pack(family, 0, 0))
     ]
     hooked = {
         netlink.text(chain[_CHAIN_NAME])
         for chain in found
         if _CHAIN_HOOK in chain and netlink.text(chain[_CHAIN_TABLE]) == table
     }
-    return bool(hooked) and hooked <= _IPTABLES_CHAINS
+    return bool(hooked) and hooked <= IPTABLES_CHAINS
 
 
 def _is_plain(kernel: netlink.Netlink, family: int, table: str) -> bool:
     """Whether every rule is made of what iptables-nft uses."""
-    body = _NFGENMSG.pack(family, 0, 0) + netlink.attribute(_RULE_TABLE, table.encode() + b"\0")
+    body = NFGENMSG.pack(family, 0, 0) + netlink.attribute(_RULE_TABLE, table.encode() + b"\0")
     return all(
-        _expressions(message.payload) <= _IPTABLES_EXPRESSIONS for message in kernel.dump(_GET_RULE, body)
+        _expressions(message.payload) <= _IPTABLES_EXPRESSIONS for message in kernel.dump(GET_RULE, body)
     )
 
 
@@ -91,7 +91,7 @@ def _expressions(payload: bytes) -> set[str]:
     }
 
 
-def _would_load_module() -> bool:
+def would_load_module() -> bool:
     """Whether nftables is a module that is not loaded: asking would load it, and there can be no table."""
     return _is_module() and not any(
         line.startswith("nf_tables ") for line in Path("/proc/modules").read_text().splitlines()

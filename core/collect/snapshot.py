@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman, tuning
+from core.collect.engine_socket import has_socket
 from core.collect.host import read_host
 from core.collect.netns import HOST_PATH, THREAD_PATH, NamespaceGone, inode_of
 from core.collect.processes import InitProcess, init_processes
@@ -15,9 +16,9 @@ from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
 
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
 # What plans are made from, not among PARTS: less than "links" (links.read_wiring), the firewall of the host
-# alone, and for those that tune links how these are tuned.
-WIRING, HOST_FIREWALL, TUNING = "wiring", "host firewall", "tuning"
-_ENGINES = (docker.read_docker, podman.read_podman)
+# alone, or less than that (firewall.read_filters), and for those that tune links how these are tuned.
+WIRING, HOST_FIREWALL, FILTERS, TUNING = "wiring", "host firewall", "filters", "tuning"
+_ENGINES = ((docker.DOCKER, docker.read_docker), (podman.PODMAN, podman.read_podman))
 
 
 def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Snapshot:
@@ -38,7 +39,9 @@ class _Aside:
     """
 
     def __init__(self, pool: ThreadPoolExecutor, wanted: Collection[str]) -> None:
-        self.engines = [pool.submit(read) for read in _ENGINES] if "containers" in wanted else []
+        engines = _ENGINES if "containers" in wanted else ()
+        # One that has no socket says so at once.
+        self.engines = [pool.submit(read).result if has_socket(kind) else read for kind, read in engines]
         self._firewall: Future[dict[int, Firewall]] | None = None
         if HOST_FIREWALL in wanted and "firewall" not in wanted:
             host = Namespace(inode_of(HOST_PATH), is_host=True, entry=THREAD_PATH)
@@ -61,12 +64,15 @@ def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
             return _read_beside(aside, wanted, deep=True)
     inits = init_processes() if "containers" in wanted else ()
     fields["firewalls"] = aside.firewalls()
+    if FILTERS in wanted:
+        host = {inode: namespace for inode, namespace in found.items() if namespace.is_host}
+        fields["firewalls"] = read_each(firewall.read_filters, host)
     if "firewall" in wanted:
         fields["firewalls"] = read_each(firewall.read_firewall, found)
     if "conntrack" in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:
-        fields["engines"] = _with_plain([engine.result() for engine in aside.engines], found, inits)
+        fields["engines"] = _with_plain([answer() for answer in aside.engines], found, inits)
     if TUNING in wanted:
         fields["tuning"] = tuning.read_tuning(found, fields.get("nets", {}))
     if "ovs" in wanted:
@@ -84,7 +90,7 @@ def _leads_out_of_sight(net: NetState) -> bool:
 
 def read_engines(found: Mapping[int, Namespace]) -> dict[str, Engine]:
     """What each container engine tells, and the containers that need none."""
-    return _with_plain([read() for read in _ENGINES], found)
+    return _with_plain([read() for _, read in _ENGINES], found)
 
 
 def _with_plain(

@@ -10,8 +10,8 @@ from core.plan.draft import Draft
 from core.plan.lifelines import is_lifeline
 from core.plan.ports import withdraw
 from core.plan.requests import Delete, RemoveContainer, RemoveNetwork
-from core.plan.tags import TABLE
 from core.plan.teardown import delete_bridge, delete_pair, release_port
+from core.tags import TABLE
 from core.text import safe
 
 

@@ -11,7 +11,8 @@ from core.nat.inward import expanded
 from core.nat.match import covers, split
 from core.nat.paths import PlacedRule
 from core.plan import validate
-from core.plan.tags import TABLE, OurPort, Ours, ours
+from core.plan.tags import OurPort, Ours, ours
+from core.tags import TABLE
 from core.text import safe
 from core.topology import Topology
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
-from core.plan.tags import TABLE, OurNetwork, OurPort, Ours
+from core.plan.tags import OurNetwork, OurPort, Ours
 from core.plan.validate import port_range
-from core.tags import escape
+from core.tags import TABLE, escape
 
 # What both texts of SetRules begin with: the table is emptied, whether it was there or not.
 EMPTY = f"table inet {TABLE}\ndelete table inet {TABLE}\n"

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from core.model import FirewallRule, Link, Snapshot
-from core.tags import Words, escape, tag, words_of
+from core.tags import TABLE, Words, escape, tag, words_of
 
-TABLE = "vnet"
 # IFALIASZ of linux/if.h, less the closing zero; what nft(8) allows for a rule's comment.
 ALIAS_BYTES = 255
 COMMENT_BYTES = 128

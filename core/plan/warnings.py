@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from core.model import Chain, Firewall, FirewallRule, Link
 from core.plan.draft import Draft
-from core.plan.tags import TABLE
+from core.tags import TABLE
 from core.text import safe
 
 _FORWARD = "net.ipv4.ip_forward"

@@ -14,7 +14,7 @@ from pathlib import Path
 from core.apply import journal
 from core.apply import run as engine
 from core.apply.lock import planning
-from core.collect.snapshot import HOST_FIREWALL, WIRING, read_snapshot
+from core.collect.snapshot import read_snapshot
 from core.plan import Plan, plan_all
 from core.plan.desired import parse
 from core.plan.difference import difference
@@ -23,10 +23,10 @@ from core.topology import Topology
 from tests.bench.report import Figure, paired, percentile
 from tests.conftest import ThrowawayHost
 from tests.docker.engine import DockerHost
+from tui.change.perform import LIGHT
 
 NETAVARK = "/usr/lib/podman/netavark"
 CURVE = (10, 100, 500)
-_PARTS = (WIRING, "containers", HOST_FIREWALL)
 _NET, _WEB = "vtbench", "bweb"
 _CONTAINER_ID, _NETWORK_ID = "c" * 64, "d" * 64
 
@@ -71,7 +71,7 @@ def ours(container: str) -> float:
 def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
     """Look, plan and apply, as the command line does; returns how many steps it took."""
     with planning():
-        topology = Topology(read_snapshot(_PARTS, deep=False))
+        topology = Topology(read_snapshot(LIGHT, deep=False))
         plan = plan_all(requests(topology), topology)
         assert isinstance(plan, Plan), plan
         if plan.steps:

@@ -15,6 +15,7 @@ import pytest
 from core.apply import journal, nft, run
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
+from core.collect import libnftables
 from core.collect.snapshot import read_snapshot
 from core.ops import Place, SetRules, SetSysctl
 from core.plan import Plan, plan_all
@@ -47,9 +48,9 @@ def library_missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return load(name, *more, **named)
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    nft._library.cache_clear()
+    libnftables.library.cache_clear()
     yield
-    nft._library.cache_clear()
+    libnftables.library.cache_clear()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tui.change import earlier, files, keep, networks
-from tui.change.perform import LIGHT, PUBLISHING, TUNED, WHOLE, change, look
+from tui.change.perform import LIGHT, PUBLISHING, RULED, TUNED, WHOLE, Parts, change, look
 from tui.change.requests import request_of
 from tui.change.rights import in_words
 
@@ -22,6 +22,15 @@ _OTHERS = {
 _DELETING = (("container", "rm"), ("link", "rm"))
 
 
+def _parts(options: argparse.Namespace, action: str) -> Parts:
+    """What its plan is made from."""
+    if (options.command, action) in _DELETING:
+        return WHOLE
+    if getattr(options, "uplink", ""):
+        return RULED
+    return {"publish": PUBLISHING, "tune": TUNED}.get(options.command, LIGHT)
+
+
 def run(options: argparse.Namespace) -> int:
     """Do what a command of tui.change.arguments asks for; returns the exit code. Raises CommandError."""
     if options.command in _OTHERS:
@@ -35,6 +44,4 @@ def run(options: argparse.Namespace) -> int:
     action = getattr(options, "action", "")
     if (options.command, action) == ("network", "ls"):
         return networks.list_networks(look(WHOLE), options.json)
-    light = {"publish": PUBLISHING, "tune": TUNED}.get(options.command, LIGHT)
-    parts = WHOLE if (options.command, action) in _DELETING else light
-    return change(options, lambda topology: request_of(options, topology), parts)
+    return change(options, lambda topology: request_of(options, topology), _parts(options, action))

@@ -14,7 +14,7 @@ from core.apply.state import StateError
 from core.collect.host import missing_capabilities
 from core.collect.nftables import read_tables
 from core.collect.session import remote_session
-from core.collect.snapshot import HOST_FIREWALL, TUNING, WIRING, read_snapshot
+from core.collect.snapshot import FILTERS, HOST_FIREWALL, TUNING, WIRING, read_snapshot
 from core.ops import (
     AddAddress,
     AddNeighbour,
@@ -27,7 +27,7 @@ from core.ops import (
 )
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
-from core.plan.tags import TABLE
+from core.tags import TABLE
 from core.text import safe
 from core.topology import Topology
 from tui.change import keep, report
@@ -35,19 +35,21 @@ from tui.change.earlier import offer_recovery
 from tui.change.rights import in_words, require_rights
 from tui.errors import CommandError
 
-# What a plan is made from; the rules of other namespaces matter to those alone who delete these,
-# and who listens on the host to those alone who publish ports.
-LIGHT = (WIRING, "containers", HOST_FIREWALL)
-PUBLISHING = (*LIGHT, "listeners")
-TUNED = (*LIGHT, TUNING)
-WHOLE = (WIRING, "containers", "firewall", "listeners")
+# What a plan is made from. All that the host's rules say matters to those alone who move a card's address or
+# publish ports, who listens to the latter; the rules of other namespaces to those alone who delete these.
+type Parts = Sequence[str]
+LIGHT: Parts = (WIRING, "containers", FILTERS)
+RULED: Parts = (WIRING, "containers", HOST_FIREWALL)
+PUBLISHING: Parts = (*RULED, "listeners")
+TUNED: Parts = (*RULED, TUNING)
+WHOLE: Parts = (WIRING, "containers", "firewall", "listeners")
 
 type Planner = Callable[[Topology], Plan | Refused]
 # Shows a plan and returns whether to go on with it.
 type Approve = Callable[[Plan], bool]
 
 
-def change(options: argparse.Namespace, request: Callable[[Topology], Request], parts: Sequence[str]) -> int:
+def change(options: argparse.Namespace, request: Callable[[Topology], Request], parts: Parts) -> int:
     """Do what one request asks for; returns the exit code. Raises CommandError."""
     return perform(options, lambda topology: planned((request(topology),), topology), parts)
 
@@ -57,13 +59,13 @@ def planned(requests: Sequence[Request], topology: Topology, title: str = "") ->
     return plan_all(requests, topology, _reserved(), remote_session(), title, kept())
 
 
-def look(parts: Sequence[str], deep: bool = False) -> Topology:
+def look(parts: Parts, deep: bool = False) -> Topology:
     """The host as it is now; `deep` with every namespace, else with those that anything in sight leads to."""
     return Topology(read_snapshot(parts, deep or parts == WHOLE))
 
 
 def perform(
-    options: argparse.Namespace, planner: Planner, parts: Sequence[str], approve: Approve | None = None
+    options: argparse.Namespace, planner: Planner, parts: Parts, approve: Approve | None = None
 ) -> int:
     """Plan and do it, or print its commands (`options.dry_run`); returns the exit code. `approve` is asked
     before anything is done, and again where by then the plan is another one. Raises CommandError."""
@@ -75,7 +77,7 @@ def perform(
         return _do(options, planner, parts, approve)
 
 
-def _require_rights(options: argparse.Namespace, planner: Planner, parts: Sequence[str]) -> None:
+def _require_rights(options: argparse.Namespace, planner: Planner, parts: Parts) -> None:
     """Raises CommandError where this process may not do it; the plan tells where only Docker has to."""
     try:
         require_rights()
@@ -90,7 +92,7 @@ def _require_rights(options: argparse.Namespace, planner: Planner, parts: Sequen
         require_rights(plan.steps)
 
 
-def _planned_dry(planner: Planner, parts: Sequence[str]) -> Plan | Refused:
+def _planned_dry(planner: Planner, parts: Parts) -> Plan | Refused:
     plan = planner(look(parts))
     return planner(look(parts, deep=True)) if _wants_deep(plan) else plan
 
@@ -111,7 +113,7 @@ def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
     return 0
 
 
-def _do(options: argparse.Namespace, planner: Planner, parts: Sequence[str], approve: Approve | None) -> int:
+def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Approve | None) -> int:
     approved: Plan | None = None
 
     def is_approved(plan: Plan) -> bool:
@@ -140,7 +142,7 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Sequence[str], app
 
 def attempt(
     planner: Planner,
-    parts: Sequence[str],
+    parts: Parts,
     is_approved: Callable[[Plan], bool],
     apply: Callable[[Plan], run.Outcome],
     deep: bool = False,

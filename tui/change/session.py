@@ -23,7 +23,7 @@ from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
 from tui.errors import CommandError
 
 _PARTS = {
-    "light": perform.LIGHT,
+    "light": perform.RULED,
     "publishing": perform.PUBLISHING,
     "tuning": perform.TUNED,
     "whole": perform.WHOLE,
