@@ -42,6 +42,7 @@ def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
     flows = fast.entries
     count = sum(len(table.entries) for table in tables)
     counters, path = np.zeros((count, 4), np.uint64), np.zeros(count, np.uint8)
+    live = np.zeros((count, 2), bool)
     places = Places(keys.one_way(flows, "src", "sport", "dst", "dport"))
     used = np.zeros(len(flows), bool)
     start = 0
@@ -52,7 +53,10 @@ def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
                 found = places.of(key)
                 rows = np.flatnonzero(found >= 0)
                 _add(counters[start:end], path[start:end], rows, flows[found[rows]], way)
+                live[start + rows, way] = flows["live"][found[rows]]
                 used[found[rows]] = True
+            packets = table.entries["packets"]
+            _part(path[start:end], counters[start:end, :2], live[start:end], packets)
         start = end
     loose = _loose(flows[~used], fast) if not used.all() else None
     if loose is None:
@@ -67,13 +71,24 @@ def _add(counters: Column, path: Column, rows: Column, flows: Column, way: int) 
     path[rows] = np.where(flows["live"], FAST, np.where(path[rows] == FAST, FAST, AGAIN))
 
 
+def _part(path: Column, fast: Column, live: Column, kernel: Column) -> None:
+    """Say so where a direction that carries packets is not on the fast path; all but the path have shape
+    (n, 2). What the kernel carried before a direction was learned says nothing of now."""
+    rows = np.flatnonzero(path == FAST)
+    total = (fast[rows] + kernel[rows]).astype(float)
+    path[rows[(_matters(total) & ~live[rows]).any(axis=1)]] = PART
+
+
+def _matters(packets: Column) -> Column:
+    return np.asarray(packets > _SLIGHT * packets.sum(axis=1, keepdims=True))
+
+
 def is_part(total: Column, fast: Column) -> Column:
     """Where some direction that carries packets is not nearly all on the fast path; both have shape (n, 2):
     packets of late."""
     total, fast = total.astype(float), fast.astype(float)
-    matters = total > _SLIGHT * total.sum(axis=1, keepdims=True)
     carried = (fast > 0) & (total - fast <= _FEW + total / 10)
-    return np.asarray((matters & ~carried).any(axis=1))
+    return np.asarray((_matters(total) & ~carried).any(axis=1))
 
 
 def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:
@@ -99,6 +114,8 @@ def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:
     _add(counters, path, place[: len(first)], first, 0)
     answered = np.flatnonzero(mate >= 0)
     _add(counters, path, answered, flows[mate[answered]], 1)
+    live = np.stack((first["live"], (mate >= 0) & flows["live"][mate]), axis=1)
+    _part(path, counters[:, :2], live, np.zeros((len(first), 2), np.uint64))
     entries.flags.writeable = False
     return Conntrack(fast.ns, entries, accounting=True, taken_at=fast.taken_at), counters, path
 

@@ -37,7 +37,7 @@ class Reading:
 class _Memory:
     """What is known of each row, row after row: its key, the counters of two earlier looks and when these
     were, what the fast path counted at last and in earlier lives, its speeds, when it last moved, when it
-    was born, and its packets of late."""
+    was born, and its packets of late. Times and counts that say nothing are NaN."""
 
     keys: Column
     counts: Column  # (n, 2, 4): the older look, then the newer
@@ -91,12 +91,15 @@ class FlowMeter:
         """Take whole tables; `now` is monotonic, `at` Unix time, of this look."""
         kept = [one for one in readings if len(one.table.entries)]
         now = max((one.ended for one in readings), default=0.0) if now is None else now
+        measured = bool(self._seen)
         tables = tuple(one.table for one in kept)
         paths = joined(tables, fast) if fast is not None and len(fast.entries) else NO_PATHS
         if paths.loose is not None:
             tables = (*tables, paths.loose)
             kept.append(Reading(paths.loose, now, now))
         times = _times(kept)
+        if paths.path is not None:  # the fast path is read after all tables
+            times[(paths.path == FAST) | (paths.path == PART)] = now
         self._recall(tables, times, now, at)
         self._kernel = counters_of(tables)
         counters = self._merged(self._kernel, paths.counters)
@@ -105,8 +108,15 @@ class FlowMeter:
         self._seen = {one.table.ns: one.ended for one in readings}
         if fast is not None:
             self._seen.setdefault(fast.ns, now)
-        self.table = self._published(tables, counters, paths, now, at)
+        self.table = self._published(tables, counters, paths, now, at, measured)
         return self.table
+
+    def rest(self) -> None:
+        """Nobody looks for a while: when the next look comes, these say nothing about the last seconds."""
+        for memory in (self._memory, self._missed):
+            memory.times[:] = memory.late[:, 0] = np.nan
+            memory.speeds[:], memory.moved[:], memory.late[:, 1] = UNKNOWN, -np.inf, 0
+        self._seen = {}
 
     def touch(
         self, parts: Mapping[int, Column], wanted: Column, fast: FastFlows | None = None, now: float = 0.0,
@@ -195,6 +205,7 @@ class FlowMeter:
         memory = self._memory
         memory.counts[rows] = memory.fast[rows] = memory.late[rows] = 0
         memory.times[rows] = seen[:, None]
+        memory.late[rows[np.isnan(seen)], 0] = np.nan
         memory.speeds[rows], memory.moved[rows] = UNKNOWN, -np.inf
         memory.born[rows] = np.where(np.isnan(stamps), (seen + times[rows]) / 2, stamps)
 
@@ -220,15 +231,19 @@ class FlowMeter:
         """Take what both paths carried since the last look; older looks count half as much each time."""
         late, fast = self._memory.late, self._memory.fast
         newest = np.concatenate((counters[:, :2], fast[:, 0, :2] + fast[:, 1, :2]), axis=1).astype(float)
-        risen = np.maximum(newest - late[:, 0], 0)
+        risen = np.nan_to_num(np.maximum(newest - late[:, 0], 0))
         moved = risen.any(axis=1)
         late[moved, 1] = late[moved, 1] / 2 + risen[moved]
         late[:, 0] = newest
 
     def _in_part(self, path: Column) -> Column:
-        """The path, told apart where the fast path carries only a part."""
-        late = self._memory.late[:, 1]
-        return np.where((path == FAST) & is_part(late[:, :2], late[:, 2:]), PART, path).astype(np.uint8)
+        """The path, told apart by what the fast path carried of late, where that is known."""
+        path = path.copy()
+        rows = np.flatnonzero((path == FAST) | (path == PART))
+        late = self._memory.late[rows, 1]
+        known = late[:, :2].any(axis=1)
+        path[rows[known]] = np.where(is_part(late[known, :2], late[known, 2:]), PART, FAST)
+        return path
 
     def _advance(self, rows: Column | slice, counts: Column, times: Column) -> None:
         """Take the newest counters of some rows: work out their speeds, move their window on."""
@@ -253,8 +268,9 @@ class FlowMeter:
         memory.counts[rows], memory.times[rows] = old, at
 
     def _published(
-        self, tables: tuple[Conntrack, ...], counters: Column, paths: Paths, now: float, at: float
-    ) -> FlowTable:
+        self, tables: tuple[Conntrack, ...], counters: Column, paths: Paths, now: float, at: float,
+        measured: bool,
+    ) -> FlowTable:  # fmt: skip
         path = paths.path if paths.path is not None else np.zeros(len(counters), np.uint8)
         counted = whole("counted", tables, bool) | (path > 0)
         speeds = self._memory.speeds.copy()
@@ -262,7 +278,7 @@ class FlowMeter:
         return FlowTable(
             tables, self._generation(tables, counted), now, at, speeds, counters[:, :2], counters[:, 2:],
             counted, self._in_part(path), self._fast_bytes(), self._memory.born + (at - now),
-            0 if paths.loose is None else len(paths.loose.entries), bool(self.table.generation),
+            0 if paths.loose is None else len(paths.loose.entries), measured,
         )  # fmt: skip
 
     def _generation(self, tables: tuple[Conntrack, ...], counted: Column) -> int:

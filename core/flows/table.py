@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from core.flows.columns import FlowColumns
-from core.flows.fast import FAST, NO_PATHS, PART, is_part, joined
+from core.flows.fast import NO_PATHS, joined
 from core.flows.words import address_bytes
 from core.model import Conntrack, FastFlows, Sockets
 
@@ -103,7 +103,6 @@ def table_of(tables: Mapping[int, Conntrack], fast: FastFlows | None = None, at:
     if paths.counters is not None and paths.path is not None:
         counters += paths.counters
         path, fast_bytes = paths.path, paths.counters[:, 2:]
-        path[(path == FAST) & is_part(counters[:, :2], paths.counters[:, :2])] = PART
     return FlowTable(
         kept,
         next(GENERATIONS),

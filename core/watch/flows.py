@@ -45,7 +45,8 @@ class FlowReader:
         """The flows now, and the tables where these were read whole. `whole` asks for that."""
         began = time.monotonic()
         if began - self._looked > _FORGOTTEN_AFTER:
-            self._meter, whole = FlowMeter(), True
+            self._meter.rest()
+            whole = True
         self._looked = began
         if not whole and began < self._next_whole:
             return self._completed(self._some(namespaces)), None

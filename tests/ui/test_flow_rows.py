@@ -14,6 +14,7 @@ from core.topology.flowpicture import FlowPicture
 from tests.ui.driver import FedSource, Picture, dashboard
 from tests.ui.test_conntrack_rows import ENTRIES, HOST, LAB, snapshot
 from tui.present import flows_detail, views
+from tui.present.columns import lay_out
 from tui.present.flow_cells import COLUMNS
 from tui.present.flows import FlowRows
 from tui.present.lens import GROUPINGS, Lens
@@ -132,6 +133,24 @@ def grouped(rows: FlowRows, by: str) -> list[list[str]]:
 )
 def test_groups(rows: FlowRows, by: str, first: list[str]) -> None:
     assert grouped(rows, by)[0][:3] == first
+
+
+def test_a_group_tells_how_much_of_its_traffic_is_fast(rows: FlowRows, picture: FlowPicture) -> None:
+    shown = {line[0]: dict(zip(range(9), line, strict=False)) for line in grouped(rows, "port")}
+    assert (shown["80/tcp"][6], shown["443/tcp"][6], shown["53/udp"][6]) == ("100%", "0%", "0%")
+    lens = Lens(by="client")
+    (row,) = rows.seen_through(lens).grouped()  # type: ignore[union-attr]
+    told = flows_detail.talkers(Scene(picture.index.topology, flows=picture, lens=lens), row.ref)
+    assert ("fast", "1 of 1 flow, 100% of the traffic") in [
+        (label, cell.text) for label, cell, _ in told.sections[0].lines
+    ]
+
+
+@pytest.mark.parametrize(("width", "ends"), [(78, 23), (83, 25), (100, 27), (128, 27), (141, 27), (198, 27)])
+def test_the_ends_have_room_before_what_is_less(width: int, ends: int) -> None:
+    shown = {placed.column.name: placed.width for placed in lay_out(COLUMNS, width)}
+    assert {"proto", "rate", "path"} <= set(shown)
+    assert min(shown["from"], shown["to"]) >= ends
 
 
 def test_a_groups_filter_selects_its_flows(rows: FlowRows) -> None:
@@ -257,7 +276,7 @@ async def test_the_keys_of_the_view() -> None:
         await person.eventually("1.0 Mbit/s")
         assert person.row() == "198.51.100.9:5000"
         await person.eventually("7 flows at the edge")
-        await person.eventually("does not count traffic")
+        await person.eventually("do not count traffic")
         await person.press("o")
         await person.eventually("7 flows per hop")
         await person.press("b")

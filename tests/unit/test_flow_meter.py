@@ -243,12 +243,22 @@ def test_a_flow_of_which_the_kernel_carries_a_direction_is_part_fast() -> None:
     acks, both = fast_flows(back(500_000)), fast_flows(there(500_000), back(500_000))
     assert table_of({HOST: host(counted(500_000, 500))}, acks).path.tolist() == [PART]
     assert table_of({HOST: host(counted(4000, 4))}, both).path.tolist() == [FAST], "while it was learned"
-    assert table_of({HOST: host(counted(20_000, 20))}, fast_flows(there(0))).path.tolist() == [PART]
+    handed_back = fast_flows(there(500_000, live=False), back(500_000))
+    assert table_of({HOST: host(counted(4000, 4))}, handed_back).path.tolist() == [PART]
+
+
+def test_what_the_kernel_carried_before_makes_no_fast_flow_part_fast() -> None:
+    old, both = host(counted(9_000_000, 9000)), fast_flows(there(50_000), back(50_000))
+    assert table_of({HOST: old}, both).path.tolist() == [FAST]
+    clock = Clock()
+    assert clock.feed(old, fast=both).path.tolist() == [FAST]
+    assert clock.feed(old, fast=fast_flows(there(99_000), back(99_000))).path.tolist() == [FAST]
 
 
 def test_what_counts_is_what_carried_its_packets_of_late() -> None:
     clock = Clock()
-    clock.feed(host(counted(9_000_000, 9000)), fast=fast_flows())
+    for packets in (0, 9000):
+        clock.feed(host(counted(packets * 1000, packets)), fast=fast_flows())
     paths = []
     for second in range(1, 12):
         both = fast_flows(there(second * 125_000), back(second * 60_000))
@@ -260,6 +270,32 @@ def test_what_counts_is_what_carried_its_packets_of_late() -> None:
         paths += clock.feed(host(more), fast=acks).path.tolist()
     assert paths[-1] == PART
     assert clock.meter.touch({}, np.zeros(0, int), acks, clock.now + 1, EPOCH).path.tolist() == [PART]
+
+
+def test_the_fast_path_is_read_after_the_tables() -> None:
+    clock, late = Clock(), (0.5, 0.2, 0.1, 0.4, 0.0)
+    for second, after in enumerate(late):
+        octets = round((second + after) * 125_000)
+        reading = Reading(host(counted(0)), clock.now + second, clock.now + second)
+        found = clock.meter.feed([reading], fast_flows(there(octets), back(0)), clock.now + second + after)
+    assert found.bits[0] == pytest.approx(1e6)
+
+
+def test_after_a_rest_speeds_begin_anew_and_what_lasts_stays() -> None:
+    clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
+    clock.feed(host(other), fast=fast_flows())
+    for second in range(5):
+        clock.feed(host(other, counted(second * 125_000, second * 125)), fast=fast_flows())
+    clock.meter.rest()
+    fast = [fast_flows(there(octets), back(60_000)) for octets in (7_000_000, 7_125_000)]
+    new = flow("10.0.0.9:1", "10.0.0.2:2", id=9, counted=True, bytes=(10**9, 0))
+    found = clock.feed(host(other, counted(500_000, 500), new), fast=fast[0], after=600)
+    assert np.isnan(found.bits).all() and not found.measured
+    assert found.path.tolist() == [KERNEL, FAST, KERNEL]
+    assert found.age[1] == pytest.approx(604.5), "it is still known when it began"
+    assert found.octets[1].tolist() == [7_500_000, 60_000]
+    found = clock.feed(host(other, counted(500_000, 500), new), fast=fast[1])
+    assert found.measured and found.bits[1:].tolist() == pytest.approx([1e6, 0])
 
 
 def test_what_the_fast_path_forgets_stays_in_the_sum() -> None:

@@ -31,7 +31,7 @@ def lay_out(
     place: room goes first to those whose texts do not fit yet."""
     kept = _dropped(list(enumerate(columns)), width)
     wanted = [_need(column, (needs or {}).get(place)) for place, column in kept]
-    widths = [min(column.width, need) for (_, column), need in zip(kept, wanted, strict=True)]
+    widths = [min(_full(column), need) for (_, column), need in zip(kept, wanted, strict=True)]
     _shrink(widths, kept, _room(kept, width))
     _satisfy(widths, kept, wanted, _room(kept, width) if needs else 0)
     _grow(widths, kept, _room(kept, width))
@@ -43,7 +43,7 @@ def lay_out(
 
 
 def _fits(kept: list[tuple[int, Column]], width: int) -> bool:
-    return sum(column.width for _, column in kept) <= _room(kept, width)
+    return sum(_full(column) for _, column in kept) <= _room(kept, width)
 
 
 def _room(kept: list[tuple[int, Column]], width: int) -> int:
@@ -76,9 +76,13 @@ def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> Non
         widths[surplus.index(max(surplus))] -= 1
 
 
+def _full(column: Column) -> int:
+    return max(column.width, column.full)
+
+
 def _need(column: Column, texts: int | None) -> int:
     """The cells that a column makes use of; a heading wants room for its arrow as well."""
-    return column.width if texts is None or not column.grow else max(len(column.title) + 2, texts)
+    return _full(column) if texts is None or not column.grow else max(len(column.title) + 2, texts)
 
 
 def _satisfy(widths: list[int], kept: list[tuple[int, Column]], wanted: Sequence[int], room: int) -> None:

@@ -28,10 +28,10 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("proto", "proto", 5),
-    Column("state", "state", 11, priority=1),
-    Column("inside", "inside", 18, grow=3),
+    Column("state", "state", 11),
+    Column("inside", "inside", 18, grow=3, full=25),
     Column("way", "", 1),
-    Column("peer", "peer", 18, grow=3),
+    Column("peer", "peer", 18, grow=3, full=25),
     Column("translation", "translation", 15, grow=1),
     Column("bytes", "bytes", 8, align="right", priority=2),
     Column("timeout", "timeout", 8, align="right", priority=3),

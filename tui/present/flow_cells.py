@@ -15,14 +15,14 @@ from tui.present.glyphs import PIN
 from tui.present.rows import Cell, Column
 
 COLUMNS = (
-    Column("from", "from", 21, grow=3),
-    Column("via", "seen as", 15, grow=1, priority=3),
-    Column("to", "to", 21, grow=3),
+    Column("from", "from", 21, grow=3, full=27),
+    Column("via", "seen as", 15, grow=1, priority=1),
+    Column("to", "to", 21, grow=3, full=27),
     Column("proto", "proto", 6),
     Column("rate", "rate", 11, align="right"),
-    Column("path", "path", 6, priority=1),
+    Column("path", "path", 6),
     Column("state", "state", 11, priority=2),
-    Column("client", "client", 13, priority=5),
+    Column("client", "client", 13, priority=3),
     Column("bytes", "bytes", 8, align="right", priority=4),
     Column("rtt", "rtt", 7, align="right", priority=6),
     Column("process", "process", 14, grow=1, priority=7),

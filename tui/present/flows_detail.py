@@ -9,6 +9,7 @@ import numpy as np
 
 from core.flows import End, Flow, end_text, entry_of, flow_of, protocol_name, sentence
 from core.flows.fast import FAST, PATHS
+from core.flows.table import FlowTable
 from core.model import Ref, container_ref, flow_ref, talk_ref
 from core.text import safe
 from core.topology import Topology
@@ -20,6 +21,7 @@ from tui.present.conntrack_detail import state_cell
 from tui.present.flow_cells import duration, known, path_cell, rtt_cell
 from tui.present.flows import FlowRows
 from tui.present.flows_filter import mask_of
+from tui.present.flows_groups import fast_amount
 from tui.present.glyphs import ARROW
 from tui.present.link_detail import gone
 from tui.present.rows import Cell, Detail
@@ -182,7 +184,17 @@ def _together(picture: FlowPicture, rows: np.ndarray[Any, Any]) -> Iterator[Line
     yield "flows", cells.number(len(rows)), None
     yield "rate", cells.bits(float(np.nansum(table.bits[rows])) if table.measured else None), None
     yield "so far", cells.size(int(table.octets[rows].sum())), None
-    yield "fast", Cell(f"{int((table.path[rows] == FAST).sum())} of {_count(len(rows))}"), None
+    yield (
+        "fast",
+        Cell(f"{int((table.path[rows] == FAST).sum())} of {_count(len(rows))}{_share(table, rows)}"),
+        None,
+    )
+
+
+def _share(table: FlowTable, rows: np.ndarray[Any, Any]) -> str:
+    """What part of the traffic that is, "" where there is none."""
+    whole = np.nansum(table.bits[rows]) if table.measured else table.octets[rows].sum()
+    return f", {fast_amount(table, rows).sum() / whole:.0%} of the traffic" if whole >= 1 else ""
 
 
 def _clients(picture: FlowPicture, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
@@ -193,7 +205,7 @@ def _clients(picture: FlowPicture, rows: np.ndarray[Any, Any]) -> Iterator[Line]
         here = kinds == kind
         if here.any():
             speed = f", {units.bits(float(np.nansum(bits[here])))}" if picture.table.measured else ""
-            yield _CLIENT_WORDS[CLIENTS[kind]], Cell(f"{_count(int(here.sum()))}{speed}"), None
+            yield CLIENTS[kind], Cell(f"{_count(int(here.sum()))}{speed}"), None
 
 
 def _count(flows: int) -> str:

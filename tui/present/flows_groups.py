@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from core.flows import PROTOCOLS, address_text
+from core.flows.fast import FAST
 from core.flows.groups import added, crossed
 from core.flows.keys import folded
+from core.flows.table import FlowTable
 from core.flows.words import protocol_name
 from core.model import Ref
 from core.topology import Topology
@@ -161,7 +163,7 @@ def _grouped(
     values = np.array(
         [
             np.nan_to_num(table.bits[order]), table.octets[order].sum(axis=1),
-            table.packets[order].sum(axis=1), table.path[order] == 1, *clients,
+            table.packets[order].sum(axis=1), fast_amount(table, order), *clients,
         ],
         float,
     )  # fmt: skip
@@ -178,6 +180,17 @@ def _grouped(
     return GroupRows(rows, columns, head)
 
 
+def fast_amount(table: FlowTable, rows: Array) -> Array:
+    """What the fast path carries of flows: of their speed where that was measured, else of their bytes."""
+    if table.measured:
+        return np.where(table.path[rows] == FAST, np.nan_to_num(table.bits[rows]), 0)
+    return np.asarray(table.fast_bytes[rows].sum(axis=1))
+
+
+def _share(fast: float, of: float) -> Cell:
+    return Cell(f"{100 * fast / of:.0f}%", "" if fast else "dim", fast / of) if of >= 1 else cells.NONE
+
+
 def _cells(name: str, flows: int, sums: Sequence[float], top: float, measured: bool) -> tuple[Cell, ...]:
     bits, octets, packets, fast, *clients = sums
     return (
@@ -187,7 +200,7 @@ def _cells(name: str, flows: int, sums: Sequence[float], top: float, measured: b
         Cell("█" * round(10 * bits / top) if top else "", "accent", bits),
         cells.size(int(octets)),
         cells.count(int(packets)),
-        Cell(f"{100 * fast / flows:.0f}%", "" if fast else "dim", fast / flows),
+        _share(fast, bits if measured else octets),
         *(cells.number(count) for count in clients),
     )
 

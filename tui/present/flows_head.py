@@ -28,7 +28,8 @@ def head_of(topology: Topology, picture: FlowPicture, lens: Lens, order: np.ndar
     if uncounted:
         names = ", ".join(safe(topology.label(ns)) for ns in uncounted[:3])
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
-        lines.append(Cell(f"{names}{more} does not count traffic: W, then A, turns it on", "warn"))
+        does = "does" if len(uncounted) == 1 else "do"
+        lines.append(Cell(f"{names}{more} {does} not count traffic: W, then A, turns it on", "warn"))
     return lines
 
 

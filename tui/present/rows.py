@@ -14,9 +14,10 @@ Tone = Literal["", "ok", "warn", "bad", "dim", "accent"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: `name` is its key in filters and sorting; `width` the cells it needs, `grow` its share of
-    what is left over; the higher `priority`, the earlier a narrow terminal drops it (0: never); `counted`
-    where the list says that it was dropped."""
+    """One column: `name` is its key in filters and sorting; `width` the cells it needs, `full` those that it
+    has before any column of a priority gets room; `grow` its share of what is left over; the higher
+    `priority`, the earlier a narrow terminal drops it (0: never); `counted` where the list says that it was
+    dropped."""
 
     name: str
     title: str
@@ -25,6 +26,7 @@ class Column:
     align: Literal["left", "right"] = "left"
     priority: int = 0
     counted: bool = False
+    full: int = 0
 
 
 @dataclass(frozen=True, slots=True)
