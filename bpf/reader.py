@@ -15,6 +15,7 @@ from core.model.fastflows import FASTFLOW_DTYPE
 
 Column = np.ndarray[Any, Any]
 
+_PATIENCE = 1.0  # seconds in which a holder says which maps are its own
 _SAME_BRIDGE, _ROUTED, _TRANSLATED = 1, 2, 3
 _MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint8)
 
@@ -30,20 +31,24 @@ class FlowReader:
 
     def read(self) -> FastFlows:
         """All flows; none where nothing is accelerated."""
+        found = self._find()
         now = time.time()
-        if not self._find():
+        if not found:
             return FastFlows(self._inode, taken_at=now)
         entries = np.concatenate([self._family(4), self._family(6)])
         entries.flags.writeable = False
         return FastFlows(self._inode, entries, now)
 
     def _find(self) -> bool:
-        """Have the maps of the holder that runs now; whether there is one."""
+        """Have the maps of the holder that runs now; whether there is one. One that is too busy to answer
+        goes on counting in the maps that are known."""
         try:
-            answer = control.ask({"do": "maps"}, self._inode)
-        except (control.NotRunning, OSError):
+            answer = control.ask({"do": "maps"}, self._inode, _PATIENCE)
+        except control.NotRunning:
             self.close()
             return False
+        except OSError:
+            return bool(self._maps)
         if not answer.get("ok"):
             return False
         if answer["pid"] != self._holder or not self._maps:

@@ -26,11 +26,13 @@ _SLIGHT = 0.05  # the part of all packets below which a direction says nothing
 @dataclass(frozen=True, slots=True, eq=False)
 class Paths:
     """What the fast path adds: `counters` has shape (n, 4), packets of both directions, then bytes, one row
-    for each conntrack entry and after them one for each of `loose`; `path` an index into PATHS for each.
-    `loose` are connections that conntrack does not know, as a table. None where the fast path has nothing."""
+    for each conntrack entry and after them one for each of `loose`; `path` an index into PATHS for each,
+    `since` when the first packet of them was seen, Unix time in seconds, infinite where none was. `loose` are
+    connections that conntrack does not know, as a table. None where the fast path has nothing."""
 
     counters: Column | None = None
     path: Column | None = None
+    since: Column | None = None
     loose: Conntrack | None = None
 
 
@@ -42,7 +44,8 @@ def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
     flows = fast.entries
     count = sum(len(table.entries) for table in tables)
     counters, path = np.zeros((count, 4), np.uint64), np.zeros(count, np.uint8)
-    live = np.zeros((count, 2), bool)
+    live, since = np.zeros((count, 2), bool), np.full(count, np.inf)
+    began = _began(flows["first_seen"])
     places = Places(keys.one_way(flows, "src", "sport", "dst", "dport"))
     used = np.zeros(len(flows), bool)
     start = 0
@@ -54,15 +57,21 @@ def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
                 rows = np.flatnonzero(found >= 0)
                 _add(counters[start:end], path[start:end], rows, flows[found[rows]], way)
                 live[start + rows, way] = flows["live"][found[rows]]
+                since[start + rows] = np.minimum(since[start + rows], began[found[rows]])
                 used[found[rows]] = True
             packets = table.entries["packets"]
             _part(path[start:end], counters[start:end, :2], live[start:end], packets)
         start = end
     loose = _loose(flows[~used], fast) if not used.all() else None
     if loose is None:
-        return Paths(counters, path)
+        return Paths(counters, path, since)
     table, extra, its_path = loose
-    return Paths(np.concatenate((counters, extra)), np.concatenate((path, its_path)), table)
+    counters, path = np.concatenate((counters, extra)), np.concatenate((path, its_path))
+    return Paths(counters, path, np.concatenate((since, _began(table.entries["start"]))), table)
+
+
+def _began(nanoseconds: Column) -> Column:
+    return np.where(nanoseconds > 0, nanoseconds / 1e9, np.inf)
 
 
 def _add(counters: Column, path: Column, rows: Column, flows: Column, way: int) -> None:

@@ -21,6 +21,7 @@ Column = np.ndarray[Any, Any]
 HALF_WINDOW = 2.0
 _SHORTEST = 0.2  # seconds; a difference over less says too little
 _ACTIVE_FOR = 10.0
+_SOON = 1.0  # seconds within which a flow of the fast path has carried something
 _LASTING = ("status", "mark")
 
 
@@ -98,10 +99,12 @@ class FlowMeter:
             tables = (*tables, paths.loose)
             kept.append(Reading(paths.loose, now, now))
         times = _times(kept)
-        if paths.path is not None:  # the fast path is read after all tables
-            times[(paths.path == FAST) | (paths.path == PART)] = now
+        if paths.path is not None and fast is not None:  # it is read after all tables
+            times[(paths.path == FAST) | (paths.path == PART)] = now - (at - fast.taken_at)
         self._recall(tables, times, now, at)
         self._kernel = counters_of(tables)
+        if paths.counters is not None and paths.since is not None:
+            self._find_again(paths.counters, at - paths.since, now)
         counters = self._merged(self._kernel, paths.counters)
         self._advance(slice(None), counters, times)
         self._look_at_paths(counters)
@@ -130,7 +133,7 @@ class FlowMeter:
             rows = np.concatenate((rows, found[found >= 0]))
             entries = np.concatenate((entries, some[found >= 0]))
         self._kernel[rows] = np.concatenate((entries["packets"], entries["bytes"]), axis=1)
-        newest, path = self._fast_again(fast)
+        newest, path = self._fast_again(fast, now, at)
         counters = self._merged(self._kernel, newest)
         changed = rows if newest is None else np.union1d(rows, np.flatnonzero(newest.any(axis=1)))
         self._advance(changed, counters[changed], np.full(len(changed), now))
@@ -143,7 +146,16 @@ class FlowMeter:
         )  # fmt: skip
         return self.table
 
-    def _fast_again(self, fast: FastFlows | None) -> tuple[Column | None, Column]:
+    def _find_again(self, counters: Column, age: Column, now: float) -> None:
+        """Where the fast path carried something before the last look already, which did not see it, begin
+        anew: how much has come since is not known."""
+        memory, passed = self._memory, now - self.table.taken_at
+        rows = np.flatnonzero((age > passed + _SOON) & counters.any(axis=1))
+        rows = rows[~memory.fast[rows, 0].any(axis=1)]
+        memory.times[rows] = memory.late[rows, 0] = np.nan
+        memory.speeds[rows], memory.fast[rows, 1] = UNKNOWN, 0
+
+    def _fast_again(self, fast: FastFlows | None, now: float, at: float) -> tuple[Column | None, Column]:
         """The fast path's counters, None where there are none, and the path, for the rows that there are."""
         path = self.table.path
         if fast is None or not len(fast.entries):
@@ -153,6 +165,8 @@ class FlowMeter:
         paths = joined(self.table.tables[: -1 if self.table.loose else None], fast)
         assert paths.counters is not None and paths.path is not None
         path = path.copy()
+        if paths.since is not None:
+            self._find_again(paths.counters[:count], at - paths.since[:count], now)
         newest[:count], path[:count] = paths.counters[:count], paths.path[:count]
         if paths.loose is not None:
             place = self._places.of(keys.identity(fast.ns, paths.loose.entries))

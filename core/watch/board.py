@@ -37,14 +37,23 @@ class Board:
         self.snapshot = Snapshot(pending=PARTS)
         self.rates = Rates()
         self.flows: FlowTable | None = None
-        self.fast: FastFlows | None = None  # goes out with what is told next
+        self.fast: FastFlows | None = None
 
-    def put(self, part: str, problems: tuple[Problem, ...] | None = None, **fields: Any) -> None:
-        """Replace fields of the snapshot, read as `part`, and that part's problems (None: as they were).
+    def put(
+        self,
+        part: str,
+        problems: tuple[Problem, ...] | None = None,
+        fast: FastFlows | None = None,
+        **fields: Any,
+    ) -> None:
+        """Replace fields of the snapshot, read as `part`, and that part's problems (None: as they were);
+        `fast` is what was read together with conntrack.
 
         The listener is told where anything differs.
         """
         with self._lock:
+            if part == "conntrack":
+                self.fast = fast
             old = self.snapshot
             first = part in old.pending
             if problems is not None and problems != old.part_problems.get(part, ()):

@@ -32,6 +32,7 @@ class FlowReader:
 
     def __init__(self, fast: FastReader | None = None) -> None:
         self._fast = fast
+        self.fast: FastFlows | None = None  # what was read at the last whole look
         self.sockets: Mapping[int, Sockets] = {}  # given with each table
         self._names = PeerNames()
         self._meter = FlowMeter()
@@ -52,7 +53,8 @@ class FlowReader:
             return self._completed(self._some(namespaces)), None
         spent = time.thread_time()
         readings = read_timed(namespaces)
-        table = self._meter.feed(readings, self._read_fast(), time.monotonic(), time.time())
+        self.fast = self._read_fast()
+        table = self._meter.feed(readings, self.fast, time.monotonic(), time.time())
         spent = time.thread_time() - spent
         self._next_whole = began + max(EVERY * 0.9, spent / _SHARE_OF_ALL)
         return self._completed(table), {one.table.ns: one.table for one in readings}

@@ -218,8 +218,8 @@ class Watcher:
 
     def _look_conntrack(self) -> None:
         tables = read_each(conntrack.read_conntrack, self.board.snapshot.namespaces)
-        self.board.fast = self._fast_flows() if self._fast_flows and self._all else None
-        self.board.put("conntrack", conntracks=self._trend.fed(tables))
+        fast = self._fast_flows() if self._fast_flows and self._all else None
+        self.board.put("conntrack", fast=fast, conntracks=self._trend.fed(tables))
 
     def _look_flows(self) -> None:
         if self._view != "flows":
@@ -229,7 +229,7 @@ class Watcher:
         flows, tables = self._flow_reader.look(self.board.snapshot.namespaces, whole)
         self.board.put_flows(flows)
         if tables is not None:
-            self.board.put("conntrack", conntracks=self._trend.fed(tables))
+            self.board.put("conntrack", fast=self._flow_reader.fast, conntracks=self._trend.fed(tables))
 
     def _look_sockets(self) -> None:
         if self._view == "flows":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import time
 from collections.abc import Iterator
 
@@ -65,4 +66,21 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
             fast.ask("off")
             fast.keeper.wait(20)
             assert len(reader.read().entries) == 0
+        reader.close()
+
+
+def test_a_holder_that_does_not_answer_goes_on_counting(place: ThrowawayHost) -> None:
+    with entered(f"/run/netns/{place.name}"):
+        reader = FlowReader()
+        with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2") as out:
+
+            def both() -> bool:
+                out.say(10)
+                return len(reader.read().entries) == 2
+
+            assert eventually(both)
+            fast.kill("holder", number=signal.SIGSTOP)
+            assert len(reader.read().entries) == 2
+            fast.kill("holder", number=signal.SIGCONT)
+        assert len(reader.read().entries) == 0, "it has ended"
         reader.close()

@@ -37,8 +37,10 @@ class Clock:
 
     def feed(self, *tables: Conntrack, fast: FastFlows | None = None, after: float = 1.0) -> FlowTable:
         self.now += after
+        at = EPOCH + self.now + self.step
         readings = [Reading(one, self.now, self.now) for one in tables]
-        return self.meter.feed(readings, fast, self.now, EPOCH + self.now + self.step)
+        fast = replace(fast, taken_at=at) if fast else None
+        return self.meter.feed(readings, fast, self.now, at)
 
 
 def fast_flow(src: str, dst: str, new_src: str, new_dst: str, octets: int, **more: Any) -> np.void:
@@ -275,10 +277,32 @@ def test_what_counts_is_what_carried_its_packets_of_late() -> None:
 def test_the_fast_path_is_read_after_the_tables() -> None:
     clock, late = Clock(), (0.5, 0.2, 0.1, 0.4, 0.0)
     for second, after in enumerate(late):
-        octets = round((second + after) * 125_000)
-        reading = Reading(host(counted(0)), clock.now + second, clock.now + second)
-        found = clock.meter.feed([reading], fast_flows(there(octets), back(0)), clock.now + second + after)
+        now, octets = clock.now + second, round((second + after) * 125_000)
+        fast = replace(fast_flows(there(octets), back(0)), taken_at=EPOCH + now + after)
+        found = clock.meter.feed([Reading(host(counted(0)), now, now)], fast, now + 0.6, EPOCH + now + 0.6)
     assert found.bits[0] == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_what_was_fast_all_the_time_makes_no_burst_when_it_is_seen_again(whole: bool, gap: int) -> None:
+    """The fast path could not be read for a while, or not yet, as at the beginning of a recording."""
+    clock = Clock()
+    began = int((EPOCH + clock.now - 60) * 1e9)
+    speeds = []
+    for second in range(12):
+        seen = second not in range(4, 4 + gap) and second
+        ways = [way(10**9 + second * 125_000, first_seen=began) for way in (there, back)]
+        fast = fast_flows(*ways) if seen else fast_flows()
+        if whole or second < 3:
+            found = clock.feed(host(counted(7)), fast=fast)
+        else:
+            clock.now += 1
+            at = EPOCH + clock.now
+            found = clock.meter.touch({}, np.zeros(0, int), replace(fast, taken_at=at), clock.now, at)
+        speeds.append(float(found.bits[0]))
+    assert np.nanmax(speeds) == pytest.approx(2e6) == speeds[-1]
+    assert found.octets[0].tolist() == [10**9 + 11 * 125_000 + 7, 10**9 + 11 * 125_000]
 
 
 def test_after_a_rest_speeds_begin_anew_and_what_lasts_stays() -> None:
