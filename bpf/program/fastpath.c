@@ -72,14 +72,14 @@ INLINE enum verdict decide(
 {
 	u64 now = jiffies64();
 	struct flow *flow = find(packet);
-	if (now > config->deadline) {
+	if (RARE(now > config->deadline)) {
 		*slot = slot_of(skb->ifindex);
 		return V_LEASE;
 	}
 	bool known = flow && flow->epoch == config->epoch && now - flow->checked < config->recheck &&
 		flow->in_ifindex == skb->ifindex && flow->action >= ACTION_KERNEL &&
 		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
-	if (!known) {
+	if (RARE(!known)) {
 		u32 ifindex = skb->ifindex;
 		struct port *port = ports.lookup(&ifindex);
 		if (!port)
@@ -100,11 +100,11 @@ INLINE enum verdict decide(
 			return V_CACHE_FULL;
 	}
 	*slot = flow->slot;
-	if (flow->action < ACTION_PEER)
+	if (RARE(flow->action < ACTION_PEER))
 		return flow->rewrite;
-	if (wire_length(skb, packet) > flow->mtu)
+	if (RARE(wire_length(skb, packet) > flow->mtu))
 		return V_MTU;
-	if (flow->rewrite & REWRITE_L3 && packet->ttl <= 1)
+	if (RARE(flow->rewrite & REWRITE_L3 && packet->ttl <= 1))
 		return V_TTL;
 	flow->last_seen = now;
 	lock_xadd(&flow->packets, 1);
@@ -119,7 +119,7 @@ INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
 {
 	u32 wanted = ETH_HLEN + sizeof(struct tcphdr) + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 	u32 reach = skb->data_end - skb->data;
-	if (reach < wanted && reach < skb->len)
+	if (RARE(reach < wanted && reach < skb->len))
 		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
 }
 
@@ -133,7 +133,7 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	enum verdict verdict;
 	packet.family = family;
 	packet.closes = 0;
-	if (data + ETH_HLEN > end)
+	if (RARE(data + ETH_HLEN > end))
 		return TO_KERNEL;
 	eth[0] = ((u32 *)data)[0];
 	eth[1] = ((u32 *)data)[1];
@@ -142,9 +142,9 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 		verdict = parse_ipv4(data + ETH_HLEN, end, size, skb->gso_size, &packet);
 	else
 		verdict = parse_ipv6(data + ETH_HLEN, end, size, skb->gso_size, &packet);
-	if (eth[0] & 1)
+	if (RARE(eth[0] & 1))
 		verdict = V_MULTICAST;
-	if (verdict == V_FAST) {
+	if (!RARE(verdict != V_FAST)) {
 		verdict = decide(skb, &packet, config, eth, &flow, &slot);
 	} else {
 		slot = slot_of(skb->ifindex);
@@ -152,10 +152,10 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 			hand_back(&packet);
 	}
 	count(slot, verdict);
-	if (verdict != V_FAST || !flow)
+	if (RARE(verdict != V_FAST || !flow))
 		return TO_KERNEL;
 	/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
-	if (skb->len > packet.l3_length + ETH_HLEN)
+	if (RARE(skb->len > packet.l3_length + ETH_HLEN))
 		bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
 	return rewrite_and_go(skb, &packet, flow);
 }
@@ -164,11 +164,11 @@ int fastpath(struct __sk_buff *skb)
 {
 	u32 zero = 0;
 	struct config *now = config.lookup(&zero);
-	if (!now)
+	if (RARE(!now))
 		return TO_KERNEL;
 	reach_headers(skb, skb->protocol == __builtin_bswap16(ETH_P_IPV6));
-	if (skb->vlan_present || skb->protocol == __builtin_bswap16(ETH_P_8021Q) ||
-	    skb->protocol == __builtin_bswap16(ETH_P_8021AD)) {
+	if (RARE(skb->vlan_present || skb->protocol == __builtin_bswap16(ETH_P_8021Q) ||
+		 skb->protocol == __builtin_bswap16(ETH_P_8021AD))) {
 		count(slot_of(skb->ifindex), V_VLAN);
 		return TO_KERNEL;
 	}
