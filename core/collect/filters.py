@@ -27,7 +27,8 @@ _NAME, _DATA = 1, 2
 _META_KEY, _IIFNAME = 2, 6
 _CMP_OP, _CMP_DATA, _EQUAL = 2, 3, 0
 _IMMEDIATE_DATA, _VALUE, _VERDICT, _CODE, _ACCEPT = 2, 1, 2, 1, 1
-_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
+_OTHER_HOOKS = {"arp": ("input", "output", "forward"), "netdev": ("ingress", "egress")}
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 
 type _Expression = tuple[str, Mapping[int, bytes]]
@@ -67,8 +68,9 @@ def _chain(payload: bytes) -> Chain:
         backend = "nft"
     number, (priority,) = _number(hook[_HOOK_NUMBER]), struct.unpack("!i", hook[_HOOK_PRIORITY])
     policy = ("drop", "accept")[bool(_number(found[_CHAIN_POLICY]))] if _CHAIN_POLICY in found else ""
-    named = _HOOKS[number] if family in ("ip", "ip6", "inet") and number < len(_HOOKS) else str(number)
-    return Chain(backend, family, table, name, named, text(found.get(_CHAIN_TYPE, b"")), priority, policy)
+    hooks = _OTHER_HOOKS.get(family, _HOOKS)
+    where = hooks[number] if number < len(hooks) else str(number)
+    return Chain(backend, family, table, name, where, text(found.get(_CHAIN_TYPE, b"")), priority, policy)
 
 
 def _accepting(kernel: Netlink, family: str, table: str) -> Iterator[FirewallRule]:

@@ -59,9 +59,9 @@ def tool_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     given: list[str] = []
     run_tool = nft._run_tool
 
-    def note(text: str) -> str:
+    def note(text: str) -> None:
         given.append(text)
-        return run_tool(text)
+        run_tool(text)
 
     monkeypatch.setattr(nft, "_run_tool", note)
     return given

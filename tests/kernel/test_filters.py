@@ -1,0 +1,145 @@
+"""What plans of networks ask of the host's rules, held against what nft and iptables-save tell."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.collect import libnftables
+from core.collect.firewall import read_filters, read_firewall
+from core.model import Chain, Firewall, FirewallRule, Namespace
+from core.plan import rules
+from core.plan.tags import OurNetwork, OurPort, Ours
+from tests.conftest import ThrowawayHost
+
+pytestmark = pytest.mark.root
+
+OURS = rules.render(
+    Ours(
+        networks={"shop": OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd00:9::/64"),
+                                     ("10.9.0.1", "fd00:9::1"))},
+        ports=(OurPort("netns:web", "tcp", "", "8080", "10.9.0.2", "80"),
+               OurPort("netns:web", "udp", "192.0.2.1", "5000-5002", "10.9.0.2", "6000-6002"),
+               OurPort("netns:web", "sctp", "", "7", "fd00:9::2", "9")),
+    )
+)  # fmt: skip
+OTHERS = """
+table inet own {
+    chain first { type filter hook forward priority 10; policy drop; iifname "br-a" accept; }
+    chain second { iifname "br-b" ip daddr 192.0.2.1 counter accept; iifname != "br-c" accept; }
+    chain third { iifname "br-d" drop; oifname "br-e" accept; iifname { "br-f", "br-g" } accept; }
+    chain fourth { type nat hook postrouting priority srcnat; policy accept; iifname "br-h" masquerade; }
+}
+table bridge b { chain c { type filter hook forward priority 0; policy accept; }; }
+table arp a { chain c { type filter hook input priority 0; policy accept; }; }
+table inet lets {
+    chain c { type filter hook forward priority -5; policy accept; iifname "br-i" accept; }
+}
+"""
+
+
+def here(host: ThrowawayHost) -> Namespace:
+    return Namespace(host.inode, entry=f"/run/netns/{host.name}")
+
+
+def both(host: ThrowawayHost) -> tuple[Firewall, Firewall]:
+    brief, whole = read_filters(here(host)), read_firewall(here(host))
+    assert brief.problems == whole.problems == ()
+    return brief, whole
+
+
+def own(firewall: Firewall) -> list[FirewallRule]:
+    return [replace(rule, text="") for rule in firewall.rules if rule.table == "vnet"]
+
+
+def chains(firewall: Firewall) -> set[tuple[str, ...]]:
+    return {tuple(str(getattr(chain, name)) for name in Chain.__slots__) for chain in firewall.chains}
+
+
+def accepting(firewall: Firewall) -> list[tuple[str, str, str]]:
+    """By table, of others' rules, those that a network's bridge would pass by."""
+    found = [rule for rule in firewall.rules if rule.table != "vnet" and rule.verdict == "accept"]
+    drop = {(chain.family, chain.table) for chain in firewall.chains
+            if chain.policy == "drop" and chain.hook == "forward"}  # fmt: skip
+    plain = [rule for rule in found if rule.iif and rule.iif[0] != "!" and "," not in rule.iif]
+    return sorted((one.family, one.table, one.iif) for one in plain if (one.family, one.table) in drop)
+
+
+@pytest.fixture(params=["library", "tool"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """By libnftables, and where the dynamic loader does not find it."""
+    load = ctypes.CDLL
+
+    def refuse(name: str | None, *more: Any, **named: Any) -> ctypes.CDLL:
+        if name and "nftables" in name:
+            raise OSError("no such library")
+        return load(name, *more, **named)
+
+    if request.param == "tool":
+        monkeypatch.setattr(ctypes, "CDLL", refuse)
+    libnftables.library.cache_clear()
+    yield request.param
+    libnftables.library.cache_clear()
+
+
+def test_our_own_table_is_told_whole(host: ThrowawayHost, way: str) -> None:
+    host.run(["nft", OURS])
+    brief, whole = both(host)
+    assert own(brief) == own(whole)
+    assert len(own(brief)) == sum(
+        1 for one in host.json("nft -j list table inet vnet")["nftables"] if "rule" in one
+    )
+    assert chains(brief) == chains(whole)
+    assert (libnftables.library() is None) == (way == "tool")
+
+
+def test_others_chains_and_whom_they_accept(host: ThrowawayHost) -> None:
+    host.run(["nft", OURS + OTHERS])
+    brief, whole = both(host)
+    assert chains(brief) == chains(whole)
+    assert accepting(brief) == accepting(whole) == [("inet", "own", "br-a"), ("inet", "own", "br-b")]
+    assert own(brief) == own(whole), "in their midst too"
+
+
+def test_rules_of_iptables(host: ThrowawayHost) -> None:
+    for command in (
+        "-P FORWARD DROP", "-N DOCKER-USER", "-A FORWARD -j DOCKER-USER", "-A DOCKER-USER -i br-a -j ACCEPT",
+        "-A FORWARD -i br-b -o br-c -m comment --comment hello -j ACCEPT", "-A FORWARD ! -i br-d -j ACCEPT",
+        "-A FORWARD -o br-e -j ACCEPT", "-A FORWARD -i br-f -j RETURN", "-t nat -A POSTROUTING -j MASQUERADE",
+    ):  # fmt: skip
+        host.run(f"iptables-nft {command}")
+    brief, whole = both(host)
+    assert chains(brief) < chains(whole), "iptables-save also prints those that it would make"
+    assert {one for one in chains(whole) if "drop" in one} <= chains(brief)
+    assert ("iptables-nft", "ip", "filter", "DOCKER-USER") in {one[:4] for one in chains(brief)}
+    assert accepting(brief) == accepting(whole) == [("ip", "filter", "br-a"), ("ip", "filter", "br-b")]
+
+
+def test_rules_of_iptables_legacy_are_told_as_ever(host: ThrowawayHost) -> None:
+    host.run("iptables-legacy -P FORWARD DROP")
+    host.run("iptables-legacy -A FORWARD -i br-a -j ACCEPT")
+    brief, whole = both(host)
+    assert brief == whole
+    assert [chain.policy for chain in brief.chains if chain.hook == "forward"] == ["drop"]
+
+
+def test_no_tool_is_run_for_the_rules_of_others(
+    host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host.run("iptables-nft -P FORWARD DROP")
+    host.run(["nft", OTHERS])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = read_filters(here(host))
+    assert found.problems == ()
+    assert {chain.table for chain in found.chains if chain.policy == "drop"} == {"filter", "own"}
+
+
+def test_where_there_is_no_rule(host: ThrowawayHost) -> None:
+    assert read_filters(here(host)) == Firewall(host.inode)
+    assert json.loads(host.run("nft -j list tables"))["nftables"][1:] == [], "looking makes none"
