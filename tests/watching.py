@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from core.model import Change, Snapshot
 from core.watch import Update, Watcher
@@ -14,7 +15,7 @@ from core.watch.board import PARTS
 class Watched:
     """Collects a watcher's updates; `until` waits for a snapshot."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         self.updates: list[Update] = []
         self.came = threading.Condition()
         self.watcher = Watcher(self.listen, **options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from core.model import Snapshot
+from core.model import FastFlows, Snapshot
 from core.watch import watcher
 from tests.conftest import ThrowawayHost
 from tests.kernel.reading import until
@@ -144,3 +145,32 @@ def test_a_mount_kept_in_another_place_is_a_namespace_too(
     finally:
         subprocess.run(["umount", str(place)], check=True)
     watched.until(lambda s: inode not in s.namespaces)
+
+
+def test_what_the_fast_path_counted_goes_out_with_connections_read_before(inside_host: ThrowawayHost) -> None:
+    """While flows are in sight two readers take turns, and a recording keeps what each of them tells."""
+    inside_host.run("nft add table ip t")
+    inside_host.run(["nft", "add chain ip t c { type filter hook input priority 0; }"])
+    inside_host.run("nft add rule ip t c ct state new accept")
+    made = Watched(fast_flows=lambda: FastFlows(inside_host.inode, taken_at=time.time()))
+    made.watcher.show("flows")
+    made.watcher.read_all(True)
+    made.watcher.start()
+    looks: set[float] = set()
+
+    def several(snapshot: Snapshot) -> bool:
+        inside_host.run("ping -c 1 -W 5 127.0.0.1")
+        looks.update(one.taken_at for one in snapshot.conntracks.values())
+        return len(looks) > 8
+
+    try:
+        made.until(several, 60)
+    finally:
+        made.watcher.stop()
+    pairs = [
+        (update.fast.taken_at, table.taken_at)
+        for update in made.updates
+        if update.fast is not None
+        for table in update.snapshot.conntracks.values()
+    ]
+    assert pairs and all(fast >= table for fast, table in pairs)
