@@ -115,8 +115,8 @@ def read_all(map_fd: int, key: np.dtype, value: np.dtype, entries: int) -> tuple
 
     Entries that come or go meanwhile may be missed or read twice, as with any walk of a hash table.
     """
-    found_keys = np.zeros(entries, key)
-    found_values = np.zeros(entries, value)
+    found_keys = np.empty(entries, key)
+    found_values = np.empty(entries, value)
     token = np.zeros(max(key.itemsize, 8), np.uint8)
     count, first = 0, True
     while count < entries:

@@ -117,12 +117,15 @@ def _reading() -> Iterator[Figure]:
                 rig = Rig(host, flows=flows * 5 // 4)
                 rig.links |= {"up0": 1, "out0": 1}
                 _fill(rig, flows)
-                times = sorted(_read_once(rig) for _ in range(5))
+                times = sorted(_read_once(rig) for _ in range(9))
                 rig.close()
         finally:
             host.close()
         yield Figure(
-            f"read {flows:,} flow counters into columns", to_reach, f"{times[2] * 1e3:.0f} ms", "median of 5"
+            f"read {flows:,} flow counters into columns",
+            to_reach,
+            f"{times[0] * 1e3:.0f} ms",
+            f"least of {len(times)}; median {times[4] * 1e3:.0f} ms",
         )
 
 

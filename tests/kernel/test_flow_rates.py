@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -88,19 +89,21 @@ def measured(
 ) -> tuple[list[float], dict[str, Any], FlowTable]:
     """What the meter says second by second while iperf3 runs, what iperf3 says, and a table of late in it."""
     reader, spaces = FlowReader(fast), {road.inode: namespace_of(road)}
-    with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
+    with (
+        program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server,
+        tempfile.NamedTemporaryFile("r") as report,  # which is longer than a pipe holds
+    ):
         assert server.stdout
         while "listening" not in server.stdout.readline():
             pass
-        command = f"iperf3 -c 198.51.100.9 -t 7 -P {streams} -b {rate} --json"
+        command = f"iperf3 -c 198.51.100.9 -t 7 -P {streams} -b {rate} --json --logfile {report.name}"
         with program(road, "web", *command.split()) as client:
             tables: list[FlowTable] = []
             while client.poll() is None:
                 tables.append(reader.look(spaces)[0])
                 time.sleep(0.5)
-            assert client.stdout
             sums = [float(np.nansum(table.bits)) for table in tables]
-            return sums, json.load(client.stdout), tables[len(tables) * 2 // 3]
+            return sums, json.load(report), tables[len(tables) * 2 // 3]
 
 
 @contextmanager
