@@ -320,6 +320,29 @@ def test_the_log_keeps_a_thousand_and_their_numbers() -> None:
     assert log.change(replace(ref, key=(5,))) is None
 
 
+@pytest.mark.parametrize(
+    ("view", "query", "names"),
+    [
+        ("overview", "port:8081", {"web2"}),
+        ("overview", "ct:=api", {"api"}),
+        ("overview", "state:exited", {"old"}),
+        ("overview", "proto:udp port:53", {"dns"}),
+        ("overview", "addr:172.18.0.0/16 !ct:web1", {"app", "api", "web2", "sidecar"}),
+        ("events", "ct:web1", {"link veth-web1 appeared"}),
+        ("events", "ns:veth-web2 state:added", {"link veth-web2 appeared"}),
+        ("events", "ns:veth-web2 state:removed", set()),
+    ],
+)
+def test_filter_terms_mean_the_same_in_the_drawing_and_in_the_log(
+    view: str, query: str, names: set[str]
+) -> None:
+    host = small_builder()
+    host.container("docker", "old", None, state="exited", pid=None)
+    host.container("docker", "dns", None, ports=(PublishedPort("udp", "", 53, 53),))
+    found = all_rows(rows_of(scene_of(host.snapshot()), view).matching(query))
+    assert {row.cells[view == "events"].text for row in found} == names
+
+
 def test_what_is_gone_says_so(scene: Scene) -> None:
     for ref in (link_ref(LinkKey(HOST, 99)), namespace_ref(1), network_ref("x"), nat_ref(HOST, "x")):
         assert "gone" in views.detail(scene, ref).title

@@ -77,7 +77,7 @@ def _row(scene: Scene, container: Container) -> Row:
             cells.text(container.runtime), cells.text(container.image),
             cells.trend(history, (received or 0) + (sent or 0)),
         ),
-        _terms(topology, container, networks, addresses),
+        terms(topology, container, networks, addresses),
     )  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def short_addresses(topology: Topology, container: Container) -> Cell:
     return cells.text(f"{first} +{len(more)}" if more else first)
 
 
-def _terms(topology: Topology, container: Container, networks: str, addresses: str) -> dict[str, str]:
+def terms(topology: Topology, container: Container, networks: str, addresses: str) -> dict[str, str]:
+    """What filters may ask of a container."""
     words = " ".join(published(topology, container))
     ports = {*re.findall(r"(\d+)(?=→|/|\s|$)", words)}
     ports |= {str(number) for port in container.ports for number in (port.host_port, port.container_port)}

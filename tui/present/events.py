@@ -38,7 +38,9 @@ def _row(ref: Ref, change: Change) -> Row:
             Cell(clock, "dim", change.at), cells.text(change.sentence, tone),
             cells.text(change.action, tone), cells.text(change.ref.kind, "dim"),
         ),
-        {"kind": safe(change.ref.kind), "state": safe(change.action)},
+        # An event is about all that its sentence names.
+        {"kind": safe(change.ref.kind), "state": safe(change.action)}
+        | dict.fromkeys(("ct", "name", "net", "ns"), safe(change.sentence)),
     )  # fmt: skip
 
 
@@ -66,5 +68,6 @@ VIEW = ListView(
     help=(
         ("state:removed", "what went away; also added, changed"),
         ("kind:container", "what happened to containers"),
+        ("ct:NAME ns:NAME", "what happened to that one"),
     ),
 )  # fmt: skip

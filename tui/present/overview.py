@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from core.model import Ref
+from core.topology import Topology
+from tui.present import containers
 from tui.present.drawing import Picture
 from tui.present.list_rows import ListRows
 from tui.present.rails import MARKS, UNKNOWN_MARK, Figure, Rail, rails
@@ -50,11 +52,11 @@ def rows(scene: Scene) -> ListRows:
     """Each rail, what hangs from it, and where it ends; nothing before the first links were read."""
     if "links" in scene.snapshot.pending:
         return ListRows((), COLUMNS)
-    pairs = [pair for rail in rails(scene.topology) for pair in _rail_rows(rail)]
+    pairs = [pair for rail in rails(scene.topology) for pair in _rail_rows(scene.topology, rail)]
     return RailRows(scene, [row for row, _ in pairs], [place for _, place in pairs])
 
 
-def _rail_rows(rail: Rail) -> Iterator[tuple[Row, Place]]:
+def _rail_rows(topology: Topology, rail: Rail) -> Iterator[tuple[Row, Place]]:
     depth = 0
     if rail.ref is not None:
         depth = 1
@@ -64,13 +66,13 @@ def _rail_rows(rail: Rail) -> Iterator[tuple[Row, Place]]:
         yield Row(rail.ref, cells, {"name": rail.name, "net": rail.name}), (rail.key, rail.ref)
     for card in rail.cards:
         for figure in card.figures:
-            yield _figure_row(figure, rail, depth), (rail.key, figure.ref)
+            yield _figure_row(topology, figure, rail, depth), (rail.key, figure.ref)
     if rail.goal_ref is not None:
         cells = (Cell("way out"), Cell("", "dim"), Cell(""), rail.goal)
         yield Row(rail.goal_ref, cells, {"net": rail.name}, depth), (rail.key, rail.goal_ref)
 
 
-def _figure_row(figure: Figure, rail: Rail, depth: int) -> Row:
+def _figure_row(topology: Topology, figure: Figure, rail: Rail, depth: int) -> Row:
     what = " ".join(cell.text for cell in (*figure.faults, *figure.facts))
     tone: Tone = figure.faults[0].tone if figure.faults else figure.tone
     model = next((name for name, mark in MARKS.items() if mark == figure.mark), "")
@@ -78,9 +80,20 @@ def _figure_row(figure: Figure, rail: Rail, depth: int) -> Row:
     return Row(
         figure.ref,
         (Cell(figure.name, tone), Cell(f"{figure.mark} {model}".strip()), Cell(what, tone), Cell("")),
-        {"name": figure.name, "ct": figure.name, "ns": figure.name, "net": rail.name},
+        {"name": figure.name, "ct": figure.name, "ns": figure.name, "net": rail.name}
+        | _terms(topology, figure),
         depth,
     )
+
+
+def _terms(topology: Topology, figure: Figure) -> dict[str, str]:
+    """What the list of containers can be filtered by as well."""
+    container = topology.containers.get(":".join(map(str, figure.ref.key)))
+    if container is None:
+        return {}
+    addresses = " ".join(topology.addresses_of(container))
+    known = containers.terms(topology, container, "", addresses)
+    return {key: known[key] for key in ("addr", "port", "proto", "state")}
 
 
 VIEW = ListView(
