@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Any, NoReturn
 
 from core.codec import WrongValue, decoder, encoder
-from core.model import Snapshot
+from core.model import FAST_PATHS, FastFlows, Snapshot
 
 SCHEMA = 1
 # A conntrack entry takes about 220 bytes and 18 numbers: what a file can make this process hold is bounded.
@@ -19,7 +19,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_MAGIC, _TAR_BLOCK = b"ustar", 512
 # What every version of the program wrote of a snapshot: without it there would be an empty host to see.
 ALWAYS = ("taken_at", "host", "namespaces", "nets", "firewalls", "engines")
-SNAPSHOT_FILE = "snapshot.json"  # in a bundle
+SNAPSHOT_FILE, FAST_FILE = "snapshot.json", "fastflows.json"  # in a bundle
 _NOT_OURS = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
 _WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
 
@@ -86,11 +86,27 @@ def unpack(data: bytes) -> Snapshot:
     """The snapshot in the content of a dump file (gzip or plain JSON) or of a bundle; CorruptFile where it
     cannot be read."""
     text = _inflated(data) if data.startswith(_GZIP_MAGIC) else data
-    return from_json(_in_archive(text) if text[257:262] == _TAR_MAGIC else text)
+    return from_json(_in_archive(text, SNAPSHOT_FILE) if text[257:262] == _TAR_MAGIC else text)
 
 
-def _in_archive(archive: bytes) -> bytes:
-    """The snapshot's file in a tar archive (tar(5), "ustar"): the only one that matters here."""
+def unpack_fast(data: bytes) -> FastFlows | None:
+    """What the fast path had counted, in the content of a bundle; None where it does not tell, or where that
+    cannot be read: a bundle is good without."""
+    try:
+        text = _inflated(data) if data.startswith(_GZIP_MAGIC) else data
+        if text[257:262] != _TAR_MAGIC:
+            return None
+        told = _in_archive(text, FAST_FILE)
+        if told.count(b",") > MAX_VALUES:
+            return None
+        found: FastFlows = decoder(FastFlows)(_parsed(told))
+    except (CorruptFile, WrongValue):
+        return None
+    return None if (found.entries["path"] >= len(FAST_PATHS)).any() else found
+
+
+def _in_archive(archive: bytes, wanted: str) -> bytes:
+    """The file of that name in a tar archive (tar(5), "ustar")."""
     at = 0
     while at + _TAR_BLOCK <= len(archive):
         head = archive[at : at + _TAR_BLOCK]
@@ -100,12 +116,12 @@ def _in_archive(archive: bytes) -> bytes:
         if not digits or digits.strip(b"01234567"):
             raise CorruptFile("the archive is damaged", f"byte {at}")
         size, at = int(digits, 8), at + _TAR_BLOCK
-        if head[156:157] in (b"0", b"\0") and name.split(b"/")[-1] == SNAPSHOT_FILE.encode():
+        if head[156:157] in (b"0", b"\0") and name.split(b"/")[-1] == wanted.encode():
             if at + size > len(archive):
                 raise CorruptFile("the archive ends too early")
             return archive[at : at + size]
         at += -(-size // _TAR_BLOCK) * _TAR_BLOCK
-    raise CorruptFile(f"this archive holds no {SNAPSHOT_FILE}", try_=_NOT_OURS)
+    raise CorruptFile(f"this archive holds no {wanted}", try_=_NOT_OURS)
 
 
 def _inflated(data: bytes) -> bytes:

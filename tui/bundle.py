@@ -20,15 +20,15 @@ import numpy as np
 from core.codec import plain
 from core.export import document
 from core.findings import Finding
+from core.flows.table import table_of
 from core.model import Change, FastFlows, Firewall, LinkStats
-from core.serialize import SNAPSHOT_FILE, to_json
+from core.serialize import FAST_FILE, SNAPSHOT_FILE, to_json
 from core.text import safe
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
 from tui.changer import Earlier, Logged
 from tui.errors import CommandError
 from tui.present.flows_detail import spoken
-from tui.present.scene import Scene
 from tui.show import Output, show
 
 TOPICS = (
@@ -56,7 +56,7 @@ _FILES = {
     "commands.json": "the commands that this session ran",
     "history.json": "the changes that vnet-tui made on this host earlier, with their commands",
     "counters.json": "the links' counters",
-    "fastflows.json": "what the fast path counted, flow by flow",
+    FAST_FILE: "what the fast path counted, flow by flow",
     "about.json": "versions of vnet-tui, of the kernel and of what it runs on",
 }
 
@@ -110,7 +110,7 @@ def _parts(name: str, kept: Kept) -> Iterator[tuple[str, bytes]]:
     yield "about.json", _json(_about(topology))
     yield "show.txt", _lists(topology)
     yield "show.json", "".join(document(topology, TOPICS, None)).encode("utf-8", "backslashreplace")
-    yield "flows.txt", _lines(_flows(kept.flows or Scene(topology).flow_picture))
+    yield "flows.txt", _lines(_flows(kept.flows or _unmeasured(topology, kept.fast)))
     for firewall in topology.snapshot.firewalls.values():
         if firewall.rules or firewall.chains:
             label = re.sub(r"[^A-Za-z0-9._-]", "_", topology.label(firewall.ns))[:40]
@@ -122,7 +122,7 @@ def _parts(name: str, kept: Kept) -> Iterator[tuple[str, bytes]]:
     if kept.counters is not None:
         yield "counters.json", _json(plain(kept.counters))
     if kept.fast is not None:
-        yield "fastflows.json", _json(plain(kept.fast))
+        yield FAST_FILE, _json(plain(kept.fast))
 
 
 def _about(topology: Topology) -> dict[str, Any]:
@@ -147,8 +147,16 @@ def _lists(topology: Topology) -> bytes:
     return made.getvalue().encode("utf-8", "backslashreplace")
 
 
+def _unmeasured(topology: Topology, fast: FastFlows | None) -> FlowPicture:
+    snapshot = topology.snapshot
+    return FlowPicture.of(topology, table_of(snapshot.conntracks, fast, snapshot.taken_at))
+
+
 def _flows(picture: FlowPicture) -> Iterator[str]:
-    order = np.argsort(-np.nan_to_num(picture.table.bits), kind="stable")
+    """At the edge, the fastest first, else the biggest."""
+    table, rows = picture.table, np.flatnonzero(picture.index.edge)
+    speeds, sizes = np.nan_to_num(table.bits[rows]), table.octets[rows].sum(axis=1).astype(float)
+    order = rows[np.lexsort((-sizes, -speeds))]
     yield from (spoken(picture, row) for row in order[:_MOST_FLOWS].tolist())
     if len(order) > _MOST_FLOWS:
         yield f"... and {len(order) - _MOST_FLOWS} more: {SNAPSHOT_FILE} has all"

@@ -15,7 +15,7 @@ from tui.errors import CommandError
 from tui.fastpath import arguments as fast_arguments
 
 if TYPE_CHECKING:
-    from core.model import Snapshot
+    from core.model import FastFlows, Snapshot
     from tui.changer import Changer
     from tui.fastpath.dashboard import FastForDashboard
     from tui.source import Source
@@ -198,7 +198,10 @@ def _run(options: argparse.Namespace) -> int:
         case "flows":
             from tui import flows
 
-            return flows.run(options, load(Path(options.source)) if options.source else None)
+            if not options.source:
+                return flows.run(options, None)
+            path = Path(options.source)
+            return flows.run(options, load(path), load_fast(path))
         case "demo":
             return _demo(options)
         case "record" | "replay" | "bundle":
@@ -257,6 +260,14 @@ def load(path: Path) -> Snapshot:
         if is_recording(path):
             raise CommandError(f"{name} is a recording: vnet-tui replay {name} opens it") from None
         raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
+
+
+def load_fast(path: Path) -> FastFlows | None:
+    """What the fast path had counted, where the file is a bundle that tells."""
+    from core.serialize import MAX_BYTES, unpack_fast
+
+    with path.open("rb") as file:
+        return unpack_fast(file.read(MAX_BYTES + 1))
 
 
 def _dump(options: argparse.Namespace) -> int:
@@ -330,7 +341,7 @@ def _file_source(path: str) -> Source:
 
     if is_recording(Path(path)):
         return opened(Path(path))
-    return FileSource(load(Path(path)), Path(path).name)
+    return FileSource(load(Path(path)), Path(path).name, load_fast(Path(path)))
 
 
 def _live_source(fast: FastForDashboard) -> Source:

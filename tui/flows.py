@@ -18,7 +18,7 @@ from core.collect.snapshot import read_snapshot
 from core.export.talk import client_counts, flow_lines
 from core.flows.meter import FlowMeter
 from core.flows.table import FlowTable
-from core.model import Problem, Snapshot
+from core.model import FastFlows, Problem, Snapshot
 from core.text import safe
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
@@ -80,14 +80,15 @@ class _Looks:
         return self._topology
 
 
-def run(options: argparse.Namespace, file: Snapshot | None) -> int:
-    """Do what the command line asks for; `file` is the snapshot of a file, None for this host."""
+def run(options: argparse.Namespace, file: Snapshot | None, fast: FastFlows | None = None) -> int:
+    """Do what the command line asks for; `file` is the snapshot of a file, None for this host, `fast` what
+    the fast path had counted then."""
     _check(options, file is not None)
     if file is not None:
         from core.flows.table import table_of
 
         looks = _Looks(file, live=False)
-        picture = looks.picture(table_of(file.conntracks, at=file.taken_at))
+        picture = looks.picture(table_of(file.conntracks, fast, file.taken_at))
         _print(looks, picture, options, sys.stdout)
         return 0
     seconds = _seconds(options)

@@ -21,7 +21,7 @@ class LiveSource:
 
     def __init__(self, fast_flows: Callable[[], FastFlows] | None = None) -> None:
         """`fast_flows` reads what the fast path counted, None where there is none."""
-        self._fast_flows = fast_flows
+        self.fast_flows = fast_flows
         self._lock = threading.Lock()
         self._watcher: Watcher | None = None
         self._view, self._all = "", False
@@ -34,7 +34,7 @@ class LiveSource:
     def _begin(self, on_update: Callable[[Update], None]) -> None:
         from core.watch import Watcher
 
-        watcher = Watcher(on_update, fast_flows=self._fast_flows)
+        watcher = Watcher(on_update, fast_flows=self.fast_flows)
         with self._lock:
             if self._stopped:
                 return

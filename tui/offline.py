@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.model import Change, Snapshot
+from core.model import Change, FastFlows, Snapshot
 from tui.source import Update
 
 
@@ -15,6 +15,7 @@ class Picture:
     """The only update that a file gives."""
 
     snapshot: Snapshot
+    fast: FastFlows | None = None
     rates: None = None
     changes: tuple[Change, ...] = ()
     flows: None = None
@@ -25,10 +26,10 @@ class FileSource:
 
     live = False
 
-    def __init__(self, snapshot: Snapshot, name: str = "") -> None:
+    def __init__(self, snapshot: Snapshot, name: str = "", fast: FastFlows | None = None) -> None:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.taken_at))
         self.title = f"{name} of {moment}".strip()
-        self._picture = Picture(snapshot)
+        self._picture = Picture(snapshot, fast)
         self._on_update: Callable[[Update], None] | None = None
 
     def start(self, on_update: Callable[[Update], None]) -> None:

@@ -7,6 +7,8 @@ import re
 import signal
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _LEAST_SIZE, _MOST_SIZE = 10_000, 2 * 1000**3
 _MOST_SECONDS = 24 * 3600
 _TELL_EVERY = 1.0
+_MEASURED_FOR = 1.0  # seconds, for the speeds in a bundle
 _BEGINNING = 0.1  # seconds in which a file that cannot be made is noticed
 
 
@@ -148,9 +151,9 @@ def bundle(path: Path, source: str | None) -> int:
     from tui.bundle import Kept, write_bundle
 
     if source:
-        from tui.cli import load
+        from tui.cli import load, load_fast
 
-        kept = Kept(Topology(load(Path(source))))
+        kept = Kept(Topology(load(Path(source))), fast=load_fast(Path(source)))
     else:
         kept = _of_this_host()
     size = write_bundle(path, kept)
@@ -159,13 +162,26 @@ def bundle(path: Path, source: str | None) -> int:
 
 
 def _of_this_host() -> Kept:
-    """What is now, with the counters and the changes of the journal."""
+    """What is now, with the counters, the flows as measured and the changes of the journal."""
     from core.collect.snapshot import read_snapshot
     from core.collect.stats import read_stats
+    from core.flows.meter import FlowMeter
     from core.topology import Topology
+    from core.topology.flowpicture import FlowPicture
+    from core.watch.flows import read_timed
     from tui.bundle import Kept
     from tui.change.session import Session
+    from tui.fastpath.flows import SharedFlows
 
     session, snapshot = Session(), read_snapshot()
     earlier = () if session.lacking() else session.earlier()
-    return Kept(Topology(snapshot), counters=read_stats(snapshot.namespaces.values()), earlier=earlier)
+    meter, fast = FlowMeter(), SharedFlows()
+    for seconds in (0.0, _MEASURED_FOR):
+        time.sleep(seconds)
+        readings, flows = read_timed(snapshot.namespaces), fast()
+        meter.feed(readings, flows, time.monotonic(), time.time())
+    fast.close()
+    snapshot = replace(snapshot, conntracks={one.table.ns: one.table for one in readings})
+    topology = Topology(snapshot)
+    counters = read_stats(snapshot.namespaces.values())
+    return Kept(topology, FlowPicture.of(topology, meter.table), counters, flows, earlier=earlier)

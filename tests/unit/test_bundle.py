@@ -7,15 +7,18 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.model import Change, LinkStats, Snapshot, link_ref
-from core.serialize import CorruptFile, to_json, unpack
+from core.model import FASTFLOW_DTYPE, Change, FastFlows, LinkStats, Snapshot, link_ref
+from core.serialize import CorruptFile, to_json, unpack, unpack_fast
 from core.topology import Topology
 from tests.recordings import a_story
 from tests.snapshots import HOSTILE_NAME, hostile_host, small_host
+from tests.ui.test_conntrack_rows import HOST
+from tests.ui.test_conntrack_rows import snapshot as connections
 from tui.bundle import Kept, write_bundle
 from tui.changer import Logged
 from tui.errors import CommandError
@@ -72,6 +75,33 @@ def test_all_that_belongs_to_a_moment_is_in_it(tmp_path: Path) -> None:
     assert "\x1b" not in files["events.txt"] and "evil" in files["events.txt"]
     assert to_json(unpack(path.read_bytes())) == to_json(seen.snapshot)
     assert [each.name for each in tmp_path.iterdir()] == ["b.tar.gz"]
+
+
+def test_what_was_fast_is_told_and_comes_back(tmp_path: Path) -> None:
+    path, taken = tmp_path / "b.tar.gz", connections()
+    entry = taken.conntracks[HOST].entries[0]
+    fast = np.zeros(1, FASTFLOW_DTYPE)
+    for name in ("family", "l4_proto"):
+        fast[name] = entry[name]
+    pairs = (("src", "orig_src"), ("dst", "orig_dst"), ("sport", "orig_sport"), ("dport", "orig_dport"))
+    for ours, theirs in pairs:
+        fast[ours] = entry[theirs]
+    fast["packets"], fast["bytes"], fast["live"] = 9000, 9_000_000, True
+    write_bundle(path, Kept(Topology(taken), fast=FastFlows(HOST, fast, 5.0)))
+    lines = files_of(path)["flows.txt"].splitlines()
+    assert lines[0].endswith(" fast") and all(line.endswith(" kernel") for line in lines[1:])
+    back = unpack_fast(path.read_bytes())
+    assert back is not None and (back.ns, back.taken_at) == (HOST, 5.0)
+    assert np.array_equal(back.entries, fast)
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [b"", b"{}", to_json(small_host()), archive_of(snapshot_json=b"{}"), archive_of(fastflows_json=b"{"),
+     archive_of(fastflows_json=b'{"ns": 1, "entries": {}, "taken_at": 0}')],
+)  # fmt: skip
+def test_where_no_fast_flows_can_be_read_there_are_none(archive: bytes) -> None:
+    assert unpack_fast(archive) is None
 
 
 @pytest.mark.parametrize("snapshot", [Snapshot(), hostile_host(), small_host(taken_at=-1e12)])

@@ -118,6 +118,9 @@ class Keeping(Changing):
         changer, shown, scene = self.changer, self.desk.shown, self.desk.scene
         counters = shown.rates.counters if shown and shown.rates else None
         fast = getattr(shown, "fast", None)
+        read = getattr(self.desk.source, "fast_flows", None)
+        if fast is None and read:  # they are not part of every picture
+            fast = read()
         flows = scene.flows if scene.flows and scene.flows.index.topology is scene.topology else None
         log = changer.log if changer else ()
         earlier = changer.earlier() if changer and not changer.lacking() else ()
