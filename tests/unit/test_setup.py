@@ -1,0 +1,123 @@
+"""The set-up script on a distribution of stand-ins: what it installs, and that a second run does nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Each says that it was called; the package manager's list holds what the test wrote into `installed`.
+STAND_INS = {
+    "apt-get": 'echo "apt-get $*" >>"$CALLS"; [[ $1 != install ]] || printf "%s\\n" "$@" >>"$INSTALLED"',
+    "sudo": 'echo "sudo $*" >>"$CALLS"; "$@"',
+    "dpkg-query": 'grep -qx "${@: -1}" "$INSTALLED" && printf installed',
+    "python": 'echo "python $*" >>"$CALLS"; [[ $1 != -V ]] || echo "Python $VERSION"\n'
+    'if [[ $2 == venv ]]; then mkdir -p .venv/bin; cp "$(dirname "$0")/pip" .venv/bin/pip; fi',
+    "pip": 'echo "pip $*" >>"$CALLS"',
+}
+
+
+class Place:
+    """A copy of what the script needs, and a PATH on which its tools are stand-ins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "scripts").mkdir()
+        (folder / "tools").mkdir()
+        for name in ("pyproject.toml", "requirements-run.lock", "requirements-dev.lock", "scripts/setup.sh"):
+            shutil.copy(ROOT / name, folder / name)
+        for name, text in STAND_INS.items():
+            tool = folder / "tools" / name
+            tool.write_text(f"#!/bin/bash\n{text}\n")
+            tool.chmod(0o755)
+        self.calls, self.installed = folder / "calls", folder / "installed"
+        self.installed.write_text("python3\n")
+        self.version = "3.13.5"
+
+    def run(self, what: str, check: bool = True, before: tuple[str, ...] = ()) -> tuple[list[str], str]:
+        """Run the script: the tools that it called, and what it said."""
+        self.calls.write_text("")
+        self.calls.chmod(0o666)
+        environment = {
+            "PATH": f"{self.folder}/tools:/usr/bin:/bin", "VNET_PYTHON": f"{self.folder}/tools/python",
+            "CALLS": str(self.calls), "INSTALLED": str(self.installed), "VERSION": self.version,
+        }  # fmt: skip
+        done = subprocess.run(
+            [*before, str(self.folder / "scripts/setup.sh"), what], env=environment, check=False,
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode == 0) is check, done.stderr
+        calls = self.calls.read_text().splitlines()
+        return [call for call in calls if call != "python -V"], done.stdout + done.stderr
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Place(Path(folder))
+
+
+def test_what_is_missing_is_installed_and_named(place: Place) -> None:
+    calls, said = place.run("run")
+    (line,) = [call for call in calls if call.startswith("apt-get install")]
+    assert {"python3-bpfcc", "python3-venv", "nftables", "conntrack"} <= set(line.split())
+    assert "python3" not in line.split(), "it is there already"
+    assert "installing python3-venv" in said
+    assert any(call.startswith("python -m venv --system-site-packages") for call in calls)
+    assert any("--require-hashes" in call and "requirements-run.lock" in call for call in calls)
+
+
+def test_a_second_run_does_nothing(place: Place) -> None:
+    place.run("run")
+    assert place.run("run") == ([], "")
+
+
+def test_what_the_tests_need_is_enough_to_run(place: Place) -> None:
+    place.run("dev")
+    assert place.run("dev") == ([], "")
+    assert place.run("run") == ([], "")
+
+
+def test_what_running_needs_is_not_enough_for_the_tests(place: Place) -> None:
+    place.run("run")
+    calls, _ = place.run("dev")
+    assert any("requirements-dev.lock" in call for call in calls)
+    assert any(call.startswith("apt-get install") and "tcpdump" in call for call in calls)
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements-run.lock", "the system's Python"])
+def test_what_has_changed_is_set_up_anew(place: Place, changed: str) -> None:
+    place.run("run")
+    if changed.startswith("the"):
+        place.version = "3.14.0"
+    else:
+        (place.folder / changed).write_text((place.folder / changed).read_text() + "\n")
+    calls, _ = place.run("run")
+    assert any(call.startswith("pip install") for call in calls)
+    assert not any(call.startswith("apt-get") for call in calls), "the packages are there"
+
+
+def test_an_installation_that_failed_is_tried_again(place: Place) -> None:
+    pip = place.folder / "tools" / "pip"
+    whole = pip.read_text()
+    pip.write_text("#!/bin/bash\nexit 1\n")
+    place.run("run", check=False)
+    pip.write_text(whole)
+    calls, _ = place.run("run")
+    assert any(call.startswith("pip install") for call in calls)
+
+
+@pytest.mark.root
+def test_without_rights_sudo_installs_the_packages(place: Place) -> None:
+    for path in (place.folder, *place.folder.rglob("*")):
+        os.chown(path, 65534, 65534)
+    calls, _ = place.run("run", before=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"))
+    through = [call.removeprefix("sudo ") for call in calls if call.startswith("sudo")]
+    assert [words.split()[0] for words in through] == ["apt-get", "env"]
+    assert not any("pip" in words for words in through), "the environment belongs to who asked for it"
