@@ -274,6 +274,16 @@ def test_namespaces_say_what_holds_them(scene: Scene) -> None:
     assert held["blue"] == "ip netns name"
 
 
+def test_a_namespace_without_a_way_in_says_why_nothing_is_known_of_it() -> None:
+    host = small_builder()
+    hidden = host.namespace(HOST + 1, mounts=("/run/netns/covered",))
+    told = lines_of(views.detail(scene_of(host.snapshot()), namespace_ref(hidden)))
+    assert told["entered by"].startswith("nothing that can be reached from here")
+    host.spaces[hidden] = replace(host.spaces[hidden], entry="/run/netns/covered")
+    told = lines_of(views.detail(scene_of(host.snapshot()), namespace_ref(hidden)))
+    assert told["entered by"] == "/run/netns/covered"
+
+
 def test_nat_entries_come_with_their_rules(scene: Scene) -> None:
     rows = rows_of(scene, "nat")
     kinds = [row.cells[0].text for row in all_rows(rows)]

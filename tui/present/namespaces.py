@@ -15,6 +15,8 @@ from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row
 from tui.present.scene import Scene
 
+_NO_WAY = Cell("nothing that can be reached from here", "warn")
+
 COLUMNS = (
     Column("name", "namespace", 18, grow=1),
     Column("kind", "held by", 15),
@@ -123,8 +125,8 @@ def _identity(topology: Topology, space: Namespace) -> Iterator[Line]:
         yield "first process", cells.text(f"{space.command} ({space.pids[0] if space.pids else '?'})"), None
     if space.unit:
         yield "unit", cells.text(space.unit), None
-    if space.entry:
-        yield "entered by", cells.text(space.entry), None
+    way = cells.text(space.entry) if space.entry else _NO_WAY
+    yield "entered by", way, None
 
 
 def _containers(topology: Topology, space: Namespace) -> Iterator[Line]:
