@@ -5,11 +5,31 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from bpf import clsact, syscall
 
 _WITHOUT_TCX = (errno.EINVAL, errno.EOPNOTSUPP)
+
+# Interfaces with programs of others: at ingress, at egress.
+Foreign = tuple[frozenset[int], frozenset[int]]
+NOTHING_FOREIGN: Foreign = (frozenset(), frozenset())
+
+
+def foreign(ifindexes: Iterable[int], ours: Collection[int] = ()) -> Foreign:
+    """Those interfaces at whose ingress, and at whose egress, tcx programs sit that are not `ours`."""
+    looked_at = list(ifindexes)
+    return (
+        frozenset(each for each in looked_at if _has_other(each, syscall.TCX_INGRESS, ours)),
+        frozenset(each for each in looked_at if _has_other(each, syscall.TCX_EGRESS, ours)),
+    )
+
+
+def _has_other(ifindex: int, where: int, ours: Collection[int]) -> bool:
+    try:
+        return not set(ours).issuperset(syscall.attached(ifindex, where))
+    except OSError:
+        return False  # gone, or without tcx
 
 
 class Attachments:
@@ -58,15 +78,9 @@ class Attachments:
         else:
             os.close(link)
 
-    def foreign(self, ifindexes: Collection[int]) -> frozenset[int]:
-        """Those interfaces at whose ingress other tcx programs sit."""
-        return frozenset(each for each in ifindexes if self._has_other(each))
-
-    def _has_other(self, ifindex: int) -> bool:
-        try:
-            return bool(set(syscall.attached(ifindex)) - self._ids)
-        except OSError:
-            return False  # gone, or without tcx
+    def foreign(self, ifindexes: Iterable[int]) -> Foreign:
+        """Those interfaces where other tcx programs than ours sit."""
+        return foreign(ifindexes, self._ids)
 
     def replace(self, program: int) -> None:
         """Another program in the place of the present one, without a packet passing in between."""

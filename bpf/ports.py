@@ -88,6 +88,8 @@ def _bridge_refused(scene: Scene, bridge: Link) -> str:
         return "it is no Linux bridge"
     if bridge.bridge.vlan_filtering:
         return "its VLAN filtering decides about each frame"
+    if bridge.ifindex in scene.ingress:
+        return "another program or filter sits at its ingress"
     return "" if bridge.admin_up else "it is down"
 
 
@@ -121,6 +123,8 @@ def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> No
         made.owners[_owner_key(port.ifindex, each)] = _mac(end.mac)
     if not end.up or not port.carrier or bridge.ifindex in scene.egress or bridge.qdisc != "noqueue":
         return
+    if port.port and not (port.port.learning and port.port.flood):
+        return  # what is sent there depends on the forwarding table alone
     flags = layout.MAC_ISOLATED if port.port and port.port.isolated else 0
     plain = port.qdisc == "noqueue" and port.ifindex not in scene.egress and not end.has_xdp
     if far[0] is not None and plain:
@@ -150,7 +154,7 @@ def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
         l3, flags = master, layout.PORT_BRIDGED
     elif not link.addresses or link.kind not in _ETHERNET:
         return
-    if link.ifindex in scene.ingress:
+    if not scene.ingress.isdisjoint((link.ifindex, l3.ifindex)):
         made.refused[link.name] = "another program or filter sits at its ingress"
         return
     made.ports[link.ifindex] = Port(link.ifindex, link.name, l3.ifindex, flags, l3.mac)

@@ -19,10 +19,12 @@ from core.collect.linkkinds import address
 from core.collect.netlink import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
 from core.model import Link
 
-_GETLINK, _GETADDR, _GETROUTE, _GETQDISC, _GETFILTER = 18, 22, 26, 38, 46
+_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _GETQDISC, _GETFILTER = 18, 22, 26, 34, 38, 46
 _TARGET_NETNSID, _EXT_MASK = 46, 29
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_NH_ID = 8, 9, 30
+# FRA_DSCP, FRA_FLOWLABEL (linux/fib_rules.h).
+_RULE_BY_PACKET = {25, 26}
 _RTAX_MTU = 2
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFA_TARGET_NETNSID, _IFA_ADDRESS, _IFA_LOCAL = 10, 1, 2
@@ -51,8 +53,9 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class RouteFacts:
-    """`multipath`: whether any route has several next hops, or one of the objects that may stand for several;
-    `mtu`: the smallest one that an IPv4 route names, 0 where none does."""
+    """`multipath`: whether packets of one flow may take several ways: a route has several next hops, or an
+    object that may stand for several, or it or a rule asks for the type of service or the flow label; `mtu`:
+    the smallest one that an IPv4 route names, 0 where none does."""
 
     multipath: bool
     mtu: int
@@ -60,8 +63,8 @@ class RouteFacts:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Links of the host by ifindex, far ends of its veth pairs, links with a filter of somebody else's at
-    their ingress or egress, and what br_netfilter is told (net.bridge.bridge-nf-call-*)."""
+    """Links of the host by ifindex, far ends of its veth pairs, links with a filter or program of somebody
+    else's at their ingress or egress, and what br_netfilter is told (net.bridge.bridge-nf-call-*)."""
 
     links: Mapping[int, Link]
     ends: Mapping[Far, End] = field(default_factory=dict)
@@ -147,20 +150,32 @@ class Kernel(Netlink):
 
     def route_facts(self) -> RouteFacts:
         """What the program's own lookup of routes does not tell."""
-        multipath, mtus = False, []
+        multipath, mtus = self._has_rules_by_packet(), []
         for family in (socket.AF_INET, socket.AF_INET6):
             for message in self._routes(family):
                 found = attributes(message.payload, _RTMSG.size)
-                multipath |= bool(found.keys() & {_RTA_MULTIPATH, _RTA_NH_ID})
+                multipath |= bool(found.keys() & {_RTA_MULTIPATH, _RTA_NH_ID}) or _tos(message) != 0
                 if family == socket.AF_INET and _RTA_METRICS in found:
                     mtus.append(_route_mtu(found[_RTA_METRICS]))
         return RouteFacts(multipath, min(filter(None, mtus), default=0))
 
-    def _routes(self, family: int) -> list[Message]:
+    def _has_rules_by_packet(self) -> bool:
+        return any(
+            _tos(message) or attributes(message.payload, _RTMSG.size).keys() & _RULE_BY_PACKET
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for message in self._routes(family, _GETRULE)
+        )
+
+    def _routes(self, family: int, kind: int = _GETROUTE) -> list[Message]:
         try:
-            return self.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+            return self.dump(kind, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
         except OSError:
             return []  # without IPv6
+
+
+def _tos(message: Message) -> int:
+    """The type of service that a route or rule is for, 0 for any."""
+    return int(_RTMSG.unpack_from(message.payload)[3])
 
 
 def _route_mtu(metrics: bytes) -> int:

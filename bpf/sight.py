@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from bpf import sysctls
+from bpf.attachments import NOTHING_FOREIGN, Foreign
 from bpf.ports import far_end
 from bpf.scene import End, Far, Kernel, RouteFacts, Scene
 from core.model import Link
@@ -17,7 +18,7 @@ class Sight:
         self._kernel = Kernel()
         self.links: Mapping[int, Link] = {}
         self._ends: dict[int, tuple[Link, Far, End]] = {}
-        self._filters: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+        self._filters = NOTHING_FOREIGN
 
     def look_at_host(self) -> None:
         """Read the host's own links, and which have filters."""
@@ -36,11 +37,9 @@ class Sight:
         """What must be known of the routes beforehand."""
         return self._kernel.route_facts()
 
-    def scene(
-        self, bridges: Collection[int], foreign: frozenset[int], dirty: Collection[int | None] = ()
-    ) -> Scene:
+    def scene(self, bridges: Collection[int], foreign: Foreign, dirty: Collection[int | None] = ()) -> Scene:
         """The scene for these bridges: far ends are read where they are new or in one of the `dirty`
-        namespaces. `foreign` are links with programs of others at ingress."""
+        namespaces. `foreign` are links with tcx programs of others."""
         wanted = {link.ifindex: link for link in self.links.values() if link.master in bridges}
         kept = {
             ifindex: known
@@ -56,9 +55,9 @@ class Sight:
         kept |= {ifindex: (link, far, found[far]) for ifindex, (link, far) in missing.items() if far in found}
         self._ends = kept
         ends = {far: end for _, far, end in kept.values()}
-        ingress, egress = self._filters
+        ingress, egress = (filters | others for filters, others in zip(self._filters, foreign, strict=True))
         v4, v6 = sysctls.calls_iptables()
-        return Scene(self.links, ends, ingress | foreign, egress, v4, v6)
+        return Scene(self.links, ends, ingress, egress, v4, v6)
 
     def close(self) -> None:
         """Look no more."""

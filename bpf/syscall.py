@@ -15,7 +15,7 @@ import numpy as np
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 6, 9
 PROG_SCHED_CLS = 3
-TCX_INGRESS = 46
+TCX_INGRESS, TCX_EGRESS = 46, 47
 STATS_RUN_TIME = 0
 F_BEFORE, F_AFTER = 1 << 3, 1 << 4
 
@@ -213,10 +213,10 @@ def test_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"")
     return TestRun(result, out[:size].tobytes(), duration, ctx_out.tobytes())
 
 
-def attach_tcx(prog_fd: int, ifindex: int) -> int:
-    """A link that holds the program at the end of an interface's tcx ingress; it ends with its last
-    descriptor."""
-    return bpf(_LINK_CREATE, struct.pack("<IIIIIIQ", prog_fd, ifindex, TCX_INGRESS, 0, 0, 0, 0))
+def attach_tcx(prog_fd: int, ifindex: int, where: int = TCX_INGRESS) -> int:
+    """A link that holds the program at the end of an interface's tcx ingress (or egress); it ends with its
+    last descriptor."""
+    return bpf(_LINK_CREATE, struct.pack("<IIIIIIQ", prog_fd, ifindex, where, 0, 0, 0, 0))
 
 
 def replace_program(link_fd: int, prog_fd: int) -> None:
@@ -224,11 +224,11 @@ def replace_program(link_fd: int, prog_fd: int) -> None:
     bpf(_LINK_UPDATE, struct.pack("<IIII", link_fd, prog_fd, 0, 0))
 
 
-def attached(ifindex: int) -> list[int]:
-    """The ids of the programs at an interface's tcx ingress, in their order."""
+def attached(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
+    """The ids of the programs at an interface's tcx ingress (or egress), in their order."""
     ids = np.zeros(64, np.uint32)
     attributes = bytearray(
-        struct.pack("<IIIIQIIQQQQ", ifindex, TCX_INGRESS, 0, 0, _pointer(ids), len(ids), 0, 0, 0, 0, 0)
+        struct.pack("<IIIIQIIQQQQ", ifindex, where, 0, 0, _pointer(ids), len(ids), 0, 0, 0, 0, 0)
     )
     bpf(_PROG_QUERY, attributes)
     (count,) = struct.unpack_from("<I", attributes, 24)

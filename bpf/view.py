@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from bpf import ports, sysctls, targets
-from bpf.attachments import Attachments
+from bpf.attachments import NOTHING_FOREIGN, Attachments
 from bpf.loader import Loaded
 from bpf.sight import Sight
 from bpf.tables import Tables
@@ -32,7 +32,7 @@ class View:
         self._dirty: set[int | None] = {None}
         self._bridge_rules = False
         self._ticks = 0
-        self._foreign: frozenset[int] = frozenset()
+        self._foreign = NOTHING_FOREIGN
         self._call = sysctls.calls_iptables()
         self.look_at_routes()
 

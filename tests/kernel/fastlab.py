@@ -19,7 +19,7 @@ from tests.fastpath import FastPath, eventually, traces
 V4 = {"a": "172.17.0.2", "b": "172.17.0.3", "c": "172.18.0.2", "world": "192.0.2.2", "far": "198.51.100.2"}
 V6 = {"a": "fd17::2", "b": "fd17::3", "c": "fd18::2", "world": "2001:db8::2", "far": "2001:db8:1::2"}
 HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
-SECOND4 = "203.0.113.1"
+SECOND4, SECOND6 = "203.0.113.1", "2001:db8:cb::1"
 BRIDGES = {"a": "docker0", "b": "docker0", "c": "br-two"}
 MACS = {
     "docker0": "02:00:00:00:17:01",
@@ -57,6 +57,7 @@ link add up1 address {MACS["up1"]} type veth peer name eth1 netns WORLD
 addr add {HOST4}/24 dev up0
 addr add {HOST6}/64 dev up0 nodad
 addr add {SECOND4}/24 dev up1
+addr add {SECOND6}/64 dev up1 nodad
 link set up0 up
 link set up1 up
 route add default via 192.0.2.2
@@ -81,6 +82,7 @@ addr add 192.0.2.2/24 dev eth0
 addr add 203.0.113.2/24 dev eth1
 addr add 198.51.100.1/24 dev down0
 addr add 2001:db8::2/64 dev eth0 nodad
+addr add 2001:db8:cb::2/64 dev eth1 nodad
 addr add 2001:db8:1::1/64 dev down0 nodad
 link set lo up
 link set eth0 up
@@ -250,6 +252,15 @@ class FastLab:
             self.fast = None
         assert eventually(lambda: not traces(self.host)), traces(self.host)
 
+    def took_fast(self, port: str = "", least: int = 1, since: int = 0) -> bool:
+        """Whether at least that many packets went fast at the port; without the fast path there is no such
+        question."""
+        return self.fast is None or self.fast.count("FAST", port) >= since + least
+
+    def counted(self, port: str = "", verdict: str = "FAST") -> int:
+        """Packets of that verdict; 0 without the fast path."""
+        return 0 if self.fast is None else self.fast.count(verdict, port)
+
     def leaked(self) -> list[bytes]:
         """Frames with a private source that left the host by an uplink."""
         return [frame for guard in self._guards for frame in guard.leaked()]
@@ -261,7 +272,7 @@ class FastLab:
 
     def conntrack(self, *filters: str) -> list[str]:
         """The lines of `conntrack -L` with these words."""
-        lines = self.run(["conntrack", "-L"], check=False).splitlines()
+        lines = self.run(["conntrack", "-L", "-f", "ipv4"], check=False).splitlines()
         lines += self.run(["conntrack", "-L", "-f", "ipv6"], check=False).splitlines()
         return [line for line in lines if all(word in line.split() for word in filters)]
 

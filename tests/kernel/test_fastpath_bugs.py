@@ -12,20 +12,23 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from tests.fastpath import Talk, eventually
-from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, SECOND4, V4, V6, FastLab
-from tests.kernel.streams import FAMILIES, Stream, is_fast
+from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, SECOND4, SECOND6, V4, V6, FastLab
+from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
 
 pytestmark = pytest.mark.root
 ROOM = 1024  # flows of each family, in the test of eviction
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[FastLab]:
+@pytest.fixture(scope="module", params=["kernel", "fast"])
+def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
+    """Without and with the fast path; at its end nothing private may have left by an uplink."""
     with FastLab() as made:
-        made.accelerate()
+        if request.param == "fast":
+            made.accelerate()
         yield made
 
 
@@ -36,22 +39,11 @@ def own() -> Iterator[FastLab]:
         yield made
 
 
-def talks_fast(lab: FastLab, talk: Talk, *ports: str) -> bool:
-    """Wait until ten rounds of a conversation take the fast path at each of these ports."""
-    assert lab.fast is not None
-
-    def grows(port: str) -> bool:
-        assert lab.fast is not None
-        before = lab.fast.count("FAST", port)
-        talk.say(10)
-        return lab.fast.count("FAST", port) >= before + 10
-
-    return all(eventually(lambda port=port: grows(port)) for port in ports or ("v-a",))
-
-
-def test_four_times_as_many_flows_as_there_is_room(own: FastLab) -> None:
-    """Short UDP flows push each other and the long-lived ones out: those go on, translated as before."""
-    fast = own.accelerate("all", f"--flows={ROOM}")
+@pytest.mark.parametrize("accelerated", [False, True], ids=["kernel", "fast"])
+def test_four_times_as_many_flows_as_there_is_room(own: FastLab, accelerated: bool) -> None:
+    """UDP flows, all alive at once, push each other and the long-lived ones out: all go on, translated as
+    before."""
+    fast = own.accelerate("all", f"--flows={ROOM}") if accelerated else None
     with (
         Talk(own.host, "a", "far", V4["far"], 7100) as tcp,
         Talk(own.host, "a", "far", V4["far"], 7101, udp=True) as udp,
@@ -60,33 +52,41 @@ def test_four_times_as_many_flows_as_there_is_room(own: FastLab) -> None:
     ):
         assert talks_fast(own, tcp) and is_fast(own, "v-c")
         udp.say()
-        before = tcp.seen_from, udp.seen_from, fast.count("FAST")
+        before = tcp.seen_from, udp.seen_from
+        started = own.counted()
         server.bind(("", 7102))
         server.settimeout(10)
-        for turn in range(4 * ROOM):
-            _short_flow(own, server, 10_000 + turn)
+        sources = [_short_flow(own, server, 10_000 + turn) for turn in range(4 * ROOM)]
+        again = []
+        for turn in range(0, 4 * ROOM, 4):
+            again.append(_short_flow(own, server, 10_000 + turn))
             if turn % 200 == 0:
                 tcp.say()
                 udp.say()
-        assert (tcp.seen_from, udp.seen_from) == before[:2]
-        assert fast.count("FAST") >= before[2] + 4 * ROOM
-        assert int(fast.status(flows=True)["flows"]) <= ROOM
+        assert again == sources[::4] and len(set(sources)) == 4 * ROOM
+        assert (tcp.seen_from, udp.seen_from) == before
+        assert own.took_fast(least=4 * ROOM, since=started)
+        assert fast is None or int(fast.status(flows=True)["flows"]) <= ROOM
         assert talks_fast(own, tcp)
         stream.stop()
         assert stream.lost() == [] and len(set(stream.there.sources)) == 1
 
 
-def _short_flow(lab: FastLab, server: socket.socket, port: int) -> None:
-    """Question, answer, question, answer: the second of each on the fast path."""
+def _short_flow(lab: FastLab, server: socket.socket, port: int) -> tuple[str, int]:
+    """Question, answer, question, answer: the second of each on the fast path; from where they came."""
     with lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind(("", port))
         client.settimeout(10)
+        sources = set()
         for _ in range(2):
             client.sendto(b"%d" % port, (V4["far"], 7102))
             data, source = server.recvfrom(100)
             assert data == b"%d" % port
+            sources.add(source)
             server.sendto(data, source)
             assert client.recv(100) == data
+    (source,) = sources
+    return source
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -119,8 +119,8 @@ def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, fam
 
 def test_one_port_of_two_containers(lab: FastLab) -> None:
     """Both use one source port to one destination, over both paths: no port is given twice."""
-    assert lab.fast is not None
-    lab.fast.ask("capture", address=V4["b"])
+    if lab.fast is not None:
+        lab.fast.ask("capture", address=V4["b"])
     seen = []
     with lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("", 7200))
@@ -129,7 +129,7 @@ def test_one_port_of_two_containers(lab: FastLab) -> None:
         for client in clients:
             client.bind(("", 4500))
             client.settimeout(10)
-        before = lab.fast.count("FAST", "v-a"), lab.fast.count("FAST", "v-b")
+        before = lab.counted("v-a"), lab.counted("v-b")
         for turn in range(20):
             for place, client in enumerate(clients):
                 client.sendto(b"%d %d" % (place, turn), (V4["far"], 7200))
@@ -139,9 +139,10 @@ def test_one_port_of_two_containers(lab: FastLab) -> None:
                 assert client.recv(100) == b"%d %d" % (place, turn)
         for client in clients:
             client.close()
-    lab.fast.ask("release", address=V4["b"])
     assert len(set(seen)) == 3 and len({source for _, source in seen}) == 3
-    assert lab.fast.count("FAST", "v-a") > before[0] and lab.fast.count("FAST", "v-b") == before[1]
+    assert lab.took_fast("v-a", since=before[0]) and lab.counted("v-b") == before[1]
+    if lab.fast is not None:
+        lab.fast.ask("release", address=V4["b"])
 
 
 def _transfer(here: socket.socket, there: socket.socket, size: int) -> bool:
@@ -200,8 +201,8 @@ def _mtu_of(sock: socket.socket, family: int) -> int:
 def test_large_pings_and_one_source_port_for_every_size(lab: FastLab) -> None:
     assert "1 received" in lab.run(f"ping -c1 -W5 -s 1800 {V4['far']}", inside="a")
     assert "1 received" in lab.run(f"ping -c1 -W5 -s 1800 {V6['far']}", inside="a")
-    assert lab.fast is not None
-    before = lab.fast.count("FAST", "v-a")
+    before = lab.counted("v-a")
+    fragments = lab.counted("v-a", "FRAGMENT")
     seen = set()
     with (
         lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server,
@@ -220,7 +221,8 @@ def test_large_pings_and_one_source_port_for_every_size(lab: FastLab) -> None:
             server.sendto(data, source)
             assert client.recv(10_000) == data
     assert len(seen) == 1
-    assert lab.fast.count("FAST", "v-a") > before and lab.fast.count("FRAGMENT", "v-a") > 0
+    assert lab.took_fast("v-a", since=before)
+    assert lab.fast is None or lab.counted("v-a", "FRAGMENT") > fragments
 
 
 @pytest.mark.parametrize("state", ["off", "on"])
@@ -261,27 +263,80 @@ def _is_wrong(frame: bytes) -> bool:
     return bytes(Ether(bytes(anew)))[: len(frame)] != bytes(packet)
 
 
-def test_a_route_changes_under_a_running_flow(lab: FastLab) -> None:
+_CHANGES = {
+    "a route": (
+        "route add 198.51.100.0/24 via 203.0.113.2", "route del 198.51.100.0/24 via 203.0.113.2",
+    ),
+    "a rule": (
+        "route replace default via 203.0.113.2 table 77\nrule add from 172.17.0.2 table 77",
+        "rule del from 172.17.0.2 table 77",
+    ),
+    "a route, IPv6": (
+        "route add 2001:db8:1::/64 via 2001:db8:cb::2", "route del 2001:db8:1::/64 via 2001:db8:cb::2",
+    ),
+    "a rule, IPv6": (
+        "route replace default via 2001:db8:cb::2 table 77\nrule add from fd17::2 table 77",
+        "rule del from fd17::2 table 77",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+def test_a_route_changes_under_a_running_flow(lab: FastLab, name: str) -> None:
     """To the other uplink and back, by a route and by a rule: packets leave there, from its address."""
-    changes = (
-        ("route add 198.51.100.0/24 via 203.0.113.2", "route del 198.51.100.0/24 via 203.0.113.2"),
-        (
-            "rule add from 172.17.0.2 table 77\nroute add default via 203.0.113.2 table 77",
-            "rule del from 172.17.0.2 table 77",
-        ),
-    )  # fmt: skip
-    for there, back in changes:
-        with Stream(lab, "a", "far", V4["far"], port=6200) as stream:
-            assert is_fast(lab, "v-a", "up0")
-            for lines, source in ((there, SECOND4), (back, HOST4)):
-                lab.ip("host", lines + "\n")
-                assert eventually(lambda source=source: stream.there.sources[-1][0] == source), (
-                    stream.there.sources
-                )
-                assert stream.flows()
-                assert is_fast(lab, "v-a", "up1" if source == SECOND4 else "up0")
-        lab.run("conntrack -D -p udp --dport 6200", check=False)
-    lab.ip("host", "route flush table 77\n")
+    there, back = _CHANGES[name]
+    family = 6 if "IPv6" in name else 4
+    first, second, target = (HOST4, SECOND4, V4) if family == 4 else (HOST6, SECOND6, V6)
+    with Stream(lab, "a", "far", target["far"], port=6200, family=family) as stream:
+        assert is_fast(lab, "v-a", "up0") and stream.flows()
+        for lines, source in ((there, second), (back, first)):
+            lab.run_with(f"ip -{family} -batch -", lines + "\n")
+            assert eventually(lambda source=source: stream.there.sources[-1][0] == source), (
+                stream.there.sources
+            )
+            assert stream.flows()
+            assert is_fast(lab, "v-a", "up1" if source == second else "up0")
+    lab.run(["conntrack", "-D", "-p", "udp", "--dport", "6200", "-f", f"ipv{family}"], check=False)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "route add default via 203.0.113.2 tos 0x10",
+        "route add default via 203.0.113.2 table 78\nrule add dscp 4 table 78",
+    ],
+    ids=["route", "rule"],
+)
+def test_the_type_of_service_chooses_the_way_of_each_packet(lab: FastLab, lines: str) -> None:
+    """Such packets of a running flow leave as the kernel has it: none by the uplink of the others."""
+    with (
+        Talk(lab.host, "a", "far", V4["far"], 7850, udp=True) as talk,
+        lab.socket("world", socket.AF_PACKET, socket.SOCK_RAW) as tap,
+    ):
+        assert talks_fast(lab, talk)
+        tap.bind(("eth0", 3))
+        before = lab.counted("v-a", "MULTIPATH")
+        lab.ip("host", lines + "\n")
+        assert lab.fast is None or eventually(lambda: talk.say() or lab.counted("v-a", "MULTIPATH") > before)
+        tap.setblocking(False)
+        talk.client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x10)
+        for _ in range(20):
+            talk.client.send(b"by the other uplink")
+        talk.client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
+        heard: list[Packet] = []
+        assert eventually(lambda: talk.client.send(b"last") and _hears(tap, heard, b"last"))
+        assert not [frame for frame in heard if UDP in frame and frame[IP].tos == 0x10]
+        for line in reversed(lines.replace(" add ", " del ").splitlines()):
+            lab.ip("host", line + "\n")
+    lab.run("conntrack -D -p udp --dport 7850", check=False)
+
+
+def _hears(tap: socket.socket, heard: list[Packet], last: bytes) -> bool:
+    """Whether among the frames that came, which are added to `heard`, one ends like this."""
+    with suppress(BlockingIOError):
+        while True:
+            heard.append(Ether(tap.recv(2000)))
+    return any(bytes(frame).endswith(last) for frame in heard)
 
 
 def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
@@ -300,7 +355,7 @@ def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
             data, source = server.recvfrom(2000)
             server.sendto(data, source)
             client.recv(2000)
-        assert lab.fast is not None and lab.fast.count("FAST", "v-a") > 0
+        assert lab.took_fast("v-a")
         lab.run("ip route add 198.51.100.2 via 192.0.2.2 mtu 1300")
 
         def refused() -> bool:
@@ -317,8 +372,7 @@ def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
 
 
 def test_what_is_captured_shows_on_the_bridge(lab: FastLab) -> None:
-    """A redirected packet does not; one of a captured address does."""
-    assert lab.fast is not None
+    """A redirected packet does not; one of a captured address does, as every packet without us."""
     with (
         lab.socket("host", socket.AF_PACKET, socket.SOCK_RAW) as tap,
         Stream(lab, "a", "far", V4["far"], port=6300) as stream,
@@ -326,16 +380,18 @@ def test_what_is_captured_shows_on_the_bridge(lab: FastLab) -> None:
         tap.bind(("docker0", 3))
         tap.setblocking(False)
         assert is_fast(lab, "v-a") and stream.flows()
-        lab.fast.ask("capture", address=V4["a"])
-        assert eventually(lambda: lab.fast is not None and lab.fast.count("CAPTURED") > 0)
+        if lab.fast is not None:
+            lab.fast.ask("capture", address=V4["a"])
+            assert eventually(lambda: lab.counted(verdict="CAPTURED") > 0)
         _drain(tap)
         assert stream.flows(30)
         assert _drain(tap) >= 30
-        lab.fast.ask("release", address=V4["a"])
-        assert is_fast(lab, "v-a")
-        _drain(tap)
-        assert stream.flows(30)
-        assert _drain(tap) < 30
+        if lab.fast is not None:
+            lab.fast.ask("release", address=V4["a"])
+            assert is_fast(lab, "v-a")
+            _drain(tap)
+            assert stream.flows(30)
+            assert _drain(tap) < 30
         stream.stop()
         assert stream.lost() == []
 

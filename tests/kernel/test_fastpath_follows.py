@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.fastpath import FastPath, Talk, attached, eventually, traces, two_con
 pytestmark = pytest.mark.root
 
 _PASS_ON = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
+_DROP = bytes.fromhex("b7000000020000009500000000000000")  # r0 = TC_ACT_SHOT; exit
 
 
 @pytest.fixture
@@ -137,6 +139,43 @@ def test_other_programs_and_filters_keep_theirs(place: ThrowawayHost) -> None:
         os.close(program)
         if link >= 0:
             os.close(link)
+
+
+@pytest.mark.parametrize(
+    ("link", "where"),
+    [("v-a", syscall.TCX_EGRESS), ("br0", syscall.TCX_INGRESS), ("br0", syscall.TCX_EGRESS)],
+)
+def test_no_program_of_others_is_passed_by(place: ThrowawayHost, link: str, where: int) -> None:
+    """At a container's egress, at a bridge: what drops all stops what goes out or comes in."""
+    ifindex = place.json(f"ip -j link show {link}")[0]["ifindex"]
+    dropping = syscall.load_program(syscall.PROG_SCHED_CLS, _DROP, "dropping")
+    held = -1
+    with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2", udp=True) as talk:
+        try:
+            talk.say(3)
+            assert eventually(lambda: _is_fast(fast, talk))
+            with entered(f"/run/netns/{place.name}"):
+                held = syscall.attach_tcx(dropping, ifindex, where)
+            talk.client.settimeout(0.3)
+            talk.server.settimeout(0.3)
+            assert eventually(lambda: not _answers(talk))
+            assert not any(_answers(talk) for _ in range(3))
+            os.close(held)
+            held = -1
+            assert eventually(lambda: _answers(talk))
+        finally:
+            os.close(dropping)
+            if held >= 0:
+                os.close(held)
+
+
+def _answers(talk: Talk) -> bool:
+    with suppress(TimeoutError):
+        talk.client.send(b"there")
+        _, source = talk.server.recvfrom(100)
+        talk.server.sendto(b"back", source)
+        return bool(talk.client.recv(100))
+    return False
 
 
 def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -> None:

@@ -87,6 +87,8 @@ def test_what_a_queue_or_a_filter_has_a_say_in_is_not_passed_by() -> None:
     assert _macs(filtered.macs)[_MAC.format(0xA)] == (3, 0, 1500)
     queued = contents(_scene(_BRIDGE, replace(_A, qdisc="fq_codel")), {2})
     assert _macs(queued.macs)[_MAC.format(0xA)] == (3, 0, 1500)
+    for only_by_table in (BridgePort("forwarding", learning=False), BridgePort("forwarding", flood=False)):
+        assert not contents(_scene(_BRIDGE, replace(_A, port=only_by_table)), {2}).macs
     xdp = contents(_scene(_BRIDGE, _A, ends={(1, 9): replace(_ENDS[1, 9], has_xdp=True)}), {2})
     assert _macs(xdp.macs)[_MAC.format(0xA)] == (3, 0, 1500)
 
@@ -103,6 +105,7 @@ def test_what_is_not_accelerated_is_told_why() -> None:
     vlans = replace(_BRIDGE, bridge=BridgeSettings(vlan_filtering=True))
     found = contents(_scene(vlans, _A), {2})
     assert found.ports == {} and "VLAN" in found.refused["br0"]
+    assert contents(_scene(ingress=frozenset({2})), {2}).refused.keys() == {"br0"}
     blocking = replace(_A, port=BridgePort(state="blocking"))
     assert "blocking" in contents(_scene(_BRIDGE, blocking), {2}).refused["a"]
     assert contents(_scene(_BRIDGE, replace(_A, admin_up=False)), {2}).refused == {"a": "it is down"}
@@ -121,6 +124,8 @@ def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
     found = contents(_scene(_BRIDGE, _A, lo, bare, down, bond, slave, tunnel, lan, card, guest), {2})
     assert set(found.ports) == {3, 8, 12}
     assert not contents(_scene(_BRIDGE, _UP), {2}).ports
+    filtered = contents(_scene(_BRIDGE, _A, lan, card, ingress=frozenset({11})), {2})
+    assert set(filtered.ports) == {3} and filtered.refused.keys() == {"card"}
     assert (found.ports[12].l3_ifindex, found.ports[12].flags) == (11, layout.PORT_BRIDGED)
 
 

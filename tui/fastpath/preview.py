@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from bpf import layout, loader, marks, obstacles, sysctls, targets
+from bpf import attachments, layout, loader, marks, obstacles, sysctls, targets
+from bpf.attachments import NOTHING_FOREIGN, Foreign
 from bpf.ports import Contents, contents
 from bpf.requirements import requirements, unmet
 from bpf.sight import Sight
@@ -54,8 +55,9 @@ def _whole(
     sight = Sight()
     try:
         sight.look_at_host()
-        before, _ = _attached(sight, fast.targets)
-        then, meant = _attached(sight, after)
+        before, _ = _attached(sight, fast.targets, NOTHING_FOREIGN)
+        foreign = attachments.foreign(ifindex for ifindex in sight.links if ifindex not in before.ports)
+        then, meant = _attached(sight, after, foreign)
     finally:
         sight.close()
     more, fewer = _by_role(then, before.ports), _by_role(before, then.ports)
@@ -70,7 +72,7 @@ def _whole(
     return Preview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing)
 
 
-def _attached(sight: Sight, names: Iterable[str]) -> tuple[Contents, set[int]]:
+def _attached(sight: Sight, names: Iterable[str], foreign: Foreign) -> tuple[Contents, set[int]]:
     """The links that the program would sit on for these targets, and the bridges that they mean."""
     names = tuple(names)
     if not names:
@@ -78,7 +80,7 @@ def _attached(sight: Sight, names: Iterable[str]) -> tuple[Contents, set[int]]:
     meant, unknown = targets.bridges_of(names, sight.links, {})
     if unknown:
         meant, _ = targets.bridges_of(names, sight.links, targets.engine_networks())
-    return contents(sight.scene(meant, frozenset()), meant), meant
+    return contents(sight.scene(meant, foreign), meant), meant
 
 
 def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
