@@ -10,7 +10,7 @@ from core.metrics.sheet import Sheet
 
 @dataclass(frozen=True, slots=True)
 class FastPathNumbers:
-    """What the fast path counts: `packets` and `bytes` forwarded since it was attached, `left` the packets
+    """What the fast path counts: `packets` forwarded since it was attached, `left` the packets
     that it saw and left to the kernel, by the reason in a word or two; `by_link` what became of packets on
     each link. `forwarding` is False while it is paused. None where it does not count that."""
 
@@ -18,7 +18,6 @@ class FastPathNumbers:
     flows_limit: int | None = None
     links: int | None = None
     packets: int | None = None
-    bytes: int | None = None
     left: Mapping[str, int] = field(default_factory=dict)
     by_link: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     forwarding: bool = True
@@ -39,7 +38,6 @@ def fill(sheet: Sheet, numbers: FastPathNumbers | None) -> None:
         "flows_limit": numbers.flows_limit,
         "links": numbers.links,
         "packets_total": numbers.packets,
-        "bytes_total": numbers.bytes,
     }
     for name, value in told.items():
         if value is not None:

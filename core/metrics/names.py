@@ -95,7 +95,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("vnet_fast_path_flows_limit", "gauge", "How many flows the fast path can hold."),
     Metric("vnet_fast_path_links", "gauge", "How many links the fast path is attached to."),
     Metric("vnet_fast_path_packets_total", "counter", "Packets that the fast path has forwarded."),
-    Metric("vnet_fast_path_bytes_total", "counter", "Bytes, from the IP header on, that it has forwarded."),
     Metric("vnet_fast_path_kernel_packets_total", "counter",
            "Packets that the fast path saw and left to the kernel.", ("reason",)),
     Metric("vnet_fast_path_link_packets_total", "counter",

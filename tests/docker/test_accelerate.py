@@ -55,9 +55,11 @@ def vnet(docker_host: DockerHost) -> Iterator[Vnet]:
             made("accelerate --off --yes")
 
 
-def ends(docker: DockerHost, address: str, port: int, caller: str) -> tuple[socket.socket, ...]:
-    """A server on port 7000 of web, and who called it from another namespace; both ends of the connection."""
-    with entered(f"/proc/{docker.pid('web')}/ns/net"):
+def ends(
+    docker: DockerHost, address: str, port: int, caller: str, server_in: str = "web"
+) -> tuple[socket.socket, ...]:
+    """A server on port 7000 of a container, and who called it from another namespace; both ends of the connection."""
+    with entered(f"/proc/{docker.pid(server_in)}/ns/net"):
         server = socket.create_server(("0.0.0.0", 7000))
     with entered(caller):
         client = socket.socket()

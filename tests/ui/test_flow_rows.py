@@ -276,7 +276,7 @@ async def test_the_keys_of_the_view() -> None:
         await person.eventually("1.0 Mbit/s")
         assert person.row() == "198.51.100.9:5000"
         await person.eventually("7 flows at the edge")
-        await person.eventually("do not count traffic")
+        await person.eventually("traffic not counted (W, then A, turns it on)")
         await person.press("o")
         await person.eventually("7 flows per hop")
         await person.press("b")

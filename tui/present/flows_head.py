@@ -28,8 +28,7 @@ def head_of(topology: Topology, picture: FlowPicture, lens: Lens, order: np.ndar
     if uncounted:
         names = ", ".join(safe(topology.label(ns)) for ns in uncounted[:3])
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
-        does = "does" if len(uncounted) == 1 else "do"
-        lines.append(Cell(f"{names}{more} {does} not count traffic: W, then A, turns it on", "warn"))
+        lines.append(Cell(f"traffic not counted (W, then A, turns it on): {names}{more}", "warn"))
     return lines
 
 

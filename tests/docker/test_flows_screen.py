@@ -1,0 +1,143 @@
+"""The main job, whole: the dashboard on a real Docker host, accelerated by `f`, every flow on the screen with
+its path, and each byte counted once, as conntrack(8) and bpftool count it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpf import control, layout
+from core.collect.netns import entered
+from tests.docker.engine import DockerHost
+from tests.docker.place import wait_until
+from tests.docker.test_accelerate import Vnet, ends, say, world
+from tests.fastpath import traces
+from tests.ui.driver import Person
+from tui.app import VnetApp
+from tui.change.session import Session
+from tui.fastpath.dashboard import FastForDashboard
+from tui.live import LiveSource
+
+pytestmark = pytest.mark.root
+
+__all__ = ["world"]
+
+# Other hosts on the same machine may be in sight.
+SHOP, WEB, DB = (f"{name}{os.getpid()}" for name in ("shop", "web", "db"))
+PORT = 8080
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def shop(
+    inside_docker_host: DockerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DockerHost]:
+    """The network SHOP with WEB, whose port is published, and DB; the kernel counts."""
+    docker = inside_docker_host
+    monkeypatch.setenv("DOCKER_HOST", docker.url)
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+    docker.host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
+    docker.run("network", "create", SHOP)
+    docker.container(WEB, "--network", SHOP, "-p", f"{PORT}:7000")
+    docker.container(DB, "--network", SHOP)
+    yield docker
+    wait_until(lambda: not traces(docker.host), "the state before")
+
+
+@asynccontextmanager
+async def dashboard(size: tuple[int, int]) -> AsyncIterator[Person]:
+    """The program as a person starts it on this host."""
+    fast = FastForDashboard()
+    source = LiveSource(fast.flows)
+    app = VnetApp(source, make_changer=Session, make_accelerator=fast.accelerator)
+    async with app.run_test(size=size) as pilot:
+        yield Person(app, pilot, source)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def talks(shop: DockerHost, world: str) -> Iterator[list[tuple[socket.socket, ...]]]:
+    """Two connections: from DB, and from outside to the published port."""
+    address = shop.run("inspect", "-f", f"{{{{.NetworkSettings.Networks.{SHOP}.IPAddress}}}}", WEB)
+    with ExitStack() as stack:
+        inside = ends(shop, address, 7000, f"/proc/{shop.pid(DB)}/ns/net", WEB)
+        outside = ends(shop, "192.0.2.1", PORT, world, WEB)
+        for each in (*inside, *outside):
+            stack.enter_context(each)
+        yield [inside, outside]
+
+
+async def talked_until(person: Person, talks: list[tuple[socket.socket, ...]], shown: list[str]) -> None:
+    """Both connections talk until each has a line on the screen that all of these patterns fit in order."""
+    end = time.monotonic() + PATIENCE
+    while not all(any(re.search(each, line) for line in person.lines) for each in shown):
+        assert time.monotonic() < end, person.text
+        for client, there in talks:
+            await asyncio.to_thread(say, client, there)
+        await person.pilot.pause(0.1)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
+async def test_f_and_every_flow_on_the_screen(
+    shop: DockerHost, talks: list[tuple[socket.socket, ...]], size: tuple[int, int]
+) -> None:
+    ports = [client.getsockname()[1] for client, _ in talks]
+    async with dashboard(size) as person:
+        await person.eventually(SHOP)
+        await person.type("W:br⏎")
+        await person.eventually("Bridges")
+        await person.type(f"/net:{SHOP}⏎")
+        await person.eventually("filtered 3 of")
+        await person.press("f")
+        await person.eventually("y does it")
+        await person.press("y")
+        await person.eventually("fast path on")
+        await person.type(":flows⏎")
+        await person.type(f"/to:{WEB} dport:7000⏎")
+        rows = [rf"{DB} .*{WEB} .* tcp .*bit/s +fast", rf"-world .*{WEB} .* tcp .*bit/s +fast"]
+        await talked_until(person, talks, rows)
+        wait_until(lambda: measured(shop, ports) == counted(shop, ports), "equal counts")
+        assert [fast for _, _, fast in measured(shop, ports).values()] == [True, True]
+
+
+def measured(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int]]:
+    """Packets, bytes, and whether they are fast, of the connections from these ports, as our command says."""
+    told = json.loads(Vnet(shop)(f"flows --json 'to:{WEB}' dport:7000"))["flows"]
+    return {
+        one["origin"]["port"]: (sum(one["packets"]), sum(one["bytes"]), one["path"] == "fast")
+        for one in told
+        if one["origin"]["port"] in ports
+    }
+
+
+def counted(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int]]:
+    """The same as conntrack(8) and bpftool count: neither sees what the other does."""
+    found = {port: [0, 0, 0] for port in ports}
+    for line in shop.host.run("conntrack -L -p tcp").splitlines():
+        words = re.findall(r"(sport|packets|bytes)=(\d+)", line)
+        port = int(words[0][1])
+        if port in found:
+            for place, name in enumerate(("packets", "bytes")):
+                found[port][place] += sum(int(value) for key, value in words if key == name)
+    with entered(f"/run/netns/{shop.namespace}"):
+        number = control.ask({"do": "maps"})["maps"]["flows4"]
+    for row in json.loads(shop.host.run(f"bpftool -j map dump id {number}")):
+        key, flow = (
+            np.frombuffer(bytes(int(octet, 16) for octet in row[part]), dtype)[0]
+            for part, dtype in (("key", layout.KEY4), ("value", layout.FLOW))
+        )
+        port = next((port for port in ports if port in (int(key["sport"]), int(flow["new_dport"]))), None)
+        if port is not None:
+            found[port][0] += int(flow["packets"])
+            found[port][1] += int(flow["bytes"])
+            found[port][2] = int(flow["packets"] > 0)
+    return {port: (packets, octets, fast) for port, (packets, octets, fast) in found.items()}
