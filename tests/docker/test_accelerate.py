@@ -58,7 +58,7 @@ def vnet(docker_host: DockerHost) -> Iterator[Vnet]:
 def ends(
     docker: DockerHost, address: str, port: int, caller: str, server_in: str = "web"
 ) -> tuple[socket.socket, ...]:
-    """A server on port 7000 of a container, and who called it from another namespace; both ends of the connection."""
+    """A server on port 7000 of a container, and who called it from another namespace: both ends."""
     with entered(f"/proc/{docker.pid(server_in)}/ns/net"):
         server = socket.create_server(("0.0.0.0", 7000))
     with entered(caller):
