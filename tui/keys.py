@@ -128,7 +128,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("undo", ("u",), "u", "Undo", "changes made earlier: take one back", "change", 3),
     Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
     Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find any action by its name", "any"),
-    Action("quit", ("q",), "q", "Quit", "quit", "any", 5),
+    Action("quit", ("q",), "q", "Quit", "quit; a panel such as this one is closed", "any", 5),
     Action("quit", ("ctrl+c",), "Ctrl-c", "Quit", "quit at once, from anywhere", "app"),
 )
 

@@ -239,5 +239,7 @@ async def test_a_file_has_no_events_and_nothing_to_pause() -> None:
         assert "A file shows one moment" in person.text
         await person.press("p")
         assert "offline" in person.lines[0]
+        await person.press("r")
+        assert "nothing to read again" in person.text and not source.refreshes
         await person.press("1")
         assert "bit/s" not in person.text

@@ -101,6 +101,16 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
         assert len(person.app.screen_stack) == 1
 
 
+@pytest.mark.parametrize("panel", ["question_mark", "exclamation_mark", "L"])
+@pytest.mark.parametrize("key", ["q", "escape"])
+async def test_q_and_esc_close_a_panel_and_not_the_program(panel: str, key: str) -> None:
+    async with dashboard() as person:
+        await person.press(panel)
+        assert len(person.app.screen_stack) == 2
+        await person.press(key)
+        assert len(person.app.screen_stack) == 1 and person.app.is_running
+
+
 def test_a_key_means_one_thing_everywhere() -> None:
     # In a recording alone the arrows go along its time line, not along a drawing.
     actions = [action for action in keys.ACTIONS if action.name not in ("later", "earlier")]

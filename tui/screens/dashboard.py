@@ -174,6 +174,10 @@ class Dashboard(Accelerating, Replaying):
         self.show_bars()
 
     def action_refresh(self) -> None:
+        """Read everything again; a file has nothing new to tell."""
+        if not self.desk.source.live:
+            self.notify("What a file shows does not change: there is nothing to read again.", markup=False)
+            return
         self.desk.source.refresh()
         self.notify("Reading everything again", timeout=1.5, markup=False)
 

@@ -57,7 +57,7 @@ class TextPane(LinesPane):
 class Overlay(ModalScreen[None]):
     """A titled pane of text over the dashboard."""
 
-    BINDINGS = [Binding("escape", "dismiss", "Close", show=False)]
+    BINDINGS = [Binding("escape,q", "dismiss", "Close", show=False)]
 
     def __init__(
         self, title: str, make: Callable[[int], list[Line]], width: int, also_closes: str = ""
