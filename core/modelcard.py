@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from core.model import (
@@ -16,6 +17,7 @@ from core.model import (
 from core.peers import resolve
 
 _JOIN = "container:"
+_ID = re.compile(r"[0-9a-f]{64}")
 _RUNNING = ("running", "paused", "restarting", "stopping")
 
 # Links that the kernel itself puts into every new namespace once a tunnel module is loaded
@@ -94,7 +96,7 @@ class _Cards:
         joins = mode.removeprefix(_JOIN) if mode.startswith(_JOIN) else ""
         target = self._target(container) if joins else None
         would = (
-            f"it would join {target.name if target else joins[:12] + ', which is gone'}"
+            f"it would join {target.name if target else _short(joins) + ', which is gone'}"
             if joins
             else f'its network mode is "{mode}"'
         )
@@ -117,7 +119,7 @@ class _Cards:
         target = self._target(container)
         cut_off = "what it lives in now is cut off."
         if target is None:
-            gone = container.network_mode.removeprefix(_JOIN)[:64]
+            gone = _short(container.network_mode.removeprefix(_JOIN))
             return f"It joined the container {gone}, which no longer exists: {cut_off}"
         if target.state not in _RUNNING:
             return f"It joined {target.name}, which is not running ({target.state}): {cut_off}"
@@ -200,3 +202,8 @@ def _connects(link: Link) -> bool:
 def _listed(containers: Sequence[Container]) -> str:
     names = [container.name for container in containers]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _short(word: str) -> str:
+    """A container's id as the engines' tools shorten it; a name as it is."""
+    return word[:12] if _ID.fullmatch(word) else word[:64]

@@ -142,6 +142,14 @@ def test_joined_to_the_dead(target: Container, word: str) -> None:
     assert word in card.why and "cut off" in card.why
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"), [("ab" * 32, "abab" * 3), ("a-name-of-some-length", "a-name-of-some-length")]
+)
+def test_an_id_is_told_in_short(asked: str, told: str) -> None:
+    card = deal(docker("side", APP, f"container:{asked}"))["side"]
+    assert f"the container {told}, which" in card.why
+
+
 def test_the_living_namesake_counts() -> None:
     old = replace(docker("app", None), id="old")
     assert not deal(old, docker("app", APP), docker("side", APP, "container:app"))["side"].joined_dead
