@@ -36,14 +36,20 @@ as_root() {
 }
 
 install_debian() {
-    local missing=()
+    local missing=() known=()
     for package in "$@"; do
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
     done
     [[ ${#missing[@]} -eq 0 ]] && return
-    say "installing ${missing[*]}"
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # Debian's relatives lack some of them, or call them by other names.
+    for package in "${missing[@]}"; do
+        if [[ -n $(apt-cache madison "$package") ]]; then known+=("$package")
+        else say "there is no package $package here: going on without it"; fi
+    done
+    [[ ${#known[@]} -eq 0 ]] && return
+    say "installing ${known[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${known[@]}" >/dev/null
 }
 
 install_fedora() {

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Each says that it was called; the package manager's list holds what the test wrote into `installed`.
 STAND_INS = {
     "apt-get": 'echo "apt-get $*" >>"$CALLS"; [[ $1 != install ]] || printf "%s\\n" "$@" >>"$INSTALLED"',
+    "apt-cache": '[[ " $ABSENT " == *" $2 "* ]] || echo "$2 | 1.0 | somewhere"',
     "sudo": 'echo "sudo $*" >>"$CALLS"; "$@"',
     "dpkg-query": 'grep -qx "${@: -1}" "$INSTALLED" && printf installed',
     "python": 'echo "python $*" >>"$CALLS"; [[ $1 != -V ]] || echo "Python $VERSION"\n'
@@ -39,6 +40,7 @@ class Place:
         self.calls, self.installed = folder / "calls", folder / "installed"
         self.installed.write_text("python3\n")
         self.version = "3.13.5"
+        self.absent = ""
 
     def run(self, what: str, check: bool = True, before: tuple[str, ...] = ()) -> tuple[list[str], str]:
         """Run the script: the tools that it called, and what it said."""
@@ -47,6 +49,7 @@ class Place:
         environment = {
             "PATH": f"{self.folder}/tools:/usr/bin:/bin", "VNET_PYTHON": f"{self.folder}/tools/python",
             "CALLS": str(self.calls), "INSTALLED": str(self.installed), "VERSION": self.version,
+            "ABSENT": self.absent,
         }  # fmt: skip
         done = subprocess.run(
             [*before, str(self.folder / "scripts/setup.sh"), what], env=environment, check=False,
@@ -71,6 +74,15 @@ def test_what_is_missing_is_installed_and_named(place: Place) -> None:
     assert "installing python3-venv" in said
     assert any(call.startswith("python -m venv --system-site-packages") for call in calls)
     assert any("--require-hashes" in call and "requirements-run.lock" in call for call in calls)
+
+
+def test_what_the_distribution_does_not_have_is_left_out_in_words(place: Place) -> None:
+    place.absent = "docker-cli"
+    calls, said = place.run("dev")
+    assert "there is no package docker-cli here" in said
+    lines = [call.split() for call in calls if call.startswith("apt-get install")]
+    assert any("docker.io" in line for line in lines)
+    assert not any("docker-cli" in line for line in lines)
 
 
 def test_a_second_run_does_nothing(place: Place) -> None:
