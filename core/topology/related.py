@@ -158,18 +158,21 @@ _FINDERS: dict[str, Callable[[Topology, Ref], Iterable[Relation]]] = {
 
 def entries_of_container(topology: Topology, container: Container) -> tuple[NatEntry, ...]:
     """The NAT entries that concern a container: its own first, then those of its networks."""
-    networks = {network.id for network in topology.networks_of(container)}
     own = topology.nat_of(container)
-    shared = [
-        entry for entry in topology.nat if not entry.containers and networks.intersection(entry.networks)
-    ]
-    return (*own, *shared)
+    others = (entry for entry in topology.nat if not entry.containers)
+    return (*own, *(entry for entry in others if _is_about(topology, entry, container)))
 
 
 def concerns(topology: Topology, entry: NatEntry, scope: Collection[int]) -> bool:
-    """Whether a NAT entry lies in one of these namespaces, or is about a container there."""
-    about = (topology.containers[uid].netns for uid in entry.containers if uid in topology.containers)
-    return entry.ns in scope or any(ns in scope for ns in about)
+    """Whether a NAT entry lies in one of these namespaces, or is about a container there or its networks."""
+    there = (container for ns in scope for container in topology.containers_in(ns))
+    return entry.ns in scope or any(_is_about(topology, entry, container) for container in there)
+
+
+def _is_about(topology: Topology, entry: NatEntry, container: Container) -> bool:
+    if entry.containers:
+        return container.uid in entry.containers
+    return any(network.id in entry.networks for network in topology.networks_of(container))
 
 
 def _connections(found: Column, what: str, name: str) -> Iterator[Relation]:

@@ -168,6 +168,20 @@ def test_only_one_namespace(dump: Path) -> None:
     assert len(run("show", "--from", str(dump), "veths", "--ns", "web1").stdout.splitlines()) == 2
 
 
+def test_the_rules_of_a_namespace_are_those_of_its_containers_and_their_networks(dump: Path) -> None:
+    def told(name: str) -> list[str]:
+        whole = json.loads(run("--from", str(dump), "show", "nat", "--ns", name, "--json").stdout)
+        lines = run("--from", str(dump), "show", "nat", "--ns", name).stdout.splitlines()
+        assert len(lines) == 1 + len(whole["nat"]) or not whole["nat"]
+        return [entry["name"] for entry in whole["nat"]]
+
+    masquerade = "masquerade app (172.18.0.0/16)"
+    assert told("web1") == ["web1 tcp 8080 -> 172.18.0.2:80", masquerade]
+    assert told("api") == [masquerade]
+    assert "drop 172.18.0.3/32 -> *" in " ".join(told("web2"))
+    assert len(told("host")) == 5, "all that lie there"
+
+
 def test_a_namespace_that_is_not_there(dump: Path) -> None:
     done = run("--from", str(dump), "show", "links", "--ns", "w\x1b[1meb9")
     assert (done.returncode, done.stdout) == (1, "")

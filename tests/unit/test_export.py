@@ -114,7 +114,8 @@ def test_a_scope_leaves_what_lies_in_it() -> None:
     assert {each["name"] for each in here["containers"]} == {"web1", "sidecar"}
     assert here["bridges"] == []
     assert [each["inside"]["name"] for each in here["conntrack"]] == ["web1", "web1"]
-    assert [each["name"] for each in here["nat"]] == ["web1 tcp 8080 -> 172.18.0.2:80"]
+    masquerade = "masquerade app (172.18.0.0/16)"
+    assert [each["name"] for each in here["nat"]] == ["web1 tcp 8080 -> 172.18.0.2:80", masquerade]
 
 
 def test_problems() -> None:
