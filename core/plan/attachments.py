@@ -16,7 +16,7 @@ from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_net
 from core.plan.draft import Draft, Target
 from core.plan.ports import withdraw
 from core.plan.requests import Attach, Detach, Move
-from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork
+from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork, OurPort
 from core.plan.teardown import delete_pair
 from core.text import safe
 
@@ -36,7 +36,7 @@ def attach(
     target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, draft: Draft
 ) -> OurMember:
     """Add the steps that join a container to a bridge of ours by a veth pair."""
-    there = any(_is(member, target, network) for member in draft.ours.members)
+    there = any(_is(member, target, network.name) for member in draft.ours.members)
     require(when(there, f"{safe(target.name)} is attached to {network.name} already"))
     inner = link or _free_link(target)
     require(
@@ -44,7 +44,7 @@ def attach(
         when(inner in target.links, f"{safe(target.name)} has a link {safe(inner)} already"),
     )
     held = kept.addresses(target, network, draft)
-    chosen = _addresses(network, addresses or held, draft)
+    chosen = _addresses(target, network, addresses or held, draft)
     member = OurMember(target.uid, network.name, _port_name(target.name, draft), inner, chosen)
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise Refusal([f"the name of {safe(target.name)} is too long for the tag of its link"])
@@ -58,8 +58,8 @@ def attach(
     return member
 
 
-def _is(member: OurMember, target: Target, network: OurNetwork) -> bool:
-    return member.container == target.uid and member.network == network.name
+def _is(member: OurMember, target: Target, network: str) -> bool:
+    return member.container == target.uid and member.network == network
 
 
 def _wiring(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> Iterator[Operation]:
@@ -142,20 +142,32 @@ def _port_name(container: str, draft: Draft) -> str:
     return next(name for name in names if name not in draft.host_names)
 
 
-def _addresses(network: OurNetwork, wanted: tuple[str, ...], draft: Draft) -> tuple[str, ...]:
-    """An address with prefix length in each subnet of the network: those wanted, else the next free."""
+def _addresses(target: Target, network: OurNetwork, wanted: tuple[str, ...], draft: Draft) -> tuple[str, ...]:
+    """An address with prefix length in each subnet of the network: those wanted, else the next free that no
+    port of another container leads to, which that may have left behind."""
+    led = {port.address: port for port in draft.ours.ports if port.container != target.uid}
     require(*(validate.address(one, network.subnets, draft.used) for one in wanted))
     given = {":" in one: str(ipaddress.ip_address(one)) for one in wanted}
     require(when(len(given) != len(wanted), "one address of each family at most"))
     chosen = []
     for subnet in network.subnets:
         try:
-            address = given.get(":" in subnet) or ipam.next_address(subnet, draft.used)
+            address = given.get(":" in subnet) or ipam.next_address(subnet, draft.used | led.keys())
         except ipam.Exhausted as error:
             raise Refusal([f"{network.name} is full: {error}"]) from error
+        draft.warn(_led(led.get(address), target))
         draft.used.add(address)
         chosen.append(f"{address}/{ipaddress.ip_network(subnet).prefixlen}")
     return tuple(chosen)
+
+
+def _led(port: OurPort | None, target: Target) -> str:
+    if port is None:
+        return ""
+    return (
+        f"{safe(target.name)} gets what comes to {port.port_id}, which leads to {port.address} since it was "
+        f"published of {safe(port.container)}: vnet-tui unpublish ends that"
+    )
 
 
 @draft_steps.register
@@ -164,20 +176,25 @@ def _(request: Detach, draft: Draft) -> str:
         docker = find_docker_network(request.network, draft)
         if docker is not None:
             return detach_by_docker(request, docker, draft)
-    network, uid = draft.network(request.network), draft.uid_of(request.container)
-    there = any((one.container, one.network) == (uid, network.name) for one in draft.ours.members)
-    if not there and kept.forget(uid, network.name, draft):
-        return f"attach {safe(request.container)} to {network.name} no more when it starts"
+    # A network whose bridge somebody deleted is known by its attachments alone.
+    known = any(one.network == request.network for one in draft.ours.members)
+    name, uid = (
+        request.network if known else draft.network(request.network).name,
+        draft.uid_of(request.container),
+    )
+    there = any((one.container, one.network) == (uid, name) for one in draft.ours.members)
+    if not there and kept.forget(uid, name, draft):
+        return f"attach {safe(request.container)} to {safe(name)} no more when it starts"
     target = draft.target(request.container)
     draft.removing()
-    detach_member(_member(target, network, draft), draft)
-    return f"detach {safe(target.name)} from {network.name}"
+    detach_member(_member(target, name, draft), draft)
+    return f"detach {safe(target.name)} from {safe(name)}"
 
 
-def _member(target: Target, network: OurNetwork, draft: Draft) -> OurMember:
+def _member(target: Target, network: str, draft: Draft) -> OurMember:
     found = next((member for member in draft.ours.members if _is(member, target, network)), None)
     if found is None:
-        raise Refusal([f"{safe(target.name)} is not attached to {network.name} by vnet"])
+        raise Refusal([f"{safe(target.name)} is not attached to {safe(network)} by vnet"])
     return found
 
 
@@ -219,7 +236,7 @@ def _(request: Move, draft: Draft) -> str:
     target = draft.target(request.container)
     network, to = draft.network(request.network), draft.network(request.to)
     require(when(network == to, f"{safe(target.name)} is on {to.name} already"))
-    member = _member(target, network, draft)
+    member = _member(target, network.name, draft)
     draft.removing()
     detach_member(member, draft)
     attach(target, to, request.addresses, member.link, draft)

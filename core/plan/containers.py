@@ -135,7 +135,8 @@ def _leave(name: str, of: str, space: Namespace, draft: Draft) -> None:
 def _delete(name: str, space: Namespace, draft: Draft) -> None:
     """Empty a namespace link by link, then delete it."""
     if space.pids:
-        draft.hit(f"{len(space.pids)} processes stay in it, without a network and without its name")
+        stay = "1 process stays" if len(space.pids) == 1 else f"{len(space.pids)} processes stay"
+        draft.hit(f"{stay} in it, without a network and without its name")
     firewall = draft.snapshot.firewalls.get(space.inode)
     if firewall and firewall.rules:
         draft.hit("its own firewall rules go with it, and an undo does not bring them back")

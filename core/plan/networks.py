@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from collections.abc import Iterator
 
 from core.model import Link, Network
 from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
@@ -14,6 +15,7 @@ from core.plan.dispatch import draft_steps
 from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
 from core.plan.draft import Draft
 from core.plan.nic import bridge_nic, restore_nic
+from core.plan.ports import reopen
 from core.plan.requests import CreateNetwork, Join, Part, RemoveNetwork
 from core.plan.tags import ALIAS_BYTES, OurNetwork, pair
 from core.plan.teardown import delete_bridge, made_routes, release_port
@@ -87,7 +89,8 @@ def _subnets(request: CreateNetwork, draft: Draft) -> tuple[str, ...]:
         require(when(request.subnets, "a NIC-bridged network takes part in the card's own subnet: give none"))
         return ()
     require(*(validate.subnet(one, draft.prefixes) for one in request.subnets))
-    families = [6 if ":" in one else 4 for one in request.subnets]
+    asked = request.subnets or tuple(_left_subnets(request.name, draft))
+    families = [6 if ":" in one else 4 for one in asked]
     require(when(len(set(families)) != len(families), "one subnet of each family at most"))
     wanted = (() if families else (4,)) + ((6,) if request.ipv6 and 6 not in families else ())
     # Never what this plan has given out before.
@@ -97,10 +100,19 @@ def _subnets(request: CreateNetwork, draft: Draft) -> tuple[str, ...]:
         chosen = [ipam.propose_subnet(draft.snapshot, family, prefixes) for family in wanted]
     except ipam.Exhausted as error:
         raise Refusal([str(error)]) from error
-    subnets = sorted([*(str(ipaddress.ip_network(one)) for one in request.subnets), *chosen], key=_family)
+    subnets = sorted([*(str(ipaddress.ip_network(one)) for one in asked), *chosen], key=_family)
     for subnet in subnets:
         draft.prefixes[ipam.parse_prefix(subnet)] = f"network {request.name}"
     return tuple(subnets)
+
+
+def _left_subnets(name: str, draft: Draft) -> Iterator[str]:
+    """Those of the containers of a network of that name whose bridge somebody deleted, where still free."""
+    members = [one for one in draft.ours.members if one.network == name]
+    left = {ipaddress.ip_interface(address).network for one in members for address in one.addresses}
+    free = sorted(str(one) for one in left if not validate.subnet(str(one), draft.prefixes))
+    # Of each family one, should they differ.
+    yield from {_family(one): one for one in free}.values()
 
 
 def _family(text: str) -> int:
@@ -150,9 +162,30 @@ def _make(network: OurNetwork, request: CreateNetwork, draft: Draft) -> None:
         draft.do(AddAddress(network.bridge, f"{gateway}/{ipaddress.ip_network(subnet).prefixlen}"))
         draft.used.add(gateway)
     draft.do(SetLink(network.bridge, "up", "up", "down"))
+    _take_back(network, draft)
     if network.kind != "internal":
         families = {_family(subnet) for subnet in network.subnets}
         forward(draft, ipv4=4 in families, ipv6=6 in families)
+
+
+def _take_back(network: OurNetwork, draft: Draft) -> None:
+    """The containers of a network of that name whose bridge somebody deleted are on it again."""
+    subnets, back = set(map(ipaddress.ip_network, network.subnets)), set()
+    for member in draft.ours.members:
+        port = draft.link(member.port)
+        if member.network != network.name or port is None or port.master is not None:
+            continue
+        label = _label(member.container, draft)
+        if {ipaddress.ip_interface(one).network for one in member.addresses} <= subnets:
+            draft.do(SetLink(port.name, "master", network.bridge, ""))
+            draft.hit(f"{label}, which was on a network of that name, is on it again")
+            back |= {one.partition("/")[0] for one in member.addresses}
+        else:
+            draft.warn(
+                f"{label} stays cut off, with an address of another {network.name} whose bridge is gone: "
+                f"detach and attach it, or give that subnet"
+            )
+    reopen([port for port in draft.ours.ports if port.address in back], network.bridge, draft)
 
 
 def stable_mac(hostname: str, bridge: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from core.ops import SetPort
@@ -158,6 +158,13 @@ def _hairpin(ports: Iterable[OurPort], on: bool, draft: Draft) -> None:
             before = bool(link and link.port and link.port.hairpin)
             if before != on:
                 draft.do(SetPort(member.port, "hairpin", on, before))
+
+
+def reopen(ports: Collection[OurPort], bridge: str, draft: Draft) -> None:
+    """What a new bridge must let pass of ports that were published before it was made."""
+    _hairpin(ports, True, draft)
+    if any(map(_by_loopback, ports)):
+        draft.sysctl(_route_localnet(bridge), "1", "0")
 
 
 def _by_loopback(port: OurPort) -> bool:

@@ -12,7 +12,7 @@ from core.ops import SetRules, Unwant
 from core.plan import Plan, Refused, ours, rules
 from core.plan.desired import BadFile, Desired, export, parse
 from core.plan.difference import difference
-from core.plan.requests import Delete, Request
+from core.plan.requests import Delete, Request, Unpublish
 from core.text import safe
 from core.topology import Topology
 from tui.change import report
@@ -36,7 +36,11 @@ def cleanup(options: argparse.Namespace) -> int:
     """Remove all that carries our tag."""
 
     def planner(topology: Topology) -> Plan | Refused:
-        requests = (*_strays(topology), *difference(Desired(), topology, prune=True))
+        ours_all = difference(Desired(), topology, prune=True)
+        # With an attachment its ports go: they go before.
+        first = [one for one in ours_all if isinstance(one, Unpublish)]
+        rest = [one for one in ours_all if not isinstance(one, Unpublish)]
+        requests = (*first, *_strays(topology), *rest)
         return _without_kept(_without_table(planned(requests, topology, "clean up"), topology))
 
     return perform(options, planner, WHOLE, None if options.yes else _ask)

@@ -1,0 +1,117 @@
+"""A bridge or a container that somebody deleted behind our back: put right, or cleaned up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.docker.place import wait_until
+from tests.echo import ASK, SERVE
+from tests.machine import Machine, addresses, ok, picture, refused, told, uplink
+
+pytestmark = pytest.mark.root
+
+SHOP = "network create shop --subnet 10.91.0.0/24"
+
+
+@contextmanager
+def answering(machine: Machine, inside: str) -> Iterator[None]:
+    """A server on TCP port 80."""
+    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", SERVE, inside=inside)
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout and server.stdout.readline()
+        yield
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def answers(machine: Machine, address: str, inside: str = "") -> bool:
+    words = machine.words(sys.executable, "-c", ASK, address, "8080", inside=inside)
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def ports(machine: Machine) -> dict[str, str]:
+    return {one["ifname"]: one["master"] for one in machine.json("ip -j link") if "master" in one}
+
+
+def without_its_bridge(machine: Machine) -> None:
+    uplink(machine)
+    ok(machine, SHOP)
+    ok(machine, "container create web --network shop")
+    ok(machine, "publish web 8080:80")
+    machine.run("ip link del br-shop")
+    assert ports(machine) == {}
+
+
+@pytest.mark.parametrize("way", ["create", "create as it was", "apply"])
+def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Machine, way: str) -> None:
+    uplink(machine)
+    ok(machine, SHOP)
+    ok(machine, "container create web --network shop")
+    ok(machine, "publish web 8080:80")
+    file = machine.folder / "net.toml"
+    file.write_text(ok(machine, "export"))
+    machine.run("ip link del br-shop")
+    again = {"create": "network create shop", "create as it was": SHOP, "apply": f"apply {file} --yes"}[way]
+    before = picture(machine) | {"rules": ""}  # of the bridge that is gone no rule comes back
+    done = told(machine, again)
+    assert any("web" in one and "on it again" in one for one in done["hits"]), done
+    assert ports(machine) == {"v-web": "br-shop"}
+    assert addresses(machine, "br-shop") == ["10.91.0.1/24"]
+    with answering(machine, "web"):
+        wait_until(lambda: answers(machine, "192.0.2.2"), "the port to answer")
+        assert answers(machine, "127.0.0.1"), "route_localnet is the new bridge's"
+        assert answers(machine, "192.0.2.2", inside="web"), "and so is the hairpin"
+    ok(machine, "undo")
+    assert picture(machine) | {"rules": ""} == before
+
+
+def test_on_another_subnet_they_stay_cut_off_and_it_is_said(machine: Machine) -> None:
+    without_its_bridge(machine)
+    done = told(machine, "network create shop --subnet 10.92.0.0/24")
+    assert any("web stays cut off" in one for one in done["warnings"]), done
+    assert ports(machine) == {}
+    ok(machine, "detach web shop")
+    ok(machine, "attach web shop")
+    assert addresses(machine, "eth0", "web") == ["10.92.0.2/24"]
+    assert ports(machine) == {"v-web": "br-shop"}
+
+
+def test_a_container_is_detached_from_what_is_gone(machine: Machine) -> None:
+    without_its_bridge(machine)
+    assert "not attached to shop" in refused(machine, "detach", "world", "shop")
+    ok(machine, "detach web shop")
+    assert "eth0" not in machine.run("ip link", inside="web")
+    assert not [one for one in machine.json("ip -j link") if one["ifname"] == "v-web"]
+    assert "8080" not in machine.run("nft list ruleset"), "its port went with it"
+
+
+def test_cleanup_works_without_the_bridge(machine: Machine) -> None:
+    without_its_bridge(machine)
+    ok(machine, "cleanup --yes")
+    assert "v-web" not in machine.run("ip link")
+    assert "web" not in machine.run("ip netns")
+    assert machine.run("nft list ruleset") == ""
+    assert "nothing to do" in ok(machine, "cleanup --yes")
+
+
+def test_the_address_of_a_port_left_behind_goes_to_nobody_else(machine: Machine) -> None:
+    ok(machine, SHOP)
+    ok(machine, "container create web --network shop")
+    ok(machine, "publish web 8080:80")
+    machine.run("ip netns del web")
+    wait_until(lambda: "v-web" not in machine.run("ip link"), "the kernel to take the link away")
+    ok(machine, "container create other --network shop")
+    assert addresses(machine, "eth0", "other") == ["10.91.0.3/24"]
+    ok(machine, "container create third")
+    done = told(machine, "attach third shop --address 10.91.0.2")
+    assert any("tcp/8080" in one and "unpublish" in one for one in done["warnings"]), done
+    ok(machine, "detach third shop")
+    ok(machine, "container create web --network shop")
+    assert addresses(machine, "eth0", "web") == ["10.91.0.2/24"], "whose port it is"
