@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import batched
 from typing import Any, TextIO
 
 import numpy as np
@@ -34,6 +35,7 @@ from tui.present.lens import Lens
 
 SCHEMA = 1
 _TOPOLOGY_EVERY = 5.0  # seconds; names and addresses seldom change
+_AT_ONCE = 1000  # lines of JSON that are written together
 _TOP = 20  # flows that are printed at a time where nobody says how many
 
 
@@ -202,9 +204,8 @@ def _print(looks: _Looks, picture: FlowPicture, options: argparse.Namespace, str
     name = "groups" if options.by else "flows"
     stream.write(f'{json.dumps(head, separators=(",", ":"))[:-1]},\n"{name}":[')
     before = "\n"
-    for line in _lines(looks, picture, options, order=order):
-        stream.write(before)
-        stream.write(line)
+    for lines in batched(_lines(looks, picture, options, order=order), _AT_ONCE):
+        stream.write(before + ",\n".join(lines))
         before = ",\n"
     problems = [{"what": one.what, "why": one.why, "try": one.try_, "ns": one.ns} for one in looks.problems]
     stream.write(f'\n],\n"problems":{json.dumps(problems)}}}\n')

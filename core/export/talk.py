@@ -17,6 +17,8 @@ from core.topology.flowpicture import FlowPicture
 
 _CHUNK = 8192
 _ICMPS = (ICMP, ICMPV6)
+_UNKNOWN = '"bits_per_second":null,"packets_per_second":null'
+_NOTHING = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]}}'
 
 
 def flow_lines(picture: FlowPicture, rows: Column, label: dict[int, str]) -> Iterator[str]:
@@ -150,25 +152,33 @@ def _rest(picture: FlowPicture, rows: Column) -> list[str]:
 def _measured(picture: FlowPicture, rows: Column) -> list[str]:
     """Counters, speeds, age, round trip time and processes."""
     table, ends = picture.table, picture.ends
-    quiet = '"bits_per_second":null,"packets_per_second":null' if not table.measured else None
-    texts = []
-    numbers = zip(
-        table.counted[rows].tolist(), table.packets[rows].tolist(), table.octets[rows].tolist(),
-        table.speeds[rows].tolist(), table.age[rows].tolist(), ends.rtt[rows].tolist(),
-        ends.pids[rows].tolist(), strict=True,
-    )  # fmt: skip
-    for counted, packets, octets, speeds, age, rtt, pids in numbers:
-        counts = f'"packets":{packets},"bytes":{octets}' if counted else '"packets":null,"bytes":null'
-        texts.append(
-            f',{counts},{quiet or _speeds(speeds)},"age":{_number(age, 3)},"rtt":{_number(rtt, 6)},'
-            f'"processes":{_processes(pids, ends.commands) if pids[0] or pids[1] else "[null,null]"}}}'
+    counts = _counts(table.counted[rows], table.packets[rows], table.octets[rows])
+    age, rtt, pids = table.age[rows], ends.rtt[rows], ends.pids[rows]
+    if not table.measured and np.isnan(age).all() and np.isnan(rtt).all() and not pids.any():
+        return [f"{each}{_NOTHING}" for each in counts]
+    return [
+        f'{each},{_speeds(speeds)},"age":{_number(old, 3)},"rtt":{_number(trip, 6)},'
+        f'"processes":{_processes(two, ends.commands) if two[0] or two[1] else "[null,null]"}}}'
+        for each, speeds, old, trip, two in zip(
+            counts, table.speeds[rows].tolist(), age.tolist(), rtt.tolist(), pids.tolist(), strict=True
         )
+    ]
+
+
+def _counts(counted: Column, packets: Column, octets: Column) -> list[str]:
+    columns = (each.tolist() for each in (packets[:, 0], packets[:, 1], octets[:, 0], octets[:, 1]))
+    texts = [
+        f',"packets":[{there},{back}],"bytes":[{sent},{answered}]'
+        for there, back, sent, answered in zip(*columns, strict=True)
+    ]
+    for place in np.flatnonzero(~counted).tolist():
+        texts[place] = ',"packets":null,"bytes":null'
     return texts
 
 
 def _speeds(speeds: Sequence[float]) -> str:
     if speeds[0] != speeds[0]:
-        return '"bits_per_second":null,"packets_per_second":null'
+        return _UNKNOWN
     one, other, there, back = (round(value, 1) for value in speeds)
     return f'"bits_per_second":[{one},{other}],"packets_per_second":[{there},{back}]'
 

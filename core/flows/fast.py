@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,16 @@ class Paths:
 NO_PATHS = Paths()
 
 
-def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
+def ways_of(table: Conntrack) -> tuple[Column, Column]:
+    """The keys of what comes in by the two directions of each entry."""
+    return keys.before(table.entries), keys.back(table.entries)
+
+
+def joined(
+    tables: Sequence[Conntrack],
+    fast: FastFlows,
+    ways: Callable[[Conntrack], tuple[Column, Column]] = ways_of,
+) -> Paths:
     """Find for each direction that the fast path counted the conntrack entry it belongs to."""
     flows = fast.entries
     count = sum(len(table.entries) for table in tables)
@@ -52,7 +61,7 @@ def joined(tables: Sequence[Conntrack], fast: FastFlows) -> Paths:
     for table in tables:
         end = start + len(table.entries)
         if table.ns == fast.ns:
-            for way, key in enumerate((keys.before(table.entries), keys.back(table.entries))):
+            for way, key in enumerate(ways(table)):
                 found = places.of(key)
                 rows = np.flatnonzero(found >= 0)
                 _add(counters[start:end], path[start:end], rows, flows[found[rows]], way)
@@ -85,11 +94,11 @@ def _part(path: Column, fast: Column, live: Column, kernel: Column) -> None:
     (n, 2). What the kernel carried before a direction was learned says nothing of now."""
     rows = np.flatnonzero(path == FAST)
     total = (fast[rows] + kernel[rows]).astype(float)
-    path[rows[(_matters(total) & ~live[rows]).any(axis=1)]] = PART
+    path[rows[keys.any_of(_matters(total) & ~live[rows])]] = PART
 
 
 def _matters(packets: Column) -> Column:
-    return np.asarray(packets > _SLIGHT * packets.sum(axis=1, keepdims=True))
+    return np.asarray(packets > _SLIGHT * (packets[:, :1] + packets[:, 1:]))
 
 
 def is_part(total: Column, fast: Column) -> Column:
@@ -97,7 +106,7 @@ def is_part(total: Column, fast: Column) -> Column:
     packets of late."""
     total, fast = total.astype(float), fast.astype(float)
     carried = (fast > 0) & (total - fast <= _FEW + total / 10)
-    return np.asarray((_matters(total) & ~carried).any(axis=1))
+    return keys.any_of(_matters(total) & ~carried)
 
 
 def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.flows import keys
-from core.flows.fast import FAST, NO_PATHS, PART, Paths, is_part, joined
+from core.flows.fast import FAST, NO_PATHS, PART, Paths, is_part, joined, ways_of
 from core.flows.keys import Places
 from core.flows.table import GENERATIONS, UNKNOWN, FlowTable, began, counters_of, whole
 from core.model import Conntrack, FastFlows
@@ -82,6 +82,7 @@ class FlowMeter:
     _seen: dict[int, float] = field(default_factory=dict)
     _told: tuple[Column, ...] = ()  # what the generation of the newest table stands for
     _is_fast: bool = False  # whether the fast path ever counted anything
+    _ways: tuple[Column, tuple[Column, Column]] | None = None
     _kernel: Column = field(default_factory=lambda: np.zeros((0, 4), np.uint64))
     table: FlowTable = field(default_factory=FlowTable)
 
@@ -94,7 +95,7 @@ class FlowMeter:
         now = max((one.ended for one in readings), default=0.0) if now is None else now
         measured = bool(self._seen)
         tables = tuple(one.table for one in kept)
-        paths = joined(tables, fast) if fast is not None and len(fast.entries) else NO_PATHS
+        paths = joined(tables, fast, self._ways_of) if fast is not None and len(fast.entries) else NO_PATHS
         if paths.loose is not None:
             tables = (*tables, paths.loose)
             kept.append(Reading(paths.loose, now, now))
@@ -135,7 +136,7 @@ class FlowMeter:
         self._kernel[rows] = np.concatenate((entries["packets"], entries["bytes"]), axis=1)
         newest, path = self._fast_again(fast, now, at)
         counters = self._merged(self._kernel, newest)
-        changed = rows if newest is None else np.union1d(rows, np.flatnonzero(newest.any(axis=1)))
+        changed = rows if newest is None else np.union1d(rows, np.flatnonzero(keys.any_of(newest)))
         self._advance(changed, counters[changed], np.full(len(changed), now))
         self._memory.speeds[np.setdiff1d(wanted, changed)] = 0
         self.table = replace(
@@ -146,12 +147,19 @@ class FlowMeter:
         )  # fmt: skip
         return self.table
 
+    def _ways_of(self, table: Conntrack) -> tuple[Column, Column]:
+        """The keys of the entries' directions, worked out anew where they are other entries."""
+        ids = table.entries["id"]
+        if self._ways is None or not np.array_equal(self._ways[0], ids):
+            self._ways = ids.copy(), ways_of(table)
+        return self._ways[1]
+
     def _find_again(self, counters: Column, age: Column, now: float) -> None:
         """Where the fast path carried something before the last look already, which did not see it, begin
         anew: how much has come since is not known."""
         memory, passed = self._memory, now - self.table.taken_at
-        rows = np.flatnonzero((age > passed + _SOON) & counters.any(axis=1))
-        rows = rows[~memory.fast[rows, 0].any(axis=1)]
+        rows = np.flatnonzero((age > passed + _SOON) & keys.any_of(counters))
+        rows = rows[~keys.any_of(memory.fast[rows, 0])]
         memory.times[rows] = memory.late[rows, 0] = np.nan
         memory.speeds[rows], memory.fast[rows, 1] = UNKNOWN, 0
 
@@ -162,7 +170,7 @@ class FlowMeter:
             return None, np.zeros_like(path)
         newest = self._memory.fast[:, 0].copy()
         count = len(newest) - self.table.loose
-        paths = joined(self.table.tables[: -1 if self.table.loose else None], fast)
+        paths = joined(self.table.tables[: -1 if self.table.loose else None], fast, self._ways_of)
         assert paths.counters is not None and paths.path is not None
         path = path.copy()
         if paths.since is not None:
@@ -231,7 +239,7 @@ class FlowMeter:
                 return kernel.copy()
             newest = np.zeros_like(kernel)
         self._is_fast = True
-        anew = (newest < fast[:, 0]).any(axis=1)
+        anew = keys.any_of(newest < fast[:, 0])
         fast[anew, 1] += fast[anew, 0]
         fast[:, 0] = newest
         return np.asarray(kernel + fast[:, 0] + fast[:, 1])
@@ -246,7 +254,7 @@ class FlowMeter:
         late, fast = self._memory.late, self._memory.fast
         newest = np.concatenate((counters[:, :2], fast[:, 0, :2] + fast[:, 1, :2]), axis=1).astype(float)
         risen = np.nan_to_num(np.maximum(newest - late[:, 0], 0))
-        moved = risen.any(axis=1)
+        moved = keys.any_of(risen)
         late[moved, 1] = late[moved, 1] / 2 + risen[moved]
         late[:, 0] = newest
 
@@ -255,7 +263,7 @@ class FlowMeter:
         path = path.copy()
         rows = np.flatnonzero((path == FAST) | (path == PART))
         late = self._memory.late[rows, 1]
-        known = late[:, :2].any(axis=1)
+        known = keys.any_of(late[:, :2])
         path[rows[known]] = np.where(is_part(late[known, :2], late[known, 2:]), PART, FAST)
         return path
 
@@ -264,7 +272,7 @@ class FlowMeter:
         memory = self._memory
         old, at = memory.counts[rows], memory.times[rows]
         unknown = np.isnan(at[:, 0])
-        backwards = (counts < old[:, 1]).any(axis=1)
+        backwards = keys.any_of(counts < old[:, 1])
         passed = times - at[:, 0]
         usable = ~unknown & ~backwards & (passed >= _SHORTEST)
         speeds = memory.speeds[rows]
@@ -272,7 +280,7 @@ class FlowMeter:
         speeds[usable] = risen[:, [2, 3, 0, 1]] * (8, 8, 1, 1)
         memory.speeds[rows] = speeds
         moved = memory.moved[rows]
-        moved[~unknown & ((counts != old[:, 1]).any(axis=1))] = times.max(initial=0.0)
+        moved[~unknown & keys.any_of(counts != old[:, 1])] = times.max(initial=0.0)
         memory.moved[rows] = moved
         turn = ~unknown & ~backwards & (times - at[:, 1] >= HALF_WINDOW)
         old[turn, 0], at[turn, 0] = old[turn, 1], at[turn, 1]
