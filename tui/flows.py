@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, file: Snapshot | None, fast: FastFlows | No
         _print(looks, picture, options, sys.stdout)
         return 0
     seconds = _seconds(options)
-    looks = _Looks(read_snapshot({"links", "containers"}), live=True, sockets=options.sockets)
+    looks = _Looks(read_snapshot({"links", "containers"}), live=True, sockets=_asks_sockets(options))
     table, began = looks.look(), time.monotonic()
     if options.follow:
         _follow(looks, options, max(seconds, 0.2))
@@ -120,6 +120,14 @@ def _check(options: argparse.Namespace, is_file: bool) -> None:
         raise CommandError("rate: needs speeds: a file holds one moment, in which nothing was measured")
     if _filters_speed(options) and options.over == 0 and not options.follow:
         raise CommandError("rate: needs speeds: --over 0 measures none")
+    if is_file and _asks_sockets(options):
+        raise CommandError("round trip times and processes are those of sockets: a file holds none")
+
+
+def _asks_sockets(options: argparse.Namespace) -> bool:
+    """Whether anything is asked that only sockets tell."""
+    keys = {each.key for each in query.parse(" ".join(options.filter))}
+    return bool(options.sockets or options.by == "process" or keys & {"rtt", "process"})
 
 
 def _filters_speed(options: argparse.Namespace) -> bool:

@@ -206,6 +206,19 @@ def test_sockets_as_ss_tells_them(road: ThrowawayHost) -> None:
     assert (int(one["pid"]), found.commands[int(one["pid"])][:6]) == (client.pid, "python")
 
 
+@pytest.mark.parametrize("words", ["rtt:<10000", "process:python", "--sockets"])
+def test_what_asks_for_sockets_has_them_read(road: ThrowawayHost, words: str) -> None:
+    with program(road, "out", sys.executable, "-c", SERVE) as server:
+        assert server.stdout and "ready" in server.stdout.readline()
+        with program(road, "web", sys.executable, "-c", ASK) as client:
+            assert client.stdout and "asked" in client.stdout.readline()
+            command = [sys.executable, "-m", "tui.cli", "flows", "--json", "dport:7000", words]
+            told = json.loads(road.run(command))["flows"]
+    mine = [one for one in told if one["ns"] == road.inode]
+    assert [[end["pid"] for end in one["processes"]] for one in mine] == [[client.pid, server.pid]]
+    assert mine[0]["rtt"] > 0
+
+
 def test_a_namespace_that_vanishes_is_left_out(host: ThrowawayHost) -> None:
     from core.collect.sockets import read_all
     from core.watch.flows import read_timed

@@ -84,6 +84,8 @@ def test_only_so_many_groups(capsys: pytest.CaptureFixture[str], file: str) -> N
         ("--top 0", "--top takes how many"),
         ("--top -1", "--top takes how many"),
         ("rate:>10k", "nothing was measured"),
+        ("rtt:<5", "a file holds none"),
+        ("--by process", "a file holds none"),
         ("--follow", "a file holds one moment"),
         ("addr:10.0.0.0/99", "is no prefix"),
     ],
