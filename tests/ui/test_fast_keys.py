@@ -192,7 +192,7 @@ async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> Non
         await person.press("f")
         await person.eventually("nothing is forwarded, nothing to do")
         await person.press("8", "f")
-        await person.eventually("Select a bridge, a network or a container first")
+        await person.eventually("Select a bridge, a network, a container or a flow of one first")
 
 
 async def test_read_only_is_read_only() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from bpf.verdicts import VERDICTS
 from core.metrics.fastpath import FastPathNumbers
 from core.model import (
     Container,
+    Endpoint,
     Engine,
     FastPath,
     FastPort,
@@ -23,8 +25,10 @@ from core.model import (
     link_ref,
     namespace_ref,
     network_ref,
+    talk_ref,
 )
 from core.topology import Topology
+from tests.flow_samples import flow, table
 from tui.fastpath import keeping
 from tui.fastpath.command import told_of_capture
 from tui.fastpath.keeping import Numbers
@@ -153,3 +157,21 @@ def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
         assert numbers() is None
     finally:
         keeping.read_fast_path = before
+
+
+def test_a_connection_stands_for_the_networks_of_its_containers() -> None:
+    before = host().snapshot
+    (engine,) = before.engines.values()
+    places = (("web", "shop", "172.18.0.2/16"), ("db", "bridge", "172.17.0.2/16"))
+    containers = tuple(
+        Container("docker", name, name, network_mode=network, endpoints=(Endpoint(network, address),))
+        for name, network, address in places
+    )
+    rows = [
+        flow("172.18.0.2:5", "172.17.0.2:80"), flow("172.18.0.2:5", "1.1.1.1:443"),
+        flow("9.9.9.9:5", "192.0.2.1:22"),
+    ]  # fmt: skip
+    engines = {"docker": replace(engine, containers=containers)}
+    topology = Topology(replace(before, engines=engines, conntracks={HOST: table(HOST, *rows)}))
+    targets = [[one.target for one in chosen(topology, talk_ref(HOST, number))] for number in (1, 2, 3, 4)]
+    assert targets == [["shop", "bridge"], ["shop"], [], []]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from core.flows import address_text, entry_of
 from core.model import Container, FastPath, Link, Network, Ref
 from core.model.fastpath import ALL
 from core.tags import words_of
@@ -44,7 +47,8 @@ EVERYTHING = Choice("every bridge, those to come as well", ALL, "", frozenset({A
 
 def chosen(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
     """What a selected thing stands for: a bridge or a network itself, a port its bridge, a container its
-    networks, the host all of them; nothing where it stands for none."""
+    networks, a connection those of the containers at its ends, the host all of them; nothing where it stands
+    for none."""
     if ref is None:
         return ()
     match ref.kind:
@@ -58,7 +62,20 @@ def chosen(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
             return _of_link(topology, ref)
         case "namespace":
             return _of_namespace(topology, int(ref.key[0]))
+        case "talk" | "flow":
+            return _of_connection(topology, int(ref.key[0]), int(ref.key[1]))
     return ()
+
+
+def _of_connection(topology: Topology, ns: int, number: int) -> tuple[Choice, ...]:
+    """The networks of the containers at its ends; where they have none, why there is nothing to do."""
+    table = topology.snapshot.conntracks.get(ns)
+    if table is None or not (table.entries["id"] == number).any():
+        return ()
+    entry = entry_of(table.entries[np.argmax(table.entries["id"] == number)])
+    ends = (topology.container_at(ns, address_text(raw)) for raw in (entry.orig_src, entry.reply_src))
+    found = dict.fromkeys(choice for one in ends if one for choice in _of_container(topology, one))
+    return tuple(choice for choice in found if choice.target) or tuple(found)
 
 
 def _of_container(topology: Topology, container: Container) -> tuple[Choice, ...]:

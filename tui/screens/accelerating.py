@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _EVERY = 1.0  # seconds
 _SOON = 0.2  # where the state will be another one in a moment
-_SELECT = "Select a bridge, a network or a container first: f accelerates it."
+_SELECT = "Select a bridge, a network, a container or a flow of one first: f accelerates it."
 
 
 class FastTold(Message):
