@@ -97,8 +97,8 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
         f"namespace {safe(topology.label(space.inode))}",
         (
             *cells.section("Containers", _containers(topology, space)),
-            *cells.section("Links", _links(topology, space)),
             *cells.section("Ways out", _ways_out(topology, space)),
+            *cells.section("Links", _links(topology, space)),
             *cells.section("Namespace", _identity(topology, space)),
             *cells.section("Held by", _holders(space)),
             *cells.section(
