@@ -95,6 +95,7 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
         for action in keys.ACTIONS:
             assert (action.help in person.text) == (action.where in wheres), action
         for view in views.VIEWS:
+            assert f":{view.name} " in person.text, "every view can be jumped to"
             if view.name == name:
                 assert all(term in person.text for term, _ in view.list.help)
         await person.press("escape")

@@ -11,7 +11,7 @@ from tui import commands, keys, themes
 from tui.present import views
 from tui.present.lens import Lens
 from tui.screens.accelerating import Accelerating
-from tui.screens.frame import NUMBERED, TABS
+from tui.screens.frame import NUMBERED
 from tui.screens.replaying import Replaying
 from tui.widgets.prompt import Kind
 from tui.widgets.table import TableView
@@ -192,11 +192,11 @@ class Dashboard(Accelerating, Replaying):
     def action_help(self) -> None:
         from tui.screens.help import help_overlay
 
-        numbers = [
-            (number, f"{title}  :{view.name} :{short}")
-            for (number, title, short), (_, view) in zip(TABS, NUMBERED, strict=True)
+        listed = [
+            (str(view.number or ""), f"{view.list.title}  :{view.list.name} :{view.list.aliases[0]}")
+            for view in views.VIEWS
         ]
-        self.app.push_screen(help_overlay(self.view, numbers, self.wheres() | {"change"}))
+        self.app.push_screen(help_overlay(self.view, listed, self.wheres() | {"change"}))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()

@@ -17,14 +17,14 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 _TWO_COLUMNS = 100
 
 
-def help_overlay(view: ListView, numbers: Iterable[tuple[int, str]], wheres: Collection[Where]) -> Overlay:
-    """The help of one view; `numbers` are all views by number."""
-    sections = sections_of(view, numbers, wheres)
+def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]) -> Overlay:
+    """The help of one view; `listed` are all views with their number keys."""
+    sections = sections_of(view, listed, wheres)
     return Overlay(f" {view.title}: keys ", lambda width: lay_out(sections, width), 112, "question_mark")
 
 
 def sections_of(
-    view: ListView, numbers: Iterable[tuple[int, str]], wheres: Collection[Where]
+    view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]
 ) -> list[Section]:
     """What the help says, as titled lists of (key or term, meaning)."""
     made: list[Section] = [
@@ -35,7 +35,7 @@ def sections_of(
         made.insert(1, (view.title, view.help))
     if "list" in wheres:
         made.insert(2, ("Filter", query.HELP))
-    made.append(("Views", [(str(number), title) for number, title in numbers]))
+    made.append(("Views", list(listed)))
     return made
 
 
