@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket as sockets
 import struct
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from core.apply import route
 from core.apply.engine import open_docker
 from core.apply.nft import Nft
 from core.collect.netlink import Message, Netlink, attributes, text
-from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.collect.netns import HOST_PATH, NamespaceGone, entered, inode_of
 from core.ops import HOST, Place
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
@@ -41,10 +42,22 @@ class Kernel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place in {*self._sockets, *self._askers, *self._descriptors, *self._rules}:
+        for place in self._held():
             self.forget(place)
         if self._docker is not None:
             self._docker.close()
+
+    def _held(self) -> set[Place]:
+        return {*self._sockets, *self._askers, *self._descriptors, *self._rules}
+
+    def require_places(self) -> None:
+        """Raise NamespaceGone where a place that was acted in is there only because it is held here: its
+        container ended meanwhile."""
+        for place in self._held() - {HOST}:
+            with suppress(OSError):
+                if inode_of(place.path) == place.inode or place.inode is None:
+                    continue
+            raise NamespaceGone(f"{place} is gone: it ended meanwhile")
 
     def docker(self) -> Any:
         """The Docker SDK's low-level client. Raises EngineError where Docker cannot be asked."""

@@ -82,6 +82,8 @@ def _apply(
             progress(step)
             _do(step, kernel, lenient=bool(record.takes_back))
             done, begun = done + 1, False
+        if not record.takes_back:
+            kernel.require_places()
         record.end("done")
     except BaseException as error:
         # The kernel refuses a step whole; an interrupt or an engine gone silent leaves it in doubt.
@@ -90,7 +92,7 @@ def _apply(
             with suppress(OSError):
                 record.refused(done)
         made = without_doubt(steps[: done + 1], kernel) if begun and not refused else steps[:done]
-        reason = _sentence(steps[done], error) if done < len(steps) else f"the journal: {error}"
+        reason = _sentence(steps[done], error) if done < len(steps) else _at_the_end(error)
         outcome = _taken_back(record, made, reason, kernel)
         if not isinstance(error, Exception):
             raise
@@ -155,6 +157,10 @@ def _already_so(error: Exception) -> bool:
     if isinstance(error, (NamespaceGone, LookupError)):
         return True
     return isinstance(error, OSError) and error.errno in _GONE | _THERE
+
+
+def _at_the_end(error: BaseException) -> str:
+    return str(error) if isinstance(error, NamespaceGone) else f"the journal: {error}"
 
 
 def _sentence(operation: Operation, error: BaseException) -> str:

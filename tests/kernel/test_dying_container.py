@@ -1,0 +1,90 @@
+"""A container that ends while it is attached: nothing is left of the attachment, whenever it ends."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.apply import journal, run
+from core.collect.snapshot import read_snapshot
+from core.ops import Operation
+from core.plan import Plan, plan_all
+from core.plan.requests import Attach, CreateNetwork
+from core.topology import Topology
+from tests.conftest import ThrowawayHost
+from tests.docker.place import wait_until
+from tests.state import state
+
+pytestmark = pytest.mark.root
+
+# A container that no engine runs: the first process of namespaces of its own, its network's without a name.
+CONTAINER = [
+    "unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+    "sh", "-c", "hostname dying && exec sleep 1000",
+]  # fmt: skip
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def container() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(CONTAINER)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def look() -> Topology:
+    return Topology(read_snapshot(("links", "containers", "host firewall")))
+
+
+def uid() -> str:
+    found = [one.uid for one in look().containers.values() if one.name == "dying"]
+    return found[0] if found else ""
+
+
+def planned(*requests: Attach | CreateNetwork) -> Plan:
+    made = plan_all(requests, look())
+    assert isinstance(made, Plan), made
+    return made
+
+
+@pytest.mark.parametrize("at", range(STEPS))
+def test_it_ends_before_any_step(
+    at: int, inside_host: ThrowawayHost, container: subprocess.Popen[bytes]
+) -> None:
+    network = planned(CreateNetwork("shop", subnets=("10.77.0.0/24",)))
+    assert run.apply(network.title, network.steps).done
+    # What the kernel gives a bridge with its first port, it keeps: a link-local address, larger packets.
+    inside_host.run("ip link add first type veth peer name second")
+    inside_host.run("ip link set first up master br-shop")
+    inside_host.run("ip link set second up")
+    wait_until(lambda: "fe80" in inside_host.run("ip -6 addr show dev br-shop -tentative"), "its address")
+    inside_host.run("ip link del first")
+    wait_until(uid, "the container to be in sight")
+    plan = planned(Attach(uid(), "shop"))
+    assert len(plan.steps) == STEPS
+    before = state(inside_host.names)
+    seen = 0
+
+    def end_here(_: Operation) -> None:
+        nonlocal seen
+        if seen == at:
+            container.kill()
+            container.wait()
+            wait_until(lambda: not Path(f"/proc/{pid}/ns/net").exists(), "the container to be gone")
+        seen += 1
+
+    pid = next(one.pid for one in look().containers.values() if one.name == "dying")
+    outcome = run.apply(plan.title, plan.steps, progress=end_here)
+    assert outcome.end == "undone", outcome
+    assert any("gone" in one or str(pid) in one for one in outcome.errors), outcome.errors
+    wait_until(lambda: state(inside_host.names) == before, "nothing to be left")
+    assert journal.open_intents() == ()
