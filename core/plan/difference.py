@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from core.model import Network
 from core.plan.desired import DOCKER_LABEL, Desired
@@ -88,10 +89,16 @@ class _Comparison:
 
     def _uid(self, text: str) -> str:
         """The uid of the container that a text names; of a plain one of that name where it is not there."""
+        return self._uids.get(text) or (text if ":" in text else f"netns:{text}")
+
+    @cached_property
+    def _uids(self) -> dict[str, str]:
+        """The uid of each container by all that it may be called, the first one's where several are."""
+        found: dict[str, str] = {}
         for one in self.topology.containers.values():
-            if text in (one.uid, one.id, one.name, f"{one.runtime}:{one.name}"):
-                return one.uid
-        return text if ":" in text else f"netns:{text}"
+            for text in (one.uid, one.id, one.name, f"{one.runtime}:{one.name}"):
+                found.setdefault(text, one.uid)
+        return found
 
     # Attachments
 
