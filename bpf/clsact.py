@@ -51,6 +51,12 @@ def _filter(ifindex: int) -> bytes:
     return _TC.pack(0, ifindex, _HANDLE, _INGRESS, _INFO)
 
 
+def is_foreign(payload: bytes) -> bool:
+    """Whether an RTM_NEWTFILTER is of somebody else's filter; without a handle it is the head of a priority's
+    list, and no filter itself."""
+    return _TC.unpack_from(payload)[2] != 0 and not is_ours(payload)
+
+
 def is_ours(payload: bytes) -> bool:
     """Whether an RTM_NEWTFILTER is of a filter of ours."""
     _, _, handle, _, info = _TC.unpack_from(payload)

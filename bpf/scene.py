@@ -144,7 +144,7 @@ class Kernel(Netlink):
     def _has_filter(self, ifindex: int, parent: int) -> bool:
         try:
             listed = self.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0))
-            return not all(clsact.is_ours(message.payload) for message in listed)
+            return any(clsact.is_foreign(message.payload) for message in listed)
         except OSError:
             return True  # what cannot be told is left alone
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from bpf import control, runtime
+import numpy as np
+
+from bpf import control, layout, runtime, syscall
+from bpf.tables import possible_cpus
+from bpf.verdicts import VERDICTS
 from core.collect.netns import entered
 from tests.conftest import ThrowawayHost
 
 PATIENCE = 20.0
+_KEEPER = ("-m", "bpf.keeper")
 _ROOT = Path(__file__).parent.parent
 
 
@@ -33,9 +40,15 @@ def eventually(holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 class FastPath:
     """Keeper and holder in the namespace of `host`; a context manager that ends them."""
 
-    def __init__(self, host: ThrowawayHost, *targets: str, tied: bool = False) -> None:
+    def __init__(
+        self,
+        host: ThrowawayHost,
+        *targets: str,
+        tied: bool = False,
+        run: Sequence[str] = ("-m", "bpf.keeper"),
+    ) -> None:
         self.host = host
-        words = ["nsenter", f"--net=/run/netns/{host.name}", sys.executable, "-m", "bpf.keeper"]
+        words = ["nsenter", f"--net=/run/netns/{host.name}", sys.executable, *run]
         self.keeper = subprocess.Popen(
             [*words, *(["--tied"] if tied else []), "--", *targets],
             stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
@@ -121,6 +134,58 @@ def marked(host: ThrowawayHost) -> list[str]:
     ]
 
 
+def map_count(counters: int, name: str) -> int:
+    """Packets of a verdict, straight from the map: its owner stands still."""
+    verdict = next(each.number for each in VERDICTS if each.name == name)
+    size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
+    rows = [syscall.lookup(counters, struct.pack("=I", slot), size) or bytes(size) for slot in range(6)]
+    return int(np.frombuffer(b"".join(rows), np.uint64).reshape(-1, layout.COUNTERS)[:, verdict].sum())
+
+
+class Guard:
+    """Hears private source addresses (10.0.0.0/8, 172.16.0.0/12, fc00::/7) that arrive at one link of a
+    namespace; as a context manager it fails at its end if there were any."""
+
+    _FILTER = (  # classic BPF: Ethernet type; then the source's first bits
+        (0x28, 0, 0, 12), (0x15, 0, 6, 0x0800), (0x20, 0, 0, 26), (0x54, 0, 0, 0xFF000000),
+        (0x15, 8, 0, 0x0A000000), (0x20, 0, 0, 26), (0x54, 0, 0, 0xFFF00000), (0x15, 5, 4, 0xAC100000),
+        (0x15, 0, 3, 0x86DD), (0x30, 0, 0, 22), (0x54, 0, 0, 0xFE), (0x15, 1, 0, 0xFC),
+        (0x06, 0, 0, 0), (0x06, 0, 0, 200),
+    )  # fmt: skip
+
+    def __init__(self, host: ThrowawayHost, inside: str, link: str) -> None:
+        with entered(f"/run/netns/{host.full(inside)}"):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        code = b"".join(struct.pack("=HBBI", *each) for each in self._FILTER)
+        buffer = ctypes.create_string_buffer(code, len(code))
+        filled = struct.pack("HL", len(self._FILTER), ctypes.addressof(buffer))
+        self._socket.setsockopt(socket.SOL_SOCKET, 26, filled)  # SO_ATTACH_FILTER
+        self._socket.bind((link, 3))
+        self._socket.setblocking(False)
+
+    def leaked(self) -> list[bytes]:
+        """What it has heard since the last call."""
+        found = []
+        while True:
+            try:
+                found.append(self._socket.recv(200))
+            except BlockingIOError:
+                return found
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            assert kind is not None or self.leaked() == []
+        finally:
+            self.close()
+
+
 class Talk:
     """A TCP or UDP conversation from one namespace (by its short name) to another; `say` checks each byte."""
 
@@ -190,7 +255,7 @@ class Talk:
 def two_containers_and_an_uplink(host: ThrowawayHost) -> None:
     """A bridge br0 (10.9.0.1/24, fd09::1/64) with containers a and b, and an uplink up0 to `world`,
     masqueraded."""
-    host.run("ip link add br0 type bridge")
+    host.run("ip link add br0 address 02:00:00:00:09:01 type bridge")  # else its ports decide
     host.run("ip addr add 10.9.0.1/24 dev br0")
     host.run("ip -6 addr add fd09::1/64 dev br0 nodad")
     host.run("ip link set br0 up")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import tarfile
 from pathlib import Path
 
 from tests.conftest import ThrowawayHost
-from tests.docker.place import Place
+from tests.docker.place import Place, wait_until
 
 IMAGE = "busybox:local"
 _BUSYBOX = "/usr/bin/busybox"
@@ -60,6 +61,8 @@ class DockerHost:
     def start(self) -> None:
         """Start containerd and dockerd; AssertionError with the log's end if they do not come to answer."""
         containerd = self.folder / "containerd.sock"
+        if not (self.folder / "daemon.json").exists():
+            self._dockerd_config()
         self._place.start(
             containerd.exists, "containerd", "--config", str(self._containerd_config(containerd))
         )
@@ -67,13 +70,21 @@ class DockerHost:
             lambda: self.run("version", check=False).count("Version:") > 1,
             "dockerd", "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec",
             "--pidfile", f"{self.folder}/docker.pid", "-H", self.url, "--containerd", str(containerd),
-            "--config-file", str(self._dockerd_config()), "--bip", SUBNET_GATEWAY,
+            "--config-file", str(self.folder / "daemon.json"), "--bip", SUBNET_GATEWAY,
             "--cgroup-parent", f"/{self.folder.name}", "--exec-opt", "native.cgroupdriver=cgroupfs",
         )  # fmt: skip
 
     def stop(self) -> None:
         """Stop dockerd and containerd, as `systemctl stop docker` does; containers stop with it."""
         self._place.stop()
+
+    def keep_containers(self, on: bool) -> None:
+        """Whether containers outlive the engine's end (dockerd's live-restore), from now on."""
+        self._dockerd_config(on)
+        self._place.reload()
+        wait_until(
+            lambda: str(on).lower() in self.run("info", "-f", "{{.LiveRestoreEnabled}}"), "the setting"
+        )
 
     def import_image(self) -> None:
         """Make the image `busybox:local` from the machine's static busybox."""
@@ -106,9 +117,9 @@ class DockerHost:
         )
         return path
 
-    def _dockerd_config(self) -> Path:
+    def _dockerd_config(self, keeps_containers: bool = False) -> Path:
         path = self.folder / "daemon.json"
-        path.write_text("{}\n")
+        path.write_text(json.dumps({"live-restore": keeps_containers}))
         return path
 
 

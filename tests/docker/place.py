@@ -56,6 +56,10 @@ class Place:
                 raise AssertionError(f"{program} did not start (exit code {daemon.poll()}):\n{tail}")
             time.sleep(0.05)
 
+    def reload(self) -> None:
+        """Have the daemon that was started last read its configuration again."""
+        self._processes[-1].send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         """Stop the daemons, the last one first."""
         while self._processes:

@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
-from tests.fastpath import traces
+from tests.fastpath import Guard, traces
 from tests.machine import PROGRAM, ROOT
 
 pytestmark = pytest.mark.root
@@ -56,10 +57,11 @@ def vnet(docker_host: DockerHost) -> Iterator[Vnet]:
 
 
 def ends(
-    docker: DockerHost, address: str, port: int, caller: str, server_in: str = "web"
+    docker: DockerHost, address: str, port: int, caller: str, server_in: str = ""
 ) -> tuple[socket.socket, ...]:
-    """A server on port 7000 of a container, and who called it from another namespace: both ends."""
-    with entered(f"/proc/{docker.pid(server_in)}/ns/net"):
+    """A server on port 7000 of web (or another namespace), and who called it from another namespace; both
+    ends of the connection."""
+    with entered(server_in or f"/proc/{docker.pid('web')}/ns/net"):
         server = socket.create_server(("0.0.0.0", 7000))
     with entered(caller):
         client = socket.socket()
@@ -121,6 +123,71 @@ def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: Do
         wait_until(lambda: not traces(host), "the state before")
         say(*inside)
         say(*outside)
+
+
+class Chatter:
+    """Connections that talk without a pause, by a thread of its own."""
+
+    def __init__(self, *talks: tuple[socket.socket, ...]) -> None:
+        self._talks = talks
+        self.rounds = 0
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for client, there in self._talks:
+                    say(client, there)
+                self.rounds += 1
+        except BaseException as error:
+            self.error = error
+
+    def goes_on(self) -> None:
+        """Wait for more rounds of everybody."""
+        before = self.rounds
+        wait_until(lambda: self.error or self.rounds > before + 3, "more rounds")
+        assert self.error is None, repr(self.error)
+
+    def close(self) -> None:
+        """Talk no more."""
+        self._stop.set()
+        self._thread.join()
+
+
+def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, world: str) -> None:
+    """With its containers kept: it writes all its rules anew, and no connection notices."""
+    docker, host = docker_host, docker_host.host
+    address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
+    vnet("accelerate shop --yes")
+    docker.keep_containers(True)
+    with ExitStack() as stack:
+        stack.callback(docker.keep_containers, False)
+        stack.enter_context(Guard(host, "world", "eth0"))
+        db = f"/proc/{docker.pid('db')}/ns/net"
+        talks = (
+            ends(docker, address, 7000, db),
+            ends(docker, "192.0.2.1", 8080, world),
+            ends(docker, "192.0.2.2", 7000, db, world),
+        )
+        for each in (end for pair in talks for end in pair):
+            stack.enter_context(each)
+        chatter = Chatter(*talks)
+        stack.callback(chatter.close)
+        chatter.goes_on()
+        docker.stop()
+        chatter.goes_on()
+        docker.start()
+        chatter.goes_on()
+        before = forwarded(vnet, "up0")
+        wait_until(lambda: forwarded(vnet, "up0") > before + 50, "the fast path again")
+        assert vnet.status()["state"] == "on", vnet.status()["reasons"]
+        chatter.goes_on()
+        assert docker.run("inspect", "-f", "{{.State.Running}}", "web") == "true"
+    vnet("accelerate --off --yes")
+    wait_until(lambda: not traces(host), "the state before")
 
 
 def test_networks_without_a_bridge_have_nothing_to_do(vnet: Vnet, docker_host: DockerHost) -> None:

@@ -69,8 +69,9 @@ def talks(shop: DockerHost, world: str) -> Iterator[list[tuple[socket.socket, ..
     """Two connections: from DB, and from outside to the published port."""
     address = shop.run("inspect", "-f", f"{{{{.NetworkSettings.Networks.{SHOP}.IPAddress}}}}", WEB)
     with ExitStack() as stack:
-        inside = ends(shop, address, 7000, f"/proc/{shop.pid(DB)}/ns/net", WEB)
-        outside = ends(shop, "192.0.2.1", PORT, world, WEB)
+        web = f"/proc/{shop.pid(WEB)}/ns/net"
+        inside = ends(shop, address, 7000, f"/proc/{shop.pid(DB)}/ns/net", web)
+        outside = ends(shop, "192.0.2.1", PORT, world, web)
         for each in (*inside, *outside):
             stack.enter_context(each)
         yield [inside, outside]

@@ -6,15 +6,13 @@ Containers a and b are on docker0, c is on br-two; `world` is the router at the 
 
 from __future__ import annotations
 
-import ctypes
 import socket
-import struct
 import subprocess
 from typing import Self
 
 from core.collect.netns import entered
 from tests.conftest import ThrowawayHost
-from tests.fastpath import FastPath, eventually, traces
+from tests.fastpath import FastPath, Guard, eventually, traces
 
 V4 = {"a": "172.17.0.2", "b": "172.17.0.3", "c": "172.18.0.2", "world": "192.0.2.2", "far": "198.51.100.2"}
 V6 = {"a": "fd17::2", "b": "fd17::3", "c": "fd18::2", "world": "2001:db8::2", "far": "2001:db8:1::2"}
@@ -156,39 +154,6 @@ def _filled(text: str, words: dict[str, str]) -> str:
     for name, value in words.items():
         text = text.replace(name, value)
     return text
-
-
-class Guard:
-    """Hears private source addresses (172.16.0.0/12, fc00::/7) that arrive at one link of a namespace."""
-
-    _FILTER = (  # classic BPF: Ethernet type; then the source's first bits
-        (0x28, 0, 0, 12), (0x15, 0, 3, 0x0800), (0x20, 0, 0, 26), (0x54, 0, 0, 0xFFF00000),
-        (0x15, 5, 4, 0xAC100000), (0x15, 0, 3, 0x86DD), (0x30, 0, 0, 22), (0x54, 0, 0, 0xFE),
-        (0x15, 1, 0, 0xFC), (0x06, 0, 0, 0), (0x06, 0, 0, 200),
-    )  # fmt: skip
-
-    def __init__(self, host: ThrowawayHost, inside: str, link: str) -> None:
-        with entered(f"/run/netns/{host.full(inside)}"):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        code = b"".join(struct.pack("=HBBI", *each) for each in self._FILTER)
-        buffer = ctypes.create_string_buffer(code, len(code))
-        filled = struct.pack("HL", len(self._FILTER), ctypes.addressof(buffer))
-        self._socket.setsockopt(socket.SOL_SOCKET, 26, filled)  # SO_ATTACH_FILTER
-        self._socket.bind((link, 3))
-        self._socket.setblocking(False)
-
-    def leaked(self) -> list[bytes]:
-        """What it has heard since the last call."""
-        found = []
-        while True:
-            try:
-                found.append(self._socket.recv(200))
-            except BlockingIOError:
-                return found
-
-    def close(self) -> None:
-        """Hear no more."""
-        self._socket.close()
 
 
 class FastLab:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.fastpath import eventually
-from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, V6, FastLab, Guard
+from tests.fastpath import Guard, eventually
+from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Stream, is_fast
 
 pytestmark = pytest.mark.root
@@ -154,6 +154,15 @@ STOPS = {
     ),
     "out of the bridge": Stop("ip link set v-b nomaster", "ip link set v-b master docker0", "bridged"),
     "iptables-legacy": Stop("iptables-legacy -I FORWARD -s 172.17.0.2 -j DROP", "iptables-legacy -F FORWARD"),
+    "iptables-legacy by port": Stop(
+        "iptables-legacy -I FORWARD -p udp --dport 6000 -j DROP", "iptables-legacy -F FORWARD"
+    ),
+    "iptables-legacy one way": Stop(
+        "iptables-legacy -I FORWARD -d 172.17.0.2 -j DROP", "iptables-legacy -F FORWARD", answers_only=True
+    ),
+    "ip6tables-legacy": Stop(
+        "ip6tables-legacy -I FORWARD -s fd17::2 -j DROP", "ip6tables-legacy -F FORWARD", "six"
+    ),
     "iptables-legacy, same bridge": Stop(
         "iptables-legacy -I FORWARD -d 172.17.0.3 -j DROP", "iptables-legacy -F FORWARD", "bridged"
     ),
@@ -220,6 +229,24 @@ def test_all_rules_flushed(fresh: FastLab) -> None:
         assert is_fast(lab, "v-a", "v-b")
         bridged.stop()
         assert bridged.lost() == []
+
+
+def test_bridges_begin_and_cease_to_ask_the_rules_under_load(fresh: FastLab) -> None:
+    """br_netfilter off, and a DROP that nobody asks; on, and it stops; it goes on without the rule."""
+    lab = fresh
+    sysctls = "net.bridge.bridge-nf-call-iptables={0} net.bridge.bridge-nf-call-ip6tables={0}"
+    with Stream(lab, "a", "b", V4["b"]) as stream:
+        assert is_fast(lab, "v-a", "v-b")
+        lab.run("sysctl -qw " + sysctls.format(0))
+        assert stream.flows() and is_fast(lab, "v-a", "v-b")
+        lab.run("iptables -I FORWARD -s 172.17.0.2 -d 172.17.0.3 -j DROP")
+        assert stream.flows() and is_fast(lab, "v-a", "v-b")
+        lab.run("sysctl -qw " + sysctls.format(1))
+        in_force = time.monotonic() + 2 * GRACE  # the sysctl tells nobody: it is looked at once a second
+        assert eventually(lambda: time.monotonic() > max(in_force, stream.there.latest) + 0.5)
+        assert stream.there.latest <= in_force
+        lab.run("iptables -D FORWARD 1")
+        assert stream.flows() and is_fast(lab, "v-a", "v-b")
 
 
 def test_guard_of_the_second_uplink_hears_as_well() -> None:

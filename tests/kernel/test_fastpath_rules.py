@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ThrowawayHost
-from tests.fastpath import FastPath, Talk, eventually, marked, traces, two_containers_and_an_uplink
+from tests.fastpath import FastPath, Guard, Talk, eventually, marked, traces, two_containers_and_an_uplink
 
 pytestmark = pytest.mark.root
 
@@ -18,8 +18,9 @@ def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
     two_containers_and_an_uplink(host)
     host.run("nft add table inet own")
     host.run(["nft", "add chain inet own forward { type filter hook forward priority 0; }"])
-    yield host
-    assert eventually(lambda: not traces(host)), traces(host)
+    with Guard(host, "world", "eth0"):
+        yield host
+        assert eventually(lambda: not traces(host)), traces(host)
 
 
 @pytest.fixture
