@@ -191,7 +191,7 @@ class Talk:
 
     def __init__(
         self, host: ThrowawayHost, here: str, there: str, address: str, port: int = 7000, udp: bool = False,
-        to: int = 0, family: int = socket.AF_INET,
+        to: int = 0, family: int = socket.AF_INET, patience: float = 10.0,
     ) -> None:  # fmt: skip
         kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
         self._udp, self._count = udp, 0
@@ -199,6 +199,7 @@ class Talk:
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
         self.client = self._socket(host, here, family, kind)
+        self.client.settimeout(patience)
         if udp:
             self.client.connect((address, to or port))
             self.server = self._listener

@@ -11,9 +11,11 @@ from contextlib import ExitStack
 import pytest
 
 from bpf.tables import LEASE
-from tests.fastpath import FastPath, attached, eventually, traces
+from core.collect.netns import entered
+from tests import bulk_conntrack
+from tests.fastpath import FastPath, Talk, attached, eventually, traces
 from tests.kernel.fastlab import HOST4, PUBLISHED, V4, V6, FastLab
-from tests.kernel.streams import Crowd, Stream, is_fast
+from tests.kernel.streams import Crowd, Stream, is_fast, talks_fast
 
 pytestmark = pytest.mark.root
 PORTS = {"v-a", "v-b", "v-c", "up0", "up1"}
@@ -177,3 +179,25 @@ def test_a_veth_is_deleted_and_made_again(lab: FastLab) -> None:
         for each in load.streams:
             each.stop()
             assert each.lost() == []
+
+
+def test_a_full_conntrack_table(lab: FastLab) -> None:
+    """Connections that are there go on, new ones are refused until there is room again, as without us."""
+    lab.accelerate()
+    limit = int(lab.run("sysctl -n net.netfilter.nf_conntrack_max"))
+    with (
+        Talk(lab.host, "a", "far", V4["far"], 7500) as tcp,
+        Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED) as udp,
+    ):
+        assert talks_fast(lab, tcp) and udp.flows()
+        with entered(f"/run/netns/{lab.host.name}"), pytest.raises(OSError, match="memory"):  # full
+            bulk_conntrack.insert(limit)
+        with pytest.raises(OSError), Talk(lab.host, "a", "far", V4["far"], 7501, patience=1.5):
+            pass
+        lab.run("iptables -I DOCKER-USER -s 198.18.0.0/15 -j DROP")  # everybody has to pass the rules again
+        assert talks_fast(lab, tcp) and udp.flows()
+        udp.stop()
+        assert udp.lost() == []
+        lab.run("conntrack -F")
+        with Talk(lab.host, "a", "far", V4["far"], 7502) as again:
+            assert talks_fast(lab, again) and talks_fast(lab, tcp)
