@@ -11,7 +11,7 @@ import numpy as np
 from core.flows.columns import Column
 from core.flows.fast import PATHS
 from core.flows.keys import folded
-from core.flows.words import ICMP, ICMPV6, PROTOCOLS, STATES, address_text
+from core.flows.words import ICMP, ICMPV6, PROTOCOLS, STATES, address_text, address_texts
 from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
 
@@ -94,15 +94,23 @@ def _ends(picture: FlowPicture, name: str, rows: Column, spaces: Column) -> list
     _, first, place = np.unique(
         folded(addresses[:, 0], addresses[:, 1], spaces), return_index=True, return_inverse=True
     )
-    texts = []
-    raws = addresses[first].astype(">u8").tobytes()
-    names = [index.columns.names(table.ns) for table in index.columns.tables]
-    for number, table in enumerate(spaces[first].tolist()):
-        raw = raws[16 * number : 16 * number + 16]
-        owner = names[table].get(raw) or picture.table.names.get(raw)
-        name = json.dumps(owner) if owner else "null"
-        texts.append(f'{{"address":"{address_text(raw)}","name":{name},"port":')
+    owners = (index.origin if name == "orig_src" else index.responder)[rows[first]]
+    names = _names(picture, addresses[first], spaces[first], owners >= 0)
+    texts = [
+        f'{{"address":"{address}","name":{name},"port":'
+        for address, name in zip(address_texts(addresses[first]), names, strict=True)
+    ]
     return _chosen(texts, place)
+
+
+def _names(picture: FlowPicture, addresses: Column, spaces: Column, known: Column) -> list[str]:
+    """What addresses are called, in JSON; `known` are those of somebody here."""
+    names, tables, foreign = ["null"] * len(addresses), picture.index.columns.tables, picture.table.names
+    for place in range(len(addresses)) if foreign else np.flatnonzero(known).tolist():
+        raw = addresses[place].astype(">u8").tobytes()
+        found = picture.index.columns.names(tables[spaces[place]].ns).get(raw) or foreign.get(raw)
+        names[place] = json.dumps(found) if found else "null"
+    return names
 
 
 def _port(values: Column, ports: Column) -> Column | list[Any]:

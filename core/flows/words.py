@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
+
+import numpy as np
 
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, TCP_STATES
 
@@ -63,6 +66,20 @@ def address_text(raw: bytes) -> str:
     if raw[:12] == _IPV4_MAPPED:
         return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}"
     return str(ipaddress.IPv6Address(raw))
+
+
+def address_texts(addresses: np.ndarray[Any, Any]) -> list[str]:
+    """Many addresses in text, given as two numbers each, the upper and lower half."""
+    texts = [""] * len(addresses)
+    mapped = (addresses[:, 0] == 0) & (addresses[:, 1] >> np.uint64(32) == 0xFFFF)
+    octets = addresses[:, 1].astype(">u8").view(np.uint8).reshape(-1, 8)[:, 4:]
+    for place, (one, two, three, four) in zip(
+        np.flatnonzero(mapped).tolist(), octets[mapped].tolist(), strict=True
+    ):
+        texts[place] = f"{one}.{two}.{three}.{four}"
+    for place in np.flatnonzero(~mapped).tolist():
+        texts[place] = address_text(addresses[place].astype(">u8").tobytes())
+    return texts
 
 
 def address_bytes(text: str) -> bytes:

@@ -27,6 +27,7 @@ from core.flows import (
     translators,
 )
 from core.flows.columns import among, halves
+from core.flows.words import address_texts
 from core.model import CONNTRACK_DTYPE, FirewallRule, NatEntry
 from tests.flow_samples import ICMP, TCP, UDP, UNREPLIED, flow, table
 
@@ -205,3 +206,20 @@ def test_rows_find_their_table() -> None:
 @given(st.lists(ADDRESSES), st.lists(ADDRESSES))
 def test_among(addresses: list[bytes], wanted: list[bytes]) -> None:
     assert among(halves(addresses), wanted).tolist() == [one in wanted for one in addresses]
+
+
+def test_many_addresses_in_text_are_those_of_each_alone() -> None:
+    texts = [
+        "10.0.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fd00::2",
+        "2001:db8::ffff:1",
+        "::fffe:1:2",
+    ]
+    raws = b"".join(address_bytes(text) for text in texts)
+    columns = np.frombuffer(raws, ">u8").astype(np.uint64).reshape(-1, 2)
+    assert address_texts(columns) == texts
+    assert address_texts(columns[:0]) == []
