@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import tarfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 
 from bpf import control, layout
-from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.docker.test_accelerate import Vnet, ends, say, world
@@ -26,6 +26,7 @@ from tests.ui.driver import Person
 from tui.app import VnetApp
 from tui.change.session import Session
 from tui.fastpath.dashboard import FastForDashboard
+from tui.fastpath.keeping import Numbers
 from tui.live import LiveSource
 
 pytestmark = pytest.mark.root
@@ -89,7 +90,7 @@ async def talked_until(person: Person, talks: list[tuple[socket.socket, ...]], s
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
 async def test_f_and_every_flow_on_the_screen(
-    shop: DockerHost, talks: list[tuple[socket.socket, ...]], size: tuple[int, int]
+    shop: DockerHost, talks: list[tuple[socket.socket, ...]], size: tuple[int, int], tmp_path: Path
 ) -> None:
     ports = [client.getsockname()[1] for client, _ in talks]
     async with dashboard(size) as person:
@@ -108,6 +109,8 @@ async def test_f_and_every_flow_on_the_screen(
         await talked_until(person, talks, rows)
         wait_until(lambda: measured(shop, ports) == counted(shop, ports), "equal counts")
         assert [fast for _, _, fast in measured(shop, ports).values()] == [True, True]
+        wait_until(lambda: told_by_metrics() == dumped(shop)["packets"].sum(), "the same number in metrics")
+        assert bundled(shop, tmp_path / "b.tar.gz") == [True, True]
 
 
 def measured(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int]]:
@@ -129,16 +132,33 @@ def counted(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int
         if port in found:
             for place, name in enumerate(("packets", "bytes")):
                 found[port][place] += sum(int(value) for key, value in words if key == name)
-    with entered(f"/run/netns/{shop.namespace}"):
-        number = control.ask({"do": "maps"})["maps"]["flows4"]
-    for row in json.loads(shop.host.run(f"bpftool -j map dump id {number}")):
-        key, flow = (
-            np.frombuffer(bytes(int(octet, 16) for octet in row[part]), dtype)[0]
-            for part, dtype in (("key", layout.KEY4), ("value", layout.FLOW))
-        )
+    for key, flow in zip(dumped(shop, "key"), dumped(shop), strict=True):
         port = next((port for port in ports if port in (int(key["sport"]), int(flow["new_dport"]))), None)
         if port is not None:
             found[port][0] += int(flow["packets"])
             found[port][1] += int(flow["bytes"])
             found[port][2] = int(flow["packets"] > 0)
     return {port: (packets, octets, fast) for port, (packets, octets, fast) in found.items()}
+
+
+def dumped(shop: DockerHost, part: str = "value") -> np.ndarray:
+    """The keys or values of the map of IPv4 flows, as bpftool dumps it."""
+    number = control.ask({"do": "maps"}, shop.inode)["maps"]["flows4"]
+    rows = json.loads(shop.host.run(f"bpftool -j map dump id {number}"))
+    octets = bytes(int(octet, 16) for row in rows for octet in row[part])
+    return np.frombuffer(octets, layout.KEY4 if part == "key" else layout.FLOW)
+
+
+def told_by_metrics() -> int | None:
+    """Packets that the fast path forwarded, as `vnet-tui agent --metrics` tells it."""
+    numbers = Numbers()()
+    return numbers.packets if numbers else None
+
+
+def bundled(shop: DockerHost, path: Path) -> list[bool]:
+    """Whether the connections to WEB are told as fast in a bundle of now."""
+    Vnet(shop)(f"bundle {path}")
+    with tarfile.open(path) as archive:
+        (name,) = (name for name in archive.getnames() if name.endswith("/flows.txt"))
+        lines = archive.extractfile(name).read().decode().splitlines()  # type: ignore[union-attr]
+    return [line.endswith(" fast") for line in lines if f"-> {WEB} " in line and ":7000 " in line]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.recording import Recording
-from core.serialize import unpack
-from tests.recordings import a_story
+from core.serialize import unpack, unpack_fast
+from tests.recordings import a_story, fast_flows
 from tests.snapshots import hostile_host, rates_of, small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui.keepsake import free_path, size_of, span_of
@@ -94,6 +94,16 @@ async def test_b_writes_a_bundle_that_opens(folder: Path, snapshot: object) -> N
     for name, text in texts.items():
         printed = text.decode()
         assert "\x1b" not in printed and "\u202e" not in printed, name
+
+
+async def test_b_asks_what_is_fast_where_no_picture_tells(folder: Path) -> None:
+    source = FedSource(small_host())
+    source.fast_flows = lambda: fast_flows(3)  # type: ignore[attr-defined]
+    async with dashboard(source=source) as person:
+        await person.press("B")
+        await person.eventually("It holds addresses")
+    told = unpack_fast(written(folder, ".tar.gz").read_bytes())
+    assert told is not None and len(told.entries) == 3
 
 
 async def test_a_file_is_not_recorded_but_bundled(folder: Path) -> None:
