@@ -31,11 +31,13 @@ class LinkRate:
 @dataclass(frozen=True, slots=True)
 class Histories:
     """The last hour of all that is counted: of `links` by their LinkKey (rx and tx bits, rx and tx packets a
-    second), of `rules` by (namespace, rule id) (packets and bits a second), of bridges' frames to everybody,
-    `group`, by (the bridge's LinkKey, "broadcast" or "multicast") (frames a second)."""
+    second), of `rules` by (namespace, rule id) (packets and bits a second), of connections that a rule has
+    `translated` by the same, of bridges' frames to everybody, `group`, by (the bridge's LinkKey, "broadcast"
+    or "multicast") (frames a second)."""
 
     links: History = field(default_factory=lambda: History(4))
     rules: History = field(default_factory=lambda: History(2))
+    translated: History = field(default_factory=lambda: History(2))
     group: History = field(default_factory=lambda: History(1))
 
 

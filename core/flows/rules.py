@@ -13,6 +13,7 @@ from core.model.firewall import FirewallRule, NatEntry
 
 _DESTINATION = frozenset({"dnat", "redirect"})
 _SOURCE = frozenset({"snat", "masquerade"})
+TRANSLATING = _DESTINATION | _SOURCE
 
 
 def translators(

@@ -19,6 +19,7 @@ from core.watch.flows import FastReader, FlowReader, SocketReader
 from core.watch.frames import FrameCounts
 from core.watch.looker import Looker
 from core.watch.memory import give_back_large_tables
+from core.watch.translated import Translations
 from core.watch.trend import TableTrend
 
 _SCAN_EVERY = 2.0  # seconds between cheap looks for namespaces, which send no event of their own
@@ -35,6 +36,7 @@ _STATS_OUT_OF_SIGHT_EVERY = 10.0  # the step of the last hour's history
 _GLANCE_EVERY = 1.0  # at the broadcasts of bridges: a storm is told whatever is in sight
 
 VIEWS_COUNTING_CONNECTIONS = frozenset({"containers", "networks", "nat"})
+_VIEWS_WITH_FLOWS = frozenset({"flows", "nat"})  # translations show what their connections carry
 VIEWS_WITH_RATES = frozenset({"overview", "bridges", "veths", "links", "networks", "containers", "nat"})
 
 
@@ -58,6 +60,7 @@ class Watcher:
         self._meter = RateMeter()
         self._trend = TableTrend()
         self._rule_meter = RuleMeter(self._meter.histories.rules)
+        self._translations = Translations(self._meter.histories.translated)
         self._rates_in_sight = True
         self._view, self._all = "", False
         self._fast_flows = fast_flows
@@ -119,7 +122,7 @@ class Watcher:
         self._view = view
         counted = _CONNTRACK_COUNTED_EVERY if view in VIEWS_COUNTING_CONNECTIONS else None
         self._conntrack.set_every(_CONNTRACK_EVERY if view == "conntrack" or self._all else counted)
-        self._flows.set_every(_FLOWS_EVERY if view == "flows" else None)
+        self._flows.set_every(_FLOWS_EVERY if view in _VIEWS_WITH_FLOWS else None)
         self._sockets.set_every(_SOCKETS_EVERY if view == "flows" else None)
         self._rules.set_every(_RULES_IN_SIGHT_EVERY if view == "nat" or self._all else _RULES_EVERY)
         self._rates_in_sight = view in VIEWS_WITH_RATES or self._all
@@ -222,12 +225,15 @@ class Watcher:
         self.board.put("conntrack", fast=fast, conntracks=self._trend.fed(tables))
 
     def _look_flows(self) -> None:
-        if self._view != "flows":
+        if self._view not in _VIEWS_WITH_FLOWS:
             return
         whole = self._whole.is_set()
         self._whole.clear()
-        flows, tables = self._flow_reader.look(self.board.snapshot.namespaces, whole)
-        self.board.put_flows(flows)
+        snapshot = self.board.snapshot
+        flows, tables = self._flow_reader.look(snapshot.namespaces, whole)
+        self._translations.feed(flows, snapshot.firewalls.values(), flows.taken_at)
+        if self._view == "flows":
+            self.board.put_flows(flows)
         if tables is not None:
             self.board.put("conntrack", fast=self._flow_reader.fast, conntracks=self._trend.fed(tables))
 

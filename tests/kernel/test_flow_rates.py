@@ -24,10 +24,12 @@ from core.collect.sockets import Holders, read_sockets
 from core.flows import address_text
 from core.flows.fast import FAST, KERNEL
 from core.flows.table import FlowTable
+from core.history import WINDOWS
 from core.model import Namespace
 from core.watch.flows import FastReader, FlowReader
 from tests.conftest import ThrowawayHost
 from tests.fastpath import FastPath
+from tests.watching import Watched
 
 pytestmark = pytest.mark.root
 
@@ -163,6 +165,46 @@ def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost)
                 time.sleep(0.2)
     assert tables is None
     assert np.nansum(kept.bits) > 4e6
+
+
+def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHost) -> None:
+    """Its own counter sees the first packet of each."""
+    with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
+        assert server.stdout
+        while "listening" not in server.stdout.readline():
+            pass
+        with (
+            program(road, "web", "iperf3", "-c", "198.51.100.9", "-t", "60", "-b", "8M"),
+            entered(f"/run/netns/{road.name}"),
+        ):
+            watched = Watched()
+            watched.watcher.show("nat")
+            watched.watcher.start()
+            try:
+                told = [0.0, 0.0]
+                until = time.monotonic() + 40
+                while told[1] != pytest.approx(8e6, rel=0.1) and time.monotonic() < until:
+                    told = translated(watched)
+                    time.sleep(0.2)
+            finally:
+                watched.watcher.stop()
+    assert told[1] == pytest.approx(8e6, rel=0.1)
+    assert told[0] > 8e6 / 8 / 65536
+
+
+def translated(watched: Watched) -> list[float]:
+    """Packets and bits a second that the masquerade rule's connections carried last."""
+    snapshot, rates = watched.snapshot, watched.updates[-1].rates if watched.updates else None
+    rules = [
+        (firewall.ns, rule.rule_id)
+        for firewall in snapshot.firewalls.values()
+        if firewall.ns == snapshot.host.netns
+        for rule in firewall.rules
+        if rule.verdict == "masquerade"
+    ]
+    past = rates.past("translated", rules, WINDOWS[0]) if rates else None
+    known = past.values[~np.isnan(past.values).any(axis=1)] if past else np.zeros((0, 2))
+    return [float(value) for value in known[-1]] if len(known) else [0.0, 0.0]
 
 
 SERVE = """

@@ -177,3 +177,15 @@ async def test_a_storm_is_told_on_top_of_its_bridge() -> None:
         await person.eventually("A storm of broadcasts on br-app")
         told = " ".join(line.text for line in person.dashboard.pane.lines)
         assert "about 12,000 frames/s, 97% of all that enter it; they come in by veth-web1 (from" in told
+
+
+def test_what_translated_connections_carry_is_told_of_their_rule() -> None:
+    snapshot = small_host()
+    rates = speeds(snapshot)
+    entry = next(entry for entry in Topology(snapshot).nat if entry.kind == "masquerade")
+    assert rates.histories is not None
+    key = (entry.ns, entry.doing[0])
+    rates.histories.translated.feed([key], np.array([[100.0, 1e6]]), 50_000.0, 50_069.0)
+    found = trends_of(snapshot, rates, nat_ref(entry.ns, entry.entry_id))
+    told = {label: cell.text for label, cell in found.items() if label != "new connections"}
+    assert told == {"packets": "100 p/s", "traffic": "1.0 Mbit/s"}

@@ -21,6 +21,8 @@ _SPEEDS: tuple[tuple[str, Callable[[LinkRate], float], Callable[[float], str]], 
     ("packets out", lambda rate: rate.tx_pps, units.packets),
 )
 _Pasts = Sequence[Past | None]
+_Wanted = Sequence[tuple[str, int, Callable[[float], str]]]
+_TRAFFIC: _Wanted = (("packets", 0, units.packets), ("traffic", 1, units.bits))
 
 
 def link_lines(keys: Sequence[LinkKey], rates: Rates | None) -> Iterator[Line]:
@@ -62,13 +64,19 @@ def _group_lines(bridge: LinkKey, kind: str, frames: float, rates: Rates) -> Ite
 
 
 def rule_lines(entry: NatEntry, rates: Rates | None) -> Iterator[Line]:
-    """What the rules behind an entry counted: rules that translate see new connections only."""
+    """What the rules behind an entry counted. Rules that translate see new connections only: what these carry
+    is told by the connections, of which rules that do the same (in other hooks) have the same."""
     if rates is None:
         return
-    pasts = _pasts(rates, "rules", [(entry.ns, rule) for rule in entry.doing])
-    columns: list[tuple[str, int, Callable[[float], str]]] = [("new connections", 0, units.each_second)]
+    counted = _pasts(rates, "rules", [(entry.ns, rule) for rule in entry.doing])
     if entry.kind == "filter":
-        columns = [("packets", 0, units.packets), ("traffic", 1, units.bits)]
+        yield from _columns(counted, _TRAFFIC)
+        return
+    yield from _columns(counted, (("new connections", 0, units.each_second),))
+    yield from _columns(_pasts(rates, "translated", [(entry.ns, rule) for rule in entry.doing[:1]]), _TRAFFIC)
+
+
+def _columns(pasts: _Pasts, columns: _Wanted) -> Iterator[Line]:
     for title, column, unit in columns:
         now = _newest(pasts[0], column)
         if now is not None:
