@@ -118,8 +118,12 @@ def test_room_goes_first_to_the_texts_that_need_it() -> None:
 @pytest.mark.parametrize("width", range(1, 120, 3))
 def test_texts_of_any_width_fit_any_width(width: int) -> None:
     placed = lay_out(WIDE, width, {0: 300, 2: 0})
-    assert [each.column for each in placed] == [each.column for each in lay_out(WIDE, width)]
     assert width_of(placed) <= max(width, 1) and all(each.width >= 1 for each in placed)
+
+
+def test_where_texts_are_short_more_columns_have_room() -> None:
+    assert [each.column.name for each in lay_out(WIDE, 40)] == ["a", "c", "d"]
+    assert [each.column.name for each in lay_out(WIDE, 40, {0: 8, 2: 10})] == ["a", "b", "c", "d"]
 
 
 def test_a_filter_and_an_order_leave_the_columns_as_wide_as_they_are() -> None:

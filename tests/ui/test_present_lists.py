@@ -264,6 +264,9 @@ def test_pairs_of_the_host_come_first_and_others_say_where_they_lie() -> None:
             all_rows(rows_of(scene, "veths"))]  # fmt: skip
     assert [row["name"] for row in rows if " in " in row["name"]] == ["a0 in router"] == [rows[-1]["name"]]
     assert rows[-1]["ct"] == "leaf"
+    host.link(inner, "br9", "bridge", ("10.9.0.1/24",))
+    bridge = rows_of(scene_of(host.snapshot()), "bridges").matching("name:=br9").row(0)
+    assert bridge.cells[0].text == "br9 in router"
 
 
 def test_namespaces_say_what_holds_them(scene: Scene) -> None:

@@ -26,7 +26,6 @@ from tui.present.trends import bridge_lines
 
 COLUMNS = (
     Column("name", "bridge / port", 18, grow=1),
-    Column("ns", "namespace", 10, priority=2),
     Column("state", "state", 11),
     Column("net", "network / other end", 20, grow=2),
     Column("addr", "subnet / flags", 18, grow=1, priority=1),
@@ -50,7 +49,7 @@ def rows(scene: Scene) -> ListRows:
         ports = sorted(topology.ports_of(bridge.key), key=lambda port: port.name)
         made.append(_bridge_row(scene, bridge, len(ports)))
         made += [_port_row(scene, bridge, port) for port in ports]
-    return fast_marks.marked(scene, ListRows(made, COLUMNS), 3, lambda ref: link_of(topology, ref))
+    return fast_marks.marked(scene, ListRows(made, COLUMNS), 2, lambda ref: link_of(topology, ref))
 
 
 def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
@@ -60,7 +59,7 @@ def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
     return Row(
         link_ref(bridge.key),
         (
-            cells.text(bridge.name), cells.text(topology.label(bridge.ns)), cells.state(bridge),
+            cells.text(cells.name_and_place(topology, bridge)), cells.state(bridge),
             cells.text(f"{network.name} ({network.kind or network.driver})" if network else ""),
             cells.text(subnets), cells.number(ports),
             *_stp_and_vlans(topology, bridge),
@@ -96,7 +95,7 @@ def _port_row(scene: Scene, bridge: Link, port: Link) -> Row:
     return Row(
         link_ref(port.key),
         (
-            cells.text(port.name), cells.text(topology.label(port.ns)),
+            cells.text(port.name),
             port_state(port) if port.port and port.admin_up else cells.state(port),
             cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
             cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),

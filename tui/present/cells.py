@@ -54,6 +54,11 @@ def trend(history: Sequence[float], rate: float, width: int = 8) -> Cell:
     return Cell(units.sparkline(history, width), "" if rate >= 1 else "dim", rate)
 
 
+def name_and_place(topology: Topology, link: Link) -> str:
+    """A link's name, and where it lies if that is not the host."""
+    return link.name if link.ns == topology.host else f"{link.name} in {topology.label(link.ns)}"
+
+
 def yes(value: bool) -> Cell:
     """ "on" or "off"."""
     return Cell("on") if value else Cell("off", "dim")

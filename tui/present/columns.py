@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tui.present.rows import Column
 
@@ -28,16 +28,17 @@ def lay_out(
     """The columns for `width` cells: those of high priority drop out first, what is left over goes to those
     that grow; where even the rest does not fit, those that grow shrink
     somewhat, and the last drop out. `needs` tells how wide the texts in growing columns are, by the column's
-    place: room goes first to those whose texts do not fit yet."""
-    kept = _dropped(list(enumerate(columns)), width)
-    wanted = [_need(column, (needs or {}).get(place)) for place, column in kept]
-    widths = [min(_full(column), need) for (_, column), need in zip(kept, wanted, strict=True)]
+    place: no column asks for more than that, and room goes first to those whose texts do not fit yet."""
+    wanted = [_need(column, (needs or {}).get(place)) for place, column in enumerate(columns)]
+    asked = [_asked(column, need) for column, need in zip(columns, wanted, strict=True)]
+    kept = _dropped(list(enumerate(asked)), width)
+    widths = [_full(column) for _, column in kept]
     _shrink(widths, kept, _room(kept, width))
-    _satisfy(widths, kept, wanted, _room(kept, width) if needs else 0)
+    _satisfy(widths, kept, [wanted[place] for place, _ in kept], _room(kept, width) if needs else 0)
     _grow(widths, kept, _room(kept, width))
     placed, start = [], 0
-    for (place, column), cells in zip(kept, widths, strict=True):
-        placed.append(Placed(place, column, start, cells))
+    for (place, _), cells in zip(kept, widths, strict=True):
+        placed.append(Placed(place, columns[place], start, cells))
         start += cells + GAP
     return tuple(placed)
 
@@ -74,6 +75,11 @@ def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> Non
     while sum(widths) > max(room, len(widths)):
         surplus = [width - _least(column) for width, (_, column) in zip(widths, kept, strict=True)]
         widths[surplus.index(max(surplus))] -= 1
+
+
+def _asked(column: Column, need: int) -> Column:
+    """The column as it asks for room: no more than its texts need."""
+    return replace(column, width=min(column.width, need), full=min(column.full, need))
 
 
 def _full(column: Column) -> int:

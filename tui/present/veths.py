@@ -60,7 +60,7 @@ def _row(scene: Scene, a: Link, b: Link | None) -> Row:
     return Row(
         link_ref(a.key),
         (
-            cells.text(_outer_name(topology, a)), _state(a, b),
+            cells.text(cells.name_and_place(topology, a)), _state(a, b),
             cells.text(master.name if master else ""),
             *(_far_end(topology, b) if b else (Cell("out of sight", "dim"), cells.NONE, cells.NONE)),
             mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
@@ -69,11 +69,6 @@ def _row(scene: Scene, a: Link, b: Link | None) -> Row:
         _terms(topology, a, b),
         aliases=(link_ref(b.key),) if b else (),
     )  # fmt: skip
-
-
-def _outer_name(topology: Topology, a: Link) -> str:
-    """The outer end's name, and where it lies if that is not the host."""
-    return a.name if a.ns == topology.host else f"{a.name} in {topology.label(a.ns)}"
 
 
 def _far_end(topology: Topology, b: Link) -> tuple[Cell, Cell, Cell]:
