@@ -27,7 +27,7 @@ from tui.present.trends import bridge_lines
 COLUMNS = (
     Column("name", "bridge / port", 18, grow=1),
     Column("state", "state", 11),
-    Column("net", "network / other end", 20, grow=2),
+    Column("net", "network / other end", 18, grow=2),
     Column("addr", "subnet / flags", 18, grow=1, priority=1),
     Column("ports", "ports", 5, align="right", priority=3),
     Column("stp", "stp", 4, priority=4),
