@@ -6,16 +6,16 @@ import json
 import socket as sockets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 from core.collect.choice import is_wanted
 from core.collect.engine_answers import network
-from core.collect.engine_api import read_engine
-from core.collect.engine_http import EngineHttp
+from core.collect.engine_api import NetworksReader, read_engine
 from core.collect.engine_socket import EngineKind, Unreachable, connected, find_socket
-from core.model import Engine, Network
+from core.model import Engine
 
 DOCKER = EngineKind(
     name="docker",
@@ -36,6 +36,7 @@ _EVENTS = {
         "stop", "unpause", "update",
     ],
 }  # fmt: skip
+_NETWORKS = NetworksReader("/v{api}/networks", partial(network, DOCKER.name))
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
 # Seconds after which a quiet event stream looks whether it shall stop, and that a burst of events has.
 _PATIENCE, _BURST = 0.5, 0.05
@@ -47,11 +48,7 @@ def read_docker(socket: str | None = None) -> Engine:
     usual place. An engine that is absent, stopped, denied or broken is an answer too: see Engine."""
     if socket is None and not is_wanted(DOCKER.name):
         return Engine(DOCKER.name, "absent")
-    return read_engine(DOCKER, socket, _networks)
-
-
-def _networks(engine: EngineHttp, api: str, home: int) -> Iterator[Network]:
-    return (network(DOCKER.name, home, told) for told in engine.ask(f"{api}/networks"))
+    return read_engine(DOCKER, socket, _NETWORKS)
 
 
 def watch_docker(stop: threading.Event, dirty: Callable[[], None], socket: str | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -30,8 +30,14 @@ _WITH_PROCESS = ("running", "paused", "restarting", "stopping")
 # The name that engines give themselves in the header field Server, and whether that is podman.
 _PRODUCTS = {"Docker": False, "Libpod": True}
 
-# Reads the networks, given the way to the engine, the beginning of its paths and a namespace's inode.
-NetworksReader = Callable[[EngineHttp, str, int], Iterator[Network]]
+
+class NetworksReader(NamedTuple):
+    """How the networks are read: the `question` to ask, with {api} for the version of the API, and what makes
+    one of an inode, that of the engine's namespace, and of one thing answered."""
+
+    question: str
+    understand: Callable[[int, Mapping[str, Any]], Network]
+
 
 # The last reader that had no answer in time, by socket: while it still waits, no other is sent after it.
 _late: dict[str, threading.Thread] = {}
@@ -72,13 +78,14 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
             if told.is_podman not in (None, kind.name == "podman"):
                 return Engine(kind.name, "absent")
             api = f"/v{told.api}"
+            asked = [f"{api}/containers/json?all=1", read_networks.question.format(api=told.api)]
+            listed, networks = map(_granted, engine.ask_all(asked))
             return Engine(
                 kind.name,
                 "ok",
                 version=told.version,
-                containers=tuple(_containers(kind, engine, api)),
-                # Docker tells them in another order at each asking.
-                networks=tuple(sorted(read_networks(engine, api, home), key=lambda one: (one.name, one.id))),
+                containers=tuple(_containers(kind, engine, api, listed)),
+                networks=_in_order(read_networks.understand(home, one) for one in networks),
             )
     # Garbage from outside may fail in any way; none of them may take the program down.
     except Exception as error:
@@ -108,25 +115,37 @@ def _greeting(engine: EngineHttp) -> _Greeting:
     return _Greeting(str(told["Version"]), str(told["ApiVersion"]), is_podman)
 
 
-def _containers(kind: EngineKind, engine: EngineHttp, api: str) -> Iterator[Container]:
-    deadline = time.monotonic() + TOTAL_SECONDS
-    for listed in engine.ask(f"{api}/containers/json?all=1"):
-        inspected = None
-        if listed["State"] in _WITH_PROCESS:
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            inspected = _inspect(engine, f"{api}/containers/{quote(str(listed['Id']), safe='')}/json")
-            if inspected is None:
+def _containers(kind: EngineKind, engine: EngineHttp, api: str, listed: Any) -> Iterator[Container]:
+    alive = [str(one["Id"]) for one in listed if one["State"] in _WITH_PROCESS]
+    questions = [f"{api}/containers/{quote(one, safe='')}/json" for one in alive]
+    inspected = dict(zip(alive, _in_turn(engine, questions), strict=True))
+    for one in listed:
+        told = inspected.get(str(one["Id"]))
+        if isinstance(told, RefusedByEngine):
+            # It is gone, or the engine fails to say.
+            if told.status == HTTPStatus.NOT_FOUND:
                 continue
-        yield container(kind.name, listed, inspected)
+            told = {}
+        yield container(kind.name, one, told if told is None else dict(told))
 
 
-def _inspect(engine: EngineHttp, question: str) -> Mapping[str, Any] | None:
-    """What the engine knows of one container: None where it is gone, {} where the engine fails to say."""
-    try:
-        return dict(engine.ask(question))
-    except RefusedByEngine as error:
-        return None if error.status == HTTPStatus.NOT_FOUND else {}
+def _in_turn(engine: EngineHttp, questions: Sequence[str]) -> Iterator[Any]:
+    deadline = time.monotonic() + TOTAL_SECONDS
+    for answer in engine.ask_all(questions):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        yield answer
+
+
+def _in_order(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Docker tells them in another order at each asking."""
+    return tuple(sorted(networks, key=lambda one: (one.name, one.id)))
+
+
+def _granted(answer: Any) -> Any:
+    if isinstance(answer, RefusedByEngine):
+        raise answer
+    return answer
 
 
 def _timed_out(error: BaseException | None) -> bool:

@@ -1,16 +1,17 @@
-"""Questions to a container engine over its unix socket: HTTP/1.1, all of them on one connection."""
+"""Questions to a container engine over its unix socket: HTTP/1.1, many of them at once on one connection."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from http.client import HTTPConnection
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-_LONGEST = 200
+_LONGEST, _LONGEST_LINE, _MOST_FIELDS = 200, 65536, 100
+# Questions sent before the first answer is read: few enough that neither side waits for the other to read.
+_AT_ONCE = 32
 
 
 class RefusedByEngine(Exception):
@@ -21,13 +22,25 @@ class RefusedByEngine(Exception):
         self.status = status
 
 
-class EngineHttp(HTTPConnection):
+class _Answer(NamedTuple):
+    """An HTTP answer; the names of its header fields are in small letters."""
+
+    status: int
+    fields: Mapping[str, str]
+    body: bytes
+
+
+class EngineHttp:
     """A connection to the engine's socket at `path`, opened when first asked; each wait for bytes takes
-    `timeout` seconds at most. Use it as a context manager."""
+    `timeout` seconds at most. Use it as a context manager.
+
+    All methods raise OSError or ValueError where the answer is none.
+    """
 
     def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("engine", timeout=timeout)
-        self._path = path
+        self._path, self._timeout = path, timeout
+        self._socket: socket.socket | None = None
+        self._answered = False
 
     def __enter__(self) -> Self:
         return self
@@ -35,26 +48,102 @@ class EngineHttp(HTTPConnection):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self._close()
 
     def ask(self, question: str) -> Any:
-        """What `GET question` answers, of JSON's own types. Raises RefusedByEngine, and OSError,
-        HTTPException or ValueError where the answer is none."""
-        return json.loads(self._get(question)[1])
+        """What `GET question` answers, of JSON's own types. Raises RefusedByEngine."""
+        (answer,) = self.ask_all([question])
+        if isinstance(answer, RefusedByEngine):
+            raise answer
+        return answer
+
+    def ask_all(self, questions: Sequence[str]) -> Iterator[Any]:
+        """What each of them answers, or RefusedByEngine, in their order, asked together."""
+        for start in range(0, len(questions), _AT_ONCE):
+            for answer in self._answers(questions[start : start + _AT_ONCE]):
+                yield json.loads(answer.body) if answer.status == HTTPStatus.OK else _refusal(answer)
 
     def headers_of(self, question: str) -> Mapping[str, str]:
-        """The header fields of the answer, their names in small letters. Raises as `ask`."""
-        return self._get(question)[0]
-
-    def _get(self, question: str) -> tuple[Mapping[str, str], bytes]:
-        self.request("GET", question)
-        answer = self.getresponse()
-        body = answer.read()
+        """The header fields of the answer. Raises RefusedByEngine."""
+        (answer,) = self._answers([question])
         if answer.status != HTTPStatus.OK:
-            raise RefusedByEngine(answer.status, body[:_LONGEST].decode(errors="replace").strip())
-        return {name.lower(): value for name, value in answer.getheaders()}, body
+            raise _refusal(answer)
+        return answer.fields
+
+    def _answers(self, questions: Sequence[str]) -> Iterator[_Answer]:
+        self._send(questions)
+        for place in range(len(questions)):
+            answer = self._read()
+            if answer is None and self._answered:  # closed after an earlier answer, as it may be
+                self._close()
+                self._send(questions[place:])
+                answer = self._read()
+            if answer is None:
+                raise ConnectionError("the engine hung up")
+            self._answered = True
+            yield answer
+
+    def _send(self, questions: Sequence[str]) -> None:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(self._timeout)
+            self._socket.connect(self._path)
+            self._file, self._answered = self._socket.makefile("rb"), False
+        asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
+        self._socket.sendall(asked.encode())
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._file.close()
+            self._socket.close()
+            self._socket = None
+
+    def _read(self) -> _Answer | None:
+        """The next answer, None where the engine closed the connection before it."""
+        try:
+            first = self._file.readline(_LONGEST_LINE)
+        except ConnectionError:
+            return None
+        if not first:
+            return None
+        words = first.split(maxsplit=2)
+        if not first.startswith(b"HTTP/1.") or len(words) < 2:
+            raise ValueError("an answer that is no HTTP")
+        fields = self._fields()
+        return _Answer(int(words[1]), fields, self._body(fields))
+
+    def _fields(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for _ in range(_MOST_FIELDS):
+            line = self._file.readline(_LONGEST_LINE)
+            if line in (b"\r\n", b"\n"):
+                return found
+            name, colon, value = line.decode("latin-1").partition(":")
+            if not colon:
+                break
+            found[name.lower()] = value.strip()
+        raise ValueError("an answer with a head that is no HTTP")
+
+    def _body(self, fields: Mapping[str, str]) -> bytes:
+        if fields.get("transfer-encoding", "").lower() == "chunked":
+            return b"".join(self._chunks())
+        if "content-length" in fields:
+            return self._whole(int(fields["content-length"]))
+        return self._file.read()
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := int(self._file.readline(_LONGEST_LINE).partition(b";")[0], 16):
+            yield self._whole(size)
+            self._file.readline(_LONGEST_LINE)
+        while self._file.readline(_LONGEST_LINE).strip():
+            pass  # fields may follow the last chunk
+
+    def _whole(self, size: int) -> bytes:
+        found = self._file.read(size)
+        if len(found) < size or size < 0:
+            raise ValueError("half an answer")
+        return found
+
+
+def _refusal(answer: _Answer) -> RefusedByEngine:
+    return RefusedByEngine(answer.status, answer.body[:_LONGEST].decode(errors="replace").strip())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from core.collect.choice import is_wanted
 from core.collect.engine_answers import Answer, texts
-from core.collect.engine_api import read_engine
-from core.collect.engine_http import EngineHttp
+from core.collect.engine_api import NetworksReader, read_engine
 from core.collect.engine_socket import EngineKind
 from core.model import Engine, Network
 
@@ -29,11 +26,7 @@ def read_podman(socket: str | None = None) -> Engine:
     the usual place of root's podman. States as for Docker: see Engine."""
     if socket is None and not is_wanted(PODMAN.name):
         return Engine(PODMAN.name, "absent")
-    return read_engine(PODMAN, socket, _networks)
-
-
-def _networks(engine: EngineHttp, api: str, home: int) -> Iterator[Network]:
-    return (_network(home, told) for told in engine.ask(_NETWORKS))
+    return read_engine(PODMAN, socket, NetworksReader(_NETWORKS, _network))
 
 
 def _network(ns: int, told: Answer) -> Network:
