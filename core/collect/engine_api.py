@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -39,10 +37,6 @@ class NetworksReader(NamedTuple):
     understand: Callable[[int, Mapping[str, Any]], Network]
 
 
-# The last reader that had no answer in time, by socket: while it still waits, no other is sent after it.
-_late: dict[str, threading.Thread] = {}
-
-
 def read_engine(kind: EngineKind, path: str | None, read_networks: NetworksReader) -> Engine:
     """The engine's version, containers and networks (by `read_networks`).
 
@@ -54,26 +48,12 @@ def read_engine(kind: EngineKind, path: str | None, read_networks: NetworksReade
             home = home_of(connection)
     except Unreachable as error:
         return error.answer
-    return _in_time(kind, found, lambda: _read(kind, found, home, read_networks))
-
-
-def _in_time(kind: EngineKind, path: str, work: Callable[[], Engine]) -> Engine:
-    """Do the work on a thread of its own, so that an answer which never ends keeps nobody else waiting."""
-    if (earlier := _late.get(path)) is not None and earlier.is_alive():
-        return _slow(kind, path)
-    answers: list[Engine] = []
-    worker = threading.Thread(target=lambda: answers.append(work()), name=f"read {kind.name}", daemon=True)
-    worker.start()
-    worker.join(TOTAL_SECONDS)
-    if answers:
-        return answers[0]
-    _late[path] = worker
-    return _slow(kind, path)
+    return _read(kind, found, home, read_networks)
 
 
 def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader) -> Engine:
     try:
-        with EngineHttp(path, REQUEST_SECONDS) as engine:
+        with EngineHttp(path, REQUEST_SECONDS, TOTAL_SECONDS) as engine:
             told = _greeting(engine)
             if told.is_podman not in (None, kind.name == "podman"):
                 return Engine(kind.name, "absent")
@@ -118,7 +98,7 @@ def _greeting(engine: EngineHttp) -> _Greeting:
 def _containers(kind: EngineKind, engine: EngineHttp, api: str, listed: Any) -> Iterator[Container]:
     alive = [str(one["Id"]) for one in listed if one["State"] in _WITH_PROCESS]
     questions = [f"{api}/containers/{quote(one, safe='')}/json" for one in alive]
-    inspected = dict(zip(alive, _in_turn(engine, questions), strict=True))
+    inspected = dict(zip(alive, engine.ask_all(questions), strict=True))
     for one in listed:
         told = inspected.get(str(one["Id"]))
         if isinstance(told, RefusedByEngine):
@@ -127,14 +107,6 @@ def _containers(kind: EngineKind, engine: EngineHttp, api: str, listed: Any) -> 
                 continue
             told = {}
         yield container(kind.name, one, told if told is None else dict(told))
-
-
-def _in_turn(engine: EngineHttp, questions: Sequence[str]) -> Iterator[Any]:
-    deadline = time.monotonic() + TOTAL_SECONDS
-    for answer in engine.ask_all(questions):
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        yield answer
 
 
 def _in_order(networks: Iterable[Network]) -> tuple[Network, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 _LONGEST, _LONGEST_LINE, _MOST_FIELDS = 200, 65536, 100
+_PIECE = 1 << 18
 # Questions sent before the first answer is read: few enough that neither side waits for the other to read.
 _AT_ONCE = 32
 
@@ -32,14 +34,16 @@ class _Answer(NamedTuple):
 
 class EngineHttp:
     """A connection to the engine's socket at `path`, opened when first asked; each wait for bytes takes
-    `timeout` seconds at most. Use it as a context manager.
+    `timeout` seconds at most, all that is done by it `total`. Use it as a context manager.
 
     All methods raise OSError or ValueError where the answer is none.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, total: float) -> None:
         self._path, self._timeout = path, timeout
+        self._deadline = time.monotonic() + total
         self._socket: socket.socket | None = None
+        self._read_ahead = b""
         self._answered = False
 
     def __enter__(self) -> Self:
@@ -88,20 +92,19 @@ class EngineHttp:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(self._timeout)
             self._socket.connect(self._path)
-            self._file, self._answered = self._socket.makefile("rb"), False
+            self._read_ahead, self._answered = b"", False
         asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
         self._socket.sendall(asked.encode())
 
     def _close(self) -> None:
         if self._socket is not None:
-            self._file.close()
             self._socket.close()
             self._socket = None
 
     def _read(self) -> _Answer | None:
         """The next answer, None where the engine closed the connection before it."""
         try:
-            first = self._file.readline(_LONGEST_LINE)
+            first = self._line()
         except ConnectionError:
             return None
         if not first:
@@ -115,7 +118,7 @@ class EngineHttp:
     def _fields(self) -> dict[str, str]:
         found: dict[str, str] = {}
         for _ in range(_MOST_FIELDS):
-            line = self._file.readline(_LONGEST_LINE)
+            line = self._line()
             if line in (b"\r\n", b"\n"):
                 return found
             name, colon, value = line.decode("latin-1").partition(":")
@@ -129,20 +132,48 @@ class EngineHttp:
             return b"".join(self._chunks())
         if "content-length" in fields:
             return self._whole(int(fields["content-length"]))
-        return self._file.read()
+        while self._more():
+            pass
+        return self._taken(len(self._read_ahead))
 
     def _chunks(self) -> Iterator[bytes]:
-        while size := int(self._file.readline(_LONGEST_LINE).partition(b";")[0], 16):
+        while size := int(self._line().partition(b";")[0], 16):
             yield self._whole(size)
-            self._file.readline(_LONGEST_LINE)
-        while self._file.readline(_LONGEST_LINE).strip():
+            self._line()
+        while self._line().strip():
             pass  # fields may follow the last chunk
 
+    def _line(self) -> bytes:
+        """The next line with its end, without where the engine hung up."""
+        while (end := self._read_ahead.find(b"\n")) < 0 and len(self._read_ahead) < _LONGEST_LINE:
+            if not self._more():
+                break
+        return self._taken(end + 1 or len(self._read_ahead))
+
     def _whole(self, size: int) -> bytes:
-        found = self._file.read(size)
-        if len(found) < size or size < 0:
-            raise ValueError("half an answer")
+        if size < 0:
+            raise ValueError("an answer of negative length")
+        parts, missing = [self._taken(size)], size
+        while missing := missing - len(parts[-1]):
+            if not self._more():
+                raise ValueError("half an answer")
+            parts.append(self._taken(missing))
+        return b"".join(parts)
+
+    def _taken(self, size: int) -> bytes:
+        found, self._read_ahead = self._read_ahead[:size], self._read_ahead[size:]
         return found
+
+    def _more(self) -> bool:
+        """Wait for more bytes; whether there will be any."""
+        assert self._socket is not None
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(min(left, self._timeout))
+        found = self._socket.recv(_PIECE)
+        self._read_ahead += found
+        return bool(found)
 
 
 def _refusal(answer: _Answer) -> RefusedByEngine:
