@@ -78,7 +78,7 @@ class EngineHttp:
         self._send(questions)
         for place in range(len(questions)):
             answer = self._read()
-            if answer is None and self._answered:  # closed after an earlier answer, as it may be
+            if answer is None and self._answered:
                 self._close()
                 self._send(questions[place:])
                 answer = self._read()
@@ -94,7 +94,13 @@ class EngineHttp:
             self._socket.connect(self._path)
             self._read_ahead, self._answered = b"", False
         asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
-        self._socket.sendall(asked.encode())
+        try:
+            self._socket.sendall(asked.encode())
+        except ConnectionError:
+            if not self._answered:
+                raise
+            self._close()  # by the engine after an earlier answer, as it may be
+            self._send(questions)
 
     def _close(self) -> None:
         if self._socket is not None:
