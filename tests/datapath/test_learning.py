@@ -280,6 +280,41 @@ def test_reasons_of_the_way_out(lab: Lab) -> None:
     assert verdict() == "FORWARDING_OFF"
 
 
+@BOTH
+def test_several_next_hops_choose_for_what_leaves_the_host_alone(lab: Lab, family: int) -> None:
+    packet = masquerade(lab, "udp", family)
+    lab.rig.configure(flags=layout.HAS_MULTIPATH)
+    outcome = lab.rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.packet) == ("MULTIPATH", bytes(packet))
+    addresses = ADDRESSES[family]
+    answer = plain("udp", family, src=addresses["far"], dst=addresses["host"], sport=443, dport=61000,
+                   eth_src=MACS["w"], eth_dst=UPLINK)  # fmt: skip
+    assert lab.rig.run(answer, "up0").verdict == "FAST"
+
+
+@BOTH
+def test_reasons_of_frames_and_ports(lab: Lab, family: int) -> None:
+    """Not for this host, behind no port that is known, back to the port it came in by, into a tunnel."""
+    rig, addresses = lab.rig, ADDRESSES[family]
+    aside = plain("udp", family, eth_src=MACS["w"], eth_dst=MACS["c2"], src=addresses["far"])
+    assert rig.run(aside, "up0").verdict == "OTHER_HOST"
+    unknown = plain("udp", family, src=addresses["c1"], dst=addresses["far"], eth_src=MACS["c1"],
+                    eth_dst="02:00:00:00:09:09")  # fmt: skip
+    lab.track(unknown, (addresses["far"], addresses["c1"], 443, 40000))
+    outcome = rig.run(unknown, "p1")
+    assert (outcome.verdict, outcome.packet) == ("NO_PORT", bytes(unknown))
+    own = plain("udp", family, src=addresses["c1"], dst=addresses["host"], sport=5000, dport=8080,
+                eth_src=MACS["c1"], eth_dst=BRIDGE)  # fmt: skip
+    lab.track(own, (addresses["c1"], addresses["host"], 80, 5000))
+    assert rig.run(own, "p1").verdict == "BRIDGED_DNAT"
+
+
+def test_a_route_with_an_encapsulation_is_the_kernels(lab: Lab) -> None:
+    packet = masquerade(lab, "udp", 4)
+    lab.host.run("ip route replace default encap ip id 5 dst 192.0.2.9 via 192.0.2.9 dev up0")
+    assert lab.rig.run(packet, "p1").verdict == "TUNNEL"
+
+
 def test_an_address_kept_for_capture(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
     assert lab.rig.run(packet, "p1").verdict == "FAST"

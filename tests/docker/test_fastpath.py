@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
+
 import pytest
 
 from bpf import obstacles
@@ -26,6 +29,39 @@ def test_podmans_own_rules_do_not_stand_in_the_way(podman_host: PodmanHost) -> N
     podman_host.container("web", "-p", "8080:80")
     with entered(f"/run/netns/{podman_host.host.name}"):
         assert obstacles.find() == obstacles.Obstacles()
+
+
+def test_a_network_of_podmans_is_accelerated_by_its_name(
+    podman_host: PodmanHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTAINER_HOST", f"unix://{podman_host.socket}")
+    podman_host.run("network", "create", "--disable-dns", "pods")
+    for name in ("here", "there"):
+        podman_host.container(name, "--network", "pods")
+    inside = {name: podman_host.run("inspect", "-f", "{{.State.Pid}}", name) for name in ("here", "there")}
+    told = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    address = podman_host.run("inspect", "-f", told, "there")
+    with ExitStack() as stack:
+        with entered(f"/proc/{inside['there']}/ns/net"):
+            server = stack.enter_context(socket.create_server(("0.0.0.0", 7000)))
+        with entered(f"/proc/{inside['here']}/ns/net"):
+            client = stack.enter_context(socket.create_connection((address, 7000), 10))
+        there = stack.enter_context(server.accept()[0])
+        there.settimeout(10)
+
+        def goes_fast() -> bool:
+            before = fast.count("FAST")
+            for _ in range(20):
+                client.sendall(b"x" * 100)
+                assert there.recv(100, socket.MSG_WAITALL) == b"x" * 100
+                there.sendall(b"y")
+                assert client.recv(1) == b"y"
+            return fast.count("FAST") >= before + 40
+
+        with FastPath(podman_host.host, "pods") as fast:
+            assert eventually(goes_fast), fast.status()
+            assert fast.status()["unknown"] == []
+    assert eventually(lambda: not traces(podman_host.host)), traces(podman_host.host)
 
 
 def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_host: DockerHost) -> None:
