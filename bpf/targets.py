@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 from core.collect import docker, podman
 from core.model import Link
 from core.tags import words_of
 
 ALL = "all"
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds until the engines are asked the same again
 
 
 def bridges_of(
@@ -34,16 +36,25 @@ def bridges_of(
 
 
 class EngineNames:
-    """The bridges of the engines' networks by their names, asked for aside: an engine may take its time."""
+    """The bridges of the engines' networks by their names, asked for aside: an engine may take its time.
+
+    The same question is asked again, ever more rarely: a network's bridge is there before its engine tells of
+    the network."""
 
     def __init__(self, ready: Callable[[], None]) -> None:
         self.networks: Mapping[str, str] = {}
         self._ready = ready
+        self._question: Hashable = None
+        self._due, self._pause = 0.0, _FIRST_PAUSE
         self._thread: threading.Thread | None = None
 
-    def ask(self) -> None:
-        """Ask the engines, unless that is under way; `ready` is called when their answer is there."""
-        if self._thread is None or not self._thread.is_alive():
+    def ask(self, question: Hashable) -> None:
+        """Ask the engines, if it is time, and not under way; `ready` is called when their answer is there."""
+        now = time.monotonic()
+        if question != self._question:
+            self._question, self._due, self._pause = question, now, _FIRST_PAUSE
+        if now >= self._due and (self._thread is None or not self._thread.is_alive()):
+            self._due, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
             self._thread = threading.Thread(target=self._read, daemon=True)
             self._thread.start()
 

@@ -28,7 +28,6 @@ class View:
         self._tables = tables
         self._sight = Sight()
         self._engines = targets.EngineNames(again)
-        self._asked: tuple[object, ...] = ()
         self._dirty: set[int | None] = {None}
         self._bridge_rules = False
         self._ticks = 0
@@ -68,12 +67,10 @@ class View:
         self.took = time.monotonic() - began
 
     def _ask_engines(self) -> None:
-        """Once for each set of bridges, while there are names that mean none."""
-        bridges = sorted(link.ifindex for link in self._sight.links.values() if link.kind == "bridge")
-        question = (*self.unknown, *bridges)
-        if self.unknown and question != self._asked:
-            self._asked = question
-            self._engines.ask()
+        """While there are names that mean no bridge."""
+        if self.unknown:
+            bridges = sorted(link.ifindex for link in self._sight.links.values() if link.kind == "bridge")
+            self._engines.ask((*self.unknown, *bridges))
 
     def look_at_routes(self) -> None:
         """Find out what the program's own lookup of routes does not tell."""
@@ -89,6 +86,7 @@ class View:
     def has_changed_silently(self) -> bool:
         """Whether something changed of which no event tells: others' tcx programs, br_netfilter's sysctls."""
         self._ticks += 1
+        self._ask_engines()
         foreign = self._foreign
         if self._ticks % _FOREIGN_EVERY == 0:  # a question for each link
             foreign = self.attachments.foreign(self._sight.links)

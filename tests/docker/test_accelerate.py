@@ -190,6 +190,20 @@ def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, wor
     wait_until(lambda: not traces(host), "the state before")
 
 
+def test_a_network_that_is_made_anew_is_accelerated_again(docker_host: DockerHost, vnet: Vnet) -> None:
+    """As `docker compose down` and `up` do: its bridge is another one, its name the same."""
+    docker = docker_host
+    vnet("accelerate shop --yes")
+    for _ in range(2):
+        docker.run("rm", "-f", "web", "db")
+        docker.run("network", "rm", "shop")
+        docker.run("network", "create", "shop")
+        docker.container("web", "--network", "shop")
+        docker.container("db", "--network", "shop")
+        wait_until(lambda: len(vnet.status()["links"]) == 2, "both containers' links")
+    assert vnet.status()["targets"] == ["shop"] and not vnet.status()["unknown"]
+
+
 def test_networks_without_a_bridge_have_nothing_to_do(vnet: Vnet, docker_host: DockerHost) -> None:
     assert "nothing is forwarded, nothing to do" in vnet("accelerate host --yes")
     assert vnet.status()["state"] == "off"

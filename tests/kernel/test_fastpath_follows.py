@@ -7,8 +7,10 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -59,9 +61,14 @@ def test_a_container_is_accelerated_from_its_first_flow(place: ThrowawayHost) ->
         assert attached(place) == {"v-a", "v-b", "up0"}
 
 
-def test_many_containers_that_come_and_go_quickly(place: ThrowawayHost) -> None:
+def test_many_containers_that_come_and_go_under_load(place: ThrowawayHost) -> None:
+    """Two hundred of them, while a connection talks without a pause."""
     names = {number: f"{place.prefix}-m{number}" for number in range(200)}
-    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+    with (
+        FastPath(place, "br0") as fast,
+        Talk(place, "a", "b", "10.9.0.3") as talk,
+        _said_without_a_pause(Talk(place, "b", "world", "192.0.2.2", 7001)),
+    ):
         try:
             _batch(f"netns add {name}" for name in names.values())
             _batch(_pairs(names), "-n", place.name)
@@ -75,6 +82,27 @@ def test_many_containers_that_come_and_go_quickly(place: ThrowawayHost) -> None:
             _batch(f"netns del {name}" for name in names.values())
         assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
         assert eventually(lambda: _is_fast(fast, talk))
+
+
+@contextmanager
+def _said_without_a_pause(talk: Talk) -> Iterator[None]:
+    """Meanwhile a thread talks on; what went wrong with that is raised at the end."""
+    ended = threading.Event()
+    rounds: list[int] = []
+
+    def go_on() -> None:
+        while not ended.wait(0.002):
+            talk.say(5)
+            rounds.append(5)
+
+    with talk, ThreadPoolExecutor(1) as pool:
+        going = pool.submit(go_on)
+        try:
+            yield
+        finally:
+            ended.set()
+        going.result(20)
+        assert sum(rounds) > 100
 
 
 def _batch(commands: Iterable[str], *options: str) -> None:
