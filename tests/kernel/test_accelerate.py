@@ -19,6 +19,7 @@ import pytest
 from core.recording import Recording
 from tests.machine import PROGRAM, Machine, ok, refused, told
 from tests.terminal import Terminal
+from tui.change import unit
 
 pytestmark = pytest.mark.root
 
@@ -267,7 +268,7 @@ def test_the_check_names_what_is_there(machine: Machine) -> None:
 
 
 def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
-    words = machine.words(*PROGRAM, "agent", "--accelerate", "shop")
+    words = machine.words(*_confined(), *PROGRAM, "agent", "--accelerate", "shop")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
         try:
             eventually(lambda: asked(machine).get("state") == "on", "on")
@@ -283,6 +284,20 @@ def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
             agent.kill()
         assert agent.stdout and "its process ended" in agent.stdout.read()
     assert is_as_before(machine)
+
+
+def _confined() -> list[str]:
+    """What gives a program the capabilities of our systemd unit, and none besides."""
+    text = unit.render(accelerate=["shop"])
+    (line,) = [line for line in text.splitlines() if line.startswith("CapabilityBoundingSet=")]
+    names = [word.removeprefix("CAP_").lower() for word in line.partition("=")[2].split()]
+    return [
+        "setpriv",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set",
+        ",".join(["-all", *(f"+{name}" for name in names)]),
+    ]
 
 
 def test_fields_are_in_the_page(machine: Machine) -> None:
