@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket as sockets
 import struct
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +21,21 @@ from core.ops import HOST, Place
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
 _IFNAMSIZ = 16
 _IFREQ = struct.Struct("16si20x")  # struct ifreq of linux/if.h, its name and index
+
+
+def way_to(place: Place) -> str:
+    """The path that leads to a place: of its processes the first that is still in there."""
+    pids = (place.pid, *place.others) if place.inode is not None and not place.name else ()
+    for path in (f"/proc/{pid}/ns/net" for pid in pids):
+        with suppress(OSError):
+            if inode_of(path) == place.inode:
+                return path
+    return place.path or HOST_PATH
+
+
+def inside(place: Place) -> AbstractContextManager[None]:
+    """Enter a place as netns.entered does."""
+    return entered(way_to(place), place.inode)
 
 
 class Kernel:
@@ -55,7 +70,7 @@ class Kernel:
         container ended meanwhile."""
         for place in self._held() - {HOST}:
             with suppress(OSError):
-                if inode_of(place.path) == place.inode or place.inode is None:
+                if inode_of(way_to(place)) == place.inode or place.inode is None:
                     continue
             raise NamespaceGone(f"{place} is gone: it ended meanwhile")
 
@@ -69,13 +84,13 @@ class Kernel:
         """Have the kernel do one thing in that place; what it answered. Raises OSError with the kernel's
         errno, and NamespaceGone where the place is not there."""
         if place not in self._sockets:
-            with entered(place.path or HOST_PATH, place.inode):
+            with inside(place):
                 self._sockets[place] = Netlink()
         return self._sockets[place].request(request.msg_type, request.body, request.flags)
 
     def load_rules(self, place: Place, text: str) -> None:
         """Do in that place what `nft -f` does with `text`. Raises OSError and NamespaceGone."""
-        with entered(place.path or HOST_PATH, place.inode):
+        with inside(place):
             if place not in self._rules:
                 self._rules[place] = Nft()
             self._rules[place].load(text)
@@ -85,7 +100,7 @@ class Kernel:
         NamespaceGone where the place is not there."""
         if place not in self._descriptors:
             try:
-                found = os.open(place.path or HOST_PATH, os.O_RDONLY | os.O_CLOEXEC)
+                found = os.open(way_to(place), os.O_RDONLY | os.O_CLOEXEC)
             except (FileNotFoundError, ProcessLookupError) as error:
                 raise NamespaceGone(place.path) from error
             self._descriptors[place] = found
@@ -107,7 +122,7 @@ class Kernel:
     def index(self, place: Place, link: str) -> int:
         """The ifindex of a link there (netdevice(7), SIOCGIFINDEX). Raises LookupError where it is not."""
         if place not in self._askers:
-            with entered(place.path or HOST_PATH, place.inode):
+            with inside(place):
                 self._askers[place] = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM)
         name = os.fsencode(link)
         try:

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class CreateNamespace:
-    """Make a network namespace and mount it under /run/netns."""
+    """Make a network namespace and mount it under /run/netns; with `left`, as for DeleteNamespace, give the
+    name back to the one that processes kept, where it still lives."""
 
     name: str
+    left: str = ""
+    pid: int = field(default=0, compare=False)
 
     def command(self) -> str:
-        return f"ip netns add {shlex.quote(self.name)}"
+        name = shlex.quote(self.name)
+        return f"ip netns attach {name} {self.pid}" if self.left else f"ip netns add {name}"
 
     def inverse(self) -> tuple[DeleteNamespace, ...]:
-        return (DeleteNamespace(self.name),)
+        return (DeleteNamespace(self.name, self.left, self.pid),)
 
     def describe(self) -> str:
-        return f"make the namespace {self.name}"
+        again = f"make {self.name} the name of its namespace again, a new one where it has ended"
+        return again if self.left else f"make the namespace {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteNamespace:
     """Take a namespace's name away; the kernel removes it once no process is in it. What was inside is
-    taken out by operations before this one, so that its undo is to make it empty."""
+    taken out by operations before this one, so that its undo is to make it empty.
+
+    Where processes stay in it, `left` is the alias of its loopback link by then, by which an undo knows it,
+    and `pid` one of them."""
 
     name: str
+    left: str = ""
+    pid: int = field(default=0, compare=False)
 
     def command(self) -> str:
         return f"ip netns del {shlex.quote(self.name)}"
 
     def inverse(self) -> tuple[CreateNamespace, ...]:
-        return (CreateNamespace(self.name),)
+        return (CreateNamespace(self.name, self.left, self.pid),)
 
     def describe(self) -> str:
         return f"delete the namespace {self.name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,12 +11,14 @@ class Place:
     """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in.
 
     `inode` is the namespace's, where it is known: a pid or a name that leads to another one by then, because
-    it was used again, counts as gone.
+    it was used again, counts as gone. `others` are further processes in it, by which it is found should
+    `pid` have ended.
     """
 
     name: str = ""
     pid: int | None = None
     inode: int | None = None
+    others: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def path(self) -> str:

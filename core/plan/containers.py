@@ -134,11 +134,11 @@ def _leave(name: str, of: str, space: Namespace, draft: Draft) -> None:
 
 def _delete(name: str, space: Namespace, draft: Draft) -> None:
     """Empty a namespace link by link, then delete it."""
-    if space.pids:
-        stay = "1 process stays" if len(space.pids) == 1 else f"{len(space.pids)} processes stay"
-        draft.hit(f"{stay} in it, without a network and without its name")
+    left = tag((("left", name), ("ns", str(space.inode)))) if space.pids else ""
+    if left:
+        draft.hit(_staying(space))
     firewall = draft.snapshot.firewalls.get(space.inode)
-    if firewall and firewall.rules:
+    if firewall and firewall.rules and not left:
         draft.hit("its own firewall rules go with it, and an undo does not bring them back")
     inside = {one.uid for one in draft.topology.containers_in(space.inode)}
     for member in [one for one in draft.ours.members if one.container in inside]:
@@ -148,14 +148,25 @@ def _delete(name: str, space: Namespace, draft: Draft) -> None:
     net = draft.snapshot.nets.get(space.inode)
     links = [link for link in net.links.values() if link.name not in gone] if net else []
     for link in sorted(links, key=lambda one: one.kind == "bridge"):
-        _delete_inside(link, draft)
-    draft.do(DeleteNamespace(name))
+        _delete_inside(link, left, draft)
+    draft.do(DeleteNamespace(name, left, draft.holder(space) if left else 0))
 
 
-def _delete_inside(link: Link, draft: Draft) -> None:
+def _staying(space: Namespace) -> str:
+    """What becomes of the processes inside, in words."""
+    command, more = safe(space.command), len(space.pids) - 1
+    first = f"process {space.pids[0]}{f' ({command})' if command else ''}"
+    who = f"{first} and {more} more go on in it" if more else f"{first} goes on in it"
+    return (
+        f"{who} without a network: an undo gives the same namespace its name and links back, as long as one "
+        "of its processes runs; after that, only an empty one"
+    )
+
+
+def _delete_inside(link: Link, left: str, draft: Draft) -> None:
     place = draft.place_of(link.ns)
     if link.kind == "loopback":
-        _reset_loopback(link, place, draft)
+        _reset_loopback(link, left, place, draft)
     elif link.kind == "veth":
         draft.hit(f"its link {safe(link.name)} goes, with the other end")
         delete_pair(draft, link)
@@ -171,11 +182,11 @@ def _delete_inside(link: Link, draft: Draft) -> None:
         )
 
 
-def _reset_loopback(link: Link, place: Place, draft: Draft) -> None:
+def _reset_loopback(link: Link, alias: str, place: Place, draft: Draft) -> None:
     for address in reversed(link.addresses):
         if address.scope not in ("host", "link"):
             draft.do(DeleteAddress("lo", str(address), place))
     if link.admin_up:
         draft.do(SetLink("lo", "up", "down", "up", place))
-    if link.alias:
-        draft.do(SetLink("lo", "alias", "", link.alias, place))
+    if link.alias != alias:
+        draft.do(SetLink("lo", "alias", alias, link.alias, place))

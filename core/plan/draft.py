@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from core.model import Container, Link, NetState
+from core.model import Container, Link, Namespace, NetState
 from core.ops import HOST, AddAddress, Operation, Place, SetRules, SetSysctl, Want
 from core.plan import ipam, rules
 from core.plan.base import Plan, Refusal
 from core.plan.tags import OurMember, OurNetwork, Ours, ours
 from core.text import safe
 from core.topology import Topology
+
+# As many further processes as a place names by which it may be reached, should the first have ended.
+_OTHERS = 8
 
 
 @dataclass
@@ -142,7 +145,7 @@ class Draft:
         if names:
             return Place(names[0])
         if space and space.pids:
-            return Place(pid=space.pids[0], inode=ns)
+            return self._by_process(self.holder(space), space.pids, ns)
         raise Refusal([f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"])
 
     def sysctl(self, key: str, value: str, before: str) -> None:
@@ -180,9 +183,22 @@ class Draft:
         return made.uid if made else self.container(text).uid
 
     def _process(self, container: Container) -> Place:
-        if container.pid is None:
+        if container.pid is None or container.netns is None:
             raise Refusal([f"{safe(container.name)} has no process to be reached by"])
-        return Place(pid=container.pid, inode=container.netns)
+        space = self.snapshot.namespaces.get(container.netns)
+        pid = self.holder(space) if space and space.pids else container.pid
+        return self._by_process(pid, space.pids if space else (), container.netns)
+
+    def holder(self, space: Namespace) -> int:
+        """The process by which a namespace is best reached: a container's own one, that lasts, before others,
+        which may have entered it for a moment."""
+        inside = self.topology.containers_in(space.inode)
+        own = (one.pid for one in inside if one.pid is not None)
+        return next(own, space.pids[0])
+
+    def _by_process(self, pid: int, pids: Iterable[int], ns: int) -> Place:
+        others = tuple(one for one in pids if one != pid)[:_OTHERS]
+        return Place(pid=pid, inode=ns, others=others)
 
     def container(self, text: str) -> Container:
         """The container that a text names. Raises Refusal where it is none or several."""

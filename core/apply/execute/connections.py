@@ -8,9 +8,8 @@ import socket
 import struct
 
 from core.apply.execute.dispatch import execute
-from core.apply.kernel import Kernel
+from core.apply.kernel import Kernel, inside
 from core.collect.netlink import NETFILTER, NLA_NESTED, Netlink, attribute
-from core.collect.netns import HOST_PATH, entered
 from core.ops import DeleteConnection
 
 # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE; attributes of linux/netfilter/nfnetlink_conntrack.h.
@@ -25,7 +24,7 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 @execute.register
 def _(operation: DeleteConnection, kernel: Kernel) -> None:
-    with entered(operation.place.path or HOST_PATH, operation.place.inode):
+    with inside(operation.place):
         netlink = Netlink(NETFILTER)
     with netlink:
         # An entry may have its zone in one direction only, and is then found without it: its id tells.

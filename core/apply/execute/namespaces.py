@@ -11,12 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.apply import route
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
-from core.collect.netns import HOST_PATH
+from core.collect.namespaces import read_namespaces
+from core.collect.netlink import Netlink, attributes, text
+from core.collect.netns import HOST_PATH, NamespaceGone, entered
 from core.ops import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, Place
 
 DIRECTORY = Path("/run/netns")
+_LOOPBACK = 1  # its ifindex in every namespace
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,9 +28,35 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @execute.register
 def _(operation: CreateNamespace, kernel: Kernel) -> None:
     _share_directory()
+    left = _left(operation) if operation.left else ""
     path = _new_file(operation.name)
     with _unlinked_on_error(path), ThreadPoolExecutor(1, "namespace") as thrown_away:
-        thrown_away.submit(_mount_new, path).result()
+        if left:
+            _mount(left, path, _MS_BIND)
+        else:
+            thrown_away.submit(_mount_new, path).result()
+
+
+def _left(operation: CreateNamespace) -> str:
+    """The path of the namespace that lives on without the name, "" where it has ended."""
+    spaces, _ = read_namespaces()
+    usual = (space for space in spaces.values() if operation.pid in space.pids)
+    entries = (space.entry for space in (*usual, *spaces.values()) if not space.is_host and space.entry)
+    return next((entry for entry in entries if _loopback_alias(entry) == operation.left), "")
+
+
+def _loopback_alias(entry: str) -> str:
+    try:
+        with entered(entry), Netlink() as kernel:
+            (answer,) = kernel.request(*_loopback_question())
+    except (OSError, NamespaceGone):
+        return ""
+    return text(attributes(answer.payload, route.LINK_HEADER).get(route.IFLA_IFALIAS, b""))
+
+
+def _loopback_question() -> tuple[int, bytes, int]:
+    asked = route.get_link(_LOOPBACK)
+    return asked.msg_type, asked.body, asked.flags
 
 
 @execute.register

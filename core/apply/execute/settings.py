@@ -7,9 +7,8 @@ from pathlib import Path
 
 from core.apply import wanted
 from core.apply.execute.dispatch import execute
-from core.apply.kernel import Kernel
+from core.apply.kernel import Kernel, inside
 from core.apply.state import StateError
-from core.collect.netns import HOST_PATH, entered
 from core.ops import HOST, SetRules, SetSysctl, Unwant, Want
 
 
@@ -32,7 +31,7 @@ def _(operation: SetRules, kernel: Kernel) -> None:
 def _(operation: SetSysctl, kernel: Kernel) -> None:
     # sysctl(8): dots part the key, and a slash stands for a dot within a part.
     parts = (part.replace("/", ".") for part in operation.key.split("."))
-    with entered(operation.place.path or HOST_PATH, operation.place.inode):
+    with inside(operation.place):
         Path("/proc/sys", *parts).write_text(operation.value)
 
 

@@ -6,11 +6,10 @@ import struct
 
 from core.apply import route
 from core.apply.execute.dispatch import execute
-from core.apply.kernel import Kernel
+from core.apply.kernel import Kernel, inside
 from core.collect import sysfs
 from core.collect.ethtool import ethtool_family
 from core.collect.netlink import GENERIC, NLA_NESTED, Netlink, attribute
-from core.collect.netns import HOST_PATH, entered
 from core.ops import SetOffloads, SetSizes, SetSteering
 
 # linux/ethtool_netlink_generated.h
@@ -28,7 +27,7 @@ def _(operation: SetSizes, kernel: Kernel) -> None:
 @execute.register
 def _(operation: SetOffloads, kernel: Kernel) -> None:
     index = kernel.index(operation.place, operation.name)
-    with entered(operation.place.path or HOST_PATH, operation.place.inode), Netlink(GENERIC) as sock:
+    with inside(operation.place), Netlink(GENERIC) as sock:
         sock.request(ethtool_family(), _features(index, operation.features))
 
 
@@ -50,7 +49,7 @@ def _nest(kind: int, content: bytes) -> bytes:
 
 @execute.register
 def _(operation: SetSteering, kernel: Kernel) -> None:
-    with entered(operation.place.path or HOST_PATH, operation.place.inode), sysfs.opened_sysfs() as root:
+    with inside(operation.place), sysfs.opened_sysfs() as root:
         try:
             sysfs.write_text(root, operation.path, operation.cpus)
         except FileNotFoundError:

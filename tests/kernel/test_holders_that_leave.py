@@ -1,0 +1,69 @@
+"""A namespace without a name is reached by whichever of its processes is still there."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.apply import run
+from core.apply.kernel import Kernel, inside
+from core.collect.netns import NamespaceGone
+from core.collect.snapshot import WIRING, read_snapshot
+from core.ops import Place
+from core.plan import Plan, plan_all
+from core.plan.requests import ChangeLink
+from core.topology import Topology
+
+pytestmark = pytest.mark.root
+
+_VISIT = ("nsenter", "-t")
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+
+@contextmanager
+def running(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """A process until the end, its start waited for."""
+    entered = ["setpriv", "--pdeathsig", "KILL", *words, "sh", "-c", "echo ready; exec sleep 1000"]
+    process = subprocess.Popen(entered, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("leaves", ["the lower", "the higher"])
+def test_one_that_leaves_between_plan_and_change(leaves: str) -> None:
+    with running("unshare", "--net") as first, running(*_VISIT, str(first.pid), "--net") as second:
+        leaving, staying = (first, second) if leaves == "the lower" else (second, first)
+        inode = Path(f"/proc/{first.pid}/ns/net").stat().st_ino
+        topology = Topology(read_snapshot((WIRING,), deep=True))
+        loopback = next(iter(topology.snapshot.nets[inode].links.values()))
+        plan = plan_all((ChangeLink(loopback.key, alias="marked"),), topology)
+        assert isinstance(plan, Plan) and plan.steps
+        leaving.kill()
+        leaving.wait()
+        outcome = run.apply(plan.title, plan.steps)
+        assert outcome.done, outcome.errors
+        command = ["nsenter", "-t", str(staying.pid), "--net", "ip", "-o", "link", "show", "lo"]
+        assert "alias marked" in subprocess.check_output(command, text=True)
+
+
+def test_none_of_another_namespace_is_taken_for_it() -> None:
+    with running("unshare", "--net") as one, running("unshare", "--net") as other:
+        inode = Path(f"/proc/{one.pid}/ns/net").stat().st_ino
+        one.kill()
+        one.wait()
+        with pytest.raises(NamespaceGone), inside(Place(pid=one.pid, inode=inode, others=(other.pid,))):
+            pass
+        with Kernel() as kernel, pytest.raises(NamespaceGone):
+            kernel.descriptor(Place(pid=one.pid, inode=inode, others=(other.pid,)))

@@ -1,0 +1,67 @@
+"""A namespace that processes hold: deleted and given back."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.machine import Machine, ok, picture
+
+pytestmark = pytest.mark.root
+
+
+@contextmanager
+def running(machine: Machine, *words: str, inside: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A process there until the end, its start waited for."""
+    started = machine.words("setpriv", "--pdeathsig", "KILL", *words, inside=inside)
+    process = subprocess.Popen(started, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def inode(machine: Machine, name: str) -> str:
+    return machine.run(f"stat -L -c %i /run/netns/{name}").strip()
+
+
+@pytest.fixture
+def api(machine: Machine) -> Machine:
+    """A machine with the container api on the network shop."""
+    ok(machine, "network create shop --subnet 10.91.0.0/24")
+    ok(machine, "container create api --network shop")
+    return machine
+
+
+def test_an_undo_gives_the_same_namespace_back(api: Machine) -> None:
+    before, was = picture(api), inode(api, "api")
+    with running(api, "sh", "-c", "echo ready; exec sleep 1000", inside="api") as process:
+        done = api.vnet("container", "rm", "api")
+        assert done.returncode == 0 and "(sleep) goes on in it without a network" in done.stderr
+        assert api.run("ip netns list").strip() == ""
+        ok(api, "undo")
+        assert inode(api, "api") == was
+        assert picture(api) == before
+        # The process, wherever it is, reaches its network again.
+        pid = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        assert Path(f"/proc/{pid}/ns/net").stat().st_ino == int(was)
+        entered = ["nsenter", "-t", pid, "--net"]
+        subprocess.run([*entered, "ping", "-c1", "-W5", "10.91.0.1"], check=True, capture_output=True)
+
+
+def test_where_its_processes_have_ended_an_empty_one_is_made(api: Machine) -> None:
+    before = picture(api)
+    with running(api, "sh", "-c", "echo ready; exec sleep 1000", inside="api"):
+        ok(api, "container rm api")
+    # Another namespace, that may get the number of the one that ended, is never taken for it.
+    api.run("ip netns add other")
+    ok(api, "undo")
+    assert inode(api, "api") != inode(api, "other")
+    api.run("ip netns del other")
+    assert picture(api) == before

@@ -1,0 +1,24 @@
+"""How a plan reaches a namespace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.plan.draft import Draft
+from core.topology import Topology
+from tests.snapshots import small_builder
+
+
+@pytest.mark.parametrize("visitor", [2, 99_000])
+def test_a_container_is_reached_by_its_own_process(visitor: int) -> None:
+    """Others, of a lower or a higher number, may have entered it for a moment."""
+    builder = small_builder()
+    container = next(one for one in builder.snapshot().containers() if one.name == "api")
+    ns, pid = container.netns, container.pid
+    assert ns and pid
+    builder.spaces[ns] = replace(builder.spaces[ns], pids=tuple(sorted((visitor, pid))))
+    draft = Draft(Topology(builder.snapshot()))
+    assert draft.target("api").place == draft.place_of(ns)
+    assert (draft.place_of(ns).pid, draft.place_of(ns).others) == (pid, (visitor,))
