@@ -55,7 +55,7 @@ def _switch_on(draft: Draft, bridge: Link) -> None:
             draft.do(SetBridge(bridge.name, setting, 1, 0))
     name = safe(bridge.name)
     draft.warn(f"packets between containers of {name} pass the host's firewall and conntrack from now on")
-    warn_of_filters(draft, bridge.name)
+    warn_of_filters(draft, bridge.name, ())
 
 
 def _switch_off(draft: Draft, bridge: Link) -> None:

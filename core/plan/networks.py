@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from core.model import Link, Network
+from core.nat.letting import Kind
 from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
 from core.plan import ipam, kept, validate
 from core.plan.attachments import detach_member, routes_to, shut_in, ways_to
@@ -35,7 +36,8 @@ def _(request: CreateNetwork, draft: Draft) -> str:
         _make(network, request, draft)
     draft.now(networks={**draft.ours.networks, network.name: network})
     draft.host_names.add(network.bridge)
-    warn_of_filters(draft, network.bridge)
+    kinds: tuple[Kind, ...] = () if network.kind == "internal" else ("out", "answers")
+    warn_of_filters(draft, network.bridge, kinds, network.subnets)
     return f"make the {network.kind} network {network.name}"
 
 

@@ -137,7 +137,7 @@ def _let_in(made: tuple[OurPort, ...], home: _Home, draft: Draft) -> None:
     """Have the host forward to the container, from its own loopback address as well."""
     families = {":" in port.address for port in made}
     forward(draft, ipv4=False in families, ipv6=True in families)
-    warn_of_filters(draft, home.bridge)
+    warn_of_filters(draft, home.bridge, ("published", "answers"))
     if home.network in draft.ours.networks:
         _hairpin(made, True, draft)
         if any(_by_loopback(port) for port in made):

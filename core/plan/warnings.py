@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from core.model import Chain, Firewall, FirewallRule, Link
+from core.model import Link
+from core.nat.letting import Kind, by_chain, drop_words, dropping, letting_words
 from core.plan.draft import Draft
 from core.tags import TABLE
 from core.text import safe
@@ -14,48 +13,22 @@ _FORWARD6 = "net.ipv6.conf.all.forwarding"
 _BRIDGED = "net.bridge.bridge-nf-call-iptables"
 
 
-def warn_of_filters(draft: Draft, bridge: str) -> None:
+def warn_of_filters(
+    draft: Draft, bridge: str, kinds: tuple[Kind, ...] = ("out", "answers"), subnets: tuple[str, ...] = ()
+) -> None:
     """Warn where another table drops what is forwarded: our own accept cannot overrule it, and rules that are
     not ours are not edited."""
     firewall = draft.snapshot.firewalls.get(draft.topology.host)
     if firewall is None:
         return
-    for chain in _dropping(firewall):
-        if not any(_lets(rule, chain, bridge) for rule in firewall.rules):
-            draft.warn(_sentence(draft, chain, bridge))
-
-
-def _dropping(firewall: Firewall) -> Iterator[Chain]:
-    for chain in firewall.chains:
-        if chain.hook == "forward" and chain.policy == "drop" and chain.table != TABLE:
-            yield chain
-
-
-def _lets(rule: FirewallRule, chain: Chain, bridge: str) -> bool:
-    """Whether somebody told that table to accept what comes from the bridge."""
-    same = (rule.family, rule.table) == (chain.family, chain.table)
-    return same and rule.verdict == "accept" and rule.iif == bridge
-
-
-def _sentence(draft: Draft, chain: Chain, bridge: str) -> str:
-    which = {"ip": "IPv4", "ip6": "IPv6"}.get(chain.family, "all traffic")
-    docker = _has_docker(draft) and chain.backend != "nft"
-    who = "Docker's rules drop" if docker else f"table {safe(chain.table)} drops"
-    tool = "ip6tables" if chain.family == "ip6" else "iptables"
-    where = "DOCKER-USER" if docker else safe(chain.name)
-    way = (
-        f"; to let it pass: {tool} -I {where} -i {bridge} -j ACCEPT; {tool} -I {where} -o {bridge} -j ACCEPT"
-        if chain.backend != "nft"
-        else ""
-    )
-    bridged = draft.snapshot.host.sysctls.get(_BRIDGED) == "1"
-    also = " and, as br_netfilter is on, between containers on it" if bridged else ""
-    return f"{who} what is forwarded ({which}) to and from {bridge}{also}: vnet edits no rules of others{way}"
-
-
-def _has_docker(draft: Draft) -> bool:
-    firewall = draft.snapshot.firewalls.get(draft.topology.host)
-    return bool(firewall and any(chain.name == "DOCKER-USER" for chain in firewall.chains))
+    way = draft.topology.uplink(draft.topology.host)
+    name = way[0].name if way else ""
+    if draft.snapshot.host.sysctls.get(_BRIDGED) == "1":
+        kinds = (*kinds, "same")
+    for chain, found in by_chain(dropping(firewall, bridge, kinds, name, subnets)):
+        draft.warn(
+            f"{drop_words(firewall, chain, found, bridge)}; {letting_words(firewall, chain, found, bridge)}"
+        )
 
 
 def warn_of_move(source: Link, to: str, draft: Draft) -> None:

@@ -14,6 +14,7 @@ import pytest
 from core.collect import libnftables
 from core.collect.firewall import read_filters, read_firewall
 from core.model import Chain, Firewall, FirewallRule, Namespace
+from core.nat.letting import Kind, dropping
 from core.plan import rules
 from core.plan.tags import OurNetwork, OurPort, Ours
 from tests.conftest import ThrowawayHost
@@ -97,6 +98,45 @@ def test_our_own_table_is_told_whole(host: ThrowawayHost, way: str) -> None:
     )
     assert chains(brief) == chains(whole)
     assert (libnftables.library() is None) == (way == "tool")
+
+
+FORWARDING = """
+table inet fw {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related counter accept comment "answers"
+        ct state invalid drop
+        oifname "up0" ip saddr 10.5.0.9 drop
+        ct status dnat accept
+        iifname "br-a" jump a
+        iifname "br-c" tcp dport 80 accept
+    }
+    chain a { oifname "br-a" accept; oifname "up0" accept; }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("bridge", "out", "same"), [("br-a", None, None), ("br-b", True, True), ("br-c", False, False)]
+)
+def test_what_a_chain_of_others_drops(
+    host: ThrowawayHost, bridge: str, out: bool | None, same: bool | None
+) -> None:
+    """None of what it lets pass; what cannot be judged as uncertain. Told briefly it is the same as whole."""
+    host.run(["nft", FORWARDING])
+    for firewall in both(host):
+        kinds: tuple[Kind, ...] = ("out", "answers", "published", "same")
+        found = {one.kind: one.certain for one in dropping(firewall, bridge, kinds, "up0", ["10.5.1.0/24"])}
+        assert found == {kind: it for kind, it in (("out", out), ("same", same)) if it is not None}
+
+
+@pytest.mark.parametrize("state", ["ESTABLISHED,RELATED", "NEW"])
+def test_what_iptables_lets_pass(host: ThrowawayHost, state: str) -> None:
+    for command in ("-P FORWARD DROP", f"-A FORWARD -m conntrack --ctstate {state} -j ACCEPT"):
+        host.run(f"iptables-nft {command}")
+    for firewall in both(host):
+        found = {one.kind: one.certain for one in dropping(firewall, "br-a", ("out", "answers"))}
+        assert found == ({"answers": True} if state == "NEW" else {"out": True})
 
 
 def test_others_chains_and_whom_they_accept(host: ThrowawayHost) -> None:
