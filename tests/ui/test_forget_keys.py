@@ -76,7 +76,8 @@ async def test_a_connection_is_forgotten(tracked: ThrowawayHost, size: tuple[int
         await person.press("y")
         await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
         assert ports(tracked) == ["4001"]
-        assert "Done" in person.text and "takes it back" not in person.text
+        await until(person, lambda: "Done" in person.text, "the word that it is done")
+        assert "takes it back" not in person.text
         await person.press("u")
         await until(person, lambda: "has no undo" in prose(person), "why not")
         await person.press("enter")
