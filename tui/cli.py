@@ -314,6 +314,11 @@ def _demo(options: argparse.Namespace) -> int:
 def _need_a_terminal() -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
+    if os.environ.get("TERM") == "dumb":  # it would wait for answers that never come, with the keys taken
+        raise CommandError(
+            "cannot draw the dashboard: TERM=dumb says that this terminal cannot move its cursor; "
+            "try TERM=xterm-256color if it can, or `vnet-tui show`, which prints text"
+        )
 
 
 def _dashboard(options: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from rich.style import Style
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.strip import Strip
 
+from tui.screens.dialog import Dialog
 from tui.widgets.lines import LinesPane
 from tui.widgets.painted import Span, strip_of
 
@@ -54,7 +54,7 @@ class TextPane(LinesPane):
         return strip_of(spans, width)
 
 
-class Overlay(ModalScreen[None]):
+class Overlay(Dialog[None]):
     """A titled pane of text over the dashboard."""
 
     BINDINGS = [Binding("escape,q", "dismiss", "Close", show=False)]

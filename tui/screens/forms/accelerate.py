@@ -12,12 +12,12 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import ModalScreen
 
 from tui.accelerator import Accelerator, Preview
 from tui.errors import CommandError
 from tui.present.fast_targets import Choice
 from tui.present.fitting import wrapped
+from tui.screens.dialog import Dialog
 from tui.screens.overlay import Line
 from tui.widgets.preview import PreviewPane
 
@@ -36,7 +36,7 @@ class Heard(Message):
         self.what, self.ended = what, ended
 
 
-class AccelerateScreen(ModalScreen[str]):
+class AccelerateScreen(Dialog[str]):
     """Ends with a sentence that says how it went. Whatever takes time is done on a thread."""
 
     AUTO_FOCUS = ""

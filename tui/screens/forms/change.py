@@ -13,7 +13,6 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import ModalScreen
 
 from core.ops import Operation
 from core.plan import Plan, Refused
@@ -22,6 +21,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.changer import Changer, Ended
 from tui.errors import CommandError
+from tui.screens.dialog import Dialog
 from tui.screens.forms.form import Filled, Form
 from tui.screens.overlay import Line
 from tui.widgets.form import FormPane
@@ -52,7 +52,7 @@ class Told(Message):
         self.what = what
 
 
-class ChangeScreen(ModalScreen[Ended | None]):
+class ChangeScreen(Dialog[Ended | None]):
     """Fields, if the form has any, and beside or below them every command that they lead to. Keys come to the
     screen itself, so that none is lost or overtakes another, however fast they are typed."""
 

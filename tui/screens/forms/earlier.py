@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.strip import Strip
 
 from core.ops import Operation, undo_of
@@ -21,6 +20,7 @@ from core.text import safe
 from tui.changer import Changer, Earlier, Ended
 from tui.errors import CommandError
 from tui.present.fitting import fit
+from tui.screens.dialog import Dialog
 from tui.screens.forms.change import ChangeScreen, Worked
 from tui.screens.forms.form import Filled, Form
 from tui.screens.overlay import Line
@@ -113,7 +113,7 @@ def undo_plan(earlier: Earlier) -> Plan | Refused:
     return Plan(f"take back: {earlier.title}", undo_of(earlier.begun))
 
 
-class EarlierScreen(ModalScreen[Ended | None]):
+class EarlierScreen(Dialog[Ended | None]):
     """The list, and what the undo of the selected change would run. `only_open` leaves out what was completed
     or taken back."""
 

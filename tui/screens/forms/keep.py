@@ -10,19 +10,19 @@ from contextlib import suppress
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
-from textual.screen import ModalScreen
 
 from core.text import safe
 from tui.changer import Changer, Waiting
 from tui.errors import CommandError
 from tui.present.fitting import wrapped
+from tui.screens.dialog import Dialog
 from tui.screens.overlay import Line
 from tui.widgets.preview import PreviewPane
 
 _TICK = 0.25  # seconds
 
 
-class KeepScreen(ModalScreen[str]):
+class KeepScreen(Dialog[str]):
     """Counts down; ends with what became of the change, in words."""
 
     AUTO_FOCUS = ""
