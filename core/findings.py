@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from core.model import (
@@ -19,6 +20,7 @@ from core.model import (
     nat_ref,
     network_ref,
 )
+from core.nat.letting import by_chain, drop_words, dropping, letting_words
 
 if TYPE_CHECKING:
     from core.topology import Topology
@@ -45,9 +47,9 @@ Span = tuple[int, int, int]  # IP version, first and last address
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong. `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped",
-    "conntrack" or "storm"; `ref` where it shows; `short` what it is in a few words, `sentence` in full;
-    `related` the other things that it concerns, of an overlap the other side first. Names are text from
-    outside, verbatim."""
+    "forward", "way out", "conntrack" or "storm"; `ref` where it shows; `short` what it is in a few words,
+    `sentence` in full; `related` the other things that it concerns, of an overlap the other side first;
+    `advice` what to try, "" where nothing is known. Names are text from outside, verbatim."""
 
     kind: str
     ref: Ref
@@ -55,6 +57,7 @@ class Finding:
     sentence: str
     severity: Severity
     related: tuple[Ref, ...] = ()
+    advice: str = ""
 
 
 def findings(topology: Topology) -> tuple[Finding, ...]:
@@ -65,6 +68,8 @@ def findings(topology: Topology) -> tuple[Finding, ...]:
         *_of_bridges(topology),
         *_overlaps(topology),
         *_drops(topology),
+        *_shut_networks(topology),
+        *_no_way_out(topology),
         *_full_tables(topology),
         *_failing_tables(topology),
         *_storms(topology),
@@ -88,7 +93,10 @@ def _dead_joins(topology: Topology) -> Iterator[Finding]:
             target = joined(topology, container)
             about = (_ref(target),) if target else ()
             words = f"{container.name}: {card.why}"
-            yield Finding("dead join", _ref(container), "joined namespace is dead", words, "bad", about)
+            advice = f"start {container.name} anew, after the one that it joins, or remove it"
+            yield Finding(
+                "dead join", _ref(container), "joined namespace is dead", words, "bad", about, advice
+            )
 
 
 def joined(topology: Topology, container: Container) -> Container | None:
@@ -118,15 +126,30 @@ def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[F
     here, ref = f"{link.name} of {container.name}", link_ref(link.key)
     dead = _off(link, peer, here)
     if dead:
-        yield Finding("link", ref, dead[0], f"{dead[1]}: nothing gets in or out by it.", "bad", related)
+        words = f"{dead[1]}: nothing gets in or out by it."
+        yield Finding("link", ref, dead[0], words, "bad", related, _switch_on(topology, link, peer))
     if peer is not None and peer.port is not None and peer.port.state not in _QUIET_STATES:
         words = f"{peer.name}, the bridge port of {here}, does not forward: it is {peer.port.state}."
-        yield Finding("port", ref, f"port is {peer.port.state}", words, "warn", related)
+        advice = f"wait, where it listens or learns; else see the bridge: bridge -d link show dev {peer.name}"
+        yield Finding("port", ref, f"port is {peer.port.state}", words, "warn", related, advice)
     for role, end in (("bridge", bridge), ("port", peer)):
         if end is not None and end.mtu != link.mtu:
             short = f"mtu {link.mtu}, {role} {end.mtu}"
-            yield Finding("mtu", ref, short, _mtu_words(link, end, here, role), "warn", related)
+            advice = _set(topology, link, f"--mtu {end.mtu}")
+            yield Finding("mtu", ref, short, _mtu_words(link, end, here, role), "warn", related, advice)
             return
+
+
+def _switch_on(topology: Topology, link: Link, peer: Link | None) -> str:
+    if peer is not None and link.admin_up and not peer.admin_up:
+        return _set(topology, peer, "--up")
+    return _set(topology, link, "--up") if not link.admin_up else "see its other end"
+
+
+def _set(topology: Topology, link: Link, change: str) -> str:
+    """How to change a link, by the command; in the dashboard its form opens by a key."""
+    place = "" if link.ns == topology.host else f" --ns {quote(topology.label(link.ns))}"
+    return f"vnet-tui link set {quote(link.name)} {change}{place} (or e on it)"
 
 
 def _off(link: Link, peer: Link | None, here: str) -> tuple[str, str] | None:
@@ -154,12 +177,15 @@ def _of_bridges(topology: Topology) -> Iterator[Finding]:
         ref, there = network_ref(network.id), network.ns in topology.snapshot.nets
         if network.bridge and bridge is None and there:
             words = f"The bridge {network.bridge} of network {network.name} is gone: nothing carries it."
-            yield Finding("bridge", ref, "bridge is gone", words, "bad")
+            yield Finding(
+                "bridge", ref, "bridge is gone", words, "bad", (), "remove the network, and make it anew"
+            )
         elif bridge is not None and not bridge.admin_up:
             count = len(topology.ports_of(bridge.key))
             left = f"its {count} port{'s' * (count != 1)} cannot" if count else "a port on it could not"
             words = f"The bridge {bridge.name} is switched off: {left} reach anything."
-            yield Finding("bridge", ref, "bridge is off", words, "bad", (link_ref(bridge.key),))
+            about = (link_ref(bridge.key),)
+            yield Finding("bridge", ref, "bridge is off", words, "bad", about, _set(topology, bridge, "--up"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +256,11 @@ def _overlap(one: _Claim, other: _Claim) -> Finding:
         "an address in both is reached in one of them only."
     )
     short = f"overlaps {other.name}"
-    return Finding("overlap", one.ref, short, words, "bad", (other.ref, *one.also, *other.also))
+    smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: len(each.also))
+    advice = (
+        f"give {smaller.name} another subnet: remove it, and make it anew without --subnet for a free one"
+    )
+    return Finding("overlap", one.ref, short, words, "bad", (other.ref, *one.also, *other.also), advice)
 
 
 def _drops(topology: Topology) -> Iterator[Finding]:
@@ -255,7 +285,39 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
         packets = f"{count:,} packet{'s' * (count != 1)}"
         words = f"A rule has dropped {packets} of {container.name}: {own[0].name}."
         related = tuple(nat_ref(entry.ns, entry.entry_id) for entry in own)
-        yield Finding("dropped", _ref(container), f"{packets} dropped", words, "warn", related)
+        advice = "see the rule (Enter on it shows its text and handle); to let them pass, remove or narrow it"
+        yield Finding("dropped", _ref(container), f"{packets} dropped", words, "warn", related, advice)
+
+
+def _shut_networks(topology: Topology) -> Iterator[Finding]:
+    """Networks in use whose new connections a forward chain of others drops for want of a rule."""
+    firewall, way = topology.snapshot.firewalls.get(topology.host), topology.uplink(topology.host)
+    if firewall is None or way is None:
+        return
+    for network in topology.networks:
+        bridge = topology.bridge_link(network)
+        if bridge is None or bridge.ns != topology.host or network.kind not in ("nat", "routed"):
+            continue
+        found = dropping(firewall, bridge.name, ("out",), way[0].name, network.subnets)
+        ref, about = network_ref(network.id), (link_ref(bridge.key),)
+        for chain, kinds in by_chain(one for one in found if one.certain):
+            words = (
+                f"{drop_words(firewall, chain, kinds, bridge.name)}: its containers get no answer outside."
+            )
+            advice = letting_words(firewall, chain, kinds, bridge.name)
+            yield Finding("forward", ref, "no way out", words, "bad", about, advice)
+
+
+def _no_way_out(topology: Topology) -> Iterator[Finding]:
+    """A host with networks that are translated to outside, and no default route to get there by."""
+    net = topology.snapshot.nets.get(topology.host)
+    needing = [one.name for one in topology.networks if one.kind in ("nat", "routed")]
+    if net and net.routes and needing and not any(route.dst == "default" for route in net.routes):
+        words = (
+            f"The host has no default route: nothing outside is reached, from {', '.join(needing)} neither."
+        )
+        advice = "take back what removed it (u, or vnet-tui undo), or: ip route add default via GATEWAY"
+        yield Finding("way out", namespace_ref(topology.host), "no way out", words, "warn", (), advice)
 
 
 def _full_tables(topology: Topology) -> Iterator[Finding]:

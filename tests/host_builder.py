@@ -167,7 +167,7 @@ CHAINS = (
     Chain("iptables-nft", "ip", "nat", "POSTROUTING", "postrouting", "nat", 100, "accept"),
     Chain("iptables-nft", "ip", "nat", "PREROUTING", "prerouting", "nat", -100, "accept"),
     Chain("iptables-nft", "ip", "nat", "DOCKER"),
-    Chain("iptables-nft", "ip", "filter", "FORWARD", "forward", "filter", 0, "drop"),
+    Chain("iptables-nft", "ip", "filter", "FORWARD", "forward", "filter", 0, "accept"),
 )
 
 

@@ -191,7 +191,8 @@ def _troubles(topology: Topology) -> Iterator[str]:
 
 
 def _finding(finding: Finding) -> str:
-    return f"{finding.severity}: {finding.sentence}"
+    advice = f" Try: {finding.advice}" if finding.advice else ""
+    return f"{finding.severity}: {finding.sentence}{advice}"
 
 
 def _logged(one: Logged) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def detail_of(name: str, scene: Scene = SCENE) -> Detail:
 
 def attention(detail: Detail) -> list[tuple[str, Ref | None]]:
     section = detail.sections[0]
-    return [(cell.text, ref) for _, cell, ref in section.lines] if section.title == "Attention" else []
+    told = section.lines if section.title == "Attention" else ()
+    return [(cell.text, ref) for label, cell, ref in told if label != "try"]
 
 
 def test_a_detail_begins_with_what_is_wrong() -> None:

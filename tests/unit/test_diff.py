@@ -265,10 +265,11 @@ def test_the_fast_paths_own_table_is_told_once() -> None:
 
 def test_chain_policy() -> None:
     firewall = OLD.firewalls[HOST]
-    open_chains = tuple(replace(chain, policy="accept") for chain in firewall.chains if chain.hook)
-    opened = replace(OLD, firewalls={HOST: replace(firewall, chains=open_chains)})
-    assert sentences(opened) == [
-        "the policy of iptables-nft ip filter FORWARD in host changed from drop to accept"
+    shut = tuple(
+        replace(chain, policy="drop") if chain.name == "FORWARD" else chain for chain in firewall.chains
+    )
+    assert sentences(replace(OLD, firewalls={HOST: replace(firewall, chains=shut)})) == [
+        "the policy of iptables-nft ip filter FORWARD in host changed from accept to drop"
     ]
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from core.diff import changes
 from core.findings import Finding
-from core.model import Snapshot, Storm, container_ref, link_ref, network_ref
+from core.model import Firewall, NextHop, Route, Snapshot, Storm, container_ref, link_ref, network_ref
 from core.topology import Topology
-from tests.host_builder import HOST
+from tests.host_builder import CHAINS, HOST
 from tests.snapshots import bridged, empty_host, many_namespaces, small_builder, small_host
 
 
@@ -135,3 +135,31 @@ def test_a_storm_that_began_and_ended_is_told_once_each() -> None:
         [],
         [("removed", "the storm of multicasts on br-app is over")],
     ]
+
+
+def test_a_network_that_others_rules_shut_in() -> None:
+    """Where a chain's policy drops what it sends out, and no longer where a rule lets that pass."""
+    host = small_builder()
+    eth0 = next(link for link in host.links[HOST].values() if link.name == "eth0")
+    host.routes[HOST] = [Route(4, "default", nexthops=(NextHop("192.0.2.254", eth0.ifindex),))]
+    drop = tuple(replace(one, policy="drop") if one.name == "FORWARD" else one for one in CHAINS)
+    usual = replace(host.rule("FORWARD", "x", table="filter"), verdict="accept", iif="docker0")
+    now = host.snapshot(firewalls={HOST: Firewall(HOST, drop, (*host.rules, usual))})
+    (one,) = found(now, "forward")
+    assert one.ref == network_ref("net-app") and one.short == "no way out"
+    assert "iptables -I FORWARD -i br-app -j ACCEPT" in one.advice
+    rules = (*host.rules, usual, replace(usual, iif="br-app", oif="eth0"))
+    assert not found(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}), "forward")
+
+
+def test_a_host_without_a_way_out_says_so() -> None:
+    host = small_builder()
+    host.routes[HOST] = [Route(4, "192.0.2.0/24", nexthops=(NextHop("", 1),))]
+    (one,) = found(host.snapshot(), "way out")
+    assert "no default route" in one.sentence and "undo" in one.advice
+
+
+def test_each_says_what_to_try() -> None:
+    """Of what a person can do something about."""
+    told = {one.kind: one.advice for one in Topology(small_host()).findings}
+    assert all(told.values()) and "--mtu 1500" in told["mtu"]

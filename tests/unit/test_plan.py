@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.model import Chain, Endpoint, FirewallRule, Host, Listener, Network, Route, link_ref
+from core.model import Chain, Endpoint, Firewall, FirewallRule, Host, Listener, Network, Route, link_ref
 from core.model.routing import NextHop
 from core.ops import (
     AddAddress,
@@ -44,7 +44,7 @@ from core.plan.requests import (
     Unpublish,
 )
 from core.topology import Topology
-from tests.host_builder import HOST, HostBuilder
+from tests.host_builder import CHAINS, HOST, HostBuilder
 
 SHOP_TAG = "vnet:net=shop kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1"
 WEB_TAG = "vnet:of=netns:web net=shop link=eth0 address=10.9.0.2/24"
@@ -309,7 +309,10 @@ def test_unpublish() -> None:
 
 
 def test_a_dropping_forward_chain_is_warned_of() -> None:
-    warned = planned(CreateNetwork("new")).warnings
+    made = host()
+    drop = tuple(replace(one, policy="drop") if one.name == "FORWARD" else one for one in CHAINS)
+    now = Topology(made.snapshot(firewalls={HOST: Firewall(HOST, drop)}))
+    warned = planned(CreateNetwork("new"), now).warnings
     assert any("FORWARD" in sentence and "br-new" in sentence for sentence in warned)
 
 

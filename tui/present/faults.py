@@ -15,9 +15,11 @@ from tui.present.rows import Cell, Section
 
 def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
     """What is wrong with a network: its bridge gone or off or in a storm, its subnet used
-    twice."""
+    twice, its way out shut."""
     ref = network_ref(network.id)
-    found = (one for one in topology.findings_of(ref) if one.kind in ("bridge", "overlap", "storm"))
+    found = (
+        one for one in topology.findings_of(ref) if one.kind in ("bridge", "overlap", "storm", "forward")
+    )
     return tuple(Cell(safe(_seen_from(topology, one, ref)), one.severity) for one in found)
 
 
@@ -70,6 +72,8 @@ def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
     for finding in topology.findings_of(ref):
         others = (one for one in (finding.ref, *finding.related) if one != ref)
         yield "", cells.text(finding.sentence, finding.severity), next(others, None)
+        if finding.advice:
+            yield "try", cells.text(finding.advice), None
 
 
 def port_of(topology: Topology, container: Container, bridge: LinkKey) -> Link | None:

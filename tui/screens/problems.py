@@ -102,6 +102,8 @@ def lines_of(findings: Sequence[Finding], problems: Sequence[Problem], width: in
     for number, finding in enumerate(findings):
         for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
             lines.append(([("• " if not place else "  ", finding.severity), (part, "")], number))
+        for part in _wrapped(f"Try: {finding.advice}", width - 2) if finding.advice else ():
+            lines.append(([("  ", ""), (part, "dim")], number))
     if findings:
         lines += [(line, None) for line in ([], [("Enter goes there.", "dim")])]
     if not problems:
