@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-_LONGEST, _LONGEST_LINE, _MOST_FIELDS = 200, 65536, 100
-_PIECE = 1 << 18
+_LONGEST = 200
+_PIECE = 1 << 16
 # Questions sent before the first answer is read: few enough that neither side waits for the other to read.
 _AT_ONCE = 32
 
@@ -22,6 +24,33 @@ class RefusedByEngine(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
+
+
+class _Waiting(io.RawIOBase):
+    """What a socket receives, for `timeout` seconds a wait at most, and none after the deadline."""
+
+    def __init__(self, connection: socket.socket, timeout: float, deadline: float) -> None:
+        self._socket, self._timeout, self._deadline = connection, timeout, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(min(left, self._timeout))
+        return self._socket.recv_into(room)
+
+
+class _Shared(io.BufferedReader):
+    """One file for many answers: each closes it when it is read, and the next one goes on in it."""
+
+    def makefile(self, mode: str) -> Self:
+        return self
+
+    def close(self) -> None:
+        return None
 
 
 class _Answer(NamedTuple):
@@ -43,7 +72,6 @@ class EngineHttp:
         self._path, self._timeout = path, timeout
         self._deadline = time.monotonic() + total
         self._socket: socket.socket | None = None
-        self._read_ahead = b""
         self._answered = False
 
     def __enter__(self) -> Self:
@@ -92,7 +120,8 @@ class EngineHttp:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(self._timeout)
             self._socket.connect(self._path)
-            self._read_ahead, self._answered = b"", False
+            self._file = _Shared(_Waiting(self._socket, self._timeout, self._deadline), _PIECE)
+            self._answered = False
         asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
         try:
             self._socket.sendall(asked.encode())
@@ -109,77 +138,15 @@ class EngineHttp:
 
     def _read(self) -> _Answer | None:
         """The next answer, None where the engine closed the connection before it."""
+        answer = HTTPResponse(self._file)  # type: ignore[arg-type]  # of a socket it wants the file alone
         try:
-            first = self._line()
+            answer.begin()
+            body = answer.read()
         except ConnectionError:
             return None
-        if not first:
-            return None
-        words = first.split(maxsplit=2)
-        if not first.startswith(b"HTTP/1.") or len(words) < 2:
-            raise ValueError("an answer that is no HTTP")
-        fields = self._fields()
-        return _Answer(int(words[1]), fields, self._body(fields))
-
-    def _fields(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for _ in range(_MOST_FIELDS):
-            line = self._line()
-            if line in (b"\r\n", b"\n"):
-                return found
-            name, colon, value = line.decode("latin-1").partition(":")
-            if not colon:
-                break
-            found[name.lower()] = value.strip()
-        raise ValueError("an answer with a head that is no HTTP")
-
-    def _body(self, fields: Mapping[str, str]) -> bytes:
-        if fields.get("transfer-encoding", "").lower() == "chunked":
-            return b"".join(self._chunks())
-        if "content-length" in fields:
-            return self._whole(int(fields["content-length"]))
-        while self._more():
-            pass
-        return self._taken(len(self._read_ahead))
-
-    def _chunks(self) -> Iterator[bytes]:
-        while size := int(self._line().partition(b";")[0], 16):
-            yield self._whole(size)
-            self._line()
-        while self._line().strip():
-            pass  # fields may follow the last chunk
-
-    def _line(self) -> bytes:
-        """The next line with its end, without where the engine hung up."""
-        while (end := self._read_ahead.find(b"\n")) < 0 and len(self._read_ahead) < _LONGEST_LINE:
-            if not self._more():
-                break
-        return self._taken(end + 1 or len(self._read_ahead))
-
-    def _whole(self, size: int) -> bytes:
-        if size < 0:
-            raise ValueError("an answer of negative length")
-        parts, missing = [self._taken(size)], size
-        while missing := missing - len(parts[-1]):
-            if not self._more():
-                raise ValueError("half an answer")
-            parts.append(self._taken(missing))
-        return b"".join(parts)
-
-    def _taken(self, size: int) -> bytes:
-        found, self._read_ahead = self._read_ahead[:size], self._read_ahead[size:]
-        return found
-
-    def _more(self) -> bool:
-        """Wait for more bytes; whether there will be any."""
-        assert self._socket is not None
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(min(left, self._timeout))
-        found = self._socket.recv(_PIECE)
-        self._read_ahead += found
-        return bool(found)
+        except HTTPException as error:
+            raise ValueError(f"an answer that is no HTTP: {error!r}"[:_LONGEST]) from error
+        return _Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
 
 
 def _refusal(answer: _Answer) -> RefusedByEngine:
