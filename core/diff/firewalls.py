@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from core.diff.told import Told, in_both
 from core.model import Chain, Firewall, FirewallRule, namespace_ref
+from core.tags import TABLE
 
 _FAST_TABLE = "vnet_fastpath"  # inet, of nftables
 Place = tuple[str, str, str, str]
@@ -14,13 +13,16 @@ Place = tuple[str, str, str, str]
 def tell_rules(told: Told) -> None:
     """Tell which rules came and went, chain by chain, and which policies changed."""
     for ns, old, new in in_both(told.old.snapshot.firewalls, told.new.snapshot.firewalls):
-        before, after = _by_id(old), _by_id(new)
+        before, after = _apart(_by_id(old), _by_id(new))
         gone = _without_own(told, ns, before, after, "removed")
         come = _without_own(told, ns, after, before, "added")
+        rewritten = [key for key, rule in after.items() if key in before and rule.table == TABLE]
+        gone, come = gone + [before[key] for key in rewritten], come + [after[key] for key in rewritten]
+        gone, come = _without_vnets(told, ns, gone, come)
         _tell_chains(told, ns, "removed", gone, "is gone from", "are gone from")
         _tell_chains(told, ns, "added", come, "was added to", "were added to")
         for key, rule in after.items():
-            if key in before and not _is_own(rule) and _still(rule) != _still(before[key]):
+            if key in before and rule.table not in (TABLE, _FAST_TABLE):
                 words = f"in {_chain(rule)} of {told.place(ns)} changed to: {rule.text}"
                 told.tell("changed", namespace_ref(ns), f"rule {before[key].text} {words}")
         _tell_policies(told, ns, old, new)
@@ -50,9 +52,54 @@ def _by_id(firewall: Firewall) -> dict[str, FirewallRule]:
     return {rule.rule_id: rule for rule in firewall.rules}
 
 
-def _still(rule: FirewallRule) -> FirewallRule:
-    """The rule without what moves by itself."""
-    return replace(rule, packets=None, bytes=None)
+def _apart(
+    before: dict[str, FirewallRule], after: dict[str, FirewallRule]
+) -> tuple[dict[str, FirewallRule], dict[str, FirewallRule]]:
+    """Both without those that are the same, or were only written anew: of the same text in the same chain.
+    The fast path's own stay, of which others ask whether there are any."""
+    gone: dict[tuple[str, str], list[str]] = {}
+    for key, rule in before.items():
+        if not _is_own(rule):
+            gone.setdefault((_chain(rule), rule.text), []).append(key)
+    kept: tuple[set[str], set[str]] = set(), set()
+    for key, rule in after.items():
+        same = gone.get((_chain(rule), rule.text))
+        if same:
+            # Itself where it is still there.
+            there = key if key in same else same[0]
+            same.remove(there)
+            kept[0].add(there)
+            kept[1].add(key)
+    return _less(before, kept[0]), _less(after, kept[1])
+
+
+def _less(rules: dict[str, FirewallRule], keys: set[str]) -> dict[str, FirewallRule]:
+    return {key: rule for key, rule in rules.items() if key not in keys}
+
+
+def _without_vnets(
+    told: Told, ns: int, gone: list[FirewallRule], come: list[FirewallRule]
+) -> tuple[list[FirewallRule], list[FirewallRule]]:
+    """Others' rules; what vnet's own do differently is told in a sentence each."""
+    sides = [[rule for rule in rules if rule.table == TABLE] for rules in (gone, come)]
+    ports = [{_port(rule) for rule in rules} - {""} for rules in sides]
+    went, came = ports[0] - ports[1], ports[1] - ports[0]
+    told_of = (("removed", went, "is published no more"), ("added", came, "is published"))
+    for action, names, words in told_of:
+        for name in sorted(names):
+            told.tell(action, namespace_ref(ns), f"port {name} of {told.place(ns)} {words} by vnet")
+    less, more = (sum(not _port(rule) for rule in rules) for rules in sides)
+    if less or more:
+        words = f"vnet's own rules in {told.place(ns)} follow its networks: {more} more, {less} less"
+        told.tell("changed", namespace_ref(ns), words)
+    others = [[rule for rule in rules if rule.table != TABLE] for rules in (gone, come)]
+    return others[0], others[1]
+
+
+def _port(rule: FirewallRule) -> str:
+    """The published port ("tcp/8080") that a rule of ours is there for, "" for another."""
+    words = rule.comment.split()
+    return words[2] if words[:2] == [TABLE, "publish"] and len(words) > 2 else ""
 
 
 def _chain(rule: FirewallRule) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.model import Link, LinkKey, Ref
+from core.model import Container, Link, LinkKey, Ref
 from core.plan.attachments import detach_member
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
@@ -49,8 +49,33 @@ def _delete_link(key: LinkKey, draft: Draft) -> str:
             detach_member(member, draft)
             container = draft.topology.containers.get(member.container)
             return f"detach {safe(container.name if container else member.container)} from {member.network}"
+    _say_what_it_carries(link, draft)
     _delete_other(link, draft)
     return f"delete the link {safe(link.name)}"
+
+
+def _say_what_it_carries(link: Link, draft: Draft) -> None:
+    """Who loses its network with a link that others made: containers, published ports, the way out."""
+    topology, name = draft.topology, safe(link.name)
+    draft.warn(f"vnet did not make {name}: whatever made it may need it, or make it again")
+    ends = topology.ports_of(link.key) if link.kind == "bridge" else [link]
+    sides = [side for end in ends for side in (end, topology.peer(end)) if side]
+    cut = {one.uid: safe(one.name) for side in sides for one in _inside(side, draft)}
+    if cut:
+        draft.hit(f"cut off from {name}: {', '.join(cut.values())}")
+    entries = [one for one in topology.nat if one.kind == "published port"]
+    ports = [safe(one.name) for one in entries if cut.keys() & set(one.containers)]
+    if ports:
+        draft.hit(f"published ports that lead nowhere any more: {'; '.join(ports)}")
+    if draft.guarded:
+        draft.warn(
+            "the host's way out, or your own session, goes by it: the change is taken back by itself after "
+            "60 s, unless you say that you keep it"
+        )
+
+
+def _inside(link: Link, draft: Draft) -> tuple[Container, ...]:
+    return () if link.ns == draft.topology.host else draft.topology.containers_in(link.ns)
 
 
 def _is_bridge_of(link: Link, bridge: str, draft: Draft) -> bool:

@@ -228,7 +228,10 @@ class Draft:
         by_bridge = (one for one in self.ours.networks.values() if one.bridge == name)
         found = self.ours.networks.get(name) or next(by_bridge, None)
         if found is None:
-            raise Refusal([f'there is no network "{safe(name)}" of vnet\'s'])
+            there = ", ".join(map(safe, sorted(self.ours.networks))) or "none yet"
+            shown = any(name in (one.name, one.bridge) for one in self.topology.networks)
+            told = f'"{safe(name)}" is no network' if shown else f'there is no network "{safe(name)}"'
+            raise Refusal([f"{told} of vnet's (those are: {there})"])
         return found
 
     def add_member(self, member: OurMember) -> None:

@@ -52,6 +52,9 @@ def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
         f"there is a link {bridge} already: choose another bridge name" if bridge in draft.host_names else "",
         f"the bridge's name {bridge} is that of another network" if bridge in known else "",
     )
+    if not request.bridge and bridge != _bridge_name(request.name):
+        usual = _bridge_name(request.name)
+        draft.warn(f"{usual} is there already and not of this network, whose bridge is {bridge}")
     subnets = _subnets(request, draft)
     gateways = _gateways(request, subnets)
     mtu = _mtu(request, subnets, draft)
@@ -78,6 +81,10 @@ def _bridge_name(name: str) -> str:
 def _taken_name(name: str, draft: Draft) -> str:
     whose = next((network.engine for network in _engines_networks(draft) if network.name == name), "")
     whose = "vnet" if name in draft.ours.networks else whose
+    mine = {network.bridge for network in draft.before.networks.values()}
+    others = [one for one in draft.topology.networks if one.ns == draft.topology.host]
+    if not whose and any(name in (one.name, one.bridge) and one.bridge not in mine for one in others):
+        return f"{name} is the name of a network already, that is not vnet's: choose another"
     return f"there is a network {name} of {whose}'s already" if whose else ""
 
 

@@ -130,7 +130,9 @@ def release_port(draft: Draft, link: Link, place: Place) -> None:
     if master is None:
         return
     if link.port:
-        draft.do(*_flags_to_defaults(link.name, link.port, place))
+        # Some of them a port that is withdrawn has set already.
+        flags = _flags_to_defaults(link.name, link.port, place)
+        draft.do(*(step for step in flags if step not in draft.steps))
         default = (master.bridge or BridgeSettings()).vlan_default_pvid
         draft.do(*_vlans_to_default(link.name, link.port.vlans, default, place))
     draft.do(SetLink(link.name, "master", "", master.name, place))

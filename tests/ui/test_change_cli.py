@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.echo import ASK, SERVE
-from tests.machine import Machine, addresses, link, ok, picture, told, uplink
+from tests.machine import PROGRAM, Machine, addresses, link, ok, picture, refused, told, uplink
+from tests.terminal import Terminal
 from tui.change.requests import ports_of
 
 pytestmark = pytest.mark.root
@@ -45,6 +46,22 @@ def test_a_network_is_made_and_removed(machine: Machine) -> None:
     ok(machine, "network rm shop")
     after = picture(machine)
     assert after | {"forward": ""} == before | {"forward": ""}
+
+
+def test_a_person_is_asked_before_what_hits_others(machine: Machine) -> None:
+    ok(machine, "network create shop")
+    ok(machine, "container create web --network shop")
+    ok(machine, "publish web 8080:80")
+    state = machine.environment["VNET_STATE"]
+    for answer, left in (("n", True), ("y", False)):
+        with Terminal(machine.words(*PROGRAM, "network", "rm", "shop"), VNET_STATE=state) as terminal:
+            terminal.wait_for("[y/N]")
+            assert "web is detached from shop" in terminal.output.decode()
+            assert terminal.output.count(b"switch hairpin of the port v-web off") == 1
+            terminal.press(f"{answer}\r")
+            assert terminal.read_to_the_end() == 0
+        assert bool([one for one in machine.json("ip -j link") if one["ifname"] == "br-shop"]) == left
+    assert 'there is no network "shopp"' in refused(machine, "network", "rm", "shopp")
 
 
 def test_kinds_bridges_and_pairs(machine: Machine) -> None:

@@ -251,6 +251,22 @@ def test_firewall_rules() -> None:
     ]
 
 
+def test_a_table_of_ours_that_is_written_anew_tells_what_it_means() -> None:
+    """The rules of the same text, with other handles, are silent; a port is told as one."""
+    base = replace(OLD.firewalls[HOST].rules[0], backend="nft", family="inet", table="vnet", chain="publish")
+    texts = ("jump publish", "masquerade", "masquerade")
+    old = [replace(base, rule_id=f"nft/{number}", text=text) for number, text in enumerate(texts)]
+    new = [replace(rule, rule_id=f"nft/{number + 40}") for number, rule in enumerate(old)]
+    # Handles that are given again: one that was a masquerade's is now a jump's.
+    new[0] = replace(new[0], rule_id="nft/1", iif="br-x")
+    port = replace(base, rule_id="nft/9", text="dnat", comment="vnet publish tcp/8080 80 netns:web")
+    before, after = with_rules(*old), with_rules(*new)
+    assert sentences(after, before) == []
+    assert sentences(with_rules(*new, port), before) == ["port tcp/8080 of host is published by vnet"]
+    more = with_rules(*new, replace(base, rule_id="nft/99", text="accept"))
+    assert sentences(more, before) == ["vnet's own rules in host follow its networks: 1 more, 0 less"]
+
+
 def test_the_fast_paths_own_table_is_told_once() -> None:
     rules = OLD.firewalls[HOST].rules
     place: dict[str, Any] = {"backend": "nft", "family": "inet", "table": "vnet_fastpath", "chain": "mark"}

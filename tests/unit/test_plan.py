@@ -399,6 +399,31 @@ def test_a_bridges_usual_name_that_is_taken_gets_a_number() -> None:
         assert [step.name for step in steps if isinstance(step, CreateBridge)] == [bridge]
 
 
+def test_a_name_that_is_on_the_screen_is_refused_or_warned_of() -> None:
+    made = host()
+    made.bridge("br-store", ["10.77.0.1/24"])
+    now = topology(made)
+    refused = plan(CreateNetwork("br-store"), now)
+    assert isinstance(refused, Refused) and "not vnet's" in refused.reasons[0]
+    assert any("br-store2" in one for one in planned(CreateNetwork("store"), now).warnings)
+    unknown = plan(RemoveNetwork("shopp"), now)
+    assert isinstance(unknown, Refused) and "shop" in unknown.reasons[0].partition("those are")[2]
+
+
+def test_deleting_what_others_made_says_what_it_carries() -> None:
+    made = host()
+    space = made.namespace(99, names=("app",))
+    made.container("netns", "app", space, id="app", namespaces={"net": space})
+    made.wire(space, made.bridge("br-store", ["10.77.0.1/24"]), "v-app", ("10.77.0.2/24",))
+    made.rule("PREROUTING", "-j DNAT", verdict="dnat", l4_proto="tcp", dport="8080", to_address="10.77.0.2")
+    now = topology(made)
+    bridge = next(one for one in now.snapshot.links() if one.name == "br-store")
+    told = planned(Delete(link_ref(bridge.key)), now)
+    assert "cut off from br-store: app" in told.hits
+    assert any(one.startswith("published ports that lead nowhere") and "8080" in one for one in told.hits)
+    assert any("vnet did not make br-store" in one for one in told.warnings)
+
+
 def test_a_table_of_others_drops_in_the_singular() -> None:
     chain = Chain("nft", "inet", "hostfw", "forward", hook="forward", policy="drop")
     made = host()

@@ -77,7 +77,7 @@ def _network(actions: _Commands) -> None:
     create.add_argument("--nat66", action="store_true", help="translate IPv6 as well")
     create.add_argument("--vlan-filtering", action="store_true", help="make the bridge VLAN-aware")
     create.add_argument("--engine", choices=("vnet", "docker"), default="vnet", help="who makes it (vnet)")
-    _named(_changing(actions, "rm", "remove a network; what is on it is detached"), "NETWORK")
+    _yes(_named(_changing(actions, "rm", "remove a network; what is on it is detached"), "NETWORK"))
     listing = _command(actions, "ls", "list networks")
     listing.add_argument("--json", action="store_true", help="print JSON")
     for name, text in (("join", "let two networks reach each other"), ("part", "keep two networks apart")):
@@ -89,6 +89,10 @@ def _network(actions: _Commands) -> None:
 def _named(command: argparse.ArgumentParser, what: str) -> argparse.ArgumentParser:
     command.add_argument("name", metavar=what, help=f"the {what.lower()}'s name")
     return command
+
+
+def _yes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--yes", "-y", action="store_true", help="do not ask")
 
 
 def _container(actions: _Commands) -> None:
@@ -189,10 +193,6 @@ def _files(commands: _Commands) -> None:
     export = _command(commands, "export", "print the file that describes what vnet made")
     export.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to (standard output)")
     _yes(_changing(commands, "cleanup", "remove all that vnet made, and nothing else"))
-
-
-def _yes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--yes", "-y", action="store_true", help="do not ask")
 
 
 def _journal(commands: _Commands) -> None:

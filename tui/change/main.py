@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from tui.change import earlier, files, keep, networks
-from tui.change.perform import LIGHT, PUBLISHING, RULED, TUNED, WHOLE, Parts, change, look
+from core.plan import Plan, Refused
+from core.topology import Topology
+from tui.change import earlier, files, keep, networks, report
+from tui.change.ask import agreed, is_person
+from tui.change.perform import LIGHT, PUBLISHING, RULED, TUNED, WHOLE, Parts, change, look, perform, planned
 from tui.change.requests import request_of
 from tui.change.rights import in_words
 
@@ -31,6 +34,21 @@ def _parts(options: argparse.Namespace, action: str) -> Parts:
     return {"publish": PUBLISHING, "tune": TUNED}.get(options.command, LIGHT)
 
 
+def _remove_network(options: argparse.Namespace) -> int:
+    """Ask a person before it where something goes as well: attachments, ports. Scripts are not asked."""
+
+    def planner(topology: Topology) -> Plan | Refused:
+        return planned((request_of(options, topology),), topology)
+
+    asks = is_person() and not options.yes and not options.json
+    return perform(options, planner, LIGHT, _agreed if asks else None)
+
+
+def _agreed(plan: Plan) -> bool:
+    report.print_plan(plan)
+    return not plan.hits or agreed("Remove it, and all that?")
+
+
 def run(options: argparse.Namespace) -> int:
     """Do what a command of tui.change.arguments asks for; returns the exit code. Raises CommandError."""
     if options.command in _OTHERS:
@@ -44,4 +62,6 @@ def run(options: argparse.Namespace) -> int:
     action = getattr(options, "action", "")
     if (options.command, action) == ("network", "ls"):
         return networks.list_networks(look(WHOLE), options.json)
+    if (options.command, action) == ("network", "rm"):
+        return _remove_network(options)
     return change(options, lambda topology: request_of(options, topology), _parts(options, action))
