@@ -81,29 +81,43 @@ INLINE enum verdict ct_judge(
 	return V_FAST;
 }
 
+/* The entry of a packet that was widened, to be released, or NULL; `options` tells the direction. */
+INLINE struct nf_conn *ct_find(struct __sk_buff *skb, const struct packet *packet, struct ct_options *options)
+{
+	struct bpf_sock_tuple tuple = {};
+	if (packet->family == AF_INET6) {
+		__builtin_memcpy(tuple.ipv6.saddr, packet->src, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, packet->dst, 16);
+		tuple.ipv6.sport = SPORT(packet);
+		tuple.ipv6.dport = DPORT(packet);
+		return ct_lookup(skb, &tuple, sizeof(tuple.ipv6), options, sizeof(*options));
+	}
+	tuple.ipv4.saddr = packet->src[0];
+	tuple.ipv4.daddr = packet->dst[0];
+	tuple.ipv4.sport = SPORT(packet);
+	tuple.ipv4.dport = DPORT(packet);
+	return ct_lookup(skb, &tuple, sizeof(tuple.ipv4), options, sizeof(*options));
+}
+
+/* Whether the kernel still knows the connection of a packet. */
+INLINE bool ct_knows(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct ct_options options = {.netns_id = -1, .l4_proto = packet->l4_proto};
+	struct nf_conn *ct = ct_find(skb, packet, &options);
+	if (ct)
+		ct_release(ct);
+	return ct;
+}
+
 /* Conntrack's verdict on this packet; where it is FAST, the translation is in `learned` and the entry's timer is renewed. */
 INLINE enum verdict ask_conntrack(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct learned *learned
 )
 {
 	struct flow *flow = &learned->flow;
-	struct bpf_sock_tuple tuple = {};
 	struct ct_options options = {.netns_id = -1, .l4_proto = packet->l4_proto};
 	bool ipv6 = packet->family == AF_INET6;
-	struct nf_conn *ct;
-	if (ipv6) {
-		__builtin_memcpy(tuple.ipv6.saddr, packet->src, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, packet->dst, 16);
-		tuple.ipv6.sport = SPORT(packet);
-		tuple.ipv6.dport = DPORT(packet);
-		ct = ct_lookup(skb, &tuple, sizeof(tuple.ipv6), &options, sizeof(options));
-	} else {
-		tuple.ipv4.saddr = packet->src[0];
-		tuple.ipv4.daddr = packet->dst[0];
-		tuple.ipv4.sport = SPORT(packet);
-		tuple.ipv4.dport = DPORT(packet);
-		ct = ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &options, sizeof(options));
-	}
+	struct nf_conn *ct = ct_find(skb, packet, &options);
 	if (!ct)
 		return V_NO_CONNTRACK;
 	u32 reply = options.direction & 1;

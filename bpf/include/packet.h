@@ -33,6 +33,7 @@ struct packet {
 	u32 l3_length;
 	u8 closes; /* FIN, RST or SYN: the flow is handed back */
 	u8 resets; /* RST */
+	u8 ends;   /* FIN or RST as conntrack takes them: tcp_valid_flags of net/netfilter/nf_conntrack_proto_tcp.c */
 };
 
 /* The sum of an IPv4 header without options, folded: 0xffff where its checksum is right (RFC 1071). */
@@ -75,6 +76,7 @@ INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struc
 		packet->headers = l3_header + header;
 		packet->closes = tcp->syn | tcp->fin | tcp->rst;
 		packet->resets = tcp->rst;
+		packet->ends = !tcp->syn && (tcp->rst ? !tcp->fin && !tcp->urg : tcp->ack);
 		return RARE(packet->closes || !tcp->ack) ? V_TCP_FLAGS : V_FAST;
 	}
 	if (packet->l4_proto == IPPROTO_UDP) {

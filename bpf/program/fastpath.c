@@ -5,6 +5,7 @@
 #define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
 
 static long (*redirect_peer)(u32, u64) = (void *)155;
+#define JUST_ASKED 1 /* jiffies: no time for conntrack to forget, so that short connections need not ask */
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
 static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
 
@@ -64,6 +65,33 @@ INLINE u32 slot_of(u32 ifindex)
 	return port ? port->slot : 0;
 }
 
+/* Whether what is known of a flow still holds, and this frame comes as its frames do. */
+INLINE bool holds(
+	const struct flow *flow, struct __sk_buff *skb, const struct config *config, const u32 *eth, u64 now
+)
+{
+	return flow->epoch == config->epoch && now - flow->checked < config->recheck &&
+		flow->in_ifindex == skb->ifindex && flow->action >= ACTION_KERNEL &&
+		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
+}
+
+INLINE bool is_too_large(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	return wire_length(skb, packet) > flow->mtu;
+}
+
+INLINE bool is_used_up(const struct packet *packet, const struct flow *flow)
+{
+	return flow->rewrite & REWRITE_L3 && packet->ttl <= 1;
+}
+
+INLINE void tally(struct flow *flow, const struct packet *packet, u64 now)
+{
+	flow->last_seen = now;
+	lock_xadd(&flow->packets, 1);
+	lock_xadd(&flow->bytes, packet->l3_length);
+}
+
 /* The packet is plain: forward it by its flow, learning that first where need be. */
 INLINE enum verdict decide(
 	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found,
@@ -76,10 +104,7 @@ INLINE enum verdict decide(
 		*slot = slot_of(skb->ifindex);
 		return V_LEASE;
 	}
-	bool known = flow && flow->epoch == config->epoch && now - flow->checked < config->recheck &&
-		flow->in_ifindex == skb->ifindex && flow->action >= ACTION_KERNEL &&
-		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
-	if (RARE(!known)) {
+	if (RARE(!flow || !holds(flow, skb, config, eth, now))) {
 		u32 ifindex = skb->ifindex;
 		struct port *port = ports.lookup(&ifindex);
 		if (!port)
@@ -102,13 +127,11 @@ INLINE enum verdict decide(
 	*slot = flow->slot;
 	if (RARE(flow->action < ACTION_PEER))
 		return flow->rewrite;
-	if (RARE(wire_length(skb, packet) > flow->mtu))
+	if (RARE(is_too_large(skb, packet, flow)))
 		return V_MTU;
-	if (RARE(flow->rewrite & REWRITE_L3 && packet->ttl <= 1))
+	if (RARE(is_used_up(packet, flow)))
 		return V_TTL;
-	flow->last_seen = now;
-	lock_xadd(&flow->packets, 1);
-	lock_xadd(&flow->bytes, packet->l3_length);
+	tally(flow, packet, now);
 	*found = flow;
 	return V_FAST;
 }
@@ -123,6 +146,30 @@ INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
 		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
 }
 
+/* A packet that ends a connection is the kernel's, and so is the flow from here on: unless conntrack was made to forget the
+ * connection since it was asked. The kernel would then send a FIN or RST on untranslated, so it goes as the flow says. */
+INLINE enum verdict end_flow(
+	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found
+)
+{
+	u64 now = jiffies64();
+	struct flow *flow = find(packet);
+	if (!flow || flow->action < ACTION_PEER)
+		return V_TCP_FLAGS;
+	if (packet->ends && flow->rewrite & REWRITE_ADDRESS && now - flow->checked > JUST_ASKED &&
+	    now <= config->deadline && config->generation && holds(flow, skb, config, eth, now) &&
+	    !is_too_large(skb, packet, flow) && !is_used_up(packet, flow)) {
+		widen(packet);
+		if (!ct_knows(skb, packet)) {
+			tally(flow, packet, now);
+			*found = flow;
+			return V_FAST;
+		}
+	}
+	hand_back(packet, flow);
+	return V_TCP_FLAGS;
+}
+
 /* All of it for one family: instantiated twice, so that each has only its own branches. */
 INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 {
@@ -133,6 +180,7 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	enum verdict verdict;
 	packet.family = family;
 	packet.closes = 0;
+	packet.ends = 0;
 	if (RARE(data + ETH_HLEN > end))
 		return TO_KERNEL;
 	eth[0] = ((u32 *)data)[0];
@@ -148,8 +196,8 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 		verdict = decide(skb, &packet, config, eth, &flow, &slot);
 	} else {
 		slot = slot_of(skb->ifindex);
-		if (packet.closes)
-			hand_back(&packet);
+		if (verdict == V_TCP_FLAGS && packet.closes)
+			verdict = end_flow(skb, &packet, config, eth, &flow);
 	}
 	count(slot, verdict);
 	if (RARE(verdict != V_FAST || !flow))

@@ -67,12 +67,9 @@ INLINE void store(const struct packet *packet, struct flow *flow)
 	}
 }
 
-/* A FIN, RST or SYN: this direction and the other one belong to the kernel from here on. */
-INLINE void hand_back(struct packet *packet)
+/* A FIN, RST or SYN: this direction and the other one of a flow belong to the kernel from here on. */
+INLINE void hand_back(const struct packet *packet, struct flow *flow)
 {
-	struct flow *flow = find(packet);
-	if (!flow || flow->action < ACTION_PEER)
-		return;
 	flow->action = packet->resets ? ACTION_RESET : ACTION_NONE;
 	flow->last_seen = jiffies64();
 	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};

@@ -7,6 +7,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from bpf import layout
 from tests.datapath.rig import REDIRECT, ROUTER, SERVER, TO_KERNEL, Rig, changed, plain
 
 pytestmark = pytest.mark.root
@@ -43,6 +44,49 @@ def test_the_whole_packet(rig: Rig, family: int, l4: str, translation: str, payl
     assert (outcome.verdict, outcome.result) == ("FAST", REDIRECT)
     assert Ether(outcome.packet).show2(dump=True) == expected.show2(dump=True)
     assert outcome.packet == bytes(expected)
+
+
+@pytest.mark.parametrize("flags", ["FA", "FAU", "R", "RA"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
+    rig: Rig, family: int, flags: str
+) -> None:
+    """The kernel would send it on untranslated."""
+    packet = plain("tcp", family, b"", flags=flags)
+    expected = changed(packet, **translated("snat-port", family))
+    rig.flow(packet, "p1", expected, checked=rig.clock.now() - rig.clock.hz)
+    outcome = rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.packet) == ("FAST", bytes(expected))
+
+
+@pytest.mark.parametrize(
+    ("flags", "translation", "ago", "epoch"),
+    [
+        ("S", "snat", 1, 1),
+        ("F", "snat", 1, 1),
+        ("FR", "snat", 1, 1),
+        ("FA", "routed", 1, 1),
+        ("FA", "snat", 0, 1),
+        ("FA", "snat", 2000, 1),
+        ("FA", "snat", 1, 2),
+    ],
+    ids=[
+        "begins one",
+        "no ACK",
+        "both",
+        "not translated",
+        "just asked",
+        "asked too long ago",
+        "of another time",
+    ],
+)
+def test_other_ends_are_the_kernels(rig: Rig, flags: str, translation: str, ago: int, epoch: int) -> None:
+    packet = plain("tcp", 4, b"", flags=flags)
+    asked = rig.clock.now() - ago * rig.clock.hz
+    rig.flow(packet, "p1", changed(packet, **translated(translation, 4)), checked=asked, epoch=epoch)
+    outcome = rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.packet) == ("TCP_FLAGS", bytes(packet))
+    assert rig.flow_of(packet)["action"] < layout.ACTION_KERNEL
 
 
 @pytest.mark.parametrize("l4", ["tcp", "udp"])
