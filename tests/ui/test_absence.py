@@ -56,3 +56,9 @@ def test_a_stopped_engine_is_told_beside_the_rest() -> None:
     stopped = replace(empty_host(), part_problems={"docker": (problem,)})
     words = empty_text(view("containers"), stopped)
     assert words.startswith(view("containers").empty) and "Docker is not running" in words
+
+
+@pytest.mark.parametrize("name", ["networks", "containers"])
+def test_the_own_command_that_makes_one_comes_first(name: str) -> None:
+    words = empty_text(view(name), empty_host())
+    assert words.partition("`")[2].startswith(f"vnet-tui {name.removesuffix('s')} create NAME`")

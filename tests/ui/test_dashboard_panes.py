@@ -291,3 +291,11 @@ def test_sizes_of_packets_are_told_where_the_kernel_tells_them() -> None:
 
 def test_a_number_stays_with_its_unit() -> None:
     assert wrapped("receives 300 kbit/s, sends 12 bit/s", 14) == ["receives", "300 kbit/s,", "sends 12 bit/s"]
+
+
+def test_one_problem_of_several_namespaces_is_told_once() -> None:
+    every = [Problem("nat", "the rules could not be read", "no right", "run as root", ns) for ns in (1, 2)]
+    told = ["".join(text for text, _ in line) for line, _ in lines_of([], every, 80)]
+    assert [one for one in told if "could not be read" in one] == [
+        "nat: the rules could not be read (2 namespaces)"
+    ]

@@ -58,6 +58,18 @@ async def test_detach(inside_host: ThrowawayHost) -> None:
         await shows(person, "attached by vnet or Docker")
 
 
+async def test_networks_of_others_are_named(inside_host: ThrowawayHost) -> None:
+    """One that is on the screen, and that vnet did not make, takes no container: the form says so."""
+    name = inside_host.namespace("web")
+    inside_host.run("ip link add br-own type bridge")
+    inside_host.run("ip addr add 10.88.0.1/24 dev br-own")
+    async with writer() as person:
+        await keys(person, "a")
+        await keys(person, *name)
+        await shows(person, "br-own")
+        await shows(person, "not vnet's")
+
+
 async def test_d_on_an_end_of_an_attachment_detaches(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
     async with writer() as person:

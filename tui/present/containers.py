@@ -342,8 +342,8 @@ def _asked_for(topology: Topology, mode: str) -> str:
 
 VIEW = ListView(
     "containers", "Containers", ("con", "co", "docker", "podman", "ps"), COLUMNS, rows,
-    empty="No container yet. Docker's, podman's, and plain named namespaces appear here; "
-    "`ip netns add blue` already makes one.",
+    empty="No container yet. `vnet-tui container create NAME` makes a plain one (c in the dashboard); "
+    "Docker's, podman's, and named namespaces of `ip netns` appear here as well.",
     help=(
         ("model:open", "containers by network model: closed, bridged, joined, open"),
         ("net:NAME", "the containers of a network"),

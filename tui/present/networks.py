@@ -132,7 +132,8 @@ def _nat(topology: Topology, network: Network) -> Iterator[Line]:
 
 VIEW = ListView(
     "networks", "Networks", ("net", "network"), COLUMNS, rows,
-    empty="No network yet. `docker network create` makes one, and so does a bridge with an address.",
+    empty="No network yet. `vnet-tui network create NAME` makes one (n in the dashboard); so do "
+    "`docker network create` and a bridge with an address.",
     help=(
         ("kind:internal", "networks by kind: nat, internal, routed, host, none, ..."),
         ("ct:NAME", "the networks of a container"),

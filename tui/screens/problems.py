@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from textual import events
@@ -122,12 +123,14 @@ def lines_of(findings: Sequence[Finding], problems: Sequence[Problem], width: in
 def _problem_lines(alike: Sequence[Problem], width: int) -> list[Line]:
     """Problems of one reason and one remedy, which are told once."""
     lines: list[Line] = []
-    for problem in alike:
-        lines += [[(part, "warn")] for part in _wrapped(f"{problem.part}: {problem.what}", width)]
-    if problem.why:
-        lines += [[("  ", ""), (part, "")] for part in _wrapped(problem.why, width - 2)]
-    if problem.try_:
-        lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"try: {problem.try_}", width - 2)]
+    for what, count in Counter(f"{problem.part}: {problem.what}" for problem in alike).items():
+        told = f"{what} ({count} namespaces)" if count > 1 else what
+        lines += [[(part, "warn")] for part in _wrapped(told, width)]
+    why, try_ = alike[0].why, alike[0].try_
+    if why:
+        lines += [[("  ", ""), (part, "")] for part in _wrapped(why, width - 2)]
+    if try_:
+        lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"try: {try_}", width - 2)]
     return lines
 
 

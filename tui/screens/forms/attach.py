@@ -15,6 +15,7 @@ from tui.screens.forms.chosen import (
     free_address,
     networks_for,
     networks_with,
+    others_names,
     our_names,
     selected,
     uid_of,
@@ -27,7 +28,7 @@ def attach_form(ref: Ref | None) -> Form:
     """One that begins with the selected thing."""
     fields = (
         Field("container", "container", "its name"),
-        Field("network", "network", "n makes one"),
+        Field("network", "network", "none of vnet's or Docker's: n makes one"),
         Field("address", "address", "a free one"),
         Field("link", "link inside", "the first free ethN"),
     )
@@ -36,7 +37,10 @@ def attach_form(ref: Ref | None) -> Form:
 
 def detach_form(ref: Ref | None) -> Form:
     """One that begins with the selected thing."""
-    fields = (Field("container", "container", "its name"), Field("network", "network", "it is on none"))
+    fields = (
+        Field("container", "container", "its name"),
+        Field("network", "network", "none of vnet's or Docker's"),
+    )
     return form_about(ref, "Detach a container", fields, _fill_leaving, _detach)
 
 
@@ -44,7 +48,7 @@ def move_form(ref: Ref | None) -> Form:
     """One that begins with the selected thing."""
     fields = (
         Field("container", "container", "its name"),
-        Field("network", "from", "it is on none"),
+        Field("network", "from", "none of vnet's or Docker's"),
         Field("to", "to", "n makes another network"),
         Field("address", "address", "a free one"),
     )
@@ -120,14 +124,26 @@ def _leaving(values: Values, topology: Topology) -> str:
     """The uid of the container that leaves a network. Raises CommandError."""
     if not values["network"]:
         who = f"{values['container']} was not" if values["container"] else "no container was"
-        raise CommandError(f"{who} attached by vnet or Docker: d deletes a link that others made")
+        raise CommandError(
+            f"{who} attached by vnet or Docker ({_which(topology)}): d deletes a link that others made"
+        )
     return uid_of(values["container"], able(topology))
+
+
+def _which(topology: Topology) -> str:
+    """Which networks take containers, and which on the screen do not."""
+    able_to = [*our_names(topology), *dockers_names(topology)]
+    foreign = others_names(topology)
+    words = f"only networks made by vnet or Docker take containers ({', '.join(able_to) or 'none yet'})"
+    if not foreign:
+        return words
+    return f"{words}; {', '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} not vnet's"
 
 
 def _attach(values: Values, topology: Topology) -> Attach:
     container = _container(values, topology)
     if not values["network"]:
-        raise CommandError("there is no network for it: n makes one")
+        raise CommandError(f"there is no network for it: {_which(topology)}; n makes one")
     return Attach(container, values["network"], words(values["address"]), values.get("link", ""))
 
 

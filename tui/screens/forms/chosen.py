@@ -87,6 +87,13 @@ def our_names(topology: Topology) -> tuple[str, ...]:
     return tuple(sorted(ours(topology.snapshot, topology.host).networks))
 
 
+def others_names(topology: Topology) -> tuple[str, ...]:
+    """The networks of the host that neither vnet nor an engine made."""
+    mine = {one.bridge for one in ours(topology.snapshot, topology.host).networks.values()}
+    found = [one for one in topology.networks if one.engine == "kernel" and one.ns == topology.host]
+    return tuple(sorted(safe(one.name) for one in found if one.bridge not in mine))
+
+
 def dockers_names(topology: Topology) -> tuple[str, ...]:
     """The networks of Docker's that take containers."""
     docker = topology.snapshot.engines.get("docker")
