@@ -197,6 +197,7 @@ class _Claim:
     also: tuple[Ref, ...]
     name: str
     subnets: tuple[str, ...]
+    ports: int = 0
 
 
 def _overlaps(topology: Topology) -> Iterator[Finding]:
@@ -227,9 +228,9 @@ def _claims(topology: Topology) -> Iterator[_Claim]:
     for network in topology.networks:
         bridge = topology.bridge_link(network)
         also = (link_ref(bridge.key),) if bridge else ()
-        yield _Claim(
-            network.ns or topology.host, network_ref(network.id), also, network.name, network.subnets
-        )
+        ports = len(topology.ports_of(bridge.key)) if bridge else 0
+        ns, ref = network.ns or topology.host, network_ref(network.id)
+        yield _Claim(ns, ref, also, network.name, network.subnets, ports)
     bridges = {(network.ns or topology.host, network.bridge) for network in topology.networks}
     for ns in {network.ns or topology.host for network in topology.networks}:
         net = topology.snapshot.nets.get(ns)
@@ -256,9 +257,10 @@ def _overlap(one: _Claim, other: _Claim) -> Finding:
         "an address in both is reached in one of them only."
     )
     short = f"overlaps {other.name}"
-    smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: len(each.also))
+    smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: each.ports)
     advice = (
-        f"give {smaller.name} another subnet: remove it, and make it anew without --subnet for a free one"
+        f"give {smaller.name}, the one with fewer ports, another subnet: delete it (d) and make it anew (n), "
+        "or where vnet did not make it, by whatever did"
     )
     return Finding("overlap", one.ref, short, words, "bad", (other.ref, *one.also, *other.also), advice)
 
@@ -285,8 +287,23 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
         packets = f"{count:,} packet{'s' * (count != 1)}"
         words = f"A rule has dropped {packets} of {container.name}: {own[0].name}."
         related = tuple(nat_ref(entry.ns, entry.entry_id) for entry in own)
-        advice = "see the rule (Enter on it shows its text and handle); to let them pass, remove or narrow it"
+        advice = _without_rule(topology, own[0])
         yield Finding("dropped", _ref(container), f"{packets} dropped", words, "warn", related, advice)
+
+
+def _without_rule(topology: Topology, entry: NatEntry) -> str:
+    """How to let pass what an entry's rule drops."""
+    firewall = topology.snapshot.firewalls.get(entry.ns)
+    rule = next((one for one in firewall.rules if one.rule_id in entry.doing), None) if firewall else None
+    if rule is None:
+        return "see the rule, and remove or narrow it"
+    where = f"{rule.family} {quote(rule.table)} {quote(rule.chain)}"
+    if rule.backend == "nft":
+        way = f"nft delete rule {where} handle {rule.rule_id.rpartition('/')[2]}"
+    else:
+        tool = "ip6tables" if rule.family == "ip6" else "iptables"
+        way = f"{tool} -t {quote(rule.table)} {rule.text.replace('-A ', '-D ', 1)}"
+    return f"where that is not meant, take the rule away: {way}"
 
 
 def _shut_networks(topology: Topology) -> Iterator[Finding]:
@@ -309,12 +326,17 @@ def _shut_networks(topology: Topology) -> Iterator[Finding]:
 
 
 def _no_way_out(topology: Topology) -> Iterator[Finding]:
-    """A host with networks that are translated to outside, and no default route to get there by."""
+    """A host with networks that lead outside, and no default route to get there by: of IPv4, or of any."""
     net = topology.snapshot.nets.get(topology.host)
-    needing = [one.name for one in topology.networks if one.kind in ("nat", "routed")]
-    if net and net.routes and needing and not any(route.dst == "default" for route in net.routes):
+    leading = [one for one in topology.networks if one.kind in ("nat", "routed")]
+    by_ipv4 = [one for one in leading if any(":" not in subnet for subnet in one.subnets)]
+    defaults = {route.family for route in net.routes if route.dst == "default"} if net else set()
+    needing = leading if not defaults else by_ipv4 if 4 not in defaults else []
+    if net and net.routes and needing:
+        which = "default route" if not defaults else "default route for IPv4"
+        names = ", ".join(one.name for one in needing)
         words = (
-            f"The host has no default route: nothing outside is reached, from {', '.join(needing)} neither."
+            f"The host has no {which}: it and {names} reach nothing outside{' by it' if defaults else ''}."
         )
         advice = "take back what removed it (u, or vnet-tui undo), or: ip route add default via GATEWAY"
         yield Finding("way out", namespace_ref(topology.host), "no way out", words, "warn", (), advice)

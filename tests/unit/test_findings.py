@@ -157,9 +157,14 @@ def test_a_host_without_a_way_out_says_so() -> None:
     host.routes[HOST] = [Route(4, "192.0.2.0/24", nexthops=(NextHop("", 1),))]
     (one,) = found(host.snapshot(), "way out")
     assert "no default route" in one.sentence and "undo" in one.advice
+    host.routes[HOST].append(Route(6, "default", nexthops=(NextHop("fe80::1", 1),)))
+    assert "default route for IPv4" in found(host.snapshot(), "way out")[0].sentence
+    host.routes[HOST].append(Route(4, "default", nexthops=(NextHop("192.0.2.254", 1),)))
+    assert not found(host.snapshot(), "way out")
 
 
 def test_each_says_what_to_try() -> None:
     """Of what a person can do something about."""
     told = {one.kind: one.advice for one in Topology(small_host()).findings}
     assert all(told.values()) and "--mtu 1500" in told["mtu"]
+    assert "take the rule away: iptables -t filter" in told["dropped"]
