@@ -84,12 +84,12 @@ def _without_vnets(
     sides = [[rule for rule in rules if rule.table == TABLE] for rules in (gone, come)]
     ports = [{_port(rule) for rule in rules} - {""} for rules in sides]
     went, came = ports[0] - ports[1], ports[1] - ports[0]
-    told_of = (("removed", went, "is published no more"), ("added", came, "is published"))
+    told_of = (("removed", went, "is no longer published"), ("added", came, "is published"))
     for action, names, words in told_of:
         for name in sorted(names):
             told.tell(action, namespace_ref(ns), f"port {name} of {told.place(ns)} {words} by vnet")
     less, more = (sum(not _port(rule) for rule in rules) for rules in sides)
-    if less or more:
+    if (less or more) and not went | came:
         words = f"vnet's own rules in {told.place(ns)} follow its networks: {more} more, {less} less"
         told.tell("changed", namespace_ref(ns), words)
     others = [[rule for rule in rules if rule.table != TABLE] for rules in (gone, come)]
