@@ -10,8 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from textual import events
+from textual._time import get_time
 from textual.app import App, SystemCommand
 from textual.driver import Driver
+from textual.message import Message
 from textual.screen import Screen
 
 from tui import keyboard, keys, themes
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from tui.accelerator import Accelerator
     from tui.changer import Changer
 
+_LATE = 3.0  # seconds after which a key that waited is dropped
+
 
 class VnetApp(App[None]):
     """Shows what a source gives. `ascii_only` draws with ASCII characters alone; `make_changer` gives who
@@ -33,6 +37,7 @@ class VnetApp(App[None]):
     CSS_PATH = "app.tcss"
     BINDINGS = keys.bindings("app")
     CLOSE_TIMEOUT = 1.0
+    _dropped_until = 0.0
 
     def __init__(
         self,
@@ -75,10 +80,26 @@ class VnetApp(App[None]):
         if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
             screen = self.screen
             if isinstance(screen, Dashboard):
-                if await screen.feed_prompt(event):
+                if await screen.feed_prompt(event) or self._comes_too_late(event):
                     return
                 await screen.caught_up()
+                await self._take_repeats(event.key, screen)
         await super().on_event(event)
+
+    def _comes_too_late(self, event: events.Key) -> bool:
+        """Whether it was typed so long ago that it was meant for what is not on the screen any more; then so
+        was all that was typed after it until now."""
+        now = get_time()
+        if now - event.time > _LATE:
+            self._dropped_until = now
+        return event.time <= self._dropped_until
+
+    async def _take_repeats(self, key: str, screen: Dashboard) -> None:
+        """Move by the waiting repeats of a key that moves, without painting every step."""
+        action = keys.MOVES.get(key)
+        while action and _is_key(self._peek_message(), key):
+            await self._get_message()
+            screen.focused_pane.move_unseen(action)
 
     async def action_quit(self) -> None:
         """End at once."""
@@ -97,6 +118,11 @@ class VnetApp(App[None]):
             yield SystemCommand(
                 action.title, f"{action.help} ({action.label})", partial(screen.run_action, action.name)
             )
+
+
+def _is_key(message: Message | None, key: str) -> bool:
+    """Whether that message is that key, typed."""
+    return isinstance(message, events.Key) and message.key == key and not message.is_forwarded
 
 
 def wants_ascii() -> bool:

@@ -132,6 +132,14 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit", ("ctrl+c",), "Ctrl-c", "Quit", "quit at once, from anywhere", "app"),
 )
 
+# What moves the cursor of a pane of lines, by key.
+MOVES = {
+    key: action.name
+    for action in ACTIONS
+    if action.where == "lines" and action.name != "open"
+    for key in action.keys
+}
+
 
 def bindings(*wheres: Where) -> list[BindingType]:
     """Textual's bindings of the actions that belong there; with priority, so that keys are acted upon in the

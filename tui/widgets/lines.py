@@ -33,6 +33,7 @@ class LinesPane(Painted, can_focus=True):
         self.cursor = 0
         self.top = 0
         self._dragging = False
+        self._unseen = False
 
     # ---- what subclasses say
 
@@ -89,7 +90,20 @@ class LinesPane(Painted, can_focus=True):
         """The name of the style that the cursor's line lies on."""
         return "cursor" if self.has_focus else "cursor-blurred"
 
+    def repaint(self) -> None:
+        """Paint anew, unless the next step does."""
+        if not self._unseen:
+            super().repaint()
+
     # ---- moving
+
+    def move_unseen(self, action: str) -> None:
+        """One of several steps, of which only the last is painted and told of."""
+        self._unseen = True
+        try:
+            getattr(self, f"action_{action}")()
+        finally:
+            self._unseen = False
 
     def move_to(self, line: int) -> None:
         """Put the cursor on a line, and bring it in sight."""
@@ -97,7 +111,7 @@ class LinesPane(Painted, can_focus=True):
         self.cursor = max(0, min(line, count - 1))
         self.bring_in_sight()
         self.repaint()
-        if count:
+        if count and not self._unseen:
             self.moved()
 
     def bring_in_sight(self) -> None:

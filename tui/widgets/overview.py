@@ -125,7 +125,7 @@ class MainPane(TableView):
         self.cursor = max(0, min(line, len(self.picture.items) - 1))
         self.bring_in_sight()
         self.repaint()
-        if self.item is not None:
+        if self.item is not None and not self._unseen:
             self.moved()
 
     def bring_in_sight(self) -> None:
