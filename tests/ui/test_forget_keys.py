@@ -56,8 +56,9 @@ async def until(person: Person, so: Callable[[], object], what: str) -> None:
 
 
 def prose(person: Person) -> str:
-    """The screen without what frames it, as one line."""
-    return " ".join(re.sub("[^ -~]", " ", person.text).split())
+    """The screen without what frames it and what lies beside the frame, as one line."""
+    inside = (re.sub("^.*?│(.*)│.*$", r"\1", line) for line in person.lines)
+    return " ".join(re.sub("[^ -~]", " ", "\n".join(inside)).split())
 
 
 def ports(host: ThrowawayHost) -> list[str]:

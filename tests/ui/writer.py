@@ -76,8 +76,12 @@ def values(person: Person) -> dict[str, str]:
 
 
 async def do(person: Person, key: str = "enter") -> None:
-    """Do what the form shows."""
+    """Do what the form shows; where its commands are out of sight, have them shown first."""
     await keys(person)
+    preview = getattr(person.app.screen, "preview", None)
+    if preview is not None and not preview.shows_commands:
+        await person.press(key)
+        await until(person, lambda: preview.shows_commands, "the commands")
     await person.press(key)
     await closed(person)
 

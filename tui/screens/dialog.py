@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from textual.await_complete import AwaitComplete
 from textual.screen import ModalScreen
 
@@ -13,13 +15,13 @@ class Dialog[Result](ModalScreen[Result]):
     _ended = False
     _late: tuple[Result | None] | None = None
 
-    def dismiss(self, result: Result | None = None) -> AwaitComplete:
+    def dismiss(self, result: Result | None = None) -> Any:
         """End with that result, unless it has ended."""
         if self._ended or not self.is_attached:
-            return AwaitComplete.nothing()
+            return AwaitComplete()
         if self.app.screen is not self:
             self._late = self._late or (result,)
-            return AwaitComplete.nothing()
+            return AwaitComplete()
         self._ended = True
         return super().dismiss(result)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from textual.strip import Strip
+
 from core.ops import Operation
 from core.text import safe
 from tui.present.fitting import wrapped
 from tui.screens.overlay import Line, TextPane
+from tui.widgets.painted import strip_of
 
 NOT_BEGUN = -1
+_MARKS = ("· ", "▶ ", "✓ ")  # that stand before commands: yet to be run, being run, done
 
 
 class PreviewPane(TextPane, can_focus=False):
@@ -25,6 +29,27 @@ class PreviewPane(TextPane, can_focus=False):
         """Scroll so that a line is in sight."""
         self.top = max(line - self.page + 2, min(self.top, line))
         self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        """The lines in sight; where more lie below, the last one says how many."""
+        strips = super().paint(width, height)
+        below = self.line_count() - self.top - self.page
+        if below > 0 and height > 1:
+            strips[-1] = strip_of([(f" +{below + 1} more, PgDn", self.style_of("badge-warn"))], width)
+        return strips
+
+    @property
+    def first_command(self) -> int | None:
+        """The line of the first command, None where there is none."""
+        marked = (place for place, line in enumerate(self.text) if line and line[0][0] in _MARKS)
+        return next(marked, None)
+
+    @property
+    def shows_commands(self) -> bool:
+        """Whether a command is in sight."""
+        first, height = self.first_command, self.size.height
+        more = height > 1 and self.line_count() > self.top + self.page
+        return first is not None and first < self.top + height - more
 
 
 def change_lines(

@@ -97,7 +97,8 @@ class AccelerateScreen(Dialog[str]):
         if isinstance(what, Preview):
             self.preview = what
             self.phase = "asking" if what.can_be_done else "ended"
-            self._say(("", ""))
+            self._words = []
+            self._say()
         elif isinstance(what, CommandError):
             self.phase = "ended"
             self._say((str(what), "bad"))
@@ -109,7 +110,7 @@ class AccelerateScreen(Dialog[str]):
     def _lines(self, width: int) -> list[Line]:
         lines = list(_preview_lines(self.preview, width)) if self.preview else []
         if self.phase == "asking":
-            return [*lines, [], [("Do it? y / n", "accent")]]
+            return [*lines, [], [("Do it? y / n", "accent")], *([(one, tone)] for one, tone in self._words)]
         return [
             *lines,
             *([(part, tone)] for words, tone in self._words for part in ["", *wrapped(words, width)]),
@@ -128,6 +129,9 @@ class AccelerateScreen(Dialog[str]):
             self.phase = "running"
             self._say(("Under way…", "accent"))
             self._work(self._do)
+        elif self.phase == "asking" and event.key == "enter":
+            self._say(("y does it, n leaves it.", "warn"))
+            self._text.reveal(len(self._text.text))
         elif self.phase != "running" and event.key in ("n", "escape", "q", "enter"):
             self.dismiss(None)
 

@@ -69,6 +69,7 @@ class ChangeScreen(Dialog[Ended | None]):
         self._done = NOT_BEGUN
         self._topology: Topology | None = None
         self._looked = 0.0
+        self._closer = False
         self._worker = Worker(lambda kind, result: self._tell(result))
 
     def compose(self) -> ComposeResult:
@@ -97,7 +98,11 @@ class ChangeScreen(Dialog[Ended | None]):
         self.fields.styles.height = "1fr" if wide else min(most, self.fields.height_for(width))
 
     def _show_keys(self) -> None:
-        accepts = "y does it · n leaves it" if self.form.asks else "Enter does it · Tab next · Esc leaves it"
+        accepts = "Enter does it · Tab next · Esc leaves it"
+        if self.form.asks:
+            accepts = "y does it · n leaves it"
+        elif self._closer:
+            accepts = "Enter or y does it · Esc back"
         keys = {
             "planning": f" {accepts} · PgDn PgUp scroll ",
             "running": " under way… ",
@@ -118,15 +123,17 @@ class ChangeScreen(Dialog[Ended | None]):
             if event.key in ("escape", "enter", "q"):
                 self.dismiss(None)
         elif self.phase == "planning":
-            self._answer(event) if self.form.asks else self._edit(event)
+            self._answer(event) if self.form.asks or self._closer else self._edit(event)
 
     def _answer(self, event: events.Key) -> None:
-        """A yes, a no, or scrolling."""
+        """A yes, a no, or scrolling; Enter says yes to what fields have led to alone."""
         steps = {"j": 1, "down": 1, "k": -1, "up": -1}
-        if event.key == "y":
+        if event.key == "y" or (event.key == "enter" and self._closer):
             self.begin()
+        elif event.key == "enter":
+            self.say(("y does it, n leaves it.", "warn"))
         elif event.key in ("n", "escape", "q"):
-            self.dismiss(None)
+            self._look_closer(False) if self._closer else self.dismiss(None)
         elif event.key in steps:
             self.preview.scroll_by(steps[event.key])
 
@@ -151,6 +158,19 @@ class ChangeScreen(Dialog[Ended | None]):
     def _changed(self) -> None:
         self.fields.repaint()
         self._ask()
+
+    def _look_closer(self, closer: bool) -> None:
+        """The commands alone, where the fields leave no room for them; and back."""
+        self._closer = closer
+        self.fields.display = not closer
+        self.preview.top = 0
+        self._show_keys()
+
+    def _reveal_commands(self) -> None:
+        """Scroll to the first command, where it is not in sight."""
+        if not self.preview.shows_commands and self.preview.first_command is not None:
+            self.preview.reveal(self.preview.first_command + 1)
+        self._show_keys()
 
     # ---- planning, on the worker's thread
 
@@ -236,19 +256,26 @@ class ChangeScreen(Dialog[Ended | None]):
         return [[("It cannot be done:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
 
     def say(self, *notes: tuple[str, str]) -> None:
-        """Say these (text, tone) under the fields."""
+        """Say these (text, tone) under the fields, which come back for it once it has ended."""
+        if self._closer and notes and self.phase != "running":
+            self._look_closer(False)
         self.fields.note(notes)
         self._fit()
 
     # ---- doing it
 
     def begin(self) -> None:
-        """Do what is shown."""
+        """Do what is shown; where the commands are not in sight, show them first."""
         worked = self.worked
         if worked is None or not self._is_current(worked):
             self.say(("The commands were not on the screen yet: press the key again.", "warn"))
             return
         if isinstance(worked.plan, Refused) or not worked.plan.steps:
+            return
+        if not self.preview.shows_commands:
+            if not self.form.asks:
+                self._look_closer(True)
+            self.call_after_refresh(self._reveal_commands)
             return
         self.phase, self._done = "running", 0
         self._show_keys()

@@ -154,8 +154,10 @@ class EarlierScreen(Dialog[Ended | None]):
             self.app.call_from_thread(self._show, found, message)
 
     def _show(self, entries: tuple[Earlier, ...], message: str) -> None:
+        able = (place for place, one in enumerate(entries) if isinstance(undo_plan(one), Plan))
+        cursor = self._list.cursor if self._list.entries else next(able, 0)
         self._list.entries, self._list.message = entries, message
-        self._list.move_to(self._list.cursor)
+        self._list.move_to(cursor)
         self.on_earlier_pane_moved()
 
     def on_earlier_pane_moved(self) -> None:

@@ -31,6 +31,7 @@ class KeepScreen(Dialog[str]):
         super().__init__()
         self._waiting, self._changer = waiting, changer
         self._until = time.monotonic() + waiting.seconds_left
+        self._hint = ""
         self._text, self._answered = PreviewPane(self._lines), False
 
     def compose(self) -> ComposeResult:
@@ -53,6 +54,7 @@ class KeepScreen(Dialog[str]):
             *([(part, "title")] for part in wrapped(safe(self._waiting.title), width)),
             [],
             [("Keep it? y / n", "accent"), (f"   taken back in {left} s unless you say yes", "warn")],
+            [(self._hint, "warn")],
         ]
 
     def _tick(self) -> None:
@@ -66,6 +68,9 @@ class KeepScreen(Dialog[str]):
         """Yes or no, and nothing else."""
         event.stop()
         event.prevent_default()
+        if event.key in ("enter", "escape", "q") and not self._answered:
+            self._hint = "y keeps it, n takes it back."
+            self._text.show(self._lines)
         if event.key in ("y", "n") and not self._answered:
             self._answered = True
             self._text.show(lambda width: [[("Under way…", "accent")]])
