@@ -109,7 +109,7 @@ class Stage:
         if folded is not None and state.closed:
             rows = folded(state.closed)
         pending = bool(self.scene.snapshot.pending & _PARTS.get(view.name, _LINKS))
-        remarks = () if len(rows) else _remarks(state.filter, base)
+        remarks = _remarks(state.filter, base, inverted=len(rows) > 0)
         head_of(rows)  # worked out here, where nobody waits for it
         if isinstance(rows, ListRows):
             rows.needs()
@@ -183,6 +183,10 @@ class Stage:
         return change.ref if change else None
 
 
-def _remarks(text: str, rows: Rows) -> tuple[str, ...]:
-    """What a filter line cannot mean."""
-    return tuple(rows.remarks(text) if isinstance(rows, FlowRows) else query.remarks(text, rows.keys()))
+def _remarks(text: str, rows: Rows, inverted: bool) -> tuple[str, ...]:
+    """What a filter line cannot mean; only of its `inverted` terms, where rows are let through."""
+    if not text:
+        return ()
+    if isinstance(rows, FlowRows):
+        return tuple(rows.remarks(text, inverted))
+    return tuple(query.remarks(text, rows.keys(), inverted))

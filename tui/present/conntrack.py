@@ -65,8 +65,8 @@ class ConntrackRows:
         return Row(flow_ref(table.ns, flow.entry.id), _cells(flow, self._topology.label(table.ns)))
 
     def keys(self) -> Collection[str]:
-        """What a filter may ask for."""
-        return keys_of(self._topology, self._columns)
+        """What a filter may ask for, by name or by a column's title."""
+        return keys_of(self._topology, self._columns) | query.titles(COLUMNS).keys()
 
     def index(self, ref: Ref) -> int | None:
         """Where that entry stands, None where it does not."""
@@ -101,6 +101,7 @@ class ConntrackRows:
         terms = query.parse(text)
         if not terms or not len(self):
             return self
+        terms = query.by_name(terms, COLUMNS, keys_of(self._topology, self._columns))
         mask = mask_of(terms, self._topology, self._columns)
         return self._ordered(self._order[mask[self._order]])
 

@@ -12,7 +12,7 @@ from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
 from core.topology.connections import of_entry, of_names, of_network
 from tui.present import address_match
-from tui.present.query import Term, fits, port_range
+from tui.present.query import Term, bounds, fits, port_range
 
 Mask = np.ndarray
 _SOURCES = ("orig_src", "reply_dst")
@@ -55,6 +55,8 @@ class FlowFilter:
             "dst": partial(self._address, _DESTINATIONS),
             "inside": lambda value: self._whose(columns.inside()[0], value),
             "peer": lambda value: self._whose(columns.peer()[0], value),
+            "bytes": lambda value: self._between(columns.total("bytes"), value),
+            "packets": lambda value: self._between(columns.total("packets"), value),
             **{key: partial(self._number, name) for key, name in _NUMBERS.items()},
         }
 
@@ -126,7 +128,14 @@ class FlowFilter:
         ports = (self._columns.column(name) for name in names)
         return _any((wanted[0] <= port) & (port <= wanted[-1]) for port in ports) & self._columns.has_ports
 
+    def _between(self, figures: np.ndarray, value: str) -> Mask:
+        """Where a figure lies in a range such as ">1M"; a bare number is the least."""
+        least, most = bounds(value)
+        return np.asarray((figures.astype(float) >= least) & (figures <= most))
+
     def _number(self, name: str, value: str) -> Mask:
+        if value[0] in "<>":
+            return self._between(self._columns.column(name), value)
         try:
             return np.asarray(self._columns.column(name) == int(value, 0))
         except ValueError:

@@ -49,12 +49,13 @@ class FlowRows:
         return Row(ref, cells_of(self._topology, picture, row, flow, ref in self._lens.pins))
 
     def keys(self) -> Collection[str]:
-        """What a filter may ask for."""
-        return keys_of(self._topology, self._picture)
+        """What a filter may ask for, by name or by a column's title."""
+        return keys_of(self._topology, self._picture) | query.titles(COLUMNS).keys()
 
-    def remarks(self, text: str) -> Iterable[str]:
-        """What a filter line cannot mean."""
-        return remarks(text, self.keys())
+    def remarks(self, text: str, inverted: bool = False) -> Iterable[str]:
+        """What a filter line cannot mean; only of its `inverted` terms, where others let something
+        through."""
+        return remarks(text, self.keys(), inverted)
 
     def index(self, ref: Ref) -> int | None:
         """Where that flow stands; of a hop, where its connection does. None where it does not."""
@@ -99,6 +100,7 @@ class FlowRows:
         terms = query.parse(text)
         if not terms or not len(self):
             return self
+        terms = query.by_name(terms, COLUMNS, keys_of(self._topology, self._picture))
         mask = mask_of(terms, self._topology, self._picture)
         mask[self._pinned] = True
         return self._with(self._order[mask[self._order]])

@@ -14,11 +14,10 @@ from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
 from tui.present import address_match, query
 from tui.present.conntrack_filter import FlowFilter
-from tui.present.query import Term, fits
+from tui.present.query import Term, bounds, fits
 
 Mask = np.ndarray
 SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops"})
-_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def mask_of(terms: Iterable[Term], topology: Topology, picture: FlowPicture) -> Mask:
@@ -26,11 +25,11 @@ def mask_of(terms: Iterable[Term], topology: Topology, picture: FlowPicture) -> 
     return _Filter(topology, picture).all(terms)
 
 
-def remarks(text: str, known: Collection[str]) -> Iterator[str]:
-    """What a filter line cannot mean, in words; `known` are the keys that there are."""
-    yield from query.remarks(text, known)
+def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
+    """As `query.remarks`."""
+    yield from query.remarks(text, known, inverted)
     for each in query.parse(text):
-        if each.key in SIZES and not _means_something(each.value):
+        if each.key in SIZES and each.inverted >= inverted and not _means_something(each.value):
             yield f"{each.value} is no figure such as >1M, and no range such as 10k-1M."
 
 
@@ -99,22 +98,3 @@ class _Filter(FlowFilter):
         bare = value.lstrip("=")
         found = address_match.matching(addresses, bare)
         return self._columns.owned(addresses, lambda name: fits(value, name)) if found is None else found
-
-
-def bounds(value: str) -> tuple[float, float]:
-    """The least and the greatest that a range means; nothing fits where it means none."""
-    try:
-        if value[:1] in ("<", ">"):
-            figure, inclusive = _figure(value[1:].lstrip("=")), value[1:2] == "="
-            if value[0] == ">":
-                return (figure if inclusive else np.nextafter(figure, np.inf)), np.inf
-            return -np.inf, (figure if inclusive else np.nextafter(figure, -np.inf))
-        first, dash, last = value.partition("-")
-        return _figure(first.lstrip("=")), _figure(last) if dash else np.inf
-    except ValueError:
-        return np.inf, -np.inf
-
-
-def _figure(text: str) -> float:
-    unit = _UNITS.get(text[-1:].lower())
-    return float(text[:-1]) * unit if unit else float(text)

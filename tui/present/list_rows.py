@@ -72,7 +72,10 @@ class ListRows:
         return self.rows[index]
 
     def keys(self) -> set[str]:
-        """What a filter may ask for: the columns, and the rows' further terms."""
+        """What a filter may ask for: the columns, by name or title, and the rows' further terms."""
+        return self._term_keys() | query.titles(self.columns).keys()
+
+    def _term_keys(self) -> set[str]:
         return {column.name for column in self.columns}.union(*(row.terms for row in self.rows))
 
     def index(self, ref: Ref) -> int | None:
@@ -98,6 +101,7 @@ class ListRows:
         terms = query.parse(text)
         if not terms:
             return self
+        terms = query.by_name(terms, self.columns, self._term_keys())
         return self._of(list(_kept(self.rows, lambda row: query.matches(terms, row, self.columns))))
 
     def folded(self, closed: Container[Ref]) -> ListRows:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tui.present.glyphs import NOT_EQUAL
@@ -19,7 +20,9 @@ ADDRESS_KEYS = frozenset({"addr", "src", "dst"})
 HELP = (
     ("word", "any cell holds the word"),
     ("key:value", "that column or term holds the value, such as ns:web or state:up"),
+    ("title:value", "the same by the column's title; of two words: way-out:eth0"),
     ("key:=value", "exactly this value"),
+    ("key:>10k", "a figure above that, or <10 below it"),
     ("port:80-90", "a port, or a range of them"),
     ("addr:10.0.0.0/8", "an address in this prefix"),
     ("!word", "the opposite; also !key:value"),
@@ -28,6 +31,7 @@ HELP = (
 )
 
 _ADDRESS = re.compile(r"[0-9a-f:]+")
+_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _WORD = re.compile(r'(!?)(?:([A-Za-z][\w-]*):)?((?:"[^"]*(?:"|$)|[^\s"])*)')
 
 
@@ -84,9 +88,52 @@ def prefix(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
         return None
 
 
-def remarks(text: str, known: Collection[str]) -> Iterator[str]:
-    """What a filter line cannot mean, in words; `known` are the keys that there are."""
+def bounds(value: str) -> tuple[float, float]:
+    """The least and the greatest that a range such as ">1M" or "5-20" means; a bare number is the least, and
+    nothing fits where it means none."""
+    try:
+        if value[:1] in ("<", ">"):
+            figure, inclusive = _figure(value[1:].lstrip("=")), value[1:2] == "="
+            if value[0] == ">":
+                return (figure if inclusive else math.nextafter(figure, math.inf)), math.inf
+            return -math.inf, (figure if inclusive else math.nextafter(figure, -math.inf))
+        first, dash, last = value.partition("-")
+        return _figure(first.lstrip("=")), _figure(last) if dash else math.inf
+    except ValueError:
+        return math.inf, -math.inf
+
+
+def _figure(text: str) -> float:
+    unit = _UNITS.get(text[-1:].lower())
+    return float(text[:-1]) * unit if unit else float(text)
+
+
+def titles(columns: Iterable[Column]) -> dict[str, str]:
+    """The names of columns by what their titles say, each side of a "/" by itself, words joined by "-"."""
+    found: dict[str, str] = {}
+    for column in columns:
+        for part in column.title.casefold().split("/"):
+            title = re.sub(r"\W+", "-", part).strip("-")
+            if len(title) > 1:
+                found.setdefault(title, column.name)
+    return found
+
+
+def by_name(terms: Iterable[Term], columns: Iterable[Column], known: Collection[str]) -> tuple[Term, ...]:
+    """The terms, those that ask for a column by its title asking for it by its name."""
+    names = titles(columns)
+    return tuple(
+        replace(each, key=names[each.key]) if each.key not in known and each.key in names else each
+        for each in terms
+    )
+
+
+def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
+    """What a filter line cannot mean, in words; `known` are the keys that there are; only of its `inverted`
+    terms, where others let something through."""
     for each in parse(text):
+        if inverted and not each.inverted:
+            continue
         if each.key and each.key not in known and not _ADDRESS.fullmatch(each.text):
             yield f"There is no column {each.key}; there are {', '.join(sorted(known))}."
         elif each.key in PORT_KEYS and port_range(each.value) is None:
@@ -101,6 +148,11 @@ def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:
 
 
 def _holds(term: Term, row: Row, columns: Sequence[Column]) -> bool:
+    if term.key and term.value[0] in "<>":
+        figures = _figures(term.key, row, columns)
+        least, most = bounds(term.value)
+        if figures:
+            return any(least <= figure <= most for figure in figures)
     if term.key:
         texts = _values(term.key, row, columns)
         if texts:
@@ -127,6 +179,20 @@ def _lies_in(word: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) 
     except ValueError:
         return False
     return address in network
+
+
+def _figures(key: str, row: Row, columns: Sequence[Column]) -> list[float]:
+    """The figures of that column: what it is sorted by, or the number that stands there."""
+    found = (cell for column, cell in zip(columns, row.cells, strict=False) if column.name == key)
+    figures = (cell.sort if cell.sort is not None else _number(cell.text) for cell in found)
+    return [float(one) for one in figures if one is not None]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return _figure(text.strip())
+    except ValueError:
+        return None
 
 
 def _values(key: str, row: Row, columns: Sequence[Column]) -> list[str]:

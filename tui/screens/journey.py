@@ -38,6 +38,7 @@ class Journey(Frame):
         self.nav = Navigation(NUMBERED[0][1].name)
         self._drawn: Stop | None = None
         self._total = 0
+        self._remarked: tuple[str, ...] = ()
         self.writing = False
         self._timed = False
         self._requests = self._awaited = 0
@@ -228,6 +229,9 @@ class Journey(Frame):
         if message.number >= self._awaited:
             self._caught_up.set()
         self._total = shown.total
+        if len(shown.rows) and shown.remarks and shown.remarks != self._remarked:
+            self.notify(safe(" ".join(shown.remarks)), severity="warning", markup=False, timeout=6)
+        self._remarked = shown.remarks
         self.table.message = self._explanation(shown)
         if self._drawn is stop and len(self.table.rows) and self._same_columns(shown):
             self.table.columns = shown.columns or self.view.columns
