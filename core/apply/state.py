@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,9 +40,11 @@ def boot_id() -> str:
 
 def unusable(path: Path, error: OSError) -> str:
     """What to tell a person about a state directory that cannot be written."""
+    allowed = error.errno not in (errno.EACCES, errno.EPERM)
+    remedy = "free some space" if allowed else "run it as root, such as with sudo,"
     return (
         f"nothing was changed: the journal cannot be written to {path} ({error.strerror}); "
-        "free some space or set VNET_STATE to a directory that can be written"
+        f"{remedy} or set VNET_STATE to a directory that can be written"
     )
 
 

@@ -141,3 +141,10 @@ def test_nothing_new_costs_next_to_nothing() -> None:
             terminal.read(0.5)
         idle = sum(psutil.Process(process.pid).cpu_times()[:2]) - starting
     assert idle < starting / 2
+
+
+def test_a_terminal_that_cannot_draw_is_told_so() -> None:
+    with Terminal([sys.executable, "-m", "tui.cli"], TERM="dumb") as dumb:
+        assert dumb.read_to_the_end() == 1
+        told = dumb.output.decode()
+        assert "TERM=dumb" in told and "vnet-tui show" in told and told.count("\n") == 1

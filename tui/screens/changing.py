@@ -141,6 +141,11 @@ class Changing(Journey):
         request = self.desk.forgetting(ref) if ref and ref.kind == "flow" else None
         if ref is None:
             self._open(lambda: None, "Nothing is selected.")
+        elif ref.kind == "event":
+            self._open(
+                lambda: None,
+                "An event has happened: there is nothing to delete. Enter leads to what it is about.",
+            )
         elif ref.kind == "flow":
             self._open(lambda: forget_form(request) if request else None, "That connection is gone already.")
         else:

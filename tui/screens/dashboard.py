@@ -7,6 +7,7 @@ from dataclasses import replace
 from textual import events
 
 from core.text import safe
+from core.topology.named import thing_named
 from tui import commands, keys, themes
 from tui.present import views
 from tui.present.lens import Lens
@@ -84,9 +85,13 @@ class Dashboard(Accelerating, Replaying):
 
     async def _run_command(self, text: str) -> None:
         found = commands.understood(text)
-        if found is None:
+        thing = thing_named(self.desk.scene.topology, text.strip()) if found is None else None
+        if thing is not None:
+            self._follow(thing)
+        elif found is None:
             names = " ".join(f":{view.name}" for view in views.VIEWS)
-            self.notify(f"Nothing is called {safe(text)!r}. Try {names}", severity="warning", markup=False)
+            told = f"No view, container, network, link or namespace is called {safe(text)!r}. Try {names}"
+            self.notify(told, severity="warning", markup=False)
         elif isinstance(found, str):
             await self.run_action(found)
         else:
@@ -196,6 +201,7 @@ class Dashboard(Accelerating, Replaying):
             (str(view.number or ""), f"{view.list.title}  :{view.list.name} :{view.list.aliases[0]}")
             for view in views.VIEWS
         ]
+        listed.append(("", ":web1  the container, network, link or namespace of that name"))
         self.app.push_screen(help_overlay(self.view, listed, self.wheres() | {"change"}))
 
     def action_palette(self) -> None:

@@ -1,0 +1,41 @@
+"""`:name` leads to views and to things."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ui.driver import dashboard
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "kind"),
+    [
+        ("web1", "containers", "container"),
+        ("WEB1", "containers", "container"),
+        ("app", "networks", "network"),
+        ("br-app", "bridges", "link"),
+        ("eth0", "links", "link"),
+        ("veth-web1", "veths", "link"),
+    ],
+)
+async def test_a_thing_is_gone_to_by_its_name(name: str, view: str, kind: str) -> None:
+    async with dashboard() as person:
+        await person.type(f":{name}⏎")
+        assert (person.dashboard.view.name, person.dashboard.ref and person.dashboard.ref.kind) == (
+            view,
+            kind,
+        )
+        assert name.casefold() in person.row().casefold()
+
+
+async def test_what_was_tried_is_told() -> None:
+    async with dashboard() as person:
+        await person.type(":nosuchthing⏎")
+        assert "No view, container, network, link or namespace is called 'nosuchthing'" in person.text
+
+
+async def test_the_help_names_the_views_without_a_number() -> None:
+    async with dashboard(size=(130, 90)) as person:
+        await person.press("question_mark")
+        for name in (":flows", ":links", ":networks", ":fastpath"):
+            await person.eventually(name)
