@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tui.change.arguments import COMMANDS, add_commands
 from tui.errors import CommandError
@@ -57,9 +58,23 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Asks whether a word that is nearly one of those that it knows was meant to be that one."""
+
+    def error(self, message: str) -> NoReturn:
+        from difflib import get_close_matches
+
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if found:
+            known = re.split(r",\s*", found[2].replace("'", ""))
+            near = get_close_matches(found[1], known, n=1, cutoff=0.7)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line; shell completion derives from it too."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="vnet-tui",
         description="See this host's bridges, veth pairs, network namespaces, containers, NAT and\n"
         "conntrack, live, and change them safely. Without a command, the dashboard opens.",

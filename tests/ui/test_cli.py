@@ -324,3 +324,13 @@ def test_this_host_without_root() -> None:
     whole = json.loads(done.stdout)
     assert done.returncode == 0
     assert any(link["name"] == "lo" for link in whole["links"])
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [("show veth", "veths"), ("shwo", "show"), ("network creat x", "create"), ("show zzzz", "")],
+)
+def test_what_is_nearly_a_word_is_asked_about(line: str, meant: str) -> None:
+    done = run(*line.split())
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.endswith(f"did you mean {meant}?\n") if meant else "did you mean" not in done.stderr

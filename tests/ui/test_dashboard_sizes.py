@@ -85,7 +85,7 @@ async def test_a_short_list_leaves_its_room_to_the_detail() -> None:
         await person.press("5")
         rows = len(person.dashboard.table.rows)
         assert person.dashboard.table.size.height == rows + 1
-        assert "Containers" in person.lines[1] and f"{rows} rows" in person.lines[1]
+        assert "5 con " in person.lines[1] and f"{rows} rows" in person.lines[1]
         assert "container" in person.lines[2], "no line for breadcrumbs that say no more than the tab"
         await person.type("/nothing at all⏎")
         assert "Esc shows all" in person.text
@@ -100,3 +100,14 @@ async def test_a_large_terminal_gives_the_room_to_the_list() -> None:
 async def test_the_legend_is_in_sight_at_35_lines() -> None:
     async with dashboard(size=(130, 35), ascii_only=True) as person:
         assert "* bridged" in person.text
+
+
+@pytest.mark.parametrize("width", [80, 100, 130])
+async def test_the_tabs_stay_where_they_are(width: int) -> None:
+    async with dashboard(size=(width, 24)) as person:
+        seen = set()
+        for view in "123456789":
+            await person.press(view)
+            line = person.lines[1]
+            seen.add(tuple(line.find(f" {number} ") for number in (2, 5, 9)))
+        assert len(seen) == 1, seen

@@ -119,7 +119,6 @@ def _head(fast: FastPath) -> Iterator[Cell]:
         yield Cell(f"{words[0]}: the kernel forwards everything. W, then f turns it on.", "dim")
         return
     words += [", ".join(map(safe, fast.targets))]
-    words += [f"{fast.share:.0%} of {units.count(fast.packets)} packets"] if fast.share is not None else []
     words += [f"{fast.flows:,} flows"] if fast.flows is not None else []
     words += [f"{fast.ns_per_packet:.0f} ns a packet"] if fast.ns_per_packet else []
     words += [f"captured: {', '.join(fast.captured)}"] if fast.captured else []

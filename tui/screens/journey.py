@@ -23,8 +23,9 @@ from tui.widgets.table import TableView
 
 READING = "reading…"
 
-# Views in which a cursor on the first line stays there: the newest, the biggest.
-_FOLLOWING = frozenset({"events", "flows"})
+# Views in which a cursor on the first line stays there: the newest, the biggest, what
+# became of all packets.
+_FOLLOWING = frozenset({"events", "flows", "fastpath"})
 _PATIENCE = 0.1  # seconds
 _CRUMB = 32  # cells of a breadcrumb at most
 

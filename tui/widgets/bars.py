@@ -93,7 +93,8 @@ class HeaderBar(Bar):
 
 
 class TabsBar(Bar):
-    """The views by number, the present one marked; narrow terminals get short names, or the present one's."""
+    """The views by number, the present one marked; narrow terminals get short names, or the
+    present one alone."""
 
     tabs: tuple[tuple[int, str, str], ...] = ()
     active = 0
@@ -115,7 +116,7 @@ class TabsBar(Bar):
 
     def _wordings(self) -> Iterable[list[tuple[int, str]]]:
         yield [(number, title) for number, title, _ in self.tabs]
-        yield [(number, title if number == self.active else short) for number, title, short in self.tabs]
+        yield [(number, short) for number, _, short in self.tabs]  # each as wide whichever is active
         yield [(number, title if number == self.active else "") for number, title, _ in self.tabs]
 
     def _tab(self, number: int, title: str) -> list[Span]:
