@@ -1,0 +1,93 @@
+"""Networks that claim the same addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.findings.finding import Finding
+from core.model import Ref, link_ref, network_ref
+
+if TYPE_CHECKING:
+    from core.topology import Topology
+
+Span = tuple[int, int, int]  # IP version, first and last address
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Addresses that a network, or a link outside any, claims in a namespace."""
+
+    ns: int
+    ref: Ref
+    also: tuple[Ref, ...]
+    name: str
+    subnets: tuple[str, ...]
+    ports: int = 0
+
+
+def overlaps(topology: Topology) -> Iterator[Finding]:
+    """Each pair of claims in one namespace that share an address, one of them at least a network's."""
+    spans: dict[tuple[int, int], list[tuple[int, int, _Claim]]] = {}
+    for claim in _claims(topology):
+        for version, first, last in _spans(claim.subnets):
+            spans.setdefault((claim.ns, version), []).append((first, last, claim))
+    pairs: dict[tuple[Ref, Ref], tuple[_Claim, _Claim]] = {}
+    for group in spans.values():
+        for one, other in _meeting(sorted(group, key=lambda span: span[:2])):
+            networks_only = "network" in (one.ref.kind, other.ref.kind)
+            if networks_only and one.ref != other.ref and (other.ref, one.ref) not in pairs:
+                pairs.setdefault((one.ref, other.ref), (one, other))
+    return (_overlap(one, other) for one, other in pairs.values())
+
+
+def _meeting(ordered: list[tuple[int, int, _Claim]]) -> Iterator[tuple[_Claim, _Claim]]:
+    """Those of spans in order that share an address, pair by pair."""
+    for place, (_, last, one) in enumerate(ordered):
+        for first, _, other in ordered[place + 1 :]:
+            if first > last:
+                break
+            yield one, other
+
+
+def _claims(topology: Topology) -> Iterator[_Claim]:
+    for network in topology.networks:
+        bridge = topology.bridge_link(network)
+        also = (link_ref(bridge.key),) if bridge else ()
+        ports = len(topology.ports_of(bridge.key)) if bridge else 0
+        ns, ref = network.ns or topology.host, network_ref(network.id)
+        yield _Claim(ns, ref, also, network.name, network.subnets, ports)
+    bridges = {(network.ns or topology.host, network.bridge) for network in topology.networks}
+    for ns in {network.ns or topology.host for network in topology.networks}:
+        net = topology.snapshot.nets.get(ns)
+        for link in net.links.values() if net else ():
+            if (ns, link.name) not in bridges and link.kind != "loopback":
+                yield _Claim(ns, link_ref(link.key), (), link.name, tuple(map(str, link.addresses)))
+
+
+def _spans(subnets: Iterable[str]) -> Iterator[Span]:
+    for subnet in subnets:
+        try:
+            parsed = ipaddress.ip_network(subnet, strict=False)
+        except ValueError:
+            continue
+        if not parsed.is_link_local:
+            yield parsed.version, int(parsed.network_address), int(parsed.broadcast_address)
+
+
+def _overlap(one: _Claim, other: _Claim) -> Finding:
+    if one.ref.kind != "network":
+        one, other = other, one
+    words = (
+        f"{one.name} ({' '.join(one.subnets)}) and {other.name} ({' '.join(other.subnets)}) overlap: "
+        "an address in both is reached in one of them only."
+    )
+    short = f"overlaps {other.name}"
+    smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: each.ports)
+    advice = (
+        f"give {smaller.name}, the one with fewer ports, another subnet: delete it (d) and make it anew (n), "
+        "or where vnet did not make it, by whatever did"
+    )
+    return Finding("overlap", one.ref, short, words, "bad", (other.ref, *one.also, *other.also), advice)
