@@ -7,8 +7,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -16,7 +14,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tests.fastpath import FastPath, Talk, eventually
+from tests.fastpath import Talk, eventually
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, SECOND4, SECOND6, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
@@ -407,34 +405,3 @@ def _drain(tap: socket.socket) -> int:
         except BlockingIOError:
             return count
         count += UDP in (packet := Ether(frame)) and 6300 in (packet[UDP].sport, packet[UDP].dport)
-
-
-def test_a_connection_that_is_forgotten_and_closed_at_once_is_translated_to_its_end() -> None:
-    """Its FINs go as its data went, for conntrack could not translate them any more. Where the fast path had
-    to ask anew meanwhile (its epoch tells) they are the kernel's, which sends them on as they are."""
-    lab = FastLab()
-    try:
-        fast = lab.accelerate()
-        for port in range(7700, 7720):
-            with Talk(lab.host, "a", "far", V4["far"], port) as talk:
-                assert talks_fast(lab, talk)
-                before = fast.status()
-                talk.say(2)
-                time.sleep(0.02)
-                lab.run("conntrack -F")
-                talk.client.close()
-                assert talk.server.recv(10) == b"", "the FIN arrived"
-            assert eventually(partial(_are_fast, fast, before, 6))
-            after = fast.status()
-            if after["epoch"] == before["epoch"]:
-                assert after["verdicts"].get("TCP_FLAGS", 0) == before["verdicts"].get("TCP_FLAGS", 0)
-                return
-    finally:
-        lab.close()
-    raise AssertionError("routes or neighbours changed all the time")
-
-
-def _are_fast(fast: FastPath, before: dict[str, Any], more: int) -> bool:
-    """Whether that many more packets took the fast path, or it has to ask anew."""
-    now = fast.status()
-    return now["epoch"] != before["epoch"] or now["verdicts"]["FAST"] >= before["verdicts"]["FAST"] + more
