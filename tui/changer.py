@@ -23,13 +23,15 @@ class Ended:
     """How an attempt ended. `plan` is what the fresh look led to; `end` is "done", "undone" (it failed and
     was taken back whole), "failed" (and could not be), or "" where nothing was begun: that plan is not the
     one that was agreed to. An undo ends "undone", "failed", or "kept": it failed, and all is as before it.
-    Guarded ones are taken back after `seconds` unless kept, others have 0."""
+    Guarded ones are taken back after `seconds` unless kept, others have 0. `made` is the name of the network
+    or container that it made."""
 
     plan: Plan | Refused
     end: str = ""
     errors: tuple[str, ...] = ()
     entry_id: str = ""
     seconds: float = 0.0
+    made: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 def thing_named(topology: Topology, name: str) -> Ref | None:
     """The container, network, link (the host's before others') or namespace of that name, whatever the case
     of its letters, in this order; None where there is none."""
+    return next(things_named(topology, name), None)
+
+
+def things_named(topology: Topology, name: str) -> Iterator[Ref]:
+    """All of that name, in this order."""
     wanted = name.casefold()
-    return next((ref for known, ref in _names(topology) if known.casefold() == wanted), None)
+    return (ref for known, ref in _names(topology) if known.casefold() == wanted)
 
 
 def _names(topology: Topology) -> Iterator[tuple[str, Ref]]:

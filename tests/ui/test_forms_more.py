@@ -7,10 +7,25 @@ from pathlib import Path
 import pytest
 
 from core.apply import guard, journal
+from core.collect.snapshot import read_snapshot
 from tests.conftest import ThrowawayHost
 from tests.docker.place import wait_until
 from tests.ui.driver import Person
-from tests.ui.writer import BRIDGE, NET, attach, closed, do, keys, make_network, select, shows, values, writer
+from tests.ui.writer import (
+    BRIDGE,
+    NET,
+    PARTS,
+    attach,
+    closed,
+    do,
+    keys,
+    make_network,
+    select,
+    shows,
+    until,
+    values,
+    writer,
+)  # fmt: skip
 
 pytestmark = pytest.mark.root
 
@@ -246,3 +261,15 @@ async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHos
     assert ends == (
         {bridged: "undone"} if answer == "y" else {bridged: "done", f"take back: {bridged}": "undone"}
     )
+
+
+@pytest.mark.parametrize("view", ["overview", "networks", "bridges"])
+async def test_what_was_made_is_selected_and_proposed_next(inside_host: ThrowawayHost, view: str) -> None:
+    async with writer() as person:
+        await person.type(f":{view}⏎")
+        await make_network(person)
+        await person.feed(read_snapshot(PARTS))
+        await until(person, lambda: NET in person.row(), "the network under the cursor")
+        await keys(person, "c")
+        assert values(person)["network"] == NET
+        await keys(person, "escape")

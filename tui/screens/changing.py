@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from core.model import flow_ref
 from core.text import safe
+from core.topology.named import things_named
 from tui import keys
+from tui.desk import RowsReady
 from tui.errors import CommandError
 from tui.screens.journey import Journey
 from tui.source import Source
@@ -26,6 +28,7 @@ class Changing(Journey):
         super().__init__(source)
         self._make_changer, self._write = make_changer, write
         self._changer: Changer | None = None
+        self._made = ""
 
     def on_mount(self) -> None:
         """Where changes are allowed from the start, after the first paint."""
@@ -144,7 +147,7 @@ class Changing(Journey):
         elif ref.kind == "event":
             self._open(
                 lambda: None,
-                "An event has happened: there is nothing to delete. Enter leads to what it is about.",
+                "An event cannot be deleted: it has happened. Enter leads to what it is about.",
             )
         elif ref.kind == "flow":
             self._open(lambda: forget_form(request) if request else None, "That connection is gone already.")
@@ -189,6 +192,7 @@ class Changing(Journey):
 
         if ended is None:
             return
+        self._made = ended.made
         self.desk.source.refresh()
         title = ended.plan.title if isinstance(ended.plan, Plan) else ""
         if ended.seconds:
@@ -197,6 +201,18 @@ class Changing(Journey):
             final = isinstance(ended.plan, Plan) and is_final(ended.plan.steps)
             hint = "  (u takes it back)" if ended.end == "done" and not final else ""
             self.notify(f"{safe(title)}{hint}", title="Done", markup=False, timeout=4)
+
+    def on_rows_ready(self, message: RowsReady) -> None:
+        """What was just made is selected once a list of it arrives; called before the rows are shown."""
+        stop, rows = message.origin, message.shown.rows
+        if not self._made or stop is not self.nav.here:
+            return
+        names = (self._made, f"br-{self._made}")
+        refs = (ref for name in names for ref in things_named(self.desk.scene.topology, name))
+        found = next((ref for ref in refs if rows.index(ref) is not None), None)
+        if found is not None:
+            self._made, self._drawn, stop.state.ref = "", None, found
+            stop.state.top = self.table.top
 
     def _ask_to_keep(self, waiting: Waiting) -> None:
         from tui.screens.forms.keep import KeepScreen

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from textual import events
@@ -16,7 +16,7 @@ from textual.message import Message
 
 from core.ops import Operation
 from core.plan import Plan, Refused
-from core.plan.requests import Request
+from core.plan.requests import CreateContainer, CreateNetwork, Request
 from core.text import safe
 from core.topology import Topology
 from tui.changer import Changer, Ended
@@ -308,7 +308,9 @@ class ChangeScreen(Dialog[Ended | None]):
         if ended.end == "":
             self._ask_again(ended)
         elif ended.end == self.success:
-            self.dismiss(ended)
+            requests = self.worked.requests if self.worked else ()
+            made = [one.name for one in requests if isinstance(one, CreateNetwork | CreateContainer)]
+            self.dismiss(replace(ended, made=next(iter(made), "")))
         else:
             self._end([*((error, "bad") for error in ended.errors), _after(ended)])
 
