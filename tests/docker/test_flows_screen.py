@@ -96,7 +96,7 @@ async def test_f_and_every_flow_on_the_screen(
     async with dashboard(size) as person:
         await person.eventually(SHOP)
         await person.type("W:br⏎")
-        await person.eventually("Bridges")
+        await person.eventually("bridge / port")
         await person.type(f"/net:{SHOP}⏎")
         await person.eventually("filtered 3 of")
         await person.press("f")

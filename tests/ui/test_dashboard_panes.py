@@ -234,8 +234,8 @@ async def test_what_is_said_stands_in_the_footers_place_once() -> None:
     async with dashboard(size=(80, 24)) as person:
         for _ in range(5):
             await person.type(":nosuchview⏎")
-        assert sum("Nothing is called" in line for line in person.lines) == 1
-        assert "Nothing is called" in "".join(person.lines[-3:])
+        assert sum("is called 'nosuchview'" in line for line in person.lines) == 1
+        assert "is called 'nosuchview'" in "".join(person.lines[-3:])
         assert ":veths" in "".join(person.lines[-3:])
         assert not person.app._notifications
 
