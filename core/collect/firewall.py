@@ -52,24 +52,21 @@ def read_firewall(namespace: Namespace) -> Firewall:
 
     Raises NamespaceGone; what else stands in the way becomes a problem of the result.
     """
-    reading = _Reading(namespace.inode)
-    try:
-        with entered(entry_of(namespace), namespace.inode):
-            _read_tables(reading)
-            for family in _LEGACY:
-                _read_legacy(reading, family)
-    except PermissionError:
-        reading.problem("the firewall rules of this namespace could not be read", _DENIED, "run as root")
-    return reading.result()
+    return _read(namespace, _read_tables)
 
 
 def read_filters(namespace: Namespace) -> Firewall:
     """What plans of networks are made from: our own table whole, and of others what
     `core.collect.filters.read_filters` tells and all that is of iptables-legacy. Raises NamespaceGone."""
+    return _read(namespace, _read_brief)
+
+
+def _read(namespace: Namespace, read: Callable[[_Reading], None]) -> Firewall:
+    """What `read` takes in there, and iptables-legacy's tables."""
     reading = _Reading(namespace.inode)
     try:
         with entered(entry_of(namespace), namespace.inode):
-            _read_brief(reading)
+            read(reading)
             for family in _LEGACY:
                 _read_legacy(reading, family)
     except PermissionError:
