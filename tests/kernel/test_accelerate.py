@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from core.recording import Recording
 from tests.machine import PROGRAM, Machine, ok, refused, told
+from tests.ready import running
 from tests.terminal import Terminal
 from tui.change import unit
 
@@ -86,17 +87,12 @@ def eventually(holds: Callable[[], Any], what: str, seconds: float = 20.0) -> An
     return found
 
 
-@contextmanager
-def started(machine: Machine, code: str, inside: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def started(
+    machine: Machine, code: str, inside: str, *words: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """A program of ours in one of the machine's namespaces, once it says that it is ready."""
     run = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", code, *words, inside=inside)
-    process = subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return running(run)
 
 
 def say(talk: subprocess.Popen[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from core.ops import Place
 from core.plan import Plan, plan_all
 from core.plan.requests import ChangeLink
 from core.topology import Topology
+from tests.ready import running
 
 pytestmark = pytest.mark.root
 
@@ -28,22 +28,14 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
 
 
-@contextmanager
-def running(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """A process until the end, its start waited for."""
-    entered = ["setpriv", "--pdeathsig", "KILL", *words, "sh", "-c", "echo ready; exec sleep 1000"]
-    process = subprocess.Popen(entered, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def sleeping(*words: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A process until the end, started by these words."""
+    return running(["setpriv", "--pdeathsig", "KILL", *words, "sh", "-c", "echo ready; exec sleep 1000"])
 
 
 @pytest.mark.parametrize("leaves", ["the lower", "the higher"])
 def test_one_that_leaves_between_plan_and_change(leaves: str) -> None:
-    with running("unshare", "--net") as first, running(*_VISIT, str(first.pid), "--net") as second:
+    with sleeping("unshare", "--net") as first, sleeping(*_VISIT, str(first.pid), "--net") as second:
         leaving, staying = (first, second) if leaves == "the lower" else (second, first)
         inode = Path(f"/proc/{first.pid}/ns/net").stat().st_ino
         topology = Topology(read_snapshot((WIRING,), deep=True))
@@ -59,7 +51,7 @@ def test_one_that_leaves_between_plan_and_change(leaves: str) -> None:
 
 
 def test_none_of_another_namespace_is_taken_for_it() -> None:
-    with running("unshare", "--net") as one, running("unshare", "--net") as other:
+    with sleeping("unshare", "--net") as one, sleeping("unshare", "--net") as other:
         inode = Path(f"/proc/{one.pid}/ns/net").stat().st_ino
         one.kill()
         one.wait()

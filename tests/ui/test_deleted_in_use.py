@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.machine import Machine, ok, picture
+from tests.ready import running
 
 pytestmark = pytest.mark.root
 
 
-@contextmanager
-def running(machine: Machine, *words: str, inside: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A process there until the end, its start waited for."""
-    started = machine.words("setpriv", "--pdeathsig", "KILL", *words, inside=inside)
-    process = subprocess.Popen(started, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def sleeping(machine: Machine) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A process in the container api until the end."""
+    program = "echo ready; exec sleep 1000"
+    return running(machine.words("setpriv", "--pdeathsig", "KILL", "sh", "-c", program, inside="api"))
 
 
 def inode(machine: Machine, name: str) -> str:
@@ -41,7 +34,7 @@ def api(machine: Machine) -> Machine:
 
 def test_an_undo_gives_the_same_namespace_back(api: Machine) -> None:
     before, was = picture(api), inode(api, "api")
-    with running(api, "sh", "-c", "echo ready; exec sleep 1000", inside="api") as process:
+    with sleeping(api) as process:
         done = api.vnet("container", "rm", "api")
         assert done.returncode == 0 and "(sleep) goes on in it without a network" in done.stderr
         assert api.run("ip netns list").strip() == ""
@@ -57,7 +50,7 @@ def test_an_undo_gives_the_same_namespace_back(api: Machine) -> None:
 
 def test_where_its_processes_have_ended_an_empty_one_is_made(api: Machine) -> None:
     before = picture(api)
-    with running(api, "sh", "-c", "echo ready; exec sleep 1000", inside="api"):
+    with sleeping(api):
         ok(api, "container rm api")
     # Another namespace, that may get the number of the one that ended, is never taken for it.
     api.run("ip netns add other")
