@@ -82,10 +82,16 @@ def pack(snapshot: Snapshot) -> bytes:
     return gzip.compress(to_json(snapshot), compresslevel=3)
 
 
+def inflated(data: bytes) -> bytes:
+    """The content of a dump file or bundle without its compression, as `unpack` and `unpack_fast` take it as
+    well; CorruptFile where that is broken."""
+    return _inflated(data) if data.startswith(_GZIP_MAGIC) else data
+
+
 def unpack(data: bytes) -> Snapshot:
     """The snapshot in the content of a dump file (gzip or plain JSON) or of a bundle; CorruptFile where it
     cannot be read."""
-    text = _inflated(data) if data.startswith(_GZIP_MAGIC) else data
+    text = inflated(data)
     return from_json(_in_archive(text, SNAPSHOT_FILE) if text[257:262] == _TAR_MAGIC else text)
 
 
@@ -93,7 +99,7 @@ def unpack_fast(data: bytes) -> FastFlows | None:
     """What the fast path had counted, in the content of a bundle; None where it does not tell, or where that
     cannot be read: a bundle is good without."""
     try:
-        text = _inflated(data) if data.startswith(_GZIP_MAGIC) else data
+        text = inflated(data)
         if text[257:262] != _TAR_MAGIC:
             return None
         told = _in_archive(text, FAST_FILE)

@@ -215,8 +215,7 @@ def _run(options: argparse.Namespace) -> int:
 
             if not options.source:
                 return flows.run(options, None)
-            path = Path(options.source)
-            return flows.run(options, load(path), load_fast(path))
+            return flows.run(options, *load_whole(Path(options.source)))
         case "demo":
             return _demo(options)
         case "record" | "replay" | "bundle":
@@ -260,13 +259,20 @@ def _snapshot(options: argparse.Namespace, parts: set[str] | None = None) -> Sna
 
 def load(path: Path) -> Snapshot:
     """The snapshot in a dump file; raises CommandError."""
-    from core.serialize import MAX_BYTES, CorruptFile, unpack
+    return load_whole(path)[0]
+
+
+def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
+    """The snapshot in a dump file, and what the fast path had counted, where it is a bundle that tells;
+    raises CommandError."""
+    from core.serialize import MAX_BYTES, CorruptFile, inflated, unpack, unpack_fast
     from core.text import safe
 
     name = safe(str(path))
     try:
         with path.open("rb") as file:
-            return unpack(file.read(MAX_BYTES + 1))
+            content = inflated(file.read(MAX_BYTES + 1))
+        return unpack(content), unpack_fast(content)
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}") from None
     except CorruptFile as error:
@@ -275,14 +281,6 @@ def load(path: Path) -> Snapshot:
         if is_recording(path):
             raise CommandError(f"{name} is a recording: vnet-tui replay {name} opens it") from None
         raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
-
-
-def load_fast(path: Path) -> FastFlows | None:
-    """What the fast path had counted, where the file is a bundle that tells."""
-    from core.serialize import MAX_BYTES, unpack_fast
-
-    with path.open("rb") as file:
-        return unpack_fast(file.read(MAX_BYTES + 1))
 
 
 def _dump(options: argparse.Namespace) -> int:
@@ -361,7 +359,8 @@ def _file_source(path: str) -> Source:
 
     if is_recording(Path(path)):
         return opened(Path(path))
-    return FileSource(load(Path(path)), Path(path).name, load_fast(Path(path)))
+    snapshot, fast = load_whole(Path(path))
+    return FileSource(snapshot, Path(path).name, fast)
 
 
 def _live_source(fast: FastForDashboard) -> Source:

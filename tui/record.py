@@ -151,9 +151,10 @@ def bundle(path: Path, source: str | None) -> int:
     from tui.bundle import Kept, write_bundle
 
     if source:
-        from tui.cli import load, load_fast
+        from tui.cli import load_whole
 
-        kept = Kept(Topology(load(Path(source))), fast=load_fast(Path(source)))
+        snapshot, fast = load_whole(Path(source))
+        kept = Kept(Topology(snapshot), fast=fast)
     else:
         kept = _of_this_host()
     size = write_bundle(path, kept)
