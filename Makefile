@@ -33,7 +33,7 @@ bench-fastpath: setup-dev
 	$(PY) -m tests.bench fastpath
 
 screenshots: setup-dev
-	$(PY) -m tests.screenshots
+	$(PY) -m tests.support.screenshots
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import shlex
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from core.collect.netns import entered
-
-_numbers = itertools.count(1)
+from tests.support.host import ThrowawayHost
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -38,65 +32,6 @@ def knows_bridge_vlans() -> bool:
     """Whether this kernel was built with CONFIG_BRIDGE_VLAN_FILTERING."""
     words = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1"]
     return not subprocess.run(words, capture_output=True, check=False).returncode
-
-
-class ThrowawayHost:
-    """A network namespace that plays the host while the test runs; further namespaces hang off it."""
-
-    def __init__(self) -> None:
-        self.prefix = f"v{os.getpid():x}x{next(_numbers):x}"  # short: a container's name has 15 bytes
-        self.names: list[str] = []
-        self.name = self.namespace("host")
-        self.inode = self.inode_of("host")
-        self.run("ip link set lo up")
-
-    def full(self, short: str) -> str:
-        """The machine-wide name of the namespace that the test calls `short`."""
-        return f"{self.prefix}-{short}"
-
-    def namespace(self, short: str) -> str:
-        """Make a named namespace and return its machine-wide name."""
-        name = self.full(short)
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        self.names.append(name)
-        return name
-
-    def inode_of(self, short: str) -> int:
-        """The inode of a namespace made by `namespace`."""
-        return Path(f"/run/netns/{self.full(short)}").stat().st_ino
-
-    def run(self, command: str | list[str], inside: str = "host", check: bool = True) -> str:
-        """Run a command inside one of the namespaces and return what it printed."""
-        words = shlex.split(command) if isinstance(command, str) else command
-        done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.full(inside)}", *words],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if check and done.returncode:
-            raise AssertionError(f"{shlex.join(words)} in {inside}: {done.stderr or done.stdout}")
-        return done.stdout
-
-    def json(self, command: str, inside: str = "host") -> Any:
-        """Run a command that prints JSON (`ip -j ...`, `bridge -j ...`, `nft -j ...`) and decode it."""
-        return json.loads(self.run(command, inside) or "[]")
-
-    def container(self, short: str, bridge: str, address: str, gateway: str = "") -> str:
-        """A namespace with a veth to `bridge`: eth0 with `address` inside, `v-SHORT` at the host's end."""
-        name = self.namespace(short)
-        port = f"v-{short}"[:15]
-        self.run(f"ip link add {port} type veth peer name eth0 netns {name}")
-        self.run(f"ip link set {port} master {bridge} up")
-        self.run(f"ip addr add {address} dev eth0", inside=short)
-        self.run("ip link set eth0 up", inside=short)
-        self.run("ip link set lo up", inside=short)
-        if gateway:
-            self.run(f"ip route add default via {gateway}", inside=short)
-        return name
-
-    def close(self) -> None:
-        """Remove every namespace made."""
-        for name in reversed(self.names):
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Making networks and attaching containers, against Docker and netavark; many at once; and nothing at all.
 
-It runs on a machine in small (tests.machine): what else there is on this one does not count.
+It runs on a machine in small (tests.support.machine): what else there is on this one does not count.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from core.plan.difference import difference
 from core.plan.requests import Attach, CreateNetwork, Request
 from core.topology import Topology
 from tests.bench.report import Figure, paired, percentile
-from tests.conftest import ThrowawayHost
 from tests.docker.engine import DockerHost
-from tests.machine import Machine
+from tests.support.host import ThrowawayHost
+from tests.support.machine import Machine
 from tui.change.perform import LIGHT
 
 NETAVARK = "/usr/lib/podman/netavark"

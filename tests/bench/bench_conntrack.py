@@ -54,7 +54,7 @@ def measure() -> list[Figure]:
     from core.collect.conntrack import read_conntrack
     from core.collect.netns import HOST_PATH, inode_of
     from core.model import Namespace
-    from tests.bulk_conntrack import insert
+    from tests.support.bulk_conntrack import insert
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)

@@ -14,7 +14,7 @@ import psutil
 
 from core.lab import Lab, LabSettings
 from tests.bench.report import Figure, percentile
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 _PROGRAM = [sys.executable, "-m", "tui.cli"]
 
@@ -128,7 +128,7 @@ def latency() -> list[Figure]:
 
 def crowd() -> list[Figure]:
     """200 namespaces and 100,000 conntrack entries, the conntrack view in sight."""
-    from tests.bulk_conntrack import insert
+    from tests.support.bulk_conntrack import insert
 
     insert(100_000)
     with Terminal(_PROGRAM) as terminal:

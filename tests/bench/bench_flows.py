@@ -37,8 +37,8 @@ def run() -> list[Figure]:
 
 def _against_iperf3() -> Iterator[Figure]:
     """Unlimited traffic; the figures are those of the tests' own measurement."""
-    from tests.conftest import ThrowawayHost
     from tests.kernel import test_flow_rates
+    from tests.support.host import ThrowawayHost
 
     for fast, streams in product((False, True), (1, 20)):
         host = ThrowawayHost()
@@ -62,7 +62,7 @@ def measure() -> list[Figure]:
     """The figures of the namespace that the caller stands in."""
     from core.collect.netns import HOST_PATH, inode_of
     from core.model import Namespace
-    from tests.bulk_conntrack import insert
+    from tests.support.bulk_conntrack import insert
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)

@@ -27,7 +27,7 @@ def run() -> list[Figure]:
     """All figures, in a namespace of their own, where processes and mounts show no others."""
     with _room_for_entries(int(RATE * SECONDS * 1.2)):
         cpu = _in_a_namespace("tests.bench.bench_flows_live")
-        flood = _in_a_namespace("tests.flooded", str(RATE), str(SECONDS))
+        flood = _in_a_namespace("tests.support.flooded", str(RATE), str(SECONDS))
     return [*(Figure(**figure) for figure in cpu), _flood(flood)]
 
 
@@ -57,7 +57,7 @@ def _flood(found) -> Figure:
 
 def measure() -> list[Figure]:
     """The figures of the namespace that the caller stands in."""
-    from tests.bulk_conntrack import insert
+    from tests.support.bulk_conntrack import insert
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)

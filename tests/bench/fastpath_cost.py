@@ -18,8 +18,8 @@ from core.collect.netns import entered
 from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu
 from tests.bench.report import Figure
-from tests.conftest import ThrowawayHost
 from tests.datapath.rig import Rig, flow_key, plain
+from tests.support.host import ThrowawayHost
 
 _MOVE, _EXIT = 0xB7, 0x95
 _FRAMES = 200_000

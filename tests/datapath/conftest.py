@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from core.collect.netns import entered
-from tests.conftest import ThrowawayHost
 from tests.datapath.rig import Rig
+from tests.support.host import ThrowawayHost
 
 
 @pytest.fixture(scope="package")

@@ -16,7 +16,7 @@ from bpf import layout, loader, syscall
 from bpf.clock import Clock
 from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 REDIRECT, TO_KERNEL = 7, 0xFFFFFFFF
 GATEWAY, CLIENT, SERVER, ROUTER = (

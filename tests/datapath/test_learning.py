@@ -9,8 +9,8 @@ import pytest
 from scapy.packet import Packet
 
 from bpf import layout
-from tests.conftest import ThrowawayHost
 from tests.datapath.rig import REDIRECT, TO_KERNEL, Rig, changed, plain
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

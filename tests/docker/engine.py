@@ -8,8 +8,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from tests.conftest import ThrowawayHost
 from tests.docker.place import Place, wait_until
+from tests.support.host import ThrowawayHost
 
 IMAGE = "busybox:local"
 _BUSYBOX = "/usr/bin/busybox"

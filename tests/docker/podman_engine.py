@@ -6,9 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ThrowawayHost
 from tests.docker.engine import IMAGE, busybox_image
 from tests.docker.place import Place
+from tests.support.host import ThrowawayHost
 
 _ENVIRONMENT = os.environ | {"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
 

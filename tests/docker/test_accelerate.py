@@ -17,8 +17,8 @@ import pytest
 from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
-from tests.fastpath import Guard, traces
-from tests.machine import PROGRAM, ROOT
+from tests.support.fastpath import Guard, traces
+from tests.support.machine import PROGRAM, ROOT
 
 pytestmark = pytest.mark.root
 

@@ -30,7 +30,7 @@ from core.plan.requests import Detach, Request
 from core.topology import Topology
 from tests.docker.bad_engine import BadEngine, http
 from tests.docker.engine import DockerHost
-from tests.state import state
+from tests.support.state import state
 
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 

@@ -15,10 +15,10 @@ from core.collect.namespaces import read_namespaces
 from core.model import Engine, Host, NatEntry, Network, Snapshot
 from core.nat import nat_entries
 from core.networks import all_networks
-from tests.conftest import ThrowawayHost
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.docker.podman_engine import PodmanHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

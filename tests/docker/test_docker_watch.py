@@ -9,7 +9,7 @@ import pytest
 from core.model import Container, Snapshot
 from core.topology import Topology
 from tests.docker.engine import DockerHost
-from tests.watching import Watched
+from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
 

@@ -9,10 +9,10 @@ import pytest
 
 from bpf import obstacles
 from core.collect.netns import entered
-from tests.conftest import ThrowawayHost
 from tests.docker.engine import DockerHost
 from tests.docker.podman_engine import PodmanHost
-from tests.fastpath import FastPath, eventually, traces
+from tests.support.fastpath import FastPath, eventually, traces
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -21,7 +21,7 @@ from bpf import control, layout
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.docker.test_accelerate import Vnet, ends, say, world
-from tests.fastpath import traces
+from tests.support.fastpath import traces
 from tests.ui.driver import Person
 from tui.app import VnetApp
 from tui.change.session import Session

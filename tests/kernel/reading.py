@@ -8,7 +8,7 @@ from collections.abc import Callable
 from core.collect.links import read_net, read_nets
 from core.collect.namespaces import read_namespaces
 from core.model import Link, NetState
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 
 def net_of(host: ThrowawayHost, short: str = "host") -> NetState:

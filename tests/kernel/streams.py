@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
-from tests.fastpath import Talk, eventually
 from tests.kernel.fastlab import FastLab
+from tests.support.fastpath import Talk, eventually
 
 _HEAD = struct.Struct("=QQd")  # whose, number, when it was sent
 _TAIL = bytes(range(200))

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from core.recording import Recording
-from tests.machine import PROGRAM, Machine, ok, refused, told
-from tests.ready import running
-from tests.terminal import Terminal
+from tests.support.machine import PROGRAM, Machine, ok, refused, told
+from tests.support.ready import running
+from tests.support.terminal import Terminal
 from tui.change import unit
 
 pytestmark = pytest.mark.root

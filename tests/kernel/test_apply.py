@@ -29,8 +29,8 @@ from core.ops import (
     SetSysctl,
     undo_of,
 )
-from tests.conftest import ThrowawayHost
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 
 pytestmark = pytest.mark.root
 

@@ -27,8 +27,8 @@ from core.ops import (
     Want,
 )
 from core.ops.record import from_record, to_record
-from tests.conftest import ThrowawayHost
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 
 pytestmark = pytest.mark.root
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core.model import BridgePort, BridgeSettings, FdbEntry, Link
-from tests.conftest import ThrowawayHost
 from tests.kernel.reading import links_of, net_of, until
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -20,7 +20,7 @@ from core.collect.netns import NamespaceGone
 from core.flows import address_text, entry_of, flow_of, sentence
 from core.model import Namespace
 from core.model.conntrack import IPS_ASSURED, IPS_DST_NAT, IPS_SEEN_REPLY, IPS_SRC_NAT, TCP_STATES
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
@@ -281,7 +281,7 @@ def test_entries_with_and_without_counters(host: ThrowawayHost) -> None:
 
 
 def test_many_entries(host: ThrowawayHost) -> None:
-    script = "from tests.bulk_conntrack import insert; insert(20_000)"
+    script = "from tests.support.bulk_conntrack import insert; insert(20_000)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run(
         ["nsenter", f"--net=/run/netns/{host.name}", sys.executable, "-c", script],

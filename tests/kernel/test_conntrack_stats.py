@@ -12,8 +12,8 @@ import pytest
 
 from core.collect.conntrack import read_conntrack, read_usage
 from core.model import ConntrackStats, Namespace
-from tests.conftest import ThrowawayHost
-from tests.machine import Machine, ok
+from tests.support.host import ThrowawayHost
+from tests.support.machine import Machine, ok
 
 pytestmark = pytest.mark.root
 

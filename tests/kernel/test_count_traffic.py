@@ -11,7 +11,7 @@ from core.plan.base import Plan, Refused
 from core.plan.plan import plan
 from core.plan.requests import CountTraffic
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 SETTING = "net.netfilter.nf_conntrack_acct"

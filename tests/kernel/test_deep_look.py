@@ -14,9 +14,9 @@ from core.ops import SetLink
 from core.plan import Plan, Refused
 from core.plan.requests import CreateNetwork
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
 from tests.kernel.holders import holder, shell
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 from tui.change import perform
 
 pytestmark = pytest.mark.root

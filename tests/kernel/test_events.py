@@ -14,8 +14,8 @@ from core.collect.events import EVERYTHING, Event, EventSocket, assign_nsids
 from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
 from core.collect.stats import read_stats
-from tests.conftest import ThrowawayHost
 from tests.kernel.reading import links_of, until
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

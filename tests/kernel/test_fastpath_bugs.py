@@ -14,10 +14,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from tests.fastpath import Talk, eventually
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, SECOND4, SECOND6, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
+from tests.support.fastpath import Talk, eventually
 
 pytestmark = pytest.mark.root
 ROOM = 1024  # flows of each family, in the test of eviction

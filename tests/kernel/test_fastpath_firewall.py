@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.fastpath import Guard, eventually
 from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Stream, is_fast
+from tests.support.fastpath import Guard, eventually
 
 pytestmark = pytest.mark.root
 GRACE = 1.0  # seconds after which a change must be in force

@@ -18,8 +18,7 @@ import pytest
 from bpf import clsact, loader, neighbours, syscall
 from bpf.attachments import Attachments
 from core.collect.netns import entered
-from tests.conftest import ThrowawayHost
-from tests.fastpath import (
+from tests.support.fastpath import (
     FastPath,
     Guard,
     Talk,
@@ -29,6 +28,7 @@ from tests.fastpath import (
     traces,
     two_containers_and_an_uplink,
 )
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.fastpath import FastPath, Talk, eventually
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import talks_fast
+from tests.support.fastpath import FastPath, Talk, eventually
 
 pytestmark = pytest.mark.root
 

@@ -7,7 +7,7 @@ import pytest
 from bpf import obstacles
 from core.plan.rules import render
 from core.plan.tags import OurNetwork, OurPort, Ours
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from bpf import syscall
-from tests.conftest import ThrowawayHost
-from tests.fastpath import (
+from tests.support.fastpath import (
     FastPath,
     Guard,
     Talk,
@@ -24,6 +23,7 @@ from tests.fastpath import (
     traces,
     two_containers_and_an_uplink,
 )
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

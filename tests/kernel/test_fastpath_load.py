@@ -12,10 +12,10 @@ import pytest
 
 from bpf.tables import LEASE
 from core.collect.netns import entered
-from tests import bulk_conntrack
-from tests.fastpath import FastPath, Talk, attached, eventually, traces
 from tests.kernel.fastlab import HOST4, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Crowd, Stream, is_fast, talks_fast
+from tests.support import bulk_conntrack
+from tests.support.fastpath import FastPath, Talk, attached, eventually, traces
 
 pytestmark = pytest.mark.root
 PORTS = {"v-a", "v-b", "v-c", "up0", "up1"}

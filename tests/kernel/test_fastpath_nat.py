@@ -11,10 +11,10 @@ from contextlib import ExitStack
 import pytest
 from scapy.layers.inet import TCP
 
-from tests.fastpath import Talk, eventually
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
+from tests.support.fastpath import Talk, eventually
 
 pytestmark = pytest.mark.root
 _RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}

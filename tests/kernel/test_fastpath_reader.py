@@ -12,8 +12,8 @@ import pytest
 from bpf.reader import FlowReader
 from core.collect.netns import entered
 from core.model.fastflows import FAST_PATHS
-from tests.conftest import ThrowawayHost
-from tests.fastpath import FastPath, Talk, eventually, traces, two_containers_and_an_uplink
+from tests.support.fastpath import FastPath, Talk, eventually, traces, two_containers_and_an_uplink
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

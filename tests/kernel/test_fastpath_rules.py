@@ -7,8 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import ThrowawayHost
-from tests.fastpath import FastPath, Guard, Talk, eventually, marked, traces, two_containers_and_an_uplink
+from tests.support.fastpath import (
+    FastPath,
+    Guard,
+    Talk,
+    eventually,
+    marked,
+    traces,
+    two_containers_and_an_uplink,
+)
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

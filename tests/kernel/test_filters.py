@@ -17,7 +17,7 @@ from core.model import Chain, Firewall, FirewallRule, Namespace
 from core.nat.letting import Kind, dropping
 from core.plan import rules
 from core.plan.tags import OurNetwork, OurPort, Ours
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

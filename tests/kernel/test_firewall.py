@@ -17,9 +17,9 @@ from core.collect import tools
 from core.collect.firewall import read_firewall
 from core.collect.netns import NamespaceGone
 from core.model import Chain, Firewall, FirewallRule, Namespace
-from tests.conftest import ThrowawayHost
 from tests.kernel.holders import as_nobody
 from tests.kernel.rule_shapes import BEFORE, IP6TABLES, IPTABLES, LEAVING, SHAPES
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

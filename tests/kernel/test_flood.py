@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ThrowawayHost
-from tests.heartbeat import Heartbeat
+from tests.support.heartbeat import Heartbeat
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +23,7 @@ ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
 
 
 def flooded(host: ThrowawayHost) -> dict[str, Any]:
-    program = [sys.executable, "-m", "tests.flooded", str(RATE), str(SECONDS)]
+    program = [sys.executable, "-m", "tests.support.flooded", str(RATE), str(SECONDS)]
     return json.loads(
         host.run(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", ALONE, *program])
     )

@@ -27,9 +27,9 @@ from core.flows.table import FlowTable
 from core.history import WINDOWS
 from core.model import Namespace
 from core.watch.flows import FastReader, FlowReader
-from tests.conftest import ThrowawayHost
-from tests.fastpath import FastPath
-from tests.watching import Watched
+from tests.support.fastpath import FastPath
+from tests.support.host import ThrowawayHost
+from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
 
@@ -137,7 +137,7 @@ def test_within_three_in_a_hundred_of_iperf3(road: ThrowawayHost, streams: int, 
 
 
 def test_entries_read_again_are_the_same(host: ThrowawayHost) -> None:
-    code = "from tests.bulk_conntrack import insert; insert(1000)"
+    code = "from tests.support.bulk_conntrack import insert; insert(1000)"
     host.run([sys.executable, "-c", code])
     table = read_conntrack(namespace_of(host))
     wanted = table.entries[askable(table.entries)]
@@ -295,7 +295,9 @@ def test_a_udp_server_that_is_connected_to_nobody(road: ThrowawayHost) -> None:
 def test_namespaces_that_die_take_their_flows_along(host: ThrowawayHost, whole: bool) -> None:
     host.namespace("short")
     for space, count in (("host", 50), ("short", 70)):
-        host.run([sys.executable, "-c", f"from tests.bulk_conntrack import insert; insert({count})"], space)
+        host.run(
+            [sys.executable, "-c", f"from tests.support.bulk_conntrack import insert; insert({count})"], space
+        )
     spaces = {
         host.inode_of(short): Namespace(host.inode_of(short), entry=f"/run/netns/{host.full(short)}")
         for short in ("host", "short")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +23,7 @@ MADE = 300
 def busy(host: ThrowawayHost) -> ThrowawayHost:
     """A host that counts, with entries."""
     host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
-    host.run([sys.executable, "-c", f"from tests.bulk_conntrack import insert; insert({MADE})"])
+    host.run([sys.executable, "-c", f"from tests.support.bulk_conntrack import insert; insert({MADE})"])
     return host
 
 

@@ -18,7 +18,7 @@ from core.plan import Plan, Refused, plan
 from core.plan.flows import delete_flow
 from core.plan.requests import DeleteFlow
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -26,9 +26,9 @@ from core.ops import (
     Operation,
     SetLink,
 )
-from tests.conftest import ThrowawayHost
 from tests.docker.place import wait_until
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 

@@ -16,7 +16,7 @@ from core.ops import Place
 from core.plan import Plan, plan_all
 from core.plan.requests import ChangeLink
 from core.topology import Topology
-from tests.ready import running
+from tests.support.ready import running
 
 pytestmark = pytest.mark.root
 

@@ -15,9 +15,9 @@ from core.collect.netns import inode_of
 from core.collect.stats import read_stats
 from core.model import Link, Namespace
 from core.peers import resolve
-from tests.conftest import ThrowawayHost
 from tests.kernel.holders import holder, shell
 from tests.kernel.reading import links_of, net_of, nets_of, until
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.machine import PROGRAM, Machine, ok, refused
+from tests.support.machine import PROGRAM, Machine, ok, refused
 
 pytestmark = pytest.mark.root
 

@@ -13,8 +13,8 @@ from core.collect.links import read_net
 from core.collect.namespaces import keep_deep, read_namespaces
 from core.collect.netns import NamespaceGone, inode_of
 from core.model import Namespace
-from tests.conftest import ThrowawayHost
 from tests.kernel.holders import as_nobody, holder, shell, thread_outside
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

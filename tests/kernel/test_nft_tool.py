@@ -21,8 +21,8 @@ from core.ops import Place, SetRules, SetSysctl
 from core.plan import Plan, plan_all
 from core.plan.requests import CreateContainer, CreateNetwork, Publish
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 
 pytestmark = pytest.mark.root
 

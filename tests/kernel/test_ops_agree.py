@@ -36,8 +36,8 @@ from core.plan.requests import (
     Unpublish,
 )
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 
 pytestmark = pytest.mark.root
 

@@ -13,8 +13,8 @@ import pytest
 from core.collect import ovs
 from core.collect.ovs import read_ovs
 from core.model import OvsBridge, OvsPort
-from tests.conftest import ThrowawayHost
 from tests.kernel.reading import links_of, until
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

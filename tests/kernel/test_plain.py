@@ -14,7 +14,7 @@ import pytest
 from core.collect.plain import read_plain
 from core.collect.processes import init_processes, namespaces_of
 from core.model import NAMESPACE_KINDS, Container, Namespace
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -16,8 +16,8 @@ from core.collect.snapshot import read_snapshot
 from core.plan import Plan, plan_all
 from core.plan.requests import CreateContainer, CreateNetwork, Join, Part, Publish, Request, Unpublish
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
-from tests.echo import ASK, SERVE
+from tests.support.echo import ASK, SERVE
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

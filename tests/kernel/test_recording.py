@@ -15,7 +15,7 @@ import pytest
 
 from core.recording import Recording
 from core.serialize import CorruptFile, unpack
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

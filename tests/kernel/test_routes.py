@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from core.model import Neighbour, PolicyRule, Route
-from tests.conftest import ThrowawayHost
 from tests.kernel.reading import net_of
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

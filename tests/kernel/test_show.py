@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.bulk_conntrack import insert
-from tests.conftest import ThrowawayHost
+from tests.support.bulk_conntrack import insert
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 

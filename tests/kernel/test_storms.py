@@ -14,8 +14,8 @@ from core import storms
 from core.collect.broadcasts import Broadcasts
 from core.findings import findings
 from core.topology import Topology
-from tests.conftest import ThrowawayHost
-from tests.watching import Watched
+from tests.support.host import ThrowawayHost
+from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
 

@@ -35,7 +35,7 @@ from tests.kernel.test_ops_agree import (
     stage,
     state_directory,
 )
-from tests.state import state
+from tests.support.state import state
 
 pytestmark = pytest.mark.root
 __all__ = ["state_directory"]  # a fixture that every test here uses as well

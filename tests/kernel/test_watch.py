@@ -11,9 +11,9 @@ import pytest
 
 from core.model import FastFlows, Snapshot
 from core.watch import watcher
-from tests.conftest import ThrowawayHost
 from tests.kernel.reading import until
-from tests.watching import Watched
+from tests.support.host import ThrowawayHost
+from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.machine import Machine, ok
+from tests.support.machine import Machine, ok
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from core.flows.table import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
-from tests.snapshots import small_host
+from tests.support.snapshots import small_host
 from tui.accelerator import Accelerator
 from tui.app import VnetApp
 from tui.changer import Changer

@@ -13,7 +13,7 @@ from core.ops import CreateBridge
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
 from core.topology import Topology
-from tests.snapshots import small_host
+from tests.support.snapshots import small_host
 from tests.ui.driver import Person, dashboard
 from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from core.model import Problem, Snapshot
-from tests.snapshots import empty_host
+from tests.support.snapshots import empty_host
 from tui.present import views
 from tui.present.absence import empty_text
 from tui.present.rows import ListView

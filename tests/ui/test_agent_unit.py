@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.place import wait_until
-from tests.machine import Machine, ok
+from tests.support.machine import Machine, ok
 from tui.change import unit
 
 

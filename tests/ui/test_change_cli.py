@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.echo import ASK, SERVE
-from tests.machine import PROGRAM, Machine, addresses, link, ok, picture, refused, told, uplink
-from tests.terminal import Terminal
+from tests.support.echo import ASK, SERVE
+from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, refused, told, uplink
+from tests.support.terminal import Terminal
 from tui.change.requests import ports_of
 
 pytestmark = pytest.mark.root

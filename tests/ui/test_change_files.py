@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from tests.docker.place import wait_until
-from tests.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
-from tests.terminal import Terminal
+from tests.support.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.docker.place import wait_until
-from tests.echo import ASK, SERVE
-from tests.machine import Machine, ok, uplink
+from tests.support.echo import ASK, SERVE
+from tests.support.machine import Machine, ok, uplink
 
 pytestmark = pytest.mark.root
 

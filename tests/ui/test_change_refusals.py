@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.machine import PROGRAM, ROOT, Machine, ok, picture, refused
+from tests.support.machine import PROGRAM, ROOT, Machine, ok, picture, refused
 
 pytestmark = pytest.mark.root
 

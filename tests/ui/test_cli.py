@@ -18,8 +18,8 @@ from rich.cells import cell_len
 
 from core.model import Problem
 from core.serialize import pack, to_json, unpack
-from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
-from tests.terminal import Terminal
+from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
+from tests.support.terminal import Terminal
 from tui.cli import PARTS, TOPICS, load, main, make_parser
 from tui.completion import script
 from tui.show import Output, show

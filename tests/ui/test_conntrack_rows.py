@@ -34,7 +34,7 @@ from core.model import (
     nat_ref,
 )
 from core.topology import Topology
-from tests.flow_samples import ICMP, UDP, UNREPLIED, flow, table
+from tests.support.flow_samples import ICMP, UDP, UNREPLIED, flow, table
 from tui.present import address_match, columns
 from tui.present.conntrack import COLUMNS, VIEW, ConntrackRows, conntrack_rows, detail
 from tui.present.rows import Row

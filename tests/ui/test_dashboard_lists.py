@@ -9,7 +9,7 @@ from textual.geometry import Region
 from textual.widget import Widget
 
 from core.model import Change, Ref
-from tests.snapshots import HOST, rates_of, small_host
+from tests.support.snapshots import HOST, rates_of, small_host
 from tests.ui.driver import FedSource, dashboard
 from tui.present import views
 from tui.stage import Stage

@@ -8,7 +8,7 @@ import pytest
 
 from core.model import PacketSizes, Problem, Ref
 from core.topology import Topology
-from tests.snapshots import small_host
+from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui import keys, themes
 from tui.present import views

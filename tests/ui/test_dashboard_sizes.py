@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from core.model import Snapshot
-from tests.snapshots import hostile_host, small_host
+from tests.support.snapshots import hostile_host, small_host
 from tests.ui.driver import Person, dashboard
 from tui.present import views
 

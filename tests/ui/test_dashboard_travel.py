@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from core.model import Change, link_ref
-from tests.snapshots import empty_host, small_host
+from tests.support.snapshots import empty_host, small_host
 from tests.ui.driver import FedSource, dashboard
 from tui.present import views
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.docker.place import wait_until
-from tests.echo import ASK, SERVE
-from tests.machine import Machine, addresses, ok, picture, refused, told, uplink
+from tests.support.echo import ASK, SERVE
+from tests.support.machine import Machine, addresses, ok, picture, refused, told, uplink
 
 pytestmark = pytest.mark.root
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import Machine, ok, picture
-from tests.ready import running
+from tests.support.machine import Machine, ok, picture
+from tests.support.ready import running
 
 pytestmark = pytest.mark.root
 

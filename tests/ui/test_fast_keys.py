@@ -12,8 +12,9 @@ import pytest
 
 from core.model import FastPath, FastPort, Network, Requirement, Snapshot
 from core.topology import Topology
-from tests.snapshots import small_builder, small_host
+from tests.support.snapshots import small_builder, small_host
 from tests.ui.driver import FedSource, Person, dashboard
+from tests.ui.planner import Planner
 from tests.ui.writer import until
 from tui.accelerator import Preview
 from tui.errors import CommandError
@@ -83,20 +84,6 @@ def accelerated(*targets: str, **more: Any) -> FastPath:
     return replace(made, **more)
 
 
-class Permitted:
-    """A changer that may do everything and is asked for nothing."""
-
-    log: tuple[object, ...] = ()
-
-    def lacking(self) -> str:
-        return ""
-
-    def waiting(self) -> tuple[object, ...]:
-        return ()
-
-    earlier = waiting
-
-
 @asynccontextmanager
 async def accelerating(
     snapshot: Snapshot | None = None, write: bool = True, size: tuple[int, int] = (130, 40), **more: Any
@@ -107,7 +94,7 @@ async def accelerating(
     async with dashboard(
         snapshot,
         size,
-        make_changer=Permitted,
+        make_changer=lambda: Planner(snapshot),
         make_accelerator=lambda: pretended,  # type: ignore[arg-type,return-value]
     ) as person:
         await until(person, lambda: pretended.asked, "the first question")

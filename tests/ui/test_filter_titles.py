@@ -7,7 +7,7 @@ import re
 import pytest
 
 from core.model import Ref
-from tests.snapshots import small_host
+from tests.support.snapshots import small_host
 from tests.ui.driver import dashboard
 from tui.navigation import ViewState
 from tui.present import query, views

@@ -14,8 +14,8 @@ import pytest
 
 from core.apply import journal
 from core.collect.snapshot import read_snapshot
-from tests.conftest import ThrowawayHost
-from tests.machine import Machine, ok, refused
+from tests.support.host import ThrowawayHost
+from tests.support.machine import Machine, ok, refused
 from tests.ui.driver import Person, dashboard
 from tui.change.session import Session
 

@@ -12,8 +12,8 @@ import pytest
 from core.apply import guard, journal, run
 from core.collect.snapshot import read_snapshot
 from core.ops import AddAddress, CreateBridge
-from tests.conftest import ThrowawayHost
-from tests.state import state
+from tests.support.host import ThrowawayHost
+from tests.support.state import state
 from tests.ui.driver import FedSource, dashboard
 from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, until, writer
 from tui.change.session import Session

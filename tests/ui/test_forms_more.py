@@ -8,8 +8,8 @@ import pytest
 
 from core.apply import guard, journal
 from core.collect.snapshot import read_snapshot
-from tests.conftest import ThrowawayHost
 from tests.docker.place import wait_until
+from tests.support.host import ThrowawayHost
 from tests.ui.driver import Person
 from tests.ui.writer import (
     BRIDGE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docker.place import wait_until
-from tests.machine import Machine, addresses, ok, told, uplink
+from tests.support.machine import Machine, addresses, ok, told, uplink
 
 pytestmark = pytest.mark.root
 

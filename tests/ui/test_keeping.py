@@ -10,8 +10,8 @@ import pytest
 
 from core.recording import Recording
 from core.serialize import unpack, unpack_fast
-from tests.recordings import a_story, fast_flows
-from tests.snapshots import hostile_host, rates_of, small_host
+from tests.support.recordings import a_story, fast_flows
+from tests.support.snapshots import hostile_host, rates_of, small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui.keepsake import free_path, size_of, span_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.snapshots import empty_host, many_namespaces, rates_of, small_builder, small_host
+from tests.support.snapshots import empty_host, many_namespaces, rates_of, small_builder, small_host
 from tests.ui.driver import FedSource
 from tui.app import VnetApp
 from tui.widgets.overview import MainPane

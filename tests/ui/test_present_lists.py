@@ -22,8 +22,8 @@ from core.model import (
 )
 from core.text import safe
 from core.topology import Topology
-from tests.host_builder import HOST, HostBuilder
-from tests.snapshots import (
+from tests.support.host_builder import HOST, HostBuilder
+from tests.support.snapshots import (
     HOSTILE_NAME,
     empty_host,
     hostile_host,

@@ -8,8 +8,8 @@ import pytest
 
 from core.model import Address, Link, Snapshot, namespace_ref
 from core.topology import Topology
-from tests.host_builder import HOST, HostBuilder
-from tests.snapshots import (
+from tests.support.host_builder import HOST, HostBuilder
+from tests.support.snapshots import (
     bridged,
     empty_host,
     hostile_host,

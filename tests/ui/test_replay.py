@@ -14,8 +14,8 @@ import pytest
 from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, FastFlows, LinkStats
 from core.recording import Recording
 from core.serialize import CorruptFile
-from tests.host_builder import HOST
-from tests.recordings import Seen, a_story, put_together, record, taken_apart
+from tests.support.host_builder import HOST
+from tests.support.recordings import Seen, a_story, put_together, record, taken_apart
 from tests.ui.driver import FedSource, Person
 from tui.app import VnetApp
 from tui.present import views

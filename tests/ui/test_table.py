@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.pilot import Pilot
 
 from core.model import Ref
-from tests.snapshots import HOSTILE_NAME
+from tests.support.snapshots import HOSTILE_NAME
 from tests.ui.driver import screen_lines
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Row, Rows

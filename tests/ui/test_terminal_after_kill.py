@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.root
 

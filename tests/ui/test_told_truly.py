@@ -8,8 +8,8 @@ import pytest
 
 from core.model import Host, Ref, container_ref, network_ref
 from core.topology import Topology
-from tests.host_builder import HOST
-from tests.snapshots import bridged, small_builder, small_host
+from tests.support.host_builder import HOST
+from tests.support.snapshots import bridged, small_builder, small_host
 from tests.ui.driver import dashboard
 from tui.present import views
 from tui.present.rows import Detail, Row, Rows

@@ -21,8 +21,8 @@ from core.model import (
 )
 from core.rates import RateMeter, Rates, RuleMeter
 from core.topology import Topology
-from tests.host_builder import HOST
-from tests.snapshots import small_host
+from tests.support.host_builder import HOST
+from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, dashboard
 from tui.present import units, views
 from tui.present.rows import Trend

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ThrowawayHost
-from tests.machine import Machine, link, ok, told
+from tests.support.host import ThrowawayHost
+from tests.support.machine import Machine, link, ok, told
 from tests.ui.driver import Person
 from tests.ui.writer import BRIDGE, attach, do, keys, make_network, select, shows, values, writer
 

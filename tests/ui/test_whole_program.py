@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from core.lab import Lab, LabSettings
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.root
 

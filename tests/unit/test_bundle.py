@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from core.model import FASTFLOW_DTYPE, Change, FastFlows, LinkStats, Snapshot, link_ref
 from core.serialize import CorruptFile, to_json, unpack, unpack_fast
 from core.topology import Topology
-from tests.recordings import a_story
-from tests.snapshots import HOSTILE_NAME, hostile_host, small_host
+from tests.support.recordings import a_story
+from tests.support.snapshots import HOSTILE_NAME, hostile_host, small_host
 from tests.ui.test_conntrack_rows import HOST
 from tests.ui.test_conntrack_rows import snapshot as connections
 from tui.bundle import Kept, write_bundle

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.collect.conntrack_decode import Decoder
-from tests.bulk_conntrack import attribute, message, nest
+from tests.support.bulk_conntrack import attribute, message, nest
 
 NLM_F_MULTI, NLM_F_DUMP_INTR = 0x2, 0x10
 MAPPED = bytes(10) + b"\xff\xff"

@@ -29,8 +29,8 @@ from core.model import (
     namespace_ref,
     network_ref,
 )
-from tests.host_builder import HOST, conntrack
-from tests.snapshots import HOSTILE_NAME, many_namespaces, small_host
+from tests.support.host_builder import HOST, conntrack
+from tests.support.snapshots import HOSTILE_NAME, many_namespaces, small_host
 
 OLD = small_host()
 WEB1 = HOST + 1000

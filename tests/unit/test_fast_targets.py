@@ -28,7 +28,7 @@ from core.model import (
     talk_ref,
 )
 from core.topology import Topology
-from tests.flow_samples import flow, table
+from tests.support.flow_samples import flow, table
 from tui.fastpath import keeping
 from tui.fastpath.command import told_of_capture
 from tui.fastpath.keeping import Numbers

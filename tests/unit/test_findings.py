@@ -8,8 +8,8 @@ from core.diff import changes
 from core.findings import Finding
 from core.model import Firewall, NextHop, Route, Snapshot, Storm, container_ref, link_ref, network_ref
 from core.topology import Topology
-from tests.host_builder import CHAINS, HOST
-from tests.snapshots import bridged, empty_host, many_namespaces, small_builder, small_host
+from tests.support.host_builder import CHAINS, HOST
+from tests.support.snapshots import bridged, empty_host, many_namespaces, small_builder, small_host
 
 
 def found(snapshot: Snapshot, kind: str) -> list[Finding]:

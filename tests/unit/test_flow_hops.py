@@ -29,7 +29,7 @@ from core.model import (
 from core.topology import Topology
 from core.topology.flowindex import CLIENTS
 from core.topology.flowpicture import FlowPicture
-from tests.flow_samples import end, flow, table
+from tests.support.flow_samples import end, flow, table
 from tui.present.flows import FlowRows
 
 HOST, WEB, DB, ALONE, MIDDLE = 100, 200, 300, 400, 500

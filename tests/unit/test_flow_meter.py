@@ -12,7 +12,7 @@ from core.flows.fast import AGAIN, FAST, KERNEL, PART
 from core.flows.meter import FlowMeter, Reading
 from core.flows.table import FlowTable, table_of
 from core.model import FASTFLOW_DTYPE, Conntrack, FastFlows
-from tests.flow_samples import end, flow, table
+from tests.support.flow_samples import end, flow, table
 
 HOST, LAB = 100, 200
 EPOCH = 1_700_000_000.0

@@ -29,7 +29,7 @@ from core.flows import (
 from core.flows.columns import among, halves
 from core.flows.words import address_texts
 from core.model import CONNTRACK_DTYPE, FirewallRule, NatEntry
-from tests.flow_samples import ICMP, TCP, UDP, UNREPLIED, flow, table
+from tests.support.flow_samples import ICMP, TCP, UDP, UNREPLIED, flow, table
 
 WEB1, WEB2 = "172.18.0.2", "172.18.0.3"
 NAMES = {address_bytes(WEB1): "web1", address_bytes(WEB2): "web2", address_bytes("fd00::2"): "web1"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.model import Endpoint, Neighbour, Network, Route
 from core.plan import ipam
-from tests.host_builder import HOST, HostBuilder
+from tests.support.host_builder import HOST, HostBuilder
 
 
 def prefixes(version: int, shortest: int, longest: int) -> st.SearchStrategy[str]:

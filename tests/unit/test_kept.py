@@ -9,7 +9,7 @@ from core.ops import AddAddress, AddRoute, Operation, Place, Unwant, Want, undo_
 from core.plan import Plan, Refused, plan, plan_all
 from core.plan.requests import Attach, CreateNetwork, Detach, Join, Move, Part, RemoveNetwork, Request
 from core.topology import Topology
-from tests.host_builder import HOST, HostBuilder
+from tests.support.host_builder import HOST, HostBuilder
 
 SHOP_TAG = "vnet:net=shop kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1"
 LAB_TAG = "vnet:net=lab kind=internal subnet=10.8.0.0/24 gateway=10.8.0.1"

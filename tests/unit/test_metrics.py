@@ -27,7 +27,7 @@ from core.metrics.tracking import _COUNTERS
 from core.metrics.wiring import Wiring
 from core.model import ConntrackStats, LinkStats
 from core.topology import Topology
-from tests.snapshots import hostile_host, small_host
+from tests.support.snapshots import hostile_host, small_host
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -12,8 +12,8 @@ from core.nat import nat_entries
 from core.nat.match import covers, prefixes, takes_link
 from core.nat.paths import placed_rules
 from core.networks import all_networks
-from tests.host_builder import HOST, HostBuilder
-from tests.snapshots import HOSTILE_NAME, small_builder
+from tests.support.host_builder import HOST, HostBuilder
+from tests.support.snapshots import HOSTILE_NAME, small_builder
 
 FORWARD = Chain("iptables-nft", "ip", "filter", "FORWARD", "forward", "filter", 0, "accept")
 PREROUTING = Chain("iptables-nft", "ip", "nat", "PREROUTING", "prerouting", "nat", -100, "accept")

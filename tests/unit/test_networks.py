@@ -11,8 +11,8 @@ from core.export.networks import networks
 from core.model import Chain, Firewall, FirewallRule, Host, Network, NextHop, Problem, Route, Snapshot
 from core.networks import all_networks, uplinks
 from core.topology import Topology
-from tests.host_builder import HOST, HOST_KINDS, HostBuilder
-from tests.snapshots import small_builder
+from tests.support.host_builder import HOST, HOST_KINDS, HostBuilder
+from tests.support.snapshots import small_builder
 
 FORWARD = Chain("nft", "inet", "fw", "forward", "forward", "filter", 0, "accept")
 FORWARD_DROP = Chain("nft", "inet", "fw", "forward", "forward", "filter", 0, "drop")

@@ -44,7 +44,7 @@ from core.plan.requests import (
     Unpublish,
 )
 from core.topology import Topology
-from tests.host_builder import CHAINS, HOST, HostBuilder
+from tests.support.host_builder import CHAINS, HOST, HostBuilder
 
 SHOP_TAG = "vnet:net=shop kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1"
 WEB_TAG = "vnet:of=netns:web net=shop link=eth0 address=10.9.0.2/24"

@@ -19,7 +19,7 @@ from core.plan.requests import (
     RemoveNetwork,
     Unpublish,
 )
-from tests.host_builder import HOST
+from tests.support.host_builder import HOST
 from tests.unit.test_plan import BARE, RULE, host, topology
 
 FILE = """\

@@ -8,7 +8,7 @@ import pytest
 
 from core.plan.draft import Draft
 from core.topology import Topology
-from tests.snapshots import small_builder
+from tests.support.snapshots import small_builder
 
 
 @pytest.mark.parametrize("visitor", [2, 99_000])

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, LinkStats, Snapshot
 from core.recording import Recording, columns, frames
 from core.recording.difference import NOTHING, changed, difference
-from tests.host_builder import HOST
-from tests.recordings import (
+from tests.support.host_builder import HOST
+from tests.support.recordings import (
     WALL,
     Seen,
     a_story,
@@ -29,7 +29,7 @@ from tests.recordings import (
     taken_apart,
     until,
 )
-from tests.snapshots import hostile_host, many_namespaces, rates_of
+from tests.support.snapshots import hostile_host, many_namespaces, rates_of
 
 STORY = a_story()
 

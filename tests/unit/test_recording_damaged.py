@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from core.recording import frames
 from core.serialize import CorruptFile
-from tests.host_builder import HOST
-from tests.recordings import WALL, a_story, opened, places, put_together, record, same, taken_apart
+from tests.support.host_builder import HOST
+from tests.support.recordings import WALL, a_story, opened, places, put_together, record, same, taken_apart
 from tui.errors import CommandError
 from tui.record import opened as open_recording
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from core import serialize
 from core.model import CONNTRACK_DTYPE, Conntrack, Engine, Host, Link, NetState, Problem, Snapshot
 from core.serialize import CorruptFile, from_json, pack, to_json, unpack
-from tests.snapshots import HOST, hostile_host, many_namespaces, small_host
+from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 
 RICH = dataclasses.replace(
     small_host(),

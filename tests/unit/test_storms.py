@@ -9,7 +9,7 @@ import numpy as np
 
 from core.model import LinkKey, Storm
 from core.storms import GroupFrames, StormWatch
-from tests.host_builder import HOST
+from tests.support.host_builder import HOST
 
 BRIDGE = LinkKey(HOST, 7)
 

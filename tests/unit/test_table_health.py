@@ -16,8 +16,8 @@ from core.model import CONNTRACK_DTYPE, Conntrack, ConntrackStats, Snapshot
 from core.topology import Topology
 from core.topology.filling import top_sources
 from core.watch.trend import TableTrend
-from tests.flow_samples import flow, table
-from tests.snapshots import HOST, small_host
+from tests.support.flow_samples import flow, table
+from tests.support.snapshots import HOST, small_host
 from tui.present import conntrack_health
 from tui.present.conntrack import conntrack_rows
 

@@ -21,8 +21,8 @@ from core.model import (
 )
 from core.topology import Topology
 from core.topology.connections import of_entry, of_names, of_network
-from tests.host_builder import HOST, HostBuilder
-from tests.snapshots import empty_host, hostile_host, many_namespaces, small_host
+from tests.support.host_builder import HOST, HostBuilder
+from tests.support.snapshots import empty_host, hostile_host, many_namespaces, small_host
 
 
 @pytest.fixture(scope="module")

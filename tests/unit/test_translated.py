@@ -9,7 +9,7 @@ from core.flows.meter import FlowMeter, Reading
 from core.history import WINDOWS, History
 from core.model import Conntrack, Firewall, FirewallRule
 from core.watch.translated import Translations
-from tests.flow_samples import flow, table
+from tests.support.flow_samples import flow, table
 
 HOST, LAB = 100, 200
 

@@ -15,7 +15,7 @@ from core.plan import Plan, Refused, cpus, plan
 from core.plan.requests import Tune
 from core.plan.tuning import Tuned, tuned
 from core.topology import Topology
-from tests.host_builder import HOST, HostBuilder
+from tests.support.host_builder import HOST, HostBuilder
 
 WEB = 70
 USUAL = PacketSizes(65536, 65536, 65536, 65536, 524280)

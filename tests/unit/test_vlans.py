@@ -15,7 +15,7 @@ from core.ops.touched import touched
 from core.plan import Plan, plan
 from core.plan.requests import RemoveNetwork
 from core.topology import Topology
-from tests.host_builder import HOST, HostBuilder
+from tests.support.host_builder import HOST, HostBuilder
 
 # What follows ifinfomsg in the messages of bridge(8) 6.15, as strace(1) shows them, and their type.
 MESSAGES = {

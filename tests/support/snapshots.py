@@ -21,7 +21,7 @@ from core.model import (
     Snapshot,
 )
 from core.rates import RateMeter, Rates
-from tests.host_builder import HOST, HostBuilder
+from tests.support.host_builder import HOST, HostBuilder
 
 HOSTILE_NAME = "[red]x[/]\x1b[31m\n\u202eevil"
 

@@ -16,8 +16,8 @@ from core.model import FASTFLOW_DTYPE, STATS_DTYPE, Change, FastFlows, LinkStats
 from core.rates import RateMeter, Rates
 from core.recording import Limits, Moment, Recorder, Recording, frames
 from core.recording.frames import HEAD, START
-from tests.host_builder import HOST
-from tests.snapshots import small_host
+from tests.support.host_builder import HOST
+from tests.support.snapshots import small_host
 
 WALL = 1_700_000_000.0
 

@@ -22,11 +22,11 @@ from bpf import control, layout, runtime, syscall
 from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
 from core.collect.netns import entered
-from tests.conftest import ThrowawayHost
+from tests.support.host import ThrowawayHost
 
 PATIENCE = 20.0
 _KEEPER = ("-m", "bpf.keeper")
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 def eventually(holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "tui.cli")
 # As process 1, the shell reaps the orphans until it is killed. Namespaces mounted around the tests go
 # from this machine's table, where they would be in sight although covered.

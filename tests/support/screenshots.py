@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core.lab import Lab
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 # Each picture's name, the keys that lead to it ("/word" and ":word" are typed, "~" waits a while), and its
 # size; something that has a story to tell is selected.
 SHOTS = (
@@ -82,7 +82,9 @@ def main(arguments: list[str]) -> int:
         environment = {
             **os.environ, "VNET_SCREENSHOTS": str(folder), "PYTHONPATH": str(HERE), "VNET_STATE": state
         }  # fmt: skip
-        return lab.run_inside([sys.executable, "-m", "tests.screenshots", *arguments], env=environment)
+        return lab.run_inside(
+            [sys.executable, "-m", "tests.support.screenshots", *arguments], env=environment
+        )
 
 
 if __name__ == "__main__":

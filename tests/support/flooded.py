@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.heartbeat import Heartbeat
+from tests.support.heartbeat import Heartbeat
 from tests.ui.driver import screen_lines
 from tui.app import VnetApp
 from tui.live import LiveSource
@@ -40,7 +40,7 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         await _until(lambda: dashboard.desk.scene.snapshot.pending == frozenset())
         before, heart = memory("VmRSS"), Heartbeat()
         heart.start()
-        words = [sys.executable, "-m", "tests.udp_flood", str(rate), str(seconds)]
+        words = [sys.executable, "-m", "tests.support.udp_flood", str(rate), str(seconds)]
         flood = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
         told, _ = await flood.communicate()
         sent = int(told)
