@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from core.collect.netns import entered
+from tests.support import workers
 from tests.support.host import ThrowawayHost
 
 
@@ -20,8 +22,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """In a worker, put `tmp_path` into the sandbox's own TMPDIR, which is in memory."""
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
+    """Start each worker in a sandbox."""
+    workers.give_sandboxes(specs)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.ModuleScheduling:
+    """Keep a module's tests on one worker."""
+    return workers.ModuleScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this kernel was built without; the counts say so ("deselected")."""
+    workers.longest_first(items)
     wanting = [item for item in items if item.get_closest_marker("bridge_vlans")]
     if wanting and not knows_bridge_vlans():
         config.hook.pytest_deselected(items=wanting)

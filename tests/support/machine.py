@@ -11,16 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.support import forkserver
+from tests.support.sandbox import OWN_RUN, UNSHARE
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "tui.cli")
-# As process 1, the shell reaps the orphans until it is killed. Namespaces mounted around the tests go
-# from this machine's table, where they would be in sight although covered.
-_START = (
-    "umount -a -t nsfs 2>/dev/null; "
-    "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && echo ready && sleep 10000; exit"
-)
-_UNSHARE = ["unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc",
-            "--kill-child"]  # fmt: skip
+_START = f"{OWN_RUN} && echo ready && sleep 10000; exit"
 
 
 class Machine:
@@ -31,7 +27,7 @@ class Machine:
         self.folder = Path(self._folder.name)
         self.environment = os.environ | {"VNET_STATE": str(self.folder / "state")} | environment
         self._holder = subprocess.Popen(
-            [*_UNSHARE, "sh", "-c", _START], stdout=subprocess.PIPE, text=True
+            [*UNSHARE, "sh", "-c", _START], stdout=subprocess.PIPE, text=True
         )  # fmt: skip
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
@@ -65,11 +61,18 @@ class Machine:
     def vnet(
         self, *arguments: str, text: str = "", before: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """Run our own program there, in pipes, with `text` as its input."""
+        """Run our own program there with `text` as its input, started by the command `before` if any."""
+        if not before:
+            return forkserver.run(arguments, self.environment, self.namespaces, text)
         return subprocess.run(
             self.words(*before, *PROGRAM, *arguments), capture_output=True, text=True, check=False,
-            input=text, env=self.environment, timeout=60,
+            input=text, env=self.environment, timeout=120,
         )  # fmt: skip
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The files of its namespaces, in the order in which they can be entered."""
+        return [f"/proc/{self.pid}/ns/{kind}" for kind in ("net", "pid", "mnt")]
 
     def close(self) -> None:
         """End it; the kernel takes everything in it away."""
