@@ -23,9 +23,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a worker, put `tmp_path` into the sandbox's own TMPDIR, which is in memory."""
+    """In a worker, put `tmp_path` into the sandbox's own TMPDIR, and forget the size of our terminal."""
     if hasattr(config, "workerinput"):
         config.option.basetemp = None
+        os.environ.pop("COLUMNS", None)
 
 
 @pytest.hookimpl(optionalhook=True)

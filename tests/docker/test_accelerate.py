@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -18,7 +17,6 @@ from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.support.fastpath import Guard, traces
-from tests.support.machine import PROGRAM, ROOT
 
 pytestmark = pytest.mark.root
 
@@ -30,11 +28,7 @@ class Vnet:
         self.docker = docker
 
     def __call__(self, command: str) -> str:
-        words = ["nsenter", f"--net=/run/netns/{self.docker.namespace}", *PROGRAM, *shlex.split(command)]
-        environment = os.environ | {"DOCKER_HOST": self.docker.url}
-        done = subprocess.run(
-            words, capture_output=True, text=True, check=False, env=environment, cwd=ROOT, timeout=60
-        )
+        done = self.docker.host.vnet(*shlex.split(command), DOCKER_HOST=self.docker.url)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 

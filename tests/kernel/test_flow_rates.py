@@ -254,8 +254,7 @@ def test_what_asks_for_sockets_has_them_read(road: ThrowawayHost, words: str) ->
         assert server.stdout and "ready" in server.stdout.readline()
         with program(road, "web", sys.executable, "-c", ASK) as client:
             assert client.stdout and "asked" in client.stdout.readline()
-            command = [sys.executable, "-m", "tui.cli", "flows", "--json", "dport:7000", words]
-            told = json.loads(road.run(command))["flows"]
+            told = json.loads(road.vnet("flows", "--json", "dport:7000", words).stdout)["flows"]
     mine = [one for one in told if one["ns"] == road.inode]
     assert [[end["pid"] for end in one["processes"]] for one in mine] == [[client.pid, server.pid]]
     assert mine[0]["rtt"] > 0

@@ -34,10 +34,8 @@ def shop(host: ThrowawayHost) -> ThrowawayHost:
 
 def show(host: ThrowawayHost, *arguments: str) -> Any:
     """What `show --json` prints on that host."""
-    done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{host.name}", *PROGRAM, "show", *arguments, "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = host.vnet("show", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -136,9 +134,7 @@ def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = f"{folder}/shop.vnet"
-        subprocess.run(
-            ["nsenter", f"--net=/run/netns/{shop.name}", *PROGRAM, "dump", path], cwd=ROOT, check=True
-        )
+        assert shop.vnet("dump", path).returncode == 0
         shop.close()
         later = subprocess.run(
             [*PROGRAM, "--from", path, "show", "all", "--json"],
@@ -149,10 +145,8 @@ def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
 
 
 def test_people_see_the_same(shop: ThrowawayHost) -> None:
-    done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{shop.name}", *PROGRAM, "show", "links", "--ns", "host"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = shop.vnet("show", "links", "--ns", "host")
+    assert done.returncode == 0, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
     assert names == [link["ifname"] for link in shop.json("ip -j link")]
 

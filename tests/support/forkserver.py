@@ -112,7 +112,9 @@ def _command(arguments: list[str], environment: dict[str, str]) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [str(ROOT / "tui" / "cli.py"), *arguments]
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+    encoding = environment.get("PYTHONIOENCODING")  # read at an interpreter's start only
+    sys.stdin, sys.stdout = os.fdopen(0, encoding=encoding), os.fdopen(1, "w", encoding=encoding)
+    sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace")
     code: object = 1
     try:
         code = cli.main()

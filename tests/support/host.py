@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.support import forkserver
+
 _numbers = itertools.count(1)
 
 
@@ -48,6 +50,10 @@ class ThrowawayHost:
         if check and done.returncode:
             raise AssertionError(f"{shlex.join(words)} in {inside}: {done.stderr or done.stdout}")
         return done.stdout
+
+    def vnet(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run our own program on the host, in pipes."""
+        return forkserver.run(arguments, os.environ | environment, [f"/run/netns/{self.name}"])
 
     def json(self, command: str, inside: str = "host") -> Any:
         """Run a command that prints JSON (`ip -j ...`, `bridge -j ...`, `nft -j ...`) and decode it."""

@@ -17,6 +17,10 @@ import psutil
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?<>=]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b\][^\x07]*\x07|\x1b[=>]")
 
 
+def _set_size(descriptor: int, columns: int, rows: int) -> None:
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
 class Terminal:
     """Starts `argv` on a new pseudo-terminal; everything it prints is collected, with the time it came."""
 
@@ -24,15 +28,15 @@ class Terminal:
         self.started = time.monotonic()
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:
+            _set_size(0, columns, rows)  # before the program asks
             env = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
             os.execvpe(argv[0], argv, env)
-        self.resize(columns, rows)
         self.output = b""
         self.exit_status: int | None = None
 
     def resize(self, columns: int, rows: int) -> None:
         """Give the terminal another size."""
-        fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        _set_size(self._descriptor, columns, rows)
 
     def press(self, keys: str | bytes) -> float:
         """Type the keys, or send bytes as they are; returns the time (monotonic seconds) at which they were

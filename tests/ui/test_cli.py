@@ -18,6 +18,7 @@ from rich.cells import cell_len
 
 from core.model import Problem
 from core.serialize import pack, to_json, unpack
+from tests.support import forkserver
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.support.terminal import Terminal
 from tui.cli import PARTS, TOPICS, load, main, make_parser
@@ -32,6 +33,8 @@ def run(
     *arguments: str, before: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the program in pipes and return what it printed."""
+    if not before:
+        return forkserver.run(arguments, os.environ | environment)
     return subprocess.run(
         [*before, *PROGRAM, *arguments], cwd=ROOT, env=os.environ | environment, check=False,
         capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
