@@ -216,7 +216,8 @@ class Journey(Frame):
         """Something new: have it worked out, not sooner than the pace allows."""
         if not self.desk.paused and not self._timed:
             self._timed = True
-            self.set_timer(self.desk.wait, self._take_up) if self.desk.wait else self._take_up()
+            wait = self.desk.wait  # once: it runs down to 0 meanwhile, and a timer of 0 seconds fails
+            self.set_timer(wait, self._take_up) if wait else self._take_up()
 
     def _take_up(self) -> None:
         self._timed = False
