@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run setup setup-dev test lint bench bench-fastpath screenshots demo clean
+.PHONY: run setup setup-dev test lint bench bench-fastpath screenshots demo demo-recording clean
 
 run: setup
 	@exec $(VENV)/bin/vnet-tui
@@ -31,6 +31,9 @@ bench: setup-dev
 
 bench-fastpath: setup-dev
 	$(PY) -m tests.bench fastpath
+
+demo-recording: setup-dev
+	scripts/demo-recording.sh
 
 screenshots: setup-dev
 	$(PY) -m tests.support.screenshots

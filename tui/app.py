@@ -38,6 +38,7 @@ class VnetApp(App[None]):
     BINDINGS = keys.bindings("app")
     CLOSE_TIMEOUT = 1.0
     _dropped_until = 0.0
+    wants_demo = False  # whether the person left it for the demo
 
     def __init__(
         self,
@@ -101,6 +102,11 @@ class VnetApp(App[None]):
             await self._get_message()
             screen.focused_pane.move_unseen(action)
 
+    def on_dashboard_demo_asked(self) -> None:
+        """End, for the demo."""
+        self.wants_demo = True
+        self.exit()
+
     async def action_quit(self) -> None:
         """End at once."""
         self.exit()
@@ -137,8 +143,12 @@ def run(
     make_changer: Callable[[], Changer] | None = None,
     write: bool = False,
     make_accelerator: Callable[[], Accelerator] | None = None,
+    open_demo: Callable[[], int] | None = None,
 ) -> int:
-    """Open the dashboard, until the person quits; returns the exit status."""
+    """Open the dashboard, until the person quits; returns the exit status, or that of the demo where the
+    person leaves for it."""
     app = VnetApp(source, ascii_only or wants_ascii(), make_changer, write, make_accelerator)
     app.run()
+    if app.wants_demo and open_demo is not None:
+        return open_demo()
     return app.return_code or 0

@@ -36,7 +36,6 @@ PARTS = {
     "conntrack": ("links", "containers", "conntrack"),
     "routes": ("links", "containers"),
 }
-_DEMO_CHANGES = 15.0  # seconds between them, so that the events view has something to tell
 EXAMPLES = """\
 examples:
   vnet-tui                                 open the dashboard (as root it sees everything)
@@ -90,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_from(dump, argparse.SUPPRESS)
     _add_keeping(commands)
     demo = commands.add_parser(
-        "demo", help="open the dashboard on a demo lab", allow_abbrev=False,
+        "demo", help="open the dashboard on a demo lab, or on a recording of it", allow_abbrev=False,
         usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
     )  # fmt: skip
     _add_looks(demo, argparse.SUPPRESS)
@@ -232,7 +231,7 @@ def _keep(options: argparse.Namespace) -> int:
     from tui.record import run
 
     if options.command == "replay":
-        _need_a_terminal()
+        need_a_terminal()
     return run(options)
 
 
@@ -312,19 +311,28 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from core.lab import LabSettings, demo
+    from tui import demo
 
     words = options.run[1:] if options.run[:1] == ["--"] else options.run
-    if words[:1] in ([], ["vnet-tui"]):
+    if words in ([], ["vnet-tui"]):
+        return _open_demo(options)
+    if words[0] == "vnet-tui":
         flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
         words = [sys.executable, "-m", "tui.cli", *flags, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
-    quiet = options.no_traffic
-    return demo.main(words, LabSettings(traffic=not quiet, changes=0.0 if quiet else _DEMO_CHANGES))
+    return demo.run_command(words, traffic=not options.no_traffic)
 
 
-def _need_a_terminal() -> None:
+def _open_demo(options: argparse.Namespace) -> int:
+    from tui import demo
+
+    quiet = getattr(options, "no_traffic", False)
+    return demo.open_dashboard(options.ascii, options.write, traffic=not quiet)
+
+
+def need_a_terminal() -> None:
+    """Raise CommandError where the dashboard can't be drawn."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
     if os.environ.get("TERM") == "dumb":  # it would wait for answers that never come, with the keys taken
@@ -335,7 +343,7 @@ def _need_a_terminal() -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    _need_a_terminal()
+    need_a_terminal()
     from tui.app import run
     from tui.fastpath.dashboard import FastForDashboard
 
@@ -344,7 +352,12 @@ def _dashboard(options: argparse.Namespace) -> int:
             raise CommandError("--write is for this host: a file cannot be changed")
         return run(_file_source(options.source), options.ascii)
     fast = FastForDashboard()
-    return run(_live_source(fast), options.ascii, _changer, options.write, fast.accelerator)
+
+    def open_demo() -> int:
+        """Open the demo, and this host again when the person has left it."""
+        return _open_demo(options) or _dashboard(options)
+
+    return run(_live_source(fast), options.ascii, _changer, options.write, fast.accelerator, open_demo)
 
 
 def _changer() -> Changer:

@@ -73,7 +73,7 @@ class Desk:
         self.source = source
         self.paused = False
         self._post = post
-        self._stage = Stage()
+        self._stage = Stage(offers_demo=source.live)
         self._inbox = Inbox(lambda: self._hand_over(Arrived()))
         self._worker = Worker(self._deliver)
         self._rested = 0.0

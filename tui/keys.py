@@ -11,8 +11,8 @@ from textual.binding import Binding, BindingType
 # Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
 # "any" all over the dashboard, "change" there as well, once a person has allowed changes, "replay" there
-# while a recording is open, "app" also above overlays.
-Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "app"]
+# while a recording is open, "demo" where no container is in sight, "app" also above overlays.
+Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app"]
 
 READ_ONLY = "read-only: press W first"
 
@@ -21,7 +21,7 @@ GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Time line", ("replay",)),
     ("This view", ("flows", "list", "order", "pane")),
     ("Changing", ("change",)),
-    ("Everywhere", ("any", "app")),
+    ("Everywhere", ("demo", "any", "app")),
 )
 
 
@@ -126,6 +126,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("tune", ("T",), "T", "Tune", "BIG TCP, offloads, br_netfilter and RPS of a bridge", "change", 8),
     Action("undo", ("u",), "u", "Undo", "changes made earlier: take one back", "change", 3),
+    Action("demo", ("E",), "E", "Demo", "open the demo: containers, networks and traffic", "demo", 1),
     Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
     Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find any action by its name", "any"),
     Action("quit", ("q",), "q", "Quit", "quit; a panel such as this one is closed", "any", 5),

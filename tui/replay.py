@@ -24,6 +24,7 @@ _METERED = 300  # moments before the one shown from which rates and their histor
 _STEP_OF_THE_CLOCK = 1.0  # seconds by which wall and monotonic time part where the clock was set
 _TRACKED = 15  # moments before it in which to look for an earlier reading of the connections
 _MOST_CHANGES = 1000  # of a moment's past that are told
+_BETWEEN_ROUNDS = 2.0  # seconds on the last moment before what plays over and over begins again
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,17 +63,23 @@ class ReplaySource:
 
     def __init__(self, recording: Recording, name: str = "") -> None:
         self.title, self.notice = name, recording.notice
+        self.banner = ("", "")  # a name and a sentence that stay on the screen
         self._recording, self._frames = recording, recording.frames
         self._times = [frame.mono - self._frames[0].mono for frame in self._frames]
         self._wake = threading.Condition()
         self._wanted, self._shown = 0, -1
-        self._playing, self._speed = False, SPEEDS.index(1.0)
+        self._playing, self._loops, self._speed = False, False, SPEEDS.index(1.0)
         self._base, self._since = 0.0, 0.0  # time in the recording, and when that was, in monotonic seconds
         self._stopped = False
         self._meter, self._metered = RateMeter(), -1
         self._ends: list[int] = []  # for each moment how many changes there were until then
         self._changes: list[Change] = []
         self._last: Snapshot = Snapshot()
+
+    def present(self, name: str, words: str) -> None:
+        """Play by itself, over and over, under a banner with that name and sentence; before `start`."""
+        self.banner = (name, words)
+        self._playing = self._loops = True
 
     # ---- a source
 
@@ -170,6 +177,8 @@ class ReplaySource:
 
     def _run(self, on_update: Callable[[Update], None]) -> None:
         self._learn_changes()
+        with self._wake:
+            self._rebase()
         while True:
             with self._wake:
                 if not self._stopped and self._shown == self._wanted:
@@ -188,14 +197,18 @@ class ReplaySource:
         """Seconds until the next moment is due while it plays; call with the lock held."""
         if not self._playing:
             return None
-        due = self._times[min(self._wanted + 1, len(self._times) - 1)] - self._base
+        last = self._wanted == len(self._times) - 1
+        due = (self._times[-1] + _BETWEEN_ROUNDS if last else self._times[self._wanted + 1]) - self._base
         return max(0.0, self._since + due / SPEEDS[self._speed] - time.monotonic())
 
     def _advance(self) -> None:
         if self._playing:
             now = self._base + (time.monotonic() - self._since) * SPEEDS[self._speed]
+            if self._loops and now >= self._times[-1] + _BETWEEN_ROUNDS:
+                self._go(0)
+                return
             self._wanted = max(self._wanted, bisect_right(self._times, now) - 1)
-            self._playing = self._wanted < len(self._frames) - 1
+            self._playing = self._loops or self._wanted < len(self._frames) - 1
 
     def _picture(self, place: int) -> Picture:
         """The moment, or the one before it with the reason why it cannot be shown."""

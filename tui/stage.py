@@ -54,8 +54,8 @@ _ALL = _LINKS.union(*_PARTS.values())
 class Stage:
     """Keeps the scene, and the rows of the view in sight before filter and order."""
 
-    def __init__(self) -> None:
-        self.scene = Scene(Topology(Snapshot(pending=_ALL)))
+    def __init__(self, offers_demo: bool = False) -> None:
+        self.scene = Scene(Topology(Snapshot(pending=_ALL)), offers_demo=offers_demo)
         self.problems: tuple[Problem, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self._base: tuple[str, Scene, Rows] | None = None

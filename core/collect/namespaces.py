@@ -104,9 +104,10 @@ def _dead_name(path: Path, why: str) -> Problem:
 def _unreadable(pids: list[int]) -> Problem:
     """Worded without their number, so that it stays the same while processes come and go."""
     which = f"process {pids[0]}" + (" and others" if len(pids) > 1 else "")
+    instead = "; this program's own is shown as the host's" if 1 in pids else ""
     return Problem(
         "namespaces",
-        f"the network namespace of {which} cannot be seen",
+        f"can't read the network namespace of {which}{instead}",
         "looking into other users' processes needs CAP_SYS_PTRACE, and every capability that they have",
         "run it as root, with all capabilities",
     )

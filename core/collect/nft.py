@@ -16,7 +16,7 @@ from core.model import Chain, FirewallRule
 TableName = tuple[str, str]
 Texts = Mapping[tuple[TableName, int], str]
 
-_TABLE = re.compile(r"table (\S+) (.+) \{ # handle \d+$")
+_TABLE = re.compile(r"table (\S+) (.+) \{ # handle \d+(?: progname .*)?$")
 _CHAIN = re.compile(r"\tchain .+ \{ # handle \d+$")
 _RULE = re.compile(r"(.*) # handle (\d+)$", re.DOTALL)
 _TRANSLATING = ("dnat", "snat", "redirect")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from core.lab.lab import Lab, LabError
+from core.lab.lab import Lab
 from core.lab.settings import LabSettings
 
 
 def main(argv: list[str], settings: LabSettings | None = None) -> int:
-    """Build the lab, run `argv` inside it on this terminal and return its exit code; 1 without a lab."""
-    try:
-        with Lab(settings, progress=_say) as lab:
-            code = lab.run_inside(argv)
-            return code if code >= 0 else 128 - code  # ended by a signal: as a shell says it
-    except LabError as error:
-        print(f"vnet-tui: {error}", file=sys.stderr)
-        return 1
+    """Build the lab, run `argv` inside it on this terminal and return its exit code. Raises LabError."""
+    with Lab(settings, progress=_say) as lab:
+        code = lab.run_inside(argv)
+        return code if code >= 0 else 128 - code  # ended by a signal: as a shell says it
 
 
 def _say(text: str) -> None:

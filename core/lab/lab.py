@@ -24,8 +24,16 @@ _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWN
 _ENGINE_VARIABLES = ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST")
 
 
+# What the lab can't be built without.
+_NEEDED = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+
+
 class LabError(Exception):
-    """The lab cannot be built here; says why in words for a person."""
+    """The lab can't be built here: `reason` says why, `try_` what may help ("" where nothing is known to)."""
+
+    def __init__(self, reason: str, try_: str = "") -> None:
+        self.reason, self.try_ = reason, try_
+        super().__init__(f"can't build the demo lab: {reason}" + (f". Try: {try_}" if try_ else ""))
 
 
 class Lab:
@@ -55,20 +63,18 @@ class Lab:
     def pid(self) -> int:
         """The lab's first process, as this process's pid namespace numbers it."""
         if self._supervisor is None:
-            raise LabError("the lab is not running")
+            raise RuntimeError("the lab is not running")
         return self._supervisor.pid
 
     def start(self) -> None:
-        """Build the lab; returns when it is complete. Raises LabError without root or where a step fails."""
-        if os.geteuid() != 0:
-            raise LabError(
-                "the demo lab makes network namespaces, and that needs root: try sudo vnet-tui demo"
-            )
+        """Build the lab; returns when it is complete. Raises LabError without the rights or where a step
+        fails."""
+        _check_rights()
         try:
             with _children_in_new_pid_namespace():
                 self._supervisor = self._supervise()
         except OSError as error:
-            raise LabError(f"the kernel refuses the demo lab a pid namespace of its own: {error}") from error
+            raise LabError(f"no new pid namespace ({error.strerror})") from error
         self._await_ready(self._supervisor)
 
     def close(self) -> None:
@@ -126,7 +132,18 @@ class Lab:
             said.append(line.rstrip())
             self._progress(said[-1])
         self.close()
-        raise LabError(f"the demo lab could not be built: {said[-1] if said else 'no reason given'}")
+        raise LabError(said[-1] if said else "no reason given")
+
+
+def _check_rights() -> None:
+    """Raise LabError where this process may not make network namespaces."""
+    if os.geteuid() != 0:
+        raise LabError("needs root", "sudo vnet-tui demo")
+    from core.collect.host import missing_capabilities  # not for the supervisor, which has no site-packages
+
+    missing = [name for name in missing_capabilities() if name in _NEEDED]
+    if missing:  # root without them: nearly always in a container
+        raise LabError(f"needs {' and '.join(missing)}", "docker run --privileged")
 
 
 def _entering(supervisor: int, folder: str) -> Callable[[], None]:

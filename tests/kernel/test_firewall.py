@@ -20,6 +20,7 @@ from core.model import Chain, Firewall, FirewallRule, Namespace
 from tests.kernel.holders import as_nobody
 from tests.kernel.rule_shapes import BEFORE, IP6TABLES, IPTABLES, LEAVING, SHAPES
 from tests.support.host import ThrowawayHost
+from tests.support.recordings import until
 
 pytestmark = pytest.mark.root
 
@@ -106,6 +107,21 @@ def test_a_comment_may_hold_newlines(host: ThrowawayHost) -> None:
         ('drop comment "one', "one\n\t}\ntwo # handle 3"),
         ("accept", ""),
     ]
+
+
+def test_rules_of_a_table_that_a_process_owns_are_not_taken_for_anothers(host: ThrowawayHost) -> None:
+    """nft names the owner behind the handle of the table."""
+    nft(host, "table ip a { chain c { tcp dport 1 accept; tcp dport 2 accept; }; }")
+    script = "table inet own { flags owner; chain c { tcp dport 81 accept; tcp dport 82 accept; }; }\n"
+    words = ["nsenter", f"--net=/run/netns/{host.name}", "nft", "-i"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as owner:
+        assert owner.stdin is not None
+        owner.stdin.write(script)
+        owner.stdin.flush()
+        until(lambda: "dport 82" in host.run("nft list ruleset"))
+        found = [(rule.table, rule.text) for rule in whole(host).rules]
+    wanted = [("a", "tcp dport 1 accept"), ("a", "tcp dport 2 accept")]
+    assert found == [*wanted, ("own", "tcp dport 81 accept"), ("own", "tcp dport 82 accept")]
 
 
 def test_nft_chains_are_those_that_nft_lists(host: ThrowawayHost) -> None:

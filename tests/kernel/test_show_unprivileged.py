@@ -42,6 +42,22 @@ def test_tables_name_the_capabilities_that_they_need(web: ThrowawayHost, topic: 
     assert show(web, topic).startswith("Cannot be read: needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
 
 
+def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: ThrowawayHost) -> None:
+    """Root with one capability less than process 1 may not read it, which is no reason to show nothing."""
+    host.run("ip link add br-own type bridge")
+    done = subprocess.run(
+        [
+            "nsenter", f"--net=/run/netns/{host.name}", "capsh", "--drop=cap_sys_ptrace,cap_syslog", "--",
+            "-c", f"{sys.executable} -m tui.cli show bridges",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    line = next(line for line in done.stdout.splitlines() if line.startswith("br-own"))
+    assert " in " not in line
+    assert "can't read the network namespace of process 1 and others" in done.stderr
+    assert "this program's own is shown as the host's" in done.stderr
+
+
 def test_a_container_that_cannot_be_entered_is_of_no_known_model(web: ThrowawayHost) -> None:
     line = next(line for line in show(web, "containers").splitlines() if line.startswith(web.full("web")))
     assert "unknown" in line and "closed" not in line

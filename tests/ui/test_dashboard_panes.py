@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from core.topology import Topology
 from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui import keys, themes
+from tui.desk import Desk
 from tui.present import views
 from tui.present.fitting import wrapped
 from tui.present.link_detail import common_sections
@@ -299,3 +301,15 @@ def test_one_problem_of_several_namespaces_is_told_once() -> None:
     assert [one for one in told if "could not be read" in one] == [
         "nat: the rules could not be read (2 namespaces)"
     ]
+
+
+async def test_a_rest_that_runs_out_meanwhile_is_no_timer_of_zero_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rests = itertools.cycle((0.01, 0.0))
+    monkeypatch.setattr(Desk, "wait", property(lambda _: next(rests)))
+    async with dashboard() as person:
+        for _ in range(3):
+            await person.feed(small_host())
+        await person.settle()
+        assert person.app.is_running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from core.model import Problem, Snapshot
+from core.model import Container, Problem, Snapshot
 from core.text import safe
 from tui.present.rows import ListView
 
@@ -14,7 +14,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("nat", "conntrack", "flows"), ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 )
 _TO_ENTER = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
-_AS_ROOT = "Run it as root: sudo vnet-tui."
+_AS_ROOT = "Run it as root (sudo vnet-tui); in a container, start that with --privileged."
 # The parts of a snapshot whose problems leave a view empty, and those that make only some of its things.
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "nat": ("nat",), "conntrack": ("conntrack",), "flows": ("conntrack",), "events": (), "fastpath": (),
@@ -30,13 +30,33 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     lacking = snapshot.host.missing_capabilities if parts else ()
     if missing := [name for name in _NEEDED.get(view.name, ()) if name in lacking]:
         return f"Cannot be read: needs {_listed(missing)}. {_AS_ROOT}"
-    if missing := [name for name in _TO_ENTER if name in lacking]:
-        where = "Nothing is there in what could be read; to look into the other network namespaces"
-        return f"{where} needs {_listed(missing)}. {_AS_ROOT}"
+    if parts and (hidden := out_of_sight(snapshot)):
+        return f"Nothing is there in what could be read; {hidden}"
     if failed := _first(snapshot.problems, parts):
         return f"Cannot be read: {failed}"
     unmade = _first(snapshot.problems, _MAKERS.get(view.name, ()))
     return f"{view.empty}\n{unmade}" if unmade else view.empty
+
+
+def nothing_to_see(snapshot: Snapshot) -> bool:
+    """Whether there is no container, or none that could be looked into; False until they were read."""
+    if "containers" in snapshot.pending:
+        return False
+    return all(_is_hidden(snapshot, container) for container in snapshot.containers())
+
+
+def _is_hidden(snapshot: Snapshot, container: Container) -> bool:
+    """Whether it runs, and nothing is known of its network."""
+    net = snapshot.nets.get(container.netns or 0)
+    return container.state == "running" and (net is None or not net.links)
+
+
+def out_of_sight(snapshot: Snapshot) -> str:
+    """What keeps other namespaces out of sight, "" where nothing does."""
+    missing = [name for name in _TO_ENTER if name in snapshot.host.missing_capabilities]
+    if not missing:
+        return ""
+    return f"to look into the other network namespaces needs {_listed(missing)}. {_AS_ROOT}"
 
 
 def _first(problems: Iterable[Problem], parts: Iterable[str]) -> str:

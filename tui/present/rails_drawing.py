@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import batched
 
 from tui.present import units
+from tui.present.absence import nothing_to_see, out_of_sight
 from tui.present.drawing import Canvas, Ink, Item, Picture, Span
 from tui.present.fast_marks import MARK, mark_of
-from tui.present.fitting import cut, fit, width_of
+from tui.present.fitting import cut, fit, width_of, wrapped
 from tui.present.rails import MARKS, Card, Figure, Rail, rails
 from tui.present.rows import Cell, Tone
 from tui.present.scene import Scene
@@ -22,14 +23,18 @@ _GAP = 2
 _NAME_LIMIT, _CARD_LIMIT = 24, 32
 _RATE_WIDTH, _TREND_WIDTH = 11, 8
 
+_COMMANDS = (
+    "  docker run -d nginx   a container on Docker's own bridge",
+    "  ip netns add blue     a namespace that stands alone: closed",
+)
+_DEMO = "a whole lab of containers and traffic, apart from this host"
 EMPTY = (
     "No virtual network on this host yet.",
     "As soon as there is one, it is drawn here.",
     "",
     "Ways to get one:",
-    "  docker run -d nginx   a container on Docker's own bridge",
-    "  ip netns add blue     a namespace that stands alone: closed",
-    "  vnet-tui demo         a whole lab, apart from this host",
+    *_COMMANDS,
+    f"  vnet-tui demo         {_DEMO}",
 )
 
 
@@ -53,10 +58,12 @@ def _drawn(scene: Scene, width: int, roomy: bool, gap: int = 1) -> Picture:
     for rail in found:
         _Drawer(canvas, rail, scene, roomy).draw()
         canvas.height += gap
-    if any(rail.cards for rail in found) or len(found) > 1:
+    has_cards = any(rail.cards for rail in found)
+    if has_cards:
         _legend(canvas)
-    else:
-        _hint(canvas)
+    if nothing_to_see(scene.snapshot):
+        canvas.height += gap * has_cards
+        _hint(canvas, scene, len(found) > 1)
     return canvas.picture()
 
 
@@ -66,9 +73,22 @@ def _legend(canvas: Canvas) -> None:
         x = canvas.put(x, y, f"{mark} {name}", "dim") + 3
 
 
-def _hint(canvas: Canvas) -> None:
-    for y, line in enumerate(EMPTY, canvas.height):
-        canvas.put(_LEFT + 2, y, line, "dim" if line.startswith(" ") else "")
+def _hint(canvas: Canvas, scene: Scene, has_networks: bool) -> None:
+    """Why there is so little to see, and what there is to do about it; the demo first."""
+    x, hidden = _LEFT + 2, out_of_sight(scene.snapshot)
+    thing = "container" if has_networks else "virtual network"
+    nothing = f"No {thing} on this host yet: the first one will be drawn here."
+    if hidden:
+        nothing = f"No container in what could be read; {hidden}"
+    for line in wrapped(nothing, max(8, canvas.width - 2 * x)):
+        canvas.put(x, canvas.height, line)
+    y = canvas.height + 1
+    key, way = ("E", "opens the demo:") if scene.offers_demo else ("vnet-tui demo", "opens")
+    canvas.put_all(x, y, [(key, "accent"), (f" {way} {_DEMO}", "")])
+    if not hidden:
+        canvas.put(x, y + 2, "Or make one:")
+        for line in _COMMANDS:
+            canvas.put(x, canvas.height, line, "dim")
 
 
 @dataclass(slots=True)

@@ -43,7 +43,8 @@ class ChangeLog:
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """One moment as the views present it; `rates` is None where nothing counts (a dump file). `lens` and
-    `flows_filter` say how the person looks at the flows, which what flows add up to depends on."""
+    `flows_filter` say how the person looks at the flows, which what flows add up to depends on; `offers_demo`
+    whether a key opens the demo where there is nothing else to see."""
 
     topology: Topology
     rates: Rates | None = None
@@ -52,6 +53,7 @@ class Scene:
     fast: FastPath = field(default_factory=FastPath)
     flows_filter: str = ""
     lens: Lens = PLAIN
+    offers_demo: bool = False
 
     @property
     def flow_picture(self) -> FlowPicture:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from textual import events
+from textual.message import Message
 
 from core.text import safe
 from core.topology.named import thing_named
 from tui import commands, keys, themes
 from tui.present import views
+from tui.present.absence import nothing_to_see
 from tui.present.lens import Lens
 from tui.screens.accelerating import Accelerating
 from tui.screens.frame import NUMBERED
@@ -22,9 +24,12 @@ class Dashboard(Accelerating, Replaying):
     """The screen that lies under all others."""
 
     BINDINGS = [
-        *keys.bindings("any", "change", "flows", "replay", "list", "order", "pane"),
+        *keys.bindings("any", "change", "flows", "replay", "demo", "list", "order", "pane"),
         *keys.view_bindings(9),
     ]
+
+    class DemoAsked(Message):
+        """The person wants to see the demo."""
 
     # ---- getting about
 
@@ -149,6 +154,21 @@ class Dashboard(Accelerating, Replaying):
     def action_pin(self) -> None:
         if self.ref is not None and self.ref.kind == "talk":
             self._look(self.nav.here.state.lens.pinned(self.ref))
+
+    # ---- the demo
+
+    def wheres(self) -> frozenset[keys.Where]:
+        return super().wheres() | ({"demo"} if self._offers_demo else frozenset())
+
+    @property
+    def _offers_demo(self) -> bool:
+        """Whether this host has nothing better to show."""
+        return self.desk.source.live and nothing_to_see(self.desk.scene.snapshot)
+
+    def action_demo(self) -> None:
+        """Leave for the demo, which has a terminal's worth of its own."""
+        if self._offers_demo:
+            self.post_message(self.DemoAsked())
 
     # ---- the rest
 

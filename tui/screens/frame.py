@@ -11,6 +11,7 @@ from textual.timer import Timer
 
 from tui import commands
 from tui.present import views
+from tui.widgets.banner import Banner
 from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, TabsBar
 from tui.widgets.detail import DetailPane
 from tui.widgets.fastbar import FastBar
@@ -40,7 +41,7 @@ class Frame(Screen[None]):
         super().__init__()
         self.table, self.pane, self.prompt = MainPane(), DetailPane(), Prompt(commands.completed)
         self.header, self.tabs, self.crumbs, self.footer = HeaderBar(), TabsBar(), CrumbsBar(), FooterBar()
-        self.time_bar, self.fast_bar = TimeBar(), FastBar()
+        self.time_bar, self.fast_bar, self.banner = TimeBar(), FastBar(), Banner()
         self._notice_end: Timer | None = None
         self._wanted = 0
         self._main = Container(self.table, id="main")
@@ -52,6 +53,7 @@ class Frame(Screen[None]):
         yield self.header
         yield self.tabs
         yield self.crumbs
+        yield self.banner
         yield self.fast_bar
         yield Container(self._main, self._side, id="body")
         yield self.time_bar
@@ -97,7 +99,8 @@ class Frame(Screen[None]):
         self._side.display = alone is not self.table
         self.set_class(alone is self.pane, "-side-alone")
         stacked = alone is None and self.size.width < _WIDE
-        bars = _BARS + self.time_bar.display + self.fast_bar.display
+        self.banner.fit(self.size.width, 1 if self.size.height < _LEAST_HEIGHT else 2)
+        bars = _BARS + self.time_bar.display + self.fast_bar.display + self.banner.lines
         most = (self.size.height - bars) * 3 // 5
         self._main.styles.height = min(self._wanted or most, most) if stacked else None
         self._side.styles.height = "1fr" if stacked else None

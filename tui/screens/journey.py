@@ -26,6 +26,8 @@ READING = "reading…"
 # Views in which a cursor on the first line stays there: the newest, the biggest, what
 # became of all packets.
 _FOLLOWING = frozenset({"events", "flows", "fastpath"})
+# Views of what recordings do not hold either.
+_UNRECORDED = frozenset({"fastpath"})
 _PATIENCE = 0.1  # seconds
 _CRUMB = 32  # cells of a breadcrumb at most
 
@@ -216,7 +218,8 @@ class Journey(Frame):
         """Something new: have it worked out, not sooner than the pace allows."""
         if not self.desk.paused and not self._timed:
             self._timed = True
-            self.set_timer(self.desk.wait, self._take_up) if self.desk.wait else self._take_up()
+            wait = self.desk.wait  # once: it runs down to 0 meanwhile, and a timer of 0 seconds fails
+            self.set_timer(wait, self._take_up) if wait else self._take_up()
 
     def _take_up(self) -> None:
         self._timed = False
@@ -266,7 +269,8 @@ class Journey(Frame):
         if text and shown.total:
             wanted = [f"No line matches {safe(text)}", *map(safe, shown.remarks)]
             return "\n".join((*wanted, f"Esc shows all {shown.total} again."))
-        return (self._mode() == "offline" and self.view.empty_file) or shown.empty
+        from_file = self._mode() == "offline" or (self._mode() == "replay" and self.view.name in _UNRECORDED)
+        return (from_file and self.view.empty_file) or shown.empty
 
     def on_table_view_selected(self, message: TableView.Selected) -> None:
         """The cursor stands on another thing. Of several that a line stands for, the one followed stays."""

@@ -20,6 +20,8 @@ class Replaying(Keeping):
         if player is None:
             return
         self.time_bar.display = True
+        self.banner.show(*player.banner)
+        self.allot()
         self.set_interval(_TICK, self._show_time)
         if player.notice:
             self.call_after_refresh(self._tell, player.notice)
