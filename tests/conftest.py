@@ -13,6 +13,8 @@ from core.collect.netns import entered
 from tests.support import workers
 from tests.support.host import ThrowawayHost
 
+_LONG_NAME = 80
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked `root` for other users; fail them where the run promised to be root's."""
@@ -27,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.option.basetemp = None
         os.environ.pop("COLUMNS", None)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Number long values instead of spelling them out: workers must agree on names, and people read them."""
+    return argname if isinstance(val, str | bytes) and len(val) > _LONG_NAME else None
 
 
 @pytest.hookimpl(optionalhook=True)
