@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 PREFIX = "vnet-engine-"
-_START_SECONDS = 30.0
+_START_SECONDS = PATIENCE
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Wait until `true()` holds; fail the test, saying `what` did not come, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -66,7 +68,7 @@ class Place:
             daemon = self._processes.pop()
             daemon.terminate()
             try:
-                daemon.wait(20)
+                daemon.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -108,7 +110,7 @@ def _remove(folder: Path) -> None:
     """End the processes of the engine that lives in `folder`, then remove its mounts, cgroups and files."""
     teardown = folder / "teardown"
     if teardown.exists() and (words := json.loads(teardown.read_text() or "[]")):
-        subprocess.run(words, check=False, capture_output=True, timeout=30)
+        subprocess.run(words, check=False, capture_output=True, timeout=PATIENCE)
     wait_until(lambda: not _kill(folder), f"the end of all processes of {folder}")
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{folder}/")), reverse=True):

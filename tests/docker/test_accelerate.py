@@ -19,6 +19,7 @@ from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.support.fastpath import Guard, traces
 from tests.support.machine import PROGRAM, ROOT
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -65,11 +66,11 @@ def ends(
         server = socket.create_server(("0.0.0.0", 7000))
     with entered(caller):
         client = socket.socket()
-    client.settimeout(10)
-    server.settimeout(10)
+    client.settimeout(PATIENCE)
+    server.settimeout(PATIENCE)
     client.connect((address, port))
     there, _ = server.accept()
-    there.settimeout(10)
+    there.settimeout(PATIENCE)
     server.close()
     return client, there
 

@@ -11,8 +11,9 @@ from bpf import obstacles
 from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.podman_engine import PodmanHost
-from tests.support.fastpath import FastPath, eventually, traces
+from tests.support.fastpath import FastPath, traces
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -47,7 +48,7 @@ def test_a_network_of_podmans_is_accelerated_by_its_name(
         with entered(f"/proc/{inside['here']}/ns/net"):
             client = stack.enter_context(socket.create_connection((address, 7000), 10))
         there = stack.enter_context(server.accept()[0])
-        there.settimeout(10)
+        there.settimeout(PATIENCE)
 
         def goes_fast() -> bool:
             before = fast.count("FAST")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.lab import Lab
+from tests.support.waiting import PATIENCE
 
 _UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--mount", "--net", "--kill-child"]
 _REAPING = ["sh", "-c", '"$@"; exit $?', "sh"]  # as pid 1, a shell reaps the orphans
@@ -31,7 +32,7 @@ def tell(story: str) -> dict[str, Any]:
     """Run a story in a sandbox and return what it saw."""
     done = subprocess.run(
         [*_UNSHARE, *_REAPING, sys.executable, "-m", "tests.kernel.lab_sandbox", story],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -101,7 +102,7 @@ def killed_while_building() -> dict[str, Any]:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from tests.kernel.fastlab import FastLab
-from tests.support.fastpath import Talk, eventually
+from tests.support.fastpath import Talk
+from tests.support.waiting import eventually
 
 _HEAD = struct.Struct("=QQd")  # whose, number, when it was sent
 _TAIL = bytes(range(200))

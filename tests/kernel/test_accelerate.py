@@ -20,6 +20,7 @@ from core.recording import Recording
 from tests.support.machine import PROGRAM, Machine, ok, refused, told
 from tests.support.ready import running
 from tests.support.terminal import Terminal
+from tests.support.waiting import PATIENCE
 from tui.change import unit
 
 pytestmark = pytest.mark.root
@@ -36,7 +37,7 @@ while True:
 """
 _TALK = """
 import socket, sys
-c = socket.create_connection((sys.argv[1], 7000), 10); c.settimeout(10)
+c = socket.create_connection((sys.argv[1], 7000), 60); c.settimeout(60)
 def say():
     for _ in range(100):
         c.sendall(b"x" * 100); got = b""
@@ -79,7 +80,7 @@ def network(machine: Machine, name: str, subnet: str, *containers: str) -> None:
         machine.run("ip -batch -", each, text=f"{inside}route add default via {subnet}.1")
 
 
-def eventually(holds: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def eventually(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < deadline, f"{what} did not come about"
@@ -110,7 +111,7 @@ def status(machine: Machine) -> dict[str, Any]:
 def asked(machine: Machine) -> dict[str, Any]:
     """The status answer, from the machine's control socket: quicker than the command; empty: off."""
     with socket.socket(socket.AF_UNIX) as there, suppress(OSError):
-        there.settimeout(10)
+        there.settimeout(PATIENCE)
         there.connect(str(next(Path(f"/proc/{machine.pid}/root/run/vnet-tui").glob("*.sock"), "")))
         there.sendall(b'{"do": "status"}\n')
         return dict(json.loads(there.makefile().readline() or "{}"))
@@ -275,7 +276,7 @@ def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
             )
             (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
             os.kill(int(child), signal.SIGTERM)
-            assert agent.wait(30) == 0
+            assert agent.wait(PATIENCE) == 0
         finally:
             agent.kill()
         assert agent.stdout and "its process ended" in agent.stdout.read()

@@ -11,7 +11,8 @@ import pytest
 
 from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Stream, is_fast
-from tests.support.fastpath import Guard, eventually
+from tests.support.fastpath import Guard
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
 GRACE = 1.0  # seconds after which a change must be in force

@@ -23,12 +23,12 @@ from tests.support.fastpath import (
     Guard,
     Talk,
     attached,
-    eventually,
     map_count,
     traces,
     two_containers_and_an_uplink,
 )
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -267,7 +267,7 @@ def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
         try:
             fast.kill("holder", "keeper")
-            fast.keeper.wait(20)
+            fast.keeper.wait(PATIENCE)
             assert eventually(lambda: out.say(20) or map_count(counters, "LEASE"))
         finally:
             os.close(counters)

@@ -18,7 +18,8 @@ from bpf import layout, syscall
 from bpf.clock import Clock
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import talks_fast
-from tests.support.fastpath import PATIENCE, FastPath, Talk, eventually
+from tests.support.fastpath import FastPath, Talk
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 

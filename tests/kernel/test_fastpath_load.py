@@ -15,7 +15,8 @@ from core.collect.netns import entered
 from tests.kernel.fastlab import HOST4, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Crowd, Stream, is_fast, talks_fast
 from tests.support import bulk_conntrack
-from tests.support.fastpath import FastPath, Talk, attached, eventually, traces
+from tests.support.fastpath import FastPath, Talk, attached, traces
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 PORTS = {"v-a", "v-b", "v-c", "up0", "up1"}
@@ -88,7 +89,7 @@ def test_killed_under_load(lab: FastLab, whom: tuple[str, ...]) -> None:
         assert load.goes_on() and is_fast(lab, "v-a", "up0")
         program = fast.status()["program"]
         fast.kill(*whom)
-        fast.keeper.wait(20)
+        fast.keeper.wait(PATIENCE)
         assert load.goes_on()
         assert eventually(lambda: not attached(lab.host) and is_gone("prog", program))
         if whom == ("holder", "keeper"):

@@ -14,7 +14,8 @@ from scapy.layers.inet import TCP
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
-from tests.support.fastpath import Talk, eventually
+from tests.support.fastpath import Talk
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 _RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
@@ -117,8 +118,8 @@ def test_icmp_errors_come_through_translated_and_end_nothing(
         for _ in range(3):
             with lab.socket(there, FAMILIES[family], socket.SOCK_DGRAM) as server:
                 server.bind(("", port))
-                server.settimeout(10)
-                client.settimeout(10)
+                server.settimeout(PATIENCE)
+                client.settimeout(PATIENCE)
                 before = lab.counted("up0")
                 for turn in range(10):
                     client.send(b"%d" % turn)

@@ -7,16 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.fastpath import (
-    FastPath,
-    Guard,
-    Talk,
-    eventually,
-    marked,
-    traces,
-    two_containers_and_an_uplink,
-)
+from tests.support.fastpath import FastPath, Guard, Talk, marked, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
 

@@ -15,6 +15,7 @@ from core.collect.ovs import read_ovs
 from core.model import OvsBridge, OvsPort
 from tests.kernel.reading import links_of, until
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -42,12 +43,12 @@ def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     yield host
     for daemon in (switch, server):
         daemon.terminate()
-        daemon.wait(timeout=10)
+        daemon.wait(timeout=PATIENCE)
 
 
 def vsctl(host: ThrowawayHost, words: str) -> str:
     """Run ovs-vsctl on the host's own database."""
-    return host.run(f"ovs-vsctl --timeout=10 {words}")
+    return host.run(f"ovs-vsctl --timeout=60 {words}")
 
 
 def only_bridge() -> OvsBridge:

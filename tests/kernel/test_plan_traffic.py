@@ -18,6 +18,7 @@ from core.plan.requests import CreateContainer, CreateNetwork, Join, Part, Publi
 from core.topology import Topology
 from tests.support.echo import ASK, SERVE
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -84,7 +85,7 @@ def site(inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def _settle(*names: str) -> None:
     """Wait until no address is being tried out any more (DAD): links answer only then."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     words = [["ip", "-n", name, "-6", "addr", "show", "tentative"] for name in names]
     while any(subprocess.run(one, capture_output=True, check=True).stdout for one in words):
         assert time.monotonic() < deadline

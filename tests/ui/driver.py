@@ -16,6 +16,7 @@ from core.flows.table import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.support.snapshots import small_host
+from tests.support.waiting import PATIENCE
 from tui.accelerator import Accelerator
 from tui.app import VnetApp
 from tui.changer import Changer
@@ -105,7 +106,7 @@ class Person:
 
     async def settle(self) -> None:
         """Until all that was asked for is on the screen."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         quiet = 0
         while time.monotonic() < until:
             await self.pilot.pause(0.002)
@@ -117,7 +118,7 @@ class Person:
 
     async def eventually(self, text: str) -> None:
         """Until the screen shows that text."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if text in self.text:
                 return

@@ -20,6 +20,7 @@ from core.model import Problem
 from core.serialize import pack, to_json, unpack
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.support.terminal import Terminal
+from tests.support.waiting import PATIENCE
 from tui.cli import PARTS, TOPICS, load, main, make_parser
 from tui.completion import script
 from tui.show import Output, show
@@ -304,7 +305,7 @@ def test_a_reader_that_has_enough(tmp_path: Path, arguments: list[str]) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_the_dashboard_needs_a_terminal() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from core.collect.snapshot import read_snapshot
+from tests.support.waiting import PATIENCE
 from tests.ui.driver import Person, dashboard
 from tui.change.session import Session
 
@@ -28,7 +29,7 @@ async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncItera
 
 
 async def until(person: Person, so: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not so():
         assert time.monotonic() < end, f"{what} did not come about in\n{person.text}"
         await person.pilot.pause(0.02)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from core.watch.looker import Looker
+from tests.support.waiting import PATIENCE
 
 
-def until(condition: Callable[[], bool], timeout: float = 20.0) -> bool:
+def until(condition: Callable[[], bool], timeout: float = PATIENCE) -> bool:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if condition():
@@ -44,12 +45,12 @@ def test_a_mark_made_while_looking_is_not_lost(looks: list[float]) -> None:
     def look() -> None:
         looks.append(time.monotonic())
         looking.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
 
     looker = Looker("x", look, lambda *_: None, settle=0.0)
     looker.start()
     looker.mark()
-    assert looking.wait(20)
+    assert looking.wait(PATIENCE)
     looker.mark()
     go_on.set()
     assert until(lambda: len(looks) == 2)
