@@ -110,7 +110,7 @@ def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: Do
     docker, host = docker_host, docker_host.host
     address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
     assert "Accelerated: shop." in vnet("accelerate shop --yes")
-    assert vnet.status()["state"] == "on", vnet.status()["reasons"]
+    wait_until(lambda: vnet.status()["state"] == "on", "the fast path")
     with ExitStack() as stack:
         inside = ends(docker, address, 7000, f"/proc/{docker.pid('db')}/ns/net")
         outside = ends(docker, "192.0.2.1", 8080, world)
@@ -184,7 +184,7 @@ def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, wor
         chatter.goes_on()
         before = forwarded(vnet, "up0")
         wait_until(lambda: forwarded(vnet, "up0") > before + 50, "the fast path again")
-        assert vnet.status()["state"] == "on", vnet.status()["reasons"]
+        wait_until(lambda: vnet.status()["state"] == "on", "the rules to stand still")
         chatter.goes_on()
         assert docker.run("inspect", "-f", "{{.State.Running}}", "web") == "true"
     vnet("accelerate --off --yes")

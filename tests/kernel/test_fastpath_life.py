@@ -117,7 +117,7 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
         if len(whom) == 2:
             assert "be_liberal" in traces(place)
             with FastPath(place, "br0") as again:
-                assert again.is_on()
+                assert eventually(again.is_on)
         assert eventually(lambda: not traces(place)), traces(place)
         inside.say(50)
         out.say(50)
@@ -129,7 +129,7 @@ def test_the_second_is_refused_by_name_of_the_first(place: ThrowawayHost) -> Non
         assert second.keeper.wait(PATIENCE) == 1
         second.end()
         assert not second.told["ok"] and str(fast.keeper.pid) in second.told["why"]
-        assert fast.is_on() and attached(place) == {"v-a", "v-b", "up0"}
+        assert eventually(fast.is_on) and attached(place) == {"v-a", "v-b", "up0"}
 
 
 def test_tied_to_its_starter_it_ends_with_it(place: ThrowawayHost) -> None:
