@@ -35,9 +35,10 @@ class Place:
 
     def __init__(self, namespace: str, teardown: Callable[[Path], Sequence[str]] | None = None) -> None:
         self.namespace = namespace
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with _one_at_a_time():
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            self._lock = _locked(self.folder)
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._lock = _locked(self.folder)
         (self.folder / "netns").write_text(namespace)
         (self.folder / "teardown").write_text(json.dumps(teardown(self.folder) if teardown else []))
 
@@ -84,7 +85,8 @@ def remove_stale() -> None:
     """Remove what earlier runs left that were killed: folders whose lock nobody holds any more."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            lock = _locked(folder)
+            with _one_at_a_time():
+                lock = _locked(folder)
         except OSError:
             continue
         name = folder / "netns"
@@ -93,6 +95,14 @@ def remove_stale() -> None:
         if namespace:
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """A folder is made and taken in one, lest another run takes it for one that was left."""
+    with (Path(tempfile.gettempdir()) / "vnet-engines.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _locked(folder: Path) -> int:

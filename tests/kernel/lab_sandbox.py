@@ -108,7 +108,7 @@ def _until(true: Callable[[], bool]) -> None:
 
 
 def _hide_tmp() -> None:
-    """An empty /tmp, but for this very checkout where it lies there."""
+    """An empty /tmp, but for this very checkout where it lies there, and shared memory of nobody else."""
     checkout = Path.cwd()
     here = os.open(checkout, os.O_PATH)
     subprocess.run(["mount", "-t", "tmpfs", "tmp", "/tmp"], check=True)
@@ -118,6 +118,7 @@ def _hide_tmp() -> None:
             ["mount", "-c", "--bind", f"/proc/self/fd/{here}", checkout], check=True, pass_fds=(here,)
         )
     os.close(here)
+    subprocess.run(["mount", "-t", "tmpfs", "shm", "/dev/shm"], check=True)
 
 
 def _hide_named_namespaces() -> None:
