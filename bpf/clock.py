@@ -13,6 +13,7 @@ from bpf import syscall
 
 _HZ = (100, 250, 300, 1000)
 _MEASURED_FOR = 0.12  # seconds: enough to tell 250 from 300
+_READINGS = 5
 _FRAME = bytes(64)
 
 
@@ -45,11 +46,22 @@ class Clock:
         return syscall.test_run(program, _FRAME).result
 
     def _measured_hz(self) -> int:
-        began, first = time.monotonic(), self.now()
+        began, first = self._moment()
         time.sleep(_MEASURED_FOR)
-        passed = time.monotonic() - began
-        rate = (self.now() - first) / passed
+        ended, last = self._moment()
+        rate = (last - first) / (ended - began)
         return min(_HZ, key=lambda hz: abs(hz - rate))
+
+    def _moment(self) -> tuple[float, int]:
+        """The same moment in seconds and in jiffies: of some readings the one that took least, for on a busy
+        machine another process may run in the middle of one."""
+        readings = []
+        for _ in range(_READINGS):
+            began = time.monotonic()
+            jiffies = self.now()
+            readings.append((time.monotonic() - began, began, jiffies))
+        _, began, jiffies = min(readings)
+        return began, jiffies
 
 
 def _load(shift: int) -> int:

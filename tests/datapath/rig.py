@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,6 +157,24 @@ class Rig:
         counted = self.counted() - before
         (number,) = np.flatnonzero(counted)
         return Outcome(VERDICTS[number].name, done.result, done.packet)
+
+    def run_just_after(self, prepare: Callable[[], object], packet: Packet, link: str) -> Outcome:
+        """Prepare, then give it the packet, again until no more than a jiffy lies between the two."""
+        while True:
+            began = self.clock.now()
+            prepare()
+            outcome = self.run(packet, link)
+            if self.clock.now() - began <= 1:
+                return outcome
+
+    def track(self, packet: Packet, translated: Packet) -> None:
+        """Let conntrack know an established TCP connection of a packet in original direction."""
+        old, new = packet.payload, translated.payload
+        self.host.run(
+            f"conntrack -I -p tcp -s {old.src} -d {old.dst} --sport {old.sport} --dport {old.dport}"
+            f" -r {new.dst} -q {new.src} --reply-port-src {new.dport} --reply-port-dst {new.sport}"
+            " -t 1000 -u ASSURED,SEEN_REPLY --state ESTABLISHED"
+        )
 
     def counted(self) -> np.ndarray:
         """All packets so far, by verdict."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from scapy.layers.dns import DNS
@@ -120,17 +120,28 @@ def test_a_flow_that_does_not_hold(
     assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, bytes(packet))
 
 
+@pytest.fixture
+def tracking(rig: Rig) -> Iterator[Rig]:
+    """The rig, and afterwards nothing in conntrack."""
+    yield rig
+    rig.host.run("conntrack -F")
+
+
+@pytest.mark.parametrize("ago", [0, 1], ids=["just asked", "asked a second ago"])
 @pytest.mark.parametrize("flags", ["S", "FA", "R", "RA"])
-def test_what_closes_a_connection_hands_both_directions_back(rig: Rig, flags: str) -> None:
+def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flags: str, ago: int) -> None:
+    """Of a connection that conntrack knows: whether it has to be asked for that makes no difference."""
+    rig = tracking
     packet = plain("tcp", 4)
     there = changed(packet, src="198.51.100.7", sport=61000, eth_src=SERVER, eth_dst=ROUTER, hops=63)
     back = plain(
         "tcp", 4, src="192.0.2.9", dst="198.51.100.7", sport=443, dport=61000, eth_src=ROUTER, eth_dst=SERVER
     )
-    rig.flow(packet, "p1", there)
-    rig.flow(
-        back, "up0", changed(back, dst="10.1.0.2", dport=40000, eth_src=GATEWAY, eth_dst=CLIENT, hops=63)
-    )
+    asked = rig.clock.now() - ago * rig.clock.hz
+    rig.track(packet, there)
+    rig.flow(packet, "p1", there, checked=asked)
+    answer = changed(back, dst="10.1.0.2", dport=40000, eth_src=GATEWAY, eth_dst=CLIENT, hops=63)
+    rig.flow(back, "up0", answer, checked=asked)
     assert rig.run(packet, "p1").verdict == rig.run(back, "up0").verdict == "FAST"
     closing = plain("tcp", 4, flags=flags)
     assert rig.run(closing, "p1").verdict == "TCP_FLAGS"

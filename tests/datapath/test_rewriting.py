@@ -66,7 +66,6 @@ def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
         ("F", "snat", 1, 1),
         ("FR", "snat", 1, 1),
         ("FA", "routed", 1, 1),
-        ("FA", "snat", 0, 1),
         ("FA", "snat", 2000, 1),
         ("FA", "snat", 1, 2),
     ],
@@ -75,7 +74,6 @@ def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
         "no ACK",
         "both",
         "not translated",
-        "just asked",
         "asked too long ago",
         "of another time",
     ],
@@ -85,6 +83,17 @@ def test_other_ends_are_the_kernels(rig: Rig, flags: str, translation: str, ago:
     asked = rig.clock.now() - ago * rig.clock.hz
     rig.flow(packet, "p1", changed(packet, **translated(translation, 4)), checked=asked, epoch=epoch)
     outcome = rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.packet) == ("TCP_FLAGS", bytes(packet))
+    assert rig.flow_of(packet)["action"] < layout.ACTION_KERNEL
+
+
+def test_an_end_right_after_conntrack_was_asked_is_the_kernels(rig: Rig) -> None:
+    packet = plain("tcp", 4, b"", flags="FA")
+
+    def ask() -> None:
+        rig.flow(packet, "p1", changed(packet, **translated("snat", 4)))
+
+    outcome = rig.run_just_after(ask, packet, "p1")
     assert (outcome.verdict, outcome.packet) == ("TCP_FLAGS", bytes(packet))
     assert rig.flow_of(packet)["action"] < layout.ACTION_KERNEL
 

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 PREFIX = "vnet-engine-"
-_START_SECONDS = 30.0
+_START_SECONDS = PATIENCE
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Wait until `true()` holds; fail the test, saying `what` did not come, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -33,9 +35,10 @@ class Place:
 
     def __init__(self, namespace: str, teardown: Callable[[Path], Sequence[str]] | None = None) -> None:
         self.namespace = namespace
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with _one_at_a_time():
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            self._lock = _locked(self.folder)
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._lock = _locked(self.folder)
         (self.folder / "netns").write_text(namespace)
         (self.folder / "teardown").write_text(json.dumps(teardown(self.folder) if teardown else []))
 
@@ -66,7 +69,7 @@ class Place:
             daemon = self._processes.pop()
             daemon.terminate()
             try:
-                daemon.wait(20)
+                daemon.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -82,7 +85,8 @@ def remove_stale() -> None:
     """Remove what earlier runs left that were killed: folders whose lock nobody holds any more."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            lock = _locked(folder)
+            with _one_at_a_time():
+                lock = _locked(folder)
         except OSError:
             continue
         name = folder / "netns"
@@ -91,6 +95,14 @@ def remove_stale() -> None:
         if namespace:
             subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """A folder is made and taken in one, lest another run takes it for one that was left."""
+    with (Path(tempfile.gettempdir()) / "vnet-engines.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _locked(folder: Path) -> int:
@@ -108,7 +120,7 @@ def _remove(folder: Path) -> None:
     """End the processes of the engine that lives in `folder`, then remove its mounts, cgroups and files."""
     teardown = folder / "teardown"
     if teardown.exists() and (words := json.loads(teardown.read_text() or "[]")):
-        subprocess.run(words, check=False, capture_output=True, timeout=30)
+        subprocess.run(words, check=False, capture_output=True, timeout=PATIENCE)
     wait_until(lambda: not _kill(folder), f"the end of all processes of {folder}")
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{folder}/")), reverse=True):

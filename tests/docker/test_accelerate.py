@@ -17,6 +17,7 @@ from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.support.fastpath import Guard, traces
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -59,11 +60,11 @@ def ends(
         server = socket.create_server(("0.0.0.0", 7000))
     with entered(caller):
         client = socket.socket()
-    client.settimeout(10)
-    server.settimeout(10)
+    client.settimeout(PATIENCE)
+    server.settimeout(PATIENCE)
     client.connect((address, port))
     there, _ = server.accept()
-    there.settimeout(10)
+    there.settimeout(PATIENCE)
     server.close()
     return client, there
 
@@ -103,7 +104,7 @@ def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: Do
     docker, host = docker_host, docker_host.host
     address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
     assert "Accelerated: shop." in vnet("accelerate shop --yes")
-    assert vnet.status()["state"] == "on", vnet.status()["reasons"]
+    wait_until(lambda: vnet.status()["state"] == "on", "the fast path")
     with ExitStack() as stack:
         inside = ends(docker, address, 7000, f"/proc/{docker.pid('db')}/ns/net")
         outside = ends(docker, "192.0.2.1", 8080, world)
@@ -177,7 +178,7 @@ def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, wor
         chatter.goes_on()
         before = forwarded(vnet, "up0")
         wait_until(lambda: forwarded(vnet, "up0") > before + 50, "the fast path again")
-        assert vnet.status()["state"] == "on", vnet.status()["reasons"]
+        wait_until(lambda: vnet.status()["state"] == "on", "the rules to stand still")
         chatter.goes_on()
         assert docker.run("inspect", "-f", "{{.State.Running}}", "web") == "true"
     vnet("accelerate --off --yes")

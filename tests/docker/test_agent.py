@@ -21,6 +21,7 @@ from core.apply import journal, run, wanted
 from core.ops import AddAddress, CreateBridge, CreateVeth, Operation, Place, SetLink, SetRules, Want
 from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
+from tests.support.waiting import PATIENCE
 from tui.change import unit
 from tui.cli import main
 
@@ -67,7 +68,7 @@ def agent(engine: DockerHost, said: list[str]) -> Iterator[threading.Event]:
     thread.start()
     yield stop
     stop.set()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -121,7 +122,7 @@ def test_wiped_before_it_started(engine: DockerHost, said: list[str]) -> None:
         wait_until(lambda: rules(engine) == good, "the rules")
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(PATIENCE)
 
 
 def attaching(engine: DockerHost, name: str, address: str) -> tuple[Operation, ...]:
@@ -305,7 +306,7 @@ def test_the_unit_allows_the_sockets_that_it_needs(engine: DockerHost, app: str,
             wait_until(lambda: "vnet" in rules(engine), "the rules", 20)
         finally:
             process.terminate()
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=PATIENCE)
     used = next(line.split()[1:] for line in said.splitlines() if line.startswith("families"))
     allowed = re.findall(r"RestrictAddressFamilies=(.*)", unit.render())[0].split()
     assert used and {socket.AddressFamily(int(one)).name for one in used} <= {*allowed}

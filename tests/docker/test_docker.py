@@ -16,6 +16,7 @@ from core.collect.plain import read_plain
 from core.model import NAMESPACE_KINDS, Container, Namespace, Network
 from tests.docker.engine import IMAGE, DockerHost
 from tests.docker.place import wait_until
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -190,7 +191,7 @@ def calls(docker_host: DockerHost) -> Iterator[list[float]]:
     wait_until(lambda: made, "the call at the start")
     yield made
     stop.set()
-    watcher.join(10)
+    watcher.join(PATIENCE)
     assert not watcher.is_alive()
 
 
@@ -228,9 +229,13 @@ def quiet(calls: list[float]) -> bool:
 def test_looking_inside_a_container_is_no_event(docker_host: DockerHost, calls: list[float]) -> None:
     docker_host.container("aa")
     wait_until(lambda: quiet(calls), "the end of the events of the start")
-    docker_host.run("exec", "aa", "true")
-    docker_host.run("top", "aa")
-    assert quiet(calls)
+
+    def looked_inside_in_silence() -> bool:
+        docker_host.run("exec", "aa", "true")
+        docker_host.run("top", "aa")
+        return quiet(calls)
+
+    wait_until(looked_inside_in_silence, "looking inside without an event")
 
 
 def test_an_engine_stopped_and_started_again(docker_host: DockerHost, calls: list[float]) -> None:

@@ -11,8 +11,9 @@ from bpf import obstacles
 from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.podman_engine import PodmanHost
-from tests.support.fastpath import FastPath, eventually, traces
+from tests.support.fastpath import FastPath, traces
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -45,9 +46,9 @@ def test_a_network_of_podmans_is_accelerated_by_its_name(
         with entered(f"/proc/{inside['there']}/ns/net"):
             server = stack.enter_context(socket.create_server(("0.0.0.0", 7000)))
         with entered(f"/proc/{inside['here']}/ns/net"):
-            client = stack.enter_context(socket.create_connection((address, 7000), 10))
+            client = stack.enter_context(socket.create_connection((address, 7000), PATIENCE))
         there = stack.enter_context(server.accept()[0])
-        there.settimeout(10)
+        there.settimeout(PATIENCE)
 
         def goes_fast() -> bool:
             before = fast.count("FAST")
@@ -78,5 +79,5 @@ def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_ho
 
         assert eventually(is_fast)
         docker_host.run("rm", "-f", "client", "server")
-        assert fast.is_on()
+        assert eventually(fast.is_on)
     assert eventually(lambda: not traces(host)), traces(host)

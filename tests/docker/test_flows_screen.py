@@ -22,6 +22,7 @@ from tests.docker.engine import DockerHost
 from tests.docker.place import wait_until
 from tests.docker.test_accelerate import Vnet, ends, say, world
 from tests.support.fastpath import traces
+from tests.support.waiting import PATIENCE
 from tests.ui.driver import Person
 from tui.app import VnetApp
 from tui.change.session import Session
@@ -36,7 +37,6 @@ __all__ = ["world"]
 # Other hosts on the same machine may be in sight.
 SHOP, WEB, DB = (f"{name}{os.getpid()}" for name in ("shop", "web", "db"))
 PORT = 8080
-PATIENCE = 60.0
 
 
 @pytest.fixture

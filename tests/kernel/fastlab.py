@@ -11,8 +11,9 @@ import subprocess
 from typing import Self
 
 from core.collect.netns import entered
-from tests.support.fastpath import FastPath, Guard, eventually, traces
+from tests.support.fastpath import FastPath, Guard, traces
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import eventually
 
 V4 = {"a": "172.17.0.2", "b": "172.17.0.3", "c": "172.18.0.2", "world": "192.0.2.2", "far": "198.51.100.2"}
 V6 = {"a": "fd17::2", "b": "fd17::3", "c": "fd18::2", "world": "2001:db8::2", "far": "2001:db8:1::2"}

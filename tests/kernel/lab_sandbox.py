@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.lab import Lab
+from tests.support.waiting import PATIENCE
 
 _UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--mount", "--net", "--kill-child"]
 _REAPING = ["sh", "-c", '"$@"; exit $?', "sh"]  # as pid 1, a shell reaps the orphans
@@ -31,7 +32,7 @@ def tell(story: str) -> dict[str, Any]:
     """Run a story in a sandbox and return what it saw."""
     done = subprocess.run(
         [*_UNSHARE, *_REAPING, sys.executable, "-m", "tests.kernel.lab_sandbox", story],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -101,13 +102,13 @@ def killed_while_building() -> dict[str, Any]:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def _hide_tmp() -> None:
-    """An empty /tmp, but for this very checkout where it lies there."""
+    """An empty /tmp, but for this very checkout where it lies there, and shared memory of nobody else."""
     checkout = Path.cwd()
     here = os.open(checkout, os.O_PATH)
     subprocess.run(["mount", "-t", "tmpfs", "tmp", "/tmp"], check=True)
@@ -117,6 +118,7 @@ def _hide_tmp() -> None:
             ["mount", "-c", "--bind", f"/proc/self/fd/{here}", checkout], check=True, pass_fds=(here,)
         )
     os.close(here)
+    subprocess.run(["mount", "-t", "tmpfs", "shm", "/dev/shm"], check=True)
 
 
 def _hide_named_namespaces() -> None:

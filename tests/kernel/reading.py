@@ -9,6 +9,7 @@ from core.collect.links import read_net, read_nets
 from core.collect.namespaces import read_namespaces
 from core.model import Link, NetState
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE
 
 
 def net_of(host: ThrowawayHost, short: str = "host") -> NetState:
@@ -27,7 +28,7 @@ def nets_of(host: ThrowawayHost) -> dict[str, NetState]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what the kernel does in its own time; a test that waits in vain fails."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)

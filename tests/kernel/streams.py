@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from tests.kernel.fastlab import FastLab
-from tests.support.fastpath import Talk, eventually
+from tests.support.fastpath import Talk
+from tests.support.waiting import PATIENCE, eventually
 
 _HEAD = struct.Struct("=QQd")  # whose, number, when it was sent
 _TAIL = bytes(range(200))
+_SILENCE = 150  # datagrams
 _FORCE = {"rcv": 33, "snd": 32}  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -109,11 +111,15 @@ class Stream:
         before = len(heard.sent_at)
         return bool(eventually(lambda: len(heard.sent_at) >= before + more))
 
+    def is_cut(self, heard: Heard) -> bool:
+        """Wait until of so many that were sent one after the other none arrives at that side."""
+        return bool(eventually(lambda: self.sent > max(heard.sent_at, default=0) + _SILENCE))
+
     def stop(self) -> None:
         """Send no more, and take in what is under way."""
         self._stop.set()
         self._thread.join()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while self.lost() and time.monotonic() < deadline:
             ready, _, _ = select.select([self.client, self.server], [], [], 0.1)
             self._hear(ready)

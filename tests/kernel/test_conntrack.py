@@ -59,7 +59,7 @@ import socket, sys
 kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[sys.argv[1]]
 family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
 with socket.socket(family, kind) as sock:
-    sock.settimeout(10)
+    sock.settimeout(60)
     sock.connect((sys.argv[2], int(sys.argv[3])))
     sock.sendall(b"x" * 50)
     assert sock.recv(100)

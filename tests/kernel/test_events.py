@@ -16,6 +16,7 @@ from core.collect.namespaces import read_namespaces
 from core.collect.stats import read_stats
 from tests.kernel.reading import links_of, until
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -104,7 +105,7 @@ def test_a_selector_wakes(events: EventSocket, inside_host: ThrowawayHost) -> No
         for descriptor in events.filenos():
             selector.register(descriptor, selectors.EVENT_READ)
         inside_host.run("ip link add br0 type bridge")
-        assert selector.select(timeout=10)
+        assert selector.select(timeout=PATIENCE)
 
 
 def test_a_namespace_is_heard_once_it_has_an_id(events: EventSocket, inside_host: ThrowawayHost) -> None:

@@ -23,12 +23,12 @@ from tests.support.fastpath import (
     Guard,
     Talk,
     attached,
-    eventually,
     map_count,
     traces,
     two_containers_and_an_uplink,
 )
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -101,7 +101,7 @@ def _said_without_a_pause(talk: Talk) -> Iterator[None]:
             yield
         finally:
             ended.set()
-        going.result(20)
+        going.result(PATIENCE)
         assert sum(rounds) > 100
 
 
@@ -267,7 +267,7 @@ def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
         try:
             fast.kill("holder", "keeper")
-            fast.keeper.wait(20)
+            fast.keeper.wait(PATIENCE)
             assert eventually(lambda: out.say(20) or map_count(counters, "LEASE"))
         finally:
             os.close(counters)
@@ -309,7 +309,7 @@ def test_networks_by_name_and_all(place: ThrowawayHost) -> None:
 
 def test_a_neighbour_that_only_the_fast_path_uses_is_confirmed(inside_host: ThrowawayHost) -> None:
     two_containers_and_an_uplink(inside_host)
-    inside_host.run("ping -c 1 -W 5 10.9.0.2")
+    inside_host.run("ping -c 1 -W 20 10.9.0.2")
     (known,) = inside_host.json("ip -j neigh show dev br0 10.9.0.2")
     heard = neighbours.Neighbours()
     try:

@@ -17,13 +17,13 @@ from tests.support.fastpath import (
     Guard,
     Talk,
     attached,
-    eventually,
     map_count,
     marked,
     traces,
     two_containers_and_an_uplink,
 )
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -53,7 +53,7 @@ def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(place
             assert eventually(lambda: is_fast(fast, out, "up0"))
             assert len(marked(place)) == 2
             fast.ask("off")
-            assert fast.keeper.wait(20) == 0
+            assert fast.keeper.wait(PATIENCE) == 0
             assert traces(place) == []
             inside.say(50)
             out.say(50)
@@ -109,7 +109,7 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
             out.say(100)
             assert eventually(lambda: is_fast(fast, out))
             fast.kill(*whom)
-            fast.keeper.wait(20)
+            fast.keeper.wait(PATIENCE)
             out.say(50)
             inside.say(50)
             assert eventually(lambda: not attached(place))
@@ -117,7 +117,7 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
         if len(whom) == 2:
             assert "be_liberal" in traces(place)
             with FastPath(place, "br0") as again:
-                assert again.is_on()
+                assert eventually(again.is_on)
         assert eventually(lambda: not traces(place)), traces(place)
         inside.say(50)
         out.say(50)
@@ -126,17 +126,17 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
 def test_the_second_is_refused_by_name_of_the_first(place: ThrowawayHost) -> None:
     with FastPath(place, "br0") as fast:
         second = FastPath(place, "all")
-        assert second.keeper.wait(20) == 1
+        assert second.keeper.wait(PATIENCE) == 1
         second.end()
         assert not second.told["ok"] and str(fast.keeper.pid) in second.told["why"]
-        assert fast.is_on() and attached(place) == {"v-a", "v-b", "up0"}
+        assert eventually(fast.is_on) and attached(place) == {"v-a", "v-b", "up0"}
 
 
 def test_tied_to_its_starter_it_ends_with_it(place: ThrowawayHost) -> None:
     with FastPath(place, "br0", tied=True) as fast:
         assert fast.keeper.stdin is not None
         fast.keeper.stdin.close()
-        assert fast.keeper.wait(20) == 0
+        assert fast.keeper.wait(PATIENCE) == 0
 
 
 def test_a_stopped_holder_loses_its_lease(place: ThrowawayHost) -> None:

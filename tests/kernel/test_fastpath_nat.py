@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from scapy.layers.inet import TCP
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
-from tests.support.fastpath import Talk, eventually
+from tests.support.fastpath import Talk
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 _RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
@@ -48,9 +50,9 @@ def test_established_connections_keep_for_days_and_streams_for_two_minutes(lab: 
         assert talks_fast(lab, tcp) and udp.flows() and is_fast(lab, "v-a")
         assert timer_of(lab, "tcp", "ESTABLISHED", "dport=7010") > 7440
         assert eventually(lambda: timer_of(lab, "udp", "dport=6010", "[ASSURED]") >= 115)
-        lab.run("ping -c1 -W5 198.51.100.2", inside="b")
+        lab.run("ping -c1 -W20 198.51.100.2", inside="b")
         kept = int(lab.run("sysctl -n net.netfilter.nf_conntrack_icmp_timeout"))
-        assert kept - 5 <= timer_of(lab, "icmp", f"src={V4['b']}") <= kept
+        assert 0 < timer_of(lab, "icmp", f"src={V4['b']}") <= kept
 
 
 @pytest.mark.parametrize("outbound", [True, False], ids=["outbound", "inbound"])
@@ -70,8 +72,7 @@ def test_traffic_on_the_fast_path_refreshes_the_mapping(lab: FastLab, outbound: 
                 udp.server.sendto(b"again" * 10, udp.there.sources[-1])
             return timer_of(lab, "udp", "dport=6020", "[ASSURED]") > 100
 
-        assert eventually(renewed)
-        assert lab.took_fast("v-a" if outbound else "up0", since=before)
+        assert eventually(lambda: renewed() and lab.took_fast("v-a" if outbound else "up0", since=before))
     lab.run("conntrack -D -p udp --dport 6020", check=False)
 
 
@@ -117,8 +118,8 @@ def test_icmp_errors_come_through_translated_and_end_nothing(
         for _ in range(3):
             with lab.socket(there, FAMILIES[family], socket.SOCK_DGRAM) as server:
                 server.bind(("", port))
-                server.settimeout(10)
-                client.settimeout(10)
+                server.settimeout(PATIENCE)
+                client.settimeout(PATIENCE)
                 before = lab.counted("up0")
                 for turn in range(10):
                     client.send(b"%d" % turn)
@@ -199,8 +200,11 @@ def test_connections_end_by_fin_and_by_reset_without_a_trace(lab: FastLab) -> No
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 side.close()
     assert lab.took_fast("v-a", 60)
-    left = [int(line.split()[2]) for line in lab.conntrack("tcp", "dport=7060")]
-    assert max(left, default=0) <= _CLOSING, "an entry stays as if its connection were open"
+
+    def longest() -> int:
+        return max((int(line.split()[2]) for line in lab.conntrack("tcp", "dport=7060")), default=0)
+
+    assert eventually(lambda: longest() <= _CLOSING), "an entry stays as if its connection were open"
     assert lab.leaked() == []
 
 
@@ -235,18 +239,24 @@ def _reached(lab: FastLab, count: int) -> list[int]:
             client.connect((V4["far"], 7070))
             clients.append(client)
         for _ in range(2):
-            for client in clients:
-                client.settimeout(0.5)
-                server.settimeout(0.5)
-                try:
-                    client.send(b"room?")
-                    _, source = server.recvfrom(100)
-                    server.sendto(b"yes", source)
-                    assert client.recv(100) == b"yes"
-                    ports.append(source[1])
-                except (TimeoutError, PermissionError):
-                    ports.append(0)
+            ports += [_port_of(client, server) or _port_of(client, server) for client in clients]
     return ports
+
+
+def _port_of(client: socket.socket, server: socket.socket) -> int:
+    """The port that the server sees of a client that asks it, 0 where it does not hear of it."""
+    server.settimeout(0.5)
+    client.settimeout(PATIENCE)
+    question, heard = os.urandom(8), b""
+    client.send(question)
+    try:
+        while heard != question:
+            heard, source = server.recvfrom(100)
+    except TimeoutError:
+        return 0
+    server.sendto(question, source)
+    assert client.recv(100) == question
+    return int(source[1])
 
 
 def test_no_port_left_for_a_destination(lab: FastLab) -> None:

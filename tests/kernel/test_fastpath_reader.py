@@ -12,8 +12,9 @@ import pytest
 from bpf.reader import FlowReader
 from core.collect.netns import entered
 from core.model.fastflows import FAST_PATHS
-from tests.support.fastpath import FastPath, Talk, eventually, traces, two_containers_and_an_uplink
+from tests.support.fastpath import FastPath, Talk, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -40,7 +41,8 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
                 def all_four() -> bool:
                     out.say(10)
                     inside.say(10)
-                    return len(reader.read().entries) == 4
+                    packets = reader.read().entries["packets"]
+                    return len(packets) == 4 and bool((packets >= 10).all())
 
                 assert eventually(all_four)
                 told = reader.read()
@@ -64,7 +66,7 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
                 assert paths == ["same bridge"] * 2 + ["translated"] * 2
             assert eventually(lambda: not reader.read().entries["live"].any())
             fast.ask("off")
-            fast.keeper.wait(20)
+            fast.keeper.wait(PATIENCE)
             assert len(reader.read().entries) == 0
         reader.close()
 

@@ -221,7 +221,7 @@ sys.stdin.read()
 """
 ASK = """
 import socket, sys
-with socket.create_connection(("198.51.100.9", 7000), 10) as one:
+with socket.create_connection(("198.51.100.9", 7000), 60) as one:
     one.sendall(b"x" * 50)
     assert one.recv(100)
     print("asked", flush=True)

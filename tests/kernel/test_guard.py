@@ -29,6 +29,7 @@ from core.ops import (
 from tests.docker.place import wait_until
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
@@ -106,6 +107,7 @@ def bridging() -> tuple[Operation, ...]:
 
 
 STEPS = len(bridging())
+WINDOW = 6.0  # seconds in which a change could be confirmed, and in which what is done meanwhile must fit
 
 
 class Session:
@@ -130,12 +132,12 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(PATIENCE)
 
     def moves(self) -> None:
         """Wait until records come and go again; fail where the connection broke."""
         before = self.echoed
-        wait_until(lambda: self.error or self.echoed > before + 5, "the session to go on", 20)
+        wait_until(lambda: self.error or self.echoed > before + 5, "the session to go on")
         assert not self.error
 
     def _serve(self, listener: socket.socket) -> None:
@@ -147,8 +149,8 @@ class Session:
         try:
             with open(f"/run/netns/{outside}") as there:
                 os.setns(there.fileno(), os.CLONE_NEWNET)
-            with socket.create_connection((HOST, port), 5) as connection:
-                connection.settimeout(20)
+            with socket.create_connection((HOST, port), PATIENCE) as connection:
+                connection.settimeout(PATIENCE)
                 number = 0
                 while not self._stop.wait(0.005):
                     number += 1
@@ -198,18 +200,24 @@ def killed(child: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+def waits_for_a_lock(pid: int) -> bool:
+    """Whether a process is blocked in flock(2)."""
+    lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(words[1:3] == ["->", "FLOCK"] and words[5] == str(pid) for words in lines)
+
+
 def on_bridge(host: ThrowawayHost) -> bool:
     return host.json("ip -j link show eth0")[0].get("master") == "br-lan"
 
 
 def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> None:
     before = state(wired.names)
-    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=4.0)
+    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW)
     assert outcome.done, outcome.errors
     assert on_bridge(wired)
     (pending,) = guard.pending_guards()
     assert (pending.entry_id, pending.title, pending.alive) == (outcome.entry_id, "bridge eth0", True)
-    assert pending.seconds_left is None or 0 < pending.seconds_left <= 4.0
+    assert pending.seconds_left is None or 0 < pending.seconds_left <= WINDOW
     session.moves()
     assert on_bridge(wired), "the session ran across the bridge"
     wait_until(lambda: not guard.pending_guards() and no_guard_left(), "the guard to revert")
@@ -239,7 +247,7 @@ def test_killed_right_after_the_change(wired: ThrowawayHost, session: Session) -
     told, tell = os.pipe()
 
     def change() -> None:
-        guard.guarded_apply("bridge eth0", bridging(), seconds=3.0)
+        guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW)
         os.write(tell, b"x")
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -296,10 +304,11 @@ def test_a_refused_change_needs_no_guard(wired: ThrowawayHost) -> None:
 
 def test_the_guard_waits_for_another_writer(wired: ThrowawayHost) -> None:
     before = state(wired.names)
-    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=2.0)
+    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW / 2)
     with lock.writing():
         wait_until(lambda: not guard.pending_guards(), "the guard's time to be up")
-        time.sleep(0.3)
+        (process,) = guardians()
+        wait_until(lambda: waits_for_a_lock(process.pid), "the guard to wait for us")
         assert on_bridge(wired)
         assert not guard.confirm(outcome.entry_id)
     wait_until(no_guard_left, "the guard to revert")

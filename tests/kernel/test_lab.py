@@ -17,6 +17,7 @@ import pytest
 
 from core.lab import Lab, LabError, LabSettings, demo
 from tests.kernel.lab_sandbox import tell
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +49,7 @@ class Inside:
     def run(self, *words: str, check: bool = True) -> str:
         """Run a command on the lab's host and return what it printed."""
         process = self.lab.popen_inside(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE)
         assert not check or process.returncode == 0, err
         return out
 
@@ -93,7 +94,7 @@ def inside() -> Iterator[Inside]:
 
 def eventually(true: Callable[[], bool]) -> bool:
     """Whether it becomes true within a generous time."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if true():
             return True
@@ -256,7 +257,7 @@ def test_the_launcher_passes_sigterm_on() -> None:
     assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
     assert eventually(lambda: catches(launcher.pid, signal.SIGTERM))
     launcher.terminate()
-    assert launcher.wait(timeout=20) == 5
+    assert launcher.wait(timeout=PATIENCE) == 5
 
 
 def test_the_launcher_stops_and_goes_on_with_its_command() -> None:
@@ -265,11 +266,11 @@ def test_the_launcher_stops_and_goes_on_with_its_command() -> None:
     _, status = os.waitpid(launcher.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     launcher.send_signal(signal.SIGCONT)
-    assert launcher.wait(timeout=20) == 6
+    assert launcher.wait(timeout=PATIENCE) == 6
 
 
 def test_a_command_ended_by_a_signal_gives_the_code_that_a_shell_gives() -> None:
-    assert launch_demo("kill -KILL $$").wait(timeout=20) == 128 + signal.SIGKILL
+    assert launch_demo("kill -KILL $$").wait(timeout=PATIENCE) == 128 + signal.SIGKILL
 
 
 def test_an_orderly_end_leaves_nothing() -> None:

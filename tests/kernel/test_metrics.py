@@ -15,12 +15,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.machine import PROGRAM, Machine, ok, refused
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
 ADDRESS = "127.0.0.1:9742"
 FETCH = (
-    f"import urllib.request as r; print(r.urlopen('http://{ADDRESS}/metrics', timeout=20).read().decode())"
+    f"import urllib.request as r; print(r.urlopen('http://{ADDRESS}/metrics', timeout=60).read().decode())"
 )
 RULES = """
 table inet t {
@@ -53,7 +54,7 @@ class Agent:
 
     def until(self, so: Callable[[Samples], object]) -> Samples:
         """Scrape until something is so: scrapes within a second share one look."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while True:
             try:
                 found = self.scrape()
@@ -69,7 +70,7 @@ class Agent:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for child in children.read_text().split():
             os.kill(int(child), signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_the_agent_goes_on_whatever_scrapers_do(agent: Agent) -> None:
     agent.machine.run([sys.executable, "-c", cut_off])
     good = agent.machine.run("nft -s list table inet vnet")
     agent.machine.run("nft delete table inet vnet")
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while agent.machine.run("nft -s list table inet vnet", check=False) != good:
         assert time.monotonic() < end, agent.said.read_text()
         time.sleep(0.05)

@@ -15,6 +15,7 @@ from core.collect.broadcasts import Broadcasts
 from core.findings import findings
 from core.topology import Topology
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE
 from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
@@ -64,7 +65,7 @@ def taps() -> Iterator[Broadcasts]:
     made.close()
 
 
-def until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
+def until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "what was waited for did not happen"
@@ -139,7 +140,7 @@ def watched(bridged: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> Iterator
     made = Watched()
     made.watcher.start()
     try:
-        made.until(lambda s: not s.pending & {"links", "containers"} and len(s.nets) >= 3, timeout=20)
+        made.until(lambda s: not s.pending & {"links", "containers"} and len(s.nets) >= 3)
         yield made
     finally:
         made.watcher.stop()
@@ -156,7 +157,7 @@ def test_a_storm_is_told_with_its_port_whatever_is_in_sight(
     watched.watcher.show(view)
     sending = subprocess.Popen(sender(bridged, "web", rate, rate * 40, destination))
     try:
-        snapshot = watched.until(lambda s: any(storm.ports for storm in s.storms), timeout=35)
+        snapshot = watched.until(lambda s: any(storm.ports for storm in s.storms))
     finally:
         sending.kill()
         sending.wait()
@@ -169,7 +170,7 @@ def test_a_storm_is_told_with_its_port_whatever_is_in_sight(
     assert (
         f"A storm of {kind}s on br0" in finding.sentence and "they come in by v-web (from" in finding.sentence
     )
-    watched.until(lambda s: not s.storms, timeout=30)
+    watched.until(lambda s: not s.storms)
     told = [change.sentence for change in watched.changes if "storm" in change.sentence]
     assert (
         told[0].startswith(f"A storm of {kind}s on br0")

@@ -36,6 +36,7 @@ from tests.kernel.test_ops_agree import (
     state_directory,
 )
 from tests.support.state import state
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 __all__ = ["state_directory"]  # a fixture that every test here uses as well
@@ -240,13 +241,13 @@ def send_bulk(sender: str, receiver: str, family: int) -> None:
         server = socket.create_server(("::", 5001), family=socket.AF_INET6, dualstack_ipv6=True)
     with server:
         with entered(f"/run/netns/{sender}"):
-            caller = socket.create_connection((address_of(receiver, family), 5001), timeout=20)
+            caller = socket.create_connection((address_of(receiver, family), 5001), timeout=PATIENCE)
         answering, _ = server.accept()
         with caller, answering:
             drain = subprocess.Popen(["cat"], stdin=answering.fileno(), stdout=subprocess.DEVNULL)
             caller.sendall(b"\0" * (1 << 24))
             caller.shutdown(socket.SHUT_WR)
-            assert drain.wait(20) == 0
+            assert drain.wait(PATIENCE) == 0
 
 
 def large_packets(here: Tuning) -> int:

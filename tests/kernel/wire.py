@@ -15,8 +15,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tests.kernel.fastlab import BRIDGES, HOST4, HOST6, MACS, PUBLISHED, V4, V6, FastLab
+from tests.support.waiting import PATIENCE
 
-PATIENCE = 20.0
 _SOL_PACKET = 263
 _VNET = struct.Struct(
     "=BBHHHH"

@@ -10,8 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -23,18 +22,10 @@ from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
 from core.collect.netns import entered
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import PATIENCE
 
-PATIENCE = 20.0
 _KEEPER = ("-m", "bpf.keeper")
 _ROOT = Path(__file__).parents[2]
-
-
-def eventually(holds: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """What `holds` returns once that is true; its last answer where it never is."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 class FastPath:
@@ -191,7 +182,7 @@ class Talk:
 
     def __init__(
         self, host: ThrowawayHost, here: str, there: str, address: str, port: int = 7000, udp: bool = False,
-        to: int = 0, family: int = socket.AF_INET, patience: float = 10.0,
+        to: int = 0, family: int = socket.AF_INET, patience: float = PATIENCE,
     ) -> None:  # fmt: skip
         kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
         self._udp, self._count = udp, 0
@@ -207,13 +198,13 @@ class Talk:
             self._listener.listen()
             self.client.connect((address, to or port))
             self.server, self.seen_from = self._listener.accept()
-            self.server.settimeout(10)
+            self.server.settimeout(PATIENCE)
 
     @staticmethod
     def _socket(host: ThrowawayHost, inside: str, family: int, kind: int) -> socket.socket:
         with entered(f"/run/netns/{host.full(inside)}"):
             made = socket.socket(family, kind)
-        made.settimeout(10)
+        made.settimeout(PATIENCE)
         return made
 
     def say(self, times: int = 1) -> None:

@@ -18,6 +18,7 @@ from core.recording import Limits, Moment, Recorder, Recording, frames
 from core.recording.frames import HEAD, START
 from tests.support.host_builder import HOST
 from tests.support.snapshots import small_host
+from tests.support.waiting import PATIENCE
 
 WALL = 1_700_000_000.0
 
@@ -92,12 +93,12 @@ def record(
         if recorder.progress.ended:
             break
     recorder.stop()
-    recorder.join(20)
+    recorder.join(PATIENCE)
     assert not recorder.is_alive()
     return recorder
 
 
-def until(true: Any, seconds: float = 20.0) -> None:
+def until(true: Any, seconds: float = PATIENCE) -> None:
     """Wait until that is true."""
     end = time.monotonic() + seconds
     while not true():

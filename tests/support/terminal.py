@@ -14,6 +14,8 @@ import time
 
 import psutil
 
+from tests.support.waiting import PATIENCE
+
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?<>=]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b\][^\x07]*\x07|\x1b[=>]")
 
 
@@ -56,7 +58,7 @@ class Terminal:
         self.output += chunk
         return chunk
 
-    def wait_for(self, text: str, timeout: float = 20.0, since: int = 0) -> float:
+    def wait_for(self, text: str, timeout: float = PATIENCE, since: int = 0) -> float:
         """Read until `text` was printed after output position `since`; returns when (monotonic seconds)."""
         wanted = text.encode()
         end = time.monotonic() + timeout
@@ -77,7 +79,7 @@ class Terminal:
                 break
         return last
 
-    def read_to_the_end(self, timeout: float = 30.0) -> int:
+    def read_to_the_end(self, timeout: float = PATIENCE) -> int:
         """Read until the program has ended by itself; returns its exit status."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:

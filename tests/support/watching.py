@@ -10,6 +10,7 @@ from typing import Any
 from core.model import Change, Snapshot
 from core.watch import Update, Watcher
 from core.watch.board import PARTS
+from tests.support.waiting import PATIENCE
 
 
 class Watched:
@@ -34,7 +35,7 @@ class Watched:
         with self.came:
             return [change for update in self.updates for change in update.changes]
 
-    def until(self, condition: Callable[[Snapshot], object], timeout: float = 20.0) -> Snapshot:
+    def until(self, condition: Callable[[Snapshot], object], timeout: float = PATIENCE) -> Snapshot:
         """Wait for a snapshot of which `condition` is true."""
         end = time.monotonic() + timeout
         with self.came:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from textual import events
 from textual.app import App
 from textual.pilot import Pilot
 
+import tui.app
 from core.flows.table import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.support.snapshots import small_host
+from tests.support.waiting import PATIENCE
 from tui.accelerator import Accelerator
 from tui.app import VnetApp
 from tui.changer import Changer
+from tui.screens import journey
 from tui.screens.dashboard import Dashboard
 from tui.source import Update
 
@@ -28,6 +32,7 @@ _NAMES = {
 }  # fmt: skip
 _CHARACTERS = {name: key for key, name in _NAMES.items()}
 _QUIET = 3
+LATE = 30.0  # seconds that a key may wait here
 
 
 @dataclass
@@ -70,9 +75,18 @@ class FedSource:
     def read_all(self, on: bool) -> None:
         self.reads_all = on
 
-    def feed(self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()) -> None:
+    @property
+    def started(self) -> bool:
+        """Whether the dashboard listens."""
+        return self._listener is not None
+
+    def feed(
+        self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()
+    ) -> Picture:
         assert self._listener is not None
-        self._listener(Picture(snapshot, rates, changes))
+        picture = Picture(snapshot, rates, changes)
+        self._listener(picture)
+        return picture
 
 
 @dataclass
@@ -105,7 +119,7 @@ class Person:
 
     async def settle(self) -> None:
         """Until all that was asked for is on the screen."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         quiet = 0
         while time.monotonic() < until:
             await self.pilot.pause(0.002)
@@ -117,16 +131,20 @@ class Person:
 
     async def eventually(self, text: str) -> None:
         """Until the screen shows that text."""
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            if text in self.text:
-                return
+        await self.until(lambda: text in self.text, f"{text!r} on the screen")
+
+    async def until(self, holds: Callable[[], object], what: str) -> None:
+        """Until that is so."""
+        until = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < until, f"{what} did not come about in\n{self.text}"
             await self.pilot.pause(0.01)
-        raise AssertionError(f"{text!r} did not appear in\n{self.text}")
 
     async def feed(self, snapshot: Snapshot, **more: object) -> None:
-        self.source.feed(snapshot, **more)  # type: ignore[arg-type]
-        await asyncio.sleep(0.05)
+        """Give the dashboard an update, and wait until it is shown, unless the picture is paused."""
+        picture = self.source.feed(snapshot, **more)  # type: ignore[arg-type]
+        desk = self.dashboard.desk
+        await self.until(lambda: desk.paused or desk.shown is picture, "the update")
         await self.settle()
 
     @property
@@ -162,9 +180,18 @@ async def dashboard(
     """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
     source = source or FedSource(snapshot or small_host())
     app = VnetApp(source, ascii_only, make_changer, write, make_accelerator)
-    async with app.run_test(size=size, notifications=True) as pilot:
-        person = Person(app, pilot, source)
-        await asyncio.sleep(0.05)
-        if source.first is not None:
-            await person.settle()
-        yield person
+    with unhurried():
+        async with app.run_test(size=size, notifications=True) as pilot:
+            person = Person(app, pilot, source)
+            await person.until(lambda: source.started, "the start of the source")
+            if source.first is not None:
+                await person.until(lambda: person.dashboard.desk.shown is not None, "the first picture")
+                await person.settle()
+            yield person
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Keys wait for what the keys before them led to, however busy the machine, and none comes too late."""
+    with patch.object(journey, "_KEY_PATIENCE", PATIENCE), patch.object(tui.app, "_LATE", LATE):
+        yield

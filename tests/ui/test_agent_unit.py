@@ -13,6 +13,7 @@ import pytest
 
 from tests.docker.place import wait_until
 from tests.support.machine import Machine, ok
+from tests.support.waiting import PATIENCE
 from tui.change import unit
 
 
@@ -78,7 +79,7 @@ def test_what_it_starts_runs_until_it_is_told_to_stop(machine: Machine) -> None:
             # nsenter waits for the program, its child in the machine.
             children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text()
             os.kill(int(children), signal.SIGTERM)
-            assert agent.wait(20) == 0
+            assert agent.wait(PATIENCE) == 0
         finally:
             agent.kill()
 

@@ -22,6 +22,7 @@ from tests.support import forkserver
 from tests.support.needs import AS_NOBODY, lacking
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.support.terminal import Terminal
+from tests.support.waiting import PATIENCE
 from tui.cli import PARTS, TOPICS, load, main, make_parser
 from tui.completion import script
 from tui.show import Output, show
@@ -308,7 +309,7 @@ def test_a_reader_that_has_enough(tmp_path: Path, arguments: list[str]) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_the_dashboard_needs_a_terminal() -> None:

@@ -66,8 +66,8 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
     assert addresses(machine, "br-shop") == ["10.91.0.1/24"]
     with answering(machine, "web"):
         wait_until(lambda: answers(machine, "192.0.2.2"), "the port to answer")
-        assert answers(machine, "127.0.0.1"), "route_localnet is the new bridge's"
-        assert answers(machine, "192.0.2.2", inside="web"), "and so is the hairpin"
+        wait_until(lambda: answers(machine, "127.0.0.1"), "route_localnet, the new bridge's")
+        wait_until(lambda: answers(machine, "192.0.2.2", inside="web"), "the hairpin, the new bridge's")
     ok(machine, "undo")
     assert picture(machine) | {"rules": ""} == before
 

@@ -13,6 +13,7 @@ import pytest
 from core.model import FastPath, FastPort, Network, Requirement, Snapshot
 from core.topology import Topology
 from tests.support.snapshots import small_builder, small_host
+from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource, Person, dashboard
 from tests.ui.planner import Planner
 from tests.ui.writer import until
@@ -60,7 +61,7 @@ class Pretended:
     def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:
         progress("Compiling the program for this kernel…")
         if self.go is not None:
-            assert self.go.wait(20)
+            assert self.go.wait(PATIENCE)
         if self.error:
             raise CommandError(self.error)
         self.fast = accelerated(*preview.targets) if preview.targets else FastPath()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -49,10 +48,7 @@ async def at_conntrack(host: ThrowawayHost, size: tuple[int, int] = (130, 40)) -
 
 
 async def until(person: Person, so: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 20
-    while not so():
-        assert time.monotonic() < end, f"{what} did not come about in\n{person.text}"
-        await person.pilot.pause(0.02)
+    await person.until(so, what)
 
 
 def prose(person: Person) -> str:

@@ -3,7 +3,6 @@ system's own tools."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from core.collect.snapshot import read_snapshot
 from core.ops import AddAddress, CreateBridge
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
+from tests.support.waiting import eventually
 from tests.ui.driver import FedSource, dashboard
 from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, until, writer
 from tui.change.session import Session
@@ -308,8 +308,7 @@ async def test_a_guarded_change_wants_to_be_kept(inside_host: ThrowawayHost, ans
         await shows(person, "Kept" if answer == "y" else "Taken back")
     there = "br-lan" if answer == "y" else "up0"
     assert [one["local"] for one in _addresses(inside_host, there)] == ["192.0.2.2"]
-    await asyncio.sleep(0.5)
-    assert not guard.pending_guards()
+    assert eventually(lambda: not guard.pending_guards())
 
 
 def _addresses(host: ThrowawayHost, link: str) -> list[dict[str, str]]:

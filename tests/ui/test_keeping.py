@@ -31,11 +31,7 @@ def written(folder: Path, ending: str) -> Path:
 
 
 async def gone(person: Person, text: str) -> None:
-    for _ in range(1000):
-        if text not in person.text:
-            return
-        await person.pilot.pause(0.01)
-    raise AssertionError(f"{text!r} is still there")
+    await person.until(lambda: text not in person.text, f"the end of {text!r}")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from textual import events
 
-from tests.ui.driver import Person, dashboard
+from tests.ui.driver import LATE, Person, dashboard
 from tests.ui.planner import planning
 from tui.widgets.table import TableView
 
@@ -38,7 +38,7 @@ async def test_repeats_of_a_movement_become_one_and_end_where_they_would(
 async def test_keys_that_waited_too_long_do_nothing_nor_do_those_typed_after_them() -> None:
     async with planning() as (person, _):
         await person.type(":veth⏎")
-        for key, age in (("d", 60.0), ("8", 0.5), ("d", 0.1)):
+        for key, age in (("d", 2 * LATE), ("8", 0.5), ("d", 0.1)):
             _typed(person, key, age)
         await person.settle()
         assert person.dashboard.view.name == "veths" and len(person.app.screen_stack) == 1

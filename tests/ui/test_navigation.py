@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from core.model import Change, Ref, Snapshot
+from tests.support.waiting import PATIENCE
 from tests.ui.driver import Picture
 from tui.inbox import Inbox
 from tui.navigation import Navigation, Way
@@ -51,12 +52,12 @@ def test_of_many_requests_of_a_kind_the_newest_is_done() -> None:
 
     worker = Worker(deliver)
     worker.start()
-    worker.ask("first", lambda: gate.wait(20))
+    worker.ask("first", lambda: gate.wait(PATIENCE))
     for number in range(100):
         worker.ask("rows", lambda number=number: number)
     worker.ask("end", lambda: "last")
     gate.set()
-    assert done.wait(20)
+    assert done.wait(PATIENCE)
     worker.stop()
     assert results == [("first", True), ("rows", 99), ("end", "last")]
 
@@ -71,7 +72,7 @@ def test_what_the_work_raises_is_delivered() -> None:
     worker = Worker(deliver)
     worker.start()
     worker.ask("rows", lambda: 1 // 0)
-    assert done.wait(20)
+    assert done.wait(PATIENCE)
     worker.stop()
     assert isinstance(results[0], ZeroDivisionError)
 

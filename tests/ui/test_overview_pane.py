@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.snapshots import empty_host, many_namespaces, rates_of, small_builder, small_host
+from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource
 from tui.app import VnetApp
 from tui.widgets.overview import MainPane
@@ -17,11 +19,10 @@ from tui.widgets.overview import MainPane
 async def settled(pilot: Any, holds: Callable[[MainPane], object] = lambda pane: len(pane.rows)) -> MainPane:
     """The pane, as soon as it has rows, or whatever else is waited for holds."""
     pane = pilot.app.screen.query_one(MainPane)
-    for _ in range(500):
+    end = time.monotonic() + PATIENCE
+    while not holds(pane):
+        assert time.monotonic() < end
         await pilot.pause(0.02)
-        if holds(pane):
-            break
-    assert holds(pane)
     await pilot.pause()
     return pane
 

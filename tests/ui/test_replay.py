@@ -16,7 +16,7 @@ from core.recording import Recording
 from core.serialize import CorruptFile
 from tests.support.host_builder import HOST
 from tests.support.recordings import Seen, a_story, put_together, record, taken_apart
-from tests.ui.driver import FedSource, Person
+from tests.ui.driver import FedSource, Person, unhurried
 from tui.app import VnetApp
 from tui.present import views
 from tui.replay import ReplaySource
@@ -37,11 +37,12 @@ async def replayed(path: Path, size: tuple[int, int] = (130, 40)) -> AsyncIterat
     """The dashboard on a recording."""
     source = ReplaySource(Recording(path), path.name)
     app = VnetApp(source)
-    async with app.run_test(size=size, notifications=True) as pilot:
-        person = Person(app, pilot, FedSource())
-        await person.eventually("eth0")
-        await person.settle()
-        yield person
+    with unhurried():
+        async with app.run_test(size=size, notifications=True) as pilot:
+            person = Person(app, pilot, FedSource())
+            await person.eventually("eth0")
+            await person.settle()
+            yield person
 
 
 def player(person: Person) -> ReplaySource:
@@ -51,11 +52,7 @@ def player(person: Person) -> ReplaySource:
 
 
 async def until(person: Person, true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if true():
-            return
-        await person.pilot.pause(0.01)
-    raise AssertionError(f"it did not come about\n{person.text}")
+    await person.until(true, "it")
 
 
 async def at(person: Person, place: int) -> None:

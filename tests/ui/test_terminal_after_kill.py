@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.support.terminal import Terminal
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
@@ -20,15 +21,15 @@ _SHELL = ["sh", "-c", '"$@"; echo "left with $?"; exec cat', "sh"]
 
 def test_kill_of_the_demo_gives_the_terminal_back() -> None:
     with Terminal([*_SHELL, sys.executable, "-m", "tui.cli", "demo", "--no-traffic"]) as terminal:
-        terminal.wait_for("br-shop", timeout=30)
+        terminal.wait_for("br-shop")
         (launcher,) = psutil.Process(terminal.pid).children()
         inside = launcher.children(recursive=True)
         os.kill(launcher.pid, signal.SIGKILL)
         terminal.wait_for("left with 137")
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while not all(mode in terminal.output for mode in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1000l")):
             assert time.monotonic() < end, terminal.output[-600:]
             terminal.read(0.5)
-        _, alive = psutil.wait_procs(inside, timeout=20)
+        _, alive = psutil.wait_procs(inside, timeout=PATIENCE)
         assert not alive
         assert b"Traceback" not in terminal.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -28,10 +27,7 @@ async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncItera
 
 
 async def until(person: Person, so: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 20
-    while not so():
-        assert time.monotonic() < end, f"{what} did not come about in\n{person.text}"
-        await person.pilot.pause(0.02)
+    await person.until(so, what)
 
 
 async def shows(person: Person, *texts: str) -> None:
@@ -50,7 +46,7 @@ async def keys(person: Person, *pressed: str) -> None:
     current = getattr(screen, "_is_current", None)
     if current:
         await until(person, lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
-        await person.pilot.pause(0.05)
+        await person.settle()
 
 
 async def make_network(person: Person, name: str = NET, *more: str) -> None:

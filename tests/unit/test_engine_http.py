@@ -10,6 +10,7 @@ import pytest
 
 from core.collect.engine_http import EngineHttp, RefusedByEngine
 from tests.docker.bad_engine import BadEngine, http
+from tests.support.waiting import PATIENCE
 
 NUMBERED = [f"/{number}" for number in range(100)]
 BIG = b'"' + b"x" * 300_000 + b'"'
@@ -24,8 +25,8 @@ def own_path(path: str) -> Iterator[bytes]:
     yield http(path.removeprefix("/").encode())
 
 
-def connection(engine: BadEngine, total: float = 5.0) -> EngineHttp:
-    return EngineHttp(str(engine.server_address), 0.5, total)
+def connection(engine: BadEngine, each: float = PATIENCE, total: float = PATIENCE) -> EngineHttp:
+    return EngineHttp(str(engine.server_address), each, total)
 
 
 def test_many_questions_are_answered_in_their_order(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_all_of_it_has_an_end(tmp_path: Path) -> None:
         while not engine.over.wait(0.05):
             yield b" "
 
-    with BadEngine(tmp_path / "s", drip) as engine, connection(engine, total=0.6) as http_:
+    with BadEngine(tmp_path / "s", drip) as engine, connection(engine, 0.5, 0.6) as http_:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             http_.ask("/1")
@@ -113,7 +114,7 @@ def test_all_of_it_has_an_end(tmp_path: Path) -> None:
 def test_a_head_that_is_no_http(tmp_path: Path, head: bytes) -> None:
     with (
         BadEngine(tmp_path / "s", lambda _: iter([head])) as engine,
-        connection(engine) as http_,
+        connection(engine, 0.5) as http_,
         pytest.raises((ValueError, TimeoutError)),
     ):
         http_.ask("/1")

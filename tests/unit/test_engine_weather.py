@@ -20,6 +20,7 @@ from core.collect.podman import read_podman
 from core.model import Engine
 from tests.docker.bad_engine import BadEngine, http
 from tests.docker.place import wait_until
+from tests.support.waiting import PATIENCE
 
 Read = Callable[[str], Engine]
 VERSION = {"Version": "26.1.5", "ApiVersion": "1.45"}
@@ -41,12 +42,22 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait for long in vain."""
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is answered is waited for, however busy the machine."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
+    _wait(monkeypatch, PATIENCE, PATIENCE)
+
+
+@pytest.fixture
+def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait for long in vain."""
+    _wait(monkeypatch, 0.5, 1.5)
+
+
+def _wait(monkeypatch: pytest.MonkeyPatch, request: float, total: float) -> None:
     for module in (engine_api, engine_socket):
-        monkeypatch.setattr(module, "REQUEST_SECONDS", 0.5)
-    monkeypatch.setattr(engine_api, "TOTAL_SECONDS", 1.5)
+        monkeypatch.setattr(module, "REQUEST_SECONDS", request)
+    monkeypatch.setattr(engine_api, "TOTAL_SECONDS", total)
 
 
 @pytest.fixture(params=[read_docker, read_podman], ids=["docker", "podman"])
@@ -182,12 +193,12 @@ def test_denied(place: Path, hidden: str) -> None:
     assert server.asked == []
 
 
-def test_never_answers(place: Path, read: Read) -> None:
+def test_never_answers(place: Path, read: Read, impatient: None) -> None:
     with BadEngine(place, lambda path: iter(lambda: server.over.wait() and b"", b"")) as server:
         assert_broken(read(str(place)), "in time")
 
 
-def test_answers_without_end(place: Path, read: Read) -> None:
+def test_answers_without_end(place: Path, read: Read, impatient: None) -> None:
     def drip(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
         while not server.over.wait(0.1):
@@ -288,7 +299,7 @@ def watched(place: Path) -> tuple[threading.Thread, threading.Event, list[int]]:
 
 
 @pytest.mark.parametrize("garbage", ["no HTTP", "closed", "status 500", "silence"])
-def test_watching_a_broken_engine(place: Path, garbage: str) -> None:
+def test_watching_a_broken_engine(place: Path, garbage: str, impatient: None) -> None:
     def answers(path: str) -> Iterator[bytes]:
         if garbage == "silence":
             server.over.wait()
@@ -299,7 +310,7 @@ def test_watching_a_broken_engine(place: Path, garbage: str) -> None:
         thread, stop, calls = watched(place)
         wait_until(lambda: len(server.asked) > 1, "a second try")
         stop.set()
-        thread.join(10)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
     assert calls == []
 
@@ -313,6 +324,6 @@ def test_watching_asks_only_for_what_matters(place: Path) -> None:
         thread, stop, calls = watched(place)
         wait_until(lambda: calls, "the first call")
         stop.set()
-        thread.join(10)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
     assert server.asked[0].startswith("/events?filters=") and "exec" not in server.asked[0]

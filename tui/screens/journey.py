@@ -28,7 +28,9 @@ READING = "reading…"
 _FOLLOWING = frozenset({"events", "flows", "fastpath"})
 # Views of what recordings do not hold either.
 _UNRECORDED = frozenset({"fastpath"})
-_PATIENCE = 0.1  # seconds
+# Seconds that a key waits for what the keys before it led to, and after which what was there before goes.
+_KEY_PATIENCE = 0.1
+_OLD_PATIENCE = 0.1
 _CRUMB = 32  # cells of a breadcrumb at most
 
 
@@ -137,7 +139,7 @@ class Journey(Frame):
         self._drawn = None
         self.desk.source.show(self.view.name)
         self.ask()
-        self.set_timer(_PATIENCE, self._clear_the_old)
+        self.set_timer(_OLD_PATIENCE, self._clear_the_old)
         self.show_bars()
 
     def _clear_the_old(self) -> None:
@@ -203,7 +205,7 @@ class Journey(Frame):
         barrier = LinesPane.Barrier()
         self.focused_pane.post_message(barrier)
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_KEY_PATIENCE):
                 await barrier.passed.wait()
                 await self._caught_up.wait()
         except TimeoutError:

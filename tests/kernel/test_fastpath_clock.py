@@ -1,0 +1,32 @@
+"""The clock of the fast path on a busy machine."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from bpf.clock import Clock
+
+pytestmark = pytest.mark.root
+
+
+class Interrupted(Clock):
+    """A clock whose process has to wait for others right before every second reading."""
+
+    readings = 0
+
+    def now(self) -> int:
+        self.readings += 1
+        if self.readings % 2 == 0:
+            time.sleep(0.05)
+        return super().now()
+
+
+def test_the_rate_is_right_although_others_run_in_between() -> None:
+    plain, interrupted = Clock(), Interrupted()
+    try:
+        assert interrupted.hz == plain.hz
+    finally:
+        plain.close()
+        interrupted.close()

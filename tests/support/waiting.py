@@ -1,0 +1,18 @@
+"""Waiting for what happens in its own time, however busy the machine is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Seconds. Nothing that works takes as long, not even where others want both cores: only failures do.
+PATIENCE = 60.0
+
+
+def eventually(holds: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:
+    """What `holds` returns once that is true; its last answer where it never is."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < deadline:
+        time.sleep(pause)
+    return found
