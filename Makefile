@@ -1,6 +1,8 @@
 # vnet-tui: the commands a person needs. Each sets up what it lacks first; see scripts/setup.sh.
 VENV := .venv
 PY := $(VENV)/bin/python
+# Tests that run at the same time: many wait more than they work.
+JOBS ?= 3
 
 LINTERS := mypy imports ruff shellcheck
 
@@ -19,12 +21,12 @@ demo: setup
 	@exec $(VENV)/bin/vnet-tui demo
 
 test: setup-dev
-	$(PY) -m pytest -q $(ARGS) tests --ignore=tests/bench
+	$(PY) -m pytest -q -n $(JOBS) $(ARGS) tests --ignore=tests/bench
 
 # For every edit: all that needs neither root nor the kernel.
 check: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
-	$(PY) -m pytest -q -n 2 -m "not root and not needs" $(ARGS) tests/unit tests/ui
+	$(PY) -m pytest -q -n $(JOBS) -m "not root and not needs" $(ARGS) tests/unit tests/ui
 
 fuzz: setup-dev
 	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py
