@@ -223,6 +223,14 @@ class Talk:
                 self.server.sendall(text[::-1])
                 assert self._exactly(self.client, len(text)) == text[::-1]
 
+    def forget(self) -> None:
+        """Leave unread what has come to the server."""
+        self.server.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                self.server.recv(2000)
+        self.server.settimeout(PATIENCE)
+
     @staticmethod
     def _exactly(sock: socket.socket, size: int) -> bytes:
         data = b""
