@@ -21,7 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """In a worker, put `tmp_path` into the sandbox's own TMPDIR, and forget the size of our terminal."""
     if hasattr(config, "workerinput"):
         config.option.basetemp = None
-        os.environ.pop("COLUMNS", None)
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
