@@ -37,7 +37,7 @@ for pid in (name for name in os.listdir("/proc") if name.isdigit()):
         pass
 print(json.dumps(found))
 """
-_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=10).read()))"
+_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=3).read()))"
 
 
 class Inside:

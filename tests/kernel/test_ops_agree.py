@@ -203,8 +203,12 @@ def kept(value: Any) -> Any:
 
 
 def _by_itself(item: Any) -> bool:
-    address = str(item.get("dst") or item.get("local") or "") if isinstance(item, dict) else ""
-    return address.startswith(_BY_ITSELF) or (isinstance(item, dict) and item.get("type") == "anycast")
+    """Whether the kernel makes it, an IPv6 address's own route after duplicate address detection included."""
+    if not isinstance(item, dict):
+        return False
+    address = str(item.get("dst") or item.get("local") or "")
+    local6 = item.get("type") == "local" and ":" in address
+    return address.startswith(_BY_ITSELF) or item.get("type") == "anycast" or local6
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
