@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,15 +11,9 @@ from core.collect.netns import entered
 from tests.support import workers
 from tests.support.host import ThrowawayHost
 
+pytest_plugins = ["tests.support.skipping"]
+
 _LONG_NAME = 80
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests marked `root` for other users; fail them where the run promised to be root's."""
-    if item.get_closest_marker("root") and os.geteuid() != 0:
-        if os.environ.get("VNET_REQUIRE_ROOT") == "1":
-            pytest.fail("VNET_REQUIRE_ROOT=1, but this is not root")
-        pytest.skip("needs root")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,19 +40,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.Modu
     return workers.ModuleScheduling(config, log)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this kernel was built without; the counts say so ("deselected")."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests."""
     workers.longest_first(items)
-    wanting = [item for item in items if item.get_closest_marker("bridge_vlans")]
-    if wanting and not knows_bridge_vlans():
-        config.hook.pytest_deselected(items=wanting)
-        items[:] = [item for item in items if item not in wanting]
-
-
-def knows_bridge_vlans() -> bool:
-    """Whether this kernel was built with CONFIG_BRIDGE_VLAN_FILTERING."""
-    words = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1"]
-    return not subprocess.run(words, capture_output=True, check=False).returncode
 
 
 @pytest.fixture

@@ -119,7 +119,8 @@ def accelerated(road: ThrowawayHost) -> Iterator[FastReader]:
             reader.close()
 
 
-@pytest.mark.parametrize("path", [KERNEL, FAST])
+@pytest.mark.needs("iperf3")
+@pytest.mark.parametrize("path", [KERNEL, pytest.param(FAST, marks=pytest.mark.needs("fastpath"))])
 @pytest.mark.parametrize(("streams", "rate"), [(1, "80M"), (20, "4M")])
 def test_within_three_in_a_hundred_of_iperf3(road: ThrowawayHost, streams: int, rate: str, path: int) -> None:
     with accelerated(road) if path == FAST else nullcontext() as fast:
@@ -151,6 +152,7 @@ def test_entries_read_again_are_the_same(host: ThrowawayHost) -> None:
     assert len(read_some(namespace_of(host), wanted)) == 0
 
 
+@pytest.mark.needs("iperf3")
 def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost) -> None:
     reader, spaces = FlowReader(), {road.inode: namespace_of(road)}
     with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
@@ -167,6 +169,7 @@ def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost)
     assert np.nansum(kept.bits) > 4e6
 
 
+@pytest.mark.needs("iperf3")
 def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHost) -> None:
     """Its own counter sees the first packet of each."""
     with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:

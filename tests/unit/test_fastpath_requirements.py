@@ -79,6 +79,7 @@ def test_versions() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.needs("fastpath")
 def test_this_machine_has_what_the_other_tests_need() -> None:
     found = requirements(facts_of_this_machine(whole=True))
     assert unmet(found) == (), unmet(found)

@@ -37,6 +37,7 @@ def test_the_text_replaces_the_table_whole() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.needs("nft")
 @pytest.mark.parametrize(
     "ports",
     [

@@ -1,0 +1,148 @@
+"""What tests need of the machine: each need is tried once; the answer is "" or what is missing, in words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from pathlib import Path
+
+from bpf import syscall
+from bpf.requirements import requirements, unmet
+
+# Bit numbers of linux/capability.h.
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19}
+# A private /run keeps the name to this one process.
+_TRY_NAMESPACES = (
+    "mount -t tmpfs none /run && ip netns add try && ip -n try link add br0 type bridge && "
+    "ip -n try link add veth1 type veth peer name veth2"
+)
+_RETURN_0 = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
+_TOOLS = {
+    "bpftool": "bpftool", "busybox": "busybox-static", "conntrack": "conntrack", "containerd": "docker.io",
+    "docker": "docker-cli", "dockerd": "docker.io", "ethtool": "ethtool", "ip": "iproute2",
+    "iperf3": "iperf3", "iptables": "iptables", "nft": "nftables",
+    "ovs-vswitchd": "openvswitch-switch", "ovsdb-server": "openvswitch-switch", "ping": "iputils-ping",
+    "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",
+}  # fmt: skip
+_HOST_TOOLS = ("nft", "iptables", "conntrack", "ethtool", "ping", "sysctl")
+
+# Needs by the fixtures that a test uses, and by the beginning of its path below tests/.
+BY_FIXTURE = {
+    "docker_engine": ("docker",),
+    "podman_engine": ("podman",),
+    "loaded_rig": ("fastpath",),
+    "machine": _HOST_TOOLS,
+    "shared": _HOST_TOOLS,
+    "switch": ("ovs-vswitchd", "ovsdb-server"),
+}
+BY_PATH = {
+    "docker/": _HOST_TOOLS,
+    "docker/test_accelerate": ("fastpath", "bpftool"),
+    "docker/test_fastpath": ("fastpath", "bpftool"),
+    "docker/test_flows_screen": ("fastpath", "bpftool"),
+    "datapath/": ("fastpath",),
+    "kernel/": _HOST_TOOLS,
+    "kernel/test_accelerate": ("fastpath", "bpftool"),
+    "kernel/test_fastpath": ("fastpath", "bpftool"),
+}
+
+
+def needs_of(path: str, fixtures: Collection[str]) -> list[str]:
+    """The needs of a test, from its path below tests/ and the names of its fixtures."""
+    found: dict[str, None] = {}
+    for start, names in BY_PATH.items():
+        if path.startswith(start):
+            found |= dict.fromkeys(names)
+    for fixture, names in BY_FIXTURE.items():
+        if fixture in fixtures:
+            found |= dict.fromkeys(names)
+    return list(found)
+
+
+@cache
+def lacking(need: str) -> str:
+    """Say what is missing for a need, "" if nothing is; a need without a probe is a program."""
+    probe = _PROBES.get(need)
+    return probe() if probe else _no_programs([need])
+
+
+def first_lacking(needs: Iterable[str]) -> str:
+    """What is missing for the first need that is not met."""
+    return next((why for why in map(lacking, needs) if why), "")
+
+
+def _root() -> str:
+    """Root with the capabilities to make namespaces and to look into those of others."""
+    if os.geteuid():
+        return "root (sudo make test)"
+    status = Path("/proc/self/status").read_text().splitlines()
+    held = int(next(line for line in status if line.startswith("CapEff:")).split()[1], 16)
+    absent = [name for name, bit in _CAPABILITIES.items() if not held >> bit & 1]
+    if absent:
+        return f"{_listed(absent)} (run as root on a host or in a VM)"
+    return _no_programs(["ip"]) or _no_namespaces()
+
+
+def _no_namespaces() -> str:
+    words = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", _TRY_NAMESPACES]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return f"network namespaces: {_last_line(done.stderr)}" if done.returncode else ""
+
+
+def _fastpath() -> str:
+    """A kernel that takes BPF programs, and all else that `vnet-tui fastpath check` asks for."""
+    try:
+        os.close(syscall.load_program(syscall.PROG_SCHED_CLS, _RETURN_0, "try"))
+    except (OSError, syscall.Rejected) as error:
+        return f"BPF: {error}"
+    for one in unmet(requirements()):
+        return f"{one.name}: {one.found} (vnet-tui fastpath check)"
+    return ""
+
+
+def _docker() -> str:
+    return _no_programs(["dockerd", "docker", "containerd", "runc", "busybox"]) or _no_cgroups()
+
+
+def _podman() -> str:
+    return _no_programs(["podman", "busybox"]) or _no_cgroups()
+
+
+def _no_cgroups() -> str:
+    """Engines make cgroups; in many containers they may only be read."""
+    top = Path("/sys/fs/cgroup")
+    return "" if os.access(top, os.W_OK) else f"cgroups that can be written: {top} is read-only"
+
+
+def _bridge_vlans() -> str:
+    """CONFIG_BRIDGE_VLAN_FILTERING."""
+    words = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    return "a kernel whose bridges know VLANs (CONFIG_BRIDGE_VLAN_FILTERING)" if done.returncode else ""
+
+
+def _no_programs(names: Iterable[str]) -> str:
+    absent = [name for name in names if not _found(name)]
+    packages = dict.fromkeys(_TOOLS.get(name, name) for name in absent)
+    return f"{_listed(absent)} (apt install {' '.join(packages)})" if absent else ""
+
+
+def _found(program: str) -> str | None:
+    """Ordinary users often have no sbin folders in their PATH."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
+_PROBES: dict[str, Callable[[], str]] = {
+    "root": _root, "fastpath": _fastpath, "docker": _docker, "podman": _podman, "bridge_vlans": _bridge_vlans,
+}  # fmt: skip

@@ -1,0 +1,88 @@
+"""Skip tests that need what this machine lacks, and say at the end how many and what they need.
+
+With VNET_REQUIRE_ROOT=1 such a test fails instead: the run promised to leave nothing out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.support.needs import first_lacking, lacking, needs_of
+
+_TESTS = Path(__file__).parents[1]
+_PREFIX = "needs "
+
+
+def leave_out(need: str) -> NoReturn:
+    """End the test or fixture that needs this: skipped, or failed if nothing may be skipped."""
+    if _nothing_may_be_skipped():
+        pytest.fail(f"VNET_REQUIRE_ROOT=1, but this {_PREFIX}{need}", pytrace=False)
+    pytest.skip(f"{_PREFIX}{need}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test with its needs, before `-m` selects by marks."""
+    for item in items:
+        if names := _needs(item):
+            item.add_marker(pytest.mark.needs(*names))
+    if _nothing_may_be_skipped():
+        _deselect_what_the_kernel_lacks(config, items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the test if something that it needs is missing."""
+    needs = dict.fromkeys(name for mark in item.iter_markers("needs") for name in mark.args)
+    if why := first_lacking(sorted(needs, key=lambda name: name != "root")):
+        leave_out(why)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say at the very end what skipped tests need; from reports, which xdist's workers send too."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    if line := skipped_line(_reason(report) for report in skipped):
+        terminalreporter.write_line(line, yellow=True)
+
+
+def skipped_line(reasons: Iterable[str]) -> str:
+    """The one line about all skipped tests, the most frequent reason first."""
+    counts = Counter(reasons)
+    parts = [
+        f"{number} need{'s' * (number == 1)} {why.removeprefix(_PREFIX)}" if why.startswith(_PREFIX)
+        else f"{number}: {why}"
+        for why, number in counts.most_common()
+    ]  # fmt: skip
+    total = counts.total()
+    return f"Skipped {total} test{'s' * (total != 1)}: {', '.join(parts)}." if parts else ""
+
+
+def _needs(item: pytest.Item) -> list[str]:
+    path = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else ""
+    named = [mark for mark in ("root", "bridge_vlans") if item.get_closest_marker(mark)]
+    return named + needs_of(path, getattr(item, "fixturenames", ()))
+
+
+def _deselect_what_the_kernel_lacks(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A kernel without a feature is no failure of the run: the counts say so ("deselected")."""
+    wanting = [item for item in items if item.get_closest_marker("bridge_vlans")]
+    if wanting and lacking("bridge_vlans"):
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in wanting]
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why a test was skipped: pytest keeps (path, line, "Skipped: reason")."""
+    told = report.longrepr
+    return str(told[2] if isinstance(told, tuple | list) else told).removeprefix("Skipped: ")
+
+
+def _nothing_may_be_skipped() -> bool:
+    return os.environ.get("VNET_REQUIRE_ROOT") == "1"
