@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+USER = 65534
+AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
 # Each says that it was called; the package manager's list holds what the test wrote into `installed`.
 STAND_INS = {
     "apt-get": 'echo "apt-get $*" >>"$CALLS"; [[ $1 != install ]] || printf "%s\\n" "$@" >>"$INSTALLED"',
     "apt-cache": '[[ " $ABSENT " == *" $2 "* ]] || echo "$2 | 1.0 | somewhere"',
-    "sudo": 'echo "sudo $*" >>"$CALLS"; "$@"',
+    "sudo": '[[ $1 != -n ]] || exit "$SUDO"; echo "sudo $*" >>"$CALLS"; "$@"',
     "dpkg-query": 'grep -qx "${@: -1}" "$INSTALLED" && printf installed',
     "python": 'echo "python $*" >>"$CALLS"; [[ $1 != -V ]] || echo "Python $VERSION"\n'
-    'if [[ $2 == venv ]]; then mkdir -p .venv/bin; cp "$(dirname "$0")/pip" .venv/bin/pip; fi',
+    'if [[ $2 == venv ]]; then mkdir -p .venv/bin; cp "$(dirname "$0")/"{pip,python} .venv/bin; fi',
     "pip": 'echo "pip $*" >>"$CALLS"',
 }
 
@@ -41,6 +43,7 @@ class Place:
         self.installed.write_text("python3\n")
         self.version = "3.13.5"
         self.absent = ""
+        self.sudo = 0  # what `sudo -n true` ends with
 
     def run(self, what: str, check: bool = True, before: tuple[str, ...] = ()) -> tuple[list[str], str]:
         """Run the script: the tools that it called, and what it said."""
@@ -49,7 +52,7 @@ class Place:
         environment = {
             "PATH": f"{self.folder}/tools:/usr/bin:/bin", "VNET_PYTHON": f"{self.folder}/tools/python",
             "CALLS": str(self.calls), "INSTALLED": str(self.installed), "VERSION": self.version,
-            "ABSENT": self.absent,
+            "ABSENT": self.absent, "SUDO": str(self.sudo),
         }  # fmt: skip
         done = subprocess.run(
             [*before, str(self.folder / "scripts/setup.sh"), what], env=environment, check=False,
@@ -58,6 +61,11 @@ class Place:
         assert (done.returncode == 0) is check, done.stderr
         calls = self.calls.read_text().splitlines()
         return [call for call in calls if call != "python -V"], done.stdout + done.stderr
+
+    def give_away(self) -> None:
+        """Make it a checkout of a user's."""
+        for path in (self.folder, *self.folder.rglob("*")):
+            os.chown(path, USER, USER)
 
 
 @pytest.fixture
@@ -127,9 +135,74 @@ def test_an_installation_that_failed_is_tried_again(place: Place) -> None:
 
 @pytest.mark.root
 def test_without_rights_sudo_installs_the_packages(place: Place) -> None:
-    for path in (place.folder, *place.folder.rglob("*")):
-        os.chown(path, 65534, 65534)
-    calls, _ = place.run("run", before=("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"))
+    place.give_away()
+    calls, _ = place.run("run", before=AS_USER)
     through = [call.removeprefix("sudo ") for call in calls if call.startswith("sudo")]
     assert [words.split()[0] for words in through] == ["apt-get", "env"]
     assert not any("pip" in words for words in through), "the environment belongs to who asked for it"
+
+
+@pytest.mark.root
+def test_without_sudo_it_goes_on_and_names_what_needs_root(place: Place) -> None:
+    place.sudo = 1
+    place.give_away()
+    place.installed.write_text("python3\npython3-venv\n")
+    calls, said = place.run("dev", before=AS_USER)
+    assert "going on without python3-bpfcc" in said and said.count("Try: sudo make setup-dev") == 1
+    assert not any(call.startswith("apt-get") for call in calls), "no network is needed for that"
+    assert any("requirements-dev.lock" in call for call in calls)
+    calls, said = place.run("dev", before=AS_USER)
+    assert not calls and said.startswith("vnet-tui set-up: going on without python3-bpfcc")
+    calls, _ = place.run("dev")
+    assert any(call.startswith("apt-get install") and "tcpdump" in call for call in calls), "root can"
+    assert place.run("dev", before=AS_USER) == ([], "")
+
+
+@pytest.mark.root
+def test_what_root_makes_belongs_to_the_checkouts_owner(place: Place) -> None:
+    place.give_away()
+    (place.folder / "tui/__pycache__").mkdir(parents=True)
+    kept = place.folder / "incident.vnetrec"
+    kept.write_text("a recording")
+    place.run("dev")
+    made = [*place.folder.glob(".venv/**/*"), place.folder / ".venv", place.folder / "tui/__pycache__"]
+    assert len(made) > 4 and {path.lstat().st_uid for path in made} == {USER}
+    assert kept.stat().st_uid == 0
+
+
+@pytest.mark.root
+def test_a_folder_that_may_not_be_written_is_named(place: Place) -> None:
+    place.folder.chmod(0o755)
+    calls, said = place.run("run", check=False, before=AS_USER)
+    assert not calls and "can't write .: it belongs to root. Try: sudo make setup" in said
+
+
+@pytest.mark.parametrize("version", ["3.11.2", "3.9.0"])
+def test_an_older_python_is_refused_before_anything_is_installed(place: Place, version: str) -> None:
+    place.version = version
+    calls, said = place.run("run", check=False)
+    assert calls == []
+    assert f"it is Python {version}, and 3.12 or newer is needed. Try: VNET_PYTHON=" in said.splitlines()[0]
+
+
+@pytest.mark.parametrize("version", ["3.12.0", "3.13.0rc1", "4.0.0"])
+def test_a_newer_python_is_taken(place: Place, version: str) -> None:
+    place.version = version
+    place.run("run")
+
+
+def test_a_python_that_is_not_there_is_named(place: Place) -> None:
+    (place.folder / "tools/python").unlink()
+    calls, said = place.run("run", check=False)
+    assert calls == [] and "it doesn't run" in said.splitlines()[0]
+
+
+def test_bytecode_is_compiled(place: Place) -> None:
+    calls, _ = place.run("run")
+    assert "python -m compileall -q core bpf tui" in calls
+
+
+def test_packages_that_cannot_be_had_end_it_in_words(place: Place) -> None:
+    (place.folder / "tools/pip").write_text("#!/bin/bash\nexit 1\n")
+    _, said = place.run("run", check=False)
+    assert "can't install the Python packages: see above. Try: make setup" in said
