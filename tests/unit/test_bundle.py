@@ -99,6 +99,7 @@ def test_what_was_fast_is_told_and_comes_back(tmp_path: Path) -> None:
     "archive",
     [b"", b"{}", to_json(small_host()), archive_of(snapshot_json=b"{}"), archive_of(fastflows_json=b"{"),
      archive_of(fastflows_json=b'{"ns": 1, "entries": {}, "taken_at": 0}')],
+    ids=["empty", "no archive", "a dump", "no fast flows", "half of them", "no columns"],
 )  # fmt: skip
 def test_where_no_fast_flows_can_be_read_there_are_none(archive: bytes) -> None:
     assert unpack_fast(archive) is None
@@ -127,6 +128,7 @@ def test_packed_again_by_hand() -> None:
         archive_of(other=b"x"), archive_of(snapshot_json=b"{}"), archive_of(snapshot_json=b""),
         gzip.compress(gzip.decompress(archive_of(snapshot_json=b"x" * 5000))[:2048]),
     ],
+    ids=["no snapshot", "an empty object", "an empty file", "cut off"],
 )  # fmt: skip
 def test_archives_that_are_none_of_ours(archive: bytes) -> None:
     with pytest.raises(CorruptFile) as caught:
