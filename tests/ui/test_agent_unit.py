@@ -46,13 +46,13 @@ def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_what_the_environment_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", "/srv/100%/$state dir")
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
-    monkeypatch.setattr(unit.sys, "executable", "/root/$HOME/bin/python")
+    monkeypatch.setattr(unit.sys, "executable", "/home/$HOME/bin/python")
     found = settings(unit.render())
     assert '"VNET_STATE=/srv/100%%/$state dir"' in found["Environment"]
     assert "DOCKER_HOST=unix:///run/other.sock" in found["Environment"]
     assert found["ReadWritePaths"] == ['"/srv/100%%/$state dir"'] and "StateDirectory" not in found
     assert found["ProtectHome"] == ["read-only"]
-    assert found["ExecStart"] == ["/root/$$HOME/bin/python -P -m tui.cli agent"]
+    assert found["ExecStart"] == ["/home/$$HOME/bin/python -P -m tui.cli agent"]
 
 
 def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
