@@ -129,6 +129,7 @@ def test_conntrack(inside_host: ThrowawayHost) -> None:
     assert all(entry["outside"] for entry in entries)
 
 
+@pytest.mark.needs("nobody")
 def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
     live = links_in(show(shop, "links"), shop.inode)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.host import ThrowawayHost
+from tests.support.needs import AS_NOBODY
 
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[2]
-AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from bpf import syscall
 from bpf.requirements import requirements, unmet
 
+_ROOT = Path(__file__).parents[2]
 # Bit numbers of linux/capability.h.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19}
 # A private /run keeps the name to this one process.
@@ -20,6 +22,8 @@ _TRY_NAMESPACES = (
     "ip -n try link add veth1 type veth peer name veth2"
 )
 _RETURN_0 = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
+# What root puts before a command for it to run as a user without rights.
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 _TOOLS = {
     "bpftool": "bpftool", "busybox": "busybox-static", "conntrack": "conntrack", "containerd": "docker.io",
     "docker": "docker-cli", "dockerd": "docker.io", "ethtool": "ethtool", "ip": "iproute2",
@@ -41,12 +45,14 @@ BY_FIXTURE = {
 BY_PATH = {
     "docker/": _HOST_TOOLS,
     "docker/test_accelerate": ("fastpath", "bpftool"),
+    "docker/test_docker_group": ("nobody",),
     "docker/test_fastpath": ("fastpath", "bpftool"),
     "docker/test_flows_screen": ("fastpath", "bpftool"),
     "datapath/": ("fastpath",),
     "kernel/": _HOST_TOOLS,
     "kernel/test_accelerate": ("fastpath", "bpftool"),
     "kernel/test_fastpath": ("fastpath", "bpftool"),
+    "kernel/test_show_unprivileged": ("nobody",),
 }
 
 
@@ -117,6 +123,13 @@ def _no_cgroups() -> str:
     return "" if os.access(top, os.W_OK) else f"cgroups that can be written: {top} is read-only"
 
 
+def _nobody() -> str:
+    """Commands that drop root's rights run from this checkout, so other users must be able to read it."""
+    words = [*AS_NOBODY, sys.executable, "-c", "import tui.cli"]
+    done = subprocess.run(words, cwd=_ROOT, capture_output=True, check=False)
+    return f"a checkout that other users can read: {_ROOT} is not" if done.returncode else ""
+
+
 def _bridge_vlans() -> str:
     """CONFIG_BRIDGE_VLAN_FILTERING."""
     words = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1"]
@@ -144,5 +157,6 @@ def _last_line(text: str) -> str:
 
 
 _PROBES: dict[str, Callable[[], str]] = {
-    "root": _root, "fastpath": _fastpath, "docker": _docker, "podman": _podman, "bridge_vlans": _bridge_vlans,
+    "root": _root, "nobody": _nobody, "fastpath": _fastpath, "docker": _docker, "podman": _podman,
+    "bridge_vlans": _bridge_vlans,
 }  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 
 from tests.docker.place import wait_until
 from tests.support.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
+from tests.support.needs import AS_NOBODY
 from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.root
@@ -142,11 +143,11 @@ def test_the_printed_commands_do_what_we_do() -> None:
         ours.close()
 
 
+@pytest.mark.needs("nobody")
 def test_a_dry_run_needs_no_rights(shared: Machine) -> None:
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    done = shared.vnet("network", "create", "lab", "--dry-run", before=nobody)
+    done = shared.vnet("network", "create", "lab", "--dry-run", before=AS_NOBODY)
     assert done.returncode == 0 and "ip link add br-lab" in done.stdout
-    done = shared.vnet("network", "create", "lab", before=nobody)
+    done = shared.vnet("network", "create", "lab", before=AS_NOBODY)
     assert (done.returncode, done.stdout) == (1, "")
     assert "CAP_NET_ADMIN" in done.stderr and "CAP_SYS_ADMIN" in done.stderr
 

@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from core.model import Problem
 from core.serialize import pack, to_json, unpack
 from tests.support import forkserver
+from tests.support.needs import AS_NOBODY, lacking
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.support.terminal import Terminal
 from tui.cli import PARTS, TOPICS, load, main, make_parser
@@ -52,8 +53,8 @@ def dump() -> Iterator[Path]:
 
 
 def nobody() -> tuple[str, ...]:
-    """What runs a command as somebody without rights, where we have any."""
-    return ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
+    """What runs a command as somebody without rights, where we have any and can give them up."""
+    return AS_NOBODY if os.geteuid() == 0 and not lacking("nobody") else ()
 
 
 def test_version() -> None:
