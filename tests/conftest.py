@@ -7,12 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from core.collect.netns import entered
 from tests.support import workers
 from tests.support.host import ThrowawayHost
 
 pytest_plugins = ["tests.support.skipping"]
+
+# A busy machine is no reason to fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _LONG_NAME = 80
 

@@ -39,7 +39,7 @@ def _rank(nodeid: str) -> int:
 
 
 class ModuleScheduling(LoadScopeScheduling):
-    """Send a module's tests to one worker, and all tests of the engines to one, in the order of collection."""
+    """Send a module to one worker, and all tests of the engines to one, in the order of collection."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         config.option.loadscopereorder = False

@@ -17,6 +17,7 @@ from core.model import Snapshot
 from core.recording import Moment, Recording
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
+from tests.support.needs import AS_NOBODY
 from tests.support.recordings import a_story, record
 from tests.support.snapshots import empty_host, small_host
 from tests.support.terminal import Terminal
@@ -27,7 +28,7 @@ from tui.replay import ReplaySource
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "tui.cli"]
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+NOBODY = AS_NOBODY if os.geteuid() == 0 else ()
 OFFER = "E opens the demo"
 SIZES = [(80, 24), (130, 40)]
 
@@ -204,6 +205,7 @@ async def test_elsewhere_e_does_nothing(source: FedSource) -> None:
 # ---- the whole program
 
 
+@pytest.mark.needs("nobody")
 def test_without_rights_the_dashboard_offers_the_recording_and_comes_back() -> None:
     with Terminal([*NOBODY, *PROGRAM], columns=100, VNET_ENGINES="none") as terminal:
         terminal.wait_for(OFFER)
@@ -218,6 +220,7 @@ def test_without_rights_the_dashboard_offers_the_recording_and_comes_back() -> N
         assert terminal.read_to_the_end() == 0
 
 
+@pytest.mark.needs("nobody")
 def test_without_rights_the_demo_is_the_recording() -> None:
     with Terminal([*NOBODY, *PROGRAM, "demo"], columns=100) as terminal:
         terminal.wait_for("Can't build the lab: needs root. Try: sudo vnet-tui demo")
