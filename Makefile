@@ -31,14 +31,6 @@ check: setup-dev
 fuzz: setup-dev
 	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py
 
-# For every edit: all that needs neither root nor the kernel.
-check: setup-dev
-	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
-	$(PY) -m pytest -q -n 2 -m "not root" $(ARGS) tests/unit tests/ui
-
-fuzz: setup-dev
-	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py
-
 lint: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
 
