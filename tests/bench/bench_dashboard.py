@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
 from core.lab import Lab, LabSettings
-from tests.bench.report import Figure, percentile
+from tests.bench.report import Figure, paired, percentile
 from tests.support.terminal import Terminal
 
 _PROGRAM = [sys.executable, "-m", "tui.cli"]
@@ -24,6 +26,7 @@ def run() -> list[Figure]:
     figures = []
     for name, lab in (
         ("start", Lab()),
+        ("bytecode", Lab(LabSettings(traffic=False))),
         ("idle", Lab(LabSettings(traffic=False))),
         ("latency", Lab(LabSettings(traffic=False))),
         ("crowd", Lab(LabSettings(traffic=False, namespaces=200))),
@@ -80,6 +83,27 @@ def start() -> list[Figure]:
             "median of 7",
         ),
     ]
+
+
+def bytecode() -> list[Figure]:
+    """Start to first paint with the bytecode that set-up compiles, against without any."""
+    root = Path(__file__).parents[2]
+    with tempfile.TemporaryDirectory() as compiled, tempfile.TemporaryDirectory() as plain:
+        for folder in (compiled, plain):
+            for name in ("core", "bpf", "tui"):
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(root / name, Path(folder, name), ignore=ignored)
+        subprocess.run([sys.executable, "-m", "compileall", "-q", compiled], check=True)
+        ratio = paired(lambda: _first_paint(compiled), lambda: _first_paint(plain))
+    how = "in turns, medians of 7, PYTHONDONTWRITEBYTECODE=1"
+    return [Figure("first paint with bytecode, against without", "(report)", str(ratio), how)]
+
+
+def _first_paint(folder: str) -> float:
+    """Seconds from the start to the first paint of the program in that folder."""
+    words = ["env", f"--chdir={folder}", "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={folder}", *_PROGRAM]
+    with Terminal(words) as terminal:
+        return terminal.wait_for("vnet-tui") - terminal.started
 
 
 def idle() -> list[Figure]:
@@ -177,6 +201,8 @@ def _drained_cpu(terminal: Terminal, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    made = {"start": start, "idle": idle, "latency": latency, "crowd": crowd}[sys.argv[1]]()
+    made = {"start": start, "bytecode": bytecode, "idle": idle, "latency": latency, "crowd": crowd}[
+        sys.argv[1]
+    ]()
     with os.fdopen(int(os.environ["BENCH_OUT"]), "w") as out:
         json.dump([figure.__dict__ for figure in made], out)
