@@ -67,14 +67,15 @@ refuse_older() {
         "Try: VNET_PYTHON=/path/to/python$least make $(make_target "$what") (everything but the fast path works with it), or Debian 13, Ubuntu 24.04 or Fedora."
 }
 
-python_version() { local text; text=$("$python" -V 2>&1) && echo "${text##* }"; }
+python_version() { "$python" -V 2>&1; } # or why it doesn't run
 
 check_python() {
-    local version
-    if version=$(python_version); then
-        refuse_older "$version"
+    local text
+    if text=$(python_version); then
+        refuse_older "${text##* }"
     elif [[ -n ${VNET_PYTHON:-} ]]; then
-        fail "can't use VNET_PYTHON=$python: it doesn't run. Try: the whole path of a Python $least or newer"
+        text=${text%%$'\n'*}
+        fail "can't use VNET_PYTHON=$python: ${text#*: line *: }. Try: the whole path of a Python $least or newer"
     fi
 }
 

@@ -194,7 +194,7 @@ def test_a_newer_python_is_taken(place: Place, version: str) -> None:
 def test_a_python_that_is_not_there_is_named(place: Place) -> None:
     (place.folder / "tools/python").unlink()
     calls, said = place.run("run", check=False)
-    assert calls == [] and "it doesn't run" in said.splitlines()[0]
+    assert calls == [] and "python: No such file or directory. Try: " in said.splitlines()[0]
 
 
 def test_bytecode_is_compiled(place: Place) -> None:
