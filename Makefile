@@ -26,7 +26,7 @@ test: setup-dev
 # For every edit: all that needs neither root nor the kernel.
 check: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
-	$(PY) -m pytest -q -n $(JOBS) -m "not root and not needs" $(ARGS) tests/unit tests/ui
+	$(PY) -m pytest -q -n $(JOBS) -m "not root" $(ARGS) tests/unit tests/ui
 
 fuzz: setup-dev
 	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py
