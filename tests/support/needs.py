@@ -16,8 +16,10 @@ from bpf.requirements import requirements, unmet
 _ROOT = Path(__file__).parents[2]
 # Bit numbers of linux/capability.h.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19}
-# A private /run keeps the name to this one process.
+# From a chroot, nsenter leads out to the machine's own files. A private /run keeps the name to this process.
 _TRY_NAMESPACES = (
+    "if [ $(stat -c %d:%i /) != $(nsenter --mount=/proc/self/ns/mnt stat -c %d:%i /) ]; then "
+    "echo 'this is a chroot' >&2; exit 1; fi && "
     "mount -t tmpfs none /run && ip netns add try && ip -n try link add br0 type bridge && "
     "ip -n try link add veth1 type veth peer name veth2"
 )
