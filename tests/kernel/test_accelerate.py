@@ -326,8 +326,7 @@ def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bo
         eventually(lambda: asked(machine).get("state") == "on", "on")
         assert asked(machine)["targets"] == ["all"]
         if killed:
-            program = next(one for one in reversed(terminal.processes()) if "tui.cli" in one.cmdline())
-            os.kill(program.pid, signal.SIGKILL)
+            os.kill(terminal.program().pid, signal.SIGKILL)
         else:
             terminal.press("q")
         eventually(lambda: is_as_before(machine), "the state before")

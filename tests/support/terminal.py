@@ -94,6 +94,10 @@ class Terminal:
         root = psutil.Process(self.pid)
         return [root, *root.children(recursive=True)]
 
+    def program(self) -> psutil.Process:
+        """Our program: not what took it to its namespaces, nor a child that is yet to become another one."""
+        return next(one for one in self.processes() if "tui.cli" in one.cmdline() and one.name() != "nsenter")
+
     def close(self) -> int:
         """End the program, if it has not ended; returns its exit status."""
         if self.exit_status is None:

@@ -93,7 +93,7 @@ def test_the_terminal_is_given_back_as_it_was(terminal: Terminal, keys: str) -> 
 def test_a_signal_gives_the_terminal_back_and_is_told_as_a_shell_tells_it(lab: Lab, number: int) -> None:
     with Terminal(inside(lab, *_PROGRAM)) as terminal:
         terminal.wait_for("br-shop")
-        process = next(p for p in terminal.processes() if "tui.cli" in p.cmdline() and p.name() != "nsenter")
+        process = terminal.program()
         process.send_signal(number)
         _, status = os.waitpid(terminal.pid, 0)
         while terminal.read(0.2):
@@ -134,7 +134,7 @@ def test_nothing_new_costs_next_to_nothing() -> None:
     with Lab(LabSettings(traffic=False)) as quiet, Terminal(inside(quiet, *_PROGRAM)) as terminal:
         terminal.wait_for("br-shop")
         terminal.settle(1.5, 8)
-        process = next(p for p in terminal.processes() if "tui.cli" in p.cmdline() and p.name() != "nsenter")
+        process = terminal.program()
         starting = sum(process.cpu_times()[:2])
         end = time.monotonic() + 8
         while time.monotonic() < end:
