@@ -99,7 +99,7 @@ class Terminal:
         return [root, *root.children(recursive=True)]
 
     def program(self) -> psutil.Process:
-        """Our program itself: not what took it to its namespaces, nor a child that is yet to be another one."""
+        """Our program: not what took it to its namespaces, nor a child that is yet to become another one."""
         return next(one for one in self.processes() if "tui.cli" in one.cmdline() and one.name() != "nsenter")
 
     def close(self) -> int:
