@@ -32,10 +32,11 @@ def main(output: str) -> None:
     """Compile, and write the result whole or not at all."""
     artifact = compile_fastpath()
     target = Path(output)
-    written = target.with_name(f".{target.name}.{os.getpid()}")
-    written.write_text(artifact.to_json())
-    written.chmod(0o600)
-    written.rename(target)
+    # A random name, not our PID: another PID namespace may share the directory.
+    descriptor, written = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(artifact.to_json())
+    Path(written).rename(target)
 
 
 def compile_fastpath(source: str | None = None) -> Artifact:
