@@ -3,6 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Tests that run at the same time: many wait more than they work.
 JOBS ?= 3
+TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff shellcheck
 
@@ -21,7 +22,7 @@ demo: setup
 	@exec $(VENV)/bin/vnet-tui demo
 
 test: setup-dev
-	$(PY) -m pytest -q -n $(JOBS) $(ARGS) tests --ignore=tests/bench
+	$(PY) -m pytest -q -n $(JOBS) $(ARGS) $(TESTS)
 
 # For every edit: all that needs neither root nor the kernel.
 check: setup-dev
@@ -42,7 +43,7 @@ mypy:
 	$(VENV)/bin/mypy
 
 imports:
-	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 shellcheck:
 	$(if $(or $(shell command -v shellcheck),$(VNET_REQUIRE_ROOT)),shellcheck scripts/*.sh .ci/run,@echo "no shellcheck here: left out. Try: apt install shellcheck")

@@ -143,8 +143,9 @@ class ReplaySource:
             self._go(self._wanted + count)
 
     def seek(self, part: float) -> None:
-        """To that part of the time line, 0 its start and 1 its end."""
+        """Go to that part of the time line, 0 its start and 1 its end, where a replay that loops pauses."""
         with self._wake:
+            self._playing &= part < 1
             at = self._times[-1] * part
             self._go(bisect_right(self._times, at) - 1)
 

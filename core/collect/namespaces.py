@@ -101,6 +101,9 @@ def _dead_name(path: Path, why: str) -> Problem:
     return Problem("namespaces", what, why, f"remove it: rm {path}")
 
 
+_WITH_ALL = "start it with all capabilities, in a container with --privileged"
+
+
 def _unreadable(pids: list[int]) -> Problem:
     """Worded without their number, so that it stays the same while processes come and go."""
     which = f"process {pids[0]}" + (" and others" if len(pids) > 1 else "")
@@ -108,8 +111,8 @@ def _unreadable(pids: list[int]) -> Problem:
     return Problem(
         "namespaces",
         f"can't read the network namespace of {which}{instead}",
-        "looking into other users' processes needs CAP_SYS_PTRACE, and every capability that they have",
-        "run it as root, with all capabilities",
+        "that needs CAP_SYS_PTRACE, and every capability that the other process has",
+        "run it as root" if os.geteuid() else _WITH_ALL,
     )
 
 

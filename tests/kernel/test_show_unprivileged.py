@@ -56,6 +56,7 @@ def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: Thr
     assert " in " not in line
     assert "can't read the network namespace of process 1 and others" in done.stderr
     assert "this program's own is shown as the host's" in done.stderr
+    assert "start it with all capabilities, in a container with --privileged" in done.stderr
 
 
 def test_a_container_that_cannot_be_entered_is_of_no_known_model(web: ThrowawayHost) -> None:

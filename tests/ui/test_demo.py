@@ -120,6 +120,17 @@ async def test_it_begins_again_at_its_end(tmp_path: Path) -> None:
         assert player.position.playing
 
 
+async def test_at_its_end_by_a_key_it_pauses(tmp_path: Path) -> None:
+    record(tmp_path / "story.vnetrec", a_story())
+    async with presented(tmp_path / "story.vnetrec", (80, 24)) as person:
+        player = person.dashboard.player
+        assert player is not None and player.position.playing
+        await person.press("dollar_sign")
+        assert (player.position.place, player.position.playing) == (5, False)
+        await person.press("space")
+        assert player.position.playing
+
+
 async def test_a_recording_of_ones_own_waits_and_has_no_banner(tmp_path: Path) -> None:
     record(tmp_path / "story.vnetrec", a_story())
     app = VnetApp(ReplaySource(Recording(tmp_path / "story.vnetrec")))
