@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,6 +51,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.Modu
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow tests."""
     workers.longest_first(items)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the garbage collector's rounds: a fifth of the UI tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture
