@@ -212,6 +212,8 @@ def app(engine: DockerHost) -> Iterator[str]:
     told("network", "create", "shop", "--subnet", f"10.77.{os.getpid() % 256}.0/24")
     yield name
     engine.run("rm", "-f", name, check=False)
+    # The kernel takes the namespace's links away a little later.
+    wait_until(lambda: f"v-{name}" not in engine.host.run("ip link"), "the end of the veth pair")
     told("cleanup", "--yes")
     assert wanted.attachments() == ()
 
