@@ -65,7 +65,8 @@ class Record:
         _trim(_directory())
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
-        self.entry_id = f"{stamp}-{int(now * 1000) % 1000:03}{secrets.token_hex(2)}"
+        # Microseconds: changes of the same millisecond must keep their order, newest first.
+        self.entry_id = f"{stamp}-{int(now * 1e6) % 1_000_000:06}{secrets.token_hex(1)}"
         self.path, self.takes_back = _directory() / f"{self.entry_id}.jsonl", takes_back
         intent = {"title": title, "at": now, "boot": _boot(), "steps": [to_record(step) for step in steps]}
         intent |= {"takes_back": takes_back} if takes_back else {}

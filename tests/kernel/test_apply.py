@@ -199,6 +199,11 @@ def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     monkeypatch.undo()
 
 
+def test_changes_of_one_millisecond_keep_their_order() -> None:
+    ids = [journal.Record(f"change {number}", ()).entry_id for number in range(200)]
+    assert ids == sorted(ids)
+
+
 def test_the_journal_keeps_what_still_wants_an_undo_and_forgets_the_oldest(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
