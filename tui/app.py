@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from textual import events
 from textual._time import get_time
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.driver import Driver
 from textual.message import Message
 from textual.screen import Screen
@@ -20,6 +20,7 @@ from tui import keyboard, keys, themes
 from tui.present import views
 from tui.screens.dashboard import Dashboard
 from tui.source import Source
+from tui.widgets.painted import TonedApp
 
 if TYPE_CHECKING:
     from tui.accelerator import Accelerator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _LATE = 3.0  # seconds after which a key that waited is dropped
 
 
-class VnetApp(App[None]):
+class VnetApp(TonedApp):
     """Shows what a source gives. `ascii_only` draws with ASCII characters alone; `make_changer` gives who
     makes changes, None where nothing can be changed; `write` allows them from the start; `make_accelerator`
     gives who runs the fast path."""

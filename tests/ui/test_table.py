@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.style import Style
 from textual import events
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.message import Message
 from textual.pilot import Pilot
 
@@ -20,7 +20,7 @@ from tests.support.snapshots import HOSTILE_NAME
 from tests.ui.driver import screen_lines
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Row, Rows
-from tui.widgets.painted import strip_of
+from tui.widgets.painted import TonedApp, strip_of
 from tui.widgets.table import TableView
 
 COLUMNS = (
@@ -63,7 +63,7 @@ class Big:
         return self
 
 
-class TableApp(App[None]):
+class TableApp(TonedApp):
     CSS_PATH = "../../tui/app.tcss"
 
     def __init__(self, rows: Rows) -> None:
