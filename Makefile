@@ -25,6 +25,7 @@ test: setup-dev
 	$(PY) -m pytest -q -n $(JOBS) $(ARGS) $(TESTS)
 
 # For every edit: all that needs neither root nor the kernel.
+check: JOBS = 4
 check: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
 	$(PY) -m pytest -q -n $(JOBS) -m "not root" $(ARGS) tests/unit tests/ui
