@@ -47,10 +47,10 @@ def _replay(error: LabError, ascii_only: bool) -> int:
         source = opened(RECORDING)
     except CommandError as second:
         raise CommandError(f"{error}; and can't show its recording: {second}") from None
-    source.present("Recorded demo", told(error))
+    source.present("Recorded demo", _sentence(error))
     return run(source, ascii_only)
 
 
-def told(error: LabError) -> str:
+def _sentence(error: LabError) -> str:
     """Why the lab itself is not shown, as a sentence for the screen."""
     return f"Can't build the lab: {error.reason}." + (f" Try: {error.try_}" if error.try_ else "")
