@@ -183,12 +183,18 @@ def _(request: Detach, draft: Draft) -> str:
         draft.uid_of(request.container),
     )
     there = any((one.container, one.network) == (uid, name) for one in draft.ours.members)
-    if not there and kept.forget(uid, name, draft):
+    if (not there or _has_ended(uid, draft)) and kept.forget(uid, name, draft):
         return f"attach {safe(request.container)} to {safe(name)} no more when it starts"
     target = draft.target(request.container)
     draft.removing()
     detach_member(_member(target, name, draft), draft)
     return f"detach {safe(target.name)} from {safe(name)}"
+
+
+def _has_ended(uid: str, draft: Draft) -> bool:
+    """Whether the container runs no more: its veth pair goes with its namespace, a moment later."""
+    container = draft.topology.containers.get(uid)
+    return container is not None and container.netns is None
 
 
 def _member(target: Target, network: str, draft: Draft) -> OurMember:

@@ -83,6 +83,19 @@ def test_one_that_is_down_is_detached_by_being_forgotten() -> None:
     assert isinstance(refused, Refused)
 
 
+def test_one_that_has_just_ended_is_detached_though_its_pair_is_in_sight() -> None:
+    """The kernel takes the pair away some time after the namespace's last process."""
+    found = topology().snapshot
+    port = next(link for link in found.links() if link.name == "v-db")
+    tag = "vnet:of=docker:gone0 net=shop link=eth0 address=10.9.0.3/24"
+    lingering = replace(port, ifindex=99, name="v-gone", alias=tag, lower=2, lower_nsid=None)
+    host = replace(found.nets[HOST], links=found.nets[HOST].links | {99: lingering})
+    down = replace(KEPT, container="docker:gone0")
+    after = Topology(replace(found, nets=found.nets | {HOST: host}))
+    made = plan_all((Detach("gone", "shop"),), after, kept=(down,))
+    assert isinstance(made, Plan) and made.steps == (Unwant(down),)
+
+
 def test_with_its_network_everything_is_forgotten() -> None:
     down = replace(KEPT, container="docker:gone0")
     elsewhere = replace(KEPT, network="lab")
