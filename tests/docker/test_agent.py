@@ -229,8 +229,8 @@ def test_what_a_person_attached_is_attached_again(
     told("attach", app, "shop", "--address", address, "--link", "shop0")
     for times in (1, 2):
         restart(engine, app)
-        wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment", 20)
-        wait_until(partial(has_said, times, said), "the agent to say so", 20)
+        wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment")
+        wait_until(partial(has_said, times, said), "the agent to say so")
     assert not [each for each in said if "is not attached" in each or "already" in each]
     # Taken back by its own id, the agent's changes go with it.
     first = next(entry for entry in journal.history() if entry.title == f"attach {app} to shop")
@@ -282,7 +282,7 @@ def test_a_network_that_is_not_there_yet_is_waited_for(
     attachments = Attachments(said.append)
     assert attachments.look() and said == []
     told("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
-    wait_until(lambda: attachments.look() and address in link_of(engine, app, "eth1"), "the attachment", 20)
+    wait_until(lambda: attachments.look() and address in link_of(engine, app, "eth1"), "the attachment")
 
 
 # An agent that tells at its end which kinds of sockets it opened (socket(7), by number).
@@ -303,9 +303,9 @@ def test_the_unit_allows_the_sockets_that_it_needs(engine: DockerHost, app: str,
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             restart(engine, app)
-            wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment", 20)
+            wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment")
             engine.host.run("nft delete table inet vnet")
-            wait_until(lambda: "vnet" in rules(engine), "the rules", 20)
+            wait_until(lambda: "vnet" in rules(engine), "the rules")
         finally:
             process.terminate()
         said, _ = process.communicate(timeout=PATIENCE)

@@ -75,7 +75,7 @@ def test_what_it_starts_runs_until_it_is_told_to_stop(machine: Machine) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
         try:
             machine.run("nft flush ruleset")
-            wait_until(lambda: "vnet nat shop" in machine.run("nft list ruleset"), "the rules", 20)
+            wait_until(lambda: "vnet nat shop" in machine.run("nft list ruleset"), "the rules")
             # nsenter waits for the program, its child in the machine.
             children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text()
             os.kill(int(children), signal.SIGTERM)

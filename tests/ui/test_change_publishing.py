@@ -14,7 +14,7 @@ import pytest
 from tests.docker.place import wait_until
 from tests.support.echo import ASK, SERVE
 from tests.support.machine import Machine, ok, uplink
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -63,7 +63,7 @@ def site(machine: Machine) -> Machine:
     names = ("", "world", "web", "till")
     wait_until(
         lambda: not any(machine.run("ip -6 addr show tentative", inside=name) for name in names),
-        "all addresses to be tried out", 20,
+        "all addresses to be tried out", 2 * PATIENCE,
     )  # fmt: skip
     return machine
 

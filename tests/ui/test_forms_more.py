@@ -255,7 +255,7 @@ async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHos
         await closed(person)
         await shows(person, "Kept" if answer == "y" else "Taken back")
     assert address(inside_host, "up0" if answer == "y" else "br-lan") == "192.0.2.2"
-    wait_until(lambda: not guard.pending_guards(), "the end of the guard", 20)
+    wait_until(lambda: not guard.pending_guards(), "the end of the guard")
     ends = {entry.title: entry.end for entry in journal.history()}
     bridged = "make the nic-bridged network lan"
     assert ends == (
