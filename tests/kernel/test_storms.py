@@ -157,12 +157,13 @@ def test_a_storm_is_told_with_its_port_whatever_is_in_sight(
     watched.watcher.show(view)
     sending = subprocess.Popen(sender(bridged, "web", rate, rate * 40, destination))
     try:
-        snapshot = watched.until(lambda s: any(storm.ports for storm in s.storms))
+        # The first share may be of a second in which other packets were counted as well.
+        snapshot = watched.until(lambda s: any(storm.ports and storm.share > 0.3 for storm in s.storms))
     finally:
         sending.kill()
         sending.wait()
     (storm,) = snapshot.storms
-    assert storm.kind == kind and storm.share > 0.3
+    assert storm.kind == kind
     assert storm.rate >= storms.LIMITS[kind].considerable
     assert (storm.ns, storm.ifindex) == (bridged.inode, ifindex(bridged, "br0"))
     assert storm.ports == (ifindex(bridged, "v-web"),)
