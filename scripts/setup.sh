@@ -130,7 +130,7 @@ make_environment() {
     if ! "${pip[@]}" --require-hashes -r "$lock" || ! "${pip[@]}" --no-deps --no-build-isolation -e .; then
         fail "can't install the Python packages: see above. Try: make $(make_target "$what") again, with a network connection"
     fi
-    # Where Python may not write bytecode later, every start would compile it anew.
+    # Where Python may not write bytecode later, every start would compile the program again.
     .venv/bin/python -m compileall -q core bpf tui || say "no bytecode is kept: each start takes half a second longer"
 }
 

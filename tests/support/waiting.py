@@ -1,4 +1,4 @@
-"""Waiting for what happens in its own time, however busy the machine is."""
+"""Wait for conditions with one generous time-out, however busy the machine is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PATIENCE = 60.0
 
 
 def eventually(holds: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:
-    """What `holds` returns once that is true; its last answer where it never is."""
+    """Poll `holds` until it is true and return its value, or its last value after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := holds()) and time.monotonic() < deadline:
         time.sleep(pause)

@@ -32,7 +32,7 @@ def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> St
 class TonedApp(App[None]):
     """An application that holds the styles of tones once for all of its painted widgets.
 
-    Textual works out the styles of a node's components anew at each change of its classes or size; on every
+    Textual computes the styles of a node's components again at each change of its classes or size; on every
     widget that took a third of the time from start to first paint.
     """
 
