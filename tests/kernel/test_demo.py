@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.machine import PROGRAM
 from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "tui.cli"]
 LACKING = ["capsh", "--drop=cap_sys_admin,cap_net_admin,cap_bpf,cap_sys_ptrace", "--", "-c"]
 # Root in a user namespace has every capability there, but no pid namespace is left for the lab.
 REFUSED = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from core.model import Snapshot
 from core.recording import Moment, Recording
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
+from tests.support.machine import PROGRAM
 from tests.support.needs import AS_NOBODY
 from tests.support.recordings import a_story, record
 from tests.support.snapshots import empty_host, small_host
@@ -27,7 +27,6 @@ from tui.demo import RECORDING
 from tui.replay import ReplaySource
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "tui.cli"]
 NOBODY = AS_NOBODY if os.geteuid() == 0 else ()
 OFFER = "E opens the demo"
 SIZES = [(80, 24), (130, 40)]
