@@ -25,7 +25,8 @@ class Limit:
 
 # Multicast may be wanted, as television over IP is, ten thousand frames a second are not.
 LIMITS: Mapping[str, Limit] = {"broadcast": Limit(1000, 200), "multicast": Limit(10_000, 2000)}
-_STEADY = 0.25  # a storm is told anew where its rate has changed by more than this
+# A storm is told anew where its rate has changed by more than this part, or its share by more than this.
+_STEADY = 0.25
 # Ports are named that bring in this share of a storm each, where together they bring in most of it.
 _TELLING, _TOGETHER = 0.25, 0.7
 
@@ -148,7 +149,8 @@ def _beyond(storm: Storm, limit: Limit, part: float) -> bool:
 
 
 def _told(before: Storm, now: Storm) -> Storm:
-    """The storm as it was, where it goes on at about that rate; ports once named stay named."""
-    if abs(now.rate - before.rate) > _STEADY * before.rate or (now.ports and not before.ports):
+    """The storm as it was, where it goes on at about that rate and share; ports once named stay named."""
+    changed = abs(now.rate - before.rate) > _STEADY * before.rate or abs(now.share - before.share) > _STEADY
+    if changed or (now.ports and not before.ports):
         return replace(now, ports=now.ports or before.ports)
     return before

@@ -36,7 +36,7 @@ from tests.kernel.test_ops_agree import (
     state_directory,
 )
 from tests.support.state import state
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 __all__ = ["state_directory"]  # a fixture that every test here uses as well
@@ -149,6 +149,8 @@ def nameless(here: Tuning) -> Iterator[str]:
             yield str(process.pid)
         finally:
             process.kill()
+    # The kernel ends a namespace, and with it the pair, some time after its last process.
+    assert eventually(lambda: f"v-{os.getpid()}" not in here.host.run("ip -br link"))
 
 
 def picture(pid: str) -> tuple[Any, ...]:

@@ -92,6 +92,14 @@ def test_a_rate_that_wavers_is_not_told_anew() -> None:
     assert weather.passes(1, broadcast=123_456)[0].rate == 120_000
 
 
+def test_a_share_that_changes_is_told_anew() -> None:
+    weather = Weather()
+    (first,) = weather.passes(3, broadcast=3000, entered=27_000)
+    assert first.share == 0.11
+    assert weather.passes(1, broadcast=3000, entered=20_000) == (first,)
+    assert weather.passes(1, broadcast=3000, entered=3100)[0].share == 0.97
+
+
 def test_the_ports_that_bring_them_in_are_named() -> None:
     def ports(came: Mapping[int, float]) -> tuple[int, ...]:
         return Weather().passes(3, broadcast=5000, came=came)[0].ports
