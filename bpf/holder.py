@@ -116,13 +116,16 @@ class Holder:
             self.view.note({None})
         self.schedule.once("look", max(SETTLE_LINKS, 3 * self.view.took), self._look)
 
-    def _look(self) -> None:
-        """A look that the kernel refuses (memory, a namespace that ends) is repeated soon."""
+    def _look(self) -> bool:
+        """Whether that worked; a look that the kernel refuses (memory, a namespace that ends) is repeated
+        soon."""
         try:
             self.view.look()
         except OSError:
             self.view.note({None}, everything=True)
             self.schedule.once("look", TICK, self._look)
+            return False
+        return True
 
     def _hear_neighbours(self) -> None:
         heard = self.neighbours.heard()
@@ -141,15 +144,21 @@ class Holder:
         self.schedule.once("settle", SETTLE_RULES, self.settle, again=True)
 
     def settle(self) -> None:
-        """The rules stand still: look at them, and forward again if they allow it."""
+        """The rules stand still: look at them, and forward again if they allow it, by what the maps hold now
+        and not by what they held before."""
         found = obstacles.find()
         if self.view.take_bridge_rules(found.bridge_rules):
             self.view.note({None})
-            self._look()
+        if self.view.is_outdated and not self._look():
+            self.schedule.once("settle", TICK, self.settle, again=True)
+            return
         self.gate.settle(found)
 
     def _beat(self) -> None:
-        if self.tables.is_late():
+        if self.view.asks_others():
+            self.view.note({None})
+            self.rules_changed()
+        elif self.tables.is_late():
             self.rules_changed()
         self.tables.beat()
 

@@ -84,16 +84,24 @@ class View:
         return changed
 
     def has_changed_silently(self) -> bool:
-        """Whether something changed of which no event tells: others' tcx programs, br_netfilter's sysctls."""
+        """Whether others' tcx programs changed, of which no event tells."""
         self._ticks += 1
         self._ask_engines()
-        foreign = self._foreign
-        if self._ticks % _FOREIGN_EVERY == 0:  # a question for each link
-            foreign = self.attachments.foreign(self._sight.links)
-        call = sysctls.calls_iptables()
-        changed = (foreign, call) != (self._foreign, self._call)
-        self._foreign, self._call = foreign, call
-        return changed
+        if self._ticks % _FOREIGN_EVERY:  # a question for each link, which waits for the kernel's RTNL lock
+            return False
+        before, self._foreign = self._foreign, self.attachments.foreign(self._sight.links)
+        return before != self._foreign
+
+    def asks_others(self) -> bool:
+        """Whether br_netfilter's sysctls changed, of which no event tells: what is bridged may have to pass
+        the rules now. Reads two files, and waits for no lock."""
+        before, self._call = self._call, sysctls.calls_iptables()
+        return before != self._call
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether something was noted that was not looked at yet."""
+        return bool(self._dirty)
 
     def close(self) -> None:
         """Take the program off every link."""
