@@ -77,11 +77,7 @@ def test_a_resize_is_survived_in_every_view(terminal: Terminal, size: tuple[int,
 @pytest.mark.parametrize("keys", ["q", "\x03"])
 def test_the_terminal_is_given_back_as_it_was(terminal: Terminal, keys: str) -> None:
     terminal.press(keys)
-    _, status = os.waitpid(terminal.pid, 0)
-    while terminal.read(0.2):
-        pass
-    terminal.exit_status = os.waitstatus_to_exitcode(status)
-    assert terminal.exit_status == 0
+    assert terminal.read_to_the_end() == 0
     ending = terminal.output[-600:]
     assert b"\x1b[?1049l" in ending  # back from the alternate screen
     assert b"\x1b[?25h" in ending  # the cursor shows again
@@ -95,11 +91,7 @@ def test_a_signal_gives_the_terminal_back_and_is_told_as_a_shell_tells_it(lab: L
         terminal.wait_for("br-shop")
         process = terminal.program()
         process.send_signal(number)
-        _, status = os.waitpid(terminal.pid, 0)
-        while terminal.read(0.2):
-            pass
-        terminal.exit_status = os.waitstatus_to_exitcode(status)
-        assert terminal.exit_status == 128 + number
+        assert terminal.read_to_the_end() == 128 + number
         assert b"\x1b[?1049l" in terminal.output[-600:]
 
 
