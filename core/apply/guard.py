@@ -95,7 +95,8 @@ def confirm(entry_id: str) -> bool:
 
 
 def pending_guards() -> tuple[Guard, ...]:
-    """The changes that wait to be confirmed, oldest first."""
+    """The changes that wait to be confirmed, oldest first. One that was taken back waits no longer, although
+    its guard ends a moment later."""
     return tuple(_pending())
 
 
@@ -118,14 +119,19 @@ def _pending() -> Iterator[Guard]:
         try:
             alive = not _unlocked(descriptor)
             told = json.loads(os.pread(descriptor, 4096, 0))
-            if told["boot"] != boot_id():
-                continue  # what it guarded went with the machine's memory
+            if told["boot"] != boot_id() or _is_undone(path.stem):
+                continue  # what it guarded went with the machine's memory, or was taken back
             left = told["until"] and max(0.0, told["until"] - time.monotonic())
             yield Guard(path.stem, str(told["title"]), left, alive)
         except (ValueError, KeyError, TypeError):
             continue  # cut short by a crash
         finally:
             os.close(descriptor)
+
+
+def _is_undone(entry_id: str) -> bool:
+    entry = journal.find(entry_id)
+    return entry is not None and entry.end == "undone"
 
 
 def _unlocked(descriptor: int) -> bool:

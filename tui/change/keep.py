@@ -28,18 +28,12 @@ def ask(outcome: run.Outcome, as_json: bool) -> int:
 
 def confirm(options: argparse.Namespace) -> int:
     """Keep the guarded change that is named, or the one that waits."""
-    waiting = [one.entry_id for one in guard.pending_guards() if one.alive and _is_done(one.entry_id)]
+    waiting = [one.entry_id for one in guard.pending_guards() if one.alive]
     entry = options.entry or (waiting[0] if len(waiting) == 1 else "")
     if not entry:
         told = f"several changes wait: {', '.join(waiting)}" if waiting else "no change waits to be confirmed"
         raise CommandError(told)
     return _confirm(entry, options.json)
-
-
-def _is_done(entry_id: str) -> bool:
-    """Whether a change is complete; the guard of one that is taken back ends a little later."""
-    entry = journal.find(entry_id)
-    return entry is not None and entry.end == "done"
 
 
 def _confirm(entry_id: str, as_json: bool) -> int:
