@@ -144,8 +144,8 @@ class Holder:
         self.schedule.once("settle", SETTLE_RULES, self.settle, again=True)
 
     def settle(self) -> None:
-        """The rules stand still: look at them, and forward again if they allow it, by what the maps hold now
-        and not by what they held before."""
+        """The rules stand still: look at them, and forward again if they allow it. The maps are brought up to
+        date before."""
         found = obstacles.find()
         if self.view.take_bridge_rules(found.bridge_rules):
             self.view.note({None})
@@ -155,10 +155,7 @@ class Holder:
         self.gate.settle(found)
 
     def _beat(self) -> None:
-        if self.view.asks_others():
-            self.view.note({None})
-            self.rules_changed()
-        elif self.tables.is_late():
+        if self.view.notes_new_sysctls() or self.tables.is_late():
             self.rules_changed()
         self.tables.beat()
 

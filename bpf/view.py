@@ -84,7 +84,7 @@ class View:
         return changed
 
     def has_changed_silently(self) -> bool:
-        """Whether others' tcx programs changed, of which no event tells."""
+        """Whether others' tcx programs changed, of which there is no event."""
         self._ticks += 1
         self._ask_engines()
         if self._ticks % _FOREIGN_EVERY:  # a question for each link, which waits for the kernel's RTNL lock
@@ -92,10 +92,12 @@ class View:
         before, self._foreign = self._foreign, self.attachments.foreign(self._sight.links)
         return before != self._foreign
 
-    def asks_others(self) -> bool:
-        """Whether br_netfilter's sysctls changed, of which no event tells: what is bridged may have to pass
-        the rules now. Reads two files, and waits for no lock."""
+    def notes_new_sysctls(self) -> bool:
+        """Note it if br_netfilter's sysctls changed, of which there is no event, and say whether they did:
+        bridged frames may have to pass the rules now. Reads two files, and waits for no lock."""
         before, self._call = self._call, sysctls.calls_iptables()
+        if before != self._call:
+            self.note({None})
         return before != self._call
 
     @property

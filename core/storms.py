@@ -25,7 +25,7 @@ class Limit:
 
 # Multicast may be wanted, as television over IP is, ten thousand frames a second are not.
 LIMITS: Mapping[str, Limit] = {"broadcast": Limit(1000, 200), "multicast": Limit(10_000, 2000)}
-# A storm is told anew where its rate has changed by more than this part, or its share by more than this.
+# A storm is reported again when its rate has changed by more than this part, or its share by more than this.
 _STEADY = 0.25
 # Ports are named that bring in this share of a storm each, where together they bring in most of it.
 _TELLING, _TOGETHER = 0.25, 0.7

@@ -108,7 +108,7 @@ def _until(true: Callable[[], bool]) -> None:
 
 
 def _hide_tmp() -> None:
-    """An empty /tmp, but for this very checkout where it lies there, and shared memory of nobody else."""
+    """Mount an empty /tmp, but for this very checkout where it lies there, and shared memory of our own."""
     checkout = Path.cwd()
     here = os.open(checkout, os.O_PATH)
     subprocess.run(["mount", "-t", "tmpfs", "tmp", "/tmp"], check=True)

@@ -245,7 +245,7 @@ def test_bridges_begin_and_cease_to_ask_the_rules_under_load(fresh: FastLab) -> 
         lab.run("iptables -I FORWARD -s 172.17.0.2 -d 172.17.0.3 -j DROP")
         assert stream.flows() and is_fast(lab, "v-a", "v-b")
         lab.run("sysctl -qw " + sysctls.format(1))
-        in_force = time.monotonic() + GRACE  # the sysctl tells nobody: it is looked at once a second
+        in_force = time.monotonic() + GRACE  # the sysctl sends no event: it is read with each heartbeat
         assert stream.is_cut(stream.there)
         assert stream.there.latest <= in_force
         lab.run("iptables -D FORWARD 1")

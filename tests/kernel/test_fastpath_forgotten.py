@@ -44,7 +44,7 @@ class Known:
         return ago[0], ago[-1]
 
     def holds(self) -> bool:
-        """Whether the program may still go by both directions: nothing had it ask anew, and in time."""
+        """Whether the program may still go by both directions: nothing made it ask again, and in time."""
         flows, config = self._flows(), self._config()
         return bool(
             config["generation"]
@@ -82,7 +82,7 @@ def known(fast: FastPath, port: int) -> Iterator[Known]:
 
 def test_a_connection_that_is_forgotten_and_closed_at_once_is_translated_to_its_end() -> None:
     """Its FINs go as its data went, for conntrack could not translate them any more. Where the fast path had
-    to ask anew meanwhile they are the kernel's, which sends them on as they are: then it is tried again."""
+    to ask again meanwhile they are the kernel's, which sends them on as they are: then it is tried again."""
     lab = FastLab()
     until = time.monotonic() + PATIENCE
     try:
@@ -90,7 +90,7 @@ def test_a_connection_that_is_forgotten_and_closed_at_once_is_translated_to_its_
         for port in range(7700, 7999):
             if _is_translated_to_its_end(lab, fast, port):
                 return
-            assert time.monotonic() < until, "the fast path had to ask anew each time"
+            assert time.monotonic() < until, "the fast path had to ask again each time"
     finally:
         lab.close()
 

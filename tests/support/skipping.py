@@ -80,8 +80,8 @@ def _deselect_what_the_kernel_lacks(config: pytest.Config, items: list[pytest.It
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Why a test was skipped: pytest keeps (path, line, "Skipped: reason")."""
-    told = report.longrepr
-    return str(told[2] if isinstance(told, tuple | list) else told).removeprefix("Skipped: ")
+    reason = report.longrepr
+    return str(reason[2] if isinstance(reason, tuple | list) else reason).removeprefix("Skipped: ")
 
 
 def _nothing_may_be_skipped() -> bool:

@@ -88,8 +88,8 @@ def test_where_nothing_may_be_skipped_it_fails_and_says_why(
     code, lines = run(checkout, before, *workers, require="1")
     assert code == 1
     assert lines[-1].startswith("1 passed, 4 errors")
-    told = [line for line in lines if line.startswith("VNET_REQUIRE_ROOT=1, but this needs ")]
-    assert sum(what.removeprefix("need ") in line for line in told) == 3 and len(told) == 4
+    failures = [line for line in lines if line.startswith("VNET_REQUIRE_ROOT=1, but this needs ")]
+    assert sum(what.removeprefix("need ") in line for line in failures) == 3 and len(failures) == 4
 
 
 def test_what_needs_no_kernel_can_be_chosen(checkout: Path) -> None:

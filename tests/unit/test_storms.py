@@ -92,7 +92,7 @@ def test_a_rate_that_wavers_is_not_told_anew() -> None:
     assert weather.passes(1, broadcast=123_456)[0].rate == 120_000
 
 
-def test_a_share_that_changes_is_told_anew() -> None:
+def test_a_share_that_changes_is_reported_again() -> None:
     weather = Weather()
     (first,) = weather.passes(3, broadcast=3000, entered=27_000)
     assert first.share == 0.11
