@@ -8,8 +8,9 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from tests.docker.place import Place, wait_until
+from tests.docker.place import Place
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
 
 IMAGE = "busybox:local"
 _BUSYBOX = "/usr/bin/busybox"

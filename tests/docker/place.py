@@ -14,19 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 PREFIX = "vnet-engine-"
 _START_SECONDS = PATIENCE
-
-
-def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Wait until `true()` holds; fail the test, saying `what` did not come, after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
-        time.sleep(0.02)
 
 
 class Place:

@@ -15,9 +15,8 @@ import pytest
 
 from core.collect.netns import entered
 from tests.docker.engine import DockerHost
-from tests.docker.place import wait_until
 from tests.support.fastpath import Guard, traces
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 

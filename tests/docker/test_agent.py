@@ -20,8 +20,7 @@ from core.agent import Agent, Attachments
 from core.apply import journal, run, wanted
 from core.ops import AddAddress, CreateBridge, CreateVeth, Operation, Place, SetLink, SetRules, Want
 from tests.docker.engine import DockerHost
-from tests.docker.place import wait_until
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 from tui.change import unit
 from tui.cli import main
 

@@ -11,8 +11,8 @@ import pytest
 from core.agent import Attachments
 from core.apply import wanted
 from core.collect.netns import entered
-from tests.docker.place import wait_until
 from tests.docker.podman_engine import PodmanHost
+from tests.support.waiting import wait_until
 from tui.cli import main
 
 pytestmark = pytest.mark.root

@@ -15,8 +15,7 @@ from core.collect.docker import read_docker, watch_docker
 from core.collect.plain import read_plain
 from core.model import NAMESPACE_KINDS, Container, Namespace, Network
 from tests.docker.engine import IMAGE, DockerHost
-from tests.docker.place import wait_until
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 

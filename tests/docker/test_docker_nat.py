@@ -16,9 +16,9 @@ from core.model import Engine, Host, NatEntry, Network, Snapshot
 from core.nat import nat_entries
 from core.networks import all_networks
 from tests.docker.engine import DockerHost
-from tests.docker.place import wait_until
 from tests.docker.podman_engine import PodmanHost
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -19,10 +19,9 @@ import pytest
 
 from bpf import control, layout
 from tests.docker.engine import DockerHost
-from tests.docker.place import wait_until
 from tests.docker.test_accelerate import Vnet, ends, say, world
 from tests.support.fastpath import traces
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 from tests.ui.driver import Person
 from tui.app import VnetApp
 from tui.change.session import Session

@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from core.lab import Lab
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 _UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--mount", "--net", "--kill-child"]
 _REAPING = ["sh", "-c", '"$@"; exit $?', "sh"]  # as pid 1, a shell reaps the orphans
@@ -89,7 +88,7 @@ def killed(until: str = "up") -> dict[str, Any]:
     during = picture()
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
-    _until(lambda: picture() == before)
+    eventually(lambda: picture() == before)
     after = picture()
     with Lab() as lab:
         again = lab.run_inside(["ip", "-n", "web1", "link", "show", "eth0"])
@@ -99,12 +98,6 @@ def killed(until: str = "up") -> dict[str, Any]:
 def killed_while_building() -> dict[str, Any]:
     """The same, when the lab is half there."""
     return killed("packet filter")
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _hide_tmp() -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from core.collect.links import read_net, read_nets
 from core.collect.namespaces import read_namespaces
 from core.model import Link, NetState
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE
 
 
 def net_of(host: ThrowawayHost, short: str = "host") -> NetState:
@@ -24,14 +20,6 @@ def nets_of(host: ThrowawayHost) -> dict[str, NetState]:
     shorts = {inode: name.removeprefix(f"{host.prefix}-") for inode, ns in found.items() for name in ns.names}
     nets = read_nets([ns for ns in found.values() if ns.names and ns.names[0] in host.names], found.values())
     return {shorts[inode]: net for inode, net in nets.items()}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the kernel does in its own time; a test that waits in vain fails."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def links_of(host: ThrowawayHost, short: str = "host") -> dict[str, Link]:

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from core.recording import Recording
 from tests.support.machine import PROGRAM, Machine, ok, refused, told
 from tests.support.ready import running
 from tests.support.terminal import Terminal
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 from tui.change import unit
 
 pytestmark = pytest.mark.root
@@ -80,14 +79,6 @@ def network(machine: Machine, name: str, subnet: str, *containers: str) -> None:
         machine.run("ip -batch -", each, text=f"{inside}route add default via {subnet}.1")
 
 
-def eventually(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.1)
-    return found
-
-
 def started(
     machine: Machine, code: str, inside: str, *words: str
 ) -> AbstractContextManager[subprocess.Popen[str]]:
@@ -144,7 +135,7 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
         ):
             assert words in text
         assert text.endswith("Accelerated: shop.\n")
-        eventually(lambda: say(talk) or packets(machine) > 200, "the fast path")
+        wait_until(lambda: say(talk) or packets(machine) > 200, "the fast path")
         found = status(machine)
         assert (found["state"], found["targets"], found["bridges"]) == ("on", ["shop"], ["br-shop"])
         assert {one["name"]: one["role"] for one in found["links"]} == {
@@ -154,11 +145,11 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
         assert found["flows"] >= 2 and 0 < found["share"] <= 1 and found["verdicts"]["FAST"]["words"]
         text = ok(machine, "fastpath status")
         assert "fast path: on" in text and "forwarded by the fast path" in text and "v-web" in text
-        flow = eventually(lambda: fast_flow(machine), "the flow's path")
+        flow = wait_until(lambda: fast_flow(machine), "the flow's path")
         assert flow["path"] == "fast" and flow["packets"][0] >= 100 and flow["bytes"][0] >= 100 * 100
-        eventually(lambda: recorded(machine) >= 2, "the fast path's flows in a recording")
+        wait_until(lambda: recorded(machine) >= 2, "the fast path's flows in a recording")
         ok(machine, "accelerate --off --yes")
-        eventually(lambda: is_as_before(machine), "the state before")
+        wait_until(lambda: is_as_before(machine), "the state before")
         say(talk)
         assert "off" in ok(machine, "fastpath status")
 
@@ -181,17 +172,17 @@ def recorded(machine: Machine) -> int:
 
 def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Machine) -> None:
     ok(machine, "accelerate shop --yes")
-    eventually(lambda: asked(machine).get("state") == "on", "on")
+    wait_until(lambda: asked(machine).get("state") == "on", "on")
 
     def stays() -> bool:
         generation = asked(machine)["generation"]
         ok(machine, "fastpath status")
         return bool(asked(machine)["generation"] == generation)
 
-    eventually(stays, "the same generation")  # a holder that was late begins one of its own accord
+    wait_until(stays, "the same generation")  # a holder that was late begins one of its own accord
     generation = asked(machine)["generation"]
     machine.run("nft add table ip others")
-    eventually(lambda: asked(machine)["generation"] not in (0, generation), "the next generation")
+    wait_until(lambda: asked(machine)["generation"] not in (0, generation), "the next generation")
 
 
 def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Machine) -> None:
@@ -224,7 +215,7 @@ def test_names_add_up_and_go_one_by_one(machine: Machine) -> None:
 def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
     with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
         ok(machine, "accelerate shop --yes")
-        eventually(lambda: say(talk) or packets(machine) > 200, "the fast path")
+        wait_until(lambda: say(talk) or packets(machine) > 200, "the fast path")
         assert "10.91.0.3" in ok(machine, "accelerate --capture 10.91.0.3")
         before = packets(machine)
         say(talk)
@@ -232,7 +223,7 @@ def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
         assert asked(machine)["captured"] == ["10.91.0.3"]
         assert "no address" in refused(machine, "accelerate", "--capture", "nonsense")
         ok(machine, "accelerate --release 10.91.0.3")
-        eventually(lambda: say(talk) or packets(machine) > before, "the fast path again")
+        wait_until(lambda: say(talk) or packets(machine) > before, "the fast path again")
 
 
 def test_why_it_is_paused_is_said_before_and_after(machine: Machine) -> None:
@@ -243,7 +234,7 @@ def test_why_it_is_paused_is_said_before_and_after(machine: Machine) -> None:
     assert "paused" in ok(machine, "accelerate shop --yes")
     assert asked(machine)["state"] == "paused" and asked(machine)["reasons"]
     machine.run("nft delete table ip mine")
-    eventually(lambda: asked(machine).get("state") == "on", "on")
+    wait_until(lambda: asked(machine).get("state") == "on", "on")
 
 
 def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:
@@ -251,7 +242,7 @@ def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> Non
     holder = asked(machine)["pid"]
     keeper = machine.run(f"ps -o ppid= -p {holder}").strip()
     machine.run(f"kill -9 {keeper} {holder}")
-    eventually(lambda: not asked(machine), "the end of both")
+    wait_until(lambda: not asked(machine), "the end of both")
     assert "vnet-tui recover" in ok(machine, "fastpath status")
     assert "put right" in ok(machine, "recover")
     assert is_as_before(machine)
@@ -274,10 +265,10 @@ def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
     words = machine.words(*_confined(), *PROGRAM, "agent", "--accelerate", "shop")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
         try:
-            eventually(lambda: asked(machine).get("state") == "on", "on")
+            wait_until(lambda: asked(machine).get("state") == "on", "on")
             first = asked(machine)["pid"]
             machine.run(f"kill -9 {first}")
-            eventually(
+            wait_until(
                 lambda: status(machine)["state"] == "on" and status(machine)["pid"] != first, "another one"
             )
             (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
@@ -323,13 +314,13 @@ def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bo
         terminal.wait_for("Do it?")
         terminal.press("y")
         terminal.wait_for("fast path on")
-        eventually(lambda: asked(machine).get("state") == "on", "on")
+        wait_until(lambda: asked(machine).get("state") == "on", "on")
         assert asked(machine)["targets"] == ["all"]
         if killed:
             os.kill(terminal.program().pid, signal.SIGKILL)
         else:
             terminal.press("q")
-        eventually(lambda: is_as_before(machine), "the state before")
+        wait_until(lambda: is_as_before(machine), "the state before")
         assert b"Traceback" not in terminal.output
 
 

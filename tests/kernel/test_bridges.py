@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from core.model import BridgePort, BridgeSettings, FdbEntry, Link
-from tests.kernel.reading import links_of, net_of, until
+from tests.kernel.reading import links_of, net_of
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -100,7 +101,7 @@ def test_port_states_and_flags_are_those_that_bridge_prints(
     for name in ("p1", "p2"):
         host.run(f"ip link set {name} down")
         host.run(f"ip link set {name} up")
-    until(lambda: [entry["state"] for entry in host.json("bridge -j link")].count(state) == 2)
+    wait_until(lambda: [entry["state"] for entry in host.json("bridge -j link")].count(state) == 2)
     read = links_of(host)
     printed = {entry["ifname"]: entry for entry in host.json("bridge -j -d link")}
     assert printed.keys() == {name for name, link in read.items() if link.port}

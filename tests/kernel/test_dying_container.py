@@ -14,9 +14,9 @@ from core.ops import Operation
 from core.plan import Plan, plan_all
 from core.plan.requests import Attach, CreateNetwork
 from core.topology import Topology
-from tests.docker.place import wait_until
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -14,9 +14,9 @@ from core.collect.events import EVERYTHING, Event, EventSocket, assign_nsids
 from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
 from core.collect.stats import read_stats
-from tests.kernel.reading import links_of, until
+from tests.kernel.reading import links_of
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -39,7 +39,7 @@ def heard(listener: EventSocket, wanted: Event) -> set[Event]:
         found.update(listener.read())
         return wanted in found
 
-    until(listen)
+    wait_until(listen)
     return found
 
 
@@ -79,7 +79,7 @@ def test_a_change_is_heard(
         nsid = nsid_of(inside_host, "other")
     inside_host.run("ip link add v0 type veth peer name w0", inside=inside)
     inside_host.run("ip link set v0 up", inside=inside)
-    until(lambda: not events.read())
+    wait_until(lambda: not events.read())
     inside_host.run(command, inside=inside)
     assert {where for where, _ in heard(events, (nsid, part))} == {nsid}
 
@@ -89,13 +89,13 @@ def test_what_the_kernel_does_by_itself_is_heard(events: EventSocket, inside_hos
     inside_host.run(f"ip link add v0 type veth peer name w0 netns {other}")
     inside_host.run("ip link set v0 up")
     inside_host.run("ip link set w0 up", inside="other")
-    until(lambda: inside_host.json("ip -j link show v0")[0]["operstate"] == "UP" and not events.read())
+    wait_until(lambda: inside_host.json("ip -j link show v0")[0]["operstate"] == "UP" and not events.read())
     inside_host.run("ip link set w0 down", inside="other")
     heard(events, (None, "links"))
 
 
 def test_silence_is_an_empty_answer_at_once(events: EventSocket) -> None:
-    until(lambda: not events.read())
+    wait_until(lambda: not events.read())
     assert events.read() == set()
     assert events.overruns == 0
 
@@ -185,7 +185,7 @@ def test_an_overrun_is_counted_and_heals(inside_host: ThrowawayHost, tmp_path: P
 def test_a_vanished_namespace_takes_its_id_along(events: EventSocket, inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("other")
     nsid = nsid_of(inside_host, "other")
-    until(lambda: not events.read())
+    wait_until(lambda: not events.read())
     subprocess.run(["ip", "netns", "del", name], check=True)
     heard(events, (None, "nsid"))
-    until(lambda: nsid not in [entry["nsid"] for entry in inside_host.json("ip -j netns list-id")])
+    wait_until(lambda: nsid not in [entry["nsid"] for entry in inside_host.json("ip -j netns list-id")])

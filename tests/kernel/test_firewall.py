@@ -20,7 +20,7 @@ from core.model import Chain, Firewall, FirewallRule, Namespace
 from tests.kernel.holders import as_nobody
 from tests.kernel.rule_shapes import BEFORE, IP6TABLES, IPTABLES, LEAVING, SHAPES
 from tests.support.host import ThrowawayHost
-from tests.support.recordings import until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -118,7 +118,7 @@ def test_rules_of_a_table_that_a_process_owns_are_not_taken_for_anothers(host: T
         assert owner.stdin is not None
         owner.stdin.write(script)
         owner.stdin.flush()
-        until(lambda: "dport 82" in host.run("nft list ruleset"))
+        wait_until(lambda: "dport 82" in host.run("nft list ruleset"))
         found = [(rule.table, rule.text) for rule in whole(host).rules]
     wanted = [("a", "tcp dport 1 accept"), ("a", "tcp dport 2 accept")]
     assert found == [*wanted, ("own", "tcp dport 81 accept"), ("own", "tcp dport 82 accept")]

@@ -26,10 +26,9 @@ from core.ops import (
     Operation,
     SetLink,
 )
-from tests.docker.place import wait_until
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 

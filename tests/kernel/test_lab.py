@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 
 from core.lab import Lab, LabError, LabSettings, demo
 from tests.kernel.lab_sandbox import tell
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -90,16 +90,6 @@ class Inside:
 def inside() -> Iterator[Inside]:
     with Lab() as lab:
         yield Inside(lab)
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    """Whether it becomes true within a generous time."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def addresses(links: list[dict[str, Any]], name: str) -> set[str]:

@@ -16,8 +16,9 @@ from core.collect.stats import read_stats
 from core.model import Link, Namespace
 from core.peers import resolve
 from tests.kernel.holders import holder, shell
-from tests.kernel.reading import links_of, net_of, nets_of, until
+from tests.kernel.reading import links_of, net_of, nets_of
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -51,7 +52,7 @@ def make_all_kinds(host: ThrowawayHost) -> None:
     host.run("ip link property add dev veth1 altname other altname a-second-name")
     host.run("ip link set veth0 master bridge0")
     host.run("ip link set bridge0 up promisc on")
-    until(lambda: "UP" in host.run("ip -br link show bridge0").split())
+    wait_until(lambda: "UP" in host.run("ip -br link show bridge0").split())
 
 
 def as_ip_prints(link: Link, links: dict[str, Link]) -> dict[str, Any]:
@@ -278,7 +279,7 @@ def test_counters_are_their_own_stream(host: ThrowawayHost) -> None:
     host.run("ip addr add 10.0.0.2/24 dev eth0", inside="c")
     host.run("ip link set v0 up")
     host.run("ip link set eth0 up", inside="c")
-    until(lambda: links_of(host)["v0"].state == "up")
+    wait_until(lambda: links_of(host)["v0"].state == "up")
     before = net_of(host).links
     host.run("ping -c3 -i0.01 -s 900 10.0.0.2")
     assert net_of(host).links == before

@@ -13,9 +13,9 @@ import pytest
 from core.collect import ovs
 from core.collect.ovs import read_ovs
 from core.model import OvsBridge, OvsPort
-from tests.kernel.reading import links_of, until
+from tests.kernel.reading import links_of
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -37,9 +37,9 @@ def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     subprocess.run(["ovsdb-tool", "create", database, SCHEMA], check=True, capture_output=True)
     inside = ["nsenter", f"--net=/run/netns/{host.name}"]
     server = start("ovsdb-server", database, f"--remote=p{address}", f"--pidfile={tmp_path}/server.pid")
-    until((tmp_path / "db.sock").exists)
+    wait_until((tmp_path / "db.sock").exists)
     switch = start(*inside, "ovs-vswitchd", address, "--disable-system")
-    until(lambda: not read_ovs()[1])
+    wait_until(lambda: not read_ovs()[1])
     yield host
     for daemon in (switch, server):
         daemon.terminate()

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from core.recording import Recording
 from core.serialize import CorruptFile, unpack
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -40,18 +39,11 @@ def recording(host: ThrowawayHost, path: Path, *options: str) -> Iterator[subpro
         inside(host, "record", str(path), *options), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     try:
-        until(lambda: moments(path) > 0)
+        wait_until(lambda: moments(path) > 0)
         yield process
     finally:
         process.kill()
         process.communicate()
-
-
-def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def moments(path: Path) -> int:
@@ -88,10 +80,10 @@ def test_what_changes_is_recorded_as_ip_tells_it(host: ThrowawayHost, tmp_path: 
         assert last_links(path, host.inode) == first
         host.container("web", "br-shop", "10.20.0.2/24")
         host.run("ip link set br-shop mtu 1400")
-        until(lambda: last_links(path, host.inode) == told_by_ip(host))
-        until(lambda: last_links(path, host.inode_of("web")) == told_by_ip(host, "web"))
+        wait_until(lambda: last_links(path, host.inode) == told_by_ip(host))
+        wait_until(lambda: last_links(path, host.inode_of("web")) == told_by_ip(host, "web"))
         host.run("ip link del v-web")
-        until(lambda: last_links(path, host.inode) == told_by_ip(host))
+        wait_until(lambda: last_links(path, host.inode) == told_by_ip(host))
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "vnet-tui replay" in said
@@ -110,7 +102,7 @@ def test_killed_at_any_time_what_was_written_opens(host: ThrowawayHost, tmp_path
     path = tmp_path / "host.vnetrec"
     with recording(host, path) as process:
         host.run("ip link add br-late type bridge")
-        until(lambda: "br-late" in last_links(path, host.inode))
+        wait_until(lambda: "br-late" in last_links(path, host.inode))
         os.kill(process.pid, signal.SIGKILL)
         process.wait(PATIENCE)
     opened = Recording(path)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +14,7 @@ from core.collect.broadcasts import Broadcasts
 from core.findings import findings
 from core.topology import Topology
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import wait_until
 from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
@@ -65,13 +64,6 @@ def taps() -> Iterator[Broadcasts]:
     made.close()
 
 
-def until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.02)
-
-
 def ifindex(host: ThrowawayHost, name: str) -> int:
     return int(host.json(f"ip -j link show {name}")[0]["ifindex"])
 
@@ -82,7 +74,7 @@ def test_each_broadcast_is_counted_and_nothing_else(bridged: ThrowawayHost, taps
     before = taps.read()[br0]
     for destination in (GROUP, OTHER, BROADCAST):
         send(bridged, "web", 3000, destination)
-    until(lambda: taps.read()[br0] >= before + 3000)
+    wait_until(lambda: taps.read()[br0] >= before + 3000)
     assert taps.read()[br0] < before + 3100  # ARP may have its say
     assert taps.problems == ()
 
@@ -111,7 +103,7 @@ def test_bridges_come_go_and_are_made_anew(bridged: ThrowawayHost, taps: Broadca
     assert taps.read().keys() == {new, old}
     bridged.run("ip link set v-web master br0 up")
     send(bridged, "web", 500, BROADCAST)
-    until(lambda: taps.read()[old] >= 500)
+    wait_until(lambda: taps.read()[old] >= 500)
     taps.follow({})
     assert taps.read() == {} and taps.problems == ()
 

@@ -11,8 +11,8 @@ import pytest
 
 from core.model import FastFlows, Snapshot
 from core.watch import watcher
-from tests.kernel.reading import until
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
 from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
@@ -123,7 +123,7 @@ def test_rates_follow_real_traffic(watched: Watched, host: ThrowawayHost) -> Non
     )
     try:
         wanted = pytest.approx(50 * 1042 * 8, rel=0.4)
-        until(lambda: (rate := watched.updates[-1].rates.of(key)) is not None and rate.rx_bps == wanted)
+        wait_until(lambda: (rate := watched.updates[-1].rates.of(key)) is not None and rate.rx_bps == wanted)
     finally:
         pinging.kill()
         pinging.wait()
@@ -143,7 +143,9 @@ def test_a_mount_kept_in_another_place_is_a_namespace_too(
         snapshot = watched.until(lambda s: inode in s.namespaces and not s.namespaces[inode].names)
         assert str(place) in snapshot.namespaces[inode].mounts
     finally:
-        until(lambda: not subprocess.run(["umount", str(place)], check=False).returncode)  # while it is read
+        wait_until(
+            lambda: not subprocess.run(["umount", str(place)], check=False).returncode
+        )  # while it is read
     watched.until(lambda s: inode not in s.namespaces)
 
 

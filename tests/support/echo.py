@@ -1,6 +1,11 @@
-"""Two small programs for traffic: a server on TCP port 80 that tells callers their address, and a caller."""
+"""Two programs for traffic: a server on TCP port 80 that answers with the caller's address, and a caller."""
 
 from __future__ import annotations
+
+import sys
+
+from tests.support.machine import Machine
+from tests.support.waiting import eventually
 
 SERVE = (
     "import socket\n"
@@ -14,3 +19,13 @@ ASK = (
     "c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
     "print(c.recv(99).decode())\n"
 )
+
+
+def ask(machine: Machine, address: str, port: int, inside: str = "", program: str = ASK) -> str:
+    """Run a caller once and return what the server answered, "" where it did not."""
+    return machine.run([sys.executable, "-c", program, address, str(port)], inside, check=False).strip()
+
+
+def answer(machine: Machine, address: str, port: int, inside: str = "", program: str = ASK) -> str:
+    """Run a caller until there is an answer, and return it: the first packet may wait for a MAC."""
+    return str(eventually(lambda: ask(machine, address, port, inside, program)))

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.heartbeat import Heartbeat
+from tests.support.waiting import PATIENCE
 from tests.ui.driver import screen_lines
 from tui.app import VnetApp
 from tui.live import LiveSource
 from tui.screens.dashboard import Dashboard
 
-_PATIENCE = 60.0
 _TRACKING = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
 
 
@@ -68,7 +68,7 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
 
 async def _until(condition) -> None:
     """Wait as long as patience lasts; what is missing then shows in what is told."""
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < end:
         await asyncio.sleep(0.05)
 

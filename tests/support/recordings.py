@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +17,7 @@ from core.recording import Limits, Moment, Recorder, Recording, frames
 from core.recording.frames import HEAD, START
 from tests.support.host_builder import HOST
 from tests.support.snapshots import small_host
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 WALL = 1_700_000_000.0
 
@@ -89,21 +88,13 @@ def record(
     recorder.start()
     for number, seen in enumerate(story, 1):
         recorder.put(seen)
-        until(lambda wanted=number: recorder.progress.moments >= wanted or recorder.progress.ended)
+        wait_until(lambda wanted=number: recorder.progress.moments >= wanted or recorder.progress.ended)
         if recorder.progress.ended:
             break
     recorder.stop()
     recorder.join(PATIENCE)
     assert not recorder.is_alive()
     return recorder
-
-
-def until(true: Any, seconds: float = PATIENCE) -> None:
-    """Wait until that is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.002)
 
 
 def places(data: bytes) -> list[int]:

@@ -16,3 +16,10 @@ def eventually(holds: Callable[[], Any], seconds: float = PATIENCE, pause: float
     while not (found := holds()) and time.monotonic() < deadline:
         time.sleep(pause)
     return found
+
+
+def wait_until(holds: Callable[[], Any], what: str = "", seconds: float = PATIENCE) -> Any:
+    """Poll `holds` until it is true and return its value; fail the test, naming `what`, after `seconds`."""
+    found = eventually(holds, seconds, pause=0.02)
+    assert found, f"waited {seconds:.0f} s in vain{what and f' for {what}'}"
+    return found

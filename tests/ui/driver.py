@@ -133,7 +133,7 @@ class Person:
         """Until the screen shows that text."""
         await self.until(lambda: text in self.text, f"{text!r} on the screen")
 
-    async def until(self, holds: Callable[[], object], what: str) -> None:
+    async def until(self, holds: Callable[[], object], what: str = "it") -> None:
         """Until that is so."""
         until = time.monotonic() + PATIENCE
         while not holds():

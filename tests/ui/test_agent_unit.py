@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.place import wait_until
 from tests.support.machine import Machine, ok
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 from tui.change import unit
 
 

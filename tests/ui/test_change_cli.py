@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.echo import ASK, SERVE
+from tests.support.echo import SERVE, answer, ask
 from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, refused, told, uplink
 from tests.support.terminal import Terminal
-from tests.support.waiting import eventually
 from tui.change.requests import ports_of
 
 pytestmark = pytest.mark.root
@@ -29,16 +28,6 @@ def serving(machine: Machine, inside: str) -> Iterator[None]:
     finally:
         server.kill()
         server.communicate()
-
-
-def ask(machine: Machine, address: str, port: int, inside: str = "") -> str:
-    """The caller's address as that server saw it, "" where it did not answer."""
-    return machine.run([sys.executable, "-c", ASK, address, str(port)], inside, check=False).strip()
-
-
-def answer(machine: Machine, address: str, port: int, inside: str = "") -> str:
-    """The same, asked again until there is an answer."""
-    return str(eventually(lambda: ask(machine, address, port, inside)))
 
 
 def test_a_network_is_made_and_removed(machine: Machine) -> None:
@@ -59,12 +48,12 @@ def test_a_person_is_asked_before_what_hits_others(machine: Machine) -> None:
     ok(machine, "container create web --network shop")
     ok(machine, "publish web 8080:80")
     state = machine.environment["VNET_STATE"]
-    for answer, left in (("n", True), ("y", False)):
+    for reply, left in (("n", True), ("y", False)):
         with Terminal(machine.words(*PROGRAM, "network", "rm", "shop"), VNET_STATE=state) as terminal:
             terminal.wait_for("[y/N]")
             assert "web is detached from shop" in terminal.output.decode()
             assert terminal.output.count(b"switch hairpin of the port v-web off") == 1
-            terminal.press(f"{answer}\r")
+            terminal.press(f"{reply}\r")
             assert terminal.read_to_the_end() == 0
         assert bool([one for one in machine.json("ip -j link") if one["ifname"] == "br-shop"]) == left
     assert 'there is no network "shopp"' in refused(machine, "network", "rm", "shopp")

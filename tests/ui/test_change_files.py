@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from tests.docker.place import wait_until
 from tests.support.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
 from tests.support.needs import AS_NOBODY
 from tests.support.terminal import Terminal
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.docker.place import wait_until
-from tests.support.echo import ASK, SERVE
+from tests.support.echo import ASK, SERVE, answer, ask
 from tests.support.machine import Machine, ok, uplink
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -68,25 +67,15 @@ def site(machine: Machine) -> Machine:
     return machine
 
 
-def ask(machine: Machine, program: str, address: str, port: int, inside: str = "") -> str:
-    """What the server answered, "" where it did not."""
-    return machine.run([sys.executable, "-c", program, address, str(port)], inside, check=False).strip()
-
-
-def answer(machine: Machine, program: str, address: str, port: int, inside: str = "") -> str:
-    """The same, asked again until there is an answer: the first packet may wait for a MAC."""
-    return str(eventually(lambda: ask(machine, program, address, port, inside)))
-
-
 def test_ipv6_is_reached_from_the_world_the_host_and_beside(site: Machine) -> None:
     with serving(site, "web", SERVE):
         ok(site, "publish web 8080:80")
-        assert answer(site, ASK, "2001:db8:2::2", 8080, "world") == "2001:db8:2::1"
-        assert answer(site, ASK, "2001:db8:2::2", 8080) and answer(site, ASK, "fd91::1", 8080, "till")
-        assert answer(site, ASK, "2001:db8:2::2", 8080, "web"), "by its own published port"
+        assert answer(site, "2001:db8:2::2", 8080, "world") == "2001:db8:2::1"
+        assert answer(site, "2001:db8:2::2", 8080) and answer(site, "fd91::1", 8080, "till")
+        assert answer(site, "2001:db8:2::2", 8080, "web"), "by its own published port"
         ok(site, "unpublish tcp/8080")
         ok(site, "publish web [2001:db8:2::2]:81:80")
-        assert answer(site, ASK, "2001:db8:2::2", 81, "world") == "2001:db8:2::1"
+        assert answer(site, "2001:db8:2::2", 81, "world") == "2001:db8:2::1"
         assert site.run([sys.executable, "-c", ASK, "192.0.2.2", "81"], "world", check=False) == ""
         ok(site, "unpublish [2001:db8:2::2]:81")
         assert site.run([sys.executable, "-c", ASK, "2001:db8:2::2", "81"], "world", check=False) == ""
@@ -95,18 +84,18 @@ def test_ipv6_is_reached_from_the_world_the_host_and_beside(site: Machine) -> No
 def test_udp_single_and_by_ranges(site: Machine) -> None:
     with serving(site, "web", SERVE_UDP):
         ok(site, "publish web 5353:53/udp")
-        assert answer(site, ASK_UDP, "192.0.2.2", 5353, "world") == "192.0.2.1 53"
-        assert answer(site, ASK_UDP, "2001:db8:2::2", 5353, "world") == "2001:db8:2::1 53"
+        assert answer(site, "192.0.2.2", 5353, "world", program=ASK_UDP) == "192.0.2.1 53"
+        assert answer(site, "2001:db8:2::2", 5353, "world", program=ASK_UDP) == "2001:db8:2::1 53"
         asked = (("", "192.0.2.2"), ("till", "10.91.0.1"), ("till", "fd91::1"), ("web", "192.0.2.2"))
         for asker, address in asked:
-            assert answer(site, ASK_UDP, address, 5353, asker).endswith(" 53"), (asker, address)
+            assert answer(site, address, 5353, asker, program=ASK_UDP).endswith(" 53"), (asker, address)
         ok(site, "unpublish 5353/udp")
         ok(site, "publish web 6053-6054:53-54/udp")
-        assert answer(site, ASK_UDP, "192.0.2.2", 6053, "world") == "192.0.2.1 53"
-        assert answer(site, ASK_UDP, "192.0.2.2", 6054, "world") == "192.0.2.1 54"
-        assert answer(site, ASK_UDP, "2001:db8:2::2", 6054, "world") == "2001:db8:2::1 54"
+        assert answer(site, "192.0.2.2", 6053, "world", program=ASK_UDP) == "192.0.2.1 53"
+        assert answer(site, "192.0.2.2", 6054, "world", program=ASK_UDP) == "192.0.2.1 54"
+        assert answer(site, "2001:db8:2::2", 6054, "world", program=ASK_UDP) == "2001:db8:2::1 54"
         ok(site, "unpublish 6053-6054/udp")
-        assert ask(site, ASK_UDP, "192.0.2.2", 6054, "world") == ""
+        assert ask(site, "192.0.2.2", 6054, "world", program=ASK_UDP) == ""
 
 
 def matches(rule: dict[str, Any]) -> list[tuple[str, Any]]:

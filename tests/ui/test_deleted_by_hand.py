@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.docker.place import wait_until
 from tests.support.echo import ASK, SERVE
 from tests.support.machine import Machine, addresses, ok, picture, refused, told, uplink
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.ui.planner import made_earlier, planning
 from tests.ui.test_fast_keys import accelerating, select
-from tests.ui.writer import closed, keys, until
+from tests.ui.writer import closed, keys
 
 
 @pytest.mark.parametrize("no", ["n", "q", "escape"])
@@ -18,9 +18,9 @@ async def test_a_dialog_told_twice_to_end_ends_once(opens: str, no: str) -> None
         opened = person.app.screen
         assert len(person.app.screen_stack) == 2
         await person.press(no, no, "escape", "escape")
-        await until(person, lambda: opened not in person.app.screen_stack, "the dialog's end")
+        await person.until(lambda: opened not in person.app.screen_stack, "the dialog's end")
         await person.press("escape", "8")
-        await until(person, lambda: person.dashboard.view.name == "routes", "the other view")
+        await person.until(lambda: person.dashboard.view.name == "routes", "the other view")
         assert person.app.is_running and not planner.done and not planner.taken_back
 
 
@@ -30,7 +30,7 @@ async def test_the_question_of_the_fast_path_too(no: str) -> None:
         await select(person, "networks", "app")
         await person.press("f", no, no, no)
         await person.press("8")
-        await until(person, lambda: person.dashboard.view.name == "routes", "the other view")
+        await person.until(lambda: person.dashboard.view.name == "routes", "the other view")
         assert len(person.app.screen_stack) == 1 and not pretended.fast.is_running
 
 
@@ -43,12 +43,12 @@ async def test_where_the_commands_are_out_of_sight_the_first_enter_shows_them(si
         await person.eventually("ip link add")
         assert not planner.done and "Enter or y does it" in person.text
         await person.press("escape")
-        await until(person, lambda: "ip link add" not in person.text, "the fields again")
+        await person.until(lambda: "ip link add" not in person.text, "the fields again")
         await person.press("enter")
         await person.eventually("ip link add")
         assert not planner.done
         await person.press("enter")
-        await until(person, lambda: len(planner.done) == 1, "the change")
+        await person.until(lambda: len(planner.done) == 1, "the change")
 
 
 async def test_lines_below_the_last_one_in_sight_are_counted() -> None:
@@ -85,7 +85,7 @@ async def test_enter_alone_answers_no_question_and_says_so() -> None:
         await person.press("enter")
         await person.eventually("y does it, n leaves it.")
         await person.press("y")
-        await until(person, lambda: pretended.fast.is_running, "the fast path")
+        await person.until(lambda: pretended.fast.is_running, "the fast path")
 
 
 async def test_undo_starts_on_the_newest_change_that_can_be_taken_back() -> None:
@@ -96,4 +96,4 @@ async def test_undo_starts_on_the_newest_change_that_can_be_taken_back() -> None
         await person.press("enter")
         await keys(person)
         await person.press("y")
-        await until(person, lambda: planner.taken_back == ["first"], "the undo")
+        await person.until(lambda: planner.taken_back == ["first"], "the undo")

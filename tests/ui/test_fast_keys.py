@@ -16,7 +16,6 @@ from tests.support.snapshots import small_builder, small_host
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource, Person, dashboard
 from tests.ui.planner import Planner
-from tests.ui.writer import until
 from tui.accelerator import Preview
 from tui.errors import CommandError
 from tui.present.fast_targets import Choice, added, removed
@@ -98,7 +97,7 @@ async def accelerating(
         make_changer=lambda: Planner(snapshot),
         make_accelerator=lambda: pretended,  # type: ignore[arg-type,return-value]
     ) as person:
-        await until(person, lambda: pretended.asked, "the first question")
+        await person.until(lambda: pretended.asked, "the first question")
         if write:
             await person.press("W")
         yield person, pretended
@@ -107,7 +106,7 @@ async def accelerating(
 async def select(person: Person, view: str, text: str) -> None:
     """Go to a view, to the first line of that name."""
     await person.type(f":{view} name:{text}⏎")
-    await until(person, lambda: person.row().startswith(text), text)
+    await person.until(lambda: person.row().startswith(text), text)
 
 
 async def test_f_asks_first_and_says_what_changes() -> None:
@@ -149,12 +148,12 @@ async def test_f_on_what_is_accelerated_turns_it_off() -> None:
         await person.press("f")
         await person.eventually("Stop accelerating app (bridge br-app)")
         await person.press("y")
-        await until(person, lambda: pretended.fast.targets == ("db",), "the other one alone")
+        await person.until(lambda: pretended.fast.targets == ("db",), "the other one alone")
         await select(person, "bridges", "br-db")
         await person.press("f")
         await person.eventually("Do it?")
         await person.press("y")
-        await until(person, lambda: "» fast path" not in person.text, "the banner's end")
+        await person.until(lambda: "» fast path" not in person.text, "the banner's end")
 
 
 async def test_a_container_stands_for_its_networks_and_the_host_for_all() -> None:
@@ -166,7 +165,7 @@ async def test_a_container_stands_for_its_networks_and_the_host_for_all() -> Non
         await person.press("1", "g", "f")
         await person.eventually("Accelerate every bridge")
         await person.press("y")
-        await until(person, lambda: pretended.fast.targets == ("all",), "all of them")
+        await person.until(lambda: pretended.fast.targets == ("all",), "all of them")
 
 
 async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> None:
@@ -246,7 +245,7 @@ async def test_bridges_networks_and_the_overview_carry_a_mark() -> None:
         await person.press("1")
         await person.eventually("» fast ")
         pretended.fast = FastPath()
-        await until(person, lambda: "»" not in person.text, "the marks' end")
+        await person.until(lambda: "»" not in person.text, "the marks' end")
         await person.press("2")
         assert "fast" not in person.lines[3]
 
@@ -256,14 +255,14 @@ async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int,
     fast = accelerated("app", captured=("10.9.0.3",), refused={"veth9": "it is down"})
     async with accelerating(fast=fast, size=size) as (person, pretended):
         await person.type(":fast⏎")
-        await until(person, lambda: pretended.asked[-1], "a closer look")
+        await person.until(lambda: pretended.asked[-1], "a closer look")
         for words in ("all links", "veth-web1", "97.0%", "61 ns a packet", "mtu", "12 flows"):
             await person.eventually(words)
         await person.type(":fast verdict:mtu⏎")
-        await until(person, lambda: person.row().startswith("mtu"), "the verdict")
+        await person.until(lambda: person.row().startswith("mtu"), "the verdict")
         await person.eventually("larger than the way out")
         await person.type(":fast BCC⏎")
-        await until(person, lambda: person.row().startswith("BCC"), "the requirement")
+        await person.until(lambda: person.row().startswith("BCC"), "the requirement")
         if size[0] > 100:
             await person.eventually("apt install python3-bpfcc")
 
@@ -275,7 +274,7 @@ async def test_f_in_its_view_turns_off_what_somebody_else_turned_on() -> None:
         await person.press("f")
         await person.eventually("Stop accelerating app, gone")
         await person.press("y")
-        await until(person, lambda: not pretended.fast.is_running, "the end")
+        await person.until(lambda: not pretended.fast.is_running, "the end")
         await person.eventually("fast path off")
 
 

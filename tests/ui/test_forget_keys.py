@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,12 +43,8 @@ async def at_conntrack(host: ThrowawayHost, size: tuple[int, int] = (130, 40)) -
     async with dashboard(snapshot, size, make_changer=Session) as person:
         await person.type(":conntrack⏎")
         await person.type("/ns:host sport:4002⏎")
-        await until(person, lambda: person.dashboard.table.ref is not None, "the connection")
+        await person.until(lambda: person.dashboard.table.ref is not None, "the connection")
         yield person
-
-
-async def until(person: Person, so: Callable[[], object], what: str) -> None:
-    await person.until(so, what)
 
 
 def prose(person: Person) -> str:
@@ -66,17 +62,17 @@ def ports(host: ThrowawayHost) -> list[str]:
 async def test_a_connection_is_forgotten(tracked: ThrowawayHost, size: tuple[int, int]) -> None:
     async with at_conntrack(tracked, size) as person:
         await person.press("W", "d")
-        await until(person, lambda: "conntrack -D" in person.text, "the command")
+        await person.until(lambda: "conntrack -D" in person.text, "the command")
         said = prose(person)
         assert "--sport 4002" in said and "meets all rules again" in said, person.text
         assert ports(tracked) == ["4001", "4002"], "nothing is done before a yes"
         await person.press("y")
-        await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
+        await person.until(lambda: len(person.app.screen_stack) == 1, "the form's end")
         assert ports(tracked) == ["4001"]
-        await until(person, lambda: "Done" in person.text, "the word that it is done")
+        await person.until(lambda: "Done" in person.text, "the word that it is done")
         assert "takes it back" not in person.text
         await person.press("u")
-        await until(person, lambda: "has no undo" in prose(person), "why not")
+        await person.until(lambda: "has no undo" in prose(person), "why not")
         await person.press("enter")
         await person.settle()
         assert person.app.screen_stack[-1].__class__.__name__ == "EarlierScreen"
@@ -87,9 +83,9 @@ async def test_a_connection_is_forgotten(tracked: ThrowawayHost, size: tuple[int
 async def test_a_no_leaves_it(tracked: ThrowawayHost) -> None:
     async with at_conntrack(tracked) as person:
         await person.press("W", "d")
-        await until(person, lambda: "conntrack -D" in person.text, "the command")
+        await person.until(lambda: "conntrack -D" in person.text, "the command")
         await person.press("n")
-        await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
+        await person.until(lambda: len(person.app.screen_stack) == 1, "the form's end")
     assert ports(tracked) == ["4001", "4002"]
     assert [*journal.history()] == []
 

@@ -15,7 +15,7 @@ from tests.support.host import ThrowawayHost
 from tests.support.state import state
 from tests.support.waiting import eventually
 from tests.ui.driver import FedSource, dashboard
-from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, until, writer
+from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, writer
 from tui.change.session import Session
 
 pytestmark = pytest.mark.root
@@ -44,7 +44,7 @@ async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: Throwawa
         assert own["prefixlen"] == gateway["prefixlen"] == 24 and own["local"] != gateway["local"]
         (route,) = inside_host.json("ip -j route show default", inside="web")
         assert route["gateway"] == gateway["local"]
-        await until(person, lambda: person.source.refreshes == 2, "a fresh look after each change")
+        await person.until(lambda: person.source.refreshes == 2, "a fresh look after each change")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
@@ -114,7 +114,7 @@ async def test_what_is_wrong_is_said_while_typing(
         await person.press("enter")
         assert len(person.app.screen_stack) == 2
         await keys(person, "ctrl+u", *("fine" if len(typed) == 1 else ""))
-        await until(person, lambda: told not in person.text, "its end")
+        await person.until(lambda: told not in person.text, "its end")
     assert not list(journal.history())
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from core.apply import guard, journal
 from core.collect.snapshot import read_snapshot
-from tests.docker.place import wait_until
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
 from tests.ui.driver import Person
 from tests.ui.writer import (
     BRIDGE,
@@ -22,7 +22,6 @@ from tests.ui.writer import (
     make_network,
     select,
     shows,
-    until,
     values,
     writer,
 )  # fmt: skip
@@ -269,7 +268,7 @@ async def test_what_was_made_is_selected_and_proposed_next(inside_host: Throwawa
         await person.type(f":{view}⏎")
         await make_network(person)
         await person.feed(read_snapshot(PARTS))
-        await until(person, lambda: NET in person.row(), "the network under the cursor")
+        await person.until(lambda: NET in person.row(), "the network under the cursor")
         await keys(person, "c")
         assert values(person)["network"] == NET
         await keys(person, "escape")

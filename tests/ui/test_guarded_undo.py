@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docker.place import wait_until
 from tests.support.machine import Machine, addresses, ok, told, uplink
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

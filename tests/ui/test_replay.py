@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,15 +51,11 @@ def player(person: Person) -> ReplaySource:
     return found
 
 
-async def until(person: Person, true: Callable[[], bool]) -> None:
-    await person.until(true, "it")
-
-
 async def at(person: Person, place: int) -> None:
     """Until that moment is on the screen."""
-    await until(person, lambda: player(person)._shown == place)
+    await person.until(lambda: player(person)._shown == place)
     wanted = STORY[place].snapshot
-    await until(person, lambda: person.dashboard.desk.scene.snapshot.taken_at == wanted.taken_at)
+    await person.until(lambda: person.dashboard.desk.scene.snapshot.taken_at == wanted.taken_at)
     await person.settle()
 
 
@@ -74,7 +70,7 @@ async def test_the_arrows_step_and_the_views_show_that_moment(file: Path) -> Non
         assert "4/6" in person.text
         await person.press("left")
         await at(person, 2)
-        await until(person, lambda: "late0" not in person.text)
+        await person.until(lambda: "late0" not in person.text)
         await person.press("left", "left", "left", "left")
         await at(person, 0)
 
@@ -107,7 +103,7 @@ async def test_flows_have_their_speed_at_once(tmp_path: Path) -> None:
     record(path, story)
     async with replayed(path) as person:
         await person.press("right", "right", "right")
-        await until(person, lambda: player(person)._shown == 3)
+        await person.until(lambda: player(person)._shown == 3)
         await person.type(":flows⏎")
         await person.eventually("2.0 Mbit/s")
 
@@ -136,7 +132,7 @@ async def test_space_plays_to_the_end_and_pauses(file: Path) -> None:
         assert "16x" in person.text
         await person.press("space")
         await at(person, 5)
-        await until(person, lambda: not player(person).position.playing)
+        await person.until(lambda: not player(person).position.playing)
         await person.press(*["less_than_sign"] * 6)
         await person.press("space")  # from the start again, slowly
         assert player(person).position.playing
@@ -159,7 +155,7 @@ async def test_events_are_those_until_the_moment(file: Path) -> None:
         assert len(person.dashboard.table.rows) == events
         for _ in range(2):
             await person.press("[")
-        await until(person, lambda: len(person.dashboard.table.rows) < events)
+        await person.until(lambda: len(person.dashboard.table.rows) < events)
 
 
 async def test_rates_are_those_of_the_moment_however_it_was_reached(file: Path) -> None:
@@ -187,7 +183,7 @@ async def test_every_view_at_every_size(file: Path, size: tuple[int, int]) -> No
             person.dashboard.go_to(name)
             await person.settle()
             await person.press("right")
-            await until(person, lambda: player(person)._shown == player(person).position.place)
+            await person.until(lambda: player(person)._shown == player(person).position.place)
             await person.settle()
             assert "could not be shown" not in person.text
             bar = person.lines[-2]
@@ -219,7 +215,7 @@ async def test_a_step_of_the_clock_is_told(tmp_path: Path) -> None:
         await person.press("right")
         await person.eventually("clock set by -7200 s")
         await person.press("right")
-        await until(person, lambda: "clock set" not in person.text)
+        await person.until(lambda: "clock set" not in person.text)
 
 
 async def test_a_recording_cut_short_opens_and_says_so(tmp_path: Path, file: Path) -> None:
@@ -269,6 +265,6 @@ async def test_tables_of_any_bytes_are_shown_in_every_view(tmp_path: Path) -> No
             await person.settle()
             for key in ("dollar_sign", "0", "right", "down", "right"):
                 await person.press(key)
-                await until(person, lambda: player(person)._shown == player(person).position.place)
+                await person.until(lambda: player(person)._shown == player(person).position.place)
                 await person.settle()
             assert "could not be shown" not in person.text, name

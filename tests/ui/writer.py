@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from core.collect.snapshot import read_snapshot
@@ -26,17 +26,13 @@ async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncItera
         yield person
 
 
-async def until(person: Person, so: Callable[[], object], what: str) -> None:
-    await person.until(so, what)
-
-
 async def shows(person: Person, *texts: str) -> None:
     for text in texts:
-        await until(person, lambda text=text: text in person.text, repr(text))
+        await person.until(lambda text=text: text in person.text, repr(text))
 
 
 async def closed(person: Person) -> None:
-    await until(person, lambda: len(person.app.screen_stack) == 1, "the form's end")
+    await person.until(lambda: len(person.app.screen_stack) == 1, "the form's end")
 
 
 async def keys(person: Person, *pressed: str) -> None:
@@ -45,7 +41,7 @@ async def keys(person: Person, *pressed: str) -> None:
     screen = person.app.screen
     current = getattr(screen, "_is_current", None)
     if current:
-        await until(person, lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
+        await person.until(lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
         await person.settle()
 
 
@@ -77,7 +73,7 @@ async def do(person: Person, key: str = "enter") -> None:
     preview = getattr(person.app.screen, "preview", None)
     if preview is not None and not preview.shows_commands:
         await person.press(key)
-        await until(person, lambda: preview.shows_commands, "the commands")
+        await person.until(lambda: preview.shows_commands, "the commands")
     await person.press(key)
     await closed(person)
 

@@ -19,8 +19,7 @@ from core.collect.engine_socket import EngineKind, Unreachable, find_socket
 from core.collect.podman import read_podman
 from core.model import Engine
 from tests.docker.bad_engine import BadEngine, http
-from tests.docker.place import wait_until
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 Read = Callable[[str], Engine]
 VERSION = {"Version": "26.1.5", "ApiVersion": "1.45"}

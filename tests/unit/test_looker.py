@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from core.watch.looker import Looker
-from tests.support.waiting import PATIENCE
-
-
-def until(condition: Callable[[], bool], timeout: float = PATIENCE) -> bool:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.005)
-    return condition()
+from tests.support.waiting import PATIENCE, eventually
 
 
 @pytest.fixture
@@ -31,9 +21,9 @@ def test_a_burst_of_marks_is_one_look(looks: list[float]) -> None:
     for _ in range(50):
         looker.mark()
     looker.start()
-    assert until(lambda: len(looks) >= 1)
+    assert eventually(lambda: len(looks) >= 1)
     looker.mark()
-    assert until(lambda: len(looks) >= 2)
+    assert eventually(lambda: len(looks) >= 2)
     looker.stop()
     looker.join()
     assert len(looks) == 2
@@ -53,16 +43,16 @@ def test_a_mark_made_while_looking_is_not_lost(looks: list[float]) -> None:
     assert looking.wait(PATIENCE)
     looker.mark()
     go_on.set()
-    assert until(lambda: len(looks) == 2)
+    assert eventually(lambda: len(looks) == 2)
     looker.stop()
 
 
 def test_without_interval_only_marks_count_and_an_interval_can_come_later(looks: list[float]) -> None:
     looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.0)
     looker.start()
-    assert not until(lambda: looks, timeout=0.2)
+    assert not eventually(lambda: looks, seconds=0.2)
     looker.set_every(0.02)
-    assert until(lambda: len(looks) >= 3)
+    assert eventually(lambda: len(looks) >= 3)
     looker.stop()
 
 
@@ -77,9 +67,9 @@ def test_a_failing_look_is_reported_and_the_next_one_happens(looks: list[float])
     looker = Looker("nat", look, lambda part, error: failures.append((part, str(error))), settle=0.0)
     looker.start()
     looker.mark()
-    assert until(lambda: failures == [("nat", "garbage")])
+    assert eventually(lambda: failures == [("nat", "garbage")])
     looker.mark()
-    assert until(lambda: len(looks) == 2)
+    assert eventually(lambda: len(looks) == 2)
     looker.stop()
 
 
@@ -93,7 +83,7 @@ def test_looking_keeps_to_its_share_of_a_core(looks: list[float]) -> None:
     looker = Looker("x", look, lambda *_: None, every=0.001, settle=0.0, share=0.1)
     began = time.monotonic()
     looker.start()
-    assert until(lambda: len(looks) >= 4)
+    assert eventually(lambda: len(looks) >= 4)
     looker.stop()
     elapsed = time.monotonic() - began
     assert len(looks) <= elapsed / 0.3 + 1  # 30 ms at a tenth of a core: one look in 300 ms

@@ -27,9 +27,9 @@ from tests.support.recordings import (
     same,
     same_snapshot,
     taken_apart,
-    until,
 )
 from tests.support.snapshots import hostile_host, many_namespaces, rates_of
+from tests.support.waiting import wait_until
 
 STORY = a_story()
 
@@ -171,7 +171,7 @@ def test_the_time_is_kept_and_told(tmp_path: Path) -> None:
     recorder = Recorder(path, Limits(seconds=0.3), pace=0.0)
     recorder.put(STORY[0])
     recorder.start()
-    until(lambda: recorder.progress.ended)
+    wait_until(lambda: recorder.progress.ended)
     recorder.join(20)
     assert "time" in recorder.progress.ended
     assert "time" in Recording(path).ended
@@ -214,7 +214,7 @@ def test_a_burst_becomes_one_moment_that_tells_all_changes(tmp_path: Path) -> No
     recorder = Recorder(path, Limits(), pace=3600.0)
     recorder.start()
     recorder.put(STORY[0])
-    until(lambda: recorder.progress.moments == 1)
+    wait_until(lambda: recorder.progress.moments == 1)
     for seen in STORY[1:]:
         recorder.put(seen)
     recorder.stop()

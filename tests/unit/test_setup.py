@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.needs import AS_NOBODY
+
 ROOT = Path(__file__).parents[2]
-USER = 65534
-AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+USER = 65534  # AS_NOBODY's
 # Each says that it was called; the package manager's list holds what the test wrote into `installed`.
 STAND_INS = {
     "apt-get": 'echo "apt-get $*" >>"$CALLS"; [[ $1 != install ]] || printf "%s\\n" "$@" >>"$INSTALLED"',
@@ -136,7 +137,7 @@ def test_an_installation_that_failed_is_tried_again(place: Place) -> None:
 @pytest.mark.root
 def test_without_rights_sudo_installs_the_packages(place: Place) -> None:
     place.give_away()
-    calls, _ = place.run("run", before=AS_USER)
+    calls, _ = place.run("run", before=AS_NOBODY)
     through = [call.removeprefix("sudo ") for call in calls if call.startswith("sudo")]
     assert [words.split()[0] for words in through] == ["apt-get", "env"]
     assert not any("pip" in words for words in through), "the environment belongs to who asked for it"
@@ -147,15 +148,15 @@ def test_without_sudo_it_goes_on_and_names_what_needs_root(place: Place) -> None
     place.sudo = 1
     place.give_away()
     place.installed.write_text("python3\npython3-venv\n")
-    calls, said = place.run("dev", before=AS_USER)
+    calls, said = place.run("dev", before=AS_NOBODY)
     assert "going on without python3-bpfcc" in said and said.count("Try: sudo make setup-dev") == 1
     assert not any(call.startswith("apt-get") for call in calls), "no network is needed for that"
     assert any("requirements-dev.lock" in call for call in calls)
-    calls, said = place.run("dev", before=AS_USER)
+    calls, said = place.run("dev", before=AS_NOBODY)
     assert not calls and said.startswith("vnet-tui set-up: going on without python3-bpfcc")
     calls, _ = place.run("dev")
     assert any(call.startswith("apt-get install") and "tcpdump" in call for call in calls), "root can"
-    assert place.run("dev", before=AS_USER) == ([], "")
+    assert place.run("dev", before=AS_NOBODY) == ([], "")
 
 
 @pytest.mark.root
@@ -173,7 +174,7 @@ def test_what_root_makes_belongs_to_the_checkouts_owner(place: Place) -> None:
 @pytest.mark.root
 def test_a_folder_that_may_not_be_written_is_named(place: Place) -> None:
     place.folder.chmod(0o755)
-    calls, said = place.run("run", check=False, before=AS_USER)
+    calls, said = place.run("run", check=False, before=AS_NOBODY)
     assert not calls and "can't write .: it belongs to root. Try: sudo make setup" in said
 
 
