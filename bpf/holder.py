@@ -116,16 +116,13 @@ class Holder:
             self.view.note({None})
         self.schedule.once("look", max(SETTLE_LINKS, 3 * self.view.took), self._look)
 
-    def _look(self) -> bool:
-        """Whether that worked; a look that the kernel refuses (memory, a namespace that ends) is repeated
-        soon."""
+    def _look(self) -> None:
+        """A look that the kernel refuses (memory, a namespace that ends) is repeated soon."""
         try:
             self.view.look()
         except OSError:
             self.view.note({None}, everything=True)
             self.schedule.once("look", TICK, self._look)
-            return False
-        return True
 
     def _hear_neighbours(self) -> None:
         heard = self.neighbours.heard()
@@ -149,7 +146,9 @@ class Holder:
         found = obstacles.find()
         if self.view.take_bridge_rules(found.bridge_rules):
             self.view.note({None})
-        if self.view.is_outdated and not self._look():
+        if self.view.is_outdated:
+            self._look()
+        if self.view.is_outdated:  # the kernel refused
             self.schedule.once("settle", TICK, self.settle, again=True)
             return
         self.gate.settle(found)

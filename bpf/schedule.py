@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-Action = Callable[[], object]
+Action = Callable[[], None]
 
 
 class Schedule:
