@@ -118,11 +118,11 @@ def _pending() -> Iterator[Guard]:
             continue
         try:
             alive = not _unlocked(descriptor)
-            told = json.loads(os.pread(descriptor, 4096, 0))
-            if told["boot"] != boot_id() or _is_undone(path.stem):
+            stored = json.loads(os.pread(descriptor, 4096, 0))
+            if stored["boot"] != boot_id() or _is_undone(path.stem):
                 continue  # what it guarded went with the machine's memory, or was taken back
-            left = told["until"] and max(0.0, told["until"] - time.monotonic())
-            yield Guard(path.stem, str(told["title"]), left, alive)
+            left = stored["until"] and max(0.0, stored["until"] - time.monotonic())
+            yield Guard(path.stem, str(stored["title"]), left, alive)
         except (ValueError, KeyError, TypeError):
             continue  # cut short by a crash
         finally:

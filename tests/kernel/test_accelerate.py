@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from core.recording import Recording
-from tests.support.machine import PROGRAM, Machine, ok, refused, told
+from tests.support.machine import PROGRAM, Machine, ok, read_json, refused
 from tests.support.ready import running
 from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE, wait_until
@@ -96,7 +96,7 @@ def say(talk: subprocess.Popen[str]) -> None:
 
 
 def status(machine: Machine) -> dict[str, Any]:
-    return dict(told(machine, "fastpath status"))
+    return dict(read_json(machine, "fastpath status"))
 
 
 def asked(machine: Machine) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
 
 
 def fast_flow(machine: Machine) -> dict[str, Any] | None:
-    flows = told(machine, "flows")["flows"]
+    flows = read_json(machine, "flows")["flows"]
     return next((one for one in flows if one["responder"]["port"] == 7000 and one["path"] == "fast"), None)
 
 
@@ -250,7 +250,7 @@ def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> Non
 
 
 def test_the_check_names_what_is_there(machine: Machine) -> None:
-    found = told(machine, "fastpath check")
+    found = read_json(machine, "fastpath check")
     assert found["usable"] is True and all(one["met"] for one in found["requirements"] if one["needed"])
     assert "the fast path can be turned on" in ok(machine, "fastpath check")
     done = machine.vnet(
@@ -300,7 +300,7 @@ def test_fields_are_in_the_page(machine: Machine) -> None:
     ok(machine, "accelerate shop --yes")
     for field in status(machine):
         assert f"| `{field}` |" in page, field
-    for field in told(machine, "fastpath check")["requirements"][0]:
+    for field in read_json(machine, "fastpath check")["requirements"][0]:
         assert f"`{field}`" in page, field
 
 

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.machine import PROGRAM, Machine, ok, refused
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
@@ -189,10 +189,9 @@ def test_the_agent_goes_on_whatever_scrapers_do(agent: Agent) -> None:
     agent.machine.run([sys.executable, "-c", cut_off])
     good = agent.machine.run("nft -s list table inet vnet")
     agent.machine.run("nft delete table inet vnet")
-    end = time.monotonic() + PATIENCE
-    while agent.machine.run("nft -s list table inet vnet", check=False) != good:
-        assert time.monotonic() < end, agent.said.read_text()
-        time.sleep(0.05)
+    assert eventually(lambda: agent.machine.run("nft -s list table inet vnet", check=False) == good), (
+        agent.said.read_text()
+    )
     assert agent.scrape()["vnet_link_up"]
 
 

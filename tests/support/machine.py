@@ -88,8 +88,8 @@ def ok(machine: Machine, command: str, text: str = "") -> str:
     return done.stdout
 
 
-def told(machine: Machine, command: str) -> Any:
-    """What one of our commands says as JSON."""
+def read_json(machine: Machine, command: str) -> Any:
+    """Run one of our commands with --json and return what it printed, decoded."""
     return json.loads(ok(machine, f"{command} --json"))
 
 

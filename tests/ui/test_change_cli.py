@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.echo import SERVE, answer, ask
-from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, refused, told, uplink
+from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, read_json, refused, uplink
 from tests.support.terminal import Terminal
 from tui.change.requests import ports_of
 
@@ -63,12 +63,12 @@ def test_kinds_bridges_and_pairs(machine: Machine) -> None:
     ok(machine, "network create vault --kind internal --bridge inner0 --ipv6")
     assert len(addresses(machine, "inner0")) == 2
     ok(machine, "network create lan --kind routed")
-    (vault, lan) = sorted(told(machine, "network ls")["networks"], key=lambda one: one["kind"])
+    (vault, lan) = sorted(read_json(machine, "network ls")["networks"], key=lambda one: one["kind"])
     assert (vault["name"], vault["bridge"], lan["name"], lan["kind"]) == ("vault", "inner0", "lan", "routed")
     ok(machine, "network join vault lan")
-    assert told(machine, "network ls")["networks"][0]["joined"] == ["vault"]
+    assert read_json(machine, "network ls")["networks"][0]["joined"] == ["vault"]
     ok(machine, "network part lan vault")
-    assert told(machine, "network ls")["networks"][0]["joined"] == []
+    assert read_json(machine, "network ls")["networks"][0]["joined"] == []
 
 
 def test_a_bridge_that_knows_vlans_where_the_kernel_does(machine: Machine) -> None:
@@ -81,7 +81,7 @@ def test_a_bridge_that_knows_vlans_where_the_kernel_does(machine: Machine) -> No
 
 
 def test_networks_are_listed(shared: Machine) -> None:
-    (shop,) = told(shared, "network ls")["networks"]
+    (shop,) = read_json(shared, "network ls")["networks"]
     assert shop["subnets"] == ["10.91.0.0/24"] and shop["engine"] == "vnet"
     (web,) = shop["containers"]
     assert web["addresses"] == addresses(shared, "eth0", "web") and web["published"] == ["tcp/8080"]
@@ -117,8 +117,8 @@ def test_secondary_addresses_go_before_the_primary_and_come_back_after_it(machin
     assert [_lasting(link(machine, *place)["addr_info"]) for place in places] == [*map(_lasting, before)]
 
 
-def _lasting(told: list[dict[str, object]]) -> list[dict[str, object]]:
-    return [one for one in told if one["scope"] == "global"]
+def _lasting(found: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [one for one in found if one["scope"] == "global"]
 
 
 def test_on_an_internal_network_and_on_one_that_it_is_joined_with(machine: Machine) -> None:
@@ -149,7 +149,7 @@ def test_on_an_internal_network_and_on_one_that_it_is_joined_with(machine: Machi
 def test_a_network_is_shown_by_its_name_and_found_by_its_bridges_too(machine: Machine) -> None:
     ok(machine, "network create shop --bridge s0 --subnet 10.91.0.0/24")
     ok(machine, "container create web --network shop")
-    (shop,) = [one for one in told(machine, "show networks")["networks"] if one["bridge"] == "s0"]
+    (shop,) = [one for one in read_json(machine, "show networks")["networks"] if one["bridge"] == "s0"]
     assert shop["name"] == "shop"
     ok(machine, "detach web s0")
     ok(machine, "network rm s0")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.machine import PROGRAM, Machine, addresses, ok, picture, refused, told, uplink
+from tests.support.machine import PROGRAM, Machine, addresses, ok, picture, read_json, refused, uplink
 from tests.support.needs import AS_NOBODY
 from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
@@ -68,7 +68,7 @@ def test_prune_removes_what_the_file_does_not_name(machine: Machine) -> None:
     file.write_text('[network.lab]\nkind = "internal"\n')
     assert "nothing to do" in ok(machine, f"apply {file}")
     ok(machine, f"apply {file} --prune --yes")
-    assert [one["name"] for one in told(machine, "network ls")["networks"]] == ["lab"]
+    assert [one["name"] for one in read_json(machine, "network ls")["networks"]] == ["lab"]
     assert machine.json("ip -j netns list") == []
 
 
@@ -121,7 +121,7 @@ DRY = [
 def test_a_dry_run_prints_the_commands_and_changes_nothing(shared: Machine, command: str) -> None:
     before = picture(shared)
     printed = ok(shared, f"{command} --dry-run")
-    whole = told(shared, f"{command} --dry-run")
+    whole = read_json(shared, f"{command} --dry-run")
     assert printed == "".join(f"{step['command']}\n" for step in whole["steps"]) != ""
     assert whole["dry_run"] is True and whole["change"] is None
     assert picture(shared) == before
@@ -135,7 +135,7 @@ def test_the_printed_commands_do_what_we_do() -> None:
     try:
         for command in commands:
             by_hand.run(["sh", "-e", "-c", ok(by_hand, f"{command} --dry-run")])
-            whole = told(ours, command)
+            whole = read_json(ours, command)
             assert whole["change"]["end"] == "done"
             assert picture(by_hand) == picture(ours)
     finally:
@@ -154,8 +154,8 @@ def test_a_dry_run_needs_no_rights(shared: Machine) -> None:
 
 def test_history_and_undo(machine: Machine) -> None:
     before = picture(machine)
-    first = told(machine, "network create shop")["change"]["id"]
-    second = told(machine, "container create web --network shop")["change"]["id"]
+    first = read_json(machine, "network create shop")["change"]["id"]
+    second = read_json(machine, "container create web --network shop")["change"]["id"]
     lines = ok(machine, "history").splitlines()
     assert [line.split()[0] for line in lines] == [second, first] and "done" in lines[0]
     assert second in refused(machine, "undo", first)
@@ -163,7 +163,7 @@ def test_history_and_undo(machine: Machine) -> None:
     assert machine.json("ip -j netns list") == []
     ok(machine, "undo")
     assert picture(machine) == before
-    changes = told(machine, "history")["changes"]
+    changes = read_json(machine, "history")["changes"]
     assert [one["end"] for one in changes] == ["undone", "undone"]
     assert any("br-shop" in step["command"] for step in changes[1]["steps"])
     assert "no change to take back" in refused(machine, "undo")
@@ -240,7 +240,7 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
 def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
     uplink(machine)
     before = picture(machine)
-    whole = told(machine, "network create lan --kind nic-bridged --uplink up0")
+    whole = read_json(machine, "network create lan --kind nic-bridged --uplink up0")
     assert whole["guarded"] is True and addresses(machine, "br-lan") == ["192.0.2.2/24"]
     assert machine.run("ping -c1 -W1 192.0.2.1")
     ok(machine, f"undo {whole['change']['id']}")
@@ -257,13 +257,13 @@ def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
 
 def test_a_change_taken_back_does_not_wait_while_its_guard_ends(machine: Machine) -> None:
     uplink(machine)
-    first = told(machine, "network create lan --kind nic-bridged --uplink up0")["change"]["id"]
+    first = read_json(machine, "network create lan --kind nic-bridged --uplink up0")["change"]["id"]
     (guard,) = machine.run("pgrep -x vnet-guard").split()
     machine.run(f"kill -STOP {guard}")
     try:
         ok(machine, f"undo {first}")
         assert "no change waits" in refused(machine, "confirm")
-        told(machine, "network create lan --kind nic-bridged --uplink up0")
+        read_json(machine, "network create lan --kind nic-bridged --uplink up0")
         assert ok(machine, "confirm") == "kept\n"
     finally:
         machine.run(f"kill -CONT {guard}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.echo import ASK, SERVE
-from tests.support.machine import Machine, addresses, ok, picture, refused, told, uplink
+from tests.support.machine import Machine, addresses, ok, picture, read_json, refused, uplink
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -60,7 +60,7 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
     machine.run("ip link del br-shop")
     again = {"create": "network create shop", "create as it was": SHOP, "apply": f"apply {file} --yes"}[way]
     before = picture(machine) | {"rules": ""}  # of the bridge that is gone no rule comes back
-    done = told(machine, again)
+    done = read_json(machine, again)
     assert any("web" in one and "on it again" in one for one in done["hits"]), done
     assert ports(machine) == {"v-web": "br-shop"}
     assert addresses(machine, "br-shop") == ["10.91.0.1/24"]
@@ -74,7 +74,7 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
 
 def test_on_another_subnet_they_stay_cut_off_and_it_is_said(machine: Machine) -> None:
     without_its_bridge(machine)
-    done = told(machine, "network create shop --subnet 10.92.0.0/24")
+    done = read_json(machine, "network create shop --subnet 10.92.0.0/24")
     assert any("web stays cut off" in one for one in done["warnings"]), done
     assert ports(machine) == {}
     ok(machine, "detach web shop")
@@ -110,7 +110,7 @@ def test_the_address_of_a_port_left_behind_goes_to_nobody_else(machine: Machine)
     ok(machine, "container create other --network shop")
     assert addresses(machine, "eth0", "other") == ["10.91.0.3/24"]
     ok(machine, "container create third")
-    done = told(machine, "attach third shop --address 10.91.0.2")
+    done = read_json(machine, "attach third shop --address 10.91.0.2")
     assert any("tcp/8080" in one and "unpublish" in one for one in done["warnings"]), done
     ok(machine, "detach third shop")
     ok(machine, "container create web --network shop")

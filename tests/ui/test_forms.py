@@ -91,7 +91,7 @@ async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: Thr
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         (("x" * 16,), "16 bytes"),
         (("[b]x",), '"[b]x" holds "["'),
@@ -102,7 +102,7 @@ async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: Thr
     ],
 )
 async def test_what_is_wrong_is_said_while_typing(
-    inside_host: ThrowawayHost, typed: tuple[str, ...], told: str
+    inside_host: ThrowawayHost, typed: tuple[str, ...], message: str
 ) -> None:
     inside_host.run("ip link add taken type bridge")
     inside_host.run("ip addr add 10.99.0.1/24 dev taken")
@@ -110,11 +110,11 @@ async def test_what_is_wrong_is_said_while_typing(
         await keys(person, "n")
         for word in typed:
             await keys(person, *([word] if word == "tab" else word))
-        await shows(person, told)
+        await shows(person, message)
         await person.press("enter")
         assert len(person.app.screen_stack) == 2
         await keys(person, "ctrl+u", *("fine" if len(typed) == 1 else ""))
-        await person.until(lambda: told not in person.text, "its end")
+        await person.until(lambda: message not in person.text, "its end")
     assert not list(journal.history())
 
 

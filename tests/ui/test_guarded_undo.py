@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.machine import Machine, addresses, ok, told, uplink
+from tests.support.machine import Machine, addresses, ok, read_json, uplink
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -20,7 +20,7 @@ def bridged(machine: Machine) -> Machine:
 
 
 def ends(machine: Machine) -> dict[str, str]:
-    return {one["title"]: one["end"] for one in told(machine, "history")["changes"]}
+    return {one["title"]: one["end"] for one in read_json(machine, "history")["changes"]}
 
 
 def test_confirmed_it_is_as_if_the_change_had_never_been(bridged: Machine) -> None:

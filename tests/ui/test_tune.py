@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.host import ThrowawayHost
-from tests.support.machine import Machine, link, ok, told
+from tests.support.machine import Machine, link, ok, read_json
 from tests.ui.driver import Person
 from tests.ui.writer import BRIDGE, attach, do, keys, make_network, select, shows, values, writer
 
@@ -31,7 +31,7 @@ def test_by_command(machine: Machine) -> None:
     assert "ip -n web link set dev eth0 gso_max_size 262144" in " ".join(commands)
     assert "sysctl -qw net.bridge.bridge-nf-call-iptables=0" in commands
     assert size(machine, "br-shop") == size(machine, "eth0", "web") == (65536, 65536)
-    done = told(machine, "tune br-shop --big-tcp 131072 --br-netfilter off")
+    done = read_json(machine, "tune br-shop --big-tcp 131072 --br-netfilter off")
     assert "no longer sees packets between containers" in " ".join(done["warnings"])
     assert size(machine, "br-shop") == size(machine, "eth0", "web") == (131072, 131072)
     assert machine.run("sysctl -n net.bridge.bridge-nf-call-iptables") == "0\n"
