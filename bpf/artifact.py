@@ -18,15 +18,18 @@ KFUNCS = ("bpf_skb_ct_lookup", "bpf_ct_release", "bpf_ct_change_timeout")
 _INSTRUCTION = struct.Struct("<BBhi")
 _LD_IMM64, _CALL = 0x18, 0x85
 _PSEUDO_MAP_FD, _PSEUDO_KFUNC_CALL = 1, 2
+_MODULE = 1  # the index of the module's BTF in fd_array: see syscall.load_program
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """`code` has zeros where descriptors of maps belong: at each index of `map_uses`, that map's. Kernel
-    functions are in place already, for the kernel that it was compiled on."""
+    functions are in place already, for the kernel that it was compiled on; `calls_module` where they are
+    those of the module nf_conntrack."""
 
     code: bytes
     map_uses: tuple[tuple[int, str], ...]
+    calls_module: bool = False
 
     def with_maps(self, descriptors: Mapping[str, int]) -> bytes:
         """The instructions, ready to load."""
@@ -38,7 +41,8 @@ class Artifact:
 
     def to_json(self) -> str:
         """As a file keeps it."""
-        return json.dumps({"code": base64.b64encode(self.code).decode(), "map_uses": self.map_uses})
+        code = base64.b64encode(self.code).decode()
+        return json.dumps({"code": code, "map_uses": self.map_uses, "calls_module": self.calls_module})
 
     @classmethod
     def from_json(cls, text: str) -> Artifact:
@@ -46,7 +50,7 @@ class Artifact:
         try:
             found = json.loads(text)
             uses = tuple((int(index), str(name)) for index, name in found["map_uses"])
-            return cls(base64.b64decode(found["code"], validate=True), uses)
+            return cls(base64.b64decode(found["code"], validate=True), uses, bool(found["calls_module"]))
         except (KeyError, TypeError) as error:
             raise ValueError("not a compiled program") from error
 
@@ -56,6 +60,7 @@ def artifact_of(dumped: bytes, names: Mapping[int, str], btf: Btf) -> Artifact:
     kernel functions by made-up number; raises BtfError where the kernel lacks one of these."""
     code = bytearray(dumped)
     uses: list[tuple[int, str]] = []
+    calls_module = False
     for index in range(len(code) // 8):
         opcode, registers, offset, immediate = _INSTRUCTION.unpack_from(code, 8 * index)
         if opcode == _LD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
@@ -63,10 +68,11 @@ def artifact_of(dumped: bytes, names: Mapping[int, str], btf: Btf) -> Artifact:
             _INSTRUCTION.pack_into(code, 8 * index, opcode, registers, offset, 0)
         elif opcode == _CALL and immediate >= KFUNC_BASE:
             function = _function(btf, KFUNCS[immediate - KFUNC_BASE])
-            _INSTRUCTION.pack_into(
-                code, 8 * index, opcode, registers & 15 | _PSEUDO_KFUNC_CALL << 4, 0, function
-            )
-    return Artifact(bytes(code), tuple(uses))
+            of_module = btf.is_of_module(function)
+            calls_module |= of_module
+            callee = registers & 15 | _PSEUDO_KFUNC_CALL << 4
+            _INSTRUCTION.pack_into(code, 8 * index, opcode, callee, _MODULE if of_module else 0, function)
+    return Artifact(bytes(code), tuple(uses), calls_module)
 
 
 def _function(btf: Btf, name: str) -> int:

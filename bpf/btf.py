@@ -1,7 +1,8 @@
-"""The running kernel's type information: offsets of members, ids of functions.
+"""The running kernel's type information (BTF): offsets of members, ids of functions.
 
-Format: Documentation/bpf/btf.rst of the kernel. Reading it once takes a quarter of a second and is part of
-compiling; the results are kept with the compiled program.
+Format: Documentation/bpf/btf.rst of the kernel. A module's is split: its type ids and string offsets go on
+where the kernel's end. Reading it once takes a quarter of a second and is part of compiling; the results are
+kept with the compiled program.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ class BtfError(Exception):
 
 @dataclass(slots=True)
 class Btf:
-    """An index over a BTF blob: names to type ids, and where each type starts."""
+    """An index over a BTF blob: names to type ids, and where each type starts. Ids from `base_types` on are
+    the module's that was joined to it."""
 
     data: bytes
     strings: int
     starts: list[int]
+    base_types: int = 0
     structs: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
     enumerators: set[str] = field(default_factory=set)
@@ -39,6 +42,10 @@ class Btf:
     def function(self, name: str) -> int | None:
         """The BTF id of a kernel function; None where this kernel has none of that name."""
         return self.functions.get(name)
+
+    def is_of_module(self, type_id: int) -> bool:
+        """Whether a type is the joined module's, not the kernel's own."""
+        return type_id >= self.base_types
 
     def size(self, structure: str) -> int:
         """The size of a structure in bytes."""
@@ -97,17 +104,35 @@ class Btf:
         return self.data[start : self.data.index(b"\0", start)].decode("ascii", "replace")
 
 
-def read_btf(path: Path = VMLINUX, data: bytes | None = None) -> Btf:
-    """The running kernel's; raises BtfError where there is none or it cannot be understood."""
+def read_btf(path: Path = VMLINUX, module: bytes = b"") -> Btf:
+    """The kernel's at `path`, joined with the split BTF of one of its modules where that is given; what both
+    have is the kernel's. Raises BtfError where there is none or it cannot be understood."""
     try:
-        return _index(path.read_bytes() if data is None else data)
+        base = path.read_bytes()
+        return _index(base, len(base)) if not module else _index(*_joined(base, module))
     except OSError as error:
         raise BtfError(f"{path} cannot be read: {error.strerror}") from error
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise BtfError(f"{path} is damaged or of a form this program does not know") from error
 
 
-def _index(data: bytes) -> Btf:
+def _joined(base: bytes, module: bytes) -> tuple[bytes, int]:
+    """Both as one blob, and where the module's types begin in it."""
+    parts = []
+    for blob in (base, module):
+        magic, _, _, header, types, types_length, strings, strings_length = _HEADER.unpack_from(blob)
+        if magic != _MAGIC:
+            raise BtfError("this is no BTF of this machine's byte order")
+        at, text = header + types, header + strings
+        parts.append((blob[at : at + types_length], blob[text : text + strings_length]))
+    (base_types, base_strings), (types, strings) = parts
+    length = len(base_types) + len(types)
+    whole = _HEADER.pack(_MAGIC, 1, 0, _HEADER.size, 0, length, length, len(base_strings) + len(strings))
+    begin = _HEADER.size + len(base_types)
+    return b"".join((whole, base_types, types, base_strings, strings)), begin
+
+
+def _index(data: bytes, module_at: int) -> Btf:
     magic, _, _, header, types, types_length, strings, _ = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise BtfError("this is no BTF of this machine's byte order")
@@ -115,6 +140,8 @@ def _index(data: bytes) -> Btf:
     at, end = header + types, header + types + types_length
     unpack = struct.Struct("<II").unpack_from
     while at < end:
+        if at < module_at:
+            btf.base_types = len(btf.starts) + 1
         name, info = unpack(data, at)
         kind, members = info >> 24 & 31, info & 0xFFFF
         if kind == _STRUCT and name:

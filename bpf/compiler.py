@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bpf import layout
+from bpf import kernelmodule, layout
 from bpf.artifact import KFUNC_BASE, KFUNCS, Artifact, artifact_of
 from bpf.btf import Btf, read_btf
 
@@ -42,7 +42,7 @@ def main(output: str) -> None:
 def compile_fastpath(source: str | None = None) -> Artifact:
     """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words
     it."""
-    btf = read_btf()
+    btf = read_btf(module=kernelmodule.types_of_module())
     text = source_text() if source is None else source
     with _kernel_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from bpf import marks, restore, runtime, sysctls
+from bpf import kernelmodule, marks, restore, runtime, sysctls
 from bpf.runtime import KEEPER
 
 _ROOT = Path(__file__).parent.parent
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
         return _refuse(str(error))
     try:
         restore.restore()
+        kernelmodule.load_module()
         before = {sysctls.LIBERAL: sysctls.read(sysctls.LIBERAL)}
         runtime.remember(runtime.State(before, marks.field_mask(), runtime.cookie()))
     except OSError as error:

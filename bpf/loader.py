@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bpf import layout, syscall, sysctls
+from bpf import kernelmodule, layout, syscall, sysctls
 from bpf.artifact import Artifact
 from bpf.btf import VMLINUX
 
@@ -22,6 +22,7 @@ SLOTS = 1024  # links that can be counted one by one; slot 0 is of those that ar
 PORTS, OWNERS, MACS, CAPTURED = 4096, 65536, 16384, 1024
 _LEAST_FLOWS, _FLOW_BYTES = 1 << 14, 440  # one IPv4 and one IPv6 entry with their buckets, in the kernel
 _PART_OF_MEMORY = 100
+_COMPILE_SECONDS = 900  # 1 usually; an emulated machine takes a hundred times as long
 
 
 class CannotCompile(Exception):
@@ -92,7 +93,7 @@ def load(flows: int, cache: Path = CACHE) -> Loaded:
             made[name] = syscall.create_map(
                 each.kind, each.key.itemsize, each.value.itemsize, each.entries, name
             )
-        program = syscall.load_program(syscall.PROG_SCHED_CLS, artifact.with_maps(made), "vnet_fastpath")
+        program = _load_program(artifact, made)
     except BaseException:
         for descriptor in made.values():
             os.close(descriptor)
@@ -102,8 +103,17 @@ def load(flows: int, cache: Path = CACHE) -> Loaded:
 
 def reload(loaded: Loaded, cache: Path = CACHE) -> int:
     """Another copy of the program on the same maps (an upgrade): its descriptor."""
-    code = compiled(cache).with_maps(loaded.maps)
-    return syscall.load_program(syscall.PROG_SCHED_CLS, code, "vnet_fastpath")
+    return _load_program(compiled(cache), loaded.maps)
+
+
+def _load_program(artifact: Artifact, descriptors: dict[str, int]) -> int:
+    module = kernelmodule.open_module_btf() if artifact.calls_module else None
+    try:
+        code = artifact.with_maps(descriptors)
+        return syscall.load_program(syscall.PROG_SCHED_CLS, code, "vnet_fastpath", module)
+    finally:
+        if module is not None:
+            os.close(module)
 
 
 def compiled(cache: Path = CACHE) -> Artifact:
@@ -132,7 +142,8 @@ def is_compiled(cache: Path = CACHE) -> bool:
 
 
 def _fingerprint() -> str:
-    """Of all that the result depends on: our source, and the kernel's types."""
+    """Of all that the result depends on: our source, and the types of the kernel and its connection
+    tracking."""
     digest = hashlib.sha256()
     ours = (HERE / name for name in ("artifact.py", "btf.py", "compiler.py", "layout.py"))
     for path in sorted((*ours, *HERE.glob("**/*.[ch]"))):
@@ -141,6 +152,7 @@ def _fingerprint() -> str:
         digest.update(VMLINUX.read_bytes())
     except OSError as error:
         raise CannotCompile(f"{VMLINUX}: {error.strerror}: this kernel tells nothing of its types") from error
+    digest.update(kernelmodule.types_of_module())
     return digest.hexdigest()[:24]
 
 
@@ -160,7 +172,9 @@ def _compile(path: Path) -> None:
     """In a process of its own: BCC with LLVM takes 150 MB, which only the end of a process gives back."""
     words = [sys.executable, "-m", "bpf.compiler", str(path)]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=environment, timeout=_COMPILE_SECONDS, check=False
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         why = lines[-1] if lines else f"the compiler ended with {done.returncode}"

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from bpf import compiler, loader, syscall, sysctls
+from bpf import compiler, kernelmodule, loader, syscall
 from bpf.artifact import KFUNCS
 from bpf.btf import VMLINUX, Btf, BtfError, read_btf
+from bpf.kernelmodule import BUILT_IN, ModuleState
 from core.model import Requirement
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
-_MODULE_BTF = Path("/sys/kernel/btf/nf_conntrack")
 # Bit numbers of linux/capability.h.
 # CAP_NET_RAW is for seeing changes of iptables-legacy.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
-# The first kernels that have bpf_ct_change_timeout, tcx, and tables with an owner.
-_LEAST, _TCX, _OWNER = (6, 0), (6, 6), (5, 12)
 _LOOPBACK = 1
 
 OFF = "the fast path stays off: the kernel forwards everything, as without it"
@@ -29,21 +27,20 @@ OFF = "the fast path stays off: the kernel forwards everything, as without it"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found. `functions` are those of KFUNCS that the kernel has, `members` what of its structures
-    cannot be found ("" for nothing); `tcx` is None where it cannot be told; `lockdown` is "" where there is
-    none."""
+    """What was found. `functions` are those of KFUNCS that the kernel or its module nf_conntrack has,
+    `members` what of its structures cannot be found ("" for nothing); `tcx` is None where it cannot be told;
+    `lockdown` is "" where there is none."""
 
     release: str
     btf: str = ""
     functions: frozenset[str] = frozenset(KFUNCS)
     members: str = ""
-    in_module: bool = False
+    conntrack: ModuleState = BUILT_IN
     tcx: bool | None = True
     capabilities: int = -1
     lockdown: str = ""
     has_bcc: bool = True
     has_headers: bool = True
-    has_conntrack: bool = True
     compiled: bool = False
 
 
@@ -58,43 +55,15 @@ def unmet(found: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
 
 
 def _judged(facts: Facts) -> Iterator[Requirement]:
-    yield _kernel(facts)
     yield _capabilities(facts)
     yield _lockdown(facts)
+    yield _conntrack(facts)
     yield _types(facts)
     for name in KFUNCS:
         yield _function(facts, name)
     yield _tcx(facts)
-    yield _owner(facts)
-    yield Requirement(
-        "conntrack", facts.has_conntrack,
-        "it is there" if facts.has_conntrack else f"there is no sysctl {sysctls.LIBERAL}",
-        OFF, "modprobe nf_conntrack",
-    )  # fmt: skip
     yield _bcc(facts)
     yield _headers(facts)
-
-
-def _kernel(facts: Facts) -> Requirement:
-    return Requirement(
-        "Linux 6.0 or newer", version_of(facts.release) >= _LEAST, f"Linux {facts.release}",
-        OFF, "a newer kernel",
-    )  # fmt: skip
-
-
-def version_of(release: str) -> tuple[int, int]:
-    """Major and minor number of a kernel's release, (0, 0) where it has none."""
-    words = release.split(".")[:2]
-    numbers = ["".join(_digits(word)) for word in words]
-    return (int(numbers[0] or 0), int(numbers[1] or 0)) if len(numbers) == 2 else (0, 0)
-
-
-def _digits(word: str) -> Iterator[str]:
-    """The digits that a word begins with."""
-    for letter in word:
-        if not letter.isdecimal():
-            return
-        yield letter
 
 
 def _capabilities(facts: Facts) -> Requirement:
@@ -122,32 +91,50 @@ def _types(facts: Facts) -> Requirement:
     )  # fmt: skip
 
 
-def _function(facts: Facts, name: str) -> Requirement:
-    met = name in facts.functions
-    where = "only the module nf_conntrack has it, not the kernel itself" if facts.in_module else "it has none"
+def _conntrack(facts: Facts) -> Requirement:
+    state = facts.conntrack
+    found = "it is in the kernel"
+    if state.loadable:
+        found = f"it is not loaded; starting the fast path loads the module {kernelmodule.NAME}"
+    elif not state.present:
+        found = f"it is not in the kernel, and there is no module {kernelmodule.NAME} to load"
+    elif state.loaded:
+        found = f"the module {kernelmodule.NAME} is loaded"
     return Requirement(
-        f"kernel function {name}", met, "it is there" if met else where,
+        "conntrack", state.present or state.loadable, found, OFF, f"modprobe {kernelmodule.NAME}"
+    )
+
+
+def _function(facts: Facts, name: str) -> Requirement:
+    """That of a module which is not loaded cannot be looked at; starting loads it and looks again."""
+    met = name in facts.functions or facts.conntrack.loadable
+    found = "it is there"
+    if not met and facts.conntrack.loaded and not facts.conntrack.has_types:
+        found = f"the module {kernelmodule.NAME} was loaded without type information: it is of another build"
+    elif not met:
+        found = f"Linux {facts.release} has none, nor has its module {kernelmodule.NAME} (/sys/kernel/btf)"
+    elif facts.conntrack.loadable:
+        found = f"it is looked for once the module {kernelmodule.NAME} is loaded"
+    elif facts.conntrack.has_types:
+        found = f"the module {kernelmodule.NAME} has it"
+    return Requirement(
+        f"kernel function {name}", met, found,
         f"without it no connection can be learned from conntrack: {OFF}",
-        "a kernel with CONFIG_NF_CONNTRACK=y and CONFIG_DEBUG_INFO_BTF",
+        "a kernel with CONFIG_DEBUG_INFO_BTF_MODULES that has the function (Linux 6.0 and newer have it)",
     )  # fmt: skip
 
 
 def _tcx(facts: Facts) -> Requirement:
-    met = version_of(facts.release) >= _TCX if facts.tcx is None else facts.tcx
-    found = "it is there" if met else "this kernel has none (it came with Linux 6.6)"
+    found = {
+        True: "they are there",
+        False: "this kernel has none (they came with Linux 6.6)",
+        None: "whether they are there cannot be told without CAP_NET_ADMIN",
+    }
     return Requirement(
-        "tcx links", met, found if facts.tcx is not None else f"{found}, by the kernel's version",
+        "tcx links", bool(facts.tcx), found[facts.tcx],
         "clsact filters are used instead: should the program be killed, they stay, idle once their lease is "
         "over, until the next start or `vnet-tui recover`",
         "Linux 6.6 or newer", needed=False,
-    )  # fmt: skip
-
-
-def _owner(facts: Facts) -> Requirement:
-    met = version_of(facts.release) >= _OWNER
-    return Requirement(
-        "nftables tables with an owner", met,
-        "the kernel's version has them" if met else "they came with Linux 5.12", OFF, "a newer kernel",
     )  # fmt: skip
 
 
@@ -175,28 +162,27 @@ def _headers(facts: Facts) -> Requirement:
 def facts_of_this_machine(whole: bool = False) -> Facts:
     """Look; nothing is changed, and BCC is not imported. A program that is compiled already shows that the
     kernel's types are as they must be: they are read again only for the `whole` of it."""
-    compiled = loader.is_compiled()
+    compiled, module = loader.is_compiled(), kernelmodule.module_state()
     btf, why = _btf() if whole or not compiled else (None, "")
     functions = frozenset(name for name in KFUNCS if btf and btf.function(name) is not None)
     return Facts(
         release=os.uname().release,
         btf=why,
         functions=functions if btf or why else frozenset(KFUNCS),
-        members=_members(btf) if btf else "",
-        in_module=_MODULE_BTF.exists(),
+        members=_members(btf) if btf and not module.loadable else "",
+        conntrack=module,
         tcx=_has_tcx(),
         capabilities=_effective(),
         lockdown=_lockdown_here(),
         has_bcc=find_spec("bcc") is not None,
         has_headers=(compiler.UAPI / "linux" / "bpf.h").is_file(),
-        has_conntrack=sysctls.read(sysctls.LIBERAL) != "",
         compiled=compiled,
     )
 
 
 def _btf() -> tuple[Btf | None, str]:
     try:
-        return read_btf(), ""
+        return read_btf(module=kernelmodule.types_of_module()), ""
     except BtfError as error:
         return None, str(error)
 

@@ -23,6 +23,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY = 5, 10, 16
 _MAP_NEXT_KEY = 4
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+_BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS = 28, 29, 32
 
@@ -153,18 +154,24 @@ class Rejected(Exception):
     """The kernel's verifier refused a program; the text is the end of its log."""
 
 
-def load_program(kind: int, instructions: bytes, name: str) -> int:
-    """Load a program (GPL-compatible, as its helpers need); raises Rejected with the verifier's words."""
+def load_program(kind: int, instructions: bytes, name: str, module_btf: int | None = None) -> int:
+    """Load a program (GPL-compatible, as its helpers need); raises Rejected with the verifier's words.
+
+    `module_btf` is a descriptor of the BTF of the kernel module whose functions it calls: calls with 1 in the
+    instruction's offset are looked up there (`fd_array` of union bpf_attr; 0 stands for the kernel itself).
+    """
     code, code_at = _bytes_at(instructions)
     license_text, license_at = _bytes_at(b"GPL\0")
     log = np.zeros(1 << 20, np.uint8)
+    modules = np.array([0, module_btf or 0], np.int32)
 
     def attributes(level: int) -> bytes:
         return struct.pack(
-            "<IIQQIIQII16sIIIIQIIQII",
+            "<IIQQIIQII16sIIIIQIIQIIIIQ",
             kind, len(instructions) // 8, code_at, license_at,
             level, len(log) if level else 0, _pointer(log) if level else 0, 0, 0,
             name.encode()[:15], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0 if module_btf is None else _pointer(modules),
         )  # fmt: skip
 
     try:
@@ -243,6 +250,29 @@ def map_by_id(map_id: int) -> int:
 def program_by_id(prog_id: int) -> int:
     """A descriptor for a program that another process loaded."""
     return bpf(_PROG_FD_BY_ID, struct.pack("<III", prog_id, 0, 0))
+
+
+def next_btf_id(after: int) -> int:
+    """The next id of type information in the kernel, its own and its modules' among them; raises
+    FileNotFoundError behind the last."""
+    attributes = bytearray(struct.pack("<III", after, 0, 0))
+    bpf(_BTF_NEXT_ID, attributes)
+    return int(struct.unpack_from("<I", attributes, 4)[0])
+
+
+def btf_by_id(btf_id: int) -> int:
+    """A descriptor of type information."""
+    return bpf(_BTF_FD_BY_ID, struct.pack("<III", btf_id, 0, 0))
+
+
+def kernel_btf_name(btf_fd: int) -> str:
+    """The name of the kernel module ("vmlinux": the kernel) that type information is of, "" where it is a
+    program's (struct bpf_btf_info)."""
+    name = np.zeros(64, np.uint8)
+    answer = np.frombuffer(bytearray(struct.pack("<QIIQII", 0, 0, 0, _pointer(name), len(name), 0)), np.uint8)
+    bpf(_INFO_BY_FD, struct.pack("<IIQ", btf_fd, len(answer), _pointer(answer)))
+    is_kernels = struct.unpack_from("<I", answer.tobytes(), 28)[0]
+    return name.tobytes().split(b"\0", 1)[0].decode("ascii", "replace") if is_kernels else ""
 
 
 def info(fd: int, size: int) -> bytes:

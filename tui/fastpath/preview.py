@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from bpf import attachments, layout, loader, marks, obstacles, sysctls, targets
+from bpf import attachments, kernelmodule, layout, loader, marks, obstacles, sysctls, targets
 from bpf.attachments import NOTHING_FOREIGN, Foreign
 from bpf.ports import Contents, contents
 from bpf.requirements import requirements, unmet
@@ -106,6 +106,15 @@ def _links(count: int) -> str:
 
 
 def _begins(tied: bool) -> list[str]:
+    return [*_loads(), *_held(tied)]
+
+
+def _loads() -> Iterator[str]:
+    if kernelmodule.module_state().loadable:
+        yield f"The kernel module {kernelmodule.NAME} (connection tracking) is loaded, and stays loaded."
+
+
+def _held(tied: bool) -> list[str]:
     now = sysctls.read(sysctls.LIBERAL) or "?"
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from bpf import kernelmodule
 from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
 from core.text import safe
@@ -130,7 +132,10 @@ def _links(fast: FastPath) -> Iterator[str]:
 
 
 def check(session: FastSession, as_json: bool) -> int:
-    """What it needs; 1 where something is missing without which it stays off."""
+    """What it needs; 1 where something is missing without which it stays off. Loads the module nf_conntrack
+    where it is not loaded: what it has can't be told otherwise."""
+    if kernelmodule.load_module():
+        print(f"vnet-tui: loaded the kernel module {kernelmodule.NAME}", file=sys.stderr)
     found = session.requirements()
     usable = all(one.met for one in found if one.needed)
     if as_json:
