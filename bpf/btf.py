@@ -37,6 +37,7 @@ class Btf:
     base_types: int = 0
     structs: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
+    enums: dict[str, int] = field(default_factory=dict)
     enumerators: set[str] = field(default_factory=set)
 
     def function(self, name: str) -> int | None:
@@ -62,6 +63,19 @@ class Btf:
             at += found[0]
             type_id = found[1]
         return at
+
+    def enumerator(self, enumeration: str, name: str) -> int | None:
+        """The value of a member of a named enumeration; None where it has none of that name. Raises
+        BtfError where there is no such enumeration."""
+        if enumeration not in self.enums:
+            raise BtfError(f"the kernel's type information has no enum {enumeration}")
+        at = self.starts[self.enums[enumeration]]
+        _, info, _ = struct.unpack_from("<III", self.data, at)
+        for index in range(info & 0xFFFF):
+            text, value = struct.unpack_from("<Ii", self.data, at + 12 + 8 * index)
+            if self._string(text) == name:
+                return int(value)
+        return None
 
     def _struct(self, name: str) -> int:
         if name not in self.structs:
@@ -148,7 +162,9 @@ def _index(data: bytes, module_at: int) -> Btf:
             btf.structs.setdefault(btf._string(name), len(btf.starts))
         elif kind == _FUNC:
             btf.functions.setdefault(btf._string(name), len(btf.starts))
-        elif kind == _ENUM and not name:
+        elif kind == _ENUM and name:
+            btf.enums.setdefault(btf._string(name), len(btf.starts))
+        elif kind == _ENUM:
             names = (struct.unpack_from("<I", data, at + 12 + 8 * each)[0] for each in range(members))
             btf.enumerators.update(map(btf._string, names))
         elif kind == _ENUM64 and not name:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import struct
 import time
+from typing import Any
+
+import numpy as np
 
 from bpf import syscall
 
@@ -15,6 +18,7 @@ _HZ = (100, 250, 300, 1000)
 _MEASURED_FOR = 0.12  # seconds: enough to tell 250 from 300
 _READINGS = 5
 _FRAME = bytes(64)
+_FUTURE = 0xFFF00000
 
 
 class Clock:
@@ -62,6 +66,13 @@ class Clock:
             readings.append((time.monotonic() - began, began, jiffies))
         _, began, jiffies = min(readings)
         return began, jiffies
+
+
+def jiffies_ago(then: Any, now: int) -> Any:
+    """How many jiffies ago moments were of which maps hold the low 32 bits (uint32, one or a column): up to
+    49 days at 1000 Hz. What was written after `now` was read is now."""
+    ago = np.uint32(now & 0xFFFFFFFF) - then
+    return np.where(ago > _FUTURE, np.uint32(0), ago)
 
 
 def _load(shift: int) -> int:

@@ -64,7 +64,8 @@ def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:
         yield name.encode(), compiled[name.encode()]
 
 
-MAPS = ("config", "counters", "scratch", "ports", "owners", "macs", "captured", "flows4", "flows6")
+MAPS = ("config", "counters", "scratch", "ports", "owners", "macs", "captured",
+        "flows4", "flows6", "wanted", "young")  # fmt: skip
 
 
 def _flags(btf: Btf) -> Iterator[str]:
@@ -85,7 +86,11 @@ def offsets(btf: Btf) -> dict[str, int]:
         "NF_CONN_STATUS": btf.offset("nf_conn", "status"),
         "NF_CONN_MARK": btf.offset("nf_conn", "mark"),
         "NF_CONN_TUPLEHASH": btf.offset("nf_conn", "tuplehash"),
+        "NF_CONN_EXT": btf.offset("nf_conn", "ext"),
         "NF_CONN_TCP_STATE": btf.offset("nf_conn", "proto.tcp.state"),
+        "NF_CONN_TCP_FLAGS": btf.offset("nf_conn", "proto.tcp.seen.flags"),
+        "TCP_SEEN_SIZE": btf.size("ip_ct_tcp_state"),
+        **{f"NF_CT_EXT_{name}": extension(btf, name) for name in ("HELPER", "TIMEOUT")},
         "TUPLE_HASH_SIZE": btf.size("nf_conntrack_tuple_hash"),
         "TUPLE_HASH_TUPLE": btf.offset("nf_conntrack_tuple_hash", "tuple"),
         "TUPLE_SRC": btf.offset("nf_conntrack_tuple", "src.u3"),
@@ -93,6 +98,14 @@ def offsets(btf: Btf) -> dict[str, int]:
         "TUPLE_DST": btf.offset("nf_conntrack_tuple", "dst.u3"),
         "TUPLE_DPORT": btf.offset("nf_conntrack_tuple", "dst.u.all"),
     }
+
+
+def extension(btf: Btf, name: str) -> int:
+    """Where struct nf_ct_ext says whether a connection has that extension; where it says it of helpers on
+    kernels built without it."""
+    helper = btf.enumerator("nf_ct_ext_id", "NF_CT_EXT_HELPER") or 0
+    found = btf.enumerator("nf_ct_ext_id", f"NF_CT_EXT_{name}")
+    return btf.offset("nf_ct_ext", "offset") + (helper if found is None else found)
 
 
 @contextmanager

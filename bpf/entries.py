@@ -1,20 +1,22 @@
-"""Conntrack entries that carry our marks: cleared before a generation is used again, and handed back to the
-kernel at the end.
+"""Conntrack entries of the connections that are forwarded: conntrack made liberal about them, marks cleared
+before a generation is used again, and taken away at the end.
 
 Layout: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from bpf.nfnetlink import header, nest
 from core.collect.netlink import NETFILTER, Netlink, attribute, attributes, walk
 
 _NEW, _GET = 0x100, 0x101
 _TUPLE, _PROTOINFO, _MARK, _ZONE, _MARK_MASK = 1, 4, 8, 18, 21
-_TCP = 6
 _BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL
 
 
@@ -29,11 +31,33 @@ def clear_generation(generation: int, shift: int) -> int:
 
 
 def hand_back(mask: int) -> int:
-    """Take all our marks away, and let conntrack be liberal about each TCP connection that had one: it did
-    not see what was sent meanwhile. How many entries that were."""
+    """Take all our marks away; how many entries that were."""
     with Netlink(NETFILTER) as kernel:
         found = list(_marked(kernel, mask))
-        return _send(kernel, (_cleared(entry, mask, liberal=_is_tcp(entry)) for entry in found))
+        return _send(kernel, (_cleared(entry, mask) for entry in found))
+
+
+def let_be_liberal(rows: Sequence[np.void] | np.ndarray) -> int:
+    """Have conntrack be liberal about these TCP connections (rows of layout.WANT), in both directions: it
+    will not see the middle of them, and would take what comes after for invalid. Others of the namespace keep
+    their check of the window. How many requests that took."""
+    if not len(rows):
+        return 0
+    flags = bytes([_BE_LIBERAL, _BE_LIBERAL])
+    liberal = nest(_PROTOINFO, nest(1, attribute(4, flags), attribute(5, flags)))
+    with Netlink(NETFILTER) as kernel:
+        return _send(kernel, (header(int(row["family"])) + tuple_of(row) + liberal for row in rows))
+
+
+def tuple_of(row: np.void) -> bytes:
+    """CTA_TUPLE_ORIG of a connection by the tuple of either direction, in a row of layout.WANT: conntrack
+    finds it by both."""
+    is_ipv4 = row["family"] == socket.AF_INET
+    first, size = (1, 4) if is_ipv4 else (3, 16)
+    addresses = (attribute(first + at, row[name].tobytes()[:size]) for at, name in enumerate(("src", "dst")))
+    ports = (attribute(2 + at, struct.pack(">H", row[name])) for at, name in enumerate(("sport", "dport")))
+    proto = attribute(1, bytes([row["l4_proto"]]))
+    return nest(_TUPLE, nest(1, *addresses), nest(2, proto, *ports))
 
 
 def count_marked(mask: int) -> int:
@@ -58,21 +82,13 @@ def _marked(kernel: Netlink, mask: int, value: int | None = None) -> Iterator[En
                 yield payload[0], found
 
 
-def _is_tcp(entry: Entry) -> bool:
-    proto = attributes(attributes(entry[1][_TUPLE]).get(2, b""))
-    return proto.get(1, b"\0")[0] == _TCP
-
-
-def _cleared(entry: Entry, mask: int, liberal: bool = False) -> bytes:
+def _cleared(entry: Entry, mask: int) -> bytes:
     """The request that changes the entry, whose timer goes on meanwhile."""
     family, found = entry
     body = header(family) + attribute(_TUPLE | 0x8000, found[_TUPLE])
     if _ZONE in found:
         body += attribute(_ZONE, found[_ZONE])
     body += attribute(_MARK, bytes(4)) + attribute(_MARK_MASK, struct.pack(">I", mask))
-    if liberal:
-        flags = bytes([_BE_LIBERAL, _BE_LIBERAL])
-        body += nest(_PROTOINFO, nest(1, attribute(4, flags), attribute(5, flags)))
     return body
 
 

@@ -34,14 +34,25 @@ _PLAIN = frozenset(
 _ESTABLISHED = 2  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 # Keys of meta and ct whose value stays the same for all packets of a connection (in one direction).
 _META = frozenset({1, 3, *range(4, 12), *range(13, 20), 21, 22, 23, *range(25, 30), 33, 34})
-_META_NFPROTO, _META_PROTOCOL = 15, 1
+_META_NFPROTO, _META_PROTOCOL, _META_L4PROTO = 15, 1, 16
+# Keys of meta that name the link of a packet: index and name, in and out.
+_META_LINKS = {4: "in", 6: "in", 5: "out", 7: "out"}
+_META_INDEXES = (4, 5)
+_FORWARDED_PROTOCOLS = (6, 17)
 _CT_STATE, _CT_MARK = 0, 3
 _CT = frozenset({0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 17, 19, 20, 21, 22, 23})
+_CT_SET = {3: "the ct mark", 13: "ct labels", 17: "the conntrack zone", 18: "which events conntrack tells"}
 _LINK, _NETWORK, _TRANSPORT = 0, 1, 2
+_BEHIND_MACS = 12
 _TCP_FLAGS = (_TRANSPORT, 13, 1)
-_OBJECTS = frozenset({1, 3, 7, 9})  # counter, helper, timeout, expectation
+_V4_PROTOCOL = (_NETWORK, 9, 1)
+# Named objects that change nothing for a packet that was let through: a counter, and a helper, whose
+# connections IPS_HELPER tells. A time-out policy is heeded by the kernel alone.
+_OBJECTS = frozenset({1, 3})
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
-_CHANGING_SET = 0x10 | 0x20  # elements that time out, elements that packets add
+_CT_ZONE_FLAGS = 4 | 8 | 16  # by direction, and from the packet's mark
+_CT_TIMEOUT_AT = 28
+_SET_OF_PACKETS = 0x20  # NFT_SET_EVAL
 _V4_HEADER = {
     0: "the type of service",
     1: "the type of service",
@@ -56,7 +67,8 @@ _V4, _V6 = (2, b"\x08\x00"), (10, b"\x86\xdd")
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The sets of one table: the flags of each, and of verdict maps the elements, key and (code, chain)."""
+    """The sets of one table: the flags of each, and of verdict maps the elements, key and (code, chain); the
+    key of a catch-all element is empty."""
 
     flags: Mapping[str, int] = field(default_factory=dict)
     verdicts: Mapping[str, Collection[tuple[bytes, int, str]]] = field(default_factory=dict)
@@ -69,6 +81,11 @@ def rule_of(chain: ChainName, handle: int, listed: bytes, sets: Sets, mask: int)
         parts = attributes(expression)
         reading.add(text(parts.get(1, b"")), parts.get(2, b""))
     return reading.rule(f"rule {handle}")
+
+
+def _link_pattern(value: bytes) -> str:
+    """The name of a link as it is compared: with the NUL at its end, or only its beginning."""
+    return text(value) if b"\0" in value else f"{text(value)}*"
 
 
 def _number(value: bytes | None, default: int = 0) -> int:
@@ -84,6 +101,10 @@ class _Reading:
         self.takes_part = True
         self.conditional = False
         self.verdict, self.targets = "", list[str]()
+        self.looked_up = list[str]()
+        self.reads_mark = False
+        self.links = {"in": "", "out": ""}
+        self.reads_mac = False
         self.marks = False
         self._held: tuple[str, int] = ("", 0xFFFFFFFF)
         self._changed, self._keeps_mark = 0, False
@@ -100,6 +121,11 @@ class _Reading:
             self.verdict,
             targets,
             self.marks,
+            tuple((*self.chain[:2], name) for name in self.looked_up),
+            self.reads_mark,
+            self.links["in"],
+            self.links["out"],
+            self.reads_mac,
         )
 
     def add(self, name: str, data: bytes) -> None:
@@ -125,7 +151,12 @@ class _Reading:
         self._held = ("", 0)
         if (base, offset, length) == _TCP_FLAGS:
             self._held = ("tcp flags", 0xFF)
-        elif not self._is_address_or_port(base, offset, length):
+        elif (base, offset, length) == _V4_PROTOCOL and self._family == 4:
+            self._held = ("protocol", 0)
+        self.reads_mac |= base == _LINK and offset < _BEHIND_MACS
+        if self._held[0]:
+            return
+        if not self._is_address_or_port(base, offset, length):
             self._judge(self._header_words(base, offset))
 
     def _header_words(self, base: int, offset: int) -> str:
@@ -152,17 +183,24 @@ class _Reading:
             self._judge("it sets a packet's mark or priority" if key in (2, 3) else "it sets meta data")
         elif key not in _META:
             self._judge("it looks at single packets (meta)")
-        self._held = ("family", 0) if key in (_META_NFPROTO, _META_PROTOCOL) else ("", 0)
+        self._held = ("", 0)
+        if key in (_META_NFPROTO, _META_PROTOCOL):
+            self._held = ("family", 0)
+        elif key == _META_L4PROTO:
+            self._held = ("protocol", 0)
+        elif key in _META_LINKS:
+            self._held = (_META_LINKS[key], int(key in _META_INDEXES))
 
     def _on_ct(self, given: Mapping[int, bytes]) -> None:
         key = _number(given.get(2))
         if 4 in given:
+            self._judge(f"it sets {_CT_SET.get(key, 'something of connections (ct)')}")
             if key == _CT_MARK:
                 self.marks |= not self._keeps_mark
-                self._judge("it sets the ct mark")
             return
         if key not in _CT:
             self._judge("it looks at counters or times of connections (ct)")
+        self.reads_mark |= key == _CT_MARK
         self._held = ({_CT_STATE: "ct state", _CT_MARK: "ct mark"}.get(key, ""), 0xFFFFFFFF)
 
     def _on_bitwise(self, given: Mapping[int, bytes]) -> None:
@@ -196,6 +234,10 @@ class _Reading:
             return
         if what == "tcp flags":
             self._flags(mask, number, negated)
+        elif what == "protocol" and not negated and len(value) == 1 and value[0] not in _FORWARDED_PROTOCOLS:
+            self.takes_part = False
+        elif what in ("in", "out") and not negated:
+            self.links[what] = f"#{number}" if mask else _link_pattern(value)
         elif what == "family" and not negated:
             self._family = (
                 4 if value in (b"\x02", _V4[1]) else 6 if value in (b"\x0a", _V6[1]) else self._family
@@ -217,8 +259,9 @@ class _Reading:
     def _on_lookup(self, given: Mapping[int, bytes]) -> None:
         name = text(given.get(1, b""))
         what, self._held = self._held[0], ("", 0)
-        if self.sets.flags.get(name, 0) & _CHANGING_SET:
-            self._judge(f"its set {name} changes by itself")
+        if self.sets.flags.get(name, 0) & _SET_OF_PACKETS:
+            self._judge(f"its set {name} is filled by packets")
+        self.looked_up.append(name)
         if _number(given.get(3), 1) != 0 or 3 not in given:
             self.conditional = True
             return
@@ -226,9 +269,10 @@ class _Reading:
 
     def _verdict_map(self, what: str, elements: Collection[tuple[bytes, int, str]]) -> None:
         if what == "ct state":
-            hit = [each for each in elements if int.from_bytes(each[0], sys.byteorder) == _ESTABLISHED]
-            if hit:
-                self._decide(*hit[0][1:])
+            hit = {key: (code, chain) for key, code, chain in elements}
+            found = hit.get(_ESTABLISHED.to_bytes(4, sys.byteorder)) or hit.get(b"")
+            if found:
+                self._decide(*found)
             return
         self.conditional, self.verdict = True, "jump"
         self.targets += [chain for _, _, chain in elements if chain]
@@ -264,9 +308,11 @@ class _Reading:
             self._state(int.from_bytes(info[:4], sys.byteorder), 0, True)
             return
         if name == "connmark":
+            self.reads_mark = True
             self._take_mark(int.from_bytes(info[4:8], sys.byteorder))
         elif name not in PLAIN_MATCHES:
             self._judge(f"match {name}")
+        self.reads_mac |= name == "mac"
         if name == "tcp" and len(info) >= 12:
             self._tcp(info)
         self.conditional |= name != "comment"
@@ -294,5 +340,16 @@ class _Reading:
         if name == "CONNMARK":
             self._judge("target CONNMARK")
             self._take_mark(int.from_bytes(info[4:8], sys.byteorder))
+        elif name == "CT":
+            self._ct_target(info)
         elif name not in PLAIN_TARGETS:
             self._judge(f"target {name}")
+
+    def _ct_target(self, info: bytes) -> None:
+        """struct xt_ct_target_info and _v1: flags, zone, events twice, name of the helper, name of the
+        time-out policy (32 bytes, only in _v1)."""
+        flags, zone = (int.from_bytes(info[at : at + 2], sys.byteorder) for at in (0, 2))
+        if zone or flags & _CT_ZONE_FLAGS:
+            self._judge("it sets the conntrack zone")
+        if len(info) > _CT_TIMEOUT_AT + 16 and text(info[_CT_TIMEOUT_AT : _CT_TIMEOUT_AT + 32]):
+            self._judge("it sets a time-out policy")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from bpf import entries, legacy, marks, obstacles
+from contextlib import suppress
+
+from bpf import entries, hooks, layout, legacy, marks, obstacles
 from bpf.marks import MarkChain
 from bpf.obstacles import Obstacles
 from bpf.tables import Tables
 
 
 class Gate:
-    """Closed at first; `reasons` say what keeps it closed."""
+    """Closed at first; `reasons` say what keeps it closed, `found` what was found in the rules last."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -17,6 +19,7 @@ class Gate:
         self._generation = 0
         self._used: set[int] = set()
         self.reasons: tuple[str, ...] = ()
+        self.found = Obstacles()
         self._silent = self._read_silent()
 
     def pause(self) -> None:
@@ -27,22 +30,46 @@ class Gate:
 
     def settle(self, found: Obstacles) -> None:
         """The rules stand still: forward what passes them from now on, unless something stands in the way."""
-        self.reasons = found.reasons
+        self.found, self.reasons = found, found.reasons
         self._silent = self._read_silent()
+        self._tables.set_flag(layout.READS_CT_MARKS, found.reads_marks)
         try:
             if found.marks_taken:
                 self._leave_marks()
             elif not found.reasons:
                 self._next()
         except OSError as error:
-            self.reasons = (f"the marks cannot be written: {error.strerror}",)
+            self.reasons = (_not_written(error),)
+
+    def admit_anew(self) -> None:
+        """The rules stand still, but what they look at beside the packet changed (a link's name or group, a
+        route, where an address is): every connection passes them once more, without a pause."""
+        if not self._tables.config["generation"]:
+            return  # it is paused: settling will do it
+        try:
+            self._next()
+        except OSError as error:
+            self.pause()
+            self.reasons = (_not_written(error),)
+
+    def prepare(self) -> None:
+        """Clear the marks that the next generation will use, so that it need not pause for that."""
+        following = self._following()
+        if following in self._used:
+            with suppress(OSError):
+                entries.clear_generation(following, marks.SHIFT)
+                self._used.discard(following)
+
+    def _following(self) -> int:
+        return self._generation % marks.GENERATIONS + 1
 
     def _next(self) -> None:
-        following = self._generation % marks.GENERATIONS + 1
+        following = self._following()
         if self._chain is None:
             entries.hand_back(marks.field_mask())  # whatever stands there is not ours, or of long ago
             self._chain, self._used = MarkChain(), set()
         if following in self._used:
+            self.pause()
             entries.clear_generation(following, marks.SHIFT)
         self._chain.write(following)
         self._used.add(following)
@@ -62,15 +89,19 @@ class Gate:
         return self._chain.port if self._chain else 0
 
     def has_changed_silently(self) -> bool:
-        """Whether something changed of which no event tells: iptables-legacy, IPsec policies."""
+        """Whether something changed of which no event tells: iptables-legacy, other users of hooks."""
         before, self._silent = self._silent, self._read_silent()
         return self._silent != before
 
-    def _read_silent(self) -> tuple[bytes, bool]:
-        return legacy.fingerprint(), obstacles.has_ipsec_policies()
+    def _read_silent(self) -> tuple[object, ...]:
+        return legacy.fingerprint(), obstacles.has_ipsec_policies(), hooks.strangers()
 
     def close(self) -> None:
         """The chain is gone afterwards."""
         if self._chain is not None:
             self._chain.close()
             self._chain = None
+
+
+def _not_written(error: OSError) -> str:
+    return f"the marks cannot be written: {error.strerror}"

@@ -13,25 +13,30 @@ import os
 import selectors
 import signal
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
-from bpf import loader, obstacles, restore, runtime, syscall, sysctls
+from bpf import loader, obstacles, restore, runtime, syscall
 from bpf.answers import answer
 from bpf.control import Answer, Server
 from bpf.gate import Gate
+from bpf.hostwatch import HostWatch
 from bpf.neighbours import Neighbours
-from bpf.rulewatch import RuleWatch
+from bpf.obstacles import Obstacles
+from bpf.rulereading import RuleReading
+from bpf.rulewatch import PolicyWatch, RuleWatch
 from bpf.schedule import Schedule
 from bpf.status import Cost
 from bpf.tables import Tables
 from bpf.traffic import Upkeep
 from bpf.view import View
+from bpf.wants import Wants
 from core.collect.events import EventSocket
 
 BEAT = 0.25
 SETTLE_LINKS = 0.01
-SETTLE_RULES = 0.1
+SETTLE_RULES, SETTLE_MOST = 0.1, 1.0
 TICK = 1.0
 UPKEEP = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -46,21 +51,35 @@ class Holder:
         self.loaded = loader.load(flows)
         self.tables = Tables(self.loaded)
         self.gate = Gate(self.tables)
-        self.view = View(self.loaded, self.tables, targets, self._wake)
+        self.host = HostWatch()
         self.neighbours = Neighbours()
+        self.view = View(
+            self.loaded,
+            self.tables,
+            targets,
+            self._wake,
+            self.neighbours,
+            self.gate.admit_anew,
+            self._judge_anew,
+        )
         self.upkeep = Upkeep(self.loaded, self.tables, self.neighbours)
         self.events = EventSocket()
         self.rules = RuleWatch()
+        self.policies = _policy_watch()
+        self.reading = RuleReading()
         self.server = Server(runtime.socket_path(runtime.here()))
+        self.wants = Wants(self.loaded, self.tables.clock, self.gate.admit_anew)
         self.cost = Cost()
         self.ending = False
+        self._unsettled: float | None = None  # since when the rules change
+        self._has_begun = False
         self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def begin(self) -> None:
         """Turn it on."""
-        sysctls.write(sysctls.LIBERAL, "1")
         self.view.look()
-        self.settle()
+        self.settle(obstacles.find(self.reading.cache, self.view.rule_links))
+        self._has_begun = True
         self.tables.beat()
 
     def run(self) -> None:
@@ -79,9 +98,13 @@ class Holder:
 
     def _sources(self) -> list[tuple[Any, Any]]:
         return [
-            *((descriptor, self._hear) for descriptor in self.events.filenos()),
             (self.rules, self._hear_rules),
+            (self.reading, self._take_rules),
+            (self.host, self._hear_host),
+            *([(self.policies, self._hear_policies)] if self.policies else []),
+            *((descriptor, self._hear) for descriptor in self.events.filenos()),
             (self.neighbours, self._hear_neighbours),
+            (self.wants, self.wants.serve),
             (self.server, lambda: self.server.serve(lambda request: answer(self, request))),
             (self._woken[0], self._hear_wake),
         ]
@@ -132,24 +155,55 @@ class Holder:
             self.look_soon()
 
     def _hear_rules(self) -> None:
-        if self.rules.heard(self.gate.port):
+        """Where only elements of sets changed, the rules are as they were: what is looked up in those sets
+        must pass them anew."""
+        heard = self.rules.heard(self.gate.port)
+        if heard.rules or heard.concerns(self.gate.found.maps):
+            self.rules_changed()
+        elif heard.concerns(self.gate.found.sets):
+            self.gate.admit_anew()
+
+    def _hear_policies(self) -> None:
+        if self.policies and self.policies.heard():
             self.rules_changed()
 
-    def rules_changed(self) -> None:
-        """All to the kernel at once; on again when the rules stand still."""
-        self.gate.pause()
-        self.schedule.once("settle", SETTLE_RULES, self.settle, again=True)
+    def _hear_host(self) -> None:
+        if self.host.heard():
+            self.gate.admit_anew()
 
-    def settle(self) -> None:
-        """The rules stand still: look at them, and forward again if they allow it. The maps are brought up to
-        date before."""
-        found = obstacles.find()
+    def rules_changed(self) -> None:
+        """All to the kernel at once; on again when the rules stand still, or go on changing for a while."""
+        self.gate.pause()
+        now = time.monotonic()
+        if self._unsettled is None:
+            self._unsettled = now
+        wait = min(SETTLE_RULES, max(0.0, self._unsettled + SETTLE_MOST - now))
+        self.schedule.once("settle", wait, self._read_rules, again=True)
+
+    def _judge_anew(self) -> None:
+        """Packets come in or leave by other links than before: other rules are about them."""
+        if self._has_begun:
+            self.rules_changed()
+
+    def _read_rules(self) -> None:
+        self._unsettled = None
+        self.reading.start(self.view.rule_links)
+
+    def _take_rules(self) -> None:
+        """They were read; changed meanwhile, they are read again when they stand still."""
+        found = self.reading.take()
+        self._hear_rules()
+        if found is not None and self._unsettled is None:
+            self.settle(found)
+
+    def settle(self, found: Obstacles) -> None:
+        """The rules stand still: forward again if they allow it. The maps are brought up to date before."""
         if self.view.take_bridge_rules(found.bridge_rules):
             self.view.note({None})
         if self.view.is_outdated:
             self._look()
         if self.view.is_outdated:  # the kernel refused
-            self.schedule.once("settle", TICK, self.settle, again=True)
+            self.schedule.once("settle", TICK, self._read_rules, again=True)
             return
         self.gate.settle(found)
 
@@ -164,7 +218,11 @@ class Holder:
             self.rules_changed()
         if self.view.has_changed_silently():
             self.look_soon()
-        self.tables.read_timeouts()
+        if self.gate.found.expiring:
+            self.gate.admit_anew()
+        self.wants.close_reset()
+        self.gate.prepare()
+        self.tables.read_sysctls()
         self.cost.rest()
 
     def end(self) -> None:
@@ -181,6 +239,13 @@ class Holder:
         """Leave the loop."""
         self.ending = True
         self._wake()
+
+
+def _policy_watch() -> PolicyWatch | None:
+    """None on kernels without IPsec."""
+    with suppress(OSError):
+        return PolicyWatch()
+    return None
 
 
 def main(arguments: list[str]) -> int:

@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-# Families and hooks that a forwarded or bridged packet passes.
+# Hooks that a forwarded or bridged packet passes.
 FORWARDED = frozenset({"prerouting", "forward", "postrouting", "ingress", "egress"})
+# What a bridge hands to the host to be routed passes the bridge family's input.
+_ROUTED_BY_BRIDGE = ("bridge", "input")
+_ROUTED_FAMILIES = ("ip", "ip6", "inet", "iptables-legacy ip", "iptables-legacy ip6")
 _DEPTH = 32
 
 # (backend or family, table, chain): enough to tell chains apart.
 ChainName = tuple[str, str, str]
+SetName = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,10 @@ class Rule:
     is False where no established plain packet can match it. `always` is True where every such packet
     matches. `verdict` is "accept", "drop", "return", "jump", "goto" or "" for one that goes on; `targets`
     the chains it may jump to; where `always` is False the packet may also go on behind it. `marks` says
-    that it reads or writes bits of the ct mark that are ours.
+    that it reads or writes bits of the ct mark that are ours, `reads_mark` that it reads any; `sets` are
+    those that it looks up. `link_in` and `link_out` are names of the only links that it matches, with a "*"
+    at the end for all that begin so, or "#" and an index; "" for any. `reads_mac`: it looks at link-layer
+    addresses, which are known of containers alone.
     """
 
     name: str
@@ -37,15 +44,47 @@ class Rule:
     verdict: str = ""
     targets: tuple[ChainName, ...] = ()
     marks: bool = False
+    sets: tuple[SetName, ...] = ()
+    reads_mark: bool = False
+    link_in: str = ""
+    link_out: str = ""
+    reads_mac: bool = False
+
+    def may_meet(self, links: Links | None) -> bool:
+        """Whether a packet that comes in and leaves by some of these links can match; None: by any."""
+        if links is None:
+            return True
+        return _meets(self.link_in, links.come_in) and _meets(self.link_out, links.leave)
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The links that accelerated packets come in by, as rules see them, and may leave by: names, and indexes
+    as "#7". `bridges` are those among the former that lead to containers."""
+
+    come_in: frozenset[str]
+    leave: frozenset[str]
+    bridges: frozenset[str]
+
+
+def _meets(pattern: str, links: frozenset[str]) -> bool:
+    if pattern.endswith("*"):
+        return any(name.startswith(pattern[:-1]) for name in links)
+    return not pattern or pattern in links
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
     """Chains by name with their rules in order, and where packets enter: base chains with their hooks;
-    those of type nat are left out, for only a connection's first packet passes them."""
+    those of type nat are left out, for only a connection's first packet passes them. `behind_marks` are
+    those whose priority puts them behind the chain that writes our marks, `maps` sets that hold verdicts or
+    data, `expiring` those whose elements time out."""
 
     chains: Mapping[ChainName, Sequence[Rule]]
     hooks: Mapping[ChainName, str]
+    behind_marks: frozenset[ChainName] = frozenset()
+    maps: frozenset[SetName] = frozenset()
+    expiring: frozenset[SetName] = frozenset()
 
     def has_bridge_rules(self) -> bool:
         """Whether any rule has a say in frames that conntrack never sees: of the bridge family, or at an
@@ -56,17 +95,34 @@ class RuleSet:
         )
 
 
-def hindrances(rules: RuleSet) -> list[str]:
-    """The reasons why this rule set forbids the fast path, in words, without repetition."""
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Of a rule set: the `reasons` why it forbids the fast path, in words, without repetition, the sets that
+    packets of established connections are looked up in, and whether a rule reads their ct mark."""
+
+    reasons: tuple[str, ...]
+    sets: frozenset[SetName]
+    reads_marks: bool = False
+
+
+def judge(rules: RuleSet, links: Links | None = None) -> Judged:
+    """Follow an established packet through every hook that it may pass, coming in and leaving by some of
+    these links (None: by any)."""
     found: dict[str, None] = {}
+    sets: set[SetName] = set()
+    reads_marks = False
     for chain, hook in rules.hooks.items():
-        if hook in FORWARDED:
-            walk = _Walk(rules)
+        if hook in FORWARDED or (chain[0], hook) == _ROUTED_BY_BRIDGE:
+            # Elsewhere the links are those of bridges' ports, which come and go.
+            is_routed = chain[0] in _ROUTED_FAMILIES and hook not in ("ingress", "egress")
+            walk = _Walk(rules, links if is_routed else None)
             walk.through(chain, 0)
             found |= dict.fromkeys(walk.reasons)
-        if _is_late(chain, hook) and rules.chains.get(chain):
+            sets |= walk.sets
+            reads_marks |= walk.reads_marks
+        if (_is_late(chain, hook) or chain in rules.behind_marks) and rules.chains.get(chain):
             found[f"{_where(chain)}: sees packets after all that the fast path takes into account"] = None
-    return list(found)
+    return Judged(tuple(found), frozenset(sets), reads_marks)
 
 
 def _is_late(chain: ChainName, hook: str) -> bool:
@@ -85,9 +141,11 @@ def mark_users(rules: RuleSet) -> list[str]:
 class _Walk:
     """The way of an established packet from one base chain on."""
 
-    def __init__(self, rules: RuleSet) -> None:
-        self.rules = rules
+    def __init__(self, rules: RuleSet, links: Links | None) -> None:
+        self.rules, self._links = rules, links
         self.reasons: list[str] = []
+        self.sets: set[SetName] = set()
+        self.reads_marks = False
         self._known: dict[ChainName, bool] = {}
 
     def through(self, chain: ChainName, depth: int) -> bool:
@@ -97,9 +155,10 @@ class _Walk:
         self._known[chain] = False
         returns = False
         for rule in self.rules.chains.get(chain, ()) if depth < _DEPTH else ():
-            ends, comes_back = self._rule(chain, rule, depth) if rule.takes_part else (False, False)
+            is_passed = rule.takes_part and rule.may_meet(self._links)
+            ends, comes_back = self._rule(chain, rule, depth) if is_passed else (False, False)
             returns |= comes_back
-            if ends or (comes_back and rule.always):
+            if ends or (comes_back and is_passed and rule.always):
                 self._known[chain] = ends and not returns
                 break
         return self._known[chain]
@@ -107,8 +166,11 @@ class _Walk:
     def _rule(self, chain: ChainName, rule: Rule, depth: int) -> tuple[bool, bool]:
         """Whether no packet goes on behind this rule, and whether it lets some go back to where the chain was
         called."""
-        if rule.judges:
-            self.reasons.append(f"{_where(chain)}, {rule.name}: {rule.judges}")
+        self.sets.update(rule.sets)
+        self.reads_marks |= rule.reads_mark
+        judges = rule.judges or self._mac_of_an_uplink(rule)
+        if judges:
+            self.reasons.append(f"{_where(chain)}, {rule.name}: {judges}")
         gone = [self.through(target, depth + 1) for target in rule.targets]
         if rule.verdict in ("accept", "drop"):
             return rule.always, False
@@ -118,6 +180,17 @@ class _Walk:
         if rule.verdict == "goto":
             return rule.always and ended, not ended
         return False, rule.verdict == "return"
+
+    def _mac_of_an_uplink(self, rule: Rule) -> str:
+        """What comes in by an uplink may have another sender with each packet, of two routers for example."""
+        if not rule.reads_mac or self._links is None:
+            return ""
+        others = self._links.come_in - self._links.bridges
+        return (
+            "it looks at MAC addresses of what comes in by an uplink"
+            if _meets(rule.link_in, others) and others
+            else ""
+        )
 
 
 def _where(chain: ChainName) -> str:
@@ -168,10 +241,12 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
     known = target in PLAIN_TARGETS or target in chains or not target
     if not judges and not known:
         judges = f"target {target}"
+    if target == "CT" and not judges and {"--zone", "--zone-orig", "--zone-reply", "--timeout"} & set(words):
+        judges = "it sets the conntrack zone or a time-out policy"
     opening = _needs_opening(words)
     if target in _OPENING_TARGETS and not opening:
         judges = f"target {target}"
-    part = _state_takes_part(ct_state) and not opening
+    part = _state_takes_part(ct_state) and not opening and not _is_of_other_protocol(words)
     simple = all(word in ("-m", "conntrack", "state") for word in _without_state(words[2:], target))
     jumps = "-g" in words or target in chains
     verdict = "jump" if jumps else {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return"}.get(target, "")
@@ -183,7 +258,21 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
         verdict=verdict,
         targets=((*table[:2], target),) if target in chains else (),
         marks=("CONNMARK" in words or "connmark" in matches) and _uses(words, mask),
+        reads_mark="connmark" in matches,
+        link_in=_named_link(words, "-i"),
+        link_out=_named_link(words, "-o"),
+        reads_mac="mac" in matches,
     )
+
+
+def _named_link(words: Sequence[str], option: str) -> str:
+    """The link that `-i` or `-o` names, with "*" for iptables' "+" at its end; "" where none is, or it is
+    negated."""
+    if option not in words[2:]:
+        return ""
+    at = words.index(option, 2)
+    name = words[at + 1]
+    return "" if words[at - 1] == "!" else f"{name[:-1]}*" if name.endswith("+") else name
 
 
 def _needs_opening(words: Sequence[str]) -> bool:
@@ -196,6 +285,14 @@ def _needs_opening(words: Sequence[str]) -> bool:
     numbers = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 63, "NONE": 0}
     mask, value = (sum(numbers.get(each, 0) for each in word.split(",")) for word in words[at + 1 : at + 3])
     return flags_match(mask, value, words[at - 1] == "!") == "never"
+
+
+def _is_of_other_protocol(words: Sequence[str]) -> bool:
+    """Whether `-p` leaves neither TCP nor UDP."""
+    if "-p" not in words[2:]:
+        return False
+    at = words.index("-p", 2)
+    return words[at - 1] != "!" and words[at + 1] not in ("tcp", "udp", "all", "0", "6", "17")
 
 
 def _state_takes_part(ct_state: str) -> bool:

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from bpf import kernelmodule, marks, restore, runtime, sysctls
+from bpf import kernelmodule, marks, restore, runtime
 from bpf.runtime import KEEPER
 
 _ROOT = Path(__file__).parent.parent
@@ -32,8 +32,7 @@ def main(arguments: list[str]) -> int:
     try:
         restore.restore()
         kernelmodule.load_module()
-        before = {sysctls.LIBERAL: sysctls.read(sysctls.LIBERAL)}
-        runtime.remember(runtime.State(before, marks.field_mask(), runtime.cookie()))
+        runtime.remember(runtime.State(marks.field_mask(), runtime.cookie()))
     except OSError as error:
         runtime.unlock()
         return _refuse(str(error))

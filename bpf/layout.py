@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 COUNTERS = 64
+# The room of the maps: links, addresses of containers, MACs behind bridges.
+PORTS, OWNERS, MACS = 4096, 65536, 16384
 
 CONFIG = np.dtype(
     [
@@ -25,10 +27,11 @@ CONFIG = np.dtype(
         ("pad", "u4"),
     ]
 )
-HAS_CAPTURES, HAS_MULTIPATH = 1, 2
+HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY = 1, 2, 4, 8
 
 PORT = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
 PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES, PORT_PEER = 1, 2, 4, 8, 16, 32
+PORT_OUT = 64
 
 # IPv4 addresses stand in the first four bytes.
 OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])
@@ -60,13 +63,15 @@ KEY6 = np.dtype(
     ]
 )
 
-# Times are jiffies (bpf/clock.py).
+# Times are the low 32 bits of jiffies (bpf/clock.py).
 FLOW = np.dtype(
     [
         ("packets", "u8"),
         ("bytes", "u8"),
-        ("last_seen", "u8"),
-        ("checked", "u8"),
+        ("last_seen", "u4"),
+        ("checked", "u4"),
+        ("acked", "u4"),
+        ("first_seen", "u4"),
         ("epoch", "u4"),
         ("in_ifindex", "u4"),
         ("out_ifindex", "u4"),
@@ -74,7 +79,9 @@ FLOW = np.dtype(
         ("action", "u1"),
         ("rewrite", "u1"),
         ("eth_in", "u1", (12,)),
-        ("slot", "u4"),
+        ("slot", "u2"),
+        ("generation", "u1"),
+        ("pad", "u1"),
         ("eth_out", "u1", (12,)),
         ("addr_diff", "u4"),
         ("port_diff", "u4"),
@@ -82,12 +89,31 @@ FLOW = np.dtype(
         ("new_dport", ">u2"),
         ("new_src", "u1", (16,)),
         ("new_dst", "u1", (16,)),
-        ("first_seen", "u8"),
+        ("ct_mark", "u4"),
+        ("pad2", "u4"),
     ]
 )
 LEARNED = np.dtype([("flow", FLOW), ("back_mtu", "u4"), ("known", "u4")])
 ACTION_NONE, ACTION_RESET, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3, 4
 REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT, REWRITE_MACS = 1, 2, 4, 8
+
+YOUNG = np.dtype([("tag", "u4"), ("asked", "u4")])
+YOUNG_ENTRIES = 8192
+
+# A record of the ring buffer `wanted`.
+WANT = np.dtype(
+    [
+        ("what", "u4"),
+        ("family", "u4"),
+        ("src", "u1", (16,)),
+        ("dst", "u1", (16,)),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("l4_proto", "u1"),
+        ("pad", "u1", (3,)),
+    ]
+)
+WANT_LIBERAL, WANT_GENERATION, WANT_CLOSE = 1, 2, 3
 
 SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])
 
@@ -101,6 +127,8 @@ _STRUCTURES = {
     "key6": KEY6,
     "flow": FLOW,
     "learned": LEARNED,
+    "want": WANT,
+    "young": YOUNG,
     "slot_counters": SLOT_COUNTERS,
 }
 

@@ -19,7 +19,7 @@ from bpf.btf import VMLINUX
 HERE = Path(__file__).parent
 CACHE = Path("/var/cache/vnet-tui")
 SLOTS = 1024  # links that can be counted one by one; slot 0 is of those that are unknown
-PORTS, OWNERS, MACS, CAPTURED = 4096, 65536, 16384, 1024
+CAPTURED = 1024
 _LEAST_FLOWS, _FLOW_BYTES = 1 << 14, 440  # one IPv4 and one IPv6 entry with their buckets, in the kernel
 _PART_OF_MEMORY = 100
 _COMPILE_SECONDS = 900  # 1 usually; an emulated machine takes a hundred times as long
@@ -40,6 +40,8 @@ class Map:
 
 
 _INDEX = np.dtype("u4")
+_NOTHING = np.dtype("V0")
+WANTED_BYTES = 1 << 16
 
 
 def flow_room() -> int:
@@ -58,12 +60,14 @@ def maps(flows: int) -> dict[str, Map]:
         "config": Map(syscall.MAP_ARRAY, _INDEX, layout.CONFIG, 1),
         "counters": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.SLOT_COUNTERS, SLOTS),
         "scratch": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.LEARNED, 2),
-        "ports": Map(syscall.MAP_HASH, _INDEX, layout.PORT, PORTS),
-        "owners": Map(syscall.MAP_HASH, layout.OWNER_KEY, layout.OWNER, OWNERS),
-        "macs": Map(syscall.MAP_HASH, layout.MAC_KEY, layout.MAC_VALUE, MACS),
+        "ports": Map(syscall.MAP_HASH, _INDEX, layout.PORT, layout.PORTS),
+        "owners": Map(syscall.MAP_HASH, layout.OWNER_KEY, layout.OWNER, layout.OWNERS),
+        "macs": Map(syscall.MAP_HASH, layout.MAC_KEY, layout.MAC_VALUE, layout.MACS),
         "captured": Map(syscall.MAP_HASH, layout.OWNER_KEY, _INDEX, CAPTURED),
         "flows4": Map(syscall.MAP_LRU_HASH, layout.KEY4, layout.FLOW, flows),
         "flows6": Map(syscall.MAP_LRU_HASH, layout.KEY6, layout.FLOW, flows),
+        "wanted": Map(syscall.MAP_RINGBUF, _NOTHING, _NOTHING, WANTED_BYTES),
+        "young": Map(syscall.MAP_ARRAY, _INDEX, layout.YOUNG, layout.YOUNG_ENTRIES),
     }
 
 

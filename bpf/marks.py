@@ -31,7 +31,7 @@ SHIFT = 24
 _NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _DEL_RULE = 0, 3, 6, 8
 _OWNER = 2  # NFT_TABLE_F_OWNER
 _POSTROUTING = 4
-_PRIORITY = 0x7FFFFFFE  # conntrack confirms at 0x7fffffff
+PRIORITY = 0x7FFFFFFE  # conntrack confirms at 0x7fffffff
 _REGISTER = 1
 _CT_DIRECTION, _CT_MARK = 1, 3
 
@@ -67,7 +67,7 @@ class MarkChain:
 
     def _table(self) -> list[tuple[int, int, bytes]]:
         table = header(AF_INET_BOTH) + attribute(1, string(TABLE)) + attribute(2, word(_OWNER))
-        hook = nest(4, attribute(1, word(_POSTROUTING)), attribute(2, word(_PRIORITY)))
+        hook = nest(4, attribute(1, word(_POSTROUTING)), attribute(2, word(PRIORITY)))
         chain = attribute(1, string(TABLE)) + attribute(3, string(CHAIN)) + hook
         chain += attribute(5, word(1)) + attribute(7, string("filter"))
         return [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -25,11 +26,12 @@ _NEW, _DEL, _GET = 28, 29, 30
 _FILTERS = (44, 45)  # RTM_NEWTFILTER, RTM_DELTFILTER
 _GROUPS = (3, 4)  # RTNLGRP_NEIGH, RTNLGRP_TC
 _BUFFER = 4 << 20
-_NDA_DST, _NDA_LLADDR = 1, 2
+_NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
 _NDMSG = struct.Struct("=BxxxiHBB")
 _REACHABLE, _STALE = 0x02, 0x04
 _VALID = 0xDE  # reachable, stale, delay, probe, noarp, permanent
-_NTF_USE, _NTF_MASTER = 0x01, 0x04
+_NTF_USE, _NTF_MASTER, _NTF_STICKY = 0x01, 0x04, 0x40
+_BY_HAND = 0x40 | 0x80  # NUD_NOARP ("static"), NUD_PERMANENT
 _AF_BRIDGE = 7
 
 Key = tuple[int, int, bytes]  # family, ifindex, address
@@ -38,14 +40,15 @@ Key = tuple[int, int, bytes]  # family, ifindex, address
 @dataclass(slots=True)
 class Heard:
     """What neighbours did: `moved` that one has another MAC or none any more, `filters` that a tc filter
-    came or went."""
+    came or went, or a MAC was pinned to a port."""
 
     moved: bool = False
     filters: bool = False
 
 
 class Neighbours:
-    """The MAC of each neighbour of this namespace, kept by events."""
+    """The MAC of each neighbour of this namespace, kept by events; `pinned` are the ports of MACs (by ifindex
+    of the bridge, and MAC) that somebody has set by hand in a bridge's forwarding table."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(
@@ -57,6 +60,7 @@ class Neighbours:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         self._macs: dict[Key, bytes] = {}
         self._stale: set[Key] = set()
+        self.pinned: dict[tuple[int, bytes], int] = {}
         self._read_all()
 
     def fileno(self) -> int:
@@ -80,20 +84,23 @@ class Neighbours:
             for kind, _, _, payload in walk(data):
                 if kind in _FILTERS:
                     found.filters = True
+                elif kind in (_NEW, _DEL) and payload[0] == _AF_BRIDGE:
+                    found.filters |= self._pin(payload, kind == _DEL)
                 elif kind in (_NEW, _DEL) and self._take(payload, kind == _DEL):
                     found.moved = True
 
     def _read_all(self) -> None:
-        self._macs, self._stale = {}, set()
+        self._macs, self._stale, self.pinned = {}, set(), {}
         with Netlink(ROUTE) as kernel:
-            for message in kernel.dump(_GET, _NDMSG.pack(0, 0, 0, 0, 0)):
-                self._take(message.payload, False)
+            for family in (0, _AF_BRIDGE):
+                for message in kernel.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0)):
+                    self._take(message.payload, False)
 
     def _take(self, payload: bytes, is_gone: bool) -> bool:
         """Keep one neighbour; whether what was known of it is no longer true."""
         family, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
         if family == _AF_BRIDGE:
-            return False
+            return self._pin(payload, is_gone)
         given = attributes(payload, _NDMSG.size)
         key = (family, ifindex, given.get(_NDA_DST, b""))
         before = self._macs.get(key)
@@ -105,6 +112,20 @@ class Neighbours:
         if state & _STALE:
             self._stale.add(key)
         return before is not None and before != mac
+
+    def _pin(self, payload: bytes, is_gone: bool) -> bool:
+        """Keep an entry of a forwarding table, where it is not a learned one; whether that is new."""
+        _, port, state, flags, _ = _NDMSG.unpack_from(payload)
+        given = attributes(payload, _NDMSG.size)
+        if _NDA_MASTER not in given:
+            return False
+        key = (int.from_bytes(given[_NDA_MASTER], sys.byteorder), given.get(_NDA_LLADDR, b""))
+        before = self.pinned.get(key)
+        if not is_gone and (state & _BY_HAND or flags & _NTF_STICKY):
+            self.pinned[key] = port
+        elif before == port:
+            del self.pinned[key]
+        return self.pinned.get(key) != before
 
     def has_stale(self, ifindexes: Collection[int]) -> bool:
         """Whether the kernel could forget any on these interfaces for want of use."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from bpf import judging, marks
-from bpf.ruleset import read_rules
+from bpf import hooks, judging, marks
+from bpf.judging import Links, SetName
+from bpf.ruleset import RuleCache, read_rules
 from core.collect.netlink import Netlink, attributes
 from core.collect.tools import ToolFailed
 
@@ -21,17 +21,24 @@ _MOST = 20  # reasons told
 class Obstacles:
     """`reasons` why nothing may be forwarded, in words; `marks_taken` where the bits of the ct mark are
     another's, so that none may even be written; `bridge_rules` whether there are rules for frames that
-    conntrack never sees."""
+    conntrack never sees. `sets` are those that packets of established connections are looked up in: after a
+    change of their elements these pass the rules anew; `maps` are those among them after whose changes the
+    rules are read anew; `expiring` says that elements time out, which nobody tells. `reads_marks`: a rule
+    looks at the ct mark of such connections."""
 
     reasons: tuple[str, ...] = ()
     marks_taken: bool = False
     bridge_rules: bool = False
+    sets: frozenset[SetName] = frozenset()
+    maps: frozenset[SetName] = frozenset()
+    expiring: bool = False
+    reads_marks: bool = False
 
 
-def find() -> Obstacles:
-    """All that stands in the way now."""
+def find(cache: RuleCache | None = None, links: Links | None = None) -> Obstacles:
+    """All that stands in the way now of packets that come in and leave by these links (None: by any)."""
     try:
-        rules = read_rules()
+        rules = read_rules(cache=cache)
     except ToolFailed as error:
         return Obstacles((f"the rules cannot be told: {error.what}: {error.why}",), bridge_rules=True)
     except OSError as error:
@@ -41,19 +48,20 @@ def find() -> Obstacles:
         return Obstacles((why,), marks_taken=True, bridge_rules=True)
     users = judging.mark_users(rules)
     bits = f"bits 0x{marks.field_mask():08x} of the ct mark"
-    reasons = [f"{bits} are used by a rule: {user}" for user in users] + judging.hindrances(rules)
+    judged = judging.judge(rules, links)
+    reasons = [f"{bits} are used by a rule: {user}" for user in users] + list(judged.reasons)
     if has_ipsec_policies():
         reasons.append("IPsec policies (ip xfrm policy) decide about packets one by one")
-    if _has_legacy_ebtables():
-        reasons.append("ebtables-legacy is loaded, which tells nobody when its rules change")
-    return Obstacles(tuple(reasons[:_MOST]), bool(users), rules.has_bridge_rules())
-
-
-def _has_legacy_ebtables() -> bool:
-    try:
-        return any(line.startswith("ebtable_") for line in Path("/proc/modules").read_text().splitlines())
-    except OSError:
-        return False  # a kernel without modules
+    reasons += hooks.strangers()
+    return Obstacles(
+        tuple(reasons[:_MOST]),
+        bool(users),
+        rules.has_bridge_rules(),
+        judged.sets,
+        judged.sets & rules.maps,
+        bool(judged.sets & rules.expiring),
+        judged.reads_marks,
+    )
 
 
 def has_ipsec_policies() -> bool:

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from bpf import layout
+from bpf.judging import Links
 from bpf.scene import Far, Scene
 from core.model import Link
 
 _AF = {4: 2, 6: 10}
 # The dtypes of bpf/layout.py, packed one by one.
 _PORT = struct.Struct("=III6sH")
-_OWNER_KEY = struct.Struct("=II16s")
+OWNER_KEY = struct.Struct("=II16s")
 _MAC_KEY = struct.Struct("=I8s")
 _MAC_VALUE = struct.Struct("=IHH")
+_WAYS_OUT = ("tun", "wireguard", "dummy")
+_MAC_LETTERS = 17
 _ETHERNET = ("physical", "veth", "vlan", "bond", "team", "tun", "vxlan", "geneve", "gretap", "ip6gretap")
 
 
@@ -35,10 +39,12 @@ class Port:
 
 @dataclass(slots=True)
 class Contents:
-    """What the maps are to hold: bytes by bytes, and the ports by ifindex; `refused` are links by name that
-    ought to be accelerated and are not, with the reason. `behind` are the MACs behind each port."""
+    """What the maps are to hold: bytes by bytes, and the ports by ifindex; `outs` are links that packets may
+    leave by and on which the program does not run. `refused` are links by name that ought to be accelerated
+    and are not, with the reason. `behind` are the MACs behind each port."""
 
     ports: dict[int, Port] = field(default_factory=dict)
+    outs: dict[int, Port] = field(default_factory=dict)
     owners: dict[bytes, bytes] = field(default_factory=dict)
     macs: dict[bytes, bytes] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -60,6 +66,7 @@ def contents(scene: Scene, bridges: Collection[int], l2_allowed: bool = True) ->
     for link in scene.links.values() if made.ports else ():
         if link.master not in bridges and link.ifindex not in bridges:
             _add_uplink(made, scene, link)
+    _add_outs(made, scene)
     return made
 
 
@@ -88,6 +95,8 @@ def _bridge_refused(scene: Scene, bridge: Link) -> str:
         return "it is no Linux bridge"
     if bridge.bridge.vlan_filtering:
         return "its VLAN filtering decides about each frame"
+    if bridge.master:
+        return "it belongs to a VRF"
     if bridge.ifindex in scene.ingress:
         return "another program or filter sits at its ingress"
     return "" if bridge.admin_up else "it is down"
@@ -107,7 +116,8 @@ def _port_refused(scene: Scene, port: Link) -> str:
 
 def _bridged_by(scene: Scene, bridge: Link, l2_allowed: bool) -> int:
     """Who has a say in frames from port to port: br_netfilter, or nobody."""
-    asked = bool(bridge.bridge and bridge.bridge.nf_call_iptables)
+    own = bridge.bridge
+    asked = own is not None and (own.nf_call_iptables or own.nf_call_ip6tables)
     if asked or scene.call_iptables or scene.call_ip6tables:
         return layout.PORT_IPTABLES
     return layout.PORT_L2 if l2_allowed else 0
@@ -160,22 +170,67 @@ def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
     made.ports[link.ifindex] = Port(link.ifindex, link.name, l3.ifindex, flags, l3.mac)
 
 
+def _add_outs(made: Contents, scene: Scene) -> None:
+    """Links that routes may lead out by. A tunnel to many peers needs more of a packet than its address (the
+    route's next hop), and another bridge may ask rules of its own."""
+    l3 = {port.l3_ifindex for port in made.ports.values()}
+    for link in scene.links.values() if made.ports else ():
+        is_plain = link.kind in _ETHERNET or (link.kind in _WAYS_OUT and not link.master)
+        if link.ifindex not in made.ports and link.admin_up and (link.ifindex in l3 or is_plain):
+            made.outs[link.ifindex] = Port(link.ifindex, link.name, link.ifindex, layout.PORT_OUT, link.mac)
+
+
+def leave_pinned(made: Contents, pinned: Mapping[tuple[int, bytes], int]) -> None:
+    """Leave to the kernel what goes to MACs that the forwarding table has at another port, by hand."""
+    for (bridge, mac), port in pinned.items():
+        key = _MAC_KEY.pack(bridge, mac)
+        if key in made.macs and _MAC_VALUE.unpack(made.macs[key])[0] != port:
+            del made.macs[key]
+
+
+def fit(made: Contents) -> None:
+    """Leave out what the maps have no room for: links by name, and with them their addresses and MACs."""
+    room = layout.PORTS - len(made.outs)
+    left_out = set(sorted(made.ports)[room:])
+    for ifindex in left_out:
+        made.refused[made.ports.pop(ifindex).name] = f"there is room for {layout.PORTS} links"
+    owners = (item for item in made.owners.items() if OWNER_KEY.unpack(item[0])[0] not in left_out)
+    made.owners = dict(islice(owners, layout.OWNERS))
+    macs = (item for item in made.macs.items() if _MAC_VALUE.unpack(item[1])[0] not in left_out)
+    made.macs = dict(islice(macs, layout.MACS))
+    made.behind = [each for each in made.behind if each[0] not in left_out]
+
+
 def _is_card(link: Link) -> bool:
     return link.kind in ("physical", "bond", "team", "vlan")
 
 
 def _owner_key(ifindex: int, address: str) -> bytes:
     packed = ipaddress.ip_address(address)
-    return _OWNER_KEY.pack(ifindex, _AF[packed.version], packed.packed)
+    return OWNER_KEY.pack(ifindex, _AF[packed.version], packed.packed)
 
 
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", "")).ljust(8, b"\0")
 
 
+def rule_links(found: Contents, links: Mapping[int, Link]) -> Links:
+    """The links that rules see accelerated packets come in and leave by."""
+    come_in = {port.l3_ifindex for port in found.ports.values()}
+    leave = come_in | found.outs.keys()
+    bridges = {port.l3_ifindex for port in found.ports.values() if port.flags & layout.PORT_CONTAINER}
+    return Links(_named(come_in, links), _named(leave, links), _named(bridges, links))
+
+
+def _named(ifindexes: Iterable[int], links: Mapping[int, Link]) -> frozenset[str]:
+    known = {each: links[each].name for each in ifindexes if each in links}
+    return frozenset(known.values()) | {f"#{each}" for each in known}
+
+
 def port_row(port: Port, slot: int) -> bytes:
     """A row of the map `ports`."""
-    return _PORT.pack(port.l3_ifindex, slot, port.flags, _mac(port.mac)[:6], port.mtu)
+    mac = _mac(port.mac)[:6] if len(port.mac) == _MAC_LETTERS else bytes(6)
+    return _PORT.pack(port.l3_ifindex, slot, port.flags, mac, port.mtu)
 
 
 def rows(kept: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, bytes | None]]:

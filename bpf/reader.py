@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bpf import control, layout, runtime, syscall
-from bpf.clock import Clock
+from bpf.clock import Clock, jiffies_ago
 from core.model import FastFlows
 from core.model.fastflows import FASTFLOW_DTYPE, no_fast_flows
 
@@ -89,7 +89,7 @@ def fast_flows(keys: Column, flows: Column, family: int, now: int, hz: int) -> C
         block = slice(start, start + _BLOCK)
         _fill(found[block], keys[block], flows[block])
         for name in ("first_seen", "last_seen"):
-            ago = (now - flows[name][block].astype(np.int64)) * 1_000_000_000 // hz
+            ago = jiffies_ago(flows[name][block], now).astype(np.int64) * 1_000_000_000 // hz
             found[name][block] = at - ago
     return found
 

@@ -9,11 +9,13 @@ sender of the RST stays silent, the connection is over, and conntrack is told so
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
 from bpf import layout
+from bpf.clock import jiffies_ago
+from bpf.entries import tuple_of
 from bpf.nfnetlink import header, nest
 from core.collect.netlink import NETFILTER, Netlink, attribute, attributes
 
@@ -21,30 +23,28 @@ SILENT_FOR = 10  # seconds: as long as conntrack keeps a connection after a RST
 _NEW, _GET = 0x100, 0x101
 _TUPLE, _REPLY, _PROTOINFO, _TIMEOUT, _MARK = 1, 2, 4, 7, 8
 _NESTED = 0x8000
-_IP, _PROTO = 1, 2
 _ESTABLISHED, _CLOSE = 3, 8  # enum tcp_conntrack
-_TCP = 6
 
 
-def over(keys: np.ndarray, flows: np.ndarray, now: int, hz: int) -> np.ndarray:
-    """The keys of connections whose RST nobody took back for a while; times in jiffies."""
-    silent = flows["last_seen"].astype(np.int64) < now - SILENT_FOR * hz
-    kept: np.ndarray = keys[(flows["action"] == layout.ACTION_RESET) & silent]
-    return kept
+def is_over(flow: np.void, now: int, hz: int) -> bool:
+    """Whether a flow stands still since its RST, for a while; `now` in jiffies."""
+    silent = jiffies_ago(flow["last_seen"], now)
+    return bool(flow["action"] == layout.ACTION_RESET and silent >= SILENT_FOR * hz)
 
 
-def close(keys: np.ndarray, mask: int) -> int:
-    """Let conntrack forget these as it does after a RST: those still established that carry our marks in both
-    directions (a new connection of the same ends does not yet). How many that were."""
+def close(rows: Iterable[np.void], mask: int) -> int:
+    """Let conntrack forget these (rows of layout.WANT) as it does after a RST: those still established that
+    carry our marks in both directions (a new connection of the same ends does not yet). How many that
+    were."""
     with Netlink(NETFILTER) as kernel:
-        requests = [body for key in keys if (body := _closing(kernel, key, mask))]
+        requests = [body for row in rows if (body := _closing(kernel, row, mask))]
         return len(kernel.batch([(_NEW, body) for body in requests])) if requests else 0
 
 
-def _closing(kernel: Netlink, key: np.void, mask: int) -> bytes | None:
+def _closing(kernel: Netlink, row: np.void, mask: int) -> bytes | None:
     """The request that closes the entry of a tuple; None where there is nothing to close."""
-    family = 2 if len(key["src"]) == 4 else 10
-    wanted = header(family) + attribute(_TUPLE | _NESTED, b"".join(_tuple(key)))
+    family = int(row["family"])
+    wanted = header(family) + tuple_of(row)
     try:
         found = attributes(kernel.request(_GET, wanted)[0].payload, 4)
     except OSError:
@@ -58,11 +58,3 @@ def _closing(kernel: Netlink, key: np.void, mask: int) -> bytes | None:
     body = header(family) + attribute(_TUPLE | _NESTED, found[_TUPLE])
     body += attribute(_TIMEOUT, struct.pack(">I", SILENT_FOR))
     return body + nest(_PROTOINFO, nest(1, attribute(1, bytes([_CLOSE]))))
-
-
-def _tuple(key: np.void) -> Iterator[bytes]:
-    """CTA_TUPLE_IP and CTA_TUPLE_PROTO of a flow's key."""
-    first = 1 if len(key["src"]) == 4 else 3
-    yield nest(_IP, attribute(first, key["src"].tobytes()) + attribute(first + 1, key["dst"].tobytes()))
-    ports = (attribute(2 + at, struct.pack(">H", key[name])) for at, name in enumerate(("sport", "dport")))
-    yield nest(_PROTO, attribute(1, bytes([_TCP])), *ports)

@@ -1,9 +1,9 @@
-"""Gives everything back to the kernel: connections first, then the sysctl; whoever ends last does it,
-twice does no harm."""
+"""Gives everything back to the kernel: filters and the marks of connections; whoever ends last does it, twice
+does no harm."""
 
 from __future__ import annotations
 
-from bpf import clsact, entries, runtime, sysctls
+from bpf import clsact, entries, runtime
 
 
 def restore() -> int | None:
@@ -15,6 +15,5 @@ def restore() -> int | None:
     for ifindex in clsact.remains():
         clsact.detach(ifindex)
     handed = entries.hand_back(state.mark_mask)
-    sysctls.restore(state.sysctls)
     runtime.forget()
     return handed

@@ -1,45 +1,60 @@
-"""Hears that somebody else changed the rules of nftables: it tells each transaction (nfnetlink)."""
+"""Hears that somebody else changed the rules of nftables, which tells each transaction (nfnetlink), or the
+policies of IPsec."""
 
 from __future__ import annotations
 
 import errno
 import socket
-import struct
-from collections.abc import Iterator
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
 
+from bpf.judging import SetName
 from bpf.nfnetlink import NFTABLES
 from core.collect.netlink import (
     NETFILTER,
     NETLINK_ADD_MEMBERSHIP,
     SOL_NETLINK,
+    attributes,
+    headed,
     set_recv_buffer,
+    text,
 )
+from core.collect.nftables import FAMILIES
 
-_GROUP = 7  # NFNLGRP_NFTABLES
+_NFT_GROUP = 7  # NFNLGRP_NFTABLES
 _NEW_GENERATION = NFTABLES | 15
-_HEADER = struct.Struct("=IHHII")
+_ELEMENTS = (NFTABLES | 12, NFTABLES | 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
 _BUFFER = 8 << 20
+_XFRM, _POLICY_GROUP = 6, 4  # XFRMNLGRP_POLICY
+
+
+@dataclass(slots=True)
+class Heard:
+    """What changed: `rules` of any kind, or only elements of these `sets`."""
+
+    rules: bool = False
+    sets: set[SetName] = field(default_factory=set)
+
+    def concerns(self, sets: Collection[SetName]) -> bool:
+        """Whether elements of any of these changed."""
+        return not self.sets.isdisjoint(sets)
 
 
 class RuleWatch:
     """A socket in the host's namespace that hears nftables' transactions."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETFILTER
-        )
-        set_recv_buffer(self._socket, _BUFFER)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, _GROUP)
+        self._socket = _listener(NETFILTER, _NFT_GROUP)
+        self._begun = Heard()
 
     def fileno(self) -> int:
         """What to wait for."""
         return self._socket.fileno()
 
-    def heard(self, own_port: int = 0) -> bool:
-        """Whether somebody else than the socket of that port changed something since the last call; never
-        waits."""
-        found = False
+    def heard(self, own_port: int = 0) -> Heard:
+        """What somebody else than the socket of that port changed since the last call; never waits."""
+        found = Heard()
         while True:
             try:
                 data = self._socket.recv(1 << 16)
@@ -48,21 +63,71 @@ class RuleWatch:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                found = True
+                found.rules = True
                 continue
-            found = found or any(port != own_port for port in _transactions(data))
+            for kind, port, payload in headed(data):
+                if kind == _NEW_GENERATION:
+                    self._take(found, is_own=port == own_port)
+                elif kind in _ELEMENTS:
+                    self._begun.sets.add(_set_of(payload))
+                else:
+                    self._begun.rules = True
+
+    def _take(self, found: Heard, is_own: bool) -> None:
+        """The transaction that was begun is complete; one that told nothing may have changed anything."""
+        begun, self._begun = self._begun, Heard()
+        if not is_own:
+            found.rules |= begun.rules or not begun.sets
+            found.sets |= begun.sets
 
     def close(self) -> None:
         """Hear no more."""
         self._socket.close()
 
 
-def _transactions(data: bytes) -> Iterator[int]:
-    """The ports (nlmsg_pid) of the sockets whose transactions a datagram tells of: process ids would mean
-    nothing in a pid namespace."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, _, port = _HEADER.unpack_from(data, at)
-        if kind == _NEW_GENERATION:
-            yield port
-        at += max(_HEADER.size, (length + 3) & ~3)
+class PolicyWatch:
+    """A socket in the host's namespace that hears changes of IPsec's policies (ip-xfrm(8)); raises OSError
+    on kernels without."""
+
+    def __init__(self) -> None:
+        self._socket = _listener(_XFRM, _POLICY_GROUP)
+
+    def fileno(self) -> int:
+        """What to wait for."""
+        return self._socket.fileno()
+
+    def heard(self) -> bool:
+        """Whether any changed since the last call; never waits."""
+        found = False
+        while True:
+            try:
+                self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+            found = True
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+
+def _listener(protocol: int, group: int) -> socket.socket:
+    made = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
+    )
+    set_recv_buffer(made, _BUFFER)
+    made.bind((0, 0))
+    made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    return made
+
+
+def _set_of(payload: bytes) -> SetName:
+    """Family, table and name (NFTA_SET_ELEM_LIST_TABLE, _SET) after struct nfgenmsg."""
+    given: dict[int, bytes] = {}
+    with suppress(IndexError):
+        given = attributes(payload, 4)
+    family = FAMILIES.get(payload[0], str(payload[0]))
+    return family, text(given.get(1, b"")), text(given.get(2, b""))

@@ -25,11 +25,9 @@ class Taken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What must be put right should both processes be killed: the value of each sysctl before, and the
-    bits of the ct mark that are ours. `cookie` is the network namespace's own number, for inodes are used
-    again."""
+    """What must be put right should both processes be killed: the bits of the ct mark that are ours.
+    `cookie` is the network namespace's own number, for inodes are used again."""
 
-    sysctls: dict[str, str]
     mark_mask: int
     cookie: int
 
@@ -105,8 +103,7 @@ def remembered() -> State | None:
     """What somebody left to be put right; None where nothing is."""
     try:
         found = json.loads(_state_path(here()).read_text())
-        before = {str(name): str(value) for name, value in found["sysctls"].items()}
-        state = State(before, int(found["mark_mask"]), int(found["cookie"]))
+        state = State(int(found["mark_mask"]), int(found["cookie"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if state.cookie == cookie():

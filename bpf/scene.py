@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ _GETLINK, _GETADDR, _GETROUTE, _GETRULE, _GETQDISC, _GETFILTER = 18, 22, 26, 34,
 _TARGET_NETNSID, _EXT_MASK = 46, 29
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_NH_ID = 8, 9, 30
+_GETNEXTHOP, _NHA_ID, _NHA_GROUP = 106, 1, 2
+_NHMSG = bytes(8)  # struct nhmsg: of any family
 # FRA_DSCP, FRA_FLOWLABEL (linux/fib_rules.h).
 _RULE_BY_PACKET = {25, 26}
 _RTAX_MTU = 2
@@ -54,7 +57,7 @@ class End:
 @dataclass(frozen=True, slots=True)
 class RouteFacts:
     """`multipath`: whether packets of one flow may take several ways: a route has several next hops, or an
-    object that may stand for several, or it or a rule asks for the type of service or the flow label; `mtu`:
+    object that stands for several, or it or a rule asks for the type of service or the flow label; `mtu`:
     the smallest one that an IPv4 route names, 0 where none does."""
 
     multipath: bool
@@ -151,13 +154,23 @@ class Kernel(Netlink):
     def route_facts(self) -> RouteFacts:
         """What the program's own lookup of routes does not tell."""
         multipath, mtus = self._has_rules_by_packet(), []
+        groups = self._next_hop_groups()
         for family in (socket.AF_INET, socket.AF_INET6):
             for message in self._routes(family):
                 found = attributes(message.payload, _RTMSG.size)
-                multipath |= bool(found.keys() & {_RTA_MULTIPATH, _RTA_NH_ID}) or _tos(message) != 0
+                multipath |= _RTA_MULTIPATH in found or found.get(_RTA_NH_ID) in groups or _tos(message) != 0
                 if family == socket.AF_INET and _RTA_METRICS in found:
                     mtus.append(_route_mtu(found[_RTA_METRICS]))
         return RouteFacts(multipath, min(filter(None, mtus), default=0))
+
+    def _next_hop_groups(self) -> set[bytes]:
+        """The ids of the next hop objects that stand for several."""
+        try:
+            messages = self.dump(_GETNEXTHOP, _NHMSG)
+        except OSError:
+            return set()
+        found = (attributes(message.payload, len(_NHMSG)) for message in messages)
+        return {given[_NHA_ID] for given in found if _NHA_GROUP in given}
 
     def _has_rules_by_packet(self) -> bool:
         return any(
@@ -179,7 +192,7 @@ def _tos(message: Message) -> int:
 
 
 def _route_mtu(metrics: bytes) -> int:
-    return int.from_bytes(attributes(metrics, 0).get(_RTAX_MTU, b""), "little")
+    return int.from_bytes(attributes(metrics, 0).get(_RTAX_MTU, b""), sys.byteorder)
 
 
 def _target(attr_type: int, nsid: int | None) -> bytes:

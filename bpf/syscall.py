@@ -9,11 +9,14 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 6, 9
+MAP_RINGBUF = 27
 PROG_SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
 STATS_RUN_TIME = 0
@@ -24,6 +27,7 @@ _PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY = 5, 10, 16
 _MAP_NEXT_KEY = 4
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
 _BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
+_LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_NETFILTER = 30, 31, 10
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS = 28, 29, 32
 
@@ -273,6 +277,24 @@ def kernel_btf_name(btf_fd: int) -> str:
     bpf(_INFO_BY_FD, struct.pack("<IIQ", btf_fd, len(answer), _pointer(answer)))
     is_kernels = struct.unpack_from("<I", answer.tobytes(), 28)[0]
     return name.tobytes().split(b"\0", 1)[0].decode("ascii", "replace") if is_kernels else ""
+
+
+def netfilter_links() -> Iterator[tuple[int, int, int]]:
+    """The BPF programs at netfilter hooks, of all network namespaces: number of the link, NFPROTO_*, hook.
+    Nothing where the kernel has no such links, or the caller no right to see them."""
+    at = 0
+    with suppress(OSError):
+        while True:
+            attributes = bytearray(struct.pack("<III", at, 0, 0))
+            bpf(_LINK_NEXT_ID, attributes)
+            (at,) = struct.unpack_from("<I", attributes, 4)
+            with suppress(FileNotFoundError):
+                descriptor = bpf(_LINK_FD_BY_ID, struct.pack("<III", at, 0, 0))
+                told = info(descriptor, 32)
+                os.close(descriptor)
+                kind, _, _, _, family, hook = struct.unpack_from("<IIIIII", told)
+                if kind == _LINK_NETFILTER:
+                    yield at, family, hook
 
 
 def info(fd: int, size: int) -> bytes:

@@ -1,15 +1,10 @@
-"""The sysctls that the fast path reads and the one that it sets: net.netfilter.nf_conntrack_tcp_be_liberal.
-
-The kernel does not see the middle of an accelerated connection; without that setting it would take what
-comes after for invalid (Documentation/networking/nf_conntrack-sysctl.rst).
-"""
+"""The sysctls that the fast path reads (Documentation/networking/nf_conntrack-sysctl.rst)."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
-LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+FORWARD_PRIORITY = "net.ipv4.ip_forward_update_priority"
 _TCP_TIMEOUT = "net.netfilter.nf_conntrack_tcp_timeout_established"
 _UDP_TIMEOUT = "net.netfilter.nf_conntrack_udp_timeout_stream"
 
@@ -24,19 +19,6 @@ def read(name: str) -> str:
         return _path(name).read_text().strip()
     except OSError:
         return ""
-
-
-def write(name: str, value: str) -> None:
-    """Set one; raises OSError."""
-    _path(name).write_text(value)
-
-
-def restore(before: dict[str, str]) -> None:
-    """Put back what was there, where it can be."""
-    for name, value in before.items():
-        with suppress(OSError):
-            if value and read(name) != value:
-                write(name, value)
 
 
 def timeouts() -> tuple[int, int]:

@@ -38,7 +38,7 @@ class Tables:
         self.config = np.zeros(1, layout.CONFIG)[0]
         self.config["recheck"] = recheck * self.clock.hz
         self.config["mark_shift"] = SHIFT
-        self.read_timeouts()
+        self.read_sysctls()
         self._owners: dict[bytes, bytes] = {}
         self._macs: dict[bytes, bytes] = {}
         self._rows: dict[bytes, bytes] = {}
@@ -47,9 +47,10 @@ class Tables:
         self.slots: dict[int, int] = {}
         self.ports: dict[int, Port] = {}
 
-    def read_timeouts(self) -> None:
-        """Take conntrack's time-outs from the sysctls; they count from the next beat on."""
+    def read_sysctls(self) -> None:
+        """Take what the program heeds of sysctls that tell nobody; it counts from the next beat on."""
         self.config["tcp_timeout"], self.config["udp_timeout"] = sysctls.timeouts()
+        self.set_flag(layout.KEEP_PRIORITY, sysctls.read(sysctls.FORWARD_PRIORITY) == "0")
 
     def is_late(self) -> bool:
         """Whether the lease ran out before it was renewed."""
@@ -101,6 +102,7 @@ class Tables:
     def fill(self, contents: Contents) -> bool:
         """Make the maps hold this; whether anything changed."""
         rows = {struct.pack("=I", ifindex): self._row(port) for ifindex, port in contents.ports.items()}
+        rows |= {struct.pack("=I", ifindex): ports.port_row(out, 0) for ifindex, out in contents.outs.items()}
         changed = self._write("owners", self._owners, contents.owners)
         changed |= self._write("macs", self._macs, contents.macs)
         changed |= self._write("ports", self._rows, rows)

@@ -1,5 +1,4 @@
-"""Does what traffic would do in the kernel, did it go there: keeps neighbours and forwarding tables fresh,
-and lets conntrack know which connections were reset."""
+"""Does what traffic would do in the kernel, did it go there: keeps neighbours and forwarding tables fresh."""
 
 from __future__ import annotations
 
@@ -8,14 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bpf import layout, marks, resets, syscall
+from bpf import layout, syscall
+from bpf.clock import jiffies_ago
 from bpf.loader import Loaded
 from bpf.neighbours import Neighbours, refresh_fdb
 from bpf.tables import Tables
 
 _RECENT = 30  # seconds
 _FDB_EVERY = 60.0
-_RESETS_EVERY = 9.0
 
 
 class Upkeep:
@@ -26,13 +25,9 @@ class Upkeep:
         self._tables = tables
         self._neighbours = neighbours
         self._fdb_at = time.monotonic() + _FDB_EVERY
-        self._resets_at = time.monotonic() + _RESETS_EVERY
 
     def run(self) -> None:
-        """Keep what flows use, and end what was reset."""
-        if time.monotonic() >= self._resets_at:
-            self._resets_at = time.monotonic() + _RESETS_EVERY
-            self._close_reset()
+        """Keep what flows use."""
         fdb_due = time.monotonic() >= self._fdb_at and bool(self._tables.behind)
         l3 = {port.l3_ifindex for port in self._tables.ports.values()}
         if not (self._neighbours.has_stale(l3) or fdb_due):
@@ -43,13 +38,6 @@ class Upkeep:
             self._fdb_at = time.monotonic() + _FDB_EVERY
             refresh_fdb([(port, mac) for port, mac in self._tables.behind if mac in there | here])
 
-    def _close_reset(self) -> None:
-        clock = self._tables.clock
-        for keys, flows in self._flows():
-            ended = resets.over(keys, flows, clock.now(), clock.hz)
-            if len(ended):
-                resets.close(ended, marks.field_mask())
-
     def _flows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Keys and flows of each family."""
         for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6)):
@@ -58,11 +46,12 @@ class Upkeep:
 
     def _macs_in_use(self) -> tuple[set[bytes], set[bytes]]:
         """The MACs that flows of late went to, and came from."""
-        since = self._tables.clock.now() - _RECENT * self._tables.clock.hz
+        now, recent = self._tables.clock.now(), _RECENT * self._tables.clock.hz
         there: set[bytes] = set()
         here: set[bytes] = set()
         for _, flows in self._flows():
-            used = flows[(flows["last_seen"] > since) & (flows["action"] >= layout.ACTION_PEER)]
+            is_recent = jiffies_ago(flows["last_seen"], now) < recent
+            used = flows[is_recent & (flows["action"] >= layout.ACTION_PEER)]
             there |= {row.tobytes() for row in np.unique(used["eth_out"][:, :6], axis=0)}
             here |= {row.tobytes() for row in np.unique(used["eth_in"][:, 6:], axis=0)}
         return there, here

@@ -7,7 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 
 from bpf import ports, sysctls, targets
 from bpf.attachments import NOTHING_FOREIGN, Attachments
+from bpf.bindings import Bindings
+from bpf.judging import Links
 from bpf.loader import Loaded
+from bpf.neighbours import Neighbours
 from bpf.sight import Sight
 from bpf.tables import Tables
 from core.model import Link
@@ -17,9 +20,20 @@ _FOREIGN_EVERY = 3  # ticks
 
 class View:
     """The targets by name, and what became of them: `refused` links by name with the reason, `unknown`
-    targets."""
+    targets; `rule_links` are those that rules must be about to matter. `again` has it look again from any
+    thread; `admit_anew` is called where connections must pass the rules once more, `judge_anew` where these
+    must be read for other links, both before the maps change."""
 
-    def __init__(self, loaded: Loaded, tables: Tables, wanted: list[str], again: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        tables: Tables,
+        wanted: list[str],
+        again: Callable[[], None],
+        neighbours: Neighbours,
+        admit_anew: Callable[[], None],
+        judge_anew: Callable[[], None],
+    ) -> None:
         self.targets = wanted
         self.attachments = Attachments(loaded.program)
         self.refused: dict[str, str] = {}
@@ -28,6 +42,10 @@ class View:
         self._tables = tables
         self._sight = Sight()
         self._engines = targets.EngineNames(again)
+        self._bindings = Bindings()
+        self._neighbours = neighbours
+        self._admit_anew, self._judge_anew = admit_anew, judge_anew
+        self.rule_links = Links(frozenset(), frozenset(), frozenset())
         self._dirty: set[int | None] = {None}
         self._bridge_rules = False
         self._ticks = 0
@@ -59,6 +77,16 @@ class View:
         self._ask_engines()
         scene = self._sight.scene(bridges, self._foreign, dirty)
         found = ports.contents(scene, bridges, not self._bridge_rules)
+        ports.leave_pinned(found, self._neighbours.pinned)
+        ports.fit(found)
+        self._bindings.settle_claims(found)
+        if self._bindings.take(found):
+            self._bindings.begin(found)
+            self._admit_anew()
+        links = ports.rule_links(found, self._sight.links)
+        if links != self.rule_links:
+            self.rule_links = links
+            self._judge_anew()
         if self._tables.fill(found):
             self._tables.ask_again()
         failed = self.attachments.keep(found.ports)

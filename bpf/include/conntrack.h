@@ -15,6 +15,8 @@
 #define IPS_FIXED_TIMEOUT (1 << 10)
 #define IPS_UNTRACKED (1 << 12)
 #define IPS_HELPER (1 << 13)
+#define IPS_OFFLOAD (1 << 14)
+#define IP_CT_TCP_FLAG_BE_LIBERAL 8
 #define TCP_CONNTRACK_ESTABLISHED 3
 
 /* struct bpf_ct_opts of net/netfilter/nf_conntrack_bpf.c, in its first form (12 bytes), which all kernels take. */
@@ -55,6 +57,14 @@ INLINE void ct_translation6(struct nf_conn *ct, u32 tuple, struct flow *flow)
 	}
 }
 
+/* Whether somebody has a say in a connection beside its rules: a helper (that of an expectation has no IPS_HELPER), a
+ * time-out policy. */
+INLINE bool has_extension(struct nf_conn *ct)
+{
+	void *extensions = *(void *volatile *)((void *)ct + NF_CONN_EXT);
+	return extensions && (CT_U8(extensions, NF_CT_EXT_HELPER) || CT_U8(extensions, NF_CT_EXT_TIMEOUT));
+}
+
 /* Whether an entry may be forwarded by us: confirmed, assured, open, plain, and let through in this direction by the rules
  * of the present generation. UDP is assured only after two seconds: an answer is enough here, but see relearn(). */
 INLINE enum verdict ct_judge(
@@ -62,7 +72,8 @@ INLINE enum verdict ct_judge(
 )
 {
 	u32 status = CT_U32(ct, NF_CONN_STATUS);
-	u32 marks = CT_U32(ct, NF_CONN_MARK) >> config->mark_shift;
+	u32 mark = CT_U32(ct, NF_CONN_MARK), marks = mark >> config->mark_shift;
+	u8 generation = learned->flow.generation;
 	if (!(status & IPS_CONFIRMED) || status & (IPS_DYING | IPS_UNTRACKED))
 		return V_NO_CONNTRACK;
 	if (!(status & IPS_ASSURED)) {
@@ -70,14 +81,18 @@ INLINE enum verdict ct_judge(
 			return V_NOT_ASSURED;
 		learned->known |= KNOWN_UNASSURED;
 	}
-	if (status & (IPS_SEQ_ADJUST | IPS_HELPER | IPS_FIXED_TIMEOUT))
+	if (status & (IPS_SEQ_ADJUST | IPS_HELPER | IPS_FIXED_TIMEOUT | IPS_OFFLOAD) || has_extension(ct))
 		return V_HELPER;
 	if (l4_proto == IPPROTO_TCP && CT_U8(ct, NF_CONN_TCP_STATE) != TCP_CONNTRACK_ESTABLISHED)
 		return V_CLOSING;
-	if ((marks >> (4 * direction) & 15) != config->generation)
+	if ((marks >> (4 * direction) & 15) != generation)
 		return V_GENERATION;
-	if ((marks >> (4 - 4 * direction) & 15) == config->generation)
+	learned->flow.ct_mark = mark & ~(0xff << config->mark_shift);
+	if ((marks >> (4 - 4 * direction) & 15) == generation)
 		learned->known |= KNOWN_BOTH_WAYS;
+	if (l4_proto == IPPROTO_TCP && !(CT_U8(ct, NF_CONN_TCP_FLAGS) & CT_U8(ct, NF_CONN_TCP_FLAGS + TCP_SEEN_SIZE) &
+					 IP_CT_TCP_FLAG_BE_LIBERAL))
+		return V_YOUNG;
 	return V_FAST;
 }
 
@@ -133,7 +148,7 @@ INLINE enum verdict ask_conntrack(
 		else
 			ct_translation6(ct, CT_TUPLE(1), flow);
 	}
-	if (verdict == V_FAST && !(learned->known & KNOWN_UNASSURED))
+	if (verdict == V_FAST && !(learned->known & (KNOWN_UNASSURED | KNOWN_UNANSWERED | KNOWN_NEW)))
 		ct_change_timeout(ct, packet->l4_proto == IPPROTO_TCP ? config->tcp_timeout : config->udp_timeout);
 	ct_release(ct);
 	return verdict;

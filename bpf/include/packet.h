@@ -29,8 +29,10 @@ struct packet {
 	u8 tos;
 	u8 ttl;
 	u16 l4_offset;
-	u16 headers; /* bytes from the start of the IP header to the payload */
+	u16 headers; /* bytes from the start of the IP header to the payload, as on the wire */
+	u8 jumbo;    /* of IPv6: bytes of the hop-by-hop header of a frame of more than 64 KB */
 	u32 l3_length;
+	u32 seq, ack; /* of TCP, as numbers; 0 of UDP */
 	u8 closes; /* FIN, RST or SYN: the flow is handed back */
 	u8 resets; /* RST */
 	u8 ends;   /* FIN or RST as conntrack takes them: tcp_valid_flags of net/netfilter/nf_conntrack_proto_tcp.c */
@@ -73,6 +75,8 @@ INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struc
 		if (RARE(header < sizeof(*tcp) || header > left))
 			return V_MALFORMED;
 		packet->ports = *(u32 *)tcp;
+		packet->ack = __builtin_bswap32(tcp->ack_seq);
+		packet->seq = __builtin_bswap32(tcp->seq);
 		packet->headers = l3_header + header;
 		packet->closes = tcp->syn | tcp->fin | tcp->rst;
 		packet->resets = tcp->rst;
@@ -84,6 +88,7 @@ INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struc
 		if (RARE((void *)(udp + 1) > end))
 			return V_MALFORMED;
 		packet->ports = *(u32 *)udp;
+		packet->seq = packet->ack = 0;
 		packet->headers = l3_header + sizeof(*udp);
 		u32 length = __builtin_bswap16(udp->len);
 		return RARE(length < sizeof(*udp) || length > left) ? V_MALFORMED : V_FAST;
@@ -117,6 +122,19 @@ INLINE enum verdict parse_ipv4(void *data, void *end, u32 size, bool gso, struct
 	return parse_l4(ip + 1, end, total - sizeof(*ip), sizeof(*ip), packet);
 }
 
+/* The hop-by-hop header that BIG TCP gives a frame of more than 64 KB until it is cut up (RFC 2675; struct hop_jumbo_hdr of
+ * net/ipv6.h). On the wire it never is. */
+struct jumbo {
+	u8 nexthdr, header_length, type, length;
+	u32 payload;
+};
+
+INLINE bool is_jumbo(const struct jumbo *jumbo, u32 payload)
+{
+	return jumbo->nexthdr == IPPROTO_TCP && !jumbo->header_length && jumbo->type == 0xc2 && jumbo->length == 4 &&
+		__builtin_bswap32(jumbo->payload) == payload;
+}
+
 INLINE enum verdict parse_ipv6(void *data, void *end, u32 size, bool gso, struct packet *packet)
 {
 	struct ipv6hdr *ip = data;
@@ -129,16 +147,25 @@ INLINE enum verdict parse_ipv6(void *data, void *end, u32 size, bool gso, struct
 		return V_MALFORMED;
 	if (RARE(ip->nexthdr == IPPROTO_FRAGMENT))
 		return V_FRAGMENT;
-	if (RARE(ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING ||
+	u32 extra = 0;
+	packet->l4_proto = ip->nexthdr;
+	if (RARE(ip->nexthdr == IPPROTO_HOPOPTS && gso && !ip->payload_len)) {
+		const struct jumbo *jumbo = (void *)(ip + 1);
+		if ((void *)(jumbo + 1) > end || !is_jumbo(jumbo, payload))
+			return V_OPTIONS;
+		extra = sizeof(*jumbo);
+		packet->l4_proto = jumbo->nexthdr;
+	}
+	if (RARE((!extra && ip->nexthdr == IPPROTO_HOPOPTS) || ip->nexthdr == IPPROTO_ROUTING ||
 		 ip->nexthdr == IPPROTO_DSTOPTS))
 		return V_OPTIONS;
-	packet->l4_proto = ip->nexthdr;
 	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	packet->ttl = ip->hop_limit;
 	__builtin_memcpy(packet->src, &ip->saddr, 16);
 	__builtin_memcpy(packet->dst, &ip->daddr, 16);
 	packet->l3_length = payload + sizeof(*ip);
-	packet->l4_offset = ETH_HLEN + sizeof(*ip);
-	return parse_l4(ip + 1, end, payload, sizeof(*ip), packet);
+	packet->l4_offset = ETH_HLEN + sizeof(*ip) + extra;
+	packet->jumbo = extra;
+	return parse_l4((void *)(ip + 1) + extra, end, payload - extra, sizeof(*ip), packet);
 }
 #endif

@@ -25,6 +25,8 @@ struct config {
 	u32 route_mtu;   /* the smallest MTU that a route of the host names; 0: none does. bpf_fib_lookup does not tell it */
 	u32 pad;
 };
+#define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
+#define READS_CT_MARKS 4 /* rules look at bits of the ct mark that are not ours */
 #define HAS_CAPTURES 1  /* look up the map `captured` */
 #define HAS_MULTIPATH 2 /* routes with several next hops exist: leave what goes out of the host to the kernel */
 
@@ -41,6 +43,7 @@ struct port {
 #define PORT_ISOLATED 4
 #define PORT_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
 #define PORT_PEER 32     /* as MAC_PEER */
+#define PORT_OUT 64      /* the program does not run on it, packets may leave by it */
 #define PORT_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
 
 /* Who may send from where: the map `owners`; the value is the MAC address. */
@@ -92,8 +95,10 @@ struct key6 {
 struct flow {
 	u64 packets;
 	u64 bytes;
-	u64 last_seen; /* jiffies */
-	u64 checked;
+	u32 last_seen; /* jiffies, the low 32 bits: they are only subtracted */
+	u32 checked;
+	u32 acked; /* TCP: the acknowledgement that the last packet carried */
+	u32 first_seen;
 	u32 epoch;
 	u32 in_ifindex;
 	u32 out_ifindex;
@@ -101,7 +106,9 @@ struct flow {
 	u8 action;      /* ACTION_* */
 	u8 rewrite;     /* REWRITE_*; with ACTION_KERNEL the verdict */
 	u32 eth_in[3];  /* destination and source MAC, as they arrive */
-	u32 slot;
+	u16 slot;
+	u8 generation; /* in which it was let through */
+	u8 pad;
 	u32 eth_out[3]; /* as they leave */
 	u32 addr_diff;  /* checksum difference of the addresses */
 	u32 port_diff;  /* and of the ports */
@@ -112,7 +119,8 @@ struct flow {
 		u32 new_ports;
 	};
 	u32 new_src[4], new_dst[4];
-	u64 first_seen;
+	u32 ct_mark; /* the bits of it that are not ours, as the rules saw them */
+	u32 pad2;
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
 #define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/resets.py */
@@ -133,6 +141,27 @@ struct learned {
 };
 #define KNOWN_BOTH_WAYS 1 /* the rules let the other direction through as well */
 #define KNOWN_UNASSURED 2 /* answered UDP, but too young for conntrack to call it a stream */
+#define KNOWN_UNANSWERED 4 /* TCP: the other direction sent nothing since conntrack was asked last */
+#define KNOWN_NEW 8 /* asked for the first time */
+
+/* A connection of which one packet with data was seen: the array `young`. */
+struct young {
+	u32 tag;
+	u32 asked; /* jiffies */
+};
+#define YOUNG 8192
+
+/* What the holder is to do for a connection: the ring buffer `wanted`. */
+struct want {
+	u32 what;      /* WANT_* */
+	u32 family;    /* AF_* */
+	u32 src[4], dst[4];
+	u16 sport, dport;
+	u8 l4_proto, pad[3];
+};
+#define WANT_LIBERAL 1   /* have conntrack not mind the middle of a TCP connection that it will not see */
+#define WANT_GENERATION 2 /* its ct mark changed: connections must pass the rules anew */
+#define WANT_CLOSE 3      /* a RST ended it: see bpf/resets.py */
 
 struct slot_counters {
 	u64 packets[COUNTERS];

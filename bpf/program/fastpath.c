@@ -5,6 +5,8 @@
 #define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
 
 static long (*redirect_peer)(u32, u64) = (void *)155;
+#define ENDS_BEFORE (1U << 16) /* bytes: repeated, or late */
+#define ENDS_AFTER (1U << 20)  /* bytes under way */
 #define JUST_ASKED 1 /* jiffies: no time for conntrack to forget, so that short connections need not ask */
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
 static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
@@ -15,7 +17,9 @@ INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
 	return skb->gso_size ? skb->gso_size + packet->headers : packet->l3_length;
 }
 
-INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, struct flow *flow)
+INLINE int rewrite_and_go(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct flow *flow
+)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 out = flow->out_ifindex;
@@ -38,11 +42,13 @@ INLINE int rewrite_and_go(struct __sk_buff *skb, const struct packet *packet, st
 				return TO_KERNEL;
 			rewrite_ipv4(ip, flow);
 			*ports = flow->new_ports;
-			if (action == ACTION_REDIRECT)
+			if (action == ACTION_REDIRECT && !(config->flags & KEEP_PRIORITY))
 				skb->priority = TOS_PRIORITIES >> ((packet->tos & 0x1e) * 2) & 15;
 		} else {
 			struct ipv6hdr *ip = data + ETH_HLEN;
 			u32 *ports = (void *)(ip + 1);
+			if (RARE(packet->jumbo))
+				ports = (void *)(ip + 1) + sizeof(struct jumbo);
 			if ((void *)(ports + 1) > end)
 				return TO_KERNEL;
 			rewrite_ipv6(ip, flow);
@@ -65,14 +71,20 @@ INLINE u32 slot_of(u32 ifindex)
 	return port ? port->slot : 0;
 }
 
+/* Whether this frame comes as the frames of a flow do: by the same link, with the same MAC addresses. */
+INLINE bool comes_as_known(const struct flow *flow, struct __sk_buff *skb, const u32 *eth)
+{
+	return flow->in_ifindex == skb->ifindex &&
+		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
+}
+
 /* Whether what is known of a flow still holds, and this frame comes as its frames do. */
 INLINE bool holds(
-	const struct flow *flow, struct __sk_buff *skb, const struct config *config, const u32 *eth, u64 now
+	const struct flow *flow, struct __sk_buff *skb, const struct config *config, const u32 *eth, u32 now
 )
 {
 	return flow->epoch == config->epoch && now - flow->checked < config->recheck &&
-		flow->in_ifindex == skb->ifindex && flow->action >= ACTION_KERNEL &&
-		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
+		flow->action >= ACTION_KERNEL && comes_as_known(flow, skb, eth);
 }
 
 INLINE bool is_too_large(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
@@ -85,11 +97,36 @@ INLINE bool is_used_up(const struct packet *packet, const struct flow *flow)
 	return flow->rewrite & REWRITE_L3 && packet->ttl <= 1;
 }
 
-INLINE void tally(struct flow *flow, const struct packet *packet, u64 now)
+INLINE void tally(struct flow *flow, const struct packet *packet, u32 now)
 {
 	flow->last_seen = now;
+	flow->acked = packet->ack;
 	lock_xadd(&flow->packets, 1);
 	lock_xadd(&flow->bytes, packet->l3_length);
+}
+
+/* Packets of a flow that take the kernel's path, for whatever reason, acknowledge as well. */
+INLINE void note_acknowledged(struct flow *flow, struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
+{
+	if (flow && comes_as_known(flow, skb, eth))
+		flow->acked = packet->ack;
+}
+
+/* Whether a packet is the first that carries data of its connection in this direction, or conntrack was asked about it
+ * within the same jiffy. Known by a few bits in a table of fixed size, that no flood of packets can fill. */
+INLINE bool is_first(const struct packet *packet, u32 now)
+{
+	u64 mixed = (u64)(packet->src[0] ^ packet->src[1] ^ packet->src[2] ^ packet->src[3]) << 32 |
+		(packet->dst[0] ^ packet->dst[1] ^ packet->dst[2] ^ packet->dst[3]);
+	mixed = (mixed ^ packet->ports * 0x9e3779b97f4a7c15ULL) * 0xc2b2ae3d27d4eb4fULL;
+	u32 index = mixed >> 51, tag = mixed | 1;
+	struct young *seen = young.lookup(&index);
+	if (!seen)
+		return false;
+	bool is_known = seen->tag == tag && seen->asked != now;
+	seen->asked = seen->tag == tag ? now : now - 1;
+	seen->tag = tag;
+	return !is_known;
 }
 
 /* The packet is plain: forward it by its flow, learning that first where need be. */
@@ -102,22 +139,27 @@ INLINE enum verdict decide(
 	struct flow *flow = find(packet);
 	if (RARE(now > config->deadline)) {
 		*slot = slot_of(skb->ifindex);
+		note_acknowledged(flow, skb, packet, eth);
 		return V_LEASE;
 	}
 	if (RARE(!flow || !holds(flow, skb, config, eth, now))) {
-		u32 ifindex = skb->ifindex;
+		u32 ifindex = skb->ifindex, generation = config->generation;
 		struct port *port = ports.lookup(&ifindex);
 		if (!port)
 			return V_PORT;
 		*slot = port->slot;
-		if (!config->generation)
+		note_acknowledged(flow, skb, packet, eth);
+		if (!generation)
 			return V_PAUSED;
-		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet: the first
-		 * data makes both directions known. */
+		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet. */
 		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers)
 			return V_NO_DATA;
 		widen(packet);
-		enum verdict verdict = relearn(skb, packet, config, port, eth, flow, now);
+		/* Short connections, that carry data once, gain nothing by being asked for. */
+		if (packet->l4_proto == IPPROTO_TCP && is_tracked(port, eth) &&
+		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first(packet, now))
+			return V_YOUNG;
+		enum verdict verdict = relearn(skb, packet, config, port, eth, flow, generation, now);
 		if (verdict != V_FAST)
 			return verdict;
 		flow = find(packet);
@@ -140,10 +182,19 @@ INLINE enum verdict decide(
  * TCP keeps its payload apart from them, and to move that copies the packet's head. */
 INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
 {
-	u32 wanted = ETH_HLEN + sizeof(struct tcphdr) + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	u32 wanted = ETH_HLEN + sizeof(struct tcphdr) +
+		(ipv6 ? sizeof(struct ipv6hdr) + sizeof(struct jumbo) : sizeof(struct iphdr));
 	u32 reach = skb->data_end - skb->data;
 	if (RARE(reach < wanted && reach < skb->len))
 		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
+}
+
+/* Whether a FIN or RST stands far from where the other side's acknowledgements are: whoever knows no more of a connection
+ * than its addresses and ports guesses like that. Conntrack, left to itself, does not take such packets for the
+ * connection's; it has to be liberal about one whose middle it does not see (tcp_in_window(), nf_conntrack_proto_tcp.c). */
+INLINE bool is_outside(const struct packet *packet, const struct flow *other)
+{
+	return packet->seq - other->acked + ENDS_BEFORE > ENDS_BEFORE + ENDS_AFTER;
 }
 
 /* A packet that ends a connection is the kernel's, and so is the flow from here on: unless conntrack was made to forget the
@@ -154,9 +205,14 @@ INLINE enum verdict end_flow(
 {
 	u64 now = jiffies64();
 	struct flow *flow = find(packet);
-	if (!flow || flow->action < ACTION_PEER)
+	if (!flow)
 		return V_TCP_FLAGS;
-	if (packet->ends && flow->rewrite & REWRITE_ADDRESS && now - flow->checked > JUST_ASKED &&
+	struct flow *other = find_other(packet, flow);
+	if (packet->ends && other && (flow->packets || other->packets) && is_outside(packet, other))
+		return V_OUTSIDE;
+	if (flow->action < ACTION_PEER || !comes_as_known(flow, skb, eth))
+		return V_TCP_FLAGS;
+	if (packet->ends && flow->rewrite & REWRITE_ADDRESS && (u32)now - flow->checked > JUST_ASKED &&
 	    now <= config->deadline && config->generation && holds(flow, skb, config, eth, now) &&
 	    !is_too_large(skb, packet, flow) && !is_used_up(packet, flow)) {
 		widen(packet);
@@ -166,7 +222,11 @@ INLINE enum verdict end_flow(
 			return V_FAST;
 		}
 	}
-	hand_back(packet, flow);
+	hand_back(packet, flow, other);
+	if (packet->resets) {
+		widen(packet);
+		want(WANT_CLOSE, packet);
+	}
 	return V_TCP_FLAGS;
 }
 
@@ -181,6 +241,9 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	packet.family = family;
 	packet.closes = 0;
 	packet.ends = 0;
+	packet.resets = 0;
+	packet.seq = 0;
+	packet.ack = 0;
 	if (RARE(data + ETH_HLEN > end))
 		return TO_KERNEL;
 	eth[0] = ((u32 *)data)[0];
@@ -201,11 +264,11 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	}
 	count(slot, verdict);
 	if (RARE(verdict != V_FAST || !flow))
-		return TO_KERNEL;
+		return RARE(verdict == V_OUTSIDE) ? TC_ACT_SHOT : TO_KERNEL;
 	/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
 	if (RARE(skb->len > packet.l3_length + ETH_HLEN))
 		bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
-	return rewrite_and_go(skb, &packet, flow);
+	return rewrite_and_go(skb, &packet, config, flow);
 }
 
 int fastpath(struct __sk_buff *skb)

@@ -81,11 +81,20 @@ INLINE enum verdict learn(
 	return verdict;
 }
 
-/* Verdicts that the next packet of the flow would get as well: kept, so that it need not ask again at once. */
+/* Whether conntrack has a say in what comes in by a port with these MAC addresses: not in frames that a bridge switches by
+ * itself. */
+INLINE bool is_tracked(const struct port *port, const u32 *eth)
+{
+	return !(port->flags & PORT_L2) || !__builtin_memcmp(eth, port->mac, ETH_ALEN);
+}
+
+/* Verdicts that the next packet of the flow would get as well: kept, so that it need not ask again at once. Only of
+ * connections: a container can send frames with any addresses, and would empty the cache of all others. */
 INLINE bool is_lasting(enum verdict verdict)
 {
-	return verdict == V_LOCAL || verdict == V_SOURCE || verdict == V_NO_PORT || verdict == V_HELPER ||
-		verdict == V_ISOLATED || verdict == V_CAPTURED || verdict == V_TUNNEL || verdict == V_MULTIPATH;
+	return verdict == V_LOCAL || verdict == V_REVERSE_PATH || verdict == V_NO_PORT || verdict == V_HELPER ||
+		verdict == V_ISOLATED || verdict == V_CAPTURED || verdict == V_TUNNEL || verdict == V_MULTIPATH ||
+		verdict == V_WAY_OUT;
 }
 
 /* MAC addresses of a frame that goes the other way. */
@@ -106,7 +115,7 @@ INLINE void learn_way_back(
 	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
 	struct port *from = ports.lookup(&in);
 	struct learned *room = scratch.lookup(&one);
-	if (!from || !room || !learned->back_mtu)
+	if (!from || from->flags & PORT_OUT || !room || !learned->back_mtu)
 		return;
 	struct flow *back = &room->flow;
 	__builtin_memset(back, 0, sizeof(*back));
@@ -121,10 +130,13 @@ INLINE void learn_way_back(
 	back->in_ifindex = in;
 	back->out_ifindex = port->flags & PORT_CONTAINER ? flow->in_ifindex : port->l3_ifindex;
 	back->slot = from->slot;
+	back->generation = flow->generation;
+	back->ct_mark = flow->ct_mark;
+	back->acked = packet->seq;
 	back->epoch = flow->epoch;
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
-	back->last_seen = flow->checked;
+	back->last_seen = flow->checked - 1; /* nothing came yet */
 	back->mtu = learned->back_mtu;
 	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	back->rewrite = flow->rewrite;
@@ -146,10 +158,22 @@ INLINE void learn_way_back(
 	}
 }
 
+/* KNOWN_* of a flow before it is asked for: `old` is what was known of it, or NULL. The kernel gives a TCP connection less
+ * time where one side sends and the other is silent: only what is answered makes its entry last. */
+INLINE u32 known_before(const struct packet *packet, const struct flow *old)
+{
+	if (!old || old->action < ACTION_PEER)
+		return KNOWN_NEW;
+	if (packet->l4_proto != IPPROTO_TCP)
+		return 0;
+	const struct flow *other = find_other(packet, old);
+	return other && (s32)(other->last_seen - old->checked) >= 0 ? 0 : KNOWN_UNANSWERED;
+}
+
 /* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL. */
 INLINE enum verdict relearn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
-	const u32 *eth, struct flow *old, u64 now
+	const u32 *eth, struct flow *old, u32 generation, u32 now
 )
 {
 	u32 zero = 0;
@@ -162,6 +186,9 @@ INLINE enum verdict relearn(
 	flow->in_ifindex = skb->ifindex;
 	flow->slot = port->slot;
 	flow->epoch = config->epoch;
+	flow->generation = generation;
+	flow->acked = packet->ack;
+	learned->known = known_before(packet, old);
 	learned->back_mtu = port->mtu;
 	flow->checked = now;
 	flow->first_seen = now;
@@ -173,12 +200,21 @@ INLINE enum verdict relearn(
 	if (verdict != V_FAST) {
 		if (old)
 			old->action = ACTION_NONE;
-		if (!is_lasting(verdict))
+		if (verdict == V_YOUNG)
+			want(WANT_LIBERAL, packet);
+		if (!is_lasting(verdict) || !is_tracked(port, eth))
 			return verdict;
 		flow->action = ACTION_KERNEL;
 		flow->rewrite = verdict;
 	}
 	if (old) {
+		/* A ct mark that is another than the rules saw: the present generation is over, as soon as the holder knows. */
+		if (verdict == V_FAST && config->flags & READS_CT_MARKS && old->generation == generation &&
+		    old->ct_mark != flow->ct_mark && old->packets) {
+			old->action = ACTION_NONE;
+			want(WANT_GENERATION, packet);
+			return V_GENERATION;
+		}
 		if (verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
 		    old->out_ifindex != flow->out_ifindex) {
 			old->action = ACTION_NONE;
@@ -192,6 +228,8 @@ INLINE enum verdict relearn(
 	store(packet, flow);
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
 		learn_way_back(packet, config, port, learned);
+	if (verdict == V_FAST && learned->known & KNOWN_UNANSWERED)
+		return V_UNANSWERED;
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
 		return V_NOT_ASSURED;

@@ -19,6 +19,9 @@ BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
 BPF_TABLE("hash", struct owner_key, u32, captured, 1);
 BPF_TABLE("lru_hash", struct key4, struct flow, flows4, 1);
 BPF_TABLE("lru_hash", struct key6, struct flow, flows6, 1);
+#define PAGE_SIZE 4096 /* bpf/loader.py gives the maps their sizes */
+BPF_RINGBUF_OUTPUT(wanted, 8);
+BPF_ARRAY(young, struct young, YOUNG);
 
 INLINE void count(u32 slot, u32 verdict)
 {
@@ -67,17 +70,39 @@ INLINE void store(const struct packet *packet, struct flow *flow)
 	}
 }
 
-/* A FIN, RST or SYN: this direction and the other one of a flow belong to the kernel from here on. */
-INLINE void hand_back(const struct packet *packet, struct flow *flow)
+/* The other direction of a flow, or NULL. */
+INLINE struct flow *find_other(const struct packet *packet, const struct flow *flow)
 {
-	flow->action = packet->resets ? ACTION_RESET : ACTION_NONE;
-	flow->last_seen = jiffies64();
 	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};
 	__builtin_memcpy(other.src, flow->new_dst, 16);
 	__builtin_memcpy(other.dst, flow->new_src, 16);
 	other.addresses = flow->new_dst[0] | (u64)flow->new_src[0] << 32;
 	other.ports = flow->new_dport | (u32)flow->new_sport << 16;
-	flow = find(&other);
-	if (flow)
-		flow->action = ACTION_NONE;
+	return find(&other);
+}
+
+/* A FIN, RST or SYN: this direction and the other one of a flow belong to the kernel from here on. */
+INLINE void hand_back(const struct packet *packet, struct flow *flow, struct flow *other)
+{
+	flow->action = packet->resets ? ACTION_RESET : ACTION_NONE;
+	flow->last_seen = jiffies64();
+	if (other)
+		other->action = ACTION_NONE;
+}
+
+/* Tell the holder what is to be done for the connection of a packet that was widened. */
+INLINE void want(u32 what, const struct packet *packet)
+{
+	struct want *said = wanted.ringbuf_reserve(sizeof(*said));
+	if (!said)
+		return; /* the next packet will say it again */
+	said->what = what;
+	said->family = packet->family;
+	__builtin_memcpy(said->src, packet->src, 16);
+	__builtin_memcpy(said->dst, packet->dst, 16);
+	said->sport = SPORT(packet);
+	said->dport = DPORT(packet);
+	said->l4_proto = packet->l4_proto;
+	__builtin_memset(said->pad, 0, sizeof(said->pad));
+	wanted.ringbuf_submit(said, 0);
 }

@@ -105,7 +105,7 @@ INLINE bool is_way_back(
 	u64 sender = 0, hop = 0;
 	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
-	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop)
+	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop && !(port->flags & PORT_CONTAINER))
 		learned->back_mtu = route_mtu(&fib, config);
 	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
 		fib.ifindex == port->l3_ifindex;
@@ -141,6 +141,9 @@ INLINE enum verdict find_routed(
 		/* What comes from outside is for an accelerated container, or none of our business. */
 		if (!(port->flags & PORT_CONTAINER))
 			return V_NO_PORT;
+		u32 out = fib.ifindex;
+		if (!ports.lookup(&out))
+			return V_WAY_OUT;
 		if (config->flags & HAS_MULTIPATH)
 			return V_MULTIPATH;
 		flow->out_ifindex = fib.ifindex;
@@ -152,7 +155,7 @@ INLINE enum verdict find_routed(
 		if (flow->out_ifindex == skb->ifindex) /* as the port's hairpin mode says */
 			return V_BRIDGED_DNAT;
 	}
-	if (!(port->flags & PORT_CONTAINER) && !is_way_back(skb, packet, port, config, fib.ifindex, eth, learned))
-		return V_SOURCE;
+	if (!is_way_back(skb, packet, port, config, fib.ifindex, eth, learned))
+		return V_REVERSE_PATH;
 	return V_FAST;
 }

@@ -202,6 +202,18 @@ def walk(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def headed(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Each message of an event's datagram: type, the port of the socket whose request it tells of, payload.
+    Ports are told by sockets; process ids would mean nothing in a PID namespace."""
+    offset, end = 0, len(data)
+    while offset + 16 <= end:
+        length, msg_type, _, _, port = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            return
+        yield msg_type, port, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes from `offset` on by their type, flags masked off; of a repeated one the last counts."""
     found = {}

@@ -75,6 +75,10 @@ class Rig:
         self.loaded.close()
         self.clock.close()
 
+    def jiffies(self, ago: float = 0) -> int:
+        """The time some seconds ago, as flows have it."""
+        return int(self.clock.now() - ago * self.clock.hz) & 0xFFFFFFFF
+
     def configure(self, **fields: int) -> None:
         """Change fields of the one configuration."""
         for name, value in fields.items():
@@ -120,7 +124,7 @@ class Rig:
         row = np.zeros(1, layout.FLOW)
         row["epoch"], row["in_ifindex"] = self.config["epoch"], self.links[link]
         row["out_ifindex"], row["mtu"], row["action"] = self.links[link], 1500, layout.ACTION_REDIRECT
-        row["checked"] = self.clock.now()
+        row["checked"] = self.jiffies()
         row["eth_in"] = np.frombuffer(bytes(packet)[:12], np.uint8)
         row["eth_out"] = np.frombuffer(bytes(new)[:12], np.uint8)
         old_net, new_net = packet.payload, new.payload
@@ -157,6 +161,19 @@ class Rig:
         counted = self.counted() - before
         (number,) = np.flatnonzero(counted)
         return Outcome(VERDICTS[number].name, done.result, done.packet)
+
+    def learn(self, packet: Packet, link: str) -> Outcome:
+        """Give it a packet of a connection that it does not know: TCP's first data is only noted."""
+        if TCP in packet:
+            assert self.run(packet, link).verdict == "YOUNG"
+        return self.run(packet, link)
+
+    def run_after_a_jiffy(self, packet: Packet, link: str) -> Outcome:
+        """Once conntrack may be asked again about a young connection."""
+        began = self.clock.now()
+        while self.clock.now() == began:
+            pass
+        return self.run(packet, link)
 
     def run_just_after(self, prepare: Callable[[], object], packet: Packet, link: str) -> Outcome:
         """Prepare, then give it the packet, again until no more than a jiffy lies between the two."""

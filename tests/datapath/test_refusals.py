@@ -104,7 +104,7 @@ def test_not_plain(rig: Rig, name: str) -> None:
         ("PORT", {"epoch": 2}, {}),
         ("PORT", {}, {"in_ifindex": 1}),
         ("PORT", {}, {"action": layout.ACTION_NONE}),
-        ("PORT", {}, {"checked": 0}),
+        ("PORT", {}, {"checked": -2000}),
         ("LOCAL", {}, {"action": layout.ACTION_KERNEL, "rewrite": NUMBERS["LOCAL"]}),
     ],
 )
@@ -112,6 +112,8 @@ def test_a_flow_that_does_not_hold(
     rig: Rig, verdict: str, configuration: dict[str, int], fields: dict[str, int]
 ) -> None:
     packet = plain("udp", 4)
+    if "checked" in fields:
+        fields = {"checked": rig.jiffies(ago=-fields["checked"])}
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63), **fields)
     if verdict == "PAUSED":
         rig.port("p1", layout.PORT_CONTAINER)
@@ -137,7 +139,7 @@ def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flag
     back = plain(
         "tcp", 4, src="192.0.2.9", dst="198.51.100.7", sport=443, dport=61000, eth_src=ROUTER, eth_dst=SERVER
     )
-    asked = rig.clock.now() - ago * rig.clock.hz
+    asked = rig.jiffies(ago)
     rig.track(packet, there)
     rig.flow(packet, "p1", there, checked=asked)
     answer = changed(back, dst="10.1.0.2", dport=40000, eth_src=GATEWAY, eth_dst=CLIENT, hops=63)

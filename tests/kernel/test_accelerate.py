@@ -127,7 +127,7 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
     with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
         text = ok(machine, "accelerate shop --yes")
         for words in (
-            _LIBERAL,
+            "no longer checks the TCP windows",
             "0xff000000 of the ct mark",
             "inet vnet_fastpath",
             "v-web (container)",

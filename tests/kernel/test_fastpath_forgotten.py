@@ -40,7 +40,8 @@ class Known:
 
     def asked_ago(self) -> tuple[int, int]:
         """Jiffies since conntrack was asked for the one and for the other direction, the least first."""
-        ago = sorted(self._clock.now() - int(flow["checked"]) for flow in self._flows())
+        now = self._clock.now()
+        ago = sorted((now - int(flow["checked"])) & 0xFFFFFFFF for flow in self._flows())
         return ago[0], ago[-1]
 
     def holds(self) -> bool:

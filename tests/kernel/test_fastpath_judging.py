@@ -29,6 +29,8 @@ PLAIN = [
     _NFT + "ct state new ct mark set ct mark and 0xffffff00 or 1",
     _NFT + "meta mark 0x1 accept",
     _NFT + "iifname vmap { a : jump plain, b : goto plain }",
+    _NFT + "ct state vmap { established : accept, * : jump judging }",
+    _NFT + "ip saddr @leaving drop",
     "nft add rule inet t input limit rate 3/second log",
     "nft add rule inet t nat meta mark set 1",
     "iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
@@ -58,7 +60,15 @@ JUDGING = {
     _NFT + "ip dscp set cs1": "type of service",
     _NFT + "log prefix x": "log",
     _NFT + "meta hour 8-17 drop": "single packets",
-    _NFT + "ip saddr @leaving drop": "set leaving changes",
+    _NFT + "ip saddr @seen drop": "set seen is filled by packets",
+    _NFT + "ct state vmap { invalid : drop, * : jump judging }": "limit",
+    _NFT + "ct state vmap @states": "limit",
+    _NFT + "ct timeout set long": "named limit, quota or the like",
+    "nft add rule inet t raw ct zone set 1": "sets the conntrack zone",
+    "nft add rule bridge b input limit rate 1/second drop": "bridge b input",
+    "nft add rule ip late it ip saddr 10.9.0.2 drop": "sees packets after all",
+    "iptables -t raw -A PREROUTING -j CT --zone 1": "sets the conntrack zone",
+    "iptables-legacy -t raw -A PREROUTING -j CT --zone 1": "sets the conntrack zone",
     _NFT + "add @seen { ip saddr }": "dynset",
     _NFT + "ct mark set 1": "ct mark",
     _NFT + "ct mark 1 drop": "ct mark",
@@ -79,7 +89,13 @@ JUDGING = {
 }
 
 
-_TABLE = """table inet t {
+_TABLE = """
+table bridge b { chain input { type filter hook input priority 0; }; }
+table ip late { chain it { type filter hook postrouting priority 2147483647; }; }
+table inet t {
+    map states { type ct_state : verdict; elements = { invalid : drop, * : jump judging }; }
+    ct timeout long { protocol udp; policy = { replied : 3600 }; }
+    chain raw { type filter hook prerouting priority -300; }
     set fixed { type ipv4_addr; elements = { 10.1.1.1 }; }
     set leaving { type ipv4_addr; flags timeout; }
     set seen { type ipv4_addr; flags dynamic; size 10; }
@@ -110,9 +126,10 @@ def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHos
         reasons = obstacles.find().reasons
         if not any(word in reason for reason in reasons):
             missing.append((rule, word, reasons))
-        inside_host.run("nft flush chain inet t c")
+        for chain in ("inet t c", "inet t raw", "bridge b input", "ip late it"):
+            inside_host.run(f"nft flush chain {chain}")
         for tool in ("iptables", "iptables-legacy"):
-            for table in ("filter", "mangle"):
+            for table in ("filter", "mangle", "raw"):
                 inside_host.run(f"{tool} -t {table} -F")
         assert obstacles.find().reasons == (), rule
     assert not missing, missing
@@ -139,7 +156,8 @@ def test_our_own_table_does_not_stand_in_the_way(inside_host: ThrowawayHost) -> 
     )
     inside_host.run(["nft", render(ours)])
     assert "masquerade" in inside_host.run("nft list ruleset")
-    assert obstacles.find() == obstacles.Obstacles()
+    found = obstacles.find()
+    assert (found.reasons, found.marks_taken, found.bridge_rules) == ((), False, False)
 
 
 def test_bridge_rules_and_ipsec_policies_are_seen(inside_host: ThrowawayHost) -> None:

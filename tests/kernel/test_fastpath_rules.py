@@ -3,6 +3,7 @@ changed them."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -100,6 +101,65 @@ def test_rules_that_have_nothing_to_do_with_a_flow_cost_no_packet(
     for number in range(1, 6):
         place.run(f"nft add rule inet own forward ip saddr 198.51.100.{number} drop")
         out.say(20)
+    assert eventually(lambda: _is_fast(fast, out))
+
+
+ELSEWHERE = (
+    "nft add rule inet own forward iifname virbr0 limit rate 1/second drop",
+    "nft add rule inet own forward oifname virbr0 limit rate 1/second drop",
+    "nft add rule inet own forward iifname tun* meta mark set 1",
+    "nft add rule inet own forward meta l4proto icmp limit rate 1/second drop",
+    "nft add rule inet own forward ip protocol icmp limit rate 1/second drop",
+    "iptables -A FORWARD -o virbr0 -p udp -m limit --limit 1/s -j DROP",
+    "iptables -A FORWARD -i tailscale0 -m statistic --mode random --probability 0.5 -j DROP",
+    "iptables -A FORWARD -p icmp -m limit --limit 1/s -j DROP",
+    "iptables-legacy -A FORWARD -i tun+ -m limit --limit 1/s -j DROP",
+    "iptables-legacy -A FORWARD -p icmp -m limit --limit 1/s -j DROP",
+)
+
+
+def test_rules_that_no_accelerated_packet_meets_do_not_pause(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    for rule in ELSEWHERE:
+        place.run(rule)
+    assert eventually(lambda: _is_fast(fast, out))
+    assert fast.status()["reasons"] == []
+    place.run("iptables-legacy -F FORWARD")
+    place.run("ip link set up0 down")
+    place.run("ip link set up0 name virbr0")
+    place.run("ip link set virbr0 up")
+    assert eventually(lambda: fast.is_on("paused"))
+    assert all(": limit" in reason for reason in fast.status()["reasons"])
+
+
+def test_elements_of_other_sets_come_and_go_without_a_pause(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    place.run(["nft", "add set inet own seen { type ipv4_addr; }"])
+    place.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
+    place.run("nft add rule inet own forward ip saddr @blocked drop")
+    assert eventually(lambda: _is_fast(fast, out))
+    for name in ("seen", "blocked"):
+        before, paused = fast.count("FAST"), fast.count("PAUSED")
+        for number in range(1, 100):
+            place.run(f"nft add element inet own {name} {{ 198.51.100.{number} }}")
+            out.say(5)
+        assert fast.count("PAUSED") == paused
+        assert fast.count("FAST") - before > 500
+
+
+def test_with_very_many_rules_it_comes_back_after_a_change(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    """To read them takes longer than the lease lasts."""
+    many = (f"add rule inet own many ip saddr 198.51.{n >> 8}.{n & 255} drop" for n in range(12_000))
+    lines = "\n".join(("add chain inet own many", "add rule inet own forward jump many", *many))
+    subprocess.run(
+        ["nsenter", f"--net=/run/netns/{place.name}", "nft", "-f", "-"], input=lines, text=True, check=True
+    )
+    assert eventually(lambda: _is_fast(fast, out))
+    place.run("nft add rule inet own forward ip saddr 198.51.100.1 drop")
     assert eventually(lambda: _is_fast(fast, out))
 
 

@@ -115,11 +115,10 @@ def _loads() -> Iterator[str]:
 
 
 def _held(tied: bool) -> list[str]:
-    now = sysctls.read(sysctls.LIBERAL) or "?"
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [
-        f"The sysctl {sysctls.LIBERAL} is 1 while it is on (it is {now}), because the kernel no longer sees "
-        "the middle of connections; it is put back at the end.",
+        "Conntrack no longer checks the TCP windows of connections that are taken over, whose middle it does "
+        "not see; those of all others it does.",
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
         "kernel removes the table when its process ends.",
@@ -137,7 +136,7 @@ def _moves(more: int, fewer: int) -> str:
 def _ends(count: int) -> list[str]:
     return [
         f"The program is taken off {_links(count)}; connections go on through the kernel.",
-        f"The table inet vnet_fastpath and bits {_MASK} of the ct mark go; {sysctls.LIBERAL} is put back.",
+        f"The table inet vnet_fastpath and bits {_MASK} of the ct mark go.",
     ]
 
 

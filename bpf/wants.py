@@ -1,0 +1,76 @@
+"""What the program asks of the holder for connections (the ring buffer `wanted`): to have conntrack not mind
+the middle of a TCP connection that it will not see, to have connections pass the rules anew, and to have
+conntrack forget what a RST ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from bpf import entries, layout, marks, resets, syscall
+from bpf.clock import Clock
+from bpf.loader import WANTED_BYTES, Loaded
+from bpf.ringbuf import RingBuffer
+
+_AF_INET = 2
+_MOST_RESET = 1 << 16  # connections remembered
+
+
+class Wants:
+    """The ring buffer and what is to be done later; `admit_anew` has all connections pass the rules anew."""
+
+    def __init__(self, loaded: Loaded, clock: Clock, admit_anew: Callable[[], None]) -> None:
+        self._maps, self._clock, self._admit_anew = loaded.maps, clock, admit_anew
+        self._ring = RingBuffer(loaded.maps["wanted"], WANTED_BYTES)
+        self._reset: dict[bytes, float] = {}  # records by when their RST came, oldest first
+
+    def fileno(self) -> int:
+        """What to wait for."""
+        return self._ring.fileno()
+
+    def serve(self) -> None:
+        """Do what was asked since the last call."""
+        records = self._ring.read()
+        if not records:
+            return
+        rows = np.unique(np.frombuffer(b"".join(records), layout.WANT))
+        if (rows["what"] == layout.WANT_GENERATION).any():
+            self._admit_anew()
+        entries.let_be_liberal(rows[rows["what"] == layout.WANT_LIBERAL])
+        now = time.monotonic()
+        for row in rows[rows["what"] == layout.WANT_CLOSE]:
+            if len(self._reset) < _MOST_RESET:
+                self._reset[row.tobytes()] = now
+
+    def close_reset(self) -> None:
+        """Let conntrack forget the connections whose RST nobody took back for long enough."""
+        due = time.monotonic() - resets.SILENT_FOR
+        ended = []
+        for record, at in list(self._reset.items()):
+            if at > due:
+                break
+            del self._reset[record]
+            row = np.frombuffer(record, layout.WANT)[0]
+            if self._is_over(row):
+                ended.append(row)
+        if ended:
+            resets.close(ended, marks.field_mask())
+
+    def _is_over(self, row: np.void) -> bool:
+        key = np.zeros(1, layout.KEY4 if row["family"] == _AF_INET else layout.KEY6)
+        for name in ("src", "dst"):
+            key[name] = row[name][: key[name].shape[1]]
+        for name in ("sport", "dport", "l4_proto"):
+            key[name] = row[name]
+        flows = self._maps["flows4" if row["family"] == _AF_INET else "flows6"]
+        found = syscall.lookup(flows, key.tobytes(), layout.FLOW.itemsize)
+        return found is not None and resets.is_over(
+            np.frombuffer(found, layout.FLOW)[0], self._clock.now(), self._clock.hz
+        )
+
+    def close(self) -> None:
+        """Unmap the ring buffer."""
+        self._ring.close()

@@ -1,0 +1,186 @@
+"""What a rule can look at beside the packet changes under a connection: the fast path is as the kernel.
+
+Each scenario is run twice, without and with the fast path.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, SECOND4, V4, V6, FastLab
+from tests.kernel.streams import Stream, is_fast, talks_fast
+from tests.support.fastpath import Talk
+from tests.support.waiting import PATIENCE, eventually
+
+pytestmark = pytest.mark.root
+_RULE = "nft -f - <<< 'table inet told {{ chain it {{ type filter hook forward priority 5; {}; }}; }}'"
+# Seconds: a change is heard of at once; the rest is for a machine that has other things to do.
+GRACE = 10.0
+_KNOWN = "ping -c1 -W9 203.0.113.2"  # the neighbour that the other route leads to
+_SET = (
+    "nft -f - <<< 'table inet blocked { set s { type ipv4_addr; }; "
+    "chain it { type filter hook forward priority 5; ip saddr @s drop; }; }'"
+)
+_OTHER_MAC = "02:00:00:00:17:99"
+
+
+@pytest.fixture(params=[False, True], ids=["kernel", "fast"])
+def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
+    with FastLab() as made:
+        if request.param:
+            made.accelerate()
+        yield made
+
+
+def typed(lab: FastLab, command: str, inside: str = "host") -> None:
+    """What a person would type, in a shell."""
+    lab.run(["bash", "-euc", command], inside=inside)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A rule that stands all the time, and a change under which it, or the kernel itself, stops a stream."""
+
+    change: str
+    rule: str = ""
+    inside: str = "host"
+    way: str = "out"
+    before: str = ""
+
+
+CHANGES = {
+    "the default route moves to another link": Change(
+        "ip route replace default via 203.0.113.2", "iifname docker0 oifname up1 drop", before=_KNOWN,
+    ),
+    "a policy rule leads to another link": Change(
+        "ip rule add from 172.17.0.2 lookup 77", "iifname docker0 oifname up1 drop",
+        before=f"ip route add default via 203.0.113.2 table 77; {_KNOWN}",
+    ),
+    "the way out is put into a group": Change("ip link set up0 group 7", "oifgroup 7 drop"),
+    "the way in is put into a group": Change("ip link set up0 group 7", "iifgroup 7 drop", way="published"),
+    "the bridge is put into a group": Change("ip link set docker0 group 7", "iifgroup 7 drop"),
+    "the way out gets another name": Change(
+        "ip link set up0 down; ip link set up0 name wan9; ip link set wan9 up; "
+        "ip route add default via 192.0.2.2",
+        "oifname wan9 drop",
+    ),
+    "the container has another MAC": Change(
+        f"ip link set eth0 address {_OTHER_MAC}",
+        f"iifname docker0 ip saddr 172.17.0.2 ether saddr != {MACS['a']} drop", inside="a",
+    ),
+    "the way back leads to another bridge": Change(
+        "ip route add 172.17.0.2/32 dev br-two", before="sysctl -qw net.ipv4.conf.docker0.rp_filter=1"
+    ),
+    "the reverse path is looked at from now on": Change(
+        "sysctl -qw net.ipv4.conf.docker0.rp_filter=1; ip route add 172.17.0.2/32 dev br-two"
+    ),
+    "the ct mark is set by hand": Change(
+        "conntrack -U -p udp --orig-port-dst 6000 --mark 1/0xff", "ct mark and 0xff == 1 drop"
+    ),
+    "one bridge alone asks ip6tables": Change(
+        "ip6tables -I FORWARD -s fd17::2 -j DROP", way="bridged six",
+        before="sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0; "
+        "ip link set docker0 type bridge nf_call_ip6tables 1",
+    ),
+    "an address is put into a set": Change("nft add element inet blocked s { 172.17.0.2 }", before=_SET),
+    "an address leaves a set": Change(
+        "nft delete element inet blocked s { 172.17.0.2 }",
+        before=_SET.replace("@s drop", "!= @s iifname docker0 drop")
+        + "; nft add element inet blocked s { 172.17.0.2 }",
+    ),
+    "an address is in a set for a while": Change(
+        "true", before=_SET.replace("ipv4_addr;", "ipv4_addr; flags timeout;")
+        .replace("@s drop", "!= @s iifname docker0 drop")
+        + "; nft add element inet blocked s { 172.17.0.2 timeout 5s }",
+    ),
+    "IPv6 forwarding is off, but on on each link": Change(
+        "sysctl -qw net.ipv6.conf.all.forwarding=0; "
+        "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1", way="six",
+    ),
+}  # fmt: skip
+
+
+def stream(lab: FastLab, way: str) -> Stream:
+    match way:
+        case "published":
+            return Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)
+        case "six":
+            return Stream(lab, "a", "far", V6["far"], family=6)
+        case "bridged six":
+            return Stream(lab, "a", "b", V6["b"], family=6)
+    return Stream(lab, "a", "far", V4["far"])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) -> None:
+    case = CHANGES[name]
+    for command in (case.rule and _RULE.format(case.rule), case.before):
+        if command:
+            typed(lab, command)
+    with stream(lab, case.way) as flow:
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "v-b" if case.way.startswith("bridged") else "up0")
+        typed(lab, case.change, case.inside)
+        changed = time.monotonic()
+        assert flow.is_cut(flow.there)
+        # Long enough for connections to be asked for again.
+        sent = flow.sent
+        assert eventually(lambda: flow.sent > sent + 500)
+        assert flow.there.latest < changed + GRACE
+
+
+@contextmanager
+def heard_at(lab: FastLab, inside: str, link: str) -> Iterator[set[str]]:
+    """The IPv4 sources of all UDP that comes in by a link, filled in at the end."""
+    sources: set[str] = set()
+    with closing(lab.socket(inside, socket.AF_PACKET, socket.SOCK_RAW)) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)
+        raw.bind((link, 0x0800))
+        raw.setblocking(False)
+        yield sources
+        while True:
+            try:
+                frame, where = raw.recvfrom(200)
+            except BlockingIOError:
+                return
+            if frame[23] == 17 and where[2] != socket.PACKET_OUTGOING:
+                sources.add(socket.inet_ntoa(frame[26:30]))
+
+
+def test_after_a_gap_in_the_routes_the_source_is_that_of_the_new_way(lab: FastLab) -> None:
+    with stream(lab, "out") as flow, heard_at(lab, "world", "eth1") as by_the_second:
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "up0")
+        lab.run("ip route del default via 192.0.2.2")
+        assert flow.is_cut(flow.there)
+        lab.run("ip route add default via 203.0.113.2")
+        assert flow.flows(300)
+    assert [source for source, _ in flow.there.sources] == [HOST4, SECOND4]
+    assert by_the_second == {SECOND4}
+
+
+def test_a_container_cannot_send_in_anothers_connection(lab: FastLab) -> None:
+    """c takes a's address and sends with a's ports, past the reverse path and a rule for its own bridge."""
+    typed(lab, _RULE.format("iifname br-two oifname up0 drop"))
+    typed(lab, "sysctl -qw net.ipv4.conf.docker0.rp_filter=1 net.ipv4.conf.br-two.rp_filter=1")
+    with Talk(lab.host, "a", "far", V4["far"], udp=True) as talk:
+        assert talks_fast(lab, talk, "v-a", "up0")
+        port = talk.client.getsockname()[1]
+        lab.run(f"ip addr add {V4['a']}/32 dev lo", inside="c")
+        lab.run(f"ip addr add {V4['a']}/32 dev eth0", inside="c")
+        with closing(lab.socket("c", socket.AF_INET, socket.SOCK_DGRAM)) as thief:
+            thief.bind((V4["a"], port))
+            for number in range(400):
+                thief.sendto(b"stolen %d" % number, (V4["far"], 7000))
+                time.sleep(0.005)  # longer than a second in all, after which conntrack is asked again
+        talk.server.settimeout(1)
+        with pytest.raises(TimeoutError):
+            talk.server.recv(2000)
+        talk.server.settimeout(PATIENCE)
+        talk.say(10)

@@ -1,0 +1,104 @@
+"""Ends of connections that nobody meant, and peers that vanish: with and without the fast path they are as
+conntrack takes them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+
+from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, FastLab
+from tests.kernel.streams import talks_fast
+from tests.support.fastpath import Talk
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.root
+_LONG = 100_000  # seconds: what is left of nf_conntrack_tcp_timeout_established
+
+
+_GONE = "table ip gone { chain in { type filter hook input priority 0; policy drop; }; }\n"
+
+
+@pytest.fixture(params=[False, True], ids=["kernel", "fast"])
+def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
+    with FastLab() as made:
+        if request.param:
+            made.accelerate()
+        yield made
+
+
+def left(lab: FastLab, port: int) -> list[int]:
+    """The seconds that the connections to a port have left in conntrack."""
+    return [int(line.split()[2]) for line in lab.conntrack(f"dport={port}", "ESTABLISHED")]
+
+
+def last_number(lab: FastLab, talk: Talk, inside: str, sport: int) -> int:
+    """The sequence number after all that the end with that port has sent."""
+    with closing(lab.socket(inside, socket.AF_PACKET, socket.SOCK_RAW, 0)) as raw:
+        raw.bind(("eth0", 3))
+        talk.say(3)
+        raw.setblocking(False)
+        number = -1
+        while True:
+            try:
+                frame = Ether(raw.recv(2000))
+            except BlockingIOError:
+                break
+            if TCP in frame and frame[TCP].sport == sport:
+                number = frame[TCP].seq + len(frame[TCP].payload)
+    assert number >= 0
+    return number
+
+
+@pytest.mark.parametrize("flags", ["R", "RA", "FA"])
+@pytest.mark.parametrize("away", [2**31, 50_000_000, -50_000_000])
+@pytest.mark.parametrize("by", ["outside", "a neighbour"])
+def test_an_end_that_is_guessed_does_not_end_a_connection(
+    lab: FastLab, by: str, away: int, flags: str
+) -> None:
+    """Whoever knows addresses and ports alone: from outside to a published port, and from another container
+    in the name of the one that has the connection."""
+    if by == "outside":
+        talk = Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED)
+        way, here, port = ("far", "up0"), "far", talk.client.getsockname()[1]
+        ether = Ether(src=MACS["far"], dst=MACS["router"])
+        packet = IP(src=V4["far"], dst=HOST4) / TCP(sport=port, dport=PUBLISHED, flags=flags)
+        known = PUBLISHED
+    else:
+        talk = Talk(lab.host, "a", "far", V4["far"])
+        way, here, port = ("b", "v-b"), "a", talk.client.getsockname()[1]
+        ether = Ether(src=MACS["b"], dst=MACS["docker0"])
+        packet = IP(src=V4["a"], dst=V4["far"]) / TCP(sport=port, dport=7000, flags=flags)
+        known = 7000
+    with talk:
+        assert talks_fast(lab, talk, "v-a", "up0")
+        packet[TCP].seq = (last_number(lab, talk, here, port) + away) % 2**32
+        packet[TCP].ack = 1 if "A" in flags else 0
+        with closing(lab.socket(way[0], socket.AF_PACKET, socket.SOCK_RAW, 0)) as raw:
+            raw.bind(("eth0", 0))
+            for _ in range(3):
+                raw.send(bytes(ether / packet))
+        # What is sent after them by the same link has passed: so have they.
+        lab.run(f"ping -c1 -W20 {HOST4 if by == 'outside' else V4['far']}", inside=way[0])
+        assert [seconds > _LONG for seconds in left(lab, known)] == [True]
+        talk.server.sendall(b"pushed")
+        assert talk.client.recv(100) == b"pushed"
+    lab.leaked()  # what conntrack calls invalid it sends on untranslated
+
+
+def test_a_peer_that_vanished_is_not_remembered_for_days(lab: FastLab) -> None:
+    """Data that nobody acknowledges: conntrack gives the connection five minutes, not five days."""
+    with Talk(lab.host, "a", "far", V4["far"]) as talk:
+        assert talks_fast(lab, talk, "v-a", "up0")
+        assert [seconds > _LONG for seconds in left(lab, 7000)] == [True]
+        lab.run_with(
+            "nft -f -",
+            "table ip gone { chain in { type filter hook input priority 0; policy drop; }; }",
+            "far",
+        )
+        talk.client.send(b"is anybody there?")
+        assert eventually(lambda: [seconds <= 300 for seconds in left(lab, 7000)] == [True])
