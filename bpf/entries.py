@@ -17,7 +17,7 @@ from core.collect.netlink import NETFILTER, Netlink, attribute, attributes, walk
 
 _NEW, _GET = 0x100, 0x101
 _TUPLE, _PROTOINFO, _MARK, _ZONE, _MARK_MASK = 1, 4, 8, 18, 21
-_BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL
+_BE_LIBERAL, _DATA_UNACKNOWLEDGED = 0x08, 0x10  # IP_CT_TCP_FLAG_*
 
 
 def clear_generation(generation: int, shift: int) -> int:
@@ -38,12 +38,12 @@ def hand_back(mask: int) -> int:
 
 
 def let_be_liberal(rows: Sequence[np.void] | np.ndarray) -> int:
-    """Have conntrack be liberal about these TCP connections (rows of layout.WANT), in both directions: it
-    will not see the middle of them, and would take what comes after for invalid. Others of the namespace keep
-    their check of the window. How many requests that took."""
+    """Have conntrack be liberal about these TCP connections (rows of layout.WANT), in both directions, and wait
+    for no acknowledgement: it will not see the middle of them, and would take what comes after for invalid.
+    Others of the namespace keep their check of the window. How many requests that took."""
     if not len(rows):
         return 0
-    flags = bytes([_BE_LIBERAL, _BE_LIBERAL])
+    flags = bytes([_BE_LIBERAL, _BE_LIBERAL | _DATA_UNACKNOWLEDGED])  # values, and which bits they are for
     liberal = nest(_PROTOINFO, nest(1, attribute(4, flags), attribute(5, flags)))
     with Netlink(NETFILTER) as kernel:
         return _send(kernel, (header(int(row["family"])) + tuple_of(row) + liberal for row in rows))

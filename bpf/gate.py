@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from bpf import entries, hooks, layout, legacy, marks, obstacles
 from bpf.marks import MarkChain
 from bpf.obstacles import Obstacles
 from bpf.tables import Tables
+
+_AHEAD = 8  # generations whose marks are cleared before their time
 
 
 class Gate:
@@ -52,16 +52,22 @@ class Gate:
             self.pause()
             self.reasons = (_not_written(error),)
 
-    def prepare(self) -> None:
-        """Clear the marks that the next generation will use, so that it need not pause for that."""
-        following = self._following()
-        if following in self._used:
-            with suppress(OSError):
-                entries.clear_generation(following, marks.SHIFT)
-                self._used.discard(following)
+    def prepare(self) -> bool:
+        """Clear the marks of one of the generations to come, so that it need not pause for that; whether there
+        are more to clear."""
+        used = [each for each in map(self._following, range(_AHEAD)) if each in self._used]
+        if not used:
+            return False
+        try:
+            entries.clear_generation(used[0], marks.SHIFT)
+        except OSError:
+            return False  # where it must be, the kernel is asked again
+        self._used.discard(used[0])
+        return len(used) > 1
 
-    def _following(self) -> int:
-        return self._generation % marks.GENERATIONS + 1
+    def _following(self, after: int = 0) -> int:
+        """The next generation, or one that many later."""
+        return (self._generation + after) % marks.GENERATIONS + 1
 
     def _next(self) -> None:
         following = self._following()

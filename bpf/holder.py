@@ -59,7 +59,7 @@ class Holder:
             targets,
             self._wake,
             self.neighbours,
-            self.gate.admit_anew,
+            self._admit_anew,
             self._judge_anew,
         )
         self.upkeep = Upkeep(self.loaded, self.tables, self.neighbours)
@@ -68,7 +68,7 @@ class Holder:
         self.policies = _policy_watch()
         self.reading = RuleReading()
         self.server = Server(runtime.socket_path(runtime.here()))
-        self.wants = Wants(self.loaded, self.tables.clock, self.gate.admit_anew)
+        self.wants = Wants(self.loaded, self.tables.clock, self._admit_anew)
         self.cost = Cost()
         self.ending = False
         self._unsettled: float | None = None  # since when the rules change
@@ -161,7 +161,7 @@ class Holder:
         if heard.rules or heard.concerns(self.gate.found.maps):
             self.rules_changed()
         elif heard.concerns(self.gate.found.sets):
-            self.gate.admit_anew()
+            self._admit_anew()
 
     def _hear_policies(self) -> None:
         if self.policies and self.policies.heard():
@@ -169,7 +169,7 @@ class Holder:
 
     def _hear_host(self) -> None:
         if self.host.heard():
-            self.gate.admit_anew()
+            self._admit_anew()
 
     def rules_changed(self) -> None:
         """All to the kernel at once; on again when the rules stand still, or go on changing for a while."""
@@ -212,6 +212,16 @@ class Holder:
             self.rules_changed()
         self.tables.beat()
 
+    def _prepare(self) -> None:
+        """Between events, one at a time: each reads conntrack's table."""
+        if self.gate.prepare():
+            self.schedule.once("prepare", 0.0, self._prepare)
+
+    def _admit_anew(self) -> None:
+        """Connections pass the rules once more, without a pause."""
+        self.gate.admit_anew()
+        self.schedule.once("prepare", 0.0, self._prepare)
+
     def _tick(self) -> None:
         """What sends no event."""
         if self.gate.has_changed_silently():
@@ -219,9 +229,9 @@ class Holder:
         if self.view.has_changed_silently():
             self.look_soon()
         if self.gate.found.expiring:
-            self.gate.admit_anew()
+            self._admit_anew()
         self.wants.close_reset()
-        self.gate.prepare()
+        self._prepare()
         self.tables.read_sysctls()
         self.cost.rest()
 

@@ -24,7 +24,7 @@ CONFIG = np.dtype(
         ("udp_timeout", "u4"),
         ("flags", "u4"),
         ("route_mtu", "u4"),
-        ("pad", "u4"),
+        ("tcp_unanswered", "u4"),
     ]
 )
 HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY = 1, 2, 4, 8
@@ -90,7 +90,7 @@ FLOW = np.dtype(
         ("new_src", "u1", (16,)),
         ("new_dst", "u1", (16,)),
         ("ct_mark", "u4"),
-        ("pad2", "u4"),
+        ("agreed", "u4"),
     ]
 )
 LEARNED = np.dtype([("flow", FLOW), ("back_mtu", "u4"), ("known", "u4")])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 FORWARD_PRIORITY = "net.ipv4.ip_forward_update_priority"
 _TCP_TIMEOUT = "net.netfilter.nf_conntrack_tcp_timeout_established"
+_TCP_UNANSWERED = "net.netfilter.nf_conntrack_tcp_timeout_unacknowledged"
 _UDP_TIMEOUT = "net.netfilter.nf_conntrack_udp_timeout_stream"
 
 
@@ -21,10 +22,16 @@ def read(name: str) -> str:
         return ""
 
 
-def timeouts() -> tuple[int, int]:
-    """How long conntrack keeps an idle TCP connection and UDP stream, in ms."""
-    tcp, udp = read(_TCP_TIMEOUT) or "432000", read(_UDP_TIMEOUT) or "120"
-    return min(int(tcp) * 1000, 0xFFFFFFFF), min(int(udp) * 1000, 0xFFFFFFFF)
+def timeouts() -> dict[str, int]:
+    """How long conntrack keeps an idle TCP connection, one that waits for an acknowledgement, and a UDP stream,
+    in ms, by the names that layout.CONFIG has for them."""
+    tcp, udp = _milliseconds(_TCP_TIMEOUT, 432_000), _milliseconds(_UDP_TIMEOUT, 120)
+    unanswered = min(tcp, _milliseconds(_TCP_UNANSWERED, 300))
+    return {"tcp_timeout": tcp, "tcp_unanswered": unanswered, "udp_timeout": udp}
+
+
+def _milliseconds(name: str, default: int) -> int:
+    return min(int(read(name) or default) * 1000, 0xFFFFFFFF)
 
 
 def calls_iptables() -> tuple[bool, bool]:

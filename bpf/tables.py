@@ -49,7 +49,8 @@ class Tables:
 
     def read_sysctls(self) -> None:
         """Take what the program heeds of sysctls that tell nobody; it counts from the next beat on."""
-        self.config["tcp_timeout"], self.config["udp_timeout"] = sysctls.timeouts()
+        for name, milliseconds in sysctls.timeouts().items():
+            self.config[name] = milliseconds
         self.set_flag(layout.KEEP_PRIORITY, sysctls.read(sysctls.FORWARD_PRIORITY) == "0")
 
     def is_late(self) -> bool:

@@ -17,6 +17,7 @@
 #define IPS_HELPER (1 << 13)
 #define IPS_OFFLOAD (1 << 14)
 #define IP_CT_TCP_FLAG_BE_LIBERAL 8
+#define IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED 16
 #define TCP_CONNTRACK_ESTABLISHED 3
 
 /* struct bpf_ct_opts of net/netfilter/nf_conntrack_bpf.c, in its first form (12 bytes), which all kernels take. */
@@ -65,6 +66,18 @@ INLINE bool has_extension(struct nf_conn *ct)
 	return extensions && (CT_U8(extensions, NF_CT_EXT_HELPER) || CT_U8(extensions, NF_CT_EXT_TIMEOUT));
 }
 
+/* Whether conntrack will not mind what it does not see of a TCP connection. It may still wait for an acknowledgement that
+ * went by us, and would give a connection that falls silent no more than nf_conntrack_tcp_timeout_unacknowledged. */
+INLINE enum verdict ct_judge_tcp(struct nf_conn *ct, struct learned *learned)
+{
+	u8 one = CT_U8(ct, NF_CONN_TCP_FLAGS), other = CT_U8(ct, NF_CONN_TCP_FLAGS + TCP_SEEN_SIZE);
+	if (!(one & other & IP_CT_TCP_FLAG_BE_LIBERAL))
+		return V_YOUNG;
+	if ((one | other) & IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED && !(learned->known & KNOWN_UNANSWERED))
+		learned->known |= KNOWN_OUTDATED;
+	return V_FAST;
+}
+
 /* Whether an entry may be forwarded by us: confirmed, assured, open, plain, and let through in this direction by the rules
  * of the present generation. UDP is assured only after two seconds: an answer is enough here, but see relearn(). */
 INLINE enum verdict ct_judge(
@@ -90,10 +103,7 @@ INLINE enum verdict ct_judge(
 	learned->flow.ct_mark = mark & ~(0xff << config->mark_shift);
 	if ((marks >> (4 - 4 * direction) & 15) == generation)
 		learned->known |= KNOWN_BOTH_WAYS;
-	if (l4_proto == IPPROTO_TCP && !(CT_U8(ct, NF_CONN_TCP_FLAGS) & CT_U8(ct, NF_CONN_TCP_FLAGS + TCP_SEEN_SIZE) &
-					 IP_CT_TCP_FLAG_BE_LIBERAL))
-		return V_YOUNG;
-	return V_FAST;
+	return l4_proto == IPPROTO_TCP ? ct_judge_tcp(ct, learned) : V_FAST;
 }
 
 /* The entry of a packet that was widened, to be released, or NULL; `options` tells the direction. */
@@ -148,8 +158,10 @@ INLINE enum verdict ask_conntrack(
 		else
 			ct_translation6(ct, CT_TUPLE(1), flow);
 	}
-	if (verdict == V_FAST && !(learned->known & (KNOWN_UNASSURED | KNOWN_UNANSWERED | KNOWN_NEW)))
-		ct_change_timeout(ct, packet->l4_proto == IPPROTO_TCP ? config->tcp_timeout : config->udp_timeout);
+	if (verdict == V_FAST && !(learned->known & KNOWN_UNASSURED))
+		ct_change_timeout(ct, packet->l4_proto != IPPROTO_TCP         ? config->udp_timeout
+				      : learned->known & KNOWN_UNANSWERED ? config->tcp_unanswered
+									  : config->tcp_timeout);
 	ct_release(ct);
 	return verdict;
 }

@@ -23,7 +23,7 @@ struct config {
 	u32 udp_timeout; /* ms, as nf_conntrack_udp_timeout_stream */
 	u32 flags;       /* HAS_* */
 	u32 route_mtu;   /* the smallest MTU that a route of the host names; 0: none does. bpf_fib_lookup does not tell it */
-	u32 pad;
+	u32 tcp_unanswered; /* ms, as nf_conntrack_tcp_timeout_unacknowledged */
 };
 #define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
 #define READS_CT_MARKS 4 /* rules look at bits of the ct mark that are not ours */
@@ -120,7 +120,7 @@ struct flow {
 	};
 	u32 new_src[4], new_dst[4];
 	u32 ct_mark; /* the bits of it that are not ours, as the rules saw them */
-	u32 pad2;
+	u32 agreed;  /* TCP: the sum of both directions' `acked` when conntrack was asked last */
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
 #define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/resets.py */
@@ -141,8 +141,8 @@ struct learned {
 };
 #define KNOWN_BOTH_WAYS 1 /* the rules let the other direction through as well */
 #define KNOWN_UNASSURED 2 /* answered UDP, but too young for conntrack to call it a stream */
-#define KNOWN_UNANSWERED 4 /* TCP: the other direction sent nothing since conntrack was asked last */
-#define KNOWN_NEW 8 /* asked for the first time */
+#define KNOWN_UNANSWERED 4 /* TCP: data, and neither side acknowledged anything since conntrack was asked last */
+#define KNOWN_OUTDATED 8 /* conntrack waits for an acknowledgement that it did not see */
 
 /* A connection of which one packet with data was seen: the array `young`. */
 struct young {
@@ -159,7 +159,7 @@ struct want {
 	u16 sport, dport;
 	u8 l4_proto, pad[3];
 };
-#define WANT_LIBERAL 1   /* have conntrack not mind the middle of a TCP connection that it will not see */
+#define WANT_LIBERAL 1   /* have conntrack neither mind nor wait for what it will not see of a TCP connection */
 #define WANT_GENERATION 2 /* its ct mark changed: connections must pass the rules anew */
 #define WANT_CLOSE 3      /* a RST ended it: see bpf/resets.py */
 

@@ -66,7 +66,7 @@ INLINE enum verdict learn(
 		__builtin_memcpy(flow->new_src, packet->src, 16);
 		__builtin_memcpy(flow->new_dst, packet->dst, 16);
 		flow->new_ports = packet->ports;
-		learned->known = KNOWN_BOTH_WAYS;
+		learned->known |= KNOWN_BOTH_WAYS;
 	} else {
 		if (!routed && !(port->flags & PORT_IPTABLES))
 			return V_OTHER_HOST;
@@ -158,16 +158,25 @@ INLINE void learn_way_back(
 	}
 }
 
-/* KNOWN_* of a flow before it is asked for: `old` is what was known of it, or NULL. The kernel gives a TCP connection less
- * time where one side sends and the other is silent: only what is answered makes its entry last. */
-INLINE u32 known_before(const struct packet *packet, const struct flow *old)
+/* Whether a packet of TCP has data under way that nobody acknowledges: the kernel gives such a connection less time. Where
+ * either side acknowledged something since conntrack was asked last, as `agreed` tells, or nothing is under way, as in a
+ * keepalive, it is alive. What is learned anew is taken for alive. What the other side sends next asks at once. */
+INLINE bool is_unanswered(
+	const struct packet *packet, const struct config *config, const struct flow *old, struct flow *flow
+)
 {
-	if (!old || old->action < ACTION_PEER)
-		return KNOWN_NEW;
-	if (packet->l4_proto != IPPROTO_TCP)
-		return 0;
-	const struct flow *other = find_other(packet, old);
-	return other && (s32)(other->last_seen - old->checked) >= 0 ? 0 : KNOWN_UNANSWERED;
+	struct flow *other;
+	if (packet->l4_proto != IPPROTO_TCP || !old || old->action < ACTION_PEER)
+		return false;
+	other = find_other(packet, old);
+	if (!other)
+		return false;
+	flow->agreed = packet->ack + other->acked;
+	bool has_data = packet->l3_length > packet->headers || (s32)(packet->seq - other->acked) > 0;
+	if (!has_data || flow->agreed != old->agreed)
+		return false;
+	other->epoch = config->epoch - 1;
+	return true;
 }
 
 /* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL. */
@@ -188,20 +197,20 @@ INLINE enum verdict relearn(
 	flow->epoch = config->epoch;
 	flow->generation = generation;
 	flow->acked = packet->ack;
-	learned->known = known_before(packet, old);
+	learned->known = is_unanswered(packet, config, old, flow) ? KNOWN_UNANSWERED : 0;
 	learned->back_mtu = port->mtu;
 	flow->checked = now;
 	flow->first_seen = now;
 	flow->last_seen = now;
 	enum verdict verdict = learn(skb, packet, config, port, eth, learned);
+	if (verdict == V_YOUNG || learned->known & KNOWN_OUTDATED)
+		want(WANT_LIBERAL, packet);
 	/* Who may not send at all changes nothing about a flow of somebody else. */
 	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
 		return verdict;
 	if (verdict != V_FAST) {
 		if (old)
 			old->action = ACTION_NONE;
-		if (verdict == V_YOUNG)
-			want(WANT_LIBERAL, packet);
 		if (!is_lasting(verdict) || !is_tracked(port, eth))
 			return verdict;
 		flow->action = ACTION_KERNEL;
@@ -228,8 +237,6 @@ INLINE enum verdict relearn(
 	store(packet, flow);
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
 		learn_way_back(packet, config, port, learned);
-	if (verdict == V_FAST && learned->known & KNOWN_UNANSWERED)
-		return V_UNANSWERED;
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
 		return V_NOT_ASSURED;

@@ -64,6 +64,7 @@ class Rig:
         self.config["epoch"] = self.config["generation"] = 1
         self.config["mark_shift"] = 24
         self.config["tcp_timeout"], self.config["udp_timeout"] = 432_000_000, 120_000
+        self.config["tcp_unanswered"] = 300_000
         self.configure()
 
     def look(self) -> None:

@@ -352,6 +352,8 @@ def test_a_route_that_moves_a_translated_flow_asks_the_kernel_first(lab: Lab) ->
     host.run("ip link set up1 up")
     host.run("ip addr add 198.51.100.1/24 dev up1")
     host.run("ip neigh add 198.51.100.9 lladdr 02:00:00:00:03:01 dev up1 nud permanent")
+    lab.rig.look()
+    lab.rig.port("up1", layout.PORT_OUT, "up1", UPLINK)
     packet = masquerade(lab, "udp", 4)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
     host.run("ip route replace default via 198.51.100.9")
@@ -376,9 +378,8 @@ def left(lab: Lab, l4: str) -> int:
 
 def test_asking_renews_the_entrys_timer(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
+    assert left(lab, "udp") <= 100
     lab.rig.configure(udp_timeout=500_000, recheck=0)
-    assert lab.rig.run(packet, "p1").verdict == "FAST"
-    assert left(lab, "udp") <= 100, "what the kernel gave it counts until it is asked again"
     assert lab.rig.run(packet, "p1").verdict == "FAST"
     assert 400 < left(lab, "udp") <= 500
 
@@ -464,19 +465,37 @@ def test_conntrack_has_to_be_liberal_first(lab: Lab, family: int) -> None:
 
 
 def test_only_what_is_answered_makes_an_entry_last(lab: Lab) -> None:
-    """A peer that vanished: conntrack gets to see one packet of each second, and its timer stays its own."""
+    """A peer that vanished: who repeats its data is given the time of a connection that waits for an
+    acknowledgement."""
     packet = masquerade(lab, "tcp", 4)
-    lab.rig.configure(tcp_timeout=500_000)
+    answer = answer_to(packet, 4)
+    lab.rig.configure(tcp_timeout=500_000, tcp_unanswered=300_000)
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
-    lab.rig.configure(recheck=0)
-    assert lab.rig.run(packet, "p1").verdict == "UNANSWERED"
-    assert left(lab, "tcp") <= 100
-    lab.rig.configure(recheck=1000 * lab.rig.clock.hz)
-    assert lab.rig.run(packet, "p1").verdict == "FAST"
-    assert lab.rig.run(answer_to(packet, 4), "up0").verdict == "FAST"
-    lab.rig.configure(recheck=0)
-    assert lab.rig.run(packet, "p1").verdict == "FAST"
     assert 400 < left(lab, "tcp") <= 500
+    lab.rig.configure(recheck=0)
+    for _ in range(2):  # of them the first tells where both stand
+        assert lab.rig.run(packet, "p1").verdict == "FAST"
+    assert 200 < left(lab, "tcp") <= 300
+    lab.rig.configure(recheck=1000 * lab.rig.clock.hz)
+    answer[TCP].ack = packet[TCP].seq + len(packet[TCP].payload)
+    assert lab.rig.run(answer, "up0").verdict == "FAST"  # asks at once
+    assert 400 < left(lab, "tcp") <= 500
+
+
+def test_a_keepalive_without_data_under_way_makes_an_entry_last(lab: Lab) -> None:
+    packet = masquerade(lab, "tcp", 4)
+    answer = answer_to(packet, 4)
+    lab.rig.configure(tcp_timeout=500_000, tcp_unanswered=300_000)
+    assert lab.rig.learn(packet, "p1").verdict == "FAST"
+    answer[TCP].ack = packet[TCP].seq + len(packet[TCP].payload)
+    assert lab.rig.run(answer, "up0").verdict == "FAST"
+    probe = out("tcp", 4, payload=b"")
+    probe[TCP].seq = answer[TCP].ack - 1
+    lab.host.run("conntrack -U -p tcp --timeout 100")
+    lab.rig.configure(recheck=0)
+    for _ in range(3):
+        assert lab.rig.run(probe, "p1").verdict == "FAST"
+        assert 400 < left(lab, "tcp") <= 500
 
 
 @pytest.mark.parametrize(("flags", "verdict"), [(0, "FAST"), (layout.READS_CT_MARKS, "GENERATION")])
