@@ -26,6 +26,7 @@ def answer(holder: Holder, request: dict[str, Any]) -> Answer:
             return {"ok": True, "pid": os.getpid(), "maps": maps}
         case "targets":
             holder.view.targets = [str(each) for each in request.get("targets", ())]
+            _be_strict(holder, bool(request.get("strict", holder.gate.strict)))
             holder.view.note({None})
             holder.view.look()
             return {"ok": True, "unknown": list(holder.view.unknown)}
@@ -37,6 +38,12 @@ def answer(holder: Holder, request: dict[str, Any]) -> Answer:
             holder.finish()
             return {"ok": True}
     return {"ok": False, "what": "the request was not understood", "why": "", "try": ""}
+
+
+def _be_strict(holder: Holder, strict: bool) -> None:
+    if strict != holder.gate.strict:
+        holder.gate.strict = strict
+        holder.rules_changed()
 
 
 def _capture(holder: Holder, text: str, on: bool) -> Answer:

@@ -1,8 +1,8 @@
 """The control socket: one line of JSON asks, one line answers, then it is closed.
 
-Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names), "capture"
-and "release" (with `address`), "reload", "off". Answers have `ok`, and where it is false `what`, `why` and
-`try`.
+Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names, and `strict`),
+"capture" and "release" (with `address`), "reload", "off". Answers have `ok`, and where it is false `what`,
+`why` and `try`.
 """
 
 from __future__ import annotations

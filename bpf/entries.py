@@ -38,9 +38,9 @@ def hand_back(mask: int) -> int:
 
 
 def let_be_liberal(rows: Sequence[np.void] | np.ndarray) -> int:
-    """Have conntrack be liberal about these TCP connections (rows of layout.WANT), in both directions, and wait
-    for no acknowledgement: it will not see the middle of them, and would take what comes after for invalid.
-    Others of the namespace keep their check of the window. How many requests that took."""
+    """Have conntrack be liberal about these TCP connections (rows of layout.WANT), in both directions, and
+    wait for no acknowledgement: it will not see the middle of them, and would take what comes after for
+    invalid. Others of the namespace keep their check of the window. How many requests that took."""
     if not len(rows):
         return 0
     flags = bytes([_BE_LIBERAL, _BE_LIBERAL | _DATA_UNACKNOWLEDGED])  # values, and which bits they are for

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from bpf.judging import PLAIN_MATCHES, PLAIN_TARGETS, ChainName, Rule, flags_match
+from bpf.judging import FIXED_STATUS, PLAIN_MATCHES, PLAIN_TARGETS, ChainName, Rule, flags_match
 from core.collect.netlink import attribute_list, attributes, text
 
 _PLAIN = frozenset(
@@ -27,11 +27,10 @@ _PLAIN = frozenset(
         "notrack",
         "fib",
         "last",
-        "rt",
         "xfrm",
     }
 )
-_ESTABLISHED = 2  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
+_INVALID, _ESTABLISHED = 1, 2  # NF_CT_STATE_INVALID_BIT, NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 # Keys of meta and ct whose value stays the same for all packets of a connection (in one direction).
 _META = frozenset({1, 3, *range(4, 12), *range(13, 20), 21, 22, 23, *range(25, 30), 33, 34})
 _META_NFPROTO, _META_PROTOCOL, _META_L4PROTO = 15, 1, 16
@@ -39,8 +38,10 @@ _META_NFPROTO, _META_PROTOCOL, _META_L4PROTO = 15, 1, 16
 _META_LINKS = {4: "in", 6: "in", 5: "out", 7: "out"}
 _META_INDEXES = (4, 5)
 _FORWARDED_PROTOCOLS = (6, 17)
-_CT_STATE, _CT_MARK = 0, 3
+_CT_STATE, _CT_STATUS, _CT_MARK = 0, 2, 3
+_CT_HELD = {_CT_STATE: "ct state", _CT_STATUS: "ct status", _CT_MARK: "ct mark"}
 _CT = frozenset({0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 17, 19, 20, 21, 22, 23})
+_RT_MTU = 3  # NFT_RT_TCPMSS: what ICMP says of the way changes it
 _CT_SET = {3: "the ct mark", 13: "ct labels", 17: "the conntrack zone", 18: "which events conntrack tells"}
 _LINK, _NETWORK, _TRANSPORT = 0, 1, 2
 _BEHIND_MACS = 12
@@ -105,6 +106,7 @@ class _Reading:
         self.reads_mark = False
         self.links = {"in": "", "out": ""}
         self.reads_mac = False
+        self.reads_invalid = self.looks_up_state = False
         self.marks = False
         self._held: tuple[str, int] = ("", 0xFFFFFFFF)
         self._changed, self._keeps_mark = 0, False
@@ -126,6 +128,7 @@ class _Reading:
             self.links["in"],
             self.links["out"],
             self.reads_mac,
+            self.reads_invalid or (self.looks_up_state and self.verdict != "accept"),
         )
 
     def add(self, name: str, data: bytes) -> None:
@@ -201,7 +204,12 @@ class _Reading:
         if key not in _CT:
             self._judge("it looks at counters or times of connections (ct)")
         self.reads_mark |= key == _CT_MARK
-        self._held = ({_CT_STATE: "ct state", _CT_MARK: "ct mark"}.get(key, ""), 0xFFFFFFFF)
+        self._held = (_CT_HELD.get(key, ""), 0xFFFFFFFF)
+
+    def _on_rt(self, given: Mapping[int, bytes]) -> None:
+        if _number(given.get(2)) == _RT_MTU:
+            self._judge("it looks at the MTU of the way")
+        self._held = ("", 0)
 
     def _on_bitwise(self, given: Mapping[int, bytes]) -> None:
         what, _ = self._held
@@ -232,7 +240,9 @@ class _Reading:
         if what == "ct state":
             self._state(mask, number, negated)
             return
-        if what == "tcp flags":
+        if what == "ct status":
+            self._status(mask)
+        elif what == "tcp flags":
             self._flags(mask, number, negated)
         elif what == "protocol" and not negated and len(value) == 1 and value[0] not in _FORWARDED_PROTOCOLS:
             self.takes_part = False
@@ -248,6 +258,11 @@ class _Reading:
         """`(state & mask) != 0` is how a list of states is asked for, `state == number` one of them."""
         if ((_ESTABLISHED & mask) == number) == negated:
             self.takes_part = False
+            self.reads_invalid |= ((_INVALID & mask) == number) != negated
+
+    def _status(self, mask: int) -> None:
+        if mask & ~FIXED_STATUS:
+            self._judge("it looks at what becomes of connections (ct status)")
 
     def _flags(self, mask: int, number: int, negated: bool) -> None:
         found = flags_match(mask, number, negated)
@@ -258,18 +273,23 @@ class _Reading:
 
     def _on_lookup(self, given: Mapping[int, bytes]) -> None:
         name = text(given.get(1, b""))
-        what, self._held = self._held[0], ("", 0)
+        what, mask = self._held
+        self._held = ("", 0)
+        if what == "ct status":
+            self._status(mask)
         if self.sets.flags.get(name, 0) & _SET_OF_PACKETS:
             self._judge(f"its set {name} is filled by packets")
         self.looked_up.append(name)
         if _number(given.get(3), 1) != 0 or 3 not in given:
             self.conditional = True
+            self.looks_up_state |= what == "ct state"
             return
         self._verdict_map(what, self.sets.verdicts.get(name, ()))
 
     def _verdict_map(self, what: str, elements: Collection[tuple[bytes, int, str]]) -> None:
         if what == "ct state":
             hit = {key: (code, chain) for key, code, chain in elements}
+            self.reads_invalid |= _INVALID.to_bytes(4, sys.byteorder) in hit
             found = hit.get(_ESTABLISHED.to_bytes(4, sys.byteorder)) or hit.get(b"")
             if found:
                 self._decide(*found)
@@ -333,6 +353,8 @@ class _Reading:
             self._judge("it looks at time-outs of connections")
         if match & 1:
             self._state(state, 0, not inverted & 1)
+        if match & 0x40:
+            self._status(info[151] if revision == 1 else int.from_bytes(info[152:154], sys.byteorder))
         self.conditional |= match != 1
 
     def _on_target(self, given: Mapping[int, bytes]) -> None:

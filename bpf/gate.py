@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bpf import entries, hooks, layout, legacy, marks, obstacles
 from bpf.marks import MarkChain
 from bpf.obstacles import Obstacles
@@ -11,10 +13,12 @@ _AHEAD = 8  # generations whose marks are cleared before their time
 
 
 class Gate:
-    """Closed at first; `reasons` say what keeps it closed, `found` what was found in the rules last."""
+    """Closed at first; `reasons` say what keeps it closed, `found` what was found in the rules last. `strict`
+    keeps it closed for rules about invalid packets as well."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, strict: bool = False) -> None:
         self._tables = tables
+        self.strict = strict
         self._chain: MarkChain | None = None
         self._generation = 0
         self._used: set[int] = set()
@@ -30,16 +34,20 @@ class Gate:
 
     def settle(self, found: Obstacles) -> None:
         """The rules stand still: forward what passes them from now on, unless something stands in the way."""
-        self.found, self.reasons = found, found.reasons
+        self.found, self.reasons = found, (*found.reasons, *self._strict_reasons(found))
         self._silent = self._read_silent()
         self._tables.set_flag(layout.READS_CT_MARKS, found.reads_marks)
         try:
             if found.marks_taken:
                 self._leave_marks()
-            elif not found.reasons:
+            elif not self.reasons:
                 self._next()
         except OSError as error:
             self.reasons = (_not_written(error),)
+
+    def _strict_reasons(self, found: Obstacles) -> Iterator[str]:
+        for rule in found.invalid if self.strict else ():
+            yield f"{rule}: it is about invalid packets, which the fast path does not look for (--strict)"
 
     def admit_anew(self) -> None:
         """The rules stand still, but what they look at beside the packet changed (a link's name or group, a
@@ -53,8 +61,8 @@ class Gate:
             self.reasons = (_not_written(error),)
 
     def prepare(self) -> bool:
-        """Clear the marks of one of the generations to come, so that it need not pause for that; whether there
-        are more to clear."""
+        """Clear the marks of one of the generations to come, so that it need not pause for that; whether
+        there are more to clear."""
         used = [each for each in map(self._following, range(_AHEAD)) if each in self._used]
         if not used:
             return False

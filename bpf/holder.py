@@ -1,9 +1,8 @@
 """The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
 and the lease alive.
 
-`python -m bpf.holder [--flows=N] TARGET...` (N: room for flows of each family) is started by bpf/keeper.py,
-which puts everything right when this process is gone.
-"""
+`python -m bpf.holder [--flows=N] [--strict] TARGET...` (N: room for flows of each family) is started by
+bpf/keeper.py, which puts everything right when this process is gone."""
 
 from __future__ import annotations
 
@@ -40,17 +39,17 @@ SETTLE_RULES, SETTLE_MOST = 0.1, 1.0
 TICK = 1.0
 UPKEEP = 10.0
 _PR_SET_PDEATHSIG = 1
-_FLOWS = "--flows="
+_FLOWS, STRICT = "--flows=", "--strict"
 
 
 class Holder:
     """Everything that is held, and what is done when."""
 
-    def __init__(self, targets: list[str], flows: int) -> None:
+    def __init__(self, targets: list[str], flows: int, strict: bool = False) -> None:
         self.schedule = Schedule()
         self.loaded = loader.load(flows)
         self.tables = Tables(self.loaded)
-        self.gate = Gate(self.tables)
+        self.gate = Gate(self.tables, strict)
         self.host = HostWatch()
         self.neighbours = Neighbours()
         self.view = View(
@@ -263,9 +262,9 @@ def main(arguments: list[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     given = [int(each.removeprefix(_FLOWS)) for each in arguments if each.startswith(_FLOWS)]
     flows = given[0] if given else loader.flow_room()
-    targets = [each for each in arguments if not each.startswith(_FLOWS)]
+    targets = [each for each in arguments if not each.startswith((_FLOWS, STRICT))]
     try:
-        holder = Holder(targets, flows)
+        holder = Holder(targets, flows, STRICT in arguments)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: holder.finish())
         if not _has_keeper():

@@ -34,7 +34,8 @@ class Rule:
     that it reads or writes bits of the ct mark that are ours, `reads_mark` that it reads any; `sets` are
     those that it looks up. `link_in` and `link_out` are names of the only links that it matches, with a "*"
     at the end for all that begin so, or "#" and an index; "" for any. `reads_mac`: it looks at link-layer
-    addresses, which are known of containers alone.
+    addresses, which are known of containers alone. `reads_invalid`: it is about packets that conntrack calls
+    invalid, whether or not it takes part otherwise.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Rule:
     link_in: str = ""
     link_out: str = ""
     reads_mac: bool = False
+    reads_invalid: bool = False
 
     def may_meet(self, links: Links | None) -> bool:
         """Whether a packet that comes in and leaves by some of these links can match; None: by any."""
@@ -98,17 +100,20 @@ class RuleSet:
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Of a rule set: the `reasons` why it forbids the fast path, in words, without repetition, the sets that
-    packets of established connections are looked up in, and whether a rule reads their ct mark."""
+    packets of established connections are looked up in, whether a rule reads their ct mark, and the rules,
+    in words, that are about packets which conntrack calls invalid."""
 
     reasons: tuple[str, ...]
     sets: frozenset[SetName]
     reads_marks: bool = False
+    invalid: tuple[str, ...] = ()
 
 
 def judge(rules: RuleSet, links: Links | None = None) -> Judged:
     """Follow an established packet through every hook that it may pass, coming in and leaving by some of
     these links (None: by any)."""
     found: dict[str, None] = {}
+    invalid: dict[str, None] = {}
     sets: set[SetName] = set()
     reads_marks = False
     for chain, hook in rules.hooks.items():
@@ -119,10 +124,23 @@ def judge(rules: RuleSet, links: Links | None = None) -> Judged:
             walk.through(chain, 0)
             found |= dict.fromkeys(walk.reasons)
             sets |= walk.sets
+            invalid |= dict.fromkeys(_about_invalid(rules, chain, links if is_routed else None))
             reads_marks |= walk.reads_marks
         if (_is_late(chain, hook) or chain in rules.behind_marks) and rules.chains.get(chain):
             found[f"{_where(chain)}: sees packets after all that the fast path takes into account"] = None
-    return Judged(tuple(found), frozenset(sets), reads_marks)
+    return Judged(tuple(found), frozenset(sets), reads_marks, tuple(invalid))
+
+
+def _about_invalid(rules: RuleSet, base: ChainName, links: Links | None) -> Iterator[str]:
+    """The rules about packets that conntrack calls invalid, in all chains that may be come to from a base
+    chain: such packets pass by what lets established ones through."""
+    chains = [base]
+    for chain in chains:
+        for rule in rules.chains.get(chain, ()):
+            if rule.may_meet(links):
+                chains += [target for target in rule.targets if target not in chains]
+                if rule.reads_invalid:
+                    yield f"{_where(chain)}, {rule.name}"
 
 
 def _is_late(chain: ChainName, hook: str) -> bool:
@@ -199,6 +217,8 @@ def _where(chain: ChainName) -> str:
 
 # TCP flags as in the header's byte 13.
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
+# IPS_* that stay as they are once a connection is admitted: expected, answered, confirmed, translated.
+FIXED_STATUS = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x80 | 0x100
 _KNOWN_FLAGS = _FIN | _SYN | _RST | _ACK
 
 
@@ -243,10 +263,12 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
         judges = f"target {target}"
     if target == "CT" and not judges and {"--zone", "--zone-orig", "--zone-reply", "--timeout"} & set(words):
         judges = "it sets the conntrack zone or a time-out policy"
-    opening = _needs_opening(words)
+    flags = _needed_flags(words)
+    opening = flags == "never"
     if target in _OPENING_TARGETS and not opening:
         judges = f"target {target}"
-    part = _state_takes_part(ct_state) and not opening and not _is_of_other_protocol(words)
+    judges = judges or _options_judge(words, flags)
+    part = _has_state(ct_state, "established") and not opening and not _is_of_other_protocol(words)
     simple = all(word in ("-m", "conntrack", "state") for word in _without_state(words[2:], target))
     jumps = "-g" in words or target in chains
     verdict = "jump" if jumps else {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return"}.get(target, "")
@@ -262,6 +284,7 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
         link_in=_named_link(words, "-i"),
         link_out=_named_link(words, "-o"),
         reads_mac="mac" in matches,
+        reads_invalid=not _has_state(ct_state, "established") and _has_state(ct_state, "invalid"),
     )
 
 
@@ -275,16 +298,30 @@ def _named_link(words: Sequence[str], option: str) -> str:
     return "" if words[at - 1] == "!" else f"{name[:-1]}*" if name.endswith("+") else name
 
 
-def _needs_opening(words: Sequence[str]) -> bool:
-    """Whether `--tcp-flags MASK COMP` or `--syn` leaves only packets that open or close."""
+_JUDGING_OPTIONS = {
+    "--ctexpire": "it looks at time-outs of connections",
+    "--ctstatus": "it looks at what becomes of connections",
+    "--tcp-option": "it looks at TCP options",
+}
+
+
+def _options_judge(words: Sequence[str], flags: str) -> str:
+    """What options of matches that are plain otherwise look at in single packets, "" for nothing."""
+    if flags == "sometimes":
+        return "it looks at TCP flags"
+    return next((_JUDGING_OPTIONS[word] for word in words if word in _JUDGING_OPTIONS), "")
+
+
+def _needed_flags(words: Sequence[str]) -> str:
+    """Whether `--tcp-flags MASK COMP` or `--syn` lets established packets match, as flags_match() says it."""
     if "--syn" in words:
-        return words[words.index("--syn") - 1] != "!"
+        return "always" if words[words.index("--syn") - 1] == "!" else "never"
     if "--tcp-flags" not in words:
-        return False
+        return "always"
     at = words.index("--tcp-flags")
     numbers = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 63, "NONE": 0}
     mask, value = (sum(numbers.get(each, 0) for each in word.split(",")) for word in words[at + 1 : at + 3])
-    return flags_match(mask, value, words[at - 1] == "!") == "never"
+    return flags_match(mask, value, words[at - 1] == "!")
 
 
 def _is_of_other_protocol(words: Sequence[str]) -> bool:
@@ -295,11 +332,11 @@ def _is_of_other_protocol(words: Sequence[str]) -> bool:
     return words[at - 1] != "!" and words[at + 1] not in ("tcp", "udp", "all", "0", "6", "17")
 
 
-def _state_takes_part(ct_state: str) -> bool:
+def _has_state(ct_state: str, which: str) -> bool:
+    """Whether packets of that state match: "established", or "invalid"."""
     if not ct_state:
         return True
-    named = "established" in ct_state.lstrip("!").split(",")
-    return named != ct_state.startswith("!")
+    return (which in ct_state.lstrip("!").split(",")) != ct_state.startswith("!")
 
 
 def _without_state(words: Sequence[str], target: str) -> Iterator[str]:

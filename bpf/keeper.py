@@ -1,8 +1,7 @@
 """The parent of the holder: waits for its end, in whatever way it comes, and then puts everything right.
 
-`python -m bpf.keeper [--tied] TARGET...`: its first line of output says how it went. With --tied the fast
-path ends when standard input closes, so that it does not outlive whoever asked for it.
-"""
+`python -m bpf.keeper [--tied] [--strict] -- TARGET...`: its first line of output says how it went. With
+--tied the fast path ends when standard input closes, so that it does not outlive whoever asked for it."""
 
 from __future__ import annotations
 

@@ -24,10 +24,12 @@ class Started:
     told: dict[str, Any]
 
 
-def start(targets: list[str], tied: bool) -> Started:
-    """Accelerate these in this process's network namespace; returns when it is on, or refused (compiling
-    for a new kernel takes about a second). Raises OSError where no process can be started."""
-    words = [sys.executable, "-m", "bpf.keeper", *(["--tied"] if tied else []), "--", *targets]
+def start(targets: list[str], tied: bool, strict: bool = False) -> Started:
+    """Accelerate these in this process's network namespace; returns when it is on, or refused (compiling for
+    a new kernel takes about a second); `strict` as in bpf/gate.py. Raises OSError where no process can be
+    started."""
+    options = [name for name, on in (("--tied", tied), ("--strict", strict)) if on]
+    words = [sys.executable, "-m", "bpf.keeper", *options, "--", *targets]
     keeper = subprocess.Popen(
         words,
         stdin=subprocess.PIPE if tied else subprocess.DEVNULL,

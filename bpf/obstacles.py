@@ -24,7 +24,8 @@ class Obstacles:
     conntrack never sees. `sets` are those that packets of established connections are looked up in: after a
     change of their elements these pass the rules anew; `maps` are those among them after whose changes the
     rules are read anew; `expiring` says that elements time out, which nobody tells. `reads_marks`: a rule
-    looks at the ct mark of such connections."""
+    looks at the ct mark of such connections. `invalid` are the rules about what conntrack calls invalid: the
+    fast path checks neither checksums nor TCP windows, so that they stand in its way where it is strict."""
 
     reasons: tuple[str, ...] = ()
     marks_taken: bool = False
@@ -33,6 +34,7 @@ class Obstacles:
     maps: frozenset[SetName] = frozenset()
     expiring: bool = False
     reads_marks: bool = False
+    invalid: tuple[str, ...] = ()
 
 
 def find(cache: RuleCache | None = None, links: Links | None = None) -> Obstacles:
@@ -61,6 +63,7 @@ def find(cache: RuleCache | None = None, links: Links | None = None) -> Obstacle
         judged.sets & rules.maps,
         bool(judged.sets & rules.expiring),
         judged.reads_marks,
+        judged.invalid[:_MOST],
     )
 
 

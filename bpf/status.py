@@ -1,14 +1,13 @@
 """The status answer: what is accelerated, and what the program counted.
 
-`state` is "on", "paused" (`reasons` say why) or "changing" (the rules do, for a moment). `targets` are the
-names asked for, `unknown` those that mean no bridge now, `bridges` what they mean, `refused` links or bridges
-by name that are left to the kernel, with the reason. `generation` (0: nothing is forwarded), `mark_mask` and
-`epoch` are as the program has them; `captured` addresses stay with the kernel. `program` and `maps` are BPF
-ids. Each of `ports` has `ifindex`, `name`, `role` ("container", "uplink") and its packets by verdict
-(bpf/verdicts.h, zeros left out); `verdicts` are their sums. `flows_limit` is how many flows the cache has
-room for; on request: `flows`, how many it holds, and `ns_per_packet`, what the program takes as the kernel
-counts it, null until something was counted.
-"""
+`state` is "on", "paused" (`reasons` say why) or "changing" (the rules do, for a moment); `strict` as asked
+for. `targets` are the names asked for, `unknown` those that mean no bridge now, `bridges` what they mean,
+`refused` links or bridges by name that are left to the kernel, with the reason. `generation` (0: nothing is
+forwarded), `mark_mask` and `epoch` are as the program has them; `captured` addresses stay with the kernel.
+`program` and `maps` are BPF ids. Each of `ports` has `ifindex`, `name`, `role` ("container", "uplink") and
+its packets by verdict (bpf/verdicts.h, zeros left out); `verdicts` are their sums. `flows_limit` is how many
+flows the cache has room for; on request: `flows`, how many it holds, and `ns_per_packet`, what the program
+takes as the kernel counts it, null until something was counted."""
 
 from __future__ import annotations
 
@@ -77,6 +76,7 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
         "unknown": list(view.unknown),
         "state": "paused" if holder.gate.reasons else "on" if tables.config["generation"] else "changing",
         "reasons": list(holder.gate.reasons),
+        "strict": holder.gate.strict,
         "generation": int(tables.config["generation"]),
         "mark_mask": marks.field_mask(),
         "epoch": int(tables.config["epoch"]),

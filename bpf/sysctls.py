@@ -23,8 +23,8 @@ def read(name: str) -> str:
 
 
 def timeouts() -> dict[str, int]:
-    """How long conntrack keeps an idle TCP connection, one that waits for an acknowledgement, and a UDP stream,
-    in ms, by the names that layout.CONFIG has for them."""
+    """How long conntrack keeps an idle TCP connection, one that waits for an acknowledgement, and a UDP
+    stream, in ms, by the names that layout.CONFIG has for them."""
     tcp, udp = _milliseconds(_TCP_TIMEOUT, 432_000), _milliseconds(_UDP_TIMEOUT, 120)
     unanswered = min(tcp, _milliseconds(_TCP_UNANSWERED, 300))
     return {"tcp_timeout": tcp, "tcp_unanswered": unanswered, "udp_timeout": udp}

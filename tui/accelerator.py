@@ -16,7 +16,8 @@ from tui.present.fast_targets import Choice
 class Preview:
     """What would change, in words. `targets` is all that is accelerated afterwards, none: it is off;
     `changes` are sentences, `links` those that the program is put on or taken off, `notes` what to know
-    before. `refused` says why it cannot be done, `nothing` that nothing is to be done and why."""
+    before. `refused` says why it cannot be done, `nothing` that nothing is to be done and why. `strict` is
+    how it is afterwards."""
 
     title: str
     targets: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Preview:
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     nothing: tuple[str, ...] = ()
+    strict: bool = False
 
     @property
     def can_be_done(self) -> bool:
@@ -48,8 +50,11 @@ class Accelerator(Protocol):
         """The host as it is now."""
         ...
 
-    def preview(self, choices: tuple[Choice, ...], on: bool, topology: Topology) -> Preview:
-        """What would change if these were turned on, or off."""
+    def preview(
+        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+    ) -> Preview:
+        """What would change if these were turned on, or off; `strict` where rules about invalid packets shall
+        pause it, or no longer (None: as it is)."""
         ...
 
     def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:

@@ -43,8 +43,9 @@ class FastPath:
     now, `bridges` those that are accelerated, `refused` links that ought to be and are not, with the reason.
 
     `verdicts` are packets by verdict over all `ports`, `words` what each verdict means. `ns_per_packet` is
-    None until it was measured, `flows` until they were counted. `pid` is the holder's. `left` says that a
-    fast path that was killed has left something to be put right."""
+    None until it was measured, `flows` until they were counted. `strict` has it stay off for rules about
+    invalid packets. `pid` is the holder's. `left` says that a fast path that was killed has left something to
+    be put right."""
 
     state: FastState = "off"
     targets: tuple[str, ...] = ()
@@ -61,6 +62,7 @@ class FastPath:
     flows_limit: int | None = None
     generation: int = 0
     mark_mask: int = 0
+    strict: bool = False
     pid: int = 0
     left: bool = False
     requirements: tuple[Requirement, ...] = ()

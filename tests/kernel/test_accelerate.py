@@ -127,7 +127,7 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
     with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
         text = ok(machine, "accelerate shop --yes")
         for words in (
-            "no longer checks the TCP windows",
+            "verifies checksums and TCP windows",
             "0xff000000 of the ct mark",
             "inet vnet_fastpath",
             "v-web (container)",
@@ -235,6 +235,25 @@ def test_why_it_is_paused_is_said_before_and_after(machine: Machine) -> None:
     assert asked(machine)["state"] == "paused" and asked(machine)["reasons"]
     machine.run("nft delete table ip mine")
     wait_until(lambda: asked(machine).get("state") == "on", "on")
+
+
+def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
+    """Rules about invalid packets are named before; with --strict they pause it."""
+    assert "nothing is accelerated" in refused(machine, "accelerate", "--strict", "--yes")
+    machine.run("nft add table ip mine")
+    machine.run(["nft", "add chain ip mine some { type filter hook forward priority 0; }"])
+    machine.run("nft add rule ip mine some ct state invalid drop")
+    assert "These rules are about invalid packets" in ok(machine, "accelerate shop --dry-run")
+    assert "for it is strict: ip mine some" in ok(machine, "accelerate shop --strict --dry-run")
+    ok(machine, "accelerate shop --strict --yes")
+    assert (asked(machine)["state"], asked(machine)["strict"]) == ("paused", True)
+    assert "strict no longer" in ok(machine, "accelerate --no-strict --yes")
+    wait_until(lambda: asked(machine).get("state") == "on", "on")
+    assert "strict:" not in ok(machine, "fastpath status")
+    ok(machine, "accelerate --strict --yes")
+    wait_until(lambda: asked(machine).get("state") == "paused", "paused")
+    assert "strict:" in ok(machine, "fastpath status")
+    assert "accelerated already" in ok(machine, "accelerate shop --strict --yes")
 
 
 def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bpf import obstacles
+from bpf.judging import Links
 from core.plan.rules import render
 from core.plan.tags import OurNetwork, OurPort, Ours
 from tests.support.host import ThrowawayHost
@@ -31,12 +32,16 @@ PLAIN = [
     _NFT + "iifname vmap { a : jump plain, b : goto plain }",
     _NFT + "ct state vmap { established : accept, * : jump judging }",
     _NFT + "ip saddr @leaving drop",
+    _NFT + "ct status dnat accept",
+    _NFT + "rt classid 1 accept",
     "nft add rule inet t input limit rate 3/second log",
     "nft add rule inet t nat meta mark set 1",
     "iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     "iptables -A FORWARD -m addrtype --dst-type LOCAL -m comment --comment 'a b' -j ACCEPT",
     "iptables -A FORWARD -p tcp -m multiport --dports 80,443 -j ACCEPT",
     "iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+    "iptables -A FORWARD -m conntrack --ctstatus SEEN_REPLY -j ACCEPT",
+    "iptables-legacy -A FORWARD -p tcp ! --syn -j ACCEPT",
     "iptables -t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 1",
     "iptables -t raw -A PREROUTING -d 10.0.0.1 ! -i br0 -j DROP",
     "ip6tables -A FORWARD -m conntrack --ctstate INVALID -m limit --limit 1/s -j LOG",
@@ -67,6 +72,16 @@ JUDGING = {
     "nft add rule inet t raw ct zone set 1": "sets the conntrack zone",
     "nft add rule bridge b input limit rate 1/second drop": "bridge b input",
     "nft add rule ip late it ip saddr 10.9.0.2 drop": "sees packets after all",
+    _NFT + "ct status assured drop": "what becomes of connections",
+    _NFT + "ct status { assured, snat } drop": "what becomes of connections",
+    _NFT + "rt mtu < 1400 drop": "the MTU of the way",
+    _NFT + "symhash mod 2 0 drop": "hash",
+    _NFT + "ip6 flowlabel 1 drop": "the flow label",
+    "iptables -A FORWARD -m conntrack --ctstatus ASSURED -j DROP": "what becomes of connections",
+    "iptables-legacy -A FORWARD -m conntrack --ctstatus ASSURED -j DROP": "what becomes of connections",
+    "iptables-legacy -A FORWARD -m conntrack --ctexpire 1:9 -j DROP": "time-outs",
+    "iptables-legacy -A FORWARD -p tcp --tcp-flags PSH PSH -j DROP": "TCP flags",
+    "iptables-legacy -A FORWARD -p tcp --tcp-option 8 -j DROP": "TCP options",
     "iptables -t raw -A PREROUTING -j CT --zone 1": "sets the conntrack zone",
     "iptables-legacy -t raw -A PREROUTING -j CT --zone 1": "sets the conntrack zone",
     _NFT + "add @seen { ip saddr }": "dynset",
@@ -133,6 +148,40 @@ def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHos
                 inside_host.run(f"{tool} -t {table} -F")
         assert obstacles.find().reasons == (), rule
     assert not missing, missing
+
+
+INVALID = {
+    "ct state invalid drop": True,
+    "ct state vmap { established : accept, invalid : drop }": True,
+    "ct state != { established, related } drop": True,
+    "ct state != established drop": True,
+    "ct state { invalid, untracked } drop": True,
+    "ct state established accept": False,
+    "ct state { established, related } accept": False,
+    "ct state new drop": False,
+    "iifname elsewhere ct state invalid drop": False,
+}
+
+
+def test_rules_about_invalid_packets_are_found_behind_what_lets_others_pass(
+    inside_host: ThrowawayHost,
+) -> None:
+    links = Links(frozenset({"br0"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
+    _prepare(inside_host)
+    inside_host.run("nft add chain inet t further")
+    for rule, expected in INVALID.items():
+        inside_host.run("nft add rule inet t c ct state established,related accept")
+        inside_host.run("nft add rule inet t c jump further")
+        inside_host.run(f"nft add rule inet t further {rule}")
+        assert bool(obstacles.find(links=links).invalid) == expected, rule
+        inside_host.run("nft flush chain inet t c")
+        inside_host.run("nft flush chain inet t further")
+    for tool in ("iptables", "iptables-legacy"):
+        inside_host.run(f"{tool} -A FORWARD -m conntrack --ctstate INVALID -j DROP")
+        assert obstacles.find(links=links).invalid, tool
+        inside_host.run(f"{tool} -F FORWARD")
+        inside_host.run(f"{tool} -A INPUT -m conntrack --ctstate INVALID -j DROP")
+        assert not obstacles.find(links=links).invalid, tool
 
 
 def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: ThrowawayHost) -> None:

@@ -163,6 +163,27 @@ def test_with_very_many_rules_it_comes_back_after_a_change(
     assert eventually(lambda: _is_fast(fast, out))
 
 
+def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    place.run("nft add rule inet own forward ct state established,related accept")
+    place.run("nft add rule inet own forward ct state invalid drop")
+    assert eventually(lambda: _is_fast(fast, out))
+    fast.ask("targets", targets=["br0"], strict=True)
+    assert eventually(lambda: fast.is_on("paused"))
+    (reason,) = fast.status()["reasons"]
+    assert reason.startswith("inet own forward, rule ") and "invalid" in reason
+    before = fast.count("FAST")
+    out.say(10)
+    assert fast.count("FAST") == before
+    place.run("nft flush chain inet own forward")
+    assert eventually(lambda: _is_fast(fast, out)) and fast.status()["strict"]
+    place.run("nft add rule inet own forward ct state invalid drop")
+    assert eventually(lambda: fast.is_on("paused"))
+    fast.ask("targets", targets=["br0"], strict=False)
+    assert eventually(lambda: _is_fast(fast, out))
+
+
 def test_a_rule_that_judges_each_packet_pauses_by_name(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:

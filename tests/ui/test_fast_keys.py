@@ -50,12 +50,15 @@ class Pretended:
     def look(self) -> Topology:
         return self.topology
 
-    def preview(self, choices: tuple[Choice, ...], on: bool, topology: Topology) -> Preview:
+    def preview(
+        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+    ) -> Preview:
         after = added(choices, self.fast) if on else removed(choices, self.fast, topology)
         title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
         links = ("veth-web1 (container)", "eth0 (uplink)")
         changes = ("The sysctl is 1 while it is on.", "Bits 0xff000000 of the ct mark say which rules.")
-        return Preview(title, after, changes, links, ("tcpdump sees less.",), self.refused)
+        notes = ("tcpdump sees less.", *(["It is strict."] if strict else []))
+        return Preview(title, after, changes, links, notes, self.refused, strict=bool(strict))
 
     def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:
         progress("Compiling the program for this kernel…")
@@ -124,6 +127,19 @@ async def test_f_asks_first_and_says_what_changes() -> None:
             assert words in person.text
         await person.press("n")
         assert not pretended.fast.is_running and "fast path on" not in person.text
+
+
+async def test_s_asks_for_a_strict_one_and_takes_it_back() -> None:
+    async with accelerating() as (person, _):
+        await select(person, "networks", "app")
+        await person.press("f")
+        await person.eventually("Do it?")
+        assert "It is strict." not in person.text
+        await person.press("s")
+        await person.eventually("It is strict.")
+        await person.press("s")
+        await person.until(lambda: "It is strict." not in person.text, "no longer strict")
+        await person.eventually("Do it?")
 
 
 async def test_yes_turns_it_on_and_the_banner_stays_in_every_view() -> None:

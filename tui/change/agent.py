@@ -19,13 +19,13 @@ from tui.errors import CommandError
 def run(options: argparse.Namespace) -> int:
     """Blocks until SIGTERM or Ctrl-C; what it does is said on standard output, a line each."""
     if options.unit:
-        sys.stdout.write(unit.render(options.metrics, options.accelerate))
+        sys.stdout.write(unit.render(options.metrics, options.accelerate, options.strict))
         return 0
     require_rights()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _accelerating(options.accelerate), _serving(options.metrics):
+    with _accelerating(options.accelerate, options.strict), _serving(options.metrics):
         try:
             Agent(_say, stop).run()
         except OSError as error:
@@ -34,14 +34,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _accelerating(targets: list[str]) -> Iterator[None]:
+def _accelerating(targets: list[str], strict: bool) -> Iterator[None]:
     """Keep the fast path up for these while the body runs."""
     if not targets:
         yield
         return
     from tui.fastpath.keeping import Kept
 
-    kept = Kept(targets, _say)
+    kept = Kept(targets, _say, strict)
     kept.start()
     try:
         yield

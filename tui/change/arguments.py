@@ -38,6 +38,7 @@ def add_commands(commands: _Commands) -> None:
         "--accelerate", nargs="+", metavar="NETWORK", default=[],
         help="keep the fast path up for these bridges and networks, or all (docs/fast-path.md)",
     )  # fmt: skip
+    agent.add_argument("--strict", action="store_true", help="with --accelerate: as accelerate --strict")
 
 
 def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:

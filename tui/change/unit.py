@@ -62,9 +62,10 @@ CacheDirectoryMode=0700
 LimitMEMLOCK=infinity"""
 
 
-def render(metrics: str = "", accelerate: Sequence[str] = ()) -> str:
+def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = False) -> str:
     """The text of the unit, for this program, its interpreter and its state directory; `metrics` is where it
-    serves them, "" for nowhere; `accelerate` what the fast path is kept up for."""
+    serves them, "" for nowhere; `accelerate` what the fast path is kept up for, and whether it is
+    `strict`."""
     words, more = _program()
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | more
     settings = [f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()]
@@ -72,7 +73,7 @@ def render(metrics: str = "", accelerate: Sequence[str] = ()) -> str:
     settings += [f"ReadWritePaths={_quoted(state)}"] if state else ["StateDirectory=vnet-tui"]
     settings += [] if state else ["StateDirectoryMode=0700"]
     settings += [_FAST] if accelerate else []
-    fast = ("--accelerate", *accelerate) if accelerate else ()
+    fast = ("--accelerate", *accelerate, *(["--strict"] if strict else [])) if accelerate else ()
     needed = [*words[:1], sys.executable, sys.prefix, str(_PACKAGES), *([state] if state else [])]
     return _UNIT.format(
         start=" ".join(_quoted(word.replace("$", "$$")) for word in (*words, "agent", *serving, *fast)),

@@ -16,6 +16,12 @@ def add_commands(commands: _Commands) -> None:
     accelerate = commands.add_parser("accelerate", help=text, description=text, allow_abbrev=False)
     accelerate.add_argument("targets", nargs="*", metavar="NETWORK", help=f"{_WHAT}; they add up")
     accelerate.add_argument("--off", action="store_true", help="no longer; without a name: nothing any more")
+    accelerate.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="pause where a rule is about packets that conntrack calls invalid, which it does not look for",
+    )
     which = accelerate.add_mutually_exclusive_group()
     which.add_argument(
         "--capture",

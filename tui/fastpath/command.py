@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.capture or options.release:
         return _capture(options)
-    if not options.targets and not options.off:
+    if not options.targets and not options.off and options.strict is None:
         raise CommandError("say what to accelerate: a bridge, a network, or all; --off ends it")
     if not options.dry_run:
         require_rights("turning the fast path on or off", "; --dry-run only says what would change")
@@ -67,8 +67,13 @@ def _switch(session: FastSession, options: argparse.Namespace) -> int:
     if options.off and not fast.is_running:
         print("nothing to do: nothing is accelerated here")
         return 0
+    if options.strict is not None and not options.targets and not fast.is_running:
+        raise CommandError(
+            "nothing is accelerated here: name what --strict is for: vnet-tui accelerate NETWORK --strict"
+        )
     words = options.targets or list(fast.targets)
-    preview = session.preview(_choices(words, topology, options.off), not options.off, topology)
+    choices = _choices(words, topology, options.off)
+    preview = session.preview(choices, not options.off, topology, options.strict)
     _print(preview)
     if preview.refused:
         return 1

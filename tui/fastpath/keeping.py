@@ -24,8 +24,8 @@ _END_SECONDS = 20.0
 class Kept:
     """Accelerates `targets` on a thread of its own until it is closed; `say` hears of each start and end."""
 
-    def __init__(self, targets: Sequence[str], say: Callable[[str], None]) -> None:
-        self._targets, self._say = list(targets), say
+    def __init__(self, targets: Sequence[str], say: Callable[[str], None], strict: bool = False) -> None:
+        self._targets, self._say, self._strict = list(targets), say, strict
         self._stop = threading.Event()
         self._said = ""
         self._thread = threading.Thread(target=self._keep, name="keep-fast-path")
@@ -53,7 +53,7 @@ class Kept:
     def _run_once(self) -> None:
         """Start it, and wait until it ends, by itself or because this is closed."""
         try:
-            started = launcher.start(self._targets, tied=True)
+            started = launcher.start(self._targets, tied=True, strict=self._strict)
         except OSError as error:
             self._tell(f"no process can be started: {error.strerror or error}")
             return

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from bpf import attachments, kernelmodule, layout, loader, marks, obstacles, sysctls, targets
 from bpf.attachments import NOTHING_FOREIGN, Foreign
+from bpf.obstacles import Obstacles
 from bpf.ports import Contents, contents
 from bpf.requirements import requirements, unmet
 from bpf.sight import Sight
@@ -20,8 +21,16 @@ from tui.present.fast_targets import Choice, added, is_covered, removed
 _MASK = f"0x{marks.field_mask():08x}"
 
 
-def preview(choices: Sequence[Choice], on: bool, topology: Topology, fast: FastPath, tied: bool) -> Preview:
-    """What would change; `tied` where it ends with the program that asks."""
+def preview(
+    choices: Sequence[Choice],
+    on: bool,
+    topology: Topology,
+    fast: FastPath,
+    tied: bool,
+    strict: bool | None = None,
+) -> Preview:
+    """What would change; `tied` where it ends with the program that asks; `strict` as in
+    tui/accelerator.py."""
     wanted = [one for one in choices if one.target and _is_on(one, fast, on) != on]
     label = ", ".join(one.label for one in wanted or choices)
     title = f"{'Accelerate' if on else 'Stop accelerating'} {label}"
@@ -31,12 +40,16 @@ def preview(choices: Sequence[Choice], on: bool, topology: Topology, fast: FastP
         for one in choices
         if one.target and one not in wanted
     ]
+    strict = fast.strict if strict is None else strict
+    if not wanted and on and fast.is_running and strict != fast.strict:
+        notes = tuple(_invalid_notes(obstacles.find(), strict))
+        return Preview("Fast path", fast.targets, (_becomes(strict),), notes=notes, strict=strict)
     if not wanted:
-        return Preview(title, fast.targets, nothing=tuple(nothing))
+        return Preview(title, fast.targets, nothing=tuple(nothing), strict=fast.strict)
     after = added(wanted, fast) if on else removed(wanted, fast, topology)
     if on and not fast.is_running and (lacking := unmet(requirements())):
         return Preview(title, after, refused=tuple(map(in_words, lacking)), nothing=tuple(nothing))
-    return _whole(title, after, fast, tied, tuple(nothing))
+    return _whole(title, after, fast, tied, tuple(nothing), strict)
 
 
 def _is_on(choice: Choice, fast: FastPath, on: bool) -> bool:
@@ -50,7 +63,7 @@ def in_words(lacking: Requirement) -> str:
 
 
 def _whole(
-    title: str, after: tuple[str, ...], fast: FastPath, tied: bool, nothing: tuple[str, ...]
+    title: str, after: tuple[str, ...], fast: FastPath, tied: bool, nothing: tuple[str, ...], strict: bool
 ) -> Preview:
     sight = Sight()
     try:
@@ -67,9 +80,17 @@ def _whole(
         changes = [_moves(len(more), len(fewer))]
     else:
         changes = [_on_links(len(more)), *_begins(tied)]
+    if after and strict != fast.strict:
+        changes.append(_becomes(strict))
     refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
-    notes = [*_notes(meant, not fast.is_running), *refused] if after else []
-    return Preview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing)
+    notes = [*_notes(meant, not fast.is_running, strict), *refused] if after else []
+    return Preview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing, strict)
+
+
+def _becomes(strict: bool) -> str:
+    if strict:
+        return "It is strict: it pauses where a rule is about packets that conntrack calls invalid."
+    return "It is strict no longer: rules about packets that conntrack calls invalid don't pause it."
 
 
 def _attached(sight: Sight, names: Iterable[str], foreign: Foreign) -> tuple[Contents, set[int]]:
@@ -117,8 +138,8 @@ def _loads() -> Iterator[str]:
 def _held(tied: bool) -> list[str]:
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [
-        "Conntrack no longer checks the TCP windows of connections that are taken over, whose middle it does "
-        "not see; those of all others it does.",
+        "Nobody verifies checksums and TCP windows of the packets that it forwards, as with nftables' own "
+        "flowtables; conntrack goes on with all other connections.",
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
         "kernel removes the table when its process ends.",
@@ -140,12 +161,24 @@ def _ends(count: int) -> list[str]:
     ]
 
 
-def _notes(bridges: set[int], begins: bool) -> Iterable[str]:
+def _invalid_notes(found: Obstacles, strict: bool) -> Iterator[str]:
+    rules = "; ".join(map(safe, found.invalid))
+    if rules and strict:
+        yield f"It would be paused now, for it is strict: {rules}"
+    elif rules:
+        yield (
+            f"These rules are about invalid packets, and would not see those that it forwards: {rules}. "
+            "`--strict` (here: s) pauses it instead."
+        )
+
+
+def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
     """What to know before."""
     found = obstacles.find()
     if found.reasons:
         reasons = "; ".join(map(safe, found.reasons))
         yield f"It would be paused now, and the kernel forward everything: {reasons}"
+    yield from _invalid_notes(found, strict)
     with suppress(loader.CannotCompile):
         if begins and not loader.is_compiled():
             yield "The program is compiled for this kernel first, which takes a second or two, once."

@@ -57,6 +57,7 @@ def document(fast: FastPath) -> dict[str, Any]:
         "pid": fast.pid or None,
         "generation": fast.generation,
         "mark_mask": fast.mark_mask,
+        "strict": fast.strict,
         "flows": fast.flows,
         "flows_limit": fast.flows_limit,
         "ns_per_packet": fast.ns_per_packet,
@@ -89,6 +90,8 @@ def lines(fast: FastPath) -> Iterator[str]:
         yield f"captured:  {_listed(fast.captured)} (left to the kernel, where tcpdump sees them)"
     for name, why in fast.refused.items():
         yield f"left out:  {safe(name)}: {safe(why)}"
+    if fast.strict:
+        yield "strict:    yes (paused where a rule is about invalid packets)"
     yield f"flows:     {fast.flows or 0} of {fast.flows_limit or 0}"
     cost = (
         f"{fast.ns_per_packet:.0f} ns a packet ({COST_IS})"

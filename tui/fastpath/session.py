@@ -53,17 +53,19 @@ class FastSession:
     def look(self) -> Topology:
         return Topology(read_snapshot(_PARTS))
 
-    def preview(self, choices: tuple[Choice, ...], on: bool, topology: Topology) -> Preview:
+    def preview(
+        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+    ) -> Preview:
         from tui.fastpath.preview import preview
 
-        return preview(choices, on, topology, self.status(), self.tied)
+        return preview(choices, on, topology, self.status(), self.tied, strict)
 
     def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:
         with self._lock:
             if not preview.targets:
                 return self._off(progress)
             if self.status().is_running:
-                ask({"do": "targets", "targets": list(preview.targets)})
+                ask({"do": "targets", "targets": list(preview.targets), "strict": preview.strict})
                 return how_it_is(self.status())
             return self._start(preview, progress)
 
@@ -73,7 +75,7 @@ class FastSession:
                 progress("Compiling the program for this kernel…")
                 loader.compiled()
             progress("Loading it…")
-            started = launcher.start(list(preview.targets), self.tied)
+            started = launcher.start(list(preview.targets), self.tied, preview.strict)
         except loader.CannotCompile as error:
             raise CommandError(f"the program cannot be compiled: {safe(str(error))}") from error
         except OSError as error:

@@ -48,5 +48,6 @@ def of_answer(answer: dict[str, Any]) -> FastPath:
         flows_limit=answer["flows_limit"],
         generation=answer["generation"],
         mark_mask=answer["mark_mask"],
+        strict=bool(answer.get("strict")),
         pid=answer["pid"],
     )

@@ -168,6 +168,8 @@ def _standing(fast: FastPath) -> Iterator[Line]:
         yield "captured", cells.text(address), None
     yield "rules", cells.text(f"generation {fast.generation} of 15"), None
     yield "ct mark", Cell(f"bits 0x{fast.mark_mask:08x}"), None
+    if fast.strict:
+        yield "strict", Cell("yes"), None
     yield "process", cells.number(fast.pid), None
 
 

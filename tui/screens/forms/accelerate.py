@@ -23,7 +23,7 @@ from tui.widgets.preview import PreviewPane
 
 Phase = Literal["looking", "asking", "running", "ended"]
 _KEYS = {
-    "looking": " Esc leaves it ", "asking": " y does it · n leaves it · PgDn PgUp scroll ",
+    "looking": " Esc leaves it ", "asking": " y does it · n leaves it · s strict or not · PgDn PgUp scroll ",
     "running": " under way… ", "ended": " Esc closes ",
 }  # fmt: skip
 
@@ -46,6 +46,7 @@ class AccelerateScreen(Dialog[str]):
         self._choices, self._on, self._accelerator = choices, on, accelerator
         self.phase: Phase = "looking"
         self.preview: Preview | None = None
+        self._strict: bool | None = None
         self._words = [("looking at what is there…", "dim")]
         self._text = PreviewPane(self._lines)
 
@@ -79,7 +80,7 @@ class AccelerateScreen(Dialog[str]):
             self._tell(CommandError(repr(error)))
 
     def _look(self) -> None:
-        self._tell(self._accelerator.preview(self._choices, self._on, self._accelerator.look()))
+        self._tell(self._accelerator.preview(self._choices, self._on, self._accelerator.look(), self._strict))
 
     def _do(self) -> None:
         assert self.preview is not None
@@ -129,6 +130,11 @@ class AccelerateScreen(Dialog[str]):
             self.phase = "running"
             self._say(("Under way…", "accent"))
             self._work(self._do)
+        elif self.phase == "asking" and event.key == "s" and self._on and self.preview:
+            self._strict = not self.preview.strict
+            self.phase = "looking"
+            self._say(("looking again…", "dim"))
+            self._work(self._look)
         elif self.phase == "asking" and event.key == "enter":
             self._say(("y does it, n leaves it.", "warn"))
             self._text.reveal(len(self._text.text))
