@@ -27,7 +27,7 @@ CONFIG = np.dtype(
         ("tcp_unanswered", "u4"),
     ]
 )
-HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY = 1, 2, 4, 8
+HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY, ROUTES_BY_PACKET = 1, 2, 4, 8, 16
 
 PORT = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
 PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES, PORT_PEER = 1, 2, 4, 8, 16, 32

@@ -26,8 +26,11 @@ _IFLA_XDP, _XDP_ATTACHED = 43, 2
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_NH_ID = 8, 9, 30
 _GETNEXTHOP, _NHA_ID, _NHA_GROUP = 106, 1, 2
 _NHMSG = bytes(8)  # struct nhmsg: of any family
-# FRA_DSCP, FRA_FLOWLABEL (linux/fib_rules.h).
-_RULE_BY_PACKET = {25, 26}
+# What routing rules (FRA_*, linux/fib_rules.h) and routes (RTA_*) may ask for so that all packets of a flow take
+# one way: addresses, ports, links, marks, tables. A type of service, a flow label, a tunnel's key, or what is
+# not known here, may tell them apart.
+_RULE_PLAIN = frozenset({1, 2, 3, 4, 6, 10, 11, *range(13, 25), 28, 29})
+_ROUTE_PLAIN = frozenset({*range(1, 10), 11, 12, *range(15, 27), 30})
 _RTAX_MTU = 2
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFA_TARGET_NETNSID, _IFA_ADDRESS, _IFA_LOCAL = 10, 1, 2
@@ -56,11 +59,12 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class RouteFacts:
-    """`multipath`: whether packets of one flow may take several ways: a route has several next hops, or an
-    object that stands for several, or it or a rule asks for the type of service or the flow label; `mtu`:
-    the smallest one that an IPv4 route names, 0 where none does."""
+    """`multipath`: whether a route has several next hops, or an object that stands for several; `by_packet`:
+    whether routes or rules ask for more than all packets of a flow have in common (the type of service, the
+    flow label, something unknown); `mtu`: the smallest one that an IPv4 route names, 0 where none does."""
 
     multipath: bool
+    by_packet: bool
     mtu: int
 
 
@@ -153,15 +157,16 @@ class Kernel(Netlink):
 
     def route_facts(self) -> RouteFacts:
         """What the program's own lookup of routes does not tell."""
-        multipath, mtus = self._has_rules_by_packet(), []
+        multipath, by_packet, mtus = False, self._has_rules_by_packet(), []
         groups = self._next_hop_groups()
         for family in (socket.AF_INET, socket.AF_INET6):
             for message in self._routes(family):
                 found = attributes(message.payload, _RTMSG.size)
-                multipath |= _RTA_MULTIPATH in found or found.get(_RTA_NH_ID) in groups or _tos(message) != 0
+                multipath |= _RTA_MULTIPATH in found or found.get(_RTA_NH_ID) in groups
+                by_packet |= _tos(message) != 0 or not found.keys() <= _ROUTE_PLAIN
                 if family == socket.AF_INET and _RTA_METRICS in found:
                     mtus.append(_route_mtu(found[_RTA_METRICS]))
-        return RouteFacts(multipath, min(filter(None, mtus), default=0))
+        return RouteFacts(multipath, by_packet, min(filter(None, mtus), default=0))
 
     def _next_hop_groups(self) -> set[bytes]:
         """The ids of the next hop objects that stand for several."""
@@ -174,7 +179,7 @@ class Kernel(Netlink):
 
     def _has_rules_by_packet(self) -> bool:
         return any(
-            _tos(message) or attributes(message.payload, _RTMSG.size).keys() & _RULE_BY_PACKET
+            _tos(message) or not attributes(message.payload, _RTMSG.size).keys() <= _RULE_PLAIN
             for family in (socket.AF_INET, socket.AF_INET6)
             for message in self._routes(family, _GETRULE)
         )

@@ -65,6 +65,7 @@ class Tables:
     def take_routes(self, facts: RouteFacts) -> None:
         """Heed what the program's own lookup of routes does not tell."""
         self.set_flag(layout.HAS_MULTIPATH, facts.multipath)
+        self.set_flag(layout.ROUTES_BY_PACKET, facts.by_packet)
         self._set("route_mtu", facts.mtu)
 
     def _set(self, name: str, value: int) -> None:

@@ -25,6 +25,7 @@ struct config {
 	u32 route_mtu;   /* the smallest MTU that a route of the host names; 0: none does. bpf_fib_lookup does not tell it */
 	u32 tcp_unanswered; /* ms, as nf_conntrack_tcp_timeout_unacknowledged */
 };
+#define ROUTES_BY_PACKET 16 /* routes or rules ask for the type of service or the like: what is routed is the kernel's */
 #define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
 #define READS_CT_MARKS 4 /* rules look at bits of the ct mark that are not ours */
 #define HAS_CAPTURES 1  /* look up the map `captured` */

@@ -120,6 +120,8 @@ INLINE enum verdict find_routed(
 	struct flow *flow = &learned->flow;
 	struct bpf_fib_lookup fib = {};
 	bool isolated = false;
+	if (config->flags & ROUTES_BY_PACKET)
+		return V_MULTIPATH;
 	fill_fib(&fib, packet, port->l3_ifindex);
 	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
 	fib.dport = flow->new_dport;

@@ -332,6 +332,24 @@ def test_the_type_of_service_chooses_the_way_of_each_packet(lab: FastLab, lines:
     lab.run("conntrack -D -p udp --dport 7850", check=False)
 
 
+def test_the_type_of_service_chooses_the_way_to_a_container(lab: FastLab) -> None:
+    """What comes in to a published port with another type of service than before goes where its own route
+    leads."""
+    with Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED, udp=True) as talk:
+        assert talks_fast(lab, talk, "up0")
+        before = lab.counted("up0", "MULTIPATH")
+        lab.ip("host", "route add blackhole 172.17.0.2 tos 0x10\n")
+        assert lab.fast is None or eventually(lambda: talk.say() or lab.counted("up0", "MULTIPATH") > before)
+        talk.client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x10)
+        for _ in range(20):
+            talk.client.send(b"into the hole")
+        talk.client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
+        talk.client.send(b"last")
+        assert talk.server.recv(100) == b"last"
+        lab.ip("host", "route del blackhole 172.17.0.2 tos 0x10\n")
+    lab.run(f"conntrack -D -p udp --dport {PUBLISHED}", check=False)
+
+
 def _hears(tap: socket.socket, heard: list[Packet], last: bytes) -> bool:
     """Whether among the frames that came, which are added to `heard`, one ends like this."""
     with suppress(BlockingIOError):
