@@ -31,7 +31,7 @@ HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY, ROUTES_BY_PACKET = 1
 
 PORT = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
 PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES, PORT_PEER = 1, 2, 4, 8, 16, 32
-PORT_OUT = 64
+PORT_OUT, PORT_IN_ONLY = 64, 128
 
 # IPv4 addresses stand in the first four bytes.
 OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])

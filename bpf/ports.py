@@ -22,6 +22,9 @@ _MAC_KEY = struct.Struct("=I8s")
 _MAC_VALUE = struct.Struct("=IHH")
 _WAYS_OUT = ("tun", "wireguard", "dummy")
 _MAC_LETTERS = 17
+_UNCLEAR = (
+    "a program or filter at its egress may look at more than the packet: the kernel sends what leaves by it"
+)
 _ETHERNET = ("physical", "veth", "vlan", "bond", "team", "tun", "vxlan", "geneve", "gretap", "ip6gretap")
 
 
@@ -97,13 +100,13 @@ def _bridge_refused(scene: Scene, bridge: Link) -> str:
         return "its VLAN filtering decides about each frame"
     if bridge.master:
         return "it belongs to a VRF"
-    if bridge.ifindex in scene.ingress:
+    if bridge.ifindex in scene.filters.ingress:
         return "another program or filter sits at its ingress"
     return "" if bridge.admin_up else "it is down"
 
 
 def _port_refused(scene: Scene, port: Link) -> str:
-    if port.ifindex in scene.ingress:
+    if port.ifindex in scene.filters.ingress:
         return "another program or filter sits at its ingress"
     if not port.admin_up:
         return "it is down"
@@ -131,12 +134,15 @@ def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> No
         return
     for each in end.addresses:
         made.owners[_owner_key(port.ifindex, each)] = _mac(end.mac)
-    if not end.up or not port.carrier or bridge.ifindex in scene.egress or bridge.qdisc != "noqueue":
+    if not end.up or not port.carrier or bridge.ifindex in scene.filters.egress or bridge.qdisc != "noqueue":
+        return
+    if port.ifindex in scene.filters.unclear:
+        made.refused[port.name] = _UNCLEAR
         return
     if port.port and not (port.port.learning and port.port.flood):
         return  # what is sent there depends on the forwarding table alone
     flags = layout.MAC_ISOLATED if port.port and port.port.isolated else 0
-    plain = port.qdisc == "noqueue" and port.ifindex not in scene.egress and not end.has_xdp
+    plain = port.qdisc == "noqueue" and port.ifindex not in scene.filters.egress and not end.has_xdp
     if far[0] is not None and plain:
         flags |= layout.MAC_PEER
     mtu = min(bridge.mtu, port.mtu, end.mtu, 0xFFFF)
@@ -164,9 +170,12 @@ def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
         l3, flags = master, layout.PORT_BRIDGED
     elif not link.addresses or link.kind not in _ETHERNET:
         return
-    if not scene.ingress.isdisjoint((link.ifindex, l3.ifindex)):
+    if not scene.filters.ingress.isdisjoint((link.ifindex, l3.ifindex)):
         made.refused[link.name] = "another program or filter sits at its ingress"
         return
+    if not scene.filters.unclear.isdisjoint((link.ifindex, l3.ifindex)):
+        made.refused[link.name] = _UNCLEAR
+        flags |= layout.PORT_IN_ONLY
     made.ports[link.ifindex] = Port(link.ifindex, link.name, l3.ifindex, flags, l3.mac)
 
 
@@ -176,6 +185,8 @@ def _add_outs(made: Contents, scene: Scene) -> None:
     l3 = {port.l3_ifindex for port in made.ports.values()}
     for link in scene.links.values() if made.ports else ():
         is_plain = link.kind in _ETHERNET or (link.kind in _WAYS_OUT and not link.master)
+        if link.ifindex in scene.filters.unclear:
+            continue
         if link.ifindex not in made.ports and link.admin_up and (link.ifindex in l3 or is_plain):
             made.outs[link.ifindex] = Port(link.ifindex, link.name, link.ifindex, layout.PORT_OUT, link.mac)
 

@@ -14,21 +14,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from bpf import clsact
+from bpf.classifiers import Filters
 from core.collect import links
 from core.collect.linkkinds import address
 from core.collect.netlink import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
 from core.model import Link
 
-_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _GETQDISC, _GETFILTER = 18, 22, 26, 34, 38, 46
+_GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
 _TARGET_NETNSID, _EXT_MASK = 46, 29
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_NH_ID = 8, 9, 30
 _GETNEXTHOP, _NHA_ID, _NHA_GROUP = 106, 1, 2
 _NHMSG = bytes(8)  # struct nhmsg: of any family
-# What routing rules (FRA_*, linux/fib_rules.h) and routes (RTA_*) may ask for so that all packets of a flow take
-# one way: addresses, ports, links, marks, tables. A type of service, a flow label, a tunnel's key, or what is
-# not known here, may tell them apart.
+# What routing rules (FRA_*, linux/fib_rules.h) and routes (RTA_*) may ask for so that all packets of a flow
+# take one way: addresses, ports, links, marks, tables. A type of service, a flow label, a tunnel's key, or
+# what is not known here, may tell them apart.
 _RULE_PLAIN = frozenset({1, 2, 3, 4, 6, 10, 11, *range(13, 25), 28, 29})
 _ROUTE_PLAIN = frozenset({*range(1, 10), 11, 12, *range(15, 27), 30})
 _RTAX_MTU = 2
@@ -38,9 +38,6 @@ _STRICT = 12  # NETLINK_GET_STRICT_CHK
 _SKIP_STATS = struct.pack("=I", 1 << 3)
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_TC = struct.Struct("=BxxxiIII")
-_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
-_TCA_KIND = 1
 
 # A link of another namespace: (its namespace's id here, None for the host itself; its ifindex there).
 Far = tuple[int | None, int]
@@ -70,13 +67,12 @@ class RouteFacts:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Links of the host by ifindex, far ends of its veth pairs, links with a filter or program of somebody
-    else's at their ingress or egress, and what br_netfilter is told (net.bridge.bridge-nf-call-*)."""
+    """Links of the host by ifindex, far ends of its veth pairs, filters and programs of others, and what
+    br_netfilter is told (net.bridge.bridge-nf-call-*)."""
 
     links: Mapping[int, Link]
     ends: Mapping[Far, End] = field(default_factory=dict)
-    ingress: frozenset[int] = frozenset()
-    egress: frozenset[int] = frozenset()
+    filters: Filters = field(default_factory=Filters)
     call_iptables: bool = False
     call_ip6tables: bool = False
 
@@ -134,26 +130,6 @@ class Kernel(Netlink):
                 own = given.get(_IFA_LOCAL) or given.get(_IFA_ADDRESS, b"")
                 found[ifindex] = (*found.get(ifindex, ()), address(own))
         return found
-
-    def filtered(self, ifindexes: Iterable[int]) -> tuple[frozenset[int], frozenset[int]]:
-        """Links with a tc filter (tc(8)) at ingress, and at egress."""
-        with_qdisc = set()
-        for message in self.dump(_GETQDISC, _TC.pack(0, 0, 0, 0, 0)):
-            kind = attributes(message.payload, _TC.size).get(_TCA_KIND, b"").rstrip(b"\0")
-            if kind in (b"clsact", b"ingress"):
-                with_qdisc.add(_TC.unpack_from(message.payload)[1])
-        found = with_qdisc & set(ifindexes)
-        return (
-            frozenset(each for each in found if self._has_filter(each, _INGRESS)),
-            frozenset(each for each in found if self._has_filter(each, _EGRESS)),
-        )
-
-    def _has_filter(self, ifindex: int, parent: int) -> bool:
-        try:
-            listed = self.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0))
-            return any(clsact.is_foreign(message.payload) for message in listed)
-        except OSError:
-            return True  # what cannot be told is left alone
 
     def route_facts(self) -> RouteFacts:
         """What the program's own lookup of routes does not tell."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from bpf import sysctls
-from bpf.attachments import NOTHING_FOREIGN, Foreign
+from bpf.attachments import Foreign
+from bpf.classifiers import Filters, read_filters
 from bpf.ports import far_end
 from bpf.scene import End, Far, Kernel, RouteFacts, Scene
 from core.model import Link
@@ -18,12 +19,12 @@ class Sight:
         self._kernel = Kernel()
         self.links: Mapping[int, Link] = {}
         self._ends: dict[int, tuple[Link, Far, End]] = {}
-        self._filters = NOTHING_FOREIGN
+        self._filters = Filters()
 
     def look_at_host(self) -> None:
         """Read the host's own links, and which have filters."""
         self.links = self._kernel.links()
-        self._filters = self._kernel.filtered(self.links)
+        self._filters = read_filters(self._kernel, self.links)
 
     def forget(self) -> None:
         """Events were lost: nothing that was seen counts any more."""
@@ -55,9 +56,14 @@ class Sight:
         kept |= {ifindex: (link, far, found[far]) for ifindex, (link, far) in missing.items() if far in found}
         self._ends = kept
         ends = {far: end for _, far, end in kept.values()}
-        ingress, egress = (filters | others for filters, others in zip(self._filters, foreign, strict=True))
+        programs_in, programs_out = foreign
+        filters = Filters(
+            self._filters.ingress | programs_in,
+            self._filters.egress | programs_out,
+            self._filters.unclear | programs_out,
+        )
         v4, v6 = sysctls.calls_iptables()
-        return Scene(self.links, ends, ingress, egress, v4, v6)
+        return Scene(self.links, ends, filters, v4, v6)
 
     def close(self) -> None:
         """Look no more."""

@@ -44,6 +44,7 @@ struct port {
 #define PORT_ISOLATED 4
 #define PORT_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
 #define PORT_PEER 32     /* as MAC_PEER */
+#define PORT_IN_ONLY 128 /* nothing leaves by it: others look at what does */
 #define PORT_OUT 64      /* the program does not run on it, packets may leave by it */
 #define PORT_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
 

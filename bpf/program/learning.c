@@ -115,7 +115,7 @@ INLINE void learn_way_back(
 	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
 	struct port *from = ports.lookup(&in);
 	struct learned *room = scratch.lookup(&one);
-	if (!from || from->flags & PORT_OUT || !room || !learned->back_mtu)
+	if (!from || from->flags & PORT_OUT || port->flags & PORT_IN_ONLY || !room || !learned->back_mtu)
 		return;
 	struct flow *back = &room->flow;
 	__builtin_memset(back, 0, sizeof(*back));

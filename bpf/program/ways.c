@@ -144,7 +144,8 @@ INLINE enum verdict find_routed(
 		if (!(port->flags & PORT_CONTAINER))
 			return V_NO_PORT;
 		u32 out = fib.ifindex;
-		if (!ports.lookup(&out))
+		struct port *to = ports.lookup(&out);
+		if (!to || to->flags & PORT_IN_ONLY)
 			return V_WAY_OUT;
 		if (config->flags & HAS_MULTIPATH)
 			return V_MULTIPATH;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from bpf import hooks, syscall
+from core.collect.netlink import ROUTE, Netlink, attribute
 from core.collect.netns import entered
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream, is_fast, talks_fast
@@ -71,6 +73,68 @@ def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) ->
             if lab.fast:
                 (reason,) = lab.fast.status()["reasons"]
                 assert "BPF program at a netfilter hook" in reason
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "up0")
+
+
+def _drop_from(ifindex: int) -> bytes:
+    """A program for tc that drops what came in by that link (__sk_buff.ingress_ifindex)."""
+    return b"".join(
+        struct.pack("<BBhi", code, registers, offset, value)
+        for code, registers, offset, value in (
+            (0x61, 0x10, 36, 0), (0x55, 0, 2, ifindex), (0xB7, 0, 0, 2), (0x95, 0, 0, 0),
+            (0xB7, 0, 0, -1), (0x95, 0, 0, 0),
+        )
+    )  # fmt: skip
+
+
+# tc's words for a place, and its number.
+_PLACES = {"clsact": ("clsact", 0xFFFFFFF3), "a queue": ("root handle 1: htb default 1", 1 << 16)}
+
+
+@contextmanager
+def at_egress(lab: FastLab, by: str, program: int, ifindex: int) -> Iterator[None]:
+    """The program at the egress of up0, as long as the body runs; its descriptor is closed at the end."""
+    held = -1
+    qdisc, parent = _PLACES.get(by, ("", 0))
+    with entered(f"/run/netns/{lab.host.name}"):
+        if qdisc:
+            lab.run(f"tc qdisc add dev up0 {qdisc}")
+            _add_filter(program, ifindex, parent)
+        else:
+            held = syscall.attach_tcx(program, ifindex, syscall.TCX_EGRESS)
+    try:
+        yield
+    finally:
+        if qdisc:
+            lab.run(f"tc qdisc del dev up0 {qdisc.split()[0]}")
+        else:
+            os.close(held)
+        os.close(program)
+
+
+def _add_filter(program: int, ifindex: int, parent: int) -> None:
+    """tc filter add ... bpf direct-action, by a descriptor."""
+    options = attribute(6, struct.pack("=I", program)) + attribute(7, b"drop\0")
+    info = 5 << 16 | socket.htons(3)  # priority, ETH_P_ALL
+    body = struct.pack("=BxxxiIII", 0, ifindex, 0, parent, info) + attribute(1, b"bpf\0")
+    with Netlink(ROUTE) as kernel:
+        kernel.request(44, body + attribute(2, options + attribute(8, struct.pack("=I", 1))), 0x600)
+
+
+@pytest.mark.parametrize("by", ["tcx", *_PLACES])
+def test_a_filter_at_the_way_out_sees_packets_as_the_kernel_has_them(lab: FastLab, by: str) -> None:
+    """It tells them by the link that they came in by: the bridge, as in the kernel, not the container's."""
+    (bridge,) = lab.host.json("ip -j link show docker0")
+    (uplink,) = lab.host.json("ip -j link show up0")
+    program = syscall.load_program(syscall.PROG_SCHED_CLS, _drop_from(bridge["ifindex"]), "drop")
+    with Stream(lab, "a", "far", V4["far"]) as flow:
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "up0")
+        with at_egress(lab, by, program, uplink["ifindex"]):
+            assert flow.is_cut(flow.there)
+            if lab.fast:
+                assert "at its egress" in lab.fast.status()["refused"]["up0"]
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
 

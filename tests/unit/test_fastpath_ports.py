@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from bpf import layout
+from bpf.classifiers import Filters
 from bpf.ports import contents, port_row, rows
 from bpf.scene import End, Scene
 from core.model import Address, BridgePort, BridgeSettings, Link
@@ -81,9 +82,9 @@ def test_ports_say_who_has_a_say_between_them() -> None:
 
 
 def test_what_a_queue_or_a_filter_has_a_say_in_is_not_passed_by() -> None:
-    assert not contents(_scene(egress=frozenset({2})), {2}).macs
+    assert not contents(_scene(filters=Filters(egress=frozenset({2}))), {2}).macs
     assert not contents(_scene(replace(_BRIDGE, qdisc="htb"), _A), {2}).macs
-    filtered = contents(_scene(egress=frozenset({3})), {2})
+    filtered = contents(_scene(filters=Filters(egress=frozenset({3}))), {2})
     assert _macs(filtered.macs)[_MAC.format(0xA)] == (3, 0, 1500)
     queued = contents(_scene(_BRIDGE, replace(_A, qdisc="fq_codel")), {2})
     assert _macs(queued.macs)[_MAC.format(0xA)] == (3, 0, 1500)
@@ -101,11 +102,11 @@ def test_a_mac_that_two_claim_is_left_to_the_kernel() -> None:
 
 
 def test_what_is_not_accelerated_is_told_why() -> None:
-    assert contents(_scene(ingress=frozenset({3, 5})), {2}).refused.keys() == {"a", "up"}
+    assert contents(_scene(filters=Filters(frozenset({3, 5}))), {2}).refused.keys() == {"a", "up"}
     vlans = replace(_BRIDGE, bridge=BridgeSettings(vlan_filtering=True))
     found = contents(_scene(vlans, _A), {2})
     assert found.ports == {} and "VLAN" in found.refused["br0"]
-    assert contents(_scene(ingress=frozenset({2})), {2}).refused.keys() == {"br0"}
+    assert contents(_scene(filters=Filters(frozenset({2}))), {2}).refused.keys() == {"br0"}
     blocking = replace(_A, port=BridgePort(state="blocking"))
     assert "blocking" in contents(_scene(_BRIDGE, blocking), {2}).refused["a"]
     assert contents(_scene(_BRIDGE, replace(_A, admin_up=False)), {2}).refused == {"a": "it is down"}
@@ -124,7 +125,7 @@ def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
     found = contents(_scene(_BRIDGE, _A, lo, bare, down, bond, slave, tunnel, lan, card, guest), {2})
     assert set(found.ports) == {3, 8, 12}
     assert not contents(_scene(_BRIDGE, _UP), {2}).ports
-    filtered = contents(_scene(_BRIDGE, _A, lan, card, ingress=frozenset({11})), {2})
+    filtered = contents(_scene(_BRIDGE, _A, lan, card, filters=Filters(frozenset({11}))), {2})
     assert set(filtered.ports) == {3} and filtered.refused.keys() == {"card"}
     assert (found.ports[12].l3_ifindex, found.ports[12].flags) == (11, layout.PORT_BRIDGED)
 
