@@ -12,7 +12,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
-from bpf import entries, layout, loader
+from bpf import entries, layout, loader, syscall
 from bpf.nfnetlink import header, nest
 from bpf.ringbuf import RingBuffer
 from core.collect.netlink import NETFILTER, Netlink, attribute
@@ -249,6 +249,27 @@ def test_one_direction_alone_is_no_leave_for_the_other(lab: Lab) -> None:
 
 def test_no_entry_no_flow(lab: Lab) -> None:
     assert lab.rig.run(out("udp", 4), "p1").verdict == "NO_CONNTRACK"
+
+
+@BOTH
+def test_sources_that_are_nobodys_take_no_room_in_the_cache(lab: Lab, family: int) -> None:
+    """A container that sends from any address would push out the flows of all others."""
+    flows = lab.rig.loaded.maps["flows4" if family == 4 else "flows6"]
+    size = (layout.KEY4 if family == 4 else layout.KEY6).itemsize
+    before = len(syscall.keys(flows, size))
+    for number in range(100):
+        source = f"10.77.0.{number}" if family == 4 else f"fd77::{number:x}"
+        spoofed = plain(
+            "udp",
+            family,
+            b"hello",
+            src=source,
+            dst=ADDRESSES[family]["far"],
+            eth_src=MACS["c1"],
+            eth_dst=BRIDGE,
+        )
+        assert lab.rig.run(spoofed, "p1").verdict == "SOURCE"
+    assert len(syscall.keys(flows, size)) == before
 
 
 @BOTH

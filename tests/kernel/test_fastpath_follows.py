@@ -336,3 +336,32 @@ def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: Throwaw
     neighbours.refresh_fdb([(port, bytes.fromhex(mac.replace(":", "")))])
     entries = {(each["mac"], each["ifname"]) for each in inside_host.json("bridge -j fdb show br br0")}
     assert (mac, "v-a") in entries
+
+
+def test_a_next_hop_object_of_one_way_is_a_plain_route(place: ThrowawayHost) -> None:
+    """As FRR and systemd-networkd write their routes; one that stands for several is left to the kernel."""
+    place.run("ip route add 203.0.113.0/24 via 192.0.2.2")
+    place.run("ip addr add 203.0.113.9/32 dev lo", inside="world")
+    with FastPath(place, "br0") as fast, Talk(place, "a", "world", "203.0.113.9") as talk:
+        place.run("ip nexthop add id 7 via 192.0.2.2 dev up0")
+        place.run("ip nexthop add id 8 group 7")
+        place.run("ip route replace 203.0.113.0/24 nhid 7")
+        assert eventually(lambda: _is_fast(fast, talk))
+        place.run("ip route replace 203.0.113.0/24 nhid 8")
+        before = fast.count("MULTIPATH", "v-a")
+        assert eventually(lambda: talk.say() or fast.count("MULTIPATH", "v-a") > before)
+        place.run("ip route replace 203.0.113.0/24 nhid 7")
+        assert eventually(lambda: _is_fast(fast, talk))
+
+
+def test_a_mac_that_somebody_pinned_to_another_port_is_sent_there(place: ThrowawayHost) -> None:
+    """A forwarding table entry made by hand: the bridge heeds it, so the container gets nothing."""
+    mac = place.json("ip -j link show eth0", inside="b")[0]["address"]
+    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3", udp=True) as talk:
+        assert eventually(lambda: _is_fast(fast, talk))
+        place.run(f"bridge fdb replace {mac} dev v-a master static sticky")
+        talk.client.settimeout(0.3)
+        talk.server.settimeout(0.3)
+        assert eventually(lambda: not any(_answers(talk) for _ in range(3)))
+        place.run(f"bridge fdb del {mac} dev v-a master")
+        assert eventually(lambda: _answers(talk))

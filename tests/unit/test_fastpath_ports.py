@@ -9,7 +9,7 @@ import numpy as np
 
 from bpf import layout
 from bpf.classifiers import Filters
-from bpf.ports import contents, port_row, rows
+from bpf.ports import contents, fit, port_row, rows
 from bpf.scene import End, Scene
 from core.model import Address, BridgePort, BridgeSettings, Link
 
@@ -135,3 +135,24 @@ def test_only_what_changed_is_written() -> None:
         (b"a", None), (b"b", b"3"), (b"c", b"4"),
     ]  # fmt: skip
     assert not list(rows({b"a": b"1"}, {b"a": b"1"}))
+
+
+def test_what_the_maps_have_no_room_for_is_left_out_by_name() -> None:
+    many = layout.PORTS + 10
+    links = [
+        replace(_A, ifindex=number, name=f"c{number}", lower=None, lower_nsid=None)
+        for number in range(6, many)
+    ]
+    found = contents(_scene(_BRIDGE, _A, _B, _UP, *links), {2})
+    fit(found)
+    assert len(found.ports) + len(found.outs) == layout.PORTS
+    assert {3, 4} <= found.ports.keys(), "who was there first stays"
+    left_out = f"c{many - 1}"
+    assert found.refused[left_out] == f"there is room for {layout.PORTS} links"
+    assert len(found.refused) == len(links) + 3 - len(found.ports)
+
+
+def test_a_card_at_whose_egress_others_look_at_more_than_packets_only_takes_in() -> None:
+    found = contents(_scene(filters=Filters(unclear=frozenset({3, 5}))), {2})
+    assert found.ports[5].flags & layout.PORT_IN_ONLY and "egress" in found.refused["up"]
+    assert _MAC.format(0xA) not in _macs(found.macs) and _MAC.format(0xB) in _macs(found.macs)
