@@ -4,6 +4,7 @@ conntrack takes them."""
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -11,6 +12,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
+from bpf import resets
 from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, FastLab
 from tests.kernel.streams import talks_fast
 from tests.support.fastpath import Talk
@@ -87,6 +89,22 @@ def test_an_end_that_is_guessed_does_not_end_a_connection(
         talk.server.sendall(b"pushed")
         assert talk.client.recv(100) == b"pushed"
     lab.leaked()  # what conntrack calls invalid it sends on untranslated
+
+
+def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
+    """What a RST ended is given back to conntrack when both sides have been silent for a while: not so what a
+    guessed one was aimed at."""
+    with Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED) as talk:
+        assert talks_fast(lab, talk, "v-a", "up0")
+        port = talk.client.getsockname()[1]
+        guessed = IP(src=V4["far"], dst=HOST4) / TCP(sport=port, dport=PUBLISHED, flags="R")
+        guessed[TCP].seq = (last_number(lab, talk, "far", port) - 50_000_000) % 2**32
+        with closing(lab.socket("far", socket.AF_PACKET, socket.SOCK_RAW, 0)) as raw:
+            raw.bind(("eth0", 0))
+            raw.send(bytes(Ether(src=MACS["far"], dst=MACS["router"]) / guessed))
+        time.sleep(2 * resets.SILENT_FOR + 1)
+        assert [seconds > _LONG for seconds in left(lab, PUBLISHED)] == [True]
+        talk.say(5)
 
 
 def test_a_peer_that_vanished_is_not_remembered_for_days(lab: FastLab) -> None:
