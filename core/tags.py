@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote
 PREFIX = "vnet:"
 # Our nftables table, of family inet.
 TABLE = "vnet"
+# Our table in containers whose packets are left untracked, of family ip.
+UNTRACKED_TABLE = "vnet_untracked"
 _PLAIN = "/:,[]*"
 
 Words = Mapping[str, tuple[str, ...]]

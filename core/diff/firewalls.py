@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.diff.told import Told, in_both
 from core.model import Chain, Firewall, FirewallRule, namespace_ref
-from core.tags import TABLE
+from core.tags import TABLE, UNTRACKED_TABLE
 
 _FAST_TABLE = "vnet_fastpath"  # inet, of nftables
 Place = tuple[str, str, str, str]
@@ -19,6 +19,7 @@ def tell_rules(told: Told) -> None:
         rewritten = [key for key, rule in after.items() if key in before and rule.table == TABLE]
         gone, come = gone + [before[key] for key in rewritten], come + [after[key] for key in rewritten]
         gone, come = _without_vnets(told, ns, gone, come)
+        gone, come = _without_untracking(told, ns, gone, come)
         _tell_chains(told, ns, "removed", gone, "is gone from", "are gone from")
         _tell_chains(told, ns, "added", come, "was added to", "were added to")
         for key, rule in after.items():
@@ -93,6 +94,19 @@ def _without_vnets(
         words = f"vnet's own rules in {told.place(ns)} follow its networks: {more} more, {less} less"
         told.tell("changed", namespace_ref(ns), words)
     others = [[rule for rule in rules if rule.table != TABLE] for rules in (gone, come)]
+    return others[0], others[1]
+
+
+def _without_untracking(
+    told: Told, ns: int, gone: list[FirewallRule], come: list[FirewallRule]
+) -> tuple[list[FirewallRule], list[FirewallRule]]:
+    """The rules but those of `vnet-tui tune` in containers, of which one sentence says what they do."""
+    went, came = (any(rule.table == UNTRACKED_TABLE for rule in rules) for rules in (gone, come))
+    if went != came:
+        words = "but for Docker's DNS no longer tracks" if came else "again tracks all"
+        sentence = f"conntrack {words} connections of {told.place(ns)}"
+        told.tell("added" if came else "removed", namespace_ref(ns), sentence)
+    others = [[rule for rule in rules if rule.table != UNTRACKED_TABLE] for rules in (gone, come)]
     return others[0], others[1]
 
 

@@ -178,13 +178,16 @@ class Tune:
     """Tune a bridge, its ports and the other ends of these; None leaves one thing as it is. `big_tcp` is the
     size of the largest packets in bytes, 65536 without BIG TCP; `offloads` is about TSO, GSO, GRO and
     transmit checksums; `br_netfilter` about whether what it forwards passes the host's firewall; `rps` is
-    "all", "off" or a hexadecimal mask of the CPUs that take over received packets."""
+    "all", "off" or a hexadecimal mask of the CPUs that take over received packets. `no_track_dns` is about
+    whether conntrack is left to Docker's DNS alone inside its containers, or inside those named in `only`."""
 
     key: LinkKey
     big_tcp: int | None = None
     offloads: bool | None = None
     br_netfilter: bool | None = None
     rps: str | None = None
+    no_track_dns: bool | None = None
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Plans that tune a bridge with all that hangs on it: BIG TCP, offloads, br_netfilter and RPS."""
+"""Plans that tune a bridge with all that hangs on it: BIG TCP, offloads, br_netfilter, RPS and what conntrack
+follows in its containers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 from core.model import Link, LinkTuning
 from core.ops import Place, SetOffloads, SetSteering
-from core.plan import bridged, cpus
+from core.plan import bridged, cpus, untracked
 from core.plan.base import Refusal, require, when
 from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft
@@ -29,6 +30,7 @@ class Tuned:
     offloads: bool | None = None
     br_netfilter: bool = False
     rps: str | None = None
+    no_track_dns: bool | None = None
 
 
 def tuned(topology: Topology, bridge: Link) -> Tuned:
@@ -37,11 +39,13 @@ def tuned(topology: Topology, bridge: Link) -> Tuned:
     sizes = {size for link in (bridge, *ends) if can_grow(link) for _, size in sizes_of(link)}
     offloads = {on for link in ends if _is_virtual(link) for _, on in _offloads_of(topology, link)}
     steering = {one for link in ends for one in _tuning(topology, link).rps_cpus}
+    untracking = set(untracked.states(topology, bridge))
     return Tuned(
         sizes.pop() if len(sizes) == 1 else None,
         offloads.pop() if len(offloads) == 1 else None,
         bridged.passes_firewall(topology, bridge),
         _rps_word(steering.pop()) if len(steering) == 1 else None,
+        untracking.pop() if len(untracking) == 1 else None,
     )
 
 
@@ -67,6 +71,8 @@ def _(request: Tune, draft: Draft) -> str:
         _switch_offloads(ends, request.offloads, draft)
     if request.rps is not None:
         _steer(ends, request.rps, draft)
+    if request.no_track_dns is not None:
+        untracked.switch(draft, bridge, request.no_track_dns, request.only)
     require(when(len(draft.steps) == before, f"{safe(bridge.name)} and what hangs on it is so already"))
     draft.guarded |= is_lifeline(bridge.key, draft)
     return f"tune {safe(bridge.name)}: {', '.join(_words(request))}"
@@ -82,6 +88,13 @@ def _words(request: Tune) -> Iterator[str]:
         yield f"br_netfilter {switched[request.br_netfilter]}"
     if request.rps is not None:
         yield f"RPS {safe(request.rps)}"
+    if request.no_track_dns is not None:
+        tracked = "Docker's DNS" if request.no_track_dns else "everything"
+        yield f"{tracked} {'alone ' if request.no_track_dns else ''}tracked in {_whom(request)}"
+
+
+def _whom(request: Tune) -> str:
+    return ", ".join(map(safe, request.only)) or "its containers"
 
 
 # ---- what hangs on a bridge

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.docker_dns import write_rules
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine, link, ok, read_json
 from tests.ui.driver import Person
@@ -86,3 +87,30 @@ async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
         await person.press("enter")
         await do(person, "y")
         assert inside_host.run("ip -d link show dev eth0", inside="web") == before
+
+
+async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
+    name = inside_host.namespace("web")
+    async with writer() as person:
+        await make_network(person)
+        await attach(person, name)
+        await select(person, "networks", BRIDGE)
+        await keys(person, "T")
+        assert "no_track_dns" not in values(person)
+        await person.press("escape")
+        write_rules(f"/run/netns/{name}")
+        await keys(person, "T")
+        await shows(person, "all is so already", "DNS alone tracked")
+        assert values(person)["no_track_dns"] == "off"
+        await choose(person, "no_track_dns", "right")
+        await shows(person, "table ip vnet_untracked", "conntrack no longer knows")
+        await do(person)
+        assert "vnet_untracked" in inside_host.run("nft list tables", inside="web")
+        await keys(person, "T")
+        assert values(person)["no_track_dns"] == "on"
+        await person.press("escape")
+        await person.press("u")
+        await shows(person, f"tune {BRIDGE}")
+        await person.press("enter")
+        await do(person, "y")
+        assert "vnet_untracked" not in inside_host.run("nft list tables", inside="web")

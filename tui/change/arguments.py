@@ -178,6 +178,14 @@ def _tuning(commands: _Commands) -> None:
         "--br-netfilter", choices=("on", "off"), help="whether what is bridged passes the host's firewall"
     )
     tune.add_argument("--rps", metavar="CPUS", help="who takes over received packets: all, off or a mask")
+    tune.add_argument(
+        "--no-track-dns", choices=("on", "off"), nargs="?", const="on",
+        help="inside containers, leave conntrack to Docker's DNS alone",
+    )  # fmt: skip
+    tune.add_argument(
+        "--only", metavar="CONTAINER", action="append", default=[],
+        help="--no-track-dns in this container alone; may be given several times",
+    )  # fmt: skip
 
 
 def _size(text: str) -> int:

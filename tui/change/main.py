@@ -8,7 +8,19 @@ from core.plan import Plan, Refused
 from core.topology import Topology
 from tui.change import earlier, files, keep, networks, report
 from tui.change.ask import agreed, is_person
-from tui.change.perform import LIGHT, PUBLISHING, RULED, TUNED, WHOLE, Parts, change, look, perform, planned
+from tui.change.perform import (
+    LIGHT,
+    PUBLISHING,
+    RULED,
+    TRACKED,
+    TUNED,
+    WHOLE,
+    Parts,
+    change,
+    look,
+    perform,
+    planned,
+)
 from tui.change.requests import request_of
 from tui.change.rights import in_words
 
@@ -31,6 +43,8 @@ def _parts(options: argparse.Namespace, action: str) -> Parts:
         return WHOLE
     if getattr(options, "uplink", ""):
         return RULED
+    if getattr(options, "no_track_dns", None):
+        return TRACKED
     return {"publish": PUBLISHING, "tune": TUNED}.get(options.command, LIGHT)
 
 

@@ -42,6 +42,7 @@ LIGHT: Parts = (WIRING, "containers", FILTERS)
 RULED: Parts = (WIRING, "containers", HOST_FIREWALL)
 PUBLISHING: Parts = (*RULED, "listeners")
 TUNED: Parts = (*RULED, TUNING)
+TRACKED: Parts = (WIRING, "containers", "firewall", TUNING)
 WHOLE: Parts = (WIRING, "containers", "firewall", "listeners")
 
 type Planner = Callable[[Topology], Plan | Refused]

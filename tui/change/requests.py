@@ -122,9 +122,11 @@ def _link(options: argparse.Namespace, topology: Topology) -> Request:
 
 
 def _tune(options: argparse.Namespace, topology: Topology) -> Request:
-    given = (options.big_tcp, options.offloads, options.br_netfilter, options.rps)
+    given = (options.big_tcp, options.offloads, options.br_netfilter, options.rps, options.no_track_dns)
     if all(one is None for one in given):
-        raise CommandError("say what to tune: --big-tcp, --offloads, --br-netfilter or --rps")
+        raise CommandError("say what to tune: --big-tcp, --offloads, --br-netfilter, --rps or --no-track-dns")
+    if options.only and options.no_track_dns is None:
+        raise CommandError("--only is about --no-track-dns: the other options are about the whole bridge")
     switched = {"on": True, "off": False, None: None}
     return Tune(
         _bridge(options.network, topology),
@@ -132,6 +134,8 @@ def _tune(options: argparse.Namespace, topology: Topology) -> Request:
         switched[options.offloads],
         switched[options.br_netfilter],
         options.rps,
+        switched[options.no_track_dns],
+        tuple(options.only),
     )
 
 

@@ -25,7 +25,7 @@ from tui.errors import CommandError
 _PARTS = {
     "light": perform.RULED,
     "publishing": perform.PUBLISHING,
-    "tuning": perform.TUNED,
+    "tuning": perform.TRACKED,
     "whole": perform.WHOLE,
 }
 _MOST_EARLIER = 200

@@ -6,6 +6,7 @@ from core.model import Link, Ref
 from core.plan.requests import Tune
 from core.plan.sizes import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE
 from core.plan.tuning import Tuned, tuned
+from core.plan.untracked import states
 from core.text import safe
 from core.topology import Topology
 from tui.errors import CommandError
@@ -14,6 +15,7 @@ from tui.widgets.form import Field
 
 _ON = ("off", "on")
 _DIFFERS = "differs from link to link"
+_DIFFERS_INSIDE = "differs from container to container"
 
 
 def tune_form(ref: Ref | None) -> Form:
@@ -24,6 +26,7 @@ def tune_form(ref: Ref | None) -> Form:
         Field("offloads", "offloads", _DIFFERS, _ON),
         Field("br_netfilter", "br_netfilter", options=_ON),
         Field("rps", "RPS", "all, off or a mask of CPUs"),
+        Field("no_track_dns", "DNS alone tracked", _DIFFERS_INSIDE, _ON),
     )
     return form_about(ref, "Tune a bridge", fields, _fill, _request, "tuning")
 
@@ -62,7 +65,8 @@ def _fill(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     label = next((name for name, one in bridges.items() if one == meant), next(iter(bridges), ""))
     bridge = bridges.get(values.get("bridge", label))
     held = _held(tuned(topology, bridge)) if bridge else {}
-    return Filled({"bridge": label} | held, {"bridge": tuple(bridges)})
+    hidden = set() if bridge and states(topology, bridge) else {"no_track_dns"}
+    return Filled({"bridge": label} | held, {"bridge": tuple(bridges)}, frozenset(hidden))
 
 
 def _held(now: Tuned) -> dict[str, str]:
@@ -73,6 +77,7 @@ def _held(now: Tuned) -> dict[str, str]:
         "offloads": "" if now.offloads is None else _ON[now.offloads],
         "br_netfilter": _ON[now.br_netfilter],
         "rps": now.rps or "",
+        "no_track_dns": "" if now.no_track_dns is None else _ON[now.no_track_dns],
     }
 
 
@@ -82,7 +87,7 @@ def _request(values: Values, topology: Topology) -> Tune:
     if bridge is None:
         raise CommandError(f'the host has no bridge "{safe(values["bridge"])}"')
     held = _held(tuned(topology, bridge))
-    changed = {name: values[name] for name, now in held.items() if values.get(name) not in ("", now)}
+    changed = {name: values[name] for name, now in held.items() if values.get(name, "") not in ("", now)}
     if not changed:
         raise CommandError("all is so already: change a field")
     return Tune(
@@ -91,6 +96,7 @@ def _request(values: Values, topology: Topology) -> Tune:
         _switched(changed, "offloads"),
         _switched(changed, "br_netfilter"),
         changed.get("rps"),
+        _switched(changed, "no_track_dns"),
     )
 
 

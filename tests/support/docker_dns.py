@@ -1,0 +1,50 @@
+"""The rules for Docker's DNS in a container on a user-defined network, as Docker writes them: by iptables of
+either kind, or (from 29 on, where it is asked to) by nftables."""
+
+from __future__ import annotations
+
+import subprocess
+
+ADDRESS = "127.0.0.11"
+UDP, TCP = 49218, 41525  # where Docker's resolver listens
+BACKENDS = ("iptables-nft", "iptables-legacy", "nft")
+
+# As iptables-save prints it in a container.
+SAVED = f"""\
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER_OUTPUT - [0:0]
+:DOCKER_POSTROUTING - [0:0]
+[0:0] -A OUTPUT -d 127.0.0.11/32 -j DOCKER_OUTPUT
+[0:0] -A POSTROUTING -d 127.0.0.11/32 -j DOCKER_POSTROUTING
+[0:0] -A DOCKER_OUTPUT -d 127.0.0.11/32 -p tcp -m tcp --dport 53 -j DNAT --to-destination 127.0.0.11:{TCP}
+[0:0] -A DOCKER_OUTPUT -d 127.0.0.11/32 -p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.11:{UDP}
+[0:0] -A DOCKER_POSTROUTING -s 127.0.0.11/32 -p tcp -m tcp --sport {TCP} -j SNAT --to-source :53
+[0:0] -A DOCKER_POSTROUTING -s 127.0.0.11/32 -p udp -m udp --sport {UDP} -j SNAT --to-source :53
+COMMIT
+"""
+_NFT = f"""\
+table ip docker-dns {{
+	chain dns-dnat {{
+		type nat hook output priority dstnat; policy accept;
+		ip daddr 127.0.0.11 udp dport 53 counter dnat to 127.0.0.11:{UDP}
+		ip daddr 127.0.0.11 tcp dport 53 counter dnat to 127.0.0.11:{TCP}
+	}}
+	chain dns-snat {{
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 127.0.0.11 udp sport {UDP} counter snat to :53
+		ip saddr 127.0.0.11 tcp sport {TCP} counter snat to :53
+	}}
+}}
+"""
+
+
+def write_rules(namespace: str, backend: str = "iptables-nft") -> None:
+    """Write them in the network namespace at that path."""
+    words, text = ("nft", "-f", "-"), _NFT
+    if backend != "nft":
+        words, text = (f"{backend}-restore", "--counters"), SAVED
+    subprocess.run(["nsenter", f"--net={namespace}", *words], input=text, text=True, check=True)
