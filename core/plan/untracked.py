@@ -79,6 +79,14 @@ def switch(draft: Draft, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
         )
 
 
+def track_again(topology: Topology) -> Iterator[SetRules]:
+    """The steps that take our table away in every namespace that has it."""
+    draft = Draft(topology)
+    for ns, firewall in topology.snapshot.firewalls.items():
+        if any(map(_is_ours, firewall.rules)):
+            yield SetRules(OFF, ON, draft.place_of(ns))
+
+
 def _chosen(draft: Draft, found: list[Space], only: tuple[str, ...]) -> Iterator[Space]:
     if not only:
         yield from found

@@ -13,6 +13,7 @@ from core.plan import Plan, Refused, ours, rules
 from core.plan.desired import BadFile, Desired, export, parse
 from core.plan.difference import difference
 from core.plan.requests import Delete, Request, Unpublish
+from core.plan.untracked import track_again
 from core.text import safe
 from core.topology import Topology
 from tui.change import report
@@ -41,7 +42,10 @@ def cleanup(options: argparse.Namespace) -> int:
         first = [one for one in ours_all if isinstance(one, Unpublish)]
         rest = [one for one in ours_all if not isinstance(one, Unpublish)]
         requests = (*first, *_strays(topology), *rest)
-        return _without_kept(_without_table(planned(requests, topology, "clean up"), topology))
+        plan = _without_kept(_without_table(planned(requests, topology, "clean up"), topology))
+        return (
+            plan if isinstance(plan, Refused) else replace(plan, steps=(*track_again(topology), *plan.steps))
+        )
 
     return perform(options, planner, WHOLE, None if options.yes else _ask)
 
