@@ -129,10 +129,12 @@ struct jumbo {
 	u32 payload;
 };
 
+#define MAX_PAYLOAD 0xffff /* that the header of IPv6 can tell */
+
 INLINE bool is_jumbo(const struct jumbo *jumbo, u32 payload)
 {
 	return jumbo->nexthdr == IPPROTO_TCP && !jumbo->header_length && jumbo->type == 0xc2 && jumbo->length == 4 &&
-		__builtin_bswap32(jumbo->payload) == payload;
+		__builtin_bswap32(jumbo->payload) == payload && payload > MAX_PAYLOAD;
 }
 
 INLINE enum verdict parse_ipv6(void *data, void *end, u32 size, bool gso, struct packet *packet)
@@ -141,7 +143,7 @@ INLINE enum verdict parse_ipv6(void *data, void *end, u32 size, bool gso, struct
 	if (RARE((void *)(ip + 1) > end || ip->version != 6))
 		return V_MALFORMED;
 	u32 payload = __builtin_bswap16(ip->payload_len);
-	if (RARE(!payload && gso))
+	if (RARE(!payload && gso && size > MAX_PAYLOAD + sizeof(*ip)))
 		payload = size - sizeof(*ip);
 	if (RARE(payload + sizeof(*ip) > size))
 		return V_MALFORMED;

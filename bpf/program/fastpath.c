@@ -87,9 +87,13 @@ INLINE bool holds(
 		flow->action >= ACTION_KERNEL && comes_as_known(flow, skb, eth);
 }
 
+/* The kernel counts the jumbo header, though no packet on the wire has it, where it routes (skb_gso_validate_network_len). */
 INLINE bool is_too_large(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
-	return wire_length(skb, packet) > flow->mtu;
+	u32 length = wire_length(skb, packet);
+	if (RARE(packet->jumbo) && flow->rewrite & REWRITE_L3)
+		length += packet->jumbo;
+	return length > flow->mtu;
 }
 
 INLINE bool is_used_up(const struct packet *packet, const struct flow *flow)
@@ -239,6 +243,7 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	struct flow *flow = NULL;
 	enum verdict verdict;
 	packet.family = family;
+	packet.jumbo = 0;
 	packet.closes = 0;
 	packet.ends = 0;
 	packet.resets = 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -93,6 +94,20 @@ def test_not_plain(rig: Rig, name: str) -> None:
         known = plain(l4, family)
         rig.flow(known, "p1", changed(known, eth_src=SERVER, eth_dst=ROUTER, hops=63))
     outcome = rig.run(packet, "p1")
+    assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, packet)
+
+
+@pytest.mark.parametrize("gso_size", [0, 1000])
+@pytest.mark.parametrize(("jumbo", "verdict"), [(True, "OPTIONS"), (False, "MALFORMED")])
+def test_no_frame_below_64_kb_has_a_jumbo_header(rig: Rig, jumbo: bool, verdict: str, gso_size: int) -> None:
+    """The kernel drops it: only larger ones leave the header's length at 0, with and without that header."""
+    known = plain("tcp", 6)
+    rig.flow(known, "p1", changed(known, eth_src=SERVER, eth_dst=ROUTER, hops=63))
+    segment = bytes(TCP_HEADER / Raw(bytes(2000)))
+    header = struct.pack("!BBBBI", 6, 0, 0xC2, 4, len(segment) + 8) if jumbo else b""
+    packet = bytes(HEAD / IPv6(src="fd00:1::2", dst="2001:db8::9", plen=0, nh=0 if jumbo else 6))
+    packet += header + segment
+    outcome = rig.run(packet, "p1", gso_size)
     assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, packet)
 
 
