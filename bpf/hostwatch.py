@@ -30,7 +30,7 @@ _NEW_LINK, _DEL_LINK, _GET_LINK = 16, 17, 18
 _ROUTES, _RULES, _NEXT_HOPS = (24, 25), (32, 33), (104, 105)
 _NEW_NETCONF, _DEL_NETCONF, _GET_NETCONF = 80, 81, 82
 _IFINFO = struct.Struct("=BxHiII")
-_UP, _RUNNING = 0x1, 0x40
+_CARRIES = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_GROUP = 1, 3, 10, 27
 _RTMSG, _RTA_DST = struct.Struct("=BBBBBBBBI"), 1
 _NETCONF_IFINDEX = 1
@@ -40,9 +40,10 @@ _NETCONFMSG_SIZE = 4  # one byte of family, aligned
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A link as it was when it was last up: what rules can tell it by, and whether it still is up."""
+    """A link as it was when it last carried packets, up and with a carrier: what rules can tell it by (None:
+    it never did), and whether it still does."""
 
-    identity: tuple[bytes | int, ...]
+    identity: tuple[bytes | int, ...] | None
     is_port: bool
     up: bool = True
 
@@ -113,19 +114,25 @@ class HostWatch:
         return kind in _RULES or kind in _NEXT_HOPS
 
     def _take_link(self, payload: bytes) -> bool:
-        """A link that was down carried nothing, so it counts as it was when it was last up."""
+        """A link that is down carries nothing, so it counts as it was when it last did: that a container's
+        link is made, put on its bridge and comes up changes nothing for others."""
         family, _, ifindex, flags, _ = _IFINFO.unpack_from(payload)
         if family != socket.AF_UNSPEC:
             return False  # of a bridge port, told in the link's own event as well
         before = self._links.get(ifindex)
-        if not flags & _UP:
-            self._highest = max(self._highest, ifindex)
-            return before is not None and self._goes_down(ifindex, before)
-        now = _seen(payload, flags)
-        is_used_again = before is None and ifindex <= self._highest and ifindex not in self._links
+        is_used_again = before is None and ifindex <= self._highest
         self._highest = max(self._highest, ifindex)
-        self._links[ifindex] = now
-        return is_used_again or (before is not None and before.identity != now.identity)
+        if flags & _CARRIES != _CARRIES:
+            if before is None:
+                self._links[ifindex] = _Seen(None, is_port=False, up=False)
+                return is_used_again
+            return self._goes_down(ifindex, before)
+        now = self._links[ifindex] = _seen(payload)
+        if before is None:
+            return is_used_again
+        if before.identity is None:
+            return not now.is_port  # routes that wait for a carrier lead there from now on
+        return before.identity != now.identity or not (before.up or now.is_port)
 
     def _goes_down(self, ifindex: int, before: _Seen) -> bool:
         """The routes by a link that goes down are gone, which IPv4 tells nobody; a bridge's port has none."""
@@ -152,15 +159,15 @@ class HostWatch:
         self._socket.close()
 
 
-def _seen(payload: bytes, flags: int) -> _Seen:
-    """A port's own MAC and carrier are seen by no rule; a routed link's decide what comes in and goes out."""
+def _seen(payload: bytes) -> _Seen:
+    """A port's own MAC is seen by no rule; a routed link's decides what comes in."""
     found = attributes(payload, _IFINFO.size)
     is_port = _IFLA_MASTER in found
     link_type = _IFINFO.unpack_from(payload)[1]
     words: tuple[bytes | int, ...] = tuple(
         found.get(key, b"") for key in (_IFLA_IFNAME, _IFLA_GROUP, _IFLA_MASTER)
     )
-    own = () if is_port else (flags & _RUNNING, found.get(_IFLA_ADDRESS, b""))
+    own = () if is_port else (found.get(_IFLA_ADDRESS, b""),)
     return _Seen((link_type, *words, *own), is_port)
 
 

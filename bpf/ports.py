@@ -181,9 +181,12 @@ def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
 
 def _add_outs(made: Contents, scene: Scene) -> None:
     """Links that routes may lead out by. A tunnel to many peers needs more of a packet than its address (the
-    route's next hop), and another bridge may ask rules of its own."""
+    route's next hop), and another bridge may ask rules of its own. No route leads out by a bridge's port."""
     l3 = {port.l3_ifindex for port in made.ports.values()}
     for link in scene.links.values() if made.ports else ():
+        master = scene.links.get(link.master or 0)
+        if master is not None and master.kind == "bridge":
+            continue
         is_plain = link.kind in _ETHERNET or (link.kind in _WAYS_OUT and not link.master)
         if link.ifindex in scene.filters.unclear:
             continue

@@ -1,0 +1,126 @@
+"""Containers come and go: the connections of others stay fast, and what rules can look at is heeded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from bpf.hostwatch import HostWatch
+from core.collect.netns import entered
+from tests.kernel.fastlab import V4, FastLab
+from tests.kernel.streams import Stream
+from tests.support.churn import Churn
+from tests.support.fastpath import FastPath
+from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.root
+
+CAME_AND_WENT = 60
+_LEFT_OUT = ("NOT_IP", "MULTICAST")  # what the bridge floods
+
+
+def seen(fast: FastPath, *ports: str) -> dict[str, int]:
+    """Packets by verdict, of these links."""
+    found: dict[str, int] = {}
+    for row in fast.status()["ports"]:
+        for name, count in row["verdicts"].items() if row["name"] in ports else ():
+            found[name] = found.get(name, 0) + (0 if name in _LEFT_OUT else count)
+    return found
+
+
+def test_the_connections_of_others_stay_fast(lab: FastLab) -> None:
+    fast = lab.accelerate()
+    with (
+        Stream(lab, "a", "b", V4["b"], pace=0.002) as near,
+        Stream(lab, "b", "far", V4["far"], port=6001, pace=0.002) as out,
+    ):
+        for stream, port in ((near, 6000), (out, 6001)):
+            assert stream.flows()
+            wait_until(lambda port=port: lab.conntrack(f"dport={port}", "[ASSURED]"), "a settled connection")
+        before, generation = seen(fast, "v-a", "v-b", "up0"), fast.status()["generation"]
+        with Churn(lab.host, "docker0", "172.17.2") as churn:
+            wait_until(lambda: churn.gone >= CAME_AND_WENT or churn.error, "containers")
+        after = seen(fast, "v-a", "v-b", "up0")
+        gained = {name: count - before.get(name, 0) for name, count in after.items()}
+        assert gained["FAST"] >= 0.9 * sum(gained.values()), gained
+        assert not gained.get("PAUSED") and fast.status()["generation"] == generation
+        for stream in (near, out):
+            stream.stop()
+            assert stream.lost() == []
+
+
+@pytest.fixture
+def lab() -> Iterator[FastLab]:
+    with FastLab() as made:
+        yield made
+
+
+# Whether it matters to rules, what comes before, and what happens (ip(8), "in" in the containers' namespace):
+# the containers x and y are on br0 by v-x and v-y, up0 leads to far.
+_COMES = "link add {0} {2}type veth peer name {1} netns SPACE; link set {0} master br0 up; in link set {1} up"
+LINKS = {
+    "a container comes": (False, "", _COMES.format("k0", "k1", "")),
+    "it is put on the bridge first": (
+        False, "", "link add k0 type veth peer name k1 netns SPACE; link set k0 master br0; "
+        "in link set k1 up; link set k0 up",
+    ),
+    "a container goes": (False, "", "link del v-x"),
+    "a container ends": (False, "", "in link del x"),
+    "a port goes down and up": (False, "", "link set v-x down; link set v-x up"),
+    "a container's MAC": (False, "", "link set v-x address 02:00:00:00:00:99"),
+    "a port's group": (True, "", "link set v-x group 7"),
+    "a port's name": (True, "", "link set v-x down; link set v-x name other; link set other up"),
+    "a port's group while it has no carrier": (
+        True, "in link set x down", "link set v-x group 7; in link set x up"
+    ),
+    "a port leaves its bridge": (True, "", "link set v-x nomaster"),
+    "another port has its number": (
+        True, f"{_COMES.format('k0', 'k1', 'index 5000 ')}; link del k0",
+        _COMES.format("k2", "k3", "index 5000 "),
+    ),
+    "the uplink loses its carrier": (True, "", "in link set far down"),
+    "the uplink has a carrier again": (True, "in link set far down", "in link set far up"),
+    "another uplink comes": (
+        True, "", "link add k0 type veth peer name k1 netns SPACE; link set k0 up; in link set k1 up"
+    ),
+    "the uplink's MAC": (True, "", "link set up0 address 02:00:00:00:00:99"),
+}  # fmt: skip
+_HOST = (
+    "link add br0 address 02:00:00:00:00:01 type bridge; link set br0 up; "
+    f"{_COMES.format('v-x', 'x', '')}; {_COMES.format('v-y', 'y', '')}; "
+    "link add up0 type veth peer name far netns SPACE; link set up0 up; in link set far up"
+)
+
+
+def type_in(host: ThrowawayHost, lines: str) -> None:
+    """Run the commands of a case, and wait until the kernel has told of what follows from them."""
+    for line in filter(None, lines.split("; ")):
+        inside = line.startswith("in ")
+        command = f"ip {line.removeprefix('in ')}".replace("SPACE", host.full("space"))
+        host.run(command, "space" if inside else "host")
+    wait_until(lambda: all(map(is_settled, host.json("ip -j link"))), "carriers")
+
+
+def is_settled(link: dict[str, Any]) -> bool:
+    """A carrier is there at once, what follows from it a moment later."""
+    return link["ifname"] == "lo" or (link["operstate"] == "UP") == ("LOWER_UP" in link["flags"])
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_what_is_heard_of_links(name: str) -> None:
+    matters, before, then = LINKS[name]
+    host = ThrowawayHost()
+    try:
+        host.namespace("space")
+        type_in(host, _HOST)
+        with entered(f"/run/netns/{host.name}"), closing(HostWatch()) as watch:
+            type_in(host, before)
+            watch.heard()
+            type_in(host, then)
+            assert watch.heard() is matters
+    finally:
+        host.close()

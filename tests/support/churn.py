@@ -1,0 +1,76 @@
+"""Containers that come and go, so many a second: namespaces with a veth on a bridge and an address."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import threading
+import time
+from typing import Self
+
+from tests.support.host import ThrowawayHost
+
+_TOGETHER = 4  # as many are there at a time
+_ADDRESSES = 200
+
+
+class Churn:
+    """A context manager: within, `gone` counts those that came, stayed for a moment and went. `network` is
+    the first three bytes of their addresses, `prefix` the length of their network's."""
+
+    def __init__(
+        self, host: ThrowawayHost, bridge: str, network: str, prefix: int = 16, rate: float = 20
+    ) -> None:
+        self._host, self._bridge, self._network, self._prefix = host, bridge, network, prefix
+        self._every = 1 / rate
+        self._there: list[str] = []
+        self._numbers = itertools.count()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.gone = 0
+        self.seconds = 0.0
+        self.error = ""
+
+    @property
+    def rate(self) -> float:
+        """How many came and went a second; to be asked for at the end."""
+        return self.gone / self.seconds
+
+    def _run(self) -> None:
+        began = due = time.monotonic()
+        try:
+            while not self._ending.wait(max(0.0, due - time.monotonic())):
+                due = max(due, time.monotonic() - 1) + self._every
+                self._step()
+        except AssertionError as error:
+            self.error = str(error)
+        self.seconds = time.monotonic() - began
+
+    def _step(self) -> None:
+        """One goes, and one comes."""
+        number = next(self._numbers)
+        name, link = f"{self._host.prefix}-k{number}", f"k{number}"
+        lines = f"netns del {self._there.pop(0)}\n" if len(self._there) >= _TOGETHER else ""
+        self.gone += bool(lines)
+        lines += f"netns add {name}\nlink add {link} type veth peer name eth0 netns {name}\n"
+        self._there.append(name)
+        self._ip(self._host.name, f"{lines}link set {link} master {self._bridge} up\n")
+        address = f"{self._network}.{number % _ADDRESSES + 1}/{self._prefix}"
+        self._ip(name, f"link set lo up\naddr add {address} dev eth0\nlink set eth0 up\n")
+
+    @staticmethod
+    def _ip(namespace: str, lines: str) -> None:
+        words = ["nsenter", f"--net=/run/netns/{namespace}", "ip", "-batch", "-"]
+        done = subprocess.run(words, input=lines, text=True, capture_output=True, check=False)
+        assert not done.returncode, f"{lines}: {done.stderr}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        for name in self._there:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+        assert not self.error, self.error
