@@ -1,4 +1,4 @@
-"""The fast path against Docker's default: traffic, frames from outside, start, memory, cost."""
+"""The fast path against Docker's default: traffic, frames from outside, start, memory, cost, churn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from tests.bench import fastpath_cost, fastpath_frames, fastpath_start, fastpath_traffic
+from tests.bench import (
+    fastpath_churn,
+    fastpath_cost,
+    fastpath_frames,
+    fastpath_ipv6,
+    fastpath_start,
+    fastpath_traffic,
+    fastpath_untracked,
+)
 from tests.bench.fastpath_lab import lab_and_fast_path
 from tests.bench.report import Figure
 
@@ -31,4 +39,7 @@ def _figures() -> Iterator[Figure]:
         floods = fastpath_traffic.Floods(lab)
         yield from fastpath_traffic.figures(lab, fast, floods)
         yield from fastpath_frames.figures(lab, fast, floods)
+        yield from fastpath_untracked.figures(lab, fast)
         yield from fastpath_start.figures(lab, fast)
+    yield from fastpath_churn.figures()
+    yield from fastpath_ipv6.figures()

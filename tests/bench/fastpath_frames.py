@@ -32,7 +32,8 @@ _SOURCE_PORT = 40000
 def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
     """Docker's default, the fast path, and the limit: a link that ends in the receiver's own namespace."""
     published = lab.cases[-1]
-    with _speaker(published) as speaker, _speaker(lab.limit) as near:
+    limit = lab.limit_of(published)
+    with _speaker(published) as speaker, _speaker(limit) as near:
         host = named(lab.host.name)
 
         def through_the_host() -> float:
@@ -42,7 +43,7 @@ def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
             fast,
             through_the_host,
             through_the_host,
-            lambda: _inject(near, lab.limit, lab.limit.server, "eth0", floods),
+            lambda: _inject(near, limit, limit.server, "eth0", floods),
         )
     yield Figure(
         "frames as from a card, published port", ">= 2.8 x, <= 1.10 of the limit's time",

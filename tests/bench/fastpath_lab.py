@@ -1,6 +1,7 @@
 """The lab of the fast path's benchmarks: a real Docker Engine, two bridges, and a world outside.
 
-A veth pair that joins two namespaces directly is the limit of what can be reached.
+A veth pair that joins two namespaces directly is the limit of what can be reached; where the server is on a
+user-defined network, one whose far end has Docker's DNS rules as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from bpf import control, launcher
 from core.collect.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import remove_stale
+from tests.support.docker_dns import write_rules
 
 CONTROL, DATA, FLOOD = 12865, 12866, 12867  # ports: netperf's own, its data's, and the flood's
 CPU = (os.cpu_count() or 1) - 1  # where everything runs that is measured
@@ -38,10 +40,12 @@ class Case:
     client: str
     server: str
     address: str
+    has_dns_rules: bool = False
 
 
 class Lab:
-    """`cases` are the ways through the host, `limit` is the direct pair, `host` what the engine runs in."""
+    """`cases` are the ways through the host, `limits` are the direct pairs, without and with Docker's DNS
+    rules at the far end, `host` is what the engine runs in."""
 
     def __init__(self) -> None:
         remove_stale()
@@ -65,23 +69,44 @@ class Lab:
             self.host.run(f"iptables -I DOCKER-USER -i {one} -o {two} -j ACCEPT")
         self._pair("host", "up0", HOST, self.host.namespace("world"), WORLD)
         self.host.run(f"ip route add default via {WORLD}")
-        near, far = self.host.namespace("near"), self.host.namespace("far")
-        self._pair("near", "eth0", _LIMIT[0], far, _LIMIT[1])
-        self.limit = Case("limit", named(near), named(far), _LIMIT[1])
+        self.limits = self._limit(""), self._limit("-dns")
+        write_rules(self.limits[1].server)
         client, web, other = (f"/proc/{self.docker.pid(name)}/ns/net" for name in ("client", "web", "other"))
         world = named(self.host.full("world"))
         self.cases = (
             Case("same bridge", client, web, self._address("web")),
-            Case("other bridge", client, other, self._address("other")),
+            Case("other bridge", client, other, self._address("other"), has_dns_rules=True),
             Case("SNAT", client, world, WORLD),
             Case("published port", world, web, HOST),
         )
-        for namespace in {each for case in (*self.cases, self.limit) for each in (case.client, case.server)}:
+        for namespace in self._ends():
             subprocess.run(inside(namespace, "sysctl", "-qw", *_PORTS_LAST), check=True)
         if has_netperf():
-            for server in {each.server for each in (*self.cases, self.limit)}:
+            for server in self.servers():
                 self.serve(server, "netserver", "-D", "-p", str(CONTROL))
             time.sleep(0.5)
+
+    def _limit(self, suffix: str) -> Case:
+        near, far = self.host.namespace(f"near{suffix}"), self.host.namespace(f"far{suffix}")
+        self._pair(f"near{suffix}", "eth0", _LIMIT[0], far, _LIMIT[1])
+        return Case("limit", named(near), named(far), _LIMIT[1], bool(suffix))
+
+    def limit_of(self, case: Case) -> Case:
+        """The direct pair whose far end has the same rules as the case's server."""
+        return self.limits[case.has_dns_rules]
+
+    def servers(self) -> set[str]:
+        """The namespaces of all that answer."""
+        return {each.server for each in (*self.cases, *self.limits)}
+
+    def _ends(self) -> set[str]:
+        return {each.client for each in (*self.cases, *self.limits)} | self.servers()
+
+    def vnet(self, *words: str) -> None:
+        """Run one of our own commands on the host; AssertionError where it fails."""
+        environment = {"DOCKER_HOST": self.docker.url, "VNET_STATE": str(self.docker.folder / "state")}
+        done = self.host.vnet(*words, **environment)
+        assert done.returncode == 0, done.stderr + done.stdout
 
     def _pair(self, side: str, link: str, address: str, far: str, far_address: str) -> None:
         self.host.run(f"ip link add {link} type veth peer name eth0 netns {far}", side)
@@ -108,7 +133,7 @@ class Lab:
         for link in self.host.json("ip -j link"):
             if link["ifname"] != "lo":
                 yield named(self.host.name), link["ifname"]
-        for namespace in {each for case in (*self.cases, self.limit) for each in (case.client, case.server)}:
+        for namespace in self._ends():
             yield namespace, "eth0"
 
     def forget(self) -> None:

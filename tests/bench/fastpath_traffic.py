@@ -54,9 +54,8 @@ class Floods:
     """A receiver of small datagrams in each server's namespace."""
 
     def __init__(self, lab: Lab) -> None:
-        servers = {each.server for each in (*lab.cases, lab.limit)}
         words = sys.executable, "-m", _FLOOD, "receive", str(FLOOD), str(OTHER_CPU)
-        self._receivers = {each: lab.serve(each, *words).pid for each in servers}
+        self._receivers = {each: lab.serve(each, *words).pid for each in lab.servers()}
 
     def receiver(self, case: Case) -> int:
         """The process that receives."""
@@ -97,7 +96,7 @@ def _figure(
     measure: Callable[[Case], float],
     unit: str,
 ) -> Figure:
-    turns = in_turns(fast, lambda: measure(case), lambda: measure(case), lambda: measure(lab.limit))
+    turns = in_turns(fast, lambda: measure(case), lambda: measure(case), lambda: measure(lab.limit_of(case)))
     how = f"{unit}; {median(turns.shares):.1%} of the packets fast"
     return Figure(f"{what}, {case.name}", to_reach, turns.in_words(), how)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.bench.fastpath_lab import FastPath
@@ -26,14 +26,30 @@ class Turns:
 
     def in_words(self, is_time: bool = False) -> str:
         """Gain with its spread, part of the limit, and the three medians; `is_time` where less is better."""
-        ours, theirs = (self.kernel, self.fast) if is_time else (self.fast, self.kernel)
-        gains = sorted(one / other for one, other in zip(ours, theirs, strict=True))
-        words = f"{statistics.median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})"
+        words = gain(self.kernel, self.fast) if is_time else gain(self.fast, self.kernel)
         if self.limit:
             pairs = zip(self.fast, self.limit, strict=True)
             words += f", {statistics.median(one / other for one, other in pairs):.2f} of the limit"
         measured = [each for each in (self.kernel, self.fast, self.limit) if each]
         return f"{words}; " + " / ".join(f"{statistics.median(each):,.0f}" for each in measured)
+
+
+def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The median of the repetitions' own ratios, with the least and the greatest."""
+    ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
+    return f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def alternate(
+    before: Callable[[], None], after: Callable[[], None], measure: Measure
+) -> tuple[list[float], ...]:
+    """Measure after each of the two, as often as is asked for, in the other order every other time."""
+    found: tuple[list[float], ...] = [], []
+    for repetition in range(REPETITIONS):
+        for which in (1, 0) if repetition % 2 else (0, 1):
+            (before, after)[which]()
+            found[which].append(measure())
+    return found
 
 
 def in_turns(fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measure | None = None) -> Turns:

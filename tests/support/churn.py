@@ -11,17 +11,16 @@ from typing import Self
 from tests.support.host import ThrowawayHost
 
 _TOGETHER = 4  # as many are there at a time
-_ADDRESSES = 200
 
 
 class Churn:
     """A context manager: within, `gone` counts those that came, stayed for a moment and went. `network` is
-    the first three bytes of their addresses, `prefix` the length of their network's."""
+    the first three bytes of their addresses in a /16, of which so many are used in turn."""
 
     def __init__(
-        self, host: ThrowawayHost, bridge: str, network: str, prefix: int = 16, rate: float = 20
+        self, host: ThrowawayHost, bridge: str, network: str, rate: float = 20, addresses: int = 200
     ) -> None:
-        self._host, self._bridge, self._network, self._prefix = host, bridge, network, prefix
+        self._host, self._bridge, self._network, self._addresses = host, bridge, network, addresses
         self._every = 1 / rate
         self._there: list[str] = []
         self._numbers = itertools.count()
@@ -55,7 +54,7 @@ class Churn:
         lines += f"netns add {name}\nlink add {link} type veth peer name eth0 netns {name}\n"
         self._there.append(name)
         self._ip(self._host.name, f"{lines}link set {link} master {self._bridge} up\n")
-        address = f"{self._network}.{number % _ADDRESSES + 1}/{self._prefix}"
+        address = f"{self._network}.{number % self._addresses + 1}/16"
         self._ip(name, f"link set lo up\naddr add {address} dev eth0\nlink set eth0 up\n")
 
     @staticmethod
