@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 JOBS ?= 3
 TESTS ?= tests --ignore=tests/bench
 
-LINTERS := mypy imports ruff shellcheck
+LINTERS := mypy imports ruff clang shellcheck
 
 .PHONY: run setup setup-dev check test fuzz lint bench bench-fastpath screenshots demo demo-recording clean $(LINTERS)
 
@@ -45,6 +45,10 @@ mypy:
 
 imports:
 	$(VENV)/bin/lint-imports --no-cache --no-logo
+
+# The fast path's C with all warnings.
+clang:
+	$(PY) -m tests.support.c_warnings
 
 shellcheck:
 	$(if $(or $(shell command -v shellcheck),$(VNET_REQUIRE_ROOT)),shellcheck scripts/*.sh .ci/run,@echo "no shellcheck here: left out. Try: apt install shellcheck")

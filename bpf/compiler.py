@@ -43,19 +43,22 @@ def compile_fastpath(source: str | None = None) -> Artifact:
     """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words
     it."""
     btf = read_btf(module=kernelmodule.types_of_module())
-    text = source_text() if source is None else source
-    with _kernel_tree() as tree:
+    with kernel_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         from bcc import BPF
 
-        compiled = BPF(text=f"{text}\n{layout.checks()}\n", cflags=list(_flags(btf)))
+        # What BCC rewrites the text to has warnings: `make lint` compiles the text itself with them on.
+        text = source_text() if source is None else source
+        compiled = BPF(text=text.encode(), cflags=["-Wno-everything", *flags(btf)])
     names = {table.map_fd: name.decode() for name, table in _tables(compiled)}
     return artifact_of(compiled.dump_func(PROGRAM), names, btf)
 
 
 def source_text() -> str:
-    """The whole program in C."""
-    return "\n".join((HERE / "program" / part).read_text() for part in PARTS)
+    """The whole program in C; the compiler's messages name the files that it was put together from."""
+    parts = {str(HERE / "program" / part): (HERE / "program" / part).read_text() for part in PARTS}
+    parts["layout.checks()"] = layout.checks()
+    return "".join(f'#line 1 "{path}"\n{text}\n' for path, text in parts.items())
 
 
 def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:
@@ -68,9 +71,9 @@ MAPS = ("config", "counters", "scratch", "ports", "owners", "macs", "captured",
         "flows4", "flows6", "wanted", "young")  # fmt: skip
 
 
-def _flags(btf: Btf) -> Iterator[str]:
+def flags(btf: Btf) -> Iterator[str]:
+    """What the text needs of a compiler that works for BCC, for a kernel with these types."""
     yield "-D__LINUX_BPF_H__"
-    yield "-Wno-everything"
     yield f"-I{HERE}"
     yield f"-I{HERE / 'include'}"
     yield f"-DHAVE_BPF_F_IPV6={int('BPF_F_IPV6' in btf.enumerators)}ULL"
@@ -109,7 +112,7 @@ def extension(btf: Btf, name: str) -> int:
 
 
 @contextmanager
-def _kernel_tree() -> Iterator[Path]:
+def kernel_tree() -> Iterator[Path]:
     """A folder that BCC takes for a kernel's source."""
     root = Path(tempfile.mkdtemp(prefix="vnet-tui-"))
     try:

@@ -180,8 +180,12 @@ def _compile(path: Path) -> None:
         words, capture_output=True, text=True, env=environment, timeout=_COMPILE_SECONDS, check=False
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        why = lines[-1] if lines else f"the compiler ended with {done.returncode}"
-        if "No module named 'bcc'" in why:
-            why = "BCC is not installed (Debian: python3-bpfcc, Fedora: python3-bcc)"
-        raise CannotCompile(why)
+        raise CannotCompile(reason_of(done.stderr) or f"the compiler ended with {done.returncode}")
+
+
+def reason_of(stderr: str) -> str:
+    """Pick the line that says why compiling failed: the first error in the C text, else the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    if lines and "No module named 'bcc'" in lines[-1]:
+        return "BCC is not installed (Debian: python3-bpfcc, Fedora: python3-bcc)"
+    return next((line for line in lines if ": error: " in line), lines[-1] if lines else "")

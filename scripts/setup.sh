@@ -12,10 +12,10 @@ python=${VNET_PYTHON:-/usr/bin/python3}
 least=3.12
 
 run_debian=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2 nftables iptables conntrack)
-dev_debian=(shellcheck tmux procps iputils-ping ethtool tcpdump bpftool iperf3 netperf busybox-static docker.io
+dev_debian=(clang shellcheck tmux procps iputils-ping ethtool tcpdump bpftool iperf3 netperf busybox-static docker.io
     docker-cli podman netavark openvswitch-switch)
 run_fedora=(python3 python3-bcc kernel-headers iproute nftables iptables-nft conntrack-tools)
-dev_fedora=(ShellCheck tmux procps-ng iputils ethtool tcpdump bpftool iperf3 busybox docker podman netavark
+dev_fedora=(clang ShellCheck tmux procps-ng iputils ethtool tcpdump bpftool iperf3 busybox docker podman netavark
     openvswitch make)
 
 if command -v apt-get >/dev/null; then

@@ -107,7 +107,7 @@ INLINE void swap_macs(u32 *to, const u32 *from)
 
 /* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
 INLINE void learn_way_back(
-	const struct packet *packet, const struct config *config, const struct port *port, const struct learned *learned
+	const struct packet *packet, const struct port *port, const struct learned *learned
 )
 {
 	const struct flow *flow = &learned->flow;
@@ -236,7 +236,7 @@ INLINE enum verdict relearn(
 	}
 	store(packet, flow);
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
-		learn_way_back(packet, config, port, learned);
+		learn_way_back(packet, port, learned);
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
 		return V_NOT_ASSURED;

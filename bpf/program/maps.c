@@ -10,9 +10,9 @@
 
 static u64 (*jiffies64)(void) = (void *)118; /* the kernel puts it in place of the call; a clock would be one */
 
-BPF_ARRAY(config, struct config, 1);
-BPF_PERCPU_ARRAY(counters, struct slot_counters, 1);
-BPF_PERCPU_ARRAY(scratch, struct learned, 2);
+BPF_TABLE("array", u32, struct config, config, 1);
+BPF_TABLE("percpu_array", u32, struct slot_counters, counters, 1);
+BPF_TABLE("percpu_array", u32, struct learned, scratch, 2);
 BPF_HASH(ports, u32, struct port, 1);
 BPF_TABLE("hash", struct owner_key, u64, owners, 1);
 BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
@@ -21,7 +21,7 @@ BPF_TABLE("lru_hash", struct key4, struct flow, flows4, 1);
 BPF_TABLE("lru_hash", struct key6, struct flow, flows6, 1);
 #define PAGE_SIZE 4096 /* bpf/loader.py gives the maps their sizes */
 BPF_RINGBUF_OUTPUT(wanted, 8);
-BPF_ARRAY(young, struct young, YOUNG);
+BPF_TABLE("array", u32, struct young, young, YOUNG);
 
 INLINE void count(u32 slot, u32 verdict)
 {

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable
+from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
 
@@ -100,6 +101,10 @@ def _no_namespaces() -> str:
     return f"network namespaces: {_last_line(done.stderr)}" if done.returncode else ""
 
 
+def _bcc() -> str:
+    return "" if find_library("bcc") else "BCC (apt install python3-bpfcc)"
+
+
 def _fastpath() -> str:
     """A kernel that takes BPF programs, and all else that `vnet-tui fastpath check` asks for."""
     try:
@@ -161,6 +166,6 @@ def _last_line(text: str) -> str:
 
 
 _PROBES: dict[str, Callable[[], str]] = {
-    "root": _root, "nobody": _nobody, "fastpath": _fastpath, "docker": _docker, "podman": _podman,
-    "bridge_vlans": _bridge_vlans,
+    "root": _root, "nobody": _nobody, "bcc": _bcc, "fastpath": _fastpath, "docker": _docker,
+    "podman": _podman, "bridge_vlans": _bridge_vlans,
 }  # fmt: skip
