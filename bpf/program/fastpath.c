@@ -4,12 +4,11 @@
 
 #define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
 
-static long (*redirect_peer)(u32, u64) = (void *)155;
 #define ENDS_BEFORE (1U << 16) /* bytes: repeated, or late */
 #define ENDS_AFTER (1U << 20)  /* bytes under way */
 #define JUST_ASKED 1 /* jiffies: no time for conntrack to forget, so that short connections need not ask */
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
-static s64 (*csum_update)(void *, u32) = (void *)40; /* its BCC declaration has a 16-bit sum */
+static s64 (*csum_update)(void *, u32) = (void *)BPF_FUNC_csum_update; /* its BCC declaration has a 16-bit sum */
 
 /* The length of the largest packet that a frame makes on the wire, from the IP header on. */
 INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
@@ -61,7 +60,7 @@ INLINE int rewrite_and_go(
 			csum_update(skb, HOP_LIMIT_DIFFERENCE);
 	}
 	if (action == ACTION_PEER)
-		return redirect_peer(out, 0);
+		return bpf_redirect_peer(out, 0);
 	return bpf_redirect(out, 0);
 }
 
@@ -139,7 +138,7 @@ INLINE enum verdict decide(
 	u32 *slot
 )
 {
-	u64 now = jiffies64();
+	u64 now = bpf_jiffies64(); /* no call: the kernel puts a load there */
 	struct flow *flow = find(packet);
 	if (RARE(now > config->deadline)) {
 		*slot = slot_of(skb->ifindex);
@@ -207,7 +206,7 @@ INLINE enum verdict end_flow(
 	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found
 )
 {
-	u64 now = jiffies64();
+	u64 now = bpf_jiffies64();
 	struct flow *flow = find(packet);
 	if (!flow)
 		return V_TCP_FLAGS;

@@ -8,8 +8,6 @@
 #include "rewrite.h"
 #include "types.h"
 
-static u64 (*jiffies64)(void) = (void *)118; /* the kernel puts it in place of the call; a clock would be one */
-
 BPF_TABLE("array", u32, struct config, config, 1);
 BPF_TABLE("percpu_array", u32, struct slot_counters, counters, 1);
 BPF_TABLE("percpu_array", u32, struct learned, scratch, 2);
@@ -85,7 +83,7 @@ INLINE struct flow *find_other(const struct packet *packet, const struct flow *f
 INLINE void hand_back(const struct packet *packet, struct flow *flow, struct flow *other)
 {
 	flow->action = packet->resets ? ACTION_RESET : ACTION_NONE;
-	flow->last_seen = jiffies64();
+	flow->last_seen = bpf_jiffies64();
 	if (other)
 		other->action = ACTION_NONE;
 }
