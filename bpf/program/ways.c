@@ -22,8 +22,14 @@ INLINE enum verdict fib_verdict(long found)
 	switch (found) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 		return V_FAST;
-	case BPF_FIB_LKUP_RET_NOT_FWDED:
+	case BPF_FIB_LKUP_RET_NOT_FWDED: /* not told apart: a local address, and no route at all */
 		return V_LOCAL;
+	case BPF_FIB_LKUP_RET_BLACKHOLE:
+		return V_BLACKHOLE;
+	case BPF_FIB_LKUP_RET_UNREACHABLE:
+		return V_UNREACHABLE;
+	case BPF_FIB_LKUP_RET_PROHIBIT:
+		return V_PROHIBIT;
 	case BPF_FIB_LKUP_RET_FWD_DISABLED:
 		return V_FORWARDING_OFF;
 	case BPF_FIB_LKUP_RET_UNSUPP_LWT:

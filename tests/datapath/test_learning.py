@@ -306,9 +306,11 @@ def test_reasons_of_the_way_out(lab: Lab) -> None:
         lab.rig.configure(epoch=int(lab.rig.config["epoch"][0]) + 1)
         return lab.rig.run(packet, "p1").verdict
 
-    lab.host.run("ip route replace unreachable default")
-    assert verdict() == "NO_ROUTE"
-    lab.host.run("ip route del unreachable default")
+    for kind in ("blackhole", "unreachable", "prohibit"):
+        lab.host.run(f"ip route replace {kind} default")
+        assert verdict() == kind.upper()
+    lab.host.run("ip route del default")
+    assert verdict() == "LOCAL"
     lab.host.run("ip route add default via 192.0.2.77")
     assert verdict() == "NO_NEIGHBOUR"
     lab.host.run("ip route replace local 203.0.113.5 dev lo")
