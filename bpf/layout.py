@@ -77,7 +77,7 @@ FLOW = np.dtype(
         ("out_ifindex", "u4"),
         ("mtu", "u2"),
         ("action", "u1"),
-        ("rewrite", "u1"),
+        ("rewrite", "u1"),  # with ACTION_KERNEL the verdict
         ("eth_in", "u1", (12,)),
         ("slot", "u2"),
         ("generation", "u1"),
@@ -93,7 +93,7 @@ FLOW = np.dtype(
         ("agreed", "u4"),
     ]
 )
-LEARNED = np.dtype([("flow", FLOW), ("back_mtu", "u4"), ("known", "u4")])
+LEARNED = np.dtype([("flow", FLOW), ("back", FLOW), ("known", "u4"), ("pad", "u4")])
 ACTION_NONE, ACTION_RESET, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3, 4
 REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT, REWRITE_MACS = 1, 2, 4, 8
 

@@ -25,11 +25,11 @@ struct config {
 	u32 route_mtu;   /* the smallest MTU that a route of the host names; 0: none does. bpf_fib_lookup does not tell it */
 	u32 tcp_unanswered; /* ms, as nf_conntrack_tcp_timeout_unacknowledged */
 };
-#define ROUTES_BY_PACKET 16 /* routes or rules ask for the type of service or the like: what is routed is the kernel's */
-#define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
+#define HAS_CAPTURES 1   /* look up the map `captured` */
+#define HAS_MULTIPATH 2  /* routes with several next hops exist: leave what goes out of the host to the kernel */
 #define READS_CT_MARKS 4 /* rules look at bits of the ct mark that are not ours */
-#define HAS_CAPTURES 1  /* look up the map `captured` */
-#define HAS_MULTIPATH 2 /* routes with several next hops exist: leave what goes out of the host to the kernel */
+#define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
+#define ROUTES_BY_PACKET 16 /* routes or rules ask for the type of service or the like: what is routed is the kernel's */
 
 /* A link on which the program runs: the map `ports`, by ifindex. */
 struct port {
@@ -43,10 +43,10 @@ struct port {
 #define PORT_CONTAINER 2 /* sources are checked against the map `owners` */
 #define PORT_ISOLATED 4
 #define PORT_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
-#define PORT_PEER 32     /* as MAC_PEER */
-#define PORT_IN_ONLY 128 /* nothing leaves by it: others look at what does */
-#define PORT_OUT 64      /* the program does not run on it, packets may leave by it */
 #define PORT_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
+#define PORT_PEER 32     /* as MAC_PEER */
+#define PORT_OUT 64      /* the program does not run on it, packets may leave by it */
+#define PORT_IN_ONLY 128 /* nothing leaves by it: others look at what does */
 
 /* Who may send from where: the map `owners`; the value is the MAC address. */
 struct owner_key {
@@ -106,7 +106,10 @@ struct flow {
 	u32 out_ifindex;
 	u16 mtu;
 	u8 action;      /* ACTION_* */
-	u8 rewrite;     /* REWRITE_*; with ACTION_KERNEL the verdict */
+	union {
+		u8 rewrite; /* REWRITE_* */
+		u8 verdict; /* with ACTION_KERNEL: why */
+	};
 	u32 eth_in[3];  /* destination and source MAC, as they arrive */
 	u16 slot;
 	u8 generation; /* in which it was let through */
@@ -132,19 +135,19 @@ struct flow {
 #define REWRITE_L3 1      /* routed: time to live and MAC addresses */
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4
-#define REWRITE_MACS 8     /* as REWRITE_L3, but it was bridged all the same: the time to live stays */
+#define REWRITE_MACS 8    /* as REWRITE_L3, but it was bridged all the same: the time to live stays */
 
-
-/* What is found out about a flow beside it, while it is learned. */
+/* A flow while it is learned, and what is found out beside it: the one entry of the map `scratch`. */
 struct learned {
 	struct flow flow;
-	u32 back_mtu; /* of the way back; 0: nothing is learned for it */
-	u32 known;    /* KNOWN_* */
+	struct flow back; /* the other direction; not learned with it where `mtu` is 0 */
+	u32 known;        /* KNOWN_* */
+	u32 pad;
 };
-#define KNOWN_BOTH_WAYS 1 /* the rules let the other direction through as well */
-#define KNOWN_UNASSURED 2 /* answered UDP, but too young for conntrack to call it a stream */
+#define KNOWN_BOTH_WAYS 1  /* the rules let the other direction through as well */
+#define KNOWN_UNASSURED 2  /* answered UDP, but too young for conntrack to call it a stream */
 #define KNOWN_UNANSWERED 4 /* TCP: data, and neither side acknowledged anything since conntrack was asked last */
-#define KNOWN_OUTDATED 8 /* conntrack waits for an acknowledgement that it did not see */
+#define KNOWN_OUTDATED 8   /* conntrack waits for an acknowledgement that it did not see */
 
 /* A connection of which one packet with data was seen: the array `young`. */
 struct young {

@@ -170,8 +170,8 @@ INLINE enum verdict decide(
 			return V_CACHE_FULL;
 	}
 	*slot = flow->slot;
-	if (RARE(flow->action < ACTION_PEER))
-		return flow->rewrite;
+	if (RARE(flow->action < ACTION_PEER)) /* without a verdict: another CPU handed it back just now */
+		return flow->action == ACTION_KERNEL ? flow->verdict : V_CLOSING;
 	if (RARE(is_too_large(skb, packet, flow)))
 		return V_MTU;
 	if (RARE(is_used_up(packet, flow)))
@@ -259,12 +259,12 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 		verdict = parse_ipv6(data + ETH_HLEN, end, size, skb->gso_size, &packet);
 	if (RARE(eth[0] & 1))
 		verdict = V_MULTICAST;
-	if (!RARE(verdict != V_FAST)) {
-		verdict = decide(skb, &packet, config, eth, &flow, &slot);
-	} else {
+	if (RARE(verdict != V_FAST)) {
 		slot = slot_of(skb->ifindex);
 		if (verdict == V_TCP_FLAGS && packet.closes)
 			verdict = end_flow(skb, &packet, config, eth, &flow);
+	} else {
+		verdict = decide(skb, &packet, config, eth, &flow, &slot);
 	}
 	count(slot, verdict);
 	if (RARE(verdict != V_FAST || !flow))

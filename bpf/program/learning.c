@@ -107,18 +107,16 @@ INLINE void swap_macs(u32 *to, const u32 *from)
 
 /* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
 INLINE void learn_way_back(
-	const struct packet *packet, const struct port *port, const struct learned *learned
+	const struct packet *packet, const struct port *port, struct learned *learned
 )
 {
 	const struct flow *flow = &learned->flow;
-	u32 one = 1, in = flow->out_ifindex;
+	struct flow *back = &learned->back;
+	u32 in = flow->out_ifindex;
 	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
 	struct port *from = ports.lookup(&in);
-	struct learned *room = scratch.lookup(&one);
-	if (!from || from->flags & PORT_OUT || port->flags & PORT_IN_ONLY || !room || !learned->back_mtu)
+	if (!from || from->flags & PORT_OUT || port->flags & PORT_IN_ONLY || !back->mtu)
 		return;
-	struct flow *back = &room->flow;
-	__builtin_memset(back, 0, sizeof(*back));
 	if (from->flags & PORT_CONTAINER) {
 		struct owner_key key = {.ifindex = in, .family = packet->family};
 		__builtin_memcpy(key.address, flow->new_dst, 16);
@@ -137,7 +135,6 @@ INLINE void learn_way_back(
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
 	back->last_seen = flow->checked - 1; /* nothing came yet */
-	back->mtu = learned->back_mtu;
 	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	back->rewrite = flow->rewrite;
 	back->addr_diff = ~flow->addr_diff;
@@ -198,7 +195,7 @@ INLINE enum verdict relearn(
 	flow->generation = generation;
 	flow->acked = packet->ack;
 	learned->known = is_unanswered(packet, config, old, flow) ? KNOWN_UNANSWERED : 0;
-	learned->back_mtu = port->mtu;
+	learned->back.mtu = port->mtu;
 	flow->checked = now;
 	flow->first_seen = now;
 	flow->last_seen = now;
@@ -214,7 +211,7 @@ INLINE enum verdict relearn(
 		if (!is_lasting(verdict) || !is_tracked(port, eth))
 			return verdict;
 		flow->action = ACTION_KERNEL;
-		flow->rewrite = verdict;
+		flow->verdict = verdict;
 	}
 	if (old) {
 		/* A ct mark that is another than the rules saw: the present generation is over, as soon as the holder knows. */

@@ -112,7 +112,7 @@ INLINE bool is_way_back(
 	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
 	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop && !(port->flags & PORT_CONTAINER))
-		learned->back_mtu = route_mtu(&fib, config);
+		learned->back.mtu = route_mtu(&fib, config);
 	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
 		fib.ifindex == port->l3_ifindex;
 }
