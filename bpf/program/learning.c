@@ -187,6 +187,7 @@ INLINE enum verdict relearn(
 	if (!learned)
 		return V_CACHE_FULL;
 	struct flow *flow = &learned->flow;
+	bool was_fast = old && old->action >= ACTION_PEER; /* store() gives its memory to other flows */
 	__builtin_memset(learned, 0, sizeof(*learned));
 	__builtin_memcpy(flow->eth_in, eth, 12);
 	flow->in_ifindex = skb->ifindex;
@@ -221,7 +222,7 @@ INLINE enum verdict relearn(
 			want(WANT_GENERATION, packet);
 			return V_GENERATION;
 		}
-		if (verdict == V_FAST && old->action >= ACTION_PEER && old->rewrite & REWRITE_ADDRESS &&
+		if (verdict == V_FAST && was_fast && old->rewrite & REWRITE_ADDRESS &&
 		    old->out_ifindex != flow->out_ifindex) {
 			old->action = ACTION_NONE;
 			return V_ROUTE_CHANGED;
@@ -235,7 +236,7 @@ INLINE enum verdict relearn(
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
 		learn_way_back(packet, port, learned);
 	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
-	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && old && old->action >= ACTION_PEER)
+	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && was_fast)
 		return V_NOT_ASSURED;
 	return verdict;
 }

@@ -394,6 +394,13 @@ def test_young_udp_is_shown_to_the_kernel_now_and_then(lab: Lab) -> None:
     assert lab.rig.run(packet, "p1").verdict == "FAST"
 
 
+def test_a_young_udp_flow_that_was_handed_back_is_fast_at_once(lab: Lab) -> None:
+    """Storing a flow gives its former memory to the next one, here to the other direction's."""
+    packet = masquerade(lab, "udp", 4, status="SEEN_REPLY")
+    lab.rig.flow(packet, "p1", action=layout.ACTION_NONE)
+    assert lab.rig.run(packet, "p1").verdict == "FAST"
+
+
 def left(lab: Lab, l4: str) -> int:
     """The seconds that conntrack's only entry has left."""
     return int(lab.host.run(f"conntrack -L -p {l4}").split()[2])
