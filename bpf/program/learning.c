@@ -1,5 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Learning a flow: who may send, what conntrack says, which way out; and the way back with it. */
+/* Learning a flow: who may send, what conntrack says, which way out; and the way back with it.
+ *
+ * All that a flow was let through under. Either each packet is compared with it, or each change of it raises the epoch (all
+ * flows are learned again) or the generation (all connections pass the rules again, and all flows are learned again).
+ *
+ *   by each packet   addresses, ports, protocol: the key of the map
+ *                    the link that it comes in by, and both MAC addresses: comes_as_known()
+ *                    its size and time to live: is_too_large(), is_used_up()
+ *                    the lease, `recheck`, the epoch: decide(), holds()
+ *   by learning      the conntrack entry: zone 0, confirmed, answered, open, not offloaded, nobody else has a say: ct_judge()
+ *                    its tuples, of which the translation is made
+ *                    its mark: this direction's 4 bits are the generation; the others, where rules read them, as before
+ *   by the epoch     the way out: route, link, neighbour, port of the bridge, MTU
+ *                    the reverse path: is_way_back()
+ *                    addresses that are captured
+ *   by the           the rules, and the elements of sets that they look up
+ *   generation       names, groups and masters of links; routes, routing rules, forwarding, rp_filter: bpf/hostwatch.py
+ *                    addresses and MAC addresses of containers, and their ports: bpf/bindings.py
+ *
+ * Frames that a bridge switches without asking any rule (PORT_L2) are bound to what each packet and the epoch say alone. */
 
 INLINE bool is_captured(const struct packet *packet)
 {
@@ -176,7 +195,21 @@ INLINE bool is_unanswered(
 	return true;
 }
 
-/* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL. */
+/* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL:
+ *
+ *   returned                       `old` becomes
+ *   CACHE_FULL, SOURCE,            what it was: who may not send at all changes nothing about a flow of somebody else
+ *     OTHER_HOST
+ *   a verdict that lasts           a flow of the kernel's with that verdict (ACTION_KERNEL), its counters go on
+ *   any other verdict              handed back (ACTION_NONE): the next packet asks again; of YOUNG, conntrack is prepared
+ *   GENERATION, where the ct mark  handed back, and a new generation is asked for: the present one is over as soon as the
+ *     is not what the rules saw      holder knows
+ *   ROUTE_CHANGED                  handed back: the kernel decides first what becomes of the translation
+ *   FAST                           the new flow, its counters go on; the other direction is learned if it isn't known
+ *   NOT_ASSURED of a flow that     as with FAST, but the kernel sees this packet, so that a young UDP flow becomes a
+ *     was FAST                       stream there as well
+ *
+ * store() gives the memory of `old` to other flows: it isn't read after that. */
 INLINE enum verdict relearn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
 	const u32 *eth, struct flow *old, u32 generation, u32 now
@@ -187,7 +220,7 @@ INLINE enum verdict relearn(
 	if (!learned)
 		return V_CACHE_FULL;
 	struct flow *flow = &learned->flow;
-	bool was_fast = old && old->action >= ACTION_PEER; /* store() gives its memory to other flows */
+	bool was_fast = old && old->action >= ACTION_PEER;
 	__builtin_memset(learned, 0, sizeof(*learned));
 	__builtin_memcpy(flow->eth_in, eth, 12);
 	flow->in_ifindex = skb->ifindex;
@@ -203,7 +236,6 @@ INLINE enum verdict relearn(
 	enum verdict verdict = learn(skb, packet, config, port, eth, learned);
 	if (verdict == V_YOUNG || learned->known & KNOWN_OUTDATED)
 		want(WANT_LIBERAL, packet);
-	/* Who may not send at all changes nothing about a flow of somebody else. */
 	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
 		return verdict;
 	if (verdict != V_FAST) {
@@ -215,7 +247,6 @@ INLINE enum verdict relearn(
 		flow->verdict = verdict;
 	}
 	if (old) {
-		/* A ct mark that is another than the rules saw: the present generation is over, as soon as the holder knows. */
 		if (verdict == V_FAST && config->flags & READS_CT_MARKS && old->generation == generation &&
 		    old->ct_mark != flow->ct_mark && old->packets) {
 			old->action = ACTION_NONE;
@@ -235,7 +266,6 @@ INLINE enum verdict relearn(
 	store(packet, flow);
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
 		learn_way_back(packet, port, learned);
-	/* Now and then the kernel sees a packet of a young UDP flow, so that it becomes a stream there as well. */
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && was_fast)
 		return V_NOT_ASSURED;
 	return verdict;
