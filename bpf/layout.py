@@ -66,12 +66,12 @@ KEY6 = np.dtype(
 # Times are the low 32 bits of jiffies (bpf/clock.py).
 FLOW = np.dtype(
     [
+        ("tag", "u4"),
+        ("last_seen", "u4"),
         ("packets", "u8"),
         ("bytes", "u8"),
-        ("last_seen", "u4"),
         ("checked", "u4"),
         ("acked", "u4"),
-        ("first_seen", "u4"),
         ("epoch", "u4"),
         ("in_ifindex", "u4"),
         ("out_ifindex", "u4"),
@@ -83,14 +83,15 @@ FLOW = np.dtype(
         ("generation", "u1"),
         ("pad", "u1"),
         ("eth_out", "u1", (12,)),
-        ("addr_diff", "u4"),
-        ("port_diff", "u4"),
+        ("addr_diff", "u2"),
+        ("port_diff", "u2"),
         ("new_sport", ">u2"),
         ("new_dport", ">u2"),
         ("new_src", "u1", (16,)),
         ("new_dst", "u1", (16,)),
         ("ct_mark", "u4"),
         ("agreed", "u4"),
+        ("first_seen", "u4"),
     ]
 )
 LEARNED = np.dtype([("flow", FLOW), ("back", FLOW), ("known", "u4"), ("pad", "u4")])

@@ -40,11 +40,19 @@ INLINE void rewrite_ipv4(struct iphdr *ip, const struct flow *flow)
 	ip->check = check;
 }
 
+/* By eight bytes: a compiler that sees the four of which the kernel's structures are made copies by those. */
+typedef u64 __attribute__((may_alias)) half;
+INLINE void copy_address6(void *to, const void *from)
+{
+	((half *)to)[0] = ((const half *)from)[0];
+	((half *)to)[1] = ((const half *)from)[1];
+}
+
 INLINE void rewrite_ipv6(struct ipv6hdr *ip, const struct flow *flow)
 {
 	if (flow->rewrite & REWRITE_ADDRESS) {
-		__builtin_memcpy(&ip->saddr, flow->new_src, 16);
-		__builtin_memcpy(&ip->daddr, flow->new_dst, 16);
+		copy_address6(&ip->saddr, flow->new_src);
+		copy_address6(&ip->daddr, flow->new_dst);
 	}
 	if (flow->rewrite & REWRITE_L3)
 		ip->hop_limit--;

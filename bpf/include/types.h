@@ -93,14 +93,14 @@ struct key6 {
 };
 
 /* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple as its packets arrive. Two cache lines:
- * the first is all that a bridged packet needs. */
+ * the first is all that a bridged packet needs. The tag stands first: see is_still(). */
 struct flow {
+	u32 tag;       /* of its key: tag_of() */
+	u32 last_seen; /* jiffies, the low 32 bits: they are only subtracted */
 	u64 packets;
 	u64 bytes;
-	u32 last_seen; /* jiffies, the low 32 bits: they are only subtracted */
 	u32 checked;
 	u32 acked; /* TCP: the acknowledgement that the last packet carried */
-	u32 first_seen;
 	u32 epoch;
 	u32 in_ifindex;
 	u32 out_ifindex;
@@ -115,8 +115,8 @@ struct flow {
 	u8 generation; /* in which it was let through */
 	u8 pad;
 	u32 eth_out[3]; /* as they leave */
-	u32 addr_diff;  /* checksum difference of the addresses */
-	u32 port_diff;  /* and of the ports */
+	u16 addr_diff;  /* checksum difference of the addresses, folded */
+	u16 port_diff;  /* and of the ports */
 	union {
 		struct {
 			u16 new_sport, new_dport;
@@ -126,6 +126,7 @@ struct flow {
 	u32 new_src[4], new_dst[4];
 	u32 ct_mark; /* the bits of it that are not ours, as the rules saw them */
 	u32 agreed;  /* TCP: the sum of both directions' `acked` when conntrack was asked last */
+	u32 first_seen;
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
 #define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/resets.py */

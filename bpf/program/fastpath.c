@@ -16,31 +16,52 @@ INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
 	return skb->gso_size ? skb->gso_size + packet->headers : packet->l3_length;
 }
 
+/* Whether all that was read of a flow is of this packet's flow: where the cache is full, the kernel may give the memory of a
+ * flow to another one at any moment. It writes that from its start on, the tag first; so the tag is read last. */
+INLINE bool is_still(const struct flow *flow, const struct packet *packet)
+{
+	asm volatile("" ::: "memory");
+	return *(const volatile u32 *)&flow->tag == tag_of(packet);
+}
+
 INLINE int rewrite_and_go(
-	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct flow *flow
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct flow *flow
 )
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	u32 out = flow->out_ifindex;
 	u8 action = flow->action, rewrite = flow->rewrite;
-	if (rewrite) {
+	if (!rewrite) {
+		if (RARE(!is_still(flow, packet)))
+			return TO_KERNEL;
+	} else {
+		struct flow read;
 		if (data + ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct udphdr) > end &&
 		    (packet->family != AF_INET ||
 		     data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end))
 			return TO_KERNEL;
+		read.rewrite = rewrite; /* all of it, whatever is used: what isn't set the verifier doesn't let us keep */
+		__builtin_memcpy(read.eth_out, flow->eth_out, 12);
+		read.addr_diff = flow->addr_diff;
+		read.port_diff = flow->port_diff;
+		read.new_ports = flow->new_ports;
+		copy_address6(read.new_src, flow->new_src);
+		copy_address6(read.new_dst, flow->new_dst);
+		if (RARE(!is_still(flow, packet)))
+			return TO_KERNEL;
 		if (rewrite & (REWRITE_L3 | REWRITE_MACS)) {
 			u32 *eth = data;
-			eth[0] = flow->eth_out[0];
-			eth[1] = flow->eth_out[1];
-			eth[2] = flow->eth_out[2];
+			eth[0] = read.eth_out[0];
+			eth[1] = read.eth_out[1];
+			eth[2] = read.eth_out[2];
 		}
 		if (packet->family == AF_INET) {
 			struct iphdr *ip = data + ETH_HLEN;
 			u32 *ports = (void *)(ip + 1);
 			if ((void *)(ports + 1) > end)
 				return TO_KERNEL;
-			rewrite_ipv4(ip, flow);
-			*ports = flow->new_ports;
+			rewrite_ipv4(ip, &read);
+			*ports = read.new_ports;
 			if (action == ACTION_REDIRECT && !(config->flags & KEEP_PRIORITY))
 				skb->priority = TOS_PRIORITIES >> ((packet->tos & 0x1e) * 2) & 15;
 		} else {
@@ -50,11 +71,11 @@ INLINE int rewrite_and_go(
 				ports = (void *)(ip + 1) + sizeof(struct jumbo);
 			if ((void *)(ports + 1) > end)
 				return TO_KERNEL;
-			rewrite_ipv6(ip, flow);
-			*ports = flow->new_ports;
+			rewrite_ipv6(ip, &read);
+			*ports = read.new_ports;
 		}
 		if (rewrite & (REWRITE_ADDRESS | REWRITE_PORT))
-			fix_l4(skb, packet, flow->addr_diff, flow->port_diff, rewrite);
+			fix_l4(skb, packet, read.addr_diff, read.port_diff, rewrite);
 		/* The hop limit is in no checksum of IPv6, but in the sum of the frame that a card may have given. */
 		if (packet->family == AF_INET6 && rewrite & REWRITE_L3)
 			csum_update(skb, HOP_LIMIT_DIFFERENCE);
@@ -266,13 +287,17 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	} else {
 		verdict = decide(skb, &packet, config, eth, &flow, &slot);
 	}
+	int result = RARE(verdict == V_OUTSIDE) ? TC_ACT_SHOT : TO_KERNEL;
+	if (flow) {
+		/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
+		if (RARE(skb->len > packet.l3_length + ETH_HLEN))
+			bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
+		result = rewrite_and_go(skb, &packet, config, flow);
+		if (RARE(result == TO_KERNEL))
+			verdict = V_CACHE_FULL;
+	}
 	count(slot, verdict);
-	if (RARE(verdict != V_FAST || !flow))
-		return RARE(verdict == V_OUTSIDE) ? TC_ACT_SHOT : TO_KERNEL;
-	/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
-	if (RARE(skb->len > packet.l3_length + ETH_HLEN))
-		bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
-	return rewrite_and_go(skb, &packet, config, flow);
+	return result;
 }
 
 int fastpath(struct __sk_buff *skb)

@@ -57,13 +57,13 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 		changed |= old[i] ^ new[i];
 	if (changed) {
 		flow->rewrite |= REWRITE_ADDRESS;
-		flow->addr_diff = bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0);
+		flow->addr_diff = fold(bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0));
 	}
 	old[0] = packet->ports;
 	new[0] = flow->new_ports;
 	if (old[0] != new[0]) {
 		flow->rewrite |= REWRITE_PORT;
-		flow->port_diff = bpf_csum_diff(old, 4, new, 4, 0);
+		flow->port_diff = fold(bpf_csum_diff(old, 4, new, 4, 0));
 	}
 }
 
@@ -165,6 +165,7 @@ INLINE void learn_way_back(
 	__builtin_memcpy(answer.dst, flow->new_src, 16);
 	answer.addresses = flow->new_dst[0] | (u64)flow->new_src[0] << 32;
 	answer.ports = flow->new_ports >> 16 | flow->new_ports << 16;
+	back->tag = tag_of(&answer);
 	if (packet->family == AF_INET) {
 		struct key4 key = key4_of(&answer);
 		flows4.insert(&key, back);
@@ -223,6 +224,7 @@ INLINE enum verdict relearn(
 	bool was_fast = old && old->action >= ACTION_PEER;
 	__builtin_memset(learned, 0, sizeof(*learned));
 	__builtin_memcpy(flow->eth_in, eth, 12);
+	flow->tag = tag_of(packet);
 	flow->in_ifindex = skb->ifindex;
 	flow->slot = port->slot;
 	flow->epoch = config->epoch;

@@ -47,6 +47,15 @@ INLINE struct key6 key6_of(const struct packet *packet)
 	return key;
 }
 
+/* What tells apart the flows that may take each other's memory: see is_still(). */
+INLINE u32 tag_of(const struct packet *packet)
+{
+	u64 word = packet->ports | (u64)packet->l4_proto << 32;
+	u64 addresses = packet->family == AF_INET ? packet->addresses : (u64)packet->src[3] << 32 | packet->dst[3];
+	u64 mixed = addresses ^ word * 0x9e3779b97f4a7c15ULL;
+	return mixed >> 32 ^ mixed;
+}
+
 INLINE struct flow *find(const struct packet *packet)
 {
 	if (packet->family == AF_INET) {

@@ -18,7 +18,7 @@ from core.collect.netns import entered
 from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu
 from tests.bench.report import Figure
-from tests.datapath.rig import Rig, flow_key, plain
+from tests.datapath.rig import Rig, flow_key, plain, tag_of
 from tests.support.host import ThrowawayHost
 
 _MOVE, _EXIT = 0xB7, 0x95
@@ -172,6 +172,7 @@ def _fill(rig: Rig, flows: int) -> np.ndarray:
     numbers = np.arange(flows, dtype=np.uint32)
     keys["sport"], keys["dport"] = 1024 + numbers % 50_000, 1024 + numbers // 50_000
     values = np.repeat(np.frombuffer(raw, layout.FLOW), flows)
+    values["tag"] = tag_of(keys)
     syscall.write_all(rig.loaded.maps["flows4"], keys, values)
     return keys
 

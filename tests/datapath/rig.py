@@ -142,6 +142,7 @@ class Rig:
             | (addresses[0] != addresses[1]) * layout.REWRITE_ADDRESS
             | (ports[0] != ports[1]) * layout.REWRITE_PORT
         )
+        row["tag"] = tag_of(flow_key(packet))
         for name, value in fields.items():
             row[name] = value
         self.put("flows6" if IPv6 in packet else "flows4", flow_key(packet), row)
@@ -154,14 +155,18 @@ class Rig:
 
     def run(self, packet: Packet | bytes, link: str, gso_size: int = 0) -> Outcome:
         """Give it one packet that came in on `link`."""
-        context = bytearray(_CONTEXT)
-        _INDEX.pack_into(context, _IFINDEX_AT, self.links[link])
-        _INDEX.pack_into(context, _GSO_SIZE_AT, gso_size)
         before = self.counted()
-        done = syscall.test_run(self.loaded.program, bytes(packet), 1, bytes(context))
+        done = syscall.test_run(self.loaded.program, bytes(packet), 1, self.context(link, gso_size))
         counted = self.counted() - before
         (number,) = np.flatnonzero(counted)
         return Outcome(VERDICTS[number].name, done.result, done.packet)
+
+    def context(self, link: str, gso_size: int = 0) -> bytes:
+        """The struct __sk_buff of a packet that came in on `link`."""
+        context = bytearray(_CONTEXT)
+        _INDEX.pack_into(context, _IFINDEX_AT, self.links[link])
+        _INDEX.pack_into(context, _GSO_SIZE_AT, gso_size)
+        return bytes(context)
 
     def learn(self, packet: Packet, link: str) -> Outcome:
         """Give it a packet of a connection that it does not know: TCP's first data is only noted."""
@@ -233,6 +238,16 @@ def flow_key(packet: Packet) -> np.ndarray:
 def address_words(net: Packet) -> bytes:
     """Source and destination as they are on the wire."""
     return ipaddress.ip_address(net.src).packed + ipaddress.ip_address(net.dst).packed
+
+
+def tag_of(keys: np.ndarray) -> np.ndarray:
+    """The tags of flows with these keys, as tag_of() of program/maps.c."""
+    words = keys.view(np.uint64).reshape(len(keys), -1)
+    addresses = words[:, 0]
+    if keys.dtype == layout.KEY6:
+        addresses = words[:, 1] >> 32 << 32 | words[:, 3] >> 32
+    mixed = addresses ^ words[:, -1] * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> 32 ^ mixed).astype(np.uint32)
 
 
 def port_words(net: Packet) -> bytes:
