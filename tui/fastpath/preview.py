@@ -139,7 +139,7 @@ def _held(tied: bool) -> list[str]:
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [
         "Nobody verifies checksums and TCP windows of the packets that it forwards, as with nftables' own "
-        "flowtables; conntrack goes on with all other connections.",
+        "flowtables; conntrack goes on to check all other connections.",
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
         "kernel removes the table when its process ends.",

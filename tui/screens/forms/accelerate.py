@@ -63,7 +63,10 @@ class AccelerateScreen(Dialog[str]):
         """Show these lines below the preview, and the keys that mean something now."""
         self._words = list(words) or self._words
         self._text.show(self._lines)
-        self.query_one("#fast-box").border_subtitle = _KEYS[self.phase]
+        keys = _KEYS[self.phase]
+        self.query_one("#fast-box").border_subtitle = (
+            keys if self._on else keys.replace("s strict or not · ", "")
+        )
 
     # ---- on the thread
 
