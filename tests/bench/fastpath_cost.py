@@ -14,6 +14,7 @@ from scapy.packet import Packet
 
 from bpf import layout, syscall
 from bpf.reader import fast_flows
+from bpf.verdicts import FAST
 from core.collect.netns import entered
 from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu
@@ -149,6 +150,7 @@ def _cost_with(host: ThrowawayHost, flows: int) -> tuple[float, float]:
     try:
         with entered(named(host.full("far"))), one_cpu(CPU):
             _send_any(keys, _FRAMES)
+        assert rig.counted()[FAST.number] >= _FRAMES
         return _average(rig.loaded.program), _average(empty)
     finally:
         for descriptor in (*links, switch, empty):
@@ -183,7 +185,7 @@ def _send_any(keys: np.ndarray, count: int) -> None:
     batch = Batch(len(frame))
     frames = np.frombuffer(batch.buffer, np.uint8).reshape(-1, len(frame))
     frames[:] = frame
-    ports = np.stack([keys["sport"], keys["dport"]], axis=1).view(np.uint8)
+    ports = np.stack([keys["sport"], keys["dport"]], axis=1).astype(">u2").view(np.uint8)
     chosen = np.random.default_rng(1)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as here:
         here.bind(("far", 0))
