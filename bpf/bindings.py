@@ -43,7 +43,7 @@ class Bindings:
             for key, ifindex in claimed:
                 if ifindex != first:
                     del found.owners[key]
-                    found.refused[found.ports[ifindex].name] = _why(address)
+                    found.refused[found.links[ifindex].name] = _why(address)
 
     def take(self, found: Contents) -> bool:
         """Note where addresses and MACs are now; whether one is elsewhere than before, or too many were

@@ -67,7 +67,7 @@ def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:
         yield name.encode(), compiled[name.encode()]
 
 
-MAPS = ("config", "counters", "scratch", "ports", "owners", "macs", "captured",
+MAPS = ("config", "counters", "scratch", "links", "owners", "macs", "captured",
         "flows4", "flows6", "wanted", "young")  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 COUNTERS = 64
 # The room of the maps: links, addresses of containers, MACs behind bridges.
-PORTS, OWNERS, MACS = 4096, 65536, 16384
+LINKS, OWNERS, MACS = 4096, 65536, 16384
 
 CONFIG = np.dtype(
     [
@@ -29,9 +29,9 @@ CONFIG = np.dtype(
 )
 HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY, ROUTES_BY_PACKET = 1, 2, 4, 8, 16
 
-PORT = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
-PORT_BRIDGED, PORT_CONTAINER, PORT_ISOLATED, PORT_L2, PORT_IPTABLES, PORT_PEER = 1, 2, 4, 8, 16, 32
-PORT_OUT, PORT_IN_ONLY = 64, 128
+LINK = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
+LINK_BRIDGED, LINK_CONTAINER, LINK_ISOLATED, LINK_L2, LINK_IPTABLES, LINK_PEER = 1, 2, 4, 8, 16, 32
+LINK_OUT, LINK_IN_ONLY = 64, 128
 
 # IPv4 addresses stand in the first four bytes.
 OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])
@@ -120,7 +120,7 @@ SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])
 
 _STRUCTURES = {
     "config": CONFIG,
-    "port": PORT,
+    "link": LINK,
     "owner_key": OWNER_KEY,
     "mac_key": MAC_KEY,
     "mac_value": MAC_VALUE,

@@ -60,7 +60,7 @@ def maps(flows: int) -> dict[str, Map]:
         "config": Map(syscall.MAP_ARRAY, _INDEX, layout.CONFIG, 1),
         "counters": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.SLOT_COUNTERS, SLOTS),
         "scratch": Map(syscall.MAP_PERCPU_ARRAY, _INDEX, layout.LEARNED, 1),
-        "ports": Map(syscall.MAP_HASH, _INDEX, layout.PORT, layout.PORTS),
+        "links": Map(syscall.MAP_HASH, _INDEX, layout.LINK, layout.LINKS),
         "owners": Map(syscall.MAP_HASH, layout.OWNER_KEY, layout.OWNER, layout.OWNERS),
         "macs": Map(syscall.MAP_HASH, layout.MAC_KEY, layout.MAC_VALUE, layout.MACS),
         "captured": Map(syscall.MAP_HASH, layout.OWNER_KEY, _INDEX, CAPTURED),

@@ -16,7 +16,7 @@ from core.model import Link
 
 _AF = {4: 2, 6: 10}
 # The dtypes of bpf/layout.py, packed one by one.
-_PORT = struct.Struct("=III6sH")
+_LINK = struct.Struct("=III6sH")
 OWNER_KEY = struct.Struct("=II16s")
 _MAC_KEY = struct.Struct("=I8s")
 _MAC_VALUE = struct.Struct("=IHH")
@@ -29,8 +29,8 @@ _ETHERNET = ("physical", "veth", "vlan", "bond", "team", "tun", "vxlan", "geneve
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
-    """One link on which the program runs: a row of the map `ports`, without its slot."""
+class LinkRow:
+    """One link on which the program runs: a row of the map `links`, without its slot."""
 
     ifindex: int
     name: str
@@ -42,12 +42,12 @@ class Port:
 
 @dataclass(slots=True)
 class Contents:
-    """What the maps are to hold: bytes by bytes, and the ports by ifindex; `outs` are links that packets may
+    """What the maps are to hold: bytes by bytes, and the links by ifindex; `outs` are links that packets may
     leave by and on which the program does not run. `refused` are links by name that ought to be accelerated
     and are not, with the reason. `behind` are the MACs behind each port."""
 
-    ports: dict[int, Port] = field(default_factory=dict)
-    outs: dict[int, Port] = field(default_factory=dict)
+    links: dict[int, LinkRow] = field(default_factory=dict)
+    outs: dict[int, LinkRow] = field(default_factory=dict)
     owners: dict[bytes, bytes] = field(default_factory=dict)
     macs: dict[bytes, bytes] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def contents(scene: Scene, bridges: Collection[int], l2_allowed: bool = True) ->
     for bridge in sorted(bridges):
         if bridge in scene.links:
             _add_bridge(made, scene, scene.links[bridge], l2_allowed)
-    for link in scene.links.values() if made.ports else ():
+    for link in scene.links.values() if made.links else ():
         if link.master not in bridges and link.ifindex not in bridges:
             _add_uplink(made, scene, link)
     _add_outs(made, scene)
@@ -78,7 +78,7 @@ def _add_bridge(made: Contents, scene: Scene, bridge: Link, l2_allowed: bool) ->
     if why:
         made.refused[bridge.name] = why
         return
-    flags = layout.PORT_BRIDGED | _bridged_by(scene, bridge, l2_allowed)
+    flags = layout.LINK_BRIDGED | _bridged_by(scene, bridge, l2_allowed)
     for port in scene.links.values():
         if port.master != bridge.ifindex:
             continue
@@ -86,9 +86,9 @@ def _add_bridge(made: Contents, scene: Scene, bridge: Link, l2_allowed: bool) ->
         if why:
             made.refused[port.name] = why
             continue
-        own = 0 if _is_card(port) else layout.PORT_CONTAINER
-        own |= layout.PORT_ISOLATED if port.port and port.port.isolated else 0
-        made.ports[port.ifindex] = Port(port.ifindex, port.name, bridge.ifindex, flags | own, bridge.mac)
+        own = 0 if _is_card(port) else layout.LINK_CONTAINER
+        own |= layout.LINK_ISOLATED if port.port and port.port.isolated else 0
+        made.links[port.ifindex] = LinkRow(port.ifindex, port.name, bridge.ifindex, flags | own, bridge.mac)
         _add_container(made, scene, bridge, port)
     made.macs = {key: value for key, value in made.macs.items() if value}
 
@@ -122,8 +122,8 @@ def _bridged_by(scene: Scene, bridge: Link, l2_allowed: bool) -> int:
     own = bridge.bridge
     asked = own is not None and (own.nf_call_iptables or own.nf_call_ip6tables)
     if asked or scene.call_iptables or scene.call_ip6tables:
-        return layout.PORT_IPTABLES
-    return layout.PORT_L2 if l2_allowed else 0
+        return layout.LINK_IPTABLES
+    return layout.LINK_L2 if l2_allowed else 0
 
 
 def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> None:
@@ -152,9 +152,9 @@ def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> No
         return
     made.macs[key] = _MAC_VALUE.pack(port.ifindex, flags, mtu)
     made.behind.append((port.ifindex, _mac(end.mac)[:6]))
-    peer = layout.PORT_PEER if flags & layout.MAC_PEER else 0
-    row = made.ports[port.ifindex]
-    made.ports[port.ifindex] = replace(row, flags=row.flags | peer, mtu=mtu)
+    peer = layout.LINK_PEER if flags & layout.MAC_PEER else 0
+    row = made.links[port.ifindex]
+    made.links[port.ifindex] = replace(row, flags=row.flags | peer, mtu=mtu)
 
 
 def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
@@ -167,7 +167,7 @@ def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
         master = scene.links.get(link.master)
         if master is None or master.kind != "bridge" or not _is_card(link) or not master.addresses:
             return
-        l3, flags = master, layout.PORT_BRIDGED
+        l3, flags = master, layout.LINK_BRIDGED
     elif not link.addresses or link.kind not in _ETHERNET:
         return
     if not scene.filters.ingress.isdisjoint((link.ifindex, l3.ifindex)):
@@ -175,23 +175,25 @@ def _add_uplink(made: Contents, scene: Scene, link: Link) -> None:
         return
     if not scene.filters.unclear.isdisjoint((link.ifindex, l3.ifindex)):
         made.refused[link.name] = _UNCLEAR
-        flags |= layout.PORT_IN_ONLY
-    made.ports[link.ifindex] = Port(link.ifindex, link.name, l3.ifindex, flags, l3.mac)
+        flags |= layout.LINK_IN_ONLY
+    made.links[link.ifindex] = LinkRow(link.ifindex, link.name, l3.ifindex, flags, l3.mac)
 
 
 def _add_outs(made: Contents, scene: Scene) -> None:
     """Links that routes may lead out by. A tunnel to many peers needs more of a packet than its address (the
     route's next hop), and another bridge may ask rules of its own. No route leads out by a bridge's port."""
-    l3 = {port.l3_ifindex for port in made.ports.values()}
-    for link in scene.links.values() if made.ports else ():
+    l3 = {row.l3_ifindex for row in made.links.values()}
+    for link in scene.links.values() if made.links else ():
         master = scene.links.get(link.master or 0)
         if master is not None and master.kind == "bridge":
             continue
         is_plain = link.kind in _ETHERNET or (link.kind in _WAYS_OUT and not link.master)
         if link.ifindex in scene.filters.unclear:
             continue
-        if link.ifindex not in made.ports and link.admin_up and (link.ifindex in l3 or is_plain):
-            made.outs[link.ifindex] = Port(link.ifindex, link.name, link.ifindex, layout.PORT_OUT, link.mac)
+        if link.ifindex not in made.links and link.admin_up and (link.ifindex in l3 or is_plain):
+            made.outs[link.ifindex] = LinkRow(
+                link.ifindex, link.name, link.ifindex, layout.LINK_OUT, link.mac
+            )
 
 
 def leave_pinned(made: Contents, pinned: Mapping[tuple[int, bytes], int]) -> None:
@@ -204,10 +206,10 @@ def leave_pinned(made: Contents, pinned: Mapping[tuple[int, bytes], int]) -> Non
 
 def fit(made: Contents) -> None:
     """Leave out what the maps have no room for: links by name, and with them their addresses and MACs."""
-    room = layout.PORTS - len(made.outs)
-    left_out = set(sorted(made.ports)[room:])
+    room = layout.LINKS - len(made.outs)
+    left_out = set(sorted(made.links)[room:])
     for ifindex in left_out:
-        made.refused[made.ports.pop(ifindex).name] = f"there is room for {layout.PORTS} links"
+        made.refused[made.links.pop(ifindex).name] = f"there is room for {layout.LINKS} links"
     owners = (item for item in made.owners.items() if OWNER_KEY.unpack(item[0])[0] not in left_out)
     made.owners = dict(islice(owners, layout.OWNERS))
     macs = (item for item in made.macs.items() if _MAC_VALUE.unpack(item[1])[0] not in left_out)
@@ -230,9 +232,9 @@ def _mac(text: str) -> bytes:
 
 def rule_links(found: Contents, links: Mapping[int, Link]) -> Links:
     """The links that rules see accelerated packets come in and leave by."""
-    come_in = {port.l3_ifindex for port in found.ports.values()}
+    come_in = {row.l3_ifindex for row in found.links.values()}
     leave = come_in | found.outs.keys()
-    bridges = {port.l3_ifindex for port in found.ports.values() if port.flags & layout.PORT_CONTAINER}
+    bridges = {row.l3_ifindex for row in found.links.values() if row.flags & layout.LINK_CONTAINER}
     return Links(_named(come_in, links), _named(leave, links), _named(bridges, links))
 
 
@@ -241,10 +243,10 @@ def _named(ifindexes: Iterable[int], links: Mapping[int, Link]) -> frozenset[str
     return frozenset(known.values()) | {f"#{each}" for each in known}
 
 
-def port_row(port: Port, slot: int) -> bytes:
-    """A row of the map `ports`."""
-    mac = _mac(port.mac)[:6] if len(port.mac) == _MAC_LETTERS else bytes(6)
-    return _PORT.pack(port.l3_ifindex, slot, port.flags, mac, port.mtu)
+def link_row(row: LinkRow, slot: int) -> bytes:
+    """A row of the map `links`."""
+    mac = _mac(row.mac)[:6] if len(row.mac) == _MAC_LETTERS else bytes(6)
+    return _LINK.pack(row.l3_ifindex, slot, row.flags, mac, row.mtu)
 
 
 def rows(kept: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Iterator[tuple[bytes, bytes | None]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpf import layout, marks, syscall
-from bpf.ports import Port
+from bpf.ports import LinkRow
 from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
 
@@ -66,8 +66,8 @@ def _runs(program: int) -> tuple[int, int]:
 def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[str, Any]:
     """Everything but the flows themselves."""
     maps, tables, view = holder.loaded.maps, holder.tables, holder.view
-    ports = [
-        _port(maps["counters"], tables.slots.get(port.ifindex, 0), port) for port in tables.ports.values()
+    links = [
+        _link(maps["counters"], tables.slots.get(link.ifindex, 0), link) for link in tables.links.values()
     ]
     found: dict[str, Any] = {
         "ok": True,
@@ -82,13 +82,13 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
         "epoch": int(tables.config["epoch"]),
         "captured": tables.captured,
         "bridges": sorted(
-            {_name(holder, port.l3_ifindex) for port in tables.ports.values() if port.flags & 2}
+            {_name(holder, link.l3_ifindex) for link in tables.links.values() if link.flags & 2}
         ),
         "refused": view.refused,
         "program": syscall.id_of(view.attachments.program),
         "maps": {name: syscall.id_of(descriptor) for name, descriptor in maps.items()},
-        "ports": ports,
-        "verdicts": _total(ports, verdicts(maps["counters"], 0)),
+        "ports": links,
+        "verdicts": _total(links, verdicts(maps["counters"], 0)),
         "flows_limit": sum(syscall.room_of(maps[name]) for name in ("flows4", "flows6")),
     }
     if flows:
@@ -103,10 +103,10 @@ def _name(holder: Holder, ifindex: int) -> str:
     return link.name if link else str(ifindex)
 
 
-def _port(counters: int, slot: int, port: Port) -> dict[str, Any]:
-    role = "container" if port.flags & layout.PORT_CONTAINER else "uplink"
+def _link(counters: int, slot: int, link: LinkRow) -> dict[str, Any]:
+    role = "container" if link.flags & layout.LINK_CONTAINER else "uplink"
     counted = verdicts(counters, slot)
-    return {"ifindex": port.ifindex, "name": port.name, "role": role, "verdicts": counted}
+    return {"ifindex": link.ifindex, "name": link.name, "role": role, "verdicts": counted}
 
 
 def verdicts(counters: int, slot: int) -> dict[str, int]:
@@ -117,11 +117,11 @@ def verdicts(counters: int, slot: int) -> dict[str, int]:
     return {verdict.name: int(sums[verdict.number]) for verdict in VERDICTS if sums[verdict.number]}
 
 
-def _total(ports: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, int]:
-    """All ports together, and what was counted `elsewhere`: row 0, packets whose port was not looked up."""
+def _total(links: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, int]:
+    """All links together, and what was counted `elsewhere`: row 0, packets whose link was not looked up."""
     sums = dict(elsewhere)
-    for port in ports:
-        for name, count in port["verdicts"].items():
+    for link in links:
+        for name, count in link["verdicts"].items():
             sums[name] = sums.get(name, 0) + count
     return sums
 

@@ -13,7 +13,7 @@ from bpf import layout, ports, syscall, sysctls
 from bpf.clock import Clock
 from bpf.loader import SLOTS, Loaded
 from bpf.marks import SHIFT
-from bpf.ports import Contents, Port
+from bpf.ports import Contents, LinkRow
 from bpf.scene import RouteFacts
 
 LEASE = 2  # seconds
@@ -45,7 +45,7 @@ class Tables:
         self.captured: list[str] = []
         self.behind: list[tuple[int, bytes]] = []
         self.slots: dict[int, int] = {}
-        self.ports: dict[int, Port] = {}
+        self.links: dict[int, LinkRow] = {}
 
     def read_sysctls(self) -> None:
         """Take what the program heeds of sysctls that tell nobody; it counts from the next beat on."""
@@ -103,22 +103,22 @@ class Tables:
 
     def fill(self, contents: Contents) -> bool:
         """Make the maps hold this; whether anything changed."""
-        rows = {struct.pack("=I", ifindex): self._row(port) for ifindex, port in contents.ports.items()}
-        rows |= {struct.pack("=I", ifindex): ports.port_row(out, 0) for ifindex, out in contents.outs.items()}
+        rows = {struct.pack("=I", ifindex): self._row(link) for ifindex, link in contents.links.items()}
+        rows |= {struct.pack("=I", ifindex): ports.link_row(out, 0) for ifindex, out in contents.outs.items()}
         changed = self._write("owners", self._owners, contents.owners)
         changed |= self._write("macs", self._macs, contents.macs)
-        changed |= self._write("ports", self._rows, rows)
+        changed |= self._write("links", self._rows, rows)
         self._owners, self._macs, self._rows = contents.owners, contents.macs, rows
-        self.ports = dict(contents.ports)
-        for gone in [ifindex for ifindex in self.slots if ifindex not in self.ports]:
+        self.links = dict(contents.links)
+        for gone in [ifindex for ifindex in self.slots if ifindex not in self.links]:
             del self.slots[gone]
         return changed
 
-    def _row(self, port: Port) -> bytes:
-        slot = self.slots.get(port.ifindex)
+    def _row(self, link: LinkRow) -> bytes:
+        slot = self.slots.get(link.ifindex)
         if slot is None:
-            slot = self.slots[port.ifindex] = self._free_slot()
-        return ports.port_row(port, slot)
+            slot = self.slots[link.ifindex] = self._free_slot()
+        return ports.link_row(link, slot)
 
     def _free_slot(self) -> int:
         """A row of the counters that no link uses, emptied; the common one, 0, where there is none left."""

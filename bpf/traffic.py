@@ -29,7 +29,7 @@ class Upkeep:
     def run(self) -> None:
         """Keep what flows use."""
         fdb_due = time.monotonic() >= self._fdb_at and bool(self._tables.behind)
-        l3 = {port.l3_ifindex for port in self._tables.ports.values()}
+        l3 = {link.l3_ifindex for link in self._tables.links.values()}
         if not (self._neighbours.has_stale(l3) or fdb_due):
             return
         there, here = self._macs_in_use()

@@ -89,8 +89,8 @@ class View:
             self._judge_anew()
         if self._tables.fill(found):
             self._tables.ask_again()
-        failed = self.attachments.keep(found.ports)
-        self.refused = found.refused | {found.ports[each].name: why for each, why in failed.items()}
+        failed = self.attachments.keep(found.links)
+        self.refused = found.refused | {found.links[each].name: why for each, why in failed.items()}
         self._tables.behind = found.behind
         self.took = time.thread_time() - began
 

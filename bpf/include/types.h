@@ -31,22 +31,22 @@ struct config {
 #define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
 #define ROUTES_BY_PACKET 16 /* routes or rules ask for the type of service or the like: what is routed is the kernel's */
 
-/* A link on which the program runs: the map `ports`, by ifindex. */
-struct port {
+/* A link on which the program runs: the map `links`, by ifindex. */
+struct link {
 	u32 l3_ifindex; /* the bridge it is a port of, or itself */
 	u32 slot;       /* its row of the map `counters` */
-	u32 flags;      /* PORT_* */
+	u32 flags;      /* LINK_* */
 	u8 mac[6];      /* of l3_ifindex */
 	u16 mtu;        /* of what may go out here to the container; 0 for uplinks: the route says it */
 };
-#define PORT_BRIDGED 1   /* port of a bridge */
-#define PORT_CONTAINER 2 /* sources are checked against the map `owners` */
-#define PORT_ISOLATED 4
-#define PORT_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
-#define PORT_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
-#define PORT_PEER 32     /* as MAC_PEER */
-#define PORT_OUT 64      /* the program does not run on it, packets may leave by it */
-#define PORT_IN_ONLY 128 /* nothing leaves by it: others look at what does */
+#define LINK_BRIDGED 1   /* port of a bridge */
+#define LINK_CONTAINER 2 /* sources are checked against the map `owners` */
+#define LINK_ISOLATED 4
+#define LINK_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
+#define LINK_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
+#define LINK_PEER 32     /* as MAC_PEER */
+#define LINK_OUT 64      /* the program does not run on it, packets may leave by it */
+#define LINK_IN_ONLY 128 /* nothing leaves by it: others look at what does */
 
 /* Who may send from where: the map `owners`; the value is the MAC address. */
 struct owner_key {

@@ -87,8 +87,8 @@ INLINE int rewrite_and_go(
 
 INLINE u32 slot_of(u32 ifindex)
 {
-	struct port *port = ports.lookup(&ifindex);
-	return port ? port->slot : 0;
+	struct link *link = links.lookup(&ifindex);
+	return link ? link->slot : 0;
 }
 
 /* Whether this frame comes as the frames of a flow do: by the same link, with the same MAC addresses. */
@@ -168,10 +168,10 @@ INLINE enum verdict decide(
 	}
 	if (RARE(!flow || !holds(flow, skb, config, eth, now))) {
 		u32 ifindex = skb->ifindex, generation = config->generation;
-		struct port *port = ports.lookup(&ifindex);
-		if (!port)
+		struct link *link = links.lookup(&ifindex);
+		if (!link)
 			return V_PORT;
-		*slot = port->slot;
+		*slot = link->slot;
 		note_acknowledged(flow, skb, packet, eth);
 		if (!generation)
 			return V_PAUSED;
@@ -180,10 +180,10 @@ INLINE enum verdict decide(
 			return V_NO_DATA;
 		widen(packet);
 		/* Short connections, that carry data once, gain nothing by being asked for. */
-		if (packet->l4_proto == IPPROTO_TCP && is_tracked(port, eth) &&
+		if (packet->l4_proto == IPPROTO_TCP && is_tracked(link, eth) &&
 		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first(packet, now))
 			return V_YOUNG;
-		enum verdict verdict = relearn(skb, packet, config, port, eth, flow, generation, now);
+		enum verdict verdict = relearn(skb, packet, config, link, eth, flow, generation, now);
 		if (verdict != V_FAST)
 			return verdict;
 		flow = find(packet);

@@ -18,7 +18,7 @@
  *   generation       names, groups and masters of links; routes, routing rules, forwarding, rp_filter: bpf/hostwatch.py
  *                    addresses and MAC addresses of containers, and their ports: bpf/bindings.py
  *
- * Frames that a bridge switches without asking any rule (PORT_L2) are bound to what each packet and the epoch say alone. */
+ * Frames that a bridge switches without asking any rule (LINK_L2) are bound to what each packet and the epoch say alone. */
 
 INLINE bool is_captured(const struct packet *packet)
 {
@@ -69,32 +69,32 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 
 /* All that a new flow needs to know; any verdict but FAST leaves the packet to the kernel. */
 INLINE enum verdict learn(
-	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct link *link,
 	const u32 *eth, struct learned *learned
 )
 {
 	struct flow *flow = &learned->flow;
-	bool routed = !__builtin_memcmp(eth, port->mac, ETH_ALEN);
-	if (!routed && !(port->flags & PORT_BRIDGED))
+	bool routed = !__builtin_memcmp(eth, link->mac, ETH_ALEN);
+	if (!routed && !(link->flags & LINK_BRIDGED))
 		return V_OTHER_HOST;
 	if (config->flags & HAS_CAPTURES && is_captured(packet))
 		return V_CAPTURED;
-	if (port->flags & PORT_CONTAINER && !is_own_source(skb, packet, eth))
+	if (link->flags & LINK_CONTAINER && !is_own_source(skb, packet, eth))
 		return V_SOURCE;
-	if (!routed && port->flags & PORT_L2) {
+	if (!routed && link->flags & LINK_L2) {
 		__builtin_memcpy(flow->new_src, packet->src, 16);
 		__builtin_memcpy(flow->new_dst, packet->dst, 16);
 		flow->new_ports = packet->ports;
 		learned->known |= KNOWN_BOTH_WAYS;
 	} else {
-		if (!routed && !(port->flags & PORT_IPTABLES))
+		if (!routed && !(link->flags & LINK_IPTABLES))
 			return V_OTHER_HOST;
 		enum verdict asked = ask_conntrack(skb, packet, config, learned);
 		if (asked != V_FAST)
 			return asked;
 	}
-	enum verdict verdict = routed ? find_routed(skb, packet, port, config, eth, learned)
-				      : find_bridged(skb, packet, port, eth, flow);
+	enum verdict verdict = routed ? find_routed(skb, packet, link, config, eth, learned)
+				      : find_bridged(skb, packet, link, eth, flow);
 	if (verdict == V_FAST)
 		find_differences(packet, flow);
 	return verdict;
@@ -102,9 +102,9 @@ INLINE enum verdict learn(
 
 /* Whether conntrack has a say in what comes in by a port with these MAC addresses: not in frames that a bridge switches by
  * itself. */
-INLINE bool is_tracked(const struct port *port, const u32 *eth)
+INLINE bool is_tracked(const struct link *link, const u32 *eth)
 {
-	return !(port->flags & PORT_L2) || !__builtin_memcmp(eth, port->mac, ETH_ALEN);
+	return !(link->flags & LINK_L2) || !__builtin_memcmp(eth, link->mac, ETH_ALEN);
 }
 
 /* Verdicts that the next packet of the flow would get as well: kept, so that it need not ask again at once. Only of
@@ -126,17 +126,17 @@ INLINE void swap_macs(u32 *to, const u32 *from)
 
 /* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
 INLINE void learn_way_back(
-	const struct packet *packet, const struct port *port, struct learned *learned
+	const struct packet *packet, const struct link *link, struct learned *learned
 )
 {
 	const struct flow *flow = &learned->flow;
 	struct flow *back = &learned->back;
 	u32 in = flow->out_ifindex;
 	struct packet answer = {.family = packet->family, .l4_proto = packet->l4_proto};
-	struct port *from = ports.lookup(&in);
-	if (!from || from->flags & PORT_OUT || port->flags & PORT_IN_ONLY || !back->mtu)
+	struct link *from = links.lookup(&in);
+	if (!from || from->flags & LINK_OUT || link->flags & LINK_IN_ONLY || !back->mtu)
 		return;
-	if (from->flags & PORT_CONTAINER) {
+	if (from->flags & LINK_CONTAINER) {
 		struct owner_key key = {.ifindex = in, .family = packet->family};
 		__builtin_memcpy(key.address, flow->new_dst, 16);
 		if (!owners.lookup(&key))
@@ -145,7 +145,7 @@ INLINE void learn_way_back(
 	swap_macs(back->eth_in, flow->eth_out);
 	swap_macs(back->eth_out, flow->eth_in);
 	back->in_ifindex = in;
-	back->out_ifindex = port->flags & PORT_CONTAINER ? flow->in_ifindex : port->l3_ifindex;
+	back->out_ifindex = link->flags & LINK_CONTAINER ? flow->in_ifindex : link->l3_ifindex;
 	back->slot = from->slot;
 	back->generation = flow->generation;
 	back->ct_mark = flow->ct_mark;
@@ -154,7 +154,7 @@ INLINE void learn_way_back(
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
 	back->last_seen = flow->checked - 1; /* nothing came yet */
-	back->action = port->flags & PORT_PEER ? ACTION_PEER : ACTION_REDIRECT;
+	back->action = link->flags & LINK_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	back->rewrite = flow->rewrite;
 	back->addr_diff = ~flow->addr_diff;
 	back->port_diff = ~flow->port_diff;
@@ -212,7 +212,7 @@ INLINE bool is_unanswered(
  *
  * store() gives the memory of `old` to other flows: it isn't read after that. */
 INLINE enum verdict relearn(
-	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct port *port,
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct link *link,
 	const u32 *eth, struct flow *old, u32 generation, u32 now
 )
 {
@@ -226,16 +226,16 @@ INLINE enum verdict relearn(
 	__builtin_memcpy(flow->eth_in, eth, 12);
 	flow->tag = tag_of(packet);
 	flow->in_ifindex = skb->ifindex;
-	flow->slot = port->slot;
+	flow->slot = link->slot;
 	flow->epoch = config->epoch;
 	flow->generation = generation;
 	flow->acked = packet->ack;
 	learned->known = is_unanswered(packet, config, old, flow) ? KNOWN_UNANSWERED : 0;
-	learned->back.mtu = port->mtu;
+	learned->back.mtu = link->mtu;
 	flow->checked = now;
 	flow->first_seen = now;
 	flow->last_seen = now;
-	enum verdict verdict = learn(skb, packet, config, port, eth, learned);
+	enum verdict verdict = learn(skb, packet, config, link, eth, learned);
 	if (verdict == V_YOUNG || learned->known & KNOWN_OUTDATED)
 		want(WANT_LIBERAL, packet);
 	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
@@ -243,7 +243,7 @@ INLINE enum verdict relearn(
 	if (verdict != V_FAST) {
 		if (old)
 			old->action = ACTION_NONE;
-		if (!is_lasting(verdict) || !is_tracked(port, eth))
+		if (!is_lasting(verdict) || !is_tracked(link, eth))
 			return verdict;
 		flow->action = ACTION_KERNEL;
 		flow->verdict = verdict;
@@ -267,7 +267,7 @@ INLINE enum verdict relearn(
 	}
 	store(packet, flow);
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
-		learn_way_back(packet, port, learned);
+		learn_way_back(packet, link, learned);
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && was_fast)
 		return V_NOT_ASSURED;
 	return verdict;

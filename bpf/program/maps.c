@@ -11,7 +11,7 @@
 BPF_TABLE("array", u32, struct config, config, 1);
 BPF_TABLE("percpu_array", u32, struct slot_counters, counters, 1);
 BPF_TABLE("percpu_array", u32, struct learned, scratch, 1);
-BPF_HASH(ports, u32, struct port, 1);
+BPF_HASH(links, u32, struct link, 1);
 BPF_TABLE("hash", struct owner_key, u64, owners, 1);
 BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
 BPF_TABLE("hash", struct owner_key, u32, captured, 1);

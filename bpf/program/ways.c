@@ -44,7 +44,7 @@ INLINE enum verdict fib_verdict(long found)
 }
 
 /* The port of `bridge` behind which that MAC address sits becomes the way out. */
-INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct port *from, bool *isolated)
+INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct link *from, bool *isolated)
 {
 	struct mac_key key = {.bridge = bridge};
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
@@ -55,7 +55,7 @@ INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struc
 	flow->action = to->flags & MAC_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	if (!flow->mtu || to->mtu < flow->mtu)
 		flow->mtu = to->mtu;
-	*isolated = from->flags & PORT_ISOLATED && to->flags & MAC_ISOLATED;
+	*isolated = from->flags & LINK_ISOLATED && to->flags & MAC_ISOLATED;
 	return true;
 }
 
@@ -71,14 +71,14 @@ INLINE bool is_sent_elsewhere(const struct packet *packet, const struct flow *fl
 
 /* The way out of a frame that the bridge would switch. */
 INLINE enum verdict find_bridged(
-	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const u32 *eth, struct flow *flow
+	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const u32 *eth, struct flow *flow
 )
 {
 	if (is_sent_elsewhere(packet, flow))
 		return V_BRIDGED_DNAT;
 	bool isolated = false;
 	flow->mtu = 0;
-	if (!go_to_port(flow, port->l3_ifindex, (const u8 *)eth, port, &isolated) || flow->out_ifindex == skb->ifindex)
+	if (!go_to_port(flow, link->l3_ifindex, (const u8 *)eth, link, &isolated) || flow->out_ifindex == skb->ifindex)
 		return V_NO_PORT;
 	if (isolated)
 		return V_ISOLATED;
@@ -96,7 +96,7 @@ INLINE u16 route_mtu(const struct bpf_fib_lookup *fib, const struct config *conf
 /* Whether what the destination sends back leaves by the link that the packet came in on, as the host would route it; if
  * so to the very neighbour that sent it, the other direction may be learned as well. */
 INLINE bool is_way_back(
-	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config, u32 out_l3,
+	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const struct config *config, u32 out_l3,
 	const u32 *eth, struct learned *learned
 )
 {
@@ -111,15 +111,15 @@ INLINE bool is_way_back(
 	u64 sender = 0, hop = 0;
 	__builtin_memcpy(&sender, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 	__builtin_memcpy(&hop, fib.dmac, ETH_ALEN);
-	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop && !(port->flags & PORT_CONTAINER))
+	if (found == BPF_FIB_LKUP_RET_SUCCESS && sender == hop && !(link->flags & LINK_CONTAINER))
 		learned->back.mtu = route_mtu(&fib, config);
 	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
-		fib.ifindex == port->l3_ifindex;
+		fib.ifindex == link->l3_ifindex;
 }
 
 /* The way out of a packet that the host would route: by its destination after translation and its source before it. */
 INLINE enum verdict find_routed(
-	struct __sk_buff *skb, const struct packet *packet, const struct port *port, const struct config *config,
+	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const struct config *config,
 	const u32 *eth, struct learned *learned
 )
 {
@@ -128,7 +128,7 @@ INLINE enum verdict find_routed(
 	bool isolated = false;
 	if (config->flags & ROUTES_BY_PACKET)
 		return V_MULTIPATH;
-	fill_fib(&fib, packet, port->l3_ifindex);
+	fill_fib(&fib, packet, link->l3_ifindex);
 	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
 	fib.dport = flow->new_dport;
 	enum verdict verdict = fib_verdict(bpf_fib_lookup(skb, &fib, sizeof(fib), 0));
@@ -138,20 +138,20 @@ INLINE enum verdict find_routed(
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
 	/* br_netfilter translates before the bridge decides: what leaves by the bridge that it came in on is still switched,
 	 * see br_nf_pre_routing_finish(). */
-	if (port->flags & PORT_IPTABLES && fib.ifindex == port->l3_ifindex && is_sent_elsewhere(packet, flow)) {
+	if (link->flags & LINK_IPTABLES && fib.ifindex == link->l3_ifindex && is_sent_elsewhere(packet, flow)) {
 		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 		flow->rewrite |= REWRITE_MACS;
 	} else {
 		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
 		flow->rewrite |= REWRITE_L3;
 	}
-	if (!go_to_port(flow, fib.ifindex, fib.dmac, port, &isolated)) {
+	if (!go_to_port(flow, fib.ifindex, fib.dmac, link, &isolated)) {
 		/* What comes from outside is for an accelerated container, or none of our business. */
-		if (!(port->flags & PORT_CONTAINER))
+		if (!(link->flags & LINK_CONTAINER))
 			return V_NO_PORT;
 		u32 out = fib.ifindex;
-		struct port *to = ports.lookup(&out);
-		if (!to || to->flags & PORT_IN_ONLY)
+		struct link *to = links.lookup(&out);
+		if (!to || to->flags & LINK_IN_ONLY)
 			return V_WAY_OUT;
 		if (config->flags & HAS_MULTIPATH)
 			return V_MULTIPATH;
@@ -164,7 +164,7 @@ INLINE enum verdict find_routed(
 		if (flow->out_ifindex == skb->ifindex) /* as the port's hairpin mode says */
 			return V_BRIDGED_DNAT;
 	}
-	if (!is_way_back(skb, packet, port, config, fib.ifindex, eth, learned))
+	if (!is_way_back(skb, packet, link, config, fib.ifindex, eth, learned))
 		return V_REVERSE_PATH;
 	return V_FAST;
 }

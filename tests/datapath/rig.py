@@ -95,10 +95,10 @@ class Rig:
         self, name: str, flags: int, l3: str = "", mac: str = GATEWAY, mtu: int = 1500, slot: int = 1
     ) -> None:
         """Make a link known."""
-        row = np.zeros(1, layout.PORT)
+        row = np.zeros(1, layout.LINK)
         row["l3_ifindex"], row["flags"], row["slot"] = self.links[l3 or name], flags, slot
         row["mac"], row["mtu"] = mac_bytes(mac), mtu
-        self.put("ports", _INDEX.pack(self.links[name]), row)
+        self.put("links", _INDEX.pack(self.links[name]), row)
 
     def owner(self, name: str, address: str, mac: str) -> None:
         """Allow a source."""

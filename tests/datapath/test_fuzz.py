@@ -122,7 +122,7 @@ def test_mutated_packets(rig: Rig) -> None:
             flows.append((there, key, syscall.lookup(there, key, layout.FLOW.itemsize) or b""))
             known[well_formed(bytes(packet))] = bytes(packet)[:12]
     # What no flow is known for is taken on to conntrack, which knows nothing of it.
-    rig.port("p1", layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_IPTABLES, "b0")
+    rig.port("p1", layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES, "b0")
     for address in ("10.1.0.2", "fd00:1::2"):
         rig.owner("p1", address, CLIENT)
     dice = random.Random(SEED)

@@ -21,7 +21,7 @@ from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
-CONTAINER = layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_IPTABLES | layout.PORT_PEER
+CONTAINER = layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES | layout.LINK_PEER
 MACS = {"c1": "02:00:00:00:01:01", "c2": "02:00:00:00:01:02", "w": "02:00:00:00:02:01"}
 BRIDGE, UPLINK = "02:00:00:00:0b:01", "02:00:00:00:0b:02"
 ADDRESSES = {
@@ -210,10 +210,10 @@ def test_same_bridge_without_br_netfilter_needs_no_conntrack(lab: Lab, family: i
         "udp", family, src=addresses["c1"], dst=addresses["c2"], eth_src=MACS["c1"], eth_dst=MACS["c2"]
     )
     assert lab.rig.run(packet, "p1").verdict == "NO_CONNTRACK"
-    flags = layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_L2
+    flags = layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_L2
     lab.rig.port("p1", flags, "b0", BRIDGE)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
-    lab.rig.port("p1", flags | layout.PORT_ISOLATED, "b0", BRIDGE)
+    lab.rig.port("p1", flags | layout.LINK_ISOLATED, "b0", BRIDGE)
     lab.rig.behind("b0", MACS["c2"], "p2", layout.MAC_PEER | layout.MAC_ISOLATED)
     lab.rig.configure(epoch=2)
     assert lab.rig.run(packet, "p1").verdict == "ISOLATED"
@@ -376,7 +376,7 @@ def test_a_route_that_moves_a_translated_flow_asks_the_kernel_first(lab: Lab) ->
     host.run("ip addr add 198.51.100.1/24 dev up1")
     host.run("ip neigh add 198.51.100.9 lladdr 02:00:00:00:03:01 dev up1 nud permanent")
     lab.rig.look()
-    lab.rig.port("up1", layout.PORT_OUT, "up1", UPLINK)
+    lab.rig.port("up1", layout.LINK_OUT, "up1", UPLINK)
     packet = masquerade(lab, "udp", 4)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
     host.run("ip route replace default via 198.51.100.9")

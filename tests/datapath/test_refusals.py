@@ -131,7 +131,7 @@ def test_a_flow_that_does_not_hold(
         fields = {"checked": rig.jiffies(ago=-fields["checked"])}
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63), **fields)
     if verdict == "PAUSED":
-        rig.port("p1", layout.PORT_CONTAINER)
+        rig.port("p1", layout.LINK_CONTAINER)
     rig.configure(**configuration)
     outcome = rig.run(packet, "p1")
     assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, bytes(packet))
@@ -172,8 +172,8 @@ def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flag
 def test_another_sender_does_not_get_the_flow(rig: Rig) -> None:
     packet = plain("udp", 4)
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))
-    rig.port("p1", layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_IPTABLES, "b0")
-    rig.port("p2", layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_IPTABLES, "b0")
+    rig.port("p1", layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES, "b0")
+    rig.port("p2", layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES, "b0")
     rig.owner("p1", "10.1.0.2", CLIENT)
     rig.owner("p2", "10.1.0.3", SERVER)
     other_mac = plain("udp", 4, eth_src=SERVER)

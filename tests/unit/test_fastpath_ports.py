@@ -9,7 +9,7 @@ import numpy as np
 
 from bpf import layout
 from bpf.classifiers import Filters
-from bpf.ports import contents, fit, port_row, rows
+from bpf.ports import contents, fit, link_row, rows
 from bpf.scene import End, Scene
 from core.model import Address, BridgePort, BridgeSettings, Link
 
@@ -68,15 +68,15 @@ def test_containers_own_their_addresses_and_are_behind_their_macs() -> None:
 
 
 def test_ports_say_who_has_a_say_between_them() -> None:
-    l2 = contents(_scene(), {2}).ports
-    assert l2[3].flags == layout.PORT_BRIDGED | layout.PORT_CONTAINER | layout.PORT_L2 | layout.PORT_PEER
-    assert l2[4].flags & layout.PORT_ISOLATED
+    l2 = contents(_scene(), {2}).links
+    assert l2[3].flags == layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_L2 | layout.LINK_PEER
+    assert l2[4].flags & layout.LINK_ISOLATED
     assert (l2[5].flags, l2[5].l3_ifindex, l2[3].l3_ifindex) == (0, 5, 2)
-    filtered = contents(_scene(call_ip6tables=True), {2}).ports
-    assert filtered[3].flags & (layout.PORT_L2 | layout.PORT_IPTABLES) == layout.PORT_IPTABLES
-    ruled = contents(_scene(), {2}, l2_allowed=False).ports
-    assert not ruled[3].flags & (layout.PORT_L2 | layout.PORT_IPTABLES)
-    row = np.frombuffer(port_row(l2[3], 7), layout.PORT)[0]
+    filtered = contents(_scene(call_ip6tables=True), {2}).links
+    assert filtered[3].flags & (layout.LINK_L2 | layout.LINK_IPTABLES) == layout.LINK_IPTABLES
+    ruled = contents(_scene(), {2}, l2_allowed=False).links
+    assert not ruled[3].flags & (layout.LINK_L2 | layout.LINK_IPTABLES)
+    row = np.frombuffer(link_row(l2[3], 7), layout.LINK)[0]
     assert (row["l3_ifindex"], row["slot"], row["mtu"]) == (2, 7, 1500)
     assert row["mac"].tobytes().hex(":") == _BRIDGE.mac
 
@@ -105,7 +105,7 @@ def test_what_is_not_accelerated_is_told_why() -> None:
     assert contents(_scene(filters=Filters(frozenset({3, 5}))), {2}).refused.keys() == {"a", "up"}
     vlans = replace(_BRIDGE, bridge=BridgeSettings(vlan_filtering=True))
     found = contents(_scene(vlans, _A), {2})
-    assert found.ports == {} and "VLAN" in found.refused["br0"]
+    assert found.links == {} and "VLAN" in found.refused["br0"]
     assert contents(_scene(filters=Filters(frozenset({2}))), {2}).refused.keys() == {"br0"}
     blocking = replace(_A, port=BridgePort(state="blocking"))
     assert "blocking" in contents(_scene(_BRIDGE, blocking), {2}).refused["a"]
@@ -123,11 +123,11 @@ def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
     card = _link(12, "card", "physical", master=11, port=BridgePort(state="forwarding"))
     guest = _link(13, "guest", master=11, lower=9, lower_nsid=3, port=BridgePort(state="forwarding"))
     found = contents(_scene(_BRIDGE, _A, lo, bare, down, bond, slave, tunnel, lan, card, guest), {2})
-    assert set(found.ports) == {3, 8, 12}
-    assert not contents(_scene(_BRIDGE, _UP), {2}).ports
+    assert set(found.links) == {3, 8, 12}
+    assert not contents(_scene(_BRIDGE, _UP), {2}).links
     filtered = contents(_scene(_BRIDGE, _A, lan, card, filters=Filters(frozenset({11}))), {2})
-    assert set(filtered.ports) == {3} and filtered.refused.keys() == {"card"}
-    assert (found.ports[12].l3_ifindex, found.ports[12].flags) == (11, layout.PORT_BRIDGED)
+    assert set(filtered.links) == {3} and filtered.refused.keys() == {"card"}
+    assert (found.links[12].l3_ifindex, found.links[12].flags) == (11, layout.LINK_BRIDGED)
 
 
 def test_only_what_changed_is_written() -> None:
@@ -138,21 +138,21 @@ def test_only_what_changed_is_written() -> None:
 
 
 def test_what_the_maps_have_no_room_for_is_left_out_by_name() -> None:
-    many = layout.PORTS + 10
+    many = layout.LINKS + 10
     links = [
         replace(_A, ifindex=number, name=f"c{number}", lower=None, lower_nsid=None)
         for number in range(6, many)
     ]
     found = contents(_scene(_BRIDGE, _A, _B, _UP, *links), {2})
     fit(found)
-    assert len(found.ports) + len(found.outs) == layout.PORTS
-    assert {3, 4} <= found.ports.keys(), "who was there first stays"
+    assert len(found.links) + len(found.outs) == layout.LINKS
+    assert {3, 4} <= found.links.keys(), "who was there first stays"
     left_out = f"c{many - 1}"
-    assert found.refused[left_out] == f"there is room for {layout.PORTS} links"
-    assert len(found.refused) == len(links) + 3 - len(found.ports)
+    assert found.refused[left_out] == f"there is room for {layout.LINKS} links"
+    assert len(found.refused) == len(links) + 3 - len(found.links)
 
 
 def test_a_card_at_whose_egress_others_look_at_more_than_packets_only_takes_in() -> None:
     found = contents(_scene(filters=Filters(unclear=frozenset({3, 5}))), {2})
-    assert found.ports[5].flags & layout.PORT_IN_ONLY and "egress" in found.refused["up"]
+    assert found.links[5].flags & layout.LINK_IN_ONLY and "egress" in found.refused["up"]
     assert _MAC.format(0xA) not in _macs(found.macs) and _MAC.format(0xB) in _macs(found.macs)

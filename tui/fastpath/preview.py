@@ -69,11 +69,11 @@ def _whole(
     try:
         sight.look_at_host()
         before, _ = _attached(sight, fast.targets, NOTHING_FOREIGN)
-        foreign = attachments.foreign(ifindex for ifindex in sight.links if ifindex not in before.ports)
+        foreign = attachments.foreign(ifindex for ifindex in sight.links if ifindex not in before.links)
         then, meant = _attached(sight, after, foreign)
     finally:
         sight.close()
-    more, fewer = _by_role(then, before.ports), _by_role(before, then.ports)
+    more, fewer = _by_role(then, before.links), _by_role(before, then.links)
     if not after:
         changes = _ends(len(fewer))
     elif fast.is_running:
@@ -107,11 +107,11 @@ def _attached(sight: Sight, names: Iterable[str], foreign: Foreign) -> tuple[Con
 def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
     """Links and what they are, containers' first."""
     left = set(without)
-    ports = [port for ifindex, port in found.ports.items() if ifindex not in left]
-    ports.sort(key=lambda port: (not port.flags & layout.PORT_CONTAINER, port.name))
+    links = [link for ifindex, link in found.links.items() if ifindex not in left]
+    links.sort(key=lambda link: (not link.flags & layout.LINK_CONTAINER, link.name))
     return tuple(
-        safe(f"{port.name} ({'container' if port.flags & layout.PORT_CONTAINER else 'uplink'})")
-        for port in ports
+        safe(f"{link.name} ({'container' if link.flags & layout.LINK_CONTAINER else 'uplink'})")
+        for link in links
     )
 
 
