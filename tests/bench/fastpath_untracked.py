@@ -1,44 +1,63 @@
-"""What `tune --no-track-dns` gains in a container on a user-defined network."""
+"""What Docker's DNS rules cost in a container, and what `tune --no-track-dns` gains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
 
-from tests.bench.fastpath_lab import FastPath, Lab, has_netperf
-from tests.bench.fastpath_traffic import netperf
-from tests.bench.fastpath_turns import alternate, gain
+from tests.bench.cpu_time import transactions
+from tests.bench.fastpath_lab import Case, FastPath, Lab, inside
+from tests.bench.fastpath_turns import SECONDS, alternate, gain
 from tests.bench.report import Figure
+from tests.support.docker_dns import write_rules
 
-_TUNE = ("tune", "bench", "--no-track-dns")
+_COUNT = 100_000  # transactions, for each second that a measurement takes
+_KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+
+type _Switch = Callable[[bool], None]
 
 
 def figures(lab: Lab, fast: FastPath) -> Iterator[Figure]:
-    """Transactions with the one end that has Docker's DNS rules, with these alone and tuned, in turns."""
-    if not has_netperf():
-        return
-    yield from _figures(lab, "the kernel's path", "(report)")
+    """Transactions with the one end that has the rules: with these alone and tuned, with these and with none,
+    in turns. Afterwards that container has no rules."""
+    case = next(each for each in lab.cases if each.has_dns_rules)
+    yield from _figures(case, _tuning(lab), "tune --no-track-dns, the kernel's path", "(report)")
     fast.on()
     try:
-        yield from _figures(lab, "the fast path", ">= 1.05 x")
+        yield from _figures(case, _tuning(lab), "tune --no-track-dns, the fast path", ">= 1.05 x")
+        yield from _figures(
+            case, partial(_strip, case), "no rules in the container, the fast path", "(report)"
+        )
     finally:
         fast.off()
 
 
-def _figures(lab: Lab, path: str, to_reach: str) -> Iterator[Figure]:
-    case = next(each for each in lab.cases if each.has_dns_rules)
+def _figures(case: Case, switch: _Switch, what: str, to_reach: str) -> Iterator[Figure]:
+    for name, kind in _KINDS.items():
+        measure = partial(transactions, case, kind, SECONDS * _COUNT)
+        before, after = alternate(partial(switch, False), partial(switch, True), measure)
+        measured = f"{gain(after, before)}; {median(before):,.0f} / {median(after):,.0f}"
+        how = "transactions a CPU second of both ends; Docker's rules alone / so, in turns"
+        yield Figure(f"{name} transactions, {case.name}: {what}", to_reach, measured, how)
+        switch(False)
+
+
+def _tuning(lab: Lab) -> _Switch:
     tuned = False
 
-    def tune(on: bool) -> None:
+    def switch(on: bool) -> None:
         nonlocal tuned
         if on != tuned:
-            lab.vnet(*_TUNE, "on" if on else "off")
+            lab.vnet("tune", "bench", "--no-track-dns", "on" if on else "off")
             tuned = on
 
-    for test in ("TCP_RR", "UDP_RR"):
-        plain, without = alternate(partial(tune, False), partial(tune, True), partial(netperf, test, case))
-        measured = f"{gain(without, plain)}; {median(plain):,.0f} / {median(without):,.0f}"
-        how = "transactions a second; Docker's rules alone / tuned, in turns"
-        yield Figure(f"{test}, other bridge, tune --no-track-dns, {path}", to_reach, measured, how)
-    tune(False)
+    return switch
+
+
+def _strip(case: Case, on: bool) -> None:
+    subprocess.run(inside(case.server, "nft", "flush", "ruleset"), check=True)
+    if not on:
+        write_rules(case.server)
