@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from core.model import Link, LinkTuning
+from core.model import Address, Link, LinkTuning
 from core.ops import Place, SetOffloads, SetSteering
 from core.plan import bridged, cpus, untracked
 from core.plan.base import Refusal, require, when
@@ -143,6 +143,11 @@ def _grow(links: Iterable[tuple[Link, Place]], wanted: int, draft: Draft) -> Non
         draft.do(*resize(link, wanted, place))
     if len(draft.steps) > before:
         _warn_of_sizes(wanted, draft)
+        if wanted > PLAIN_SIZE and any(_is_routed_ipv6(one) for link, _ in links for one in link.addresses):
+            draft.warn(
+                "IPv6 that leaves the bridge may nearly stop: up to Linux 6.18 the kernel refuses to route "
+                "packets of more than 64 KiB, unless the containers' MTU is 8 bytes below that of the way on"
+            )
 
 
 def _warn_of_sizes(wanted: int, draft: Draft) -> None:
@@ -153,6 +158,10 @@ def _warn_of_sizes(wanted: int, draft: Draft) -> None:
             "header; what leaves by a card is cut up as before"
         )
         draft.warn("containers attached later keep the usual sizes until this is done again")
+
+
+def _is_routed_ipv6(address: Address) -> bool:
+    return address.family == 6 and not address.address.startswith("fe80:")
 
 
 def _why_no_size(wanted: int) -> str:

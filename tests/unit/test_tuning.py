@@ -15,7 +15,7 @@ from core.plan import Plan, Refused, cpus, plan
 from core.plan.requests import Tune
 from core.plan.tuning import Tuned, tuned
 from core.topology import Topology
-from tests.support.host_builder import HOST, HostBuilder
+from tests.support.host_builder import HOST, HostBuilder, address
 
 WEB = 70
 USUAL = PacketSizes(65536, 65536, 65536, 65536, 524280)
@@ -132,6 +132,17 @@ def test_kernels_that_know_less() -> None:
 )
 def test_what_cannot_be(wanted: dict[str, Any], words: str) -> None:
     assert words in refused(**wanted)
+
+
+def test_ipv6_that_is_routed_is_warned_of() -> None:
+    six = host()
+    bridge = next(index for index, link in six.links[HOST].items() if link.name == "br0")
+    plain = six.links[HOST][bridge]
+    for addresses, told in (((), False), (("fe80::1/64",), False), (("fd09::1/64",), True)):
+        six.links[HOST][bridge] = replace(plain, addresses=tuple(map(address, addresses)))
+        warnings = planned(topology(six), big_tcp=131072).warnings
+        assert any("IPv6 that leaves the bridge" in one for one in warnings) is told
+        assert not any("IPv6 that leaves" in one for one in planned(topology(six), rps="1").warnings)
 
 
 def test_offloads_are_switched_one_by_one_as_they_were() -> None:
