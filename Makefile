@@ -7,7 +7,7 @@ TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff clang shellcheck
 
-.PHONY: run setup setup-dev check test fuzz lint bench bench-fastpath screenshots demo demo-recording clean $(LINTERS)
+.PHONY: run setup setup-dev check test test-kernels fuzz lint bench bench-fastpath screenshots demo demo-recording clean $(LINTERS)
 
 run: setup
 	@exec $(VENV)/bin/vnet-tui
@@ -29,6 +29,11 @@ check: JOBS = 4
 check: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
 	$(PY) -m pytest -q -n $(JOBS) -m "not root" $(ARGS) tests/unit tests/ui
+
+# The fast path on Debian's kernels, in virtual machines: some of "bookworm trixie backports".
+test-kernels: setup-dev
+	@scripts/setup.sh kernels
+	$(PY) -m tests.kernels $(ARGS) $(KERNELS)
 
 fuzz: setup-dev
 	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what vnet-tui needs: distribution packages, then a virtual environment in .venv.
-# Usage: scripts/setup.sh [run|dev]. Does nothing, at once, when all is in place.
+# Usage: scripts/setup.sh [run|dev|kernels]. Does nothing, at once, when all is in place. "kernels" installs what
+# virtual machines need, and makes no environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +15,8 @@ least=3.12
 run_debian=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2 nftables iptables conntrack)
 dev_debian=(clang shellcheck tmux procps iputils-ping ethtool tcpdump bpftool iperf3 netperf busybox-static docker.io
     docker-cli podman netavark openvswitch-switch)
+# udev loads the drivers by which a virtual machine's output comes out.
+kernels_debian=(qemu-system-x86 virtme-ng virtiofsd busybox-static udev kmod)
 run_fedora=(python3 python3-bcc kernel-headers iproute nftables iptables-nft conntrack-tools)
 dev_fedora=(clang ShellCheck tmux procps-ng iputils ethtool tcpdump bpftool iperf3 busybox docker podman netavark
     openvswitch make)
@@ -21,6 +24,7 @@ dev_fedora=(clang ShellCheck tmux procps-ng iputils ethtool tcpdump bpftool iper
 if command -v apt-get >/dev/null; then
     packages=("${run_debian[@]}")
     [[ $what == dev ]] && packages+=("${dev_debian[@]}")
+    [[ $what == kernels ]] && packages=("${kernels_debian[@]}")
     is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
     install() { install_debian "$@"; }
 elif command -v dnf >/dev/null; then
@@ -33,7 +37,13 @@ else
     is_installed() { false; }
 fi
 
-make_target() { if [[ $1 == dev ]]; then echo setup-dev; else echo setup; fi; }
+make_target() {
+    case $1 in
+        dev) echo setup-dev ;;
+        kernels) echo test-kernels ;;
+        *) echo setup ;;
+    esac
+}
 say() { printf 'vnet-tui set-up: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
@@ -142,6 +152,12 @@ hand_over() {
     find . -path ./.git -prune -o -type d \( -name __pycache__ -o -name .venv -o -name '.*_cache' -o -name .hypothesis \
         -o -name build -o -name '*.egg-info' \) -prune -print0 | xargs -0r chown -hR --from=0 "$owner"
 }
+
+if [[ $what == kernels ]]; then
+    command -v apt-get >/dev/null || fail "can't install Debian's kernels: there is no apt-get here. Try: Debian or Ubuntu"
+    install_packages
+    exit 0
+fi
 
 # What the tests need holds all that running it does.
 for have in dev "$what"; do

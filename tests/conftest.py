@@ -13,6 +13,7 @@ from hypothesis import settings
 from core.collect.netns import entered
 from tests.support import workers
 from tests.support.host import ThrowawayHost
+from tests.support.waiting import SLOW, scaled
 
 pytest_plugins = ["tests.support.skipping"]
 
@@ -48,9 +49,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.Modu
     return workers.ModuleScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the slow tests."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start with the slow tests, and give each more time on a slow machine."""
     workers.longest_first(items)
+    if SLOW != 1:
+        usual = float(config.getini("timeout"))
+        for item in items:
+            mark = item.get_closest_marker("timeout")
+            item.add_marker(pytest.mark.timeout(scaled(mark.args[0] if mark else usual)), append=False)
 
 
 def pytest_collection_finish() -> None:

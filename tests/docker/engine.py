@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.docker.place import Place
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 IMAGE = "busybox:local"
 _BUSYBOX = "/usr/bin/busybox"
@@ -43,7 +43,7 @@ class DockerHost:
     def run(self, *words: str, check: bool = True) -> str:
         """Run `docker WORDS...` against this engine and return what it printed, without the last newline."""
         done = subprocess.run(
-            ["docker", "-H", self.url, *words], capture_output=True, text=True, check=False, timeout=60
+            ["docker", "-H", self.url, *words], capture_output=True, text=True, check=False, timeout=PATIENCE
         )
         if check and done.returncode:
             raise AssertionError(f"docker {' '.join(words)}: {done.stderr or done.stdout}")

@@ -12,12 +12,12 @@ import pytest
 from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Stream, is_fast
 from tests.support.fastpath import Guard
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, scaled
 
 pytestmark = pytest.mark.root
 # Seconds after which a change must be in force: it is heard of within one, and the lease of a holder that
 # does not hear of it is over after two; the rest is for a machine that has other things to do.
-GRACE = 10.0
+GRACE = scaled(10.0)
 
 
 @pytest.fixture(scope="module")

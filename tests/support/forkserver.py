@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
+from tests.support.waiting import scaled
+
 ROOT = Path(__file__).parents[2]
 _REQUEST = 1 << 20  # bytes, an environment included
 # What the commands import when they run.
@@ -34,7 +36,7 @@ def run(
     environment: Mapping[str, str],
     namespaces: Sequence[str] = (),
     text: str = "",
-    timeout: float = 120,
+    timeout: float = scaled(120),
 ) -> subprocess.CompletedProcess[str]:
     """Run `vnet-tui ARGUMENTS` with `text` as its input, after entering the namespace files in their order.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.support import forkserver
 from tests.support.sandbox import OWN_RUN, UNSHARE
+from tests.support.waiting import scaled
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "tui.cli")
@@ -66,7 +67,7 @@ class Machine:
             return forkserver.run(arguments, self.environment, self.namespaces, text)
         return subprocess.run(
             self.words(*before, *PROGRAM, *arguments), capture_output=True, text=True, check=False,
-            input=text, env=self.environment, timeout=120,
+            input=text, env=self.environment, timeout=scaled(120),
         )  # fmt: skip
 
     @property

@@ -53,6 +53,7 @@ BY_PATH = {
     "docker/test_flows_screen": ("fastpath", "bpftool"),
     "datapath/": ("fastpath",),
     "kernel/": _HOST_TOOLS,
+    "kernels/": (*_HOST_TOOLS, "fastpath", "bpftool"),
     "kernel/test_accelerate": ("fastpath", "bpftool"),
     "kernel/test_fastpath": ("fastpath", "bpftool"),
     "kernel/test_show_unprivileged": ("nobody",),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import tempfile
 
+from tests.support.waiting import PATIENCE
+
 # The propagation is private, so that no mount made inside shows outside, or the other way round.
 UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc",
            "--kill-child")  # fmt: skip
@@ -35,6 +37,6 @@ def works() -> bool:
     """Whether this process may make a sandbox (CAP_SYS_ADMIN, and a kernel with these namespaces)."""
     try:
         words = sandboxed(tempfile.gettempdir(), "true")
-        return not subprocess.run(words, capture_output=True, check=False, timeout=60).returncode
+        return not subprocess.run(words, capture_output=True, check=False, timeout=PATIENCE).returncode
     except OSError:
         return False

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+# How many times slower than usual this machine is: an emulated one needs a factor.
+SLOW = float(os.environ.get("VNET_SLOW") or 1)
+
+
+def scaled(seconds: float) -> float:
+    """A time-out in seconds, longer by the factor of a slow machine."""
+    return seconds * SLOW
+
+
 # Seconds. Nothing that works takes as long, not even where others want both cores: only failures do.
-PATIENCE = 60.0
+PATIENCE = scaled(60.0)
 
 
 def eventually(holds: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.05) -> Any:

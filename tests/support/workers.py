@@ -16,7 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.support import sandbox
 
 # The engines start once a run: all of their tests go to one worker. First, for it is the longest of all.
-_FOLDERS = ("docker", "kernel", "datapath", "ui", "unit")
+_FOLDERS = ("docker", "kernel", "kernels", "datapath", "ui", "unit")
 
 
 def give_sandboxes(specs: Sequence[Any]) -> None:

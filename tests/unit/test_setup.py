@@ -112,6 +112,15 @@ def test_what_running_needs_is_not_enough_for_the_tests(place: Place) -> None:
     assert any(call.startswith("apt-get install") and "tcpdump" in call for call in calls)
 
 
+def test_what_virtual_machines_need_is_installed_without_an_environment(place: Place) -> None:
+    calls, _ = place.run("kernels")
+    (line,) = [call for call in calls if call.startswith("apt-get install")]
+    assert {"qemu-system-x86", "virtme-ng", "udev"} <= set(line.split())
+    assert "python3-bpfcc" not in line.split()
+    assert not any(call.startswith("python") for call in calls)
+    assert place.run("kernels") == ([], "")
+
+
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements-run.lock", "the system's Python"])
 def test_what_has_changed_is_set_up_anew(place: Place, changed: str) -> None:
     place.run("run")

@@ -1,0 +1,148 @@
+"""The proof that the fast path works on a kernel: fast, every byte equal, cut by rules, gone when killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
+from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
+from tests.support.fastpath import Talk, attached, traces
+from tests.support.waiting import PATIENCE, eventually, scaled, wait_until
+
+pytestmark = pytest.mark.root
+_GRACE = scaled(10.0)  # seconds after which a rule must be in force, on a machine that does other things too
+_BULK = 1 << 18  # bytes
+
+
+@dataclass(frozen=True)
+class Way:
+    """From where to where, the link by which the host gets the client's packets, and whom the server sees."""
+
+    here: str
+    there: str
+    link: str
+    seen4: str
+    seen6: str
+    published: bool = False
+
+    def talk(self, lab: FastLab, family: int, udp: bool, port: int) -> Talk:
+        """A conversation on this way."""
+        own, known = (HOST4, V4) if family == 4 else (HOST6, V6)
+        address = own if self.published else known[self.there]
+        return Talk(
+            lab.host, self.here, self.there, address, 80 if self.published else port, udp=udp,
+            to=PUBLISHED if self.published else 0, family=FAMILIES[family],
+        )  # fmt: skip
+
+
+WAYS = {
+    "same bridge": Way("a", "b", "v-a", V4["a"], V6["a"]),
+    "translated": Way("a", "far", "v-a", HOST4, HOST6),
+    "published": Way("far", "a", "up0", V4["far"], V6["far"], published=True),
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[FastLab]:
+    """Bridges with containers, rules as Docker writes them, and the fast path on."""
+    with FastLab() as made:
+        made.accelerate()
+        yield made
+
+
+def mapped_packets(lab: FastLab) -> int:
+    """The packets of all flows, as bpftool reads them from the program's maps."""
+    assert lab.fast
+    ids = lab.fast.ask("maps")["maps"]
+    found = 0
+    for name in ("flows4", "flows6"):
+        for entry in lab.host.json(f"bpftool -j map dump id {ids[name]}"):
+            found += int.from_bytes(bytes(int(each, 16) for each in entry["value"][:8]), "little")
+    return found
+
+
+@pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
+@pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("name", WAYS)
+def test_traffic_is_fast_and_every_byte_is_equal(lab: FastLab, name: str, family: int, udp: bool) -> None:
+    way = WAYS[name]
+    with way.talk(lab, family, udp, 7000 + family) as talk:
+        talk.say(3)
+        assert talk.seen_from[0].removeprefix("::ffff:") == (way.seen4 if family == 4 else way.seen6)
+        assert talks_fast(lab, talk, way.link), lab.fast and lab.fast.status()
+        before = mapped_packets(lab)
+        talk.say(10)
+        assert mapped_packets(lab) >= before + 20
+        if not udp:
+            data = os.urandom(_BULK)
+            assert carried(talk.client, talk.server, data) and carried(talk.server, talk.client, data)
+
+
+def carried(here: socket.socket, there: socket.socket, data: bytes) -> bool:
+    """Whether all of it arrives as it was sent."""
+    sender = threading.Thread(target=here.sendall, args=(data,))
+    sender.start()
+    arrived = b""
+    while len(arrived) < len(data) and (more := there.recv(1 << 16)):
+        arrived += more
+    sender.join(PATIENCE)
+    return arrived == data
+
+
+@pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+def test_a_rule_cuts_a_flow_in_the_middle(lab: FastLab, family: int) -> None:
+    tables, address = ("iptables", V4["a"]) if family == 4 else ("ip6tables", V6["a"])
+    with Stream(lab, "a", "far", (V4 if family == 4 else V6)["far"], port=6000, family=family) as stream:
+        assert stream.flows() and is_fast(lab, "v-a")
+        lab.run(f"{tables} -I FORWARD -s {address} -j DROP")
+        in_force = time.monotonic() + _GRACE
+        assert stream.is_cut(stream.there)
+        assert stream.there.latest <= in_force
+        lab.run(f"{tables} -D FORWARD 1")
+        assert stream.flows(), "it does not go on"
+        assert is_fast(lab, "v-a"), lab.fast and lab.fast.status()
+
+
+def is_gone(lab: FastLab) -> bool:
+    """Whether no link carries the program and its table is gone."""
+    return not attached(lab.host) and "vnet_fastpath" not in lab.run("nft list tables")
+
+
+def test_killed_it_leaves_nothing_and_connections_go_on() -> None:
+    with (
+        FastLab() as lab,
+        Talk(lab.host, "a", "b", V4["b"]) as bridged,
+        Talk(lab.host, "a", "far", V4["far"], 7001) as out,
+    ):
+        fast = lab.accelerate()
+        assert {"v-a", "v-b", "v-c", "up0"} <= attached(lab.host)
+        assert talks_fast(lab, bridged) and talks_fast(lab, out, "v-a", "up0")
+        fast.kill("holder")
+        fast.keeper.wait(PATIENCE)
+        wait_until(lambda: is_gone(lab), "the end of programs and table")
+        out.say(20)
+        bridged.say(20)
+        assert eventually(lambda: not traces(lab.host)), traces(lab.host)
+
+
+def test_recover_puts_right_what_both_processes_left() -> None:
+    with FastLab() as lab, Talk(lab.host, "a", "far", V4["far"], 7002) as out:
+        fast = lab.accelerate()
+        assert talks_fast(lab, out)
+        fast.kill("keeper", "holder", number=signal.SIGKILL)
+        fast.keeper.wait(PATIENCE)
+        wait_until(lambda: is_gone(lab), "the end of programs and table")
+        out.say(20)
+        assert "marks" in traces(lab.host)
+        done = lab.host.vnet("recover")
+        assert "put right what a killed fast path left" in done.stdout, done.stdout + done.stderr
+        assert traces(lab.host) == []
+        out.say(20)
