@@ -110,6 +110,7 @@ def script(stages: list[str]) -> str:
         if stage != "proof":
             lines.append("modprobe br_netfilter")
         words = f"python -m pytest -q --durations=5 --junit-xml={vm.SHARED}/{stage}.xml"
+        words += " -n 2" if len(STAGES[stage]) > 1 else ""
         lines.append(f"{words} {' '.join(STAGES[stage])} || failed=1")
     return "\n".join([*lines, "exit $failed", ""])
 

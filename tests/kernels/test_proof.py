@@ -111,9 +111,9 @@ def test_a_rule_cuts_a_flow_in_the_middle(lab: FastLab, family: int) -> None:
         assert is_fast(lab, "v-a"), lab.fast and lab.fast.status()
 
 
-def is_gone(lab: FastLab) -> bool:
-    """Whether no link carries the program and its table is gone."""
-    return not attached(lab.host) and "vnet_fastpath" not in lab.run("nft list tables")
+def is_gone(lab: FastLab, kind: str = "") -> bool:
+    """Whether no link carries the program, attached in that way, and its table is gone."""
+    return not attached(lab.host, kind) and "vnet_fastpath" not in lab.run("nft list tables")
 
 
 def test_killed_it_leaves_nothing_and_connections_go_on() -> None:
@@ -139,7 +139,7 @@ def test_recover_puts_right_what_both_processes_left() -> None:
         assert talks_fast(lab, out)
         fast.kill("keeper", "holder", number=signal.SIGKILL)
         fast.keeper.wait(PATIENCE)
-        wait_until(lambda: is_gone(lab), "the end of programs and table")
+        wait_until(lambda: is_gone(lab, "tcx"), "the end of programs and table")
         out.say(20)
         assert "marks" in traces(lab.host)
         done = lab.host.vnet("recover")

@@ -135,7 +135,7 @@ def _prologue() -> str:
     return f"""\
 set -e
 export PATH={Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin PYTHONPATH={ROOT} HOME=/root
-export VNET_SLOW={slowness():g} VNET_REQUIRE_ROOT=1 TMPDIR=/srv/tmp
+export VNET_SLOW={slowness():g} VNET_REQUIRE_ROOT=1 VNET_FUZZ={int(100_000 / slowness())} TMPDIR=/srv/tmp
 modules=/lib/modules/$(uname -r)
 rm -rf $modules && ln -s {SHARED}/root$modules $modules
 mkdir -p /srv/tmp && mount -t tmpfs -o mode=1777 none /srv/tmp

@@ -97,10 +97,12 @@ class FastPath:
                 self.keeper.stdin.close()
 
 
-def attached(host: ThrowawayHost) -> set[str]:
-    """The interfaces that carry the program, as bpftool tells."""
+def attached(host: ThrowawayHost, kind: str = "") -> set[str]:
+    """The interfaces that carry the program, as bpftool tells; of one kind of attachment or of all. Those at
+    clsact, on kernels without tcx, outlive processes that are killed, until the next start or recover."""
     (told,) = host.json("bpftool -j net")
-    return {each["devname"] for each in told["tc"] if each.get("name") == "vnet_fastpath"}
+    ours = [each for each in told["tc"] if each.get("name") == "vnet_fastpath"]
+    return {each["devname"] for each in ours if each.get("kind", "").startswith(kind)}
 
 
 def traces(host: ThrowawayHost) -> list[str]:
