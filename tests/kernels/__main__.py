@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from xml.etree import ElementTree
 
 from tests.kernels import proved, vm
-from tests.kernels.packages import SUITES, CannotFetch, Kernel, kernel
+from tests.kernels.packages import SUITES, CannotFetch, Kernel, kernel, one_at_a_time
 
 _FASTPATH = [f"tests/kernel/test_fastpath_{each}.py" for each in ("firewall", "nat", "life")]
 # In this order; what comes before the first line runs without br_netfilter, as on a host without engines.
@@ -49,21 +49,26 @@ def main() -> int:
     options = _options()
     if missing := vm.lacking():
         return _refuse(f"virtual machines need more programs here. Try: sudo {missing}")
-    good = True
-    for name in options.kernels or SUITES:
-        try:
-            found = kernel(name)
-        except CannotFetch as error:
-            return _refuse(f"{name}: {error}. Try: again, with a network connection")
-        stages = options.only or list(STAGES)
-        if options.if_changed and proved.is_proved(found, stages):
-            print(f"{name}: nothing changed since the proof on {found.release}")
-            continue
-        results = run(found, stages)
-        good &= len(results) == len(stages) and all(each.is_good for each in results)
-        if good:
-            proved.remember(found, stages)
-    return 0 if good else 1
+    try:
+        with one_at_a_time():
+            good = [_is_good(name, options) for name in options.kernels or SUITES]
+    except CannotFetch as error:
+        return _refuse(f"{error}. Try: again, with a network connection")
+    return 0 if all(good) else 1
+
+
+def _is_good(name: str, options: argparse.Namespace) -> bool:
+    """Run what is asked for on one kernel. Raises CannotFetch."""
+    found = kernel(name)
+    stages = options.only or list(STAGES)
+    if options.if_changed and proved.is_proved(found, stages):
+        print(f"{name}: nothing changed since these passed on Linux {found.release}: {', '.join(stages)}")
+        return True
+    results = run(found, stages)
+    good = len(results) == len(stages) and all(each.is_good for each in results)
+    if good:
+        proved.remember(found, stages)
+    return good
 
 
 def _options() -> argparse.Namespace:

@@ -5,10 +5,13 @@ apt gets lists, state and sources of its own for this, so the machine's own apt 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,19 @@ def cache() -> Path:
     """The folder that holds everything that is kept between runs."""
     usual = Path("/var/cache") if os.geteuid() == 0 else Path.home() / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "vnet-tui" / "kernels"
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other run uses the cache; virtual machines would only slow each other down."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another run of these tests to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def kernel(name: str) -> Kernel:
