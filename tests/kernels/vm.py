@@ -96,8 +96,8 @@ def run(kernel: Kernel, script: str, seconds: float) -> int | None:
 def _pass_on(machine: subprocess.Popen[bytes]) -> None:
     """Print what the machine prints. It can't have our own output: it would empty it, were that a file."""
     assert machine.stdout
-    for line in machine.stdout:
-        print(line.decode(errors="replace").rstrip(), flush=True)
+    while data := os.read(machine.stdout.fileno(), 4096):
+        print(data.decode(errors="replace").replace("\r", ""), end="", flush=True)
 
 
 def _wrap_virtiofsd(tools: Path) -> None:
