@@ -18,7 +18,7 @@ from typing import Any
 from bpf import runtime
 
 _MOST = 1 << 20
-_PATIENCE = 20.0
+PATIENCE = 20.0  # seconds: on a slow machine a holder that reads rules answers late
 
 Answer = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Server:
         self._socket.close()
 
 
-def ask(request: dict[str, Any], inode: int | None = None, patience: float = _PATIENCE) -> Answer:
+def ask(request: dict[str, Any], inode: int | None = None, patience: float = PATIENCE) -> Answer:
     """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not
     answer within `patience` seconds."""
     path = runtime.socket_path(runtime.here() if inode is None else inode)

@@ -23,6 +23,7 @@ STAGES = {
     "fastpath": _FASTPATH,
     "commands": ["tests/kernels/test_commands.py"],
 }
+_IN_PARALLEL = ("datapath", "fastpath")
 _BOOT_SECONDS, _STAGE_SECONDS = 60, 400  # times the factor of a slow machine
 
 
@@ -115,7 +116,7 @@ def script(stages: list[str]) -> str:
         if stage != "proof":
             lines.append("modprobe br_netfilter")
         words = f"python -m pytest -q --durations=5 --junit-xml={vm.SHARED}/{stage}.xml"
-        words += " -n 2" if len(STAGES[stage]) > 1 else ""
+        words += " -n 2" if stage in _IN_PARALLEL else ""
         lines.append(f"{words} {' '.join(STAGES[stage])} || failed=1")
     return "\n".join([*lines, "exit $failed", ""])
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bpf import kernelmodule
+from bpf import control, kernelmodule
 from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
 from core.text import safe
@@ -31,10 +31,10 @@ _MEASURING = 0.5  # seconds in which the cost of a packet is measured
 
 def status(as_json: bool) -> int:
     """How it stands; asking for what a packet costs takes half a second."""
-    found = read_fast_path(measure=True, flows=True)
+    found = read_fast_path(measure=True, flows=True, patience=control.PATIENCE)
     if found.is_running:
         time.sleep(_MEASURING)
-        found = read_fast_path(measure=True, flows=True)
+        found = read_fast_path(measure=True, flows=True, patience=control.PATIENCE)
     if as_json:
         print(json.dumps(document(found), indent=2))
         return 0

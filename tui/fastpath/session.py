@@ -18,11 +18,11 @@ from core.topology import Topology
 from tui.accelerator import Preview
 from tui.errors import CommandError
 from tui.fastpath.flows import SharedFlows
-from tui.fastpath.standing import read_fast_path
+from tui.fastpath.standing import SOON, read_fast_path
 from tui.present.fast_targets import Choice
 
 _PARTS = {"links", "containers"}
-_END_SECONDS = 15.0
+_END_SECONDS = 60.0  # usually one; a slow machine takes its time
 
 
 class FastSession:
@@ -36,7 +36,7 @@ class FastSession:
         self._flows = SharedFlows()
 
     def status(self, closely: bool = False) -> FastPath:
-        found = read_fast_path(closely, closely)
+        found = read_fast_path(closely, closely, SOON if self.tied else control.PATIENCE)
         if not found.is_running:
             self._flows.close()  # maps live as long as somebody holds them
         return found

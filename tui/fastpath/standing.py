@@ -10,13 +10,14 @@ from core.model import FastPath, FastPort
 from tui.fastpath import leftover
 
 WORDS = {verdict.name: verdict.words for verdict in VERDICTS}
-_SOON = 3.0  # seconds that somebody who looks waits for an answer
+SOON = 3.0  # seconds that somebody who looks waits for an answer
 
 
-def read_fast_path(measure: bool = False, flows: bool = False) -> FastPath:
-    """How it stands in this network namespace; on demand it measures what a packet costs and counts flows."""
+def read_fast_path(measure: bool = False, flows: bool = False, patience: float = SOON) -> FastPath:
+    """How it stands in this network namespace; on demand it measures what a packet costs and counts flows.
+    A command, which acts on the answer or is all about it, has more patience than a dashboard."""
     try:
-        answer = control.ask({"do": "status", "measure": measure, "flows": flows}, patience=_SOON)
+        answer = control.ask({"do": "status", "measure": measure, "flows": flows}, patience=patience)
     except control.NotRunning:
         return FastPath(words=WORDS, left=leftover.is_there())
     except PermissionError:

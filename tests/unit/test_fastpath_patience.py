@@ -1,0 +1,33 @@
+"""A command waits for a holder that is slow to answer; a dashboard, which asks again, does not."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import pytest
+
+from bpf import control
+from tui.fastpath import report
+from tui.fastpath.session import FastSession
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how long each request would have waited; nobody answers."""
+    found: list[float] = []
+
+    def ask(request: dict[str, Any], inode: int | None = None, patience: float = 0) -> NoReturn:
+        found.append(patience)
+        raise TimeoutError
+
+    monkeypatch.setattr(control, "ask", ask)
+    return found
+
+
+def test_commands_wait_longer_than_the_dashboard(waited: list[float]) -> None:
+    assert FastSession(tied=False).status().state == "silent"
+    report.status(as_json=True)
+    assert FastSession(tied=True).status().state == "silent"
+    *commands, dashboard = waited
+    assert dashboard < 5 and len(commands) >= 2 and set(commands) == {control.PATIENCE}
+    assert control.PATIENCE >= 15
