@@ -7,7 +7,8 @@ TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff clang shellcheck
 
-.PHONY: run setup setup-dev check test test-kernels fuzz lint bench bench-fastpath screenshots demo demo-recording clean $(LINTERS)
+.PHONY: run setup setup-dev check test test-kernels fuzz fuzz-rules lint bench bench-fastpath screenshots demo \
+	demo-recording clean $(LINTERS)
 
 run: setup
 	@exec $(VENV)/bin/vnet-tui
@@ -37,6 +38,11 @@ test-kernels: setup-dev
 
 fuzz: setup-dev
 	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py
+
+# Random rule sets and changes through the kernel's path and the fast path; SEED= repeats a run, CASE= one case of it.
+fuzz-rules: setup-dev
+	VNET_FUZZ_RULES=$(or $(COUNT),500) VNET_FUZZ_SEED=$(SEED) VNET_FUZZ_CASE=$(CASE) \
+		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_fastpath_fuzz_rules.py
 
 lint: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)

@@ -1,0 +1,267 @@
+"""Random rule sets, changes and connections: each row and each change about equally often."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+from tests.kernel.rule_fuzz import iptables
+from tests.kernel.rule_fuzz.changes import CHANGES, Change
+from tests.kernel.rule_fuzz.state import ROWS as NFT_ROWS
+from tests.kernel.rule_fuzz.traffic import TCP, UDP, WAYS, Facts, Flow
+from tests.kernel.rule_fuzz.vocabulary import Row
+
+ROWS = (*NFT_ROWS, *iptables.ROWS)
+# Base chains by the letters of Row.where: family ("" for any of IP's), type, hook, priority.
+_HOOKS = {
+    "p": [("", "filter", "prerouting", each) for each in (-150, 10, -350)],
+    "f": [("", "filter", "forward", each) for each in (-10, 0, 10)],
+    "o": [("", "filter", "postrouting", each) for each in (-10, 150, 2147483647)],
+    "i": [("", "filter", "input", 0)],
+    "r": [("", "filter", "prerouting", -300)],
+    "n": [("", "nat", "prerouting", -101)],
+    "N": [("", "nat", "postrouting", 99)],
+    "4": [("ip", "filter", "prerouting", -150)],
+    "I": [("netdev", "filter", "ingress device v-a", 0)],
+    "B": [
+        ("bridge", "filter", "forward", -200), ("bridge", "filter", "prerouting", -300),
+        ("bridge", "filter", "input", -200), ("bridge", "filter", "postrouting", 0),
+        ("bridge", "filter", "output", 0),
+    ],
+    "D": [
+        ("netdev", "filter", "ingress device v-a", 0), ("netdev", "filter", "egress device up0", 0),
+        ("inet", "filter", "ingress device up0", 0), ("netdev", "filter", "egress device v-a", 0),
+        ("netdev", "filter", "ingress device docker0", 0),
+    ],
+}  # fmt: skip
+_FAMILIES = {0: ("inet", "ip", "ip6", "inet"), 4: ("inet", "ip"), 6: ("inet", "ip6")}
+# What makes a rule one of a family.
+_OF_FAMILY = {4: re.compile(r"\bip [a-z]|protocol ip "), 6: re.compile(r"\bip6 [a-z]|protocol ip6")}
+# How packets come to a rule: what the base chain does, and the chains on the way; {} is the rule.
+_DIRECT = ("{}", "")
+_REACHED = (
+    _DIRECT,
+    ("jump one", "chain two {{ {}; }}\nchain one {{ jump two; }}"),
+    ("goto one", "chain one {{ {}; }}"),
+    ('iifname vmap {{ "docker0" : jump one, "up0" : jump one, "br-two" : goto one }}', "chain one {{ {}; }}"),
+    ("meta l4proto vmap {{ tcp : jump one, udp : goto one }}", "chain one {{ {}; }}"),
+)
+_REACHED_BY_STATE = (
+    ("ct state vmap {{ invalid : drop, * : jump one }}", "chain one {{ {}; }}"),
+    ("ct state vmap @doors", "chain one {{ {}; }}\nmap doors {{ type ct_state : verdict; "
+     "elements = {{ invalid : drop, * : jump one }}; }}"),
+    ("ct state established jump one", "chain one {{ {}; }}"),
+    ("ct state vmap {{ established : jump one, related : accept }}", "chain one {{ {}; }}"),
+)  # fmt: skip
+_VERDICTS = ("drop", "counter drop", "goto ended", "drop", "jump ended", "reject")
+FAILED = "failed:"  # what the script of a change prints before a command that was refused
+_ENDED = "chain ended { drop; }"
+
+
+class Deck[T]:
+    """Cards in random order, each once before any comes again."""
+
+    def __init__(self, dice: random.Random, cards: Sequence[T]) -> None:
+        self._dice, self._cards = dice, tuple(cards)
+        self._left: list[T] = []
+
+    def draw(self) -> T:
+        """The next card."""
+        if not self._left:
+            self._left = list(self._cards)
+            self._dice.shuffle(self._left)
+        return self._left.pop()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of a case: scripts that put it and take it back; `table` is the nftables table that it is in."""
+
+    row: Row
+    put: str
+    take: str
+    table: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Rules that stand, `late` ones that come with the changes, and connections."""
+
+    seed: int
+    number: int
+    rules: tuple[Rule, ...]
+    late: tuple[Rule, ...]
+    changes: tuple[Change, ...]
+    flows: tuple[Flow, ...]
+
+    @property
+    def setup(self) -> str:
+        """The script that stands before the connections."""
+        lines = [each.before for each in self.changes if each.before]
+        return "\n".join(("set -e", *lines, *(rule.put for rule in self.rules)))
+
+    @property
+    def change(self) -> str:
+        """The script that changes something under them."""
+        watch = f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR"
+        return "\n".join((watch, *(each.do for each in self.changes), *(rule.put for rule in self.late)))
+
+    @property
+    def back(self) -> str:
+        """The script that takes the change back."""
+        undone = [each.undo for each in reversed(self.changes)]
+        return "\n".join((*(rule.take for rule in reversed(self.late)), *undone))
+
+    @property
+    def clean(self) -> str:
+        """The script that takes the rules away."""
+        return "\n".join((*(rule.take for rule in self.rules), "conntrack -F"))
+
+    @property
+    def facts(self) -> Facts:
+        """What is so of packets after the change."""
+        found = Facts()
+        for each in self.changes:
+            found |= each.facts
+        return replace(found, varies=tuple(dict.fromkeys(found.varies)))
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether the kernel itself doesn't do the same twice."""
+        return any(rule.row.loose for rule in (*self.rules, *self.late)) or any(
+            each.loose for each in self.changes
+        )
+
+    @property
+    def takes(self) -> float:
+        """Seconds that have to pass after a change; nobody tells of rules of iptables-legacy."""
+        silent = any(rule.row.whole and "-legacy" in rule.put for rule in self.late)
+        return max([each.takes for each in self.changes] + [2.5 * silent])
+
+    @property
+    def name(self) -> str:
+        """What it is about, on one line."""
+        rules = [rule.row.name for rule in self.rules]
+        changes = [each.name for each in self.changes] + [f"late: {rule.row.name}" for rule in self.late]
+        return f"{', '.join(rules) or 'no rule'} / {', '.join(changes)}"
+
+    def __str__(self) -> str:
+        """The commands, to type them on a host as tests/kernel/fastlab.py makes it."""
+        return (
+            f"seed {self.seed}, case {self.number}: {self.name}\n--- rules\n{self.setup}\n--- change\n"
+            f"{self.change}\n--- packets after it: {self.facts}\n--- back\n{self.back}"
+        )
+
+
+def cases(seed: int) -> Iterator[Case]:
+    """All cases of a seed, without an end."""
+    maker = _Maker(seed)
+    for number in count(1):
+        yield maker.case(number)
+
+
+def all_rules(seed: int) -> Iterator[Rule]:
+    """A rule for each text of each row."""
+    maker = _Maker(seed)
+    for row in ROWS:
+        yield from (maker.rule(row, 1) for _ in row.texts)
+
+
+def _family_of(text: str) -> int:
+    found = [family for family, words in _OF_FAMILY.items() if words.search(text)]
+    return found[0] if len(found) == 1 else 0
+
+
+class _Maker:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.dice = random.Random(seed)
+        self._rows = Deck(self.dice, ROWS)
+        self._changes = Deck(self.dice, CHANGES)
+        self._sizes = Deck(self.dice, (1, 1, 1, 1, 2, 2, 3))
+        self._is_matched = Deck(self.dice, (True, True, False, False))
+        self._is_late = Deck(self.dice, (False, False, False, True))
+        self._is_second = Deck(self.dice, (False, False, False, True))
+        self._verdicts = Deck(self.dice, _VERDICTS)
+        self._reached = Deck(self.dice, (*_REACHED, *_REACHED_BY_STATE))
+        self._without_state = Deck(self.dice, _REACHED)
+        self._protocols = Deck(self.dice, (TCP, UDP))
+        self._hooks = {letter: Deck(self.dice, hooks) for letter, hooks in _HOOKS.items()}
+        self._letters = {row.name: Deck(self.dice, row.where) for row in ROWS}
+        self._texts = {row.name: Deck(self.dice, row.texts) for row in ROWS}
+        self._chains = {row.name: Deck(self.dice, row.chains) for row in ROWS if row.chains}
+        self._tools = Deck(self.dice, ("", "-legacy"))
+        self._used: Counter[str] = Counter()
+
+    def case(self, number: int) -> Case:
+        rules = [self.rule(self._rows.draw(), place + 1) for place in range(self._sizes.draw())]
+        changes = [self._matched(rules[0])] if self._is_matched.draw() else [self._changes.draw()]
+        if self._is_second.draw():
+            changes.append(self._changes.draw())
+        chosen = tuple({each.name: each for each in changes if each is not None}.values())
+        is_late = self._is_late.draw() or not chosen
+        late = [rule for rule in rules[:1] if is_late and not rule.row.stands and "$T" not in str(chosen)]
+        late = [rule for rule in late if not any(each in rule.row.own for each in chosen)]
+        if not late and not chosen:
+            chosen = (self._changes.draw(),)
+        stand = tuple(rule for rule in rules if rule not in late)
+        table = rules[0].table
+        bound = tuple(
+            replace(each, do=each.do.replace("$T", table), undo=each.undo.replace("$T", table))
+            for each in chosen
+        )
+        self._used.update(each.name for each in bound)
+        return Case(self.seed, number, stand, tuple(late), bound, self._flows(number))
+
+    def _matched(self, rule: Rule) -> Change | None:
+        """A change of what the rule looks at, of those the one that was used least."""
+        fitting = [*rule.row.own, *(each for each in CHANGES if each.touches & rule.row.looks)]
+        self.dice.shuffle(fitting)
+        return min(fitting, key=lambda each: self._used[each.name], default=None)
+
+    def _flows(self, number: int) -> tuple[Flow, ...]:
+        ways = [(way, family) for way in WAYS for family in (4, 6)]
+        base = 5000 + number * len(ways) % 900
+        return tuple(
+            Flow(base + place, way, family, self._protocols.draw(), base + place)
+            for place, (way, family) in enumerate(ways)
+        )
+
+    def rule(self, row: Row, place: int) -> Rule:
+        return self._nft(row, place) if row.tool == "nft" else self._iptables(row)
+
+    def _nft(self, row: Row, place: int) -> Rule:
+        letter = self._letters[row.name].draw()
+        family, kind, hook, priority = self._hooks[letter].draw()
+        text = self._texts[row.name].draw()
+        family = family or self.dice.choice(_FAMILIES[row.family or _family_of(text)])
+        ended = ""
+        if not row.whole:
+            verdict = self._verdicts.draw()
+            verdict = "drop" if verdict == "reject" and letter not in "f" else verdict
+            ended = _ENDED if "ended" in verdict else ""
+            text = f"{text} {verdict}"
+        knows_state = letter in "fo" or (letter == "p" and priority > -200)
+        deck = self._reached if knows_state else self._without_state
+        base, chains = _DIRECT if kind == "nat" or letter in "DI" else deck.draw()
+        table = f"{family} fuzz{place}"
+        body = (
+            f"table {table} {{\n{row.objects}\n{ended}\n{chains.format(text)}\n"
+            f"chain it {{ type {kind} hook {hook} priority {priority}; {base.format(text)}; }}\n}}"
+        )
+        put = f"nft -f - <<'END'\n{body}\nEND"
+        return Rule(row, put, f"nft delete table {table}", table)
+
+    def _iptables(self, row: Row) -> Rule:
+        tool = self._tools.draw()
+        table, chain = self._chains[row.name].draw().split()
+        text = self._texts[row.name].draw() + ("" if row.whole else " -j DROP")
+        names = {4: ("iptables",), 6: ("ip6tables",), 0: ("iptables", "ip6tables")}[row.family]
+        commands = {
+            verb: [f"{name}{tool} -w -t {table} -{verb} {chain} {text}" for name in names] for verb in "ID"
+        }
+        return Rule(row, "\n".join((row.objects or "true", *commands["I"])), "\n".join(commands["D"]))

@@ -1,0 +1,187 @@
+"""Runs one case through both hosts, and says whether the same arrived."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+
+from tests.kernel.rule_fuzz.cases import FAILED, Case
+from tests.kernel.rule_fuzz.places import Pair
+from tests.kernel.rule_fuzz.traffic import Facts
+
+# Seconds after a change within which the fast path has to be as the kernel: most changes are heard of in
+# milliseconds, some are looked for every second or three. The rest is for a machine with other work.
+GRACE = 10.0
+_HEARD = 0.05
+_SETTLES = 0.25  # nothing is judged before that
+_IN_A_ROW = 6  # rounds that have to be equal
+_LOOSE_ROUNDS = 20
+_WARMS = 1.5  # seconds after which it is not waited any more for connections to be fast
+_PAUSE = 0.005
+# Refusals that say that this kernel, or this tool, has no such thing.
+LACKS = re.compile(
+    r"Could not process rule: (No such file|Operation not supported|Not supported|Protocol|Address family)"
+    r"|missing kernel module|RULE_\w+ failed \((No such file|Operation not supported|Invalid argument)"
+    r"|No chain/target/match by that name|Couldn't load (match|target)|Can't find library|not found"
+    r"|Protocol wrong type|ipset|Warning: Extension|Function not implemented",
+)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a case: "same", "different", "lacking" (this kernel has no such rule), "refused" (the
+    change was) or "unsteady" (different, but so are two hosts without the fast path). `share` is the share
+    of packets that were fast before the change; `took` seconds until all was the same after it."""
+
+    case: Case
+    kind: str
+    details: list[str] = field(default_factory=list)
+    phase: str = ""
+    share: float = 0.0
+    took: float = 0.0
+    waited: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind} in phase {self.phase}\n{self.case}\n--- found\n" + "\n".join(self.details[:20])
+
+
+class Broken(AssertionError):
+    """The generator itself wrote something that nobody takes."""
+
+
+def run(pair: Pair, case: Case) -> Outcome:
+    """Rules, connections, changes, and all of it back."""
+    outcome = Outcome(case, "same")
+    started = time.monotonic()
+    try:
+        if _stands(pair, case, outcome):
+            _phases(pair, case, outcome)
+    finally:
+        pair.run("\n".join((case.back, case.clean)) if outcome.phase != "back" else case.clean)
+        outcome.waited = time.monotonic() - started
+    return outcome
+
+
+def _stands(pair: Pair, case: Case, outcome: Outcome) -> bool:
+    for code, said in pair.run(case.setup):
+        if code and not LACKS.search(said):
+            raise Broken(f"{said}\n{case}")
+        if code:
+            outcome.kind, outcome.details = "lacking", [said]
+            return False
+    return True
+
+
+def _phases(pair: Pair, case: Case, outcome: Outcome) -> None:
+    pair.begin(list(case.flows))
+    phases = (
+        ("before", "", Facts(), 0.0),
+        ("after", case.change, case.facts, case.takes),
+        ("back", case.back, Facts(), case.takes),
+    )
+    for name, script, facts, takes in phases:
+        outcome.phase = name
+        if script and not _does(pair, script, outcome):
+            return
+        # What the kernel makes of the first packets after a change may last: none come while it is heard of.
+        time.sleep(max(takes, _HEARD))
+        phase = _Phase(pair, case, facts, warms=name == "before")
+        outcome.details = phase.loose() if case.is_loose else phase.exact()
+        if name == "before":
+            outcome.share = phase.share
+        outcome.took = max(outcome.took, phase.took)
+        if outcome.details:
+            outcome.kind = "different"
+            return
+
+
+def _does(pair: Pair, script: str, outcome: Outcome) -> bool:
+    """Run a change; a command that one host alone refuses is a difference."""
+    said = [text for _, text in pair.run(script)]
+    failed = [FAILED in text for text in said]
+    if failed[0] != failed[1]:
+        outcome.kind, outcome.details = "different", said
+    elif failed[0]:
+        outcome.kind, outcome.details = "refused", said
+    return not failed[0] and not failed[1]
+
+
+class _Phase:
+    """Rounds of packets between two changes."""
+
+    def __init__(self, pair: Pair, case: Case, facts: Facts, warms: bool) -> None:
+        self._pair, self._case, self._facts = pair, case, facts
+        self._warms = warms
+        self._started = time.monotonic()
+        self.share, self.took = 0.0, 0.0
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def exact(self) -> list[str]:
+        """Send rounds until enough in a row were equal; what differs at the end of the time for it."""
+        streak = 0
+        while True:
+            before = self._fast_packets()
+            number = self._pair.round(self._facts, _PAUSE)
+            numbers = range(number, number + 1)
+            found = self._pair.differences(numbers, list(self._case.flows))
+            self._note_share(before, self._pair.arrived(numbers))
+            if found:
+                self.took = self._elapsed
+            streak = streak + 1 if self._may_judge() and not found else 0
+            if streak >= _IN_A_ROW:
+                return []
+            if found and self._elapsed > GRACE:
+                return [*found, f"{self._elapsed:.1f} s after the change", str(self._pair.status())]
+
+    def loose(self) -> list[str]:
+        """The same where the kernel doesn't do the same twice: all, some or none of many packets."""
+        while True:
+            before = self._fast_packets()
+            numbers = [self._pair.round(self._facts, _PAUSE) for _ in range(_LOOSE_ROUNDS)]
+            window = range(numbers[0], numbers[-1] + 1)
+            self._pair.run("true")
+            self._note_share(before, self._pair.arrived(window))
+            found = self._classes_differ(window)
+            if self._may_judge():
+                if not found:
+                    return []
+                if self._elapsed > GRACE:
+                    return [*found, f"{self._elapsed:.1f} s after the change", str(self._pair.status())]
+
+    def _classes_differ(self, window: range) -> list[str]:
+        kernel, fast = (place.traffic.heard for place in self._pair.places)
+        found, totals = [], [0, 0]
+        for flow in self._case.flows:
+            for side in (0, 1):
+                keys = [(flow.index, side, number) for number in window]
+                counts = [sum(bool(heard.get(key)) for key in keys) for heard in (kernel, fast)]
+                totals = [total + more for total, more in zip(totals, counts, strict=True)]
+                if (counts[0] == len(keys)) != (counts[1] == len(keys)):
+                    found.append(f"{flow}, side {side}: {counts[0]} of {len(keys)}; fast path: {counts[1]}")
+        if bool(totals[0]) != bool(totals[1]):
+            found.append(f"{totals[0]} packets in all; fast path: {totals[1]}")
+        return found
+
+    def _may_judge(self) -> bool:
+        """Whether the fast path had time to hear of the change, and is not just changing."""
+        if self._elapsed < _SETTLES:
+            return False
+        state = self._pair.status()["state"]
+        if state == "changing":
+            return self._elapsed > GRACE
+        return not self._warms or state == "paused" or self.share > 0.95 or self._elapsed > _WARMS
+
+    def _fast_packets(self) -> int:
+        if not self._warms:
+            return 0
+        verdicts = self._pair.status()["verdicts"]
+        assert isinstance(verdicts, dict)
+        return int(verdicts.get("FAST", 0))
+
+    def _note_share(self, before: int, arrived: int) -> None:
+        if self._warms:
+            self.share = (self._fast_packets() - before) / arrived if arrived else 0.0

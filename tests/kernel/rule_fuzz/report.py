@@ -1,0 +1,134 @@
+"""Runs many cases in a few places at the same time, and tells what came of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from tests.kernel.rule_fuzz.cases import Case, cases
+from tests.kernel.rule_fuzz.compare import Outcome, run
+from tests.kernel.rule_fuzz.places import Pair
+
+_TOO_MANY = 5  # differences after which it ends
+_CONTROLS = 3  # runs without the fast path, after a difference
+
+
+LEFT_OUT = ("lacking", "refused", "unsteady")
+
+
+@dataclass
+class Report:
+    """What came of the cases of a seed."""
+
+    seed: int
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def of(self, *kinds: str) -> list[Outcome]:
+        """The outcomes of these kinds."""
+        return [each for each in self.outcomes if each.kind in kinds]
+
+    @property
+    def different(self) -> list[Outcome]:
+        """Where the fast path was not as the kernel."""
+        return self.of("different")
+
+    @property
+    def judged(self) -> int:
+        """How many cases were compared to their end, or to a difference."""
+        return len(self.of("same", "different"))
+
+    @property
+    def fast_share(self) -> float:
+        """Of all packets that arrived before the change, the share that took the fast path."""
+        shares = [each.share for each in self.of("same", "different")]
+        return sum(shares) / len(shares) if shares else 0.0
+
+    def __str__(self) -> str:
+        left_out = Counter(_reason(each) for each in self.of(*LEFT_OUT))
+        slowest = sorted(self.of("same"), key=lambda each: -each.took)[:3]
+        return "\n".join((
+            f"seed {self.seed}: {self.judged} cases compared, {len(self.different)} different, "
+            f"{self.fast_share:.0%} of their packets were fast before the change",
+            *(f"left out: {number} x {reason}" for reason, number in left_out.items()),
+            *(f"equal only after {each.took:.1f} s: {each.case.number} {each.case.name}" for each in slowest),
+        ))  # fmt: skip
+
+
+def _reason(outcome: Outcome) -> str:
+    lines = " ".join(outcome.details).splitlines()
+    return f"{outcome.kind}: {outcome.case.name}: {next((line for line in lines if line.strip()), '')[:100]}"
+
+
+def fuzz(
+    seed: int,
+    count: int,
+    only: int = 0,
+    places: int = 2,
+    progress: Callable[[Outcome], None] = lambda _: None,
+) -> Report:
+    """Compare that many cases (or the one with the number `only`), several at the same time."""
+    report = Report(seed)
+    queue = _Queue(report, count, only)
+    with ThreadPoolExecutor(places) as pool:
+        for done in [pool.submit(_work, queue, progress) for _ in range(places if not only else 1)]:
+            done.result()
+    report.outcomes.sort(key=lambda each: each.case.number)
+    return report
+
+
+class _Queue:
+    """Hands out cases until enough of them were compared."""
+
+    def __init__(self, report: Report, count: int, only: int) -> None:
+        self._report, self._count, self._only = report, count, only
+        self._cases: Iterator[Case] = cases(report.seed)
+        self._lock = threading.Lock()
+        self._begun = 0
+
+    def next(self) -> Case | None:
+        with self._lock:
+            left_out = len(self._report.of(*LEFT_OUT))
+            is_enough = self._begun - left_out >= self._count or len(self._report.different) >= _TOO_MANY
+            if is_enough or (self._only and self._begun):
+                return None
+            case = next(each for each in self._cases if self._only in (0, each.number))
+            self._begun += 1
+            return case
+
+    def note(self, outcome: Outcome) -> None:
+        with self._lock:
+            self._report.outcomes.append(outcome)
+
+
+def _is_unsteady(case: Case) -> bool:
+    """Whether the kernel alone doesn't do the same twice: only then a difference is not the fast path's."""
+    for _ in range(_CONTROLS):
+        pair = Pair(is_control=True)
+        try:
+            if run(pair, case).kind == "different":
+                return True
+        finally:
+            pair.close()
+    return False
+
+
+def _work(queue: _Queue, progress: Callable[[Outcome], None]) -> None:
+    pair: Pair | None = None
+    try:
+        while case := queue.next():
+            pair = pair or Pair()
+            outcome = run(pair, case)
+            if outcome.kind == "different" and _is_unsteady(case):
+                outcome.kind = "unsteady"
+            queue.note(outcome)
+            progress(outcome)
+            # After a difference, and where something was not put back, with new hosts.
+            if outcome.kind in ("different", "unsteady") or pair.left():
+                pair.close()
+                pair = None
+    finally:
+        if pair:
+            pair.close()
