@@ -118,12 +118,14 @@ def _port_refused(scene: Scene, port: Link) -> str:
 
 
 def _bridged_by(scene: Scene, bridge: Link, l2_allowed: bool) -> int:
-    """Who has a say in frames from port to port: br_netfilter, or nobody."""
+    """Who has a say in frames from port to port: br_netfilter, of each family for itself, or nobody."""
     own = bridge.bridge
-    asked = own is not None and (own.nf_call_iptables or own.nf_call_ip6tables)
-    if asked or scene.call_iptables or scene.call_ip6tables:
-        return layout.LINK_IPTABLES
-    return layout.LINK_L2 if l2_allowed else 0
+    asked = 0
+    if scene.call_iptables or (own and own.nf_call_iptables):
+        asked |= layout.LINK_IPTABLES
+    if scene.call_ip6tables or (own and own.nf_call_ip6tables):
+        asked |= layout.LINK_IP6TABLES
+    return asked or (layout.LINK_L2 if l2_allowed else 0)
 
 
 def _add_container(made: Contents, scene: Scene, bridge: Link, port: Link) -> None:

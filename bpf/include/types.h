@@ -43,7 +43,9 @@ struct link {
 #define LINK_CONTAINER 2 /* sources are checked against the map `owners` */
 #define LINK_ISOLATED 4
 #define LINK_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
-#define LINK_IPTABLES 16 /* same-bridge traffic passes conntrack (br_netfilter): admit it as routed traffic is */
+/* Same-bridge traffic of IPv4, of IPv6 passes conntrack (br_netfilter): admit it as routed traffic is. */
+#define LINK_IPTABLES 16
+#define LINK_IP6TABLES 256
 #define LINK_PEER 32     /* as MAC_PEER */
 #define LINK_OUT 64      /* the program does not run on it, packets may leave by it */
 #define LINK_IN_ONLY 128 /* nothing leaves by it: others look at what does */

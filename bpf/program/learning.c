@@ -87,7 +87,7 @@ INLINE enum verdict learn(
 		flow->new_ports = packet->ports;
 		learned->known |= KNOWN_BOTH_WAYS;
 	} else {
-		if (!routed && !(link->flags & LINK_IPTABLES))
+		if (!routed && !asks_iptables(link, packet))
 			return V_OTHER_HOST;
 		enum verdict asked = ask_conntrack(skb, packet, config, learned);
 		if (asked != V_FAST)

@@ -69,6 +69,12 @@ INLINE bool is_sent_elsewhere(const struct packet *packet, const struct flow *fl
 	return moved;
 }
 
+/* Whether br_netfilter shows what its bridge switches of that family to iptables. */
+INLINE bool asks_iptables(const struct link *link, const struct packet *packet)
+{
+	return link->flags & (packet->family == AF_INET ? LINK_IPTABLES : LINK_IP6TABLES);
+}
+
 /* The way out of a frame that the bridge would switch. */
 INLINE enum verdict find_bridged(
 	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const u32 *eth, struct flow *flow
@@ -138,7 +144,7 @@ INLINE enum verdict find_routed(
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
 	/* br_netfilter translates before the bridge decides: what leaves by the bridge that it came in on is still switched,
 	 * see br_nf_pre_routing_finish(). */
-	if (link->flags & LINK_IPTABLES && fib.ifindex == link->l3_ifindex && is_sent_elsewhere(packet, flow)) {
+	if (asks_iptables(link, packet) && fib.ifindex == link->l3_ifindex && is_sent_elsewhere(packet, flow)) {
 		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 		flow->rewrite |= REWRITE_MACS;
 	} else {

@@ -21,7 +21,8 @@ from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
-CONTAINER = layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES | layout.LINK_PEER
+ASKS = layout.LINK_IPTABLES | layout.LINK_IP6TABLES
+CONTAINER = layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_PEER | ASKS
 MACS = {"c1": "02:00:00:00:01:01", "c2": "02:00:00:00:01:02", "w": "02:00:00:00:02:01"}
 BRIDGE, UPLINK = "02:00:00:00:0b:01", "02:00:00:00:0b:02"
 ADDRESSES = {

@@ -22,9 +22,16 @@ BOTH = (CLIENT, SERVER)
 @pytest.fixture(scope="module")
 def wires() -> Iterator[tuple[Wire, Wire]]:
     """Two equal labs: the kernel's, and the one with the fast path."""
+    yield from _two_labs()
+
+
+def _two_labs(*silent: str) -> Iterator[tuple[Wire, Wire]]:
+    """Where br_netfilter does not show bridged packets to the tools in `silent`."""
     with FastLab() as kernel, FastLab() as fast:
         for lab in (kernel, fast):
             _prepare(lab)
+            for name in silent:
+                lab.run(f"sysctl -qw net.bridge.bridge-nf-call-{name}=0")
         fast.accelerate()
         made = Wire(kernel), Wire(fast)
         yield made
@@ -74,16 +81,7 @@ def _compare(wires: tuple[Wire, Wire], way: Way, family: int, proto: type[Packet
 @pytest.fixture(scope="module")
 def switching() -> Iterator[tuple[Wire, Wire]]:
     """The same without br_netfilter: bridges ask nobody."""
-    with FastLab() as kernel, FastLab() as fast:
-        for lab in (kernel, fast):
-            _prepare(lab)
-            for name in ("iptables", "ip6tables", "arptables"):
-                lab.run(f"sysctl -qw net.bridge.bridge-nf-call-{name}=0")
-        fast.accelerate()
-        made = Wire(kernel), Wire(fast)
-        yield made
-        for each in made:
-            each.close()
+    yield from _two_labs("iptables", "ip6tables", "arptables")
 
 
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
@@ -94,6 +92,15 @@ def test_what_arrives_is_the_same_where_bridges_ask_nobody(
 ) -> None:
     routed = replace(WAYS[way], routers=int(way == "published to itself"), fast=True)
     _compare(switching, routed, family, proto, 5200 + family + (proto is TCP))
+
+
+@pytest.mark.parametrize("asked", [4, 6])
+def test_what_arrives_is_the_same_where_bridges_ask_for_one_family(asked: int) -> None:
+    """Only of that family br_netfilter switches what is sent to another container by a published port."""
+    way = WAYS["published to its neighbour"]
+    for wires in _two_labs("ip6tables" if asked == 4 else "iptables"):
+        for family in (4, 6):
+            _compare(wires, replace(way, routers=int(family != asked)), family, UDP, 5300 + family)
 
 
 def _told(talk: Conversation) -> list[tuple[str, Any]]:

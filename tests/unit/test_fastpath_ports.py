@@ -72,10 +72,13 @@ def test_ports_say_who_has_a_say_between_them() -> None:
     assert l2[3].flags == layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_L2 | layout.LINK_PEER
     assert l2[4].flags & layout.LINK_ISOLATED
     assert (l2[5].flags, l2[5].l3_ifindex, l2[3].l3_ifindex) == (0, 5, 2)
+    either = layout.LINK_IPTABLES | layout.LINK_IP6TABLES
     filtered = contents(_scene(call_ip6tables=True), {2}).links
-    assert filtered[3].flags & (layout.LINK_L2 | layout.LINK_IPTABLES) == layout.LINK_IPTABLES
+    assert filtered[3].flags & (layout.LINK_L2 | either) == layout.LINK_IP6TABLES
+    filtered = contents(_scene(call_iptables=True), {2}).links
+    assert filtered[3].flags & (layout.LINK_L2 | either) == layout.LINK_IPTABLES
     ruled = contents(_scene(), {2}, l2_allowed=False).links
-    assert not ruled[3].flags & (layout.LINK_L2 | layout.LINK_IPTABLES)
+    assert not ruled[3].flags & (layout.LINK_L2 | either)
     row = np.frombuffer(link_row(l2[3], 7), layout.LINK)[0]
     assert (row["l3_ifindex"], row["slot"], row["mtu"]) == (2, 7, 1500)
     assert row["mac"].tobytes().hex(":") == _BRIDGE.mac
