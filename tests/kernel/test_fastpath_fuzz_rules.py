@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
-from tests.kernel.rule_fuzz.cases import ROWS, Rule, all_rules
+from tests.kernel.rule_fuzz import compare
+from tests.kernel.rule_fuzz.cases import ROWS, Rule, all_rules, cases
 from tests.kernel.rule_fuzz.compare import LACKS, Outcome
-from tests.kernel.rule_fuzz.places import Place
+from tests.kernel.rule_fuzz.places import Pair, Place
 from tests.kernel.rule_fuzz.report import fuzz
 
 COUNT = int(os.environ.get("VNET_FUZZ_RULES") or 0)
@@ -43,6 +45,31 @@ def test_what_rules_do_is_the_same_before_and_after_a_change() -> None:
     print(report)
     assert not report.different, "\n\n".join(map(str, report.different))
     assert CASE or report.fast_share > _LEAST_FAST, report
+
+
+ALONE = (
+    "ip saddr 172.17.0.2 udp dport 5080 drop",
+    "ip saddr 172.17.0.2 ip ttl set 33",
+    "ip saddr 172.17.0.2 udp dport 5080 dup to 172.18.0.2",
+)
+
+
+def test_what_one_host_alone_does_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "GRACE", 1.0)
+    case = replace(next(cases(SEED)), rules=(), late=(), steps=())
+    pair = Pair(is_control=True)
+    try:
+        assert compare.run(pair, case).kind == "same"
+        for rule in ALONE:
+            chain = f"chain it {{ type filter hook prerouting priority -150; {rule}; }}"
+            assert pair.fast.run(f"nft 'table ip own {{ {chain}; }}'") == (0, "")
+            outcome = compare.run(pair, case)
+            assert outcome.kind == "different" and outcome.phase == "before", rule
+            assert all("v4" in line for line in outcome.details[:-2]), outcome
+            pair.fast.run("nft delete table ip own")
+        assert compare.run(pair, case).kind == "same"
+    finally:
+        pair.close()
 
 
 def test_every_rule_of_the_vocabulary_is_taken_or_not_in_this_kernel() -> None:

@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from tests.kernel.rule_fuzz import iptables
@@ -88,73 +88,67 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A change: scripts that prepare it, do it, and take it back, where it is; the rest as in Change."""
+
+    name: str
+    do: str
+    back: str = ""
+    before: str = ""
+    facts: Facts = field(default_factory=Facts)
+    loose: bool = False
+    takes: float = 0.0
+
+    @property
+    def change(self) -> str:
+        """The script that does it and names what was refused."""
+        return f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR\n{self.do}"
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
-    """Rules that stand, `late` ones that come with the changes, and connections."""
+    """Rules that stand, others that are put later, what changes one after the other, and connections."""
 
     seed: int
     number: int
     rules: tuple[Rule, ...]
     late: tuple[Rule, ...]
-    changes: tuple[Change, ...]
+    steps: tuple[Step, ...]
     flows: tuple[Flow, ...]
 
     @property
     def setup(self) -> str:
         """The script that stands before the connections."""
-        lines = [each.before for each in self.changes if each.before]
-        return "\n".join(("set -e", *lines, *(rule.put for rule in self.rules)))
+        return "\n".join(("set -e", *(rule.put for rule in self.rules)))
 
     @property
-    def change(self) -> str:
-        """The script that changes something under them."""
-        watch = f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR"
-        return "\n".join((watch, *(each.do for each in self.changes), *(rule.put for rule in self.late)))
-
-    @property
-    def back(self) -> str:
-        """The script that takes the change back."""
-        undone = [each.undo for each in reversed(self.changes)]
-        return "\n".join((*(rule.take for rule in reversed(self.late)), *undone))
+    def takes(self) -> float:
+        """Seconds without packets after that."""
+        return max((_silence(rule) for rule in self.rules), default=0.0)
 
     @property
     def clean(self) -> str:
         """The script that takes the rules away."""
-        return "\n".join((*(rule.take for rule in self.rules), "conntrack -F"))
-
-    @property
-    def facts(self) -> Facts:
-        """What is so of packets after the change."""
-        found = Facts()
-        for each in self.changes:
-            found |= each.facts
-        return replace(found, varies=tuple(dict.fromkeys(found.varies)))
+        return "\n".join((*(rule.take for rule in (*self.late, *self.rules)), "conntrack -F"))
 
     @property
     def is_loose(self) -> bool:
-        """Whether the kernel itself doesn't do the same twice."""
-        return any(rule.row.loose for rule in (*self.rules, *self.late)) or any(
-            each.loose for each in self.changes
-        )
-
-    @property
-    def takes(self) -> float:
-        """Seconds that have to pass after a change; nobody tells of rules of iptables-legacy."""
-        silent = any(rule.row.whole and "-legacy" in rule.put for rule in self.late)
-        return max([each.takes for each in self.changes] + [2.5 * silent])
+        """Whether the kernel itself doesn't do the same twice under its rules."""
+        return any(rule.row.loose for rule in (*self.rules, *self.late))
 
     @property
     def name(self) -> str:
         """What it is about, on one line."""
-        rules = [rule.row.name for rule in self.rules]
-        changes = [each.name for each in self.changes] + [f"late: {rule.row.name}" for rule in self.late]
-        return f"{', '.join(rules) or 'no rule'} / {', '.join(changes)}"
+        rules = ", ".join(rule.row.name for rule in self.rules)
+        return f"{rules or 'no rule'} / {'; '.join(step.name for step in self.steps)}"
 
     def __str__(self) -> str:
         """The commands, to type them on a host as tests/kernel/fastlab.py makes it."""
-        return (
-            f"seed {self.seed}, case {self.number}: {self.name}\n--- rules\n{self.setup}\n--- change\n"
-            f"{self.change}\n--- packets after it: {self.facts}\n--- back\n{self.back}"
+        steps = (
+            f"--- {step.name}\n{step.before}\n{step.do}\n--- packets: {step.facts}\n{step.back}"
+            for step in self.steps
         )
+        return "\n".join((f"seed {self.seed}, case {self.number}: {self.name}", self.setup, *steps))
 
 
 def cases(seed: int) -> Iterator[Case]:
@@ -176,6 +170,26 @@ def _family_of(text: str) -> int:
     return found[0] if len(found) == 1 else 0
 
 
+def _bound(change: Change, table: str) -> Change:
+    """The change of something in that table."""
+    return replace(change, do=change.do.replace("$T", table), undo=change.undo.replace("$T", table))
+
+
+def _putting(rule: Rule) -> Step:
+    return Step(f"comes: {rule.row.name}", rule.put, takes=_silence(rule))
+
+
+def _taking(rule: Rule) -> Step:
+    return Step(f"goes: {rule.row.name}", rule.take, takes=_silence(rule))
+
+
+def _silence(rule: Rule) -> float:
+    """Rules of iptables-legacy are looked at once a second: where what they do to connections lasts, none may
+    come until then."""
+    lasts = rule.row.whole or "ctmark" in rule.row.looks
+    return 1.5 if lasts and "-legacy" in rule.put else 0.0
+
+
 class _Maker:
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -183,7 +197,9 @@ class _Maker:
         self._rows = Deck(self.dice, ROWS)
         self._changes = Deck(self.dice, CHANGES)
         self._sizes = Deck(self.dice, (1, 1, 1, 1, 2, 2, 3))
-        self._is_matched = Deck(self.dice, (True, True, False, False))
+        self._lengths = Deck(self.dice, (2, 2, 3))
+        self._is_matched = Deck(self.dice, (True, True, False))
+        self._is_taken = Deck(self.dice, (True, False, False, False))
         self._is_late = Deck(self.dice, (False, False, False, True))
         self._is_second = Deck(self.dice, (False, False, False, True))
         self._verdicts = Deck(self.dice, _VERDICTS)
@@ -199,27 +215,39 @@ class _Maker:
 
     def case(self, number: int) -> Case:
         rules = [self.rule(self._rows.draw(), place + 1) for place in range(self._sizes.draw())]
-        changes = [self._matched(rules[0])] if self._is_matched.draw() else [self._changes.draw()]
-        if self._is_second.draw():
-            changes.append(self._changes.draw())
-        chosen = tuple({each.name: each for each in changes if each is not None}.values())
-        is_late = self._is_late.draw() or not chosen
-        late = [rule for rule in rules[:1] if is_late and not rule.row.stands and "$T" not in str(chosen)]
-        late = [rule for rule in late if not any(each in rule.row.own for each in chosen)]
-        if not late and not chosen:
-            chosen = (self._changes.draw(),)
+        late = tuple(rule for rule in rules[:1] if self._is_late.draw() and not rule.row.stands)
+        steps = [_putting(rule) for rule in late]
+        steps += [self._step(rules) for _ in range(self._lengths.draw() - len(late))]
+        steps += [_taking(rule) for rule in rules[:1] if self._is_taken.draw() and not rule.row.stands]
         stand = tuple(rule for rule in rules if rule not in late)
-        table = rules[0].table
-        bound = tuple(
-            replace(each, do=each.do.replace("$T", table), undo=each.undo.replace("$T", table))
-            for each in chosen
-        )
-        self._used.update(each.name for each in bound)
-        return Case(self.seed, number, stand, tuple(late), bound, self._flows(number))
+        return Case(self.seed, number, stand, late, tuple(steps), self._flows(number))
 
-    def _matched(self, rule: Rule) -> Change | None:
-        """A change of what the rule looks at, of those the one that was used least."""
-        fitting = [*rule.row.own, *(each for each in CHANGES if each.touches & rule.row.looks)]
+    def _step(self, rules: list[Rule]) -> Step:
+        """One change or two at once, of what a rule looks at or any."""
+        changes = [self._matched(rules) if self._is_matched.draw() else None]
+        if changes[0] is None or self._is_second.draw():
+            changes.append(self._changes.draw())
+        chosen = {each.name: each for each in changes if each is not None}.values()
+        self._used.update(each.name for each in chosen)
+        facts = Facts()
+        for each in chosen:
+            facts |= each.facts
+        return Step(
+            ", ".join(each.name for each in chosen),
+            "\n".join(each.do for each in chosen),
+            "\n".join(each.undo for each in reversed(chosen)),
+            "\n".join(each.before for each in chosen if each.before),
+            facts,
+            any(each.loose for each in chosen),
+            max(each.takes for each in chosen),
+        )
+
+    def _matched(self, rules: list[Rule]) -> Change | None:
+        """A change of what a rule looks at, of those the one that was used least."""
+        fitting = []
+        for rule in rules:
+            fitting += [_bound(each, rule.table) for each in rule.row.own]
+            fitting += [each for each in CHANGES if each.touches & rule.row.looks]
         self.dice.shuffle(fitting)
         return min(fitting, key=lambda each: self._used[each.name], default=None)
 

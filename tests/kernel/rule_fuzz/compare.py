@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tests.kernel.rule_fuzz.cases import FAILED, Case
+from tests.kernel.rule_fuzz.cases import FAILED, Case, Step
 from tests.kernel.rule_fuzz.places import Pair
 from tests.kernel.rule_fuzz.traffic import Facts
 
@@ -30,20 +30,25 @@ LACKS = re.compile(
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a case: "same", "different", "lacking" (this kernel has no such rule), "refused" (the
-    change was) or "unsteady" (different, but so are two hosts without the fast path). `share` is the share
-    of packets that were fast before the change; `took` seconds until all was the same after it."""
+    """What became of a case: "same", "different", "lacking" (this kernel has no such rule) or "unsteady"
+    (different, but so are two hosts without the fast path). `refused` is what the kernel did not take,
+    `share` the share of packets that were fast before the first change, `took` the most seconds until all was
+    the same after one."""
 
     case: Case
     kind: str
     details: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     phase: str = ""
     share: float = 0.0
     took: float = 0.0
-    waited: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind} in phase {self.phase}\n{self.case}\n--- found\n" + "\n".join(self.details[:20])
+        return f"{self.kind} {self.phase}\n{self.case}\n--- found\n" + "\n".join(self.details[:20])
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 class Broken(AssertionError):
@@ -53,14 +58,46 @@ class Broken(AssertionError):
 def run(pair: Pair, case: Case) -> Outcome:
     """Rules, connections, changes, and all of it back."""
     outcome = Outcome(case, "same")
-    started = time.monotonic()
+    undo: list[str] = []
     try:
         if _stands(pair, case, outcome):
-            _phases(pair, case, outcome)
+            time.sleep(case.takes)
+            pair.begin(list(case.flows))
+            outcome.share = _phase(pair, case, outcome, "before").share
+            for step in case.steps:
+                undo = [step.back]
+                if not _step(pair, case, step, outcome):
+                    break
+                undo = []
     finally:
-        pair.run("\n".join((case.back, case.clean)) if outcome.phase != "back" else case.clean)
-        outcome.waited = time.monotonic() - started
+        pair.run("\n".join((*undo, case.clean)))
     return outcome
+
+
+def _step(pair: Pair, case: Case, step: Step, outcome: Outcome) -> bool:
+    """Do a change and take it back; whether the fast path was as the kernel all the time."""
+    if step.before:
+        pair.run(step.before)
+        _phase(pair, case, outcome, f"before: {step.name}")
+    if outcome.kind == "same" and _does(pair, step, outcome):
+        _phase(pair, case, outcome, f"after: {step.name}", step)
+    if outcome.kind == "same" and step.back:
+        pair.run(step.back)
+        _phase(pair, case, outcome, f"back from: {step.name}", replace(step, facts=Facts()))
+    return outcome.kind == "same"
+
+
+def _phase(pair: Pair, case: Case, outcome: Outcome, name: str, step: Step | None = None) -> _Phase:
+    """Compare packets for a while; what is different goes to `outcome`."""
+    # What the kernel makes of the first packets after a change may last: none come while it is heard of.
+    time.sleep(max(step.takes if step else 0, _HEARD))
+    phase = _Phase(pair, case, step.facts if step else Facts(), warms=step is None)
+    is_loose = case.is_loose or (step is not None and step.loose)
+    outcome.phase, outcome.details = name, phase.loose() if is_loose else phase.exact()
+    outcome.took = max(outcome.took, phase.took)
+    if outcome.details:
+        outcome.kind = "different"
+    return phase
 
 
 def _stands(pair: Pair, case: Case, outcome: Outcome) -> bool:
@@ -68,42 +105,20 @@ def _stands(pair: Pair, case: Case, outcome: Outcome) -> bool:
         if code and not LACKS.search(said):
             raise Broken(f"{said}\n{case}")
         if code:
-            outcome.kind, outcome.details = "lacking", [said]
+            outcome.kind = "lacking"
+            outcome.refused.append(f"{case.name}: {_first_line(said)}")
             return False
     return True
 
 
-def _phases(pair: Pair, case: Case, outcome: Outcome) -> None:
-    pair.begin(list(case.flows))
-    phases = (
-        ("before", "", Facts(), 0.0),
-        ("after", case.change, case.facts, case.takes),
-        ("back", case.back, Facts(), case.takes),
-    )
-    for name, script, facts, takes in phases:
-        outcome.phase = name
-        if script and not _does(pair, script, outcome):
-            return
-        # What the kernel makes of the first packets after a change may last: none come while it is heard of.
-        time.sleep(max(takes, _HEARD))
-        phase = _Phase(pair, case, facts, warms=name == "before")
-        outcome.details = phase.loose() if case.is_loose else phase.exact()
-        if name == "before":
-            outcome.share = phase.share
-        outcome.took = max(outcome.took, phase.took)
-        if outcome.details:
-            outcome.kind = "different"
-            return
-
-
-def _does(pair: Pair, script: str, outcome: Outcome) -> bool:
+def _does(pair: Pair, step: Step, outcome: Outcome) -> bool:
     """Run a change; a command that one host alone refuses is a difference."""
-    said = [text for _, text in pair.run(script)]
+    said = [text for _, text in pair.run(step.change)]
     failed = [FAILED in text for text in said]
     if failed[0] != failed[1]:
         outcome.kind, outcome.details = "different", said
     elif failed[0]:
-        outcome.kind, outcome.details = "refused", said
+        outcome.refused.append(f"{step.name}: {_first_line(said[0])}")
     return not failed[0] and not failed[1]
 
 

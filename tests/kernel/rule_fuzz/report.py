@@ -16,7 +16,7 @@ _TOO_MANY = 5  # differences after which it ends
 _CONTROLS = 3  # runs without the fast path, after a difference
 
 
-LEFT_OUT = ("lacking", "refused", "unsteady")
+_LEFT_OUT = ("lacking", "unsteady")
 
 
 @dataclass
@@ -47,19 +47,15 @@ class Report:
         return sum(shares) / len(shares) if shares else 0.0
 
     def __str__(self) -> str:
-        left_out = Counter(_reason(each) for each in self.of(*LEFT_OUT))
+        refused = Counter(each for outcome in self.outcomes for each in outcome.refused)
         slowest = sorted(self.of("same"), key=lambda each: -each.took)[:3]
         return "\n".join((
             f"seed {self.seed}: {self.judged} cases compared, {len(self.different)} different, "
-            f"{self.fast_share:.0%} of their packets were fast before the change",
-            *(f"left out: {number} x {reason}" for reason, number in left_out.items()),
+            f"{self.fast_share:.0%} of their packets were fast before the first change",
+            *(f"not in this kernel: {each}" for each in refused),
+            *(f"left out, the kernel is not steady: {each.case.name}" for each in self.of("unsteady")),
             *(f"equal only after {each.took:.1f} s: {each.case.number} {each.case.name}" for each in slowest),
         ))  # fmt: skip
-
-
-def _reason(outcome: Outcome) -> str:
-    lines = " ".join(outcome.details).splitlines()
-    return f"{outcome.kind}: {outcome.case.name}: {next((line for line in lines if line.strip()), '')[:100]}"
 
 
 def fuzz(
@@ -90,7 +86,7 @@ class _Queue:
 
     def next(self) -> Case | None:
         with self._lock:
-            left_out = len(self._report.of(*LEFT_OUT))
+            left_out = len(self._report.of(*_LEFT_OUT))
             is_enough = self._begun - left_out >= self._count or len(self._report.different) >= _TOO_MANY
             if is_enough or (self._only and self._begun):
                 return None

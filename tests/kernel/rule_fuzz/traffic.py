@@ -78,9 +78,8 @@ class Facts:
         return VARIATIONS[self.varies[turn - 1]] if turn else PLAIN
 
     def __or__(self, other: Facts) -> Facts:
-        return Facts(
-            (*self.varies, *other.varies), self.other_mac or other.other_mac, self.thief or other.thief
-        )
+        varies = tuple(dict.fromkeys((*self.varies, *other.varies)))
+        return Facts(varies, self.other_mac or other.other_mac, self.thief or other.thief)
 
 
 @dataclass(frozen=True, slots=True)
