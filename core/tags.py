@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 PREFIX = "vnet:"
 # Our nftables table, of family inet.
 TABLE = "vnet"
-# Our table in containers whose packets are left untracked, of family ip.
+# Our table in containers whose packets are left untracked, of family netdev.
 UNTRACKED_TABLE = "vnet_untracked"
 _PLAIN = "/:,[]*"
 

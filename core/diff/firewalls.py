@@ -7,6 +7,7 @@ from core.model import Chain, Firewall, FirewallRule, namespace_ref
 from core.tags import TABLE, UNTRACKED_TABLE
 
 _FAST_TABLE = "vnet_fastpath"  # inet, of nftables
+_DOCKER_DNS = "127.0.0.11"
 Place = tuple[str, str, str, str]
 
 
@@ -103,10 +104,19 @@ def _without_untracking(
     """The rules but those of `vnet-tui tune` in containers, of which one sentence says what they do."""
     went, came = (any(rule.table == UNTRACKED_TABLE for rule in rules) for rules in (gone, come))
     if went != came:
-        words = "but for Docker's DNS no longer tracks" if came else "again tracks all"
+        words = "no longer tracks" if came else "again tracks"
         sentence = f"conntrack {words} connections of {told.place(ns)}"
         told.tell("added" if came else "removed", namespace_ref(ns), sentence)
-    others = [[rule for rule in rules if rule.table != UNTRACKED_TABLE] for rules in (gone, come)]
+    dns = (
+        (_DOCKER_DNS,) if went != came else ()
+    )  # the rules of Docker's that these replaced, or made place for
+    others = [
+        [
+            rule for rule in rules
+            if rule.table != UNTRACKED_TABLE and not (rule.src in dns or rule.dst in dns)
+        ]
+        for rules in (gone, come)
+    ]  # fmt: skip
     return others[0], others[1]
 
 

@@ -24,7 +24,7 @@ from core.ops.links import (
 )
 from core.ops.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.ops.place import HOST, Place
-from core.ops.settings import SetRules, SetSysctl
+from core.ops.settings import SetDockerDns, SetRules, SetSysctl
 from core.ops.tuning import SetOffloads, SetSizes, SetSteering
 from core.ops.wanted import Unwant, Want
 
@@ -54,6 +54,7 @@ __all__ = [
     "Operation",
     "Place",
     "SetBridge",
+    "SetDockerDns",
     "SetLink",
     "SetOffloads",
     "SetPort",

@@ -31,6 +31,27 @@ class SetRules:
 
 
 @dataclass(frozen=True, slots=True)
+class SetDockerDns:
+    """Write or delete the rules by which Docker leads DNS to its resolver in a container's namespace: all
+    that is in the table nat of iptables-nft there. `rules` is what iptables-restore(8) reads."""
+
+    rules: str
+    there: bool
+    place: Place = HOST
+
+    def command(self) -> str:
+        words = "iptables-nft-restore --noflush <<'RULES'" if self.there else "nft delete table ip nat"
+        rules = f"\n{self.rules}RULES" if self.there else ""
+        return f"{self.place.inside(words)}{rules}\n{self.place.inside('conntrack -F')}"
+
+    def inverse(self) -> tuple[SetDockerDns, ...]:
+        return (replace(self, there=not self.there),)
+
+    def describe(self) -> str:
+        return f"{'write' if self.there else 'delete'} Docker's rules for DNS in {self.place}"
+
+
+@dataclass(frozen=True, slots=True)
 class SetSysctl:
     """Set one kernel setting (sysctl(8)), `key` with dots; slashes where a link's name holds a dot."""
 

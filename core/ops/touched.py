@@ -49,7 +49,7 @@ def _names(step: Operation) -> tuple[str, ...]:
             return (_place(Place(step.name)),)
         case namespaces.JoinNamespace() | namespaces.LeaveNamespace():
             return _place(Place(step.name)), _place(Place(step.of))
-        case settings.SetRules():
+        case settings.SetRules() | settings.SetDockerDns():
             return (f"rules of {_place(step.place)}",)
         case settings.SetSysctl():
             return (f"{step.key} in {_place(step.place)}",)

@@ -179,7 +179,7 @@ class Tune:
     size of the largest packets in bytes, 65536 without BIG TCP; `offloads` is about TSO, GSO, GRO and
     transmit checksums; `br_netfilter` about whether what it forwards passes the host's firewall; `rps` is
     "all", "off" or a hexadecimal mask of the CPUs that take over received packets. `no_track_dns` is about
-    whether conntrack is left to Docker's DNS alone inside its containers, or inside those named in `only`."""
+    whether Docker's DNS does without conntrack inside its containers, or inside those named in `only`."""
 
     key: LinkKey
     big_tcp: int | None = None

@@ -1,5 +1,5 @@
-"""Plans that tune a bridge with all that hangs on it: BIG TCP, offloads, br_netfilter, RPS and what conntrack
-follows in its containers."""
+"""Plans that tune a bridge with all that hangs on it: BIG TCP, offloads, br_netfilter, RPS and
+Docker's DNS in its containers."""
 
 from __future__ import annotations
 
@@ -89,8 +89,7 @@ def _words(request: Tune) -> Iterator[str]:
     if request.rps is not None:
         yield f"RPS {safe(request.rps)}"
     if request.no_track_dns is not None:
-        tracked = "Docker's DNS" if request.no_track_dns else "everything"
-        yield f"{tracked} {'alone ' if request.no_track_dns else ''}tracked in {_whom(request)}"
+        yield f"Docker's DNS {'without' if request.no_track_dns else 'with'} conntrack in {_whom(request)}"
 
 
 def _whom(request: Tune) -> str:

@@ -1,44 +1,72 @@
-"""Plans that leave the packets of containers untracked where Docker's DNS alone needs conntrack.
+"""Plans that take conntrack out of containers where nothing but Docker's DNS needs it.
 
 In the namespace of a container on a user-defined network Docker translates 127.0.0.11:53 to its own resolver.
-With that, every packet of the container passes conntrack and NAT, though none but those of DNS needs it.
+With that, every packet of the container passes conntrack and NAT. Rules where loopback receives can change
+the ports without either, for both ends are local: they replace Docker's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from core.model import Firewall, FirewallRule, Link
-from core.ops import SetRules
+from core.model import Chain, Firewall, FirewallRule, Link
+from core.ops import Operation, Place, SetDockerDns, SetRules
 from core.plan.base import Refusal
 from core.plan.draft import Draft
 from core.tags import UNTRACKED_TABLE
 from core.text import safe
 from core.topology import Topology
 
-_DNS, _PORT = "127.0.0.11", "53"
-_TABLE = f"table ip {UNTRACKED_TABLE}"
+_DNS = "127.0.0.11"
+_TABLE = f"table netdev {UNTRACKED_TABLE}"
 OFF = f"{_TABLE}\ndelete {_TABLE}\n"
-_CHAIN = """\
-\tchain {0} {{
-\t\ttype filter hook {0} priority raw; policy accept;
-\t\tip saddr != {1} ip daddr != {1} notrack
-\t}}
-"""
-ON = f"{OFF}{_TABLE} {{\n{''.join(_CHAIN.format(hook, _DNS) for hook in ('prerouting', 'output'))}}}\n"
-_CHAINS = ("DOCKER_OUTPUT", "DOCKER_POSTROUTING")  # dockerd's libnetwork/resolver_unix.go
+# In the order in which Docker makes them: nft lists them so.
+_CHAINS = (
+    ":DOCKER_OUTPUT - [0:0]",
+    ":OUTPUT ACCEPT [0:0]",
+    ":DOCKER_POSTROUTING - [0:0]",
+    ":POSTROUTING ACCEPT [0:0]",
+)
+# iptables-save lists the base chains that are not there as well.
+_NAMES = {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING", "DOCKER_OUTPUT", "DOCKER_POSTROUTING"}
+
+
+class Ports(NamedTuple):
+    """Where Docker's resolver listens in a container."""
+
+    tcp: str
+    udp: str
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
     """A container's namespace on a bridge: its inode and name, `why` its rules allow nothing here ("" where
-    they do), and whether all but DNS is untracked there already."""
+    they do), and the ports of its resolver by Docker's rules and by ours, None where these are not there."""
 
     ns: int
     name: str
     why: str
-    on: bool
+    docker: Ports | None
+    ours: Ports | None
+
+    @property
+    def on(self) -> bool:
+        """Whether ours have replaced Docker's, which Docker may have written again since."""
+        return self.ours is not None and self.docker is None
+
+
+def rules(ports: Ports) -> str:
+    """The text of our table that leads DNS to these ports."""
+    hook = 'type filter hook ingress device "lo" priority filter; policy accept;'
+    lines = "".join(f"\t\t{line}\n" for line in (hook, *_our_rules(ports)))
+    return f"{OFF}{_TABLE} {{\n\tchain lo {{\n{lines}\t}}\n}}\n"
+
+
+def saved(ports: Ports) -> str:
+    """Docker's rules, as iptables-restore reads them."""
+    return "\n".join(("*nat", *_CHAINS, *_docker_rules(ports), "COMMIT\n"))
 
 
 def spaces(topology: Topology, bridge: Link) -> Iterator[Space]:
@@ -47,12 +75,12 @@ def spaces(topology: Topology, bridge: Link) -> Iterator[Space]:
     for ns in dict.fromkeys(peer.ns for peer in peers if peer):
         if ns != topology.host:
             name, firewall = safe(topology.label(ns)), topology.snapshot.firewalls.get(ns)
-            on = any(map(_is_ours, firewall.rules)) if firewall else False
-            yield Space(ns, name, _why_not(name, firewall), on)
+            docker, ours = _ports(firewall, _is_nat, _docker_rules), _ports(firewall, _is_ours, _our_rules)
+            yield Space(ns, name, _why_not(name, firewall, docker, ours), docker, ours)
 
 
 def states(topology: Topology, bridge: Link) -> frozenset[bool]:
-    """Whether they are untracked, of those containers where that is possible."""
+    """Whether Docker's rules are replaced, of those containers where that is possible."""
     return frozenset(one.on for one in spaces(topology, bridge) if not one.why)
 
 
@@ -64,27 +92,45 @@ def switch(draft: Draft, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
         raise Refusal(refused or ["no container is on this bridge"])
     for why in refused:
         draft.warn(f"{why}: it stays as it is")
-    changed = [one for one in found if not one.why and one.on != on]
+    changed = [one for one in found if not one.why and (not one.on if on else one.ours)]
     for one in changed:
-        texts = (ON, OFF) if on else (OFF, ON)
-        draft.do(SetRules(*texts, draft.place_of(one.ns)))
+        draft.do(*(_replaced if on else _restored)(one.docker, one.ours, draft.place_of(one.ns)))
     if on and changed:
         names = ", ".join(one.name for one in changed)
         draft.warn(
-            f"conntrack no longer knows of connections inside {names}, but for those with Docker's DNS"
+            f"Docker's own rules for DNS inside {names} are replaced by vnet's, until the container stops or "
+            "this is taken back: names are resolved as before"
         )
+        draft.warn(f"conntrack no longer knows of connections inside {names}")
         draft.warn(
-            "rules that a container adds later and that ask for a connection's state find none: "
-            "take this back before. A container that starts again has Docker's rules alone"
+            "rules that a container adds later and that ask for a connection's state find those under way "
+            "unknown: take this back before. A container that starts again has Docker's rules alone"
         )
 
 
-def track_again(topology: Topology) -> Iterator[SetRules]:
-    """The steps that take our table away in every namespace that has it."""
+def track_again(topology: Topology) -> Iterator[Operation]:
+    """The steps that put Docker's rules in place of ours in every namespace that has these."""
     draft = Draft(topology)
     for ns, firewall in topology.snapshot.firewalls.items():
-        if any(map(_is_ours, firewall.rules)):
-            yield SetRules(OFF, ON, draft.place_of(ns))
+        if ours := _ports(firewall, _is_ours, _our_rules):
+            docker = _ports(firewall, _is_nat, _docker_rules)
+            yield from _restored(docker, ours, draft.place_of(ns))
+
+
+# At every moment one of the two tables is there; where both are, either works.
+
+
+def _replaced(docker: Ports | None, ours: Ports | None, place: Place) -> Iterator[Operation]:
+    assert docker
+    yield SetRules(rules(docker), rules(ours) if ours else OFF, place)
+    yield SetDockerDns(saved(docker), False, place)
+
+
+def _restored(docker: Ports | None, ours: Ports | None, place: Place) -> Iterator[Operation]:
+    assert ours
+    if not docker:
+        yield SetDockerDns(saved(ours), True, place)
+    yield SetRules(OFF, rules(ours), place)
 
 
 def _chosen(draft: Draft, found: list[Space], only: tuple[str, ...]) -> Iterator[Space]:
@@ -98,36 +144,85 @@ def _chosen(draft: Draft, found: list[Space], only: tuple[str, ...]) -> Iterator
         yield space
 
 
-def _why_not(name: str, firewall: Firewall | None) -> str:
-    """Why its packets can't be left untracked: "" where its rules are Docker's for DNS, and nothing else."""
+def _why_not(name: str, firewall: Firewall | None, docker: Ports | None, ours: Ports | None) -> str:
+    """Why it stays as it is: "" where its rules are Docker's for DNS, or ours instead, and no others."""
     if firewall is None:
         return f"the firewall rules of {name} were not read"
     if firewall.problems:
         return f"the firewall rules of {name} could not be read: {safe(firewall.problems[0].why)}"
-    if chain := next((one for one in firewall.chains if one.policy == "drop"), None):
-        return f"{name} has firewall rules of its own: chain {safe(chain.name)} drops"
-    others = [rule for rule in firewall.rules if not (_is_dns(rule) or _is_ours(rule))]
-    if others:
-        return f"{name} has firewall rules of its own, that may look at connections: {safe(others[0].text)}"
-    if not any(rule.verdict == "dnat" for rule in firewall.rules):
+    if any(chain.backend == "iptables-legacy" for chain in firewall.chains):
+        return (
+            f"{name} has rules of iptables-legacy: it would gain nothing, as these pass packets to conntrack"
+        )
+    for text in _others(firewall, docker, ours):
+        return f"{name} has firewall rules besides those of iptables-nft for Docker's DNS: {safe(text)}"
+    if not docker and not ours:
         return f"{name} has no rules for Docker's DNS: nothing of it is tracked for their sake"
     return ""
 
 
-def _is_ours(rule: FirewallRule) -> bool:
-    matches = (rule.src, rule.dst, rule.verdict, rule.understood)
-    return rule.table == UNTRACKED_TABLE and matches == (f"!{_DNS}", f"!{_DNS}", "notrack", True)
+def _others(firewall: Firewall, docker: Ports | None, ours: Ports | None) -> Iterator[str]:
+    """The other rules and chains there, in words."""
+    written = {
+        *_docker_rules(_named(filter(_is_nat, firewall.rules))),
+        *_our_rules(_named(filter(_is_ours, firewall.rules))),
+    }
+    yield from (rule.text for rule in firewall.rules if rule.text not in written)
+    for rule in firewall.rules:
+        if not (docker and _is_nat(rule)) and not (ours and _is_ours(rule)):
+            yield rule.text
+    for chain in firewall.chains:
+        known = (_is_nat(chain) and chain.name in _NAMES) or _is_ours(chain)
+        if not known or chain.policy == "drop":
+            yield f"chain {chain.name} of table {chain.table}"
 
 
-def _is_dns(rule: FirewallRule) -> bool:
-    """Whether it is one that Docker writes, by iptables of either kind or by nftables."""
-    if rule.family != "ip" or not rule.understood or rule.iif or rule.oif or rule.ct_state:
-        return False
-    match rule.verdict:
-        case "jump":
-            return rule.dst == _DNS and rule.target in _CHAINS
-        case "dnat":
-            return (rule.dst, rule.dport, rule.to_address) == (_DNS, _PORT, _DNS)
-        case "snat":
-            return (rule.src, rule.to_address, rule.to_port) == (_DNS, "", _PORT) and bool(rule.sport)
-    return False
+def _is_nat(one: FirewallRule | Chain) -> bool:
+    return (one.backend, one.family, one.table) == ("iptables-nft", "ip", "nat")
+
+
+def _is_ours(one: FirewallRule | Chain) -> bool:
+    return (one.family, one.table) == ("netdev", UNTRACKED_TABLE)
+
+
+def _ports(
+    firewall: Firewall | None,
+    belongs: Callable[[FirewallRule], bool],
+    written: Callable[[Ports], Sequence[str]],
+) -> Ports | None:
+    """The ports for which the rules that belong there are exactly the `written` ones."""
+    there = list(filter(belongs, firewall.rules)) if firewall else []
+    found = _named(there)
+    # Older versions of iptables-save list the chains in another order.
+    same = _by_chain([rule.text for rule in there]) == _by_chain(written(found))
+    return found if same else None
+
+
+def _named(rules: Iterable[FirewallRule]) -> Ports:
+    """The ports that the first rules for answers name, of Docker's or of ours."""
+    ports = {rule.l4_proto: rule.sport for rule in reversed(list(rules)) if rule.src == _DNS}
+    return Ports(ports.get("tcp", ""), ports.get("udp", ""))
+
+
+def _by_chain(texts: Sequence[str]) -> list[str]:
+    return sorted(texts, key=lambda text: text.split()[1])
+
+
+def _our_rules(ports: Ports) -> tuple[str, ...]:
+    pairs = tuple(ports._asdict().items())
+    return (
+        *(f"ip daddr {_DNS} {protocol} dport 53 {protocol} dport set {port}" for protocol, port in pairs),
+        *(f"ip saddr {_DNS} {protocol} sport {port} {protocol} sport set 53" for protocol, port in pairs),
+    )
+
+
+def _docker_rules(ports: Ports) -> tuple[str, ...]:
+    """As iptables-save prints what dockerd's libnetwork/resolver_unix.go writes."""
+    pairs = tuple((f"-p {protocol} -m {protocol}", port) for protocol, port in ports._asdict().items())
+    inner = f"-A DOCKER_OUTPUT -d {_DNS}/32", f"-A DOCKER_POSTROUTING -s {_DNS}/32"
+    return (
+        f"-A OUTPUT -d {_DNS}/32 -j DOCKER_OUTPUT",
+        f"-A POSTROUTING -d {_DNS}/32 -j DOCKER_POSTROUTING",
+        *(f"{inner[0]} {match} --dport 53 -j DNAT --to-destination {_DNS}:{port}" for match, port in pairs),
+        *(f"{inner[1]} {match} --sport {port} -j SNAT --to-source :53" for match, port in pairs),
+    )

@@ -1,16 +1,22 @@
-"""`tune --no-track-dns` on containers of a real engine: names are resolved, nothing else is tracked."""
+"""`tune --no-track-dns` on containers of a real engine: names are resolved, nothing is tracked."""
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docker.engine import DockerHost
-from tests.support.waiting import eventually
+from tests.support import dns
+from tests.support.docker_dns import ADDRESS
+from tests.support.waiting import eventually, wait_until
 
 pytestmark = pytest.mark.root
+OURS, DOCKERS = "table netdev vnet_untracked", "table ip nat"
 
 
 def inside(engine: DockerHost, name: str, *words: str) -> str:
@@ -21,10 +27,17 @@ def inside(engine: DockerHost, name: str, *words: str) -> str:
     return done.stdout
 
 
-def ordinary(engine: DockerHost, name: str) -> list[str]:
-    """Its connections but for those with Docker's DNS."""
-    lines = inside(engine, name, "conntrack", "-L").splitlines()
-    return [line for line in lines if "dst=127.0.0.11" not in line.split()]
+def rules(engine: DockerHost, name: str) -> list[str]:
+    """A container's rules in both tools' words, without what they counted."""
+    saved = re.sub(r"\[\d+:\d+\]", "", inside(engine, name, "iptables-nft-save")).splitlines()
+    return [
+        inside(engine, name, "nft", "-s", "list", "ruleset"),
+        *(line for line in saved if not line.startswith("#")),
+    ]
+
+
+def tables(engine: DockerHost, name: str) -> list[str]:
+    return inside(engine, name, "nft", "list", "tables").splitlines()
 
 
 def resolves_and_reaches(engine: DockerHost) -> bool:
@@ -32,34 +45,93 @@ def resolves_and_reaches(engine: DockerHost) -> bool:
     return "fetched" in engine.run("exec", "web", "wget", "-qO-", "http://log:8000/page", check=False)
 
 
-def test_names_are_resolved_and_nothing_else_is_tracked(docker_host: DockerHost, tmp_path: Path) -> None:
-    docker_host.run("network", "create", "shop")
-    docker_host.container("web", "--network", "shop")
-    serve = "mkdir /w; echo fetched > /w/page; exec httpd -f -p 8000 -h /w"
-    docker_host.run(
-        "run", "-d", "--stop-signal", "KILL", "--name", "log", "--network", "shop", "busybox:local",
-        "sh", "-c", serve,
-    )  # fmt: skip
-    assert eventually(lambda: resolves_and_reaches(docker_host))
-    assert ordinary(docker_host, "web") and ordinary(docker_host, "log")
+class Shop:
+    """The containers web and log on one network of an engine, and a DNS server that it forwards to."""
 
-    def vnet(*words: str) -> None:
-        environment = {"VNET_STATE": str(tmp_path), "DOCKER_HOST": docker_host.url}
-        done = docker_host.host.vnet(*words, **environment)
+    def __init__(self, engine: DockerHost, folder: Path) -> None:
+        self.engine, self._folder = engine, folder
+        engine.run("network", "create", "shop", "--subnet", "10.77.0.0/24")
+        self._server = dns.Server(f"/run/netns/{engine.namespace}", "10.77.0.1")
+        engine.container("web", "--network", "shop", "--dns", "10.77.0.1")
+        serve = "mkdir /w; echo fetched > /w/page; exec httpd -f -p 8000 -h /w"
+        engine.run(
+            "run", "-d", "--stop-signal", "KILL", "--name", "log", "--network", "shop", "busybox:local",
+            "sh", "-c", serve,
+        )  # fmt: skip
+        assert eventually(lambda: resolves_and_reaches(engine))
+
+    def vnet(self, *words: str) -> None:
+        environment = {"VNET_STATE": str(self._folder), "DOCKER_HOST": self.engine.url}
+        done = self.engine.host.vnet(*words, **environment)
         assert done.returncode == 0, done.stderr + done.stdout
 
-    before = [inside(docker_host, name, "nft", "-s", "list", "ruleset") for name in ("web", "log")]
-    vnet("tune", "shop", "--no-track-dns")
+    def ask(self) -> None:
+        """Ask for a container's address and for a long text of outside, from each address, by UDP and TCP."""
+        web = f"/proc/{self.engine.pid('web')}/ns/net"
+        inspected = "{{.NetworkSettings.Networks.shop.IPAddress}}"
+        own, log = (self.engine.run("inspect", "-f", inspected, name) for name in ("web", "log"))
+        for source in ("", "127.0.0.1", own):
+            for tcp in (False, True):
+                answer = dns.ask(web, ADDRESS, "log", dns.A, source=source, tcp=tcp)
+                assert socket.inet_aton(log) in answer, (source, tcp)
+                answer = dns.ask(web, ADDRESS, "text.example", source=source, tcp=tcp)
+                assert len(answer) > len(dns.TEXT), (source, tcp)
+
+    def tracks(self, name: str) -> bool:
+        """Whether packets of the container pass conntrack."""
+        inside(self.engine, name, "conntrack", "-F")
+        assert resolves_and_reaches(self.engine)
+        return bool(inside(self.engine, name, "conntrack", "-L"))
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.fixture
+def shop(docker_host: DockerHost, tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(docker_host, tmp_path)
+    yield made
+    made.close()
+
+
+def test_names_are_resolved_and_nothing_is_tracked(shop: Shop) -> None:
+    engine = shop.engine
+    shop.ask()
+    assert shop.tracks("web") and shop.tracks("log")
+    before = rules(engine, "web")
+    shop.vnet("tune", "shop", "--no-track-dns")
+    assert tables(engine, "web") == tables(engine, "log") == [OURS]
     for name in ("web", "log"):
-        inside(docker_host, name, "conntrack", "-F")
-    for _ in range(3):
-        assert resolves_and_reaches(docker_host)
-    assert ordinary(docker_host, "web") == ordinary(docker_host, "log") == []
-    assert "127.0.0.11" in inside(docker_host, "web", "conntrack", "-L")
-    docker_host.run("restart", "log")
-    assert "vnet_untracked" not in inside(docker_host, "log", "nft", "list", "ruleset")
-    assert "vnet_untracked" in inside(docker_host, "web", "nft", "list", "ruleset")
-    vnet("undo")
-    assert inside(docker_host, "web", "nft", "-s", "list", "ruleset") == before[0]
-    assert eventually(lambda: resolves_and_reaches(docker_host))
-    assert ordinary(docker_host, "web")
+        wait_until(lambda name=name: not shop.tracks(name), "the kernel to end its tracking")
+    shop.ask()
+    assert engine.run("exec", "web", "nslookup", "log.", check=False).count("Address") >= 2
+    assert inside(engine, "web", "conntrack", "-L") == inside(engine, "log", "conntrack", "-L") == ""
+    engine.run("restart", "log")
+    assert tables(engine, "log") == [DOCKERS] and tables(engine, "web") == [OURS]
+    shop.vnet("undo")
+    assert rules(engine, "web") == before
+    assert eventually(lambda: resolves_and_reaches(engine))
+    shop.ask()
+    assert ":OUTPUT ACCEPT [0:0]" not in inside(engine, "web", "iptables-nft-save")  # it counts again
+    assert shop.tracks("web")
+
+
+def test_an_engine_that_starts_again(shop: Shop) -> None:
+    """With live-restore its containers stay, and it writes its rules again."""
+    engine = shop.engine
+    engine.keep_containers(True)
+    try:
+        shop.vnet("tune", "shop", "--no-track-dns", "--only", "web")
+        engine.stop()
+        engine.start()
+        assert eventually(lambda: resolves_and_reaches(engine))
+        assert sorted(tables(engine, "web")) == [DOCKERS, OURS]
+        shop.ask()
+        shop.vnet("tune", "shop", "--no-track-dns", "--only", "web")
+        assert tables(engine, "web") == [OURS]
+        shop.ask()
+        shop.vnet("tune", "shop", "--no-track-dns", "off", "--only", "web")
+        assert tables(engine, "web") == [DOCKERS]
+        shop.ask()
+    finally:
+        engine.keep_containers(False)

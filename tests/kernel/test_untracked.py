@@ -1,24 +1,33 @@
-"""`tune --no-track-dns`: ordinary packets of a container pass conntrack by, Docker's DNS works as before."""
+"""`tune --no-track-dns`: a container's packets pass no conntrack, Docker's DNS works as before."""
 
 from __future__ import annotations
 
 import json
+import re
 import socket
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.apply.run import apply
 from core.collect.netns import entered
-from tests.support.docker_dns import ADDRESS, BACKENDS, TCP, UDP, write_rules
+from core.ops import Place, SetDockerDns, SetRules
+from core.plan import untracked
+from tests.support import dns
+from tests.support.docker_dns import ADDRESS, TCP, UDP, write_rules
 from tests.support.fastpath import Talk
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 A, B = "10.9.0.2", "10.9.0.3"
+OTHER_TCP, OTHER_UDP = 41526, 49219
 
 
 class Pair:
@@ -31,11 +40,8 @@ class Pair:
         host.run("ip link set br0 up")
         for name, address in (("a", A), ("b", B)):
             host.container(name, "br0", f"{address}/24", "10.9.0.1")
-        with entered(self.path):
-            self._resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._resolver.bind((ADDRESS, UDP))
-            self._listener = socket.create_server((ADDRESS, TCP))
-        self._resolver.settimeout(PATIENCE)
+        self._resolver = dns.Server(self.path, ADDRESS, UDP, TCP)
+        write_rules(self.path)
 
     @property
     def path(self) -> str:
@@ -49,32 +55,37 @@ class Pair:
         assert ended.returncode == 0, ended.stderr + ended.stdout
         return ended.stdout
 
-    def rules(self) -> list[dict[str, Any]]:
-        """All of b's rules, without the counters' values."""
-        told = self.host.json("nft -j list ruleset", "b")["nftables"]
-        return [_uncounted(one) for one in told if "metainfo" not in one]
+    def refused(self, *words: str) -> str:
+        ended = self.vnet(*words)
+        assert ended.returncode
+        return ended.stderr + ended.stdout
 
-    def untracked(self) -> bool:
-        return any(one.get("table", {}).get("name") == "vnet_untracked" for one in self.rules())
+    def rules(self) -> tuple[Any, str]:
+        """All of b's rules in both tools' words, without the counters' values and numbers."""
+        found = self.host.json("nft -j list ruleset", "b")["nftables"]
+        saved = re.sub(r"\[\d+:\d+\]", "", self.host.run("iptables-nft-save", "b")).splitlines()
+        lines = [line for line in saved if not line.startswith("#")]
+        return [_uncounted(one) for one in found if "metainfo" not in one], "\n".join(lines)
+
+    def tables(self) -> list[str]:
+        return self.host.run("nft list tables", "b").splitlines()
 
     def entries(self) -> list[str]:
         return self.host.run("conntrack -L", "b").splitlines()
 
+    def tracks(self) -> bool:
+        """Whether packets pass conntrack."""
+        self.host.run("conntrack -F", "b")
+        with Talk(self.host, "a", "b", B) as talk:
+            talk.say()
+        return bool(self.entries())
+
     def resolve(self) -> None:
-        """Ask by UDP and TCP, and see where the answer comes from."""
-        with entered(self.path):
-            asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            asking.settimeout(PATIENCE)
-            caller = socket.create_connection((ADDRESS, 53), PATIENCE)
-        with asking, caller:
-            asking.sendto(b"query", (ADDRESS, 53))
-            query, source = self._resolver.recvfrom(99)
-            self._resolver.sendto(query[::-1], source)
-            assert asking.recvfrom(99) == (b"yreuq", (ADDRESS, 53))
-            answering, _ = self._listener.accept()
-            with answering:
-                answering.sendall(b"answer")
-                assert caller.recv(99) == b"answer"
+        """Ask by UDP and TCP, from each of b's addresses."""
+        for source in ("", "127.0.0.1", ADDRESS, B):
+            for tcp in (False, True):
+                answer = dns.ask(self.path, ADDRESS, "shop.example", source=source, tcp=tcp)
+                assert len(answer) > len(dns.TEXT), (source, tcp)
 
     def talk(self) -> None:
         """Ordinary traffic in both directions, over the bridge and over loopback."""
@@ -89,7 +100,6 @@ class Pair:
 
     def close(self) -> None:
         self._resolver.close()
-        self._listener.close()
 
 
 def _uncounted(value: Any) -> Any:
@@ -109,64 +119,176 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         host.close()
 
 
-def ordinary(entries: list[str]) -> list[str]:
-    return [line for line in entries if f"dst={ADDRESS}" not in line.split()]
+TUNE = ("tune", "br0", "--no-track-dns")
+DOCKERS, OURS = "table ip nat", "table netdev vnet_untracked"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dns_alone_is_tracked(pair: Pair, backend: str) -> None:
-    write_rules(pair.path, backend)
+def test_nothing_is_tracked_and_names_are_resolved(pair: Pair) -> None:
     before = pair.rules()
     pair.talk()
-    assert ordinary(pair.entries())
-    told = json.loads(pair.done("tune", "br0", "--no-track-dns", "--json"))
-    assert any("conntrack no longer knows" in one for one in told["warnings"])
-    pair.host.run("conntrack -F", "b")
+    pair.resolve()
+    assert pair.entries()
+    told = json.loads(pair.done(*TUNE, "--json"))
+    assert any("Docker's own rules for DNS" in one and "replaced" in one for one in told["warnings"])
+    assert pair.tables() == [OURS]
+    wait_until(lambda: not pair.tracks(), "the kernel to end its tracking")
     pair.talk()
     pair.resolve()
-    assert ordinary(pair.entries()) == []
-    found = {line.split()[0] for line in pair.entries()}
-    assert found == {"udp", "tcp"}
+    assert pair.entries() == []
     # Again, there is nothing to do; and what we wrote is neither wrong nor foreign.
-    again = pair.vnet("tune", "br0", "--no-track-dns")
-    assert again.returncode and "so already" in again.stderr + again.stdout
+    assert "so already" in pair.refused(*TUNE)
     pair.done("undo")
     assert pair.rules() == before
     pair.talk()
     pair.resolve()
-    assert ordinary(pair.entries())
+    assert pair.entries()
+
+
+def test_checksums_are_right_where_the_sender_made_them(pair: Pair) -> None:
+    pair.done(*TUNE)
+    assert dns.ask(pair.path, ADDRESS, "shop.example", checksum=False)
+    with entered(pair.path):
+        sending = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+        hearing = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sending, hearing:
+        hearing.settimeout(PATIENCE)
+        hearing.bind(("127.0.0.1", 0))
+        source, asked = hearing.getsockname()[1], dns.question("shop.example")
+        header = struct.pack("!4H", source, dns.PORT, 8 + len(asked), 0)
+        pseudo = (
+            socket.inet_aton("127.0.0.1") + socket.inet_aton(ADDRESS) + struct.pack("!HH", 17, 8 + len(asked))
+        )
+        header = header[:6] + struct.pack("!H", _checksum(pseudo + header + asked))
+        sending.bind(("127.0.0.1", 0))
+        sending.sendto(header + asked, (ADDRESS, 0))
+        answer, sender = hearing.recvfrom(4096)
+        assert sender == (ADDRESS, dns.PORT) and len(answer) > len(dns.TEXT)
+
+
+def _checksum(data: bytes) -> int:
+    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2))
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+@contextmanager
+def asking(pair: Pair) -> Iterator[list[str]]:
+    """Ask all the time, and collect what failed."""
+    failed: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                dns.ask(pair.path, ADDRESS, "shop.example", patience=2)
+            except OSError as error:
+                failed.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield failed
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_names_are_resolved_all_the_while(pair: Pair) -> None:
+    switches = 8
+    with asking(pair) as failed:
+        for _ in range(switches // 2):
+            pair.done(*TUNE)
+            pair.done("undo")
+    assert len(failed) <= switches, failed
+
+
+@pytest.mark.parametrize(
+    ("backend", "why"), [("iptables-legacy", "would gain nothing"), ("nft", "besides those of iptables-nft")]
+)
+def test_other_forms_of_dockers_rules_stay(pair: Pair, backend: str, why: str) -> None:
+    pair.host.run("nft delete table ip nat", "b")
+    write_rules(pair.path, backend)
+    before = pair.rules()
+    assert why in pair.refused(*TUNE)
+    assert pair.rules() == before
 
 
 def test_off_and_its_undo(pair: Pair) -> None:
-    write_rules(pair.path)
     before = pair.rules()
-    pair.done("tune", "br0", "--no-track-dns", "--only", pair.host.full("b"))
+    pair.done(*TUNE, "--only", pair.host.full("b"))
     on = pair.rules()
-    assert pair.untracked()
-    pair.done("tune", "br0", "--no-track-dns", "off")
+    pair.done(*TUNE, "off")
     assert pair.rules() == before
     pair.done("undo")
     assert pair.rules() == on
 
 
 def test_cleanup_takes_it_away(pair: Pair) -> None:
-    write_rules(pair.path)
     before = pair.rules()
-    pair.done("tune", "br0", "--no-track-dns")
+    pair.done(*TUNE)
     pair.done("cleanup", "--yes")
     assert pair.rules() == before
     assert "nothing to do" in pair.done("cleanup", "--yes")
 
 
 def test_the_commands_do_the_same(pair: Pair) -> None:
-    write_rules(pair.path)
-    commands = pair.done("tune", "br0", "--no-track-dns", "--dry-run")
-    assert not pair.untracked()
-    pair.done("tune", "br0", "--no-track-dns")
+    before = pair.rules()
+    commands = pair.done(*TUNE, "--dry-run")
+    assert pair.rules() == before
+    pair.done(*TUNE)
     by_plan = pair.rules()
+    off = pair.done(*TUNE, "off", "--dry-run")
     pair.done("undo")
     pair.host.run(["sh", "-euc", commands])
     assert pair.rules() == by_plan
+    pair.host.run(["sh", "-euc", off])
+    assert pair.rules() == before
+
+
+def test_docker_may_write_its_rules_again(pair: Pair) -> None:
+    """As dockerd does when it starts again, for a resolver at other ports."""
+    pair.done(*TUNE)
+    pair.close()
+    pair._resolver = dns.Server(pair.path, ADDRESS, OTHER_UDP, OTHER_TCP)
+    write_rules(pair.path, tcp=OTHER_TCP, udp=OTHER_UDP)
+    pair.resolve()
+    pair.done(*TUNE)
+    assert pair.tables() == [OURS]
+    pair.resolve()
+    pair.done("undo")
+    assert sorted(pair.tables()) == [DOCKERS, OURS]
+    pair.resolve()
+    pair.done("undo")
+    assert pair.tables() == [DOCKERS]
+    pair.resolve()
+
+
+def test_off_leaves_what_docker_has_written_again(pair: Pair) -> None:
+    before = pair.rules()
+    pair.done(*TUNE)
+    write_rules(pair.path)
+    pair.done(*TUNE, "off")
+    assert pair.rules() == before
+
+
+def test_rules_that_changed_meanwhile_stay(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was read is not what is there: the table of ours that came first goes again."""
+    monkeypatch.setenv("VNET_STATE", str(tmp_path))
+    before = pair.rules()
+    ports = untracked.Ports(str(OTHER_TCP), str(OTHER_UDP))
+    place = Place(pair.host.full("b"), inode=pair.host.inode_of("b"))
+    steps = (
+        SetRules(untracked.rules(ports), untracked.OFF, place),
+        SetDockerDns(untracked.saved(ports), False, place),
+    )
+    outcome = apply("tune", steps)
+    assert outcome.end == "undone" and "have changed" in outcome.errors[0]
+    assert pair.rules() == before
+    pair.resolve()
 
 
 @pytest.mark.parametrize(
@@ -174,22 +296,18 @@ def test_the_commands_do_the_same(pair: Pair) -> None:
     ["ct state established accept", "tcp dport 80 redirect to :8080", "meta mark set ct mark", "counter"],
 )
 def test_other_rules_are_a_reason_to_leave_it(pair: Pair, rule: str) -> None:
-    write_rules(pair.path)
     pair.host.run("nft add table ip own", "b")
     pair.host.run(["nft", "add chain ip own out { type nat hook output priority 0; }"], "b")
     pair.host.run(["nft", f"add rule ip own out {rule}"], "b")
     before = pair.rules()
-    refused = pair.vnet("tune", "br0", "--no-track-dns")
-    assert refused.returncode
-    told = refused.stderr + refused.stdout
-    assert f"{pair.host.full('b')} has firewall rules of its own" in told and rule in told
+    told = pair.refused(*TUNE)
+    assert f"{pair.host.full('b')} has firewall rules besides" in told and rule in told
     assert pair.rules() == before
 
 
 def test_a_container_that_has_ended_does_not_keep_its_undo_from_the_rest(pair: Pair) -> None:
-    write_rules(pair.path)
-    pair.done("tune", "br0", "--no-track-dns", "--br-netfilter", "off")
-    assert pair.untracked()
+    pair.done(*TUNE, "--br-netfilter", "off")
+    assert pair.tables() == [OURS]
     pair.close()
     pair.host.run(f"ip netns del {pair.host.full('b')}")
     pair.done("undo")
@@ -197,16 +315,15 @@ def test_a_container_that_has_ended_does_not_keep_its_undo_from_the_rest(pair: P
 
 
 def test_nothing_is_shown_as_wrong(pair: Pair) -> None:
-    write_rules(pair.path)
     inode = pair.host.inode_of("b")
 
     def shown() -> list[str]:
-        """What is wrong with b, or could not be read of it, and what its rules translate."""
+        """What is wrong with b, or could not be read of it."""
         told = json.loads(pair.done("show", "--json"))
         wrong = [json.dumps(one) for one in (*told["findings"], *told["problems"])]
-        about = [one for one in wrong if str(inode) in one or pair.host.full("b") in one]
-        return about + [one["name"] for one in told["nat"] if one["ns"] == inode]
+        assert bool([one for one in told["nat"] if one["ns"] == inode]) is (DOCKERS in pair.tables())
+        return [one for one in wrong if str(inode) in one or pair.host.full("b") in one]
 
     before = shown()
-    pair.done("tune", "br0", "--no-track-dns")
-    assert before and shown() == before
+    pair.done(*TUNE)
+    assert shown() == before

@@ -4,6 +4,7 @@ either kind, or (from 29 on, where it is asked to) by nftables."""
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
 ADDRESS = "127.0.0.11"
 UDP, TCP = 49218, 41525  # where Docker's resolver listens
@@ -42,9 +43,22 @@ table ip docker-dns {{
 """
 
 
-def write_rules(namespace: str, backend: str = "iptables-nft") -> None:
-    """Write them in the network namespace at that path."""
-    words, text = ("nft", "-f", "-"), _NFT
-    if backend != "nft":
-        words, text = (f"{backend}-restore", "--counters"), SAVED
-    subprocess.run(["nsenter", f"--net={namespace}", *words], input=text, text=True, check=True)
+def write_rules(namespace: str, backend: str = "iptables-nft", tcp: int = TCP, udp: int = UDP) -> None:
+    """Write them in the network namespace at that path, by the commands that Docker runs there."""
+    inside = ["nsenter", f"--net={namespace}"]
+    if backend == "nft":
+        subprocess.run([*inside, "nft", "-f", "-"], input=_NFT, text=True, check=True)
+        return
+    for command in _commands(tcp, udp):
+        subprocess.run([*inside, backend, "-t", "nat", *command.split()], check=True)
+
+
+def _commands(tcp: int, udp: int) -> Iterator[str]:
+    """As libnetwork/resolver_unix.go has them."""
+    for hook in ("OUTPUT", "POSTROUTING"):
+        yield f"-N DOCKER_{hook}"
+        yield f"-I {hook} -d {ADDRESS} -j DOCKER_{hook}"
+    for protocol, port in (("udp", udp), ("tcp", tcp)):
+        destination = f"{ADDRESS}:{port}"
+        yield f"-I DOCKER_OUTPUT -d {ADDRESS} -p {protocol} --dport 53 -j DNAT --to-destination {destination}"
+        yield f"-I DOCKER_POSTROUTING -s {ADDRESS} -p {protocol} --sport {port} -j SNAT --to-source :53"

@@ -1,4 +1,4 @@
-"""Leaving conntrack to Docker's DNS alone: for whom it is planned, and who is refused with which reason."""
+"""Docker's DNS without conntrack: for whom it is planned, and who is refused with which reason."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ import pytest
 from core.collect import iptables
 from core.diff import changes
 from core.model import Chain, Firewall, FirewallRule, Problem
-from core.ops import Place, SetRules
+from core.ops import Place, SetDockerDns, SetRules
+from core.ops.record import from_record, to_record
 from core.plan import Plan, Refused, plan, untracked
 from core.plan.requests import Tune
 from core.plan.tuning import tuned
 from core.topology import Topology
-from tests.support.docker_dns import SAVED
+from tests.support.docker_dns import SAVED, TCP, UDP
 from tests.support.host_builder import HOST, HostBuilder
 
 WEB, LOG, BARE = 70, 71, 72
-OURS = tuple(
-    FirewallRule(
-        "nft", "ip", "vnet_untracked", chain, chain, "ip saddr != 127.0.0.11 ip daddr != 127.0.0.11 notrack",
-        "notrack", src="!127.0.0.11", dst="!127.0.0.11",
-    )
-    for chain in ("prerouting", "output")
-)  # fmt: skip
+PORTS = untracked.Ports(str(TCP), str(UDP))
+
+
+def ours(ports: untracked.Ports = PORTS) -> tuple[FirewallRule, ...]:
+    """The rules of our table as they are read."""
+    lines = untracked.rules(ports).split("\n\t\t")[2:]
+    texts = [line.split("\n")[0] for line in lines]
+    return tuple(_our_rule(text) for text in texts)
+
+
+def _our_rule(text: str) -> FirewallRule:
+    _, side, address, protocol, end, port, *_ = text.split()
+    matches = {"src" if side == "saddr" else "dst": address, end: port, "l4_proto": protocol}
+    return FirewallRule("nft", "netdev", "vnet_untracked", "lo", text, text, **matches)
 
 
 def dns(ns: int, more: str = "", backend: str = "iptables-nft", **changes: Any) -> Firewall:
-    """The rules for Docker's DNS, with one more line of iptables-save in its table."""
+    """The rules for Docker's DNS, with one more line of iptables-save in their table."""
     saved = iptables.parse(
         SAVED.replace("COMMIT", f"[0:0] {more}\nCOMMIT" if more else "COMMIT"), "ip", backend
     )
@@ -66,39 +74,74 @@ def refused(now: Topology, on: bool = True, *only: str) -> str:
     return "; ".join(made.reasons)
 
 
-@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
-def test_every_container_with_dockers_dns_alone(backend: str) -> None:
-    made = done(topology(dns(WEB, backend=backend), dns(LOG)))
+def test_every_container_with_dockers_dns_alone() -> None:
+    made = done(topology())
     places = [Place(pid=WEB, inode=WEB), Place(pid=LOG, inode=LOG)]
-    assert made.steps == tuple(SetRules(untracked.ON, untracked.OFF, place) for place in places)
-    assert made.title == "tune br0: Docker's DNS alone tracked in its containers"
+    assert made.steps == tuple(
+        step
+        for place in places
+        for step in (
+            SetRules(untracked.rules(PORTS), untracked.OFF, place),
+            SetDockerDns(untracked.saved(PORTS), False, place),
+        )
+    )
+    assert made.title == "tune br0: Docker's DNS without conntrack in its containers"
     assert any(
         "bare has no rules for Docker's DNS" in one and "stays as it is" in one for one in made.warnings
     )
-    assert any("inside web, log" in one for one in made.warnings)
-    assert made.steps[0].command().startswith(f"nsenter -t {WEB} -n nft -f - <<'RULES'\ntable ip vnet_untr")
+    assert any("rules for DNS inside web, log are replaced" in one for one in made.warnings)
+    assert (
+        made.steps[0].command().startswith(f"nsenter -t {WEB} -n nft -f - <<'RULES'\ntable netdev vnet_untr")
+    )
+    assert made.steps[1].command().startswith(f"nsenter -t {WEB} -n nft delete table ip nat\n")
 
 
 def test_one_container_by_name() -> None:
     made = done(topology(), True, "log")
-    assert [step.place.pid for step in made.steps if isinstance(step, SetRules)] == [LOG]
-    assert made.title == "tune br0: Docker's DNS alone tracked in log"
+    assert tuned_in(made) == [LOG]
+    assert made.title == "tune br0: Docker's DNS without conntrack in log"
     assert "there is no container" in refused(topology(), True, "lost")
     assert "bare has no rules for Docker's DNS" in refused(topology(), True, "log", "bare")
 
 
-def with_ours(firewall: Firewall) -> Firewall:
-    return replace(firewall, rules=(*firewall.rules, *OURS))
+def tuned_in(made: Plan) -> list[int | None]:
+    """Whose rules are replaced, by pid."""
+    return [step.place.pid for step in made.steps if isinstance(step, SetRules)]
+
+
+def replaced(ns: int) -> Firewall:
+    """With our rules in place of Docker's."""
+    return Firewall(ns, rules=ours())
+
+
+def both(ns: int) -> Firewall:
+    """Where Docker has written its rules again, for a resolver at other ports than ours know."""
+    docker = dns(ns)
+    return replace(docker, rules=(*docker.rules, *ours(OLD)))
+
+
+OLD = untracked.Ports("1001", "1002")
 
 
 def test_what_is_so_already_is_left_alone_and_off_takes_it_back() -> None:
-    now = topology(with_ours(dns(WEB)), dns(LOG))
-    assert [step.place.pid for step in done(now).steps if isinstance(step, SetRules)] == [LOG]
-    (step,) = done(now, False).steps
-    assert step == SetRules(untracked.OFF, untracked.ON, Place(pid=WEB, inode=WEB))
-    assert step.inverse() == (SetRules(untracked.ON, untracked.OFF, Place(pid=WEB, inode=WEB)),)
-    assert "so already" in refused(topology(with_ours(dns(WEB)), with_ours(dns(LOG))))
+    now, place = topology(replaced(WEB), dns(LOG)), Place(pid=WEB, inode=WEB)
+    assert tuned_in(done(now)) == [LOG]
+    restore, remove = done(now, False).steps
+    assert restore == SetDockerDns(untracked.saved(PORTS), True, place)
+    assert remove == SetRules(untracked.OFF, untracked.rules(PORTS), place)
+    assert restore.inverse() == (SetDockerDns(untracked.saved(PORTS), False, place),)
+    assert from_record(to_record(restore)) == restore
+    assert "so already" in refused(topology(replaced(WEB), replaced(LOG)))
     assert "so already" in refused(topology(), False)
+
+
+def test_docker_may_have_written_its_rules_again() -> None:
+    now, place = topology(both(WEB), replaced(LOG)), Place(pid=WEB, inode=WEB)
+    assert done(now).steps == (
+        SetRules(untracked.rules(PORTS), untracked.rules(OLD), place),
+        SetDockerDns(untracked.saved(PORTS), False, place),
+    )
+    assert done(now, False, "web").steps == (SetRules(untracked.OFF, untracked.rules(OLD), place),)
 
 
 def test_how_it_is_now() -> None:
@@ -109,8 +152,9 @@ def test_how_it_is_now() -> None:
         ).no_track_dns
 
     assert held(dns(WEB), dns(LOG)) is False
-    assert held(with_ours(dns(WEB)), with_ours(dns(LOG))) is True
-    assert held(with_ours(dns(WEB)), dns(LOG)) is None
+    assert held(replaced(WEB), replaced(LOG)) is True
+    assert held(replaced(WEB), dns(LOG)) is None
+    assert held(both(WEB), dns(LOG)) is False
     assert held(Firewall(WEB)) is None
 
 
@@ -129,15 +173,19 @@ def test_how_it_is_now() -> None:
 def test_any_other_rule_is_a_reason(line: str) -> None:
     now = topology(dns(WEB, line), dns(LOG))
     told = refused(now, True, "web")
-    assert "web has firewall rules of its own" in told and line in told
+    assert "web has firewall rules besides" in told and line in told
     made = done(now)
-    assert [step.place.pid for step in made.steps if isinstance(step, SetRules)] == [LOG]
+    assert tuned_in(made) == [LOG]
     assert any(line in one for one in made.warnings)
 
 
 def test_rules_that_are_not_known() -> None:
     drop = Chain("nft", "inet", "own", "in", "input", "filter", 0, "drop")
-    assert "chain in drops" in refused(topology(dns(WEB, chains=(drop,))), True, "web")
+    assert "chain in of table own" in refused(topology(dns(WEB, chains=(drop,))), True, "web")
+    policy = Chain("iptables-nft", "ip", "nat", "OUTPUT", "output", "nat", -100, "drop")
+    assert "chain OUTPUT of table nat" in refused(topology(dns(WEB, chains=(policy,))), True, "web")
+    legacy = dns(WEB, backend="iptables-legacy")
+    assert "iptables-legacy: it would gain nothing" in refused(topology(legacy), True, "web")
     problem = Problem("nat", "iptables-save", "it is not installed", "", WEB)
     assert "it is not installed" in refused(topology(dns(WEB, problems=(problem,))), True, "web")
     assert "were not read" in refused(topology(dns(WEB)), True, "log")
@@ -145,18 +193,24 @@ def test_rules_that_are_not_known() -> None:
     assert told.count("no rules for Docker's DNS") == 3
 
 
-def test_a_changed_table_of_that_name_is_nobody_elses_to_replace() -> None:
-    other = replace(OURS[0], src="", text="ip daddr != 127.0.0.11 notrack")
-    firewall = replace(dns(WEB), rules=(*dns(WEB).rules, other))
-    assert "ip daddr != 127.0.0.11 notrack" in refused(topology(firewall), True, "web")
+@pytest.mark.parametrize("place", range(4))
+def test_a_changed_table_of_that_name_is_nobody_elses_to_replace(place: int) -> None:
+    changed = [
+        replace(rule, text=f"{rule.text} counter") if n == place else rule for n, rule in enumerate(ours())
+    ]
+    assert f"{ours()[place].text} counter" in refused(
+        topology(Firewall(WEB, rules=tuple(changed))), True, "web"
+    )
 
 
 def test_what_changed_is_said_in_a_sentence() -> None:
-    off, on = topology(), topology(with_ours(dns(WEB)), dns(LOG))
+    off, on = topology(), topology(replaced(WEB), dns(LOG))
     assert [one.sentence for one in changes(off.snapshot, on.snapshot, 0)] == [
-        "conntrack but for Docker's DNS no longer tracks connections of web"
+        "conntrack no longer tracks connections of web"
     ]
     assert [one.sentence for one in changes(on.snapshot, off.snapshot, 0)] == [
-        "conntrack again tracks all connections of web"
+        "conntrack again tracks connections of web"
     ]
-    assert not on.findings and not [one for one in on.nat if "notrack" in one.sentence]
+    again = changes(on.snapshot, topology(both(WEB), dns(LOG)).snapshot, 0)
+    assert any("DOCKER_OUTPUT" in one.sentence and "added" in one.sentence for one in again)
+    assert not on.findings

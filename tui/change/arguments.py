@@ -180,7 +180,7 @@ def _tuning(commands: _Commands) -> None:
     tune.add_argument("--rps", metavar="CPUS", help="who takes over received packets: all, off or a mask")
     tune.add_argument(
         "--no-track-dns", choices=("on", "off"), nargs="?", const="on",
-        help="inside containers, leave conntrack to Docker's DNS alone",
+        help="inside containers, have Docker's DNS work without conntrack",
     )  # fmt: skip
     tune.add_argument(
         "--only", metavar="CONTAINER", action="append", default=[],

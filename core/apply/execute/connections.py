@@ -33,6 +33,12 @@ def _(operation: DeleteConnection, kernel: Kernel) -> None:
                 return
 
 
+def forget_all() -> None:
+    """Delete every IPv4 entry of the thread's network namespace. Raises OSError."""
+    with Netlink(NETFILTER) as netlink:
+        netlink.request(_CT_DELETE, bytes([socket.AF_INET, 0, 0, 0]))
+
+
 def _forget(operation: DeleteConnection, zone: int, netlink: Netlink) -> bool:
     """Delete the entry; False where there is none in that zone. Raises OSError."""
     try:

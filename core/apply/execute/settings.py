@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 
 from core.apply import wanted
+from core.apply.execute.connections import forget_all
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel, inside
 from core.apply.state import StateError
-from core.ops import HOST, SetRules, SetSysctl, Unwant, Want
+from core.apply.tools import run_holding_lock
+from core.collect.filters import read_filters
+from core.collect.iptables import read_iptables
+from core.collect.tools import find_tool
+from core.ops import HOST, SetDockerDns, SetRules, SetSysctl, Unwant, Want
 
 
 @execute.register
@@ -25,6 +31,33 @@ def _(operation: SetRules, kernel: Kernel) -> None:
             with suppress(StateError):
                 wanted.note_rules(earlier)
         raise
+
+
+@execute.register
+def _(operation: SetDockerDns, kernel: Kernel) -> None:
+    with inside(operation.place):
+        chains = ((chain.family, chain.table, chain.name) for chain in read_filters()[0])
+        if (("ip", "nat", "DOCKER_OUTPUT") in chains) == operation.there:
+            return  # Docker itself may have written them again, with other ports
+        if operation.there:
+            _restore(operation.rules)
+        else:
+            _delete(operation, kernel)
+        forget_all()  # of what began without these rules, they would translate nothing
+
+
+def _delete(operation: SetDockerDns, kernel: Kernel) -> None:
+    found = {rule.text for rule in read_iptables("ip", "iptables-nft").rules if rule.table == "nat"}
+    if found != {line for line in operation.rules.splitlines() if line.startswith("-A ")}:
+        raise OSError(errno.EBUSY, "the rules of iptables there have changed")
+    kernel.load_rules(operation.place, "delete table ip nat\n")
+
+
+def _restore(rules: str) -> None:
+    tool = find_tool("iptables-nft-restore", "iptables-restore")
+    done = run_holding_lock([tool or "iptables-restore", "--noflush"], rules)
+    if done.returncode:
+        raise OSError(errno.EIO, (done.stderr or f"{tool} ended with {done.returncode}").strip())
 
 
 @execute.register

@@ -26,7 +26,7 @@ def tune_form(ref: Ref | None) -> Form:
         Field("offloads", "offloads", _DIFFERS, _ON),
         Field("br_netfilter", "br_netfilter", options=_ON),
         Field("rps", "RPS", "all, off or a mask of CPUs"),
-        Field("no_track_dns", "DNS alone tracked", _DIFFERS_INSIDE, _ON),
+        Field("no_track_dns", "DNS untracked", _DIFFERS_INSIDE, _ON),
     )
     return form_about(ref, "Tune a bridge", fields, _fill, _request, "tuning")
 
