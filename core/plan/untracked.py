@@ -205,7 +205,7 @@ def _named(rules: Iterable[FirewallRule]) -> Ports:
 
 
 def _by_chain(texts: Sequence[str]) -> list[str]:
-    return sorted(texts, key=lambda text: text.split()[1])
+    return sorted(texts, key=lambda text: text.split()[1:2])
 
 
 def _our_rules(ports: Ports) -> tuple[str, ...]:

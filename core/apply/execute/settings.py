@@ -14,6 +14,7 @@ from core.apply.state import StateError
 from core.apply.tools import run_holding_lock
 from core.collect.filters import read_filters
 from core.collect.iptables import read_iptables
+from core.collect.netlink import NETFILTER, Netlink
 from core.collect.tools import find_tool
 from core.ops import HOST, SetDockerDns, SetRules, SetSysctl, Unwant, Want
 
@@ -51,6 +52,8 @@ def _delete(operation: SetDockerDns, kernel: Kernel) -> None:
     if found != {line for line in operation.rules.splitlines() if line.startswith("-A ")}:
         raise OSError(errno.EBUSY, "the rules of iptables there have changed")
     kernel.load_rules(operation.place, "delete table ip nat\n")
+    with Netlink(NETFILTER):
+        pass  # closing it waits until the rules are freed, and the hooks of conntrack with them
 
 
 def _restore(rules: str) -> None:
