@@ -3,12 +3,15 @@ changed them."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from bpf.marks import GENERATIONS
+from core.collect.netns import entered
 from tests.support.fastpath import FastPath, Guard, Talk, marked, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import eventually
@@ -196,6 +199,34 @@ def test_a_rule_that_judges_each_packet_pauses_by_name(
     assert fast.count("FAST") == before and fast.count("PAUSED") >= 10
     place.run("nft flush chain inet own forward")
     assert eventually(lambda: _is_fast(fast, out))
+
+
+def test_an_error_about_a_connection_lets_none_of_its_data_pass(place: ThrowawayHost, fast: FastPath) -> None:
+    with Talk(place, "a", "world", "192.0.2.2", udp=True) as talk:
+        assert eventually(lambda: _is_fast(fast, talk))
+        before = _generation(fast)
+        place.run("nft insert rule inet own forward iifname up0 meta l4proto udp drop")
+        assert eventually(lambda: _generation(fast) not in (0, before))
+        talk.server.close()
+        assert all(eventually(lambda: _is_refused(talk)) for _ in range(5))
+        with entered(f"/run/netns/{place.full('world')}"):
+            late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with closing(late):
+            late.bind(("0.0.0.0", 7000))
+            for _ in range(20):
+                late.sendto(b"late", talk.seen_from)
+            talk.client.settimeout(0.4)
+            with pytest.raises(TimeoutError):
+                talk.client.recv(1000)
+
+
+def _is_refused(talk: Talk) -> bool:
+    """Whether an ICMP error came back."""
+    try:
+        talk.client.send(b"nobody listens")
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_who_uses_our_bits_of_the_mark_gets_them_back(
