@@ -29,6 +29,9 @@ def _change(name: str, touches: str, do: str = "true", undo: str = "true", **mor
 
 _DEFAULT = "ip route replace default via 192.0.2.2; ip -6 route replace default via 2001:db8::2"
 _SECOND = "ip route replace default via 203.0.113.2; ip -6 route replace default via 2001:db8:cb::2"
+# Who sends first after a connection was deleted decides about its translation: the fast path asks for each
+# connection once a second.
+_ASKED = 1.2
 # It fails where there is no such connection, or nothing to change about one.
 _CONNTRACK = "for f in ipv4 ipv6; do for p in tcp udp; do conntrack {} -f $f -p $p {} || true; done; done"
 _BY_RULE = (
@@ -188,8 +191,8 @@ HOST = (
             f"ip link set docker0 type bridge nf_call_ip6tables 0; {_CALL}", before=_NO_CALL),
     _change("the ct mark is set by hand", "ctmark", _conntrack("-U", "--mark 1/0xff"),
             _conntrack("-U", "--mark 0/0xff")),
-    _change("connections are deleted", "ctstate", _conntrack("-D")),
-    _change("all connections are forgotten", "ctstate", "conntrack -F"),
+    _change("connections are deleted", "ctstate", _conntrack("-D"), takes=_ASKED),
+    _change("all connections are forgotten", "ctstate", "conntrack -F", takes=_ASKED),
     _change("the time-outs of connections are shortened", "cttime", _conntrack("-U", "--timeout 40")),
     _change("a label is put on connections", "ctlabel",
             _RULE.format(-90, "ct label set 3"), _NO_RULE),
