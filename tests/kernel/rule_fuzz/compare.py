@@ -64,7 +64,8 @@ def run(pair: Pair, case: Case) -> Outcome:
             time.sleep(case.takes)
             pair.begin(list(case.flows))
             outcome.share = _phase(pair, case, outcome, "before").share
-            for step in case.steps:
+            # Where rules pause the fast path from the start, one change says as much as several.
+            for step in case.steps if pair.status()["state"] == "on" else case.steps[:1]:
                 undo = [step.back]
                 if not _step(pair, case, step, outcome):
                     break
