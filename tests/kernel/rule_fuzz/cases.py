@@ -217,18 +217,20 @@ class _Maker:
         rules = [self.rule(self._rows.draw(), place + 1) for place in range(self._sizes.draw())]
         late = tuple(rule for rule in rules[:1] if self._is_late.draw() and not rule.row.stands)
         steps = [_putting(rule) for rule in late]
-        steps += [self._step(rules) for _ in range(self._lengths.draw() - len(late))]
+        seen: set[str] = set()
+        steps += [self._step(rules, seen) for _ in range(self._lengths.draw() - len(late))]
         steps += [_taking(rule) for rule in rules[:1] if self._is_taken.draw() and not rule.row.stands]
         stand = tuple(rule for rule in rules if rule not in late)
         return Case(self.seed, number, stand, late, tuple(steps), self._flows(number))
 
-    def _step(self, rules: list[Rule]) -> Step:
-        """One change or two at once, of what a rule looks at or any."""
-        changes = [self._matched(rules) if self._is_matched.draw() else None]
+    def _step(self, rules: list[Rule], seen: set[str]) -> Step:
+        """One change or two at once, of what a rule looks at or any, not `seen` in this case."""
+        changes = [self._matched(rules, seen) if self._is_matched.draw() else None]
         if changes[0] is None or self._is_second.draw():
             changes.append(self._changes.draw())
         chosen = {each.name: each for each in changes if each is not None}.values()
         self._used.update(each.name for each in chosen)
+        seen.update(each.name for each in chosen)
         facts = Facts()
         for each in chosen:
             facts |= each.facts
@@ -242,12 +244,13 @@ class _Maker:
             max(each.takes for each in chosen),
         )
 
-    def _matched(self, rules: list[Rule]) -> Change | None:
+    def _matched(self, rules: list[Rule], seen: set[str]) -> Change | None:
         """A change of what a rule looks at, of those the one that was used least."""
         fitting = []
         for rule in rules:
             fitting += [_bound(each, rule.table) for each in rule.row.own]
             fitting += [each for each in CHANGES if each.touches & rule.row.looks]
+        fitting = [each for each in fitting if each.name not in seen]
         self.dice.shuffle(fitting)
         return min(fitting, key=lambda each: self._used[each.name], default=None)
 

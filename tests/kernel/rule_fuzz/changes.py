@@ -31,7 +31,7 @@ _DEFAULT = "ip route replace default via 192.0.2.2; ip -6 route replace default 
 _SECOND = "ip route replace default via 203.0.113.2; ip -6 route replace default via 2001:db8:cb::2"
 # Who sends first after a connection was deleted decides about its translation: the fast path asks for each
 # connection once a second.
-_ASKED = 1.2
+_ASKED = 2.5
 # It fails where there is no such connection, or nothing to change about one.
 _CONNTRACK = "for f in ipv4 ipv6; do for p in tcp udp; do conntrack {} -f $f -p $p {} || true; done; done"
 _BY_RULE = (

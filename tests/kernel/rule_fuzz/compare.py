@@ -84,7 +84,7 @@ def _step(pair: Pair, case: Case, step: Step, outcome: Outcome) -> bool:
         _phase(pair, case, outcome, f"after: {step.name}", step)
     if outcome.kind == "same" and step.back:
         pair.run(step.back)
-        _phase(pair, case, outcome, f"back from: {step.name}", replace(step, facts=Facts()))
+        _phase(pair, case, outcome, f"back from: {step.name}", replace(step, facts=Facts(), takes=0.0))
     return outcome.kind == "same"
 
 

@@ -23,6 +23,12 @@ sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1
 world ip link set eth1 address 02:00:00:00:cb:02
 sysctl -qw net.ipv6.conf.all.keep_addr_on_down=1 net.ipv6.conf.default.keep_addr_on_down=1
 for each in docker0 br-two up0 up1; do sysctl -qw net.ipv6.conf.$each.keep_addr_on_down=1; done
+# Neighbours stay known, whatever a rule drops for a while.
+for family in ipv4 ipv6; do
+  known=net.$family.neigh
+  for each in docker0 br-two up0 up1; do sysctl -qw $known.$each.base_reachable_time_ms=3600000; done
+  for each in eth0 eth1 down0; do world sysctl -qw $known.$each.base_reachable_time_ms=3600000; done
+done
 for tool in iptables ip6tables iptables-legacy ip6tables-legacy; do
   for table in raw mangle filter nat; do $tool -w -t $table -S; done
 done
