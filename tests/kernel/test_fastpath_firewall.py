@@ -107,8 +107,9 @@ STOPS = {
         _NFT.format("ip", "prerouting priority -300", "udp sport 6000 drop"), "nft delete table ip stop",
         answers_only=True,
     ),
+    # Where br_netfilter asks iptables, Linux 6.1 passes over chains of the bridge family up to priority 0.
     "nft bridge": Stop(
-        _NFT.format("bridge", "forward priority 0", "ip daddr 172.17.0.3 drop"),
+        _NFT.format("bridge", "forward priority 10", "ip daddr 172.17.0.3 drop"),
         "nft delete table bridge stop", "bridged",
     ),
     "nft ingress": Stop(
@@ -131,7 +132,7 @@ STOPS = {
         "nft delete table netdev stop",
     ),
     "nft bridge, what was routed": Stop(
-        _NFT.format("bridge", "output priority 0", "ip daddr 172.17.0.2 drop"),
+        _NFT.format("bridge", "output priority 10", "ip daddr 172.17.0.2 drop"),
         "nft delete table bridge stop", "published",
     ),
     "a route": Stop("ip route add blackhole 198.51.100.0/24", "ip route del blackhole 198.51.100.0/24"),

@@ -230,8 +230,24 @@ def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -
     assert _filters(inside_host) == {5, 0x766E}
     held.close()
     assert _filters(inside_host) == {5} and list(clsact.remains()) == []
+    assert "clsact" in inside_host.run("tc qdisc show dev v-a"), "it was there before"
     for descriptor in (held.program, *loaded.maps.values()):
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_clsact_of_our_own_goes_with_our_filter(inside_host: ThrowawayHost, others: bool) -> None:
+    two_containers_and_an_uplink(inside_host)
+    ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
+    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "ours")
+    for _ in range(2):  # the second takes the place of the first
+        clsact.attach(program, ifindex)
+    if others:
+        inside_host.run("tc filter add dev v-a egress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
+    clsact.detach(ifindex)
+    os.close(program)
+    assert list(clsact.remains()) == []
+    assert ("clsact" in inside_host.run("tc qdisc show dev v-a")) == others
 
 
 _WITHOUT_TCX = """
