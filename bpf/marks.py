@@ -34,7 +34,7 @@ _POSTROUTING = 4
 PRIORITY = 0x7FFFFFFE  # conntrack confirms at 0x7fffffff
 _REGISTER = 1
 _CT_STATE, _CT_DIRECTION, _CT_MARK = 0, 1, 3
-_RELATED = 4  # NF_CT_STATE_BIT(IP_CT_RELATED)
+_ESTABLISHED = 2  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 
 
 def field_mask(shift: int = SHIFT) -> int:
@@ -77,10 +77,11 @@ class MarkChain:
         ]
 
     def _rule(self, way: int, generation: int) -> bytes:
-        """ct direction WAY ct state & related == 0 ct mark set ct mark & ~bits | generation in those bits.
+        """ct direction WAY ct state established ct mark set ct mark & ~bits | generation in those bits.
 
-        An ICMP error about a connection belongs to it as well: other rules let it pass."""
-        shift = self._shift + 4 * way
+        What is forwarded is established, so that is what has to pass the rules: they may let through the
+        packet that opens a connection, or an ICMP error about it, and not what follows."""
+        shift, established = self._shift + 4 * way, attribute(1, _native(_ESTABLISHED))
         keep, new = 0xFFFFFFFF & ~(15 << shift), generation << shift
         register, way_is = word(_REGISTER), attribute(1, bytes([way]))
         return _where() + nest(
@@ -88,11 +89,7 @@ class MarkChain:
             expression("ct", attribute(1, register), attribute(2, word(_CT_DIRECTION))),
             expression("cmp", attribute(1, register), attribute(2, word(0)), nest(3, way_is)),
             expression("ct", attribute(1, register), attribute(2, word(_CT_STATE))),
-            expression(
-                "bitwise", attribute(1, register), attribute(2, register), attribute(3, word(4)),
-                nest(4, attribute(1, _native(_RELATED))), nest(5, attribute(1, _native(0))),
-            ),
-            expression("cmp", attribute(1, register), attribute(2, word(0)), nest(3, attribute(1, bytes(4)))),
+            expression("cmp", attribute(1, register), attribute(2, word(0)), nest(3, established)),
             expression("ct", attribute(1, register), attribute(2, word(_CT_MARK))),
             expression(
                 "bitwise", attribute(1, register), attribute(2, register), attribute(3, word(4)),

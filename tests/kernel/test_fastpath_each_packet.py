@@ -129,3 +129,24 @@ def test_the_sysctl_for_all_connections_changes_nothing_for_those_taken_over(lab
         typed(lab, "nft add rule inet own it ip saddr 198.51.100.77 drop")
         transfer(talk, 1 << 20)
         assert talks_fast(lab, talk, "v-a", "up0")
+
+
+OPENS = {
+    "an established connection": _BASE.format(
+        "forward", 0, f"ip daddr {V4['far']} ct state established drop"
+    ),
+    "a translated connection": _BASE.format("postrouting", -10, f"ip daddr {V4['far']} ct status snat drop"),
+}
+
+
+@pytest.mark.parametrize("name", OPENS)
+def test_a_rule_that_lets_only_the_opening_packet_through_stops_the_rest(lab: FastLab, name: str) -> None:
+    """What passed the rules while its connection was new tells nothing of what follows."""
+    before = lab.fast.status()["generation"] if lab.fast else 0
+    typed(lab, _OWN.format("ip", OPENS[name]))
+    if fast := lab.fast:  # else the first packet is of the generation before
+        assert eventually(lambda: fast.status()["generation"] not in (0, before))
+    with Stream(lab, "a", "far", V4["far"], pace=0.03) as flow:  # each is answered before the next
+        assert eventually(lambda: flow.there.sent_at), "the first one"
+        assert flow.is_cut(flow.there)
+        assert len(flow.there.sent_at) < 50
