@@ -76,15 +76,13 @@ def test_everything_is_afterwards_as_it_was(place: ThrowawayHost) -> None:
 
 
 def _state_of(host: ThrowawayHost) -> dict[str, str]:
-    """What could be left behind, as others' tools tell it; without what counts by itself, and without the
-    empty clsact that stays on kernels without tcx: others may have put filters there meanwhile."""
+    """What could be left behind, as others' tools tell it; without what counts by itself."""
     sysctls = host.run("sysctl -a -r ^net\\.(ipv|netfilter|bridge)").splitlines()
-    qdiscs = host.run("tc qdisc show").splitlines()
     told = [line for line in sysctls if "conntrack_count" not in line and "random" not in line]
     return {
         "sysctls": "\n".join(told),
         "rules": host.run("nft -s list ruleset"),
-        "tc": "\n".join(each for each in qdiscs if "clsact" not in each) + host.run("bpftool net"),
+        "tc": host.run("tc qdisc show") + host.run("bpftool net"),
     }
 
 
