@@ -43,6 +43,7 @@ def answer(holder: Holder, request: dict[str, Any]) -> Answer:
 def _be_strict(holder: Holder, strict: bool) -> None:
     if strict != holder.gate.strict:
         holder.gate.strict = strict
+        holder.gate.reasons = ()
         holder.rules_changed()
 
 

@@ -81,7 +81,7 @@ def rule_of(chain: ChainName, handle: int, listed: bytes, sets: Sets, mask: int)
     for _, expression in attribute_list(listed):
         parts = attributes(expression)
         reading.add(text(parts.get(1, b"")), parts.get(2, b""))
-    return reading.rule(f"rule {handle}")
+    return reading.rule(f"handle {handle}")
 
 
 def _link_pattern(value: bytes) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bpf import legacy, marks
 from bpf.expressions import Sets, rule_of
@@ -19,6 +19,7 @@ from core.collect.nftables import FAMILIES
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = (
     NFTABLES | number for number in (1, 4, 7, 10, 13)
 )
+_IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 _HOOKS = {
     "inet": ("prerouting", "input", "forward", "output", "postrouting", "ingress"),
     "netdev": ("ingress", "egress"),
@@ -129,7 +130,13 @@ def _read_nft_rules(
         known = cache.of(tables.get(name[:2], 0), of_table)
         if handle not in known:
             known[handle] = rule_of(name, handle, given.get(4, b""), of_table, mask)
-        chains[name].append(known[handle])
+        chains[name].append(_as_listed(known[handle], name, len(chains[name]) + 1))
+
+
+def _as_listed(rule: Rule, chain: ChainName, number: int) -> Rule:
+    """Under the number by which iptables knows it; nft(8) knows handles (`nft -a list ruleset`)."""
+    is_iptables = chain[0] in ("ip", "ip6") and chain[1] in _IPTABLES
+    return replace(rule, name=f"rule {number}") if is_iptables else rule
 
 
 def _opened(message: Message) -> tuple[str, dict[int, bytes]]:

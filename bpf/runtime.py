@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,6 +90,30 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def unlock() -> None:
     """Others may, as soon as those who hold the descriptor are gone."""
     _lock_path(here()).unlink(missing_ok=True)
+
+
+def owner() -> int:
+    """The process that accelerates this namespace: the keeper, by the lock that it holds; 0 where nobody
+    is."""
+    try:
+        descriptor = os.open(_lock_path(here()), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(ValueError):
+            return int(os.pread(descriptor, 32, 0))
+    finally:
+        os.close(descriptor)
+    return 0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    with suppress(OSError):
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def remember(state: State) -> None:

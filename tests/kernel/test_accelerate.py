@@ -237,6 +237,14 @@ def test_why_it_is_paused_is_said_before_and_after(machine: Machine) -> None:
     wait_until(lambda: asked(machine).get("state") == "on", "on")
 
 
+def test_one_that_does_not_answer_is_turned_off_all_the_same(machine: Machine) -> None:
+    ok(machine, "accelerate shop --yes")
+    machine.run(["kill", "-STOP", str(asked(machine)["pid"])])
+    text = ok(machine, "accelerate --off --yes")
+    assert "does not answer" in text and "The process was killed" in text
+    assert is_as_before(machine)
+
+
 def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
     """Rules about invalid packets are named before; with --strict they pause it."""
     assert "nothing is accelerated" in refused(machine, "accelerate", "--strict", "--yes")
@@ -247,7 +255,7 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
     assert "for it is strict: ip mine some" in ok(machine, "accelerate shop --strict --dry-run")
     ok(machine, "accelerate shop --strict --yes")
     assert (asked(machine)["state"], asked(machine)["strict"]) == ("paused", True)
-    assert "strict no longer" in ok(machine, "accelerate --no-strict --yes")
+    assert "Nothing is strict any more" in ok(machine, "accelerate --no-strict --yes")
     wait_until(lambda: asked(machine).get("state") == "on", "on")
     assert "strict:" not in ok(machine, "fastpath status")
     ok(machine, "accelerate --strict --yes")

@@ -175,7 +175,7 @@ def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
     fast.ask("targets", targets=["br0"], strict=True)
     assert eventually(lambda: fast.is_on("paused"))
     (reason,) = fast.status()["reasons"]
-    assert reason.startswith("inet own forward, rule ") and "invalid" in reason
+    assert reason.startswith("inet own forward, handle ") and "invalid" in reason
     before = fast.count("FAST")
     out.say(10)
     assert fast.count("FAST") == before
@@ -193,7 +193,7 @@ def test_a_rule_that_judges_each_packet_pauses_by_name(
     place.run("nft add rule inet own forward limit rate 1000/second burst 1000 packets accept")
     assert eventually(lambda: fast.is_on("paused"))
     (reason,) = fast.status()["reasons"]
-    assert reason.startswith("inet own forward, rule ") and reason.endswith(": limit")
+    assert reason.startswith("inet own forward, handle ") and reason.endswith(": limit")
     before = fast.count("FAST")
     out.say(10)
     assert fast.count("FAST") == before and fast.count("PAUSED") >= 10

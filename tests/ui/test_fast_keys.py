@@ -134,9 +134,10 @@ async def test_s_asks_for_a_strict_one_and_takes_it_back() -> None:
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Do it?")
-        assert "It is strict." not in person.text
+        assert "It is strict." not in person.text and "s strict: off" in person.text
         await person.press("s")
         await person.eventually("It is strict.")
+        await person.eventually("s strict: on")
         await person.press("s")
         await person.until(lambda: "It is strict." not in person.text, "no longer strict")
         await person.eventually("Do it?")

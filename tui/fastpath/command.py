@@ -71,6 +71,8 @@ def _switch(session: FastSession, options: argparse.Namespace) -> int:
         raise CommandError(
             "nothing is accelerated here: name what --strict is for: vnet-tui accelerate NETWORK --strict"
         )
+    if options.off and fast.state == "silent":
+        return _end_silent(session, options)
     words = options.targets or list(fast.targets)
     choices = _choices(words, topology, options.off)
     preview = session.preview(choices, not options.off, topology, options.strict)
@@ -82,6 +84,14 @@ def _switch(session: FastSession, options: argparse.Namespace) -> int:
     if not options.yes and not _agreed():
         return 0
     print(session.perform(preview, lambda words: print(words, flush=True)))
+    return 0
+
+
+def _end_silent(session: FastSession, options: argparse.Namespace) -> int:
+    print("The process of the fast path does not answer: it is killed, and what it leaves is put right.")
+    if options.dry_run or not (options.yes or _agreed()):
+        return 0
+    print(session.end_silent())
     return 0
 
 

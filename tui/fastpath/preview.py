@@ -83,14 +83,17 @@ def _whole(
     if after and strict != fast.strict:
         changes.append(_becomes(strict))
     refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
-    notes = [*_notes(meant, not fast.is_running, strict), *refused] if after else []
+    notes = [*_notes(meant, not fast.is_running, strict), *refused] if after and (more or not fewer) else []
     return Preview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing, strict)
 
 
 def _becomes(strict: bool) -> str:
     if strict:
-        return "It is strict: it pauses where a rule is about packets that conntrack calls invalid."
-    return "It is strict no longer: rules about packets that conntrack calls invalid don't pause it."
+        return (
+            "All that is accelerated becomes strict: where a rule is about packets that conntrack calls "
+            "invalid, the kernel forwards everything."
+        )
+    return "Nothing is strict any more: rules about packets that conntrack calls invalid don't pause it."
 
 
 def _attached(sight: Sight, names: Iterable[str], foreign: Foreign) -> tuple[Contents, set[int]]:
@@ -117,8 +120,9 @@ def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
 
 def _on_links(count: int) -> str:
     return (
-        f"A BPF program is attached to the ingress of {_links(count)} (below), and to those that join later. "
-        "What it does not handle goes on to the kernel unchanged."
+        f"A BPF program is attached to the ingress of {_links(count)}{' (below)' if count else ''}, and to "
+        "those that join later. What it does not handle goes on to the kernel unchanged, but for a FIN or "
+        "RST far from what its connection has acknowledged, which is dropped."
     )
 
 
@@ -149,7 +153,9 @@ def _held(tied: bool) -> list[str]:
 
 
 def _moves(more: int, fewer: int) -> str:
-    if more or not fewer:
+    if not more and not fewer:
+        return "No link is concerned now."
+    if more:
         return f"The program is attached to {_links(more)} more."
     return f"The program is taken off {_links(fewer)}; their connections go on through the kernel."
 
@@ -164,11 +170,11 @@ def _ends(count: int) -> list[str]:
 def _invalid_notes(found: Obstacles, strict: bool) -> Iterator[str]:
     rules = "; ".join(map(safe, found.invalid))
     if rules and strict:
-        yield f"It would be paused now, for it is strict: {rules}"
+        yield f"All of it would be paused now, for it is strict: {rules}"
     elif rules:
         yield (
             f"These rules are about invalid packets, and would not see those that it forwards: {rules}. "
-            "`--strict` (here: s) pauses it instead."
+            "Strict (--strict, in the dashboard s) pauses it instead."
         )
 
 
@@ -185,8 +191,8 @@ def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
     if sysctls.read("net.ipv4.ip_forward") == "0":
         yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
     yield (
-        "tcpdump no longer sees accelerated packets on every link; `vnet-tui accelerate --capture ADDRESS` "
-        "has it see those of an address."
+        "tcpdump no longer sees accelerated packets on every link, and counters of rules and of conntrack "
+        "miss them; `vnet-tui accelerate --capture ADDRESS` leaves those of an address to the kernel."
     )
     if not bridges:
         yield "There is no bridge to accelerate yet."

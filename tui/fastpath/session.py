@@ -3,6 +3,8 @@ this process."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -10,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from bpf import control, launcher, loader, runtime
+from bpf import control, launcher, loader, restore, runtime
 from core.collect.snapshot import read_snapshot
 from core.model import FastFlows, FastPath, Requirement
 from core.text import safe
@@ -23,6 +25,7 @@ from tui.present.fast_targets import Choice
 
 _PARTS = {"links", "containers"}
 _END_SECONDS = 60.0  # usually one; a slow machine takes its time
+_PUT_RIGHT = 10.0  # seconds in which a keeper puts things right
 
 
 class FastSession:
@@ -66,8 +69,15 @@ class FastSession:
                 return self._off(progress)
             if self.status().is_running:
                 ask({"do": "targets", "targets": list(preview.targets), "strict": preview.strict})
-                return how_it_is(self.status())
+                return how_it_is(self._settled())
             return self._start(preview, progress)
+
+    def _settled(self) -> FastPath:
+        """How it stands once the rules were read again, if that does not take too long."""
+        deadline = time.monotonic() + SOON
+        while (found := self.status()).state == "changing" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
 
     def _start(self, preview: Preview, progress: Callable[[str], None]) -> str:
         try:
@@ -92,6 +102,20 @@ class FastSession:
         self._let_go(_END_SECONDS)
         return "The fast path is off: the kernel forwards everything."
 
+    def end_silent(self) -> str:
+        """Kill the process of a fast path that does not answer; its keeper puts right what it leaves, or we
+        do."""
+        keeper = runtime.owner()
+        _kill(*runtime.children(keeper))
+        deadline = time.monotonic() + _PUT_RIGHT
+        while runtime.owner() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if runtime.owner():
+            _kill(keeper)
+            restore.restore()
+            runtime.unlock()
+        return "The process was killed. The fast path is off: the kernel forwards everything."
+
     def _let_go(self, seconds: float) -> None:
         """The keeper ends what it keeps as soon as its standard input is closed."""
         keeper, self._keeper = self._keeper, None
@@ -106,6 +130,12 @@ class FastSession:
         """What was started here ends; it is not waited for."""
         self._flows.close()
         self._let_go(0.0)
+
+
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class _NotRunning(CommandError):

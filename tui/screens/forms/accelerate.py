@@ -23,7 +23,7 @@ from tui.widgets.preview import PreviewPane
 
 Phase = Literal["looking", "asking", "running", "ended"]
 _KEYS = {
-    "looking": " Esc leaves it ", "asking": " y does it · n leaves it · s strict or not · PgDn PgUp scroll ",
+    "looking": " Esc leaves it ", "asking": " y does it · n leaves it · s strict: {} · PgDn PgUp scroll ",
     "running": " under way… ", "ended": " Esc closes ",
 }  # fmt: skip
 
@@ -63,10 +63,9 @@ class AccelerateScreen(Dialog[str]):
         """Show these lines below the preview, and the keys that mean something now."""
         self._words = list(words) or self._words
         self._text.show(self._lines)
-        keys = _KEYS[self.phase]
-        self.query_one("#fast-box").border_subtitle = (
-            keys if self._on else keys.replace("s strict or not · ", "")
-        )
+        strict = "on" if self.preview and self.preview.strict else "off"
+        keys = _KEYS[self.phase] if self._on else _KEYS[self.phase].replace("s strict: {} · ", "")
+        self.query_one("#fast-box").border_subtitle = keys.format(strict)
 
     # ---- on the thread
 
