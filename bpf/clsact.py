@@ -3,7 +3,7 @@ that are ours.
 
 A clsact qdisc that was there before stays; one that was made for the filter goes with it, unless somebody
 else has put filters there meanwhile. The filter outlives a process that is killed (the lease then keeps it
-from forwarding), so whoever puts things right looks for it, and its name says whose the qdisc is.
+from forwarding), so whoever puts things right looks for it, and its handle says whose the qdisc is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from core.collect.netlink import ROUTE, Netlink, attribute, attributes, text
 
-NAME, NAME_OF_OWN = "vnet_fastpath", "vnet_fastpath+clsact"
-_HANDLE, _PRIORITY = 0x766E, 0x766E
+NAME = "vnet_fastpath"
+_HANDLE, _HANDLE_WITH_QDISC, _PRIORITY = 0x766E, 0x766F, 0x766E
 _NEW_QDISC, _DEL_QDISC, _GET_QDISC = 36, 37, 38
 _NEW_FILTER, _DEL_FILTER, _GET_FILTER = 44, 45, 46
 _CREATE, _EXCLUSIVE, _REPLACE = 0x400, 0x200, 0x100
@@ -29,21 +29,22 @@ _INFO = _PRIORITY << 16 | struct.unpack("=H", struct.pack(">H", 3))[0]  # ETH_P_
 
 def attach(program: int, ifindex: int) -> None:
     """Put the program at an interface's ingress, or in the place of the one of ours that is there."""
+    options = attribute(_BPF_FD, struct.pack("=I", program)) + attribute(_BPF_NAME, NAME.encode() + b"\0")
+    options += attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
     with Netlink(ROUTE) as kernel:
-        is_own = _make_qdisc(kernel, ifindex) or NAME_OF_OWN in _our_names(kernel, ifindex)
-        name = NAME_OF_OWN if is_own else NAME
-        options = attribute(_BPF_FD, struct.pack("=I", program)) + attribute(_BPF_NAME, name.encode() + b"\0")
-        options += attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
-        body = _filter(ifindex) + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
+        is_new = _make_qdisc(kernel, ifindex)
+        handle = _our_handle(kernel, ifindex) or (_HANDLE_WITH_QDISC if is_new else _HANDLE)
+        body = _filter(ifindex, handle) + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
         kernel.request(_NEW_FILTER, body, _CREATE | _REPLACE)
 
 
 def detach(ifindex: int) -> None:
     """Take our filter away, and the qdisc if it was made for it; that they are gone already is as good."""
     with Netlink(ROUTE) as kernel, suppress(OSError):
-        is_own = NAME_OF_OWN in _our_names(kernel, ifindex)
-        kernel.request(_DEL_FILTER, _filter(ifindex) + attribute(_KIND, b"bpf\0"))
-        if is_own and not any(_listed(kernel, ifindex, parent) for parent in (_INGRESS, _EGRESS)):
+        handle = _our_handle(kernel, ifindex)
+        kernel.request(_DEL_FILTER, _filter(ifindex, handle) + attribute(_KIND, b"bpf\0"))
+        is_used = any(_listed(kernel, ifindex, parent) for parent in (_INGRESS, _EGRESS))
+        if handle == _HANDLE_WITH_QDISC and not is_used:
             kernel.request(_DEL_QDISC, _qdisc(ifindex))
 
 
@@ -62,8 +63,8 @@ def _qdisc(ifindex: int) -> bytes:
     return _TC.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0")
 
 
-def _filter(ifindex: int) -> bytes:
-    return _TC.pack(0, ifindex, _HANDLE, _INGRESS, _INFO)
+def _filter(ifindex: int, handle: int) -> bytes:
+    return _TC.pack(0, ifindex, handle, _INGRESS, _INFO)
 
 
 def is_foreign(payload: bytes) -> bool:
@@ -75,12 +76,9 @@ def is_foreign(payload: bytes) -> bool:
 def is_ours(payload: bytes) -> bool:
     """Whether an RTM_NEWTFILTER is of a filter of ours."""
     _, _, handle, _, info = _TC.unpack_from(payload)
-    return (handle, info >> 16) == (_HANDLE, _PRIORITY) and _name(payload) in (NAME, NAME_OF_OWN)
-
-
-def _name(payload: bytes) -> str:
     options = attributes(attributes(payload, _TC.size).get(_OPTIONS, b""))
-    return text(options.get(_BPF_NAME, b""))
+    is_named = text(options.get(_BPF_NAME, b"")) == NAME
+    return is_named and handle in (_HANDLE, _HANDLE_WITH_QDISC) and info >> 16 == _PRIORITY
 
 
 def remains() -> Iterable[int]:
@@ -89,11 +87,13 @@ def remains() -> Iterable[int]:
         found = {
             _TC.unpack_from(each.payload)[1] for each in kernel.dump(_GET_QDISC, _TC.pack(0, 0, 0, 0, 0))
         }
-        return [ifindex for ifindex in found if _our_names(kernel, ifindex)]
+        return [ifindex for ifindex in found if _our_handle(kernel, ifindex)]
 
 
-def _our_names(kernel: Netlink, ifindex: int) -> set[str]:
-    return {_name(each) for each in _listed(kernel, ifindex, _INGRESS) if is_ours(each)}
+def _our_handle(kernel: Netlink, ifindex: int) -> int:
+    """The handle of our filter there, 0 where there is none."""
+    handles = (_TC.unpack_from(each)[2] for each in _listed(kernel, ifindex, _INGRESS) if is_ours(each))
+    return next(handles, 0)
 
 
 def _listed(kernel: Netlink, ifindex: int, parent: int) -> list[bytes]:
