@@ -24,7 +24,7 @@ LACKS = re.compile(
     r"Could not process rule: (No such file|Operation not supported|Not supported|Protocol|Address family)"
     r"|missing kernel module|RULE_\w+ failed \((No such file|Operation not supported|Invalid argument)"
     r"|No chain/target/match by that name|Couldn't load (match|target)|Can't find library|not found"
-    r"|Protocol wrong type|ipset|Warning: Extension|Function not implemented",
+    r"|did you mean (table|chain)|Protocol wrong type|ipset|Warning: Extension|Function not implemented",
 )
 
 
