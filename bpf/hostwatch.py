@@ -13,12 +13,10 @@ import struct
 from dataclasses import dataclass, replace
 
 from core.collect.netlink import (
-    NETLINK_ADD_MEMBERSHIP,
     ROUTE,
-    SOL_NETLINK,
     Netlink,
     attributes,
-    set_recv_buffer,
+    listener,
     walk,
 )
 
@@ -52,13 +50,7 @@ class HostWatch:
     """A socket in the host's namespace that hears rtnetlink's events and takes them in one by one."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, ROUTE
-        )
-        set_recv_buffer(self._socket, _BUFFER)
-        self._socket.bind((0, 0))
-        for group in _GROUPS:
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._socket = listener(ROUTE, _GROUPS, _BUFFER)
         self._read_all()
 
     def fileno(self) -> int:

@@ -4,21 +4,18 @@ as traffic would."""
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from core.collect.netlink import (
-    NETLINK_ADD_MEMBERSHIP,
     NLM_F_ACK,
     ROUTE,
-    SOL_NETLINK,
     Netlink,
     attribute,
     attributes,
-    set_recv_buffer,
+    listener,
     walk,
 )
 
@@ -51,13 +48,7 @@ class Neighbours:
     of the bridge, and MAC) that somebody has set by hand in a bridge's forwarding table."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, ROUTE
-        )
-        set_recv_buffer(self._socket, _BUFFER)
-        self._socket.bind((0, 0))
-        for group in _GROUPS:
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._socket = listener(ROUTE, _GROUPS, _BUFFER)
         self._macs: dict[Key, bytes] = {}
         self._stale: set[Key] = set()
         self.pinned: dict[tuple[int, bytes], int] = {}

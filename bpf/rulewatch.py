@@ -4,7 +4,6 @@ policies of IPsec."""
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,11 +12,9 @@ from bpf.judging import SetName
 from bpf.nfnetlink import NFTABLES
 from core.collect.netlink import (
     NETFILTER,
-    NETLINK_ADD_MEMBERSHIP,
-    SOL_NETLINK,
     attributes,
     headed,
-    set_recv_buffer,
+    listener,
     text,
 )
 from core.collect.nftables import FAMILIES
@@ -45,7 +42,7 @@ class RuleWatch:
     """A socket in the host's namespace that hears nftables' transactions."""
 
     def __init__(self) -> None:
-        self._socket = _listener(NETFILTER, _NFT_GROUP)
+        self._socket = listener(NETFILTER, (_NFT_GROUP,), _BUFFER)
         self._begun = Heard()
 
     def fileno(self) -> int:
@@ -90,7 +87,7 @@ class PolicyWatch:
     on kernels without."""
 
     def __init__(self) -> None:
-        self._socket = _listener(_XFRM, _POLICY_GROUP)
+        self._socket = listener(_XFRM, (_POLICY_GROUP,), _BUFFER)
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -112,16 +109,6 @@ class PolicyWatch:
     def close(self) -> None:
         """Hear no more."""
         self._socket.close()
-
-
-def _listener(protocol: int, group: int) -> socket.socket:
-    made = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
-    )
-    set_recv_buffer(made, _BUFFER)
-    made.bind((0, 0))
-    made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-    return made
 
 
 def _set_of(payload: bytes) -> SetName:

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple, Self
 
@@ -174,6 +174,19 @@ def _error_of(data: bytes, offset: int) -> OSError | None:
 def _raise_error(data: bytes, offset: int) -> None:
     if error := _error_of(data, offset):
         raise error
+
+
+def listener(protocol: int, groups: Iterable[int], buffer: int) -> socket.socket:
+    """Return a non-blocking netlink socket of this namespace that hears these multicast groups, with room for
+    `buffer` bytes of events. Raises OSError where the kernel has no such protocol."""
+    made = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
+    )
+    set_recv_buffer(made, buffer)
+    made.bind((0, 0))
+    for group in groups:
+        made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    return made
 
 
 def set_recv_buffer(sock: socket.socket, size: int) -> None:
