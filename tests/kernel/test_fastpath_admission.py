@@ -30,14 +30,6 @@ _SET = (
 _OTHER_MAC = "02:00:00:00:17:99"
 
 
-@pytest.fixture(params=[False, True], ids=["kernel", "fast"])
-def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    with FastLab() as made:
-        if request.param:
-            made.accelerate()
-        yield made
-
-
 def typed(lab: FastLab, command: str, inside: str = "host") -> None:
     """What a person would type, in a shell."""
     lab.run(["bash", "-euc", command], inside=inside)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -39,14 +38,6 @@ LIMITS = {
     ),
     "the input of a bridge": ("bridge", _BASE.format("input", 0, f"ether type ip {_LIMIT}")),
 }
-
-
-@pytest.fixture(params=[False, True], ids=["kernel", "fast"])
-def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    with FastLab() as made:
-        if request.param:
-            made.accelerate()
-        yield made
 
 
 @pytest.mark.parametrize("name", LIMITS)

@@ -52,19 +52,11 @@ def dropping_all_that_is_forwarded(lab: FastLab) -> Iterator[None]:
         os.close(program)
 
 
-@pytest.fixture(params=[False, True], ids=["kernel", "fast"])
-def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
+def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) -> None:
     try:
         os.close(_drop_program())
     except OSError as error:
         pytest.skip(f"this kernel has no BPF programs at netfilter's hooks: {error.strerror}")
-    with FastLab() as made:
-        if request.param:
-            made.accelerate()
-        yield made
-
-
-def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) -> None:
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")

@@ -24,7 +24,7 @@ _HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.
 _DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _MTU = {4: (socket.IPPROTO_IP, 14), 6: (socket.IPPROTO_IPV6, 24)}
 _CLOSING = 120  # seconds that conntrack keeps what is closing, at most
-_REPEATED = 300  # as long as that after three packets that came again (nf_conntrack_tcp_timeout_max_retrans)
+_UNACKNOWLEDGED = 300  # seconds that it keeps what waits for an acknowledgement, at most
 
 
 @pytest.fixture(scope="module", params=["kernel", "fast"])
@@ -219,8 +219,9 @@ def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLa
         for each in (CLIENT, SERVER):
             talk.data("data", each, b"x" * 100, fast=True)
         talk.step("RST", side, talk.frame(side, flags="RA"))
-        # On a slow machine frames are sent more often until one is fast.
-        assert timer_of(lab, "tcp", f"sport={5950 + side}") <= _REPEATED
+        # Conntrack can't judge a RST after packets that it did not see: bpf.resets closes the entry later.
+        at_most = _UNACKNOWLEDGED if lab.fast else _CLOSING
+        assert timer_of(lab, "tcp", f"sport={5950 + side}") <= at_most
         for _ in range(3):
             talk.data("late", 1 - side, b"late")
     wire.close()

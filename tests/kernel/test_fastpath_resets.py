@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -21,14 +20,6 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.root
 _LONG = 100_000  # seconds: what is left of nf_conntrack_tcp_timeout_established
 _GONE = "table ip gone { chain in { type filter hook input priority 0; policy drop; }; }\n"
-
-
-@pytest.fixture(params=[False, True], ids=["kernel", "fast"])
-def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    with FastLab() as made:
-        if request.param:
-            made.accelerate()
-        yield made
 
 
 def left(lab: FastLab, port: int) -> list[int]:

@@ -17,6 +17,9 @@ from tests.support import sandbox
 
 # The engines start once a run: all of their tests go to one worker. First, for it is the longest of all.
 _FOLDERS = ("docker", "kernel", "kernels", "datapath", "ui", "unit")
+# A kernel without nfnetlink_hook can't say in which namespace a BPF program sits at netfilter's hooks: every
+# fast path of the machine pauses. The test that attaches one must not run beside those that forbid pauses.
+_ONE_BY_ONE = {"test_accelerate.py", *(f"test_fastpath_{name}.py" for name in ("hooks", "churn", "rules"))}
 
 
 def give_sandboxes(specs: Sequence[Any]) -> None:
@@ -39,7 +42,8 @@ def _rank(nodeid: str) -> int:
 
 
 class ModuleScheduling(LoadScopeScheduling):
-    """Send a module to one worker, and all tests of the engines to one, in the order of collection."""
+    """Send a module to one worker, and all tests of the engines to one, in the order of collection; so are
+    the modules that disturb each other."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         config.option.loadscopereorder = False
@@ -47,4 +51,6 @@ class ModuleScheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
-        return "engines" if path.startswith("tests/docker/") else path
+        if path.startswith("tests/docker/"):
+            return "engines"
+        return "one by one" if path.rsplit("/", 1)[-1] in _ONE_BY_ONE else path
