@@ -1,8 +1,8 @@
 """The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
 and the lease alive.
 
-`python -m bpf.holder [--flows=N] [--strict] TARGET...` (N: room for flows of each family) is started by
-bpf/keeper.py, which puts everything right when this process is gone."""
+`python -m bpf.holder [--flows=N] [--strict] [--tied] TARGET...` (N: room for flows of each family) is started
+by bpf/keeper.py, which puts everything right when this process is gone."""
 
 from __future__ import annotations
 
@@ -39,13 +39,15 @@ SETTLE_RULES, SETTLE_MOST = 0.1, 1.0
 TICK = 1.0
 UPKEEP = 10.0
 _PR_SET_PDEATHSIG = 1
-_FLOWS, STRICT = "--flows=", "--strict"
+_FLOWS, _STRICT, TIED = "--flows=", "--strict", "--tied"
 
 
 class Holder:
-    """Everything that is held, and what is done when."""
+    """Everything that is held, and what is done when. `tied` says that its keeper ends it with the process
+    that started both."""
 
-    def __init__(self, targets: list[str], flows: int, strict: bool = False) -> None:
+    def __init__(self, targets: list[str], flows: int, strict: bool, tied: bool) -> None:
+        self.tied = tied
         self.schedule = Schedule()
         self.loaded = loader.load(flows)
         self.tables = Tables(self.loaded)
@@ -262,9 +264,9 @@ def main(arguments: list[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     given = [int(each.removeprefix(_FLOWS)) for each in arguments if each.startswith(_FLOWS)]
     flows = given[0] if given else loader.flow_room()
-    targets = [each for each in arguments if not each.startswith((_FLOWS, STRICT))]
+    targets = [each for each in arguments if not each.startswith(_FLOWS) and each not in (_STRICT, TIED)]
     try:
-        holder = Holder(targets, flows, STRICT in arguments)
+        holder = Holder(targets, flows, _STRICT in arguments, TIED in arguments)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: holder.finish())
         if not _has_keeper():

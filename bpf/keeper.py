@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parent.parent
 def main(arguments: list[str]) -> int:
     """Keep the fast path until its end."""
     tied = "--tied" in arguments
-    targets = [each for each in arguments if each not in ("--tied", "--")]
+    passed_on = [each for each in arguments if each != "--"]
     try:
         lock = runtime.lock()
     except (OSError, runtime.Taken) as error:
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     signal.set_wakeup_fd(ended[1], warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    holder = _start(targets, lock)
+    holder = _start(passed_on, lock)
     _pass_on(holder)
     _wait(holder, ended[0], tied)
     restore.restore()
@@ -48,12 +48,12 @@ def main(arguments: list[str]) -> int:
     return holder.returncode or 0
 
 
-def _start(targets: list[str], lock: int) -> subprocess.Popen[bytes]:
+def _start(arguments: list[str], lock: int) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": str(_ROOT),
         KEEPER: str(os.getpid()),
     }
-    words = [sys.executable, "-m", "bpf.holder", *targets]
+    words = [sys.executable, "-m", "bpf.holder", *arguments]
     return subprocess.Popen(
         words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[lock]
     )

@@ -130,11 +130,14 @@ def _tcx(facts: Facts) -> Requirement:
         False: "this kernel has none (they came with Linux 6.6)",
         None: "whether they are there cannot be told without CAP_NET_ADMIN",
     }
+    follows = (
+        "clsact filters are used instead: should the program be killed, they stay, idle once their lease is "
+        "over, until the next start or `vnet-tui recover`"
+    )
     return Requirement(
         "tcx links", bool(facts.tcx), found[facts.tcx],
-        "clsact filters are used instead: should the program be killed, they stay, idle once their lease is "
-        "over, until the next start or `vnet-tui recover`",
-        "Linux 6.6 or newer", needed=False,
+        f"where there are none, {follows}" if facts.tcx is None else follows,
+        "run it as root (sudo)" if facts.tcx is None else "Linux 6.6 or newer", needed=False,
     )  # fmt: skip
 
 

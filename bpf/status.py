@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _RUN_TIME, _RUN_COUNT = 192, 200  # struct bpf_prog_info
 _MEASURED_FOR = 10.0  # seconds after which nobody asking means that nobody looks
+_ENOUGH = 100  # packets
 
 
 @dataclass(slots=True)
@@ -41,14 +42,15 @@ class Cost:
     _before: tuple[int, int] = (0, 0)
 
     def ask(self, program: int) -> float | None:
-        """Nanoseconds a packet since it was asked for first; None until something was counted."""
+        """Nanoseconds a packet since it was asked for first; None until enough were counted: the first ones
+        find nothing in the CPU's caches."""
         self._asked = time.monotonic()
         if self._switch is None:
             self._switch = syscall.enable_run_stats()
             self._before = _runs(program)
             return None
         took, count = (now - then for now, then in zip(_runs(program), self._before, strict=True))
-        return took / count if count > 0 else None
+        return took / count if count >= _ENOUGH else None
 
     def rest(self) -> None:
         """Stop counting when nobody has asked for a while."""
@@ -77,6 +79,7 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
         "state": "paused" if holder.gate.reasons else "on" if tables.config["generation"] else "changing",
         "reasons": list(holder.gate.reasons),
         "strict": holder.gate.strict,
+        "tied": holder.tied,
         "generation": int(tables.config["generation"]),
         "mark_mask": marks.field_mask(),
         "epoch": int(tables.config["epoch"]),

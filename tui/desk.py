@@ -81,7 +81,7 @@ class Desk:
         self._listener: Callable[[Update], None] | None = None
         self._newest: Update | None = None
         self._taken: Update | None = None
-        self._fast = FastPath()
+        self._fast: FastPath | None = None
 
     def start(self) -> None:
         """Begin to take updates. The source starts on a thread of its own: its imports would delay keys."""
@@ -177,7 +177,7 @@ class Desk:
                 before(update),
             )  # fmt: skip
             self._taken = update
-        if take:
+        if take and self._fast is not None:
             self._stage.stand(self._fast)
         shown = self._stage.shown(view, state)
         ended = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from tui.inbox import Tracked, read_at
 from tui.navigation import ViewState, Way
 from tui.present import query, views
 from tui.present.absence import empty_text
+from tui.present.fastpath import turned
 from tui.present.flows import FlowRows
 from tui.present.lens import PLAIN, Lens
 from tui.present.list_rows import ListRows
@@ -62,6 +64,7 @@ class Stage:
         self._look: tuple[str, Lens] = ("", PLAIN)
         self._flows: FlowTable | None = None
         self._fast: FastFlows | None = None
+        self._fast_before: FastPath | None = None
         self._before: Tracked | None = None
         self._meter = FlowMeter()
         self._metered: Mapping[int, Conntrack] | None = None
@@ -86,9 +89,13 @@ class Stage:
         self.scene = replace(old, topology=topology, rates=rates, log=log)
 
     def stand(self, fast: FastPath) -> None:
-        """Take in how the fast path stands."""
+        """Take in how the fast path stands; what became of it since the last time is an event."""
+        before, self._fast_before = self._fast_before, fast
         if fast != self.scene.fast:
-            self.scene = replace(self.scene, fast=fast)
+            log = self.scene.log
+            if before is not None:
+                log = log.extended(turned(before, fast, time.time()))
+            self.scene = replace(self.scene, fast=fast, log=log)
 
     def shown(self, view: ListView, state: ViewState) -> Shown:
         """The rows of a view in its present state."""

@@ -44,8 +44,8 @@ class FastPath:
 
     `verdicts` are packets by verdict over all `ports`, `words` what each verdict means. `ns_per_packet` is
     None until it was measured, `flows` until they were counted. `strict` has it stay off for rules about
-    invalid packets. `pid` is the holder's. `left` says that a fast path that was killed has left something to
-    be put right."""
+    invalid packets, `tied` has it end with the dashboard or agent that started it. `pid` is the holder's.
+    `left` says that a fast path that was killed has left something to be put right."""
 
     state: FastState = "off"
     targets: tuple[str, ...] = ()
@@ -63,6 +63,7 @@ class FastPath:
     generation: int = 0
     mark_mask: int = 0
     strict: bool = False
+    tied: bool = False
     pid: int = 0
     left: bool = False
     requirements: tuple[Requirement, ...] = ()

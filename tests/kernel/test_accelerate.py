@@ -271,9 +271,32 @@ def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> Non
     machine.run(f"kill -9 {keeper} {holder}")
     wait_until(lambda: not asked(machine), "the end of both")
     assert "vnet-tui recover" in ok(machine, "fastpath status")
+    assert "what a killed fast path left" in machine.vnet("recover", "--dry-run").stderr
+    assert not is_as_before(machine)
     assert "put right" in ok(machine, "recover")
     assert is_as_before(machine)
     assert "nothing to do" in ok(machine, "recover")
+    assert not machine.vnet("recover", "--dry-run").stderr
+
+
+def test_recover_says_what_it_put_right_as_json_too(machine: Machine) -> None:
+    ok(machine, "accelerate shop --yes")
+    holder = asked(machine)["pid"]
+    keeper = machine.run(f"ps -o ppid= -p {holder}").strip()
+    machine.run(f"kill -9 {keeper} {holder}")
+    wait_until(lambda: not asked(machine), "the end of both")
+    assert "put right" in read_json(machine, "recover")["fast_path"]
+    assert "fast_path" not in read_json(machine, "recover")
+
+
+def test_two_that_start_at_once_share_one(machine: Machine) -> None:
+    network(machine, "other", "10.92.0", "cache")
+    both = [
+        subprocess.Popen(machine.words(*PROGRAM, "accelerate", name, "--yes"), env=machine.environment)
+        for name in ("shop", "other")
+    ]
+    assert [one.wait(PATIENCE) for one in both] == [0, 0]
+    assert set(asked(machine)["targets"]) == {"shop", "other"}
 
 
 def test_the_check_names_what_is_there(machine: Machine) -> None:
@@ -305,6 +328,24 @@ def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
             agent.kill()
         assert agent.stdout and "its process ended" in agent.stdout.read()
     assert is_as_before(machine)
+
+
+def test_who_adds_to_one_that_ends_with_another_hears_of_it(machine: Machine) -> None:
+    network(machine, "other", "10.92.0", "cache")
+    words = machine.words(*PROGRAM, "agent", "--accelerate", "shop")
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, env=machine.environment) as agent:
+        try:
+            wait_until(lambda: asked(machine).get("state") == "on", "on")
+            assert "ends with the dashboard or agent" in ok(machine, "accelerate other --yes")
+            assert status(machine)["tied"] and "ends:" in ok(machine, "fastpath status")
+            (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGTERM)
+            assert agent.wait(PATIENCE) == 0
+        finally:
+            agent.kill()
+    assert is_as_before(machine)
+    ok(machine, "accelerate other --yes")
+    assert not status(machine)["tied"] and "ends:" not in ok(machine, "fastpath status")
 
 
 def _confined() -> list[str]:

@@ -158,6 +158,24 @@ async def test_yes_turns_it_on_and_the_banner_stays_in_every_view() -> None:
             assert len(banner) == 1 and "app" in banner[0] and "97% of 1.0k packets" in banner[0]
 
 
+async def test_what_becomes_of_it_is_an_event() -> None:
+    async with accelerating(fast=accelerated("app")) as (person, pretended):
+        await person.eventually("» fast path on")
+        await person.type(":events⏎")
+        assert "turned on" not in person.text, "it was on before anybody looked"
+        steps = (
+            (accelerated("app", state="paused", reasons=("rule 3: limit", "rule 4")),
+             "fast path paused: rule 3: limit (and 1 more)"),
+            (accelerated("app"), "fast path forwards again"),
+            (FastPath("silent"), "fast path: its process does not answer"),
+            (FastPath(), "fast path ended: the kernel forwards everything"),
+            (accelerated("app"), "fast path turned on: app"),
+        )  # fmt: skip
+        for fast, words in steps:
+            pretended.fast = fast
+            await person.eventually(words)
+
+
 async def test_f_on_what_is_accelerated_turns_it_off() -> None:
     async with accelerating(fast=accelerated("app", "db")) as (person, pretended):
         await person.eventually("» fast path on")

@@ -57,6 +57,7 @@ def test_without_tcx_another_way_is_taken() -> None:
     assert tcx.name == "tcx links" and "clsact" in tcx.follows and unmet(found) == ()
     told = {one.name: one for one in requirements(replace(GOOD, tcx=None))}
     assert not told["tcx links"].met and "cannot be told" in told["tcx links"].found
+    assert "root" in told["tcx links"].try_
 
 
 def test_a_compiled_program_needs_no_compiler() -> None:

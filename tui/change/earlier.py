@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterable
 from itertools import takewhile
@@ -19,7 +20,7 @@ from tui.change.ask import agreed, is_person
 from tui.change.rights import in_words, require_rights
 from tui.change.takeback import needs_guard, take_back
 from tui.errors import CommandError
-from tui.fastpath.leftover import put_right
+from tui.fastpath import leftover
 
 _ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
 _MOST_LINES = 50
@@ -46,9 +47,11 @@ def recover(options: argparse.Namespace) -> int:
         if options.dry_run:
             for entry in entries:
                 report.print_dry_run(_as_plan(entry), options.json)
+            if not options.entry and leftover.is_there():
+                print(f"vnet-tui: note: {leftover.WOULD_PUT_RIGHT}", file=sys.stderr)
             return 0
         require_rights(undo for entry in entries for undo in undo_of(entry.steps[: entry.begun]))
-        repaired = "" if options.entry else put_right()
+        repaired = "" if options.entry else leftover.put_right()
         if repaired and not options.json:
             print(repaired)
         elif not entries and not options.json:
@@ -57,7 +60,7 @@ def recover(options: argparse.Namespace) -> int:
             for entry in entries:
                 journal.mark(entry, "undone", ("left as it was",))
             return 0
-        return _take_back(entries, options.json)
+        return _take_back(entries, options.json, repaired)
 
 
 def offer_recovery(options: argparse.Namespace) -> None:
@@ -159,7 +162,8 @@ def _made_again(entry: Entry, later: Entry) -> bool:
     return False
 
 
-def _take_back(entries: Iterable[Entry], as_json: bool) -> int:
+def _take_back(entries: Iterable[Entry], as_json: bool, put_right: str = "") -> int:
+    """Take the changes back; returns the exit code. `put_right` says what else was repaired."""
     outcomes, waiting = [], []
     for entry in entries:
         guarded = needs_guard(entry)
@@ -171,7 +175,8 @@ def _take_back(entries: Iterable[Entry], as_json: bool) -> int:
         if not as_json and not outcome.errors:
             print(f"taken back: {safe(entry.title)}")
     if as_json:
-        report.print_json({"changes": [report.outcome_document(outcome) for outcome in outcomes]})
+        more = {"fast_path": put_right} if put_right else {}
+        report.print_json({"changes": [report.outcome_document(outcome) for outcome in outcomes], **more})
     asked = [keep.ask(outcome, as_json) for outcome in waiting]
     return 1 if any(asked) or any(outcome.errors for outcome in outcomes) else 0
 

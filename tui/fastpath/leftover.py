@@ -7,6 +7,8 @@ import os
 from bpf import restore, runtime
 from tui.errors import CommandError
 
+WOULD_PUT_RIGHT = "puts right what a killed fast path left: settings, and the marks of its connections"
+
 
 def is_there() -> bool:
     """Whether anything is left that nobody is about to put right."""

@@ -14,7 +14,7 @@ from core.model.fastpath import FAST
 from core.text import safe
 from tui.fastpath.session import FastSession
 from tui.fastpath.standing import read_fast_path
-from tui.present.fastpath import COST_IS
+from tui.present.fastpath import COST_IS, ENDS_WITH
 
 SCHEMA = 1
 _STATES = {
@@ -58,6 +58,7 @@ def document(fast: FastPath) -> dict[str, Any]:
         "generation": fast.generation,
         "mark_mask": fast.mark_mask,
         "strict": fast.strict,
+        "tied": fast.tied,
         "flows": fast.flows,
         "flows_limit": fast.flows_limit,
         "ns_per_packet": fast.ns_per_packet,
@@ -92,11 +93,13 @@ def lines(fast: FastPath) -> Iterator[str]:
         yield f"left out:  {safe(name)}: {safe(why)}"
     if fast.strict:
         yield "strict:    yes (paused where a rule is about invalid packets)"
+    if fast.tied:
+        yield f"ends:      {ENDS_WITH}"
     yield f"flows:     {fast.flows or 0} of {fast.flows_limit or 0}"
     cost = (
         f"{fast.ns_per_packet:.0f} ns a packet ({COST_IS})"
         if fast.ns_per_packet
-        else "nothing came by while it was measured"
+        else "too few packets came by while it was measured"
     )
     yield f"cost:      {cost}"
     share = f", {fast.share:.1%} of them by the fast path" if fast.share is not None else ""

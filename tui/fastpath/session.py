@@ -8,13 +8,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from bpf import control, launcher, loader, restore, runtime
 from core.collect.snapshot import read_snapshot
 from core.model import FastFlows, FastPath, Requirement
+from core.model.fastpath import ALL
 from core.text import safe
 from core.topology import Topology
 from tui.accelerator import Preview
@@ -22,6 +23,7 @@ from tui.errors import CommandError
 from tui.fastpath.flows import SharedFlows
 from tui.fastpath.standing import SOON, read_fast_path
 from tui.present.fast_targets import Choice
+from tui.present.fastpath import ENDS_WITH
 
 _PARTS = {"links", "containers"}
 _END_SECONDS = 60.0  # usually one; a slow machine takes its time
@@ -68,9 +70,15 @@ class FastSession:
             if not preview.targets:
                 return self._off(progress)
             if self.status().is_running:
-                ask({"do": "targets", "targets": list(preview.targets), "strict": preview.strict})
-                return how_it_is(self._settled())
+                return self._retarget(preview.targets, preview.strict)
             return self._start(preview, progress)
+
+    def _retarget(self, targets: Sequence[str], strict: bool) -> str:
+        """Have the one that runs accelerate these."""
+        ask({"do": "targets", "targets": list(targets), "strict": strict})
+        found = self._settled()
+        ends = f" It ends {ENDS_WITH}." if found.tied and not self.tied else ""
+        return f"{how_it_is(found)}{ends}"
 
     def _settled(self) -> FastPath:
         """How it stands once the rules were read again, if that does not take too long."""
@@ -90,9 +98,22 @@ class FastSession:
             raise CommandError(f"the program cannot be compiled: {safe(str(error))}") from error
         except OSError as error:
             raise CommandError(f"no process can be started: {error.strerror or error}") from error
+        if not started.told.get("ok") and (running := self._started_by_another()):
+            targets = tuple(dict.fromkeys((*running.targets, *preview.targets)))
+            return self._retarget((ALL,) if ALL in targets else targets, preview.strict or running.strict)
         _good(started.told)
         self._keeper = started.keeper if self.tied else None
         return how_it_is(self.status())
+
+    def _started_by_another(self) -> FastPath | None:
+        """How the one stands that another process has begun to start meanwhile; None where there is none."""
+        deadline = time.monotonic() + _END_SECONDS
+        while runtime.owner() and time.monotonic() < deadline:
+            found = self.status()
+            if found.is_running and found.state != "silent":
+                return found
+            time.sleep(0.02)
+        return None
 
     def _off(self, progress: Callable[[str], None]) -> str:
         progress("Giving everything back…")

@@ -50,5 +50,6 @@ def of_answer(answer: dict[str, Any]) -> FastPath:
         generation=answer["generation"],
         mark_mask=answer["mark_mask"],
         strict=bool(answer.get("strict")),
+        tied=bool(answer.get("tied")),
         pid=answer["pid"],
     )

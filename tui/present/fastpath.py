@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from core.model import FastPath, FastPort, Ref, Requirement
+from core.model import Change, FastPath, FastPort, Ref, Requirement
 from core.model.fastpath import FAST
 from core.text import safe
 from tui.present import cells, units
@@ -28,7 +28,9 @@ STATES = {
 }  # fmt: skip
 _TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
 COST_IS = "the program's own time, an average: learning and packets left to the kernel included"
+ENDS_WITH = "with the dashboard or agent that started it"
 _NOT_HELD = "How the fast path stood is not kept in a file or a recording; the flows tell their path."
+_FORWARDS = ("on", "changing")
 _ALL, _NEEDS = "all links", "requirements"
 
 
@@ -51,6 +53,28 @@ def rows(scene: Scene) -> FastRows:
         for port in fast.ports:
             made += _counted(fast, port.name, port.role, port.verdicts)
     return FastRows([*made, *_requirements(fast)], COLUMNS, tuple(_head(fast)))
+
+
+def turned(before: FastPath, now: FastPath, at: float) -> tuple[Change, ...]:
+    """What became of the fast path between two looks, for the events: none or one; `at` in seconds since
+    1970."""
+    words, action = "", "changed"
+    if now.state == "off" and before.is_running:
+        words, action = "fast path ended: the kernel forwards everything", "removed"
+    elif now.state == "silent" != before.state:
+        words = "fast path: its process does not answer"
+    elif now.state == "paused" and (before.state, before.reasons) != (now.state, now.reasons):
+        words = f"fast path paused: {_reasons(now)}"
+    elif now.state in _FORWARDS and before.state == "off":
+        words, action = f"fast path turned on: {', '.join(now.targets)}", "added"
+    elif now.state in _FORWARDS and before.state not in _FORWARDS:
+        words = "fast path forwards again"
+    return (Change(at, action, _ref("all", _ALL), words),) if words else ()
+
+
+def _reasons(fast: FastPath) -> str:
+    more = f" (and {len(fast.reasons) - 1} more)" if len(fast.reasons) > 1 else ""
+    return f"{fast.reasons[0]}{more}" if fast.reasons else "no reason is known"
 
 
 def _ref(*key: str) -> Ref:
@@ -170,6 +194,8 @@ def _standing(fast: FastPath) -> Iterator[Line]:
     yield "ct mark", Cell(f"bits 0x{fast.mark_mask:08x}"), None
     if fast.strict:
         yield "strict", Cell("yes"), None
+    if fast.tied:
+        yield "ends", Cell(ENDS_WITH), None
     yield "process", cells.number(fast.pid), None
 
 

@@ -48,6 +48,7 @@ class Accelerating(Changing):
         self._make_accelerator = make_accelerator
         self._accelerator: Accelerator | None = None
         self.fast = FastPath()
+        self._has_looked = False
         self._asking, self._closing = threading.Event(), False
         self._requirements: tuple[Requirement, ...] = ()
 
@@ -105,8 +106,9 @@ class Accelerating(Changing):
         self.fast_bar.show(message.fast)
         if before.is_running != message.fast.is_running:
             self.allot()
-        if self._closely or _essence(before) != _essence(message.fast):
+        if self._closely or not self._has_looked or _essence(before) != _essence(message.fast):
             self.desk.stand(message.fast)
+        self._has_looked = True
 
     def arrive(self) -> None:
         super().arrive()
@@ -150,5 +152,5 @@ class Accelerating(Changing):
 
 
 def _essence(fast: FastPath) -> tuple[object, ...]:
-    """What the marks in lists depend on."""
-    return fast.state, fast.targets, fast.bridges
+    """What the marks in lists and the events depend on."""
+    return fast.state, fast.targets, fast.bridges, fast.reasons
