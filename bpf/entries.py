@@ -49,6 +49,15 @@ def let_be_liberal(rows: Sequence[np.void] | np.ndarray) -> int:
         return _send(kernel, (header(int(row["family"])) + tuple_of(row) + liberal for row in rows))
 
 
+def clear_marks(rows: Sequence[np.void] | np.ndarray, mask: int) -> int:
+    """Take our marks off the entries of these connections (rows of layout.WANT), so that they pass the rules
+    once more. How many requests that took."""
+    if not len(rows):
+        return 0
+    with Netlink(NETFILTER) as kernel:
+        return _send(kernel, (header(int(row["family"])) + tuple_of(row) + _no_mark(mask) for row in rows))
+
+
 def tuple_of(row: np.void) -> bytes:
     """CTA_TUPLE_ORIG of a connection by the tuple of either direction, in a row of layout.WANT: conntrack
     finds it by both."""
@@ -88,8 +97,11 @@ def _cleared(entry: Entry, mask: int) -> bytes:
     body = header(family) + attribute(_TUPLE | 0x8000, found[_TUPLE])
     if _ZONE in found:
         body += attribute(_ZONE, found[_ZONE])
-    body += attribute(_MARK, bytes(4)) + attribute(_MARK_MASK, struct.pack(">I", mask))
-    return body
+    return body + _no_mark(mask)
+
+
+def _no_mark(mask: int) -> bytes:
+    return attribute(_MARK, bytes(4)) + attribute(_MARK_MASK, struct.pack(">I", mask))
 
 
 def _send(kernel: Netlink, requests: Iterable[bytes]) -> int:

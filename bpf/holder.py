@@ -69,7 +69,7 @@ class Holder:
         self.policies = _policy_watch()
         self.reading = RuleReading()
         self.server = Server(runtime.socket_path(runtime.here()))
-        self.wants = Wants(self.loaded, self.tables.clock, self._admit_anew)
+        self.wants = Wants(self.loaded, self.tables.clock)
         self.cost = Cost()
         self.ending = False
         self._unsettled: float | None = None  # since when the rules change

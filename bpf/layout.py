@@ -72,7 +72,8 @@ FLOW = np.dtype(
         ("bytes", "u8"),
         ("checked", "u4"),
         ("acked", "u4"),
-        ("epoch", "u4"),
+        ("epoch", "u2"),
+        ("end", "u2"),
         ("in_ifindex", "u4"),
         ("out_ifindex", "u4"),
         ("mtu", "u2"),
@@ -81,7 +82,7 @@ FLOW = np.dtype(
         ("eth_in", "u1", (12,)),
         ("slot", "u2"),
         ("generation", "u1"),
-        ("pad", "u1"),
+        ("mark_is", "u1"),
         ("eth_out", "u1", (12,)),
         ("addr_diff", "u2"),
         ("port_diff", "u2"),
@@ -96,6 +97,7 @@ FLOW = np.dtype(
 )
 LEARNED = np.dtype([("flow", FLOW), ("back", FLOW), ("known", "u4"), ("pad", "u4")])
 ACTION_NONE, ACTION_RESET, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3, 4
+MARK_UNKNOWN, MARK_NOTED, MARK_CLEARED, MARK_SEEN = 0, 1, 2, 3
 REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT, REWRITE_MACS = 1, 2, 4, 8
 
 YOUNG = np.dtype([("tag", "u4"), ("asked", "u4")])
@@ -114,7 +116,7 @@ WANT = np.dtype(
         ("pad", "u1", (3,)),
     ]
 )
-WANT_LIBERAL, WANT_GENERATION, WANT_CLOSE = 1, 2, 3
+WANT_LIBERAL, WANT_RULES, WANT_CLOSE = 1, 2, 3
 
 SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])
 

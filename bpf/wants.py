@@ -1,12 +1,11 @@
 """What the program asks of the holder for connections (the ring buffer `wanted`): to have conntrack not mind
-the middle of a TCP connection that it will not see, to have connections pass the rules anew, and to have
-conntrack forget what a RST ended.
+the middle of a TCP connection that it will not see, to have a connection pass the rules once more, and to
+have conntrack forget what a RST ended.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -20,10 +19,10 @@ _MOST_RESET = 1 << 16  # connections remembered
 
 
 class Wants:
-    """The ring buffer and what is to be done later; `admit_anew` has all connections pass the rules anew."""
+    """The ring buffer and what is to be done later."""
 
-    def __init__(self, loaded: Loaded, clock: Clock, admit_anew: Callable[[], None]) -> None:
-        self._maps, self._clock, self._admit_anew = loaded.maps, clock, admit_anew
+    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+        self._maps, self._clock = loaded.maps, clock
         self._ring = RingBuffer(loaded.maps["wanted"], WANTED_BYTES)
         self._reset: dict[bytes, float] = {}  # records by when their RST came, oldest first
 
@@ -37,8 +36,7 @@ class Wants:
         if not records:
             return
         rows = np.unique(np.frombuffer(b"".join(records), layout.WANT))
-        if (rows["what"] == layout.WANT_GENERATION).any():
-            self._admit_anew()
+        entries.clear_marks(rows[rows["what"] == layout.WANT_RULES], marks.field_mask())
         entries.let_be_liberal(rows[rows["what"] == layout.WANT_LIBERAL])
         now = time.monotonic()
         for row in rows[rows["what"] == layout.WANT_CLOSE]:

@@ -34,8 +34,9 @@ struct packet {
 	u32 l3_length;
 	u32 seq, ack; /* of TCP, as numbers; 0 of UDP */
 	u8 closes; /* FIN, RST or SYN: the flow is handed back */
-	u8 resets; /* RST */
+	u8 opens;  /* SYN alone, or with ACK */
 	u8 ends;   /* FIN or RST as conntrack takes them: tcp_valid_flags of net/netfilter/nf_conntrack_proto_tcp.c */
+	u8 resets; /* such a RST */
 };
 
 /* The sum of an IPv4 header without options, folded: 0xffff where its checksum is right (RFC 1071). */
@@ -48,6 +49,12 @@ INLINE u32 header_sum(const struct iphdr *ip)
 		sum += words[i];
 	sum = (sum & 0xffff) + (sum >> 16);
 	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* The low bits of the number after a packet's data, of TCP. */
+INLINE u16 end_of(const struct packet *packet)
+{
+	return packet->seq + packet->l3_length - packet->headers - packet->jumbo;
 }
 
 /* The same form for both families, for all that is done once a flow. */
@@ -79,8 +86,9 @@ INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struc
 		packet->seq = __builtin_bswap32(tcp->seq);
 		packet->headers = l3_header + header;
 		packet->closes = tcp->syn | tcp->fin | tcp->rst;
-		packet->resets = tcp->rst;
+		packet->opens = tcp->syn && !tcp->fin && !tcp->rst;
 		packet->ends = !tcp->syn && (tcp->rst ? !tcp->fin && !tcp->urg : tcp->ack);
+		packet->resets = packet->ends && tcp->rst;
 		return RARE(packet->closes || !tcp->ack) ? V_TCP_FLAGS : V_FAST;
 	}
 	if (packet->l4_proto == IPPROTO_UDP) {

@@ -103,7 +103,8 @@ struct flow {
 	u64 bytes;
 	u32 checked;
 	u32 acked; /* TCP: the acknowledgement that the last packet carried */
-	u32 epoch;
+	u16 epoch; /* the low 16 bits: a flow asks again before they come round */
+	u16 end;   /* TCP: the low 16 bits of the number after the last packet's data */
 	u32 in_ifindex;
 	u32 out_ifindex;
 	u16 mtu;
@@ -115,7 +116,7 @@ struct flow {
 	u32 eth_in[3];  /* destination and source MAC, as they arrive */
 	u16 slot;
 	u8 generation; /* in which it was let through */
-	u8 pad;
+	u8 mark_is;    /* MARK_* */
 	u32 eth_out[3]; /* as they leave */
 	u16 addr_diff;  /* checksum difference of the addresses, folded */
 	u16 port_diff;  /* and of the ports */
@@ -126,7 +127,7 @@ struct flow {
 		u32 new_ports;
 	};
 	u32 new_src[4], new_dst[4];
-	u32 ct_mark; /* the bits of it that are not ours, as the rules saw them */
+	u32 ct_mark; /* the bits of it that are not ours: see mark_is */
 	u32 agreed;  /* TCP: the sum of both directions' `acked` when conntrack was asked last */
 	u32 first_seen;
 };
@@ -135,6 +136,11 @@ struct flow {
 #define ACTION_KERNEL 2   /* belongs to the kernel: do not ask before `recheck` */
 #define ACTION_PEER 3     /* bpf_redirect_peer */
 #define ACTION_REDIRECT 4 /* bpf_redirect */
+/* How far it is known that the rules saw `ct_mark`: the next steps are taken only where rules read bits that are not ours. */
+#define MARK_UNKNOWN 0
+#define MARK_NOTED 1   /* as found in the entry; the connection is to pass the rules once more */
+#define MARK_CLEARED 2 /* the entry's record of having passed them is gone */
+#define MARK_SEEN 3    /* it passed them after that, with the same mark */
 #define REWRITE_L3 1      /* routed: time to live and MAC addresses */
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4
@@ -168,8 +174,8 @@ struct want {
 	u8 l4_proto, pad[3];
 };
 #define WANT_LIBERAL 1   /* have conntrack neither mind nor wait for what it will not see of a TCP connection */
-#define WANT_GENERATION 2 /* its ct mark changed: connections must pass the rules anew */
-#define WANT_CLOSE 3      /* a RST ended it: see bpf/resets.py */
+#define WANT_RULES 2   /* have its packets pass the rules once more: clear what says that they did */
+#define WANT_CLOSE 3   /* a RST ended it: see bpf/resets.py */
 
 struct slot_counters {
 	u64 packets[COUNTERS];

@@ -98,13 +98,13 @@ INLINE bool comes_as_known(const struct flow *flow, struct __sk_buff *skb, const
 		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
 }
 
-/* Whether what is known of a flow still holds, and this frame comes as its frames do. */
+/* Whether what is known of a flow still holds, and this frame comes as its frames do. Nothing is of generation 0, a pause. */
 INLINE bool holds(
 	const struct flow *flow, struct __sk_buff *skb, const struct config *config, const u32 *eth, u32 now
 )
 {
-	return flow->epoch == config->epoch && now - flow->checked < config->recheck &&
-		flow->action >= ACTION_KERNEL && comes_as_known(flow, skb, eth);
+	return flow->epoch == (u16)config->epoch && flow->generation == config->generation &&
+		now - flow->checked < config->recheck && flow->action >= ACTION_KERNEL && comes_as_known(flow, skb, eth);
 }
 
 /* The kernel counts the jumbo header, though no packet on the wire has it, where it routes (skb_gso_validate_network_len). */
@@ -121,19 +121,26 @@ INLINE bool is_used_up(const struct packet *packet, const struct flow *flow)
 	return flow->rewrite & REWRITE_L3 && packet->ttl <= 1;
 }
 
+/* What a packet of TCP acknowledges, and where its data ends. */
+INLINE void note_numbers(struct flow *flow, const struct packet *packet)
+{
+	flow->acked = packet->ack;
+	flow->end = end_of(packet);
+}
+
 INLINE void tally(struct flow *flow, const struct packet *packet, u32 now)
 {
 	flow->last_seen = now;
-	flow->acked = packet->ack;
+	note_numbers(flow, packet);
 	lock_xadd(&flow->packets, 1);
 	lock_xadd(&flow->bytes, packet->l3_length);
 }
 
-/* Packets of a flow that take the kernel's path, for whatever reason, acknowledge as well. */
-INLINE void note_acknowledged(struct flow *flow, struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
+/* Packets of a flow that take the kernel's path, for whatever reason, count for that as well. */
+INLINE void note_passed_on(struct flow *flow, struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
 {
 	if (flow && comes_as_known(flow, skb, eth))
-		flow->acked = packet->ack;
+		note_numbers(flow, packet);
 }
 
 /* Whether a packet is the first that carries data of its connection in this direction, or conntrack was asked about it
@@ -163,7 +170,7 @@ INLINE enum verdict decide(
 	struct flow *flow = find(packet);
 	if (RARE(now > config->deadline)) {
 		*slot = slot_of(skb->ifindex);
-		note_acknowledged(flow, skb, packet, eth);
+		note_passed_on(flow, skb, packet, eth);
 		return V_LEASE;
 	}
 	if (RARE(!flow || !holds(flow, skb, config, eth, now))) {
@@ -172,7 +179,7 @@ INLINE enum verdict decide(
 		if (!link)
 			return V_PORT;
 		*slot = link->slot;
-		note_acknowledged(flow, skb, packet, eth);
+		note_passed_on(flow, skb, packet, eth);
 		if (!generation)
 			return V_PAUSED;
 		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet. */
@@ -221,6 +228,15 @@ INLINE bool is_outside(const struct packet *packet, const struct flow *other)
 	return packet->seq - other->acked + ENDS_BEFORE > ENDS_BEFORE + ENDS_AFTER;
 }
 
+/* Whether a RST ends its connection for conntrack, had that seen all of it: it stands exactly where the other side's
+ * acknowledgements are, or follows what this side sent last (TCP_CONNTRACK_CLOSE of nf_conntrack_tcp_packet()). After any
+ * other one the connection may go on: its end answers a guessed one with an acknowledgement (RFC 5961). */
+INLINE bool is_exact(const struct packet *packet, const struct flow *flow, const struct flow *other)
+{
+	return packet->seq == other->acked ||
+		((u16)packet->seq == flow->end && (s32)(flow->last_seen - other->last_seen) >= 0);
+}
+
 /* A packet that ends a connection is the kernel's, and so is the flow from here on: unless conntrack was made to forget the
  * connection since it was asked. The kernel would then send a FIN or RST on untranslated, so it goes as the flow says. */
 INLINE enum verdict end_flow(
@@ -234,10 +250,11 @@ INLINE enum verdict end_flow(
 	struct flow *other = find_other(packet, flow);
 	if (packet->ends && other && (flow->packets || other->packets) && is_outside(packet, other))
 		return V_OUTSIDE;
-	if (flow->action < ACTION_PEER || !comes_as_known(flow, skb, eth))
+	/* With flags that never stand together conntrack takes it for no packet of the connection. */
+	if (flow->action < ACTION_PEER || !comes_as_known(flow, skb, eth) || (!packet->ends && !packet->opens))
 		return V_TCP_FLAGS;
 	if (packet->ends && flow->rewrite & REWRITE_ADDRESS && (u32)now - flow->checked > JUST_ASKED &&
-	    now <= config->deadline && config->generation && holds(flow, skb, config, eth, now) &&
+	    now <= config->deadline && holds(flow, skb, config, eth, now) &&
 	    !is_too_large(skb, packet, flow) && !is_used_up(packet, flow)) {
 		widen(packet);
 		if (!ct_knows(skb, packet)) {
@@ -246,8 +263,9 @@ INLINE enum verdict end_flow(
 			return V_FAST;
 		}
 	}
-	hand_back(packet, flow, other);
-	if (packet->resets) {
+	bool is_over = packet->resets && other && is_exact(packet, flow, other);
+	hand_back(flow, other, is_over ? ACTION_RESET : ACTION_NONE);
+	if (is_over) {
 		widen(packet);
 		want(WANT_CLOSE, packet);
 	}
@@ -265,6 +283,7 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	packet.family = family;
 	packet.jumbo = 0;
 	packet.closes = 0;
+	packet.opens = 0;
 	packet.ends = 0;
 	packet.resets = 0;
 	packet.seq = 0;

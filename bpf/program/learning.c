@@ -149,7 +149,9 @@ INLINE void learn_way_back(
 	back->slot = from->slot;
 	back->generation = flow->generation;
 	back->ct_mark = flow->ct_mark;
+	back->mark_is = flow->mark_is;
 	back->acked = packet->seq;
+	back->end = packet->ack;
 	back->epoch = flow->epoch;
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
@@ -196,6 +198,14 @@ INLINE bool is_unanswered(
 	return true;
 }
 
+/* Whether the rules saw the mark that the entry of a connection has now. They did where it is as it was before they let the
+ * connection through: it is noted, the record of having passed is cleared, and the connection passes them once more. */
+INLINE bool is_mark_seen(const struct config *config, const struct flow *old, const struct flow *flow)
+{
+	return !(config->flags & READS_CT_MARKS) ||
+		(old && old->mark_is >= MARK_CLEARED && old->ct_mark == flow->ct_mark);
+}
+
 /* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL:
  *
  *   returned                       `old` becomes
@@ -203,8 +213,8 @@ INLINE bool is_unanswered(
  *     OTHER_HOST
  *   a verdict that lasts           a flow of the kernel's with that verdict (ACTION_KERNEL), its counters go on
  *   any other verdict              handed back (ACTION_NONE): the next packet asks again; of YOUNG, conntrack is prepared
- *   GENERATION, where the ct mark  handed back, and a new generation is asked for: the present one is over as soon as the
- *     is not what the rules saw      holder knows
+ *   GENERATION, where the ct mark  handed back with the mark noted, and the connection has to pass the rules once more
+ *     is not what the rules saw
  *   ROUTE_CHANGED                  handed back: the kernel decides first what becomes of the translation
  *   FAST                           the new flow, its counters go on; the other direction is learned if it isn't known
  *   NOT_ASSURED of a flow that     as with FAST, but the kernel sees this packet, so that a young UDP flow becomes a
@@ -230,6 +240,7 @@ INLINE enum verdict relearn(
 	flow->epoch = config->epoch;
 	flow->generation = generation;
 	flow->acked = packet->ack;
+	flow->end = end_of(packet);
 	learned->known = is_unanswered(packet, config, old, flow) ? KNOWN_UNANSWERED : 0;
 	learned->back.mtu = link->mtu;
 	flow->checked = now;
@@ -241,20 +252,24 @@ INLINE enum verdict relearn(
 	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
 		return verdict;
 	if (verdict != V_FAST) {
-		if (old)
+		if (old) {
 			old->action = ACTION_NONE;
+			if (verdict == V_GENERATION && old->mark_is == MARK_NOTED)
+				old->mark_is = MARK_CLEARED;
+		}
 		if (!is_lasting(verdict) || !is_tracked(link, eth))
 			return verdict;
 		flow->action = ACTION_KERNEL;
 		flow->verdict = verdict;
 	}
+	flow->mark_is = MARK_SEEN;
+	if (verdict == V_FAST && is_tracked(link, eth) && !is_mark_seen(config, old, flow)) {
+		want(WANT_RULES, packet);
+		flow->action = ACTION_NONE;
+		flow->mark_is = MARK_NOTED;
+		verdict = V_GENERATION;
+	}
 	if (old) {
-		if (verdict == V_FAST && config->flags & READS_CT_MARKS && old->generation == generation &&
-		    old->ct_mark != flow->ct_mark && old->packets) {
-			old->action = ACTION_NONE;
-			want(WANT_GENERATION, packet);
-			return V_GENERATION;
-		}
 		if (verdict == V_FAST && was_fast && old->rewrite & REWRITE_ADDRESS &&
 		    old->out_ifindex != flow->out_ifindex) {
 			old->action = ACTION_NONE;

@@ -88,10 +88,11 @@ INLINE struct flow *find_other(const struct packet *packet, const struct flow *f
 	return find(&other);
 }
 
-/* A FIN, RST or SYN: this direction and the other one of a flow belong to the kernel from here on. */
-INLINE void hand_back(const struct packet *packet, struct flow *flow, struct flow *other)
+/* A FIN, RST or SYN: this direction (ACTION_NONE, ACTION_RESET) and the other one of a flow belong to the kernel from here
+ * on. */
+INLINE void hand_back(struct flow *flow, struct flow *other, u8 action)
 {
-	flow->action = packet->resets ? ACTION_RESET : ACTION_NONE;
+	flow->action = action;
 	flow->last_seen = bpf_jiffies64();
 	if (other)
 		other->action = ACTION_NONE;

@@ -124,6 +124,7 @@ class Rig:
         new = packet if new is None else new
         row = np.zeros(1, layout.FLOW)
         row["epoch"], row["in_ifindex"] = self.config["epoch"], self.links[link]
+        row["generation"] = self.config["generation"]
         row["out_ifindex"], row["mtu"], row["action"] = self.links[link], 1500, layout.ACTION_REDIRECT
         row["checked"] = self.jiffies()
         row["eth_in"] = np.frombuffer(bytes(packet)[:12], np.uint8)

@@ -159,14 +159,57 @@ def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flag
     rig.flow(packet, "p1", there, checked=asked)
     answer = changed(back, dst="10.1.0.2", dport=40000, eth_src=GATEWAY, eth_dst=CLIENT, hops=63)
     rig.flow(back, "up0", answer, checked=asked)
+    packet[TCP].seq, back[TCP].ack = 1000, 1100
     assert rig.run(packet, "p1").verdict == rig.run(back, "up0").verdict == "FAST"
     closing = plain("tcp", 4, flags=flags)
+    closing[TCP].seq = 1100
     assert rig.run(closing, "p1").verdict == "TCP_FLAGS"
     for each, ended in ((packet, layout.ACTION_RESET if "R" in flags else layout.ACTION_NONE), (back, 0)):
         flow = rig.flow_of(each)
         assert flow is not None
         assert flow["action"] == ended
         assert flow["packets"] == 1, "what was counted stays to be read"
+
+
+# Who sends first and second, the number of a RST of the side "there", and whether conntrack takes it for an
+# end.
+RESETS = {
+    "where the other side's acknowledgements are": (("there", "back"), 1100, True),
+    "one before": (("there", "back"), 1099, False),
+    "one after": (("there", "back"), 1101, False),
+    "right behind its own data": (("back", "there"), 1200, True),
+    "behind data that was answered otherwise": (("there", "back"), 1200, False),
+}
+
+
+@pytest.mark.parametrize("name", RESETS)
+def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -> None:
+    order, number, ends = RESETS[name]
+    rig = tracking
+    packets = {
+        "there": plain("tcp", 4, b"x" * 100),
+        "back": plain("tcp", 4, src="192.0.2.9", dst="10.1.0.2", sport=443, dport=40000),
+    }
+    rig.track(packets["there"], packets["there"])
+    for each in packets.values():
+        rig.flow(each, "p1")
+    packets["there"][TCP].seq = 1000 if order[0] == "there" else 1100
+    packets["back"][TCP].seq, packets["back"][TCP].ack = 5000, 1100
+    for each in order:
+        assert rig.run_after_a_jiffy(packets[each], "p1").verdict == "FAST"
+    closing = plain("tcp", 4, b"", flags="R")
+    closing[TCP].seq = number
+    assert rig.run(closing, "p1").verdict == "TCP_FLAGS"
+    assert rig.flow_of(packets["there"])["action"] == (layout.ACTION_RESET if ends else layout.ACTION_NONE)
+
+
+@pytest.mark.parametrize("flags", ["F", "FR", "RU", "SF", "SR"])
+def test_flags_that_never_stand_together_end_nothing(rig: Rig, flags: str) -> None:
+    """Conntrack passes them by."""
+    packet = plain("tcp", 4)
+    rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))
+    assert rig.run(plain("tcp", 4, flags=flags), "p1").verdict == "TCP_FLAGS"
+    assert rig.flow_of(packet)["action"] == layout.ACTION_REDIRECT
 
 
 def test_another_sender_does_not_get_the_flow(rig: Rig) -> None:

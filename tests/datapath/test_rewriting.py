@@ -63,16 +63,12 @@ def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
     ("flags", "translation", "ago", "epoch"),
     [
         ("S", "snat", 1, 1),
-        ("F", "snat", 1, 1),
-        ("FR", "snat", 1, 1),
         ("FA", "routed", 1, 1),
         ("FA", "snat", 2000, 1),
         ("FA", "snat", 1, 2),
     ],
     ids=[
         "begins one",
-        "no ACK",
-        "both",
         "not translated",
         "asked too long ago",
         "of another time",

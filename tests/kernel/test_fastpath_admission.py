@@ -127,6 +127,28 @@ def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) 
         assert flow.there.latest < changed + GRACE
 
 
+def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
+    """Between the handshake, which the rules let through, and data, of which the fast path learns."""
+    typed(lab, _RULE.format("ct mark and 0xff == 1 drop"))
+    with Talk(lab.host, "a", "far", V4["far"]) as talk:
+        assert eventually(lambda: lab.conntrack("dport=7000", "[ASSURED]"))
+        lab.run("conntrack -U -p tcp --orig-port-dst 7000 --mark 1/0xff")
+        talk.client.send(b"is anybody there?")
+
+        def sent_again() -> int:
+            return talk.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[2]
+
+        assert eventually(lambda: sent_again() >= 4)
+        talk.server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            talk.server.recv(100)
+        # As long as the mark is there: what comes then is fast in the end.
+        lab.run("conntrack -U -p tcp --orig-port-dst 7000 --mark 0/0xff")
+        talk.server.setblocking(True)
+        assert talk.server.recv(100) == b"is anybody there?"
+        assert talks_fast(lab, talk, "v-a", "up0")
+
+
 @contextmanager
 def heard_at(lab: FastLab, inside: str, link: str) -> Iterator[set[str]]:
     """The IPv4 sources of all UDP that comes in by a link, filled in at the end."""

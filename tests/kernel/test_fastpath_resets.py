@@ -4,8 +4,9 @@ conntrack takes them."""
 from __future__ import annotations
 
 import socket
+import struct
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -82,20 +83,43 @@ def test_an_end_that_is_guessed_does_not_end_a_connection(
     lab.leaked()  # what conntrack calls invalid it sends on untranslated
 
 
+# Flags, and how far from the number that the other side expects.
+GUESSED = (("R", -50_000_000), ("R", -1000), ("R", 1), ("R", 1000), ("R", 500_000), ("RF", 0), ("RU", 0))
+
+
 def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
     """What a RST ended is given back to conntrack when both sides have been silent for a while: not so what a
-    guessed one was aimed at."""
-    with Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED) as talk:
-        assert talks_fast(lab, talk, "v-a", "up0")
-        port = talk.client.getsockname()[1]
-        guessed = IP(src=V4["far"], dst=HOST4) / TCP(sport=port, dport=PUBLISHED, flags="R")
-        guessed[TCP].seq = (last_number(lab, talk, "far", port) - 50_000_000) % 2**32
-        with closing(lab.socket("far", socket.AF_PACKET, socket.SOCK_RAW, 0)) as raw:
-            raw.bind(("eth0", 0))
+    guessed one was aimed at, be it within the window, nor what has flags that never stand together."""
+    with ExitStack() as stack:
+        raw = stack.enter_context(closing(lab.socket("far", socket.AF_PACKET, socket.SOCK_RAW, 0)))
+        raw.bind(("eth0", 0))
+        talks = {}
+        for port, (flags, away) in enumerate(GUESSED, 7100):
+            talk = stack.enter_context(Talk(lab.host, "a", "far", V4["far"], port))
+            assert talks_fast(lab, talk, "v-a", "up0")
+            guessed = IP(src=V4["far"], dst=HOST4) / TCP(sport=port, dport=talk.seen_from[1], flags=flags)
+            guessed[TCP].seq = (last_number(lab, talk, "far", port) + away) % 2**32
             raw.send(bytes(Ether(src=MACS["far"], dst=MACS["router"]) / guessed))
+            talks[port] = talk
         time.sleep(2 * resets.SILENT_FOR + 1)
-        assert [seconds > _LONG for seconds in left(lab, PUBLISHED)] == [True]
-        talk.say(5)
+        for port, guess in enumerate(GUESSED, 7100):
+            assert len(left(lab, port)) == 1, guess
+        for talk in talks.values():
+            talk.say(5)
+    lab.leaked()
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_an_exact_reset_ends_a_connection(lab: FastLab, acknowledged: bool) -> None:
+    """Also one right behind data that the other side had no time to acknowledge."""
+    with Talk(lab.host, "a", "far", V4["far"]) as talk:
+        assert talks_fast(lab, talk, "v-a", "up0")
+        if not acknowledged:
+            lab.run_with("nft -f -", _GONE, "far")
+            talk.client.send(b"by the way")
+        talk.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        talk.client.close()
+        assert eventually(lambda: not left(lab, 7000))
 
 
 def test_a_peer_that_vanished_is_not_remembered_for_days(lab: FastLab) -> None:
