@@ -43,10 +43,9 @@ def _without_own(
     differ = [rule for key, rule in rules.items() if key not in others]
     own = any(map(_is_own, differ))
     if own and not any(map(_is_own, others.values())):
-        words = (
-            "was turned on: its own table {} came" if action == "added" else "ended: its own table {} went"
-        )
-        told.tell(action, namespace_ref(ns), f"the fast path {words.format(_FAST_TABLE)} in {told.place(ns)}")
+        words = "was added, it forwards" if action == "added" else "is gone, it forwards nothing"
+        sentence = f"the fast path's table {_FAST_TABLE} {words}: {told.place(ns)}"
+        told.tell(action, namespace_ref(ns), sentence)
     return [rule for rule in differ if not _is_own(rule)] if own else differ
 
 

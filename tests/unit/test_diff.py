@@ -273,8 +273,8 @@ def test_the_fast_paths_own_table_is_told_once() -> None:
     own = [replace(rules[0], rule_id=f"own{number}", text="{}", **place) for number in range(3)]
     anew = [replace(rule, rule_id=f"new {rule.rule_id}") for rule in own]
     on, again = with_rules(*rules, *own), with_rules(*rules, *anew)
-    assert sentences(on) == ["the fast path was turned on: its own table vnet_fastpath came in host"]
-    assert sentences(OLD, on) == ["the fast path ended: its own table vnet_fastpath went in host"]
+    assert sentences(on) == ["the fast path's table vnet_fastpath was added, it forwards: host"]
+    assert sentences(OLD, on) == ["the fast path's table vnet_fastpath is gone, it forwards nothing: host"]
     assert sentences(again, on) == []
     assert len(sentences(with_rules(*rules[1:], *own))) == 2
 
