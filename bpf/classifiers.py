@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from bpf import clsact
 from core.collect.netlink import Netlink, attribute_list, attributes, text
 
-_GETQDISC, _GETFILTER = 38, 46
+_GETQDISC, _GETCLASS, _GETFILTER = 38, 42, 46
 _TC = struct.Struct("=BxxxiIII")
 _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+_MAJOR = 0xFFFF0000  # the part of a class's handle that is its discipline's
+_MOST_CLASSES = 256  # each is a question
 _TCA_KIND, _TCA_OPTIONS, _ACTION_KIND = 1, 2, 1
 # Queueing disciplines that have no filters, or whose filters choose a queue at most.
 _WITHOUT_FILTERS = frozenset(
@@ -61,7 +63,7 @@ def read_filters(kernel: Netlink, ifindexes: Iterable[int]) -> Filters:
             if found != []:
                 egress.add(ifindex)
         else:
-            found = _filters(kernel, ifindex, handle) if kind not in _WITHOUT_FILTERS else []
+            found = _queueing_filters(kernel, ifindex, handle) if kind not in _WITHOUT_FILTERS else []
         if found is None or not all(map(_is_plain, found)):
             unclear.add(ifindex)
     return Filters(frozenset(ingress), frozenset(egress), frozenset(unclear))
@@ -71,6 +73,26 @@ def _disciplines(kernel: Netlink) -> Iterable[tuple[int, int, str]]:
     for message in kernel.dump(_GETQDISC, _TC.pack(0, 0, 0, 0, 0)):
         _, ifindex, handle, _, _ = _TC.unpack_from(message.payload)
         yield ifindex, handle, text(attributes(message.payload, _TC.size).get(_TCA_KIND, b""))
+
+
+def _queueing_filters(kernel: Netlink, ifindex: int, handle: int) -> list[bytes] | None:
+    """The filters of a queueing discipline and of its classes, which may have filters of their own; None
+    where they cannot be read, or are too many."""
+    try:
+        classes = kernel.dump(_GETCLASS, _TC.pack(0, ifindex, 0, 0, 0))
+    except OSError:
+        return None
+    handles = (_TC.unpack_from(each.payload)[2] for each in classes)
+    parents = [handle, *(each for each in handles if each & _MAJOR == handle)]
+    if len(parents) > _MOST_CLASSES:
+        return None
+    found: list[bytes] = []
+    for parent in parents:
+        filters = _filters(kernel, ifindex, parent)
+        if filters is None:
+            return None
+        found += filters
+    return found
 
 
 def _filters(kernel: Netlink, ifindex: int, parent: int) -> list[bytes] | None:

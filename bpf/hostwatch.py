@@ -32,7 +32,7 @@ _CARRIES = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_GROUP = 1, 3, 10, 27
 _RTMSG, _RTA_DST = struct.Struct("=BBBBBBBBI"), 1
 _NETCONF_IFINDEX = 1
-_NETCONF_READ = (2, 3)  # forwarding, rp_filter
+_NETCONF_READ = (2, 3, 9)  # forwarding, rp_filter, force_forwarding
 _NETCONFMSG_SIZE = 4  # one byte of family, aligned
 
 
@@ -139,7 +139,11 @@ class HostWatch:
         return before is not None and before.up and not before.is_port
 
     def _take_settings(self, payload: bytes) -> bool:
+        """Whether one differs. A change of force_forwarding (IPv6, Linux 6.17) comes without its value: see
+        inet6_netconf_fill_devconf of net/ipv6/addrconf.c."""
         found = attributes(payload, _NETCONFMSG_SIZE)
+        if found.keys() == {_NETCONF_IFINDEX}:
+            return True
         known = self._settings.setdefault((payload[0], found.get(_NETCONF_IFINDEX, b"")), {})
         told = {key: found[key] for key in _NETCONF_READ if key in found}
         changed = any(known.get(key, value) != value for key, value in told.items())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from bpf import ports, sysctls, targets
-from bpf.attachments import NOTHING_FOREIGN, Attachments
+from bpf import hooks, ports, sysctls, targets
+from bpf.attachments import NOTHING_FOREIGN, Attachments, Foreign
 from bpf.bindings import Bindings
 from bpf.judging import Links
 from bpf.loader import Loaded
@@ -72,7 +72,7 @@ class View:
             return
         if None in dirty:
             self._sight.look_at_host()
-            self._foreign = self.attachments.foreign(self._sight.links)
+            self._foreign = self._read_foreign()
         bridges, self.unknown = targets.bridges_of(self.targets, self._sight.links, self._engines.networks)
         self._ask_engines()
         scene = self._sight.scene(bridges, self._foreign, dirty)
@@ -112,13 +112,21 @@ class View:
         return changed
 
     def has_changed_silently(self) -> bool:
-        """Whether others' tcx programs changed, of which there is no event."""
+        """Whether others' tcx programs, or their functions at links' netfilter hooks, changed, of which there
+        is no event."""
         self._ticks += 1
         self._ask_engines()
         if self._ticks % _FOREIGN_EVERY:  # a question for each link, which waits for the kernel's RTNL lock
             return False
-        before, self._foreign = self._foreign, self.attachments.foreign(self._sight.links)
+        before, self._foreign = self._foreign, self._read_foreign()
         return before != self._foreign
+
+    def _read_foreign(self) -> Foreign:
+        """The links at whose ingress, and at whose egress, others' programs or functions sit."""
+        links = self._sight.links
+        programs_in, programs_out = self.attachments.foreign(links)
+        hooked_in, hooked_out = hooks.strangers_at_links({each: link.name for each, link in links.items()})
+        return programs_in | hooked_in, programs_out | hooked_out
 
     def notes_new_sysctls(self) -> bool:
         """Note it if br_netfilter's sysctls changed, of which there is no event, and say whether they did:

@@ -44,6 +44,7 @@ class Change:
     inside: str = "host"
     way: str = "out"
     before: str = ""
+    part: str = ""  # of tests/support/kernel_parts.py
 
 
 CHANGES = {
@@ -95,6 +96,19 @@ CHANGES = {
         "sysctl -qw net.ipv6.conf.all.forwarding=0; "
         "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1", way="six",
     ),
+    "IPv6 forwarding was forced on a link": Change(
+        "sysctl -qw net.ipv6.conf.docker0.force_forwarding=0", way="six",
+        before="sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route replace default via 2001:db8::2; "
+        "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1; "
+        "sysctl -qw net.ipv6.conf.docker0.force_forwarding=1 net.ipv6.conf.up0.force_forwarding=1",
+        part="force_forwarding",
+    ),
+    "IPv6 forwarding was forced everywhere": Change(
+        "sysctl -qw net.ipv6.conf.all.force_forwarding=0", way="six",
+        before="sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route replace default via 2001:db8::2; "
+        "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1; "
+        "sysctl -qw net.ipv6.conf.all.force_forwarding=1", part="force_forwarding",
+    ),
 }  # fmt: skip
 
 
@@ -109,7 +123,13 @@ def stream(lab: FastLab, way: str) -> Stream:
     return Stream(lab, "a", "far", V4["far"])
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.kernel_has(each.part)] if each.part else [])
+        for name, each in CHANGES.items()
+    ],
+)
 def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) -> None:
     case = CHANGES[name]
     for command in (case.rule and _RULE.format(case.rule), case.before):

@@ -3,70 +3,108 @@ connections as well, and is named."""
 
 from __future__ import annotations
 
-import ctypes
 import os
+import shlex
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-import numpy as np
 import pytest
 
-from bpf import hooks, syscall
+from bpf import hooks, netlabel, syscall
 from core.collect.netlink import ROUTE, Netlink, attribute
 from core.collect.netns import entered
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream, is_fast, talks_fast
-from tests.support.fastpath import Talk
+from tests.support.fastpath import FastPath, Talk
+from tests.support.host import ThrowawayHost
+from tests.support.netfilter_bpf import dropping_all_that_is_forwarded
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
-_PROG_LOAD, _LINK_CREATE = 5, 28
-_NETFILTER, _AT_NETFILTER = 32, 45  # BPF_PROG_TYPE_NETFILTER, BPF_NETFILTER: Linux 6.4
-_FORWARD, _IPV4 = 2, 2
-_RETURN_0 = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # NF_DROP
 
 
-def _drop_program() -> int:
-    code, licence = np.frombuffer(_RETURN_0, np.uint8), ctypes.create_string_buffer(b"GPL")
-    attributes = struct.pack(
-        "<IIQQIIQII16sII", _NETFILTER, 2, code.ctypes.data, ctypes.addressof(licence), 0, 0, 0, 0, 0,
-        b"drop", 0, _AT_NETFILTER,
-    )  # fmt: skip
-    return syscall.bpf(_PROG_LOAD, attributes)
-
-
-@contextmanager
-def dropping_all_that_is_forwarded(lab: FastLab) -> Iterator[None]:
-    """A BPF program at the forward hook of IPv4, as long as the body runs."""
-    program = _drop_program()
-    with entered(f"/run/netns/{lab.host.name}"):
-        link = syscall.bpf(
-            _LINK_CREATE, struct.pack("<IIIIIIiI", program, 0, _AT_NETFILTER, 0, _IPV4, _FORWARD, 17, 0)
-        )
-    try:
-        yield
-    finally:
-        os.close(link)
-        os.close(program)
-
-
+@pytest.mark.kernel_has("bpf_netfilter")
 def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) -> None:
-    try:
-        os.close(_drop_program())
-    except OSError as error:
-        pytest.skip(f"this kernel has no BPF programs at netfilter's hooks: {error.strerror}")
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
-        with dropping_all_that_is_forwarded(lab):
+        with dropping_all_that_is_forwarded(lab.host.name):
             assert flow.is_cut(flow.there)
             if lab.fast:
                 (reason,) = lab.fast.status()["reasons"]
                 assert "BPF program at a netfilter hook" in reason
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
+
+
+@pytest.mark.kernel_has("bpf_netfilter", "nfnetlink_hook")
+def test_a_bpf_program_at_a_hook_elsewhere_pauses_nothing_here(lab: FastLab) -> None:
+    """The kernel lists hooks by network namespace; links of BPF alone would not say."""
+    with (
+        Talk(lab.host, "a", "far", V4["far"]) as talk,
+        dropping_all_that_is_forwarded(lab.host.full("c")),
+        entered(f"/run/netns/{lab.host.name}"),
+    ):
+        assert hooks.strangers() == ()
+        assert talks_fast(lab, talk, "v-a", "up0")
+        with dropping_all_that_is_forwarded(lab.host.name):
+            (found,) = hooks.strangers()
+            assert "nf_hook_run_bpf" in found
+
+
+@pytest.mark.kernel_has("nfnetlink_hook")
+def test_functions_at_links_are_found_as_programs_are(tmp_path: Path) -> None:
+    """Chains of nftables stand for a function of a module that is not known."""
+    unknown = "import re; from bpf import hooks; hooks._KNOWN_AT_LINKS = re.compile('none')"
+    with FastLab() as lab, changed_holder(lab, tmp_path, unknown) as fast:
+        assert set(fast.status()["refused"]) == set()
+        lab.run("nft add table netdev t")
+        lab.run(["nft", "add chain netdev t in { type filter hook ingress device v-a priority 0; }"])
+        lab.run(["nft", "add chain netdev t out { type filter hook egress device up0 priority 0; }"])
+        assert eventually(lambda: set(fast.status()["refused"]) == {"v-a", "up0"})
+        refused = fast.status()["refused"]
+        assert "at its ingress" in refused["v-a"] and "at its egress" in refused["up0"]
+        lab.run("nft delete table netdev t")
+        assert eventually(lambda: not fast.status()["refused"])
+
+
+def test_chains_of_nftables_at_links_are_judged_by_their_rules(lab: FastLab) -> None:
+    lab.run("nft add table netdev t")
+    for place, link in (("ingress", "v-a"), ("egress", "up0")):
+        lab.run(
+            ["nft", f"add chain netdev t {place} {{ type filter hook {place} device {link} priority 0; }}"]
+        )
+    with Stream(lab, "a", "far", V4["far"]) as flow:
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "up0")
+        lab.run("nft add rule netdev t ingress udp dport 6000 drop")
+        assert flow.is_cut(flow.there)
+
+
+_CHANGED = """
+import sys
+from bpf import {module}
+{change}
+sys.exit({module}.main(sys.argv[{skipped}:]))
+"""
+
+
+@contextmanager
+def changed_holder(lab: FastLab, folder: Path, change: str) -> Iterator[FastPath]:
+    """The fast path of a lab, with a line of Python that changes its process beforehand."""
+    python = folder / "python"  # stands in for the interpreter: `python -m bpf.holder TARGET...`
+    code = _CHANGED.format(module="holder", change=change, skipped=3)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
+    python.chmod(0o755)
+    keeper = _CHANGED.format(module="keeper", change=f"sys.executable = {str(python)!r}", skipped=1)
+    with FastPath(lab.host, "all", run=["-c", keeper]) as fast:
+        lab.fast = fast
+        assert eventually(fast.is_on), fast.status()
+        yield fast
 
 
 def _drop_from(ifindex: int) -> bytes:
@@ -80,26 +118,40 @@ def _drop_from(ifindex: int) -> bytes:
     )  # fmt: skip
 
 
-# tc's words for a place, and its number.
-_PLACES = {"clsact": ("clsact", 0xFFFFFFF3), "a queue": ("root handle 1: htb default 1", 1 << 16)}
+# What tc(8) is to do for a place, and the place's number. A class is asked for its filters where one of the
+# queue leads to it.
+_PLACES = {
+    "clsact": (("qdisc add dev up0 clsact",), 0xFFFFFFF3),
+    "a queue": (("qdisc add dev up0 root handle 1: htb default 1",), 1 << 16),
+    "a class": (
+        (
+            "qdisc add dev up0 root handle 1: htb default 1",
+            "class add dev up0 parent 1: classid 1:1 htb rate 10gbit",
+            "class add dev up0 parent 1:1 classid 1:2 htb rate 10gbit",
+            "filter add dev up0 parent 1: protocol all prio 9 u32 match u32 0 0 flowid 1:1",
+        ),
+        1 << 16 | 1,
+    ),
+}
 
 
 @contextmanager
 def at_egress(lab: FastLab, by: str, program: int, ifindex: int) -> Iterator[None]:
     """The program at the egress of up0, as long as the body runs; its descriptor is closed at the end."""
     held = -1
-    qdisc, parent = _PLACES.get(by, ("", 0))
+    commands, parent = _PLACES.get(by, ((), 0))
     with entered(f"/run/netns/{lab.host.name}"):
-        if qdisc:
-            lab.run(f"tc qdisc add dev up0 {qdisc}")
+        for each in commands:
+            lab.run(f"tc {each}")
+        if commands:
             _add_filter(program, ifindex, parent)
         else:
             held = syscall.attach_tcx(program, ifindex, syscall.TCX_EGRESS)
     try:
         yield
     finally:
-        if qdisc:
-            lab.run(f"tc qdisc del dev up0 {qdisc.split()[0]}")
+        if commands:
+            lab.run(f"tc qdisc del dev up0 {'clsact' if by == 'clsact' else 'root'}")
         else:
             os.close(held)
         os.close(program)
@@ -142,9 +194,18 @@ def test_what_the_kernel_and_its_own_modules_put_at_hooks_is_known(lab: FastLab)
         assert talks_fast(lab, talk, "v-a", "up0")
 
 
+def test_selinux_is_known_only_where_nothing_is_labelled(
+    inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says in its first network namespace alone what NetLabel labels."""
+    assert netlabel.may_label()
+    assert not hooks._is_known("selinux_ip_forward")
+    monkeypatch.setattr(netlabel, "_LISTS", {})
+    assert hooks._is_known("selinux_ip_forward")
+
+
 @pytest.mark.parametrize("direction", ["out", "fwd"])
 def test_an_ipsec_policy_that_blocks_stops_what_runs(lab: FastLab, direction: str) -> None:
-    """It is heard of, not found by looking: nothing goes out in clear meanwhile."""
     source = V4["a"] if direction == "fwd" else "0.0.0.0/0"
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
@@ -153,6 +214,23 @@ def test_an_ipsec_policy_that_blocks_stops_what_runs(lab: FastLab, direction: st
         assert flow.is_cut(flow.there)
         if lab.fast:
             assert eventually(lambda: "IPsec" in "".join(lab.fast.status()["reasons"]))
+        lab.run("ip xfrm policy flush")
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "up0")
+
+
+def test_ipsec_policies_are_heard_of(tmp_path: Path) -> None:
+    """By the kernel's event: a process that never looks for what sends none pauses as well."""
+    with (
+        FastLab() as lab,
+        changed_holder(lab, tmp_path, "holder.TICK = 1e6") as fast,
+        Stream(lab, "a", "far", V4["far"]) as flow,
+    ):
+        assert flow.flows()
+        assert is_fast(lab, "v-a", "up0")
+        lab.run(f"ip xfrm policy add src 0.0.0.0/0 dst {V4['far']} dir out action block")
+        assert flow.is_cut(flow.there)
+        assert eventually(lambda: "IPsec" in "".join(fast.status()["reasons"]))
         lab.run("ip xfrm policy flush")
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")

@@ -296,13 +296,13 @@ def both_ways(made: Stage, request: Any) -> None:
     assert differences(by_plan, made.state()) == []
 
 
-@pytest.mark.bridge_vlans
+@pytest.mark.kernel_has("bridge_vlans")
 @pytest.mark.parametrize("link", ["port0", "port1", "far0", "br0"])
 def test_vlans_of_ports_come_back(switched: Stage, link: str) -> None:
     both_ways(switched, lambda now: Delete(link_ref(key(link)(now))))
 
 
-@pytest.mark.bridge_vlans
+@pytest.mark.kernel_has("bridge_vlans")
 def test_a_bridge_with_another_default_vlan_comes_back(switched: Stage) -> None:
     for command in (
         "ip link set br0 type bridge vlan_filtering 0",
@@ -313,7 +313,7 @@ def test_a_bridge_with_another_default_vlan_comes_back(switched: Stage) -> None:
     both_ways(switched, lambda now: Delete(link_ref(key("br0")(now))))
 
 
-@pytest.mark.bridge_vlans
+@pytest.mark.kernel_has("bridge_vlans")
 def test_vlans_of_the_card_come_back() -> None:
     with stage() as here:
         here.do(CreateNetwork("wire", "nic-bridged", uplink="up0", vlan_filtering=True))

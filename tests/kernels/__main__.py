@@ -15,7 +15,9 @@ from xml.etree import ElementTree
 from tests.kernels import proved, vm
 from tests.kernels.packages import SUITES, CannotFetch, Kernel, kernel, one_at_a_time
 
-_FASTPATH = [f"tests/kernel/test_fastpath_{each}.py" for each in ("firewall", "nat", "life")]
+_FASTPATH = [
+    f"tests/kernel/test_fastpath_{each}.py" for each in ("firewall", "nat", "life", "hooks", "parts")
+]
 # In this order; what comes before the first line runs without br_netfilter, as on a host without engines.
 STAGES = {
     "proof": ["tests/kernels/test_proof.py"],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bpf import syscall
 from bpf.requirements import requirements, unmet
+from tests.support import kernel_parts
 
 _ROOT = Path(__file__).parents[2]
 # Bit numbers of linux/capability.h.
@@ -75,6 +76,8 @@ def needs_of(path: str, fixtures: Collection[str]) -> list[str]:
 @cache
 def lacking(need: str) -> str:
     """Say what is missing for a need, "" if nothing is; a need without a probe is a program."""
+    if need in kernel_parts.PARTS:
+        return kernel_parts.lacking(need)
     probe = _PROBES.get(need)
     return probe() if probe else _no_programs([need])
 
@@ -140,13 +143,6 @@ def _nobody() -> str:
     return f"a checkout that other users can read: {_ROOT} is not" if done.returncode else ""
 
 
-def _bridge_vlans() -> str:
-    """CONFIG_BRIDGE_VLAN_FILTERING."""
-    words = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1"]
-    done = subprocess.run(words, capture_output=True, check=False)
-    return "a kernel whose bridges know VLANs (CONFIG_BRIDGE_VLAN_FILTERING)" if done.returncode else ""
-
-
 def _no_programs(names: Iterable[str]) -> str:
     absent = [name for name in names if not _found(name)]
     packages = dict.fromkeys(_TOOLS.get(name, name) for name in absent)
@@ -168,5 +164,5 @@ def _last_line(text: str) -> str:
 
 _PROBES: dict[str, Callable[[], str]] = {
     "root": _root, "nobody": _nobody, "bcc": _bcc, "fastpath": _fastpath, "docker": _docker,
-    "podman": _podman, "bridge_vlans": _bridge_vlans,
+    "podman": _podman,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support.needs import first_lacking, lacking, needs_of
+from tests.support.needs import first_lacking, needs_of
 
 _TESTS = Path(__file__).parents[1]
 _PREFIX = "needs "
@@ -66,14 +66,18 @@ def skipped_line(reasons: Iterable[str]) -> str:
 
 def _needs(item: pytest.Item) -> list[str]:
     path = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else ""
-    named = [mark for mark in ("root", "bridge_vlans") if item.get_closest_marker(mark)]
-    return named + needs_of(path, getattr(item, "fixturenames", ()))
+    named = ["root"] if item.get_closest_marker("root") else []
+    return named + _kernel_parts(item) + needs_of(path, getattr(item, "fixturenames", ()))
+
+
+def _kernel_parts(item: pytest.Item) -> list[str]:
+    return [name for mark in item.iter_markers("kernel_has") for name in mark.args]
 
 
 def _deselect_what_the_kernel_lacks(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A kernel without a feature is no failure of the run: the counts say so ("deselected")."""
-    wanting = [item for item in items if item.get_closest_marker("bridge_vlans")]
-    if wanting and lacking("bridge_vlans"):
+    wanting = [item for item in items if first_lacking(_kernel_parts(item))]
+    if wanting:
         config.hook.pytest_deselected(items=wanting)
         items[:] = [item for item in items if item not in wanting]
 
