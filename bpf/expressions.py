@@ -18,11 +18,8 @@ from bpf.rulefacts import ALL_BITS, ESTABLISHED, INVALID, RuleFacts
 from core.collect.netlink import attribute_list, attributes, text
 
 _PLAIN = frozenset({"counter", "reject", "nat", "masq", "redir", "notrack", "fib", "last", "xfrm"})
-# Those that take nothing from registers.
-_TAKES_NONE = frozenset(
-    {"counter", "reject", "notrack", "fib", "last", "xfrm", "limit", "log", "quota", "connlimit", "socket",
-     "osf", "numgen"}
-)  # fmt: skip
+# Those that leave registers alone.
+_WITHOUT_REGISTERS = frozenset({"counter", "reject", "notrack", "last", "limit", "log", "quota", "connlimit"})
 _EQUAL, _UNEQUAL = 0, 1  # NFT_CMP_EQ, NFT_CMP_NEQ
 # Keys of meta and ct whose value stays the same for all packets of a connection (in one direction).
 _META = frozenset({1, 3, *range(4, 12), 13, *range(15, 20), 21, 22, 23, *range(25, 30), 33, 34})
@@ -103,6 +100,7 @@ class _Reading(RuleFacts):
         super().__init__(chain, mask)
         self._sets = sets
         self._registers: dict[int, _Value] = {}
+        self._last = -1  # the register that was loaded last: what lies in others may be overwritten in part
         self._family = {"ip": 4, "ip6": 6}.get(chain[0], 0)
         self._protocol = 0
 
@@ -112,25 +110,27 @@ class _Reading(RuleFacts):
         if handler is not None:
             handler(attributes(data))
             return
-        if name not in _TAKES_NONE:
+        if name not in _WITHOUT_REGISTERS:
             self._use_registers()
+            self._last = -1
         if name not in _PLAIN:
             self.judge(name)
         if name in ("fib", "xfrm"):
-            self._load(attributes(data).get(1))
             self.conditional = True
 
     def _load(self, register: bytes | None, value: _Value | None = None) -> None:
-        """The register holds that from now on, "" what never differs. It may be up to 16 bytes long: what
-        lies there counts as overwritten only as far as it would say which packets the rule is about."""
-        slot = _slot(register)
-        for each in range(slot + 1, slot + 4):
-            if each in self._registers and self._registers[each].what in _NARROWING:
-                del self._registers[each]
-        self._registers[slot] = value or _Value()
+        """The register holds that from now on; None for what never differs."""
+        self._last = _slot(register)
+        self._registers[self._last] = value or _Value()
 
     def _held(self, register: bytes | None) -> _Value:
-        return self._registers.get(_slot(register), _Value())
+        """What lies there; where that isn't sure it is used up, as it may be compared with anything."""
+        slot = _slot(register)
+        value = self._registers.get(slot, _Value())
+        if slot == self._last:
+            return value
+        self._use(value)
+        return _Value()
 
     def _use_registers(self, first: int = 0) -> None:
         """Whatever lies in these registers is looked at."""
@@ -199,7 +199,8 @@ class _Reading(RuleFacts):
 
     def _set_mark(self, register: bytes | None) -> None:
         """The mark itself put back with all our bits harms nobody."""
-        value = self._registers.pop(_slot(register), _Value())
+        value = self._held(register)
+        self._registers.pop(_slot(register), None)
         self.take_mark(~value.mask | value.inverted if value.what == "ct mark" else ALL_BITS)
 
     def _on_rt(self, given: Mapping[int, bytes]) -> None:
@@ -323,6 +324,7 @@ class _Reading(RuleFacts):
         # Only a SYN has options that are worth changing: a rule that asks for one takes no part.
         self.judge("it looks at or changes header options")
         self._use_registers()
+        self._last = -1
 
     def _on_match(self, given: Mapping[int, bytes]) -> None:
         extensions.match(self, text(given.get(1, b"")), _number(given.get(2)), given.get(3, b""))

@@ -97,11 +97,17 @@ def test_a_ct_mark_that_lies_in_a_register_is_still_one_when_it_is_used() -> Non
 
 
 def test_only_what_lies_in_the_register_that_is_compared_says_what_a_rule_is_about() -> None:
-    assert not _rule(_load("meta", 16), _load("meta", 6, 2), _compare(b"\x01")).takes_part
+    assert not _rule(_load("meta", 16), _compare(b"\x01")).takes_part
+    assert _rule(_load("meta", 16), _load("meta", 6, 2), _compare(b"\x01")).takes_part
     assert _rule(_load("meta", 16), _payload(2, 2, 2), _compare(b"\x01")).takes_part
     assert _rule(_load("meta", 16, 9), _load("meta", 6), _compare(b"\x01", 9)).takes_part
+    assert _rule(_load("meta", 16, 9), _payload(1, 12, 64), _compare(b"\x01", 9)).takes_part
+    for before in (_load("meta", 16), _load("ct", 0), _load("meta", 6)):
+        for name in ("numgen", "hash", "socket", "exthdr", "fib", "something new"):
+            rule = _rule(before, _load(name, 1), _compare(bytes(4)))
+            assert rule.takes_part and not rule.link_in and not rule.always, name
     rule = _rule(_load("meta", 6), _load("meta", 16, 2), _compare(b"br0\0"), _compare(b"\x11", 2))
-    assert (rule.link_in, rule.takes_part) == ("br0", True)
+    assert (rule.link_in, rule.takes_part) == ("", True)
 
 
 def test_verdicts_of_maps_that_are_not_known_judge() -> None:
