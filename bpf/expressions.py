@@ -148,6 +148,8 @@ class _Reading(RuleFacts):
             self.take_mark(value.mask)
         elif value.what == "ct state":
             self.looks_up_state = True
+        elif value.what == "version" and value.mask & ~headers.VERSION_BITS:
+            self.judge("it looks at the traffic class")
         elif value.what == "next header":
             self.judge("it looks at the next header, which is another in large frames of IPv6")
 
@@ -167,6 +169,8 @@ class _Reading(RuleFacts):
             value = _Value("protocol")
         elif where == headers.V6_NEXT_HEADER and self._family == 6:
             value = _Value("next header", 0xFF)
+        elif where == headers.VERSION and self._family != 4:
+            value = _Value("version", 0xFF)
         elif not headers.is_fixed(base, offset, length, self._family):
             self.judge(f"it looks at {headers.name_of(base, offset, self._family)}")
         self._load(given.get(1), value)

@@ -13,8 +13,11 @@ V4_PROTOCOL = (NETWORK, 9, 1)
 # IPv6's field for it is 0 in frames of more than 64 KB, which begin with a jumbo header.
 V6_NEXT_HEADER = (NETWORK, 6, 1)
 _ETHERNET, _PORTS = 14, 4
-# Protocol and addresses: from, to.
-_FIXED = {4: ((9, 10), (12, 20)), 6: ((8, 40),)}
+# The version, and behind it what is always 5 in IPv4, and the traffic class in IPv6.
+VERSION = (NETWORK, 0, 1)
+VERSION_BITS = 0xF0
+# Version and length of the header, protocol and addresses: from, to.
+_FIXED = {4: ((0, 1), (9, 10), (12, 20)), 6: ((8, 40),)}
 _V4_NAMES = {
     0: "the type of service",
     1: "the type of service",
