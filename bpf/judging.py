@@ -172,6 +172,8 @@ class _Walk:
             return self._known[chain]
         self._known[chain] = False
         returns = False
+        if depth >= _DEPTH:
+            self.reasons.append(f"{_where(chain)}: more than {_DEPTH} chains lead to it, one from the other")
         for rule in self.rules.chains.get(chain, ()) if depth < _DEPTH else ():
             is_passed = rule.takes_part and rule.may_meet(self._links)
             ends, comes_back = self._rule(chain, rule, depth) if is_passed else (False, False)
@@ -219,16 +221,16 @@ def _where(chain: ChainName) -> str:
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 # IPS_* that stay as they are once a connection is admitted: expected, answered, confirmed, translated.
 FIXED_STATUS = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x80 | 0x100
-_KNOWN_FLAGS = _FIN | _SYN | _RST | _ACK
+KNOWN_FLAGS = _FIN | _SYN | _RST | _ACK
 
 
 def flags_match(mask: int, value: int, negated: bool = False) -> str:
     """Whether a match on TCP flags holds for what the fast path forwards (ACK set; SYN, FIN and RST not):
     "always", "never", or "sometimes"."""
-    differs = (value ^ _ACK) & mask & _KNOWN_FLAGS
+    differs = (value ^ _ACK) & mask & KNOWN_FLAGS
     if differs or value & ~mask:
         return "always" if negated else "never"
-    if mask & ~_KNOWN_FLAGS:
+    if mask & ~KNOWN_FLAGS:
         return "sometimes"
     return "never" if negated else "always"
 
@@ -247,120 +249,3 @@ PLAIN_TARGETS = frozenset(
         "CT",
     }
 )  # fmt: skip
-# Both change or count packets, and neither a connection's middle: see _saved_rule.
-_OPENING_TARGETS = frozenset({"TCPMSS"})
-
-
-def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainName, mask: int) -> Rule:
-    """One rule of iptables-legacy, as iptables-save prints it (`-A CHAIN ...`); `table` is (backend,
-    table, "")."""
-    words = text.split()
-    matches = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-m", "--match")]
-    target = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
-    judges = next((each for each in matches if each not in PLAIN_MATCHES), "")
-    known = target in PLAIN_TARGETS or target in chains or not target
-    if not judges and not known:
-        judges = f"target {target}"
-    if target == "CT" and not judges and {"--zone", "--zone-orig", "--zone-reply", "--timeout"} & set(words):
-        judges = "it sets the conntrack zone or a time-out policy"
-    flags = _needed_flags(words)
-    opening = flags == "never"
-    if target in _OPENING_TARGETS and not opening:
-        judges = f"target {target}"
-    judges = judges or _options_judge(words, flags)
-    part = _has_state(ct_state, "established") and not opening and not _is_of_other_protocol(words)
-    simple = all(word in ("-m", "conntrack", "state") for word in _without_state(words[2:], target))
-    jumps = "-g" in words or target in chains
-    verdict = "jump" if jumps else {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return"}.get(target, "")
-    return Rule(
-        text,
-        judges,
-        part,
-        always=simple and part,
-        verdict=verdict,
-        targets=((*table[:2], target),) if target in chains else (),
-        marks=("CONNMARK" in words or "connmark" in matches) and _uses(words, mask),
-        reads_mark="connmark" in matches,
-        link_in=_named_link(words, "-i"),
-        link_out=_named_link(words, "-o"),
-        reads_mac="mac" in matches,
-        reads_invalid=not _has_state(ct_state, "established") and _has_state(ct_state, "invalid"),
-    )
-
-
-def _named_link(words: Sequence[str], option: str) -> str:
-    """The link that `-i` or `-o` names, with "*" for iptables' "+" at its end; "" where none is, or it is
-    negated."""
-    if option not in words[2:]:
-        return ""
-    at = words.index(option, 2)
-    name = words[at + 1]
-    return "" if words[at - 1] == "!" else f"{name[:-1]}*" if name.endswith("+") else name
-
-
-_JUDGING_OPTIONS = {
-    "--ctexpire": "it looks at time-outs of connections",
-    "--ctstatus": "it looks at what becomes of connections",
-    "--tcp-option": "it looks at TCP options",
-}
-
-
-def _options_judge(words: Sequence[str], flags: str) -> str:
-    """What options of matches that are plain otherwise look at in single packets, "" for nothing."""
-    if flags == "sometimes":
-        return "it looks at TCP flags"
-    return next((_JUDGING_OPTIONS[word] for word in words if word in _JUDGING_OPTIONS), "")
-
-
-def _needed_flags(words: Sequence[str]) -> str:
-    """Whether `--tcp-flags MASK COMP` or `--syn` lets established packets match, as flags_match() says it."""
-    if "--syn" in words:
-        return "always" if words[words.index("--syn") - 1] == "!" else "never"
-    if "--tcp-flags" not in words:
-        return "always"
-    at = words.index("--tcp-flags")
-    numbers = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 63, "NONE": 0}
-    mask, value = (sum(numbers.get(each, 0) for each in word.split(",")) for word in words[at + 1 : at + 3])
-    return flags_match(mask, value, words[at - 1] == "!")
-
-
-def _is_of_other_protocol(words: Sequence[str]) -> bool:
-    """Whether `-p` leaves neither TCP nor UDP."""
-    if "-p" not in words[2:]:
-        return False
-    at = words.index("-p", 2)
-    return words[at - 1] != "!" and words[at + 1] not in ("tcp", "udp", "all", "0", "6", "17")
-
-
-def _has_state(ct_state: str, which: str) -> bool:
-    """Whether packets of that state match: "established", or "invalid"."""
-    if not ct_state:
-        return True
-    return (which in ct_state.lstrip("!").split(",")) != ct_state.startswith("!")
-
-
-def _without_state(words: Sequence[str], target: str) -> Iterator[str]:
-    """The words of a rule without its state, its comment and its target."""
-    skip = 0
-    for word in words:
-        if skip:
-            skip -= 1
-        elif word in ("-j", "-g", "--ctstate", "--state"):
-            skip = 1
-        elif word in ("--comment",):
-            return  # quoted words may follow: take it as a condition
-        else:
-            yield word
-
-
-def _uses(words: Sequence[str], mask: int) -> bool:
-    """Whether a mask written in the rule overlaps ours; one without a mask uses all bits."""
-    for at, word in enumerate(words[:-1]):
-        if word in ("--mark", "--set-mark", "--set-xmark", "--ctmask", "--mask"):
-            _, slash, written = words[at + 1].partition("/")
-            text = written if slash else words[at + 1] if word in ("--ctmask", "--mask") else ""
-            try:
-                return bool(int(text, 0) & mask) if text else True
-            except ValueError:
-                return True
-    return True

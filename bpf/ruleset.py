@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from bpf import legacy, marks
 from bpf.expressions import Sets, rule_of
-from bpf.judging import ChainName, Rule, RuleSet, saved_rule
+from bpf.judging import ChainName, Rule, RuleSet
 from bpf.nfnetlink import NFTABLES, header
+from bpf.savedrules import saved_rule
 from core.collect.iptables import read_iptables
 from core.collect.netlink import NETFILTER, Message, Netlink, attribute_list, attributes, text
 from core.collect.nftables import FAMILIES
@@ -27,6 +28,7 @@ _HOOKS = {
 _MAP_OF_VERDICTS = 0xFFFFFF00
 _POLICY_DROP = bytes(4)
 _MAP, _TIMEOUT = 0x8, 0x10  # NFT_SET_MAP, NFT_SET_TIMEOUT
+_SET_EXPRESSION, _SET_EXPRESSIONS = 17, 18  # NFTA_SET_EXPR, NFTA_SET_EXPRESSIONS
 
 
 @dataclass(slots=True)
@@ -156,13 +158,24 @@ def _priority(given: bytes) -> int:
 def _read_sets(kernel: Netlink) -> dict[tuple[str, str], Sets]:
     flags: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     verdicts: defaultdict[tuple[str, str], dict[str, list[tuple[bytes, int, str]]]] = defaultdict(dict)
+    judging: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for message in kernel.dump(_GET_SET, header(0)):
         family, given = _opened(message)
         table, name = (family, text(given[1])), text(given[2])
         flags[table][name] = int.from_bytes(given.get(3, b""), "big")
         if int.from_bytes(given.get(6, b""), "big") == _MAP_OF_VERDICTS:
             verdicts[table][name] = _elements(kernel, message.payload[0], given[1], given[2])
-    return {table: Sets(flags[table], verdicts[table]) for table in flags}
+        if judges := _in_elements(given):
+            judging[table][name] = judges
+    return {table: Sets(flags[table], verdicts[table], judging[table]) for table in flags}
+
+
+def _in_elements(given: Mapping[int, bytes]) -> str:
+    """The expression in each element of a set that may tell packets apart, "" for none: counters don't."""
+    listed = [given[_SET_EXPRESSION]] if _SET_EXPRESSION in given else []
+    listed += [each for _, each in attribute_list(given.get(_SET_EXPRESSIONS, b""))]
+    names = (text(attributes(each).get(1, b"")) for each in listed)
+    return next((name for name in names if name not in ("counter", "last")), "")
 
 
 def _elements(kernel: Netlink, family: int, table: bytes, name: bytes) -> list[tuple[bytes, int, str]]:

@@ -34,6 +34,21 @@ PLAIN = [
     _NFT + "ip saddr @leaving drop",
     _NFT + "ct status dnat accept",
     _NFT + "rt classid 1 accept",
+    _NFT + "tcp flags & (fin | syn | rst | ack) vmap { ack : accept, syn : drop }",
+    _NFT + "tcp flags & (syn | ack) > syn drop",
+    _NFT + "tcp flags != syn / fin,syn,rst,ack accept",
+    _NFT + "@nh,96,32 0x0a090002 drop",
+    _NFT + "@ll,96,16 0x0800 drop",
+    _NFT + "vlan id 5 limit rate 1/second drop",
+    _NFT + "ip6 nexthdr icmpv6 limit rate 1/second drop",
+    _NFT + "meta l4proto { 5-20 } meta mark > 5 iif 2-5 accept",
+    _NFT + "ct state 0x2-0x8 accept",
+    _NFT + "ip version 4 iifname a accept",
+    _NFT + "ip6 version 6 iifname a accept",
+    _NFT + "ip hdrlength 5 accept",
+    _NFT + "ct status & dnat > 0 accept",
+    _NFT + "ip saddr @counted accept",
+    _NFT + "ct state new ct mark set (ct mark and 0xffffff00) or 1",
     "nft add rule inet t input limit rate 3/second log",
     "nft add rule inet t nat meta mark set 1",
     "iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
@@ -42,6 +57,10 @@ PLAIN = [
     "iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
     "iptables -A FORWARD -m conntrack --ctstatus SEEN_REPLY -j ACCEPT",
     "iptables-legacy -A FORWARD -p tcp ! --syn -j ACCEPT",
+    "iptables -A FORWARD -p tcp ! --syn -m conntrack --ctstate DNAT -j ACCEPT",
+    "iptables -A FORWARD -p tcp --syn -m limit --limit 1/s -j LOG",
+    "iptables-legacy -A FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+    "iptables-legacy -A FORWARD -m mark --mark 1 -m conntrack --ctstate NEW -j CONNMARK --set-mark 1/0xff",
     "iptables -t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 1",
     "iptables -t raw -A PREROUTING -d 10.0.0.1 ! -i br0 -j DROP",
     "ip6tables -A FORWARD -m conntrack --ctstate INVALID -m limit --limit 1/s -j LOG",
@@ -51,6 +70,60 @@ PLAIN = [
     "iptables-legacy -t nat -A POSTROUTING -s 10.9.0.0/24 ! -o br0 -j MASQUERADE",
 ]
 JUDGING = {
+    _NFT + "tcp flags { ack, psh | ack } drop": "TCP flags",
+    _NFT + "tcp flags vmap { psh | ack : drop }": "TCP flags",
+    _NFT + "tcp flags . tcp dport { psh | ack . 80 } drop": "TCP flags",
+    _NFT + "tcp flags & (psh | ack) vmap { ack : drop }": "TCP flags",
+    _NFT + "tcp flags > ack drop": "TCP flags",
+    _NFT + "tcp flags 16-23 drop": "TCP flags",
+    _NFT + "tcp flags & (psh | urg) != 1-9 drop": "TCP flags",
+    _NFT + "@th,104,8 & 0x08 == 0x08 drop": "byte 13 of a header",
+    _NFT + "meta l4proto 5-20 limit rate 1/second accept": "limit",
+    _NFT + "meta l4proto != 5-20 limit rate 1/second accept": "limit",
+    _NFT + "meta l4proto < 20 limit rate 1/second accept": "limit",
+    _NFT + "meta l4proto { tcp, udp } numgen random mod 2 0 drop": "numgen",
+    _NFT + "ct state established,new numgen inc mod 9 0 drop": "numgen",
+    _NFT + "iifname { a, b } jhash ip saddr mod 2 1 drop": "hash",
+    _NFT + "meta l4proto & 4 == 4 limit rate 1/second accept": "limit",
+    _NFT + "meta protocol & 8 == 8 limit rate 1/second accept": "limit",
+    _NFT + "ct state > 7 limit rate 1/second accept": "limit",
+    _NFT + "ct state 4-8 limit rate 1/second accept": "limit",
+    _NFT + "ct state vmap { 1-4 : jump judging }": "limit",
+    _NFT + "ct status 8-9 drop": "what becomes of connections",
+    _NFT + "ct status . ip saddr { dnat . 10.9.0.2 } drop": "what becomes of connections",
+    _NFT + "ct mark . ip saddr { 1 . 10.9.0.2 } drop": "of the ct mark are used",
+    _NFT + "ct mark set ct mark | meta mark": "of the ct mark are used",
+    _NFT + "ct state new ct mark set ct mark << 4": "of the ct mark are used",
+    _NFT + "@ll,112,8 0x45 drop": "byte 14 of a header",
+    _NFT + "@ll,120,8 0 drop": "byte 15 of a header",
+    _NFT + "@ll,128,16 > 500 drop": "byte 16 of a header",
+    _NFT + "@nh,0,8 0x60 drop": "the traffic class",
+    _NFT + "ip6 dscp ef drop": "the traffic class",
+    _NFT + "@nh,64,32 1 drop": "the time to live",
+    _NFT + "@nh,64,16 1 drop": "the time to live",
+    _NFT + "@nh,80,16 1 drop": "byte 10 of a header",
+    _NFT + "@nh,48,8 6 drop": "fragments",
+    _NFT + "@nh,160,128 1 drop": "byte 20 of a header",
+    _NFT + "meta nfproto & 2 == 2 @nh,64,32 1 drop": "the time to live",
+    _NFT + "ip6 nexthdr tcp accept": "next header",
+    _NFT + "ip6 nexthdr != udp drop": "next header",
+    _NFT + "ip6 nexthdr { tcp, udp } accept": "next header",
+    _NFT + "ip saddr @limited drop": "each element of its set limited has a limit",
+    "iptables -A FORWARD -m conntrack --ctstate DNAT -m limit --limit 1/s -j DROP": "limit",
+    "iptables-legacy -A FORWARD -m conntrack --ctstate SNAT -m limit --limit 1/s -j DROP": "limit",
+    "iptables-legacy -A FORWARD -p tcp -m tcp --tcp-flags ACK ACK -m tcp --tcp-flags PSH PSH -j DROP": "TCP",
+    "iptables-legacy -A FORWARD -m comment --comment 'not -p icmp' -m limit --limit 1/s -j DROP": "limit",
+    "iptables-legacy -A FORWARD -m comment --comment --syn -m limit --limit 1/s -j DROP": "limit",
+    "iptables-legacy -t mangle -A PREROUTING -m conntrack --ctstate NEW -j CONNMARK"
+    " --set-xmark 0x1000000/0x1": "ct mark",
+    "iptables -t mangle -A PREROUTING -m conntrack --ctstate NEW -j CONNMARK"
+    " --set-xmark 0x1000000/0x1": "of the ct mark are used",
+    "iptables-legacy -t mangle -A PREROUTING -m connmark --mark 1/1 -m conntrack --ctstate NEW -j CONNMARK"
+    " --set-mark 0x1000000": "ct mark",
+    "iptables-legacy -t mangle -A PREROUTING -m conntrack --ctstate NEW -j CONNMARK"
+    " --save-mark --nfmask 0xffffffff --ctmask 0xff": "ct mark",
+    "iptables -t mangle -A PREROUTING -m conntrack --ctstate NEW -j CONNMARK"
+    " --save-mark --nfmask 0xffffffff --ctmask 0xff": "of the ct mark are used",
     _NFT + "limit rate 10/second accept": "limit",
     _NFT + "quota over 10 mbytes drop": "quota",
     _NFT + "ct bytes > 1000 drop": "counters",
@@ -114,6 +187,8 @@ table inet t {
     set fixed { type ipv4_addr; elements = { 10.1.1.1 }; }
     set leaving { type ipv4_addr; flags timeout; }
     set seen { type ipv4_addr; flags dynamic; size 10; }
+    set counted { type ipv4_addr; counter; elements = { 10.1.1.1 }; }
+    set limited { type ipv4_addr; limit rate 1/second; elements = { 10.1.1.1 }; }
     chain plain { accept; }
     chain judging { limit rate 1/second accept; }
     chain c { type filter hook forward priority 0; }
@@ -182,6 +257,97 @@ def test_rules_about_invalid_packets_are_found_behind_what_lets_others_pass(
         inside_host.run(f"{tool} -F FORWARD")
         inside_host.run(f"{tool} -A INPUT -m conntrack --ctstate INVALID -j DROP")
         assert not obstacles.find(links=links).invalid, tool
+
+
+# Of several rules, the last of which is met: what leaves a chain in front of one that ends it, and what seems
+# to match all that is established.
+MET = {
+    "goto from a verdict map": (
+        "nft add chain inet t further",
+        "nft add rule inet t further ip saddr vmap { 10.9.0.2 : goto empty }",
+        "nft add rule inet t further accept",
+        _NFT + "jump further",
+    ),
+    "return from a verdict map": (
+        "nft add chain inet t further",
+        "nft add rule inet t further ip saddr vmap { 10.9.0.2 : return, 10.9.0.3 : drop }",
+        "nft add rule inet t further accept",
+        _NFT + "jump further",
+    ),
+    "goto of iptables-legacy": (
+        "iptables-legacy -N empty",
+        "iptables-legacy -N further",
+        "iptables-legacy -A further -s 10.9.0.2 -g empty",
+        "iptables-legacy -A further -j ACCEPT",
+        "iptables-legacy -A FORWARD -j further",
+    ),
+    "not translated": ("iptables -A FORWARD -m conntrack ! --ctstate DNAT -j ACCEPT",),
+    "translated": ("iptables-legacy -A FORWARD -m conntrack --ctstate DNAT -j ACCEPT",),
+    "two states": (
+        "iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -m conntrack --ctstate DNAT -j ACCEPT",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MET)
+def test_what_leaves_a_chain_or_is_not_matched_meets_the_next_rule(
+    inside_host: ThrowawayHost, name: str
+) -> None:
+    _prepare(inside_host)
+    inside_host.run("nft add chain inet t empty")
+    for rule in MET[name]:
+        inside_host.run(rule)
+    assert obstacles.find().reasons == ()
+    tool = MET[name][-1].split()[0]
+    limit = _NFT + "limit rate 1/second drop"
+    inside_host.run(limit if tool == "nft" else f"{tool} -A FORWARD -m limit --limit 1/s -j DROP")
+    assert any(": limit" in reason for reason in obstacles.find().reasons), obstacles.find()
+
+
+NAMED_LINKS = ("iif 1-9", "iif > 1", "iif != 7", "iifname != virbr0", "iif & 1 == 1", "meta iif >= 3")
+
+
+def test_only_a_rule_that_names_one_link_is_about_that_link_alone(inside_host: ThrowawayHost) -> None:
+    links = Links(frozenset({"br0", "#2"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
+    _prepare(inside_host)
+    for words in NAMED_LINKS:
+        inside_host.run(_NFT + words + " limit rate 1/second drop")
+        assert obstacles.find(links=links).reasons, words
+        inside_host.run("nft flush chain inet t c")
+    inside_host.run(_NFT + "iif 7 limit rate 1/second drop")
+    inside_host.run(_NFT + "iifname virbr0 limit rate 1/second drop")
+    assert obstacles.find(links=links).reasons == ()
+
+
+def test_chains_that_lead_too_deep_are_not_passed_over(inside_host: ThrowawayHost) -> None:
+    inside_host.run("iptables-legacy -N c0")
+    inside_host.run("iptables-legacy -A c0 -m limit --limit 1/s -j DROP")
+    for number in range(1, 40):
+        inside_host.run(f"iptables-legacy -N c{number}")
+        inside_host.run(f"iptables-legacy -A c{number} -j c{number - 1}")
+    assert obstacles.find().reasons == ()
+    inside_host.run("iptables-legacy -A FORWARD -j c39")
+    assert obstacles.find().reasons
+
+
+# wg-quick's own rules, of nftables and of iptables.
+WG_QUICK = (
+    (_NFT + "meta l4proto udp meta mark set ct mark",),
+    (_NFT + "meta l4proto udp mark 0xca6c ct mark set mark",),
+    ("iptables -t mangle -A POSTROUTING -m mark --mark 51820 -p udp -j CONNMARK --save-mark",),
+    ("iptables -t mangle -A PREROUTING -p udp -j CONNMARK --restore-mark",),
+    ("iptables-legacy -t mangle -A PREROUTING -p udp -j CONNMARK --restore-mark",),
+)
+
+
+@pytest.mark.parametrize("rules", WG_QUICK)
+def test_who_copies_whole_marks_gets_our_bits_too_and_so_pauses(
+    inside_host: ThrowawayHost, rules: tuple[str, ...]
+) -> None:
+    _prepare(inside_host)
+    for rule in rules:
+        inside_host.run(rule)
+    assert obstacles.find().marks_taken
 
 
 def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: ThrowawayHost) -> None:

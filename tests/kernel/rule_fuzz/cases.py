@@ -49,6 +49,10 @@ _REACHED = (
     ("goto one", "chain one {{ {}; }}"),
     ('iifname vmap {{ "docker0" : jump one, "up0" : jump one, "br-two" : goto one }}', "chain one {{ {}; }}"),
     ("meta l4proto vmap {{ tcp : jump one, udp : goto one }}", "chain one {{ {}; }}"),
+    (
+        "jump one; {}",
+        "chain two {{ }}\nchain one {{ meta l4proto vmap {{ tcp : goto two, udp : return }}; accept; }}",
+    ),
 )
 _REACHED_BY_STATE = (
     ("ct state vmap {{ invalid : drop, * : jump one }}", "chain one {{ {}; }}"),
