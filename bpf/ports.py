@@ -16,7 +16,7 @@ from core.model import Link
 
 _AF = {4: 2, 6: 10}
 # The dtypes of bpf/layout.py, packed one by one.
-_LINK = struct.Struct("=III6sH")
+_LINK = struct.Struct("=III6sH8x")
 OWNER_KEY = struct.Struct("=II16s")
 _MAC_KEY = struct.Struct("=I8s")
 _MAC_VALUE = struct.Struct("=IHH")
