@@ -147,6 +147,8 @@ class Holder:
         except OSError:
             self.view.note({None}, everything=True)
             self.schedule.once("look", TICK, self._look)
+        if self.view.waits:
+            self.schedule.once("moved", self.view.waits, self.look_soon)
 
     def _hear_neighbours(self) -> None:
         heard = self.neighbours.heard()
