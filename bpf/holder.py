@@ -24,7 +24,7 @@ from bpf.hostwatch import HostWatch
 from bpf.neighbours import Neighbours
 from bpf.obstacles import Obstacles
 from bpf.rulereading import RuleReading
-from bpf.rulewatch import PolicyWatch, RuleWatch
+from bpf.rulewatch import Heard, PolicyWatch, RuleWatch
 from bpf.schedule import Schedule
 from bpf.status import Cost
 from bpf.tables import Tables
@@ -73,6 +73,7 @@ class Holder:
         self.cost = Cost()
         self.ending = False
         self._unsettled: float | None = None  # since when the rules change
+        self._meanwhile = Heard()  # since the rules are being read
         self._has_begun = False
         self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -159,9 +160,11 @@ class Holder:
 
     def _hear_rules(self) -> None:
         """Where only elements of sets changed, the rules are as they were: what is looked up in those sets
-        must pass them anew."""
+        must pass them anew. While rules are being read, what they look up isn't known yet."""
         heard = self.rules.heard(self.gate.port)
-        if heard.rules or heard.concerns(self.gate.found.maps):
+        if self.reading.is_busy:
+            self._meanwhile.add(heard)
+        elif self.gate.found.turns(heard):
             self.rules_changed()
         elif heard.concerns(self.gate.found.sets):
             self._admit_anew()
@@ -190,13 +193,20 @@ class Holder:
 
     def _read_rules(self) -> None:
         self._unsettled = None
+        self._meanwhile = Heard()
         self.reading.start(self.view.rule_links)
 
     def _take_rules(self) -> None:
-        """They were read; changed meanwhile, they are read again when they stand still."""
-        found = self.reading.take()
+        """They were read; where they may judge otherwise since then, they are read again when they stand
+        still. Elements that came or went since then are passed anew in any case."""
         self._hear_rules()
-        if found is not None and self._unsettled is None:
+        found, meanwhile = self.reading.take(), self._meanwhile
+        if found is None:
+            return
+        self._meanwhile = Heard()
+        if found.turns(meanwhile):
+            self.rules_changed()
+        elif self._unsettled is None:
             self.settle(found)
 
     def settle(self, found: Obstacles) -> None:

@@ -27,6 +27,11 @@ class RuleReading:
         """What to wait for."""
         return self._done[0]
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether they are being read, or were and wait to be taken."""
+        return self._thread is not None
+
     def start(self, links: Links | None) -> None:
         """Read them from now on, for packets on these links; where they are being read already, once more
         after that."""

@@ -4,6 +4,7 @@ policies of IPsec."""
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from bpf.judging import SetName
 from bpf.nfnetlink import NFTABLES
 from core.collect.netlink import (
     NETFILTER,
+    attribute_list,
     attributes,
     headed,
     listener,
@@ -21,17 +23,30 @@ from core.collect.nftables import FAMILIES
 
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES
 _NEW_GENERATION = NFTABLES | 15
-_ELEMENTS = (NFTABLES | 12, NFTABLES | 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+_NEW_ELEMENTS = NFTABLES | 12
+_ELEMENTS = (_NEW_ELEMENTS, NFTABLES | 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+# Keys that stand for a conntrack state: established, invalid, and all that no other key is for.
+_STATES = ((2).to_bytes(4, sys.byteorder), (1).to_bytes(4, sys.byteorder), b"")
+_PLAIN = tuple(code.to_bytes(4, "big", signed=True) for code in (0, 1, -1, -2, -5))  # NF_DROP, NFT_RETURN ...
+_TO_CHAINS = tuple(code.to_bytes(4, "big", signed=True) for code in (-3, -4))  # NFT_JUMP, NFT_GOTO
 _BUFFER = 8 << 20
 _XFRM, _POLICY_GROUP = 6, 4  # XFRMNLGRP_POLICY
 
 
 @dataclass(slots=True)
 class Heard:
-    """What changed: `rules` of any kind, or only elements of these `sets`."""
+    """What changed: `rules` of any kind, or only elements of these `sets`; `turns` are those whose rules may
+    judge otherwise after it, with the chain that packets come to now ("": whatever may come of it)."""
 
     rules: bool = False
     sets: set[SetName] = field(default_factory=set)
+    turns: set[tuple[SetName, str]] = field(default_factory=set)
+
+    def add(self, other: Heard) -> None:
+        """And all that."""
+        self.rules |= other.rules
+        self.sets |= other.sets
+        self.turns |= other.turns
 
     def concerns(self, sets: Collection[SetName]) -> bool:
         """Whether elements of any of these changed."""
@@ -66,7 +81,9 @@ class RuleWatch:
                 if kind == _NEW_GENERATION:
                     self._take(found, is_own=port == own_port)
                 elif kind in _ELEMENTS:
-                    self._begun.sets.add(_set_of(payload))
+                    name, given = _set_of(payload)
+                    self._begun.sets.add(name)
+                    self._begun.turns |= {(name, chain) for chain in _turns(kind, given.get(3, b""))}
                 else:
                     self._begun.rules = True
 
@@ -74,8 +91,8 @@ class RuleWatch:
         """The transaction that was begun is complete; one that told nothing may have changed anything."""
         begun, self._begun = self._begun, Heard()
         if not is_own:
-            found.rules |= begun.rules or not begun.sets
-            found.sets |= begun.sets
+            begun.rules |= not begun.sets
+            found.add(begun)
 
     def close(self) -> None:
         """Hear no more."""
@@ -111,10 +128,29 @@ class PolicyWatch:
         self._socket.close()
 
 
-def _set_of(payload: bytes) -> SetName:
-    """Family, table and name (NFTA_SET_ELEM_LIST_TABLE, _SET) after struct nfgenmsg."""
+def _set_of(payload: bytes) -> tuple[SetName, dict[int, bytes]]:
+    """Family, table and name (NFTA_SET_ELEM_LIST_TABLE, _SET) after struct nfgenmsg, and all attributes."""
     given: dict[int, bytes] = {}
     with suppress(IndexError):
         given = attributes(payload, 4)
     family = FAMILIES.get(payload[0], str(payload[0]))
-    return family, text(given.get(1, b"")), text(given.get(2, b""))
+    return (family, text(given.get(1, b"")), text(given.get(2, b""))), given
+
+
+def _turns(kind: int, elements: bytes) -> set[str]:
+    """Of elements that came or went, as Heard.turns has it. Nothing comes of those that hold no verdict, of
+    new ones that accept, drop or pass on, or of jumps that go: the rules were judged with them. But the
+    verdict for the state of what is forwarded, and of what conntrack calls invalid, says how packets go on
+    (see bpf/expressions.py)."""
+    found = set()
+    for _, element in attribute_list(elements):
+        given = attributes(element)
+        verdict = attributes(attributes(given.get(2, b"")).get(2, b""))
+        key = attributes(given.get(1, b"")).get(1, b"")
+        if not verdict:
+            continue
+        if key in _STATES or verdict.get(1) not in (*_PLAIN, *_TO_CHAINS):
+            found.add("")
+        elif kind == _NEW_ELEMENTS and verdict[1] in _TO_CHAINS:
+            found.add(text(verdict.get(2, b"")))
+    return found
