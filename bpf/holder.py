@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from bpf import loader, obstacles, restore, runtime, syscall
+from bpf import loader, restore, runtime, syscall
 from bpf.answers import answer
 from bpf.control import Answer, Server
 from bpf.gate import Gate
@@ -35,7 +35,7 @@ from core.collect.events import EventSocket
 
 BEAT = 0.25
 SETTLE_LINKS = 0.01
-SETTLE_RULES, SETTLE_MOST = 0.1, 1.0
+SETTLE_CHAINS, SETTLE_RULES, SETTLE_MOST = 0.01, 0.1, 1.0
 TICK = 1.0
 UPKEEP = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -80,7 +80,7 @@ class Holder:
     def begin(self) -> None:
         """Turn it on."""
         self.view.look()
-        self.settle(obstacles.find(self.reading.cache, self.view.rule_links))
+        self.settle(self.reading.now(self.view.rule_links))
         self._has_begun = True
         self.tables.beat()
 
@@ -162,10 +162,11 @@ class Holder:
         """Where only elements of sets changed, the rules are as they were: what is looked up in those sets
         must pass them anew. While rules are being read, what they look up isn't known yet."""
         heard = self.rules.heard(self.gate.port)
+        self.reading.note(heard)
         if self.reading.is_busy:
             self._meanwhile.add(heard)
         elif self.gate.found.turns(heard):
-            self.rules_changed()
+            self._pause_and_read()
         elif heard.concerns(self.gate.found.sets):
             self._admit_anew()
 
@@ -178,12 +179,19 @@ class Holder:
             self._admit_anew()
 
     def rules_changed(self) -> None:
-        """All to the kernel at once; on again when the rules stand still, or go on changing for a while."""
+        """Anything may have changed of what rules there are, or of the links that they are about."""
+        self.reading.forget()
+        self._pause_and_read()
+
+    def _pause_and_read(self) -> None:
+        """All to the kernel at once; on again when the rules stand still, or go on changing for a while: soon
+        where only few are to be read."""
         self.gate.pause()
         now = time.monotonic()
         if self._unsettled is None:
             self._unsettled = now
-        wait = min(SETTLE_RULES, max(0.0, self._unsettled + SETTLE_MOST - now))
+        still = max(SETTLE_CHAINS, self.reading.took) if self.reading.is_short else SETTLE_RULES
+        wait = min(still, SETTLE_RULES, max(0.0, self._unsettled + SETTLE_MOST - now))
         self.schedule.once("settle", wait, self._read_rules, again=True)
 
     def _judge_anew(self) -> None:
@@ -205,6 +213,8 @@ class Holder:
             return
         self._meanwhile = Heard()
         if found.turns(meanwhile):
+            self._pause_and_read()
+        elif self.gate.has_changed_silently():
             self.rules_changed()
         elif self._unsettled is None:
             self.settle(found)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bpf import hooks, judging, marks
 from bpf.judging import Links, RuleSet, SetName
-from bpf.ruleset import RuleCache, read_rules
+from bpf.ruleset import read_rules
 from bpf.rulewatch import Heard
 from core.collect.netlink import Netlink, attributes
 from core.collect.tools import ToolFailed
@@ -46,15 +46,17 @@ class Obstacles:
         may_go = bool(self.reasons) and heard.concerns(self.maps)
         return (
             heard.rules
+            or bool(heard.chains)
             or may_go
             or any(name in self.maps and chain not in self.jumps.get(name, ()) for name, chain in heard.turns)
         )
 
 
-def find(cache: RuleCache | None = None, links: Links | None = None) -> Obstacles:
-    """All that stands in the way now of packets that come in and leave by these links (None: by any)."""
+def find(links: Links | None = None, read: Callable[[], RuleSet] = read_rules) -> Obstacles:
+    """All that stands in the way now of packets that come in and leave by these links (None: by any), with
+    the rules as `read` reads them."""
     try:
-        rules = read_rules(cache=cache)
+        rules = read()
     except ToolFailed as error:
         return Obstacles((f"the rules cannot be told: {error.what}: {error.why}",), bridge_rules=True)
     except OSError as error:

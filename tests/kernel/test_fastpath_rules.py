@@ -194,6 +194,24 @@ def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
     assert eventually(lambda: not _passes(out)), "what is looked up counts at once"
 
 
+def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    """What changed is read alone: each change pauses it, none makes it read all."""
+    place.run("nft add chain inet own few")
+    place.run("nft add rule inet own forward jump few")
+    _write_many(place)
+    assert eventually(lambda: _is_fast(fast, out))
+    lines = ("add rule inet own few ip saddr 198.18.0.9 drop", "flush chain inet own few")
+    before = fast.count("FAST", "v-a")
+    with Repeated(place, "host", lines, 10, NFT) as going_on:
+        while going_on.done < 50 or fast.count("FAST", "v-a") < before + 20:
+            out.say(5)
+            assert going_on.done < 500, "paused for good"
+    place.run("nft add rule inet own few ip saddr 10.9.0.2 drop")
+    assert eventually(lambda: not _passes(out)), "and each counts at once"
+
+
 def test_with_very_many_rules_it_comes_back_after_a_change(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
