@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from bpf import loader, obstacles, restore, runtime, syscall
+from bpf import loader, restore, runtime, syscall
 from bpf.answers import answer
 from bpf.control import Answer, Server
 from bpf.gate import Gate
@@ -24,7 +24,7 @@ from bpf.hostwatch import HostWatch
 from bpf.neighbours import Neighbours
 from bpf.obstacles import Obstacles
 from bpf.rulereading import RuleReading
-from bpf.rulewatch import PolicyWatch, RuleWatch
+from bpf.rulewatch import Heard, PolicyWatch, RuleWatch
 from bpf.schedule import Schedule
 from bpf.status import Cost
 from bpf.tables import Tables
@@ -35,7 +35,7 @@ from core.collect.events import EventSocket
 
 BEAT = 0.25
 SETTLE_LINKS = 0.01
-SETTLE_RULES, SETTLE_MOST = 0.1, 1.0
+SETTLE_CHAINS, SETTLE_RULES, SETTLE_MOST = 0.01, 0.1, 1.0
 TICK = 1.0
 UPKEEP = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -73,13 +73,14 @@ class Holder:
         self.cost = Cost()
         self.ending = False
         self._unsettled: float | None = None  # since when the rules change
+        self._meanwhile = Heard()  # since the rules are being read
         self._has_begun = False
         self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def begin(self) -> None:
         """Turn it on."""
         self.view.look()
-        self.settle(obstacles.find(self.reading.cache, self.view.rule_links))
+        self.settle(self.reading.now(self.view.rule_links))
         self._has_begun = True
         self.tables.beat()
 
@@ -147,6 +148,8 @@ class Holder:
         except OSError:
             self.view.note({None}, everything=True)
             self.schedule.once("look", TICK, self._look)
+        if self.view.waits:
+            self.schedule.once("moved", self.view.waits, self.look_soon)
 
     def _hear_neighbours(self) -> None:
         heard = self.neighbours.heard()
@@ -157,10 +160,13 @@ class Holder:
 
     def _hear_rules(self) -> None:
         """Where only elements of sets changed, the rules are as they were: what is looked up in those sets
-        must pass them anew."""
+        must pass them anew. While rules are being read, what they look up isn't known yet."""
         heard = self.rules.heard(self.gate.port)
-        if heard.rules or heard.concerns(self.gate.found.maps):
-            self.rules_changed()
+        self.reading.note(heard)
+        if self.reading.is_busy:
+            self._meanwhile.add(heard)
+        elif self.gate.found.turns(heard):
+            self._pause_and_read()
         elif heard.concerns(self.gate.found.sets):
             self._admit_anew()
 
@@ -173,12 +179,19 @@ class Holder:
             self._admit_anew()
 
     def rules_changed(self) -> None:
-        """All to the kernel at once; on again when the rules stand still, or go on changing for a while."""
+        """Anything may have changed of what rules there are, or of the links that they are about."""
+        self.reading.forget()
+        self._pause_and_read()
+
+    def _pause_and_read(self) -> None:
+        """All to the kernel at once; on again when the rules stand still, or go on changing for a while: soon
+        where only few are to be read."""
         self.gate.pause()
         now = time.monotonic()
         if self._unsettled is None:
             self._unsettled = now
-        wait = min(SETTLE_RULES, max(0.0, self._unsettled + SETTLE_MOST - now))
+        still = max(SETTLE_CHAINS, self.reading.took) if self.reading.is_short else SETTLE_RULES
+        wait = min(still, SETTLE_RULES, max(0.0, self._unsettled + SETTLE_MOST - now))
         self.schedule.once("settle", wait, self._read_rules, again=True)
 
     def _judge_anew(self) -> None:
@@ -188,13 +201,22 @@ class Holder:
 
     def _read_rules(self) -> None:
         self._unsettled = None
+        self._meanwhile = Heard()
         self.reading.start(self.view.rule_links)
 
     def _take_rules(self) -> None:
-        """They were read; changed meanwhile, they are read again when they stand still."""
-        found = self.reading.take()
+        """They were read; where they may judge otherwise since then, they are read again when they stand
+        still. Elements that came or went since then are passed anew in any case."""
         self._hear_rules()
-        if found is not None and self._unsettled is None:
+        found, meanwhile = self.reading.take(), self._meanwhile
+        if found is None:
+            return
+        self._meanwhile = Heard()
+        if found.turns(meanwhile):
+            self._pause_and_read()
+        elif self.gate.has_changed_silently():
+            self.rules_changed()
+        elif self._unsettled is None:
             self.settle(found)
 
     def settle(self, found: Obstacles) -> None:

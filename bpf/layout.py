@@ -12,6 +12,7 @@ import numpy as np
 COUNTERS = 64
 # The room of the maps: links, addresses of containers, MACs behind bridges.
 LINKS, OWNERS, MACS = 4096, 65536, 16384
+OWNERS_EACH = 1024  # addresses of one link
 
 CONFIG = np.dtype(
     [
@@ -29,7 +30,17 @@ CONFIG = np.dtype(
 )
 HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY, ROUTES_BY_PACKET = 1, 2, 4, 8, 16
 
-LINK = np.dtype([("l3_ifindex", "u4"), ("slot", "u4"), ("flags", "u4"), ("mac", "u1", (6,)), ("mtu", "u2")])
+LINK = np.dtype(
+    [
+        ("l3_ifindex", "u4"),
+        ("slot", "u4"),
+        ("flags", "u4"),
+        ("mac", "u1", (6,)),
+        ("mtu", "u2"),
+        ("begun", "u4"),
+        ("begun_since", "u4"),
+    ]
+)
 LINK_BRIDGED, LINK_CONTAINER, LINK_ISOLATED, LINK_L2, LINK_IPTABLES, LINK_PEER = 1, 2, 4, 8, 16, 32
 LINK_OUT, LINK_IN_ONLY, LINK_IP6TABLES = 64, 128, 256
 

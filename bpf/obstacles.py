@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bpf import hooks, judging, marks
-from bpf.judging import Links, SetName
-from bpf.ruleset import RuleCache, read_rules
+from bpf.judging import Links, RuleSet, SetName
+from bpf.ruleset import read_rules
+from bpf.rulewatch import Heard
 from core.collect.netlink import Netlink, attributes
 from core.collect.tools import ToolFailed
 
@@ -23,24 +25,38 @@ class Obstacles:
     another's, so that none may even be written; `bridge_rules` whether there are rules for frames that
     conntrack never sees. `sets` are those that packets of established connections are looked up in: after a
     change of their elements these pass the rules anew; `maps` are those among them after whose changes the
-    rules are read anew; `expiring` says that elements time out, which nobody tells. `reads_marks`: a rule
-    looks at the ct mark of such connections. `invalid` are the rules about what conntrack calls invalid: the
-    fast path checks neither checksums nor TCP windows, so that they stand in its way where it is strict."""
+    rules may judge otherwise, and `jumps` the chains that they were judged with; `expiring` says that
+    elements time out, which nobody tells. `reads_marks`: a rule looks at the ct mark of such connections.
+    `invalid` are the rules about what conntrack calls invalid: the fast path checks neither checksums nor TCP
+    windows, so that they stand in its way where it is strict."""
 
     reasons: tuple[str, ...] = ()
     marks_taken: bool = False
     bridge_rules: bool = False
     sets: frozenset[SetName] = frozenset()
     maps: frozenset[SetName] = frozenset()
+    jumps: Mapping[SetName, frozenset[str]] = field(default_factory=dict)
     expiring: bool = False
     reads_marks: bool = False
     invalid: tuple[str, ...] = ()
 
+    def turns(self, heard: Heard) -> bool:
+        """Whether the rules may have to be judged anew, and not only passed: what goes may take an obstacle
+        away."""
+        may_go = bool(self.reasons) and heard.concerns(self.maps)
+        return (
+            heard.rules
+            or bool(heard.chains)
+            or may_go
+            or any(name in self.maps and chain not in self.jumps.get(name, ()) for name, chain in heard.turns)
+        )
 
-def find(cache: RuleCache | None = None, links: Links | None = None) -> Obstacles:
-    """All that stands in the way now of packets that come in and leave by these links (None: by any)."""
+
+def find(links: Links | None = None, read: Callable[[], RuleSet] = read_rules) -> Obstacles:
+    """All that stands in the way now of packets that come in and leave by these links (None: by any), with
+    the rules as `read` reads them."""
     try:
-        rules = read_rules(cache=cache)
+        rules = read()
     except ToolFailed as error:
         return Obstacles((f"the rules cannot be told: {error.what}: {error.why}",), bridge_rules=True)
     except OSError as error:
@@ -61,10 +77,22 @@ def find(cache: RuleCache | None = None, links: Links | None = None) -> Obstacle
         rules.has_bridge_rules(),
         judged.sets,
         judged.sets & rules.maps,
+        _jumps(rules, judged.sets & rules.maps),
         bool(judged.sets & rules.expiring),
         judged.reads_marks,
         judged.invalid[:_MOST],
     )
+
+
+def _jumps(rules: RuleSet, maps: frozenset[SetName]) -> dict[SetName, frozenset[str]]:
+    """The chains that all rules which look up a map may come to."""
+    found: dict[SetName, frozenset[str]] = {}
+    for held in rules.chains.values():
+        for rule in held:
+            for name in maps.intersection(rule.sets):
+                chains = frozenset(target[2] for target in rule.targets)
+                found[name] = found.get(name, chains) & chains
+    return found
 
 
 def has_ipsec_policies() -> bool:

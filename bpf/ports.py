@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from bpf import layout
 from bpf.judging import Links
@@ -16,7 +16,7 @@ from core.model import Link
 
 _AF = {4: 2, 6: 10}
 # The dtypes of bpf/layout.py, packed one by one.
-_LINK = struct.Struct("=III6sH")
+_LINK = struct.Struct("=III6sH8x")
 OWNER_KEY = struct.Struct("=II16s")
 _MAC_KEY = struct.Struct("=I8s")
 _MAC_VALUE = struct.Struct("=IHH")
@@ -207,16 +207,46 @@ def leave_pinned(made: Contents, pinned: Mapping[tuple[int, bytes], int]) -> Non
 
 
 def fit(made: Contents) -> None:
-    """Leave out what the maps have no room for: links by name, and with them their addresses and MACs."""
+    """Leave out what the maps have no room for: links by name, and with them their addresses and MACs, of
+    which each has one at most. A container can't take others' room by the addresses that it gives itself."""
+    _fit_outs(made)
     room = layout.LINKS - len(made.outs)
-    left_out = set(sorted(made.links)[room:])
-    for ifindex in left_out:
-        made.refused[made.links.pop(ifindex).name] = f"there is room for {layout.LINKS} links"
-    owners = (item for item in made.owners.items() if OWNER_KEY.unpack(item[0])[0] not in left_out)
-    made.owners = dict(islice(owners, layout.OWNERS))
-    macs = (item for item in made.macs.items() if _MAC_VALUE.unpack(item[1])[0] not in left_out)
-    made.macs = dict(islice(macs, layout.MACS))
+    left_out = dict.fromkeys(sorted(made.links)[room:], f"there is room for {layout.LINKS} links")
+    left_out |= _over_their_share(made, left_out)
+    if not left_out:
+        return
+    for ifindex, why in left_out.items():
+        made.refused[made.links.pop(ifindex).name] = why
+    made.owners = {key: mac for key, mac in made.owners.items() if OWNER_KEY.unpack(key)[0] not in left_out}
+    made.macs = {key: to for key, to in made.macs.items() if _MAC_VALUE.unpack(to)[0] not in left_out}
     made.behind = [each for each in made.behind if each[0] not in left_out]
+
+
+def _fit_outs(made: Contents) -> None:
+    """No more than half of the room is for links that packets only leave by, bridges before all others."""
+    bridges = {row.l3_ifindex for row in made.links.values()}
+    by_use = sorted(made.outs, key=lambda ifindex: (ifindex not in bridges, ifindex))
+    for ifindex in by_use[layout.LINKS // 2 :]:
+        why = f"there is room for {layout.LINKS // 2} links that packets only leave by"
+        made.refused[made.outs.pop(ifindex).name] = why
+
+
+def _over_their_share(made: Contents, left_out: Collection[int]) -> dict[int, str]:
+    """Links that have too many addresses, with the reason: for their own share, or for the map, those with
+    the most before all others."""
+    counts = Counter(OWNER_KEY.unpack(key)[0] for key in made.owners)
+    found: dict[int, str] = {}
+    total = 0
+    for ifindex in sorted(counts.keys() - set(left_out), key=lambda each: (counts[each], each)):
+        if counts[ifindex] > layout.OWNERS_EACH:
+            found[ifindex] = (
+                f"it has {counts[ifindex]} addresses: there is room for {layout.OWNERS_EACH} of each"
+            )
+        elif total + counts[ifindex] > layout.OWNERS:
+            found[ifindex] = f"there is room for {layout.OWNERS} addresses"
+        else:
+            total += counts[ifindex]
+    return found
 
 
 def _is_card(link: Link) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from bpf import legacy, marks
 from bpf.expressions import Sets, rule_of
 from bpf.judging import ChainName, Rule, RuleSet
-from bpf.nfnetlink import NFTABLES, header
+from bpf.nfnetlink import NFTABLES, header, string
 from bpf.savedrules import saved_rule
 from core.collect.iptables import read_iptables
 from core.collect.netlink import NETFILTER, Message, Netlink, attribute_list, attributes, text
@@ -27,6 +27,8 @@ _HOOKS = {
 }
 _MAP_OF_VERDICTS = 0xFFFFFF00
 _POLICY_DROP = bytes(4)
+_DROPS = Rule("policy", always=True, verdict="drop")
+_NUMBERS = {name: number for number, name in FAMILIES.items()}
 _MAP, _TIMEOUT = 0x8, 0x10  # NFT_SET_MAP, NFT_SET_TIMEOUT
 _SET_EXPRESSION, _SET_EXPRESSIONS = 17, 18  # NFTA_SET_EXPR, NFTA_SET_EXPRESSIONS
 
@@ -54,6 +56,10 @@ class RuleCache:
             known = self._known[handle] = _KnownTable(sets)
         return known.rules
 
+    def table(self, handle: int) -> _KnownTable | None:
+        """What was read last of a table, where it had rules."""
+        return self._known.get(handle)
+
     def keep(self, handles: Collection[int]) -> None:
         """Forget all tables but these."""
         self._known = {handle: known for handle, known in self._known.items() if handle in handles}
@@ -70,7 +76,7 @@ def read_rules(shift: int = marks.SHIFT, cache: RuleCache | None = None) -> Rule
         sets = _read_sets(kernel)
         _read_nft_rules(kernel, chains, sets, mask, cache or RuleCache())
         for name in behind.dropping:
-            chains[name].append(Rule("policy", always=True, verdict="drop"))
+            chains[name].append(_DROPS)
     for family in legacy.families():
         _read_legacy(family, chains, hooks, mask)
     named = {(*table, name): flags for table, found in sets.items() for name, flags in found.flags.items()}
@@ -118,21 +124,56 @@ def _read_nft_rules(
     mask: int,
     cache: RuleCache,
 ) -> None:
-    tables: dict[tuple[str, str], int] = {}
-    for message in kernel.dump(_GET_TABLE, header(0)):
-        family, given = _opened(message)
-        tables[family, text(given[1])] = int.from_bytes(given.get(4, b""), "big")
+    tables = _handles(kernel)
     cache.keep(tables.values())
     for message in kernel.dump(_GET_RULE, header(0)):
         family, given = _opened(message)
         name = (family, text(given[1]), text(given[2]))
         if name not in chains:
             continue
-        handle, of_table = int.from_bytes(given.get(3, b""), "big"), sets.get(name[:2], Sets())
+        of_table = sets.get(name[:2], Sets())
         known = cache.of(tables.get(name[:2], 0), of_table)
-        if handle not in known:
-            known[handle] = rule_of(name, handle, given.get(4, b""), of_table, mask)
-        chains[name].append(_as_listed(known[handle], name, len(chains[name]) + 1))
+        _append(chains[name], name, given, of_table, known, mask)
+
+
+def _append(
+    held: list[Rule], chain: ChainName, given: dict[int, bytes], sets: Sets, known: dict[int, Rule], mask: int
+) -> None:
+    """One more rule of a chain."""
+    handle = int.from_bytes(given.get(3, b""), "big")
+    if handle not in known:
+        known[handle] = rule_of(chain, handle, given.get(4, b""), sets, mask)
+    held.append(_as_listed(known[handle], chain, len(held) + 1))
+
+
+def reread(
+    rules: RuleSet, names: Collection[ChainName], cache: RuleCache, shift: int = marks.SHIFT
+) -> RuleSet:
+    """What was read, with the rules of these chains of nftables as they are now; chains, sets and what
+    iptables-legacy has must be as they were. Where not enough is known, all is read."""
+    mask = marks.field_mask(shift)
+    chains = dict(rules.chains)
+    with Netlink(NETFILTER) as kernel:
+        tables = _handles(kernel)
+        for name in names:
+            known = cache.table(tables.get(name[:2], 0))
+            if known is None or name not in chains:
+                return read_rules(shift, cache)
+            held: list[Rule] = []
+            body = header(_NUMBERS[name[0]]) + _attribute(1, string(name[1])) + _attribute(2, string(name[2]))
+            for message in kernel.dump(_GET_RULE, body):
+                _append(held, name, _opened(message)[1], known.sets, known.rules, mask)
+            chains[name] = [*held, *(rule for rule in chains[name] if rule == _DROPS)]
+    return replace(rules, chains=chains)
+
+
+def _handles(kernel: Netlink) -> dict[tuple[str, str], int]:
+    """The handle of each table."""
+    tables: dict[tuple[str, str], int] = {}
+    for message in kernel.dump(_GET_TABLE, header(0)):
+        family, given = _opened(message)
+        tables[family, text(given[1])] = int.from_bytes(given.get(4, b""), "big")
+    return tables
 
 
 def _as_listed(rule: Rule, chain: ChainName, number: int) -> Rule:

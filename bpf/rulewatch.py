@@ -4,14 +4,16 @@ policies of IPsec."""
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from bpf.judging import SetName
+from bpf.judging import ChainName, SetName
 from bpf.nfnetlink import NFTABLES
 from core.collect.netlink import (
     NETFILTER,
+    attribute_list,
     attributes,
     headed,
     listener,
@@ -21,17 +23,36 @@ from core.collect.nftables import FAMILIES
 
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES
 _NEW_GENERATION = NFTABLES | 15
-_ELEMENTS = (NFTABLES | 12, NFTABLES | 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+_RULES = (NFTABLES | 6, NFTABLES | 8)  # NFT_MSG_NEWRULE, NFT_MSG_DELRULE
+_NEW_ELEMENTS = NFTABLES | 12
+_ELEMENTS = (_NEW_ELEMENTS, NFTABLES | 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+# Keys that stand for a conntrack state: established, invalid, and all that no other key is for.
+_STATES = ((2).to_bytes(4, sys.byteorder), (1).to_bytes(4, sys.byteorder), b"")
+_PLAIN = tuple(code.to_bytes(4, "big", signed=True) for code in (0, 1, -1, -2, -5))  # NF_DROP, NFT_RETURN ...
+_TO_CHAINS = tuple(code.to_bytes(4, "big", signed=True) for code in (-3, -4))  # NFT_JUMP, NFT_GOTO
 _BUFFER = 8 << 20
 _XFRM, _POLICY_GROUP = 6, 4  # XFRMNLGRP_POLICY
 
 
 @dataclass(slots=True)
 class Heard:
-    """What changed: `rules` of any kind, or only elements of these `sets`."""
+    """What changed: `rules` of any kind, or only those in these `chains` and elements of these `sets`, any of
+    which hold `verdicts`; `turns` are those whose rules may judge otherwise after it, with the chain that
+    packets come to now ("": whatever may come of it)."""
 
     rules: bool = False
+    chains: set[ChainName] = field(default_factory=set)
     sets: set[SetName] = field(default_factory=set)
+    verdicts: bool = False
+    turns: set[tuple[SetName, str]] = field(default_factory=set)
+
+    def add(self, other: Heard) -> None:
+        """And all that."""
+        self.rules |= other.rules
+        self.chains |= other.chains
+        self.sets |= other.sets
+        self.verdicts |= other.verdicts
+        self.turns |= other.turns
 
     def concerns(self, sets: Collection[SetName]) -> bool:
         """Whether elements of any of these changed."""
@@ -66,7 +87,13 @@ class RuleWatch:
                 if kind == _NEW_GENERATION:
                     self._take(found, is_own=port == own_port)
                 elif kind in _ELEMENTS:
-                    self._begun.sets.add(_set_of(payload))
+                    name, given = _named(payload)
+                    self._begun.sets.add(name)
+                    verdicts = _verdicts(given.get(3, b""))
+                    self._begun.verdicts |= bool(verdicts)
+                    self._begun.turns |= {(name, chain) for chain in _turns(kind, verdicts)}
+                elif kind in _RULES:
+                    self._begun.chains.add(_named(payload)[0])
                 else:
                     self._begun.rules = True
 
@@ -74,8 +101,8 @@ class RuleWatch:
         """The transaction that was begun is complete; one that told nothing may have changed anything."""
         begun, self._begun = self._begun, Heard()
         if not is_own:
-            found.rules |= begun.rules or not begun.sets
-            found.sets |= begun.sets
+            begun.rules |= not begun.sets and not begun.chains
+            found.add(begun)
 
     def close(self) -> None:
         """Hear no more."""
@@ -111,10 +138,36 @@ class PolicyWatch:
         self._socket.close()
 
 
-def _set_of(payload: bytes) -> SetName:
-    """Family, table and name (NFTA_SET_ELEM_LIST_TABLE, _SET) after struct nfgenmsg."""
+def _named(payload: bytes) -> tuple[SetName, dict[int, bytes]]:
+    """Family, table and name of a set (NFTA_SET_ELEM_LIST_TABLE, _SET) or chain (NFTA_RULE_TABLE, _CHAIN)
+    after struct nfgenmsg, and all attributes."""
     given: dict[int, bytes] = {}
     with suppress(IndexError):
         given = attributes(payload, 4)
     family = FAMILIES.get(payload[0], str(payload[0]))
-    return family, text(given.get(1, b"")), text(given.get(2, b""))
+    return (family, text(given.get(1, b"")), text(given.get(2, b""))), given
+
+
+def _verdicts(elements: bytes) -> list[tuple[bytes, bytes, str]]:
+    """Keys of elements with the code and the chain of their verdicts, of those that hold one."""
+    found = []
+    for _, element in attribute_list(elements):
+        given = attributes(element)
+        verdict = attributes(attributes(given.get(2, b"")).get(2, b""))
+        if verdict:
+            key = attributes(given.get(1, b"")).get(1, b"")
+            found.append((key, verdict.get(1, b""), text(verdict.get(2, b""))))
+    return found
+
+
+def _turns(kind: int, verdicts: list[tuple[bytes, bytes, str]]) -> set[str]:
+    """Of elements that came or went, as Heard.turns has it. Nothing comes of new ones that accept, drop or
+    pass on, or of jumps that go: the rules were judged with them. But the verdict for the state of what is
+    forwarded, and of what conntrack calls invalid, says how packets go on (see bpf/expressions.py)."""
+    found = set()
+    for key, code, chain in verdicts:
+        if key in _STATES or code not in (*_PLAIN, *_TO_CHAINS):
+            found.add("")
+        elif kind == _NEW_ELEMENTS and code in _TO_CHAINS:
+            found.add(chain)
+    return found

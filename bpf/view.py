@@ -80,8 +80,7 @@ class View:
         ports.leave_pinned(found, self._neighbours.pinned)
         ports.fit(found)
         self._bindings.settle_claims(found)
-        if self._bindings.take(found):
-            self._bindings.begin(found)
+        if self._bindings.take(found, time.monotonic()):
             self._admit_anew()
         links = ports.rule_links(found, self._sight.links)
         if links != self.rule_links:
@@ -135,6 +134,11 @@ class View:
         if before != self._call:
             self.note({None})
         return before != self._call
+
+    @property
+    def waits(self) -> float:
+        """Seconds until it must look again because something moved too soon to be taken in, or 0."""
+        return self._bindings.waits
 
     @property
     def is_outdated(self) -> bool:

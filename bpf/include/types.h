@@ -38,6 +38,8 @@ struct link {
 	u32 flags;      /* LINK_* */
 	u8 mac[6];      /* of l3_ifindex */
 	u16 mtu;        /* of what may go out here to the container; 0 for uplinks: the route says it */
+	u32 begun;       /* flows without conntrack that began here since then (jiffies): the program's own count */
+	u32 begun_since;
 };
 #define LINK_BRIDGED 1   /* port of a bridge */
 #define LINK_CONTAINER 2 /* sources are checked against the map `owners` */

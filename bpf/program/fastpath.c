@@ -6,6 +6,9 @@
 
 #define ENDS_BEFORE (1U << 16) /* bytes: repeated, or late */
 #define ENDS_AFTER (1U << 20)  /* bytes under way */
+#define BEGIN_MOST 1024      /* flows without conntrack that a link may begin within `recheck` */
+#define YOUNG_PART 128       /* of the table: what a container has of its half */
+#define YOUNG_PARTS (YOUNG / 2 / YOUNG_PART)
 #define JUST_ASKED 1 /* jiffies: no time for conntrack to forget, so that short connections need not ask */
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
 static s64 (*csum_update)(void *, u32) = (void *)BPF_FUNC_csum_update; /* its BCC declaration has a 16-bit sum */
@@ -144,13 +147,16 @@ INLINE void note_passed_on(struct flow *flow, struct __sk_buff *skb, const struc
 }
 
 /* Whether a packet is the first that carries data of its connection in this direction, or conntrack was asked about it
- * within the same jiffy. Known by a few bits in a table of fixed size, that no flood of packets can fill. */
-INLINE bool is_first(const struct packet *packet, u32 now)
+ * within the same jiffy. Known by a few bits in a table of fixed size, of which containers have a part each: what one of them
+ * sends does not overwrite what is known of others. */
+INLINE bool is_first(const struct packet *packet, const struct link *link, u32 now)
 {
 	u64 mixed = (u64)(packet->src[0] ^ packet->src[1] ^ packet->src[2] ^ packet->src[3]) << 32 |
 		(packet->dst[0] ^ packet->dst[1] ^ packet->dst[2] ^ packet->dst[3]);
 	mixed = (mixed ^ packet->ports * 0x9e3779b97f4a7c15ULL) * 0xc2b2ae3d27d4eb4fULL;
-	u32 index = mixed >> 51, tag = mixed | 1;
+	u32 index = mixed >> 52, tag = mixed | 1;
+	if (link->flags & LINK_CONTAINER)
+		index = YOUNG / 2 + (link->slot % YOUNG_PARTS) * YOUNG_PART + index % YOUNG_PART;
 	struct young *seen = young.lookup(&index);
 	if (!seen)
 		return false;
@@ -158,6 +164,39 @@ INLINE bool is_first(const struct packet *packet, u32 now)
 	seen->asked = seen->tag == tag ? now : now - 1;
 	seen->tag = tag;
 	return !is_known;
+}
+
+/* Whether one more flow that conntrack knows nothing of may begin at a link: so many a second, for nothing else limits how many
+ * a container makes, and each takes the room of somebody's flow that is idle. */
+INLINE bool may_begin(struct link *link, const struct config *config, u32 now)
+{
+	if (now - link->begun_since >= config->recheck) {
+		link->begun_since = now;
+		link->begun = 0;
+	}
+	if (link->begun >= BEGIN_MOST)
+		return false;
+	link->begun++;
+	return true;
+}
+
+/* What must hold before anything is noted of a packet that no flow is known for: else whoever sends many with ever other
+ * addresses or ports empties the tables for all others. */
+INLINE enum verdict check_sender(
+	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct link *link, const u32 *eth,
+	struct flow *flow, u32 now
+)
+{
+	if (link->flags & LINK_CONTAINER && !is_own_source(skb, packet, eth))
+		return V_SOURCE;
+	if (config->flags & HAS_CAPTURES && is_captured(packet)) {
+		if (flow)
+			flow->action = ACTION_NONE;
+		return V_CAPTURED;
+	}
+	if (!flow && !is_tracked(link, eth) && !may_begin(link, config, now))
+		return V_CACHE_FULL;
+	return V_FAST;
 }
 
 /* The packet is plain: forward it by its flow, learning that first where need be. */
@@ -186,11 +225,14 @@ INLINE enum verdict decide(
 		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers)
 			return V_NO_DATA;
 		widen(packet);
+		enum verdict verdict = check_sender(skb, packet, config, link, eth, flow, now);
+		if (verdict != V_FAST)
+			return verdict;
 		/* Short connections, that carry data once, gain nothing by being asked for. */
 		if (packet->l4_proto == IPPROTO_TCP && is_tracked(link, eth) &&
-		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first(packet, now))
+		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first(packet, link, now))
 			return V_YOUNG;
-		enum verdict verdict = relearn(skb, packet, config, link, eth, flow, generation, now);
+		verdict = relearn(skb, packet, config, link, eth, flow, generation, now);
 		if (verdict != V_FAST)
 			return verdict;
 		flow = find(packet);

@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from tests.bench import fastpath_turns
 from tests.bench.report import Figure
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream
 from tests.support.churn import Churn
+from tests.support.repeated import Repeated
 from tests.support.waiting import wait_until
 
-_RATE = 20
+_RATE, _OFTEN = 20, 50
 _PACE = 0.001  # seconds from one datagram to the next
 _OTHERS = ("NOT_IP", "MULTICAST")  # what the bridge floods
 
 
 def figures() -> Iterator[Figure]:
-    """With addresses of their own, and with few, each of which is at another port a moment later."""
-    yield _figure("", ">= 95 %", addresses=200)
-    yield _figure(", who get the addresses of those that went", "(report)", addresses=5)
+    """With addresses of their own, and with few, each of which is at another port a moment later; then other
+    changes that go on."""
+    yield _figure(f"{_RATE} containers a second", ">= 95 %", lambda lab: _churn(lab, 200))
+    yield _figure(
+        f"{_RATE} containers a second, who get the addresses of those that went",
+        ">= 95 %", lambda lab: _churn(lab, 5),
+    )  # fmt: skip
+    yield _figure(f"a container that changes its MAC {_OFTEN} times a second", ">= 95 %", _flap)
+    yield _figure(f"{_OFTEN} changes of a route a second", "(report)", _reroute)
 
 
-def _figure(what: str, to_reach: str, addresses: int) -> Figure:
+def _churn(lab: FastLab, addresses: int) -> Churn:
+    return Churn(lab.host, "docker0", "172.17.2", rate=_RATE, addresses=addresses)
+
+
+def _flap(lab: FastLab) -> Repeated:
+    space = lab.host.namespace("x")
+    lab.ip("host", f"link add v-x type veth peer name eth0 netns {space}\nlink set v-x master docker0 up\n")
+    lab.ip("x", "addr add 172.17.3.1/16 dev eth0\nlink set eth0 up\n")
+    lines = [f"link set eth0 address 02:00:00:00:77:0{number}" for number in (1, 2)]
+    return Repeated(lab.host, "x", lines, _OFTEN)
+
+
+def _reroute(lab: FastLab) -> Repeated:
+    lines = [f"route {what} 203.0.113.128/25 via 192.0.2.2" for what in ("add", "del")]
+    return Repeated(lab.host, "host", lines, _OFTEN)
+
+
+def _figure(what: str, to_reach: str, change: Callable[[FastLab], Churn | Repeated]) -> Figure:
     with FastLab() as lab:
         fast = lab.accelerate()
         with Stream(lab, "a", "b", V4["b"], pace=_PACE) as stream:
             assert stream.flows()
             wait_until(lambda: lab.conntrack("dport=6000", "[ASSURED]"), "a settled connection")
             before = fast.status()
-            with Churn(lab.host, "docker0", "172.17.2", rate=_RATE, addresses=addresses) as churn:
-                wait_until(lambda: churn.gone >= 5 * _RATE * fastpath_turns.SECONDS, "containers")
+            began = time.monotonic()
+            with change(lab) as going_on:
+                wait_until(lambda: going_on.done >= 5 * _RATE * fastpath_turns.SECONDS, "changes")
+                rate = going_on.done / (time.monotonic() - began)
             after = fast.status()
             stream.stop()
             lost = len(stream.lost())
     gained = {name: count - _ports(before).get(name, 0) for name, count in _ports(after).items()}
     total = sum(gained.values())
     return Figure(
-        f"share of a connection that is fast beside {_RATE} containers a second{what}", to_reach,
+        f"share of a connection that is fast beside {what}", to_reach,
         f"{gained['FAST'] / total:.1%}; {lost} lost",
-        f"{total:,} packets, {churn.rate:.1f} containers a second; {gained.get('PAUSED', 0)} while paused",
+        f"{total:,} packets, {rate:.1f} changes a second; {gained.get('PAUSED', 0)} while paused",
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -15,11 +15,13 @@ from tests.kernel.streams import Stream
 from tests.support.churn import Churn
 from tests.support.fastpath import FastPath
 from tests.support.host import ThrowawayHost
+from tests.support.repeated import Repeated
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
 CAME_AND_WENT = 60
+OFTEN = 50  # times a second
 _LEFT_OUT = ("NOT_IP", "MULTICAST")  # what the bridge floods
 
 
@@ -55,6 +57,46 @@ def test_the_connections_of_others_stay_fast(lab: FastLab) -> None:
         for stream in (near, out):
             stream.stop()
             assert stream.lost() == []
+
+
+def flap(lab: FastLab) -> Repeated:
+    """One more container, which changes its MAC all the time."""
+    lab.host.namespace("x")
+    lab.ip("host", f"link add v-x type veth peer name eth0 netns {lab.host.full('x')}\n"
+                   "link set v-x master docker0 up\n")  # fmt: skip
+    lab.ip("x", "addr add 172.17.3.1/16 dev eth0\nlink set eth0 up\n")
+    lines = [f"link set eth0 address 02:00:00:00:77:0{number}" for number in (1, 2)]
+    return Repeated(lab.host, "x", lines, OFTEN)
+
+
+def reroute(lab: FastLab) -> Repeated:
+    """Routes that come and go."""
+    lines = [f"route {what} 203.0.113.128/25 via 192.0.2.2" for what in ("add", "del")]
+    return Repeated(lab.host, "host", lines, OFTEN)
+
+
+def reuse(lab: FastLab) -> Churn:
+    """Containers that get the addresses of those that went."""
+    return Churn(lab.host, "docker0", "172.17.2", addresses=5)
+
+
+@pytest.mark.parametrize("change", [flap, reroute, reuse])
+def test_changes_without_end_do_not_starve_others(
+    lab: FastLab, change: Callable[[FastLab], Repeated | Churn]
+) -> None:
+    """Each may begin a new generation, of which there are no more than fifteen."""
+    fast = lab.accelerate()
+    with Stream(lab, "a", "b", V4["b"], pace=0.002) as stream:
+        assert stream.flows()
+        wait_until(lambda: lab.conntrack("dport=6000", "[ASSURED]"), "a settled connection")
+        before = seen(fast, "v-a", "v-b")
+        with change(lab) as going_on:
+            wait_until(lambda: going_on.done >= CAME_AND_WENT * 2, "changes")
+        gained = {name: count - before.get(name, 0) for name, count in seen(fast, "v-a", "v-b").items()}
+        assert gained["FAST"] >= 0.75 * sum(gained.values()), gained
+        assert not gained.get("PAUSED") and gained.get("GENERATION"), gained
+        stream.stop()
+        assert stream.lost() == []
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from bpf.marks import GENERATIONS
 from core.collect.netns import entered
 from tests.support.fastpath import FastPath, Guard, Talk, marked, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
+from tests.support.repeated import NFT, Repeated
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
@@ -152,15 +153,70 @@ def test_elements_of_other_sets_come_and_go_without_a_pause(
         assert fast.count("FAST") - before > 500
 
 
-def test_with_very_many_rules_it_comes_back_after_a_change(
-    place: ThrowawayHost, fast: FastPath, out: Talk
-) -> None:
-    """To read them takes longer than the lease lasts."""
-    many = (f"add rule inet own many ip saddr 198.51.{n >> 8}.{n & 255} drop" for n in range(12_000))
+MANY = 12_000
+
+
+def _write_many(place: ThrowawayHost) -> None:
+    """So many rules that to read them takes longer than from one change to the next."""
+    many = (f"add rule inet own many ip saddr 198.51.{n >> 8}.{n & 255} drop" for n in range(MANY))
     lines = "\n".join(("add chain inet own many", "add rule inet own forward jump many", *many))
     subprocess.run(
         ["nsenter", f"--net=/run/netns/{place.name}", "nft", "-f", "-"], input=lines, text=True, check=True
     )
+
+
+ELEMENTS = {
+    "set": ("add element inet own blocked {{ {} }}", "delete element inet own blocked {{ {} }}"),
+    "map": ("add element inet own verdicts {{ {} : drop }}", "delete element inet own verdicts {{ {} }}"),
+}
+
+
+@pytest.mark.parametrize("kind", ELEMENTS)
+def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
+    place: ThrowawayHost, fast: FastPath, out: Talk, kind: str
+) -> None:
+    place.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
+    place.run(["nft", "add map inet own verdicts { type ipv4_addr : verdict; }"])
+    place.run("nft add rule inet own forward ip saddr @blocked drop")
+    place.run("nft add rule inet own forward ip saddr vmap @verdicts")
+    _write_many(place)
+    assert eventually(lambda: _is_fast(fast, out))
+    lines = [each.format("198.18.0.9") for each in ELEMENTS[kind]]
+    before, paused = fast.count("FAST", "v-a"), fast.count("PAUSED")
+    said = 0
+    with Repeated(place, "host", lines, 10, NFT) as going_on:
+        while going_on.done < 30:
+            out.say()
+            said += 1
+    assert fast.count("PAUSED") == paused
+    assert fast.count("FAST", "v-a") - before >= 0.75 * said
+    place.run(["nft", ELEMENTS[kind][0].format("10.9.0.2")])
+    assert eventually(lambda: not _passes(out)), "what is looked up counts at once"
+
+
+def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    """What changed is read alone: each change pauses it, none makes it read all."""
+    place.run("nft add chain inet own few")
+    place.run("nft add rule inet own forward jump few")
+    _write_many(place)
+    assert eventually(lambda: _is_fast(fast, out))
+    lines = ("add rule inet own few ip saddr 198.18.0.9 drop", "flush chain inet own few")
+    before = fast.count("FAST", "v-a")
+    with Repeated(place, "host", lines, 10, NFT) as going_on:
+        while going_on.done < 50 or fast.count("FAST", "v-a") < before + 20:
+            out.say(5)
+            assert going_on.done < 500, "paused for good"
+    place.run("nft add rule inet own few ip saddr 10.9.0.2 drop")
+    assert eventually(lambda: not _passes(out)), "and each counts at once"
+
+
+def test_with_very_many_rules_it_comes_back_after_a_change(
+    place: ThrowawayHost, fast: FastPath, out: Talk
+) -> None:
+    """To read them takes longer than the lease lasts."""
+    _write_many(place)
     assert eventually(lambda: _is_fast(fast, out))
     place.run("nft add rule inet own forward ip saddr 198.51.100.1 drop")
     assert eventually(lambda: _is_fast(fast, out))

@@ -31,6 +31,11 @@ class Churn:
         self.error = ""
 
     @property
+    def done(self) -> int:
+        """The same as `gone`, as of other changes that go on (tests/support/repeated.py)."""
+        return self.gone
+
+    @property
     def rate(self) -> float:
         """How many came and went a second; to be asked for at the end."""
         return self.gone / self.seconds

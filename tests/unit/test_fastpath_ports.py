@@ -155,6 +155,48 @@ def test_what_the_maps_have_no_room_for_is_left_out_by_name() -> None:
     assert len(found.refused) == len(links) + 3 - len(found.links)
 
 
+def _with_addresses(*counts: int) -> Scene:
+    """As many containers, each with so many addresses."""
+    links, ends = [_BRIDGE], {}
+    for number, count in enumerate(counts, 10):
+        port = BridgePort(state="forwarding")
+        links.append(_link(number, f"c{number}", master=2, lower=9, lower_nsid=number, port=port))
+        addresses = tuple(f"fd09::{number:x}:{each:x}" for each in range(count))
+        ends[number, 9] = End(f"02:00:00:00:01:{number:02x}", 1500, True, addresses)
+    return _scene(*links, ends=ends)
+
+
+def test_a_container_with_very_many_addresses_leaves_room_for_others() -> None:
+    found = contents(_with_addresses(layout.OWNERS_EACH + 1, 2, layout.OWNERS_EACH), {2})
+    fit(found)
+    assert set(found.links) == {11, 12}
+    assert found.refused == {
+        "c10": f"it has {layout.OWNERS_EACH + 1} addresses: there is room for {layout.OWNERS_EACH} of each"
+    }
+    assert len(found.owners) == layout.OWNERS_EACH + 2
+    assert len(found.macs) == len(found.behind) == 2
+
+
+def test_where_all_addresses_are_too_many_those_who_have_most_stay_out() -> None:
+    most = layout.OWNERS // layout.OWNERS_EACH
+    found = contents(_with_addresses(*[layout.OWNERS_EACH] * most, 3), {2})
+    fit(found)
+    assert found.refused == {f"c{9 + most}": f"there is room for {layout.OWNERS} addresses"}
+    assert len(found.owners) <= layout.OWNERS and 10 + most in found.links
+
+
+def test_many_links_that_packets_only_leave_by_leave_room_for_the_others() -> None:
+    many = [_link(number, f"vx{number}", "vxlan") for number in range(10, 10 + layout.LINKS)]
+    found = contents(_scene(_BRIDGE, _A, _B, *many), {2})
+    fit(found)
+    assert {3, 4} <= found.links.keys() and 2 in found.outs
+    assert len(found.outs) == layout.LINKS // 2
+    assert "vx10" not in found.refused
+    assert found.refused[f"vx{9 + layout.LINKS}"] == (
+        f"there is room for {layout.LINKS // 2} links that packets only leave by"
+    )
+
+
 def test_a_card_at_whose_egress_others_look_at_more_than_packets_only_takes_in() -> None:
     found = contents(_scene(filters=Filters(unclear=frozenset({3, 5}))), {2})
     assert found.links[5].flags & layout.LINK_IN_ONLY and "egress" in found.refused["up"]

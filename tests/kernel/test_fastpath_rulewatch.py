@@ -1,0 +1,128 @@
+"""What is heard of nftables, and whether the rules may judge otherwise after it."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from bpf import obstacles
+from bpf.rulereading import RuleReading
+from bpf.ruleset import RuleCache, read_rules, reread
+from bpf.rulewatch import RuleWatch
+from core.collect.netns import entered
+from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.root
+
+_RULES = """
+table inet own {
+    map verdicts { type ipv4_addr : verdict; elements = { 10.1.1.1 : jump known }; }
+    map states { type ct_state : verdict; elements = { invalid : drop, established : jump known }; }
+    map marks { type ipv4_addr : mark; }
+    set blocked { type ipv4_addr; }
+    set other { type ipv4_addr; }
+    chain known { counter; }
+    chain unknown { limit rate 1/second accept; }
+    chain forward {
+        type filter hook forward priority 0;
+        ip saddr @blocked drop
+        ip saddr vmap @verdicts
+        ct state vmap @states
+    }
+}
+"""
+# Whether the rules must be judged anew after it.
+CHANGES = {
+    "add element inet own blocked { 10.9.9.9 }": False,
+    "add element inet own other { 10.9.9.9 }": False,
+    "add element inet own marks { 10.9.9.9 : 7 }": False,
+    "add element inet own verdicts { 10.9.9.9 : drop }": False,
+    "add element inet own verdicts { 10.9.9.9 : accept }": False,
+    "add element inet own verdicts { 10.9.9.9 : return }": False,
+    "add element inet own verdicts { 10.9.9.9 : jump known }": False,
+    "add element inet own verdicts { 10.9.9.9 : jump unknown }": True,
+    "add element inet own verdicts { 10.9.9.9 : goto unknown }": True,
+    "delete element inet own verdicts { 10.1.1.1 }": False,
+    "add element inet own states { new : drop }": False,
+    "add element inet own states { new : jump unknown }": True,
+    "delete element inet own states { established }": True,
+    "delete element inet own states { invalid }": True,
+    "add rule inet own known drop": True,
+    "add set inet own more { type ipv4_addr; }": True,
+    "add element inet own blocked { 10.9.9.9 }; add rule inet own known drop": True,
+}
+
+
+@pytest.fixture
+def host() -> Iterator[ThrowawayHost]:
+    made = ThrowawayHost()
+    try:
+        made.run(["nft", _RULES])
+        with entered(f"/run/netns/{made.name}"):
+            yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_which_changes_the_rules_are_judged_anew(host: ThrowawayHost, change: str) -> None:
+    found = obstacles.find()
+    assert not found.reasons
+    with closing(RuleWatch()) as watch:
+        host.run(["nft", change])
+        heard = watch.heard()
+    assert (heard.rules or heard.chains or heard.sets) and found.turns(heard) is CHANGES[change]
+
+
+def test_what_goes_may_take_an_obstacle_away(host: ThrowawayHost) -> None:
+    host.run(["nft", "add element inet own verdicts { 10.9.9.9 : jump unknown }"])
+    found = obstacles.find()
+    assert found.reasons
+    with closing(RuleWatch()) as watch:
+        host.run(["nft", "delete element inet own verdicts { 10.9.9.9 }"])
+        assert found.turns(watch.heard())
+    assert not obstacles.find().reasons
+
+
+CHAINS = (
+    "add rule inet own known ip saddr 10.9.9.9 drop",
+    "insert rule inet own forward ip saddr 10.9.9.9 limit rate 1/second drop",
+    "flush chain inet own forward",
+    "add rule inet own closed ip saddr @blocked accept",
+    "flush chain inet own closed",
+)
+
+
+@pytest.mark.parametrize("change", CHAINS)
+def test_chains_that_are_read_again_are_as_if_all_were(host: ThrowawayHost, change: str) -> None:
+    closed = "chain inet own closed { type filter hook forward priority 1; policy drop; }"
+    host.run(["nft", f"add {closed}; add rule inet own closed accept"])
+    host.run("iptables -A FORWARD -s 10.9.9.9 -j ACCEPT")
+    cache = RuleCache()
+    before = read_rules(cache=cache)
+    with closing(RuleWatch()) as watch:
+        for command in (["nft", change], "iptables -I FORWARD -s 10.9.9.8 -j DROP"):
+            host.run(command)
+        heard = watch.heard()
+    assert len(heard.chains) == 2 and not heard.rules
+    assert reread(before, heard.chains, cache) == read_rules(cache=RuleCache()) != before
+
+
+def test_verdicts_that_nobody_looked_up_are_read_before_a_rule_does(host: ThrowawayHost) -> None:
+    host.run(["nft", "add map inet own fresh { type ipv4_addr : verdict; }"])
+    reading = RuleReading()
+    assert not reading.now(None).reasons and reading.is_short
+    with closing(RuleWatch()) as watch:
+        for change in ("add element inet own fresh { 10.9.9.9 : jump unknown }",
+                       "add rule inet own forward ip saddr vmap @fresh"):  # fmt: skip
+            host.run(["nft", change])
+            reading.note(watch.heard())
+    assert not reading.is_short
+    reading.start(None)
+    wait_until(lambda: select.select([reading], [], [], 0)[0], "the reading")
+    found = reading.take()
+    assert found and "limit" in found.reasons[0]
