@@ -199,6 +199,23 @@ INLINE enum verdict check_sender(
 	return V_FAST;
 }
 
+/* Whether a flow that was learned just now leads to or comes from an address that is captured, by its translation: it is the
+ * kernel's then, both ways. */
+INLINE bool is_translated_to_captured(const struct packet *packet, struct flow *flow)
+{
+	struct packet translated = {.family = packet->family};
+	struct flow *other;
+	__builtin_memcpy(translated.src, flow->new_src, 16);
+	__builtin_memcpy(translated.dst, flow->new_dst, 16);
+	if (!is_captured(&translated))
+		return false;
+	flow->action = ACTION_NONE;
+	other = find_other(packet, flow);
+	if (other)
+		other->action = ACTION_NONE;
+	return true;
+}
+
 /* The packet is plain: forward it by its flow, learning that first where need be. */
 INLINE enum verdict decide(
 	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found,
@@ -238,6 +255,8 @@ INLINE enum verdict decide(
 		flow = find(packet);
 		if (!flow)
 			return V_CACHE_FULL;
+		if (config->flags & HAS_CAPTURES && is_translated_to_captured(packet, flow))
+			return V_CAPTURED;
 	}
 	*slot = flow->slot;
 	if (RARE(flow->action < ACTION_PEER)) /* without a verdict: another CPU handed it back just now */

@@ -622,3 +622,15 @@ def test_an_end_far_from_what_was_acknowledged_is_dropped(lab: Lab, flags: str) 
     assert lab.rig.run(packet, "p1").verdict == "FAST"
     outcome = ending(20)
     assert (outcome.verdict, outcome.result) == ("TCP_FLAGS", TO_KERNEL)
+
+
+@BOTH
+def test_what_is_translated_to_a_captured_address_is_the_kernels_both_ways(lab: Lab, family: int) -> None:
+    addresses = ADDRESSES[family]
+    packet = masquerade(lab, "udp", family)
+    lab.rig.capture(addresses["c1"])
+    answer = plain("udp", family, src=addresses["far"], dst=addresses["host"], sport=443, dport=61000,
+                   eth_src=MACS["w"], eth_dst=UPLINK)  # fmt: skip
+    for _ in range(2):
+        assert lab.rig.run(answer, "up0").verdict == "CAPTURED"
+        assert lab.rig.run(packet, "p1").verdict == "CAPTURED"
