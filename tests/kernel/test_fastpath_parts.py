@@ -21,19 +21,18 @@ pytestmark = pytest.mark.root
 
 @dataclass(frozen=True)
 class Tunnel:
-    """A kind of tunnel, and the addresses that the host has in it and that are behind it."""
+    """A kind of tunnel, and the addresses of its two ends."""
 
     kind: str
     near: str
     far: str
-    behind: str
     family: int = 4
 
 
 _TUNNELS = [
-    Tunnel("gre", "10.77.0.1/30", "10.77.0.2/30", "10.78.0.9"),
-    Tunnel("ipip", "10.77.0.1/30", "10.77.0.2/30", "10.78.0.9"),
-    Tunnel("sit", "2001:db8:77::1/64", "2001:db8:77::2/64", "2001:db8:78::9", 6),
+    Tunnel("gre", "10.77.0.1/30", "10.77.0.2/30"),
+    Tunnel("ipip", "10.77.0.1/30", "10.77.0.2/30"),
+    Tunnel("sit", "2001:db8:77::1/64", "2001:db8:77::2/64", 6),
 ]
 
 
@@ -46,11 +45,9 @@ def test_what_is_routed_into_a_tunnel_stays_with_the_kernel(lab: FastLab, tunnel
         ("world", V4["world"], HOST4, tunnel.far),
     ):
         lab.run(f"ip link add t9 type {tunnel.kind} local {here} remote {there}", inside=inside)
-        lab.run(f"ip addr add {own} dev t9", inside=inside)
+        lab.run(f"ip addr add {own} dev t9{' nodad' * (tunnel.family == 6)}", inside=inside)
         lab.run("ip link set t9 up", inside=inside)
-    lab.run(f"ip route add {tunnel.behind} dev t9")
-    lab.run(f"ip addr add {tunnel.behind} dev lo", inside="world")
-    with Stream(lab, "a", "world", tunnel.behind, family=tunnel.family) as flow:
+    with Stream(lab, "a", "world", tunnel.far.split("/")[0], family=tunnel.family) as flow:
         assert flow.flows(300)
         assert lab.counted() == 0
         flow.stop()
