@@ -67,7 +67,7 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 	}
 }
 
-/* All that a new flow needs to know; any verdict but FAST leaves the packet to the kernel. */
+/* All that a new flow of a sender who may send it needs to know; any verdict but FAST leaves the packet to the kernel. */
 INLINE enum verdict learn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct link *link,
 	const u32 *eth, struct learned *learned
@@ -77,10 +77,6 @@ INLINE enum verdict learn(
 	bool routed = !__builtin_memcmp(eth, link->mac, ETH_ALEN);
 	if (!routed && !(link->flags & LINK_BRIDGED))
 		return V_OTHER_HOST;
-	if (config->flags & HAS_CAPTURES && is_captured(packet))
-		return V_CAPTURED;
-	if (link->flags & LINK_CONTAINER && !is_own_source(skb, packet, eth))
-		return V_SOURCE;
 	if (!routed && link->flags & LINK_L2) {
 		__builtin_memcpy(flow->new_src, packet->src, 16);
 		__builtin_memcpy(flow->new_dst, packet->dst, 16);
@@ -112,8 +108,7 @@ INLINE bool is_tracked(const struct link *link, const u32 *eth)
 INLINE bool is_lasting(enum verdict verdict)
 {
 	return verdict == V_LOCAL || verdict == V_REVERSE_PATH || verdict == V_NO_PORT || verdict == V_HELPER ||
-		verdict == V_ISOLATED || verdict == V_CAPTURED || verdict == V_TUNNEL || verdict == V_MULTIPATH ||
-		verdict == V_WAY_OUT;
+		verdict == V_ISOLATED || verdict == V_TUNNEL || verdict == V_MULTIPATH || verdict == V_WAY_OUT;
 }
 
 /* MAC addresses of a frame that goes the other way. */
@@ -209,8 +204,7 @@ INLINE bool is_mark_seen(const struct config *config, const struct flow *old, co
 /* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL:
  *
  *   returned                       `old` becomes
- *   CACHE_FULL, SOURCE,            what it was: who may not send at all changes nothing about a flow of somebody else
- *     OTHER_HOST
+ *   CACHE_FULL, OTHER_HOST         what it was: who may not send at all changes nothing about a flow of somebody else
  *   a verdict that lasts           a flow of the kernel's with that verdict (ACTION_KERNEL), its counters go on
  *   any other verdict              handed back (ACTION_NONE): the next packet asks again; of YOUNG, conntrack is prepared
  *   GENERATION, where the ct mark  handed back with the mark noted, and the connection has to pass the rules once more
@@ -249,7 +243,7 @@ INLINE enum verdict relearn(
 	enum verdict verdict = learn(skb, packet, config, link, eth, learned);
 	if (verdict == V_YOUNG || learned->known & KNOWN_OUTDATED)
 		want(WANT_LIBERAL, packet);
-	if (old && (verdict == V_SOURCE || verdict == V_OTHER_HOST))
+	if (old && verdict == V_OTHER_HOST)
 		return verdict;
 	if (verdict != V_FAST) {
 		if (old) {
