@@ -188,9 +188,9 @@ def _taking(rule: Rule) -> Step:
 
 
 def _silence(rule: Rule) -> float:
-    """Rules of iptables-legacy are looked at once a second: where what they do to connections lasts, none may
-    come until then."""
-    lasts = rule.row.whole or "ctmark" in rule.row.looks
+    """Rules of iptables-legacy are looked at once a second: where what they do to connections, or count of
+    them, lasts, none may come until then."""
+    lasts = rule.row.whole or rule.row.stands or "ctmark" in rule.row.looks
     return 1.5 if lasts and "-legacy" in rule.put else 0.0
 
 
