@@ -167,6 +167,7 @@ async def test_what_becomes_of_it_is_an_event() -> None:
             (accelerated("app", state="paused", reasons=("rule 3: limit", "rule 4")),
              "fast path paused: rule 3: limit (and 1 more)"),
             (accelerated("app"), "fast path forwards again"),
+            (accelerated("app", "db"), "fast path accelerates from now on: app, db"),
             (FastPath("silent"), "fast path: its process does not answer"),
             (FastPath(), "fast path ended: the kernel forwards everything"),
             (accelerated("app"), "fast path turned on: app"),

@@ -69,6 +69,8 @@ def turned(before: FastPath, now: FastPath, at: float) -> tuple[Change, ...]:
         words, action = f"fast path turned on: {', '.join(now.targets)}", "added"
     elif now.state in _FORWARDS and before.state not in _FORWARDS:
         words = "fast path forwards again"
+    elif now.is_running and before.targets and now.targets and now.targets != before.targets:
+        words = f"fast path accelerates from now on: {', '.join(now.targets)}"
     return (Change(at, action, _ref("all", _ALL), words),) if words else ()
 
 
