@@ -34,6 +34,7 @@ _POSTROUTING = 4
 PRIORITY = 0x7FFFFFFE  # conntrack confirms at 0x7fffffff
 _REGISTER = 1
 _CT_STATE, _CT_DIRECTION, _CT_MARK = 0, 1, 3
+_LINK_HEADER = 0  # NFT_PAYLOAD_LL_HEADER
 _ESTABLISHED = 2  # NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 
 
@@ -77,15 +78,22 @@ class MarkChain:
         ]
 
     def _rule(self, way: int, generation: int) -> bytes:
-        """ct direction WAY ct state established ct mark set ct mark & ~bits | generation in those bits.
+        """ct direction WAY ct state established ct mark set ct mark & ~bits | generation in those bits, of
+        packets with an Ethernet header.
 
         What is forwarded is established, so that is what has to pass the rules: they may let through the
-        packet that opens a connection, or an ICMP error about it, and not what follows."""
+        packet that opens a connection, or an ICMP error about it, and not what follows. What the host itself
+        sends in a container's name, such as a RST, has no header yet (loading a byte of it ends the rule): it
+        has not passed the rules that forwarded packets pass."""
         shift, established = self._shift + 4 * way, attribute(1, _native(_ESTABLISHED))
         keep, new = 0xFFFFFFFF & ~(15 << shift), generation << shift
         register, way_is = word(_REGISTER), attribute(1, bytes([way]))
         return _where() + nest(
             4,
+            expression(
+                "payload", attribute(1, register), attribute(2, word(_LINK_HEADER)), attribute(3, word(0)),
+                attribute(4, word(1)),
+            ),
             expression("ct", attribute(1, register), attribute(2, word(_CT_DIRECTION))),
             expression("cmp", attribute(1, register), attribute(2, word(0)), nest(3, way_is)),
             expression("ct", attribute(1, register), attribute(2, word(_CT_STATE))),

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
+from scapy.layers.inet import IP, UDP
 
 from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, SECOND4, V4, V6, FastLab
 from tests.kernel.streams import Stream, is_fast, talks_fast
@@ -145,6 +146,23 @@ def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) 
         sent = flow.sent
         assert eventually(lambda: flow.sent > sent + 500)
         assert flow.there.latest < changed + GRACE
+
+
+def test_what_the_host_sends_in_a_containers_name_admits_nothing(lab: FastLab) -> None:
+    """It passes other rules than what it forwards, in the same connection."""
+    with Talk(lab.host, "a", "far", V4["far"], udp=True) as talk:
+        assert talks_fast(lab, talk, "v-a", "up0")
+        lab.run("iptables -t mangle -I PREROUTING -s 172.17.0.2 -p udp -j DROP")
+        port = talk.client.getsockname()[1]
+        packet = IP(src=V4["a"], dst=V4["far"]) / UDP(sport=port, dport=7000) / b"from the host"
+        with closing(lab.socket("host", socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)) as raw:
+            for _ in range(20):
+                raw.sendto(bytes(packet), (V4["far"], 0))
+                assert talk.server.recv(100) == b"from the host"
+                talk.client.send(b"from the container")
+                time.sleep(0.1)
+            raw.sendto(bytes(packet), (V4["far"], 0))
+            assert talk.server.recv(100) == b"from the host"
 
 
 def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
