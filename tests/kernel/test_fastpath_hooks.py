@@ -121,7 +121,7 @@ def _drop_from(ifindex: int) -> bytes:
 # What tc(8) is to do for a place, and the place's number. A class is asked for its filters where one of the
 # queue leads to it.
 _PLACES = {
-    "clsact": (("qdisc add dev up0 clsact",), 0xFFFFFFF3),
+    "clsact": (("qdisc replace dev up0 clsact",), 0xFFFFFFF3),  # it is there where our program sits at it
     "a queue": (("qdisc add dev up0 root handle 1: htb default 1",), 1 << 16),
     "a class": (
         (
@@ -151,7 +151,7 @@ def at_egress(lab: FastLab, by: str, program: int, ifindex: int) -> Iterator[Non
         yield
     finally:
         if commands:
-            lab.run(f"tc qdisc del dev up0 {'clsact' if by == 'clsact' else 'root'}")
+            lab.run(f"tc {'filter del dev up0 egress' if by == 'clsact' else 'qdisc del dev up0 root'}")
         else:
             os.close(held)
         os.close(program)
@@ -166,7 +166,7 @@ def _add_filter(program: int, ifindex: int, parent: int) -> None:
         kernel.request(44, body + attribute(2, options + attribute(8, struct.pack("=I", 1))), 0x600)
 
 
-@pytest.mark.parametrize("by", ["tcx", *_PLACES])
+@pytest.mark.parametrize("by", [pytest.param("tcx", marks=pytest.mark.kernel_has("tcx")), *_PLACES])
 def test_a_filter_at_the_way_out_sees_packets_as_the_kernel_has_them(lab: FastLab, by: str) -> None:
     """It tells them by the link that they came in by: the bridge, as in the kernel, not the container's."""
     (bridge,) = lab.host.json("ip -j link show docker0")

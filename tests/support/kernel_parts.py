@@ -10,6 +10,7 @@ _NFT = "nft add table ip t; nft 'add {} ip t {} {{ {} }}'"
 _TUNNEL = "ip link add t0 type {} local 192.0.2.1 remote 192.0.2.2"
 _LOAD_AT_NETFILTER = "from tests.support.netfilter_bpf import drop_program; drop_program()"
 _LIST_HOOKS = "from bpf import hooks; hooks.can_list() or exit('cannot list')"
+_ASK_TCX = "from bpf import syscall; syscall.attached(1)"
 # Name: what is missing otherwise, and a shell's words that fail then.
 PARTS = {
     "bpf_netfilter": ("BPF programs at netfilter's hooks", f'{sys.executable} -c "{_LOAD_AT_NETFILTER}"'),
@@ -34,6 +35,7 @@ PARTS = {
         f'{sys.executable} -c "{_LIST_HOOKS}"',
     ),
     "prio": ("the queueing discipline prio", "tc qdisc add dev lo root prio"),
+    "tcx": ("tcx links (Linux 6.6)", f'{sys.executable} -c "{_ASK_TCX}"'),
     "sit": ("SIT tunnels", _TUNNEL.format("sit")),
 }
 
