@@ -4,6 +4,7 @@ changed them."""
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -333,10 +334,17 @@ def test_forgotten_and_flushed_connections_come_back_by_themselves(
         assert eventually(lambda: _is_fast(fast, talk))
 
 
+def _unacknowledged(end: socket.socket) -> int:
+    """Segments under way (struct tcp_info, tcpi_unacked)."""
+    (segments,) = struct.unpack_from("=I", end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24)
+    return int(segments)
+
+
 def test_a_generation_is_not_used_again_while_old_marks_carry_it(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """An idle connection that was let through under the first of the rules must ask anew 15 changes later."""
+    assert eventually(lambda: _unacknowledged(out.server) == 0)  # no late acknowledgement passes other rules
     assert len(marked(place)) == 1
     passed = 0  # generations; a holder that was late begins one of its own accord
     while passed < GENERATIONS:
