@@ -160,7 +160,7 @@ class Holder:
 
     def _hear_rules(self) -> None:
         """Where only elements of sets changed, the rules are as they were: what is looked up in those sets
-        must pass them anew. While rules are being read, what they look up isn't known yet."""
+        must pass them once more. While rules are being read, what they look up isn't known yet."""
         heard = self.rules.heard(self.gate.port)
         self.reading.note(heard)
         if self.reading.is_busy:
@@ -206,7 +206,7 @@ class Holder:
 
     def _take_rules(self) -> None:
         """They were read; where they may judge otherwise since then, they are read again when they stand
-        still. Elements that came or went since then are passed anew in any case."""
+        still. After elements that came or went since then they are passed once more in any case."""
         self._hear_rules()
         found, meanwhile = self.reading.take(), self._meanwhile
         if found is None:

@@ -26,9 +26,9 @@ class Obstacles:
     conntrack never sees. `sets` are those that packets of established connections are looked up in: after a
     change of their elements these pass the rules anew; `maps` are those among them after whose changes the
     rules may judge otherwise, and `jumps` the chains that they were judged with; `expiring` says that
-    elements time out, which nobody tells. `reads_marks`: a rule looks at the ct mark of such connections.
-    `invalid` are the rules about what conntrack calls invalid: the fast path checks neither checksums nor TCP
-    windows, so that they stand in its way where it is strict."""
+    elements time out, of which there is no event. `reads_marks`: a rule looks at the ct mark of such
+    connections. `invalid` are the rules about what conntrack calls invalid: the fast path checks neither
+    checksums nor TCP windows, so that they stand in its way where it is strict."""
 
     reasons: tuple[str, ...] = ()
     marks_taken: bool = False
@@ -41,7 +41,7 @@ class Obstacles:
     invalid: tuple[str, ...] = ()
 
     def turns(self, heard: Heard) -> bool:
-        """Whether the rules may have to be judged anew, and not only passed: what goes may take an obstacle
+        """Whether the rules may have to be judged again, and not only passed: what goes may take an obstacle
         away."""
         may_go = bool(self.reasons) and heard.concerns(self.maps)
         return (

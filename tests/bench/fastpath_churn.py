@@ -9,11 +9,11 @@ from tests.bench import fastpath_turns
 from tests.bench.report import Figure
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream
-from tests.support.churn import Churn
+from tests.support.churn import OFTEN, Churn, flap, reroute
 from tests.support.repeated import Repeated
 from tests.support.waiting import wait_until
 
-_RATE, _OFTEN = 20, 50
+_RATE = 20
 _PACE = 0.001  # seconds from one datagram to the next
 _OTHERS = ("NOT_IP", "MULTICAST")  # what the bridge floods
 
@@ -26,25 +26,12 @@ def figures() -> Iterator[Figure]:
         f"{_RATE} containers a second, who get the addresses of those that went",
         ">= 95 %", lambda lab: _churn(lab, 5),
     )  # fmt: skip
-    yield _figure(f"a container that changes its MAC {_OFTEN} times a second", ">= 95 %", _flap)
-    yield _figure(f"{_OFTEN} changes of a route a second", "(report)", _reroute)
+    yield _figure(f"a container that changes its MAC {OFTEN} times a second", ">= 95 %", flap)
+    yield _figure(f"{OFTEN} changes of a route a second", "(report)", reroute)
 
 
 def _churn(lab: FastLab, addresses: int) -> Churn:
     return Churn(lab.host, "docker0", "172.17.2", rate=_RATE, addresses=addresses)
-
-
-def _flap(lab: FastLab) -> Repeated:
-    space = lab.host.namespace("x")
-    lab.ip("host", f"link add v-x type veth peer name eth0 netns {space}\nlink set v-x master docker0 up\n")
-    lab.ip("x", "addr add 172.17.3.1/16 dev eth0\nlink set eth0 up\n")
-    lines = [f"link set eth0 address 02:00:00:00:77:0{number}" for number in (1, 2)]
-    return Repeated(lab.host, "x", lines, _OFTEN)
-
-
-def _reroute(lab: FastLab) -> Repeated:
-    lines = [f"route {what} 203.0.113.128/25 via 192.0.2.2" for what in ("add", "del")]
-    return Repeated(lab.host, "host", lines, _OFTEN)
 
 
 def _figure(what: str, to_reach: str, change: Callable[[FastLab], Churn | Repeated]) -> Figure:

@@ -542,7 +542,7 @@ def test_a_ct_mark_that_no_rule_reads_may_change(lab: Lab) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["a known flow", "an unknown one"])
 def test_rules_that_read_the_ct_mark_must_have_seen_it(lab: Lab, known: bool) -> None:
-    """Whoever sets it by hand after the rules let a connection through has it pass them once more."""
+    """Where it is set by hand after the rules let a connection through, that passes them once more."""
 
     def set_mark(mark: int) -> None:
         lab.host.run(f"conntrack -U -p udp --mark {mark}/0xffffffff")

@@ -264,12 +264,17 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
     assert "accelerated already" in ok(machine, "accelerate shop --strict --yes")
 
 
-def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:
+def accelerated_and_killed(machine: Machine) -> None:
+    """Both processes of a fast path are killed at once."""
     ok(machine, "accelerate shop --yes")
     holder = asked(machine)["pid"]
     keeper = machine.run(f"ps -o ppid= -p {holder}").strip()
     machine.run(f"kill -9 {keeper} {holder}")
     wait_until(lambda: not asked(machine), "the end of both")
+
+
+def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:
+    accelerated_and_killed(machine)
     assert "vnet-tui recover" in ok(machine, "fastpath status")
     assert "what a killed fast path left" in machine.vnet("recover", "--dry-run").stderr
     assert not is_as_before(machine)
@@ -280,11 +285,7 @@ def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> Non
 
 
 def test_recover_says_what_it_put_right_as_json_too(machine: Machine) -> None:
-    ok(machine, "accelerate shop --yes")
-    holder = asked(machine)["pid"]
-    keeper = machine.run(f"ps -o ppid= -p {holder}").strip()
-    machine.run(f"kill -9 {keeper} {holder}")
-    wait_until(lambda: not asked(machine), "the end of both")
+    accelerated_and_killed(machine)
     assert "put right" in read_json(machine, "recover")["fast_path"]
     assert "fast_path" not in read_json(machine, "recover")
 

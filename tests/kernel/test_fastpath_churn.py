@@ -12,7 +12,7 @@ from bpf.hostwatch import HostWatch
 from core.collect.netns import entered
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream
-from tests.support.churn import Churn
+from tests.support.churn import Churn, flap, reroute
 from tests.support.fastpath import FastPath
 from tests.support.host import ThrowawayHost
 from tests.support.repeated import Repeated
@@ -21,7 +21,6 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.root
 
 CAME_AND_WENT = 60
-OFTEN = 50  # times a second
 _LEFT_OUT = ("NOT_IP", "MULTICAST")  # what the bridge floods
 
 
@@ -57,22 +56,6 @@ def test_the_connections_of_others_stay_fast(lab: FastLab) -> None:
         for stream in (near, out):
             stream.stop()
             assert stream.lost() == []
-
-
-def flap(lab: FastLab) -> Repeated:
-    """One more container, which changes its MAC all the time."""
-    lab.host.namespace("x")
-    lab.ip("host", f"link add v-x type veth peer name eth0 netns {lab.host.full('x')}\n"
-                   "link set v-x master docker0 up\n")  # fmt: skip
-    lab.ip("x", "addr add 172.17.3.1/16 dev eth0\nlink set eth0 up\n")
-    lines = [f"link set eth0 address 02:00:00:00:77:0{number}" for number in (1, 2)]
-    return Repeated(lab.host, "x", lines, OFTEN)
-
-
-def reroute(lab: FastLab) -> Repeated:
-    """Routes that come and go."""
-    lines = [f"route {what} 203.0.113.128/25 via 192.0.2.2" for what in ("add", "del")]
-    return Repeated(lab.host, "host", lines, OFTEN)
 
 
 def reuse(lab: FastLab) -> Churn:

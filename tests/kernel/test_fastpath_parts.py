@@ -139,7 +139,7 @@ table ip ftp {
 
 @pytest.mark.kernel_has("ftp_helper")
 def test_a_connection_that_a_helper_expected_is_of_that_helper(lab: FastLab) -> None:
-    """What FTP's helper reads stays with the kernel; the data connection that it told of is forwarded, and
+    """What FTP's helper reads stays with the kernel; the data connection that it announces is forwarded, and
     is still the helper's for rules."""
     lab.run_with("nft -f -", _FTP)
     with Talk(lab.host, "a", "far", V4["far"], port=21) as control:

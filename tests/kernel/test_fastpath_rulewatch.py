@@ -35,7 +35,7 @@ table inet own {
     }
 }
 """
-# Whether the rules must be judged anew after it.
+# Whether the rules must be judged again after it.
 CHANGES = {
     "add element inet own blocked { 10.9.9.9 }": False,
     "add element inet own other { 10.9.9.9 }": False,

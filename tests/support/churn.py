@@ -1,4 +1,5 @@
-"""Containers that come and go, so many a second: namespaces with a veth on a bridge and an address."""
+"""Containers and routes that change without end: containers that come and go, so many a second (namespaces
+with a veth on a bridge and an address), one that changes its MAC, a route."""
 
 from __future__ import annotations
 
@@ -8,8 +9,11 @@ import threading
 import time
 from typing import Self
 
+from tests.kernel.fastlab import FastLab
 from tests.support.host import ThrowawayHost
+from tests.support.repeated import Repeated
 
+OFTEN = 50  # times a second
 _TOGETHER = 4  # as many are there at a time
 
 
@@ -78,3 +82,18 @@ class Churn:
         for name in self._there:
             subprocess.run(["ip", "netns", "del", name], check=False)
         assert not self.error, self.error
+
+
+def flap(lab: FastLab) -> Repeated:
+    """One more container, which changes its MAC all the time."""
+    space = lab.host.namespace("x")
+    lab.ip("host", f"link add v-x type veth peer name eth0 netns {space}\nlink set v-x master docker0 up\n")
+    lab.ip("x", "addr add 172.17.3.1/16 dev eth0\nlink set eth0 up\n")
+    lines = [f"link set eth0 address 02:00:00:00:77:0{number}" for number in (1, 2)]
+    return Repeated(lab.host, "x", lines, OFTEN)
+
+
+def reroute(lab: FastLab) -> Repeated:
+    """A route that comes and goes."""
+    lines = [f"route {what} 203.0.113.128/25 via 192.0.2.2" for what in ("add", "del")]
+    return Repeated(lab.host, "host", lines, OFTEN)
