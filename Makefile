@@ -64,8 +64,9 @@ clang:
 shellcheck:
 	$(if $(or $(shell command -v shellcheck),$(VNET_REQUIRE_ROOT)),shellcheck scripts/*.sh .ci/run,@echo "no shellcheck here: left out. Try: apt install shellcheck")
 
+# SIZE=tiny shows within some two minutes that each benchmark works.
 bench: setup-dev
-	$(PY) -m tests.bench
+	VNET_BENCH_SIZE=$(SIZE) $(PY) -m tests.bench $(BENCHES)
 
 bench-fastpath: setup-dev
 	$(PY) -m tests.bench fastpath

@@ -26,13 +26,15 @@ from core.plan.difference import difference
 from core.plan.requests import Attach, CreateNetwork, Request
 from core.topology import Topology
 from tests.bench.report import Figure, paired, percentile
+from tests.bench.size import sized
 from tests.docker.engine import DockerHost
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine
 from tui.change.perform import LIGHT
 
 NETAVARK = "/usr/lib/podman/netavark"
-CURVE = (10, 100, 500)
+CURVE = sized((10, 100, 500), (3,))
+_TURNS = sized(15, 2)
 # Seconds in which what a measurement took away is gone in the kernel and in the engine too.
 _SETTLED = 0.15
 _NET, _WEB = "vtbench", "bweb"
@@ -43,13 +45,13 @@ def side_by_side(docker: DockerHost) -> Iterator[Figure]:
     """One NAT network with one container on it, side by side."""
     plain = docker.host.namespace("plain")
     docker.container(_WEB)
-    how = "in turns, median of 15; ours with its look, plan and journal"
-    against_docker = paired(lambda: ours(plain), lambda: theirs(docker), 15)
+    how = f"in turns, median of {_TURNS}; ours with its look, plan and journal"
+    against_docker = paired(lambda: ours(plain), lambda: theirs(docker), _TURNS)
     yield Figure(
         "NAT network + one container, engine time", "<= 0.1 x docker", against_docker.with_fastest(), how
     )
     if Path(NETAVARK).exists():
-        against = paired(lambda: ours(plain), lambda: netavarks(docker.host, plain), 15)
+        against = paired(lambda: ours(plain), lambda: netavarks(docker.host, plain), _TURNS)
         yield Figure("the same", "<= 0.33 x netavark setup", against.with_fastest(), how)
 
 

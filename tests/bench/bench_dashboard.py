@@ -16,8 +16,15 @@ import psutil
 
 from core.lab import Lab, LabSettings
 from tests.bench.report import Figure, paired, percentile
+from tests.bench.size import sized
 from tests.support.terminal import Terminal
 
+_STARTS = sized(7, 1)
+_IDLE = sized(30, 2)  # seconds
+_SETTLED = sized(8, 2)
+_PROBES = sized(40, 2)
+_KEYS = sized(100, 10)
+_ENTRIES = sized(100_000, 3_000)
 _PROGRAM = [sys.executable, "-m", "tui.cli"]
 
 
@@ -29,7 +36,7 @@ def run() -> list[Figure]:
         ("bytecode", Lab(LabSettings(traffic=False))),
         ("idle", Lab(LabSettings(traffic=False))),
         ("latency", Lab(LabSettings(traffic=False))),
-        ("crowd", Lab(LabSettings(traffic=False, namespaces=200))),
+        ("crowd", Lab(LabSettings(traffic=False, namespaces=sized(200, 10)))),
     ):
         with lab:
             figures += _inside(lab, name)
@@ -65,7 +72,7 @@ def _cpu_share(pid: int, seconds: float) -> float:
 def start() -> list[Figure]:
     """Start to first paint, and to first data; medians of seven."""
     paints, data = [], []
-    for _ in range(7):
+    for _ in range(_STARTS):
         with Terminal(_PROGRAM) as terminal:
             paints.append(terminal.wait_for("vnet-tui") - terminal.started)
             data.append(terminal.wait_for("br-shop") - terminal.started)
@@ -74,13 +81,13 @@ def start() -> list[Figure]:
             "start to first paint, demo lab",
             "<= 0.5 s idle",
             f"{statistics.median(paints):.2f} s",
-            "median of 7",
+            f"median of {_STARTS}",
         ),
         Figure(
             "start to first data, demo lab",
             "<= 1.0 s idle",
             f"{statistics.median(data):.2f} s",
-            "median of 7",
+            f"median of {_STARTS}",
         ),
     ]
 
@@ -94,7 +101,7 @@ def bytecode() -> list[Figure]:
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(root / name, Path(folder, name), ignore=ignored)
         subprocess.run([sys.executable, "-m", "compileall", "-q", compiled], check=True)
-        ratio = paired(lambda: _first_paint(compiled), lambda: _first_paint(plain))
+        ratio = paired(lambda: _first_paint(compiled), lambda: _first_paint(plain), _STARTS)
     how = "in turns, medians of 7, PYTHONDONTWRITEBYTECODE=1"
     return [Figure("first paint with bytecode, against without", "(report)", str(ratio), how)]
 
@@ -110,12 +117,15 @@ def idle() -> list[Figure]:
     """CPU with nothing changing."""
     with Terminal(_PROGRAM) as terminal:
         terminal.wait_for("br-shop")
-        _drain(terminal, 8)
-        share = _drained_cpu(terminal, 30)
+        _drain(terminal, _SETTLED)
+        share = _drained_cpu(terminal, _IDLE)
         memory = psutil.Process(terminal.pid).memory_info().rss / 2**20
     return [
         Figure(
-            "CPU of the dashboard, demo lab, no change", "<= 2 % of a core", f"{share:.1f} %", "over 30 s"
+            "CPU of the dashboard, demo lab, no change",
+            "<= 2 % of a core",
+            f"{share:.1f} %",
+            f"over {_IDLE} s",
         ),
         Figure("resident memory, demo lab", "(report)", f"{memory:.0f} MB", ""),
     ]
@@ -133,7 +143,7 @@ def latency() -> list[Figure]:
         terminal.press(":links\r")
         terminal.press("/probe\r")
         _drain(terminal, 3)
-        for number in range(40):
+        for number in range(_PROBES):
             name = f"probe{number:03}"
             seen = len(terminal.output)
             began = time.monotonic()
@@ -145,7 +155,7 @@ def latency() -> list[Figure]:
         Figure(
             "`ip link add` in any namespace to its row on the screen", "p95 <= 150 ms",
             f"p95 {percentile(times, 0.95) * 1000:.0f} ms, median {statistics.median(times) * 1000:.0f} ms",
-            "40 links, with the time of `ip` itself",
+            f"{_PROBES} links, with the time of `ip` itself",
         )
     ]  # fmt: skip
 
@@ -154,16 +164,16 @@ def crowd() -> list[Figure]:
     """200 namespaces and 100,000 conntrack entries, the conntrack view in sight."""
     from tests.support.bulk_conntrack import insert
 
-    insert(100_000)
+    insert(_ENTRIES)
     with Terminal(_PROGRAM) as terminal:
         terminal.wait_for("vnet-tui")
         terminal.press("7")
-        terminal.wait_for("100", timeout=30)
-        _drain(terminal, 8)
-        share = _drained_cpu(terminal, 30)
+        terminal.wait_for(str(_ENTRIES // 1000), timeout=30)
+        _drain(terminal, _SETTLED)
+        share = _drained_cpu(terminal, _IDLE)
         memory = psutil.Process(terminal.pid).memory_info().rss / 2**20
         times = []
-        for number in range(100):
+        for number in range(_KEYS):
             _drain(terminal, 0.13)
             began = terminal.press("j" if number % 10 else "\x04")
             if not terminal.read(1.0):
@@ -171,15 +181,16 @@ def crowd() -> list[Figure]:
             times.append(time.monotonic() - began)
     return [
         Figure(
-            "CPU, 200 namespaces, 100,000 conntrack entries in view", "<= 15 % of a core", f"{share:.1f} %",
-            "over 30 s",
+            f"CPU, 200 namespaces, {_ENTRIES:,} conntrack entries in view",
+            "<= 15 % of a core", f"{share:.1f} %",
+            f"over {_IDLE} s",
         ),
         Figure(
-            "key press to repaint, 100,000 conntrack rows in view and updating", "p95 <= 50 ms",
+            f"key press to repaint, {_ENTRIES:,} conntrack rows in view and updating", "p95 <= 50 ms",
             f"p95 {percentile(times, 0.95) * 1000:.0f} ms, median {statistics.median(times) * 1000:.0f} ms",
-            "100 key presses",
+            f"{_KEYS} key presses",
         ),
-        Figure("resident memory with 100,000 conntrack entries", "<= 200 MB", f"{memory:.0f} MB", ""),
+        Figure(f"resident memory with {_ENTRIES:,} conntrack entries", "<= 200 MB", f"{memory:.0f} MB", ""),
     ]  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from tests.bench.bench_conntrack import COUNT, _room_for_entries
 from tests.bench.report import Figure, paired
+from tests.bench.size import sized
 
-FAST = 2000  # connections that the fast path carries
+FAST = sized(2000, 100)  # connections that the fast path carries
 NAME = f"bench{os.getpid()}-fl"
 
 
@@ -40,7 +41,7 @@ def _against_iperf3() -> Iterator[Figure]:
     from tests.kernel import test_flow_rates
     from tests.support.host import ThrowawayHost
 
-    for fast, streams in product((False, True), (1, 20)):
+    for fast, streams in sized(tuple(product((False, True), (1, 20))), ((True, 1),)):
         host = ThrowawayHost()
         try:
             road = test_flow_rates.made_road(host)
@@ -103,7 +104,7 @@ def _repaint(spaces) -> Iterator[Figure]:
         times = {name: _best(work) for name, work in works.items()}
         worst = max(times, key=times.__getitem__)
         yield Figure(
-            f"100,000 flows, {FAST:,} of them fast: {what} + 50 lines",
+            f"{COUNT:,} flows, {FAST:,} of them fast: {what} + 50 lines",
             "<= 60 ms, off the event loop",
             f"{times[worst] * 1000:.0f} ms",
             f"slowest of {len(times)}: {worst}",
@@ -140,8 +141,10 @@ def _command() -> Figure:
     def ours() -> float:
         return _timed([sys.executable, "-m", "tui.cli", "flows", "--json"])
 
-    ratio = paired(ours, lambda: _timed(["conntrack", "-L"]), repetitions=7)
-    return Figure("`flows --json` on 100,000 entries", "<= 2.5 x `conntrack -L`", str(ratio), "median of 7")
+    ratio = paired(ours, lambda: _timed(["conntrack", "-L"]), repetitions=sized(7, 2))
+    return Figure(
+        f"`flows --json` on {COUNT:,} entries", "<= 2.5 x `conntrack -L`", str(ratio), "median of 7"
+    )
 
 
 def _timed(words: list[str]) -> float:

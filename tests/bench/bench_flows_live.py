@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tests.bench.bench_conntrack import COUNT, _room_for_entries
 from tests.bench.report import Figure
+from tests.bench.size import sized
 
-ACTIVE = 2000
-SECONDS = 20.0
-RATE = 20_000
+ACTIVE = sized(2000, 20)
+SECONDS = sized(20.0, 2.0)
+RATE = sized(20_000, 500)
 # A plain `watch -n1 conntrack -L` hangs up on conntrack after the first screenful, and so reads little.
 POLLING = "watch -n1 'conntrack -L 2>/dev/null | tail -n 36'"
 _ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
@@ -62,11 +63,11 @@ def measure() -> list[Figure]:
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)
     with _moving():
-        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "at the edge", settle=12)
-        watch = _share(POLLING, "", "src=", settle=4)
+        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "at the edge", settle=sized(12, 4))
+        watch = _share(POLLING, "", "src=", settle=sized(4, 2))
     return [
         Figure(
-            f"dashboard CPU, flows view, 100,000 flows of which {ACTIVE:,} move",
+            f"dashboard CPU, flows view, {COUNT:,} flows of which {ACTIVE:,} move",
             "<= 15 % of a core",
             f"{dashboard:.1f} %",
             f"{SECONDS:.0f} s at a 1 s refresh",
@@ -113,7 +114,7 @@ def _share(program: str, keys: str, shows: str, settle: float) -> float:
     try:
         pid = int(_tmux(terminal, "display-message", "-p", "#{pane_pid}"))
         if keys:
-            time.sleep(8)
+            time.sleep(sized(8, 3))
             _tmux(terminal, "send-keys", keys, "Enter")
         time.sleep(settle)
         began, before = time.monotonic(), _spent(pid)

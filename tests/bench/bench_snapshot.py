@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.collect.links import link, read_nets
+from core.collect import links, routes
+from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
-from core.collect.routes import route, rule
 from core.collect.snapshot import read_snapshot
 from core.collect.stats import read_stats
 from tests.bench.report import Figure, paired, percentile
+from tests.bench.size import sized
 
-NAMESPACES = 200
+NAMESPACES = sized(200, 4)
+_TURNS = sized(9, 2)
 _PREFIX = f"vtbench{os.getpid()}x"
 
 
@@ -26,19 +28,19 @@ def run() -> list[Figure]:
     with many_namespaces():
         found, _ = read_namespaces(deep=False)
         ours = [ns for ns in found.values() if any(name.startswith(_PREFIX) for name in ns.names)]
-        links = sum(len(net.links) for net in read_nets(ours).values())
-        how = f"in turns with `ip -all netns exec ip -o addr`; {links} links, median of 9"
-        whole = paired(seconds(first_snapshot), seconds(ip_addresses), 9)
-        parts = paired(seconds(read_namespaces_and_links), seconds(ip_addresses), 9)
+        count = sum(len(net.links) for net in read_nets(ours).values())
+        how = f"in turns with `ip -all netns exec ip -o addr`; {count} links, median of {_TURNS}"
+        whole = paired(seconds(first_snapshot), seconds(ip_addresses), _TURNS)
+        parts = paired(seconds(read_namespaces_and_links), seconds(ip_addresses), _TURNS)
         again = repeated(lambda: read_nets(ours, found.values()))
         scans = repeated(lambda: read_namespaces(deep=False))
         counters = repeated(lambda: read_stats(ours))
     return [
-        Figure("first full snapshot, 200 namespaces x 2 links", "<= 0.5 x ip", str(whole), how),
+        Figure(f"first full snapshot, {NAMESPACES} namespaces x 2 links", "<= 0.5 x ip", str(whole), how),
         Figure("of it: namespaces, links, addresses, routes, neighbours, bridges", "", str(parts), how),
-        Figure("the same links again", "", f"{again:.1f} ms", f"{links} links, median"),
+        Figure("the same links again", "", f"{again:.1f} ms", f"{count} links, median"),
         Figure("cheap look for namespaces", "", f"{scans:.1f} ms", f"{len(found)} namespaces, median"),
-        Figure("all link counters", "", f"{counters:.1f} ms", f"{links} links, median"),
+        Figure("all link counters", "", f"{counters:.1f} ms", f"{count} links, median"),
     ]
 
 
@@ -50,8 +52,10 @@ def first_snapshot() -> None:
 
 def forget() -> None:
     """Drop the messages decoded before."""
-    for remembered in (link, route, rule):
-        remembered.cache_clear()
+    for module in (links, routes):
+        for each in vars(module).values():
+            if hasattr(each, "cache_clear"):
+                each.cache_clear()
 
 
 def read_namespaces_and_links() -> None:
@@ -79,7 +83,7 @@ def seconds(work: Callable[[], object]) -> Callable[[], float]:
 def repeated(work: Callable[[], object]) -> float:
     """The median time of some work in milliseconds."""
     timed = seconds(work)
-    return percentile([timed() for _ in range(15)], 0.5) * 1000
+    return percentile([timed() for _ in range(sized(15, 2))], 0.5) * 1000
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tests.bench import fastpath_turns
 from tests.bench.report import Figure
+from tests.bench.size import sized
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream
 from tests.support.churn import OFTEN, Churn, flap, reroute
@@ -43,7 +44,7 @@ def _figure(what: str, to_reach: str, change: Callable[[FastLab], Churn | Repeat
             before = fast.status()
             began = time.monotonic()
             with change(lab) as going_on:
-                wait_until(lambda: going_on.done >= 5 * _RATE * fastpath_turns.SECONDS, "changes")
+                wait_until(lambda: going_on.done >= sized(5, 1) * _RATE * fastpath_turns.SECONDS, "changes")
                 rate = going_on.done / (time.monotonic() - began)
             after = fast.status()
             stream.stop()

@@ -21,10 +21,11 @@ from tests.bench.fastpath_lab import CPU, FLOOD, Case, FastPath, Lab, named, one
 from tests.bench.fastpath_traffic import Floods
 from tests.bench.fastpath_turns import in_turns
 from tests.bench.report import Figure
+from tests.bench.size import sized
 
 _PROG_XDP, _XDP_PASS, _LIVE_FRAMES = 6, 2, 1 << 1
 _TEST_RUN = 10
-_FRAMES, _BATCH = 200_000, 64
+_FRAMES, _BATCH = sized(200_000, 5_000), 64
 _HEADERS = 48  # bytes that are written into every frame
 _SOURCE_PORT = 40000
 

@@ -9,10 +9,11 @@ from tests.bench.cpu_time import bits
 from tests.bench.fastpath_lab import Case, named
 from tests.bench.fastpath_turns import SECONDS, alternate, gain
 from tests.bench.report import Figure
+from tests.bench.size import sized
 from tests.kernel.fastlab import BRIDGES, V6, FastLab
 
 _BIG, _USUAL = 150_000, 65536  # bytes of a frame
-_BYTES = SECONDS << 31
+_BYTES = SECONDS << sized(31, 27)
 
 
 def figures() -> Iterator[Figure]:

@@ -17,8 +17,9 @@ from bpf import loader, syscall
 from core.collect.netns import entered
 from tests.bench.fastpath_lab import FastPath, Lab, inside, named
 from tests.bench.report import Figure
+from tests.bench.size import sized
 
-_REPETITIONS = 5
+_REPETITIONS = sized(5, 1)
 # What the dashboard has loaded anyway, and then what it takes to show the fast path's flows.
 _READER = """
 from pathlib import Path

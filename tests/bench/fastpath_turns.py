@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.bench.fastpath_lab import FastPath
+from tests.bench.size import sized
 
-SECONDS = int(os.environ.get("VNET_BENCH_SECONDS", "2"))  # netperf takes whole ones
-REPETITIONS = int(os.environ.get("VNET_BENCH_REPETITIONS", "5"))
+SECONDS = int(os.environ.get("VNET_BENCH_SECONDS", sized("2", "1")))  # netperf takes whole ones
+REPETITIONS = int(os.environ.get("VNET_BENCH_REPETITIONS", sized("5", "1")))
 
 Measure = Callable[[], float]
 

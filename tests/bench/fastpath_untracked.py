@@ -12,9 +12,10 @@ from tests.bench.cpu_time import transactions
 from tests.bench.fastpath_lab import Case, FastPath, Lab, inside
 from tests.bench.fastpath_turns import SECONDS, alternate, gain
 from tests.bench.report import Figure
+from tests.bench.size import sized
 from tests.support.docker_dns import write_rules
 
-_COUNT = 100_000  # transactions, for each second that a measurement takes
+_COUNT = sized(100_000, 2_000)  # transactions, for each second that a measurement takes
 _KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 
 type _Switch = Callable[[bool], None]
