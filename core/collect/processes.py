@@ -25,8 +25,8 @@ class InitProcess:
     is called, `command` its command line, `environment` what it was started with.
 
     Any user can make such a process and call it anything. Its command line and its environment lie in its own
-    memory, so they are read only where root of the host runs it (`trusted`); else `command` is what the kernel
-    calls it (proc_pid_comm(5))."""
+    memory, so they are read only where root of the host runs it (`trusted`); else `command` is the kernel's
+    name for it (proc_pid_comm(5))."""
 
     pid: int
     namespaces: Mapping[str, int]
