@@ -39,7 +39,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def open_namespace(path: str, inode: int | None = None) -> int:
     """A descriptor of the namespace at `path`, for setns(2). Raises FileNotFoundError where there is none, or
     another one than `inode`."""
-    if _is_mount_of_root(path) or _LINK.fullmatch(path):
+    if path.startswith(_ROOTS) and (status := os.lstat(path)).st_dev == device():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = status.st_ino
+    elif _LINK.fullmatch(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         found = os.fstat(descriptor).st_ino
     else:
@@ -89,11 +92,6 @@ def net_inode(path: str) -> int:
 def device() -> int:
     """The device number that all namespaces' files have in common, and no other file."""
     return os.stat("/proc/self/ns/net").st_dev  # noqa: PTH116
-
-
-def _is_mount_of_root(path: str) -> bool:
-    """Whether it is a namespace, and no one but root can change that."""
-    return path.startswith(_ROOTS) and os.lstat(path).st_dev == device()
 
 
 def _absent(path: str) -> FileNotFoundError:
