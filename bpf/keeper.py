@@ -12,12 +12,10 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from bpf import kernelmodule, marks, restore, runtime
 from bpf.runtime import KEEPER
-
-_ROOT = Path(__file__).parent.parent
+from core.environment import own_python, with_packages
 
 
 def main(arguments: list[str]) -> int:
@@ -49,13 +47,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _start(arguments: list[str], lock: int) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": str(_ROOT),
-        KEEPER: str(os.getpid()),
-    }
-    words = [sys.executable, "-m", "bpf.holder", *arguments]
     return subprocess.Popen(
-        words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[lock]
+        own_python("bpf.holder", *arguments),
+        env=with_packages(**{KEEPER: str(os.getpid())}),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        pass_fds=[lock],
     )
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bpf import control, loader
-
-_ROOT = Path(__file__).parent.parent
+from core.environment import own_python, with_packages
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +25,13 @@ def start(targets: list[str], tied: bool, strict: bool = False) -> Started:
     a new kernel takes about a second); `strict` as in bpf/gate.py. Raises OSError where no process can be
     started."""
     options = [name for name, on in (("--tied", tied), ("--strict", strict)) if on]
-    words = [sys.executable, "-m", "bpf.keeper", *options, "--", *targets]
     keeper = subprocess.Popen(
-        words,
+        own_python("bpf.keeper", *options, "--", *targets),
         stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        env=with_packages(),
+        cwd="/",
         start_new_session=True,
     )
     assert keeper.stdout is not None

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from bpf import kernelmodule, layout, syscall, sysctls
 from bpf.artifact import Artifact
 from bpf.btf import VMLINUX
+from core.environment import own_python, with_packages
 
 HERE = Path(__file__).parent
 CACHE = Path("/var/cache/vnet-tui")
@@ -174,10 +174,14 @@ def _kept(path: Path) -> Artifact | None:
 
 def _compile(path: Path) -> None:
     """In a process of its own: BCC with LLVM takes 150 MB, which only the end of a process gives back."""
-    words = [sys.executable, "-m", "bpf.compiler", str(path)]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(
-        words, capture_output=True, text=True, env=environment, timeout=_COMPILE_SECONDS, check=False
+        own_python("bpf.compiler", str(path.absolute())),
+        capture_output=True,
+        text=True,
+        env=with_packages(),
+        cwd="/",
+        timeout=_COMPILE_SECONDS,
+        check=False,
     )
     if done.returncode:
         raise CannotCompile(reason_of(done.stderr) or f"the compiler ended with {done.returncode}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from core.collect import netns
+from core.collect import netns, nsfile
 
 DIRECTORY = Path("/run/vnet-tui")
 # The environment variable by which the holder knows its keeper.
@@ -35,7 +35,7 @@ class State:
 
 def here() -> int:
     """The inode of the network namespace that this process is in."""
-    return netns.inode_of(netns.HOST_PATH)
+    return nsfile.inode_of(netns.HOST_PATH)
 
 
 def cookie() -> int:

@@ -3,7 +3,7 @@
 # Usage: scripts/setup.sh [run|dev|kernels]. Does nothing, at once, when all is in place. "kernels" installs what
 # virtual machines need, and makes no environment.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH='' cd "$(dirname "$0")/.."
 
 what=${1:-run}
 lock=requirements-$what.lock

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from core.environment import clean
 from tui.change.arguments import COMMANDS, add_commands
 from tui.errors import CommandError
 from tui.fastpath import arguments as fast_arguments
@@ -178,7 +179,9 @@ class _Version(argparse.Action):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line, that of this process if none is given, and return its exit code."""
+    if arguments is None:
+        clean()
     options = make_parser().parse_args(arguments)
     try:
         code = _run(options)
@@ -318,7 +321,7 @@ def _demo(options: argparse.Namespace) -> int:
         return _open_demo(options)
     if words[0] == "vnet-tui":
         flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
-        words = [sys.executable, "-m", "tui.cli", *flags, *words[1:]]
+        words = ["vnet-tui", *flags, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
     return demo.run_command(words, traffic=not options.no_traffic)

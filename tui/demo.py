@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from core.environment import own_python, with_packages
 from core.lab import LabError, LabSettings
 from tui.errors import CommandError
 
@@ -17,13 +17,14 @@ def open_dashboard(ascii_only: bool = False, write: bool = False, traffic: bool 
     """Open the dashboard on the lab, or else on the recording; returns the exit code. Raises CommandError."""
     flags = ["--ascii"] * ascii_only + ["--write"] * write
     try:
-        return _run_in_lab([sys.executable, "-m", "tui.cli", *flags], traffic)
+        return _run_in_lab(["vnet-tui", *flags], traffic)
     except LabError as error:
         return _replay(error, ascii_only)
 
 
 def run_command(words: list[str], traffic: bool) -> int:
-    """Run a command in the lab; returns its exit code. Raises CommandError where the lab can't be built."""
+    """Run a command in the lab, `vnet-tui` being this program; returns its exit code. Raises CommandError
+    where the lab can't be built."""
     try:
         return _run_in_lab(words, traffic)
     except LabError as error:
@@ -33,7 +34,10 @@ def run_command(words: list[str], traffic: bool) -> int:
 def _run_in_lab(words: list[str], traffic: bool) -> int:
     from core.lab import demo
 
-    return demo.main(words, LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0))
+    settings = LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0)
+    if words[0] == "vnet-tui":
+        return demo.main(own_python("tui.cli", *words[1:]), settings, with_packages())
+    return demo.main(words, settings)
 
 
 def _replay(error: LabError, ascii_only: bool) -> int:

@@ -15,7 +15,8 @@ from core.apply import route
 from core.apply.engine import open_docker
 from core.apply.nft import Nft
 from core.collect.netlink import Message, Netlink, attributes, text
-from core.collect.netns import HOST_PATH, NamespaceGone, entered, inode_of
+from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.collect.nsfile import inode_of, open_namespace
 from core.ops import HOST, Place
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
@@ -100,12 +101,9 @@ class Kernel:
         NamespaceGone where the place is not there."""
         if place not in self._descriptors:
             try:
-                found = os.open(way_to(place), os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptors[place] = open_namespace(way_to(place), place.inode)
             except (FileNotFoundError, ProcessLookupError) as error:
                 raise NamespaceGone(place.path) from error
-            self._descriptors[place] = found
-            if place.inode not in (None, os.fstat(found).st_ino):
-                raise NamespaceGone(place.path)
         return self._descriptors[place]
 
     def forget(self, place: Place) -> None:

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from core.environment import roots_folder
+
 _SYSTEMS = Path("/var/lib/vnet-tui")
 
 
@@ -21,6 +23,11 @@ def state_directory() -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(unusable(path, error)) from error
+    if os.geteuid() == 0 and not roots_folder(str(path.absolute())):
+        raise StateError(
+            f"can't keep the journal in {path}: root would undo what another user wrote there. Try: set "
+            "VNET_STATE to a folder that only root can write, as are those above it"
+        )
     return path
 
 

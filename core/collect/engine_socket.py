@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.collect.netns import THREAD_PATH, inode_of
+from core.collect.netns import THREAD_PATH
+from core.collect.nsfile import inode_of
 from core.model import Engine, Problem
 
 # Seconds that an engine has for one answer.

@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 
 from core.collect.listeners import read_listeners
-from core.collect.netns import HOST_PATH, inode_of
+from core.collect.netns import HOST_PATH
+from core.collect.nsfile import inode_of
 from core.model import NAMESPACE_KINDS, Host
 
 # Bit numbers of linux/capability.h, for the capabilities that reading needs.

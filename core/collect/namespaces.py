@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from core.collect import netns, traces
+from core.collect import netns, nsfile, traces
 from core.collect.netlink import Netlink
 from core.collect.nsids import read_nsids
 from core.collect.traces import NAMES_DIR, Trace
@@ -89,7 +89,7 @@ def _behind(path: Path, problems: list[Problem]) -> int | None:
         why = f"it links to {path.readlink()}" if path.is_symlink() else str(error.strerror)
         problems.append(_dead_name(path, why))
         return None
-    if status.st_dev == Path(netns.HOST_PATH).stat().st_dev:
+    if status.st_dev == nsfile.device():
         return status.st_ino
     if time.time() - status.st_mtime > _BEING_MADE:
         problems.append(_dead_name(path, "it is a plain file: the mount of its namespace is gone"))
@@ -121,7 +121,7 @@ def _namespaces(found: Iterable[Trace]) -> dict[int, Namespace]:
     grouped: defaultdict[int, list[Trace]] = defaultdict(list)
     for trace in found:
         grouped[trace.inode].append(trace)
-    host = netns.inode_of(netns.HOST_PATH)
+    host = nsfile.inode_of(netns.HOST_PATH)
     order = sorted(grouped, key=lambda inode: (inode != host, inode))
     return {inode: _namespace(inode, inode == host, grouped[inode]) for inode in order}
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from core.collect import nsfile
 from core.model import Namespace
 
 HOST_PATH = "/proc/self/ns/net"
@@ -15,11 +16,6 @@ THREAD_PATH = "/proc/thread-self/ns/net"
 
 class NamespaceGone(Exception):
     """The namespace to enter is no longer there."""
-
-
-def inode_of(path: str) -> int:
-    """The inode that identifies the namespace behind `path` (namespaces(7))."""
-    return os.stat(path).st_ino  # noqa: PTH116 (called for each process of the machine)
 
 
 def entry_of(namespace: Namespace) -> str:
@@ -42,12 +38,10 @@ def entered(path: str, inode: int | None = None) -> Iterator[None]:
     home = os.open(THREAD_PATH, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
-            target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            target = nsfile.open_namespace(path, inode)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise NamespaceGone(path) from error
         try:
-            if inode is not None and os.fstat(target).st_ino != inode:
-                raise NamespaceGone(path)
             if os.fstat(target).st_ino == os.fstat(home).st_ino:
                 yield
                 return

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import batched
 from typing import Self
 
-from core.collect import netns
+from core.collect import netns, nsfile
 from core.collect.netlink import Netlink, attribute, attributes, s32
 from core.model import Namespace
 
@@ -123,15 +123,14 @@ def _about(descriptor: int) -> bytes:
 @contextmanager
 def _opened(known: Iterable[Known]) -> Iterator[dict[int, int]]:
     """Open descriptors by inode, of those of `known` that are still there."""
-    descriptors = []
+    descriptors: dict[int, int] = {}
     try:
         for inode, path in known:
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptors[inode] = nsfile.open_namespace(path, inode)
             except OSError:
                 continue
-            descriptors.append((inode, descriptor))
-        yield {inode: descriptor for inode, descriptor in descriptors if os.fstat(descriptor).st_ino == inode}
+        yield descriptors
     finally:
-        for _, descriptor in descriptors:
+        for descriptor in descriptors.values():
             os.close(descriptor)

@@ -1,7 +1,8 @@
 """Containers that no engine runs: named network namespaces, and processes in namespaces of their own.
 
 A container made by hand can say which network it was given, in Docker's words, by the environment variable
-VNET_NETWORK_MODE of its first process: "host", "none", "container:NAME" or a network's name.
+VNET_NETWORK_MODE of its first process: "host", "none", "container:NAME" or a network's name. Of a process
+that isn't root's nothing of the kind is believed.
 """
 
 from __future__ import annotations
@@ -45,17 +46,25 @@ def _containers(names: Iterable[tuple[str, Namespace]], inits: Iterable[InitProc
             del left[init.pid]
         yield _named(name, space, init)
     for init in left.values():
-        yield _container("process", str(init.namespaces["pid"]), init.hostname, init)
+        yield _container("process", str(init.namespaces["pid"]), _own_name(init), init)
 
 
 def _of_name(name: str, space: Namespace, inits: Iterable[InitProcess]) -> InitProcess | None:
     """The first process of the container NAME: its hostname says so, or it is the only one in there."""
     inside = [init for init in inits if init.namespaces["net"] == space.inode]
-    fitting = [init for init in inside if init.hostname == name]
+    fitting = [init for init in inside if init.trusted and init.hostname == name]
     if fitting:
         return fitting[0]
     alone = len(inside) == 1 and len(space.names) == 1
     return inside[0] if alone and not _joined(inside[0]) else None
+
+
+def _own_name(init: InitProcess) -> str:
+    """What it calls itself by its hostname; a user's never passes for another container by that."""
+    pid = f"pid {init.pid}"
+    if init.trusted:
+        return init.hostname or pid
+    return f"{pid} ({init.hostname})" if init.hostname else pid
 
 
 def _joined(init: InitProcess) -> bool:
@@ -77,7 +86,7 @@ def _container(runtime: str, container_id: str, name: str, init: InitProcess) ->
     return Container(
         runtime,
         container_id,
-        name or f"pid {init.pid}",
+        name,
         pid=init.pid,
         network_mode=_mode(init),
         namespaces=init.namespaces,

@@ -14,18 +14,25 @@ from core.model import NAMESPACE_KINDS
 
 # The request that opens the parent of a pid namespace (ioctl_nsfs(2)).
 _NS_GET_PARENT = 0xB702
+# More is not read: a process may say that any part of its memory is its command line (PR_SET_MM of prctl(2)).
+_COMMAND_BYTES, _ENVIRONMENT_BYTES = 1 << 12, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class InitProcess:
     """Process 1 of a pid namespace that is not ours: `pid` as seen from here, `namespaces` its six inodes by
     kind, `lineage` the inodes of its pid namespace and of those around it, `hostname` what its uts namespace
-    is called, `command` its command line, `environment` what it was started with."""
+    is called, `command` its command line, `environment` what it was started with.
+
+    Any user can make such a process and call it anything. Its command line and its environment lie in its own
+    memory, so they are read only where root of the host runs it (`trusted`); else `command` is the kernel's
+    name for it (proc_pid_comm(5))."""
 
     pid: int
     namespaces: Mapping[str, int]
     lineage: tuple[int, ...]
     hostname: str
+    trusted: bool
     command: str
     environment: Mapping[str, str]
 
@@ -54,13 +61,24 @@ def init_processes() -> tuple[InitProcess, ...]:
     """Each process that is the first of a pid namespace of its own and whose uts and mount namespaces are the
     host's neither, by rising pid. Those that vanish meanwhile or may not be read are left out."""
     hosts = host_inodes()
-    found = [(pid, spaces) for pid, spaces in _foreign(hosts) if _is_init(pid)]
-    hostnames = _hostnames([pid for pid, _ in found])
+    found = [
+        (pid, spaces, status)
+        for pid, spaces in _foreign(hosts)
+        if (status := _status(pid)) and _is_init(status)
+    ]
+    hostnames = _hostnames([pid for pid, _, _ in found])
     return tuple(
-        InitProcess(pid, spaces, _lineage(pid), hostnames[pid], _command(pid), _environment(pid))
-        for pid, spaces in found
+        _init(pid, spaces, hostnames[pid], status, spaces["user"] in hosts["user"] and _is_ours(status))
+        for pid, spaces, status in found
         if pid in hostnames
     )
+
+
+def _init(
+    pid: int, spaces: Mapping[str, int], hostname: str, status: Mapping[str, str], trusted: bool
+) -> InitProcess:
+    command, environment = (_command(pid), _environment(pid)) if trusted else (status["Name"], {})
+    return InitProcess(pid, spaces, _lineage(pid), hostname, trusted, command, environment)
 
 
 def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int]]]:
@@ -77,14 +95,22 @@ def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int
                 yield pid, spaces
 
 
-def _is_init(pid: int) -> bool:
-    """Whether it is process 1 of its innermost pid namespace and still runs."""
+def _status(pid: int) -> dict[str, str]:
+    """The fields of proc_pid_status(5); none where the process is gone."""
     with suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        alive = fields.get("State", "").strip()[:1] not in ("Z", "X")
-        return alive and fields.get("NSpid", "").split()[-1:] == ["1"]
-    return False
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").split("\n")
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
+
+
+def _is_init(status: Mapping[str, str]) -> bool:
+    """Whether it is process 1 of its innermost pid namespace and still runs."""
+    return status["State"][:1] not in ("Z", "X") and status.get("NSpid", "").split()[-1:] == ["1"]
+
+
+def _is_ours(status: Mapping[str, str]) -> bool:
+    """Whether root runs it, or the user who looks: who could do more than mislead us anyway."""
+    return set(status["Uid"].split()) <= {"0", str(os.geteuid())}
 
 
 def _lineage(pid: int) -> tuple[int, ...]:
@@ -131,13 +157,19 @@ def _visit(pids: Sequence[int], names: dict[int, str]) -> None:
 
 def _command(pid: int) -> str:
     with suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = _beginning(f"/proc/{pid}/cmdline", _COMMAND_BYTES).split(b"\0")
         return b" ".join(words).decode(errors="replace").strip()
     return ""
 
 
 def _environment(pid: int) -> dict[str, str]:
     with suppress(OSError):
-        entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        text = _beginning(f"/proc/{pid}/environ", _ENVIRONMENT_BYTES).decode(errors="replace")
+        entries = text.split("\0")
         return dict(entry.split("=", 1) for entry in entries if "=" in entry)
     return {}
+
+
+def _beginning(path: str, most: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(most)

@@ -10,7 +10,8 @@ from typing import Any
 from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman, tuning
 from core.collect.engine_socket import has_socket
 from core.collect.host import read_host
-from core.collect.netns import HOST_PATH, THREAD_PATH, NamespaceGone, inode_of
+from core.collect.netns import HOST_PATH, THREAD_PATH, NamespaceGone
+from core.collect.nsfile import inode_of
 from core.collect.processes import InitProcess, init_processes
 from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from core.collect.netns import inode_of
+from core.collect.nsfile import inode_of, net_inode
 
 NAMES_DIR = "/run/netns"
-_NS_GET_NSTYPE = 0xB703  # ioctl_nsfs(2)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -97,7 +95,7 @@ def in_descriptors(pids: Iterable[int], places: Container[str]) -> Iterator[Trac
             # Opened at a mount it bears that path, and "/" once that mount is gone. No other file is touched:
             # looking at one on a dead network file system would never end.
             if not inode and (link == "/" or link in places):
-                inode = _behind(path)
+                inode = net_inode(path)
             if inode:
                 yield Trace(inode, "held_fds", (pid, int(descriptor)))
 
@@ -144,16 +142,6 @@ def _link_inode(path: str) -> int:
     try:
         return _net_inode(os.readlink(path))
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def _behind(path: str) -> int:
-    """The inode of a network namespace's file, 0 for every other file."""
-    try:
-        with open(path) as file:
-            is_net = fcntl.ioctl(file, _NS_GET_NSTYPE) == os.CLONE_NEWNET
-            return os.fstat(file.fileno()).st_ino if is_net else 0
-    except OSError:
         return 0
 
 

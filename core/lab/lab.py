@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from core.collect.choice import ENGINES
+from core.environment import with_packages
 from core.lab.settings import READY, LabSettings
 
-_PACKAGES = Path(__file__).parents[2]  # the folder that holds `core`
 _STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
 # These would lead a program inside to an engine outside.
@@ -115,8 +114,9 @@ class Lab:
 
     def _supervise(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-S", "-m", "core.lab.supervisor", json.dumps(asdict(self.settings))],
-            env={**os.environ, "PYTHONPATH": str(_PACKAGES)},
+            [sys.executable, "-P", "-S", "-m", "core.lab.supervisor", json.dumps(asdict(self.settings))],
+            env=with_packages(),
+            cwd="/",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

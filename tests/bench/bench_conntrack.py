@@ -53,7 +53,8 @@ def _room_for_entries(count: int = 2 * COUNT) -> Iterator[None]:
 def measure() -> list[Figure]:
     """The figures of the namespace that the caller stands in."""
     from core.collect.conntrack import read_conntrack
-    from core.collect.netns import HOST_PATH, inode_of
+    from core.collect.netns import HOST_PATH
+    from core.collect.nsfile import inode_of
     from core.model import Namespace
     from tests.support.bulk_conntrack import insert
 

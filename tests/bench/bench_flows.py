@@ -61,7 +61,8 @@ def _against_iperf3() -> Iterator[Figure]:
 
 def measure() -> list[Figure]:
     """The figures of the namespace that the caller stands in."""
-    from core.collect.netns import HOST_PATH, inode_of
+    from core.collect.netns import HOST_PATH
+    from core.collect.nsfile import inode_of
     from core.model import Namespace
     from tests.support.bulk_conntrack import insert
 

@@ -263,8 +263,8 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 
 def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
     """Killed altogether, its filters stay, idle once the lease is over, until the next start."""
-    holder = tmp_path / "holder"  # stands in for the interpreter: `python -m bpf.holder TARGET...`
-    code = _WITHOUT_TCX.format(module="holder", more="", skipped=3)
+    holder = tmp_path / "holder"  # stands in for the interpreter: `python -P -m bpf.holder TARGET...`
+    code = _WITHOUT_TCX.format(module="holder", more="", skipped=4)
     holder.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     holder.chmod(0o755)
     keeper = _WITHOUT_TCX.format(module="keeper", more=f"sys.executable = {str(holder)!r}", skipped=1)

@@ -96,8 +96,8 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 @contextmanager
 def changed_holder(lab: FastLab, folder: Path, change: str) -> Iterator[FastPath]:
     """The fast path of a lab, with a line of Python that changes its process beforehand."""
-    python = folder / "python"  # stands in for the interpreter: `python -m bpf.holder TARGET...`
-    code = _CHANGED.format(module="holder", change=change, skipped=3)
+    python = folder / "python"  # stands in for the interpreter: `python -P -m bpf.holder TARGET...`
+    code = _CHANGED.format(module="holder", change=change, skipped=4)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     python.chmod(0o755)
     keeper = _CHANGED.format(module="keeper", change=f"sys.executable = {str(python)!r}", skipped=1)

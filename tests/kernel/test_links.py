@@ -11,7 +11,7 @@ import pytest
 
 from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
-from core.collect.netns import inode_of
+from core.collect.nsfile import inode_of
 from core.collect.stats import read_stats
 from core.model import Link, Namespace
 from core.peers import resolve

@@ -18,7 +18,10 @@ from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
-_SLEEP = 'printf %s "$1" >/proc/sys/kernel/hostname && echo ready && exec sleep 100000'
+_SLEEP = (
+    'printf %s "$1" >/proc/sys/kernel/hostname && echo ready && '
+    'exec ${2:+setpriv --reuid="$2" --pdeathsig KILL} sleep 100000 $3'
+)
 
 
 class Processes:
@@ -28,11 +31,18 @@ class Processes:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(
-        self, hostname: str, netns: str = "", mode: str = "", flags: str = "--pid --mount --uts --ipc"
+        self,
+        hostname: str,
+        netns: str = "",
+        mode: str = "",
+        flags: str = "--pid --mount --uts --ipc",
+        user: int | str = "",
+        more: str = "",
     ) -> int:
         """Start one, inside the namespace of that machine-wide name; the pid of its first process."""
         enter = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
-        words = ["unshare", *flags.split(), "--fork", "--kill-child", "sh", "-c", _SLEEP, "sh", hostname]
+        sleeping = ["sh", "-c", _SLEEP, "sh", hostname, str(user), more]
+        words = ["unshare", *flags.split(), "--fork", "--kill-child", *sleeping]
         env = os.environ | ({"VNET_NETWORK_MODE": mode} if mode else {})
         process = subprocess.Popen([*enter, *words], stdout=subprocess.PIPE, text=True, env=env)
         self.started.append(process)
@@ -159,6 +169,29 @@ def test_sandboxes_are_no_containers(host: ThrowawayHost, processes: Processes, 
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert {init.pid for init in init_processes()} - before & {int(child) for child in children} == set()
+
+
+@pytest.mark.kernel_has("user_namespaces")
+def test_a_users_process_passes_for_no_other_container(host: ThrowawayHost, processes: Processes) -> None:
+    host.namespace("a")
+    flags = "--user --map-root-user --pid --mount --uts --net"
+    pid = processes.start(host.full("a"), mode="container:cache", flags=flags)
+    found = plain(host, "a")
+    assert found[host.full("a")].pid is None
+    users = found[f"pid {pid} ({host.full('a')})"]
+    assert (users.runtime, users.network_mode, users.command) == ("process", "", "sleep")
+
+
+def test_in_the_hosts_user_namespace_only_root_is_believed(host: ThrowawayHost, processes: Processes) -> None:
+    pid = processes.start("web", host.name, mode="container:cache", user=1234)
+    assert "web" not in plain(host)
+    assert plain(host)[f"pid {pid} (web)"].network_mode == ""
+
+
+def test_of_a_long_command_line_the_beginning_is_read(host: ThrowawayHost, processes: Processes) -> None:
+    pid = processes.start("long", host.name, more="0 " * 50_000)
+    assert plain(host)["long"].pid == pid
+    assert 1000 < len(plain(host)["long"].command) < 10_000
 
 
 def test_processes_of_engines_and_what_is_nested_in_them(host: ThrowawayHost, processes: Processes) -> None:

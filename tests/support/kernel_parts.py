@@ -27,6 +27,7 @@ PARTS = {
         "conntrack's helper for FTP",
         _NFT.format("ct helper", "h", 'type "ftp" protocol tcp;'),
     ),
+    "fuse": ("FUSE", "test -c /dev/fuse"),
     "gre": ("GRE tunnels", _TUNNEL.format("gre")),
     "ipip": ("IPIP tunnels", _TUNNEL.format("ipip")),
     "ipvs": ("IPVS", "modprobe -q ip_vs; test -e /proc/net/ip_vs"),
@@ -36,6 +37,10 @@ PARTS = {
     ),
     "prio": ("the queueing discipline prio", "tc qdisc add dev lo root prio"),
     "tcx": ("tcx links (Linux 6.6)", f'{sys.executable} -c "{_ASK_TCX}"'),
+    "user_namespaces": (
+        "user namespaces for every user",
+        "setpriv --reuid=65534 --regid=65534 --clear-groups unshare -Urmn true",
+    ),
     "sit": ("SIT tunnels", _TUNNEL.format("sit")),
 }
 

@@ -97,7 +97,7 @@ def test_the_demo_opens_as_asked_before_or_behind_its_name(
     from core.lab import demo
 
     opened: list[list[str]] = []
-    monkeypatch.setattr(demo, "main", lambda command, settings: opened.append(command) or 0)
+    monkeypatch.setattr(demo, "main", lambda command, *_: opened.append(command) or 0)
     assert main(words.split()) == 0
     (command,) = opened
     assert [word for word in ("--ascii", "--write") if word in command] == [

@@ -8,7 +8,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from core.apply import route
@@ -17,6 +17,7 @@ from core.apply.kernel import Kernel
 from core.collect.namespaces import read_namespaces
 from core.collect.netlink import Netlink, attributes, text
 from core.collect.netns import HOST_PATH, NamespaceGone, entered
+from core.collect.nsfile import open_namespace
 from core.ops import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, Place
 
 DIRECTORY = Path("/run/netns")
@@ -28,21 +29,31 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @execute.register
 def _(operation: CreateNamespace, kernel: Kernel) -> None:
     _share_directory()
-    left = _left(operation) if operation.left else ""
-    path = _new_file(operation.name)
-    with _unlinked_on_error(path), ThreadPoolExecutor(1, "namespace") as thrown_away:
+    with ExitStack() as stack:
+        left = _left(operation, stack) if operation.left else ""
+        path = _new_file(operation.name)
+        stack.enter_context(_unlinked_on_error(path))
         if left:
             _mount(left, path, _MS_BIND)
         else:
-            thrown_away.submit(_mount_new, path).result()
+            with ThreadPoolExecutor(1, "namespace") as thrown_away:
+                thrown_away.submit(_mount_new, path).result()
 
 
-def _left(operation: CreateNamespace) -> str:
-    """The path of the namespace that lives on without the name, "" where it has ended."""
+def _left(operation: CreateNamespace, stack: ExitStack) -> str:
+    """The path of the namespace that lives on without the name, as long as `stack` holds it; "" where it has
+    ended."""
     spaces, _ = read_namespaces()
     usual = (space for space in spaces.values() if operation.pid in space.pids)
-    entries = (space.entry for space in (*usual, *spaces.values()) if not space.is_host and space.entry)
-    return next((entry for entry in entries if _loopback_alias(entry) == operation.left), "")
+    for space in (*usual, *spaces.values()):
+        if space.entry and not space.is_host:
+            with suppress(OSError), ExitStack() as kept:
+                descriptor = open_namespace(space.entry, space.inode)
+                kept.callback(os.close, descriptor)
+                if _loopback_alias(path := f"/proc/self/fd/{descriptor}") == operation.left:
+                    stack.push(kept.pop_all())
+                    return path
+    return ""
 
 
 def _loopback_alias(entry: str) -> str:

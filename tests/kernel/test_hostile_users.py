@@ -1,0 +1,119 @@
+"""A user without rights, but with namespaces of their own, hangs nobody who looks and passes for no one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from core.serialize import unpack
+from tests.kernel import hostile
+from tests.support.machine import Machine, ok, read_json
+
+pytestmark = [pytest.mark.root, pytest.mark.kernel_has("user_namespaces")]
+
+_USER = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--pdeathsig", "KILL")
+_FUSE = pytest.mark.kernel_has("fuse")
+_TRAPS = (
+    "name of a mount",
+    "no name",
+    "swapped",
+    pytest.param("file system that never answers", marks=_FUSE),
+)
+_DEVICES = ("/dev/loop-control", "/dev/kmsg")
+# Says on standard error which files are opened that are neither regular files nor folders.
+_WATCHED = """
+import os, stat, sys
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and not (arguments[2] or 0) & os.O_PATH:
+        try:
+            mode = os.stat(arguments[0]).st_mode
+        except OSError:
+            return
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode) and arguments[0] != os.devnull:
+            print("opened:", arguments[0], file=sys.stderr)
+sys.addaudithook(watch)
+from tui.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A machine with one container."""
+    made = Machine(VNET_ENGINES="none")
+    try:
+        ok(made, "network create shop")
+        ok(made, "container create web --network shop")
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def trap(machine: Machine, kind: str) -> Iterator[Path]:
+    """A user's trap, and its folder."""
+    with TemporaryDirectory(prefix="vnet-hostile-") as folder:
+        os.chown(folder, 1234, 1234)
+        Path(folder).chmod(0o755)
+        words = machine.words(*_USER, sys.executable, "-P", hostile.__file__, kind, folder)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                assert process.stdout.readline() == "ready\n"
+                yield Path(folder)
+            finally:
+                process.kill()
+                os.close(os.open(f"{folder}/fifo", os.O_RDWR))  # lets go who waits for it all the same
+
+
+@pytest.mark.parametrize("kind", _TRAPS)
+def test_no_command_opens_what_is_no_namespace_or_waits_for_it(machine: Machine, kind: str) -> None:
+    dump = machine.folder / "dump"
+    with trap(machine, kind):  # no one ever writes into the FIFO: a command that opened it would not end
+        for _ in range(3 if kind == "swapped" else 1):
+            links = read_json(machine, "show links")["links"]
+            assert {("lo", "web"), ("eth0", "web")} <= {(one["name"], one["namespace"]) for one in links}
+            ok(machine, f"dump {dump}")
+            assert "web" in [
+                name for ns in unpack(dump.read_bytes()).namespaces.values() for name in ns.names
+            ]
+            assert "web" in ok(machine, "undo --dry-run")
+
+
+def test_a_change_can_be_taken_back_beside_a_trap(machine: Machine) -> None:
+    with trap(machine, "name of a mount"):
+        ok(machine, "container create db --network shop")
+        ok(machine, "undo")
+        assert "db" not in machine.run("ip netns list")
+
+
+@pytest.mark.parametrize("kind", ["name of a mount", "no name", "mount", *_DEVICES])
+def test_only_files_and_namespaces_are_opened(machine: Machine, kind: str) -> None:
+    if kind.startswith("/") and not Path(kind).exists():
+        kind = "/dev/zero"
+    with trap(machine, kind):
+        done = subprocess.run(
+            machine.words(sys.executable, "-c", _WATCHED, "show", "links"),
+            env=machine.environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert "opened:" not in done.stderr
+    assert "web" in done.stdout
+
+
+def test_a_namespace_that_a_user_mounted_is_entered(machine: Machine) -> None:
+    with trap(machine, "mount") as folder:
+        (found,) = [one for one in read_json(machine, "show namespaces")["namespaces"] if _at(one, folder)]
+        links = read_json(machine, "show links")["links"]
+        assert [one["name"] for one in links if one["ns"] == found["inode"]] == ["lo"]
+
+
+def _at(namespace: dict[str, object], folder: Path) -> bool:
+    return str(folder) in shlex.join(str(value) for value in namespace.values())

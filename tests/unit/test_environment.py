@@ -1,0 +1,89 @@
+"""What root takes from its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.environment import roots_folder
+
+pytestmark = pytest.mark.root
+
+USER = 1234
+_CLEANED = "import json, os; from core.environment import clean; clean(); print(json.dumps(dict(os.environ)))"
+
+
+def cleaned(**environment: str) -> dict[str, str]:
+    """What is left of an environment."""
+    words = [sys.executable, "-P", "-c", _CLEANED]
+    given = {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    done = subprocess.run(words, env=given, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    """A folder of an unprivileged user."""
+    folder = tmp_path / "users"
+    folder.mkdir()
+    os.chown(folder, USER, USER)
+    return folder
+
+
+def test_what_loads_code_or_writes_files_is_dropped(users: Path) -> None:
+    names = (
+        "PYTHONSTARTUP", "LD_LIBRARY_PATH", "BCC_KERNEL_SOURCE", "LLVM_PROFILE_FILE", "CPATH",
+        "XTABLES_LIBDIR", "TEXTUAL_LOG", "TEXTUAL_DRIVER", "BASH_ENV", "XDG_STATE_HOME", "OPENSSL_CONF",
+        "DOCKER_CONFIG", "MODPROBE_OPTIONS",
+    )  # fmt: skip
+    assert not cleaned(**dict.fromkeys(names, str(users))).keys() & {"PYTHONPATH", *names}
+
+
+def test_what_a_person_chose_is_kept() -> None:
+    given = {"VNET_ENGINES": "none", "DOCKER_HOST": "unix:///run/x", "TERM": "linux", "LC_ALL": "C"}
+    assert given.items() <= cleaned(**given).items()
+
+
+def test_of_path_the_folders_of_root_are_left(users: Path, tmp_path: Path) -> None:
+    given = f"{users}:.::{tmp_path}:/nowhere:/usr/sbin:/tmp:/usr/bin"
+    assert cleaned(PATH=given)["PATH"] == f"{tmp_path.resolve()}:/usr/sbin:/usr/bin"
+    assert cleaned(PATH=str(users))["PATH"] == "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def test_home_and_tmpdir_are_only_trusted_where_they_are_roots(users: Path, tmp_path: Path) -> None:
+    assert cleaned(HOME=str(users), TMPDIR=str(users)).items() >= {"HOME": "/root"}.items()
+    assert "TMPDIR" not in cleaned(TMPDIR=str(users))
+    assert cleaned(HOME=str(tmp_path), TMPDIR="/tmp").items() >= {
+        "HOME": str(tmp_path.resolve()), "TMPDIR": "/tmp"
+    }.items()  # fmt: skip
+
+
+def test_a_folder_is_roots_with_all_above_it(users: Path, tmp_path: Path) -> None:
+    assert roots_folder(str(tmp_path)) == str(tmp_path.resolve())
+    assert roots_folder(str(users)) == ""
+    below = users / "below"
+    below.mkdir()
+    assert roots_folder(str(below)) == "", "its user can put another in its place"
+    (users / "link").symlink_to(tmp_path)
+    assert roots_folder(str(users / "link")) == str(tmp_path.resolve()), "not by the link"
+
+
+@pytest.mark.parametrize(
+    ("mode", "roots", "shared"),
+    [(0o755, True, True), (0o775, True, True), (0o777, False, False), (0o1777, False, True)],
+)
+def test_who_else_may_write(tmp_path: Path, mode: int, roots: bool, shared: bool) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+    assert bool(roots_folder(str(folder))) == roots
+    assert bool(roots_folder(str(folder), shared=True)) == shared
+    os.chown(folder, 0, USER)
+    assert bool(roots_folder(str(folder))) == (mode == 0o755), "another group than root's"

@@ -1,0 +1,51 @@
+"""No Python process that we start imports from the current directory."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(path for folder in ("core", "bpf", "tui") for path in (ROOT / folder).rglob("*.py"))
+SAFE = ("-P", "-I")
+# Where the interpreter's path is used without being run with arguments, by file and function.
+NOT_STARTED = {
+    ("core/lab/supervisor.py", "_become"): "the program of execve(2); the words after it have -I",
+    ("tui/change/unit.py", "render"): "what the unit must be able to read",
+    ("tui/change/unit.py", "_program"): "where the installed program lies",
+}
+
+
+def uses(text: str) -> Iterator[tuple[str, bool]]:
+    """Each use of sys.executable: the function that it is in, and whether -P or -I follows it in a list."""
+    tree = ast.parse(text)
+    safe = {
+        id(one)
+        for words in ast.walk(tree)
+        if isinstance(words, ast.List | ast.Tuple)
+        for one, after in pairwise(words.elts)
+        if isinstance(after, ast.Constant) and after.value in SAFE
+    }
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for one in ast.walk(function):
+                if isinstance(one, ast.Attribute) and ast.unparse(one) == "sys.executable":
+                    yield function.name, id(one) in safe
+
+
+def test_our_own_python_runs_without_the_current_directory() -> None:
+    unsafe = set()
+    for path in SOURCES:
+        text, name = path.read_text(), str(path.relative_to(ROOT))
+        if "executable" in text:
+            unsafe |= {(name, function) for function, safe in uses(text) if not safe}
+            assert text.count("sys.executable") == len(list(uses(text))), f"{name}: not in a function"
+        assert "runpy" not in text
+    assert unsafe == NOT_STARTED.keys()
+
+
+def test_a_use_without_it_is_found() -> None:
+    words = 'def start():\n    run([sys.executable, "-m", "x"])\n    run([sys.executable, "-P", "-m", "x"])\n'
+    assert list(uses(words)) == [("start", False), ("start", True)]
