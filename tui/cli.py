@@ -285,6 +285,7 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
 def _dump(options: argparse.Namespace) -> int:
     from core.serialize import pack
     from core.topology import Topology
+    from tui.keepsake import LOOK_FIRST, save
     from tui.show import print_problems
 
     snapshot = _snapshot(options)
@@ -292,22 +293,9 @@ def _dump(options: argparse.Namespace) -> int:
     if options.file == "-":
         sys.stdout.buffer.write(content)
     else:
-        _write(Path(options.file), content)
+        print(f"{save(Path(options.file), content)}: {LOOK_FIRST}", file=sys.stderr)
     print_problems(Topology(snapshot), TOPICS)
     return 0
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all."""
-    from core.text import safe
-
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CommandError(f"cannot write {safe(str(path))}: {error.strerror}") from None
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from core.apply.state import StateError, boot_id, state_directory, sync_directory, unusable
+from core.apply.state import StateError, boot_id, state_directory, unusable
+from core.files import write_whole
 from core.ops import Want
 from core.ops.record import from_record, to_record
 
@@ -60,16 +60,8 @@ def _write_attachments(wanted: list[Want]) -> None:
 def _write(path: Path, value: Any, durable: bool) -> None:
     """Replace a file whole: whoever reads it, after our crash too (`durable`: the machine's too), finds the
     old or the new text."""
-    new = path.with_suffix(".new")
     try:
-        with new.open("w") as file:
-            json.dump(value, file)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        new.replace(path)
-        if durable:
-            sync_directory(path.parent)
+        write_whole(path, json.dumps(value).encode("ascii"), durable=durable)
     except OSError as error:
         raise StateError(unusable(path.parent, error)) from error
 

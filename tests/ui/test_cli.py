@@ -25,6 +25,7 @@ from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE
 from tui.cli import PARTS, TOPICS, load, main, make_parser
 from tui.completion import script
+from tui.keepsake import LOOK_FIRST
 from tui.show import Output, show
 
 ROOT = Path(__file__).parents[2]
@@ -282,20 +283,23 @@ def test_a_dump_that_cannot_be_opened(path: str) -> None:
 
 def test_a_dump_that_cannot_be_written(dump: Path) -> None:
     done = run("--from", str(dump), "dump", "/nonexistent/host.vnet")
-    assert done.returncode == 1 and done.stderr.startswith("vnet-tui: cannot write /nonexistent/host.vnet: ")
+    assert done.returncode == 1 and done.stderr.startswith("vnet-tui: can't write /nonexistent/host.vnet: ")
 
 
 def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.vnet"
-    assert run("--from", str(dump), "dump", str(copy)).returncode == 0
+    first, second = (run("--from", str(dump), "dump", str(copy)).stderr for _ in range(2))
+    assert first.startswith(f"wrote {copy}, ") and "in place of the file" not in first
+    assert f", in place of the file that was there: {LOOK_FIRST}\n" in second
+    assert copy.stat().st_mode & 0o777 == 0o600
     assert to_json(unpack(copy.read_bytes())) == to_json(small_host())
     assert [path.name for path in tmp_path.iterdir()] == ["copy.vnet"]
 
 
-def test_a_dump_into_a_pipe(dump: Path) -> None:
-    done = subprocess.run(
-        [*PROGRAM, "--from", str(dump), "dump", "-"], cwd=ROOT, capture_output=True, check=True
-    )
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/proc/self/fd/1"])
+def test_a_dump_into_a_pipe(dump: Path, name: str) -> None:
+    words = [*PROGRAM, "--from", str(dump), "dump", name]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
     assert to_json(unpack(done.stdout)) == to_json(small_host())
 
 
