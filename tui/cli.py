@@ -264,14 +264,14 @@ def load(path: Path) -> Snapshot:
 def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
     """The snapshot in a dump file, and what the fast path had counted, where it is a bundle that tells;
     raises CommandError."""
-    from core.serialize import MAX_BYTES, CorruptFile, inflated, unpack, unpack_fast
+    from core.packed import MAX_BYTES
+    from core.serialize import CorruptFile, unpack_both
     from core.text import safe
 
     name = safe(str(path))
     try:
         with path.open("rb") as file:
-            content = inflated(file.read(MAX_BYTES + 1))
-        return unpack(content), unpack_fast(content)
+            return unpack_both(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}") from None
     except CorruptFile as error:
