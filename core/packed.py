@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-# A conntrack entry takes about 220 bytes and 18 numbers, a link 1,000 bytes, 60 numbers and 16 brackets; a real
-# dump unpacks to at most 35 times its size.
+# A conntrack entry takes about 220 bytes and 18 numbers, a link 1,000 bytes, 60 numbers and 16 brackets; a
+# real dump unpacks to at most 35 times its size.
 MAX_BYTES = 1 << 29
 MAX_VALUES = 1 << 25
 MAX_BRACKETS = 1 << 20  # lists and objects: an empty one takes as much memory as ten numbers

@@ -87,8 +87,8 @@ def unpack(data: bytes) -> Snapshot:
 
 
 def unpack_both(data: bytes) -> tuple[Snapshot, FastFlows | None]:
-    """The same, and what the fast path had counted: None where that is missing or cannot be read, for a bundle
-    is good without."""
+    """The same, and what the fast path had counted: None where that is missing or cannot be read, for a
+    bundle is good without."""
     files = _files_in(data)
     if SNAPSHOT_FILE not in files:
         raise CorruptFile(f"this archive holds no {SNAPSHOT_FILE}", try_=_NOT_OURS)
