@@ -30,7 +30,7 @@ class RefusedByEngine(Exception):
         self.status = status
 
 
-class _Waiting(io.RawIOBase):
+class Waiting(io.RawIOBase):
     """What a socket receives, for `timeout` seconds a wait at most, and none after the deadline."""
 
     def __init__(self, connection: socket.socket, timeout: float, deadline: float) -> None:
@@ -124,7 +124,7 @@ class EngineHttp:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(self._timeout)
             self._socket.connect(self._path)
-            self._file = _Shared(_Waiting(self._socket, self._timeout, self._deadline), _PIECE)
+            self._file = _Shared(Waiting(self._socket, self._timeout, self._deadline), _PIECE)
             self._answered = False
         asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
         try:
