@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,18 @@ def test_a_corrupt_dump_is_refused_in_words(tmp_path: Path, kind: str, command: 
 def test_a_dump_that_cannot_be_opened(path: str) -> None:
     done = run("--from", path, "show")
     assert done.returncode == 1 and re.fullmatch(r"vnet-tui: cannot read .+: .+\n", done.stderr)
+
+
+def test_one_long_name_makes_no_line_long(tmp_path: Path) -> None:
+    host = small_host()
+    net = host.nets[HOST]
+    link = next(link for link in net.links.values() if link.name == "br-app")
+    links = {**net.links, link.ifindex: replace(link, name="x" * 10_000)}
+    path = tmp_path / "long.vnet"
+    path.write_bytes(pack(replace(host, nets={**host.nets, HOST: replace(net, links=links)})))
+    lines = run("--from", str(path), "show", "links").stdout.splitlines()
+    assert max(map(len, lines)) < 1000 and any("xxx…" in line for line in lines)
+    assert "x" * 10_000 in run("--from", str(path), "show", "links", "--json").stdout
 
 
 def test_a_dump_that_cannot_be_written(dump: Path) -> None:
