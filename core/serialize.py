@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import ip_address
+from itertools import chain
 from typing import Any, NoReturn
 
+from core.addresses import is_address, is_interface, is_prefix
 from core.codec import WrongValue, decoder, encoder
 from core.model import FAST_PATHS, FastFlows, Snapshot
 from core.packed import Counted, TooLarge, Unfit, Unpacked, archived, json_text
@@ -185,11 +186,34 @@ def _check_keys(snapshot: Snapshot) -> None:
 
 
 def _check_addresses(snapshot: Snapshot) -> None:
-    """Links' addresses come from the kernel, and the whole program takes them for addresses."""
-    for link in snapshot.links():
-        for address in link.addresses:
-            try:
-                ip_address(address.address)
-            except ValueError:
-                words = f"{address.address[:40]!r} is no address"
-                raise CorruptFile(words, f"snapshot.nets.{link.ns}.links.{link.ifindex}.addresses") from None
+    """What the kernel and the engines tell are addresses, and the whole program takes them for such; engines'
+    answers were looked at when they were read."""
+    for is_one, text, where in chain(_of_nets(snapshot), _of_engines(snapshot)):
+        if not is_one(text):
+            raise CorruptFile(f"{text[:40]!r} is no address", f"snapshot.{where}")
+
+
+type _Addresses = Iterator[tuple[Callable[[str], bool], str, str]]
+
+
+def _of_nets(snapshot: Snapshot) -> _Addresses:
+    for ns, net in snapshot.nets.items():
+        for index, link in net.links.items():
+            for address in link.addresses:
+                yield is_interface, str(address), f"nets.{ns}.links.{index}.addresses"
+        for route in net.routes:
+            if route.dst != "default":
+                yield is_prefix, route.dst, f"nets.{ns}.routes"
+
+
+def _of_engines(snapshot: Snapshot) -> _Addresses:
+    for name, engine in snapshot.engines.items():
+        for network in engine.networks:
+            for subnet in network.subnets:
+                yield is_prefix, subnet, f"engines.{name}.networks"
+            for gateway in network.gateways:
+                yield is_address, gateway, f"engines.{name}.networks"
+        for container in engine.containers:
+            for end in container.endpoints:
+                for text in filter(None, (end.ipv4, end.ipv6)):
+                    yield is_interface, text, f"engines.{name}.containers"
