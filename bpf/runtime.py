@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.collect import netns, nsfile
+from core.files import write_whole
 
 DIRECTORY = Path("/run/vnet-tui")
 # The environment variable by which the holder knows its keeper.
@@ -118,10 +119,7 @@ def children(pid: int) -> list[int]:
 
 def remember(state: State) -> None:
     """Keep what must be put right, on disk before anything changes."""
-    path = _state_path(here())
-    written = path.with_suffix(f".{os.getpid()}")
-    written.write_text(json.dumps(asdict(state)))
-    written.rename(path)
+    write_whole(_state_path(here()), json.dumps(asdict(state)).encode("ascii"))
 
 
 def remembered() -> State | None:

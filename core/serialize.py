@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
-from ipaddress import ip_address
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NoReturn
 
+from core.addresses import is_address, is_interface, is_prefix
 from core.codec import WrongValue, decoder, encoder
 from core.model import FAST_PATHS, FastFlows, Snapshot
+from core.packed import Counted, TooLarge, Unfit, Unpacked, archived, json_text
 
 SCHEMA = 1
-# A conntrack entry takes about 220 bytes and 18 numbers: what a file can make this process hold is bounded.
-MAX_BYTES = 1 << 29
-MAX_VALUES = 1 << 25
-_GZIP_MAGIC = b"\x1f\x8b"
-_TAR_MAGIC, _TAR_BLOCK = b"ustar", 512
+_TAR_MAGIC, _TAR_AT = b"ustar", 257
 # What every version of the program wrote of a snapshot: without it there would be an empty host to see.
 ALWAYS = ("taken_at", "host", "namespaces", "nets", "firewalls", "engines")
 SNAPSHOT_FILE, FAST_FILE = "snapshot.json", "fastflows.json"  # in a bundle
@@ -43,10 +42,10 @@ def to_json(snapshot: Snapshot) -> bytes:
     return json.dumps({"schema": SCHEMA, "snapshot": encode(snapshot)}, separators=(",", ":")).encode("ascii")
 
 
-def from_json(data: bytes) -> Snapshot:
+def from_json(data: bytes | bytearray) -> Snapshot:
     """The snapshot that `to_json` wrote; CorruptFile where anything in it is not as it must be."""
-    if len(data) > MAX_BYTES or data.count(b",") + data.count(b":") > MAX_VALUES:
-        raise CorruptFile("the dump is too large to be read", try_=_NOT_OURS)
+    with _in_words():
+        Counted().add(data)
     whole = _parsed(data)
     if type(whole) is not dict or "schema" not in whole or "snapshot" not in whole:
         raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS)
@@ -82,70 +81,71 @@ def pack(snapshot: Snapshot) -> bytes:
     return gzip.compress(to_json(snapshot), compresslevel=3)
 
 
-def inflated(data: bytes) -> bytes:
-    """The content of a dump file or bundle without its compression, as `unpack` and `unpack_fast` take it as
-    well; CorruptFile where that is broken."""
-    return _inflated(data) if data.startswith(_GZIP_MAGIC) else data
-
-
 def unpack(data: bytes) -> Snapshot:
     """The snapshot in the content of a dump file (gzip or plain JSON) or of a bundle; CorruptFile where it
     cannot be read."""
-    text = inflated(data)
-    return from_json(_in_archive(text, SNAPSHOT_FILE) if text[257:262] == _TAR_MAGIC else text)
+    return unpack_both(data)[0]
+
+
+def unpack_both(data: bytes) -> tuple[Snapshot, FastFlows | None]:
+    """The same, and what the fast path had counted: None where that is missing or cannot be read, for a
+    bundle is good without."""
+    files = _files_in(data)
+    if SNAPSHOT_FILE not in files:
+        raise CorruptFile(f"this archive holds no {SNAPSHOT_FILE}", try_=_NOT_OURS)
+    return from_json(files.pop(SNAPSHOT_FILE)), _fast_in(files)
 
 
 def unpack_fast(data: bytes) -> FastFlows | None:
-    """What the fast path had counted, in the content of a bundle; None where it does not tell, or where that
-    cannot be read: a bundle is good without."""
+    """What the fast path had counted, in the content of a bundle."""
     try:
-        text = inflated(data)
-        if text[257:262] != _TAR_MAGIC:
-            return None
-        told = _in_archive(text, FAST_FILE)
-        if told.count(b",") > MAX_VALUES:
-            return None
-        found: FastFlows = decoder(FastFlows)(_parsed(told))
+        return _fast_in(_files_in(data))
+    except CorruptFile:
+        return None
+
+
+def _fast_in(files: Mapping[str, bytes | bytearray]) -> FastFlows | None:
+    if FAST_FILE not in files:
+        return None
+    try:
+        found: FastFlows = decoder(FastFlows)(_parsed(files[FAST_FILE]))
     except (CorruptFile, WrongValue):
         return None
     return None if (found.entries["path"] >= len(FAST_PATHS)).any() else found
 
 
-def _in_archive(archive: bytes, wanted: str) -> bytes:
-    """The file of that name in a tar archive (tar(5), "ustar")."""
-    at = 0
-    while at + _TAR_BLOCK <= len(archive):
-        head = archive[at : at + _TAR_BLOCK]
-        name, digits = head[:100].rstrip(b"\0"), head[124:136].strip(b" \0")
-        if not name and not digits:
-            break
-        if not digits or digits.strip(b"01234567"):
-            raise CorruptFile("the archive is damaged", f"byte {at}")
-        size, at = int(digits, 8), at + _TAR_BLOCK
-        if head[156:157] in (b"0", b"\0") and name.split(b"/")[-1] == wanted.encode():
-            if at + size > len(archive):
-                raise CorruptFile("the archive ends too early")
-            return archive[at : at + size]
-        at += -(-size // _TAR_BLOCK) * _TAR_BLOCK
-    raise CorruptFile(f"this archive holds no {wanted}", try_=_NOT_OURS)
+def _files_in(data: bytes) -> dict[str, bytes | bytearray]:
+    """The JSON files that are read of a dump file or bundle, by name."""
+    files: dict[str, bytes | bytearray] = {}
+    with _in_words():
+        source = Unpacked(data)
+        start = source.start(_TAR_AT + len(_TAR_MAGIC))
+        if start[_TAR_AT:] != _TAR_MAGIC:
+            if start.lstrip()[:1] not in (b"{", b""):
+                raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS)
+            files[SNAPSHOT_FILE] = json_text(source)
+        else:
+            for name, size in archived(source):
+                if name.decode("ascii", "replace") in (SNAPSHOT_FILE, FAST_FILE):
+                    text = files[name.decode()] = json_text(source, size)
+                    if len(text) < size:
+                        raise CorruptFile("the archive ends too early")
+        source.end()
+    return files
 
 
-def _inflated(data: bytes) -> bytes:
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What is unfit about a file becomes CorruptFile."""
     try:
-        text = stream.decompress(data, MAX_BYTES + 1)
-    except zlib.error:
-        raise CorruptFile("the dump is damaged: it does not unpack") from None
-    if len(text) > MAX_BYTES:
-        raise CorruptFile("the dump is too large to be read", try_=_NOT_OURS)
-    if not stream.eof:
-        raise CorruptFile("the dump ends too early")
-    if stream.unused_data:
-        raise CorruptFile("something follows the end of the dump")
-    return text
+        yield
+    except TooLarge as error:
+        raise CorruptFile(f"the dump is too large to be read: {error.what}", try_=_NOT_OURS) from None
+    except Unfit as error:
+        raise CorruptFile(error.what, error.where) from None
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes | bytearray) -> Any:
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -186,11 +186,34 @@ def _check_keys(snapshot: Snapshot) -> None:
 
 
 def _check_addresses(snapshot: Snapshot) -> None:
-    """Links' addresses come from the kernel, and the whole program takes them for addresses."""
-    for link in snapshot.links():
-        for address in link.addresses:
-            try:
-                ip_address(address.address)
-            except ValueError:
-                words = f"{address.address[:40]!r} is no address"
-                raise CorruptFile(words, f"snapshot.nets.{link.ns}.links.{link.ifindex}.addresses") from None
+    """What the kernel and the engines tell are addresses, and the whole program takes them for such; engines'
+    answers were looked at when they were read."""
+    for is_one, text, where in chain(_of_nets(snapshot), _of_engines(snapshot)):
+        if not is_one(text):
+            raise CorruptFile(f"{text[:40]!r} is no address", f"snapshot.{where}")
+
+
+type _Addresses = Iterator[tuple[Callable[[str], bool], str, str]]
+
+
+def _of_nets(snapshot: Snapshot) -> _Addresses:
+    for ns, net in snapshot.nets.items():
+        for index, link in net.links.items():
+            for address in link.addresses:
+                yield is_interface, str(address), f"nets.{ns}.links.{index}.addresses"
+        for route in net.routes:
+            if route.dst != "default":
+                yield is_prefix, route.dst, f"nets.{ns}.routes"
+
+
+def _of_engines(snapshot: Snapshot) -> _Addresses:
+    for name, engine in snapshot.engines.items():
+        for network in engine.networks:
+            for subnet in network.subnets:
+                yield is_prefix, subnet, f"engines.{name}.networks"
+            for gateway in network.gateways:
+                yield is_address, gateway, f"engines.{name}.networks"
+        for container in engine.containers:
+            for end in container.endpoints:
+                for text in filter(None, (end.ipv4, end.ipv6)):
+                    yield is_interface, text, f"engines.{name}.containers"

@@ -17,7 +17,12 @@ Words = Mapping[str, tuple[str, ...]]
 
 def escape(text: str) -> str:
     """Text as one word without spaces, quotes, "=" or control characters."""
-    return quote(text, safe=_PLAIN)
+    return quote(text, safe=_PLAIN, errors="surrogateescape")
+
+
+def unescape(word: str) -> str:
+    """The text that `escape` took."""
+    return unquote(word, errors="surrogateescape")
 
 
 def tag(words: Iterable[tuple[str, str]]) -> str:
@@ -32,5 +37,5 @@ def words_of(alias: str) -> Words | None:
     found: dict[str, tuple[str, ...]] = {}
     for word in alias.removeprefix(PREFIX).split():
         key, _, value = word.partition("=")
-        found[key] = (*found.get(key, ()), unquote(value))
+        found[key] = (*found.get(key, ()), unescape(value))
     return found

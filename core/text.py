@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterable
 
 # Whatever a terminal would act on or not show at all: controls (C0, DEL, C1), line and paragraph separators,
 # lone surrogates, every format character (Unicode category Cf: bidi overrides and isolates, zero-width ones,
@@ -15,6 +17,7 @@ _UNFIT = re.compile(
     "\U000e0000-\U000e0fff"
     "]"
 )
+_SPECIAL = re.compile(rf"{_UNFIT.pattern}|[\\']")  # in bash's $'...'
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -40,3 +43,27 @@ def safe(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _UNFIT.sub(_escaped, text)
+
+
+def quoted(word: str) -> str:
+    r"""The text as one word for a shell, in one line and with nothing that acts on a terminal: bash, zsh and
+    ksh understand `$'\x1b'`."""
+    if not _UNFIT.search(word):
+        return shlex.quote(word)
+    return f"$'{_SPECIAL.sub(_shell_escaped, word)}'"
+
+
+def joined(words: Iterable[str]) -> str:
+    """The words as a command for a shell."""
+    return " ".join(map(quoted, words))
+
+
+def _shell_escaped(match: re.Match[str]) -> str:
+    char = match.group()
+    if char in "\\'":
+        return f"\\{char}"
+    try:
+        octets = char.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        octets = char.encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{octet:02x}" for octet in octets)

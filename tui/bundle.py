@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
 from tui.changer import Earlier, Logged
-from tui.errors import CommandError
 from tui.present.flows_detail import spoken
 from tui.show import Output, show
 
@@ -75,20 +73,11 @@ class Kept:
     earlier: Sequence[Earlier] = ()
 
 
-def write_bundle(path: Path, kept: Kept) -> int:
-    """Write the bundle whole or not at all, for the owner's eyes only; returns its size in bytes. Raises
-    CommandError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            _archive(file, path.name.removesuffix(".tar.gz"), kept)
-        size = beside.stat().st_size
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CommandError(f"cannot write {safe(str(path))}: {error.strerror or error}") from None
-    return size
+def bundle_of(name: str, kept: Kept) -> bytes:
+    """The content of a bundle whose file has that name."""
+    made = io.BytesIO()
+    _archive(made, name.removesuffix(".tar.gz"), kept)
+    return made.getvalue()
 
 
 def _archive(file: Any, name: str, kept: Kept) -> None:

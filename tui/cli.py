@@ -267,14 +267,14 @@ def load(path: Path) -> Snapshot:
 def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
     """The snapshot in a dump file, and what the fast path had counted, where it is a bundle that tells;
     raises CommandError."""
-    from core.serialize import MAX_BYTES, CorruptFile, inflated, unpack, unpack_fast
+    from core.packed import MAX_BYTES
+    from core.serialize import CorruptFile, unpack_both
     from core.text import safe
 
     name = safe(str(path))
     try:
         with path.open("rb") as file:
-            content = inflated(file.read(MAX_BYTES + 1))
-        return unpack(content), unpack_fast(content)
+            return unpack_both(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise CommandError(f"cannot read {name}: {error.strerror}") from None
     except CorruptFile as error:
@@ -288,6 +288,7 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
 def _dump(options: argparse.Namespace) -> int:
     from core.serialize import pack
     from core.topology import Topology
+    from tui.keepsake import LOOK_FIRST, save
     from tui.show import print_problems
 
     snapshot = _snapshot(options)
@@ -295,22 +296,9 @@ def _dump(options: argparse.Namespace) -> int:
     if options.file == "-":
         sys.stdout.buffer.write(content)
     else:
-        _write(Path(options.file), content)
+        print(f"{save(Path(options.file), content)}: {LOOK_FIRST}", file=sys.stderr)
     print_problems(Topology(snapshot), TOPICS)
     return 0
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all."""
-    from core.text import safe
-
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CommandError(f"cannot write {safe(str(path))}: {error.strerror}") from None
 
 
 def _demo(options: argparse.Namespace) -> int:

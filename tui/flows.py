@@ -32,6 +32,7 @@ from tui.present.flows_detail import spoken
 from tui.present.flows_filter import mask_of
 from tui.present.flows_groups import group_rows
 from tui.present.lens import Lens
+from tui.show import shortened
 
 SCHEMA = 1
 _TOPOLOGY_EVERY = 5.0  # seconds; names and addresses seldom change
@@ -261,7 +262,7 @@ def _print_text(
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     if options.by:
         rows = group_rows(looks.topology, picture, order, Lens(options.per_hop, options.by), ())
-        lines = [[cell.text for cell in row.cells] for row in rows.rows[: options.top]]
+        lines = [[shortened(cell.text) for cell in row.cells] for row in rows.rows[: options.top]]
         titles = [column.title.upper() for column in rows.columns]
         kept = [place for place, column in enumerate(rows.columns) if column.name != "share"]
         widths = {place: max(len(line[place]) for line in (titles, *lines)) for place in kept}

@@ -7,7 +7,11 @@ import re
 import time
 from pathlib import Path
 
+from core.files import CannotWrite, write_whole
 from core.text import safe
+from tui.errors import CommandError
+
+LOOK_FIRST = "it holds addresses and names, look before you send it"
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:
@@ -21,6 +25,16 @@ def free_path(what: str, hostname: str, ending: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}{ending}"
     return path
+
+
+def save(path: Path, content: bytes) -> str:
+    """Write a dump or a bundle for its owner alone; what was written, in words. Raises CommandError."""
+    try:
+        replaced = write_whole(path, content)
+    except CannotWrite as error:
+        raise CommandError(str(error)) from None
+    instead = ", in place of the file that was there" if replaced else ""
+    return f"wrote {told(path)}, {size_of(len(content))}{instead}"
 
 
 def told(path: Path) -> str:

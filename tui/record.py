@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from core.text import safe
 from tui.errors import CommandError
-from tui.keepsake import size_of, span_of
+from tui.keepsake import LOOK_FIRST, save, size_of, span_of
 
 if TYPE_CHECKING:
     from core.recording import Limits, Progress
@@ -97,7 +97,7 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
 def _ended(path: Path, made: Progress) -> int:
     name = safe(str(path))
     if made.failed:
-        raise CommandError(f"cannot record into {name}: {made.ended}")
+        raise CommandError(f"can't record into {name}: {made.ended}")
     if not made.moments:
         path.unlink(missing_ok=True)
         raise CommandError(f"nothing was recorded: {made.ended}")
@@ -148,7 +148,7 @@ def is_recording(path: Path) -> bool:
 def bundle(path: Path, source: str | None) -> int:
     """Write one file with all that can be seen now, or in a dump."""
     from core.topology import Topology
-    from tui.bundle import Kept, write_bundle
+    from tui.bundle import Kept, bundle_of
 
     if source:
         from tui.cli import load_whole
@@ -157,8 +157,7 @@ def bundle(path: Path, source: str | None) -> int:
         kept = Kept(Topology(snapshot), fast=fast)
     else:
         kept = _of_this_host()
-    size = write_bundle(path, kept)
-    _say(f"wrote {safe(str(path))}, {size_of(size)}: it holds addresses and names, look before you send it\n")
+    _say(f"{save(path, bundle_of(path.name, kept))}: {LOOK_FIRST}\n")
     return 0
 
 

@@ -27,6 +27,7 @@ from tui.present.scene import Scene
 _MEASURED = 1000
 _NARROWEST = 8  # to which columns are cut where nothing else helps
 _GAP = "  "
+_WIDEST = 300  # cells of a column: nobody's name makes all lines longer; JSON has it whole
 _CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36"}
 _NOTHING = ("", "–")
 # An engine that is not there matters only to who asks for what it makes.
@@ -209,7 +210,7 @@ def _columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) 
 
 
 def _width(row: Row, place: int) -> int:
-    return cell_len(row.cells[place].text) + (2 * row.depth if place == 0 else 0)
+    return min(_WIDEST, cell_len(row.cells[place].text) + (2 * row.depth if place == 0 else 0))
 
 
 def _line(columns: Sequence[_Placed], cells: Sequence[Cell], depth: int, output: Output) -> str:
@@ -218,12 +219,18 @@ def _line(columns: Sequence[_Placed], cells: Sequence[Cell], depth: int, output:
         cell = cells[column.place]
         text = "  " * depth + cell.text if number == 0 else cell.text
         length = len(text) if text.isascii() else cell_len(text)
-        if column.cut and length > column.width:
-            text, length = set_cell_size(text, column.width - 1) + "…", column.width
+        most = column.width if column.cut else max(column.width, _WIDEST)
+        if length > most:
+            text, length = set_cell_size(text, most - 1) + "…", most
         padding = " " * (column.width - length)
         shown = _painted(text, _CODES.get(cell.tone, ""), output)
         parts.append(padding + shown if column.right else shown + padding)
     return _GAP.join(parts).rstrip()
+
+
+def shortened(text: str) -> str:
+    """The text of a cell, cut where it is much longer than any name ought to be."""
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def _painted(text: str, code: str, output: Output) -> str:

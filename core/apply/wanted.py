@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from core.apply.state import StateError, boot_id, state_directory, sync_directory, unusable
+from core.apply.state import StateError, boot_id, state_directory, unusable
+from core.files import write_whole
 from core.ops import Want
 from core.ops.record import from_record, to_record
+from core.text import safe
+
+_MOST_BYTES = 1 << 24
 
 
 def add(want: Want) -> None:
@@ -26,12 +29,24 @@ def attachments() -> tuple[Want, ...]:
     """The attachments that are kept. Raises StateError for a file that no version of ours wrote."""
     path = _attachments_path()
     try:
-        found = from_record(json.loads(path.read_text()))
+        found = from_record(_read(path))
+        if not isinstance(found, tuple) or not all(map(_is_whole, found)):
+            raise ValueError("it holds something else")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError) as error:
-        raise StateError(f"{path} cannot be read ({error}); move it away and attach again") from error
-    return tuple(want for want in found if isinstance(want, Want))
+    except (OSError, ValueError, RecursionError) as error:
+        why = safe(str(error)[:200])
+        raise StateError(f"can't read {path}: {why}. Try: move it away and attach again") from error
+    return found
+
+
+def _is_whole(want: Any) -> bool:
+    return (
+        isinstance(want, Want)
+        and isinstance(want.container, str)
+        and isinstance(want.network, str)
+        and isinstance(want.steps, tuple)
+    )
 
 
 def note_rules(text: str) -> None:
@@ -42,9 +57,9 @@ def note_rules(text: str) -> None:
 def rules() -> str:
     """What our own tables were last made to say since the machine started, "" where that is not known."""
     try:
-        noted = json.loads(_rules_path().read_text())
+        noted = _read(_rules_path())
         return str(noted["text"]) if noted["boot"] == boot_id() else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -57,19 +72,19 @@ def _write_attachments(wanted: list[Want]) -> None:
     _write(_attachments_path(), [to_record(want) for want in wanted], durable=True)
 
 
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+    return json.loads(content)
+
+
 def _write(path: Path, value: Any, durable: bool) -> None:
     """Replace a file whole: whoever reads it, after our crash too (`durable`: the machine's too), finds the
     old or the new text."""
-    new = path.with_suffix(".new")
     try:
-        with new.open("w") as file:
-            json.dump(value, file)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        new.replace(path)
-        if durable:
-            sync_directory(path.parent)
+        write_whole(path, json.dumps(value).encode("ascii"), durable=durable)
     except OSError as error:
         raise StateError(unusable(path.parent, error)) from error
 

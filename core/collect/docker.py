@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from core.collect.choice import is_wanted
 from core.collect.engine_answers import network
-from core.collect.engine_api import NetworksReader, read_engine
+from core.collect.engine_api import TOTAL_SECONDS, NetworksReader, read_engine
 from core.collect.engine_socket import EngineKind, Unreachable, connected, find_socket
 from core.model import Engine
 
@@ -78,10 +78,10 @@ def _subscribe(connection: sockets.socket) -> None:
     """Ask for the event stream: by HTTP/1.0, whose body is the events and nothing else."""
     filters = quote(json.dumps(_EVENTS))
     connection.sendall(f"GET /events?filters={filters} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
-    head = b""
+    head, end = b"", time.monotonic() + TOTAL_SECONDS
     while b"\r\n\r\n" not in head:
         head += (more := connection.recv(4096))
-        if not more or len(head) > _LONGEST_HEAD:
+        if not more or len(head) > _LONGEST_HEAD or time.monotonic() > end:
             raise OSError("no answer to the question for events")
     if head.split(maxsplit=2)[1:2] != [b"200"]:
         raise OSError("the question for events was refused")

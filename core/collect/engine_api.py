@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from core.collect.engine_answers import container
+from core.collect.engine_checks import checked
 from core.collect.engine_http import EngineHttp, RefusedByEngine
 from core.collect.engine_socket import (
     REQUEST_SECONDS,
@@ -60,12 +61,14 @@ def _read(kind: EngineKind, path: str, home: int, read_networks: NetworksReader)
             api = f"/v{told.api}"
             asked = [f"{api}/containers/json?all=1", read_networks.question.format(api=told.api)]
             listed, networks = map(_granted, engine.ask_all(asked))
-            return Engine(
-                kind.name,
-                "ok",
-                version=told.version,
-                containers=tuple(_containers(kind, engine, api, listed)),
-                networks=_in_order(read_networks.understand(home, one) for one in networks),
+            return checked(
+                Engine(
+                    kind.name,
+                    "ok",
+                    version=told.version,
+                    containers=tuple(_containers(kind, engine, api, listed)),
+                    networks=_in_order(read_networks.understand(home, one) for one in networks),
+                )
             )
     # Garbage from outside may fail in any way; none of them may take the program down.
     except Exception as error:

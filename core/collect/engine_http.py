@@ -12,10 +12,14 @@ from http.client import HTTPException, HTTPResponse
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from core.packed import Counted, TooLarge
+
 _LONGEST = 200
 _PIECE = 1 << 16
 # Questions sent before the first answer is read: few enough that neither side waits for the other to read.
 _AT_ONCE = 32
+_MOST_VALUES = 1 << 22
+_MOST_BYTES = 1 << 25  # of one answer: a list of ten thousand containers
 
 
 class RefusedByEngine(Exception):
@@ -26,7 +30,7 @@ class RefusedByEngine(Exception):
         self.status = status
 
 
-class _Waiting(io.RawIOBase):
+class Waiting(io.RawIOBase):
     """What a socket receives, for `timeout` seconds a wait at most, and none after the deadline."""
 
     def __init__(self, connection: socket.socket, timeout: float, deadline: float) -> None:
@@ -93,7 +97,7 @@ class EngineHttp:
         """What each of them answers, or RefusedByEngine, in their order, asked together."""
         for start in range(0, len(questions), _AT_ONCE):
             for answer in self._answers(questions[start : start + _AT_ONCE]):
-                yield json.loads(answer.body) if answer.status == HTTPStatus.OK else _refusal(answer)
+                yield _parsed(answer.body) if answer.status == HTTPStatus.OK else _refusal(answer)
 
     def headers_of(self, question: str) -> Mapping[str, str]:
         """The header fields of the answer. Raises RefusedByEngine."""
@@ -120,7 +124,7 @@ class EngineHttp:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(self._timeout)
             self._socket.connect(self._path)
-            self._file = _Shared(_Waiting(self._socket, self._timeout, self._deadline), _PIECE)
+            self._file = _Shared(Waiting(self._socket, self._timeout, self._deadline), _PIECE)
             self._answered = False
         asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
         try:
@@ -141,12 +145,32 @@ class EngineHttp:
         answer = HTTPResponse(self._file)  # type: ignore[arg-type]  # of a socket it wants the file alone
         try:
             answer.begin()
-            body = answer.read()
+            body = _body(answer)
         except ConnectionError:
             return None
         except HTTPException as error:
             raise ValueError(f"an answer that is no HTTP: {error!r}"[:_LONGEST]) from error
         return _Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        Counted(_MOST_VALUES).add(body)
+        return json.loads(body)
+    except (TooLarge, RecursionError) as error:
+        raise ValueError(f"an answer that no engine gives ({error})") from error
+
+
+def _body(answer: HTTPResponse) -> bytes:
+    """All of it, in pieces: what a length or a chunk's size says is not believed."""
+    body = bytearray()
+    while piece := answer.read(_PIECE):
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise ValueError(f"an answer of more than {_MOST_BYTES >> 20} MiB")
+    if answer.length:
+        raise ValueError("an answer that ends too early")
+    return bytes(body)
 
 
 def _refusal(answer: _Answer) -> RefusedByEngine:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.collect import filters
 from core.collect.iptables import read_iptables
-from core.collect.netns import entered, entry_of
+from core.collect.netns import NamespaceGone, entered, entry_of
 from core.collect.nft import read_nft, read_table
 from core.collect.nftables import Table, read_tables
-from core.collect.tools import ToolFailed, ToolMissing
+from core.collect.tools import OutOfTime, ToolFailed, ToolMissing, bounded
 from core.model import Chain, Firewall, FirewallRule, Namespace, Problem
 from core.tags import TABLE
 
@@ -21,6 +24,10 @@ _LEGACY = {
     "ip6": Path("/proc/thread-self/net/ip6_tables_names"),
 }
 _OURS = ("inet", TABLE)
+# For a namespace other than the host's: seconds for each, for all of them, and bytes that a tool prints.
+_EACH_OTHER, _ALL_OTHERS = 3.0, 30.0
+_MOST_PRINTED = 16 << 20
+_slow: set[int] = set()  # inodes of those that took too long
 _DENIED = "CAP_NET_ADMIN and CAP_SYS_ADMIN are needed"
 
 
@@ -44,7 +51,13 @@ class _Reading:
         try:
             read()
         except ToolFailed as error:
-            self.problem(error.what, error.why, error.try_)
+            self.failed(error)
+
+    def failed(self, error: ToolFailed) -> None:
+        """A tool that fails becomes a problem."""
+        if isinstance(error, OutOfTime):
+            _slow.add(self.ns)
+        self.problem(error.what, error.why, error.try_)
 
 
 def read_firewall(namespace: Namespace) -> Firewall:
@@ -53,6 +66,23 @@ def read_firewall(namespace: Namespace) -> Firewall:
     Raises NamespaceGone; what else stands in the way becomes a problem of the result.
     """
     return _read(namespace, _read_tables)
+
+
+def read_firewalls(found: Mapping[int, Namespace]) -> dict[int, Firewall]:
+    """The rules of each namespace, by inode; those that vanished meanwhile are left out. The host is read
+    first. Who may change the rules of another namespace may make them many: each has its own time, all have
+    some together, and those that took too long come last the next time."""
+    parts: dict[int, Firewall] = {}
+    end = math.inf
+    for namespace in sorted(found.values(), key=lambda one: (not one.is_host, one.inode in _slow)):
+        with suppress(NamespaceGone):
+            if namespace.is_host:
+                parts[namespace.inode] = read_firewall(namespace)
+                continue
+            end = min(end, time.monotonic() + _ALL_OTHERS)
+            with bounded(min(_EACH_OTHER, end - time.monotonic()), _MOST_PRINTED):
+                parts[namespace.inode] = read_firewall(namespace)
+    return parts
 
 
 def read_filters(namespace: Namespace) -> Firewall:
@@ -64,11 +94,14 @@ def read_filters(namespace: Namespace) -> Firewall:
 def _read(namespace: Namespace, read: Callable[[_Reading], None]) -> Firewall:
     """What `read` takes in there, and iptables-legacy's tables."""
     reading = _Reading(namespace.inode)
+    _slow.discard(namespace.inode)
     try:
         with entered(entry_of(namespace), namespace.inode):
             read(reading)
             for family in _LEGACY:
                 _read_legacy(reading, family)
+    except OutOfTime as error:
+        reading.failed(error)
     except PermissionError:
         reading.problem("the firewall rules of this namespace could not be read", _DENIED, "run as root")
     return reading.result()
@@ -110,7 +143,7 @@ def _read_by_iptables(reading: _Reading, family: str, tables: list[Table]) -> li
             why = "nft alone does not tell all that rules of iptables do"
             reading.problem(error.what, f"{error.why}; {why}", error.try_)
         except ToolFailed as error:
-            reading.problem(error.what, error.why, error.try_)
+            reading.failed(error)
         else:
             done = ours & set(saved.tables)
             reading.chains += [chain for chain in saved.chains if chain.table in done]

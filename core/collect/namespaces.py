@@ -16,6 +16,7 @@ from core.collect.netlink import Netlink
 from core.collect.nsids import read_nsids
 from core.collect.traces import NAMES_DIR, Trace
 from core.model import Namespace, Problem
+from core.text import quoted
 
 # `ip netns add` makes the file a moment before it mounts the namespace on it.
 _BEING_MADE = 2.0
@@ -98,7 +99,7 @@ def _behind(path: Path, problems: list[Problem]) -> int | None:
 
 def _dead_name(path: Path, why: str) -> Problem:
     what = f"the name {path} leads to no network namespace"
-    return Problem("namespaces", what, why, f"remove it: rm {path}")
+    return Problem("namespaces", what, why, f"remove it: rm {quoted(str(path))}")
 
 
 _WITH_ALL = "start it with all capabilities, in a container with --privileged"

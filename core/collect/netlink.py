@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple, Self
 
+from core.collect.tools import check_time
+
 ROUTE = 0
 NETFILTER = 12
 GENERIC = 16
@@ -155,6 +157,7 @@ class Netlink:
         messages: list[Message] = []
         seen_flags = 0
         while True:
+            check_time("a table of the kernel's")
             for answer_type, answer_flags, answered, payload in walk(self._socket.recv(_DATAGRAM)):
                 if answered != sequence:
                     continue

@@ -46,7 +46,7 @@ class _Aside:
         self._firewall: Future[dict[int, Firewall]] | None = None
         if HOST_FIREWALL in wanted and "firewall" not in wanted:
             host = Namespace(inode_of(HOST_PATH), is_host=True, entry=THREAD_PATH)
-            self._firewall = pool.submit(read_each, firewall.read_firewall, {host.inode: host})
+            self._firewall = pool.submit(firewall.read_firewalls, {host.inode: host})
 
     def firewalls(self) -> dict[int, Firewall]:
         """The host's alone, nothing where more is wanted, or none."""
@@ -69,7 +69,7 @@ def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
         host = {inode: namespace for inode, namespace in found.items() if namespace.is_host}
         fields["firewalls"] = read_each(firewall.read_filters, host)
     if "firewall" in wanted:
-        fields["firewalls"] = read_each(firewall.read_firewall, found)
+        fields["firewalls"] = firewall.read_firewalls(found)
     if "conntrack" in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
+import resource
+import select
 import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 TIMEOUT = 10.0
+_MOST_MEMORY = 1 << 30  # that a tool may take: nft holds whole sets in it
+_PIECE = 1 << 18
 _QUOTED = 300
 
 
@@ -18,6 +29,10 @@ class ToolFailed(Exception):
         self.what, self.why, self.try_ = what, why, try_
 
 
+class OutOfTime(ToolFailed):
+    """It took too long."""
+
+
 class ToolMissing(ToolFailed):
     """The tool is not installed."""
 
@@ -27,27 +42,90 @@ def find_tool(*names: str) -> str:
     return next((name for name in names if shutil.which(name)), "")
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a tool may take, in seconds of `time.monotonic`, and how many bytes it may print."""
+
+    end: float = math.inf
+    most: int = 64 << 20
+
+
+_USUAL = Bounds()
+_bounds: ContextVar[Bounds] = ContextVar("bounds", default=_USUAL)
+
+
+@contextmanager
+def bounded(seconds: float, most: int) -> Iterator[None]:
+    """Within this all tools together have so many seconds, and each prints so many bytes at most."""
+    before = _bounds.set(Bounds(time.monotonic() + seconds, most))
+    try:
+        yield
+    finally:
+        _bounds.reset(before)
+
+
+def check_time(what: str) -> None:
+    """Raise OutOfTime where the time that `bounded` gives is over."""
+    if time.monotonic() > _bounds.get().end:
+        raise OutOfTime(f"{what} took too long", "the others are read first", "see how many rules there are")
+
+
 def run_tool(*words: str, package: str) -> str:
     """What a tool printed, bytes that are no UTF-8 kept as surrogates. The tool runs in the network namespace
-    of the calling thread. Raises ToolMissing, or ToolFailed where it failed or did not end within TIMEOUT."""
+    of the calling thread. Raises ToolMissing, or ToolFailed where it failed, printed too much or did not end
+    within TIMEOUT or the bounds."""
+    check_time(words[0])
+    seconds = min(TIMEOUT, _bounds.get().end - time.monotonic())
     try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
+        output, errors, code = _output_of(words, max(0.0, seconds), _bounds.get().most)
     except FileNotFoundError:
         raise missing(words[0], package) from None
-    except subprocess.TimeoutExpired:
-        why = f"`{' '.join(words)}` did not end within {TIMEOUT:g} seconds"
-        raise ToolFailed(
+    except TimeoutError:
+        why = f"`{' '.join(words)}` did not end within {seconds:.2g} seconds"
+        raise OutOfTime(
             f"{words[0]} gave no answer", why, "see whether it hangs in a shell as well"
         ) from None
     except OSError as error:
         raise ToolFailed(f"{words[0]} cannot be run", str(error), f"reinstall {package}") from error
-    if done.returncode:
-        why = _first_words(done.stderr) or f"it ended with exit code {done.returncode}"
+    if code:
+        why = _first_words(errors) or f"it ended with exit code {code}"
         raise ToolFailed(f"{words[0]} failed", why, f"run `{' '.join(words)}` in a shell to see more")
-    return done.stdout.decode("utf-8", "surrogateescape")
+    return output.decode("utf-8", "surrogateescape")
+
+
+def _output_of(words: tuple[str, ...], seconds: float, most: int) -> tuple[bytes, bytes, int]:
+    """What a tool prints, its errors and its exit code; it is killed where it takes too long or too much."""
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            env={**os.environ, "LC_ALL": "C"},
+        ) as tool:  # fmt: skip
+            try:
+                with suppress(OSError):  # it has ended already
+                    resource.prlimit(tool.pid, resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+                output = _read(tool, time.monotonic() + seconds, most)
+            except BaseException:
+                tool.kill()
+                raise
+        errors.seek(0)
+        return output, errors.read(_QUOTED * 4), tool.returncode
+
+
+def _read(tool: subprocess.Popen[bytes], end: float, most: int) -> bytes:
+    assert tool.stdout is not None
+    output, descriptor = bytearray(), tool.stdout.fileno()
+    ready = select.poll()
+    ready.register(descriptor, select.POLLIN)
+    while ready.poll(max(0.0, end - time.monotonic()) * 1000):
+        piece = os.read(descriptor, _PIECE)
+        if not piece:
+            tool.wait(max(0.0, end - time.monotonic()))
+            return bytes(output)
+        output += piece
+        if len(output) > most:
+            name, why = str(tool.args[0]), f"more than {most >> 10} KiB"  # type: ignore[index]
+            raise ToolFailed(f"{name} printed too much", why, "see how many rules and sets there are")
+    raise TimeoutError
 
 
 def missing(name: str, package: str) -> ToolMissing:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from core.findings.finding import Finding
 from core.model import Container, NatEntry, container_ref, link_ref, namespace_ref, nat_ref, network_ref
 from core.nat.letting import by_chain, drop_words, dropping, letting_words
+from core.text import quoted as quote
 
 if TYPE_CHECKING:
     from core.topology import Topology

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from core.findings.finding import Finding
 from core.model import Container, Link, container_ref, link_ref, network_ref
+from core.text import quoted as quote
 
 if TYPE_CHECKING:
     from core.topology import Topology

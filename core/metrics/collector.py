@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from core.collect import firewall, links, namespaces, ovs, stats
 from core.collect.host import read_host
-from core.collect.snapshot import read_each, read_engines
+from core.collect.snapshot import read_engines
 from core.metrics import fastpath, rules, tracking
 from core.metrics.fastpath import FastPathSource
 from core.metrics.sheet import Sheet, unique
@@ -129,7 +129,7 @@ class Look:
         self.counters = stats.read_stats(self._found.values())
 
     def _firewalls(self) -> None:
-        self.fields["firewalls"] = read_each(firewall.read_firewall, self._found)
+        self.fields["firewalls"] = firewall.read_firewalls(self._found)
 
     def _engines(self) -> None:
         self.fields["engines"] = read_engines(self._found)

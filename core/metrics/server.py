@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import socket
 import threading
+import time
 from collections.abc import Callable
-from wsgiref.simple_server import WSGIServer
+from contextlib import suppress
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
+from core.collect.engine_http import Waiting
 from core.metrics.collector import HostCollector
 from core.metrics.fastpath import FastPathSource
+
+_MOST_CLIENTS = 16
+_PATIENCE = 5.0
 
 
 class MetricsError(Exception):
@@ -48,8 +58,83 @@ class MetricsServer:
         self._thread.join()
 
 
-def _started(port: int, host: str, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
-    return start_http_server(port, host or "0.0.0.0", registry)
+class _Server(ThreadingMixIn, WSGIServer):
+    """Has so many clients at once: a further one takes the place of the one that has been silent longest."""
+
+    daemon_threads = True
+    request_queue_size = 128  # that wait for their turn in the kernel
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        self.address_family = found[0]
+        self._clients: set[Any] = set()
+        self._silent: dict[Any, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the client a thread, if there is one for it."""
+        with self._lock:
+            full = len(self._clients) >= _MOST_CLIENTS
+            silent = next(iter(self._silent), None) if full else None
+        if silent is not None:
+            self._forget(silent)
+            with suppress(OSError):
+                silent.shutdown(socket.SHUT_RDWR)  # its thread, which waits for it, ends
+        elif full:
+            self.shutdown_request(request)
+            return
+        with self._lock:
+            self._clients.add(request)
+            self._silent[request] = None
+        super().process_request(request, client_address)
+
+    def asked(self, client: Any) -> None:
+        """A client has sent its whole request."""
+        with self._lock:
+            self._silent.pop(client, None)
+
+    def _forget(self, client: Any) -> None:
+        with self._lock:
+            self._clients.discard(client)
+            self._silent.pop(client, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a client's connection."""
+        self._forget(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or was too slow, is no matter for the log."""
+
+
+class _Handler(WSGIRequestHandler):
+    """Gives a client so long for its request, however it is cut into bytes, and as long for the answer."""
+
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        waiting = Waiting(self.connection, _PATIENCE, time.monotonic() + _PATIENCE)
+        self.rfile = io.BufferedReader(waiting)
+
+    def parse_request(self) -> bool:
+        """Read the head of the request."""
+        whole = super().parse_request()
+        self.server.asked(self.connection)
+        self.connection.settimeout(_PATIENCE)
+        return whole
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a line each."""
+
+
+def _started(port: int, host: str, registry: CollectorRegistry) -> tuple[_Server, threading.Thread]:
+    server = _Server((host or "0.0.0.0", port), _Handler)
+    server.set_app(make_wsgi_app(registry))
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    return server, thread
 
 
 def parsed(address: str) -> tuple[str, int]:

@@ -6,13 +6,13 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from shlex import quote
 from typing import Literal
 
 from core.model import Chain, Firewall, FirewallRule
 from core.nat.match import covers, split, takes_link
 from core.nat.paths import ChainKey, chain_key, targets
 from core.tags import TABLE
+from core.text import quoted as quote
 from core.text import safe
 
 # "out" opens a connection from the bridge to elsewhere, "answers" belong to one that is known, "published"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, fields
 from typing import Any
 
 from core.model.link import LONG_AGO
 from core.ops.place import HOST, Place
+from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class AddAddress(_OfAddress):
     def command(self) -> str:
         words = [f"addr add {self._which()}"]
         words += [f"broadcast {self.broadcast}"] if self.broadcast else []
-        words += [f"label {shlex.quote(self.label)}"] if self.label else []
-        words += [f"dev {shlex.quote(self.link)}"]
+        words += [f"label {quoted(self.label)}"] if self.label else []
+        words += [f"dev {quoted(self.link)}"]
         words += [f"scope {self.scope}"] if self.scope else []
         words += [f"metric {self.metric}"] if self.metric else []
         for name, until in (("valid_lft", self.valid_until), ("preferred_lft", self.preferred_until)):
@@ -74,7 +74,7 @@ class DeleteAddress(_OfAddress):
     __slots__ = ()
 
     def command(self) -> str:
-        return self.place.ip(f"addr del {self._which()} dev {shlex.quote(self.link)}")
+        return self.place.ip(f"addr del {self._which()} dev {quoted(self.link)}")
 
     def inverse(self) -> tuple[AddAddress, ...]:
         return (AddAddress(**self._values()),)
@@ -149,7 +149,7 @@ class AddRoute:
         if not self.hops:
             words += self._way(self.ways[0])
         told = (
-            ("table", shlex.quote(self.table) if self.table else ""),
+            ("table", quoted(self.table) if self.table else ""),
             ("proto", self.protocol),
             ("scope", self.scope),
             ("src", self.source),
@@ -167,7 +167,7 @@ class AddRoute:
         """A way as ip-route(8) takes it, less the weight."""
         crossing = ["inet6"] if self.family == 4 and ":" in hop.gateway else []
         words = ["via", *crossing, hop.gateway] if hop.gateway else []
-        return [*words, "dev", shlex.quote(hop.link), *(["onlink"] if hop.onlink else [])]
+        return [*words, "dev", quoted(hop.link), *(["onlink"] if hop.onlink else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class AddNeighbour:
     state: str = "permanent"
 
     def command(self) -> str:
-        words = f"neigh replace {self.address} lladdr {self.mac} dev {shlex.quote(self.link)}"
+        words = f"neigh replace {self.address} lladdr {self.mac} dev {quoted(self.link)}"
         return self.place.ip(f"{words} nud {self.state}")
 
     def inverse(self) -> tuple[DeleteNeighbour, ...]:
@@ -214,7 +214,7 @@ class DeleteNeighbour:
     neighbour: AddNeighbour
 
     def command(self) -> str:
-        words = f"neigh del {self.neighbour.address} dev {shlex.quote(self.neighbour.link)}"
+        words = f"neigh del {self.neighbour.address} dev {quoted(self.neighbour.link)}"
         return self.neighbour.place.ip(words)
 
     def inverse(self) -> tuple[AddNeighbour, ...]:

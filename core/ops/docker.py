@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
+
+from core.text import joined
 
 # What tells networks that were made by us, for Docker knows no tags.
 LABELS = {"vnet": "1"}
@@ -30,7 +31,7 @@ class DockerCreateNetwork:
         for key, value in self.options().items():
             words += ["--opt", f"{key}={value}"]
         words += [word for key, value in LABELS.items() for word in ("--label", f"{key}={value}")]
-        return shlex.join([*words, self.name])
+        return joined([*words, self.name])
 
     def options(self) -> dict[str, str]:
         """The bridge driver's options."""
@@ -51,7 +52,7 @@ class DockerRemoveNetwork:
     network: DockerCreateNetwork
 
     def command(self) -> str:
-        return shlex.join(["docker", "network", "rm", self.network.name])
+        return joined(["docker", "network", "rm", self.network.name])
 
     def inverse(self) -> tuple[DockerCreateNetwork, ...]:
         return (self.network,)
@@ -78,7 +79,7 @@ class DockerConnect:
         words += ["--ip", self.ipv4] if self.ipv4 else []
         words += ["--ip6", self.ipv6] if self.ipv6 else []
         words += [word for alias in self.aliases for word in ("--alias", alias)]
-        return shlex.join([*words, self.network, self.container])
+        return joined([*words, self.network, self.container])
 
     def inverse(self) -> tuple[DockerDisconnect, ...]:
         return (DockerDisconnect(self),)
@@ -94,9 +95,7 @@ class DockerDisconnect:
     connection: DockerConnect
 
     def command(self) -> str:
-        return shlex.join(
-            ["docker", "network", "disconnect", self.connection.network, self.connection.container]
-        )
+        return joined(["docker", "network", "disconnect", self.connection.network, self.connection.container])
 
     def inverse(self) -> tuple[DockerConnect, ...]:
         return (self.connection,)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
 
 from core.ops.place import HOST, Place
+from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class CreateBridge:
 
     def command(self) -> str:
         mac = f" address {self.mac}" if self.mac else ""
-        words = f"link add {shlex.quote(self.name)} mtu {self.mtu}{mac} type bridge stp_state {int(self.stp)}"
+        words = f"link add {quoted(self.name)} mtu {self.mtu}{mac} type bridge stp_state {int(self.stp)}"
         if self.vlan_filtering:
             words += " vlan_filtering 1"
         made = self.place.ip(words)
@@ -53,8 +53,8 @@ class CreateVeth:
         peer_mac = f" address {self.peer_mac}" if self.peer_mac else ""
         elsewhere = f" netns {self.peer_place.netns_argument}" if self.peer_place != self.place else ""
         made = self.place.ip(
-            f"link add {shlex.quote(self.name)} mtu {self.mtu}{mac} type veth"
-            f" peer name {shlex.quote(self.peer)} mtu {self.mtu}{peer_mac}{elsewhere}"
+            f"link add {quoted(self.name)} mtu {self.mtu}{mac} type veth"
+            f" peer name {quoted(self.peer)} mtu {self.mtu}{peer_mac}{elsewhere}"
         )
         return f"{made} && {_set_alias(self.place, self.name, self.alias)}" if self.alias else made
 
@@ -75,7 +75,7 @@ class DeleteLink:
     again: CreateBridge | CreateVeth | None = None
 
     def command(self) -> str:
-        return self.place.ip(f"link del {shlex.quote(self.name)}")
+        return self.place.ip(f"link del {quoted(self.name)}")
 
     def inverse(self) -> tuple[CreateBridge | CreateVeth, ...]:
         return (self.again,) if self.again else ()
@@ -96,12 +96,12 @@ class SetLink:
     place: Place = HOST
 
     def command(self) -> str:
-        name = shlex.quote(self.name)
+        name = quoted(self.name)
         if self.attribute == "up":
             return self.place.ip(f"link set {name} {self.value}")
         if self.attribute == "master" and not self.value:
             return self.place.ip(f"link set {name} nomaster")
-        return self.place.ip(f"link set {name} {self.attribute} {shlex.quote(self.value)}")
+        return self.place.ip(f"link set {name} {self.attribute} {quoted(self.value)}")
 
     def inverse(self) -> tuple[SetLink, ...]:
         name = self.value if self.attribute == "name" else self.name
@@ -130,7 +130,7 @@ class SetBridge:
     place: Place = HOST
 
     def command(self) -> str:
-        return self.place.ip(f"link set {shlex.quote(self.name)} type bridge {self.setting} {self.value}")
+        return self.place.ip(f"link set {quoted(self.name)} type bridge {self.setting} {self.value}")
 
     def inverse(self) -> tuple[SetBridge, ...]:
         return (replace(self, value=self.before, before=self.value),)
@@ -150,9 +150,7 @@ class SetPort:
     place: Place = HOST
 
     def command(self) -> str:
-        return self.place.bridge(
-            f"link set dev {shlex.quote(self.name)} {self.flag} {'on' if self.on else 'off'}"
-        )
+        return self.place.bridge(f"link set dev {quoted(self.name)} {self.flag} {'on' if self.on else 'off'}")
 
     def inverse(self) -> tuple[SetPort, ...]:
         return (replace(self, on=self.before, before=self.on),)
@@ -192,7 +190,7 @@ class AddVlan:
 
     def _words(self, verb: str) -> str:
         vids = str(self.vid) if self.vid == self.vid_end else f"{self.vid}-{self.vid_end}"
-        return f"vlan {verb} dev {shlex.quote(self.name)} vid {vids}"
+        return f"vlan {verb} dev {quoted(self.name)} vid {vids}"
 
     def _end(self) -> list[str]:
         return ["self"] if self.own else []
@@ -215,4 +213,4 @@ class DeleteVlan:
 
 
 def _set_alias(place: Place, name: str, alias: str) -> str:
-    return place.ip(f"link set {shlex.quote(name)} alias {shlex.quote(alias)}")
+    return place.ip(f"link set {quoted(name)} alias {quoted(alias)}")

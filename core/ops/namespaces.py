@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
+
+from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class CreateNamespace:
     pid: int = field(default=0, compare=False)
 
     def command(self) -> str:
-        name = shlex.quote(self.name)
+        name = quoted(self.name)
         return f"ip netns attach {name} {self.pid}" if self.left else f"ip netns add {name}"
 
     def inverse(self) -> tuple[DeleteNamespace, ...]:
@@ -40,7 +41,7 @@ class DeleteNamespace:
     pid: int = field(default=0, compare=False)
 
     def command(self) -> str:
-        return f"ip netns del {shlex.quote(self.name)}"
+        return f"ip netns del {quoted(self.name)}"
 
     def inverse(self) -> tuple[CreateNamespace, ...]:
         return (CreateNamespace(self.name, self.left, self.pid),)
@@ -58,8 +59,8 @@ class JoinNamespace:
     of: str
 
     def command(self) -> str:
-        name = shlex.quote(f"/run/netns/{self.name}")
-        of = shlex.quote(f"/run/netns/{self.of}") if self.of else "/proc/self/ns/net"
+        name = quoted(f"/run/netns/{self.name}")
+        of = quoted(f"/run/netns/{self.of}") if self.of else "/proc/self/ns/net"
         return f"touch {name} && mount --bind {of} {name}"
 
     def inverse(self) -> tuple[LeaveNamespace, ...]:
@@ -77,7 +78,7 @@ class LeaveNamespace:
     of: str
 
     def command(self) -> str:
-        return f"ip netns del {shlex.quote(self.name)}"
+        return f"ip netns del {quoted(self.name)}"
 
     def inverse(self) -> tuple[JoinNamespace, ...]:
         return (JoinNamespace(self.name, self.of),)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
+
+from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +31,25 @@ class Place:
     def ip(self, arguments: str) -> str:
         """The ip(8) command that acts there."""
         if self.name:
-            return f"ip -n {shlex.quote(self.name)} {arguments}"
+            return f"ip -n {quoted(self.name)} {arguments}"
         return self.inside(f"ip {arguments}")
 
     def bridge(self, arguments: str) -> str:
         """The bridge(8) command that acts there."""
         if self.name:
-            return f"bridge -n {shlex.quote(self.name)} {arguments}"
+            return f"bridge -n {quoted(self.name)} {arguments}"
         return self.inside(f"bridge {arguments}")
 
     def inside(self, command: str) -> str:
         """Any command, run there."""
         if self.name:
-            return f"ip netns exec {shlex.quote(self.name)} {command}"
+            return f"ip netns exec {quoted(self.name)} {command}"
         return f"nsenter -t {self.pid} -n {command}" if self.pid is not None else command
 
     @property
     def netns_argument(self) -> str:
         """The place as the value of ip(8)'s `netns` argument; the host is the namespace of process 1."""
-        return shlex.quote(self.name) if self.name else str(self.pid if self.pid is not None else 1)
+        return quoted(self.name) if self.name else str(self.pid if self.pid is not None else 1)
 
     def __str__(self) -> str:
         return self.name or (f"process {self.pid}" if self.pid is not None else "the host")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
 
 from core.ops.place import HOST, Place
+from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class SetSysctl:
     place: Place = HOST
 
     def command(self) -> str:
-        return self.place.inside(f"sysctl -qw {shlex.quote(f'{self.key}={self.value}')}")
+        return self.place.inside(f"sysctl -qw {quoted(f'{self.key}={self.value}')}")
 
     def inverse(self) -> tuple[SetSysctl, ...]:
         return (replace(self, value=self.before, before=self.value),)

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 
 from core.ops.place import HOST, Place
+from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class SetSizes:
 
     def command(self) -> str:
         words = " ".join(f"{word} {size}" for word, size in self.sizes)
-        return self.place.ip(f"link set dev {shlex.quote(self.name)} {words}")
+        return self.place.ip(f"link set dev {quoted(self.name)} {words}")
 
     def inverse(self) -> tuple[SetSizes, ...]:
         return (replace(self, sizes=self.before, before=self.sizes),)
@@ -46,7 +47,7 @@ class SetOffloads:
 
     def command(self) -> str:
         words = " ".join(f"{name} {'on' if on else 'off'}" for name, on in self.features)
-        return self.place.inside(f"ethtool -K {shlex.quote(self.name)} {words}")
+        return self.place.inside(f"ethtool -K {quoted(self.name)} {words}")
 
     def inverse(self) -> tuple[SetOffloads, ...]:
         return (replace(self, features=self.before, before=self.features),)
@@ -74,11 +75,11 @@ class SetSteering:
     def command(self) -> str:
         words = f"echo {self.cpus} > {shlex.quote(f'/sys/{self.path}')}"
         if self.place == HOST:
-            return words
+            return f"echo {self.cpus} > {quoted(f'/sys/{self.path}')}"
         if self.place.name:  # ip-netns(8) mounts a /sys of that namespace for the command
-            return self.place.inside(f"sh -c {shlex.quote(words)}")
+            return self.place.inside(f"sh -c {quoted(words)}")
         mounted = f"mount -t sysfs sysfs /sys && {words}"
-        return self.place.inside(f"unshare -m sh -c {shlex.quote(mounted)}")
+        return self.place.inside(f"unshare -m sh -c {quoted(mounted)}")
 
     def inverse(self) -> tuple[SetSteering, ...]:
         return (replace(self, cpus=self.before, before=self.cpus),)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 from core.model import FirewallRule, Link, Snapshot
-from core.tags import TABLE, Words, escape, tag, words_of
+from core.tags import TABLE, Words, escape, tag, unescape, words_of
 
 # IFALIASZ of linux/if.h, less the closing zero; what nft(8) allows for a rule's comment.
 ALIAS_BYTES = 255
@@ -161,11 +160,11 @@ def _ports(rules: list[FirewallRule]) -> Iterator[OurPort]:
             l4_proto, _, where = words[2].partition("/")
             host, _, host_ports = where.rpartition(":")
             address = rule.to_address or next((one.to_address for one in rule.translations), "")
-            yield OurPort(unquote(words[4]), l4_proto, host.strip("[]"), host_ports, address, words[3])
+            yield OurPort(unescape(words[4]), l4_proto, host.strip("[]"), host_ports, address, words[3])
 
 
 def _joined(rules: list[FirewallRule]) -> Iterator[tuple[str, str]]:
     for rule in rules:
         words = rule.comment.split(" ")
         if words[:2] == [TABLE, "join"] and len(words) == 4:
-            yield pair(unquote(words[2]), unquote(words[3]))
+            yield pair(unescape(words[2]), unescape(words[3]))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
+from core.packed import Counted, TooLarge, most_bytes
 from core.serialize import SCHEMA, CorruptFile
 
 MAGIC = b"\x89VNETREC\r\n\x1a\n"
@@ -25,10 +26,11 @@ KEY, STEP, END = 1, 2, 3
 _KINDS = (KEY, STEP, END)
 # What a file can make this process hold is bounded: the file, its frames, one frame unpacked, its JSON.
 MAX_FILE = 1 << 31
-MAX_FRAMES = 1 << 20
+MAX_FRAMES = 1 << 18  # more than come in a day
 MAX_BODY = 1 << 28
 MAX_JSON = 1 << 26
 _MAX_VALUES = 1 << 23
+_SLACK = 1 << 20
 _MAX_CHANGES = (1 << 16) - 1
 _LATEST = 253_402_300_800.0  # the year 10000, in Unix time
 
@@ -107,7 +109,8 @@ class Body:
             offset += length
         if offset != len(data):
             raise damaged("a frame lies about its parts")
-        if sum(whole for _, _, whole in self._parts) > MAX_BODY or self._parts[0][2] > MAX_JSON:
+        most_json = min(MAX_JSON, most_bytes(self._parts[0][1], _SLACK))
+        if sum(whole for _, _, whole in self._parts) > MAX_BODY or self._parts[0][2] > most_json:
             raise CorruptFile("a frame of the recording is too large to be read", try_=NOT_OURS)
 
     @property
@@ -118,8 +121,10 @@ class Body:
     def json(self) -> Any:
         """Its JSON."""
         text = self.part(0)
-        if text.count(b",") + text.count(b":") > _MAX_VALUES:
-            raise CorruptFile("a frame of the recording holds too many values", try_=NOT_OURS)
+        try:
+            Counted(_MAX_VALUES).add(text)
+        except TooLarge:
+            raise CorruptFile("a frame of the recording holds too many values", try_=NOT_OURS) from None
         try:
             return json.loads(text.decode("ascii"), parse_constant=_no_constant)
         except (ValueError, RecursionError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from core.files import CannotWrite, create_new
 from core.model import Change, FastFlows, Snapshot
 from core.rates import Rates
 from core.recording import frames
@@ -113,11 +114,13 @@ class Recorder(threading.Thread):
         """The thread's life."""
         why, failed = "", False
         try:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._descriptor = create_new(self.path)
             self._append(frames.start())
             why = self._record()
             self._append(self._frame(END, frames.body(frames.text_of(why))))
             os.fsync(self._descriptor)
+        except CannotWrite as error:
+            why, failed = f"{error.strerror}. Try: {error.try_}", True
         except OSError as error:
             why, failed = f"{error.strerror or error}", True
             self._cut_off_the_half_frame()

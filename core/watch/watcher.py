@@ -208,7 +208,7 @@ class Watcher:
             dirty |= {inode for inode, rules in snapshot.firewalls.items() if rules.rules}
         kept = {i: rules for i, rules in snapshot.firewalls.items() if i in snapshot.namespaces}
         wanted = {i: ns for i, ns in snapshot.namespaces.items() if dirty is None or i in dirty}
-        read = read_each(firewall.read_firewall, wanted)
+        read = firewall.read_firewalls(wanted)
         self._rule_meter.feed(read.values(), time.monotonic())
         self.board.put("firewall", firewalls=_unchanged_kept(kept, read))
 

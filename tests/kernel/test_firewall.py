@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.collect import tools
+from core.collect import firewall, tools
 from core.collect.firewall import read_firewall
 from core.collect.netns import NamespaceGone
 from core.model import Chain, Firewall, FirewallRule, Namespace
@@ -381,6 +381,59 @@ def test_a_tool_that_hangs_is_given_up(
     monkeypatch.setattr(tools, "TIMEOUT", 0.2)
     put(no_tools(), "nft", "exec /usr/bin/sleep 60")
     assert problem_of(host_with_rule)[0] == "nft gave no answer"
+
+
+@pytest.fixture
+def three(host_with_rule: ThrowawayHost) -> dict[str, Namespace]:
+    """The host and two others, a rule in each; that of the name "huge" has a set of 40,000 addresses too."""
+    for short in ("huge", "plain"):
+        host_with_rule.namespace(short)
+        host_with_rule.run(["nft", "add table inet t; add chain inet t c; add rule inet t c accept"], short)
+    members = ",".join(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(40_000))
+    script = f"add set inet t s {{ type ipv4_addr; }}\nadd element inet t s {{ {members} }}"
+    path = f"/run/netns/{host_with_rule.full('huge')}"
+    subprocess.run(["nsenter", f"--net={path}", "nft", "-f", "-"], input=script, text=True, check=True)
+    return {
+        short: Namespace(
+            host_with_rule.inode_of(short), is_host=short == "host",
+            entry=f"/run/netns/{host_with_rule.full(short)}",
+        )
+        for short in ("huge", "plain", "host")
+    }  # fmt: skip
+
+
+def by_inode(spaces: dict[str, Namespace]) -> dict[int, Namespace]:
+    return {one.inode: one for one in spaces.values()}
+
+
+def test_a_huge_set_of_a_container_hides_no_rules_but_its_own(
+    three: dict[str, Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall, "_MOST_PRINTED", 1 << 19)
+    read_ = {name: firewall.read_firewalls(by_inode(three))[one.inode] for name, one in three.items()}
+    assert [len(read_[name].rules) for name in ("host", "plain", "huge")] == [1, 1, 0]
+    ((what, why),) = [(one.what, one.why) for one in read_["huge"].problems]
+    assert (what, why) == ("nft printed too much", "more than 512 KiB")
+    assert not read_["host"].problems and not read_["plain"].problems
+
+
+def test_a_container_that_takes_too_long_is_read_last(
+    three: dict[str, Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read_one = firewall.read_firewall
+    monkeypatch.setattr(firewall, "read_firewall", lambda one: asked.append(one.inode) or read_one(one))
+    monkeypatch.setattr(firewall, "_EACH_OTHER", 0.0)
+    found = firewall.read_firewalls(by_inode(three))
+    host, plain, huge = (three[name].inode for name in ("host", "plain", "huge"))
+    assert found[host].rules and not found[host].problems, "the host's are read in any case"
+    assert "took too long" in found[huge].problems[0].what and not found[plain].rules
+    monkeypatch.undo()
+    firewall._slow.discard(plain)
+    monkeypatch.setattr(firewall, "read_firewall", lambda one: asked.append(one.inode) or read_one(one))
+    found = firewall.read_firewalls(by_inode(three))
+    assert asked[-3:] == [host, plain, huge] and all(len(one.rules) == 1 for one in found.values())
+    assert huge not in firewall._slow, "the next time it comes in its turn"
 
 
 def test_without_rights(inside_host: ThrowawayHost) -> None:

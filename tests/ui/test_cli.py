@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE
 from tui.cli import PARTS, TOPICS, load, main, make_parser
 from tui.completion import script
+from tui.keepsake import LOOK_FIRST
 from tui.show import Output, show
 
 ROOT = Path(__file__).parents[2]
@@ -280,22 +282,37 @@ def test_a_dump_that_cannot_be_opened(path: str) -> None:
     assert done.returncode == 1 and re.fullmatch(r"vnet-tui: cannot read .+: .+\n", done.stderr)
 
 
+def test_one_long_name_makes_no_line_long(tmp_path: Path) -> None:
+    host = small_host()
+    net = host.nets[HOST]
+    link = next(link for link in net.links.values() if link.name == "br-app")
+    links = {**net.links, link.ifindex: replace(link, name="x" * 10_000)}
+    path = tmp_path / "long.vnet"
+    path.write_bytes(pack(replace(host, nets={**host.nets, HOST: replace(net, links=links)})))
+    lines = run("--from", str(path), "show", "links").stdout.splitlines()
+    assert max(map(len, lines)) < 1000 and any("xxx…" in line for line in lines)
+    assert "x" * 10_000 in run("--from", str(path), "show", "links", "--json").stdout
+
+
 def test_a_dump_that_cannot_be_written(dump: Path) -> None:
     done = run("--from", str(dump), "dump", "/nonexistent/host.vnet")
-    assert done.returncode == 1 and done.stderr.startswith("vnet-tui: cannot write /nonexistent/host.vnet: ")
+    assert done.returncode == 1 and done.stderr.startswith("vnet-tui: can't write /nonexistent/host.vnet: ")
 
 
 def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.vnet"
-    assert run("--from", str(dump), "dump", str(copy)).returncode == 0
+    first, second = (run("--from", str(dump), "dump", str(copy)).stderr for _ in range(2))
+    assert first.startswith(f"wrote {copy}, ") and "in place of the file" not in first
+    assert f", in place of the file that was there: {LOOK_FIRST}\n" in second
+    assert copy.stat().st_mode & 0o777 == 0o600
     assert to_json(unpack(copy.read_bytes())) == to_json(small_host())
     assert [path.name for path in tmp_path.iterdir()] == ["copy.vnet"]
 
 
-def test_a_dump_into_a_pipe(dump: Path) -> None:
-    done = subprocess.run(
-        [*PROGRAM, "--from", str(dump), "dump", "-"], cwd=ROOT, capture_output=True, check=True
-    )
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/proc/self/fd/1"])
+def test_a_dump_into_a_pipe(dump: Path, name: str) -> None:
+    words = [*PROGRAM, "--from", str(dump), "dump", name]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
     assert to_json(unpack(done.stdout)) == to_json(small_host())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,5 +117,51 @@ def test_a_head_that_is_no_http(tmp_path: Path, head: bytes) -> None:
         BadEngine(tmp_path / "s", lambda _: iter([head])) as engine,
         connection(engine, 0.5) as http_,
         pytest.raises((ValueError, TimeoutError)),
+    ):
+        http_.ask("/1")
+
+
+ENDLESS = {
+    "a length": b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n",
+    "until it closes": b"HTTP/1.0 200 OK\r\n\r\n",
+    "in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffff\r\n",
+}
+
+
+@pytest.mark.parametrize("head", ENDLESS.values(), ids=ENDLESS)
+def test_an_endless_answer_takes_little_memory(tmp_path: Path, head: bytes) -> None:
+    def endless(path: str) -> Iterator[bytes]:
+        yield head
+        while not engine.over.is_set():
+            yield bytes(1 << 20)
+
+    with BadEngine(tmp_path / "s", endless) as engine, connection(engine) as http_:
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="more than 32 MiB"):
+            http_.ask("/1")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most < 120 << 20
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"[" + b"[]," * 2_000_000 + b"1]", b"1" * 10_000])
+def test_an_answer_of_what_no_engine_says(tmp_path: Path, body: bytes) -> None:
+    with (
+        BadEngine(tmp_path / "s", lambda _: iter([http(body)])) as engine,
+        connection(engine) as http_,
+        pytest.raises(ValueError),
+    ):
+        http_.ask("/1")
+
+
+def test_an_answer_cut_short(tmp_path: Path) -> None:
+    def cut(path: str) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12"
+        raise OSError("hang up")
+
+    with (
+        BadEngine(tmp_path / "s", cut) as engine,
+        connection(engine) as http_,
+        pytest.raises(ValueError, match="too early"),
     ):
         http_.ask("/1")

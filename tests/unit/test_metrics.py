@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.metrics import FastPathNumbers, MetricsError, MetricsServer
 from core.metrics import collector as collecting
+from core.metrics import server as serving
 from core.metrics.collector import HostCollector
 from core.metrics.fastpath import fill as fill_fast_path
 from core.metrics.names import METRICS
@@ -28,6 +31,7 @@ from core.metrics.wiring import Wiring
 from core.model import ConntrackStats, LinkStats
 from core.topology import Topology
 from tests.support.snapshots import hostile_host, small_host
+from tests.support.waiting import PATIENCE, wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -198,6 +202,53 @@ def test_scrapers_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join(30)
     assert len(found) == 8 and all(one is found[0] for one in found)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsServer]:
+    """One that has nothing to read."""
+    monkeypatch.setattr(HostCollector, "collect", lambda _: ())
+    made = MetricsServer("127.0.0.1:0", print)
+    yield made
+    made.close()
+
+
+def clients_of(server: MetricsServer) -> int:
+    return sum("process_request_thread" in each.name for each in threading.enumerate())
+
+
+def scraped(server: MetricsServer) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=PATIENCE) as answer:
+        return str(answer.read().decode())
+
+
+def test_idle_clients_hold_few_threads_and_keep_no_scraper_out(server: MetricsServer) -> None:
+    with ExitStack() as held:
+        idle = [held.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
+        assert "process_" in scraped(server)
+        wait_until(lambda: clients_of(server) <= 16)
+        assert idle[0].recv(1) == b"", "the one that has been silent longest had to go"
+        assert "process_" in scraped(server)
+
+
+def test_a_request_that_comes_byte_by_byte_has_an_end(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_PATIENCE", 0.5)
+    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.settimeout(0.05)
+
+        def ended() -> bool:
+            try:
+                slow.send(b"G")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        wait_until(ended)
+    assert "process_" in scraped(server)
 
 
 @pytest.mark.parametrize(

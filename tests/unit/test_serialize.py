@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import gzip
 import json
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -221,24 +220,6 @@ def test_other_files(text: bytes) -> None:
         unpack(text)
     with pytest.raises(CorruptFile):
         unpack(gzip.compress(text))
-
-
-def test_a_gzip_bomb_is_refused_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serialize, "MAX_BYTES", 1 << 20)
-    bomb = gzip.compress(b" " * (256 << 20))
-    tracemalloc.start()
-    try:
-        with pytest.raises(CorruptFile, match="too large"):
-            unpack(bomb)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serialize, "MAX_VALUES", 1000)
-    with pytest.raises(CorruptFile, match="too large"):
-        unpack(b'{"schema":1,"snapshot":[' + b"[]," * 1001 + b"[]]}")
 
 
 def test_bytes_after_the_end() -> None:

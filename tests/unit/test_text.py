@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.text import safe
+from core.ops import CreateNamespace, Place, SetLink, SetSteering, SetSysctl
+from core.text import joined, quoted, safe
 
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 ANY_TEXT = st.text(st.characters())
@@ -55,3 +58,43 @@ def test_undecodable_bytes_are_shown_as_bytes(raw: bytes) -> None:
 )
 def test_examples(text: str, shown: str) -> None:
     assert safe(text) == shown
+
+
+def bytes_of(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def printed_by_bash(command: str) -> bytes:
+    script = 'ip() { printf "%s\\0" "$@"; }\n' + command
+    return subprocess.run(["bash", "-c", bytes_of(script)], capture_output=True, check=True).stdout
+
+
+WORDS = [
+    "a b", "x\x1b[31my", "new\nline", "q'uo\\te\x07", os.fsdecode(b"caf\xe9\x1bff"), "\u202eevil'", "плюс",
+    "$(id) `id`", "", "-n", "\x1baa", "tab\there", "!x\r",
+]  # fmt: skip
+
+
+def test_words_for_a_shell_mean_the_same_there_and_act_on_no_terminal() -> None:
+    command = joined(["ip", *WORDS])
+    assert command == safe(command)
+    assert printed_by_bash(command) == b"".join(bytes_of(word) + b"\0" for word in WORDS)
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_any_word_for_a_shell(word: str) -> None:
+    assert quoted(word) == safe(quoted(word))
+    assert printed_by_bash(f"ip {quoted(word)}") == bytes_of(word) + b"\0"
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", os.fsdecode(b"caf\xe9")])
+def test_commands_of_odd_names_are_whole(name: str) -> None:
+    place = Place(name=name)
+    link = SetLink(name, "mtu", "1400", "1500", place)
+    more = (SetSteering(name, 0, "f", "0"), SetSteering(name, 0, "f", "0", place))
+    for step in (CreateNamespace(name), link, SetSysctl(f"net.{name}", "1", "0", place), *more):
+        command = step.command()
+        assert command == safe(command), command
+        subprocess.run(["bash", "-n", "-c", bytes_of(command)], check=True)
+    assert bytes_of(name) + b"\0" in printed_by_bash(link.command())

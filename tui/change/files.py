@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from core.files import PUBLIC, CannotWrite, write_whole
 from core.model import link_ref
 from core.ops import SetRules, Unwant
 from core.plan import Plan, Refused, ours, rules
@@ -57,9 +58,9 @@ def write_export(options: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     try:
-        Path(options.file).write_text(text)
-    except OSError as error:
-        raise CommandError(f"cannot write {safe(options.file)}: {error.strerror}") from None
+        write_whole(Path(options.file), text.encode("utf-8", "surrogateescape"), PUBLIC)
+    except CannotWrite as error:
+        raise CommandError(str(error)) from None
     return 0
 
 

@@ -11,7 +11,7 @@ from textual.timer import Timer
 
 from core.text import safe
 from tui.errors import CommandError
-from tui.keepsake import free_path, size_of, span_of, told
+from tui.keepsake import free_path, save, size_of, span_of, told
 from tui.screens.changing import Changing
 
 if TYPE_CHECKING:
@@ -104,16 +104,16 @@ class Keeping(Changing):
         path = free_path("bundle", self.desk.hostname, ".tar.gz")
         self.notify(f"Writing {told(path)}", markup=False)
         try:
-            size = await asyncio.to_thread(self._bundled, path)
+            words = await asyncio.to_thread(self._bundled, path)
         except CommandError as error:
             self.notify(safe(str(error)), severity="error", markup=False, timeout=_TOLD)
             return
-        words = f"Wrote {told(path)}, {size_of(size)}. It holds addresses and names: look it through."
+        words = f"W{words[1:]}. It holds addresses and names: look it through."
         self.notify(words, markup=False, timeout=_TOLD)
 
-    def _bundled(self, path: Path) -> int:
-        """Write it; returns its size in bytes. Raises CommandError."""
-        from tui.bundle import Kept, write_bundle
+    def _bundled(self, path: Path) -> str:
+        """Write it; what was written, in words. Raises CommandError."""
+        from tui.bundle import Kept, bundle_of
 
         changer, shown, scene = self.changer, self.desk.shown, self.desk.scene
         counters = shown.rates.counters if shown and shown.rates else None
@@ -125,4 +125,4 @@ class Keeping(Changing):
         log = changer.log if changer else ()
         earlier = changer.earlier() if changer and not changer.lacking() else ()
         kept = Kept(scene.topology, flows, counters, fast, scene.log.changes, log, earlier)
-        return write_bundle(path, kept)
+        return save(path, bundle_of(path.name, kept))

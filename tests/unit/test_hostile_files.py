@@ -1,0 +1,120 @@
+"""Files made to take much memory or time: each is refused in words, early and in little memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterable
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+
+from core.recording import frames
+from core.recording.frames import KEY
+from core.serialize import CorruptFile, from_json, unpack
+from tests.support.recordings import opened
+
+MOST_MEMORY = 200_000  # kB, the interpreter and its libraries included
+MILLION = bytes(1_000_000)
+READ = "import sys; from core.serialize import unpack; unpack(open(sys.argv[1], 'rb').read())"
+REPLAY = "import sys; from tui.record import opened, Path; opened(Path(sys.argv[1]))"
+
+
+def packed(path: Path, pieces: Iterable[bytes]) -> Path:
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as file:
+        for piece in pieces:
+            file.write(piece)
+    return path
+
+
+def headers(path: Path) -> Path:
+    member = tarfile.TarInfo("x/some.txt").tobuf(tarfile.USTAR_FORMAT)
+    return packed(path, repeat(member * 1000, 1000))
+
+
+def frame_of(text: Iterable[bytes], tables: int = 0) -> bytes:
+    """A recording of one frame, its check right, whose JSON is that, with a table of so many zeros."""
+    stream = zlib.compressobj(1)
+    length, made = 0, b""
+    for piece in text:
+        made += stream.compress(piece)
+        length += len(piece)
+    parts = [(made + stream.flush(), length)]
+    parts += [(zlib.compress(bytes(tables), 1), tables)] if tables else []
+    lengths = b"".join(frames._PART.pack(len(some), whole) for some, whole in parts)
+    body = len(parts).to_bytes(4, "little") + lengths + b"".join(some for some, _ in parts)
+    return frames.start() + frames.frame(0, KEY, 1.7e9, 1.0, 0, body)
+
+
+def recording(path: Path, text: Iterable[bytes]) -> Path:
+    path.write_bytes(frame_of(text))
+    return path
+
+
+HOSTILE = {
+    "lists in lists": lambda path: packed(
+        path, [b'{"schema":1,"snapshot":[', *repeat(b"[]," * 330_000, 100)]
+    ),
+    "deep": lambda path: packed(path, [b'{"schema":1,"snapshot":', *repeat(b"[" * 1_000_000, 30)]),
+    "zeros": lambda path: packed(path, repeat(MILLION, 600)),
+    "spaces": lambda path: packed(path, [b"{", *repeat(b" " * 1_000_000, 600)]),
+    "members": headers,
+}
+HOSTILE_RECORDINGS = {
+    "lists in lists": lambda path: recording(path, [b"[", *repeat(b"[]," * 330_000, 20)]),
+    "spaces": lambda path: recording(path, repeat(b" " * 1_000_000, 60)),
+}
+
+
+def refused_by(code: str, path: Path) -> str:
+    """The last line of what a process says that refuses the file; it takes little memory."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr
+        said = child.stderr.read()
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 1 and used.ru_maxrss < MOST_MEMORY, (said, used.ru_maxrss)
+    return said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_dump_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
+    said = refused_by(READ, HOSTILE[name](tmp_path / "bad.vnet"))
+    assert said.startswith("core.serialize.CorruptFile: ") and "Give a file that" in said
+
+
+@pytest.mark.parametrize("name", HOSTILE_RECORDINGS)
+def test_a_recording_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
+    said = refused_by(REPLAY, HOSTILE_RECORDINGS[name](tmp_path / "bad.vnetrec"))
+    assert said.startswith("tui.errors.CommandError: can") and "too" in said
+
+
+def test_more_frames_than_come_in_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAMES", 3)
+    many = (frames.frame(number, KEY, 1.7e9, 1.0, 0, b"") for number in range(5))
+    with pytest.raises(CorruptFile, match="too many frames"):
+        opened(tmp_path, frames.start() + b"".join(many))
+
+
+@pytest.mark.parametrize("text", [b'{"a":' * 100_000, b"[" * 100_000, b'{"schema":1e999999,"snapshot":{}}'])
+def test_deep_or_endless_numbers(text: bytes) -> None:
+    with pytest.raises(CorruptFile):
+        from_json(text)
+
+
+def test_an_archive_cut_in_a_member_or_with_a_size_that_lies() -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        member = tarfile.TarInfo("x/snapshot.json")
+        member.size = 8_589_934_591
+        archive.fileobj.write(member.tobuf(tarfile.USTAR_FORMAT))  # type: ignore[union-attr]
+    with pytest.raises(CorruptFile, match="ends too early"):
+        unpack(gzip.compress(made.getvalue()))

@@ -1,0 +1,53 @@
+"""The files that the agent goes by, changed by others or cut short: refused in words, or as if not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.apply import wanted
+from core.apply.state import StateError, boot_id
+from core.ops import Want
+
+WANT = Want("docker:abc", "shop", ())
+BAD = {
+    "empty": b"",
+    "number": b"1", "null": b"null", "text": b'"x"', "numbers": b"[1,2]", "deep": b"[" * 100_000,
+    "binary": b"\xff\xfe\0", "unknown": b'[{"op":"FlyToMoon"}]', "large": b" " * (17 << 20) + b"[]",
+    "types": b'[{"op":"Want","container":7,"network":[],"steps":{}}]', "digits": b"9" * 10_000,
+    "mixed": b'[{"op":"Place"}]', "infinite": b"[1e999]",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path))
+    return tmp_path
+
+
+def test_what_is_kept_comes_back_and_is_the_owners_alone(state: Path) -> None:
+    wanted.add(WANT)
+    wanted.note_rules("table inet vnet {}")
+    assert wanted.attachments() == (WANT,) and wanted.rules() == "table inet vnet {}"
+    assert {path.name: path.stat().st_mode & 0o777 for path in state.iterdir()} == {
+        "wanted.json": 0o600, "rules.json": 0o600,
+    }  # fmt: skip
+    wanted.remove(WANT)
+    assert wanted.attachments() == ()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_no_version_wrote(state: Path, name: str) -> None:
+    for file in ("wanted.json", "rules.json"):
+        (state / file).write_bytes(BAD[name])
+    with pytest.raises(StateError, match=r"can't read .*wanted\.json: .+\. Try: move it away") as caught:
+        wanted.attachments()
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+    assert wanted.rules() == ""
+
+
+def test_rules_of_another_start_of_the_machine(state: Path) -> None:
+    (state / "rules.json").write_text(json.dumps({"boot": boot_id() + "x", "text": "x"}))
+    assert wanted.rules() == ""
