@@ -55,7 +55,7 @@ def parse(text: str) -> Desired:
     """The desired state that a file's text asks for. Raises BadFile."""
     try:
         told = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, or a number of thousands of digits
         raise BadFile([str(error)]) from error
     reader = _Reader(text)
     found = reader.read(told)

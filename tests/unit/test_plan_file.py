@@ -127,3 +127,9 @@ def test_export_of_nothing() -> None:
     made = host()
     made.links[HOST] = {1: made.links[HOST][1]}
     assert parse(export(topology(made))) == Desired()
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a=" + "{a=" * 50_000, "mtu = " + "9" * 9000])
+def test_deep_or_endless_values(text: str) -> None:
+    with pytest.raises(BadFile):
+        parse(text)

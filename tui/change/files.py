@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tui.change import report
 from tui.change.ask import agreed, is_person
 from tui.change.perform import WHOLE, kept, look, perform, planned
 from tui.errors import CommandError
+
+_MOST_TEXT = 1 << 24
 
 
 def apply(options: argparse.Namespace) -> int:
@@ -66,7 +69,10 @@ def write_export(options: argparse.Namespace) -> int:
 
 def _read(name: str) -> Desired:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+        with nullcontext(sys.stdin) if name == "-" else Path(name).open() as file:
+            text = file.read(_MOST_TEXT + 1)
+        if len(text) > _MOST_TEXT:
+            raise CommandError(f"can't read {safe(name)}: it is too large. Try: a file that `export` wrote")
         return parse(text)
     except OSError as error:
         raise CommandError(f"cannot read {safe(name)}: {error.strerror}") from None
