@@ -27,11 +27,11 @@ def attachments() -> tuple[Want, ...]:
     path = _attachments_path()
     try:
         found = from_record(json.loads(path.read_text()))
+        return tuple(want for want in found if isinstance(want, Want))
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise StateError(f"{path} cannot be read ({error}); move it away and attach again") from error
-    return tuple(want for want in found if isinstance(want, Want))
 
 
 def note_rules(text: str) -> None:

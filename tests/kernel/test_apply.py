@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from core.apply import entries, journal, lock, run
 from core.apply import execute as execution
-from core.apply import journal, lock, run
 from core.apply.state import StateError
 from core.ops import (
     AddAddress,
@@ -151,8 +151,11 @@ def test_a_link_of_somebody_else_is_not_removed_by_an_undo(
     assert inside_host.json("ip -j link show br-t")
 
 
-def test_one_writer_at_a_time(names: tuple[str, str, str], inside_host: ThrowawayHost) -> None:
-    with lock.writing(), pytest.raises(lock.Busy, match=str(os.getpid())):
+def test_one_writer_at_a_time(
+    names: tuple[str, str, str], inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_GRACE", 0.2)
+    with lock.writing(), pytest.raises(lock.Busy, match=f"under way .PID {os.getpid()}"):
         run.apply("second", steps_of(*names[1:]))
     assert "br-t" not in inside_host.run("ip link")
 
@@ -190,7 +193,7 @@ def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     before = state(names)
     assert run.apply("before the restart", steps_of(*names[1:])).done
     done = next(journal.history())
-    monkeypatch.setattr(journal, "_boot", lambda: "another run of the kernel")
+    monkeypatch.setattr(entries, "boot_id", lambda: "another run of the kernel")
     entry = next(journal.history())
     assert (entry.end, entry.steps, entry.errors) == ("undone", (), ("the machine was restarted since",))
     assert journal.open_intents() == ()
