@@ -40,7 +40,7 @@ class Entry:
     for one that was cut off or is still under way. `was_done` where all steps were done at some time.
 
     `undoing` counts the steps whose undo was begun, None where none was; of the operations of that undo
-    (core.ops.undo_of) `undone` are those that were done, and `in_flight` the one that was cut off.
+    (core.ops.undo_of) `undone` are those that were done, and `in_flight` those that were cut off.
 
     What the kernel held is gone with a restart of the machine: of an entry from before it, `steps` are those
     that outlive one, and without any it counts as "undone".
@@ -59,7 +59,7 @@ class Entry:
     was_done: bool = False
     undoing: int | None = None
     undone: frozenset[int] = frozenset()
-    in_flight: int | None = None
+    in_flight: frozenset[int] = frozenset()
     problem: str = ""
 
     @property
@@ -83,7 +83,8 @@ class _Progress:
     was_done: bool = False
     undoing: int | None = None
     undone: set[int] = field(default_factory=set)
-    in_flight: int | None = None
+    in_flight: set[int] = field(default_factory=set)
+    now: int | None = None  # the operation of the undo that was begun last
 
     def take(self, line: dict[str, Any]) -> None:
         """Raises TypeError and ValueError for values that no version of ours wrote."""
@@ -96,9 +97,10 @@ class _Progress:
                 self._undo_begins(_counted(count), line.get("boot") == boot_id())
             case {"undo": number} if self.undoing is not None:
                 self._passed()
-                self.in_flight = _counted(number)
-            case {"not_undone": _}:
-                self.in_flight = None
+                self.now = _counted(number)
+            case {"not_undone": number}:
+                self.now = None
+                self.in_flight.discard(_counted(number))
             case {"end": end}:
                 self._passed()
                 self.end, self.errors = _known(end), _texts(line.get("errors", []))
@@ -108,13 +110,21 @@ class _Progress:
         """Begin an undo, or go on with the one that was cut off. After a restart of the machine it is another
         one, of what outlived that."""
         if self.undoing != count or not same_boot:
-            self.undone, self.in_flight = set(), None
+            self.undone, self.in_flight, self.now = set(), set(), None
         self.undoing, self.end = count if same_boot else None, ""
+        self.cut_off()
+
+    def cut_off(self) -> None:
+        """Nothing follows what was begun last."""
+        if self.now is not None:
+            self.in_flight.add(self.now)
+            self.now = None
 
     def _passed(self) -> None:
-        if self.in_flight is not None:
-            self.undone.add(self.in_flight)
-            self.in_flight = None
+        if self.now is not None:
+            self.undone.add(self.now)
+            self.in_flight.discard(self.now)
+            self.now = None
 
 
 def read(path: Path) -> Entry | None:
@@ -150,6 +160,7 @@ def _entry(path: Path, content: bytes) -> Entry | None:
     first, *rest = content.split(b"\n")
     more, progress = [line for line in rest if line], _Progress()
     wrong = [reason for line in more if (reason := _taken(line, progress))]
+    progress.cut_off()
     try:
         if wrong:
             raise ValueError(wrong[0])
@@ -192,7 +203,7 @@ def _readable(path: Path, intent: dict[str, Any], progress: _Progress) -> Entry:
         was_done=progress.was_done,
         undoing=progress.undoing,
         undone=frozenset(progress.undone),
-        in_flight=progress.in_flight,
+        in_flight=frozenset(progress.in_flight),
     )
     return entry if boot == boot_id() else _after_restart(entry)
 

@@ -171,7 +171,7 @@ class _Undo:
     kernel: Kernel
     progress: Callable[[Operation], None]
     done: frozenset[int] = frozenset()
-    in_flight: int | None = None
+    in_flight: frozenset[int] = frozenset()
 
     def run(self, steps: tuple[Operation, ...], reason: str = "") -> Outcome:
         """Take them back; the errors in words, after the `reason` for it."""
@@ -192,7 +192,7 @@ class _Undo:
         with suppress(OSError):  # then it would be done twice, which does no harm
             self.record.undo(number)
         try:
-            execute(left_of(operation, self.kernel, number == self.in_flight), self.kernel)
+            execute(left_of(operation, self.kernel, number in self.in_flight), self.kernel)
         except Exception as error:
             if not _already_so(error):
                 with suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from core.ops import (
 )
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
+from tui.change.session import Session
 
 pytestmark = pytest.mark.root
 
@@ -117,6 +118,111 @@ def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
     assert run.undo(entry).errors == ()
     assert state(names) == before
     assert journal.open_intents() == ()
+
+
+def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) -> None:
+    """Do something in a child that is killed before the operation with that number."""
+    child = os.fork()
+    if child == 0:
+        left = at
+
+        def kill_here(_: Operation) -> None:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+        body(kill_here)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("at", range(COUNT))
+def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[str, str, str]) -> None:
+    before = state(names)
+    assert run.apply("undone", steps_of(*names[1:])).done
+    entry = next(journal.history())
+    kill_before(at, lambda progress: run.undo(entry, progress=progress))
+    (found,) = journal.open_intents()
+    assert (found.end, found.undoing, len(found.undone)) == ("", COUNT, max(0, at - 1))
+    rest: list[Operation] = []
+    assert run.undo(found, progress=rest.append).errors == ()
+    assert len(rest) == COUNT - max(0, at - 1)
+    assert state(names) == before
+    assert journal.open_intents() == ()
+
+
+@pytest.mark.parametrize("at", range(0, COUNT, 4))
+def test_killed_while_a_failed_change_is_taken_back(
+    at: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(names)
+    steps, real = steps_of(*names[1:]), execution.execute
+
+    def refusing(operation: Operation, kernel: object) -> None:
+        if operation is steps[-1]:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if operation == undo_of(steps[:-1])[at]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(operation, kernel)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "execute", refusing)
+        kill_before(COUNT, lambda progress: run.apply("refused", steps))
+    (found,) = journal.open_intents()
+    assert (found.undoing, found.in_flight) == (COUNT - 1, {at})
+    assert run.undo(found).errors == ()
+    assert state(names) == before
+
+
+def test_what_an_undo_had_half_made_is_finished(
+    names: tuple[str, str, str], inside_host: ThrowawayHost
+) -> None:
+    """Killed between making a bridge again and tagging it, and between a name and its namespace."""
+    made = (CreateNamespace(names[1]), CreateBridge("br-t", alias="vnet:net=t"))
+    assert run.apply("made", made).done
+    before = state(names)
+    assert run.apply("deleted", undo_of(made)).done
+    entry = next(journal.history())
+    writer = journal.reopened(entry)
+    writer.undoing(2)
+    writer.undo(0)
+    writer.close()
+    inside_host.run("ip link add br-t type bridge")
+    Path("/run/netns", names[1]).touch()
+    (found,) = journal.open_intents()
+    assert run.undo(found).errors == ()
+    assert _without_macs(state(names)) == _without_macs(before)
+
+
+def _without_macs(value: object) -> object:
+    if isinstance(value, dict):
+        drawn = ("address", "bridge_id", "root_id", "designated_root")
+        return {key: _without_macs(one) for key, one in value.items() if key not in drawn}
+    return [_without_macs(one) for one in value] if isinstance(value, list) else value
+
+
+def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: ThrowawayHost) -> None:
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with lock.writing():
+            journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
+            os.write(tell, b"x")
+            signal.pause()
+    os.read(told, 1)
+    try:
+        assert [entry.end for entry in journal.latest(9)] == ["under way"]
+        assert [one.is_open for one in Session().earlier()] == [False]
+        slow = next(journal.history())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert [entry.end for entry in journal.latest(9)] == [""]
+    assert [one.is_open for one in Session().earlier()] == [True]
+    journal.mark(slow, "done")
+    with pytest.raises(lock.Busy, match="it has finished meanwhile"):
+        run.undo(slow)
 
 
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EBUSY, errno.ENOSPC])
