@@ -132,8 +132,10 @@ def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) 
                 os.kill(os.getpid(), signal.SIGKILL)
             left -= 1
 
-        body(kill_here)
-        os._exit(1)
+        try:
+            body(kill_here)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
@@ -185,8 +187,9 @@ def test_what_an_undo_had_half_made_is_finished(
     assert run.apply("deleted", undo_of(made)).done
     entry = next(journal.history())
     writer = journal.reopened(entry)
-    writer.undoing(2)
-    writer.undo(0)
+    for number in range(2):  # each of them cut off
+        writer.undoing(2)
+        writer.undo(number)
     writer.close()
     inside_host.run("ip link add br-t type bridge")
     Path("/run/netns", names[1]).touch()
@@ -206,11 +209,15 @@ def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: Thro
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        with lock.writing():
-            journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
-            os.write(tell, b"x")
-            signal.pause()
-    os.read(told, 1)
+        try:
+            with lock.writing():
+                journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
+                os.write(tell, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    assert os.read(told, 1) == b"x"
     try:
         assert [entry.end for entry in journal.latest(9)] == ["under way"]
         assert [one.is_open for one in Session().earlier()] == [False]
