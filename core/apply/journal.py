@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from core.apply.entries import OUTLIVING, Entry, read
+from core.apply.entries import OUTLIVING, Entry, is_closed, read
 from core.apply.lock import quiet
 from core.apply.state import StateError, boot_id, state_directory, sync_directory, unusable
 from core.ops import Operation
@@ -158,7 +158,8 @@ def open_intents() -> tuple[Entry, ...]:
     """The changes that were cut off and those whose undo failed, newest first: all want to be undone.
 
     For use under the writers' lock: without it, a change that is under way looks as if it was cut off."""
-    return tuple(entry for entry in history() if entry.is_open)
+    found = (read(path) for path in reversed(_paths()) if not is_closed(path))
+    return tuple(entry for entry in found if entry is not None and entry.is_open)
 
 
 def require_readable(entry: Entry) -> None:
