@@ -180,12 +180,12 @@ class _Undo:
             if number not in self.done and (error := self._one(number, operation)):
                 errors.append(error)
         errors += [f"this has no undo: {step.describe()}" for step in steps if is_final((step,))]
-        end, told = "failed" if errors else "undone", ((reason,) if reason else ()) + tuple(errors)
+        end, found = "failed" if errors else "undone", ((reason,) if reason else ()) + tuple(errors)
         try:
-            self.record.end(end, told)
+            self.record.end(end, found)
         except OSError as error:  # without an end it is offered for undo again, which does no harm
-            end, told = "failed", (*told, f"the journal: {error}")
-        return Outcome(self.record.entry_id, end, told)
+            end, found = "failed", (*found, f"the journal: {error}")
+        return Outcome(self.record.entry_id, end, found)
 
     def _one(self, number: int, operation: Operation) -> str:
         self.progress(operation)
