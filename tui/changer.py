@@ -37,7 +37,8 @@ class Ended:
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """A change in the journal: `end` as `Ended.end`, "undone" for one taken back, "" for one that was cut
-    off; `begun` are its steps that were begun, `under` the ids of later changes that stand on it."""
+    off, "under way" for one that another process makes at this moment; `begun` are its steps that were begun,
+    `under` the ids of later changes that stand on it."""
 
     entry_id: str
     title: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from core.apply.engine import EngineError
@@ -19,6 +20,7 @@ from core.ops import (
     DockerCreateNetwork,
     JoinNamespace,
     Operation,
+    SetLink,
 )
 from core.ops.docker import LABELS
 
@@ -49,6 +51,24 @@ def without_doubt(steps: tuple[Operation, ...], kernel: Kernel) -> tuple[Operati
     """The steps that were begun, without the last one where that was cut off before it made anything: what
     is there then is somebody else's."""
     return steps[:-1] if steps and not _may_be_ours(steps[-1], kernel) else steps
+
+
+def left_of(step: Operation, kernel: Kernel, was_cut_off: bool) -> Operation:
+    """What is left to do of a step of an undo, after what a kill before may have left: a name without its
+    namespace, or, where this very step `was_cut_off`, a link without its tag."""
+    match step:
+        case CreateNamespace() | JoinNamespace():
+            _drop_empty_name(Path(DIRECTORY, step.name))
+        case CreateBridge() | CreateVeth() if was_cut_off and _alias(step, kernel) == "":
+            return SetLink(step.name, "alias", step.alias, "", step.place)
+    return step
+
+
+def _drop_empty_name(path: Path) -> None:
+    """Remove the file of a name on which no namespace is mounted."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_dev == path.parent.stat().st_dev:
+            path.unlink()
 
 
 def _may_be_ours(last: Operation, kernel: Kernel) -> bool:

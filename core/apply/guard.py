@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.apply import journal, run
+from core.apply.entries import Entry
 from core.apply.state import StateError, boot_id, state_directory, unusable
 from core.ops import Operation, undo_of
 
@@ -60,7 +61,7 @@ def guarded_apply(
 
 
 def guarded_undo(
-    entry: journal.Entry,
+    entry: Entry,
     seconds: float = SECONDS,
     progress: Callable[[Operation], None] = lambda _: None,
 ) -> run.Outcome:

@@ -21,8 +21,8 @@ from typing import Any
 _LOOK_EVERY = 0.2
 _TRIES = 5
 _BETWEEN_TRIES = 2.0
-# More than the last line of a journal file takes; its first line may be long.
-_TAIL = 1 << 16
+# More than what is behind the first line of a journal file takes, of any change that is guarded.
+_TAIL = 1 << 18
 
 
 def main() -> int:

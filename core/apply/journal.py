@@ -1,88 +1,38 @@
-"""The journal: what we meant to do, written before it is done, so that a crash can be undone."""
+"""The journal: what we mean to do or take back, written before it is done, so that a crash can be undone."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from core.apply.state import StateError, state_directory, sync_directory, unusable
-from core.ops import (
-    DockerConnect,
-    DockerCreateNetwork,
-    DockerDisconnect,
-    DockerRemoveNetwork,
-    Operation,
-    Unwant,
-    Want,
-    is_final,
-)
-from core.ops.record import from_record, to_record
+from core.apply.entries import OUTLIVING, Entry, is_closed, read
+from core.apply.lock import quiet
+from core.apply.state import StateError, boot_id, state_directory, sync_directory, unusable
+from core.ops import Operation
+from core.ops.record import to_record
 
+UNDER_WAY = "under way"
 _KEPT = 200  # entries
-_OUTLIVING = (
-    DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork, Want, Unwant,
-)  # fmt: skip
+# The file of a change: its number, and the time. Files of earlier versions begin with the time.
+_NUMBERED = re.compile(r"(\d{1,12})-\d{8}-\d{6}-")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One change in the journal. `begun` counts the steps that were begun and not refused, the last of which
-    may not have been done; `end` is "done", "undone", "failed" (an undo that could not be completed) or ""
-    for one that was cut off or is still under way.
+class Writer:
+    """A journal file that lines are added to. Raises OSError where a line can't be: then none of it is."""
 
-    What the kernel held is gone with a restart of the machine: of an entry from before it, `steps` are those
-    that outlive one, and without any it counts as "undone".
-
-    `takes_back` is the id of the earlier change that this one, guarded, takes back, "" for others."""
-
-    entry_id: str
-    title: str
-    at: float
-    steps: tuple[Operation, ...]
-    begun: int = 0
-    end: str = ""
-    errors: tuple[str, ...] = ()
-    takes_back: str = ""
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing can take it back: what was cut off of it leaves nothing half-way either."""
-        return is_final(self.steps)
-
-
-class Record:
-    """The open journal file of one change. Raises StateError where the intent cannot be written; the methods
-    raise OSError where a line cannot be."""
-
-    def __init__(self, title: str, steps: tuple[Operation, ...], takes_back: str = "") -> None:
-        _trim(_directory())
-        now = time.time()
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
-        # Microseconds: changes of the same millisecond must keep their order, newest first.
-        self.entry_id = f"{stamp}-{int(now * 1e6) % 1_000_000:06}{secrets.token_hex(1)}"
-        self.path, self.takes_back = _directory() / f"{self.entry_id}.jsonl", takes_back
-        intent = {"title": title, "at": now, "boot": _boot(), "steps": [to_record(step) for step in steps]}
-        intent |= {"takes_back": takes_back} if takes_back else {}
-        self._outlives = any(isinstance(step, _OUTLIVING) for step in steps)
-        try:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                self._write(intent)
-                os.fsync(self._descriptor)
-                sync_directory(self.path.parent)
-            except OSError:
-                os.close(self._descriptor)
-                self.path.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise StateError(unusable(self.path.parent, error)) from error
+    def __init__(self, descriptor: int, entry_id: str, durable: bool) -> None:
+        self.entry_id = entry_id
+        self._descriptor, self._durable = descriptor, durable
 
     def begin(self, step: int) -> None:
         """Note that a step is about to be done."""
@@ -92,11 +42,24 @@ class Record:
         """Note that the step which was begun is certain not to have been done."""
         self._write({"refused": step})
 
+    def undoing(self, count: int) -> None:
+        """Note that the first `count` steps are about to be taken back; on disk when this returns."""
+        self._write({"undoing": count, "boot": boot_id()})
+        os.fsync(self._descriptor)
+
+    def undo(self, number: int) -> None:
+        """Note that an operation of the undo is about to be done, and that the one before was."""
+        self._write({"undo": number})
+
+    def not_undone(self, number: int) -> None:
+        """Note that the operation of the undo which was begun has failed."""
+        self._write({"not_undone": number})
+
     def end(self, how: str, errors: tuple[str, ...] = ()) -> None:
         """Note how it ended."""
         self._write({"end": how, "errors": list(errors)})
         # When the machine goes down before this is on disk, what the steps made has gone with it.
-        if self._outlives:
+        if self._durable:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -104,18 +67,69 @@ class Record:
         os.close(self._descriptor)
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line).encode() + b"\n"
-        if os.write(self._descriptor, text) != len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        text, size = json.dumps(line).encode() + b"\n", os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+            raise
+
+
+class Record(Writer):
+    """The new journal file of one change. Raises StateError where the intent can't be written."""
+
+    def __init__(self, title: str, steps: tuple[Operation, ...], takes_back: str = "") -> None:
+        paths = _paths()
+        _trim(paths)
+        now = time.time()
+        entry_id = _next_id(paths, now)
+        self.path, self.takes_back = _directory() / f"{entry_id}.jsonl", takes_back
+        intent = {"title": title, "at": now, "boot": boot_id(), "steps": [to_record(step) for step in steps]}
+        intent |= {"takes_back": takes_back} if takes_back else {}
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, 0o600)
+            super().__init__(descriptor, entry_id, any(isinstance(step, OUTLIVING) for step in steps))
+            try:
+                self._write(intent)
+                os.fsync(descriptor)
+                sync_directory(self.path.parent)
+            except OSError:
+                self.close()
+                self.path.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise StateError(unusable(self.path.parent, error)) from error
+
+
+def reopened(entry: Entry) -> Writer:
+    """The journal file of an earlier change, to note its undo in. Raises StateError."""
+    path = _directory() / f"{entry.entry_id}.jsonl"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                os.write(descriptor, b"\n")  # behind a line that was cut short
+        except OSError:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise StateError(unusable(path, error)) from error
+    return Writer(descriptor, entry.entry_id, durable=True)
 
 
 def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
-    """Note how the undo of an earlier change ended."""
-    path = _directory() / f"{entry.entry_id}.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps({"end": how, "errors": list(errors)}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Note how the undo of an earlier change ended. Raises StateError."""
+    writer = reopened(entry)
+    try:
+        writer.end(how, errors)
+    except OSError as error:
+        raise StateError(unusable(_directory(), error)) from error
+    finally:
+        writer.close()
 
 
 def settle(entry: Entry) -> None:
@@ -127,61 +141,65 @@ def settle(entry: Entry) -> None:
 
 
 def history() -> Iterator[Entry]:
-    """Every change in the journal, newest first; files that cannot be read are passed over."""
-    for path in sorted(_directory().glob("*.jsonl"), reverse=True):
+    """Every change in the journal, newest first."""
+    for path in reversed(_paths()):
         if (entry := read(path)) is not None:
             yield entry
 
 
+def latest(count: int) -> list[Entry]:
+    """The newest changes, newest first; one that another process makes at this moment ends `UNDER_WAY`."""
+    with quiet() as nobody_writes:
+        found = list(islice(history(), count))
+    return [one if nobody_writes or one.end else replace(one, end=UNDER_WAY) for one in found]
+
+
 def open_intents() -> tuple[Entry, ...]:
-    """The changes that were cut off and those whose undo failed, newest first: all want to be undone."""
-    return tuple(entry for entry in history() if entry.end in ("", "failed") and not entry.is_final)
+    """The changes that were cut off and those whose undo failed, newest first: all want to be undone.
+
+    For use under the writers' lock: without it, a change that is under way looks as if it was cut off."""
+    found = (read(path) for path in reversed(_paths()) if not is_closed(path))
+    return tuple(entry for entry in found if entry is not None and entry.is_open)
+
+
+def require_readable(entry: Entry) -> None:
+    """Raises StateError for a change of which this version doesn't know what it did."""
+    if entry.problem:
+        path = _directory() / f"{entry.entry_id}.jsonl"
+        half = ", and its change may be half done" if entry.is_open else ""
+        raise StateError(
+            f"can't change the network: this version of vnet-tui can't read {path} ({entry.problem}){half}. "
+            "Try: vnet-tui recover with the version that wrote it, or vnet-tui recover --forget "
+            "(leaves what is there)"
+        )
 
 
 def find(entry_id: str) -> Entry | None:
-    """The change of that id as the journal tells it now, None where there is none."""
-    path = _directory() / f"{entry_id}.jsonl"
-    return read(path) if path.exists() else None
+    """The change of that id as the journal has it now, None where there is none."""
+    return None if "/" in entry_id else read(_directory() / f"{entry_id}.jsonl")
 
 
-def read(path: Path) -> Entry | None:
-    """One change; None for a file that no version of ours wrote, or whose intent is cut short."""
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break  # the last line, cut short by a crash
-    try:
-        steps = tuple(from_record(step) for step in lines[0]["steps"])
-        begun = sum(("begin" in line) - ("refused" in line) for line in lines)
-        ends = [line for line in lines if "end" in line]
-        end, errors = (ends[-1]["end"], tuple(ends[-1]["errors"])) if ends else ("", ())
-        intent = lines[0]
-        entry = Entry(path.stem, intent["title"], intent["at"], steps, begun, end, errors)
-        entry = replace(entry, takes_back=intent.get("takes_back", ""))
-        return entry if intent["boot"] == _boot() else _after_restart(entry)
-    except (IndexError, KeyError, TypeError, ValueError):
-        return None
+def _paths() -> list[Path]:
+    """The files of the journal, in the order of their changes, whatever the clock said."""
+    return sorted(_directory().glob("*.jsonl"), key=lambda path: (_number(path), path.name))
 
 
-def _after_restart(entry: Entry) -> Entry:
-    standing = tuple(step for step in entry.steps[: entry.begun] if isinstance(step, _OUTLIVING))
-    if standing:
-        return replace(entry, steps=standing, begun=len(standing))
-    return replace(entry, steps=(), begun=0, end="undone", errors=("the machine was restarted since",))
+def _number(path: Path) -> int:
+    found = _NUMBERED.match(path.name)
+    return int(found[1]) if found else 0
 
 
-def _boot() -> str:
-    """The id of this run of the kernel (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def _next_id(paths: list[Path], now: float) -> str:
+    number = 1 + (_number(paths[-1]) if paths else 0)
+    # The id of a change that was removed, the last one, is not used again.
+    return f"{number:06}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(1)}"
 
 
-def _trim(directory: Path) -> None:
-    """Remove the oldest entries, but none that still wants to be undone."""
-    for path in sorted(directory.glob("*.jsonl"))[:-_KEPT]:
+def _trim(paths: list[Path]) -> None:
+    """Remove the oldest entries, but none that still wants to be undone, or may."""
+    for path in paths[:-_KEPT]:
         entry = read(path)
-        if entry is None or entry.end in ("done", "undone") or entry.is_final:
+        if entry is not None and not entry.is_open:
             path.unlink(missing_ok=True)
 
 

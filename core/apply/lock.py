@@ -13,20 +13,22 @@ from contextlib import contextmanager, suppress
 
 from core.apply.state import StateError, state_directory, unusable
 
-# Seconds that another writer has to end: most changes, and all of the agent's, take less.
-_GRACE = 1.0
+# Seconds that each writer before us has to end: most changes, and all of the agent's, take less.
+_GRACE = 5.0
 _BETWEEN_TRIES = 0.02
+_NOTE = 4096  # bytes
 # Whether this thread plans under the lock: what it then applies does not take it again.
 _planning = threading.local()
 
 
 class Busy(Exception):
-    """Another instance is changing things; the text names it."""
+    """Another instance is changing things, or has meanwhile; the text says so."""
 
 
 @contextmanager
 def writing(wait: bool = False) -> Iterator[None]:
-    """Hold the writers' lock. Where another process holds it, `wait` for that one, else raise Busy soon.
+    """Hold the writers' lock. Where another process holds it, `wait` for that one, else raise Busy when it
+    has not ended within 5 s.
 
     Raises StateError without a directory to hold it in. The kernel lets go of it when the holder is dead, and
     the tools that it ran are, which inherit it (flock(2)).
@@ -42,8 +44,9 @@ def writing(wait: bool = False) -> Iterator[None]:
     try:
         _take(descriptor, wait)
         with suppress(OSError):  # who holds it is for the others' message only
+            note = {"pid": os.getpid(), "command": " ".join(sys.argv)[:200], "since": time.monotonic()}
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode(), 0)
+            os.pwrite(descriptor, json.dumps(note).encode(), 0)
         os.set_inheritable(descriptor, True)
         yield
     finally:
@@ -51,14 +54,17 @@ def writing(wait: bool = False) -> Iterator[None]:
 
 
 def _take(descriptor: int, wait: bool) -> None:
-    deadline = time.monotonic() + _GRACE
+    deadline, holder = 0.0, b""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise Busy(_holder(descriptor)) from None
+            before, holder = holder, os.pread(descriptor, _NOTE, 0)
+            if holder != before or not deadline:  # where many wait, each has its time
+                deadline = time.monotonic() + _GRACE
+            elif time.monotonic() > deadline:
+                raise Busy(_under_way(holder)) from None
         time.sleep(_BETWEEN_TRIES)
 
 
@@ -74,10 +80,33 @@ def planning() -> Iterator[None]:
             _planning.now = False
 
 
-def _holder(descriptor: int) -> str:
+@contextmanager
+def quiet() -> Iterator[bool]:
+    """Whether no other process changes anything while the body runs: none begins before it ends. It waits
+    for nobody. Raises StateError."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        who = f"process {holder['pid']} ({holder['command']})"
+        descriptor = os.open(state_directory() / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody has changed anything yet
+        yield True
+        return
+    try:
+        yield getattr(_planning, "now", False) or _shared(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _shared(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _under_way(note: bytes) -> str:
+    try:
+        holder = json.loads(note)
+        who = f"PID {holder['pid']}: {holder['command']}"
     except (ValueError, KeyError, TypeError):
-        who = "another process"
-    return f"{who} is changing networks at this moment; try again when it has ended"
+        who = "by another process"
+    return f"can't change the network: another change is under way ({who}). Try: again in a moment"

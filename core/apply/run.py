@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.apply import journal
-from core.apply.doubt import in_the_way, without_doubt
+from core.apply.doubt import in_the_way, left_of, without_doubt
 from core.apply.engine import EngineError
+from core.apply.entries import Entry
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
-from core.apply.lock import writing
+from core.apply.lock import Busy, writing
+from core.apply.state import StateError, state_directory, unusable
 from core.collect.netns import NamespaceGone
 from core.ops import Operation, is_final, undo_of
 
@@ -108,46 +110,95 @@ def _do(step: Operation, kernel: Kernel, lenient: bool) -> None:
             raise
 
 
-def _taken_back(record: journal.Record, made: tuple[Operation, ...], reason: str, kernel: Kernel) -> Outcome:
+def _taken_back(record: journal.Writer, made: tuple[Operation, ...], reason: str, kernel: Kernel) -> Outcome:
     commands: list[str] = []
-    errors = (reason, *_take_back(made, kernel, lambda undo: commands.append(undo.command())))
-    end = "undone" if len(errors) == 1 else "failed"
-    with suppress(OSError):  # an entry without an end is offered for undo again, which does no harm
-        record.end(end, errors)
-    return Outcome(record.entry_id, end, errors, tuple(commands))
+    with suppress(OSError):  # without that line it is known all the same that there is no end
+        record.undoing(len(made))
+    undo = _Undo(record, kernel, lambda operation: commands.append(operation.command()))
+    return replace(undo.run(made, reason), undone_commands=tuple(commands))
 
 
-def undo(
-    entry: journal.Entry, wait: bool = False, progress: Callable[[Operation], None] = lambda _: None
-) -> Outcome:
+def undo(entry: Entry, wait: bool = False, progress: Callable[[Operation], None] = lambda _: None) -> Outcome:
     """Take back an earlier change, whether it was completed, cut off or taken back in part. `progress` hears
-    of each operation before it is done.
+    of each operation before it is done. An undo that was cut off itself goes on where it was.
 
-    Raises Busy (not with `wait`: then another writer is waited for) and StateError.
+    Raises Busy (not with `wait`: then another writer is waited for), also where a change that looked as if
+    it was cut off is done by now, and StateError.
     """
     with writing(wait), Kernel() as kernel:
-        now = journal.find(entry.entry_id) or entry  # it may have ended while it was looked at
-        begun = now.steps[: now.begun]
-        errors = _take_back(begun if now.end == "done" else without_doubt(begun, kernel), kernel, progress)
-        end = "failed" if errors else "undone"
-        journal.mark(now, end, errors)
-        return Outcome(now.entry_id, end, errors)
-
-
-def _take_back(
-    steps: tuple[Operation, ...], kernel: Kernel, progress: Callable[[Operation], None] = lambda _: None
-) -> tuple[str, ...]:
-    """Undo steps, last one first, going on after errors; returns these in words."""
-    errors = []
-    for operation in undo_of(steps):
-        progress(operation)
+        now = _as_it_is(entry)
+        if now.end == "undone":
+            return Outcome(now.entry_id, "undone")
+        made = _made(now, kernel)
+        record = journal.reopened(now)
         try:
-            execute(operation, kernel)
+            try:
+                record.undoing(len(made))
+            except OSError as error:
+                raise StateError(unusable(state_directory(), error)) from error
+            return _Undo(record, kernel, progress, now.undone, now.in_flight).run(made)
+        finally:
+            record.close()
+
+
+def _as_it_is(entry: Entry) -> Entry:
+    """The entry as it is under the lock. Raises Busy and StateError."""
+    now = journal.find(entry.entry_id)
+    if now is None:
+        raise Busy(f"can't take back {entry.entry_id}: it is in the journal no longer. Try: vnet-tui history")
+    if now.end == "done" and entry.end != "done":
+        raise Busy(
+            f"can't take back {entry.entry_id} as one that was cut off: it has finished meanwhile. "
+            f"Try: vnet-tui undo {entry.entry_id}"
+        )
+    journal.require_readable(now)
+    return now
+
+
+def _made(entry: Entry, kernel: Kernel) -> tuple[Operation, ...]:
+    """The steps that are to be taken back."""
+    if entry.undoing is not None:
+        return entry.steps[: entry.undoing]
+    begun = entry.steps[: entry.begun]
+    return begun if entry.was_done else without_doubt(begun, kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Undo:
+    """Takes steps back, last one first, going on after errors; all but the operations `done` already."""
+
+    record: journal.Writer
+    kernel: Kernel
+    progress: Callable[[Operation], None]
+    done: frozenset[int] = frozenset()
+    in_flight: frozenset[int] = frozenset()
+
+    def run(self, steps: tuple[Operation, ...], reason: str = "") -> Outcome:
+        """Take them back; the errors in words, after the `reason` for it."""
+        errors = []
+        for number, operation in enumerate(undo_of(steps)):
+            if number not in self.done and (error := self._one(number, operation)):
+                errors.append(error)
+        errors += [f"this has no undo: {step.describe()}" for step in steps if is_final((step,))]
+        end, found = "failed" if errors else "undone", ((reason,) if reason else ()) + tuple(errors)
+        try:
+            self.record.end(end, found)
+        except OSError as error:  # without an end it is offered for undo again, which does no harm
+            end, found = "failed", (*found, f"the journal: {error}")
+        return Outcome(self.record.entry_id, end, found)
+
+    def _one(self, number: int, operation: Operation) -> str:
+        self.progress(operation)
+        with suppress(OSError):  # then it would be done twice, which does no harm
+            self.record.undo(number)
+        try:
+            execute(left_of(operation, self.kernel, number in self.in_flight), self.kernel)
         except Exception as error:
             if not _already_so(error):
-                errors.append(_sentence(operation, error))
-    final = (step for step in steps if is_final((step,)))
-    return (*errors, *(f"this has no undo: {step.describe()}" for step in final))
+                with suppress(OSError):
+                    self.record.not_undone(number)
+                return _sentence(operation, error)
+        return ""
 
 
 def _already_so(error: Exception) -> bool:

@@ -47,11 +47,14 @@ def boot_id() -> str:
 
 def unusable(path: Path, error: OSError) -> str:
     """What to tell a person about a state directory that cannot be written."""
-    allowed = error.errno not in (errno.EACCES, errno.EPERM)
-    remedy = "free some space" if allowed else "run it as root, such as with sudo,"
+    remedy = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "run it as root, such as with sudo, or "
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space or "
     return (
         f"nothing was changed: the journal cannot be written to {path} ({error.strerror}); "
-        f"{remedy} or set VNET_STATE to a directory that can be written"
+        f"{remedy}set VNET_STATE to a directory that can be written"
     )
 
 

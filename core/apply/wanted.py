@@ -34,7 +34,7 @@ def attachments() -> tuple[Want, ...]:
             raise ValueError("it holds something else")
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         why = safe(str(error)[:200])
         raise StateError(f"can't read {path}: {why}. Try: move it away and attach again") from error
     return found

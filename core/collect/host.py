@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from core.collect.listeners import read_listeners
@@ -79,4 +80,17 @@ def _sysctls() -> dict[str, str]:
                 values[name] = file.read().strip()
         except OSError:
             continue
-    return values
+    return values | _forwarding_alone(values)
+
+
+def _forwarding_alone(values: dict[str, str]) -> dict[str, str]:
+    """The links that forward although the host does not: its own setting, once changed, overwrites theirs."""
+    found = {}
+    for family, name in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
+        if values.get(name) != "0":
+            continue
+        for path in Path(f"/proc/sys/net/{family}/conf").glob("*/forwarding"):
+            with suppress(OSError):
+                if (value := path.read_text().strip()) != "0":
+                    found[f"net.{family}.conf.{path.parent.name.replace('.', '/')}.forwarding"] = value
+    return found

@@ -14,6 +14,8 @@ _CLASSES = {
     if is_dataclass(member) and isinstance(member, type)
 }
 
+_PLAIN: dict[str, type] = {"str": str, "int": int, "bool": int, "tuple": tuple, "None": type(None)}
+
 
 def to_record(value: Any) -> Any:
     """An operation, and what it is made of, as objects with the class's name under "op"."""
@@ -29,8 +31,22 @@ def from_record(record: Any) -> Any:
         return tuple(from_record(item) for item in record)
     if not isinstance(record, dict):
         return record
+    kind = record.get("op")
+    made = _CLASSES.get(kind) if isinstance(kind, str) else None
+    if made is None:
+        raise ValueError(f"there is no operation {kind!r}")
     values = {name: from_record(value) for name, value in record.items() if name != "op"}
+    wanted = {field.name: str(field.type) for field in fields(made)}
+    odd = [name for name, value in values.items() if not _fits(wanted.get(name, "?"), value)]
+    if odd:
+        raise ValueError(f"the operation {kind} has no such {odd[0]}")
     try:
-        return _CLASSES[record["op"]](**values)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not an operation: {record!r}") from error
+        return made(**values)
+    except TypeError as error:
+        raise ValueError(f"the operation {kind} is not complete") from error
+
+
+def _fits(wanted: str, value: Any) -> bool:
+    """Whether a value is of the type that a field names; of tuples not what is in them."""
+    kinds = [_PLAIN.get(kind) or _CLASSES.get(kind) for kind in wanted.split("[")[0].split(" | ")]
+    return any(kind is None or isinstance(value, kind) for kind in kinds) and wanted != "?"

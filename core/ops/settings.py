@@ -67,4 +67,6 @@ class SetSysctl:
         return (replace(self, value=self.before, before=self.value),)
 
     def describe(self) -> str:
+        if self.value == self.before:
+            return f"keep {self.key} in {self.place} at {self.value}"
         return f"set {self.key} in {self.place} from {self.before} to {self.value}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core.model import Link
 from core.nat.letting import Kind, by_chain, drop_words, dropping, letting_words
+from core.ops import SetSysctl
 from core.plan.draft import Draft
 from core.tags import TABLE
 from core.text import safe
@@ -55,10 +56,21 @@ def forward(draft: Draft, ipv4: bool, ipv6: bool) -> None:
     """Have the host forward; what it is set to now is not known where it cannot be read."""
     sysctls = draft.snapshot.host.sysctls
     if ipv4 and sysctls.get(_FORWARD, "0") != "1":
+        _keep_links_forwarding(draft, "net.ipv4.conf.")
         draft.sysctl(_FORWARD, "1", sysctls.get(_FORWARD, "0"))
     if ipv6 and sysctls.get(_FORWARD6, "0") == "0":
         _warn_of_router_advertisements(draft)
+        _keep_links_forwarding(draft, "net.ipv6.conf.")
         draft.sysctl(_FORWARD6, "1", "0")
+
+
+def _keep_links_forwarding(draft: Draft, prefix: str) -> None:
+    """Have an undo switch forwarding on again where links forward although the host does not: what it does
+    before, to switch the host's off, switches off theirs as well."""
+    for key, value in sorted(draft.snapshot.host.sysctls.items()):
+        kept = SetSysctl(key, value, value)
+        if key.startswith(prefix) and key != _FORWARD6 and kept not in draft.steps:
+            draft.do(kept)
 
 
 def _warn_of_router_advertisements(draft: Draft) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from core.apply import entries, journal, lock, run
 from core.apply import execute as execution
-from core.apply import journal, lock, run
 from core.apply.state import StateError
 from core.ops import (
     AddAddress,
@@ -31,6 +31,7 @@ from core.ops import (
 )
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
+from tui.change.session import Session
 
 pytestmark = pytest.mark.root
 
@@ -119,6 +120,118 @@ def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
     assert journal.open_intents() == ()
 
 
+def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) -> None:
+    """Do something in a child that is killed before the operation with that number."""
+    child = os.fork()
+    if child == 0:
+        left = at
+
+        def kill_here(_: Operation) -> None:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+        try:
+            body(kill_here)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("at", range(COUNT))
+def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[str, str, str]) -> None:
+    before = state(names)
+    assert run.apply("undone", steps_of(*names[1:])).done
+    entry = next(journal.history())
+    kill_before(at, lambda progress: run.undo(entry, progress=progress))
+    (found,) = journal.open_intents()
+    assert (found.end, found.undoing, len(found.undone)) == ("", COUNT, max(0, at - 1))
+    rest: list[Operation] = []
+    assert run.undo(found, progress=rest.append).errors == ()
+    assert len(rest) == COUNT - max(0, at - 1)
+    assert state(names) == before
+    assert journal.open_intents() == ()
+
+
+@pytest.mark.parametrize("at", range(0, COUNT, 4))
+def test_killed_while_a_failed_change_is_taken_back(
+    at: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(names)
+    steps, real = steps_of(*names[1:]), execution.execute
+
+    def refusing(operation: Operation, kernel: object) -> None:
+        if operation is steps[-1]:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if operation == undo_of(steps[:-1])[at]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(operation, kernel)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "execute", refusing)
+        kill_before(COUNT, lambda progress: run.apply("refused", steps))
+    (found,) = journal.open_intents()
+    assert (found.undoing, found.in_flight) == (COUNT - 1, {at})
+    assert run.undo(found).errors == ()
+    assert state(names) == before
+
+
+def test_what_an_undo_had_half_made_is_finished(
+    names: tuple[str, str, str], inside_host: ThrowawayHost
+) -> None:
+    """Killed between making a bridge again and tagging it, and between a name and its namespace."""
+    made = (CreateNamespace(names[1]), CreateBridge("br-t", alias="vnet:net=t"))
+    assert run.apply("made", made).done
+    before = state(names)
+    assert run.apply("deleted", undo_of(made)).done
+    entry = next(journal.history())
+    writer = journal.reopened(entry)
+    for number in range(2):  # each of them cut off
+        writer.undoing(2)
+        writer.undo(number)
+    writer.close()
+    inside_host.run("ip link add br-t type bridge")
+    Path("/run/netns", names[1]).touch()
+    (found,) = journal.open_intents()
+    assert run.undo(found).errors == ()
+    assert _without_macs(state(names)) == _without_macs(before)
+
+
+def _without_macs(value: object) -> object:
+    if isinstance(value, dict):
+        drawn = ("address", "bridge_id", "root_id", "designated_root")
+        return {key: _without_macs(one) for key, one in value.items() if key not in drawn}
+    return [_without_macs(one) for one in value] if isinstance(value, list) else value
+
+
+def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: ThrowawayHost) -> None:
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with lock.writing():
+                journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
+                os.write(tell, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    assert os.read(told, 1) == b"x"
+    try:
+        assert [entry.end for entry in journal.latest(9)] == ["under way"]
+        assert [one.is_open for one in Session().earlier()] == [False]
+        slow = next(journal.history())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert [entry.end for entry in journal.latest(9)] == [""]
+    assert [one.is_open for one in Session().earlier()] == [True]
+    journal.mark(slow, "done")
+    with pytest.raises(lock.Busy, match="it has finished meanwhile"):
+        run.undo(slow)
+
+
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EBUSY, errno.ENOSPC])
 @pytest.mark.parametrize("at", range(0, COUNT, 3))
 def test_refused_at_any_step(
@@ -151,8 +264,11 @@ def test_a_link_of_somebody_else_is_not_removed_by_an_undo(
     assert inside_host.json("ip -j link show br-t")
 
 
-def test_one_writer_at_a_time(names: tuple[str, str, str], inside_host: ThrowawayHost) -> None:
-    with lock.writing(), pytest.raises(lock.Busy, match=str(os.getpid())):
+def test_one_writer_at_a_time(
+    names: tuple[str, str, str], inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_GRACE", 0.2)
+    with lock.writing(), pytest.raises(lock.Busy, match=f"under way .PID {os.getpid()}"):
         run.apply("second", steps_of(*names[1:]))
     assert "br-t" not in inside_host.run("ip link")
 
@@ -190,7 +306,7 @@ def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     before = state(names)
     assert run.apply("before the restart", steps_of(*names[1:])).done
     done = next(journal.history())
-    monkeypatch.setattr(journal, "_boot", lambda: "another run of the kernel")
+    monkeypatch.setattr(entries, "boot_id", lambda: "another run of the kernel")
     entry = next(journal.history())
     assert (entry.end, entry.steps, entry.errors) == ("undone", (), ("the machine was restarted since",))
     assert journal.open_intents() == ()

@@ -324,6 +324,24 @@ def test_asked_to_end_it_reverts(wired: ThrowawayHost) -> None:
     assert state(wired.names) == before
 
 
+def test_a_guard_killed_while_it_reverts(wired: ThrowawayHost) -> None:
+    before = state(wired.names)
+    outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
+    (process,) = guardians()
+    path = Path(os.environ["VNET_STATE"], "journal", f"{outcome.entry_id}.jsonl")
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE
+    while b'"undo"' not in path.read_bytes() and time.monotonic() < deadline:
+        pass
+    process.kill()
+    wait_until(no_guard_left, "the guard to be dead")
+    for entry in journal.open_intents():
+        assert entry.undoing == STEPS
+        assert run.undo(entry).errors == ()
+    assert state(wired.names) == before
+    assert next(journal.history()).end == "undone"
+
+
 def test_it_holds_nothing_of_its_caller(wired: ThrowawayHost, tmp_path: Path) -> None:
     held = (tmp_path / "held").open("w")
     os.set_inheritable(held.fileno(), True)

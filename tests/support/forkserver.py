@@ -109,10 +109,12 @@ def _wait_for_child(request: Any, reply: int, *streams: int) -> NoReturn:
 
 def _command(arguments: list[str], environment: dict[str, str]) -> NoReturn:
     """Become `python -m tui.cli ARGUMENTS`."""
+    from tests.support import killing
     from tui import cli
 
     os.environ.clear()
     os.environ.update(environment)
+    killing.arm(environment)
     sys.argv = [str(ROOT / "tui" / "cli.py"), *arguments]
     encoding = environment.get("PYTHONIOENCODING")  # read at an interpreter's start only
     sys.stdin, sys.stdout = os.fdopen(0, encoding=encoding), os.fdopen(1, "w", encoding=encoding)

@@ -15,7 +15,6 @@ _VOLATILE = frozenset(
         "link_index",
         "link_netnsid",
         "operstate",
-        "flags",
         "stats",
         "stats64",
         "handle",
@@ -43,6 +42,8 @@ _VOLATILE = frozenset(
         "root_path_cost",
     ]
 )
+# Of flags those that somebody set; others say what the kernel found.
+_FLAGS = frozenset(["UP", "onlink"])
 _PORT_STATES = ("disabled", "forwarding")
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
@@ -54,14 +55,14 @@ def state(namespaces: Iterable[str]) -> dict[str, Any]:
 
 def _of(name: str) -> dict[str, Any]:
     return {
-        "links": _by_name(_run(name, "ip -j -d link show")),
-        "addresses": _by_name(_run(name, "ip -j addr show")),
-        "routes": _sorted(_run(name, "ip -j route show table all")),
-        "routes6": _sorted(_run(name, "ip -j -6 route show table main")),
-        "neighbours": _sorted(_run(name, "ip -j neigh show nud permanent")),
-        "ports": _by_name(_run(name, "bridge -j -d link show")),
-        "vlans": _by_name(_run(name, "bridge -j vlan show")),
-        "rules": _cleaned(_run(name, "nft -j list ruleset")),
+        "links": by_name(_run(name, "ip -j -d link show")),
+        "addresses": by_name(_run(name, "ip -j addr show")),
+        "routes": in_order(_run(name, "ip -j route show table all")),
+        "routes6": in_order(_run(name, "ip -j -6 route show table main")),
+        "neighbours": in_order(_run(name, "ip -j neigh show nud permanent")),
+        "ports": by_name(_run(name, "bridge -j -d link show")),
+        "vlans": by_name(_run(name, "bridge -j vlan show")),
+        "rules": cleaned(_run(name, "nft -j list ruleset")),
         "sysctls": {key: _inside(name, ["cat", f"/proc/sys/{key}"]).strip() for key in _SYSCTLS},
     }
 
@@ -75,19 +76,23 @@ def _run(name: str, command: str) -> Any:
     return json.loads(_inside(name, command.split()) or "[]")
 
 
-def _by_name(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return {item["ifname"]: _cleaned(item) for item in items if item.get("ifname")}
+def by_name(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {item["ifname"]: cleaned(item) for item in items if item.get("ifname")}
 
 
-def _sorted(items: list[dict[str, Any]]) -> list[Any]:
-    return sorted((_cleaned(item) for item in items), key=json.dumps)
+def in_order(items: list[dict[str, Any]]) -> list[Any]:
+    return sorted((cleaned(item) for item in items), key=json.dumps)
 
 
-def _cleaned(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         kept = [(key, item) for key, item in sorted(value.items()) if key not in _VOLATILE]
         # A port is disabled until the kernel gets round to its carrier.
-        return {key: _cleaned(item) for key, item in kept if key != "state" or item not in _PORT_STATES}
+        return {
+            key: [one for one in item if one in _FLAGS] if key == "flags" else cleaned(item)
+            for key, item in kept
+            if key != "state" or item not in _PORT_STATES
+        }
     if isinstance(value, list):
-        return [_cleaned(item) for item in value if not (isinstance(item, dict) and "metainfo" in item)]
+        return [cleaned(item) for item in value if not (isinstance(item, dict) and "metainfo" in item)]
     return value

@@ -105,6 +105,6 @@ def test_a_second_instance_is_told_who_is_at_it(machine: Machine) -> None:
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=machine.environment
     ) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        assert "is changing networks at this moment" in refused(machine, "network", "create", "shop")
+        assert "another change is under way (PID" in refused(machine, "network", "create", "shop")
         holder.communicate("\n")
     ok(machine, "network create shop")

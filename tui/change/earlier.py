@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from core.apply import journal, run
-from core.apply.journal import Entry
+from core.apply.entries import Entry
+from core.apply.lock import planning
+from core.apply.run import Outcome
 from core.ops import Want, undo_of
 from core.ops.touched import touched
 from core.plan import Plan
@@ -23,7 +25,7 @@ from tui.errors import CommandError
 from tui.fastpath import leftover
 
 _ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
-_MOST_LINES = 50
+_MOST_LINES, _ALL = 50, sys.maxsize
 
 
 def undo(options: argparse.Namespace) -> int:
@@ -34,63 +36,100 @@ def undo(options: argparse.Namespace) -> int:
             report.print_dry_run(_as_plan(entry), options.json)
             return 0
         require_rights(undo_of(entry.steps[: entry.begun]))
-        refuse_under_later(entry)
-        return _take_back((entry,), options.json)
+        with planning():
+            _require_same(entry, _chosen(options.entry))
+            refuse_under_later(entry)
+            taken = _taken_back((entry,), options.json)
+        return _ended(taken, options.json)
 
 
 def recover(options: argparse.Namespace) -> int:
     """Take back the change that is named, or all that were cut off."""
     with in_words():
-        entries = tuple(entry for entry in journal.open_intents() if options.entry in ("", entry.entry_id))
-        if options.entry and not entries:
-            raise CommandError(f"{safe(options.entry)} was not cut off")
-        if options.dry_run:
-            for entry in entries:
-                report.print_dry_run(_as_plan(entry), options.json)
-            if not options.entry and leftover.is_there():
-                print(f"vnet-tui: note: {leftover.WOULD_PUT_RIGHT}", file=sys.stderr)
-            return 0
-        require_rights(undo for entry in entries for undo in undo_of(entry.steps[: entry.begun]))
-        repaired = "" if options.entry else leftover.put_right()
-        if repaired and not options.json:
-            print(repaired)
-        elif not entries and not options.json:
-            print("nothing to do: no change was cut off")
-        if options.forget:
-            for entry in entries:
-                journal.mark(entry, "undone", ("left as it was",))
-            return 0
-        return _take_back(entries, options.json, repaired)
+        if not options.dry_run:
+            require_rights(undo for entry in _cut_off(options.entry) for undo in _as_plan(entry).steps)
+        with planning():  # what is under way by now is not cut off
+            return _recover(options, _cut_off(options.entry))
+
+
+def _recover(options: argparse.Namespace, entries: tuple[Entry, ...]) -> int:
+    if options.entry and not entries:
+        raise CommandError(_not_cut_off(options.entry))
+    if options.dry_run:
+        for entry in entries:
+            report.print_dry_run(_as_plan(entry), options.json)
+        if not options.entry and leftover.is_there():
+            print(f"vnet-tui: note: {leftover.WOULD_PUT_RIGHT}", file=sys.stderr)
+        return 0
+    repaired = "" if options.entry else leftover.put_right()
+    if repaired and not options.json:
+        print(repaired)
+    elif not entries and not options.json:
+        print("nothing to do: no change was cut off")
+    if options.forget:
+        for entry in entries:
+            journal.mark(entry, "undone", ("left as it was",))
+        return 0
+    return _ended(_taken_back(entries, options.json), options.json, repaired)
+
+
+def _cut_off(entry_id: str = "") -> tuple[Entry, ...]:
+    return tuple(entry for entry in journal.open_intents() if entry_id in ("", entry.entry_id))
+
+
+def _not_cut_off(entry_id: str) -> str:
+    entry = journal.find(entry_id)
+    if entry is None or entry.end != "done":
+        return f"{safe(entry_id)} was not cut off"
+    return f"{entry_id} was not cut off: it is done. Try: vnet-tui undo {entry_id}"
 
 
 def offer_recovery(options: argparse.Namespace) -> None:
     """Have changes that were cut off taken back before the next one, which would stand on what is half there.
     Raises CommandError where they are not."""
-    entries = journal.open_intents()
+    if not journal.open_intents():
+        return
+    with planning():  # one that is under way is waited for
+        entries = journal.open_intents()
     if not entries:
         return
-    names = ", ".join(f'{entry.entry_id} ("{safe(entry.title)}")' for entry in entries)
     wanted = options.auto_undo
     if not wanted and is_person() and not options.json:
-        print(f"An earlier change was cut off: {names}.")
+        print(f"An earlier change was cut off: {_names(entries)}.")
         wanted = agreed("Take it back first?")
     if not wanted:
+        refuse_after(entries)
+    asked = {entry.entry_id for entry in entries}
+    with planning():
+        still = [entry for entry in journal.open_intents() if entry.entry_id in asked]
+        if any(report.ended(run.undo(entry)) for entry in still):
+            raise CommandError("nothing else was changed")
+
+
+def refuse_after(entries: Iterable[Entry]) -> None:
+    """Raises CommandError, and StateError, where changes were cut off: the next one would stand on what is
+    half there."""
+    if found := tuple(entries):
+        for entry in found:
+            journal.require_readable(entry)
         raise CommandError(
-            f"nothing was changed: an earlier change was cut off, {names}; take it back first: "
-            "vnet-tui recover, or --auto-undo (vnet-tui recover --forget leaves what is there)"
+            f"nothing was changed: an earlier change was cut off, {_names(found)}; take it back first: "
+            "vnet-tui recover, --auto-undo, or u in the dashboard (vnet-tui recover --forget leaves what is "
+            "there)"
         )
-    if any(report.ended(run.undo(entry)) for entry in entries):
-        raise CommandError("nothing else was changed")
+
+
+def _names(entries: Iterable[Entry]) -> str:
+    return ", ".join(f'{entry.entry_id} ("{safe(entry.title)}")' for entry in entries)
 
 
 def history(options: argparse.Namespace) -> int:
     """List the changes, the last one first."""
     with in_words():
-        entries = journal.history()
         if options.json:
-            report.print_json({"changes": [_document(entry) for entry in entries]})
+            report.print_json({"changes": [_document(entry) for entry in journal.latest(_ALL)]})
             return 0
-        lines = [_line(entry) for entry, _ in zip(entries, range(_MOST_LINES), strict=False)]
+        lines = [_line(entry) for entry in journal.latest(_MOST_LINES)]
     nothing = "no change was made yet" if os.geteuid() == 0 else "you made no change yet"
     print("\n".join(lines) if lines else nothing)
     return 0
@@ -98,7 +137,16 @@ def history(options: argparse.Namespace) -> int:
 
 def _line(entry: Entry) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
-    return f"{entry.entry_id}  {when}  {_ENDS.get(entry.end, entry.end):10}  {safe(entry.title)}"
+    return f"{entry.entry_id}  {when}  {_how(entry):12}  {safe(entry.title)}"
+
+
+def _how(entry: Entry) -> str:
+    """How a change ended, for a person."""
+    if entry.is_open and entry.problem:
+        return "unreadable"
+    if not entry.end and entry.undoing is not None:
+        return "undo cut off"
+    return _ENDS.get(entry.end, entry.end)
 
 
 def _document(entry: Entry) -> dict[str, object]:
@@ -107,32 +155,45 @@ def _document(entry: Entry) -> dict[str, object]:
         "title": entry.title,
         "at": entry.at,
         "end": entry.end or "cut off",
-        "errors": list(entry.errors),
+        "undo_begun": not entry.end and entry.undoing is not None,
+        "errors": [*entry.errors, *([entry.problem] if entry.problem else [])],
         "steps": report.steps_document(entry.steps),
     }
 
 
 def _chosen(entry_id: str) -> Entry:
     """The change of that id, else the last one that holds or was cut off. Raises CommandError."""
+    found = journal.latest(_ALL)
     if not entry_id:
-        found = next((entry for entry in journal.history() if entry.end != "undone"), None)
-        if found is None:
+        last = next((entry for entry in found if entry.end != "undone"), None)
+        if last is None:
             raise CommandError("there is no change to take back")
-        return _not_final(found)
-    chosen = journal.find(entry_id) if "/" not in entry_id else None
+        return _possible(last)
+    chosen = next((entry for entry in found if entry.entry_id == entry_id), None)
     if chosen is None:
         raise CommandError(f"there is no change {safe(entry_id)}: vnet-tui history lists them")
     if chosen.end == "undone":
         raise CommandError(f"{chosen.entry_id} was taken back already")
-    return _not_final(chosen)
+    return _possible(chosen)
 
 
-def _not_final(entry: Entry) -> Entry:
-    """The entry. Raises CommandError where it has no undo."""
+def _possible(entry: Entry) -> Entry:
+    """The entry. Raises CommandError where it has no undo, or none yet, and StateError."""
+    which = f'{entry.entry_id} ("{safe(entry.title)}")'
     if entry.is_final:
-        words = "cannot be taken back; vnet-tui history lists earlier ones, to be named"
-        raise CommandError(f'{entry.entry_id} ("{safe(entry.title)}") {words}')
+        raise CommandError(f"{which} cannot be taken back; vnet-tui history lists earlier ones, to be named")
+    if entry.end == journal.UNDER_WAY:
+        raise CommandError(f"can't take back {which}: it is under way. Try: again in a moment")
+    journal.require_readable(entry)
     return entry
+
+
+def _require_same(shown: Entry, now: Entry) -> None:
+    """Raises CommandError where what was chosen is not what it was, or another is the last one by now."""
+    if (now.entry_id, now.end) != (shown.entry_id, shown.end):
+        raise CommandError(
+            f"can't take back {shown.entry_id}: something was changed meanwhile. Try: vnet-tui history"
+        )
 
 
 def refuse_under_later(entry: Entry) -> None:
@@ -162,23 +223,29 @@ def _made_again(entry: Entry, later: Entry) -> bool:
     return False
 
 
-def _take_back(entries: Iterable[Entry], as_json: bool, put_right: str = "") -> int:
-    """Take the changes back; returns the exit code. `put_right` says what else was repaired."""
-    outcomes, waiting = [], []
-    for entry in entries:
+def _taken_back(entries: Iterable[Entry], as_json: bool) -> list[tuple[Outcome, bool]]:
+    """Take the changes back; how each ended, and whether it waits to be confirmed. Raises StateError for one
+    that can't be read, after all others."""
+    found = sorted(entries, key=lambda entry: bool(entry.problem))
+    taken = []
+    for entry in found:
         guarded = needs_guard(entry)
         outcome = take_back(entry, guarded)
-        outcomes.append(outcome)
-        waiting += [outcome] if guarded and outcome.done else []
+        taken.append((outcome, guarded and outcome.done))
         if not as_json:
             report.ended(outcome)
         if not as_json and not outcome.errors:
             print(f"taken back: {safe(entry.title)}")
+    return taken
+
+
+def _ended(taken: list[tuple[Outcome, bool]], as_json: bool, put_right: str = "") -> int:
+    """Print and ask what is left to; returns the exit code. `put_right` says what else was repaired."""
     if as_json:
         more = {"fast_path": put_right} if put_right else {}
-        report.print_json({"changes": [report.outcome_document(outcome) for outcome in outcomes], **more})
-    asked = [keep.ask(outcome, as_json) for outcome in waiting]
-    return 1 if any(asked) or any(outcome.errors for outcome in outcomes) else 0
+        report.print_json({"changes": [report.outcome_document(outcome) for outcome, _ in taken], **more})
+    asked = [keep.ask(outcome, as_json) for outcome, waits in taken if waits]
+    return 1 if any(asked) or any(outcome.errors for outcome, _ in taken) else 0
 
 
 def _as_plan(entry: Entry) -> Plan:

@@ -31,7 +31,7 @@ from core.tags import TABLE
 from core.text import safe
 from core.topology import Topology
 from tui.change import keep, report
-from tui.change.earlier import offer_recovery
+from tui.change.earlier import offer_recovery, refuse_after
 from tui.change.rights import in_words, require_rights
 from tui.errors import CommandError
 
@@ -152,6 +152,7 @@ def attempt(
     outcome is None where nothing was begun. Nothing is refused or guarded but on a deep look. Raises
     CommandError, Busy, StateError and GuardError."""
     with planning():
+        refuse_after(journal.open_intents())
         plan = _planned_on(look(parts, deep), planner)
         if _wants_deep(plan) and not deep:
             plan = _planned_on(look(parts, deep=True), planner)

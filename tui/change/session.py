@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from core.apply import guard, journal
+from core.apply.entries import Entry
 from core.apply.lock import planning, writing
 from core.apply.run import Outcome
 from core.ops import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
-from core.text import safe
 from core.topology import Topology
 from tui.change import perform
 from tui.change.earlier import refuse_under_later, standing_on
@@ -51,16 +50,16 @@ class Session:
         return perform.planned(requests, topology)
 
     def change(self, requests: Sequence[Request], parts: Parts, agreed: Plan, progress: Progress) -> Ended:
-        def planner(topology: Topology) -> Plan | Refused:
-            _refuse_after_cut_off()  # under the lock: no change that is only under way counts as cut off
-            return self.plan(requests, topology)
-
         def apply(plan: Plan) -> Outcome:
             return self._logged(plan.title, progress, lambda heard: perform.run_plan(plan, heard))
 
         with in_words():
             plan, outcome = perform.attempt(
-                planner, _PARTS[parts], lambda plan: perform.same(plan, agreed), apply, deep=True
+                lambda topology: self.plan(requests, topology),
+                _PARTS[parts],
+                lambda plan: perform.same(plan, agreed),
+                apply,
+                deep=True,
             )
         if outcome is None:
             return Ended(plan)
@@ -69,7 +68,7 @@ class Session:
 
     def earlier(self) -> tuple[Earlier, ...]:
         with in_words():
-            entries = list(islice(journal.history(), _MOST_EARLIER))
+            entries = journal.latest(_MOST_EARLIER)
         return tuple(_earlier(entry, entries[:place]) for place, entry in enumerate(entries))
 
     def take_back(self, earlier: Earlier, progress: Progress) -> Ended:
@@ -79,6 +78,7 @@ class Session:
                 raise CommandError("nothing was done: that change has come to another end meanwhile")
             if entry.is_final:
                 raise CommandError("nothing was done: that change has no undo")
+            journal.require_readable(entry)
             refuse_under_later(entry)
             plan = Plan(f"take back: {earlier.title}", undo_of(entry.steps[: entry.begun]))
             guarded = needs_guard(entry)
@@ -92,7 +92,7 @@ class Session:
     def forget(self, earlier: Earlier) -> None:
         with in_words(), writing():
             entry = journal.find(earlier.entry_id)
-            if entry is not None and entry.end in ("", "failed"):
+            if entry is not None and entry.is_open:
                 journal.mark(entry, "undone", ("left as it was",))
 
     def waiting(self) -> tuple[Waiting, ...]:
@@ -125,14 +125,7 @@ class Session:
         return outcome
 
 
-def _refuse_after_cut_off() -> None:
-    """Raises CommandError where the next change would stand on what is half there."""
-    titles = ", ".join(f'"{safe(entry.title)}"' for entry in journal.open_intents())
-    if titles:
-        raise CommandError(f"an earlier change was cut off: {titles}. Take it back first: Esc, then u")
-
-
-def _earlier(entry: journal.Entry, later: list[journal.Entry]) -> Earlier:
+def _earlier(entry: Entry, later: list[Entry]) -> Earlier:
     begun = entry.steps[: entry.begun]
     under = standing_on(entry, later) if entry.end != "undone" else ()
     return Earlier(entry.entry_id, entry.title, entry.at, entry.end, begun, tuple(under), entry.errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core.apply import guard, run
-from core.apply.journal import Entry
+from core.apply.entries import Entry
 from core.apply.run import Outcome
 from core.collect.session import remote_session
 from core.collect.snapshot import read_snapshot

@@ -106,6 +106,8 @@ def undo_plan(earlier: Earlier) -> Plan | Refused:
     """What would take it back, or why that cannot be."""
     if earlier.end == "undone":
         return Refused(("it was taken back already",))
+    if earlier.end == "under way":
+        return Refused(("it is under way",))
     if earlier.is_final:
         return Refused(("this has no undo: the kernel cannot be told a forgotten connection again",))
     if earlier.under:

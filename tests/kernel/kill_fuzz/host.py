@@ -1,0 +1,175 @@
+"""A host with networks, containers and a card, on which changes are killed; and its state."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from core.apply.entries import read
+from tests.support import forkserver
+from tests.support.machine import Machine, ok, uplink
+from tests.support.state import by_name, cleaned, in_order
+from tests.support.waiting import wait_until
+
+FILE = """\
+joined = [["lab", "web"]]
+[network.web]
+kind = "routed"
+subnets = ["10.95.0.0/24", "fd95::/64"]
+[network.lab]
+kind = "internal"
+subnets = ["10.92.0.0/24"]
+mtu = 1400
+[container.web]
+[container.api]
+[container.log]
+model = "joined"
+joined_with = "api"
+[[attach]]
+container = "api"
+network = "web"
+[[attach]]
+container = "web"
+network = "lab"
+addresses = ["10.92.0.77"]
+[[publish]]
+container = "api"
+host_ports = 9100
+"""
+_FURNITURE = (
+    "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64",
+    "network create lab --kind internal --subnet 10.92.0.0/24",
+    "network create dmz --kind routed --subnet 10.94.0.0/24",
+    "network join shop dmz",
+    "container create web --network shop",
+    "container create db --network lab",
+    "container create log --joined-with web",
+    "publish web 8080:80",
+    "publish web 5300/udp",
+)
+_CARD = (
+    "ip addr add 2001:db8::2/64 dev up0 nodad",
+    "ip addr add 192.0.2.7/24 label up0:web dev up0",
+    "ip route add 198.51.100.0/24 via 192.0.2.1 metric 50 mtu lock 1400",
+    "ip -6 route add default via 2001:db8::1 dev up0",
+    "ip neigh add 192.0.2.9 lladdr 02:00:00:00:02:09 dev up0",
+)
+# Forwarding as on a host that never did, but for one link: what is switched on must be switched off again.
+_FORWARDING = ("net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "net.ipv4.conf.up0.forwarding=1")
+_SHOW = r"""
+one() { echo "@$1 of $name"; shift; "$@"; }
+show() {
+    name=$1
+    one links ip -j -d link show
+    one addresses ip -j addr show
+    one routes ip -j route show table all
+    one routes6 ip -j -6 route show table all
+    one routing ip -j rule show
+    one neighbours ip -j neigh show nud permanent
+    one ports bridge -j -d link show
+    one vlans bridge -j vlan show
+    one rules nft -j list ruleset
+    one sysctls grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf
+    mount -t sysfs none /sys
+    one steering grep -s . /sys/class/net/*/queues/rx-*/rps_cpus
+    [ -z "$2" ] || for link in /sys/class/net/*; do one "offloads ${link##*/}" ethtool -k "${link##*/}"; done
+}
+if [ "$1" ]; then show "$1" "$2"; exit; fi
+show host "$2"
+for space in $(ls /run/netns); do
+    [ "$space" = world ] || nsenter "--net=/run/netns/$space" sh "$0" "$space" "$2"
+done
+"""
+# What the kernel counts, draws or finds by itself: no difference. A bridge takes the size of segments from
+# its first port and keeps it; the ids of ports are counted from what is free; "link" names what happens to
+# have here the index that a veth's other end has elsewhere.
+_LEFT_OUT = frozenset(["link", "tso_max_size", "tso_max_segs", "port_id", "port_no", "designated_cost",
+                       "promiscuity", "allmulti"])  # fmt: skip
+
+
+class Host:
+    """A machine in small with networks of ours, on which forwarding is off."""
+
+    def __init__(self) -> None:
+        self.machine, self.furniture = Machine(), len(_FURNITURE)
+        try:
+            self._furnish()
+        except BaseException:
+            self.close()
+            raise
+
+    def _furnish(self) -> None:
+        uplink(self.machine)
+        for command in _CARD:
+            self.machine.run(command)
+        for command in _FURNITURE:
+            ok(self.machine, command)
+        (self.machine.folder / "other.toml").write_text(FILE)
+        self.machine.run(["sysctl", "-qw", *_FORWARDING])
+        wait_until(lambda: "tentative" not in self.machine.run("ip addr"), "duplicate address detection")
+
+    def vnet(self, command: str, **environment: str) -> Any:
+        """Run one of our commands, words without blanks in them."""
+        words = command.format(file=self.machine.folder / "other.toml").split()
+        return forkserver.run(words, self.machine.environment | environment, self.machine.namespaces)
+
+    def state(self, with_offloads: bool = True) -> dict[str, Any]:
+        """All that our commands may change, of the host and each named namespace."""
+        script = self.machine.folder / "show"
+        script.write_text(_SHOW)
+        words = ["unshare", "-m", "sh", str(script), "", "yes" if with_offloads else ""]
+        printed = self.machine.run(words, check=False)
+        found: dict[str, Any] = {"namespaces": sorted(self.machine.run("ls /run/netns").split())}
+        for what, text in re.findall(r"^@(.*)\n((?:[^@\n].*\n|\n)*)", printed, re.MULTILINE):
+            found[what] = _read(what.split()[0], text)
+        return found
+
+    def standing(self) -> str:
+        """The id of a change that was completed since the host is there, "" where none was."""
+        files = sorted(Path(self.machine.environment["VNET_STATE"], "journal").iterdir())
+        found = [entry for path in files[self.furniture :] if (entry := read(path))]
+        return next((entry.entry_id for entry in reversed(found) if entry.end != "undone"), "")
+
+    def guards(self) -> list[str]:
+        """The processes that watch a guarded change."""
+        return self.machine.run("pgrep -x vnet-guard", check=False).split()
+
+    def close(self) -> None:
+        """End it."""
+        self.machine.close()
+
+
+def _read(kind: str, text: str) -> Any:
+    if kind in ("sysctls", "steering", "offloads"):
+        return sorted(line for line in text.splitlines() if "stable_secret" not in line)
+    values = _without(json.loads(text or "[]"))
+    if kind == "rules":
+        return cleaned(values)
+    return by_name(values) if kind in ("links", "addresses", "ports", "vlans") else in_order(values)
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item) for key, item in value.items() if key not in _LEFT_OUT}
+    return [_without(item) for item in value if not _is_automatic(item)] if isinstance(value, list) else value
+
+
+def _is_automatic(item: Any) -> bool:
+    """Whether the kernel adds it to each link that is up, a moment later: link-local, multicast."""
+    where = str(item.get("dst") or item.get("local")) if isinstance(item, dict) else ""
+    return where.startswith(("fe80:", "ff00:"))
+
+
+def differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """Where two states differ, one line each."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after}, key=str)
+        return [
+            line for key in keys for line in differences(before.get(key), after.get(key), f"{where}/{key}")
+        ]
+    if isinstance(before, list) and isinstance(after, list):
+        gone = [f"{where}: - {one}" for one in before if one not in after]
+        return gone + [f"{where}: + {one}" for one in after if one not in before]
+    return [] if before == after else [f"{where}: {before!r} -> {after!r}"]

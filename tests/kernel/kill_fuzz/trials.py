@@ -1,0 +1,166 @@
+"""Trials: a change, or its undo, is killed at a random call; afterwards `recover` leaves no difference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.kernel.kill_fuzz.host import Host, differences
+from tests.support.killing import COUNTED, FAIL_AT, KILL_AT
+from tests.support.waiting import wait_until
+
+COMMANDS = (
+    "network create new",
+    "network create new --kind routed --subnet 10.93.0.0/24 --ipv6",
+    "network create wire --kind nic-bridged --uplink up0",
+    "network rm shop",
+    "network rm lab",
+    "network join shop lab",
+    "network part shop dmz",
+    "container create app --network shop",
+    "container create twin --joined-with db",
+    "container rm web",
+    "attach web lab",
+    "detach web shop",
+    "move web shop lab",
+    "publish web 9000-9002:90-92",
+    "unpublish 8080",
+    "tune shop --big-tcp --offloads off --rps all",
+    "link set v-web --mtu 1400",
+    "link set v-web --name other",
+    "link set up0 --alias card",
+    "link set v-db --down",
+    "link rm v-web",
+    "bridge set br-shop stp_state 1",
+    "port set v-db isolated on",
+    "apply {file} --yes",
+    "apply {file} --prune --yes",
+    "cleanup --yes",
+)
+# Killed are: the change; its undo; the change, and then its recovery as well; a change that fails half-way,
+# mostly while it is taken back.
+MODES = ("change", "undo", "recovery", "failing")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One kill: the parts say after which share of all calls it comes."""
+
+    number: int
+    command: str
+    mode: str
+    part: float
+    second: float
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether it can cut a person off."""
+        return "up0" in self.command
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.mode} at {self.part:.3f} and {self.second:.3f}: {self.command}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: "killed" (as was meant) or "done" (before the kill), and what differs."""
+
+    trial: Trial
+    kind: str
+    differs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n  ".join([f"{self.kind}: {self.trial}", *self.differs])
+
+
+def trials(seed: int, commands: tuple[str, ...] = COMMANDS) -> Iterator[Trial]:
+    """The trials of a seed, without end; each depends on its number alone."""
+    number = 0
+    while True:
+        number += 1
+        drawn = random.Random(f"{seed}/{number}")
+        yield Trial(number, drawn.choice(commands), drawn.choice(MODES), drawn.random(), drawn.random())
+
+
+class Killer:
+    """Makes trials on a host, one after the other: each leaves it as it was, or another host is made."""
+
+    def __init__(self) -> None:
+        self._host: Host | None = None
+        self._before: dict[str, Any] = {}
+        self._calls: dict[tuple[str, str], int] = {}
+
+    def close(self) -> None:
+        """End the host."""
+        if self._host:
+            self._host.close()
+            self._host = None
+
+    def run(self, trial: Trial) -> Outcome:
+        """Kill, recover, compare."""
+        if self._host is None:
+            self._host = Host()
+            self._before = self._host.state()
+        killed = self._kill(self._host, trial)
+        differs = [*_settled(self._host, trial), *self._differences(self._host, trial)]
+        if differs:
+            self.close()
+        return Outcome(trial, "killed" if killed else "done", tuple(differs))
+
+    def _kill(self, host: Host, trial: Trial) -> bool:
+        if trial.mode == "undo":
+            total = self._count(host, trial, "undo")
+            _do(host, trial.command, trial)
+            return _killed(host, "undo", total, trial.part)
+        total = self._count(host, trial, "change")
+        more = {FAIL_AT: str(1 + int(trial.second * 12))} if trial.mode == "failing" else {}
+        killed = _killed(host, trial.command, total, trial.part, **more)
+        if trial.mode == "recovery":
+            _let_guard_end(host, trial)
+            killed |= _killed(host, "recover", total, trial.second)
+        return killed
+
+    def _count(self, host: Host, trial: Trial, which: str) -> int:
+        """How many calls a change and its undo make, each counted once."""
+        if (trial.command, which) not in self._calls:
+            file = host.machine.folder / "calls"
+            for name, what in (("change", trial.command), ("undo", "undo")):
+                _do(host, what, trial, **{COUNTED: str(file)})
+                self._calls[trial.command, name] = int(file.read_text())
+        return self._calls[trial.command, which]
+
+    def _differences(self, host: Host, trial: Trial) -> list[str]:
+        with_offloads = trial.command.startswith("tune")
+        before = {key: value for key, value in self._before.items() if with_offloads or "offloads" not in key}
+        return differences(before, host.state(with_offloads))
+
+
+def _settled(host: Host, trial: Trial) -> Iterator[str]:
+    """Take back what is left; says what could not be."""
+    _let_guard_end(host, trial)
+    try:
+        _do(host, "recover", trial)
+        while left := host.standing():
+            _do(host, f"undo {left}", trial)
+    except AssertionError as error:
+        yield str(error)
+
+
+def _killed(host: Host, command: str, total: int, part: float, **environment: str) -> bool:
+    at = str(1 + int(part * total))
+    return bool(host.vnet(command, **{KILL_AT: at}, **environment).returncode == -9)
+
+
+def _do(host: Host, command: str, trial: Trial, **environment: str) -> None:
+    done = host.vnet(command, **environment)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    _let_guard_end(host, trial)
+
+
+def _let_guard_end(host: Host, trial: Trial) -> None:
+    """A guarded change that was killed half-way is taken back; one that has ended is kept."""
+    if trial.is_guarded and host.guards():
+        host.vnet("confirm")
+        wait_until(lambda: not host.guards(), "the guard to take it back")

@@ -1,0 +1,40 @@
+"""Changes, undos and recoveries killed at random calls: afterwards `recover` leaves no difference.
+
+`make fuzz-kill` makes 500 trials of a seed of its own (`SEED=` repeats one, `CASE=` one trial of it, `COUNT=`
+says how many); every other run makes the same few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from itertools import islice
+
+import pytest
+
+from tests.kernel.kill_fuzz.trials import Killer, trials
+
+COUNT = int(os.environ.get("VNET_FUZZ_KILL") or 0)
+CASE = int(os.environ.get("VNET_FUZZ_CASE") or 0)
+SEED = int(os.environ.get("VNET_FUZZ_SEED") or 0) or (random.randrange(1, 1 << 31) if COUNT else 7)
+_FEW = 40
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(30 * (COUNT or _FEW))]
+
+
+def test_what_was_killed_is_taken_back_without_a_difference() -> None:
+    print(f"seed {SEED}")
+    killer, outcomes = Killer(), []
+    try:
+        for trial in islice(trials(SEED), COUNT or _FEW):
+            if CASE in (0, trial.number):
+                outcomes.append(killer.run(trial))
+                if COUNT:
+                    print(outcomes[-1], flush=True)
+    finally:
+        killer.close()
+    killed = sum(outcome.kind == "killed" for outcome in outcomes)
+    print(f"seed {SEED}: {len(outcomes)} trials, {killed} of them killed as was meant")
+    wrong = [str(outcome) for outcome in outcomes if outcome.differs]
+    assert not wrong, "\n\n".join(wrong)
+    assert CASE or killed > len(outcomes) / 2
