@@ -23,7 +23,7 @@ COLUMNS = (
 )
 STATES = {
     "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
-    "silent": "its process does not answer", "hidden": "it runs; root alone may ask how it stands",
+    "silent": "its process does not answer", "hidden": "not known, only root may ask",
     "unknown": "not known",
 }  # fmt: skip
 _TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
@@ -141,6 +141,9 @@ def _head(fast: FastPath) -> Iterator[Cell]:
         yield Cell(_NOT_HELD, "dim")
         return
     words = [f"fast path {STATES[fast.state]}"]
+    if fast.state == "hidden":
+        yield Cell(f"{words[0]}: run it as root (sudo vnet-tui)", "dim")
+        return
     if not fast.is_running:
         yield Cell(f"{words[0]}: the kernel forwards everything. W, then f turns it on.", "dim")
         return

@@ -50,7 +50,7 @@ class FastBar(Bar):
         if fast.state == "paused" and fast.reasons:
             more = f" (and {len(fast.reasons) - 1} more)" if len(fast.reasons) > 1 else ""
             return safe(fast.reasons[0]) + more
-        if fast.state in ("silent", "hidden"):
+        if fast.state == "silent":
             return STATES[fast.state]
         missing = f"; not there: {', '.join(map(safe, fast.unknown))}" if fast.unknown else ""
         return ", ".join(map(safe, fast.targets)) + missing
