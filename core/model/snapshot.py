@@ -18,6 +18,9 @@ from core.model.storm import Storm
 from core.model.tuning import LinkTuning
 
 
+PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"})
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """A port of the host that a process listens on; `address` "0.0.0.0" or "::" means every one."""

@@ -97,7 +97,7 @@ class Journey(Frame):
         mode = self._mode()
         found, unread = len(desk.findings), len(desk.problems)
         state = HeaderState(
-            desk.hostname, desk.source.title, mode, found, unread, self.writing, self.recorded()
+            desk.hostname, desk.source.title, mode, found, unread, self.writing, self.recorded(), desk.reading
         )
         self.header.show(state)
         passed = [stop.label for stop in self.nav.trail[:-1]]
