@@ -18,7 +18,7 @@ from tui.present.trends import rule_lines
 
 COLUMNS = (
     Column("kind", "kind", 14),
-    Column("name", "entry", 32, grow=3),
+    Column("name", "entry", 32, grow=3, full=36),
     Column("whose", "for", 18, grow=1, priority=2),
     Column("verdict", "verdict", 10, priority=3),
     Column("proto", "proto", 5, priority=5),
