@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from core.model import flow_ref
+from core.model import Ref, flow_ref, link_ref
 from core.text import safe
+from core.topology import Topology
 from core.topology.named import things_named
 from tui import keys
 from tui.desk import RowsReady
@@ -207,8 +208,7 @@ class Changing(Journey):
         stop, rows = message.origin, message.shown.rows
         if not self._made or stop is not self.nav.here:
             return
-        names = (self._made, f"br-{self._made}")
-        refs = (ref for name in names for ref in things_named(self.desk.scene.topology, name))
+        refs = _made_as(self.desk.scene.topology, self._made)
         found = next((ref for ref in refs if rows.index(ref) is not None), None)
         if found is not None:
             self._made, self._drawn, stop.state.ref = "", None, found
@@ -225,3 +225,12 @@ class Changing(Journey):
         if words:
             self.desk.source.refresh()
             self.notify(safe(words), markup=False)
+
+
+def _made_as(topology: Topology, name: str) -> Iterator[Ref]:
+    """What stands in lists for a network or container of that name: the thing itself, or its bridge."""
+    yield from things_named(topology, name)
+    for network in topology.networks:
+        bridge = topology.bridge_link(network) if network.name == name else None
+        if bridge:
+            yield link_ref(bridge.key)

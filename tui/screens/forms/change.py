@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -193,6 +193,7 @@ class ChangeScreen(Dialog[Ended | None]):
         requests: Sequence[Request] = ()
         plan: Plan | Refused
         try:
+            _check_choices(self.form, values, typed)
             requests = self.form.requests(values, topology)
             plan = self.changer.plan(requests, topology)
         except CommandError as error:
@@ -345,6 +346,14 @@ class ChangeScreen(Dialog[Ended | None]):
         self.phase = "ended"
         self._show_keys()
         self.say(*notes)
+
+
+def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, str]) -> None:
+    """Raise CommandError where a person has written something that is none of a field's choices."""
+    for one in form.fields:
+        if one.choices and one.name in values and typed.get(one.name, one.choices[0]) not in one.choices:
+            what = f'"{safe(typed[one.name])}" is none of its choices' if typed[one.name] else "is empty"
+            raise CommandError(f"{one.label}: {what}: {', '.join(one.choices)}")
 
 
 def _after(ended: Ended) -> tuple[str, str]:

@@ -40,7 +40,7 @@ def _fill(topology: Topology, values: Values) -> Filled:
     card = way[0].name if way and way[0].name in cards else next(iter(cards), "")
     docker = topology.snapshot.engines.get("docker")
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
-    hidden |= set() if kind == "nat" and values.get("ipv6", "none") != "none" else {"nat66"}
+    hidden |= set() if kind == "nat" and values.get("ipv6", "none") not in ("", "none") else {"nat66"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
     return Filled(
         {
