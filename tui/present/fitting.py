@@ -31,7 +31,7 @@ def cut_end(text: str, width: int) -> str:
         return text
     name, _, address = text.rpartition(" ")
     whose, colon, port = address.rpartition(":")
-    if not port.isdecimal() or ":" in whose.removesuffix("]") and not whose.startswith("["):
+    if not port.isdecimal() or (":" in whose.removesuffix("]") and not whose.startswith("[")):
         return cut(name or text, width)
     bracket = "" if name else "]" * whose.endswith("]")
     tail = f"{bracket}{colon}{port}"
