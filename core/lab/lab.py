@@ -68,7 +68,7 @@ class Lab:
     def start(self) -> None:
         """Build the lab; returns when it is complete. Raises LabError without the rights or where a step
         fails."""
-        _check_rights()
+        check_rights()
         try:
             with _children_in_new_pid_namespace():
                 self._supervisor = self._supervise()
@@ -135,7 +135,7 @@ class Lab:
         raise LabError(said[-1] if said else "no reason given")
 
 
-def _check_rights() -> None:
+def check_rights() -> None:
     """Raise LabError where this process may not make network namespaces."""
     if os.geteuid() != 0:
         raise LabError("needs root", "sudo vnet-tui demo")

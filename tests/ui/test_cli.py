@@ -339,3 +339,16 @@ def test_what_is_nearly_a_word_is_asked_about(line: str, meant: str) -> None:
     done = run(*line.split())
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.endswith(f"did you mean {meant}?\n") if meant else "did you mean" not in done.stderr
+
+
+def test_what_is_wrong_with_a_file_is_said_before_that_there_is_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "words"
+    path.write_text("no dump")
+    done = subprocess.run(
+        [*PROGRAM, "--from", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "cannot read" in done.stderr and "terminal" not in done.stderr
+
+
+def test_the_examples_fit_a_narrow_terminal() -> None:
+    assert max(map(len, make_parser().epilog.splitlines())) <= 80

@@ -170,7 +170,7 @@ async def test_settings_of_a_link(inside_host: ThrowawayHost) -> None:
         await select(person, "links", "v0")
         before = plain(inside_host)
         await keys(person, "e")
-        await shows(person, "all is so already")
+        await shows(person, "nothing differs")
         assert values(person)["link"] == "v0"
         await keys(person, "tab", "right", "tab", *"9x")
         await shows(person, "is no MTU")

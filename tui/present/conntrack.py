@@ -199,7 +199,7 @@ def rows(scene: Scene) -> ConntrackRows:
 
 
 VIEW = ListView(
-    "conntrack", "Conntrack", ("ct", "connections"), COLUMNS, rows,
+    "conntrack", "Conntrack", ("conn", "ct", "connections"), COLUMNS, rows,
     empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
     "translates or asks for their state; reading them needs root.",
     sort="inside",

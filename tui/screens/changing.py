@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from tui.screens.forms.form import Form
 
 
+_PAST = {
+    "make": "made", "set": "set", "keep": "kept", "forget": "forgot", "withdraw": "withdrew", "take": "took",
+}  # fmt: skip
+
+
 class Changing(Journey):
     """Read-only until a person says otherwise; the forms are loaded when they are opened."""
 
@@ -201,7 +206,7 @@ class Changing(Journey):
         else:
             final = isinstance(ended.plan, Plan) and is_final(ended.plan.steps)
             hint = "  (u takes it back)" if ended.end == "done" and not final else ""
-            self.notify(f"{safe(title)}{hint}", title="Done", markup=False, timeout=4)
+            self.notify(f"{safe(_done(title))}{hint}", markup=False, timeout=4)
 
     def on_rows_ready(self, message: RowsReady) -> None:
         """What was just made is selected once a list of it arrives; called before the rows are shown."""
@@ -225,6 +230,15 @@ class Changing(Journey):
         if words:
             self.desk.source.refresh()
             self.notify(safe(words), markup=False)
+
+
+def _done(title: str) -> str:
+    """What a plan's title says, as done: "Made the network shop" of "make the network shop"."""
+    verb, _, rest = title.partition(" ")
+    if "; " in title or not verb.isalpha():
+        return f"Done: {title}"
+    past = _PAST.get(verb) or f"{verb}{'d' if verb.endswith('e') else 'ed'}"
+    return f"{past.capitalize()} {rest}"
 
 
 def _made_as(topology: Topology, name: str) -> Iterator[Ref]:

@@ -24,7 +24,7 @@ def network_form() -> Form:
         Field("gateway", "gateway", "the first address"),
         Field("ipv6", "IPv6 subnet"),
         Field("nat66", "translate IPv6", options=("no", "yes")),
-        Field("mtu", "MTU", "that of the way out"),
+        Field("mtu", "MTU", "that of the uplink"),
         Field("vlans", "VLAN-aware", options=("no", "yes")),
         Field("engine", "made by", options=("vnet", "docker")),
     )
