@@ -62,7 +62,7 @@ def measure() -> list[Figure]:
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)
     with _moving():
-        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "at the edge", settle=12)
+        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "each once", settle=12)
         watch = _share(POLLING, "", "src=", settle=4)
     return [
         Figure(

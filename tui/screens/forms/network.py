@@ -19,14 +19,14 @@ def network_form() -> Form:
     fields = (
         Field("name", "name", "15 bytes at most"),
         Field("kind", "kind", options=KINDS),
-        Field("uplink", "network card", "the link that becomes its port"),
+        Field("uplink", "network card", "the link that becomes its port", hidden=True),
         Field("subnet", "subnet", "a free one"),
         Field("gateway", "gateway", "the first address"),
         Field("ipv6", "IPv6 subnet"),
-        Field("nat66", "translate IPv6", options=("no", "yes")),
+        Field("nat66", "translate IPv6", options=("no", "yes"), hidden=True),
         Field("mtu", "MTU", "that of the uplink"),
         Field("vlans", "VLAN-aware", options=("no", "yes")),
-        Field("engine", "made by", options=("vnet", "docker")),
+        Field("engine", "made by", options=("vnet", "docker"), hidden=True),
     )
     return Form("New network", "light", lambda values, topology: (_request(values),), fields, _fill)
 
