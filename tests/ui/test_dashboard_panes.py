@@ -181,6 +181,9 @@ async def test_the_palette_offers_views_and_actions() -> None:
         await person.pilot.press("ctrl+p")
         await person.pilot.pause(0.1)
         assert len(person.app.screen_stack) == 2
+        await person.until(lambda: "show Overview" in person.text, "the entries")
+        places = [person.text.index(f"show {title} ") for title in ("Overview", "Bridges", "Veth pairs")]
+        assert places == sorted(places), "views first, in their order"
         await person.pilot.press("escape")
 
 
