@@ -24,7 +24,6 @@ class FastBar(Bar):
     def show(self, fast: FastPath) -> None:
         """Show that state."""
         self.fast = fast
-        self.display = fast.is_running
         self.repaint()
 
     def paint(self, width: int, height: int) -> list[Strip]:
