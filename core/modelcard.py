@@ -117,14 +117,16 @@ class _Cards:
     def _fault(self, container: Container) -> str:
         """What is wrong with what a container joined; "" where nothing is."""
         target = self._target(container)
-        cut_off = "what it lives in now is cut off."
+        cut_off = "so it has no network."
         if target is None:
             gone = _short(container.network_mode.removeprefix(_JOIN))
-            return f"It joined the container {gone}, which no longer exists: {cut_off}"
+            return f"It joined the container {gone}, which no longer exists, {cut_off}"
         if target.state not in _RUNNING:
-            return f"It joined {target.name}, which is not running ({target.state}): {cut_off}"
+            return f"It joined {target.name}, which is not running ({target.state}), {cut_off}"
         if target.netns is not None and target.netns != container.netns:
-            return f"It joined {target.name}, which has another network namespace since: {cut_off}"
+            return (
+                f"It joined {target.name} before that was restarted with another network namespace, {cut_off}"
+            )
         return ""
 
     def _joined_by_name(self, container: Container) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from textual import events
 from textual._time import get_time
 from textual.app import SystemCommand
+from textual.command import Provider
 from textual.driver import Driver
 from textual.message import Message
 from textual.screen import Screen
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from tui.accelerator import Accelerator
     from tui.changer import Changer
 
+
+def _palette() -> type[Provider]:
+    from tui.palette import InOrder
+
+    return InOrder
+
+
 _LATE = 3.0  # seconds after which a key that waited is dropped
 
 
@@ -37,6 +45,7 @@ class VnetApp(TonedApp):
     TITLE = "vnet-tui"
     CSS_PATH = "app.tcss"
     BINDINGS = keys.bindings("app")
+    COMMANDS = {_palette}
     CLOSE_TIMEOUT = 1.0
     _dropped_until = 0.0
     wants_demo = False  # whether the person left it for the demo

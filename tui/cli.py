@@ -39,21 +39,22 @@ PARTS = {
 }
 EXAMPLES = """\
 examples:
-  vnet-tui                                 open the dashboard (as root it sees everything)
-  vnet-tui show veths                      every veth pair with both its ends
-  vnet-tui show links --ns web1            the links of one namespace or container
-  vnet-tui show nat --json | jq '.nat[]'   for scripts; docs/json.md has the schema
-  vnet-tui flows --by container            who is the biggest; also --follow, and FILTER such as rate:>1M
-  vnet-tui dump host.vnet                  write all that can be seen into a file
-  vnet-tui --from host.vnet                open the dashboard on that file, anywhere, without root
-  vnet-tui record incident.vnetrec         record what happens; `vnet-tui replay` shows it, with a time line
-  vnet-tui bundle report.tar.gz            one readable file for a bug report; open it with --from
-  vnet-tui demo                            the dashboard on a lab that looks like real life
-  vnet-tui network create shop             a NAT network of its own bridge; `--dry-run` prints the commands
-  vnet-tui container create web --network shop && vnet-tui publish web 8080:80
-  vnet-tui apply net.toml                  make what a file says; docs/changing.md has its keys
-  vnet-tui undo                            take back the last change
-  vnet-tui accelerate shop                 its containers' packets take the fast path (docs/fast-path.md)
+  vnet-tui                               open the dashboard (root sees all)
+  vnet-tui show veths                    every veth pair with both its ends
+  vnet-tui show links --ns web1          the links of a namespace or container
+  vnet-tui show nat --json | jq '.nat[]' for scripts; schema: docs/json.md
+  vnet-tui flows --by container          flows added up; also --follow, rate:>1M
+  vnet-tui dump host.vnet                save all that can be seen to a file
+  vnet-tui --from host.vnet              open that file, anywhere, without root
+  vnet-tui record now.vnetrec            record this host; `replay` shows it
+  vnet-tui bundle report.tar.gz          a readable file for a bug report
+  vnet-tui demo                          the dashboard on a demo lab
+  vnet-tui network create shop           a NAT network (--dry-run: only print)
+  vnet-tui container create web --network shop
+  vnet-tui publish web 8080:80           port 8080 of the host leads to web
+  vnet-tui apply net.toml                make what a file says: docs/changing.md
+  vnet-tui undo                          take back the last change
+  vnet-tui accelerate shop               turn on the fast path for a network
   vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
 """
 
@@ -84,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_looks(parser, False)
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    _add_show(commands.add_parser("show", help="print what is, for people or as JSON", allow_abbrev=False))
+    _add_show(commands.add_parser("show", help="print lists as text or JSON", allow_abbrev=False))
     dump = commands.add_parser("dump", help="write a whole snapshot into a file", allow_abbrev=False)
     dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
     _add_from(dump, argparse.SUPPRESS)
@@ -334,14 +335,12 @@ def need_a_terminal() -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
+    if options.source:
+        return _file_dashboard(options)
     need_a_terminal()
     from tui.app import run
     from tui.fastpath.dashboard import FastForDashboard
 
-    if options.source:
-        if options.write:
-            raise CommandError("--write is for this host: a file cannot be changed")
-        return run(_file_source(options.source), options.ascii)
     fast = FastForDashboard()
 
     def open_demo() -> int:
@@ -349,6 +348,17 @@ def _dashboard(options: argparse.Namespace) -> int:
         return _open_demo(options) or _dashboard(options)
 
     return run(_live_source(fast), options.ascii, _changer, options.write, fast.accelerator, open_demo)
+
+
+def _file_dashboard(options: argparse.Namespace) -> int:
+    """The dashboard on a file; what is wrong with the file is said first."""
+    if options.write:
+        raise CommandError("--write is for this host: a file cannot be changed")
+    source = _file_source(options.source)
+    need_a_terminal()
+    from tui.app import run
+
+    return run(source, options.ascii)
 
 
 def _changer() -> Changer:

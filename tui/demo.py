@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.environment import own_python, with_packages
-from core.lab import LabError, LabSettings
+from core.lab import LabError, LabSettings, check_rights
 from tui.errors import CommandError
 
 RECORDING = Path(__file__).with_name("demo.vnetrec")  # `make demo-recording` writes it
@@ -16,7 +16,11 @@ _CHANGES = 15.0  # seconds between the lab's changes, so that the events view ha
 def open_dashboard(ascii_only: bool = False, write: bool = False, traffic: bool = True) -> int:
     """Open the dashboard on the lab, or else on the recording; returns the exit code. Raises CommandError."""
     flags = ["--ascii"] * ascii_only + ["--write"] * write
+    from tui.cli import need_a_terminal
+
     try:
+        check_rights()
+        need_a_terminal()  # before the lab is built for nothing
         return _run_in_lab(["vnet-tui", *flags], traffic)
     except LabError as error:
         return _replay(error, ascii_only)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from core.findings import Finding
-from core.model import FastPath, Problem, Ref
+from core.model import PARTS, FastPath, Problem, Ref
 from tui.inbox import Inbox, before, fast_of, retold
 from tui.navigation import Stop, Way
 from tui.present.rows import Detail, ListView
@@ -130,6 +130,12 @@ class Desk:
     def findings(self) -> tuple[Finding, ...]:
         """What is wrong in the present picture."""
         return self._stage.findings
+
+    @property
+    def reading(self) -> str:
+        """How many parts of the first whole picture were read, "" where all were."""
+        pending = self._stage.scene.snapshot.pending
+        return f"{len(PARTS - pending)} of {len(PARTS)}" if pending else ""
 
     @property
     def scene(self) -> Scene:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from core.findings import Finding
 from core.flows.meter import FlowMeter, Reading
 from core.flows.table import FlowTable
-from core.model import Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
+from core.model import PARTS, Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
 from core.rates import Rates
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
@@ -50,14 +50,13 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "fastpath": frozenset(),
 }
 _LINKS = frozenset({"namespaces", "links"})
-_ALL = _LINKS.union(*_PARTS.values())
 
 
 class Stage:
     """Keeps the scene, and the rows of the view in sight before filter and order."""
 
     def __init__(self, offers_demo: bool = False) -> None:
-        self.scene = Scene(Topology(Snapshot(pending=_ALL)), offers_demo=offers_demo)
+        self.scene = Scene(Topology(Snapshot(pending=PARTS)), offers_demo=offers_demo)
         self.problems: tuple[Problem, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self._base: tuple[str, Scene, Rows] | None = None
@@ -120,8 +119,7 @@ class Stage:
         head_of(rows)  # worked out here, where nobody waits for it
         if isinstance(rows, ListRows):
             rows.needs()
-        if not pending:
-            self.findings = self.scene.topology.findings
+        self.findings = () if self.scene.snapshot.pending else self.scene.topology.findings
         empty = empty_text(view, self.scene.snapshot)
         columns = getattr(rows, "columns", view.columns)
         return Shown(view.name, rows, len(base), pending, empty, remarks, columns)

@@ -22,7 +22,7 @@ def dead_joins(topology: Topology) -> Iterator[Finding]:
             target = joined(topology, container)
             about = (container_ref(target.runtime, target.id),) if target else ()
             words = f"{container.name}: {card.why}"
-            advice = f"start {container.name} anew, after the one that it joins, or remove it"
+            advice = f"restart {container.name} after the container that it joins, or remove it"
             yield Finding(
                 "dead join",
                 container_ref(container.runtime, container.id),

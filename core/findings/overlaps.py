@@ -87,7 +87,7 @@ def _overlap(one: _Claim, other: _Claim) -> Finding:
     short = f"overlaps {other.name}"
     smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: each.ports)
     advice = (
-        f"give {smaller.name}, the one with fewer ports, another subnet: delete it (d) and make it anew (n), "
-        "or where vnet did not make it, by whatever did"
+        f"give {smaller.name}, the one with fewer ports, another subnet: delete it (d), make it again (n), "
+        "or change it with the tool that made it"
     )
     return Finding("overlap", one.ref, short, words, "bad", (other.ref, *one.also, *other.also), advice)

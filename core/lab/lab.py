@@ -19,9 +19,8 @@ from core.lab.settings import READY, LabSettings
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
-# These would lead a program inside to an engine outside.
-_ENGINE_VARIABLES = ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST")
-
+# These would lead a program inside to an engine or to a tmux server outside.
+_LEADING_OUT = ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "TMUX", "TMUX_PANE")
 
 # What the lab can't be built without.
 _NEEDED = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
@@ -68,7 +67,7 @@ class Lab:
     def start(self) -> None:
         """Build the lab; returns when it is complete. Raises LabError without the rights or where a step
         fails."""
-        _check_rights()
+        check_rights()
         try:
             with _children_in_new_pid_namespace():
                 self._supervisor = self._supervise()
@@ -91,9 +90,10 @@ class Lab:
         It is a child of this process (wait for it, signal it) and dies with the lab.
         """
         variables = {**(os.environ if env is None else env)}
-        for name in _ENGINE_VARIABLES:
+        for name in _LEADING_OUT:
             variables.pop(name, None)
         variables[ENGINES] = "none"  # those of the machine are no part of the lab
+        variables["TMUX_TMPDIR"] = "/run"  # /tmp is the machine's, with its tmux servers
         variables["VNET_STATE"] = _STATE  # nor is its journal, and a change in here is none of the machine's
         supervisor = os.pidfd_open(self.pid)
         try:
@@ -135,7 +135,7 @@ class Lab:
         raise LabError(said[-1] if said else "no reason given")
 
 
-def _check_rights() -> None:
+def check_rights() -> None:
     """Raise LabError where this process may not make network namespaces."""
     if os.geteuid() != 0:
         raise LabError("needs root", "sudo vnet-tui demo")

@@ -41,7 +41,7 @@ from core.model.refs import (
     talk_ref,
 )
 from core.model.routing import Neighbour, NextHop, PolicyRule, Route
-from core.model.snapshot import Host, Listener, NetState, Snapshot
+from core.model.snapshot import PARTS, Host, Listener, NetState, Snapshot
 from core.model.sockets import SOCKET_DTYPE, Sockets
 from core.model.stats import STATS_DTYPE, LinkStats
 from core.model.storm import Storm
@@ -53,6 +53,7 @@ __all__ = [
     "FAST_PATHS",
     "LONG_AGO",
     "NAMESPACE_KINDS",
+    "PARTS",
     "SOCKET_DTYPE",
     "STATS_DTYPE",
     "TCP_STATES",

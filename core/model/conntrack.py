@@ -95,6 +95,11 @@ class Conntrack:
     stats_seconds: float = 0.0
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it could be read, be it not whole; an empty table that could not be read says nothing."""
+        return bool(self.limit or len(self.entries)) or not self.problems
+
     def grown(self, counter: str) -> int:
         """By how much a counter of `stats` grew since the earlier look, 0 where that is not known."""
         if self.stats is None or self.stats_before is None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment;
-# "silent": its process does not answer, so its lease ends and the kernel forwards; "hidden": it runs, but
-# may be asked by root alone; "unknown": a file does not hold it.
+# "silent": its process does not answer, so its lease ends and the kernel forwards; "hidden": only root may
+# ask whether there is one; "unknown": a file does not hold it.
 FastState = Literal["off", "on", "paused", "changing", "silent", "hidden", "unknown"]
 ALL = "all"
 FAST = "FAST"
@@ -70,8 +70,8 @@ class FastPath:
 
     @property
     def is_running(self) -> bool:
-        """Whether somebody accelerates here, be it paused."""
-        return self.state not in ("off", "unknown")
+        """Whether it is known that somebody accelerates here, be it paused."""
+        return self.state not in ("off", "hidden", "unknown")
 
     @property
     def packets(self) -> int:

@@ -17,6 +17,8 @@ from core.model.routing import Neighbour, PolicyRule, Route
 from core.model.storm import Storm
 from core.model.tuning import LinkTuning
 
+PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"})
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:

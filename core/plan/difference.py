@@ -11,6 +11,7 @@ from core.model import Network
 from core.plan.desired import DOCKER_LABEL, Desired
 from core.plan.requests import (
     Attach,
+    ChangeMtu,
     CreateNetwork,
     Detach,
     Join,
@@ -51,6 +52,7 @@ class _Comparison:
         for network in self.desired.networks:
             if network.name in self.replaced or not self._there(network.name):
                 yield network
+        yield from self._resize()
         yield from self._containers()
         yield from self._attach()
         for port in self.desired.ports:
@@ -77,6 +79,12 @@ class _Comparison:
             return there is not None and _docker_differs(wanted, there)
         found = self.ours.networks.get(wanted.name)
         return found is not None and _differs(wanted, found)
+
+    def _resize(self) -> Iterator[Request]:
+        for wanted in self.desired.networks:
+            found = self.ours.networks.get(wanted.name)
+            if found and wanted.name not in self.replaced and wanted.mtu not in (0, found.mtu):
+                yield ChangeMtu(wanted.name, wanted.mtu)
 
     # Containers
 
@@ -169,11 +177,12 @@ class _Comparison:
 
 
 def _differs(wanted: CreateNetwork, found: OurNetwork) -> bool:
-    """Whether what the file says of a network is not so; what it leaves open is as it is."""
+    """Whether a network has to be made again to be as the file says; what it leaves open is as it is, and
+    an MTU changes in place, unless the card's goes with it."""
     asked = {
         "kind": wanted.kind,
         "subnets": tuple(sorted(map(_prefix, wanted.subnets))),
-        "mtu": wanted.mtu,
+        "mtu": wanted.mtu if found.kind == "nic-bridged" else 0,
         "bridge": wanted.bridge,
         "uplink": wanted.uplink,
     }

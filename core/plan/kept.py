@@ -18,15 +18,15 @@ def keep(target: Target, network: OurNetwork, steps: Iterable[Operation], draft:
     """Have the agent do the steps of an attachment again whenever its container restarts."""
     forget(target.uid, network.name, draft)
     if target.uid.partition(":")[0] in _RUNTIMES:
-        _want(Want(target.uid, network.name, tuple(steps)), draft)
+        want(Want(target.uid, network.name, tuple(steps)), draft)
 
 
 def forget(container: str, network: str, draft: Draft) -> bool:
     """Have the agent do it no more; says whether it would have."""
-    want = draft.kept.pop((container, network), None)
-    if want is None:
+    before = draft.kept.pop((container, network), None)
+    if before is None:
         return False
-    draft.do(Unwant(want))
+    draft.do(Unwant(before))
     return True
 
 
@@ -38,23 +38,24 @@ def keep_ways(
     less: Collection[AddRoute] = (),
 ) -> None:
     """Have the agent make other routes when it makes an attachment again."""
-    want = draft.kept.get((target.uid, network.name))
-    if want is None:
+    before = draft.kept.get((target.uid, network.name))
+    if before is None:
         return
-    left = tuple(step for step in want.steps_at(target.place) if step not in (*more, *less))
-    forget(want.container, want.network, draft)
-    _want(replace(want, steps=(*left, *more)), draft)
+    left = tuple(step for step in before.steps_at(target.place) if step not in (*more, *less))
+    forget(before.container, before.network, draft)
+    want(replace(before, steps=(*left, *more)), draft)
 
 
 def addresses(target: Target, network: OurNetwork, draft: Draft) -> tuple[str, ...]:
     """The addresses that are kept for a container that is to be attached anew, given free for it."""
-    want = draft.kept.get((target.uid, network.name))
-    adding = [step for step in want.steps if isinstance(step, AddAddress)] if want else []
+    before = draft.kept.get((target.uid, network.name))
+    adding = [step for step in before.steps if isinstance(step, AddAddress)] if before else []
     found = [ipaddress.ip_interface(step.address) for step in adding]
     draft.used.difference_update(str(one.ip) for one in found)
     return tuple(str(one.ip) for one in found if str(one.network) in network.subnets)
 
 
-def _want(want: Want, draft: Draft) -> None:
-    draft.do(want)
-    draft.kept[want.container, want.network] = want
+def want(wanted: Want, draft: Draft) -> None:
+    """Have the agent do it."""
+    draft.do(wanted)
+    draft.kept[wanted.container, wanted.network] = wanted

@@ -54,7 +54,7 @@ def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
     )
     if not request.bridge and bridge != _bridge_name(request.name):
         usual = _bridge_name(request.name)
-        draft.warn(f"{usual} is there already and not of this network, whose bridge is {bridge}")
+        draft.warn(f"{usual} exists but belongs to another network: the bridge of this one is {bridge}")
     subnets = _subnets(request, draft)
     gateways = _gateways(request, subnets)
     mtu = _mtu(request, subnets, draft)

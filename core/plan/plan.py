@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from core.ops import Want
-from core.plan import accounting, attachments, containers, delete, flows, links, networks, ports, tuning
+from core.plan import (
+    accounting,
+    attachments,
+    containers,
+    delete,
+    flows,
+    links,
+    networks,
+    ports,
+    resize,
+    tuning,
+)
 from core.plan.base import Plan, Refusal, Refused
 from core.plan.dispatch import draft_steps
 from core.plan.draft import Draft
@@ -13,7 +24,7 @@ from core.plan.requests import Request
 from core.topology import Topology
 
 # Each of these registers with draft_steps what it plans.
-PLANNERS = (accounting, attachments, containers, delete, flows, links, networks, ports, tuning)
+PLANNERS = (accounting, attachments, containers, delete, flows, links, networks, ports, resize, tuning)
 
 
 def plan(

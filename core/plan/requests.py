@@ -32,6 +32,14 @@ class CreateNetwork:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeMtu:
+    """Give a network, not a NIC-bridged one, another MTU: its bridge, its ports and the links inside."""
+
+    name: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveNetwork:
     """Remove a network and detach what is on it."""
 
@@ -217,6 +225,7 @@ Request = (
     | CreateContainer
     | RemoveContainer
     | ChangeLink
+    | ChangeMtu
     | ChangeBridge
     | ChangePort
     | Delete

@@ -10,10 +10,8 @@ from typing import Any
 
 from core.diff import changes
 from core.flows.table import FlowTable
-from core.model import Change, FastFlows, Problem, Snapshot
+from core.model import PARTS, Change, FastFlows, Problem, Snapshot
 from core.rates import Rates
-
-PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,7 +63,7 @@ def measure() -> list[Figure]:
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)
     with _moving():
-        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "at the edge", settle=sized(12, 4))
+        dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "each once", settle=sized(12, 4))
         watch = _share(POLLING, "", "src=", settle=sized(4, 2))
     return [
         Figure(

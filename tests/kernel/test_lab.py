@@ -324,6 +324,11 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Lab().start()
 
 
+def test_a_tmux_server_outside_is_out_of_reach(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+    assert inside.run("sh", "-c", "echo $TMUX $TMUX_TMPDIR") == "/run\n"
+
+
 def test_its_journal_of_changes_is_its_own(inside: Inside) -> None:
     folder = inside.run(
         "sh", "-c", 'mkdir -p "$VNET_STATE" && touch "$VNET_STATE/here" && echo "$VNET_STATE"'

@@ -67,3 +67,14 @@ def test_a_container_that_cannot_be_entered_is_of_no_known_model(web: ThrowawayH
 def test_the_links_of_a_namespace_that_cannot_be_entered_are_not_counted(web: ThrowawayHost) -> None:
     line = next(line for line in show(web, "namespaces").splitlines() if line.startswith(web.full("web")))
     assert "?" in line.split()
+
+
+def test_whether_anything_is_accelerated_is_not_known() -> None:
+    """The folder of root's state exists on most hosts, whether the fast path is on or off."""
+    folder = 'mount -t tmpfs none /run && mkdir -m 700 /run/vnet-tui && exec "$@"'
+    as_nobody = ["unshare", "--net", "--mount", "sh", "-c", folder, "sh", *AS_NOBODY]
+    done = subprocess.run(
+        [*as_nobody, sys.executable, "-m", "tui.cli", "fastpath", "status"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "fast path: not known, only root may ask: sudo vnet-tui fastpath status\n"

@@ -44,7 +44,7 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         flood = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
         told, _ = await flood.communicate()
         sent = int(told)
-        whole = f"{sent:,} flows at the edge"
+        whole = f"{sent:,} flows, each once"
         await _until(lambda: whole in "\n".join(screen_lines(app)))
         heart.stop()
         table, host = dashboard.desk.scene.flow_picture.table, dashboard.desk.scene.topology.host

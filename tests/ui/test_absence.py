@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from core.model import Problem, Snapshot
-from tests.support.snapshots import empty_host
-from tui.present import views
+from core.model import Conntrack, FastPath, Problem, Snapshot
+from core.topology import Topology
+from tests.support.snapshots import empty_host, small_host
+from tui.present import fastpath, views
 from tui.present.absence import empty_text
+from tui.present.rails import rails
 from tui.present.rows import ListView
+from tui.present.scene import Scene
 
 LACKING = ("CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN")
 
@@ -56,6 +59,24 @@ def test_a_stopped_engine_is_told_beside_the_rest() -> None:
     stopped = replace(empty_host(), part_problems={"docker": (problem,)})
     words = empty_text(view("containers"), stopped)
     assert words.startswith(view("containers").empty) and "Docker is not running" in words
+
+
+def test_entries_that_could_not_be_read_are_not_counted() -> None:
+    refused = Problem("conntrack", "the conntrack entries of this namespace could not be read")
+    host = small_host()
+    ns = host.host.netns
+    unread = replace(host, conntracks={ns: Conntrack(ns, problems=(refused,))})
+    assert any("conntrack entries" in fact.text for fact in rails(Topology(host))[0].facts)
+    assert not any("conntrack" in fact.text for fact in rails(Topology(unread))[0].facts)
+
+
+def test_a_fast_path_that_only_root_may_ask_about_is_not_said_to_run() -> None:
+    fast = FastPath("hidden")
+    assert not fast.is_running
+    scene = Scene(Topology(empty_host()), fast=fast)
+    assert [cell.text for cell in fastpath.rows(scene).head] == [
+        "fast path not known, only root may ask: run it as root (sudo vnet-tui)"
+    ]
 
 
 @pytest.mark.parametrize("name", ["networks", "containers"])

@@ -61,6 +61,32 @@ def test_a_file_is_made_true_once(machine: Machine) -> None:
     assert picture(machine) == made
 
 
+def test_another_mtu_is_set_in_place(machine: Machine) -> None:
+    def mtus() -> list[tuple[str, int, int]]:
+        shown = [*machine.json("ip -j link show type bridge"), *machine.json("ip -j link show type veth")]
+        shown += machine.json("ip -j link show type veth", "web")
+        return sorted((one["ifname"].partition("@")[0], one["ifindex"], one["mtu"]) for one in shown)
+
+    file = machine.folder / "net.toml"
+    file.write_text(FILE)
+    ok(machine, f"apply {file} --yes")
+    before = mtus()
+    assert {mtu for _, _, mtu in before} == {1500}
+    file.write_text(FILE.replace("[network.shop]", "[network.shop]\nmtu = 1400"))
+    steps = [step["command"] for step in read_json(machine, f"apply {file} --dry-run")["steps"]]
+    inner, port, bridge = steps
+    assert "eth0 mtu 1400" in inner and "v-web mtu 1400" in port and "br-shop mtu 1400" in bridge
+    ok(machine, f"apply {file} --yes")
+    grown = {name for name, _, mtu in mtus() if mtu == 1400}
+    assert grown == {"br-shop", "v-web", "eth0"}
+    assert [(name, index) for name, index, _ in mtus()] == [(name, index) for name, index, _ in before]
+    assert "nothing to do" in machine.vnet("apply", str(file), "--dry-run").stderr
+    ok(machine, "undo")
+    assert mtus() == before
+    file.write_text(FILE.replace("[network.shop]", "[network.shop]\nmtu = 70"))
+    assert "out of range" in refused(machine, "apply", str(file), "--yes")
+
+
 def test_prune_removes_what_the_file_does_not_name(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text(FILE)

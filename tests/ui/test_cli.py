@@ -100,6 +100,8 @@ def test_the_demo_opens_as_asked_before_or_behind_its_name(
 
     opened: list[list[str]] = []
     monkeypatch.setattr(demo, "main", lambda command, *_: opened.append(command) or 0)
+    monkeypatch.setattr("tui.demo.check_rights", lambda: None)
+    monkeypatch.setattr("tui.cli.need_a_terminal", lambda: None)
     assert main(words.split()) == 0
     (command,) = opened
     assert [word for word in ("--ascii", "--write") if word in command] == [
@@ -356,3 +358,16 @@ def test_what_is_nearly_a_word_is_asked_about(line: str, meant: str) -> None:
     done = run(*line.split())
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.endswith(f"did you mean {meant}?\n") if meant else "did you mean" not in done.stderr
+
+
+def test_what_is_wrong_with_a_file_is_said_before_that_there_is_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "words"
+    path.write_text("no dump")
+    done = subprocess.run(
+        [*PROGRAM, "--from", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "cannot read" in done.stderr and "terminal" not in done.stderr
+
+
+def test_the_examples_fit_a_narrow_terminal() -> None:
+    assert max(map(len, make_parser().epilog.splitlines())) <= 80

@@ -268,7 +268,7 @@ def test_detail(topology: Topology) -> None:
         "to: 192.0.2.1:41822",
         "traffic: 2.0 kB in 20 packets",
     ]
-    assert "forgotten in: 5d 00h without a packet" in found["State"]
+    assert "expires in: 5d 00h without a packet" in found["State"]
 
 
 def test_detail_of_a_ping_that_is_not_counted(topology: Topology) -> None:

@@ -124,6 +124,19 @@ async def test_pause_freezes_the_picture() -> None:
         assert "web1" not in person.text
 
 
+async def test_before_all_was_read_it_says_how_much_and_finds_nothing() -> None:
+    whole = small_host()
+    early = replace(whole, engines={}, pending=frozenset({"containers", "firewall"}))
+    async with dashboard(early) as person:
+        assert "reading 4 of 6" in person.lines[0]
+        assert "live" not in person.lines[0] and "finding" not in person.lines[0]
+        await person.press("!")
+        assert "Still reading: 4 of 6" in person.text and "Nothing is wrong" not in person.text
+        await person.press("escape")
+        await person.feed(whole)
+        assert "live" in person.lines[0] and "findings" in person.lines[0]
+
+
 async def test_changes_are_told_also_those_of_a_burst() -> None:
     whole = small_host()
     async with dashboard(whole) as person:

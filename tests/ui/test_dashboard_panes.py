@@ -155,7 +155,7 @@ async def test_problems_are_counted_and_told() -> None:
 
 async def test_problems_of_one_reason_tell_it_once() -> None:
     every = [Problem("links", f"ns{number} cannot be read", "no right", "sudo", number) for number in (1, 2)]
-    lines = lines_of([], [*every, Problem("nat", "no nft", "no file", "install it")], 80)
+    lines = lines_of([], [*every, Problem("nat", "no nft", "no file", "install it")], "", 80)
     text = ["".join(part for part, _ in line) for line, _ in lines]
     assert text == [
         "Not read", "links: ns1 cannot be read", "links: ns2 cannot be read", "  no right", "  try: sudo",
@@ -181,6 +181,9 @@ async def test_the_palette_offers_views_and_actions() -> None:
         await person.pilot.press("ctrl+p")
         await person.pilot.pause(0.1)
         assert len(person.app.screen_stack) == 2
+        await person.until(lambda: "show Overview" in person.text, "the entries")
+        places = [person.text.index(f"show {title} ") for title in ("Overview", "Bridges", "Veth pairs")]
+        assert places == sorted(places), "views first, in their order"
         await person.pilot.press("escape")
 
 
@@ -297,7 +300,7 @@ def test_a_number_stays_with_its_unit() -> None:
 
 def test_one_problem_of_several_namespaces_is_told_once() -> None:
     every = [Problem("nat", "the rules could not be read", "no right", "run as root", ns) for ns in (1, 2)]
-    told = ["".join(text for text, _ in line) for line, _ in lines_of([], every, 80)]
+    told = ["".join(text for text, _ in line) for line, _ in lines_of([], every, "", 80)]
     assert [one for one in told if "could not be read" in one] == [
         "nat: the rules could not be read (2 namespaces)"
     ]

@@ -294,6 +294,7 @@ async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int,
         await person.until(lambda: pretended.asked[-1], "a closer look")
         for words in ("all links", "veth-web1", "97.0%", "61 ns a packet", "mtu", "12 flows"):
             await person.eventually(words)
+        assert "» fast path" not in person.text, "the view itself says what the banner would"
         await person.type(":fast verdict:mtu⏎")
         await person.until(lambda: person.row().startswith("mtu"), "the verdict")
         await person.eventually("larger than the way out")

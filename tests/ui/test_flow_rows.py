@@ -221,7 +221,7 @@ async def test_what_flows_are_added_up_by_is_told() -> None:
             assert f"By {by}" in person.text and "not in this list" not in person.text
             assert f"Flows by {by}" in person.text
         await person.press("b")
-        assert "Flows who sends to whom" in person.text
+        assert "Who sends to whom" in person.text
         await person.press("b")
         assert "One by one" in person.text
 
@@ -275,7 +275,7 @@ async def test_the_keys_of_the_view() -> None:
         source._listener(Picture(taken, flows=measured(taken)))
         await person.eventually("1.0 Mbit/s")
         assert person.row() == "198.51.100.9:5000"
-        await person.eventually("7 flows at the edge")
+        await person.eventually("7 flows, each once")
         await person.eventually("traffic not counted (W, then A, turns it on)")
         await person.press("o")
         await person.eventually("7 flows per hop")

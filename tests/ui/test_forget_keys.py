@@ -69,7 +69,7 @@ async def test_a_connection_is_forgotten(tracked: ThrowawayHost, size: tuple[int
         await person.press("y")
         await person.until(lambda: len(person.app.screen_stack) == 1, "the form's end")
         assert ports(tracked) == ["4001"]
-        await person.until(lambda: "Done" in person.text, "the word that it is done")
+        await person.until(lambda: "Forgot" in person.text, "the word that it is done")
         assert "takes it back" not in person.text
         await person.press("u")
         await person.until(lambda: "has no undo" in prose(person), "why not")

@@ -4,6 +4,7 @@ system's own tools."""
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: Throwawa
     name = inside_host.namespace("web")
     async with writer() as person:
         await make_network(person)
-        await shows(person, "Done")
+        await shows(person, f"Made the nat network {NET}")
         (bridge,) = inside_host.json(f"ip -j -d addr show dev {BRIDGE}")
         assert bridge["linkinfo"]["info_kind"] == "bridge" and "UP" in bridge["flags"]
         assert "masquerade" in inside_host.run("nft list table inet vnet")
@@ -156,7 +157,7 @@ async def test_delete_says_what_it_hits_and_wants_a_yes(inside_host: ThrowawayHo
         await person.type(":net⏎")
         await person.type(f"/{BRIDGE}⏎")
         await keys(person, "d")
-        await shows(person, "Goes as well", f"{name} is detached from {NET}", f"ip link del {BRIDGE}")
+        await shows(person, "Also removed", f"{name} is detached from {NET}", f"ip link del {BRIDGE}")
         await person.press("enter", "n")
         await closed(person)
         assert alias_of(inside_host, BRIDGE)
@@ -193,8 +194,12 @@ async def test_what_others_stand_on_is_not_taken_back(inside_host: ThrowawayHost
         await person.press("u")
         await shows(person, "attach")
         await person.press("j")
-        await shows(person, "later changes stand on it")
+        await shows(person, "later changes depend on it")
+        listed = next(line for line in person.lines if "attach" in line)
+        (when,) = re.findall(r"\d\d:\d\d:\d\d", listed)
+        assert person.text.count(when) == 2, "in the list, and as what is in the way"
         await person.press("enter")
+        await shows(person, "Can't take it back")
         assert len(person.app.screen_stack) == 2
 
 

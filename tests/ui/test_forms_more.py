@@ -170,7 +170,7 @@ async def test_settings_of_a_link(inside_host: ThrowawayHost) -> None:
         await select(person, "links", "v0")
         before = plain(inside_host)
         await keys(person, "e")
-        await shows(person, "all is so already")
+        await shows(person, "nothing differs")
         assert values(person)["link"] == "v0"
         await keys(person, "tab", "right", "tab", *"9x")
         await shows(person, "is no MTU")
@@ -272,3 +272,45 @@ async def test_what_was_made_is_selected_and_proposed_next(inside_host: Throwawa
         await keys(person, "c")
         assert values(person)["network"] == NET
         await keys(person, "escape")
+
+
+async def test_what_was_made_is_selected_beside_a_bridge_that_sounds_like_it(
+    inside_host: ThrowawayHost,
+) -> None:
+    inside_host.run(f"ip link add {BRIDGE} type bridge")
+    async with writer() as person:
+        await person.type(":overview⏎")
+        await make_network(person)
+        await person.feed(read_snapshot(PARTS))
+        await person.until(lambda: person.row() == NET, "the network under the cursor")
+
+
+async def test_a_hint_makes_way_for_what_is_wrong(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await keys(person, "n", *NET, "tab", "tab")
+        assert "a free one" in person.text
+        await keys(person, *"10.250.0.0/24")
+        assert "a free one" not in person.text
+        await keys(person, "tab", *"10.251.0.1")
+        line = next(line for line in person.lines if "gateway" in line)
+        assert '"10.251.0.1"' in line.partition("10.251.0.1 ")[2] and "the first address" not in line
+        await keys(person, "escape")
+
+
+async def test_a_field_with_choices_takes_no_other_text(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await keys(person, "n", *NET)
+        await keys(person, "up", *"maybe")
+        assert 'VLAN-aware: "maybe" is none' in person.text
+        await keys(person, *["backspace"] * 5, "y")
+        assert "is none" not in person.text
+        await person.press("escape")
+    assert BRIDGE not in links(inside_host)
+
+
+async def test_an_ipv6_subnet_that_is_emptied_brings_no_further_field(inside_host: ThrowawayHost) -> None:
+    async with writer() as person:
+        await keys(person, "n", *NET, *["tab"] * 4)
+        await keys(person, "backspace")
+        assert values(person)["ipv6"] == "" and "nat66" not in values(person)
+        await person.press("escape")

@@ -6,6 +6,7 @@ import pytest
 
 from core.model import Ref
 from tui.present.columns import GAP, lay_out
+from tui.present.fitting import cut_end
 from tui.present.list_rows import ListRows
 from tui.present.rows import Cell, Column, Row
 
@@ -126,8 +127,33 @@ def test_where_texts_are_short_more_columns_have_room() -> None:
     assert [each.column.name for each in lay_out(WIDE, 40, {0: 8, 2: 10})] == ["a", "b", "c", "d"]
 
 
+def test_words_that_are_short_leave_their_room_to_those_that_grow() -> None:
+    columns = (Column("name", "name", 10, grow=1), Column("verdict", "verdict", 14))
+    rows = ListRows([Row(Ref("link", ("a",)), (Cell("a"), Cell("dnat")))], columns)
+    assert [each.width for each in lay_out(columns, 40, rows.needs())] == [29, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "wanted"),
+    [
+        ("web1 172.18.0.2:80", 18, "web1 172.18.0.2:80"),
+        ("web1 172.18.0.2:80", 17, "web1:80"),
+        ("blog [fd19:b10c::2]:443", 20, "blog:443"),
+        ("web1-in-the-shop 172.18.0.2:80", 10, "web1-i…:80"),
+        ("203.0.113.77:38703", 16, "203.0.113…:38703"),
+        ("[2001:db8::1]:443", 14, "[2001:db…]:443"),
+        ("web1 172.18.0.2", 12, "web1"),
+        ("web1 fd19:b10c::2", 12, "web1"),
+        ("fd19:b10c::2", 8, "fd19:b1…"),
+        ("–", 1, "–"),
+    ],
+)
+def test_an_end_that_is_cut_keeps_its_port(text: str, width: int, wanted: str) -> None:
+    assert cut_end(text, width) == wanted
+
+
 def test_a_filter_and_an_order_leave_the_columns_as_wide_as_they_are() -> None:
-    columns = (Column("name", "name", 10, grow=1), Column("rate", "rate", 6))
+    columns = (Column("name", "name", 10, grow=1), Column("rate", "rate", 6, align="right"))
     rows = ListRows([row("a", 2), row("a-long-name-of-something", 1), row("x", 3, depth=1)], columns)
     assert rows.needs() == {0: len("a-long-name-of-something") + 4}, "with room for the mark of a fold"
     for others in (rows.matching("x"), rows.sorted_by("rate", True), rows.folded({Ref("link", ("a",))})):

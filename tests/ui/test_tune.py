@@ -63,7 +63,7 @@ async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
         before = inside_host.run("ip -d link show dev eth0", inside="web")
         await select(person, "networks", BRIDGE)
         await keys(person, "T")
-        await shows(person, "all is so already")
+        await shows(person, "nothing differs")
         assert values(person) == {
             "bridge": BRIDGE,
             "big_tcp": "off",
@@ -100,7 +100,7 @@ async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
         await person.press("escape")
         write_rules(f"/run/netns/{name}")
         await keys(person, "T")
-        await shows(person, "all is so already", "DNS untracked")
+        await shows(person, "nothing differs", "DNS untracked")
         assert values(person)["no_track_dns"] == "off"
         await choose(person, "no_track_dns", "right")
         await shows(person, "table netdev vnet_untracked", "Docker's own rules for DNS")

@@ -79,7 +79,9 @@ def _network(actions: _Commands) -> None:
     create.add_argument("--vlan-filtering", action="store_true", help="make the bridge VLAN-aware")
     create.add_argument("--engine", choices=("vnet", "docker"), default="vnet", help="who makes it (vnet)")
     _yes(_named(_changing(actions, "rm", "remove a network; what is on it is detached"), "NETWORK"))
-    listing = _command(actions, "ls", "list networks")
+    listing = _command(
+        actions, "ls", "list the networks of vnet and the engines (all: vnet-tui show networks)"
+    )
     listing.add_argument("--json", action="store_true", help="print JSON")
     for name, text in (("join", "let two networks reach each other"), ("part", "keep two networks apart")):
         pair = _changing(actions, name, text)

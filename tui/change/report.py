@@ -22,6 +22,8 @@ def print_dry_run(plan: Plan, as_json: bool) -> None:
         print_json(document(plan, dry_run=True))
         return
     print_notes(plan)
+    if not plan.steps:
+        print("vnet-tui: nothing to do: nothing differs", file=sys.stderr)
     for step in plan.steps:
         print(printable(step.command()))
 
@@ -55,7 +57,7 @@ def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
     if as_json:
         print_json(document(plan, outcome))
     elif outcome is None:
-        print("nothing to do: all is so already")
+        print("nothing to do: nothing differs")
     elif outcome.done and is_final(plan.steps):
         print("done; this cannot be taken back")
     elif outcome.done:

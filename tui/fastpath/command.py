@@ -64,6 +64,8 @@ def told_of_capture(released: str, was: Sequence[str], captured: Sequence[str]) 
 def _switch(session: FastSession, options: argparse.Namespace) -> int:
     topology = session.look()
     fast = session.status()
+    if options.off and fast.state == "hidden":
+        raise CommandError("can't ask whether anything is accelerated: only root may. Try: sudo vnet-tui ...")
     if options.off and not fast.is_running:
         print("nothing to do: nothing is accelerated here")
         return 0

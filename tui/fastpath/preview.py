@@ -147,8 +147,8 @@ def _held(tied: bool) -> list[str]:
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
         "kernel removes the table when its process ends.",
-        "A process of its own holds all that, and a second one waits for its end: is the first killed, the "
-        f"fast path is off and the second puts everything back. Otherwise it ends {end}.",
+        "One process runs it and a second one watches that: if the first is killed, the fast path stops and "
+        f"the second puts everything back. Otherwise it ends {end}.",
     ]
 
 

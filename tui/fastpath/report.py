@@ -22,7 +22,7 @@ _STATES = {
     "on": "on",
     "paused": "paused: the kernel forwards everything, because",
     "changing": "changing: the rules have just changed, the kernel forwards until they stand still",
-    "hidden": "it runs; root alone may ask how it stands: sudo vnet-tui fastpath status",
+    "hidden": "not known, only root may ask: sudo vnet-tui fastpath status",
     "unknown": "not known",
     "silent": "its process does not answer: once its lease is over, the kernel forwards everything",
 }

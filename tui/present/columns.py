@@ -27,7 +27,7 @@ def lay_out(
 ) -> tuple[Placed, ...]:
     """The columns for `width` cells: those of high priority drop out first, what is left over goes to those
     that grow; where even the rest does not fit, those that grow shrink
-    somewhat, and the last drop out. `needs` tells how wide the texts in growing columns are, by the column's
+    somewhat, and the last drop out. `needs` says how wide the texts of columns are, by the column's
     place: no column asks for more than that, and room goes first to those whose texts do not fit yet."""
     wanted = [_need(column, (needs or {}).get(place)) for place, column in enumerate(columns)]
     asked = [_asked(column, need) for column, need in zip(columns, wanted, strict=True)]
@@ -88,7 +88,10 @@ def _full(column: Column) -> int:
 
 def _need(column: Column, texts: int | None) -> int:
     """The cells that a column makes use of; a heading wants room for its arrow as well."""
-    return _full(column) if texts is None or not column.grow else max(len(column.title) + 2, texts)
+    if texts is None:
+        return _full(column)
+    need = max(len(column.title) + 2, texts)
+    return need if column.grow else min(need, column.width)
 
 
 def _satisfy(widths: list[int], kept: list[tuple[int, Column]], wanted: Sequence[int], room: int) -> None:

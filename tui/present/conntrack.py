@@ -29,10 +29,10 @@ from tui.present.scene import Scene
 COLUMNS = (
     Column("proto", "proto", 5),
     Column("state", "state", 11),
-    Column("inside", "inside", 18, grow=3, full=25),
+    Column("inside", "inside", 16, grow=3, full=21, ends=True),
     Column("way", "", 1),
-    Column("peer", "peer", 18, grow=3, full=25),
-    Column("translation", "translation", 15, grow=1),
+    Column("peer", "peer", 18, grow=3, full=21, ends=True),
+    Column("translation", "translation", 17, grow=1),
     Column("bytes", "bytes", 8, align="right", priority=2),
     Column("timeout", "timeout", 8, align="right", priority=3),
     Column("packets", "packets", 7, align="right", priority=4),
@@ -199,7 +199,7 @@ def rows(scene: Scene) -> ConntrackRows:
 
 
 VIEW = ListView(
-    "conntrack", "Conntrack", ("ct", "connections"), COLUMNS, rows,
+    "conntrack", "Conntrack", ("conn", "ct", "connections"), COLUMNS, rows,
     empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
     "translates or asks for their state; reading them needs root.",
     sort="inside",

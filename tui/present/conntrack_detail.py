@@ -91,8 +91,8 @@ def _bare(end: End) -> str:
 
 def _state(entry: Entry) -> Iterator[Line]:
     yield "state", state_cell(entry), None
-    yield "so far", cells.text(", ".join(status_words(entry.status))), None
-    yield "forgotten in", Cell(f"{units.duration(entry.timeout)} without a packet"), None
+    yield "status", cells.text(", ".join(status_words(entry.status))), None
+    yield "expires in", Cell(f"{units.duration(entry.timeout)} without a packet"), None
 
 
 def _direction(table: Conntrack, entry: Entry, way: str) -> Iterator[Line]:

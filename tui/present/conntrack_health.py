@@ -19,7 +19,7 @@ def head(topology: Topology, scope: Collection[int] | None = None) -> tuple[Cell
     """The fullest table and what went wrong in all of them; nothing where none was read. `scope` holds the
     namespaces whose tables are wanted, None for all."""
     every = topology.snapshot.conntracks.values()
-    tables = [table for table in every if (scope is None or table.ns in scope) and _is_read(table)]
+    tables = [table for table in every if (scope is None or table.ns in scope) and table.is_read]
     if not tables:
         return ()
     fullest = max(tables, key=lambda table: (len(table.entries), table.ns == topology.host))
@@ -31,10 +31,6 @@ def head(topology: Topology, scope: Collection[int] | None = None) -> tuple[Cell
         return (Cell(" · ".join([level, *fine, *most]), tone),)
     lines = (" · ".join([level, *troubles]), *most)
     return tuple(Cell(line, tone) for line in lines)
-
-
-def _is_read(table: Conntrack) -> bool:
-    return bool(table.limit or len(table.entries)) or not table.problems
 
 
 def _level(topology: Topology, table: Conntrack, others: bool) -> str:

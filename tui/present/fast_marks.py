@@ -14,7 +14,7 @@ from tui.present.scene import Scene
 
 MARK = "»"
 COLUMN = Column("fast", "fast", 8)
-_TONES: dict[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "hidden": ""}
+_TONES: dict[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad"}
 _NONE = Cell("")
 
 

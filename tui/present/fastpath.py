@@ -21,9 +21,14 @@ COLUMNS = (
     Column("share", "share", 6, align="right", priority=1),
     Column("words", "what became of them", 22, grow=3),
 )
+_COLUMNS_OF_REQUIREMENTS = (
+    Column("name", "requirement", 24, grow=1, full=48),
+    Column("state", "met", 9),
+    Column("words", "what was found", 22, grow=2),
+)
 STATES = {
     "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
-    "silent": "its process does not answer", "hidden": "it runs; root alone may ask how it stands",
+    "silent": "its process does not answer", "hidden": "not known, only root may ask",
     "unknown": "not known",
 }  # fmt: skip
 _TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
@@ -52,7 +57,9 @@ def rows(scene: Scene) -> FastRows:
         made += _counted(fast, _ALL, "", fast.verdicts)
         for port in fast.ports:
             made += _counted(fast, port.name, port.role, port.verdicts)
-    return FastRows([*made, *_requirements(fast)], COLUMNS, tuple(_head(fast)))
+    else:
+        return FastRows([*_requirements(fast)], _COLUMNS_OF_REQUIREMENTS, tuple(_head(fast)))
+    return FastRows([*made, *_requirements(fast, True)], COLUMNS, tuple(_head(fast)))
 
 
 def turned(before: FastPath, now: FastPath, at: float) -> tuple[Change, ...]:
@@ -113,8 +120,9 @@ def _share(count: int, seen: int) -> Cell:
     return Cell(f"{count / seen:.1%}", sort=count / seen) if seen else cells.NONE
 
 
-def _requirements(fast: FastPath) -> Iterator[Row]:
-    found = fast.requirements
+def _requirements(fast: FastPath, counting: bool = False) -> Iterator[Row]:
+    """A row each, below one about all; `counting` where there are columns of packets."""
+    found, blank = fast.requirements, (Cell(""), Cell("")) if counting else ()
     if not found:
         return
     met = sum(one.met for one in found)
@@ -122,12 +130,12 @@ def _requirements(fast: FastPath) -> Iterator[Row]:
     words = "all is there" if met == len(found) else f"{len(found) - met} missing"
     yield Row(
         _ref("needs", _NEEDS),
-        (Cell(_NEEDS), Cell(f"{met} of {len(found)}", tone), Cell(""), Cell(""), Cell(words, tone)),
+        (Cell(_NEEDS), Cell(f"{met} of {len(found)}", tone), *blank, Cell(words, tone)),
     )
     for one in found:
         yield Row(
             _ref("need", one.name),
-            (cells.text(one.name), _met(one), Cell(""), Cell(""), cells.text(one.found)),
+            (cells.text(one.name), _met(one), *blank, cells.text(one.found)),
             depth=1,
         )
 
@@ -141,6 +149,9 @@ def _head(fast: FastPath) -> Iterator[Cell]:
         yield Cell(_NOT_HELD, "dim")
         return
     words = [f"fast path {STATES[fast.state]}"]
+    if fast.state == "hidden":
+        yield Cell(f"{words[0]}: run it as root (sudo vnet-tui)", "dim")
+        return
     if not fast.is_running:
         yield Cell(f"{words[0]}: the kernel forwards everything. W, then f turns it on.", "dim")
         return
@@ -159,6 +170,8 @@ def detail(scene: Scene, ref: Ref) -> Detail:
     if kind == "need":
         found = next((one for one in fast.requirements if one.name == name), None)
         return _need(found) if found else Detail("this requirement")
+    if kind == "needs":
+        return Detail(_NEEDS, tuple(_all_needs(fast)))
     if kind == "verdict":
         return _verdict(fast, str(ref.key[2]))
     if kind == "link":
@@ -239,11 +252,26 @@ def _verdict(fast: FastPath, verdict: str) -> Detail:
     )
 
 
+def _all_needs(fast: FastPath) -> Iterator[Section]:
+    missing = [one for one in fast.requirements if not one.met]
+    for one in missing:
+        yield from cells.section(safe(one.name), _need_lines(one))
+    if not missing:
+        yield from cells.section("Requirements", [("met", Cell("all of them", "ok"), None)])
+
+
 def _need(one: Requirement) -> Detail:
-    lines: list[Line] = [("met", _met(one), None), ("found", cells.text(one.found), None)]
+    return Detail(safe(one.name), cells.section("Requirement", _need_lines(one)))
+
+
+def _need_lines(one: Requirement) -> Iterator[Line]:
+    """What is required, what was found, and where it is missing what to do."""
+    yield "required", cells.text(one.name), None
+    yield "met", _met(one), None
+    yield "found", cells.text(one.found), None
+    yield "without it", cells.text(one.follows, "" if one.met else "warn"), None
     if not one.met:
-        lines += [("so", cells.text(one.follows, "warn"), None), ("try", cells.text(one.try_), None)]
-    return Detail(safe(one.name), cells.section("Requirement", lines))
+        yield "try", cells.text(one.try_), None
 
 
 VIEW = ListView(

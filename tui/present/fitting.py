@@ -24,6 +24,20 @@ def cut(text: str, width: int) -> str:
     return set_cell_size(text, width - 1).rstrip() + ELLIPSIS if width > 0 else ""
 
 
+def cut_end(text: str, width: int) -> str:
+    """An end of a connection, "web1 10.0.0.2:80" or "[fd00::2]:80", in at most `width` cells: without its
+    address where it has a name, or with a shorter one; its port stays."""
+    if width_of(text) <= width:
+        return text
+    name, _, address = text.rpartition(" ")
+    whose, colon, port = address.rpartition(":")
+    if not port.isdecimal() or (":" in whose.removesuffix("]") and not whose.startswith("[")):
+        return cut(name or text, width)
+    bracket = "" if name else "]" * whose.endswith("]")
+    tail = f"{bracket}{colon}{port}"
+    return cut(name or whose.removesuffix("]"), width - len(tail)) + tail
+
+
 def fit(text: str, width: int, right: bool = False) -> str:
     """The text in exactly `width` cells: padded, or cut."""
     short = cut(text, width)

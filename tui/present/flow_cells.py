@@ -15,9 +15,9 @@ from tui.present.glyphs import PIN
 from tui.present.rows import Cell, Column
 
 COLUMNS = (
-    Column("from", "from", 21, grow=3, full=27),
-    Column("via", "seen as", 15, grow=1, priority=1),
-    Column("to", "to", 21, grow=3, full=27),
+    Column("from", "from", 21, grow=3, full=27, ends=True),
+    Column("via", "seen as", 15, grow=1, priority=1, ends=True),
+    Column("to", "to", 21, grow=3, full=27, ends=True),
     Column("proto", "proto", 6),
     Column("rate", "rate", 11, align="right"),
     Column("path", "path", 6),

@@ -99,7 +99,7 @@ def _meaning(topology: Topology, picture: FlowPicture, row: int, flow: Flow) -> 
         yield "client", Cell(_CLIENT_WORDS[client]), None
     yield "translation", cells.text(flow.translation or "none"), None
     yield "state", state_cell(flow.entry), None
-    yield "forgotten in", Cell(f"{units.duration(flow.entry.timeout)} without a packet"), None
+    yield "expires in", Cell(f"{units.duration(flow.entry.timeout)} without a packet"), None
 
 
 def _end(picture: FlowPicture, end: End) -> str:
@@ -183,7 +183,7 @@ def _together(picture: FlowPicture, rows: np.ndarray[Any, Any]) -> Iterator[Line
     table = picture.table
     yield "flows", cells.number(len(rows)), None
     yield "rate", cells.bits(float(np.nansum(table.bits[rows])) if table.measured else None), None
-    yield "so far", cells.size(int(table.octets[rows].sum())), None
+    yield "in all", cells.size(int(table.octets[rows].sum())), None
     yield (
         "fast",
         Cell(f"{int((table.path[rows] == FAST).sum())} of {_count(len(rows))}{_share(table, rows)}"),

@@ -16,6 +16,7 @@ from tui.present.lens import Lens
 from tui.present.rows import Cell
 
 _PINNED = ", pinned first"
+_WORDS = {"beside": "same network"}
 _ORDER = ("outside", "host", "beside", "other network", "itself")
 
 
@@ -34,11 +35,12 @@ def head_of(topology: Topology, picture: FlowPicture, lens: Lens, order: np.ndar
 
 def _summary(picture: FlowPicture, lens: Lens, order: np.ndarray) -> str:
     count = f"{len(order):,} flow{'s' * (len(order) != 1)}"
-    how = "per hop" if lens.per_hop else "at the edge"
-    words = [f"{count} {how}{_PINNED if lens.pins else ''}"]
+    how = " per hop" if lens.per_hop else ", each once"
+    words = [f"{count}{how}{_PINNED if lens.pins else ''}"]
     if picture.table.measured:
         words.append(units.bits(float(np.nansum(picture.table.bits[order]))))
     kinds = np.bincount(picture.index.client[order], minlength=len(CLIENTS)).tolist()
-    called = [f"{name} {kinds[CLIENTS.index(name)]:,}" for name in _ORDER if kinds[CLIENTS.index(name)]]
-    words += [f"clients: {', '.join(called)}"] if called else []
+    counts = {name: kinds[CLIENTS.index(name)] for name in _ORDER}
+    called = [f"{_WORDS.get(name, name)} {count:,}" for name, count in counts.items() if count]
+    words += [f"into containers: {', '.join(called)}"] if called else []
     return " · ".join(words)

@@ -49,7 +49,8 @@ class ListRows:
         self._needs: dict[int, int] | None = None
 
     def needs(self) -> dict[int, int]:
-        """How wide the texts in each growing column are, by the column's place."""
+        """How wide the texts of each column are, by the column's place; not those of figures, which change
+        all the time."""
         if self._needs is None:
             first = self.rows[:_MEASURED]
             deep = max((row.depth for row in first), default=0)
@@ -57,7 +58,7 @@ class ListRows:
                 place: max((width_of(row.cells[place].text) for row in first), default=0)
                 + (2 * (deep + 1) if deep and not place else 0)
                 for place, column in enumerate(self.columns)
-                if column.grow
+                if column.align == "left"
             }
         return self._needs
 

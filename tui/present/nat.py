@@ -18,7 +18,7 @@ from tui.present.trends import rule_lines
 
 COLUMNS = (
     Column("kind", "kind", 14),
-    Column("name", "entry", 32, grow=3),
+    Column("name", "entry", 32, grow=3, full=36),
     Column("whose", "for", 18, grow=1, priority=2),
     Column("verdict", "verdict", 10, priority=3),
     Column("proto", "proto", 5, priority=5),
@@ -47,7 +47,7 @@ def _row(topology: Topology, entry: NatEntry) -> Row:
     return Row(
         nat_ref(entry.ns, entry.entry_id),
         (
-            cells.text(entry.kind), cells.text(entry.name, verdict_tone(entry)),
+            cells.text(entry.kind), cells.text(_name(entry), verdict_tone(entry)),
             cells.text(whose(topology, entry)),
             cells.text(entry.verdict, verdict_tone(entry)), cells.text(entry.l4_proto),
             cells.text(entry.outside if entry.outside != entry.inside else ""), cells.text(entry.inside),
@@ -66,6 +66,11 @@ def _row(topology: Topology, entry: NatEntry) -> Row:
             "state": safe(entry.verdict),
         },
     )  # fmt: skip
+
+
+def _name(entry: NatEntry) -> str:
+    """Its name beside its kind, which some begin with."""
+    return entry.name.removeprefix(f"{entry.kind} ")
 
 
 def whose(topology: Topology, entry: NatEntry) -> str:
@@ -124,7 +129,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     if entry is None:
         return gone("this entry")
     return Detail(
-        f"{safe(entry.kind)}: {safe(entry.name)}",
+        f"{safe(entry.kind)}: {safe(_name(entry))}",
         (
             *cells.section("What it does", _meaning(topology, entry)),
             *cells.section("Traffic", rule_lines(entry, rates)),

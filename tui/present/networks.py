@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from core.model import Container, Link, Network, Ref, container_ref, link_ref, nat_ref, network_ref
 from core.rates import Rates
+from core.tags import words_of
 from core.text import safe
 from core.topology import Topology
 from tui.present import cells, fast_marks, faults, trends
@@ -104,7 +105,8 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
         )
     if mtu(topology, network):
         yield "MTU", cells.number(mtu(topology, network)), None
-    yield "made by", cells.text(f"{network.engine}, driver {network.driver}"), None
+    ours = bridge is not None and "net" in (words_of(bridge.alias) or ())
+    yield "made by", cells.text("vnet" if ours else f"{network.engine}, driver {network.driver}"), None
     yield "id", cells.text(network.id), None
 
 

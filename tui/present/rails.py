@@ -89,7 +89,7 @@ def _host_rail(topology: Topology) -> Rail:
     faulty = [Cell("forwarding is off", "warn")] if forwarding == "0" and topology.networks else []
     open_ones = [one for one in topology.containers_in(topology.host) if one.state != "exited"]
     table = topology.snapshot.conntracks.get(topology.host)
-    facts += [Cell(f"{len(table.entries):,} conntrack entries")] if table else []
+    facts += [Cell(f"{len(table.entries):,} conntrack entries")] if table and table.is_read else []
     if uplink:
         link, gateway = uplink
         words = f"uplink {link.name} → {gateway}" if gateway else f"uplink {link.name}"

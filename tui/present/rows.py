@@ -17,7 +17,7 @@ class Column:
     """One column: `name` is its key in filters and sorting; `width` the cells it needs, `full` those that it
     has before any column of a priority gets room; `grow` its share of what is left over; the higher
     `priority`, the earlier a narrow terminal drops it (0: never); `counted` where the list says that it was
-    dropped."""
+    dropped; `ends` where its texts are ends of connections, whose port stays when they are cut."""
 
     name: str
     title: str
@@ -27,6 +27,7 @@ class Column:
     priority: int = 0
     counted: bool = False
     full: int = 0
+    ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

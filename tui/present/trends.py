@@ -83,20 +83,27 @@ def _columns(pasts: _Pasts, columns: _Wanted) -> Iterator[Line]:
             yield title, Trend(unit(now), unit=unit, curves=_curves(pasts, column)), None
 
 
-def scale(trend: Trend, window: int) -> str:
-    """The highest and the average of a window in words; "" where nothing is known of it."""
+_WORDS_OF_CURVE = 0.6  # of its line, at most
+
+
+def scale(trend: Trend, window: int) -> tuple[str, ...]:
+    """The highest and the average of a window in words; nothing where nothing is known of it."""
     known = _known(trend, window)
     if not known:
-        return ""
-    return f"peak {trend.unit(max(known))}, average {trend.unit(sum(known) / len(known))}"
+        return ()
+    return f"peak {trend.unit(max(known))}", f"average {trend.unit(sum(known) / len(known))}"
 
 
-def drawn(trend: Trend, window: int, width: int) -> str:
-    """The curve of a window, with its length; "" where nothing is known of it."""
+def drawn(trend: Trend, window: int, width: int, more: Sequence[str] = ()) -> str:
+    """The curve of a window, with its length and as much more of it as leaves room for the curve; "" where
+    nothing is known of it."""
     if not _known(trend, window):
         return ""
     curve = trend.curves[window]
     title = f" {curve.title}"
+    for words in more:
+        if len(title) + len(words) + 2 <= width * _WORDS_OF_CURVE:
+            title = f"{title}, {words}"
     return units.curve(curve.values, curve.newest, max(1, width - len(title))) + title
 
 

@@ -68,6 +68,17 @@ class Accelerating(Changing):
         if self._accelerator is not None:
             self._accelerator.close()
 
+    def show_bars(self) -> None:
+        super().show_bars()
+        self._place_banner()
+
+    def _place_banner(self) -> None:
+        """Show the banner while it is on, but for its own view, which says the same."""
+        wanted = self.fast.is_running and not self._closely
+        if self.fast_bar.display != wanted:
+            self.fast_bar.display = wanted
+            self.allot()
+
     # ---- asking, on a thread
 
     def _watch(self) -> None:
@@ -104,8 +115,7 @@ class Accelerating(Changing):
         """Bring the banner and, where it shows, the view up to date."""
         before, self.fast = self.fast, message.fast
         self.fast_bar.show(message.fast)
-        if before.is_running != message.fast.is_running:
-            self.allot()
+        self._place_banner()
         if self._closely or not self._has_looked or _essence(before) != _essence(message.fast):
             self.desk.stand(message.fast)
         self._has_looked = True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from core.model import flow_ref
+from core.model import Ref, flow_ref, link_ref
 from core.text import safe
+from core.topology import Topology
 from core.topology.named import things_named
 from tui import keys
 from tui.desk import RowsReady
@@ -17,6 +18,11 @@ from tui.source import Source
 if TYPE_CHECKING:
     from tui.changer import Changer, Ended, Waiting
     from tui.screens.forms.form import Form
+
+
+_PAST = {
+    "make": "made", "set": "set", "keep": "kept", "forget": "forgot", "withdraw": "withdrew", "take": "took",
+}  # fmt: skip
 
 
 class Changing(Journey):
@@ -200,15 +206,14 @@ class Changing(Journey):
         else:
             final = isinstance(ended.plan, Plan) and is_final(ended.plan.steps)
             hint = "  (u takes it back)" if ended.end == "done" and not final else ""
-            self.notify(f"{safe(title)}{hint}", title="Done", markup=False, timeout=4)
+            self.notify(f"{safe(_done(title))}{hint}", markup=False, timeout=4)
 
     def on_rows_ready(self, message: RowsReady) -> None:
         """What was just made is selected once a list of it arrives; called before the rows are shown."""
         stop, rows = message.origin, message.shown.rows
         if not self._made or stop is not self.nav.here:
             return
-        names = (self._made, f"br-{self._made}")
-        refs = (ref for name in names for ref in things_named(self.desk.scene.topology, name))
+        refs = _made_as(self.desk.scene.topology, self._made)
         found = next((ref for ref in refs if rows.index(ref) is not None), None)
         if found is not None:
             self._made, self._drawn, stop.state.ref = "", None, found
@@ -225,3 +230,21 @@ class Changing(Journey):
         if words:
             self.desk.source.refresh()
             self.notify(safe(words), markup=False)
+
+
+def _done(title: str) -> str:
+    """What a plan's title says, as done: "Made the network shop" of "make the network shop"."""
+    verb, _, rest = title.partition(" ")
+    if "; " in title or not verb.isalpha():
+        return f"Done: {title}"
+    past = _PAST.get(verb) or f"{verb}{'d' if verb.endswith('e') else 'ed'}"
+    return f"{past.capitalize()} {rest}"
+
+
+def _made_as(topology: Topology, name: str) -> Iterator[Ref]:
+    """What stands in lists for a network or container of that name: the thing itself, or its bridge."""
+    yield from things_named(topology, name)
+    for network in topology.networks:
+        bridge = topology.bridge_link(network) if network.name == name else None
+        if bridge:
+            yield link_ref(bridge.key)

@@ -212,7 +212,8 @@ class Dashboard(Accelerating, Replaying):
     def action_problems(self) -> None:
         from tui.screens.problems import ProblemsOverlay
 
-        self.app.push_screen(ProblemsOverlay(self.desk.findings, self.desk.problems, self._follow))
+        desk = self.desk
+        self.app.push_screen(ProblemsOverlay(desk.findings, desk.problems, desk.reading, self._follow))
 
     def action_help(self) -> None:
         from tui.screens.help import help_overlay

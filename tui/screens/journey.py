@@ -97,7 +97,7 @@ class Journey(Frame):
         mode = self._mode()
         found, unread = len(desk.findings), len(desk.problems)
         state = HeaderState(
-            desk.hostname, desk.source.title, mode, found, unread, self.writing, self.recorded()
+            desk.hostname, desk.source.title, mode, found, unread, self.writing, self.recorded(), desk.reading
         )
         self.header.show(state)
         passed = [stop.label for stop in self.nav.trail[:-1]]
@@ -118,7 +118,9 @@ class Journey(Frame):
     def _title(self) -> str:
         """The view's name; of flows added up, by what."""
         lens = self.nav.here.state.lens
-        return f"{self.view.title} {lens.told}" if lens.by and self.view.name == "flows" else self.view.title
+        if not lens.by or self.view.name != "flows":
+            return self.view.title
+        return f"{self.view.title} {lens.told}" if lens.told.startswith("by ") else lens.told.capitalize()
 
     def _crumbs_shown(self) -> bool:
         return self.crumbs.has_class("-needed") or not self.has_class("-short")

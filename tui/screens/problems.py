@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from textual import events
 from textual.strip import Strip
@@ -24,14 +25,14 @@ _WIDTH = 90
 class ProblemsPane(TextPane):
     """Findings to choose from, then the problems."""
 
-    def __init__(self, findings: Sequence[Finding], problems: Sequence[Problem], jump: Jump) -> None:
-        super().__init__(lambda width: [line for line, _ in lines_of(findings, problems, width)])
-        self._findings, self._problems, self._jump = findings, problems, jump
+    def __init__(self, findings: Sequence[Finding], lines: Callable[[int], list[Marked]], jump: Jump) -> None:
+        super().__init__(lambda width: [line for line, _ in lines(width)])
+        self._findings, self._marked_lines, self._jump = findings, lines, jump
         self.chosen = 0
 
     def _places(self) -> list[int | None]:
         """The finding of each line."""
-        return [number for _, number in lines_of(self._findings, self._problems, self.size.width - 2)]
+        return [number for _, number in self._marked_lines(self.size.width - 2)]
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
         style = self.style_of("cursor")
@@ -81,24 +82,29 @@ class ProblemsPane(TextPane):
 class ProblemsOverlay(Overlay):
     """The panel; a chosen finding closes it and is gone to by `jump`."""
 
-    def __init__(self, findings: Sequence[Finding], problems: Sequence[Problem], jump: Jump) -> None:
+    def __init__(
+        self, findings: Sequence[Finding], problems: Sequence[Problem], reading: str, jump: Jump
+    ) -> None:
         title = " Findings " if findings else " Problems "
+        self._marked_lines = partial(lines_of, findings, problems, reading)
         super().__init__(
-            title, lambda width: [line for line, _ in lines_of(findings, problems, width)], _WIDTH,
-            "exclamation_mark",
-        )  # fmt: skip
-        self._findings, self._problems, self._jump = findings, problems, jump
+            title, lambda width: [line for line, _ in self._marked_lines(width)], _WIDTH, "exclamation_mark"
+        )
+        self._findings, self._jump = findings, jump
 
     def make_pane(self) -> TextPane:
-        return ProblemsPane(self._findings, self._problems, self._go)
+        return ProblemsPane(self._findings, self._marked_lines, self._go)
 
     def _go(self, ref: Ref) -> None:
         self.dismiss()
         self._jump(ref)
 
 
-def lines_of(findings: Sequence[Finding], problems: Sequence[Problem], width: int) -> list[Marked]:
-    """The findings, then the problems, below one another, wrapped to the width."""
+def lines_of(
+    findings: Sequence[Finding], problems: Sequence[Problem], reading: str, width: int
+) -> list[Marked]:
+    """The findings, then the problems, below one another, wrapped to the width; `reading` says how many
+    parts were read, "" where all were."""
     lines: list[Marked] = []
     for number, finding in enumerate(findings):
         for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
@@ -107,10 +113,14 @@ def lines_of(findings: Sequence[Finding], problems: Sequence[Problem], width: in
             lines.append(([("  ", ""), (part, "dim")], number))
     if findings:
         lines += [(line, None) for line in ([], [("Enter goes there.", "dim")])]
+    if reading:
+        lines.append(([(f"Still reading: {reading} parts are complete.", "dim")], None))
+    elif not problems:
+        told = "Everything could be read." if findings else "Nothing is wrong, and everything could be read."
+        lines.append(([(told, "ok")], None))
     if not problems:
-        told = "Every part could be read." if findings else "Nothing is wrong: every part could be read."
-        return [*lines, ([(told, "ok")], None)]
-    lines += [([], None)] if findings else []
+        return lines
+    lines += [([], None)] if lines else []
     lines.append(([("Not read", "heading")], None))
     alike: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:

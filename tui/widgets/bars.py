@@ -44,7 +44,8 @@ class Bar(Painted):
 @dataclass(frozen=True, slots=True)
 class HeaderState:
     """What the header says: `findings` is how many things are wrong, `problems` how many went unread,
-    `writing` whether changes are allowed, `recording` how far a recording is, "" where there is none."""
+    `writing` whether changes are allowed, `recording` how far a recording is, `reading` how far the first
+    look is, "" where there is none."""
 
     hostname: str = ""
     source: str = ""
@@ -53,6 +54,7 @@ class HeaderState:
     problems: int = 0
     writing: bool = False
     recording: str = ""
+    reading: str = ""
 
 
 class HeaderBar(Bar):
@@ -86,10 +88,13 @@ class HeaderBar(Bar):
             spans += [(words, clickable(self.style_of("badge-warn"), "problems")), (" ", Style.null())]
         if unread:
             spans.append((f" {unread} not read  ", clickable(self.style_of("dim"), "problems")))
-        mark, tone = _MODES[self.state.mode]
         words, badge = (" WRITE ", "badge-warn") if self.state.writing else ("read-only", "dim")
         spans += [(words, clickable(self.style_of(badge), "write")), ("  ", Style.null())]
-        return [*spans, (f"{mark} {self.state.mode} ", clickable(self.style_of(tone), "pause"))]
+        mark, tone = _MODES[self.state.mode]
+        words = self.state.mode
+        if self.state.reading and words == "live":
+            mark, tone, words = "○", "accent", f"reading {self.state.reading}"
+        return [*spans, (f"{mark} {words} ", clickable(self.style_of(tone), "pause"))]
 
 
 class TabsBar(Bar):

@@ -143,13 +143,13 @@ def _section_lines(section: Section, column: int, width: int, window: int) -> It
 
 
 def _trend_lines(label: str, trend: Trend, column: int, width: int, window: int) -> Iterator[DetailLine]:
-    """The figure with its scale, beside it where there is room, and below it its curve."""
-    scale, curve = trends.scale(trend, window), trends.drawn(trend, window, width)
-    both = f"{trend.text}, {scale}" if scale else trend.text
-    beside = width_of(both) <= width - column - 2
-    yield from _wrapped(label, Cell(both if beside else trend.text, trend.tone), None, column, width)
-    if scale and not beside:
-        yield from _wrapped("", Cell(scale, "dim"), None, 0, width)
+    """The figure, beside it as much of its scale as there is room for, and below it its curve with the
+    rest."""
+    text, rest = trend.text, [*trends.scale(trend, window)]
+    while rest and width_of(f"{text}, {rest[0]}") <= width - column - 2:
+        text = f"{text}, {rest.pop(0)}"
+    curve = trends.drawn(trend, window, width, rest)
+    yield from _wrapped(label, Cell(text, trend.tone), None, column, width)
     if curve:
         yield DetailLine("", curve, "accent")
 

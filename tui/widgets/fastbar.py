@@ -24,7 +24,6 @@ class FastBar(Bar):
     def show(self, fast: FastPath) -> None:
         """Show that state."""
         self.fast = fast
-        self.display = fast.is_running
         self.repaint()
 
     def paint(self, width: int, height: int) -> list[Strip]:
@@ -50,7 +49,7 @@ class FastBar(Bar):
         if fast.state == "paused" and fast.reasons:
             more = f" (and {len(fast.reasons) - 1} more)" if len(fast.reasons) > 1 else ""
             return safe(fast.reasons[0]) + more
-        if fast.state in ("silent", "hidden"):
+        if fast.state == "silent":
             return STATES[fast.state]
         missing = f"; not there: {', '.join(map(safe, fast.unknown))}" if fast.unknown else ""
         return ", ".join(map(safe, fast.targets)) + missing

@@ -20,7 +20,8 @@ _LEAST_FIELDS = 2
 @dataclass(slots=True)
 class Field:
     """One field. Until a person has `touched` it, it holds what is proposed, and typing replaces that. Of
-    `options`, where there are any, the first that begins with what was typed is meant."""
+    `options`, where there are any, the first that begins with what was typed is meant; those that a field
+    is made with are all that it takes, those that come later are some of what it takes."""
 
     name: str
     label: str
@@ -29,6 +30,10 @@ class Field:
     touched: bool = False
     hidden: bool = False
     typed: Typed = field(default_factory=Typed)
+    choices: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choices = self.options
 
     @property
     def value(self) -> str:
@@ -146,8 +151,10 @@ class FormPane(Painted):
 
     def _content(self, one: Field, current: bool, room: int) -> Iterator[Span]:
         text, place = one.typed.text, one.typed.place
+        error = self._error_of(one)
         if not current:
-            yield cut(safe(one.value) or one.hint, room), self.style_of("" if one.value else "dim")
+            tone = "bad" if error else "" if one.value else "dim"
+            yield cut(safe(one.value) or one.hint, room), self.style_of(tone)
             return
         before, under, after = safe(text[:place]), safe(text[place : place + 1]), safe(text[place + 1 :])
         while before and width_of(before + under + after) >= room:
@@ -160,12 +167,21 @@ class FormPane(Painted):
         yield after, self.style_of("")
         yield rest, self.style_of("dim")
         used = width_of(before + under + after + rest)
-        yield "  " + cut(self._aside(one), max(0, room - used - 2)), self.style_of("dim")
+        aside, tone = (error, "bad") if error else (self._aside(one), "dim")
+        yield "  " + cut(aside, max(0, room - used - 2)), self.style_of(tone)
 
     def _aside(self, one: Field) -> str:
-        """What else could stand there."""
+        """What else could stand there; a hint says what is proposed, so it is no remark on anything else."""
         others = [safe(option) for option in one.options if option != one.value]
-        return f"‹ › {' · '.join(others)}" if others else one.hint
+        if others:
+            return f"‹ › {' · '.join(others)}"
+        return "" if one.touched and one.value else one.hint
+
+    def _error_of(self, one: Field) -> str:
+        """What is wrong with what a person has put there, "" where no note quotes it."""
+        quoted = f'"{safe(one.value)}"'
+        wrong = (safe(text) for text, tone in self.notes if tone == "bad" and one.touched and one.value)
+        return next((text for text in wrong if quoted in text), "")
 
     def on_click(self, event: events.Click) -> None:
         if self._top + event.y < len(self.shown):

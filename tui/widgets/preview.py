@@ -62,12 +62,12 @@ def change_lines(
 ) -> list[Line]:
     """Everything about a change; `done` is how many of its commands were run, NOT_BEGUN before that."""
     lines: list[Line] = [[(part, "title")] for part in wrapped(safe(title), width)]
-    for heading, sentences, tone in (("Goes as well", hits, "bad"), ("Know before", warnings, "warn")):
+    for heading, sentences, tone in (("Also removed", hits, "bad"), ("Warnings", warnings, "warn")):
         if sentences:
             lines += [[], [(heading, "heading")]]
             lines += [line for one in sentences for line in _hanging("• ", safe(one), tone, width)]
     if not steps:
-        return [*lines, *([[]] if lines else []), [("Nothing to do: all is so already.", "dim")]]
+        return [*lines, *([[]] if lines else []), [("Nothing to do: nothing differs.", "dim")]]
     count = len(steps)
     lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
     for number, step in enumerate(steps):

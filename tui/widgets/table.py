@@ -11,7 +11,7 @@ from textual.strip import Strip
 from core.model import Ref
 from core.text import safe
 from tui.present.columns import GAP, Placed, lay_out
-from tui.present.fitting import cut, fit, width_of, wrapped
+from tui.present.fitting import cut, cut_end, fit, width_of, wrapped
 from tui.present.list_rows import ListRows
 from tui.present.rows import Column, Row, Rows, head_of
 from tui.widgets.lines import LinesPane
@@ -214,9 +214,11 @@ class TableView(LinesPane):
         gap = " " * GAP, self.style_of("", over)
         for number, placed in enumerate(self._placed):
             cell = row.cells[placed.place]
-            text = cell.text if number else mark + cell.text
+            text = safe(cell.text if number else mark + cell.text)
+            if placed.column.ends:
+                text = cut_end(text, placed.width)
             yield (
-                fit(safe(text), placed.width, placed.column.align == "right"),
+                fit(text, placed.width, placed.column.align == "right"),
                 self.style_of(cell.tone, over),
             )
             yield gap

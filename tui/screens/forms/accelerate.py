@@ -165,7 +165,7 @@ def _preview_lines(preview: Preview, width: int) -> Iterator[Line]:
         yield from ([(part, "dim")] for part in wrapped(", ".join(preview.links), width))
     if preview.notes:
         yield []
-        yield [("Know before", "heading")]
+        yield [("Warnings", "heading")]
         for words in preview.notes:
             yield from _bullet(words, "warn", width)
 

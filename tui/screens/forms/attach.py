@@ -154,5 +154,7 @@ def _detach(values: Values, topology: Topology) -> Detach:
 def _move(values: Values, topology: Topology) -> Move:
     container = _leaving(values, topology)
     if not values["to"]:
-        raise CommandError("there is no other network to move it to: n makes one")
+        raise CommandError(
+            f"there is no other network that it could move to: {_which(topology)}; n makes one"
+        )
     return Move(container, values["network"], values["to"], words(values["address"]))

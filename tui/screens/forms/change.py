@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -99,7 +99,11 @@ class ChangeScreen(Dialog[Ended | None]):
 
     def _show_keys(self) -> None:
         accepts = "Enter does it · Tab next · Esc leaves it"
-        if self.form.asks:
+        if self.worked is None:
+            accepts = "reading… · Esc leaves it"
+        elif self.form.asks and isinstance(self.worked.plan, Refused):
+            accepts = "Esc closes"
+        elif self.form.asks:
             accepts = "y does it · n leaves it"
         elif self._closer:
             accepts = "Enter or y does it · Esc back"
@@ -193,6 +197,7 @@ class ChangeScreen(Dialog[Ended | None]):
         requests: Sequence[Request] = ()
         plan: Plan | Refused
         try:
+            _check_choices(self.form, values, typed)
             requests = self.form.requests(values, topology)
             plan = self.changer.plan(requests, topology)
         except CommandError as error:
@@ -228,6 +233,7 @@ class ChangeScreen(Dialog[Ended | None]):
         if not self._is_current(worked):
             self._ask()
         self._show_plan()
+        self._show_keys()
 
     def _is_current(self, worked: Worked) -> bool:
         """Whether it is about what the fields hold now."""
@@ -240,7 +246,7 @@ class ChangeScreen(Dialog[Ended | None]):
             return
         plan = self.worked.plan
         if isinstance(plan, Refused):
-            self.say(*((reason, "bad") for reason in plan.reasons))
+            self.say(*((reason, "bad") for reason in plan.reasons if not self.form.asks))
             self.preview.show(lambda width: self._nothing(width, plan) if self.form.asks else [])
             return
         if self._done == NOT_BEGUN:
@@ -253,7 +259,7 @@ class ChangeScreen(Dialog[Ended | None]):
             self.preview.reveal(ticks[0])
 
     def _nothing(self, width: int, refused: Refused) -> list[Line]:
-        return [[("It cannot be done:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
+        return [[("This can't be done:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
 
     def say(self, *notes: tuple[str, str]) -> None:
         """Say these (text, tone) under the fields, which come back for it once it has ended."""
@@ -326,11 +332,11 @@ class ChangeScreen(Dialog[Ended | None]):
         self.worked = Worked(self.worked.values, self.worked.filled, self.worked.requests, ended.plan)
         self._show_plan()
         self._show_keys()
-        told = () if isinstance(ended.plan, Plan) else ended.plan.reasons
-        self.say(
-            ("Things have changed meanwhile. This is what would be done now:", "warn"),
-            *((reason, "bad") for reason in told),
-        )
+        if isinstance(ended.plan, Refused):
+            reasons = () if self.form.asks else ended.plan.reasons
+            self.say(("Things have changed meanwhile.", "warn"), *((reason, "bad") for reason in reasons))
+        else:
+            self.say(("Things have changed meanwhile. This is what would be done now:", "warn"))
 
     def _fail(self, error: Exception) -> None:
         """What was asked for could not be worked out, or not be begun."""
@@ -345,6 +351,14 @@ class ChangeScreen(Dialog[Ended | None]):
         self.phase = "ended"
         self._show_keys()
         self.say(*notes)
+
+
+def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, str]) -> None:
+    """Raise CommandError where a person has written something that is none of a field's choices."""
+    for one in form.fields:
+        if one.choices and one.name in values and typed.get(one.name, one.choices[0]) not in one.choices:
+            what = f'"{safe(typed[one.name])}" is none of its choices' if typed[one.name] else "is empty"
+            raise CommandError(f"{one.label}: {what}: {', '.join(one.choices)}")
 
 
 def _after(ended: Ended) -> tuple[str, str]:

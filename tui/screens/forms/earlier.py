@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from textual.app import ComposeResult
@@ -28,6 +28,7 @@ from tui.widgets.lines import LinesPane
 from tui.widgets.painted import Span, strip_of
 from tui.widgets.preview import NOT_BEGUN, PreviewPane, change_lines
 
+_UNDER = "later changes depend on it: take these back first"
 _ENDS = {
     "done": ("done", "ok"), "undone": ("taken back", "dim"),
     "failed": ("in part", "bad"), "": ("cut off", "bad"),
@@ -72,10 +73,9 @@ class EarlierPane(LinesPane):
         entry = self.entries[place]
         over = self.cursor_style() if place == self.cursor else ""
         word, tone = _ENDS.get(entry.end, (entry.end, ""))
-        when = time.strftime("%m-%d %H:%M:%S", time.localtime(entry.at))
         spans: list[Span] = [
             ("▌" if over else " ", self.style_of("accent", over)),
-            (f"{when}  ", self.style_of("dim", over)),
+            (f"{_when(entry)}  ", self.style_of("dim", over)),
             (fit(word, 11), self.style_of(tone, over)),
             (safe(entry.title), self.style_of("", over)),
         ]
@@ -111,7 +111,7 @@ def undo_plan(earlier: Earlier) -> Plan | Refused:
     if earlier.is_final:
         return Refused(("this has no undo: the kernel cannot be told a forgotten connection again",))
     if earlier.under:
-        return Refused(("later changes stand on it, take these back first", *earlier.under))
+        return Refused((_UNDER, *earlier.under))
     return Plan(f"take back: {earlier.title}", undo_of(earlier.begun))
 
 
@@ -166,13 +166,17 @@ class EarlierScreen(Dialog[Ended | None]):
         """Show the undo of the selected change."""
         entry = self._list.selected
         self._preview.top = 0
-        self._preview.show(lambda width: _undo_lines(entry, width) if entry else [])
+        known = {one.entry_id: f"{_when(one)}  {one.title}" for one in self._list.entries}
+        self._preview.show(lambda width: _undo_lines(entry, known, width) if entry else [])
 
     def on_earlier_pane_opened(self) -> None:
         """Ask whether it shall be taken back."""
         entry = self._list.selected
-        if entry and isinstance(undo_plan(entry), Plan):
+        plan = undo_plan(entry) if entry else None
+        if entry and isinstance(plan, Plan):
             self.app.push_screen(UndoScreen(entry, self._changer), self._taken_back)
+        elif isinstance(plan, Refused):
+            self.notify(f"Can't take it back: {plan.reasons[0]}.", markup=False)
 
     def _taken_back(self, ended: Ended | None) -> None:
         if ended is not None:
@@ -196,9 +200,18 @@ class EarlierScreen(Dialog[Ended | None]):
         self._preview.scroll_by(pages * max(1, self._preview.page - 1))
 
 
-def _undo_lines(earlier: Earlier, width: int) -> list[Line]:
+def _when(entry: Earlier) -> str:
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(entry.at))
+
+
+def _undo_lines(earlier: Earlier, known: Mapping[str, str], width: int) -> list[Line]:
+    """The commands of its undo, or why there is none; changes are called as `known` has it, by their ids."""
     plan = undo_plan(earlier)
     lines: list[Line] = [[(safe(one), "bad")] for one in earlier.errors]
     if isinstance(plan, Refused):
-        return [[(safe(earlier.title), "title")], *lines, *([(safe(one), "dim")] for one in plan.reasons)]
+        return [
+            [(safe(earlier.title), "title")],
+            *lines,
+            *([(safe(known.get(one, one)), "dim")] for one in plan.reasons),
+        ]
     return [*lines, *change_lines(plan.title, plan.steps, (), (), NOT_BEGUN, width)]

@@ -19,14 +19,14 @@ def network_form() -> Form:
     fields = (
         Field("name", "name", "15 bytes at most"),
         Field("kind", "kind", options=KINDS),
-        Field("uplink", "network card", "the link that becomes its port"),
+        Field("uplink", "network card", "the link that becomes its port", hidden=True),
         Field("subnet", "subnet", "a free one"),
         Field("gateway", "gateway", "the first address"),
         Field("ipv6", "IPv6 subnet"),
-        Field("nat66", "translate IPv6", options=("no", "yes")),
-        Field("mtu", "MTU", "that of the way out"),
+        Field("nat66", "translate IPv6", options=("no", "yes"), hidden=True),
+        Field("mtu", "MTU", "that of the uplink"),
         Field("vlans", "VLAN-aware", options=("no", "yes")),
-        Field("engine", "made by", options=("vnet", "docker")),
+        Field("engine", "made by", options=("vnet", "docker"), hidden=True),
     )
     return Form("New network", "light", lambda values, topology: (_request(values),), fields, _fill)
 
@@ -40,7 +40,7 @@ def _fill(topology: Topology, values: Values) -> Filled:
     card = way[0].name if way and way[0].name in cards else next(iter(cards), "")
     docker = topology.snapshot.engines.get("docker")
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
-    hidden |= set() if kind == "nat" and values.get("ipv6", "none") != "none" else {"nat66"}
+    hidden |= set() if kind == "nat" and values.get("ipv6", "none") not in ("", "none") else {"nat66"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
     return Filled(
         {

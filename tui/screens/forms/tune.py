@@ -89,7 +89,7 @@ def _request(values: Values, topology: Topology) -> Tune:
     held = _held(tuned(topology, bridge))
     changed = {name: values[name] for name, now in held.items() if values.get(name, "") not in ("", now)}
     if not changed:
-        raise CommandError("all is so already: change a field")
+        raise CommandError("nothing differs: change a field")
     return Tune(
         bridge.key,
         _size(changed["big_tcp"]) if "big_tcp" in changed else None,
