@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 # What tells networks that were made by us, for Docker knows no tags.
 LABELS = {"vnet": "1"}
@@ -127,15 +125,12 @@ class DockerConnect:
     aliases: tuple[str, ...] = ()
     insist: bool = True
     chosen: tuple[str, ...] = ()
-    mac: str = ""
     link_local: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     driver_options: Pairs = ()
     gateway_priority: int = 0
 
     def command(self) -> str:
-        if self.mac:
-            return self._api_call()
         words = ["docker", "network", "connect"]
         for option, address in (("--ip", self.ipv4), ("--ip6", self.ipv6)):
             words += [option, address] if address in self.demanded() else []
@@ -144,20 +139,13 @@ class DockerConnect:
         words += ["--gw-priority", str(self.gateway_priority)] if self.gateway_priority else []
         return shlex.join([*words, self.network, self.container])
 
-    def _api_call(self) -> str:
-        """The command line of Docker cannot choose a MAC address here."""
-        return shlex.join(
-            ["curl", "--unix-socket", "/run/docker.sock", "-H", "Content-Type: application/json",
-             "-d", json.dumps(self.request()), f"http://localhost/networks/{quote(self.network)}/connect"]
-        )  # fmt: skip
-
     def demanded(self) -> tuple[str, ...]:
         """The addresses to ask Docker for."""
         every = tuple(one for one in (self.ipv4, self.ipv6) if one)
         return every if self.insist else tuple(one for one in every if one in self.chosen)
 
     def request(self) -> dict[str, Any]:
-        """What is asked of Docker's API; older Docker passes over a MAC address and a gateway's priority."""
+        """What is asked of Docker's API; older Docker passes over a gateway's priority."""
         demanded = self.demanded()
         addresses = {
             "IPv4Address": self.ipv4 if self.ipv4 in demanded else "",
@@ -168,7 +156,6 @@ class DockerConnect:
             "IPAMConfig": {key: value for key, value in addresses.items() if value},
             "Aliases": list(self.aliases),
             "Links": list(self.links),
-            "MacAddress": self.mac,
             "DriverOpts": dict(self.driver_options),
             "GwPriority": self.gateway_priority,
         }

@@ -114,7 +114,6 @@ def connection(container: Container, network: Network) -> DockerConnect:
         end.aliases,
         insist=False,
         chosen=end.chosen,
-        mac="" if end.mac == _derived_mac(end) else end.mac,
         link_local=end.link_local,
         links=end.links,
         driver_options=tuple(end.driver_options.items()),
@@ -123,7 +122,7 @@ def connection(container: Container, network: Network) -> DockerConnect:
 
 
 def _derived_mac(end: Endpoint) -> str:
-    """The MAC address that Docker before 28 made of an IPv4 address."""
+    """The MAC address that Docker before 28 makes of an IPv4 address."""
     address = ipaddress.ip_interface(end.ipv4 or "0.0.0.0").ip.packed
     return b"\x02\x42".hex(":") + ":" + address.hex(":")
 
@@ -140,7 +139,19 @@ def _disconnect(container: Container, network: Network, draft: Draft) -> None:
             f"taken back, {safe(container.name)} may have another address on {safe(network.name)}: where "
             "Docker chose the network's subnet itself, it lets nobody choose addresses"
         )
+    if end.mac and end.mac != _derived_mac(end) and not _restores_macs(draft):
+        draft.warn(
+            f"taken back, {safe(container.name)} has another MAC address on {safe(network.name)}, for Docker "
+            "lets nobody choose one there"
+        )
     draft.do(DockerDisconnect(connection(container, network)))
+
+
+def _restores_macs(draft: Draft) -> bool:
+    """Docker before 25 had one chosen MAC address for a container, whenever it came to that network."""
+    engine = draft.snapshot.engines.get("docker")
+    major = engine.version.partition(".")[0] if engine else ""
+    return major.isdigit() and int(major) < 25
 
 
 def _end(container: Container, network: Network) -> Endpoint:
@@ -172,6 +183,7 @@ def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: Draft) 
         draft.warn(f"{name} has no other names on {to}, where Docker has no DNS: {_words(end.aliases)}")
     lost = {
         "address": () if asked.ipv4 or asked.ipv6 else end.chosen,
+        "MAC address": (end.mac,) if end.mac_chosen else (),
         "link-local addresses": end.link_local,
         "links": end.links,
         "driver options": tuple(f"{key}={value}" for key, value in end.driver_options.items()),
@@ -179,8 +191,7 @@ def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: Draft) 
     for what, values in lost.items():
         if values:
             draft.warn(f"{name} does not keep on {to} the {what} chosen on {there}: {_words(values)}")
-    mac = end.mac if end.mac_chosen else ""
-    return replace(asked, aliases=aliases, mac=mac, gateway_priority=end.gateway_priority)
+    return replace(asked, aliases=aliases, gateway_priority=end.gateway_priority)
 
 
 def _words(values: tuple[str, ...]) -> str:
