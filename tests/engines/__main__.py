@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
 
 def run(found: Engine, options: argparse.Namespace) -> Result:
     """Run the tests with one engine."""
-    tests = options.tests.split() or ENGINES[found.name].tests
+    tests = _expanded(options.tests) or ENGINES[found.name].tests
     print(f"{found.name}: {found.version}: {' '.join(tests)}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +79,12 @@ def run(found: Engine, options: argparse.Namespace) -> Result:
             cwd=ROOT, env=os.environ | found.environment(), check=False,
         )  # fmt: skip
         return _result(found, report, time.monotonic() - began)
+
+
+def _expanded(tests: str) -> list[str]:
+    """Paths of tests, which may have wildcards."""
+    every = [sorted(ROOT.glob(one)) or [one] for one in tests.split()]
+    return [str(one) for some in every for one in some]
 
 
 def _selection(found: Engine) -> list[str]:
