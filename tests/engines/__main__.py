@@ -19,6 +19,9 @@ from tests.engines.packages import ENGINES, Engine, engine, one_at_a_time
 from tests.support.debian import CannotFetch
 
 ROOT = Path(__file__).parents[2]
+_CGROUPS = Path("/sys/fs/cgroup")
+# A mount namespace in which these are of version 2.
+_WITH_CGROUP2 = ("unshare", "--mount", "sh", "-c", f'mount -t cgroup2 none {_CGROUPS} && exec "$0" "$@"')
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,16 @@ def run(found: Engine, options: argparse.Namespace) -> Result:
         report = Path(folder, "report.xml")
         words = [sys.executable, "-m", "pytest", "-q", "-n", options.jobs, f"--junit-xml={report}"]
         subprocess.run(
-            [*words, *_selection(found), *options.pytest.split(), *tests],
+            [*_around(found), *words, *_selection(found), *options.pytest.split(), *tests],
             cwd=ROOT, env=os.environ | found.environment(), check=False,
         )  # fmt: skip
         return _result(found, report, time.monotonic() - began)
+
+
+def _around(found: Engine) -> tuple[str, ...]:
+    """What a run is wrapped in on a machine with cgroups of version 1."""
+    is_old = not (_CGROUPS / "cgroup.controllers").exists()
+    return _WITH_CGROUP2 if ENGINES[found.name].needs_cgroup2 and is_old else ()
 
 
 def _expanded(tests: str) -> list[str]:

@@ -21,12 +21,14 @@ _PODMAN_TESTS = ("tests/docker/test_podman.py", "tests/docker/test_agent_podman.
 class Series:
     """Versions of an engine that count as one: of the first of the `packages` the newest is taken that one of
     the `suites` has and whose version begins with `version`; the others come from the same suite, or from
-    the next that has them. `tests` are those that the engine matters to."""
+    the next that has them. `tests` are those that the engine matters to. An engine that knows cgroups of
+    version 2 alone `needs_cgroup2`."""
 
     version: str
     suites: tuple[str, ...]
     packages: tuple[str, ...]
     tests: tuple[str, ...]
+    needs_cgroup2: bool = False
 
 
 # Suites move on: where a series stays longer, or comes next, stands behind the suite that it is in now.
@@ -37,6 +39,13 @@ ENGINES = {
     "netavark-1.17": Series("1.17", ("sid", "testing"), _NETAVARK, _PODMAN_TESTS),
     "netavark-2.0": Series("2.0", ("experimental", "sid"), _NETAVARK, _PODMAN_TESTS),
     "podman-5.8": Series("5.8", ("sid", "testing"), ("podman", *_NETAVARK, "libgpgme45"), _PODMAN_TESTS),
+    "podman-6.1": Series(
+        "6.1",
+        ("experimental", "sid"),
+        ("podman", *_NETAVARK, "libgpgme45"),
+        _PODMAN_TESTS,
+        needs_cgroup2=True,
+    ),
 }
 
 
@@ -117,12 +126,21 @@ def _offered(package: str, apt: Apt) -> list[tuple[str, str]]:
 
 def _finish(root: Path) -> None:
     """Have podman take its helpers from here."""
-    if not (root / "usr/lib/podman").exists():
+    helpers = root / "usr/lib/podman"
+    if not helpers.exists():
         return
-    for folder in (root / "usr/lib").glob("*-linux-gnu*") if (root / "usr/bin/podman").exists() else ():
-        # Sid's own libsubid needs a newer C library. Its functions are called for users other than root.
-        if older := sorted(Path("/usr/lib", folder.name).glob("libsubid.so.5")):
-            (folder / "libsubid.so.6").symlink_to(older[0])
-    cached = root.parent / "root"  # where it will be
-    folders = [f'"{cached}/usr/lib/podman"', '"/usr/lib/podman"', '"/usr/libexec/podman"']
-    (root / "containers.conf").write_text(f"[engine]\nhelper_binaries_dir = [{', '.join(folders)}]\n")
+    if (root / "usr/bin/podman").exists():
+        _lend_libsubid(root)
+    cached = root.parent / "root/usr/lib/podman"  # where they will be
+    folders = ", ".join(f'"{folder}"' for folder in (cached, "/usr/lib/podman", "/usr/libexec/podman"))
+    # A limit of processes needs a controller, which a second mount of cgroups lacks.
+    (root / "containers.conf").write_text(
+        f"[engine]\nhelper_binaries_dir = [{folders}]\n[containers]\npids_limit = 0\n"
+    )
+
+
+def _lend_libsubid(root: Path) -> None:
+    """The newer libsubid needs a newer C library; its functions are called for users other than root."""
+    for folder in (root / "usr/lib").glob("*-linux-gnu*"):
+        for older in Path("/usr/lib", folder.name).glob("libsubid.so.5"):
+            (folder / "libsubid.so.6").symlink_to(older)

@@ -67,3 +67,13 @@ def test_the_table_has_a_line_for_each_engine() -> None:
     _, first, second = table(results).splitlines()
     assert first.split() == ["docker-28.5", "28.5.2", "90", "0", "0", "120", "s"] and results[0].is_good
     assert second.split() == ["docker-26.1", "26.1.5", "89", "1", "0", "99", "s"] and not results[1].is_good
+
+
+def test_podman_takes_its_helpers_from_the_cache(tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    for folder in ("usr/lib/podman", "usr/bin/podman"):
+        (root / folder).mkdir(parents=True)
+    packages._finish(root)
+    assert (
+        f'helper_binaries_dir = ["{tmp_path}/root/usr/lib/podman",' in (root / "containers.conf").read_text()
+    )
