@@ -7,7 +7,8 @@ TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff clang shellcheck
 
-.PHONY: run setup setup-dev check test test-kernels fuzz fuzz-rules fuzz-kill lint bench bench-fastpath screenshots demo \
+.PHONY: run setup setup-dev check test test-kernels test-engines fuzz fuzz-rules fuzz-kill fuzz-flush soak lint bench \
+	bench-fastpath screenshots demo \
 	demo-recording clean $(LINTERS)
 
 run: setup
@@ -35,6 +36,11 @@ check: setup-dev
 test-kernels: setup-dev
 	@scripts/setup.sh kernels
 	$(PY) -m tests.kernels $(ARGS) $(KERNELS)
+
+# The tests of container engines with other versions than the installed ones; ENGINES= some of them, see
+# tests/engines/packages.py; TESTS= some of the tests.
+test-engines: setup-dev
+	$(PY) -m tests.engines $(if $(filter command\ line,$(origin TESTS)),--tests="$(TESTS)") $(if $(ARGS),--pytest="$(ARGS)") $(ENGINES)
 
 fuzz: setup-dev
 	VNET_FUZZ=1000000 $(PY) -m pytest -q $(ARGS) tests/datapath/test_fuzz.py

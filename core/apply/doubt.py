@@ -22,7 +22,6 @@ from core.ops import (
     Operation,
     SetLink,
 )
-from core.ops.docker import LABELS
 
 # Seconds that a request which was cut off may take until Docker has done it.
 _IN_FLIGHT = 1.0
@@ -93,8 +92,8 @@ def _alias(step: CreateBridge | CreateVeth, kernel: Kernel) -> str | None:
 
 
 def _awaited(step: DockerCreateNetwork, kernel: Kernel) -> bool:
-    """Whether Docker has the network and it carries our label, now or once a request in flight has ended."""
+    """Whether Docker has the network and it carries its labels, now or once a request in flight has ended."""
     deadline = time.monotonic() + _IN_FLIGHT
     while (found := network_named(step.name, kernel)) is None and time.monotonic() < deadline:
         time.sleep(_IN_FLIGHT / 20)
-    return found is not None and LABELS.items() <= (found.get("Labels") or {}).items()
+    return found is not None and dict(step.labels).items() <= (found.get("Labels") or {}).items()

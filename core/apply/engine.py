@@ -45,6 +45,18 @@ def open_docker() -> Any:
         raise EngineError(f"Docker does not answer as it should: {error}"[:_LONGEST]) from error
 
 
+def post(client: Any, path: str, body: Any) -> None:
+    """Ask Docker's API for what the SDK has no words for. Raises what the SDK's client raises."""
+    from docker.errors import create_api_error_from_http_exception
+    from requests import HTTPError
+
+    answer = client.post(f"{client.base_url}/v{client.api_version}{path}", json=body, timeout=_SECONDS)
+    try:
+        answer.raise_for_status()
+    except HTTPError as error:
+        raise create_api_error_from_http_exception(error) from error
+
+
 @contextmanager
 def asked(already: Collection[int] = ()) -> Iterator[None]:
     """Turn what the client raises in the body into EngineError; the HTTP states in `already` mean that what

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ def container(runtime: str, listed: Answer, inspected: Answer | None) -> Contain
     `GET /containers/ID/json`. Raises what comes of a malformed answer."""
     state = (inspected or {}).get("State") or {}
     pid = int(state.get("Pid") or 0) or None
-    endpoints = tuple(_endpoints(listed))
+    endpoints = tuple(_endpoints(listed, inspected or {}))
     mode = _network_mode(listed, inspected, endpoints)
     joined = mode.startswith("container:")
     return Container(
@@ -46,7 +46,8 @@ def container(runtime: str, listed: Answer, inspected: Answer | None) -> Contain
 def network(engine: str, ns: int, told: Answer) -> Network:
     """One network from its entry in Docker's `GET /networks`; `ns` is where the engine makes its bridges."""
     options = texts(told.get("Options"))
-    pools = (told.get("IPAM") or {}).get("Config") or []
+    ipam = told.get("IPAM") or {}
+    pools = ipam.get("Config") or []
     driver, network_id = str(told["Driver"]), str(told["Id"])
     default = f"br-{network_id[:12]}" if driver == "bridge" else ""
     return Network(
@@ -62,7 +63,19 @@ def network(engine: str, ns: int, told: Answer) -> Network:
         internal=bool(told.get("Internal")),
         labels=texts(told.get("Labels")),
         parent=options.get("parent", ""),
+        options=options,
+        attachable=bool(told.get("Attachable")),
+        has_ipv4=bool(told.get("EnableIPv4", True)),
+        ip_ranges=tuple(pool["IPRange"] for pool in pools if pool.get("IPRange")),
+        reserved=tuple(_reserved(pools)),
+        ipam="" if ipam.get("Driver") in (None, "", "default") else str(ipam["Driver"]),
+        ipam_options=texts(ipam.get("Options")),
     )
+
+
+def _reserved(pools: Sequence[Answer]) -> Iterator[str]:
+    for pool in pools:
+        yield from (f"{name}={address}" for name, address in texts(pool.get("AuxiliaryAddresses")).items())
 
 
 def texts(told: Answer | None) -> dict[str, str]:
@@ -83,16 +96,34 @@ def _network_mode(listed: Answer, inspected: Answer | None, endpoints: tuple[End
     return names[0] if names and told in ("", "default", "bridge") and told not in names else str(told)
 
 
-def _endpoints(listed: Answer) -> Iterator[Endpoint]:
+def _endpoints(listed: Answer, inspected: Answer) -> Iterator[Endpoint]:
+    """Its attachments; what was asked for when they were made is in the container's own answer alone."""
+    inside = (inspected.get("NetworkSettings") or {}).get("Networks") or {}
     networks = (listed.get("NetworkSettings") or {}).get("Networks") or {}
+    asked_mac = str((inspected.get("Config") or {}).get("MacAddress") or "")
     for name, end in networks.items():
+        mac, asked = str(end.get("MacAddress") or ""), inside.get(name) or {}
+        addresses = asked.get("IPAMConfig") or {}
+        chosen = (addresses.get("IPv4Address"), addresses.get("IPv6Address"))
         yield Endpoint(
             str(name),
             ipv4=_address(end, "IPAddress", "IPPrefixLen"),
             ipv6=_address(end, "GlobalIPv6Address", "GlobalIPv6PrefixLen"),
             gateway=str(end.get("Gateway") or ""),
-            mac=str(end.get("MacAddress") or ""),
+            mac=mac,
+            # Old Docker counts its id among its names, podman too.
+            aliases=tuple(one for one in _list(asked.get("Aliases")) if one != str(listed["Id"])[:12]),
+            chosen=tuple(str(one) for one in chosen if one),
+            mac_chosen=bool(mac) and mac == asked_mac,
+            link_local=_list(addresses.get("LinkLocalIPs")),
+            links=_list(asked.get("Links")),
+            driver_options=texts(asked.get("DriverOpts")),
+            gateway_priority=int(asked.get("GwPriority") or 0),
         )
+
+
+def _list(told: Sequence[Any] | None) -> tuple[str, ...]:
+    return tuple(str(one) for one in told or ())
 
 
 def _address(end: Answer, address: str, prefix: str) -> str:

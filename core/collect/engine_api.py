@@ -24,6 +24,7 @@ from core.model import Container, Engine, Network
 
 # Seconds that an engine has for everything, however many containers it runs.
 TOTAL_SECONDS = 5.0
+_BUILT_IN = {"bridge", "host", "none", "podman"}
 _WITH_PROCESS = ("running", "paused", "restarting", "stopping")
 
 # The name that engines give themselves in the header field Server, and whether that is podman.
@@ -99,9 +100,9 @@ def _greeting(engine: EngineHttp) -> _Greeting:
 
 
 def _containers(kind: EngineKind, engine: EngineHttp, api: str, listed: Any) -> Iterator[Container]:
-    alive = [str(one["Id"]) for one in listed if one["State"] in _WITH_PROCESS]
-    questions = [f"{api}/containers/{quote(one, safe='')}/json" for one in alive]
-    inspected = dict(zip(alive, engine.ask_all(questions), strict=True))
+    asked = [str(one["Id"]) for one in listed if one["State"] in _WITH_PROCESS or _is_on_a_network(one)]
+    questions = [f"{api}/containers/{quote(one, safe='')}/json" for one in asked]
+    inspected = dict(zip(asked, engine.ask_all(questions), strict=True))
     for one in listed:
         told = inspected.get(str(one["Id"]))
         if isinstance(told, RefusedByEngine):
@@ -110,6 +111,12 @@ def _containers(kind: EngineKind, engine: EngineHttp, api: str, listed: Any) -> 
                 continue
             told = {}
         yield container(kind.name, one, told if told is None else dict(told))
+
+
+def _is_on_a_network(listed: Mapping[str, Any]) -> bool:
+    """Whether it is attached to more than the engine's own networks: how is not in the list."""
+    networks = (listed.get("NetworkSettings") or {}).get("Networks") or {}
+    return bool(networks.keys() - _BUILT_IN)
 
 
 def _in_order(networks: Iterable[Network]) -> tuple[Network, ...]:

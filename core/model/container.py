@@ -12,13 +12,26 @@ NAMESPACE_KINDS = ("user", "mnt", "pid", "uts", "net", "ipc")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A container's attachment to the network of that name; addresses as "172.18.0.2/16"."""
+    """A container's attachment to the network of that name; addresses as "172.18.0.2/16".
+
+    The rest is what was asked for when it was made: `aliases` its further names in the engine's DNS, `chosen`
+    those of its addresses that somebody chose, `mac_chosen` likewise (where the engine says so), `link_local`
+    further addresses, `links` containers and the names they have for this one alone ("db:database"),
+    `gateway_priority` the highest of which has the default route.
+    """
 
     network: str
     ipv4: str = ""
     ipv6: str = ""
     gateway: str = ""
     mac: str = ""
+    aliases: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
+    mac_chosen: bool = False
+    link_local: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    driver_options: Mapping[str, str] = field(default_factory=dict)
+    gateway_priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,9 @@ class Network:
     network card is a port), "switched" (a bridge without an address: the host takes no part), "host", "none",
     "macvlan", "ipvlan", "overlay" or "" where it is not known (an engine's raw answer, or rules that were not
     read): `core.networks` decides it from links and rules. `parent`
-    names the link that a macvlan or ipvlan network sits on.
+    names the link that a macvlan or ipvlan network sits on. `options` are the driver's, as given when it was
+    made; `ip_ranges` the parts of its subnets that addresses are taken from, `reserved` addresses that are
+    not ("router=10.1.0.9"), `ipam` whose addresses are managed by another driver than the engine's own.
     """
 
     engine: str
@@ -91,6 +106,13 @@ class Network:
     internal: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     parent: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    attachable: bool = False
+    has_ipv4: bool = True
+    ip_ranges: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
+    ipam: str = ""
+    ipam_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

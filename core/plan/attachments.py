@@ -258,7 +258,9 @@ def _move_by_docker(request: Move, networks: list[Network | None], draft: Draft)
     there, to = networks
     if there is None or to is None:
         raise Refusal(["one of the two networks is Docker's, the other is not: attach, then detach"])
-    attach_by_docker(Attach(request.container, to.name, request.addresses), to, draft)
+    container = draft.container(request.container)
+    is_there = any(end.network == there.name for end in container.endpoints)
+    asked = Attach(request.container, to.name, request.addresses)
+    attach_by_docker(asked, to, draft, there if is_there else None)
     detach_by_docker(Detach(request.container, there.name), there, draft)
-    name = safe(draft.container(request.container).name)
-    return f"have Docker move {name} from {safe(there.name)} to {safe(to.name)}"
+    return f"have Docker move {safe(container.name)} from {safe(there.name)} to {safe(to.name)}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
-from core.model import Container, Network
+from core.model import Container, Endpoint, Network
 from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.ops.docker import LABELS
 from core.plan import validate
@@ -73,15 +74,20 @@ def remove_docker_network(network: Network, draft: Draft) -> str:
 def as_operation(network: Network) -> DockerCreateNetwork:
     """The operation that makes a Docker network anew as it is."""
     gateways = {":" in one: one for one in network.gateways}
-    chosen = network.bridge if not network.bridge.startswith("br-" + network.id[:12]) else ""
     return DockerCreateNetwork(
         network.name,
         network.subnets,
         tuple(gateways.get(":" in one, "") for one in network.subnets),
         network.internal,
         any(":" in one for one in network.subnets),
-        network.mtu,
-        chosen,
+        driver_options=tuple(network.options.items()),
+        labels=tuple(network.labels.items()),
+        attachable=network.attachable,
+        ipv4=network.has_ipv4,
+        ip_ranges=network.ip_ranges,
+        reserved=network.reserved,
+        ipam=network.ipam,
+        ipam_options=tuple(network.ipam_options.items()),
     )
 
 
@@ -95,27 +101,66 @@ def _attached(network: Network, draft: Draft) -> list[Container]:
 
 def connection(container: Container, network: Network) -> DockerConnect:
     """The operation that attaches a container to a Docker network as it is now."""
-    end = next(end for end in container.endpoints if end.network == network.name)
+    end = _end(container, network)
     # Docker takes chosen addresses only on networks with a subnet of the person's own.
     chosen = network.name not in _BUILT_IN
     ipv4, ipv6 = (one.partition("/")[0] if chosen else "" for one in (end.ipv4, end.ipv6))
-    return DockerConnect(network.name, container.name, ipv4, ipv6, insist=False)
+    return DockerConnect(
+        network.name,
+        container.name,
+        # One that does not run has no addresses now, but those that somebody chose.
+        ipv4 or next((one for one in end.chosen if ":" not in one), ""),
+        ipv6 or next((one for one in end.chosen if ":" in one), ""),
+        end.aliases,
+        insist=False,
+        chosen=end.chosen,
+        link_local=end.link_local,
+        links=end.links,
+        driver_options=tuple(end.driver_options.items()),
+        gateway_priority=end.gateway_priority,
+    )
+
+
+def _derived_mac(end: Endpoint) -> str:
+    """The MAC address that Docker before 28 makes of an IPv4 address."""
+    address = ipaddress.ip_interface(end.ipv4 or "0.0.0.0").ip.packed
+    return b"\x02\x42".hex(":") + ":" + address.hex(":")
 
 
 def _disconnect(container: Container, network: Network, draft: Draft) -> None:
     """Detach it, telling where an undo cannot bring its address back: Docker lets nobody choose addresses on
     its own networks, nor on those whose subnet it chose itself (with the gateway, which others leave out)."""
     key, value = next(iter(LABELS.items()))
-    if network.name in _BUILT_IN or (network.gateways and network.labels.get(key) != value):
+    end = _end(container, network)
+    open_ones = {one.partition("/")[0] for one in (end.ipv4, end.ipv6) if one} - set(end.chosen)
+    by_docker = network.name in _BUILT_IN or (network.gateways and network.labels.get(key) != value)
+    if open_ones and by_docker:
         draft.warn(
             f"taken back, {safe(container.name)} may have another address on {safe(network.name)}: where "
             "Docker chose the network's subnet itself, it lets nobody choose addresses"
         )
+    if end.mac and end.mac != _derived_mac(end) and not _restores_macs(draft):
+        draft.warn(
+            f"taken back, {safe(container.name)} has another MAC address on {safe(network.name)}, for Docker "
+            "lets nobody choose one there"
+        )
     draft.do(DockerDisconnect(connection(container, network)))
 
 
-def attach_by_docker(request: Attach, network: Network, draft: Draft) -> str:
-    """Have Docker attach one of its containers to one of its networks."""
+def _restores_macs(draft: Draft) -> bool:
+    """Docker before 25 had one chosen MAC address for a container, whenever it came to that network."""
+    engine = draft.snapshot.engines.get("docker")
+    major = engine.version.partition(".")[0] if engine else ""
+    return major.isdigit() and int(major) < 25
+
+
+def _end(container: Container, network: Network) -> Endpoint:
+    return next(end for end in container.endpoints if end.network == network.name)
+
+
+def attach_by_docker(request: Attach, network: Network, draft: Draft, like: Network | None = None) -> str:
+    """Have Docker attach one of its containers to one of its networks; `like` it is attached to another, as
+    far as that can be."""
     container = _docker_container(request.container, network, draft)
     require(
         when(
@@ -125,8 +170,32 @@ def attach_by_docker(request: Attach, network: Network, draft: Draft) -> str:
         *(validate.address(one, network.subnets, draft.used) for one in request.addresses),
     )
     given = {":" in one: str(ipaddress.ip_address(one)) for one in request.addresses}
-    draft.do(DockerConnect(network.name, container.name, given.get(False, ""), given.get(True, "")))
+    asked = DockerConnect(network.name, container.name, given.get(False, ""), given.get(True, ""))
+    draft.do(_alike(asked, _end(container, like), network, draft) if like else asked)
     return f"have Docker attach {safe(container.name)} to {safe(network.name)}"
+
+
+def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: Draft) -> DockerConnect:
+    """Keep of an attachment what means the same on another network, and say what is not kept."""
+    name, there, to = safe(asked.container), safe(end.network), safe(network.name)
+    aliases = end.aliases if network.name not in _BUILT_IN else ()
+    if end.aliases and not aliases:
+        draft.warn(f"{name} has no other names on {to}, where Docker has no DNS: {_words(end.aliases)}")
+    lost = {
+        "address": () if asked.ipv4 or asked.ipv6 else end.chosen,
+        "MAC address": (end.mac,) if end.mac_chosen else (),
+        "link-local addresses": end.link_local,
+        "links": end.links,
+        "driver options": tuple(f"{key}={value}" for key, value in end.driver_options.items()),
+    }
+    for what, values in lost.items():
+        if values:
+            draft.warn(f"{name} does not keep on {to} the {what} chosen on {there}: {_words(values)}")
+    return replace(asked, aliases=aliases, gateway_priority=end.gateway_priority)
+
+
+def _words(values: tuple[str, ...]) -> str:
+    return ", ".join(map(safe, values))
 
 
 def detach_by_docker(request: Detach, network: Network, draft: Draft) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import tarfile
+from functools import cached_property
 from pathlib import Path
 
 from tests.docker.place import Place
@@ -39,6 +40,12 @@ class DockerHost:
     def inode(self) -> int:
         """The inode of that namespace."""
         return self.host.inode
+
+    @cached_property
+    def version(self) -> tuple[int, int]:
+        """The engine's version, as (28, 5)."""
+        major, minor = self.run("version", "-f", "{{.Server.Version}}").split(".")[:2]
+        return int(major), int(minor)
 
     def run(self, *words: str, check: bool = True) -> str:
         """Run `docker WORDS...` against this engine and return what it printed, without the last newline."""

@@ -88,11 +88,16 @@ def whole(engine: DockerHost) -> dict[str, Any]:
         "sysctls": host["sysctls"],
         "networks": {one["Name"]: [one[key] for key in ("IPAM", "Internal", "Options")] for one in told},
         "ends": {
-            name: [end["IPAddress"], end["MacAddress"], sorted({*(end["Aliases"] or ())} & {"db", "api"})]
+            name: [end["IPAddress"], mac_of(end, engine), sorted({*(end["Aliases"] or ())} & {"db", "api"})]
             for name, end in ends.items()
         },
         "inside": [_locals(link) for link in engine.host.json(inside)],
     }
+
+
+def mac_of(end: dict[str, Any], engine: DockerHost) -> str:
+    """Docker from 28 on chooses a random one each time, before that one that follows from the address."""
+    return "" if engine.version >= (28, 0) else str(end["MacAddress"])
 
 
 def _locals(link: dict[str, Any]) -> list[str]:

@@ -103,7 +103,9 @@ def test_the_rules_that_help_a_port_stand_behind_it(docker_host: DockerHost) -> 
     (entry,) = seen.of("published port")
     translating, *helping = seen.text(entry)
     assert translating.endswith("-j DNAT --to-destination 10.200.0.2:80")
-    assert [text.split(" -j ")[1] for text in helping] == ["ACCEPT", "MASQUERADE"]
+    # Docker before 28 masquerades what a container sends to its own published port.
+    own = [] if docker_host.version >= (28, 0) else ["MASQUERADE"]
+    assert [text.split(" -j ")[1] for text in helping] == ["ACCEPT", *own]
     assert not [one for one in seen.entries if "10.200.0.2" in one.inside and one is not entry]
 
 
@@ -152,7 +154,9 @@ def test_dockers_internal_rules_alone_show_that_a_network_is_internal(docker_hos
 def test_filters_are_told_by_networks_names(docker_host: DockerHost) -> None:
     docker_host.run("network", "create", "shop", "--opt", "com.docker.network.bridge.name=br-shop")
     sentences = {entry.sentence for entry in see(docker_host).of("filter")}
-    assert "accept: everything from shop (br-shop) to anywhere but shop (br-shop)" in sentences
+    # Docker from 28 on leaves what stays on a network to another rule.
+    way = "anywhere" if docker_host.version >= (28, 0) else "anywhere but shop (br-shop)"
+    assert f"accept: everything from shop (br-shop) to {way}" in sentences
     assert "drop: everything from bridge (docker0) to shop (br-shop)" in sentences
 
 

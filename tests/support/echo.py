@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.support.machine import Machine
 from tests.support.waiting import eventually
@@ -29,3 +32,16 @@ def ask(machine: Machine, address: str, port: int, inside: str = "", program: st
 def answer(machine: Machine, address: str, port: int, inside: str = "", program: str = ASK) -> str:
     """Run a caller until there is an answer, and return it: the first packet may wait for a MAC."""
     return str(eventually(lambda: ask(machine, address, port, inside, program)))
+
+
+@contextmanager
+def serving(machine: Machine, inside: str, program: str) -> Iterator[None]:
+    """Run a server while the block lasts."""
+    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program, inside=inside)
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        yield
+    finally:
+        server.kill()
+        server.communicate()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.support.echo import ASK, SERVE, answer, ask
+from tests.support.echo import ASK, SERVE, answer, ask, serving
 from tests.support.machine import Machine, ok, uplink
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -36,18 +33,6 @@ ASK_UDP = (
     "s.send(b'?')\n"
     "print(s.recv(99).decode())\n"
 )
-
-
-@contextmanager
-def serving(machine: Machine, inside: str, program: str) -> Iterator[None]:
-    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program, inside=inside)
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout and server.stdout.readline() == "ready\n"
-        yield
-    finally:
-        server.kill()
-        server.communicate()
 
 
 @pytest.fixture

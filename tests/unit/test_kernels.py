@@ -86,7 +86,7 @@ def test_without_a_network_the_kept_one_is_used_and_the_failure_said(
     _make_old(found)
     monkeypatch.setenv("FAILS", "update")
     assert packages.kernel("bookworm") == found
-    assert "no route; going on with 6.12.9-amd64" in capsys.readouterr().out
+    assert "no route; going on with what is in" in capsys.readouterr().out
 
 
 def test_the_proof_holds_for_the_sources_that_were_committed(

@@ -5,28 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
-from core.apply.engine import EngineError, asked
+from core.apply.engine import EngineError, asked, post
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
 from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
-from core.ops.docker import LABELS
 
 
 @execute.register
 def _(operation: DockerCreateNetwork, kernel: Kernel) -> None:
     client = kernel.docker()
     with asked(already=[HTTPStatus.CONFLICT]):
-        client.create_network(
-            operation.name,
-            driver="bridge",
-            options=operation.options(),
-            ipam=_ipam(operation),
-            check_duplicate=True,
-            internal=operation.internal,
-            enable_ipv6=operation.ipv6,
-            labels=LABELS,
-        )
+        post(client, "/networks/create", operation.request())
 
 
 @execute.register
@@ -42,21 +33,37 @@ def _(operation: DockerConnect, kernel: Kernel) -> None:
         _connect(operation, kernel)
     except EngineError as error:
         error.already = error.answered and is_connected(operation, kernel)
-        if error.already or operation.insist or not error.answered or not (operation.ipv4 or operation.ipv6):
+        if error.already or operation.insist or not error.answered or not operation.demanded():
             raise
-        _connect(replace(operation, ipv4="", ipv6=""), kernel)
+        _connect(replace(operation, chosen=()), kernel)
+    if not operation.insist and _differs(operation, kernel):
+        _connect_as_before(operation, kernel)
 
 
 def _connect(operation: DockerConnect, kernel: Kernel) -> None:
     client = kernel.docker()
     with asked():
-        client.connect_container_to_network(
-            operation.container,
-            operation.network,
-            ipv4_address=operation.ipv4 or None,
-            ipv6_address=operation.ipv6 or None,
-            aliases=list(operation.aliases) or None,
-        )
+        post(client, f"/networks/{quote(operation.network, safe='')}/connect", operation.request())
+
+
+def _differs(operation: DockerConnect, kernel: Kernel) -> bool:
+    """Whether Docker chose other addresses than the container had; one that does not run has none."""
+    end = _endpoint(operation, kernel) or {}
+    now = {end.get("IPAddress"), end.get("GlobalIPv6Address")} - {None, ""}
+    return bool(now) and not {operation.ipv4, operation.ipv6} - {""} <= now
+
+
+def _connect_as_before(operation: DockerConnect, kernel: Kernel) -> None:
+    """Attach it again, with the addresses that it had where Docker lets them be chosen."""
+    client = kernel.docker()
+    with asked():
+        client.disconnect_container_from_network(operation.container, operation.network)
+    try:
+        _connect(replace(operation, insist=True), kernel)
+    except EngineError as error:
+        if not error.answered:
+            raise
+        _connect(replace(operation, chosen=()), kernel)
 
 
 @execute.register
@@ -82,23 +89,19 @@ def network_named(name: str, kernel: Kernel) -> dict[str, Any] | None:
 
 def is_connected(connection: DockerConnect, kernel: Kernel) -> bool:
     """Whether the container is on the network, as Docker tells it. Raises EngineError."""
+    return _endpoint(connection, kernel) is not None
+
+
+def _endpoint(connection: DockerConnect, kernel: Kernel) -> dict[str, Any] | None:
+    """What Docker knows of the container's attachment, None where there is none. Raises EngineError."""
     client = kernel.docker()
     try:
         with asked(already=[HTTPStatus.NOT_FOUND]):
             told = client.inspect_container(connection.container)
     except EngineError as error:
         if error.already:
-            return False
+            return None
         raise
     found = (told.get("NetworkSettings") or {}).get("Networks") or {}
-    ids = {end.get("NetworkID") for end in found.values()}
-    return connection.network in found or connection.network in ids
-
-
-def _ipam(operation: DockerCreateNetwork) -> Any:
-    from docker.types import IPAMConfig, IPAMPool
-
-    pools = zip(operation.subnets, operation.gateways, strict=True)
-    return IPAMConfig(
-        pool_configs=[IPAMPool(subnet=subnet, gateway=gateway or None) for subnet, gateway in pools]
-    )
+    by_id = {end.get("NetworkID"): end for end in found.values()}
+    return found.get(connection.network) or by_id.get(connection.network)
