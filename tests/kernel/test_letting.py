@@ -238,3 +238,26 @@ def test_a_network_of_ours(site: Site, name: str) -> None:
             machine.run(["sh", "-c", restrict.replace("NETWORK", "198.51.100.0/24")])
             assert not site.ask(*in_)
         assert not any(site.answered(("world", "10.91.0.2", 80), ("world", "10.91.0.2", 81)))
+
+
+def test_a_network_of_ipv6(site: Site) -> None:
+    """Its commands are ip6tables', and let pass as those of IPv4 do."""
+    machine = site.machine
+    for inside, link, number in (("", "up0", 2), ("world", "far", 1)):
+        machine.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)
+    machine.run("ip route add default via 2001:db8:2::1")
+    machine.run("ip route add fd91::/64 via 2001:db8:2::2", inside="world")
+    site.load(OTHERS["ufw"])
+    said = site.warnings("network", "create", "shop", "--subnet", "fd91::/64")
+    ok(machine, "network create shop --subnet fd91::/64")
+    ok(machine, "container create c --network shop")
+    assert not site.ask("c", "2001:db8:2::1", 80)
+    run = site.follow([one for one in said if commands(one)])
+    assert run and all(one.startswith("ip6tables ") for one in run)
+    assert site.all_answered(("c", "2001:db8:2::1", 80))
+    with ExitStack() as ends:
+        serve(machine, "c", ends)
+        site.follow([one for one in site.warnings("publish", "c", "8090:80") if commands(one)])
+        ok(machine, "publish c 8090:80")
+        assert site.all_answered(("world", "2001:db8:2::2", 8090))
+        assert not site.ask("world", "fd91::2", 80)
