@@ -12,6 +12,7 @@ from core.model import BridgePort, BridgeSettings, FdbEntry, PortVlan
 _RTM_GETLINK, _RTM_GETNEIGH = 18, 30
 _IFLA_AF_SPEC, _IFLA_EXT_MASK = 26, 29
 _PF_BRIDGE = 7
+_AF_INET, _INET_CONF, _ROUTE_LOCALNET = 2, 1, 26
 _RTEXT_FILTER_BRVLAN_COMPRESSED = 1 << 2
 _IFLA_BRIDGE_VLAN_INFO = 2
 _VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
@@ -34,8 +35,8 @@ _GET_VLANS = struct.pack("=BxHiII", _PF_BRIDGE, 0, 0, 0, 0) + attribute(
 _GET_FDB = struct.pack("=BxHiII", _PF_BRIDGE, 0, 0, 0, 0)
 
 
-def settings(data: bytes) -> BridgeSettings:
-    """A bridge's settings, from its IFLA_INFO_DATA (IFLA_BR_*)."""
+def settings(data: bytes, families: bytes = b"") -> BridgeSettings:
+    """A bridge's settings, from its IFLA_INFO_DATA (IFLA_BR_*) and its IFLA_AF_SPEC."""
     found = attributes(data)
 
     def number(attr_type: int, default: int) -> int:
@@ -58,7 +59,15 @@ def settings(data: bytes) -> BridgeSettings:
         group_fwd_mask=number(9, 0),
         nf_call_iptables=number(36, 0) != 0,
         nf_call_ip6tables=number(37, 0) != 0,
+        route_localnet=_route_localnet(families),
     )
+
+
+def _route_localnet(families: bytes) -> bool:
+    """One of the numbers of IFLA_INET_CONF, the sysctls of net.ipv4.conf.LINK in the order of linux/ip.h."""
+    conf = attributes(attributes(families).get(_AF_INET, b"")).get(_INET_CONF, b"")
+    place = 4 * (_ROUTE_LOCALNET - 1)
+    return len(conf) >= place + 4 and u32(conf[place : place + 4]) != 0
 
 
 def port(data: bytes) -> BridgePort:

@@ -46,7 +46,7 @@ OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dor
     _IFLA_ALT_IFNAME,
 ) = (1, 3, 4, 5, 6, 10, 16, 18, 20, 29, 30, 37, 52, 53)  # fmt: skip
 _IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE, _IFLA_TSO_MAX_SIZE = 41, 58, 59
-_IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE = 63, 64
+_IFLA_GSO_IPV4_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE, _IFLA_AF_SPEC = 63, 64, 26
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_RT_PRIORITY = (
     1, 2, 3, 4, 6, 8, 9,
@@ -180,6 +180,7 @@ def link(
     lower = u32(found.get(_IFLA_LINK, b"")) or special.get("link")
     operstate = found.get(_IFLA_OPERSTATE, b"\0")[0]
     mac = found.get(_IFLA_ADDRESS, b"")
+    per_family = found.get(_IFLA_AF_SPEC, b"")
     return Link(
         ns=ns,
         ifindex=ifindex,
@@ -201,7 +202,7 @@ def link(
         offloads=offloads,
         details=special,
         port=bridges.port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
-        bridge=bridges.settings(info.get(_INFO_DATA, b"")) if kind == "bridge" else None,
+        bridge=bridges.settings(info.get(_INFO_DATA, b""), per_family) if kind == "bridge" else None,
         sizes=_sizes(found),
     )
 

@@ -12,7 +12,7 @@ from core.collect import netlink
 
 # linux/netfilter/nf_tables.h and nfnetlink.h.
 _SUBSYS = 10 << 8
-_GET_TABLE, GET_CHAIN, GET_RULE = _SUBSYS | 1, _SUBSYS | 4, _SUBSYS | 7
+_GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENTS = _SUBSYS | 1, _SUBSYS | 4, _SUBSYS | 7, _SUBSYS | 13
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
 _RULE_TABLE, _RULE_EXPRESSIONS = 1, 4

@@ -19,6 +19,7 @@ __all__ = ["Finding", "Severity", "by_ref", "findings", "joined", "storm_words"]
 
 def findings(topology: Topology) -> tuple[Finding, ...]:
     """All that is wrong, what is broken before what is only doubtful."""
+    shut = tuple(forwarding.shut_ports(topology))
     found = [
         *links.dead_joins(topology),
         *links.of_links(topology),
@@ -26,6 +27,8 @@ def findings(topology: Topology) -> tuple[Finding, ...]:
         *overlaps.overlaps(topology),
         *forwarding.drops(topology),
         *forwarding.shut_networks(topology),
+        *shut,
+        *forwarding.bypassing_ports(topology, shut),
         *forwarding.no_way_out(topology),
         *loads.full_tables(topology),
         *loads.failing_tables(topology),

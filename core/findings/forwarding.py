@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 
 from core.findings.finding import Finding
 from core.model import Container, NatEntry, container_ref, link_ref, namespace_ref, nat_ref, network_ref
-from core.nat.letting import by_chain, drop_words, dropping, letting_words
+from core.nat.bypass import gatekeeper, restrict_words
+from core.nat.letting import Published, Way, by_chain
+from core.nat.match import is_loopback
+from core.nat.remedies import allow_words, drop_words
+from core.tags import TABLE
 from core.text import quoted as quote
 
 if TYPE_CHECKING:
     from core.topology import Topology
 
 REFUSING = ("drop", "reject")
+# Of longer lists of ports only the first few are said.
+_SAID = 8
 
 
 def drops(topology: Topology) -> Iterator[Finding]:
@@ -66,22 +72,87 @@ def _without_rule(topology: Topology, entry: NatEntry) -> str:
 
 
 def shut_networks(topology: Topology) -> Iterator[Finding]:
-    """Networks in use whose new connections a forward chain of others drops for want of a rule."""
-    firewall, way = topology.snapshot.firewalls.get(topology.host), topology.uplink(topology.host)
-    if firewall is None or way is None:
+    """Networks in use whose new connections, or the answers to these, a chain of others drops."""
+    judge, found = topology.judge, topology.uplink(topology.host)
+    if judge is None or found is None:
         return
     for network in topology.networks:
         bridge = topology.bridge_link(network)
         if bridge is None or bridge.ns != topology.host or network.kind not in ("nat", "routed"):
             continue
-        found = dropping(firewall, bridge.name, ("out",), way[0].name, network.subnets)
+        if not bridge.addresses:
+            continue  # an engine's that is stopped: nothing is led out of it
+        way = Way(bridge.name, found[0].name, network.subnets)
         ref, about = network_ref(network.id), (link_ref(bridge.key),)
-        for chain, kinds in by_chain(one for one in found if one.certain):
-            words = (
-                f"{drop_words(firewall, chain, kinds, bridge.name)}: its containers get no answer outside."
-            )
-            advice = letting_words(firewall, chain, kinds, bridge.name)
-            yield Finding("forward", ref, "no way out", words, "bad", about, advice)
+        dropped = (one for one in judge.dropping(way, ("out", "answers")) if one.certain)
+        for chain, kinds in by_chain(dropped):
+            words = f"{drop_words(judge.firewall, chain, kinds, way)}: its containers get no answer outside."
+            yield Finding("forward", ref, "no way out", words, "bad", about, allow_words(chain, kinds, way))
+
+
+def shut_ports(topology: Topology) -> Iterator[Finding]:
+    """Published ports of ours that a chain of others drops what comes from outside to."""
+    judge, found = topology.judge, topology.uplink(topology.host)
+    if judge is None or found is None:
+        return
+    for entry, port in published(topology):
+        network = next((one for one in map(topology.network, entry.networks) if one and one.bridge), None)
+        if network is None or is_loopback(port.host_ip):
+            continue
+        way = Way(network.bridge, found[0].name, published=port)
+        about = tuple(container_ref(*uid.split(":", 1)) for uid in entry.containers)
+        dropped = (one for one in judge.dropping(way, ("published", "replies")) if one.certain)
+        for chain, kinds in by_chain(dropped):
+            words = f"{drop_words(judge.firewall, chain, kinds, way)}: nothing outside reaches that port."
+            ref, advice = nat_ref(entry.ns, entry.entry_id), allow_words(chain, kinds, way)
+            yield Finding("forward", ref, "not reached", words, "bad", about, advice)
+
+
+def published(topology: Topology) -> Iterator[tuple[NatEntry, Published]]:
+    """The ports that vnet publishes, each with its entry."""
+    entries = {entry.doing[0]: entry for entry in reversed(topology.nat) if entry.ns == topology.host}
+    firewall = topology.snapshot.firewalls.get(topology.host)
+    for rule in firewall.rules if firewall else ():
+        entry = entries.get(rule.rule_id)
+        if rule.table == TABLE and rule.verdict == "dnat" and entry and entry.kind == "published port":
+            ends = rule.translations
+            address = ends[0].to_address if ends else rule.to_address
+            ports = f"{ends[0].to_port}-{ends[-1].to_port}" if ends else rule.to_port or rule.dport
+            yield entry, Published(address, rule.l4_proto, ports, rule.dst, rule.dport)
+
+
+def bypassing_ports(topology: Topology, shut: Iterable[Finding]) -> Iterator[Finding]:
+    """Published ports that the host's own firewall program has no say in, one finding for all of them but
+    those that nothing reaches anyway."""
+    firewall, found = topology.snapshot.firewalls.get(topology.host), topology.uplink(topology.host)
+    program = gatekeeper(firewall) if firewall else ""
+    if not firewall or not program:
+        return
+    dropped = {finding.ref for finding in shut}
+    open_ones = [
+        entry
+        for entry in topology.nat
+        if entry.kind == "published port"
+        and entry.ns == topology.host
+        and not is_loopback(entry.outside.rpartition(":")[0].strip("[]"))
+        and nat_ref(entry.ns, entry.entry_id) not in dropped
+    ]
+    ports = list(dict.fromkeys(f"{one.l4_proto}/{one.outside.rpartition(':')[2]}" for one in open_ones))
+    if ports:
+        words = (
+            f"{program}'s rules for incoming connections don't apply to published ports ({_listed(ports)}): "
+            f"these are open to all that reach this host."
+        )
+        one, uplink = open_ones[0], found[0].name if found else ""
+        way = restrict_words(firewall, one.l4_proto, ports[0].partition("/")[2], one.family == "ip6", uplink)
+        about = tuple(nat_ref(one.ns, one.entry_id) for one in open_ones)
+        advice = f"to restrict one of them, run: {way}"
+        yield Finding("bypass", namespace_ref(topology.host), f"past {program}", words, "warn", about, advice)
+
+
+def _listed(ports: list[str]) -> str:
+    more = len(ports) - _SAID
+    return ", ".join(ports[:_SAID]) + (f" and {more} more" if more > 0 else "")
 
 
 def no_way_out(topology: Topology) -> Iterator[Finding]:

@@ -69,7 +69,8 @@ class BridgePort:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSettings:
-    """A bridge's own settings; times in seconds, ids as `8000.02:42:...`."""
+    """A bridge's own settings; times in seconds, ids as `8000.02:42:...`; `route_localnet` is the sysctl of
+    that name, by which the host's 127.0.0.1 is led to containers."""
 
     stp: bool = False
     vlan_filtering: bool = False
@@ -86,6 +87,7 @@ class BridgeSettings:
     group_fwd_mask: int = 0
     nf_call_iptables: bool = False
     nf_call_ip6tables: bool = False
+    route_localnet: bool = False
     vlans: tuple[PortVlan, ...] = ()
 
 

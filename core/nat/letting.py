@@ -1,73 +1,324 @@
-"""Whether others' forward chains let pass what a bridge's containers send and get, by kinds of packets."""
+"""Whether others' rules let pass what a bridge's containers send and get, by kinds of packets."""
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from core.model import Chain, Firewall, FirewallRule
-from core.nat.match import covers, split, takes_link
+from core.model import Chain, Choice, Firewall, FirewallRule
+from core.nat.match import split, takes_link
+from core.nat.packets import Kind, Packet, bounds, families_of
 from core.nat.paths import ChainKey, chain_key, targets
 from core.tags import TABLE
-from core.text import quoted as quote
-from core.text import safe
 
-# "out" opens a connection from the bridge to elsewhere, "answers" belong to one that is known, "published"
-# opens one from outside by a translated address, "same" one between two ports of the bridge.
-Kind = Literal["out", "answers", "published", "same"]
-# What may become of a packet in a chain; "on" leaves it to whoever called the chain, or to the policy.
-_ENDS = {"accept": "accept", "drop": "drop", "reject": "drop"}
-_DNAT = re.compile(r"ct status dnat\b|--ct(?:status|state) DNAT\b", re.IGNORECASE)
+_REFUSING = ("drop", "reject")
 _DEEPEST = 16
-_WORDS: Mapping[Kind, str] = {
-    "out": "new connections out of {bridge}",
-    "answers": "answers to {bridge}",
-    "published": "new connections to published ports on {bridge}",
-    "same": "new connections between containers on {bridge} (br_netfilter is on)",
-}
+_DNAT_PRIORITY, _CONNTRACK_PRIORITY = -100, -200
 
-type _Rules = Mapping[ChainKey, Sequence[FirewallRule]]
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published port: the container's end, and the host's (`host_ip` "" for every address)."""
+
+    address: str
+    l4_proto: str
+    ports: str
+    host_ip: str = ""
+    host_ports: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Whose packets are judged: a bridge's, its `subnets` (none: any), the host's `uplink` ("" where it has
+    none), the port that is `published`, and the bridge that it is joined `to`."""
+
+    bridge: str
+    uplink: str = ""
+    subnets: tuple[str, ...] = ()
+    published: Published | None = None
+    to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropping:
-    """A chain that drops a kind of packet, or may do so (not `certain`)."""
+    """A chain at a hook that drops a kind of packet, or may do so (not `certain`), of these families (IPv6 or
+    not); `rule` is the first that does, None for the chain's policy; `where` the chain in which an accept
+    put first lets them pass."""
 
     chain: Chain
     kind: Kind
     certain: bool
+    families: tuple[bool, ...]
+    rule: FirewallRule | None
+    where: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Packet:
-    """`iif` and `oif` are "" for a link that is not known, other than the bridge."""
+class Judge:
+    """One firewall's rules, by chain; our own table is left out."""
 
-    kind: Kind
-    bridge: str
-    iif: str
-    oif: str
-    subnet: str
+    def __init__(self, firewall: Firewall) -> None:
+        self.firewall = firewall
+
+    def dropping(
+        self, way: Way, kinds: Iterable[Kind], families: Collection[bool] = (False, True)
+    ) -> Iterator[Dropping]:
+        """Which of these kinds of packets of these families others' chains do not let pass."""
+        kinds = tuple(kinds)
+        for chain in self._deciding:
+            for kind in kinds:
+                packets = [one for one in _packets(kind, way, chain) if one.ipv6 in families]
+                if found := self._judged(chain, kind, packets):
+                    yield found
+
+    @cached_property
+    def _rules(self) -> dict[ChainKey, list[FirewallRule]]:
+        found: dict[ChainKey, list[FirewallRule]] = {}
+        for rule in self.firewall.rules:
+            if rule.table != TABLE:
+                found.setdefault(chain_key(rule), []).append(rule)
+        return found
+
+    @cached_property
+    def _deciding(self) -> tuple[Chain, ...]:
+        """The chains that forwarded packets come by and that drop anything at all."""
+        return tuple(
+            one
+            for one in self.firewall.chains
+            if is_on_the_way(one)
+            and one.table != TABLE
+            and (one.policy == "drop" or self._refuses(_key(one), set()))
+        )
+
+    def _refuses(self, key: ChainKey, seen: set[ChainKey]) -> bool:
+        """Whether a rule drops in a chain, or in one that is reached from it."""
+        seen.add(key)
+        for rule in self._rules.get(key, ()):
+            if rule.verdict in _REFUSING or rule.verdict == "queue" or _chosen_drop(rule):
+                return True
+            if any(one not in seen and self._refuses(one, seen) for one in targets(rule)):
+                return True
+        return False
+
+    def _judged(self, chain: Chain, kind: Kind, packets: Sequence[Packet]) -> Dropping | None:
+        walks = [(packet, self._walk(packet, chain)) for packet in packets]
+        dropped = [(packet, walk) for packet, walk in walks if walk.drops]
+        if not dropped:
+            return None
+        # One lost packet of such a connection is enough; of others all protocols count.
+        whole = kind in ("published", "replies", "joined")
+        certain = any(not walk.passes for _, walk in dropped) if whole else _all_of_a_family(walks)
+        families = tuple(dict.fromkeys(packet.ipv6 for packet, _ in dropped))
+        first = next((walk for _, walk in dropped if not walk.passes), dropped[0][1])
+        where = self._where(chain, [packet for packet, _ in dropped])
+        return Dropping(chain, kind, certain, families, first.rule, where)
+
+    def _walk(self, packet: Packet, chain: Chain, passing: str = "") -> _Walk:
+        walk = _Walk(self._rules, packet, passing and (*_key(chain)[:3], passing))
+        walk.through(_key(chain), chain.policy)
+        return walk
+
+    def _where(self, chain: Chain, packets: Sequence[Packet]) -> str:
+        """The chain for an accept: Docker leaves one for others' rules, where packets come there in time."""
+        user = "DOCKER-USER"
+        there = chain.backend != "nft" and (*_key(chain)[:3], user) in self._user_chains
+        if there and all(not self._walk(packet, chain, user).drops for packet in packets):
+            return user
+        return chain.name
+
+    @cached_property
+    def _user_chains(self) -> set[ChainKey]:
+        return {_key(one) for one in self.firewall.chains if one.name == "DOCKER-USER"}
 
 
-def dropping(
-    firewall: Firewall, bridge: str, kinds: Sequence[Kind], uplink: str = "", subnets: Sequence[str] = ()
-) -> Iterator[Dropping]:
-    """Which of these kinds are not let pass by others' forward chains whose policy is to drop."""
-    rules: dict[ChainKey, list[FirewallRule]] = {}
-    for rule in firewall.rules:
-        rules.setdefault(chain_key(rule), []).append(rule)
-    for chain in firewall.chains:
-        if chain.hook != "forward" or chain.policy != "drop" or chain.table == TABLE:
-            continue
-        key = (chain.backend, chain.family, chain.table, chain.name)
-        for kind in kinds:
-            ends = [_walk(packet, key, rules) for packet in _packets(kind, chain, bridge, uplink, subnets)]
-            dropped = [end for end in ends if end & {"drop", "on"}]
-            if dropped:
-                yield Dropping(chain, kind, any("accept" not in end for end in dropped))
+class _Walk:
+    """One walk of packets through a chain at a hook: whether some pass, whether some are dropped, and by
+    which rule first. At the head of the chain `passing` stands a rule that accepts them."""
+
+    def __init__(
+        self, rules: dict[ChainKey, list[FirewallRule]], packet: Packet, passing: ChainKey | str = ""
+    ) -> None:
+        self.passes = self.drops = False
+        self.rule: FirewallRule | None = None
+        self._rules = rules
+        self._packet = packet
+        self._passing = passing
+
+    def through(self, base: ChainKey, policy: str) -> None:
+        if self._chain(base, False, 0):
+            self._end("drop" if policy == "drop" else "accept", None, False)
+
+    def _end(self, verdict: str, rule: FirewallRule | None, narrow: bool) -> None:
+        if verdict == "accept":
+            self.passes = True
+        elif not narrow:
+            self.rule = self.rule if self.drops else rule
+            self.drops = True
+
+    def _chain(self, key: ChainKey, narrow: bool, depth: int) -> bool:
+        """Go through a chain; whether some of them come out of it again."""
+        if key == self._passing:
+            self._end("accept", None, narrow)
+            return False
+        left = False
+        for rule in self._rules.get(key, ()) if depth < _DEEPEST else ():
+            own_narrow = self._packet.is_narrow(rule)
+            # A long list of addresses to refuse is passed over without looking at each.
+            met = False if own_narrow and rule.verdict in _REFUSING else self._packet.meets(rule)
+            if met is False:
+                continue
+            returned, goes_on = self._rule(rule, narrow or own_narrow, depth)
+            left |= returned
+            if met and not goes_on:
+                return left
+        return True
+
+    def _rule(self, rule: FirewallRule, narrow: bool, depth: int) -> tuple[bool, bool]:
+        """What a rule does with those that it matches: whether some leave the chain, and whether some come to
+        the next rule."""
+        match rule.verdict:
+            case "accept" | "drop" | "reject":
+                self._end(rule.verdict, rule, narrow)
+                return False, False
+            case "return":
+                return True, False
+            case "queue":
+                self._end("accept", rule, narrow)
+                self._end("drop", rule, narrow)
+                return False, False
+            case "jump" | "goto":
+                (key,) = targets(rule) or (("", "", "", ""),)
+                out = self._chain(key, narrow, depth + 1)
+                return (False, out) if rule.verdict == "jump" else (out, False)
+            case "vmap":
+                return self._choose(rule, narrow, depth)
+        return False, True
+
+    def _choose(self, rule: FirewallRule, narrow: bool, depth: int) -> tuple[bool, bool]:
+        """The same of a verdict map: by the element for these packets, by any where that isn't known."""
+        chosen, certain = _chosen(rule, self._packet)
+        returned, goes_on = False, not certain
+        for one in chosen:
+            single = replace(rule, verdict=one.verdict, target=one.target, choices=())
+            ways = self._rule(single, narrow, depth) if one.verdict != "continue" else (False, True)
+            returned, goes_on = returned or ways[0], goes_on or ways[1]
+        return returned, goes_on
+
+
+def _chosen(rule: FirewallRule, packet: Packet) -> tuple[Sequence[Choice], bool]:
+    """The elements of a verdict map that packets may take, and whether they surely take one of them."""
+    if not rule.chosen_by:
+        # Which chain is not known, nor whether an element accepts.
+        jumps = [Choice("", "jump", target) for target in rule.target.split(",") if target]
+        return [*jumps, Choice("", "accept")], False
+    own, link = packet.of(rule.chosen_by), rule.chosen_by in ("iif", "oif")
+    if own:
+        fit = [one for one in rule.choices if _fits(one.value, own, link)]
+        rest = [one for one in rule.choices if one.value == "*"]
+        return (fit[:1] or rest), bool(fit or rest)
+    if link:
+        # Another link than the bridge: those of bridges that are not this one may still be meant.
+        return [one for one in rule.choices if one.value != packet.bridge], False
+    return rule.choices, False
+
+
+def _fits(value: str, own: str, link: bool) -> bool:
+    if value == "*":
+        return False
+    if link:
+        return takes_link(value, own)
+    if value.replace("-", "").isdigit() and own.replace("-", "").isdigit():
+        low, high = bounds(value)
+        return low <= bounds(own)[0] and bounds(own)[1] <= high
+    return own in split(value)[1]
+
+
+def _chosen_drop(rule: FirewallRule) -> bool:
+    return any(one.verdict in _REFUSING for one in rule.choices)
+
+
+def is_on_the_way(chain: Chain) -> bool:
+    """Whether what the host forwards comes by a chain that may drop it."""
+    return (
+        chain.hook in ("forward", "prerouting")
+        and chain.family in ("ip", "ip6", "inet")
+        and chain.kind in ("", "filter")
+    )
+
+
+def _all_of_a_family(walks: Sequence[tuple[Packet, _Walk]]) -> bool:
+    """Whether all that is judged of IPv4, or all of IPv6, is surely dropped."""
+    families = {packet.ipv6 for packet, _ in walks}
+    return any(
+        all(walk.drops and not walk.passes for packet, walk in walks if packet.ipv6 == family)
+        for family in families
+    )
+
+
+def _packets(kind: Kind, way: Way, chain: Chain) -> Iterator[Packet]:
+    """The packets of a kind as they come by a chain."""
+    for ipv6 in families_of(chain.family):
+        if chain.hook == "forward":
+            yield from _forwarded(kind, way, ipv6)
+        else:
+            yield from _received(kind, way, chain.priority, ipv6)
+
+
+def _forwarded(kind: Kind, way: Way, ipv6: bool) -> Iterator[Packet]:
+    port = way.published
+    if port is None:
+        yield from _of_networks(kind, way, ipv6)
+    elif kind == "published" and (":" in port.address) == ipv6:
+        towards = Packet(
+            kind, way.bridge, ipv6, way.uplink, way.bridge, "", port.address, port.l4_proto, "", port.ports
+        )
+        for state in ("new", "established"):
+            yield replace(towards, states=frozenset((state, "dnat")))
+    elif kind == "replies" and (":" in port.address) == ipv6:
+        states = frozenset(("established", "dnat"))
+        back = Packet(kind, way.bridge, ipv6, way.bridge, way.uplink, port.address, "", port.l4_proto)
+        yield replace(back, sport=port.ports, states=states)
+
+
+def _of_networks(kind: Kind, way: Way, ipv6: bool) -> Iterator[Packet]:
+    subnets = [one for one in way.subnets if (":" in one) == ipv6]
+    bridge, uplink = way.bridge, way.to or way.uplink
+    for subnet in subnets if way.subnets else ("",):
+        for l4_proto in ("tcp", "udp"):
+            packet = Packet(kind, bridge, ipv6, bridge, uplink, subnet, "", l4_proto)
+            if kind == "out":
+                yield replace(packet, states=frozenset(("new",)))
+            elif kind == "answers":
+                back = replace(packet, iif=uplink, oif=bridge, src="", dst=subnet)
+                yield replace(back, states=frozenset(("established",)))
+            elif kind == "same":
+                yield replace(packet, oif=bridge, dst=subnet, states=frozenset(("new",)))
+            elif kind == "joined":
+                yield replace(packet, states=frozenset(("new",)))
+                yield replace(packet, states=frozenset(("established",)))
+
+
+def _received(kind: Kind, way: Way, priority: int, ipv6: bool) -> Iterator[Packet]:
+    """The same before the host has decided where they go: what comes to a published port is still addressed
+    to the host, until the addresses are translated."""
+    port = way.published
+    early = priority < _CONNTRACK_PRIORITY
+    # Before conntrack has seen a packet its state is said to be invalid.
+    new, known = (frozenset((state if not early else "invalid",)) for state in ("new", "established"))
+    if port is None:
+        for packet in _of_networks(kind, way, ipv6) if kind == "out" else ():
+            yield replace(packet, oif="", states=new)
+    elif (":" in port.address) != ipv6:
+        return
+    elif kind == "published":
+        late = priority > _DNAT_PRIORITY
+        address, ports = (port.address, port.ports) if late else (port.host_ip, port.host_ports)
+        packet = Packet(kind, way.bridge, ipv6, way.uplink, "", "", address, port.l4_proto, "", ports)
+        yield replace(packet, states=new | {"dnat"} if late else new)
+    elif kind == "replies":
+        yield Packet(
+            kind, way.bridge, ipv6, way.bridge, "", port.address, "", port.l4_proto, port.ports, "", known
+        )
 
 
 def by_chain(found: Iterable[Dropping]) -> list[tuple[Chain, list[Dropping]]]:
@@ -78,119 +329,5 @@ def by_chain(found: Iterable[Dropping]) -> list[tuple[Chain, list[Dropping]]]:
     return list(groups.items())
 
 
-def drop_words(firewall: Firewall, chain: Chain, found: Sequence[Dropping], bridge: str) -> str:
-    """What a chain drops, as the beginning of a sentence."""
-    which = {"ip": " (IPv4)", "ip6": " (IPv6)"}.get(chain.family, "")
-    docker = chain.backend != "nft" and _has_docker(firewall)
-    certain = any(one.certain for one in found)
-    told = [one for one in found if one.certain == certain]
-    verb = ("drop" if docker else "drops") if certain else "may drop"
-    who = "Docker's rules" if docker else f"table {safe(chain.table)}"
-    what = ", ".join(_WORDS[one.kind].format(bridge=bridge) for one in told)
-    return f"{who} {verb} {what}{which}"
-
-
-def letting_words(firewall: Firewall, chain: Chain, found: Sequence[Dropping], bridge: str) -> str:
-    """How to let that pass; rules of others are not edited."""
-    kinds = {one.kind for one in found}
-    name, table = quote(bridge), f"{chain.family} {quote(chain.table)} {quote(chain.name)}"
-    if chain.backend != "nft":
-        tool = "ip6tables" if chain.family == "ip6" else "iptables"
-        where = "DOCKER-USER" if _has_docker(firewall) else quote(chain.name)
-        ways = [f"{tool} -I {where} -i {name} -j ACCEPT"] if kinds & {"out", "same"} else []
-        ways += [f"{tool} -I {where} -o {name} -j ACCEPT"] if kinds & {"answers", "published"} else []
-    else:
-        ways = [f"iifname {name} accept"] if kinds & {"out", "same"} else []
-        ways += [f"oifname {name} ct state established,related accept"] if "answers" in kinds else []
-        ways += [f"oifname {name} ct status dnat accept"] if "published" in kinds else []
-        ways = [f"nft insert rule {table} {way}" for way in ways]
-    return f"vnet edits no rules of others; to let it pass: {'; '.join(ways)}"
-
-
-def _has_docker(firewall: Firewall) -> bool:
-    return any(chain.name == "DOCKER-USER" for chain in firewall.chains)
-
-
-def _packets(kind: Kind, chain: Chain, bridge: str, uplink: str, subnets: Sequence[str]) -> Iterator[_Packet]:
-    iif = bridge if kind in ("out", "same") else uplink
-    oif = uplink if kind == "out" else bridge
-    families = {"ip": (False,), "ip6": (True,)}.get(chain.family, (False, True))
-    for subnet in subnets or ("",):
-        if not subnet or (":" in subnet) in families:
-            yield _Packet(kind, bridge, iif, oif, subnet)
-
-
-def _walk(packet: _Packet, chain: ChainKey, rules: _Rules, depth: int = 0) -> set[str]:
-    """All that may become of a packet in a chain."""
-    found: set[str] = set()
-    for rule in rules.get(chain, ()) if depth < _DEEPEST else ():
-        met = _meets(rule, packet)
-        if met is False:
-            continue
-        ends = _ends(rule, packet, rules, depth)
-        found |= ends - {"next"}
-        if met and "next" not in ends:
-            return found
-    return found | {"on"}
-
-
-def _ends(rule: FirewallRule, packet: _Packet, rules: _Rules, depth: int) -> set[str]:
-    """All that may become of a packet that the rule matches; "next" where the next rule may get it."""
-    if rule.verdict in _ENDS:
-        return {_ENDS[rule.verdict]}
-    if rule.verdict == "return":
-        return {"on"}
-    if rule.verdict == "queue":
-        return {"accept", "drop"}
-    ends: set[str] = set() if targets(rule) else {"next"}
-    for key in targets(rule):
-        ends |= _walk(packet, key, rules, depth + 1)
-    if rule.verdict == "vmap":
-        ends |= {"next", "accept"}  # where no element of the map fits, and what one may say
-    if "on" in ends and rule.verdict != "goto":
-        ends = ends - {"on"} | {"next"}
-    return ends
-
-
-def _meets(rule: FirewallRule, packet: _Packet) -> bool | None:
-    """Whether the rule matches such packets: all of them, none, or some (None)."""
-    told = [
-        _is_link(rule.iif, packet.iif, packet.bridge),
-        _is_link(rule.oif, packet.oif, packet.bridge),
-        _is_state(rule, packet),
-        _is_address(rule.src, packet.subnet if packet.kind in ("out", "same") else ""),
-        _is_address(rule.dst, packet.subnet if packet.kind != "out" else ""),
-        None if rule.l4_proto or rule.sport or rule.dport else True,
-    ]
-    if False in told:
-        return False
-    return None if None in told else True
-
-
-def _is_link(text: str, name: str, bridge: str) -> bool | None:
-    if not text:
-        return True
-    if name:
-        return takes_link(text, name)
-    negated, members = split(text)
-    return negated if members == (bridge,) else None
-
-
-def _is_state(rule: FirewallRule, packet: _Packet) -> bool | None:
-    translated = _DNAT.search(rule.text) is not None
-    if not rule.ct_state:
-        if translated:
-            return packet.kind == "published" or (None if packet.kind == "answers" else False)
-        return True if rule.understood else None
-    negated, states = split(rule.ct_state)
-    own = {"established"} if packet.kind == "answers" else {"new"}
-    own |= {"dnat"} if packet.kind == "published" else set()
-    fits = bool(own & set(states)) != negated
-    # A further match beside the state may not hold.
-    return fits if not fits or rule.understood or translated else None
-
-
-def _is_address(text: str, subnet: str) -> bool | None:
-    if not text:
-        return True
-    return covers(text, ipaddress.ip_network(subnet, strict=False)) if subnet else None
+def _key(chain: Chain) -> ChainKey:
+    return (chain.backend, chain.family, chain.table, chain.name)

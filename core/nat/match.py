@@ -69,3 +69,11 @@ def takes_link(text: str, name: str) -> bool:
 
 def _is_named(name: str, member: str) -> bool:
     return name == member or (member.endswith("*") and name.startswith(member[:-1]))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, "" for any, is one of the loopback link."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

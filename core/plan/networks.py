@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from core.model import Link, Network
-from core.nat.letting import Kind
+from core.nat.packets import Kind
 from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
 from core.plan import ipam, kept, validate
 from core.plan.attachments import detach_member, routes_to, shut_in, ways_to
@@ -277,6 +277,8 @@ def _(request: Join, draft: Draft) -> str:
     draft.now(joined=draft.ours.joined | {names})
     forward(draft, ipv4=4 in common, ipv6=6 in common)
     for network, to in ((one, other), (other, one)):
+        subnets = [subnet for subnet in network.subnets if _family(subnet) in common]
+        warn_of_filters(draft, network.bridge, ("joined",), subnets, to=to.bridge)
         for target, link in shut_in(network, draft):
             ways = routes_to(network, to, target, link)
             draft.do(*ways)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from core.nat.bypass import gatekeeper, restrict_words
+from core.nat.letting import Published, Way
+from core.nat.match import is_loopback
+from core.nat.packets import Kind
 from core.ops import SetPort
 from core.plan import validate
 from core.plan.base import Refusal, require, when
@@ -14,7 +18,7 @@ from core.plan.draft import Draft, Target
 from core.plan.held import clash, in_part
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, OurPort, port_id
-from core.plan.warnings import forward, warn_of_filters
+from core.plan.warnings import BRIDGED, forward, warn_of_filters
 from core.text import safe
 
 
@@ -52,7 +56,7 @@ def _(request: Publish, draft: Draft) -> str:
         for sentence in in_part(port, draft.topology):
             draft.warn(sentence)
     draft.now(ports=(*draft.ours.ports, *made))
-    _let_in(made, home, draft)
+    _let_in(made, home, target, draft)
     return f"publish {made[0].port_id} of {safe(target.name)}"
 
 
@@ -133,19 +137,91 @@ def _short(ports: str) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _let_in(made: tuple[OurPort, ...], home: _Home, draft: Draft) -> None:
+def _let_in(made: tuple[OurPort, ...], home: _Home, target: Target, draft: Draft) -> None:
     """Have the host forward to the container, from its own loopback address as well."""
     families = {":" in port.address for port in made}
     forward(draft, ipv4=False in families, ipv6=True in families)
-    warn_of_filters(draft, home.bridge, ("published", "answers"))
+    for port in (port for port in made if not is_loopback(port.host_ip)):
+        warn_of_filters(draft, home.bridge, ("published", "replies"), published=_judged(port))
+    _warn_of_bypass([port for port in made if not is_loopback(port.host_ip)], draft)
     if home.network in draft.ours.networks:
         _hairpin(made, True, draft)
         if any(_by_loopback(port) for port in made):
             draft.sysctl(_route_localnet(home.bridge), "1", _localnet_now(home.bridge, draft))
     else:
-        draft.warn(f"{made[0].port_id} does not answer at 127.0.0.1: {home.bridge} is not vnet's")
+        _warn_of_unanswered(made, home, target, draft)
     if True in families:
         draft.warn(f"{made[0].port_id} does not answer at ::1: the kernel keeps that on the loopback link")
+
+
+def _warn_of_bypass(made: Sequence[OurPort], draft: Draft) -> None:
+    """Say that the host's firewall program has no say in these ports, and how to restrict them."""
+    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+    program = gatekeeper(firewall) if firewall else ""
+    if firewall and program and made:
+        found = draft.topology.uplink(draft.topology.host)
+        uplink = found[0].name if found else ""
+        ways = [
+            restrict_words(firewall, port.l4_proto, port.host_ports, ":" in port.address, uplink)
+            for port in made
+        ]
+        draft.warn(
+            f"{program}'s rules for incoming connections don't apply to published ports such as "
+            f"{made[0].port_id}; to restrict it, run: {'; '.join(ways)}"
+        )
+
+
+def _warn_of_unanswered(made: Sequence[OurPort], home: _Home, target: Target, draft: Draft) -> None:
+    """Say from where a port of a container on another engine's network is not reached: what our own bridges
+    are set to for it is left as that engine has set it."""
+    bridge, first = draft.link(home.bridge), made[0]
+    localnet = bool(bridge and bridge.bridge and bridge.bridge.route_localnet)
+    if not localnet and any(map(_by_loopback, made)):
+        draft.warn(f"{first.port_id} does not answer at 127.0.0.1: {home.bridge} is not vnet's")
+    closed = [] if _is_turned_back(first, target, draft) else [f"{safe(target.name)} itself"]
+    if draft.snapshot.host.sysctls.get(BRIDGED) != "1":
+        closed.append(f"other containers on {home.bridge}")
+    closed += [f"containers on {name}" for name in _kept_apart(first, home, draft)]
+    if closed:
+        draft.warn(f"{first.port_id} does not answer {', '.join(closed)} by the host's addresses")
+
+
+def _is_turned_back(port: OurPort, target: Target, draft: Draft) -> bool:
+    """Whether what a container sends to its own published port comes back to it: by the bridge's port that
+    it came from, and from another address than its own."""
+    links = [link for link in draft.snapshot.links() if link.ns == target.ns]
+    ends = [draft.topology.peer(link) for link in links]
+    hairpin = any(end and end.port and end.port.hairpin for end in ends)
+    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+    return hairpin and any(
+        rule.verdict == "masquerade"
+        and rule.src == rule.dst == port.address
+        and rule.dport in ("", port.container_ports)
+        for rule in (firewall.rules if firewall else ())
+    )
+
+
+def _kept_apart(port: OurPort, home: _Home, draft: Draft) -> Iterator[str]:
+    """The engine's other networks whose containers it keeps from that port, also where what is dropped of
+    those outside is let pass."""
+    judge, uplink = draft.topology.judge, draft.topology.uplink(draft.topology.host)
+    if judge is None:
+        return
+    kinds: tuple[Kind, ...] = ("published", "replies")
+
+    def dropped(link: str) -> set[str]:
+        way = Way(home.bridge, link, published=_judged(port))
+        return {one.kind for one in judge.dropping(way, kinds) if one.certain}
+
+    outside = dropped(uplink[0].name if uplink else "")
+    for other in draft.topology.networks:
+        apart = other.bridge and other.bridge != home.bridge and other.engine != "kernel"
+        if apart and dropped(other.bridge) - outside:
+            yield safe(other.name)
+
+
+def _judged(port: OurPort) -> Published:
+    return Published(port.address, port.l4_proto, port.container_ports, port.host_ip, port.host_ports)
 
 
 def _hairpin(ports: Iterable[OurPort], on: bool, draft: Draft) -> None:
@@ -169,7 +245,7 @@ def reopen(ports: Collection[OurPort], bridge: str, draft: Draft) -> None:
 
 def _by_loopback(port: OurPort) -> bool:
     every = not port.host_ip
-    return ":" not in port.address and (every or ipaddress.ip_address(port.host_ip).is_loopback)
+    return ":" not in port.address and (every or is_loopback(port.host_ip))
 
 
 def _localnet_now(bridge: str, draft: Draft) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from core.model import Link
-from core.nat.letting import Kind, by_chain, drop_words, dropping, letting_words
+from core.nat.letting import Published, Way, by_chain
+from core.nat.packets import Kind
+from core.nat.remedies import allow_words, drop_words
 from core.ops import SetSysctl
 from core.plan.draft import Draft
 from core.tags import TABLE
@@ -11,25 +15,29 @@ from core.text import safe
 
 _FORWARD = "net.ipv4.ip_forward"
 _FORWARD6 = "net.ipv6.conf.all.forwarding"
-_BRIDGED = "net.bridge.bridge-nf-call-iptables"
+BRIDGED = "net.bridge.bridge-nf-call-iptables"
 
 
 def warn_of_filters(
-    draft: Draft, bridge: str, kinds: tuple[Kind, ...] = ("out", "answers"), subnets: tuple[str, ...] = ()
+    draft: Draft,
+    bridge: str,
+    kinds: Sequence[Kind],
+    subnets: Sequence[str] = (),
+    published: Published | None = None,
+    to: str = "",
 ) -> None:
     """Warn where another table drops what is forwarded: our own accept cannot overrule it, and rules that are
-    not ours are not edited."""
-    firewall = draft.snapshot.firewalls.get(draft.topology.host)
-    if firewall is None:
+    not ours are not edited. Without subnets both families count. What is switched is judged as well where
+    rules see it (br_netfilter)."""
+    judge = draft.topology.judge
+    if judge is None:
         return
-    way = draft.topology.uplink(draft.topology.host)
-    name = way[0].name if way else ""
-    if draft.snapshot.host.sysctls.get(_BRIDGED) == "1":
+    if draft.snapshot.host.sysctls.get(BRIDGED) == "1" and not published and not to:
         kinds = (*kinds, "same")
-    for chain, found in by_chain(dropping(firewall, bridge, kinds, name, subnets)):
-        draft.warn(
-            f"{drop_words(firewall, chain, found, bridge)}; {letting_words(firewall, chain, found, bridge)}"
-        )
+    found = draft.topology.uplink(draft.topology.host)
+    way = Way(bridge, found[0].name if found else "", tuple(subnets), published, to)
+    for chain, dropped in by_chain(judge.dropping(way, kinds)):
+        draft.warn(f"{drop_words(judge.firewall, chain, dropped, way)}; {allow_words(chain, dropped, way)}")
 
 
 def warn_of_move(source: Link, to: str, draft: Draft) -> None:

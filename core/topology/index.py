@@ -20,6 +20,7 @@ from core.model import (
 )
 from core.modelcard import cards
 from core.nat import nat_entries
+from core.nat.letting import Judge
 from core.nat.paths import PlacedRule, placed_rules
 from core.networks import all_networks, gateways_of
 from core.peers import resolve
@@ -69,6 +70,12 @@ class Topology:
     def nat(self) -> tuple[NatEntry, ...]:
         """Translations and forward filters, understood."""
         return nat_entries(self.snapshot, self.networks)
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """What the host's rules drop of forwarded packets, None where they were not read."""
+        firewall = self.snapshot.firewalls.get(self.host)
+        return Judge(firewall) if firewall else None
 
     @cached_property
     def led_in(self) -> tuple[PlacedRule, ...]:

@@ -14,7 +14,8 @@ import pytest
 from core.collect import libnftables
 from core.collect.firewall import read_filters, read_firewall
 from core.model import Chain, Firewall, FirewallRule, Namespace
-from core.nat.letting import Kind, dropping
+from core.nat.letting import Judge, Published, Way
+from core.nat.packets import Kind
 from core.plan import rules
 from core.plan.tags import OurNetwork, OurPort, Ours
 from tests.support.host import ThrowawayHost
@@ -126,7 +127,8 @@ def test_what_a_chain_of_others_drops(
     host.run(["nft", FORWARDING])
     for firewall in both(host):
         kinds: tuple[Kind, ...] = ("out", "answers", "published", "same")
-        found = {one.kind: one.certain for one in dropping(firewall, bridge, kinds, "up0", ["10.5.1.0/24"])}
+        way = Way(bridge, "up0", ("10.5.1.0/24",))
+        found = {one.kind: one.certain for one in Judge(firewall).dropping(way, kinds)}
         assert found == {kind: it for kind, it in (("out", out), ("same", same)) if it is not None}
 
 
@@ -135,8 +137,73 @@ def test_what_iptables_lets_pass(host: ThrowawayHost, state: str) -> None:
     for command in ("-P FORWARD DROP", f"-A FORWARD -m conntrack --ctstate {state} -j ACCEPT"):
         host.run(f"iptables-nft {command}")
     for firewall in both(host):
-        found = {one.kind: one.certain for one in dropping(firewall, "br-a", ("out", "answers"))}
+        found = {one.kind: one.certain for one in Judge(firewall).dropping(Way("br-a"), ("out", "answers"))}
         assert found == ({"answers": True} if state == "NEW" else {"out": True})
+
+
+SETS = ("docker-20.10.ip4", "docker-28.ip4", "docker-29.nft", "ufw.ip4", "ufw.ip6", "firewalld.nft")
+WAYS = (
+    Way("docker0", "up0", ("172.17.0.0/16", "fd17::/64")),
+    Way("docker0", "up0", published=Published("172.17.0.3", "tcp", "80", "", "8081")),
+    Way("docker0", "up0", published=Published("172.17.0.2", "tcp", "80", "", "8080")),
+    Way("docker0", "up0", published=Published("fd17::2", "udp", "80-82", "", "8080-8082")),
+    Way("br-shop", "up0", ("10.91.0.0/24",)),
+    Way("br-shop", "up0", ("10.91.0.0/24",), to="docker0"),
+)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rules_of_engines_and_firewalls_are_judged_alike_briefly_and_whole(
+    host: ThrowawayHost, name: str
+) -> None:
+    file = Path(__file__).parents[1] / "support/rules" / name
+    tool = {"nft": "nft -f", "ip4": "iptables-restore", "ip6": "ip6tables-restore"}[name.rpartition(".")[2]]
+    host.run(f"{tool} {file}")
+    kinds: tuple[Kind, ...] = ("out", "answers", "published", "replies", "same", "joined")
+    brief, whole = (
+        [
+            (number, one.chain.table, one.kind, one.certain, one.families, one.where)
+            for number, way in enumerate(WAYS)
+            for one in Judge(firewall).dropping(way, kinds)
+        ]
+        for firewall in both(host)
+    )
+    assert brief == whole
+    # What goes to docker0 depends on where to: a port that Docker publishes there is let in.
+    assert all(certain for number, _, _, certain, _, _ in whole if number != 5)
+    assert bool(whole)
+    if name.startswith("docker"):
+        assert not [one for one in whole if one[0] == 1], "the port that Docker publishes passes"
+
+
+JUDGED = {
+    "a limit": ("limit rate 1/second", None),
+    "the other end's address alone": ("ip saddr 198.51.100.9", False),
+    "all but one address": ("ip saddr != 198.51.100.9", None),
+    "another port": ("tcp dport 81", False),
+    "ports in a range": ("tcp dport { 70-90, 443 }", True),
+    "another protocol": ("meta l4proto udp", False),
+    "a forged source": ("fib saddr . iif oif missing", False),
+    "what conntrack can't place": ("ct state invalid", False),
+    "all but known ones": ("ct state != { established, related }", True),
+    "another bridge": ('oifname { "br-b", "br-c" }', False),
+    "a map's element": ('oifname vmap { "br-a" : jump refuse, "br-b" : accept }', True),
+    "a map's other element": ('oifname vmap { "br-b" : jump refuse }', False),
+    "a mark": ("meta mark 7", None),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, name: str) -> None:
+    """True: it drops what comes to it, False: it lets that pass, None: it depends."""
+    match, expected = JUDGED[name]
+    rule = match if "vmap" in match else f"{match} drop"
+    chain = f"type filter hook forward priority 0; policy accept; {rule};"
+    host.run(["nft", f"table inet t {{ chain refuse {{ drop; }}; chain f {{ {chain} }}; }}"])
+    way = Way("br-a", "up0", published=Published("10.5.1.2", "tcp", "80", "", "8080"))
+    for firewall in both(host):
+        found = [one.certain for one in Judge(firewall).dropping(way, ("published",))]
+        assert found == {True: [True], False: [], None: [False]}[expected]
 
 
 def test_others_chains_and_whom_they_accept(host: ThrowawayHost) -> None:

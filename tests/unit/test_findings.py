@@ -144,11 +144,19 @@ def test_a_network_that_others_rules_shut_in() -> None:
     host.routes[HOST] = [Route(4, "default", nexthops=(NextHop("192.0.2.254", eth0.ifindex),))]
     drop = tuple(replace(one, policy="drop") if one.name == "FORWARD" else one for one in CHAINS)
     usual = replace(host.rule("FORWARD", "x", table="filter"), verdict="accept", iif="docker0")
-    now = host.snapshot(firewalls={HOST: Firewall(HOST, drop, (*host.rules, usual))})
+    back = replace(usual, iif="", oif="docker0", ct_state="related,established")
+    now = host.snapshot(firewalls={HOST: Firewall(HOST, drop, (*host.rules, usual, back))})
     (one,) = found(now, "forward")
     assert one.ref == network_ref("net-app") and one.short == "no way out"
-    assert "iptables -I FORWARD -i br-app -j ACCEPT" in one.advice
-    rules = (*host.rules, usual, replace(usual, iif="br-app", oif="eth0"))
+    ways = [
+        "iptables -I FORWARD -i br-app -o eth0 -j ACCEPT",
+        "iptables -I FORWARD -o br-app -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    ]
+    assert one.advice.endswith(f": {'; '.join(ways)}")
+    rules = (*host.rules, usual, back, replace(usual, iif="br-app", oif="eth0"))
+    (half,) = found(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}), "forward")
+    assert half.advice.endswith(f": {ways[1]}"), "answers are dropped still"
+    rules = (*rules, replace(back, oif="br-app"))
     assert not found(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}), "forward")
 
 

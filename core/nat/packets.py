@@ -1,0 +1,167 @@
+"""Packets of one kind, and whether a rule matches them: all, none, or some of them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from core.model import FirewallRule
+from core.nat.match import covers, prefixes, split, takes_link
+
+# "out" opens a connection from the bridge to elsewhere, "answers" belong to one of these, "published" come
+# from outside to a published port, "replies" go back from there, "same" opens a connection between two ports
+# of the bridge, "joined" from the bridge to another one.
+Kind = Literal["out", "answers", "published", "replies", "same", "joined"]
+
+_DNAT = re.compile(r"ct status dnat\b|--ct(?:status|state) DNAT\b", re.IGNORECASE)
+_FAMILY = re.compile(r"meta (?:nfproto|protocol) (ipv4|ipv6|ip|ip6)\b")
+# What only odd packets match: forged sources, routing headers, TCP flags that no connection begins with.
+_ODD = re.compile(
+    r"fib saddr\b.* oif missing|-m rpfilter --invert|-m (?:rt|frag|hbh|dst|mh) |\b(?:rt|frag|hbh|mh) \w+ "
+    r"|(?:--dst-type|fib daddr type) (?:BROADCAST|MULTICAST|ANYCAST|LOCAL)\b"
+    r"|--tcp-flags (?!FIN,SYN,RST,ACK SYN)|tcp flags (?!syn\b|& \(fin \| syn \| rst \| ack\) == syn)",
+    re.IGNORECASE,
+)
+_ICMP = {"icmp", "icmpv6", "ipv6-icmp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What is known of them as they come by a hook; "" is anything. `iif` and `oif` are links other than the
+    bridge where they are "" (in a prerouting chain `oif` is not known), `src` and `dst` addresses or
+    prefixes, `sport` and `dport` ports ("80", "80-82")."""
+
+    kind: Kind
+    bridge: str
+    ipv6: bool = False
+    iif: str = ""
+    oif: str = ""
+    src: str = ""
+    dst: str = ""
+    l4_proto: str = ""
+    sport: str = ""
+    dport: str = ""
+    states: frozenset[str] = frozenset()
+
+    def meets(self, rule: FirewallRule) -> bool | None:
+        """Whether the rule matches all of them, none, or some (None)."""
+        # The links first: they rule out most, and cost least.
+        found = [self._link(rule.iif, self.iif), self._link(rule.oif, self.oif)]
+        if False in found or self._other_kind(rule):
+            return False
+        found += [
+            self._address(rule.src, self.src),
+            self._address(rule.dst, self.dst),
+            _port(rule.sport, self.sport),
+            _port(rule.dport, self.dport),
+            self._protocol(rule.l4_proto),
+            self._state(rule),
+        ]
+        if False in found:
+            return False
+        return None if None in found else True
+
+    def is_narrow(self, rule: FirewallRule) -> bool:
+        """Whether the rule picks some of them by what is not known of them: an address or port that it names
+        at the other end. What it drops concerns that address or port alone."""
+        return bool(
+            (rule.src and not self.src and rule.src[0] != "!")
+            or (rule.dst and not self.dst and rule.dst[0] != "!")
+            or (rule.sport and not self.sport and rule.sport[0] != "!")
+            or (rule.dport and not self.dport and rule.dport[0] != "!")
+        )
+
+    def of(self, name: str) -> str:
+        """What is known of a field of FirewallRule."""
+        return str(getattr(self, name, ""))
+
+    def _link(self, text: str, name: str) -> bool | None:
+        if not text:
+            return True
+        if name:
+            return takes_link(text, name)
+        negated, members = split(text)
+        if members == (self.bridge,):
+            return negated
+        return negated if members == ("lo",) else None
+
+    def _other_kind(self, rule: FirewallRule) -> bool:
+        """Whether the rule is about another family, or about packets that are out of the ordinary."""
+        if rule.understood or not rule.text:
+            return False
+        family = _FAMILY.search(rule.text)
+        if family and family[1].endswith("6") != self.ipv6:
+            return True
+        return _ODD.search(rule.text) is not None
+
+    def _address(self, text: str, own: str) -> bool | None:
+        if not text:
+            return True
+        if "@" not in text and (":" in text) != self.ipv6:
+            return False
+        if not own:
+            return None
+        if "/" not in own and not any(mark in text for mark in "/,-!@"):
+            return _same(text, own)
+        return covers(text, ipaddress.ip_network(own, strict=False))
+
+    def _protocol(self, text: str) -> bool | None:
+        if not text or not self.l4_proto:
+            return None if text else True
+        negated, members = split(text)
+        if any(member.startswith("@") for member in members):
+            return None
+        return (self.l4_proto in members) != negated
+
+    def _state(self, rule: FirewallRule) -> bool | None:
+        translated = not rule.understood and _DNAT.search(rule.text) is not None
+        if not rule.ct_state:
+            if translated:
+                return "dnat" in self.states or (None if self.kind == "answers" else False)
+            return True if rule.understood or rule.verdict == "vmap" else None
+        negated, states = split(rule.ct_state)
+        fits = bool(self.states & set(states)) != negated
+        # A further match beside the state may not hold.
+        return fits if not fits or rule.understood or translated else None
+
+
+@lru_cache(1024)
+def _same(one: str, other: str) -> bool:
+    if ":" not in one:
+        return one == other
+    found = prefixes(one)
+    return found == prefixes(other) and found is not None
+
+
+def _port(text: str, own: str) -> bool | None:
+    """Whether a match of ports holds for a port or a range of them."""
+    if not text:
+        return True
+    negated, members = split(text)
+    if not own or any(not _is_range(one) for one in members):
+        return None
+    first, last = bounds(own)
+    named = list(map(bounds, members))
+    if any(low <= first and last <= high for low, high in named):
+        return not negated
+    return None if any(low <= last and first <= high for low, high in named) else negated
+
+
+def bounds(ports: str) -> tuple[int, int]:
+    """The first and the last of "80" or "80-82"."""
+    first, _, last = ports.partition("-")
+    return int(first), int(last or first)
+
+
+def _is_range(text: str) -> bool:
+    return all(part.isascii() and part.isdigit() for part in text.split("-"))
+
+
+def families_of(family: str, wanted: Iterable[bool] = (False, True)) -> tuple[bool, ...]:
+    """Which of the families wanted (IPv6 or not) come by chains of a family."""
+    own = {"ip": (False,), "ip6": (True,), "inet": (False, True)}.get(family, ())
+    return tuple(one for one in own if one in set(wanted))

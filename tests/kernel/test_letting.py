@@ -1,0 +1,263 @@
+"""What others' rules drop, said before a change: the commands that are printed are run, and then it passes.
+
+Each set of rules is as its program writes it (tests/support/rules); no engine and no such program runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.echo import ASK
+from tests.support.machine import Machine, ok, read_json, uplink
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.root
+
+RULES = Path(__file__).parents[1] / "support/rules"
+SERVE = (
+    "import select, socket\n"
+    "all = [socket.create_server(('::', p), family=socket.AF_INET6, dualstack_ipv6=True) for p in (80, 81)]\n"
+    "print('ready', flush=True)\n"
+    "while True:\n"
+    "    for s in select.select(all, [], [])[0]:\n"
+    "        c, a = s.accept(); c.sendall(a[0].removeprefix('::ffff:').encode()); c.close()\n"
+)
+FIREWALLD = [
+    "firewall-cmd --permanent --new-zone=br-shop",
+    "firewall-cmd --permanent --zone=br-shop --add-interface=br-shop",
+    "firewall-cmd --permanent --new-policy=br-shop-out",
+    "firewall-cmd --permanent --policy=br-shop-out --add-ingress-zone=br-shop",
+    "firewall-cmd --permanent --policy=br-shop-out --add-egress-zone=ANY",
+    "firewall-cmd --permanent --policy=br-shop-out --set-target=ACCEPT",
+    "firewall-cmd --reload",
+]
+
+
+@dataclass(frozen=True)
+class Others:
+    """A set of rules: the files and commands that make it, and whose rules drop what."""
+
+    files: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    on_docker0: str = ""
+    on_shop: str = ""
+    program: str = ""
+
+
+OTHERS = {
+    "docker 20.10": Others(("docker-20.10.ip4",), (), "Docker's rules drop", "Docker's rules drop"),
+    "docker 28": Others(("docker-28.ip4",), (), "Docker's rules drop", ""),
+    "docker 28, policy drop": Others(
+        ("docker-28.ip4",), ("iptables -P FORWARD DROP",), "Docker's rules drop", "Docker's rules drop"
+    ),
+    "docker 29": Others(("docker-29.nft",), (), "Docker's rules drop", ""),
+    "ufw": Others(("ufw.ip4", "ufw.ip6"), (), "", "ufw's rules drop", "ufw"),
+    "docker 28 and ufw": Others(
+        ("docker-28.ip4", "ufw.ip4", "ufw.ip6"), (), "Docker's rules drop", "ufw's rules drop", "ufw"
+    ),
+    "firewalld": Others(("firewalld.nft",), (), "", "firewalld's rules drop", "firewalld"),
+    "own tables": Others(
+        (),
+        (
+            "nft add table inet one; "
+            "add chain inet one f { type filter hook forward priority 5; policy drop; }",
+            "nft add table ip two; add chain ip two f { type filter hook forward priority -5; }; "
+            "add rule ip two f ct state established accept; add rule ip two f reject",
+        ),
+        "",
+        "table one drops",
+    ),
+    "raw": Others(
+        (), ("iptables -t raw -A PREROUTING -i up0 -p tcp --dport 7080 -j DROP",), "table raw drops", ""
+    ),
+}
+
+
+class Site:
+    """A machine with docker0 and the containers a and b on it, and the world behind its uplink."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def load(self, others: Others) -> None:
+        for file in others.files:
+            text = (RULES / file).read_text()
+            if file.endswith(".nft"):
+                self.machine.run(["nft", "-f", "-"], text=text)
+            else:
+                tool = "ip6tables-restore" if file.endswith("ip6") else "iptables-restore"
+                self.machine.run([tool, "--noflush"], text=text)
+        for command in others.commands:
+            self.machine.run(["nft", command[4:]] if command.startswith("nft ") else command)
+
+    def ask(self, asker: str, address: str, port: int) -> bool:
+        words = [sys.executable, "-c", ASK, address, str(port)]
+        return bool(self.machine.run(words, asker, check=False).strip())
+
+    def answered(self, *ways: tuple[str, str, int]) -> list[bool]:
+        """Which of these (who asks, address, port) are answered, asked at once."""
+        with ThreadPoolExecutor(len(ways)) as pool:
+            return list(pool.map(lambda way: self.ask(*way), ways))
+
+    def all_answered(self, *ways: tuple[str, str, int]) -> bool:
+        return bool(eventually(lambda: all(self.answered(*ways))))
+
+    def warnings(self, *words: str) -> list[str]:
+        done = self.machine.vnet(*words, "--dry-run", "--json")
+        assert done.returncode == 0, done.stderr
+        found: list[str] = json.loads(done.stdout)["warnings"]
+        return found
+
+    def follow(self, sentences: list[str]) -> list[str]:
+        """Run all commands that the sentences print."""
+        run = [command for one in sentences for command in commands(one)]
+        if any(one.startswith("firewall-cmd") for one in run):
+            assert run == FIREWALLD
+            self.machine.run("nft delete table inet firewalld")
+            self.load(Others(("firewalld-policy.nft",)))
+            return run
+        for command in run:
+            self.machine.run(["sh", "-c", command])
+        return run
+
+    def findings(self, kind: str) -> list[dict[str, Any]]:
+        found = read_json(self.machine, "show all")["findings"]
+        return [one for one in found if one["kind"] == kind]
+
+    def forward_findings(self) -> list[dict[str, Any]]:
+        return self.findings("forward")
+
+
+def commands(sentence: str) -> list[str]:
+    """The commands that a warning or a finding prints."""
+    _, found, after = sentence.partition(" to allow it, run")
+    return after.partition(": ")[2].split("; ") if found else []
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    machine = Machine()
+    with ExitStack() as ends:
+        ends.callback(machine.close)
+        uplink(machine)
+        machine.run("sysctl -qw net.ipv4.ip_forward=1")
+        machine.run("ip link add docker0 type bridge")
+        machine.run("ip addr add 172.17.0.1/16 dev docker0")
+        machine.run("ip link set docker0 up")
+        # From the world, the containers' addresses lead here: what isn't published must stay closed.
+        machine.run("ip route add 172.17.0.0/16 via 192.0.2.2", inside="world")
+        for name, number in (("a", 2), ("b", 4)):
+            machine.run(f"ip netns add {name}")
+            machine.run(f"ip link add v-{name} type veth peer name eth0 netns {name}")
+            machine.run(f"ip link set v-{name} master docker0 up")
+            machine.run(f"ip addr add 172.17.0.{number}/16 dev eth0", inside=name)
+            machine.run("ip link set eth0 up", inside=name)
+            machine.run("ip link set lo up", inside=name)
+            machine.run("ip route add default via 172.17.0.1", inside=name)
+        for name in ("a", "b", "world"):
+            serve(machine, name, ends)
+        yield Site(machine)
+
+
+def serve(machine: Machine, name: str, ends: ExitStack) -> None:
+    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", SERVE, inside=name)
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    ends.callback(server.communicate)
+    ends.callback(server.kill)
+    assert server.stdout and server.stdout.readline() == "ready\n"
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_docker0])
+def test_a_port_of_a_container_on_dockers_network(site: Site, name: str) -> None:
+    """From outside it answers once the printed commands were run; what isn't published stays closed: itself
+    by its own address, its other port, and its neighbour."""
+    others = OTHERS[name]
+    site.load(others)
+    from_outside = ("world", "192.0.2.2", 7080)
+    closed = (("world", "172.17.0.2", 80), ("world", "172.17.0.2", 81), ("world", "172.17.0.4", 80))
+    said = [one for one in site.warnings("publish", "a", "7080:80") if commands(one)]
+    assert said and others.on_docker0 in said[0]
+    assert all("IPv6" not in one for one in said)
+    ok(site.machine, "publish a 7080:80")
+    assert site.all_answered(("", "192.0.2.2", 7080)), "the host itself reaches it"
+    assert not site.ask(*from_outside)
+    run = site.follow(said)
+    assert site.all_answered(from_outside), run
+    assert not name.startswith("docker") or not any(site.answered(*closed)), run
+    left = site.warnings("publish", "a", "7081:80")
+    assert not [one for one in left if commands(one)], "nothing is left to say"
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_shop or name == "docker 28"])
+def test_a_network_of_ours(site: Site, name: str) -> None:
+    """What it sends out is answered after all printed commands were run, what was published as well; half of
+    them leave the finding there, and what isn't published stays closed."""
+    others, machine = OTHERS[name], site.machine
+    site.load(others)
+    create = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
+    said = [one for one in site.warnings(*create) if commands(one)]
+    assert bool(said) == bool(others.on_shop) and all(others.on_shop in one for one in said[:1]), said
+    ok(machine, " ".join(create))
+    ok(machine, "container create c --network shop")
+    machine.run("ip route add 10.91.0.0/24 via 192.0.2.2", inside="world")
+    out, in_ = ("c", "192.0.2.1", 80), ("world", "192.0.2.2", 8090)
+    assert len(site.forward_findings()) == len(said)
+    assert not said or not site.ask(*out)
+    for command in [command for one in site.forward_findings() for command in commands(one["advice"])][:-1]:
+        if not command.startswith("firewall-cmd"):
+            site.follow([f" to allow it, run: {command}"])
+            assert not site.ask(*out) and site.forward_findings(), "half of it is not enough"
+    site.follow([one["advice"] for one in site.forward_findings()])
+    assert site.all_answered(out)
+    ok(machine, "publish c 8090:80")
+    with ExitStack() as ends:
+        serve(machine, "c", ends)
+        more = [one["advice"] for one in site.forward_findings()]
+        site.follow(more)
+        assert site.all_answered(in_, ("", "127.0.0.1", 8090)), more
+        assert not site.forward_findings()
+        bypassing = site.findings("bypass")
+        assert [one["short"] for one in bypassing] == [f"past {one}" for one in [others.program] if one]
+        for finding in bypassing:
+            restrict = finding["advice"].partition(", run: ")[2]
+            assert "tcp/8090" in finding["sentence"]
+            restrict = re.sub("80[89][01]", "8090", restrict)
+            said = " ".join(site.warnings("publish", "c", "8091:80"))
+            assert f"{others.program}'s rules" in said and restrict.replace("8090", "8091") in said
+            machine.run(["sh", "-c", restrict.replace("NETWORK", "198.51.100.0/24")])
+            assert not site.ask(*in_)
+        assert not any(site.answered(("world", "10.91.0.2", 80), ("world", "10.91.0.2", 81)))
+
+
+def test_a_network_of_ipv6(site: Site) -> None:
+    """Its commands are ip6tables', and let pass as those of IPv4 do."""
+    machine = site.machine
+    for inside, link, number in (("", "up0", 2), ("world", "far", 1)):
+        machine.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)
+    machine.run("ip route add default via 2001:db8:2::1")
+    machine.run("ip route add fd91::/64 via 2001:db8:2::2", inside="world")
+    site.load(OTHERS["ufw"])
+    said = site.warnings("network", "create", "shop", "--subnet", "fd91::/64")
+    ok(machine, "network create shop --subnet fd91::/64")
+    ok(machine, "container create c --network shop")
+    assert not site.ask("c", "2001:db8:2::1", 80)
+    run = site.follow([one for one in said if commands(one)])
+    assert run and all(one.startswith("ip6tables ") for one in run)
+    assert site.all_answered(("c", "2001:db8:2::1", 80))
+    with ExitStack() as ends:
+        serve(machine, "c", ends)
+        site.follow([one for one in site.warnings("publish", "c", "8090:80") if commands(one)])
+        ok(machine, "publish c 8090:80")
+        assert site.all_answered(("world", "2001:db8:2::2", 8090))
+        assert not site.ask("world", "fd91::2", 80)
