@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.model import Translation
+from core.model import Choice, Translation
 
 _METAS = {"iif": "iif", "iifname": "iif", "ibrname": "iif", "oif": "oif", "oifname": "oif", "obrname": "oif"}
 _PORTS = ("sport", "dport")
@@ -72,10 +72,10 @@ class _Meaning:
     def _match(self, match: Mapping[str, Any]) -> None:
         name, implied = _field(match["left"])
         text = _text(match["right"])
+        self._set("l4_proto", implied)
         if not name or text is None or match["op"] not in ("==", "in", "!="):
             self._not_told()
             return
-        self._set("l4_proto", implied)
         self._set(name, f"!{text}" if match["op"] == "!=" else text)
 
     def _set(self, name: str, text: str) -> None:
@@ -138,6 +138,14 @@ class _Meaning:
             if kind in ("jump", "goto")
         )
         self.fields |= {"verdict": "vmap", "target": ",".join(targets), "understood": False}
+        name, _ = _field(value["key"])
+        if name:
+            self.fields |= {"chosen_by": name, "choices": tuple(self._choices(value["data"]))}
+
+    def _choices(self, data: Any) -> Iterator[Choice]:
+        for key, verdict in self._elements(data):
+            ((kind, target),) = verdict.items()
+            yield Choice(_text(key) or "", kind, target["target"] if target else "")
 
     def _extension(self, value: Mapping[str, Any]) -> None:
         """An extension of iptables, of which nft's JSON tells the name alone."""
@@ -163,6 +171,8 @@ def _field(left: Any) -> tuple[str, str]:
             return _IP_FIELDS.get(name, ""), ""
         if protocol in _TRANSPORTS and name in _PORTS:
             return name, protocol.removeprefix("th")
+        if protocol in ("icmp", "icmpv6"):
+            return "", protocol
     return "", ""
 
 

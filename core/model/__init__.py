@@ -14,7 +14,7 @@ from core.model.container import (
 )
 from core.model.fastflows import FAST_PATHS, FASTFLOW_DTYPE, FastFlows
 from core.model.fastpath import FastPath, FastPort, Requirement
-from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation
+from core.model.firewall import Chain, Choice, Firewall, FirewallRule, NatEntry, Translation
 from core.model.link import (
     LONG_AGO,
     Address,
@@ -61,6 +61,7 @@ __all__ = [
     "BridgeSettings",
     "Chain",
     "Change",
+    "Choice",
     "Conntrack",
     "ConntrackStats",
     "Container",

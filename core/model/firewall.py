@@ -36,6 +36,16 @@ class Translation:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One element of a verdict map: the value that it is for ("*" for every other one), in the form of
+    FirewallRule's fields, and what the rule then does."""
+
+    value: str
+    verdict: str
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FirewallRule:
     """One rule. `backend` is "nft", "iptables-nft" or "iptables-legacy"; `family` "ip", "ip6", "inet", "arp",
     "bridge" or "netdev"; `rule_id` is unique and stable within its namespace. `text` is the rule as its own
@@ -47,7 +57,9 @@ class FirewallRule:
     "drop", "reject", "return", "jump", "goto", "vmap", "masquerade", "snat", "dnat", "redirect", "notrack",
     "queue", "tproxy" or "" for one that only counts, marks or logs; `to_address` and `to_port` where it
     translates, or `translations` where a map tells; `target` the chain that it jumps to ("a,b" where a
-    verdict map chooses). `packets` and `bytes` are None where the rule carries no counter. `understood` is
+    verdict map chooses; `choices` are its elements and `chosen_by` the field that they match, both empty
+    where it matches several or none of the fields). `packets` and `bytes` are None where the rule carries no
+    counter. `understood` is
     False where the rule holds a match that these fields do not tell: read `text` then.
     """
 
@@ -70,6 +82,8 @@ class FirewallRule:
     to_address: str = ""
     to_port: str = ""
     translations: tuple[Translation, ...] = ()
+    chosen_by: str = ""
+    choices: tuple[Choice, ...] = ()
     comment: str = ""
     packets: int | None = None
     bytes: int | None = None
