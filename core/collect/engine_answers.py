@@ -36,7 +36,7 @@ def container(runtime: str, listed: Answer, inspected: Answer | None) -> Contain
         network_mode=mode,
         namespaces=namespaces_of(pid) if pid else {},
         endpoints=() if joined else endpoints,
-        ports=() if joined else tuple(sorted(_ports(listed), key=_by_number)),
+        ports=() if joined else tuple(sorted(_ports(listed, runtime), key=_by_number)),
         labels=texts(listed.get("Labels")),
         created=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
         command=str(listed.get("Command") or ""),
@@ -99,22 +99,18 @@ def _address(end: Answer, address: str, prefix: str) -> str:
     return f"{end[address]}/{end.get(prefix) or 0}" if end.get(address) else ""
 
 
-def _ports(listed: Answer) -> Iterator[PublishedPort]:
+def _ports(listed: Answer, runtime: str) -> Iterator[PublishedPort]:
     """Published ports, without those that are only exposed, one for a port open on IPv4 and IPv6 alike."""
-    seen = set()
+    found: dict[tuple[str, int, int], dict[str, None]] = {}
     for port in listed.get("Ports") or ():
-        if not port.get("PublicPort"):
-            continue
-        address = str(port.get("IP") or "")
-        published = PublishedPort(
-            str(port["Type"]),
-            "" if address in _EVERY else address,
-            int(port["PublicPort"]),
-            int(port["PrivatePort"]),
-        )
-        if published not in seen:
-            seen.add(published)
-            yield published
+        if port.get("PublicPort"):
+            key = (str(port["Type"]), int(port["PublicPort"]), int(port["PrivatePort"]))
+            found.setdefault(key, {})[str(port.get("IP") or "")] = None
+    for (l4_proto, outside, inside), addresses in found.items():
+        # Podman says "0.0.0.0" of both families.
+        is_every = runtime != "docker" or set(_EVERY) <= addresses.keys()
+        for address in dict.fromkeys("" if is_every and one in _EVERY else one for one in addresses):
+            yield PublishedPort(l4_proto, address, outside, inside)
 
 
 def _by_number(port: PublishedPort) -> tuple[int, str, str, int]:

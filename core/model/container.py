@@ -23,7 +23,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A published port; `host_ip` "" means every address; ports are whole numbers in host order."""
+    """A published port; `host_ip` "" means every address, "0.0.0.0" and "::" every one of that family; ports
+    are whole numbers in host order."""
 
     l4_proto: str
     host_ip: str
