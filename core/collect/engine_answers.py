@@ -14,6 +14,9 @@ Answer = Mapping[str, Any]
 # Addresses that mean "every address of the host".
 _EVERY = ("0.0.0.0", "::")
 _BRIDGE_NAME = "com.docker.network.bridge.name"
+_GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_"
+_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
+_TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 _MTU = "com.docker.network.driver.mtu"
 
 
@@ -62,7 +65,17 @@ def network(engine: str, ns: int, told: Answer) -> Network:
         internal=bool(told.get("Internal")),
         labels=texts(told.get("Labels")),
         parent=options.get("parent", ""),
+        gateway_mode=_gateway_modes(told, options) if (engine, driver) == ("docker", "bridge") else {},
+        masquerade=options.get(_MASQUERADE, "true").lower() not in ("false", "0", "f"),
+        trusted_links=tuple(filter(None, options.get(_TRUSTED, "").split(":"))),
     )
+
+
+def _gateway_modes(told: Answer, options: Mapping[str, str]) -> dict[str, str]:
+    """The mode of each family that a bridge of Docker's has; without an option it is "nat"."""
+    subnets = [str(pool.get("Subnet") or "") for pool in (told.get("IPAM") or {}).get("Config") or []]
+    families = {"ipv4": any("." in one for one in subnets), "ipv6": any(":" in one for one in subnets)}
+    return {name: options.get(_GATEWAY_MODE + name) or "nat" for name, has in families.items() if has}
 
 
 def texts(told: Answer | None) -> dict[str, str]:

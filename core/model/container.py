@@ -77,6 +77,10 @@ class Network:
     "macvlan", "ipvlan", "overlay" or "" where it is not known (an engine's raw answer, or rules that were not
     read): `core.networks` decides it from links and rules. `parent`
     names the link that a macvlan or ipvlan network sits on.
+
+    Of a bridge of Docker's: `gateway_mode` is its mode by family ("ipv4", "ipv6"): "nat", "nat-unprotected",
+    "routed" or "isolated"; `masquerade` is False where what leaves keeps its source; `trusted_links` names
+    the host's links that may reach containers directly.
     """
 
     engine: str
@@ -92,6 +96,9 @@ class Network:
     internal: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     parent: str = ""
+    gateway_mode: Mapping[str, str] = field(default_factory=dict)
+    masquerade: bool = True
+    trusted_links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

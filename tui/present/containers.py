@@ -25,7 +25,7 @@ from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
 from core.topology.related import entries_of_container
-from tui.present import cells, units
+from tui.present import cells, networks, units
 from tui.present.cells import Line
 from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
@@ -284,7 +284,7 @@ def _networks(topology: Topology, container: Container) -> Iterator[Line]:
     told = {end.network for end in container.endpoints}
     for network in topology.networks_of(container):
         if not told & {network.id, network.name}:
-            yield safe(network.name), cells.text(network.kind or network.driver), network_ref(network.id)
+            yield safe(network.name), cells.text(networks.kind_words(network)), network_ref(network.id)
 
 
 def _links(topology: Topology, container: Container, rates: Rates | None) -> Iterator[Line]:
