@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any
 
 from core.model import FirewallRule
 from core.nat.draft import Draft, family_of
-from core.nat.paths import PlacedRule
+from core.nat.paths import ChainKey, PlacedRule, branches, chain_key, matches_of
 from core.nat.ties import Ties
 from core.nat.words import filtered, side, traffic
 
@@ -17,11 +15,15 @@ _VERDICTS = ("accept", "drop", "reject")
 
 def filter_drafts(ns: int, placed: Iterable[PlacedRule], ties: Ties) -> Iterator[Draft]:
     """One draft for each rule in the way of forwarded packets that decides by links or addresses."""
+    begun: set[ChainKey] = set()
     for one in placed:
-        if _is_on_the_way(one):
-            for number, rule in enumerate(_deciding(one.effective)):
-                if _names_something(rule):
-                    yield _draft(ns, one, rule, number, ties)
+        rest = chain_key(one.rule) in begun and not matches_of(one.rule)
+        begun.add(chain_key(one.rule))
+        if not _is_on_the_way(one):
+            continue
+        for number, rule in enumerate(branches(one.effective)):
+            if rule.verdict in _VERDICTS and _names_something(rule):
+                yield _draft(ns, one, rule, number, ties, rest)
 
 
 def _is_on_the_way(one: PlacedRule) -> bool:
@@ -29,21 +31,12 @@ def _is_on_the_way(one: PlacedRule) -> bool:
     return "forward" in one.hooks or ("prerouting" in one.hooks and "filter" in one.kinds)
 
 
-def _deciding(rule: FirewallRule) -> Iterator[FirewallRule]:
-    """The rule where it decides, or a rule for each element of its verdict map that does."""
-    if rule.verdict in _VERDICTS:
-        yield rule
-    for choice in rule.choices:
-        if choice.verdict in _VERDICTS and choice.value != "*":
-            chosen: dict[str, Any] = {rule.chosen_by: choice.value}
-            yield replace(rule, verdict=choice.verdict, **chosen)
-
-
 def _names_something(rule: FirewallRule) -> bool:
     return bool(rule.iif or rule.oif or rule.src or rule.dst)
 
 
-def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties) -> Draft:
+def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties, rest: bool) -> Draft:
+    what = filtered(rule).replace("everything", "everything else") if rest else filtered(rule)
     source, destination = side(ties, ns, rule.iif, rule.src), side(ties, ns, rule.oif, rule.dst)
     further = "" if one.rule.understood or one.rule.choices else ", under further conditions"
     early = "" if "forward" in one.hooks else ", before it is routed or translated"
@@ -52,7 +45,7 @@ def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties
         same=(entry_id,),
         kind="filter",
         name=_name(rule),
-        sentence=f"{rule.verdict}: {filtered(rule)} from {source} to {destination}{early}{further}",
+        sentence=f"{rule.verdict}: {what} from {source} to {destination}{early}{further}",
         family=family_of(rule, (rule.src or rule.dst).removeprefix("!")),
         doing=[one.rule],
         entry_id=entry_id,

@@ -61,16 +61,6 @@ def covers(text: str, prefix: Prefix) -> bool | None:
     return None if any(overlap(prefix, one) for one in found) else negated
 
 
-def takes_link(text: str, name: str) -> bool:
-    """Whether a link match holds for the link of that name."""
-    negated, members = split(text)
-    return not text or negated != any(_is_named(name, member) for member in members)
-
-
-def _is_named(name: str, member: str) -> bool:
-    return name == member or (member.endswith("*") and name.startswith(member[:-1]))
-
-
 def are_disjoint(field: str, one: str, other: str) -> bool:
     """Whether no packet can meet both of two matches on that field of FirewallRule; False where that is not
     plain to see."""
@@ -102,3 +92,13 @@ def _lie_within(field: str, members: tuple[str, ...], others: tuple[str, ...]) -
 def _are_in(found: tuple[Prefix, ...], others: tuple[str, ...]) -> bool:
     outer = prefixes(",".join(others)) or ()
     return all(any(within(one, each) for each in outer) for one in found)
+
+
+def takes_link(text: str, name: str) -> bool:
+    """Whether a link match holds for the link of that name."""
+    negated, members = split(text)
+    return not text or negated != any(_is_named(name, member) for member in members)
+
+
+def _is_named(name: str, member: str) -> bool:
+    return name == member or (member.endswith("*") and name.startswith(member[:-1]))

@@ -58,6 +58,17 @@ def matches_of(rule: FirewallRule) -> dict[str, str]:
     return {name: text for name in MATCHES if (text := getattr(rule, name))}
 
 
+def branches(rule: FirewallRule) -> Iterator[FirewallRule]:
+    """The rule, or of one with a verdict map whose elements are known a rule for each of them."""
+    if not rule.choices:
+        yield rule
+    for choice in rule.choices:
+        known: dict[str, Any] = {} if choice.value == "*" else {rule.chosen_by: choice.value}
+        yield replace(
+            rule, verdict=choice.verdict, target=choice.target, choices=(), understood=True, **known
+        )
+
+
 class _Paths:
     """The ways to each chain, worked out once."""
 

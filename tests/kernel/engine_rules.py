@@ -111,12 +111,14 @@ table ip docker-bridges {
     map filter-forward-in-jumps {
         type ifname : verdict
         elements = { "docker0" : jump filter-forward-in__docker0,
-                     "br-app" : jump filter-forward-in__br-app }
+                     "br-app" : jump filter-forward-in__br-app,
+                     "br-lan" : jump filter-forward-in__br-lan }
     }
     map filter-forward-out-jumps {
         type ifname : verdict
         elements = { "docker0" : jump filter-forward-out__docker0,
-                     "br-app" : jump filter-forward-out__br-app }
+                     "br-app" : jump filter-forward-out__br-app,
+                     "br-lan" : jump filter-forward-out__br-lan }
     }
     map nat-postrouting-out-jumps {
         type ifname : verdict
@@ -167,6 +169,15 @@ table ip docker-bridges {
     chain filter-forward-out__br-app {
         ct state established,related counter accept
         counter accept comment "OUTGOING"
+    }
+    chain filter-forward-in__br-lan {
+        ct state established,related counter accept
+        iifname != "br-lan" counter drop comment "INTERNAL NETWORK INGRESS"
+        counter accept comment "ICC"
+    }
+    chain filter-forward-out__br-lan {
+        ct state established,related counter accept
+        oifname != "br-lan" counter drop comment "INTERNAL NETWORK EGRESS"
     }
     chain nat-postrouting-out__br-app {
         oifname != "br-app" ip saddr 10.201.0.0/24 counter masquerade comment "MASQUERADE"

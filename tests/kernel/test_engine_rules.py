@@ -107,8 +107,9 @@ def test_docker_29_shows_what_is_behind_its_verdict_maps(engine: ThrowawayHost) 
         "drop !lo -> 127.0.0.1 tcp 8081",
         f"{engine.full('web')} tcp 8080 -> 10.201.0.2:80",
     }
+    assert "drop: everything else from anywhere to br-app" in found["sentences"]
     assert not {name for name in found["names"] if name.startswith(("drop * -> *", "accept * -> *"))}
-    assert (found["kinds"]["br-app"], found["kinds"]["docker0"]) == ("nat", "nat")
+    assert found["kinds"] == {"br-app": "nat", "docker0": "nat", "br-lan": "internal"}
 
 
 def test_netavark_2_isolates_networks_from_others_alone(engine: ThrowawayHost) -> None:
