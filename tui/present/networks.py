@@ -17,7 +17,7 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("name", "network", 16, grow=1),
-    Column("kind", "kind", 10, grow=1),
+    Column("kind", "kind", 10, grow=2),
     Column("addr", "subnet", 18, grow=1),
     Column("gateway", "gateway", 15, grow=1, priority=2),
     Column("bridge", "bridge", 15, priority=1),
