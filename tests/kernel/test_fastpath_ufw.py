@@ -10,6 +10,7 @@ import pytest
 from tests.kernel.fastlab import V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, talks_fast
 from tests.support.fastpath import Talk
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
 _RULES = Path(__file__).parents[1] / "support" / "rules"
@@ -29,5 +30,7 @@ def test_connections_go_fast_beside_ufw(ufw_lab: FastLab, family: int) -> None:
     if not ufw_lab.fast:
         ufw_lab.accelerate()
     far = {4: V4, 6: V6}[family]["far"]
+    ping = f"ping -c1 -W2 {far}"
+    assert eventually(lambda: " 0% packet loss" in ufw_lab.run(ping, inside="a", check=False)), "no way there"
     with Talk(ufw_lab.host, "a", "far", far, 7000 + family, family=FAMILIES[family]) as tcp:
         assert talks_fast(ufw_lab, tcp)
