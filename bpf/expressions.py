@@ -36,6 +36,9 @@ _CT_SET = {3: "the ct mark", 13: "ct labels", 17: "the conntrack zone", 18: "whi
 # Named objects that change nothing for a packet that was let through: a counter, and a helper, whose
 # connections IPS_HELPER tells. A time-out policy is heeded by the kernel alone.
 _OBJECTS = frozenset({1, 3})
+# Of exthdr: NFT_EXTHDR_OP_*, and the header that BIG TCP's packets have.
+_IPV6_HEADERS, _IPV4_OPTIONS = 0, 2
+_HOP_BY_HOP = 0
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 _NEXT = (-1, -2)  # NFT_CONTINUE, NFT_BREAK
 _SET_OF_INTERVALS, _SET_OF_PACKETS = 0x4, 0x20  # NFT_SET_INTERVAL, NFT_SET_EVAL
@@ -325,7 +328,14 @@ class _Reading(RuleFacts):
             self._use_registers()
 
     def _on_exthdr(self, given: Mapping[int, bytes]) -> None:
-        # Only a SYN has options that are worth changing: a rule that asks for one takes no part.
+        # Only a SYN has options that are worth changing: a rule that asks for one takes no part. Nor does one
+        # that reads a header of IPv6, or an option of IPv4, which no plain packet has.
+        operation, is_asked_for = _number(given.get(6), -1), bool(_number(given.get(5)))
+        is_absent = operation == _IPV4_OPTIONS or (
+            operation == _IPV6_HEADERS and _number(given.get(2)) != _HOP_BY_HOP
+        )
+        if is_absent and not is_asked_for and not self.judges:
+            self.takes_part = False
         self.judge("it looks at or changes header options")
         self._use_registers()
         self._last = -1

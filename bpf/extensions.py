@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from bpf.judging import PLAIN_MATCHES, PLAIN_TARGETS
+from bpf.judging import ABSENT_MATCHES, PLAIN_MATCHES, PLAIN_TARGETS
 from bpf.rulefacts import ALL_BITS, ESTABLISHED, INVALID, RuleFacts
 from core.collect.netlink import text
 
@@ -31,6 +31,8 @@ def match(facts: RuleFacts, name: str, revision: int, info: bytes) -> None:
     if name == "connmark":
         facts.reads_mark = True
         facts.take_mark(_word(info, 4))
+    elif name in ABSENT_MATCHES:
+        facts.takes_part &= bool(facts.judges)  # what stands before it sees every packet
     elif name not in PLAIN_MATCHES:
         facts.judge(f"match {name}")
     facts.reads_mac |= name == "mac"

@@ -243,6 +243,9 @@ PLAIN_MATCHES = frozenset(
         "devgroup",
     }
 )  # fmt: skip
+# Matches of IPv6 headers that no plain packet has: the fast path leaves all extension headers to the kernel
+# but the jumbo header, which is of hop-by-hop options (`hbh`).
+ABSENT_MATCHES = frozenset({"rt", "frag", "dst", "mh", "ah"})
 PLAIN_TARGETS = frozenset(
     {
         "ACCEPT", "DROP", "REJECT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP", "NOTRACK",

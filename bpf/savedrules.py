@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from bpf.judging import PLAIN_MATCHES, PLAIN_TARGETS, ChainName, Rule, flags_match
+from bpf.judging import ABSENT_MATCHES, PLAIN_MATCHES, PLAIN_TARGETS, ChainName, Rule, flags_match
 from bpf.rulefacts import ALL_BITS
 
 # It changes packets, and none of a connection's middle: see saved_rule.
@@ -21,7 +21,7 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
     words = _words(text)
     matches = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-m", "--match")]
     target = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
-    judges = next((each for each in matches if each not in PLAIN_MATCHES), "")
+    judges = next((each for each in matches if each not in PLAIN_MATCHES | ABSENT_MATCHES), "")
     known = target in PLAIN_TARGETS or target in chains or not target
     if not judges and not known:
         judges = f"target {target}"
@@ -35,6 +35,7 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
     judges = judges or _options_judge(words, flags)
     established = _has_state(ct_state, "established")
     part = (established or translated) and not opening and not _is_of_other_protocol(words)
+    part = part and (bool(judges) or ABSENT_MATCHES.isdisjoint(matches))
     rest = list(_without_state(words[2:]))
     simple = all(word in ("-m", "conntrack", "state") for word in rest) and rest.count("-m") < 2
     verdict = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return"}.get(target, "")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 
-from core.model import Firewall, Link, Network, Snapshot
+from core.model import Firewall, Link, Namespace, Network, Snapshot
 from core.nat.forward import is_shut_in
 from core.nat.match import Prefix, covers, prefixes, split, takes_link
 from core.nat.paths import PlacedRule, placed_rules
@@ -23,6 +25,7 @@ _DRIVER_KINDS = {
 _BRIDGE_KINDS = ("bridge", "ovs-bridge")
 _CARD_KINDS = ("physical", "bond", "team", "vlan")
 _FORWARDING = "net.ipv4.ip_forward"
+_SANDBOX = re.compile(r"/netns/([^/]+)$")
 
 
 def all_networks(snapshot: Snapshot) -> tuple[Network, ...]:
@@ -51,6 +54,13 @@ def uplinks(snapshot: Snapshot) -> tuple[Link, ...]:
     return tuple(link for ifindex in found if ifindex and (link := net.links.get(ifindex)))
 
 
+def sandbox_of(space: Namespace) -> str:
+    """What Docker calls a namespace, by the name of its file under /run/docker/netns: "ingress_sbox", "1-ID"
+    of an overlay, "lb_ID", or a container's; "" where there is none."""
+    found = (_SANDBOX.search(mount) for mount in space.mounts)
+    return next((match[1] for match in found if match), "")
+
+
 def gateways_of(network: Network, bridge: Link | None) -> tuple[str, ...]:
     """A network's gateways: those its engine tells, and its bridge's addresses in its subnets of a family
     without one, for Docker does not tell the one that it chose in a subnet that a person gave."""
@@ -72,10 +82,11 @@ class _Decider:
     def complete(self, network: Network) -> Network:
         """An engine's network with what the kernel tells of it."""
         ns = network.ns or self.host
-        bridge = self._bridge(ns, network.bridge)
+        bridge = self._bridge(ns, network.bridge) or self._of_overlay(network)
         return replace(
             network,
-            ns=ns,
+            ns=bridge.ns if bridge else ns,
+            bridge=bridge.name if bridge else network.bridge,
             mtu=network.mtu or (bridge.mtu if bridge else 0),
             kind=self._kind(network, bridge),
         )
@@ -94,6 +105,22 @@ class _Decider:
             mtu=bridge.mtu,
         )
         return replace(found, kind=self._kind(found, bridge))
+
+    def _of_overlay(self, network: Network) -> Link | None:
+        """The bridge of a swarm's overlay, in the sandbox that Docker calls NUMBER-ID; None where it has none
+        on this host."""
+        if network.driver != "overlay":
+            return None
+        sandbox = next((ns for name, ns in self._sandboxes if name == network.id[:10]), None)
+        net = self.snapshot.nets.get(sandbox or 0)
+        links = net.links.values() if net else ()
+        return next((link for link in links if link.kind == "bridge"), None)
+
+    @cached_property
+    def _sandboxes(self) -> tuple[tuple[str, int], ...]:
+        """The id of each overlay's network, and the namespace that its bridge is in."""
+        named = ((sandbox_of(space), ns) for ns, space in self.snapshot.namespaces.items())
+        return tuple((name.partition("-")[2], ns) for name, ns in named if "-" in name)
 
     def _bridge(self, ns: int, name: str) -> Link | None:
         net = self.snapshot.nets.get(ns)
@@ -121,7 +148,8 @@ class _Decider:
         telling than filters, filters more than a rule that translates others' as well."""
         subnets = [prefix for subnet in network.subnets for prefix in prefixes(subnet) or ()]
         if not subnets:
-            return "switched" if bridge and not bridge.addresses else "routed" if bridge else ""
+            own = [one for one in bridge.addresses if one.scope == "global"] if bridge else ()
+            return "switched" if bridge and not own else "routed" if bridge else ""
         ns = network.ns or self.host
         firewall = self.snapshot.firewalls.get(ns)
         if firewall is None or (firewall.problems and not firewall.rules):

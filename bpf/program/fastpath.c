@@ -146,24 +146,40 @@ INLINE void note_passed_on(struct flow *flow, struct __sk_buff *skb, const struc
 		note_numbers(flow, packet);
 }
 
-/* Whether a packet is the first that carries data of its connection in this direction, or conntrack was asked about it
- * within the same jiffy. Known by a few bits in a table of fixed size, of which containers have a part each: what one of them
- * sends does not overwrite what is known of others. */
-INLINE bool is_first(const struct packet *packet, const struct link *link, u32 now)
+/* Where the table of fixed size has a connection in this direction, by a few bits of it. Containers have a part each: what
+ * one of them sends does not overwrite what is known of others. */
+INLINE struct young *find_young(const struct packet *packet, const struct link *link, u32 *tag)
 {
 	u64 mixed = (u64)(packet->src[0] ^ packet->src[1] ^ packet->src[2] ^ packet->src[3]) << 32 |
 		(packet->dst[0] ^ packet->dst[1] ^ packet->dst[2] ^ packet->dst[3]);
 	mixed = (mixed ^ packet->ports * 0x9e3779b97f4a7c15ULL) * 0xc2b2ae3d27d4eb4fULL;
-	u32 index = mixed >> 52, tag = mixed | 1;
+	u32 index = mixed >> 52;
+	*tag = mixed | 1;
 	if (link->flags & LINK_CONTAINER)
 		index = YOUNG / 2 + (link->slot % YOUNG_PARTS) * YOUNG_PART + index % YOUNG_PART;
-	struct young *seen = young.lookup(&index);
+	return young.lookup(&index);
+}
+
+/* Whether a packet is the first that carries data of its connection in this direction, or conntrack was asked about it
+ * within the same jiffy. */
+INLINE bool is_first(const struct packet *packet, const struct link *link, u32 now)
+{
+	u32 tag;
+	struct young *seen = find_young(packet, link, &tag);
 	if (!seen)
 		return false;
 	bool is_known = seen->tag == tag && seen->asked != now;
 	seen->asked = seen->tag == tag ? now : now - 1;
 	seen->tag = tag;
 	return !is_known;
+}
+
+/* Whether a connection sent data a while ago, and got none back that came by us: what answers may be the host itself. */
+INLINE bool is_unlearned(const struct packet *packet, const struct config *config, const struct link *link, u32 now)
+{
+	u32 tag;
+	struct young *seen = find_young(packet, link, &tag);
+	return seen && seen->tag == tag && now - seen->asked > config->recheck / 16;
 }
 
 /* Whether one more flow that conntrack knows nothing of may begin at a link: so many a second, for nothing else limits how many
@@ -238,10 +254,11 @@ INLINE enum verdict decide(
 		note_passed_on(flow, skb, packet, eth);
 		if (!generation)
 			return V_PAUSED;
-		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet. */
-		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers)
-			return V_NO_DATA;
 		widen(packet);
+		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet. */
+		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers &&
+		    !is_unlearned(packet, config, link, now))
+			return V_NO_DATA;
 		enum verdict verdict = check_sender(skb, packet, config, link, eth, flow, now);
 		if (verdict != V_FAST)
 			return verdict;

@@ -75,6 +75,7 @@ INLINE enum verdict learn(
 {
 	struct flow *flow = &learned->flow;
 	bool routed = !__builtin_memcmp(eth, link->mac, ETH_ALEN);
+	enum verdict asked = V_FAST;
 	if (!routed && !(link->flags & LINK_BRIDGED))
 		return V_OTHER_HOST;
 	if (!routed && link->flags & LINK_L2) {
@@ -85,11 +86,12 @@ INLINE enum verdict learn(
 	} else {
 		if (!routed && !asks_iptables(link, packet))
 			return V_OTHER_HOST;
-		enum verdict asked = ask_conntrack(skb, packet, config, learned);
-		if (asked != V_FAST)
+		asked = ask_conntrack(skb, packet, config, learned);
+		/* What is for the host itself, its proxy of published ports for example, passes no rule that marks it. */
+		if (asked != V_FAST && !(asked == V_GENERATION && routed))
 			return asked;
 	}
-	enum verdict verdict = routed ? find_routed(skb, packet, link, config, eth, learned)
+	enum verdict verdict = routed ? find_routed(skb, packet, link, config, eth, learned, asked)
 				      : find_bridged(skb, packet, link, eth, flow);
 	if (verdict == V_FAST)
 		find_differences(packet, flow);

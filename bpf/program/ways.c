@@ -123,10 +123,11 @@ INLINE bool is_way_back(
 		fib.ifindex == link->l3_ifindex;
 }
 
-/* The way out of a packet that the host would route: by its destination after translation and its source before it. */
+/* The way out of a packet that the host would route: by its destination after translation and its source before it. `asked`
+ * is conntrack's verdict: where that is GENERATION, it is returned, but for what is for the host itself. */
 INLINE enum verdict find_routed(
 	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const struct config *config,
-	const u32 *eth, struct learned *learned
+	const u32 *eth, struct learned *learned, enum verdict asked
 )
 {
 	struct flow *flow = &learned->flow;
@@ -138,6 +139,8 @@ INLINE enum verdict find_routed(
 	__builtin_memcpy(fib.ipv6_dst, flow->new_dst, 16);
 	fib.dport = flow->new_dport;
 	enum verdict verdict = fib_verdict(bpf_fib_lookup(skb, &fib, sizeof(fib), 0));
+	if (asked != V_FAST && verdict != V_LOCAL)
+		return asked;
 	if (verdict != V_FAST)
 		return verdict;
 	flow->mtu = route_mtu(&fib, config);

@@ -14,6 +14,9 @@ Answer = Mapping[str, Any]
 # Addresses that mean "every address of the host".
 _EVERY = ("0.0.0.0", "::")
 _BRIDGE_NAME = "com.docker.network.bridge.name"
+_GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_"
+_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
+_TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 _MTU = "com.docker.network.driver.mtu"
 
 
@@ -36,7 +39,7 @@ def container(runtime: str, listed: Answer, inspected: Answer | None) -> Contain
         network_mode=mode,
         namespaces=namespaces_of(pid) if pid else {},
         endpoints=() if joined else endpoints,
-        ports=() if joined else tuple(sorted(_ports(listed), key=_by_number)),
+        ports=() if joined else tuple(sorted(_ports(listed, runtime), key=_by_number)),
         labels=texts(listed.get("Labels")),
         created=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
         command=str(listed.get("Command") or ""),
@@ -70,12 +73,22 @@ def network(engine: str, ns: int, told: Answer) -> Network:
         reserved=tuple(_reserved(pools)),
         ipam="" if ipam.get("Driver") in (None, "", "default") else str(ipam["Driver"]),
         ipam_options=texts(ipam.get("Options")),
+        gateway_mode=_gateway_modes(told, options) if (engine, driver) == ("docker", "bridge") else {},
+        masquerade=options.get(_MASQUERADE, "true").lower() not in ("false", "0", "f"),
+        trusted_links=tuple(filter(None, options.get(_TRUSTED, "").split(":"))),
     )
 
 
 def _reserved(pools: Sequence[Answer]) -> Iterator[str]:
     for pool in pools:
         yield from (f"{name}={address}" for name, address in texts(pool.get("AuxiliaryAddresses")).items())
+
+
+def _gateway_modes(told: Answer, options: Mapping[str, str]) -> dict[str, str]:
+    """The mode of each family that a bridge of Docker's has; without an option it is "nat"."""
+    subnets = [str(pool.get("Subnet") or "") for pool in (told.get("IPAM") or {}).get("Config") or []]
+    families = {"ipv4": any("." in one for one in subnets), "ipv6": any(":" in one for one in subnets)}
+    return {name: options.get(_GATEWAY_MODE + name) or "nat" for name, has in families.items() if has}
 
 
 def texts(told: Answer | None) -> dict[str, str]:
@@ -130,22 +143,18 @@ def _address(end: Answer, address: str, prefix: str) -> str:
     return f"{end[address]}/{end.get(prefix) or 0}" if end.get(address) else ""
 
 
-def _ports(listed: Answer) -> Iterator[PublishedPort]:
+def _ports(listed: Answer, runtime: str) -> Iterator[PublishedPort]:
     """Published ports, without those that are only exposed, one for a port open on IPv4 and IPv6 alike."""
-    seen = set()
+    found: dict[tuple[str, int, int], dict[str, None]] = {}
     for port in listed.get("Ports") or ():
-        if not port.get("PublicPort"):
-            continue
-        address = str(port.get("IP") or "")
-        published = PublishedPort(
-            str(port["Type"]),
-            "" if address in _EVERY else address,
-            int(port["PublicPort"]),
-            int(port["PrivatePort"]),
-        )
-        if published not in seen:
-            seen.add(published)
-            yield published
+        if port.get("PublicPort"):
+            key = (str(port["Type"]), int(port["PublicPort"]), int(port["PrivatePort"]))
+            found.setdefault(key, {})[str(port.get("IP") or "")] = None
+    for (l4_proto, outside, inside), addresses in found.items():
+        # Podman says "0.0.0.0" of both families.
+        is_every = runtime != "docker" or set(_EVERY) <= addresses.keys()
+        for address in dict.fromkeys("" if is_every and one in _EVERY else one for one in addresses):
+            yield PublishedPort(l4_proto, address, outside, inside)
 
 
 def _by_number(port: PublishedPort) -> tuple[int, str, str, int]:

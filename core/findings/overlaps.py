@@ -13,12 +13,15 @@ from core.model import Ref, link_ref, network_ref
 if TYPE_CHECKING:
     from core.topology import Topology
 
+# Links of the host that share a card with networks of the same kinds.
+_ON_PARENTS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
 Span = tuple[int, int, int]  # IP version, first and last address
 
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """Addresses that a network, or a link outside any, claims in a namespace."""
+    """Addresses that a network, or a link outside any, claims in a namespace. `links` are the names of its
+    own link and of the one below that; `parent` the link that a macvlan or ipvlan network sits on."""
 
     ns: int
     ref: Ref
@@ -26,6 +29,12 @@ class _Claim:
     name: str
     subnets: tuple[str, ...]
     ports: int = 0
+    links: tuple[str, ...] = ()
+    parent: str = ""
+
+    def shares_with(self, other: _Claim) -> bool:
+        """Whether it sits on the other's link, so that both are meant to have the same subnet."""
+        return bool(self.parent) and self.parent in other.links
 
 
 def overlaps(topology: Topology) -> Iterator[Finding]:
@@ -38,7 +47,8 @@ def overlaps(topology: Topology) -> Iterator[Finding]:
     for group in spans.values():
         for one, other in _meeting(sorted(group, key=lambda span: span[:2])):
             networks_only = "network" in (one.ref.kind, other.ref.kind)
-            if networks_only and one.ref != other.ref and (other.ref, one.ref) not in pairs:
+            shared = one.shares_with(other) or other.shares_with(one)
+            if networks_only and one.ref != other.ref and not shared and (other.ref, one.ref) not in pairs:
                 pairs.setdefault((one.ref, other.ref), (one, other))
     return (_overlap(one, other) for one, other in pairs.values())
 
@@ -58,13 +68,18 @@ def _claims(topology: Topology) -> Iterator[_Claim]:
         also = (link_ref(bridge.key),) if bridge else ()
         ports = len(topology.ports_of(bridge.key)) if bridge else 0
         ns, ref = network.ns or topology.host, network_ref(network.id)
-        yield _Claim(ns, ref, also, network.name, network.subnets, ports)
+        own = (network.bridge,) if bridge else ()
+        yield _Claim(ns, ref, also, network.name, network.subnets, ports, own, network.parent)
     bridges = {(network.ns or topology.host, network.bridge) for network in topology.networks}
     for ns in {network.ns or topology.host for network in topology.networks}:
         net = topology.snapshot.nets.get(ns)
         for link in net.links.values() if net else ():
             if (ns, link.name) not in bridges and link.kind != "loopback":
-                yield _Claim(ns, link_ref(link.key), (), link.name, tuple(map(str, link.addresses)))
+                beside = link.kind in _ON_PARENTS and link.lower_nsid is None
+                below = topology.snapshot.link((ns, link.lower or 0)) if beside else None
+                links = (link.name, below.name) if below else (link.name,)
+                subnets = tuple(map(str, link.addresses))
+                yield _Claim(ns, link_ref(link.key), (), link.name, subnets, 0, links)
 
 
 def _spans(subnets: Iterable[str]) -> Iterator[Span]:

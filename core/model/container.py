@@ -36,7 +36,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A published port; `host_ip` "" means every address; ports are whole numbers in host order."""
+    """A published port; `host_ip` "" means every address, "0.0.0.0" and "::" every one of that family; ports
+    are whole numbers in host order."""
 
     l4_proto: str
     host_ip: str
@@ -91,6 +92,10 @@ class Network:
     names the link that a macvlan or ipvlan network sits on. `options` are the driver's, as given when it was
     made; `ip_ranges` the parts of its subnets that addresses are taken from, `reserved` addresses that are
     not ("router=10.1.0.9"), `ipam` whose addresses are managed by another driver than the engine's own.
+
+    Of a bridge of Docker's: `gateway_mode` is its mode by family ("ipv4", "ipv6"): "nat", "nat-unprotected",
+    "routed" or "isolated"; `masquerade` is False where what leaves keeps its source; `trusted_links` names
+    the host's links that may reach containers directly.
     """
 
     engine: str
@@ -113,6 +118,9 @@ class Network:
     reserved: tuple[str, ...] = ()
     ipam: str = ""
     ipam_options: Mapping[str, str] = field(default_factory=dict)
+    gateway_mode: Mapping[str, str] = field(default_factory=dict)
+    masquerade: bool = True
+    trusted_links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What accepts, drops or rejects forwarded packets by their addresses or links."""
+"""What accepts, drops or rejects forwarded packets by addresses or links, where they come in as well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from core.model import FirewallRule
 from core.nat.draft import Draft, family_of
-from core.nat.paths import PlacedRule
+from core.nat.paths import ChainKey, PlacedRule, branches, chain_key, matches_of
 from core.nat.ties import Ties
 from core.nat.words import filtered, side, traffic
 
@@ -15,32 +15,44 @@ _VERDICTS = ("accept", "drop", "reject")
 
 def filter_drafts(ns: int, placed: Iterable[PlacedRule], ties: Ties) -> Iterator[Draft]:
     """One draft for each rule in the way of forwarded packets that decides by links or addresses."""
+    begun: set[ChainKey] = set()
     for one in placed:
-        rule = one.effective
-        if rule.verdict in _VERDICTS and "forward" in one.hooks and _names_something(rule):
-            yield _draft(ns, one, ties)
+        rest = chain_key(one.rule) in begun and not matches_of(one.rule)
+        begun.add(chain_key(one.rule))
+        if not _is_on_the_way(one):
+            continue
+        for number, rule in enumerate(branches(one.effective)):
+            if rule.verdict in _VERDICTS and _names_something(rule):
+                yield _draft(ns, one, rule, number, ties, rest)
+
+
+def _is_on_the_way(one: PlacedRule) -> bool:
+    """Whether forwarded packets come to it; where addresses are translated, an accept only ends that."""
+    return "forward" in one.hooks or ("prerouting" in one.hooks and "filter" in one.kinds)
 
 
 def _names_something(rule: FirewallRule) -> bool:
     return bool(rule.iif or rule.oif or rule.src or rule.dst)
 
 
-def _draft(ns: int, one: PlacedRule, ties: Ties) -> Draft:
-    rule = one.effective
+def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties, rest: bool) -> Draft:
+    what = filtered(rule).replace("everything", "everything else") if rest else filtered(rule)
     source, destination = side(ties, ns, rule.iif, rule.src), side(ties, ns, rule.oif, rule.dst)
-    further = "" if one.rule.understood else ", under further conditions"
+    further = "" if one.rule.understood or one.rule.choices else ", under further conditions"
+    early = "" if "forward" in one.hooks else ", before it is routed or translated"
+    entry_id = f"{rule.rule_id}#{number}" if one.rule.choices else rule.rule_id
     return Draft(
-        same=(rule.rule_id,),
+        same=(entry_id,),
         kind="filter",
         name=_name(rule),
-        sentence=f"{rule.verdict}: {filtered(rule)} from {source} to {destination}{further}",
+        sentence=f"{rule.verdict}: {what} from {source} to {destination}{early}{further}",
         family=family_of(rule, (rule.src or rule.dst).removeprefix("!")),
         doing=[one.rule],
-        entry_id=rule.rule_id,
+        entry_id=entry_id,
         l4_proto=rule.l4_proto,
         outside=rule.dst or rule.oif,
         inside=rule.src or rule.iif,
-        networks=_networks(ns, one, ties),
+        networks=_networks(ns, one.rule, rule, ties),
         containers=_containers(ns, rule, ties),
     )
 
@@ -57,12 +69,12 @@ def _short(text: str) -> str:
     return f"{first},…" if more else text or "*"
 
 
-def _networks(ns: int, one: PlacedRule, ties: Ties) -> tuple[str, ...]:
+def _networks(ns: int, own: FirewallRule, rule: FirewallRule, ties: Ties) -> tuple[str, ...]:
     """The networks whose bridge or prefix it names; of what a chain's callers name only the one in common."""
     found: dict[str, None] = {}
     for name in ("iif", "oif", "src", "dst"):
-        text = getattr(one.effective, name)
-        if text and (getattr(one.rule, name) or "," not in text):
+        text = getattr(rule, name)
+        if text and (getattr(own, name) or "," not in text):
             near = ties.networks_behind if name in ("iif", "oif") else ties.networks_in
             found.update(dict.fromkeys(near(ns, text)))
     return tuple(found)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from core.model import Chain, Firewall, FirewallRule
 from core.nat.match import Prefix, covers, split, takes_link
-from core.nat.paths import ChainKey, chain_key, targets
+from core.nat.paths import ChainKey, branches, chain_key, targets
 
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _DEEPEST = 16
@@ -83,7 +84,8 @@ class _Walk:
 
     def _chain(self, key: ChainKey, depth: int) -> str:
         """ "accept", "drop" or "" where the chain does not decide."""
-        for rule in self._rules.get(key, ()) if depth < _DEEPEST else ():
+        rules = self._rules.get(key, ()) if depth < _DEEPEST else ()
+        for rule in chain.from_iterable(branches(one) for one in rules):
             matched = self._packets.match(rule)
             if matched is False:
                 continue

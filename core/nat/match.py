@@ -61,6 +61,39 @@ def covers(text: str, prefix: Prefix) -> bool | None:
     return None if any(overlap(prefix, one) for one in found) else negated
 
 
+def are_disjoint(field: str, one: str, other: str) -> bool:
+    """Whether no packet can meet both of two matches on that field of FirewallRule; False where that is not
+    plain to see."""
+    if one == other:
+        return False
+    (negated, members), (other_negated, others) = split(one), split(other)
+    if negated:
+        return not other_negated and _lie_within(field, others, members)
+    if other_negated:
+        return _lie_within(field, members, others)
+    if field in ("iif", "oif"):
+        return not any(_is_named(a, b) or _is_named(b, a) for a in members for b in others)
+    if field in ("src", "dst"):
+        these, those = prefixes(one), prefixes(other)
+        return bool(these and those) and not any(overlap(a, b) for a in these or () for b in those or ())
+    return field == "l4_proto" and not set(members) & set(others)
+
+
+def _lie_within(field: str, members: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Whether each member of one list is in the other."""
+    if field in ("iif", "oif"):
+        return all(any(_is_named(one, other) for other in others) for one in members)
+    if field in ("src", "dst"):
+        parts = [(prefixes(one), one) for one in members]
+        return all(one in others or (found and _are_in(found, others)) for found, one in parts)
+    return field == "l4_proto" and set(members) <= set(others)
+
+
+def _are_in(found: tuple[Prefix, ...], others: tuple[str, ...]) -> bool:
+    outer = prefixes(",".join(others)) or ()
+    return all(any(within(one, each) for each in outer) for one in found)
+
+
 def takes_link(text: str, name: str) -> bool:
     """Whether a link match holds for the link of that name."""
     negated, members = split(text)

@@ -10,7 +10,7 @@ from core.nat.inward import expanded
 from core.nat.match import prefixes, split
 from core.nat.paths import PlacedRule
 from core.nat.ties import Ties
-from core.nat.words import listed, names_of, network_and
+from core.nat.words import listed, names_of, network_and, some_packets
 
 
 def outward_drafts(ns: int, placed: Iterable[PlacedRule], ties: Ties) -> Iterator[Draft]:
@@ -27,14 +27,15 @@ def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties
     source = _source(rule, ties, networks, containers)
     to = _destination(rule)
     gets = f"the address {rule.to_address}" if rule.to_address else _own_address(rule)
-    what = f"what leaves {source}" if source else "everything that leaves"
+    whose = source or some_packets(one.rule)
+    what = f"what leaves {source}" if source else f"{whose} that leave{'s' if whose == 'everything' else ''}"
     kind = rule.verdict
     further = "" if one.rule.understood else ", under further conditions"
     return Draft(
         same=(kind, rule.src, rule.iif, rule.oif, rule.dst, rule.to_address, further),
         kind=kind,
-        name=f"{kind} {source or 'everything'}{to}",
-        sentence=f"{kind}: {what}{to} gets {gets}{further}",
+        name=f"{kind} {whose}{to}",
+        sentence=f"{kind}: {what}{to} {'gets' if source or whose == 'everything' else 'get'} {gets}{further}",
         family=family_of(rule, rule.src.removeprefix("!") or rule.to_address),
         doing=[one.rule],
         entry_id=f"{rule.rule_id}#{number}" if one.rule.translations else rule.rule_id,

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from core.model import Chain, Firewall, FirewallRule
-from core.nat.match import MATCHES, split
+from core.nat.match import MATCHES, are_disjoint, split
 
 ChainKey = tuple[str, str, str, str]
 # What a packet has matched before it comes to a chain, by the names of FirewallRule's fields.
-Way = Mapping[str, str]
+Matched = Mapping[str, str]
+# Of more ways to one chain only what all have in common is kept.
+_MOST_WAYS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedRule:
     """A rule with what leads to it. `rule` is the rule as it stands; `effective` the same with the matches
-    that all jumps to its chain have in common, or that together name all links or addresses; `hooks` the
-    hooks it is reached from."""
+    that all jumps to its chain have in common, or that together name all links or addresses; `hooks` and
+    `kinds` the hooks and types of the base chains that it is reached from, none where nothing can match."""
 
     rule: FirewallRule
     effective: FirewallRule
     hooks: frozenset[str]
+    kinds: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to a chain: from which base chains, and what a packet has matched on it."""
+
+    bases: frozenset[Chain]
+    matched: Matched
 
 
 def chain_key(thing: FirewallRule) -> ChainKey:
@@ -42,6 +53,22 @@ def targets(rule: FirewallRule) -> tuple[ChainKey, ...]:
     return tuple((rule.backend, rule.family, rule.table, name) for name in names)
 
 
+def matches_of(rule: FirewallRule) -> dict[str, str]:
+    """What a rule matches, by the names of its fields."""
+    return {name: text for name in MATCHES if (text := getattr(rule, name))}
+
+
+def branches(rule: FirewallRule) -> Iterator[FirewallRule]:
+    """The rule, or of one with a verdict map whose elements are known a rule for each of them."""
+    if not rule.choices:
+        yield rule
+    for choice in rule.choices:
+        known: dict[str, Any] = {} if choice.value == "*" else {rule.chosen_by: choice.value}
+        yield replace(
+            rule, verdict=choice.verdict, target=choice.target, choices=(), understood=True, **known
+        )
+
+
 class _Paths:
     """The ways to each chain, worked out once."""
 
@@ -55,48 +82,77 @@ class _Paths:
         for rule in firewall.rules:
             for key in targets(rule):
                 self._callers.setdefault(key, []).append(rule)
-        self._hooks: dict[ChainKey, frozenset[str]] = {}
-        self._ways: dict[ChainKey, list[Way]] = {}
+        self._ways: dict[ChainKey, Sequence[_Way]] = {}
 
     def place(self, rule: FirewallRule) -> PlacedRule:
         """The rule with what leads to it."""
-        key = chain_key(rule)
-        ways = [way for way in self._ways_to(key) if not _contradicts(way, rule)]
-        inherited: dict[str, Any] = {
-            name: text for name, text in _common(ways).items() if not getattr(rule, name)
-        }
-        return PlacedRule(rule, replace(rule, **inherited) if inherited else rule, self._hooks_of(key))
+        own = matches_of(rule)
+        ways = [way for way in self._ways_to(chain_key(rule)) if not _contradicts(way.matched, own)]
+        common = _common([way.matched for way in ways])
+        inherited: dict[str, Any] = {name: text for name, text in common.items() if name not in own}
+        bases = frozenset().union(*(way.bases for way in ways))
+        return PlacedRule(
+            rule,
+            replace(rule, **inherited) if inherited else rule,
+            frozenset(base.hook for base in bases),
+            frozenset(base.kind for base in bases),
+        )
 
-    def _hooks_of(self, key: ChainKey) -> frozenset[str]:
-        if key not in self._hooks:
-            base = self._bases.get(key)
-            # Set before the callers are asked: a loop, which the kernel refuses, must not hang us.
-            self._hooks[key] = found = frozenset({base.hook} if base else ())
-            for rule in self._callers.get(key, ()):
-                found |= self._hooks_of(chain_key(rule))
-            self._hooks[key] = found
-        return self._hooks[key]
-
-    def _ways_to(self, key: ChainKey) -> list[Way]:
-        """What the jumps to a chain match, one by one; none for a chain at a hook."""
+    def _ways_to(self, key: ChainKey) -> Sequence[_Way]:
+        """All ways to a chain, but those on which no packet can come."""
         if key not in self._ways:
-            self._ways[key] = []
-            callers = () if key in self._bases else self._callers.get(key, ())
-            self._ways[key] = [self._through(rule) for rule in callers]
+            # Set before the callers are asked: a loop, which the kernel refuses, must not hang us.
+            self._ways[key] = ()
+            if key in self._bases:
+                self._ways[key] = [_Way(frozenset({self._bases[key]}), {})]
+            else:
+                callers = self._callers.get(key, ())
+                self._ways[key] = _distinct(way for rule in callers for way in self._through(rule, key[-1]))
         return self._ways[key]
 
-    def _through(self, jump: FirewallRule) -> Way:
-        """What a packet has matched that a jump sends on."""
-        own = {name: text for name in MATCHES if (text := getattr(jump, name))}
-        return {**_common(self._ways_to(chain_key(jump))), **own}
+    def _through(self, jump: FirewallRule, target: str) -> Iterator[_Way]:
+        """The ways that a jump to that chain sends packets on."""
+        for way in self._ways_to(chain_key(jump)):
+            for own in _sent_to(jump, target):
+                if not _contradicts(way.matched, own):
+                    yield _Way(way.bases, _narrowed(way.matched, own))
 
 
-def _contradicts(way: Way, rule: FirewallRule) -> bool:
-    """Whether no packet that came this way can match the rule."""
-    return any(way.get(name) == f"!{getattr(rule, name)}" for name in ("iif", "oif", "src", "dst"))
+def _sent_to(jump: FirewallRule, target: str) -> Iterator[Matched]:
+    """What a rule matches of the packets that it sends to a chain, once for each element of a verdict map."""
+    own = matches_of(jump)
+    if not jump.choices:
+        yield own
+    for choice in jump.choices:
+        if choice.target == target:
+            yield own if choice.value == "*" else _narrowed(own, {jump.chosen_by: choice.value})
 
 
-def _common(ways: list[Way]) -> Way:
+def _narrowed(matched: Matched, more: Matched) -> Matched:
+    """What has been matched after one more match; of two on one thing that which names it."""
+    vague = {name for name, text in more.items() if text.startswith("!") and name in matched}
+    return {**matched, **{name: text for name, text in more.items() if name not in vague}}
+
+
+def _contradicts(matched: Matched, own: Matched) -> bool:
+    """Whether no packet that has matched one can match the other."""
+    return any(name in own and are_disjoint(name, text, own[name]) for name, text in matched.items())
+
+
+def _distinct(ways: Iterable[_Way]) -> Sequence[_Way]:
+    """Ways that match the same put together; where there are very many, all of them."""
+    found: dict[frozenset[tuple[str, str]], _Way] = {}
+    for way in ways:
+        known = found.setdefault(frozenset(way.matched.items()), way)
+        if not way.bases <= known.bases:
+            found[frozenset(way.matched.items())] = _Way(known.bases | way.bases, way.matched)
+    if len(found) <= _MOST_WAYS:
+        return tuple(found.values())
+    bases = frozenset[Chain]().union(*(way.bases for way in found.values()))
+    return (_Way(bases, _common([way.matched for way in found.values()])),)
+
+
+def _common(ways: Sequence[Matched]) -> Matched:
     """What several ways have in common; where each names links or addresses of its own, all of these."""
     names = [name for name in ways[0] if all(name in way for way in ways)] if ways else ()
     joined = {name: _union([way[name] for way in ways]) for name in names}

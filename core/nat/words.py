@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from core.model import FirewallRule
@@ -11,6 +12,11 @@ from core.nat.ties import Ties
 # Of longer lists only the first few are said.
 _SAID = 3
 _KNOWN_FLOWS = {"established", "related"}
+# The packet's mark as nft and iptables-save print it: all of it, or with a mask.
+_MARK = re.compile(
+    r"(?<!ct )(?:meta )?mark (?:(?:and|&) (?P<mask>0x[0-9a-f]+) )?== (?P<value>0x[0-9a-f]+)"
+    r"|meta mark (?P<plain>0x[0-9a-f]+)|-m mark --mark (?P<both>0x[0-9a-f]+(?:/0x[0-9a-f]+)?)"
+)
 
 
 def listed(texts: Sequence[str]) -> str:
@@ -34,6 +40,17 @@ def names_of(ties: Ties, containers: Iterable[str]) -> str:
 def traffic(l4_proto: str, port: str) -> str:
     """ "tcp 80", "tcp" or ""."""
     return f"{l4_proto} {port}".strip()
+
+
+def some_packets(rule: FirewallRule) -> str:
+    """The packets of a rule that names neither addresses nor links: "everything" where it matches all."""
+    if rule.understood:
+        return "everything"
+    found = _MARK.search(rule.text)
+    if not found:
+        return "some packets"
+    mark = found["plain"] or found["both"] or found["value"]
+    return f"packets marked {mark}" + (f"/{found['mask']}" if found["mask"] else "")
 
 
 def where_to(rule: FirewallRule) -> str:

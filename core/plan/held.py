@@ -17,6 +17,7 @@ from core.text import safe
 from core.topology import Topology
 
 _FIRST, _LAST = 8080, 9080
+_EVERY = ("0.0.0.0", "::")  # every address of IPv4, of IPv6
 _EVERY_PORT = (1, 65535)
 
 
@@ -53,7 +54,7 @@ def clash(port: OurPort, now: Ours, topology: Topology) -> str:
                 f"by a rule of {led.place} that is not vnet's; take another port{_such_as(port, topology)}"
             )
     for listener in topology.snapshot.host.listening:
-        every = listener.address in ("0.0.0.0", "::")
+        every = listener.address in _EVERY
         address = "" if every else listener.address
         if _meet(port, listener.l4_proto, address, (listener.port, listener.port)):
             return f"a process of the host listens on {listener.l4_proto} port {listener.port} already"
@@ -89,6 +90,8 @@ def _such_as(port: OurPort, topology: Topology) -> str:
 
 def _meet(port: OurPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
     same = port.host_ip == host_ip or "" in (port.host_ip, host_ip)
+    if host_ip in _EVERY:
+        same = host_ip == _EVERY[":" in port.address]
     return l4_proto == port.l4_proto and same and _overlap(validate.port_range(port.host_ports), ports)
 
 

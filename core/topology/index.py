@@ -184,8 +184,7 @@ class Topology:
 
     def ovs_link(self, bridge: str) -> Link | None:
         """The link of an Open vSwitch bridge's own, None where it is gone."""
-        net = self.snapshot.nets.get(self.host)
-        return next((link for link in net.links.values() if link.name == bridge), None) if net else None
+        return self._named(self.host, bridge)
 
     @cached_property
     def _ports(self) -> Mapping[LinkKey, tuple[Link, ...]]:
@@ -235,9 +234,16 @@ class Topology:
 
     def bridge_link(self, network: Network) -> Link | None:
         """The bridge of a network, None where it has none or it is gone."""
-        net = self.snapshot.nets.get(network.ns or self.host)
-        links = net.links.values() if net and network.bridge else ()
-        return next((link for link in links if link.name == network.bridge), None)
+        return self._named(network.ns or self.host, network.bridge)
+
+    def parent_link(self, network: Network) -> Link | None:
+        """The link that a macvlan or ipvlan network sits on, None for others or where it is gone."""
+        return self._named(network.ns or self.host, network.parent)
+
+    def _named(self, ns: int, name: str) -> Link | None:
+        net = self.snapshot.nets.get(ns)
+        links = net.links.values() if net and name else ()
+        return next((link for link in links if link.name == name), None)
 
     def gateways(self, network: Network) -> tuple[str, ...]:
         """A network's gateways, also where its engine does not tell them."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from core.flows import address_bytes
 from core.model import Container, Link, NetState
+from core.networks import sandbox_of
 
 if TYPE_CHECKING:
     from core.topology.index import Topology
@@ -124,7 +125,9 @@ def label_of(topology: Topology, ns: int) -> str:
     if space is None:
         return f"net:[{ns}]"
     named = f"{space.command}[{space.pids[0]}]" if space.command and space.pids else ""
-    return next((text for text in (*space.names, space.unit, named) if text), f"net:[{ns}]")
+    return next(
+        (text for text in (*space.names, sandbox_of(space), space.unit, named) if text), f"net:[{ns}]"
+    )
 
 
 def names_in(topology: Topology, ns: int) -> dict[bytes, str]:

@@ -430,6 +430,38 @@ def test_an_acknowledgement_alone_does_not_ask(lab: Lab) -> None:
     assert lab.rig.run(out("tcp", 4, payload=b""), "p1").verdict == "NO_DATA"
 
 
+def to_the_host(l4: str, family: int, payload: bytes = b"hello") -> Packet:
+    """From a container to a port of the host itself, as to a proxy of published ports."""
+    addresses = ADDRESSES[family]
+    return plain(l4, family, payload, src=addresses["c1"], dst=addresses["host"], sport=5555, dport=8080,
+                 eth_src=MACS["c1"], eth_dst=BRIDGE)  # fmt: skip
+
+
+@L4
+@BOTH
+def test_what_is_for_the_host_itself_waits_for_no_rules(lab: Lab, l4: str, family: int) -> None:
+    addresses, packet = ADDRESSES[family], to_the_host(l4, family)
+    lab.track(packet, (addresses["host"], addresses["c1"], 8080, 5555), mark="0")
+    assert lab.rig.learn(packet, "p1").verdict == "LOCAL"
+    flow = lab.rig.flow_of(packet)
+    assert flow is not None and flow["action"] == layout.ACTION_KERNEL
+    assert lab.rig.run(to_the_host(l4, family, b""), "p1").verdict == "LOCAL", "it need not ask again"
+
+
+@BOTH
+def test_acknowledgements_of_what_the_host_itself_sends(lab: Lab, family: int) -> None:
+    addresses, request = ADDRESSES[family], to_the_host("tcp", family)
+    answered = to_the_host("tcp", family, b"")
+    lab.track(request, (addresses["host"], addresses["c1"], 8080, 5555), mark="0")
+    assert lab.rig.run(request, "p1").verdict == "YOUNG"
+    assert lab.rig.run(answered, "p1").verdict == "NO_DATA", "most have an answer by then"
+    lab.rig.configure(recheck=16)
+    began = lab.rig.clock.now()
+    while lab.rig.clock.now() - began < 3:
+        pass
+    assert lab.rig.run(answered, "p1").verdict == "LOCAL"
+
+
 @L4
 @BOTH
 def test_published_to_a_neighbour_is_switched_although_translated(lab: Lab, l4: str, family: int) -> None:

@@ -100,7 +100,7 @@ def test_namespaces(docker_host: DockerHost) -> None:
 def test_published_ports(docker_host: DockerHost) -> None:
     docker_host.container(
         "pub", "-p", "8080:80", "-p", "127.0.0.1:5300:53/udp", "-p", "10.200.0.1:9000-9001:90-91",
-        "--expose", "7000", "-p", "8081:80",
+        "--expose", "7000", "-p", "8081:80", "-p", "[::]:8091:80", "-p", "0.0.0.0:8092:80",
     )  # fmt: skip
     docker_host.container("too", "--network", "container:pub")
     found = containers(docker_host)
@@ -110,11 +110,15 @@ def test_published_ports(docker_host: DockerHost) -> None:
         for inside, ends in told.items()
         for end in ends or ()
     }
-    every = {(proto, "" if ip in ("0.0.0.0", "::") else ip, *ports) for proto, ip, *ports in expected}
+    both = {(proto, *ports) for proto, ip, *ports in expected if ip == "0.0.0.0"} & {
+        (proto, *ports) for proto, ip, *ports in expected if ip == "::"
+    }
+    every = {(proto, "" if (proto, *ports) in both else ip, *ports) for proto, ip, *ports in expected}
+    assert {("tcp", "::", 8091, 80), ("tcp", "0.0.0.0", 8092, 80), ("tcp", "", 8080, 80)} <= every
     ports = [
         (port.l4_proto, port.host_ip, port.host_port, port.container_port) for port in found["pub"].ports
     ]
-    assert len(ports) == len(set(ports)) == 5
+    assert len(ports) == len(set(ports)) == 7
     assert set(ports) == every
     assert found["too"].ports == (), "they are the other one's"
 

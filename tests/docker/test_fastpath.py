@@ -9,7 +9,7 @@ import pytest
 
 from bpf import obstacles
 from core.collect.netns import entered
-from tests.docker.engine import DockerHost
+from tests.docker.engine import SUBNET_GATEWAY, DockerHost
 from tests.docker.podman_engine import PodmanHost
 from tests.support.fastpath import FastPath, traces
 from tests.support.host import ThrowawayHost
@@ -83,3 +83,18 @@ def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_ho
         docker_host.run("rm", "-f", "client", "server")
         assert eventually(fast.is_on)
     assert eventually(lambda: not traces(host)), traces(host)
+
+
+def test_what_goes_to_the_userland_proxy_is_for_the_host_itself(docker_host: DockerHost) -> None:
+    gateway = SUBNET_GATEWAY.partition("/")[0]
+    with FastPath(docker_host.host, "docker0") as fast:
+        docker_host.container("server", "-p", "8080:7000", command="nc -ll -p 7000 -e cat")
+        docker_host.container("client")
+        talk = f"(for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 0.05; done) | nc {gateway} 8080"
+
+        def is_local() -> bool:
+            before = fast.count("LOCAL")
+            assert docker_host.run("exec", "client", "sh", "-c", talk).split() == list("123456789")
+            return fast.count("LOCAL") >= before + 7
+
+        assert eventually(is_local), fast.status()["verdicts"]

@@ -49,6 +49,18 @@ PLAIN = [
     _NFT + "ct status & dnat > 0 accept",
     _NFT + "ip saddr @counted accept",
     _NFT + "ct state new ct mark set (ct mark and 0xffffff00) or 1",
+    _NFT + "rt type 0 drop",
+    _NFT + "rt type 0 limit rate 1/second log",
+    _NFT + "frag more-fragments 1 drop",
+    _NFT + "dst nexthdr 6 drop",
+    _NFT + "mh type 1 drop",
+    _NFT + "ip option lsrr type 1 drop",
+    *(
+        f"{tool} -A FORWARD -m {match} -j DROP"
+        for tool in ("ip6tables", "ip6tables-legacy")
+        for match in ("rt --rt-type 0", "frag --fragmore", "dst --dst-len 8", "ah --ahspi 5")
+    ),
+    "ip6tables -A FORWARD -p mh -m mh --mh-type 1 -j DROP",
     "nft add rule inet t input limit rate 3/second log",
     "nft add rule inet t nat meta mark set 1",
     "iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
@@ -108,6 +120,15 @@ JUDGING = {
     _NFT + "ip6 nexthdr tcp accept": "next header",
     _NFT + "ip6 nexthdr != udp drop": "next header",
     _NFT + "ip6 nexthdr { tcp, udp } accept": "next header",
+    _NFT + "exthdr rt missing drop": "header options",
+    _NFT + "exthdr hbh exists drop": "header options",
+    _NFT + "hbh nexthdr 6 drop": "header options",
+    _NFT + "limit rate 1/second rt type 0 drop": "limit",
+    _NFT + "tcp option maxseg size 1000 drop": "header options",
+    "ip6tables -A FORWARD -m hbh --hbh-len 8 -j DROP": "hbh",
+    "ip6tables-legacy -A FORWARD -m hbh --hbh-len 8 -j DROP": "hbh",
+    "ip6tables -A FORWARD -m limit --limit 1/s -m rt --rt-type 0 -j DROP": "limit",
+    "ip6tables -A FORWARD -m ipv6header --header frag -j DROP": "ipv6header",
     _NFT + "ip saddr @limited drop": "each element of its set limited has a limit",
     "iptables -A FORWARD -m conntrack --ctstate DNAT -m limit --limit 1/s -j DROP": "limit",
     "iptables-legacy -A FORWARD -m conntrack --ctstate SNAT -m limit --limit 1/s -j DROP": "limit",
@@ -221,6 +242,8 @@ def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHos
         for tool in ("iptables", "iptables-legacy"):
             for table in ("filter", "mangle", "raw"):
                 inside_host.run(f"{tool} -t {table} -F")
+        for tool in ("ip6tables", "ip6tables-legacy") if rule.startswith("ip6") else ():
+            inside_host.run(f"{tool} -F")
         assert obstacles.find().reasons == (), rule
     assert not missing, missing
 

@@ -254,6 +254,17 @@ def test_neighbouring_ports_are_told_as_one_range() -> None:
         assert the_row(scene, "containers", f"{inside_the_range} name:many")["name"] == "many"
 
 
+def test_ports_of_one_family_say_which() -> None:
+    host = small_builder()
+    made = (PublishedPort("tcp", "::", 8091, 80), PublishedPort("tcp", "0.0.0.0", 8092, 80))
+    half = host.container("docker", "half", HOST + 1000, ports=(*made, PublishedPort("tcp", "fd00::9", 1, 2)))
+    scene = scene_of(host.snapshot())
+    assert the_row(scene, "containers", "name:half")["port"] == "[fd00::9]:1→2 [::]:8091→80 8092→80"
+    told = lines_of(views.detail(scene, container_ref("docker", half.id)))
+    assert told["tcp 8091"] == "on every IPv6 address → 80"
+    assert told["tcp 8092"] == "on every IPv4 address → 80"
+
+
 def test_pairs_of_the_host_come_first_and_others_say_where_they_lie() -> None:
     host = small_builder()
     inner = host.namespace(HOST + 1, names=("router",))

@@ -32,6 +32,7 @@ from tests.support.flow_samples import flow, table
 from tui.fastpath import keeping
 from tui.fastpath.command import told_of_capture
 from tui.fastpath.keeping import Numbers
+from tui.fastpath.session import how_it_is
 from tui.present.fast_targets import EVERYTHING, added, chosen, is_covered, named, removed
 
 HOST = 1
@@ -175,3 +176,9 @@ def test_a_connection_stands_for_the_networks_of_its_containers() -> None:
     topology = Topology(replace(before, engines=engines, conntracks={HOST: table(HOST, *rows)}))
     targets = [[one.target for one in chosen(topology, talk_ref(HOST, number))] for number in (1, 2, 3, 4)]
     assert targets == [["shop", "bridge"], ["shop"], [], []]
+
+
+def test_names_are_no_part_of_the_reason_of_a_pause() -> None:
+    fast = FastPath("paused", ("bridge", "app"), reasons=("inet t c, rule 3: limit",))
+    assert how_it_is(fast) == "Accelerated: bridge, app. Paused: inet t c, rule 3: limit."
+    assert how_it_is(replace(fast, state="on", reasons=())) == "Accelerated: bridge, app."

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from core.diff import changes
 from core.findings import Finding
-from core.model import Firewall, NextHop, Route, Snapshot, Storm, container_ref, link_ref, network_ref
+from core.model import (
+    Firewall,
+    Network,
+    NextHop,
+    Route,
+    Snapshot,
+    Storm,
+    container_ref,
+    link_ref,
+    network_ref,
+)
 from core.topology import Topology
 from tests.support.host_builder import CHAINS, HOST
 from tests.support.snapshots import bridged, empty_host, many_namespaces, small_builder, small_host
@@ -63,6 +75,28 @@ def test_an_overlap_is_one_finding_of_both_networks() -> None:
     for name in ("net-app", "net-old"):
         assert one in topology.findings_of(network_ref(name))
     assert one not in topology.findings_of(network_ref("net-db"))
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_a_network_shares_its_subnet_with_the_card_that_it_sits_on(driver: str) -> None:
+    host = small_builder()
+    card = host.link(HOST, "eth1", "physical", ("10.77.0.2/24",))
+    host.link(HOST, "shim0", driver, ("10.77.0.3/32",), lower=card.ifindex)
+    lan = Network("docker", "net-lan", "lan", driver, ns=HOST, subnets=("10.77.0.0/24",), parent="eth1")
+    host.networks.append(lan)
+    assert not found(host.snapshot(), "overlap")
+    host.link(HOST, "eth2", "physical", ("10.77.0.9/24",))
+    (one,) = found(host.snapshot(), "overlap")
+    assert "lan (10.77.0.0/24) and eth2 (10.77.0.9/24) overlap" in one.sentence
+
+
+def test_a_macvlan_network_on_a_bridge_shares_its_subnet() -> None:
+    host = small_builder()
+    lan = Network("docker", "net-lan", "lan", "macvlan", ns=HOST, subnets=("172.18.0.0/16",), parent="br-app")
+    host.networks.append(lan)
+    assert not found(host.snapshot(), "overlap")
+    host.networks[-1] = replace(lan, parent="eth0")
+    assert found(host.snapshot(), "overlap")
 
 
 def test_links_alone_that_overlap_are_no_finding() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from core.model import Chain, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
 from core.nat import nat_entries
-from core.nat.match import covers, prefixes, takes_link
+from core.nat.match import are_disjoint, covers, prefixes, takes_link
 from core.nat.paths import placed_rules
 from core.networks import all_networks
 from tests.support.host_builder import HOST, HostBuilder
@@ -334,3 +334,58 @@ def test_address_matches(text: str, prefix: str, held: bool | None) -> None:
 )
 def test_link_matches(text: str, name: str, taken: bool) -> None:
     assert takes_link(text, name) is taken
+
+
+def test_a_rule_that_contradicts_every_way_to_it_is_reached_from_no_hook() -> None:
+    jump = rule("FORWARD", "jump", target="ONE", table="filter", iif="br-app", oif="!br-app")
+    further = rule("ONE", "jump", target="TWO", table="filter")
+    shut = rule("TWO", "drop", oif="br-app", src="172.18.0.2")
+    assert with_rules(jump, further, shut) == ()
+    other = rule("FORWARD", "jump", "other", target="ONE", table="filter", iif="br-vault", oif="!br-vault")
+    assert [entry.name for entry in with_rules(jump, other, further, shut)] == ["drop 172.18.0.2 -> br-app"]
+
+
+DISJOINT = {
+    ("iif", "a", "b"): True,
+    ("iif", "a", "a"): False,
+    ("iif", "a,b", "b"): False,
+    ("iif", "br-*", "br-app"): False,
+    ("iif", "br-*", "eth*"): True,
+    ("iif", "!a,b", "a"): True,
+    ("iif", "!a", "a,b"): False,
+    ("iif", "!br-*", "br-app"): True,
+    ("oif", "!a", "!b"): False,
+    ("src", "10.0.0.0/8", "10.1.2.3"): False,
+    ("src", "10.0.0.0/8", "11.1.2.3"): True,
+    ("src", "!10.0.0.0/8", "10.1.2.3"): True,
+    ("dst", "!10.1.2.3", "10.0.0.0/8"): False,
+    ("dst", "@set", "10.1.2.3"): False,
+    ("dst", "!@set", "@set"): True,
+    ("l4_proto", "tcp", "udp"): True,
+    ("l4_proto", "tcp,udp", "udp"): False,
+    ("dport", "80", "81"): False,
+    ("ct_state", "new", "established"): False,
+}
+
+
+@pytest.mark.parametrize("case", DISJOINT)
+def test_whether_two_matches_exclude_each_other(case: tuple[str, str, str]) -> None:
+    field, one, other = case
+    assert are_disjoint(field, one, other) == are_disjoint(field, other, one) == DISJOINT[case]
+
+
+MARKS = {
+    "meta mark & 0x00002000 == 0x00002000 masquerade": "masquerade packets marked 0x00002000/0x00002000",
+    "meta mark and 0x2000 == 0x2000 masquerade": "masquerade packets marked 0x2000/0x2000",
+    "meta mark 0x0000000a masquerade": "masquerade packets marked 0x0000000a",
+    "-A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE": "masquerade packets marked 0x2000/0x2000",
+    "ct mark 0x0000000a masquerade": "masquerade some packets",
+    "fib daddr type local masquerade": "masquerade some packets",
+}
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_a_masquerade_by_marks_or_the_like_is_not_of_everything(text: str) -> None:
+    (entry,) = with_rules(rule("POSTROUTING", "masquerade", text=text, understood=False))
+    assert entry.name == MARKS[text]
+    assert entry.sentence.endswith("get the address of the way out, under further conditions")

@@ -249,3 +249,27 @@ def test_uplinks_are_the_links_of_the_default_routes_by_metric() -> None:
 
 def test_no_uplinks_while_nothing_is_known() -> None:
     assert uplinks(Snapshot()) == ()
+
+
+def test_a_swarms_overlay_is_one_network_with_the_bridge_in_its_sandbox() -> None:
+    host = HostBuilder()
+    overlay = Network("docker", "abcdef0123456789", "ov1", "overlay", ns=HOST, subnets=("10.0.1.0/24",))
+    other = replace(overlay, id="fedcba9876543210", name="elsewhere", subnets=("10.0.2.0/24",))
+    host.networks = [overlay, other]
+    sandbox = host.namespace(HOST + 7, mounts=("/run/docker/netns/1-abcdef0123",))
+    ingress = host.namespace(HOST + 8, mounts=("/proc/9/root/run/docker/netns/ingress_sbox",))
+    balancer = host.namespace(HOST + 9, mounts=("/var/run/docker/netns/lb_abcdef012",))
+    bridge = host.link(sandbox, "br0", "bridge", ("10.0.1.1/24",))
+    host.link(sandbox, "vxlan0", "vxlan", master=bridge.ifindex)
+    host.container("docker", "web", None)
+    topology = Topology(host.snapshot())
+    assert [(one.name, one.kind, one.ns, one.bridge) for one in topology.networks] == [
+        ("ov1", "overlay", sandbox, "br0"),
+        ("elsewhere", "overlay", HOST, ""),
+    ]
+    labels = [topology.label(ns) for ns in (sandbox, ingress, balancer)]
+    assert labels == ["1-abcdef0123", "ingress_sbox", "lb_abcdef012"]
+
+
+def test_a_bridge_with_a_link_local_address_alone_is_switched() -> None:
+    assert kind_of(one_bridge("fe80::1/64")) == "switched"

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from core.model import Chain, Endpoint, Firewall, FirewallRule, Host, Listener, Network, Route, link_ref
+from core.model import (
+    Chain,
+    Endpoint,
+    Firewall,
+    FirewallRule,
+    Host,
+    Listener,
+    Network,
+    PublishedPort,
+    Route,
+    link_ref,
+)
 from core.model.routing import NextHop
 from core.ops import (
     AddAddress,
@@ -248,6 +259,15 @@ def test_a_port_is_published_once() -> None:
     assert planned(Publish("web", "8080", l4_proto="udp"), now)
     listening = topology(host(), listening=(Listener("tcp", "0.0.0.0", 22),))
     assert "listens on tcp port 22" in refused(Publish("web", "22"), listening)
+
+
+def test_a_port_that_a_container_has_on_one_family_is_free_on_the_other() -> None:
+    made = host()
+    six = PublishedPort("tcp", "::", 8091, 80)
+    four = PublishedPort("tcp", "0.0.0.0", 8092, 80)
+    made.container("docker", "api", None, ports=(six, four))
+    assert planned(Publish("web", "8091", "80"), topology(made))
+    assert "tcp/8092 is published already, by api" in refused(Publish("web", "8092", "80"), topology(made))
 
 
 def led(**fields: Any) -> Topology:

@@ -188,9 +188,8 @@ def _good(answer: dict[str, Any]) -> dict[str, Any]:
 def how_it_is(fast: FastPath) -> str:
     """The state in a sentence."""
     names = ", ".join(map(safe, fast.targets))
-    if fast.state == "paused":
-        return f"Accelerated, but paused: {'; '.join(map(safe, fast.reasons))}: {names}."
-    return f"Accelerated: {names}."
+    paused = f" Paused: {'; '.join(map(safe, fast.reasons))}." if fast.state == "paused" else ""
+    return f"Accelerated: {names}.{paused}"
 
 
 def wait_for_the_end() -> None:

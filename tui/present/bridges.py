@@ -8,7 +8,7 @@ from core.model import FdbEntry, Link, LinkKey, OvsBridge, OvsPort, Ref, link_re
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, fast_marks, links
+from tui.present import cells, fast_marks, links, networks
 from tui.present.cells import Line
 from tui.present.link_detail import (
     common_sections,
@@ -60,7 +60,7 @@ def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:
         link_ref(bridge.key),
         (
             cells.text(cells.name_and_place(topology, bridge)), cells.state(bridge),
-            cells.text(f"{network.name} ({network.kind or network.driver})" if network else ""),
+            cells.text(f"{network.name} ({networks.kind_words(network)})" if network else ""),
             cells.text(subnets), cells.number(ports),
             *_stp_and_vlans(topology, bridge),
             cells.number(bridge.mtu), *cells.carried(scene.carried(bridge.key)),
@@ -136,7 +136,7 @@ def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
     if network is not None:
         yield (
             "network",
-            cells.text(f"{network.name} ({network.kind or network.driver})"),
+            cells.text(f"{network.name} ({networks.kind_words(network)})"),
             network_ref(network.id),
         )
     if settings is None:

@@ -25,7 +25,7 @@ from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
 from core.topology.related import entries_of_container
-from tui.present import cells, units
+from tui.present import cells, networks, units
 from tui.present.cells import Line
 from tui.present.link_detail import gone
 from tui.present.list_rows import ListRows
@@ -51,6 +51,9 @@ KIND_WORDS = {
     "user": "user ids", "mnt": "mounts", "pid": "processes", "uts": "host name", "net": "network",
     "ipc": "ipc",
 }  # fmt: skip
+
+
+_EVERY_ADDRESS = {"": "every address", "0.0.0.0": "every IPv4 address", "::": "every IPv6 address"}
 
 
 def rows(scene: Scene) -> ListRows:
@@ -142,10 +145,11 @@ def state(container: Container) -> Cell:
 
 
 def port_words(ports: Iterable[PublishedPort]) -> Iterator[str]:
-    """Published ports: "8080→80", with the address where it is not every one, and "/udp"; neighbours that
-    lead to neighbours in one: "5000-5010→5000-5010/udp"."""
+    """Published ports: "8080→80", with the address where it is not every one of IPv4, and "/udp"; neighbours
+    that lead to neighbours in one: "5000-5010→5000-5010/udp"."""
     for port, outer, inner in _runs(ports):
-        where = f"{port.host_ip}:" if port.host_ip not in ("", "0.0.0.0", "::") else ""
+        address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
+        where = f"{address}:" if port.host_ip not in ("", "0.0.0.0") else ""
         proto = "" if port.l4_proto == "tcp" else f"/{port.l4_proto}"
         yield f"{where}{outer}→{inner}{proto}"
 
@@ -280,7 +284,7 @@ def _networks(topology: Topology, container: Container) -> Iterator[Line]:
     told = {end.network for end in container.endpoints}
     for network in topology.networks_of(container):
         if not told & {network.id, network.name}:
-            yield safe(network.name), cells.text(network.kind or network.driver), network_ref(network.id)
+            yield safe(network.name), cells.text(networks.kind_words(network)), network_ref(network.id)
 
 
 def _links(topology: Topology, container: Container, rates: Rates | None) -> Iterator[Line]:
@@ -302,7 +306,7 @@ def _links(topology: Topology, container: Container, rates: Rates | None) -> Ite
 
 def _ports(container: Container) -> Iterator[Line]:
     for port, outer, inner in _runs(container.ports):
-        where = port.host_ip or "every address"
+        where = _EVERY_ADDRESS.get(port.host_ip, port.host_ip)
         yield f"{safe(port.l4_proto)} {outer}", cells.text(f"on {where} → {inner}"), None
 
 

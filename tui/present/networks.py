@@ -18,7 +18,7 @@ from tui.present.scene import Scene
 
 COLUMNS = (
     Column("name", "network", 16, grow=1),
-    Column("kind", "kind", 10),
+    Column("kind", "kind", 10, grow=2),
     Column("addr", "subnet", 18, grow=1),
     Column("gateway", "gateway", 15, grow=1, priority=2),
     Column("bridge", "bridge", 15, priority=1),
@@ -28,6 +28,15 @@ COLUMNS = (
     Column("rate", "rate", 11, align="right", priority=2),
     Column("trend", "trend", 8, priority=5),
 )
+
+_FAMILIES = {"ipv4": "IPv4", "ipv6": "IPv6"}
+# What Docker means by its gateway modes.
+_MODES = {
+    "nat": "nat: sources are translated; from outside only published ports, at the host's address",
+    "nat-unprotected": "nat-unprotected: sources are translated; every port is open from outside",
+    "routed": "routed: sources are kept; from outside only published ports, at the containers' addresses",
+    "isolated": "isolated: the bridge has no address, so the host takes no part",
+}
 
 
 def rows(scene: Scene) -> ListRows:
@@ -49,19 +58,32 @@ def _row(scene: Scene, network: Network) -> Row:
     return Row(
         network_ref(network.id),
         (
-            cells.text(network.name), cells.text(network.kind or network.driver), cells.text(subnets),
+            cells.text(network.name), cells.text(kind_words(network)), cells.text(subnets),
             cells.text(gateways), cells.text(network.bridge), cells.number(len(topology.members(network))),
             cells.number(mtu(topology, network)), cells.text(network.engine),
             *cells.carried(scene.carried(bridge.key) if bridge else None),
         ),
         {
             "name": safe(network.name), "net": safe(network.name), "id": safe(network.id),
-            "kind": safe(network.kind or network.driver), "addr": safe(f"{subnets} {gateways}"),
+            "kind": safe(" ".join(dict.fromkeys((network.kind or network.driver, kind_words(network))))),
+            "addr": safe(f"{subnets} {gateways}"),
             "ns": safe(topology.label(network.ns or topology.host)),
             "ct": safe(" ".join(member.name for member in topology.members(network))),
             "label": " ".join(f"{safe(key)}={safe(value)}" for key, value in network.labels.items()),
         },
     )  # fmt: skip
+
+
+def kind_words(network: Network) -> str:
+    """A network's kind, more precise where Docker has modes: "nat-unprotected", "nat/routed" (IPv4/6)."""
+    modes = list(network.gateway_mode.values())
+    if "isolated" in modes:
+        return "isolated"
+    if not network.masquerade and network.kind == "routed" and set(modes) == {"nat"}:
+        return "no-masquerade"
+    if network.kind == "nat" and set(modes) - {"nat"}:
+        return "/".join(dict.fromkeys(modes))
+    return network.kind or network.driver
 
 
 def mtu(topology: Topology, network: Network) -> int:
@@ -91,7 +113,13 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
 
 def _identity(topology: Topology, network: Network) -> Iterator[Line]:
     bridge = topology.bridge_link(network)
-    yield "kind", cells.text(network.kind or network.driver), None
+    yield "kind", cells.text(kind_words(network)), None
+    for family, mode in network.gateway_mode.items():
+        if words := _mode_words(network, mode):
+            yield _FAMILIES[family], cells.text(words), None
+    if network.trusted_links:
+        words = f"what comes in by {', '.join(network.trusted_links)} reaches containers directly"
+        yield "trusted", cells.text(words), None
     for subnet in network.subnets:
         yield "subnet", cells.text(subnet), None
     for gateway in topology.gateways(network):
@@ -103,11 +131,23 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
             cells.text(bridge.name) if bridge else missing,
             link_ref(bridge.key) if bridge else None,
         )
+    if network.parent:
+        parent = topology.parent_link(network)
+        yield "parent", cells.text(network.parent), link_ref(parent.key) if parent else None
     if mtu(topology, network):
         yield "MTU", cells.number(mtu(topology, network)), None
     ours = bridge is not None and "net" in (words_of(bridge.alias) or ())
     yield "made by", cells.text("vnet" if ours else f"{network.engine}, driver {network.driver}"), None
     yield "id", cells.text(network.id), None
+
+
+def _mode_words(network: Network, mode: str) -> str:
+    """What a gateway mode does, "" where the rules for it are not there."""
+    if network.internal and mode != "isolated":
+        return ""
+    if not mode.startswith("nat") or network.kind == "nat":
+        return _MODES.get(mode, mode)
+    return _MODES.get(mode, mode).replace("translated", "kept") if not network.masquerade else ""
 
 
 def _members(topology: Topology, network: Network) -> Iterator[Line]:

@@ -112,7 +112,7 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
     facts = [
         cells.text(f"in {topology.label(network.ns)}") if network.ns not in (None, topology.host) else None,
         cells.text(" ".join(network.subnets)) if network.subnets else None,
-        cells.text(network.kind or network.driver),
+        cells.text(networks.kind_words(network)),
         cells.text(f"gw {gateways}") if gateways else None,
         Cell(f"mtu {mtu}") if mtu else None,
         cells.text(network.bridge) if network.bridge and network.bridge != network.name else None,
@@ -127,7 +127,8 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
 
 def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
     """How a network's rail ends, in words, and what stands for that end."""
-    ns = network.ns or topology.host
+    # The bridge of an overlay is in a sandbox; what leaves it to other hosts leaves by this host's way out.
+    ns = topology.host if network.kind == "overlay" else network.ns or topology.host
     uplink = topology.uplink(ns)
     place = f"{uplink[0].name} {_first_address(uplink[0])}".strip() if uplink else ""
     for entry in topology.nat:
@@ -143,7 +144,10 @@ def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | Non
             cells.text(f"bridged → {nic.name}" if nic else "bridged"),
             link_ref(nic.key) if nic else target,
         )
-    if network.kind in ("nat", "routed", "macvlan", "overlay"):
+    if network.parent and (parent := topology.parent_link(network)):
+        words = f"{network.kind} on {parent.name} {_first_address(parent)}"
+        return "way", cells.text(words.strip()), link_ref(parent.key)
+    if network.kind in ("nat", "routed", "macvlan", "ipvlan", "overlay"):
         kind = "NAT" if network.kind == "nat" else network.kind
         return "way", cells.text(f"{kind} → {place}" if place else kind), target
     return "none", NO_GOAL, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.model import Ref
+from core.model import Container, Ref
 from core.plan.held import free_port
 from core.plan.requests import PROTOCOLS, Publish
 from core.topology import Topology
@@ -27,7 +27,17 @@ def _fill(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     containers = by_label(able(topology))
     label, proto = selected(topology, ref).container_in(containers), values.get("proto", "tcp")
     proposals = {"container": label, "host": free_port(topology, proto), "inside": "80", "proto": "tcp"}
-    return Filled(proposals, {"container": tuple(containers)})
+    addresses = _addresses(topology, containers.get(values.get("container", label)))
+    return Filled(proposals, {"container": tuple(containers), "address": addresses})
+
+
+def _addresses(topology: Topology, container: Container | None) -> tuple[str, ...]:
+    """The host's addresses of the families that a container has; ::1 leads to none."""
+    net = topology.snapshot.nets.get(topology.host)
+    own = [one for link in net.links.values() for one in link.addresses] if net else []
+    families = {":" in one for one in topology.addresses_of(container)} if container else set()
+    found = [one.address for one in own if one.scope != "link" and one.address != "::1"]
+    return tuple(dict.fromkeys(one for one in found if (":" in one) in families))
 
 
 def _request(values: Values, topology: Topology) -> Publish:

@@ -1,0 +1,37 @@
+"""Published ports, from an engine's answer to the model."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.collect.engine_answers import container
+
+BOTH = ("0.0.0.0", "::")
+# (addresses, port of the host) of what leads to port 80: what is known of it.
+CASES = {
+    "both families": ([(one, 8080) for one in BOTH], [("", 8080)]),
+    "IPv4 alone": ([("0.0.0.0", 8080)], [("0.0.0.0", 8080)]),
+    "IPv6 alone": ([("::", 8091)], [("::", 8091)]),
+    "another port of each": ([("0.0.0.0", 32768), ("::", 32769)], [("0.0.0.0", 32768), ("::", 32769)]),
+    "routed IPv4, a proxy for IPv6": ([("0.0.0.0", 0), ("::", 8102)], [("::", 8102)]),
+    "one address beside all": (
+        [("0.0.0.0", 80), ("::", 80), ("192.0.2.1", 80)],
+        [("", 80), ("192.0.2.1", 80)],
+    ),
+    "only exposed": ([("", 0)], []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ports_of_dockers_keep_their_family(case: str) -> None:
+    given, expected = CASES[case]
+    told = [{"IP": ip, "PrivatePort": 80, "PublicPort": port, "Type": "tcp"} for ip, port in given]
+    listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": told}
+    found = container("docker", listed, None).ports
+    assert [(port.host_ip, port.host_port) for port in found] == expected
+
+
+def test_podman_means_both_families() -> None:
+    told = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]
+    listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": told}
+    assert [port.host_ip for port in container("podman", listed, None).ports] == [""]
