@@ -7,7 +7,7 @@ TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff clang shellcheck
 
-.PHONY: run setup setup-dev check test test-kernels fuzz fuzz-rules lint bench bench-fastpath screenshots demo \
+.PHONY: run setup setup-dev check test test-kernels fuzz fuzz-flush fuzz-rules lint bench bench-fastpath screenshots demo \
 	demo-recording clean $(LINTERS)
 
 run: setup
@@ -43,6 +43,11 @@ fuzz: setup-dev
 fuzz-rules: setup-dev
 	VNET_FUZZ_RULES=$(or $(COUNT),500) VNET_FUZZ_SEED=$(SEED) VNET_FUZZ_CASE=$(CASE) \
 		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_fastpath_fuzz_rules.py
+
+# Random sequences of flushes against the agent; SEED= repeats a run.
+fuzz-flush: setup-dev
+	VNET_FUZZ_FLUSH=$(or $(COUNT),10000) VNET_FUZZ_SEED=$(SEED) \
+		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_agent_flushes.py
 
 lint: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
