@@ -11,9 +11,8 @@ from core.text import safe
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:
-    """Where a new file goes: the present folder, or the home folder where that cannot be written to; named by
-    host and time."""
-    folder = next((each for each in (Path.cwd(), Path.home()) if os.access(each, os.W_OK)), Path("/tmp"))
+    """Where a new file goes, in `output_folder`, named by host and time."""
+    folder = output_folder()
     host = re.sub(r"[^A-Za-z0-9.-]", "_", hostname)[:64].lstrip(".") or "host"
     stem = f"vnet-{what}-{host}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = folder / f"{stem}{ending}", 1
@@ -21,6 +20,11 @@ def free_path(what: str, hostname: str, ending: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}{ending}"
     return path
+
+
+def output_folder() -> Path:
+    """The present folder, or the home folder where that cannot be written to."""
+    return next((each for each in (Path.cwd(), Path.home()) if os.access(each, os.W_OK)), Path("/tmp"))
 
 
 def told(path: Path) -> str:

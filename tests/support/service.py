@@ -2,7 +2,7 @@
 
 `python -m tests.support.service UNIT [WORD...]` reads the unit, restricts itself as systemd.exec(5) says, and
 becomes the command of ExecStart=, or the words given in its place. A setting that isn't known here is an
-error, so that what is tested can't differ from what is printed. Not done are PrivateDevices= and IPAddressDeny=.
+error, so that what is tested can't differ from what is printed. Left out: PrivateDevices= and IPAddressDeny=.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ PrivateTmp={tmp}
 # AF_INET: an ioctl of netdevice(7) needs such a socket; nothing is sent but metrics, if asked for.
 RestrictAddressFamilies={families}
 {addresses}
-# It enters network namespaces, and makes an empty one to try its rules in.
-RestrictNamespaces=net
+# It enters network namespaces, and makes an empty one to try its rules in; for metrics it asks hostnames.
+RestrictNamespaces={namespaces}
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
@@ -97,6 +97,7 @@ def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = Fal
         families="AF_UNIX AF_NETLINK AF_INET" + " AF_INET6" * ("[" in metrics or bool(accelerate)),
         addresses=_addresses(metrics),
         capabilities=" CAP_NET_RAW CAP_NET_BROADCAST" if accelerate else "",
+        namespaces="net uts" if metrics else "net",
         why=_FAST_WHY if accelerate else "",
         calls="SystemCallFilter=bpf\n" if accelerate else "",
         module=_MODULE if accelerate else "",
