@@ -7,7 +7,7 @@ TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff clang shellcheck
 
-.PHONY: run setup setup-dev check test test-kernels fuzz fuzz-flush fuzz-rules lint bench bench-fastpath screenshots demo \
+.PHONY: run setup setup-dev check test test-kernels fuzz fuzz-flush fuzz-rules soak lint bench bench-fastpath screenshots demo \
 	demo-recording clean $(LINTERS)
 
 run: setup
@@ -48,6 +48,10 @@ fuzz-rules: setup-dev
 fuzz-flush: setup-dev
 	VNET_FUZZ_FLUSH=$(or $(COUNT),10000) VNET_FUZZ_SEED=$(SEED) \
 		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_agent_flushes.py
+
+# A large host that changes all the time: ten minutes, or SECONDS=.
+soak: setup-dev
+	$(PY) -m tests.soak $(SECONDS) $(ARGS)
 
 lint: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)
