@@ -81,7 +81,7 @@ class Wiper:
 
     def _chain(self) -> str:
         chains = re.findall(r"^\tchain (\S+) ", listing(), re.MULTILINE)
-        return self._chance.choice(chains or ["forward"])
+        return str(self._chance.choice(chains or ["forward"]))
 
 
 def nft(command: str, output: int = 0) -> str:

@@ -27,6 +27,7 @@ from tests.support.machine import ROOT
 SERVICE = (sys.executable, "-P", "-m", "tests.support.service")
 
 type Settings = dict[str, list[str]]
+type _Instruction = tuple[int, int, int, int]
 
 # linux/prctl.h, linux/mount.h, linux/seccomp.h, linux/audit.h, linux/capability.h, sched.h
 _CAPBSET_DROP, _NO_NEW_PRIVS, _SET_SECCOMP, _SET_MDWE, _SECCOMP_FILTER = 24, 38, 22, 65, 2
@@ -157,8 +158,8 @@ def _call_filter(found: Settings) -> Iterator[int]:
     families = [getattr(socket, name) for name in found["RestrictAddressFamilies"][0].split()]
     others = sum(bit for name, bit in _NEW.items() if name not in found["RestrictNamespaces"][0].split())
     program = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _ARCH), (_RETURN, 0, 0, _ERRNO | _EPERM), (_LOAD, 0, 0, 0)]
-    accepted = [*((_EQUAL, 0, 1, family, _RETURN, 0, 0, _ALLOW) for family in families)]
-    program += _only(numbers["socket"], 0, [_halves(one) for one in accepted], _EAFNOSUPPORT)
+    accepted = [[(_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ALLOW)] for family in families]
+    program += _only(numbers["socket"], 0, accepted, _EAFNOSUPPORT)
     program += [(_EQUAL, 0, 1, numbers["clone3"]), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
     for name, argument in (("unshare", 0), ("clone", 0), ("setns", 1)):
         refused = [[(_ANY_BIT, 0, 1, others), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]]
@@ -166,15 +167,8 @@ def _call_filter(found: Settings) -> Iterator[int]:
     for name in sorted(allowed & numbers.keys()):
         program += [(_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ALLOW)]
     program.append((_RETURN, 0, 0, _ERRNO | _EPERM))
-    for code, true, false, value in program:
-        yield from struct.pack("=HBBI", code, true, false, value)
-
-
-type _Instruction = tuple[int, int, int, int]
-
-
-def _halves(two: tuple[int, ...]) -> list[_Instruction]:
-    return [(two[0], two[1], two[2], two[3]), (two[4], two[5], two[6], two[7])]
+    for instruction in program:
+        yield from struct.pack("=HBBI", *instruction)
 
 
 def _only(number: int, argument: int, checks: Iterable[list[_Instruction]], error: int) -> list[_Instruction]:
