@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.model import Snapshot
 from tests.support.machine import Machine
 from tests.support.terminal import Terminal
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tui.cli import load
 
 
@@ -17,8 +18,12 @@ def differences(machine: Machine, terminal: Terminal, folder: Path) -> list[str]
     for old in folder.glob("*.tar.gz"):
         old.unlink()
     terminal.press("B")
-    path = wait_until(lambda: next(folder.glob("vnet-bundle-*.tar.gz"), None), "the bundle")
+    path = wait_until(partial(_bundle, folder), "the bundle", seconds=5 * PATIENCE)
     return _differences(load(path), machine)
+
+
+def _bundle(folder: Path) -> Path | None:
+    return next(folder.glob("vnet-bundle-*.tar.gz"), None)
 
 
 def _differences(snapshot: Snapshot, machine: Machine) -> list[str]:
