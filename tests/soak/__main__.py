@@ -58,7 +58,7 @@ class Result:
         return "\n".join([*lines, *(f"WRONG: {one}" for one in self.wrong)])
 
 
-def run(seconds: float, sizes: Sizes, with_memory: bool = True) -> Result:
+def run(seconds: float, sizes: Sizes, settled: bool = True) -> Result:
     """Run for that long; nothing of it stays."""
     machine = Machine(VNET_ENGINES="none")
     try:
@@ -72,7 +72,7 @@ def run(seconds: float, sizes: Sizes, with_memory: bool = True) -> Result:
             with _drained(terminal):
                 result = _run(machine, terminal, processes, seconds, sizes)
         for name, samples in result.samples.items():
-            result.wrong += [f"{name}: {one}" for one in growth(samples, with_memory)]
+            result.wrong += [f"{name}: {one}" for one in growth(samples, settled)]
         return result
     finally:
         machine.vnet("accelerate", "--off", "--yes")

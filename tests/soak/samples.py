@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +27,7 @@ class Sample:
 
 # What each may grow by from the first third to the last: of memory a share, and MB; else so many.
 _SHARE, _ROOM = 0.10, 8.0
+_UNSETTLED = 4  # times as much
 _SLACK = {"threads": 1, "descriptors": 4, "maps": 0, "programs": 0}
 
 
@@ -60,15 +61,16 @@ def _of(samples: Sequence[Sample]) -> Sample:
     return Sample(median(memory), min(threads), min(descriptors), max(maps), max(programs))
 
 
-def growth(samples: Sequence[Sample], with_memory: bool = True) -> list[str]:
-    """What has grown by more than it may, in words."""
+def growth(samples: Sequence[Sample], settled: bool = True) -> list[str]:
+    """What has grown by more than it may, in words. Of programs that have run for seconds only, memory still
+    grows, and threads and descriptors may a little."""
     first, last = thirds(samples)
+    times = 1 if settled else _UNSETTLED
     grown = [
-        f"{field.name} {getattr(first, field.name)} -> {getattr(last, field.name)}"
-        for field in fields(Sample)
-        if field.name in _SLACK
-        and getattr(last, field.name) > getattr(first, field.name) + _SLACK[field.name]
+        f"{name} {getattr(first, name)} -> {getattr(last, name)}"
+        for name, slack in _SLACK.items()
+        if getattr(last, name) > getattr(first, name) + slack * times
     ]
-    if with_memory and last.memory > first.memory * (1 + _SHARE) + _ROOM:
+    if settled and last.memory > first.memory * (1 + _SHARE) + _ROOM:
         grown.append(f"memory {first.memory:.1f} MB -> {last.memory:.1f} MB")
     return grown
