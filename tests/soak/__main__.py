@@ -18,7 +18,7 @@ from tests.soak.samples import Sample, growth, sample, thirds
 from tests.soak.shown import differences
 from tests.support.machine import PROGRAM, ROOT, Machine, ok
 from tests.support.terminal import Terminal
-from tests.support.waiting import eventually, wait_until
+from tests.support.waiting import PATIENCE, eventually, wait_until
 
 _SECONDS = 600.0
 _SAMPLES = 90
@@ -106,7 +106,7 @@ def _run(
         return not differing
 
     try:
-        if not eventually(agrees, pause=2.0):
+        if not eventually(agrees, seconds=10 * PATIENCE, pause=2.0):
             result.wrong += [f"the dashboard differs: {one}" for one in differing[:10]]
     except AssertionError as error:
         result.wrong.append(f"the dashboard: {error}")

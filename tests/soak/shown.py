@@ -18,7 +18,7 @@ def differences(machine: Machine, terminal: Terminal, folder: Path) -> list[str]
     for old in folder.glob("*.tar.gz"):
         old.unlink()
     terminal.press("B")
-    path = wait_until(partial(_bundle, folder), "the bundle", seconds=5 * PATIENCE)
+    path = wait_until(partial(_bundle, folder), "the bundle", seconds=20 * PATIENCE)
     return _differences(load(path), machine)
 
 
