@@ -8,8 +8,7 @@ TESTS ?= tests --ignore=tests/bench
 LINTERS := mypy imports ruff clang shellcheck
 
 .PHONY: run setup setup-dev check test test-kernels test-engines fuzz fuzz-rules fuzz-kill fuzz-flush soak lint bench \
-	bench-fastpath screenshots demo \
-	demo-recording clean $(LINTERS)
+	bench-fastpath screenshots demo demo-recording clean $(LINTERS)
 
 run: setup
 	@exec $(VENV)/bin/vnet-tui
@@ -54,6 +53,15 @@ fuzz-rules: setup-dev
 fuzz-kill: setup-dev
 	VNET_FUZZ_KILL=$(or $(COUNT),500) VNET_FUZZ_SEED=$(SEED) VNET_FUZZ_CASE=$(CASE) \
 		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_kill_fuzz.py
+
+# Random sequences of flushes against the agent; SEED= repeats a run.
+fuzz-flush: setup-dev
+	VNET_FUZZ_FLUSH=$(or $(COUNT),10000) VNET_FUZZ_SEED=$(SEED) \
+		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_agent_flushes.py
+
+# A large host that changes all the time: ten minutes, or SECONDS=.
+soak: setup-dev
+	$(PY) -m tests.soak $(SECONDS) $(ARGS)
 
 lint: setup-dev
 	@$(MAKE) --no-print-directory --output-sync -kj2 $(LINTERS)

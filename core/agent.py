@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import selectors
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 
-from core.apply import run, wanted
+from core.apply import run, table, wanted
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
 from core.apply.lock import writing
 from core.collect import docker, podman
 from core.collect.events import EVERYTHING, EventSocket
 from core.collect.netns import NamespaceGone
-from core.collect.nftables import read_tables
 from core.model import Container
 from core.ops import CreateVeth, Operation, Place, SetLink, SetRules, Want
 from core.watch.looker import Looker
 
-_TABLE = "vnet"
 _RULES_EVERY = 30.0  # seconds; events come at once
 _CONTAINERS_EVERY = 30.0
-_AGAIN_SOON = 0.2  # seconds after which what could not be attached is tried again
+_AGAIN_SOON = 0.2  # seconds after which what could not be attached, or put back, is tried again
 _MOST_TRIES = 20  # for one process of a container
 # Of these, so many at most pass while the kernel clears away what the container had before its restart.
 _CLEARING = 15
 _ENGINES = {"docker": docker.read_docker, "podman": podman.read_podman}
 _PATIENCE = 1.0
-_NFT_SECONDS = 20.0
 
 
 class Agent:
@@ -81,6 +77,7 @@ class Agent:
     def _keep_rules(self) -> None:
         self._rules.look()
         self._failures.pop("rules", None)
+        self._look_rules.set_every(_RULES_EVERY)
 
     def _keep_attached(self) -> None:
         complete = self._attachments.look()
@@ -89,6 +86,8 @@ class Agent:
 
     def _failed(self, part: str, error: Exception) -> None:
         """Say what went wrong, once for as long as it does."""
+        if part == "rules":
+            self._look_rules.set_every(_AGAIN_SOON)
         sentence = f"{part}: {error or type(error).__name__}"
         if self._failures.get(part) != sentence:
             self._failures[part] = sentence
@@ -96,46 +95,34 @@ class Agent:
 
 
 class Rules:
-    """Our own nftables tables: what they were made to say, and whether they still do."""
+    """Our own nftables tables: what they were last made to say, and whether they still do."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._text: str | None = None  # what they were last made to say, as far as was looked
-        self._good: Collection[str] = ()  # what nft printed of them then
+        self._text: str | None = None  # the text that `_good` belongs to
+        self._good = table.Lines()
 
     def look(self) -> None:
-        """Put the tables back where something of theirs is missing. What was added by hand is left alone."""
-        if wanted.rules() == self._text and not self._missing(listing()):
+        """Put the tables back where something of theirs is missing. What was added by hand is left alone.
+
+        What must be there is known from the text alone: a listing may be one that others have shrunk already.
+        """
+        if self._is_whole(wanted.rules()):
             return
         # Another writer may be in the middle of a change of them: look again once it has ended.
         with writing(wait=True):
-            text, present = wanted.rules(), listing()
-            if text != self._text and (present or not text):
-                self._text, self._good = text, present
-            elif text != self._text or self._missing(present):
-                self._put_back(text)
+            text = wanted.rules()
+            if self._is_whole(text):
+                return
+            with Kernel() as kernel:
+                execute(SetRules(text, text), kernel)
+        self._say("rules of vnet's own table were gone: put back")
 
-    def _put_back(self, text: str) -> None:
-        with Kernel() as kernel:
-            execute(SetRules(text, text), kernel)
-        self._text, self._good = text, listing()
-        if self._good:
-            self._say("rules of vnet's own table were gone: put back")
-
-    def _missing(self, present: Collection[str]) -> bool:
-        return bool(set(self._good) - set(present))
-
-
-def listing() -> tuple[str, ...]:
-    """The lines of our own tables in the host's namespace, without counters; () where there is none. Raises
-    OSError where nft cannot be run."""
-    lines: list[str] = []
-    for table in read_tables():
-        if table.name == _TABLE:
-            words = ["nft", "-s", "list", "table", table.family, table.name]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=_NFT_SECONDS, check=False)
-            lines += [line.strip() for line in done.stdout.splitlines()]
-    return tuple(lines)
+    def _is_whole(self, text: str) -> bool:
+        if text != self._text:
+            self._good = table.expected(text) if text else table.Lines()
+            self._text = text
+        return not self._good - table.present()
 
 
 class Attachments:

@@ -83,6 +83,10 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
     _add_looks(parser, False)
+    parser.add_argument(
+        "--read-only", action="store_true",
+        help="allow no changes in the dashboard, and give up the rights to make them",
+    )  # fmt: skip
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_show(commands.add_parser("show", help="print lists as text or JSON", allow_abbrev=False))
@@ -185,6 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clean()
     options = make_parser().parse_args(arguments)
     try:
+        if arguments is None:  # the process is ours alone
+            from tui.confined import confine
+
+            confine(options)
         code = _run(options)
         sys.stdout.flush()
         return code
@@ -335,6 +343,8 @@ def need_a_terminal() -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
+    if options.write and options.read_only:
+        raise CommandError("can't open the dashboard: --write and --read-only exclude each other")
     if options.source:
         return _file_dashboard(options)
     need_a_terminal()
@@ -342,6 +352,8 @@ def _dashboard(options: argparse.Namespace) -> int:
     from tui.fastpath.dashboard import FastForDashboard
 
     fast = FastForDashboard()
+    if options.read_only:
+        return run(_live_source(fast), options.ascii)
 
     def open_demo() -> int:
         """Open the demo, and this host again when the person has left it."""

@@ -15,9 +15,8 @@ LOOK_FIRST = "it holds addresses and names, look before you send it"
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:
-    """Where a new file goes: the present folder, or the home folder where that cannot be written to; named by
-    host and time."""
-    folder = next((each for each in (Path.cwd(), Path.home()) if os.access(each, os.W_OK)), Path("/tmp"))
+    """Where a new file goes, in `output_folder`, named by host and time."""
+    folder = output_folder()
     host = re.sub(r"[^A-Za-z0-9.-]", "_", hostname)[:64].lstrip(".") or "host"
     stem = f"vnet-{what}-{host}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = folder / f"{stem}{ending}", 1
@@ -35,6 +34,11 @@ def save(path: Path, content: bytes) -> str:
         raise CommandError(str(error)) from None
     instead = ", in place of the file that was there" if replaced else ""
     return f"wrote {told(path)}, {size_of(len(content))}{instead}"
+
+
+def output_folder() -> Path:
+    """The present folder, or the home folder where that cannot be written to."""
+    return next((each for each in (Path.cwd(), Path.home()) if os.access(each, os.W_OK)), Path("/tmp"))
 
 
 def told(path: Path) -> str:

@@ -18,9 +18,9 @@ import pytest
 from core.recording import Recording
 from tests.support.machine import PROGRAM, Machine, ok, read_json, refused
 from tests.support.ready import running
+from tests.support.service import SERVICE
 from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE, wait_until
-from tui.change import unit
 
 pytestmark = pytest.mark.root
 
@@ -312,9 +312,12 @@ def test_the_check_names_what_is_there(machine: Machine) -> None:
     assert all(one["found"] and one["follows"] and one["try"] for one in lacking)
 
 
-def test_the_agent_keeps_it_and_gives_it_back(machine: Machine) -> None:
-    words = machine.words(*_confined(), *PROGRAM, "agent", "--accelerate", "shop")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
+@pytest.mark.needs("systemd-analyze")
+def test_the_agent_keeps_it_under_its_unit_and_gives_it_back(machine: Machine) -> None:
+    path = machine.folder / "agent.service"
+    path.write_text(ok(machine, "agent --unit --accelerate shop"))
+    words = machine.words(*SERVICE, str(path))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as agent:
         try:
             wait_until(lambda: asked(machine).get("state") == "on", "on")
             first = asked(machine)["pid"]
@@ -347,20 +350,6 @@ def test_who_adds_to_one_that_ends_with_another_hears_of_it(machine: Machine) ->
     assert is_as_before(machine)
     ok(machine, "accelerate other --yes")
     assert not status(machine)["tied"] and "ends:" not in ok(machine, "fastpath status")
-
-
-def _confined() -> list[str]:
-    """What gives a program the capabilities of our systemd unit, and none besides."""
-    text = unit.render(accelerate=["shop"])
-    (line,) = [line for line in text.splitlines() if line.startswith("CapabilityBoundingSet=")]
-    names = [word.removeprefix("CAP_").lower() for word in line.partition("=")[2].split()]
-    return [
-        "setpriv",
-        "--no-new-privs",
-        "--inh-caps=-all",
-        "--bounding-set",
-        ",".join(["-all", *(f"+{name}" for name in names)]),
-    ]
 
 
 def test_fields_are_in_the_page(machine: Machine) -> None:

@@ -168,6 +168,7 @@ CHAINS = (
     Chain("iptables-nft", "ip", "nat", "PREROUTING", "prerouting", "nat", -100, "accept"),
     Chain("iptables-nft", "ip", "nat", "DOCKER"),
     Chain("iptables-nft", "ip", "filter", "FORWARD", "forward", "filter", 0, "accept"),
+    Chain("iptables-nft", "ip", "filter", "DOCKER-FORWARD"),
 )
 
 

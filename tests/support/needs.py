@@ -34,6 +34,7 @@ _TOOLS = {
     "iperf3": "iperf3", "iptables": "iptables", "nft": "nftables",
     "ovs-vswitchd": "openvswitch-switch", "ovsdb-server": "openvswitch-switch", "ping": "iputils-ping",
     "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",
+    "systemd-analyze": "systemd",
 }  # fmt: skip
 _HOST_TOOLS = ("nft", "iptables", "conntrack", "ethtool", "ping", "sysctl")
 

@@ -119,6 +119,13 @@ def _rules(host: HostBuilder) -> None:
         to_address="172.18.0.3", to_port="80",
     )  # fmt: skip
     host.rule(
+        "PREROUTING", "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+        verdict="jump", target="DOCKER", understood=False,
+    )  # fmt: skip
+    host.rule(
+        "FORWARD", "-A FORWARD -j DOCKER-FORWARD", table="filter", verdict="jump", target="DOCKER-FORWARD"
+    )
+    host.rule(
         "FORWARD", "-A FORWARD -s 172.18.0.3/32 -p udp --dport 53 -j DROP",
         table="filter", src="172.18.0.3/32", l4_proto="udp", dport="53", verdict="drop",
         packets=17, bytes=1200,

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.machine import Machine, ok
+from tests.support.service import SERVICE
+from tests.support.service import service_settings as settings
 from tests.support.waiting import PATIENCE, wait_until
 from tui.change import unit
-
-
-def settings(text: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        key, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
-            found.setdefault(key, []).append(value)
-    return found
 
 
 def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,20 +53,46 @@ def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
     assert fast["RuntimeDirectory"] == fast["CacheDirectory"] == ["vnet-tui"]
     assert fast["RuntimeDirectoryPreserve"] == ["yes"] and fast["LimitMEMLOCK"] == ["infinity"]
     assert "CAP_NET_RAW" in fast["CapabilityBoundingSet"][0]
-    assert (plain["ProtectKernelTunables"], fast["ProtectKernelTunables"]) == (["yes"], ["no"])
+    assert "bpf" in fast["SystemCallFilter"] and "bpf" not in plain["SystemCallFilter"]
+    assert (plain["ProtectKernelTunables"], fast["ProtectKernelTunables"]) == (["yes"], ["yes"])
     assert "CAP_NET_RAW" not in plain["CapabilityBoundingSet"][0] and "RuntimeDirectory" not in plain
 
 
+def test_engines_sockets_stay_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit.sys, "executable", "/usr/bin/python")
+    monkeypatch.setattr(unit.sys, "prefix", "/usr")
+    monkeypatch.setattr(unit, "_PACKAGES", Path("/usr/lib"))
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/docker.sock")
+    found = settings(unit.render())
+    assert (found["ProtectHome"], found["PrivateTmp"]) == (["yes"], ["yes"])
+    monkeypatch.setenv("CONTAINER_HOST", "unix:///run/user/1000/podman/podman.sock")
+    assert settings(unit.render())["ProtectHome"] == ["read-only"]
+    monkeypatch.setenv("DOCKER_HOST", "unix:///tmp/docker.sock")
+    assert settings(unit.render())["PrivateTmp"] == ["no"]
+
+
+def test_it_speaks_with_those_alone_whom_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    assert settings(unit.render())["IPAddressDeny"] == ["any"]
+    for address in ("127.0.0.1:9742", "[::1]:9742", "localhost:9742"):
+        assert settings(unit.render(address))["IPAddressAllow"] == ["localhost"]
+    assert "IPAddressDeny" not in settings(unit.render("0.0.0.0:9742"))
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2376")
+    assert "IPAddressDeny" not in settings(unit.render())
+
+
 @pytest.mark.root
-def test_what_it_starts_runs_until_it_is_told_to_stop(machine: Machine) -> None:
-    text = ok(machine, "agent --unit")
-    (start,) = settings(text)["ExecStart"]
+@pytest.mark.needs("systemd-analyze")
+def test_what_it_starts_does_its_work_under_the_unit(machine: Machine) -> None:
+    path = machine.folder / "agent.service"
+    path.write_text(ok(machine, "agent --unit --metrics 127.0.0.1:9742"))
     ok(machine, "network create shop")
-    words = machine.words(*shlex.split(start))
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:
+    with subprocess.Popen(machine.words(*SERVICE, str(path)), stdout=subprocess.PIPE, text=True) as agent:
         try:
             machine.run("nft flush ruleset")
             wait_until(lambda: "vnet nat shop" in machine.run("nft list ruleset"), "the rules")
+            get = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9742/metrics').read())"
+            assert "br-shop" in machine.run([sys.executable, "-c", get])
             # nsenter waits for the program, its child in the machine.
             children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text()
             os.kill(int(children), signal.SIGTERM)
@@ -83,13 +101,36 @@ def test_what_it_starts_runs_until_it_is_told_to_stop(machine: Machine) -> None:
             agent.kill()
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-@pytest.mark.parametrize("accelerate", [[], ["shop"]])
-def test_systemd_understands_it(tmp_path: Path, accelerate: list[str]) -> None:
-    path = tmp_path / "vnet-tui-agent.service"
-    path.write_text(unit.render(accelerate=accelerate))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(path)], capture_output=True, text=True, check=False
+@pytest.mark.root
+@pytest.mark.needs("systemd-analyze")
+def test_the_units_restrictions_are_in_force(machine: Machine) -> None:
+    path = machine.folder / "agent.service"
+    path.write_text(ok(machine, "agent --unit --accelerate shop"))
+    for command in (
+        "touch /etc/x", "touch /run/x", "echo 0 > /proc/sys/net/ipv4/ip_forward", "mount -t tmpfs x /mnt",
+        "unshare --mount true", "unshare --user true", "chown 1 /dev/null", "ls /home/*", "hostname x",
+    ):  # fmt: skip
+        words = machine.words(*SERVICE, str(path), "sh", "-c", command)
+        assert subprocess.run(words, capture_output=True, check=False).returncode, command
+    machine.run(
+        [*SERVICE, str(path), "sh", "-c", "touch /run/vnet-tui/x && unshare --net true && kill -0 $$"]
     )
-    told = [line for line in done.stderr.splitlines() if path.name in line]
-    assert not told, told
+
+
+@pytest.mark.needs("systemd-analyze")
+@pytest.mark.parametrize("metrics", ["", "0.0.0.0:9742"])
+@pytest.mark.parametrize("accelerate", [[], ["shop"]])
+def test_systemd_understands_it_and_finds_it_safe(
+    tmp_path: Path, accelerate: list[str], metrics: str
+) -> None:
+    path = tmp_path / "vnet-tui-agent.service"
+    path.write_text(unit.render(metrics, accelerate))
+    assert not [
+        line for line in _analyzed("verify", "--man=no", str(path)).stderr.splitlines() if path.name in line
+    ]
+    done = _analyzed("security", "--offline=true", "--no-pager", "--threshold=30", str(path))
+    assert done.returncode == 0, done.stdout  # an exposure of 3.0 at most
+
+
+def _analyzed(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)

@@ -210,3 +210,26 @@ def test_each_says_what_to_try() -> None:
     told = {one.kind: one.advice for one in Topology(small_host()).findings}
     assert all(told.values()) and "--mtu 1500" in told["mtu"]
     assert "take the rule away: iptables -t filter" in told["dropped"]
+
+
+def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:
+    host = small_builder()
+    assert not found(host.snapshot(), "engine rules")
+    host.rules = [rule for rule in host.rules if rule.chain != "FORWARD"]  # iptables -F
+    (one,) = found(host.snapshot(), "engine rules")
+    assert one.severity == "bad" and one.sentence.startswith("Docker's rules are gone from filter: ")
+    assert one.advice == "systemctl restart docker" and network_ref("net-app") in one.related
+    host.rules = []
+    (one,) = found(host.snapshot(), "engine rules")
+    assert "gone from nat and filter: published ports and masquerading don't work; " in one.sentence
+
+
+def test_a_docker_that_makes_no_rules_is_only_doubted() -> None:
+    host = small_builder()
+    host.rules = []
+    none = {HOST: Firewall(HOST, tuple(chain for chain in CHAINS if chain.hook))}
+    (one,) = found(host.snapshot(firewalls=none), "engine rules")
+    assert one.severity == "warn" and '"iptables": false' in one.advice
+    for backend, kind in (("nft", "nat"), ("nft", "filter")):
+        table = replace(CHAINS[0], backend=backend, table="docker-bridges", kind=kind)
+        assert not found(host.snapshot(firewalls={HOST: Firewall(HOST, (table,))}), "engine rules")

@@ -66,7 +66,7 @@ class Changing(Journey):
     def _unchangeable(self) -> str:
         """Why nothing here can ever be changed, "" where it can."""
         if self.desk.source.live:
-            return ""
+            return "" if self._make_changer else "The dashboard was opened with --read-only."
         kind = "recording" if self._mode() == "replay" else "picture out of a file"
         return f"This is a {kind}: it cannot be changed."
 

@@ -1,0 +1,50 @@
+"""That Docker's rules were wiped is noticed, whatever wiped them, and so is that they are back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from core.findings import Finding
+from core.topology import Topology
+from tests.docker.engine import DockerHost
+from tests.support.watching import Watched
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def watched(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)
+    made = Watched()
+    made.watcher.start()
+    try:
+        made.until(lambda s: not s.pending and s.engines["docker"].state == "ok")
+        yield made
+    finally:
+        made.watcher.stop()
+
+
+def lost(watched: Watched) -> list[Finding]:
+    return [one for one in Topology(watched.snapshot).findings if one.kind == "engine rules"]
+
+
+@pytest.mark.parametrize(
+    ("wipe", "gone"),
+    [
+        ("iptables -F", "gone from filter: "),
+        ("iptables -t nat -F", "gone from nat: published ports and masquerading don't work."),
+        ("nft flush ruleset", "gone from nat and filter: "),
+    ],
+)
+def test_wiped_rules_are_a_finding(watched: Watched, docker_host: DockerHost, wipe: str, gone: str) -> None:
+    docker_host.container("web", "-p", "8080:80")
+    watched.until(lambda s: s.firewalls and not lost(watched))
+    docker_host.host.run(wipe)
+    watched.until(lambda _: lost(watched))
+    (one,) = lost(watched)
+    assert gone in one.sentence and one.advice.startswith("systemctl restart docker")
+    docker_host.stop()  # as the advice says
+    docker_host.start()
+    watched.until(lambda s: s.engines["docker"].state == "ok" and not lost(watched))

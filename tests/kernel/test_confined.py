@@ -1,0 +1,127 @@
+"""What only reads gives up its rights, and reads all that it read with them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.machine import PROGRAM, ROOT, Machine, ok
+from tests.support.terminal import Terminal
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.root
+
+# Becomes what this command line is and tries to change things; prints its capabilities and what it could do.
+_TRY = """
+import os, socket, subprocess, sys
+from contextlib import suppress
+from pathlib import Path
+from tui.cli import make_parser
+from tui.confined import confine
+confine(make_parser().parse_args(sys.argv[1:]))
+done = []
+for path in ("/run/x", "/etc/vnet-x", "/proc/sys/net/ipv4/ip_forward", "mine"):
+    with suppress(OSError):
+        Path(path).write_text("1")
+        done.append(path)
+for words in (("nft", "list", "tables"), ("ip", "link", "add", "x", "type", "bridge"), ("touch", "/run/y"),
+              ("modprobe", "nothing"), ("chown", "1", "mine"), ("setpriv", "--reuid=1", "true")):
+    with suppress(OSError):
+        if not subprocess.run(words, capture_output=True).returncode:
+            done.append(words[0])
+with suppress(OSError), socket.socket() as tcp:
+    tcp.bind(("127.0.0.1", 0))
+    done.append("tcp")
+status = Path("/proc/self/status").read_text().split("CapBnd:")[1].split()
+print(status[0], *done)
+"""
+_UNCONFINED = "import sys; from tui.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Machine]:
+    made = Machine(VNET_ENGINES="none")
+    try:
+        ok(made, "network create shop --subnet 10.91.0.0/24")
+        ok(made, "container create web --network shop")
+        ok(made, "publish web 8080:80")
+        made.run("iptables -A FORWARD -d 10.91.0.9 -j DROP")
+        ok(made, f"dump {made.folder}/now.vnet")
+        yield made
+    finally:
+        made.close()
+
+
+def tried(machine: Machine, *arguments: str) -> tuple[int, set[str]]:
+    """Its bounding set, and what it could do, started in the machine's own folder."""
+    words = ["env", "-C", str(machine.folder), f"PYTHONPATH={ROOT}", sys.executable, "-c", _TRY, *arguments]
+    mask, *done = machine.run(words).split()
+    machine.run("ip link del x", check=False)
+    return int(mask, 16), set(done)
+
+
+def test_show_and_flows_keep_what_reading_takes(shared: Machine) -> None:
+    """The rights to read rules and to enter namespaces are those to change them: these can't be dropped."""
+    for command in ("show", "flows"):
+        mask, done = tried(shared, command)
+        assert mask.bit_count() == 6, "of capabilities(7): five, and reading others' files"
+        assert {"nft", "ip"} <= done and not done & {"modprobe", "chown", "setpriv"}
+    assert tried(shared, "show", "--from", "x")[0].bit_count() == 1
+
+
+def test_a_read_only_dashboard_writes_in_its_folder_alone(shared: Machine) -> None:
+    mask, done = tried(shared, "--read-only")
+    assert mask.bit_count() == 7 and done == {"mine", "nft", "ip", "tcp"}
+
+
+@pytest.mark.parametrize("arguments", [("--from", "x"), ("replay", "x")])
+def test_who_looks_at_a_file_does_nothing_else(shared: Machine, arguments: tuple[str, ...]) -> None:
+    mask, done = tried(shared, *arguments)
+    assert mask.bit_count() == 2 and done == {"mine"}
+
+
+def test_what_is_read_is_the_same_as_with_all_rights(shared: Machine) -> None:
+    words = ("show", "all", "--json")
+    confined, whole = (
+        json.loads(shared.run([sys.executable, *program, *words]))
+        for program in (PROGRAM[1:], ("-c", _UNCONFINED))
+    )
+    assert stable(confined) == stable(whole) and len(confined["nat"]) > 2
+
+
+def stable(told: dict[str, Any]) -> dict[str, Any]:
+    """Without times, counters and the processes that come and go."""
+    for one in told["namespaces"]:
+        one["pids"] = one["held_fds"] = one["command"] = None
+    for entry in told["conntrack"]["entries"] if isinstance(told.get("conntrack"), dict) else ():
+        entry["timeout"] = None
+    return told | {"taken_at": None, "conntrack": None}
+
+
+def test_the_dashboard_says_that_it_is_read_only_and_records_all_the_same(shared: Machine) -> None:
+    words = ["env", "-C", str(shared.folder), f"PYTHONPATH={ROOT}", *PROGRAM]
+    with Terminal(shared.words(*words, "--read-only"), **shared.environment) as terminal:
+        terminal.wait_for("br-shop")
+        terminal.press("W")
+        terminal.wait_for("opened with --read-only")
+        terminal.press("R")
+        terminal.wait_for("Recording into")
+        recorded = wait_until(lambda: next(shared.folder.glob("*.vnetrec"), None), "the recording")
+        terminal.press("R")
+        terminal.wait_for("ended")
+        terminal.press("q")
+        assert terminal.read_to_the_end() == 0
+    with Terminal(shared.words(*words, "replay", str(recorded)), **shared.environment) as terminal:
+        terminal.wait_for("br-shop")
+        terminal.press("q")
+        assert terminal.read_to_the_end() == 0
+
+
+def test_writing_and_read_only_exclude_each_other(shared: Machine) -> None:
+    with Terminal(shared.words(*PROGRAM, "--read-only", "--write"), **shared.environment) as terminal:
+        terminal.wait_for("exclude each other")
+        assert terminal.read_to_the_end() == 1

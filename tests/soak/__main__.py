@@ -1,0 +1,159 @@
+"""The long run: starts everything, samples, compares, reports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.soak.host import SMALL, Sizes, build, going_on
+from tests.soak.samples import Sample, growth, sample, thirds
+from tests.soak.shown import differences
+from tests.support.machine import PROGRAM, ROOT, Machine, ok
+from tests.support.terminal import Terminal
+from tests.support.waiting import PATIENCE, eventually, wait_until
+
+_SECONDS = 600.0
+_SAMPLES = 90
+_LEAST_WARM, _WARM = 10.0, 0.1  # seconds before the first sample, and as a share of the time
+_OURS: dict[str, Callable[[list[str]], bool]] = {
+    "dashboard": lambda words: words[-1:] == ["tui.cli"],
+    "agent": lambda words: words[-2:] == ["tui.cli", "agent"],
+    "holder": lambda words: "bpf.holder" in words,
+    "keeper": lambda words: "bpf.keeper" in words,
+}
+_KEPT = 1 << 16  # bytes of the terminal's output
+_VIEWS = ("1", "2", "3", "4", "5", "6", "7", "8", "9", ":flows\r", ":links\r", ":fastpath\r")
+
+
+@dataclass
+class Result:
+    """What was seen: samples by process, counts by kind, and what is wrong."""
+
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def report(self) -> str:
+        """The table that is printed."""
+        lines = [f"{'':12}{'memory MB':>16}{'threads':>10}{'descriptors':>13}{'maps':>9}{'programs':>10}"]
+        for name, samples in self.samples.items():
+            first, last = thirds(samples)
+            lines.append(
+                f"{name:12}{first.memory:8.1f} {last.memory:7.1f}{first.threads:5} {last.threads:4}"
+                f"{first.descriptors:8} {last.descriptors:4}{first.maps:5} {last.maps:3}"
+                f"{first.programs:6} {last.programs:3}"
+            )
+        lines += [
+            f"{what}: {done} ({done / self.seconds:.1f} a second)" for what, done in self.counts.items()
+        ]
+        return "\n".join([*lines, *(f"WRONG: {one}" for one in self.wrong)])
+
+
+def run(seconds: float, sizes: Sizes, settled: bool = True) -> Result:
+    """Run for that long; nothing of it stays."""
+    machine = Machine(VNET_ENGINES="none")
+    try:
+        build(machine, sizes)
+        ok(machine, "accelerate soak --yes")
+        subprocess.Popen(machine.words(*PROGRAM, "agent"), stdout=subprocess.DEVNULL, env=machine.environment)
+        words = machine.words("env", "-C", str(machine.folder), f"PYTHONPATH={ROOT}", *PROGRAM)
+        with Terminal(words, **machine.environment) as terminal:
+            terminal.wait_for("br-soak")
+            processes = wait_until(lambda: _processes(machine), "the programs")
+            with _drained(terminal):
+                result = _run(machine, terminal, processes, seconds, sizes)
+        for name, samples in result.samples.items():
+            result.wrong += [f"{name}: {one}" for one in growth(samples, settled)]
+        return result
+    finally:
+        machine.vnet("accelerate", "--off", "--yes")
+        machine.close()
+
+
+def _run(
+    machine: Machine, terminal: Terminal, processes: dict[str, psutil.Process], seconds: float, sizes: Sizes
+) -> Result:
+    """Samples begin once every view was seen; `seconds` are those of the samples."""
+    first = round(_SAMPLES * max(_WARM, _LEAST_WARM / seconds))
+    result = Result(samples={name: [] for name in processes}, seconds=seconds * (1 + first / _SAMPLES))
+    with going_on(machine, sizes) as counts:
+        began = time.monotonic()
+        for number in range(-first, _SAMPLES):
+            time.sleep(max(0.0, began + seconds * (first + number) / _SAMPLES - time.monotonic()))
+            terminal.press(_VIEWS[number % len(_VIEWS)])
+            for name, process in processes.items() if number >= 0 else ():
+                try:
+                    result.samples[name].append(sample(process))
+                except (psutil.NoSuchProcess, FileNotFoundError):
+                    result.wrong.append(f"{name} ended after {time.monotonic() - began:.0f} s")
+                    return result
+        result.counts = {name: count.done for name, count in counts.items()}
+        result.wrong += [f"{name}: {count.error}" for name, count in counts.items() if count.error]
+    machine.run("conntrack -F")  # of which a bundle would take minutes; what is shown of it is not compared
+    differing: list[str] = []
+
+    def agrees() -> bool:
+        differing[:] = differences(machine, terminal, machine.folder)
+        return not differing
+
+    try:
+        if not eventually(agrees, seconds=10 * PATIENCE, pause=2.0):
+            result.wrong += [f"the dashboard differs: {one}" for one in differing[:10]]
+    except AssertionError as error:
+        result.wrong.append(f"the dashboard: {error}")
+    return result
+
+
+def _processes(machine: Machine) -> dict[str, psutil.Process]:
+    """Ours on the machine; {} until all are there."""
+    found = {}
+    space = Path(machine.namespaces[1]).stat().st_ino
+    for process in psutil.process_iter():
+        try:
+            words, there = process.cmdline(), Path(f"/proc/{process.pid}/ns/pid").stat().st_ino
+        except (OSError, psutil.NoSuchProcess):
+            continue
+        for name, is_it in _OURS.items() if there == space else ():
+            if is_it(words):
+                found[name] = process
+    return found if len(found) == len(_OURS) else {}
+
+
+@contextmanager
+def _drained(terminal: Terminal) -> Iterator[None]:
+    """Read what the dashboard prints, so that it never waits for the terminal; the last of it is kept."""
+    stop = threading.Event()
+
+    def drain() -> None:
+        while not stop.is_set():
+            terminal.read(0.2)
+            terminal.output = terminal.output[-_KEPT:]
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def main() -> int:
+    """Run as the command line says, and print the report."""
+    given = [float(word) for word in sys.argv[1:] if not word.startswith("-")]
+    result = run(given[0] if given else _SECONDS, SMALL if "--small" in sys.argv else Sizes())
+    print(result.report())
+    return bool(result.wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What processes take over time, and whether that grows."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of one process at a moment: memory in MB, threads, descriptors, and which of these are BPF's."""
+
+    memory: float
+    threads: int
+    descriptors: int
+    maps: int
+    programs: int
+
+
+# What each may grow by from the first third to the last: of memory a share, and MB; else so many.
+_SHARE, _ROOM = 0.10, 8.0
+_UNSETTLED = 4  # times as much
+_SLACK = {"threads": 1, "descriptors": 4, "maps": 0, "programs": 0}
+
+
+def sample(process: psutil.Process) -> Sample:
+    """Measure a process. Raises psutil.NoSuchProcess."""
+    kinds = Counter(_descriptors(process.pid))
+    maps, programs = kinds["anon_inode:bpf-map"], kinds["anon_inode:bpf-prog"]
+    memory = process.memory_info().rss / _MEGABYTE
+    return Sample(memory, process.num_threads(), kinds.total(), maps, programs)
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    folder = Path(f"/proc/{pid}/fd")
+    for name in os.listdir(folder):
+        try:
+            yield os.readlink(folder / name)
+        except FileNotFoundError:
+            continue  # it was closed meanwhile
+
+
+def thirds(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
+    """The first and the last third in one sample each: the memory's median; the least threads and
+    descriptors, for a tool that runs at the moment takes more; the most maps and programs, for some are there
+    only while a view is in sight."""
+    size = max(1, len(samples) // 3)
+    return _of(samples[:size]), _of(samples[-size:])
+
+
+def _of(samples: Sequence[Sample]) -> Sample:
+    memory, threads, descriptors, maps, programs = zip(*map(astuple, samples), strict=True)
+    return Sample(median(memory), min(threads), min(descriptors), max(maps), max(programs))
+
+
+def growth(samples: Sequence[Sample], settled: bool = True) -> list[str]:
+    """What has grown by more than it may, in words. Of programs that have run for seconds only, memory still
+    grows, and threads and descriptors may a little."""
+    first, last = thirds(samples)
+    times = 1 if settled else _UNSETTLED
+    grown = [
+        f"{name} {getattr(first, name)} -> {getattr(last, name)}"
+        for name, slack in _SLACK.items()
+        if getattr(last, name) > getattr(first, name) + slack * times
+    ]
+    if settled and last.memory > first.memory * (1 + _SHARE) + _ROOM:
+        grown.append(f"memory {first.memory:.1f} MB -> {last.memory:.1f} MB")
+    return grown
