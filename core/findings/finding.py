@@ -15,7 +15,8 @@ class Finding:
     """One thing that is wrong. `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped",
     "forward", "bypass", "engine rules", "way out", "conntrack" or "storm"; `ref` where it shows; `short` what
     it is in a few words, `sentence` in full; `related` the other things that it concerns, of an overlap the
-    other side first; `advice` what to try, "" where nothing is known. Names are text from outside, verbatim."""
+    other side first; `advice` what to try, "" where nothing is known. Names are text from outside,
+    verbatim."""
 
     kind: str
     ref: Ref
