@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.model import Translation
+from core.model import Choice, Translation
 
 # Sets, maps and chains that the rules below refer to.
 BEFORE = """
@@ -58,9 +58,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "l4_proto": "tcp,udp", "dport": "53", "verdict": "redirect", "to_port": "5353",
     },
     'iifname vmap { "br0" : jump one, "br1" : goto two, "br2" : drop }': {
-        "verdict": "vmap", "target": "one,two", **_VAGUE,
+        "verdict": "vmap", "target": "one,two", "chosen_by": "iif", **_VAGUE,
+        "choices": (Choice("br0", "jump", "one"), Choice("br1", "goto", "two"), Choice("br2", "drop")),
     },
-    "iifname vmap @jumps": {"verdict": "vmap", "target": "one", **_VAGUE},
+    "iifname vmap @jumps": {
+        "verdict": "vmap", "target": "one", "chosen_by": "iif", "choices": (Choice("b7", "jump", "one"),),
+        **_VAGUE,
+    },
     "jump one": {"verdict": "jump", "target": "one"},
     "goto two": {"verdict": "goto", "target": "two"},
     "tcp dport { 80, 443, 1000-2000 } accept": _tcp("80,443,1000-2000", verdict="accept"),
@@ -75,12 +79,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     'iifname "eth*" ip6 daddr fd00::/64 return': {"iif": "eth*", "dst": "fd00::/64", "verdict": "return"},
     "ip saddr 10.0.0.0/8 ip saddr != 10.1.0.0/16 drop": {"src": "10.0.0.0/8", "verdict": "drop", **_VAGUE},
     "ct state established,related accept": {"ct_state": "established,related", "verdict": "accept"},
-    "ct state vmap { invalid : drop, established : accept }": {"verdict": "vmap", **_VAGUE},
+    "ct state vmap { invalid : drop, established : accept }": {
+        "verdict": "vmap", "chosen_by": "ct_state",
+        "choices": (Choice("invalid", "drop"), Choice("established", "accept")), **_VAGUE,
+    },
     "ct status dnat accept": {"verdict": "accept", **_VAGUE},
     "meta mark & 0x000000ff == 0x00000001 accept": {"verdict": "accept", **_VAGUE},
     "fib daddr type local limit rate 3/second burst 5 packets return": {"verdict": "return", **_VAGUE},
     "meta l4proto icmp reject": {"l4_proto": "icmp", "verdict": "reject"},
-    "icmp type echo-request accept": {"verdict": "accept", **_VAGUE},
+    "icmp type echo-request accept": {"verdict": "accept", "l4_proto": "icmp", **_VAGUE},
     "meta nfproto ipv4 accept": {"verdict": "accept", **_VAGUE},
     'log prefix "seen # handle 9"': {},
     "meta mark set 0x00000001": {},

@@ -60,7 +60,7 @@ def saved(host: ThrowawayHost, backend: str, program: str = "iptables") -> list[
 
 def meaning(rule: FirewallRule) -> dict[str, Any]:
     """What a rule is understood as, without what it leaves open."""
-    unset = {"understood": True, "packets": None, "bytes": None, "translations": ()}
+    unset = {"understood": True, "packets": None, "bytes": None, "translations": (), "choices": ()}
     return {name: getattr(rule, name) for name in MEANING if getattr(rule, name) != unset.get(name, "")}
 
 
