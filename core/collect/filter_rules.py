@@ -178,8 +178,9 @@ class Meaning:
                 choices.append(Choice(value, code or "continue", text(verdict.get(2, b""))))
         targets = dict.fromkeys(one.target for one in choices if one.target)
         self.fields |= {"verdict": "vmap", "target": ",".join(targets), "understood": False}
-        if self._asked in ("iif", "oif") and choices:
-            self.fields |= {"chosen_by": self._asked, "choices": tuple(choices)}
+        if self._asked in ("iif", "oif", "state") and choices:
+            by = "ct_state" if self._asked == "state" else self._asked
+            self.fields |= {"chosen_by": by, "choices": tuple(choices)}
 
     def _verdict(self, verdict: Mapping[int, bytes]) -> None:
         code = int.from_bytes(verdict.get(1, b""), signed=True)

@@ -211,6 +211,9 @@ def _chosen(rule: FirewallRule, packet: Packet) -> tuple[Sequence[Choice], bool]
         # Which chain is not known, nor whether an element accepts.
         jumps = [Choice("", "jump", target) for target in rule.target.split(",") if target]
         return [*jumps, Choice("", "accept")], False
+    if rule.chosen_by == "ct_state":
+        known = [one for one in rule.choices if packet.states & set(split(one.value)[1])]
+        return known[:1], bool(known)
     own, link = packet.of(rule.chosen_by), rule.chosen_by in ("iif", "oif")
     if own:
         fit = [one for one in rule.choices if _fits(one.value, own, link)]

@@ -49,6 +49,7 @@ def settings(bridge: BridgeSettings) -> dict[str, Any]:
     """The same of what was read."""
     found = {name: getattr(bridge, name) for name in BridgeSettings.__slots__ if not name.startswith("vlan")}
     found["vlan_filtering"] = bridge.vlan_filtering
+    found.pop("route_localnet")  # a sysctl, which ip-link(8) does not print
     return found | {"bridge_id": short_octets(bridge.bridge_id), "root_id": short_octets(bridge.root_id)}
 
 
@@ -194,3 +195,11 @@ def test_vlans_are_those_that_bridge_prints(host: ThrowawayHost) -> None:
         if entries
     }
     assert found == printed
+
+
+def test_whether_the_hosts_loopback_address_is_led_to_containers(host: ThrowawayHost) -> None:
+    two_ports(host)
+    host.run("ip link add br1 type bridge")
+    host.run("sysctl -qw net.ipv4.conf.br1.route_localnet=1")
+    found = {name: link.bridge.route_localnet for name, link in links_of(host).items() if link.bridge}
+    assert found == {"br0": False, "br1": True}

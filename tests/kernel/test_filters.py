@@ -189,6 +189,7 @@ JUDGED = {
     "another bridge": ('oifname { "br-b", "br-c" }', False),
     "a map's element": ('oifname vmap { "br-a" : jump refuse, "br-b" : accept }', True),
     "a map's other element": ('oifname vmap { "br-b" : jump refuse }', False),
+    "a state's element": ("ct state vmap { invalid : drop, established : accept, related : accept }", False),
     "a mark": ("meta mark 7", None),
 }
 
