@@ -157,9 +157,12 @@ def _without(value: Any) -> Any:
 
 
 def _is_automatic(item: Any) -> bool:
-    """Whether the kernel adds it to each link that is up, a moment later: link-local, multicast."""
-    where = str(item.get("dst") or item.get("local")) if isinstance(item, dict) else ""
-    return where.startswith(("fe80:", "ff00:"))
+    """Whether the kernel adds it to each link that is up, a moment later: link-local, multicast; or to those
+    that forward, and forgets it at times when they do no longer: the anycast address of routers."""
+    if not isinstance(item, dict):
+        return False
+    where = str(item.get("dst") or item.get("local"))
+    return where.startswith(("fe80:", "ff00:")) or item.get("type") == "anycast"
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
