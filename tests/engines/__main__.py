@@ -92,8 +92,8 @@ def _around(found: Engine) -> tuple[str, ...]:
 
 def _expanded(tests: str) -> list[str]:
     """Paths of tests, which may have wildcards."""
-    every = [sorted(ROOT.glob(one)) or [one] for one in tests.split()]
-    return [str(one) for some in every for one in some]
+    every = [sorted(ROOT.glob(one)) or [ROOT / one] for one in tests.split()]
+    return [str(one.relative_to(ROOT)) for some in every for one in some]
 
 
 def _selection(found: Engine) -> list[str]:
