@@ -86,7 +86,7 @@ done
 # its first port and keeps it; the ids of ports are counted from what is free; "link" names what happens to
 # have here the index that a veth's other end has elsewhere.
 _LEFT_OUT = frozenset(["link", "tso_max_size", "tso_max_segs", "port_id", "port_no", "designated_cost",
-                       "promiscuity", "allmulti"])  # fmt: skip
+                       "promiscuity", "allmulti", "fdb_n_learned", "mcast_n_groups"])  # fmt: skip
 
 
 class Host:
