@@ -287,4 +287,4 @@ async def test_the_keys_of_the_view() -> None:
         await person.press("*")
         await person.eventually("pinned first")
         await person.press("A")
-        await person.eventually("read-only: press W first")
+        await person.eventually("opened with --read-only")
