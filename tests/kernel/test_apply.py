@@ -286,7 +286,7 @@ def test_a_full_disk_changes_nothing(
     names: tuple[str, str, str], inside_host: ThrowawayHost, state_directory: Path
 ) -> None:
     state_directory.mkdir()
-    inside_host.run(["mount", "-t", "tmpfs", "-o", "size=16k", "full", str(state_directory)])
+    inside_host.run(["mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "full", str(state_directory)])
     try:
         (state_directory / "journal").mkdir()
         with (state_directory / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError):

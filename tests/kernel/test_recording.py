@@ -122,7 +122,7 @@ def test_the_time_given_is_kept(host: ThrowawayHost, tmp_path: Path) -> None:
 
 def test_what_cannot_be_recorded_is_told(host: ThrowawayHost, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
-    for name, words in (("there", "exists"), ("no/such", "No such file")):
+    for name, words in (("there", "is there already"), ("no/such", "No such file")):
         done = ran(inside(host, "record", str(tmp_path / name)))
         assert done.returncode == 1 and words in done.stderr
         assert "Traceback" not in done.stderr
