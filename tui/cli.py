@@ -189,9 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clean()
     options = make_parser().parse_args(arguments)
     try:
-        if arguments is None:  # the process is ours alone
-            from tui.confined import confine
+        from tui.confined import confine, refuse_changes
 
+        refuse_changes(options)
+        if arguments is None:  # the process is ours alone
             confine(options)
         code = _run(options)
         sys.stdout.flush()

@@ -7,9 +7,32 @@ import os
 from pathlib import Path
 
 from core import confine as rights
+from tui.errors import CommandError
 
 # Where a rootless engine's socket belongs to another user.
 _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
+
+
+# Commands that change nothing on this host.
+_READING = (
+    "show", "dump", "record", "replay", "bundle", "flows", "export", "history", "fastpath", "completion",
+)  # fmt: skip
+
+
+def refuse_changes(options: argparse.Namespace) -> None:
+    """Raise CommandError for a change of this host with an option that promises none."""
+    for option, given in (("--read-only", options.read_only), ("--from", options.source)):
+        if given and _changes(options):
+            raise CommandError(
+                f"can't run {options.command} with {option}: it makes changes on this host. "
+                f"Try: the same without {option}"
+            )
+
+
+def _changes(options: argparse.Namespace) -> bool:
+    if not options.command or options.command in _READING or getattr(options, "dry_run", False):
+        return False
+    return bool((options.command, getattr(options, "action", "")) != ("network", "ls"))
 
 
 def confine(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from core.model import FirewallRule
 from core.nat.draft import Draft, family_of
@@ -47,7 +48,7 @@ def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties
         name=_name(rule),
         sentence=f"{rule.verdict}: {what} from {source} to {destination}{early}{further}",
         family=family_of(rule, (rule.src or rule.dst).removeprefix("!")),
-        doing=[one.rule],
+        doing=[_counted(one.rule, rule)],
         entry_id=entry_id,
         l4_proto=rule.l4_proto,
         outside=rule.dst or rule.oif,
@@ -55,6 +56,13 @@ def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties
         networks=_networks(ns, one.rule, rule, ties),
         containers=_containers(ns, rule, ties),
     )
+
+
+def _counted(placed: FirewallRule, rule: FirewallRule) -> FirewallRule:
+    """The rule with its branch's verdict; the counter of a verdict map is of all that come to it."""
+    if not placed.choices:
+        return placed
+    return replace(placed, verdict=rule.verdict, packets=None, bytes=None)
 
 
 def _name(rule: FirewallRule) -> str:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.support.machine import PROGRAM, ROOT, Machine, ok, picture, refused
+from tui.cli import main
 
 pytestmark = pytest.mark.root
 
@@ -108,3 +109,12 @@ def test_a_second_instance_is_told_who_is_at_it(machine: Machine) -> None:
         assert "another change is under way (PID" in refused(machine, "network", "create", "shop")
         holder.communicate("\n")
     ok(machine, "network create shop")
+
+
+@pytest.mark.parametrize("option", [["--read-only"], ["--from", "host.vnet"]])
+@pytest.mark.parametrize("words", [["network", "create", "x"], ["undo"], ["accelerate"], ["demo"], ["agent"]])
+def test_what_changes_this_host_is_refused_with_options_that_promise_otherwise(
+    option: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*option, *words]) == 1
+    assert f"can't run {words[0]} with {option[0]}" in capsys.readouterr().err

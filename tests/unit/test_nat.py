@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.model import Chain, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
+from core.model import Chain, Choice, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
 from core.nat import nat_entries
 from core.nat.match import are_disjoint, covers, prefixes, takes_link
 from core.nat.paths import placed_rules
@@ -389,3 +389,14 @@ def test_a_masquerade_by_marks_or_the_like_is_not_of_everything(text: str) -> No
     (entry,) = with_rules(rule("POSTROUTING", "masquerade", text=text, understood=False))
     assert entry.name == MARKS[text]
     assert entry.sentence.endswith("get the address of the way out, under further conditions")
+
+
+def test_each_branch_of_a_verdict_map_has_its_own_verdict_and_no_share_of_the_counter() -> None:
+    choices = (Choice("eth8", "drop"), Choice("eth9", "accept"))
+    fields = {"table": "filter", "chosen_by": "iif", "choices": choices, "packets": 7, "bytes": 70}
+    found = with_rules(rule("FORWARD", "vmap", "map", **fields))
+    assert {(one.inside, one.verdict, one.packets, one.bytes) for one in found} == {
+        ("eth8", "drop", None, None),
+        ("eth9", "accept", None, None),
+    }
+    assert {one.doing for one in found} == {("map",)}
