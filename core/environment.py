@@ -32,7 +32,8 @@ def clean() -> None:
     given = dict(os.environ)
     kept = {name: text for name, text in given.items() if any(fnmatch(name, each) for each in _KEPT)}
     folders = [whole for each in given.get("PATH", "").split(":") if (whole := roots_folder(each))]
-    kept["PATH"] = ":".join(dict.fromkeys(folders)) or _USUAL_PATH
+    # Tools such as nft lie in sbin, which a root shell by plain `su` lacks.
+    kept["PATH"] = ":".join(dict.fromkeys([*folders, *_USUAL_PATH.split(":")]))
     kept["HOME"] = roots_folder(given.get("HOME", "")) or pwd.getpwuid(_ROOT).pw_dir
     if scratch := roots_folder(given.get("TMPDIR", ""), shared=True):
         kept["TMPDIR"] = scratch

@@ -53,7 +53,7 @@ def test_what_a_person_chose_is_kept() -> None:
 
 def test_of_path_the_folders_of_root_are_left(users: Path, tmp_path: Path) -> None:
     given = f"{users}:.::{tmp_path}:/nowhere:/usr/sbin:/tmp:/usr/bin"
-    assert cleaned(PATH=given)["PATH"] == f"{tmp_path.resolve()}:/usr/sbin:/usr/bin"
+    assert cleaned(PATH=given)["PATH"] == f"{tmp_path.resolve()}:/usr/sbin:/usr/bin:/sbin:/bin"
     assert cleaned(PATH=str(users))["PATH"] == "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -87,3 +87,7 @@ def test_who_else_may_write(tmp_path: Path, mode: int, roots: bool, shared: bool
     assert bool(roots_folder(str(folder), shared=True)) == shared
     os.chown(folder, 0, USER)
     assert bool(roots_folder(str(folder))) == (mode == 0o755), "another group than root's"
+
+
+def test_tools_are_found_where_path_lacks_sbin() -> None:
+    assert "/usr/sbin" in cleaned(PATH="/usr/bin:/bin")["PATH"].split(":")
