@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,12 +21,12 @@ from pathlib import Path
 from core.apply import journal, run
 from core.apply.entries import Entry
 from core.apply.state import StateError, boot_id, state_directory, unusable
+from core.environment import own_python, with_packages
 from core.ops import Operation, undo_of
 
 SECONDS = 60.0
 _READY = b"ready\n"
-_PACKAGES = Path(__file__).parents[2]  # the folder that holds `core`
-_PASSED_ON = ("PATH", "LANG", "LC_ALL", "VNET_STATE", "DOCKER_HOST")
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "DOCKER_HOST", "PYTHONPATH")
 
 
 class GuardError(Exception):
@@ -146,7 +145,8 @@ def _unlocked(descriptor: int) -> bool:
 def _start(entry_id: str, title: str, seconds: float) -> None:
     """Start the guard's process and return when it watches."""
     path = _path_of(entry_id)
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment = {name: text for name, text in with_packages().items() if name in _PASSED_ON}
+    environment["VNET_STATE"] = str(path.parents[1])
     settings = {
         "entry": entry_id,
         "title": title[:200],
@@ -156,8 +156,8 @@ def _start(entry_id: str, title: str, seconds: float) -> None:
     }
     try:
         launcher = subprocess.Popen(
-            [sys.executable, "-P", "-m", "core.apply.guardian", str(path), json.dumps(settings)],
-            env=environment | {"PYTHONPATH": os.pathsep.join([str(_PACKAGES), *filter(None, sys.path)])},
+            own_python("core.apply.guardian", str(path), json.dumps(settings)),
+            env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -18,12 +18,13 @@ class StateError(Exception):
 def state_directory() -> Path:
     """The directory ($VNET_STATE, else /var/lib/vnet-tui, else for who may not write there, and can change
     no more than Docker's networks, a person's own), made where it is missing. Raises StateError."""
-    path = Path(os.environ.get("VNET_STATE") or _usual())
+    # Absolute, and so for the programs started from here, which work in other folders.
+    path = Path(os.environ.get("VNET_STATE") or _usual()).absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(unusable(path, error)) from error
-    if os.geteuid() == 0 and not roots_folder(str(path.absolute())):
+    if os.geteuid() == 0 and not roots_folder(str(path)):
         raise StateError(
             f"can't keep the journal in {path}: root would undo what another user wrote there. Try: set "
             "VNET_STATE to a folder that only root can write, as are those above it"

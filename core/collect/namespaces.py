@@ -8,10 +8,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from core.collect import netns, nsfile, traces
+from core.collect.deep import DeepLook
 from core.collect.netlink import Netlink
 from core.collect.nsids import read_nsids
 from core.collect.traces import NAMES_DIR, Trace
@@ -29,7 +29,7 @@ def read_namespaces(deep: bool = True) -> tuple[dict[int, Namespace], tuple[Prob
     """Every network namespace in sight by its inode, the host's first, and what kept some out of sight.
 
     The shallow look takes in processes, names and mounts; the deep one also threads, open descriptors and the
-    mounts of other mount namespaces. What this process itself holds open does not count.
+    mounts of other mount namespaces, within bounds. What this process itself holds open does not count.
     """
     unreadable: list[int] = []
     problems: list[Problem] = []
@@ -38,9 +38,12 @@ def read_namespaces(deep: bool = True) -> tuple[dict[int, Namespace], tuple[Prob
     found = [*mounts, *_names(mounts, problems), *traces.in_processes(pids, unreadable)]
     if deep:
         others = [pid for pid in pids if pid != os.getpid()]
-        found += chain(traces.in_threads(others), traces.in_other_mount_namespaces(others))
+        homes = {trace.value: trace.inode for trace in found if isinstance(trace.value, int)}
+        look = DeepLook(others, homes)
+        found += look.threads_and_mounts()
         places = {_place(str(trace.value)) for trace in found if trace.kind == "mounts"}
-        found += traces.in_descriptors(others, places)
+        found += look.descriptors(places)
+        problems += look.problems()
     if unreadable:
         problems.append(_unreadable(unreadable))
     return with_nsids(_namespaces(found)), tuple(problems)

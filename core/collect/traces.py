@@ -14,6 +14,10 @@ NAMES_DIR = "/run/netns"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
+class TooMany(Exception):
+    """There is more to read of a process than was asked for."""
+
+
 class Trace(NamedTuple):
     """One thing that leads to the namespace `inode`: a name under /run/netns, a process (or thread) id, the
     path of an nsfs mount, or a (pid, fd) pair."""
@@ -59,75 +63,86 @@ def in_processes(pids: Iterable[int], unreadable: list[int]) -> Iterator[Trace]:
             yield Trace(inode, "pids", pid)
 
 
-def in_mounts() -> Iterator[Trace]:
-    """Every nsfs mount in this process's mount namespace."""
-    for path, inode in _nsfs_mounts("/proc/self/mountinfo"):
-        yield Trace(inode, "mounts", path)
+def in_mounts(pid: int | None = None, most: int | None = None) -> Iterator[Trace]:
+    """Every nsfs mount in this process's mount namespace, or in that of another, seen through that one.
+    Raises TooMany where the list of its mounts has more than `most` bytes."""
+    seen_through = "" if pid is None else f"/proc/{pid}/root"
+    for path, inode in _nsfs_mounts(f"/proc/{'self' if pid is None else pid}/mountinfo", most):
+        yield Trace(inode, "mounts", f"{seen_through}{path}")
 
 
-def in_threads(pids: Iterable[int]) -> Iterator[Trace]:
-    """Threads that left the namespace of their process, by thread id."""
-    for pid in pids:
+def mount_namespace(pid: int | Literal["self"]) -> str:
+    """What identifies the mount namespace of a process, "" where that is gone or may not be read."""
+    return _link(f"/proc/{pid}/ns/mnt")
+
+
+def in_threads(pid: int, most: int | None = None) -> Iterator[Trace]:
+    """Threads of a process that left its namespace, by thread id. Raises TooMany after `most` threads."""
+    tasks = f"/proc/{pid}/task"
+    try:
+        if Path(tasks).stat().st_nlink <= 3:
+            return
+        home = _link_inode(f"/proc/{pid}/ns/net")
+    except OSError:
+        return
+    for tid in _entries(tasks, most):
         try:
-            tasks = Path(f"/proc/{pid}/task")
-            tids = os.listdir(tasks) if tasks.stat().st_nlink > 3 else []
-            home = _link_inode(f"/proc/{pid}/ns/net")
-            inodes = {int(tid): _link_inode(f"/proc/{tid}/ns/net") for tid in tids}
+            inode = _link_inode(f"/proc/{tid}/ns/net")
         except OSError:
             continue
-        for tid, inode in inodes.items():
-            if inode and inode != home:
-                yield Trace(inode, "pids", tid)
+        if inode and inode != home:
+            yield Trace(inode, "pids", int(tid))
 
 
-def in_descriptors(pids: Iterable[int], places: Container[str]) -> Iterator[Trace]:
-    """Descriptors that hold a namespace open; `places` are the paths where namespaces are mounted."""
-    for pid in pids:
-        folder = f"/proc/{pid}/fd"
-        try:
-            descriptors = os.listdir(folder)
-        except OSError:
-            continue
-        for descriptor in descriptors:
-            path = f"{folder}/{descriptor}"
-            link = _link(path)
-            inode = _net_inode(link)
-            # Opened at a mount it bears that path, and "/" once that mount is gone. No other file is touched:
-            # looking at one on a dead network file system would never end.
-            if not inode and (link == "/" or link in places):
-                inode = net_inode(path)
-            if inode:
-                yield Trace(inode, "held_fds", (pid, int(descriptor)))
+def in_descriptors(pid: int, places: Container[str], most: int | None = None) -> Iterator[Trace]:
+    """Descriptors that hold a namespace open; `places` are the paths where namespaces are mounted. Raises
+    TooMany after `most` descriptors."""
+    folder = f"/proc/{pid}/fd"
+    for descriptor in _entries(folder, most):
+        path = f"{folder}/{descriptor}"
+        link = _link(path)
+        inode = _net_inode(link)
+        # Opened at a mount it bears that path, and "/" once that mount is gone. No other file is touched:
+        # looking at one on a dead network file system would never end.
+        if not inode and (link == "/" or link in places):
+            inode = net_inode(path)
+        if inode:
+            yield Trace(inode, "held_fds", (pid, int(descriptor)))
 
 
-def in_other_mount_namespaces(pids: Iterable[int]) -> Iterator[Trace]:
-    """The nsfs mounts of every other mount namespace that has a process, seen through that process."""
-    seen = {_link("/proc/self/ns/mnt")}
-    for pid in pids:
-        mount_namespace = _link(f"/proc/{pid}/ns/mnt")
-        if not mount_namespace or mount_namespace in seen:
-            continue
-        seen.add(mount_namespace)
-        for path, inode in _nsfs_mounts(f"/proc/{pid}/mountinfo"):
-            yield Trace(inode, "mounts", f"/proc/{pid}/root{path}")
+def _entries(folder: str, most: int | None) -> Iterator[str]:
+    """The names in a folder, no more of them read than asked for; none where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(entries):
+                if number == most:
+                    raise TooMany
+                yield entry.name
+    except OSError:
+        return
 
 
-def _nsfs_mounts(mountinfo: str) -> list[tuple[str, int]]:
+def _nsfs_mounts(mountinfo: str, most: int | None) -> Iterator[tuple[str, int]]:
     """(path, inode) of the network namespaces mounted, those hidden under a later mount left out
     (proc_pid_mountinfo(5))."""
     try:
-        text = Path(mountinfo).read_text(errors="surrogateescape")
+        with open(mountinfo, "rb") as file:
+            content = file.read() if most is None else file.read(most + 1)
     except OSError:
-        return []
+        return
+    too_many = most is not None and len(content) > most
+    lines = os.fsdecode(content).split("\n")
     found: dict[str, int] = {}
-    for line in text.splitlines():
+    for line in lines[:-1]:  # what follows the last line's end is nothing, or half a line
         if " nsfs " not in line:
             continue
         words = line.split(" ", 5)
         inode = _net_inode(words[3])
         if inode:
             found[_OCTAL.sub(lambda match: chr(int(match[1], 8)), words[4])] = inode
-    return list(found.items())
+    yield from found.items()
+    if too_many:
+        raise TooMany
 
 
 def _link(path: str) -> str:

@@ -201,7 +201,7 @@ def export(topology: Topology) -> str:
         }  # fmt: skip
         parts.append(_table("[[publish]]", values))
     pairs = [list(names) for names in sorted(mine.joined)]
-    return "\n".join([*([f"joined = {json.dumps(pairs)}\n"] if pairs else []), *parts])
+    return "\n".join([*([f"joined = {toml_value(pairs)}\n"] if pairs else []), *parts])
 
 
 def _filters(bridge: str, topology: Topology) -> bool:
@@ -231,9 +231,15 @@ def _docker_networks(topology: Topology) -> Iterator[str]:
 
 def _table(header: str, values: Mapping[str, Any]) -> str:
     """One table; what is empty or off is left out."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value]
+    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if value]
     return "\n".join([header, *lines, ""])
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML: as JSON, but TOML has no escapes for surrogates (an emoji is two in JSON), and wants
+    DEL escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

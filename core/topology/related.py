@@ -183,7 +183,9 @@ def _connections(found: Column, what: str, name: str) -> Iterator[Relation]:
 
 def _entries(entries: Iterable[NatEntry]) -> Iterator[Relation]:
     for entry in sorted(entries, key=lambda entry: _ENTRY_ORDER.get(entry.kind, 9)):
-        yield f"{entry.kind}: {entry.name}", nat_ref(entry.ns, entry.entry_id)
+        # A masquerade is called after its kind and its bridge.
+        label = entry.name if entry.name.startswith(f"{entry.kind} ") else f"{entry.kind}: {entry.name}"
+        yield label, nat_ref(entry.ns, entry.entry_id)
 
 
 def _containers(topology: Topology, uids: Iterable[str]) -> Iterator[Relation]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import signal
 import stat
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -130,6 +132,44 @@ def _serve(device: int) -> None:
             os.write(device, struct.pack("=IiQ", 16 + len(answer), error, unique) + answer)
 
 
+def many_descriptors(count: int) -> None:
+    """Hold a file open so often."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    one = os.open("/", os.O_PATH)
+    for _ in range(count):
+        os.dup(one)
+
+
+def many_processes(count: int, descriptors: int) -> None:
+    """Processes with many descriptors each, which end with this one."""
+    many_descriptors(descriptors)
+    for _ in range(count):
+        if not os.fork():
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            time.sleep(10_000)
+
+
+def many_threads(count: int) -> None:
+    """Threads that do nothing."""
+    threading.stack_size(1 << 16)
+    for _ in range(count):
+        threading.Thread(target=time.sleep, args=(10_000,), daemon=True).start()
+
+
+def many_mounts(folder: Path, rows: int, columns: int) -> None:
+    """Mount our network namespace rows * columns times."""
+    mount("tmpfs", folder, "tmpfs")
+    for name in ("one", *map(str, range(rows))):
+        (folder / name).mkdir()
+    mount("tmpfs", folder / "one", "tmpfs")
+    for column in range(columns):
+        (folder / "one" / str(column)).touch()
+        mount("/proc/self/ns/net", folder / "one" / str(column), flags=_MS_BIND)
+    for row in range(rows):
+        mount(str(folder / "one"), folder / str(row), flags=_MS_BIND | _MS_REC)
+
+
 def main(kind: str, folder: Path) -> None:
     """Set the trap and stay."""
     os.mkfifo(folder / "fifo")
@@ -146,6 +186,14 @@ def main(kind: str, folder: Path) -> None:
             swapped(folder)
         case "file system that never answers":
             silent_file_system(folder)
+        case "descriptors":
+            many_descriptors(19_000)
+        case "processes":
+            many_processes(100, 8_000)
+        case "threads":
+            many_threads(4200)
+        case "mounts":
+            many_mounts(folder, rows=200, columns=100)
         case device:
             behind_descriptor(folder, device)
     print("ready", flush=True)

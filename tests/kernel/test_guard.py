@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from core.apply import guard, journal, lock, run
+from core.environment import PACKAGES
 from core.ops import (
     AddAddress,
     AddNeighbour,
@@ -360,9 +362,27 @@ def test_it_holds_nothing_of_its_caller(wired: ThrowawayHost, tmp_path: Path) ->
     held.close()
 
 
+def test_it_needs_neither_the_callers_folder_nor_its_import_path(
+    wired: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(wired.names)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("VNET_STATE", "state")
+    guard.guarded_apply("bridge eth0", bridging(), seconds=60)
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+    (process,) = guardians()
+    given = process.environ()
+    assert (given["PYTHONPATH"], given["VNET_STATE"]) == (str(PACKAGES), str(tmp_path / "state"))
+    process.terminate()
+    wait_until(lambda: not guard.pending_guards() and no_guard_left(), "the guard to revert")
+    assert next(journal.history()).end == "undone"
+    assert state(wired.names) == before
+
+
 def test_without_a_guard_nothing_is_changed(wired: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state(wired.names)
-    monkeypatch.setattr(guard.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(guard.GuardError, match="nothing was changed"):
         guard.guarded_apply("bridge eth0", bridging())
     assert state(wired.names) == before

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from core.serialize import unpack
-from tests.kernel import hostile
+from tests.kernel.traps import trap
 from tests.support.machine import Machine, ok, read_json
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel_has("user_namespaces")]
 
-_USER = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--pdeathsig", "KILL")
 _FUSE = pytest.mark.kernel_has("fuse")
 _TRAPS = (
     "name of a mount",
@@ -55,23 +51,6 @@ def machine() -> Iterator[Machine]:
         yield made
     finally:
         made.close()
-
-
-@contextmanager
-def trap(machine: Machine, kind: str) -> Iterator[Path]:
-    """A user's trap, and its folder."""
-    with TemporaryDirectory(prefix="vnet-hostile-") as folder:
-        os.chown(folder, 1234, 1234)
-        Path(folder).chmod(0o755)
-        words = machine.words(*_USER, sys.executable, "-P", hostile.__file__, kind, folder)
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            try:
-                assert process.stdout.readline() == "ready\n"
-                yield Path(folder)
-            finally:
-                process.kill()
-                os.close(os.open(f"{folder}/fifo", os.O_RDWR))  # lets go who waits for it all the same
 
 
 @pytest.mark.parametrize("kind", _TRAPS)

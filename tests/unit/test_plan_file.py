@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 
 import pytest
 
 from core.plan import Plan, plan_all
-from core.plan.desired import BadFile, Desired, export, parse
+from core.plan.desired import BadFile, Desired, export, parse, toml_value
 from core.plan.difference import difference
 from core.plan.requests import (
     Attach,
@@ -133,3 +134,9 @@ def test_export_of_nothing() -> None:
 def test_deep_or_endless_values(text: str) -> None:
     with pytest.raises(BadFile):
         parse(text)
+
+
+@pytest.mark.parametrize("text", ["box-\U0001f600", 'say "no" \\ \x7f\x01\t', "caf\u00e9"])
+def test_any_text_is_written_so_that_it_is_read_back(text: str) -> None:
+    written = f"[{toml_value(text)}]\nlist = {toml_value([text])}\n"
+    assert tomllib.loads(written) == {text: {"list": [text]}}

@@ -18,6 +18,7 @@ from core.model import (
     flow_ref,
     link_ref,
     namespace_ref,
+    network_ref,
 )
 from core.topology import Topology
 from core.topology.connections import of_entry, of_names, of_network
@@ -231,3 +232,9 @@ def test_odd_hosts_have_relations_too(snapshot: Snapshot) -> None:
         assert all(label for label, _ in topology.related(link_ref(link.key)))
     for container in topology.containers.values():
         assert topology.related(container_ref(container.runtime, container.id))
+
+
+def test_a_nat_entry_called_after_its_kind_says_it_once(topology: Topology) -> None:
+    said = [label for network in topology.networks for label in labels(topology, network_ref(network.id))]
+    assert [one for one in said if one.startswith("masquerade ")]
+    assert not [one for one in said if one.startswith("masquerade: masquerade")]
