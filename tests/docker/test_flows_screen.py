@@ -104,6 +104,7 @@ async def test_f_and_every_flow_on_the_screen(
         await person.eventually("fast path on")
         await person.type(":flows⏎")
         await person.type(f"/to:{WEB} dport:7000⏎")
+        # Where the column is narrow a long name comes with its port alone.
         rows = [rf"{DB} .*{WEB} .* tcp .*bit/s +fast", rf"-world[ :].*{WEB} .* tcp .*bit/s +fast"]
         await talked_until(person, talks, rows)
         wait_until(lambda: measured(shop, ports) == counted(shop, ports), "equal counts")

@@ -79,7 +79,7 @@ def run(found: Engine, options: argparse.Namespace) -> Result:
         words = [sys.executable, "-m", "pytest", "-q", "-n", options.jobs, f"--junit-xml={report}"]
         subprocess.run(
             [*_around(found), *words, *_selection(found), *options.pytest.split(), *tests],
-            cwd=ROOT, env=os.environ | found.environment(), check=False,
+            cwd=ROOT, env=os.environ | found.environment() | {"VNET_REQUIRE_ROOT": "1"}, check=False,
         )  # fmt: skip
         return _result(found, report, time.monotonic() - began)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ _TOOLS = {
     "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",
     "systemd-analyze": "systemd",
 }  # fmt: skip
+_NEWER_DOCKER = "docker>="
 _HOST_TOOLS = ("nft", "iptables", "conntrack", "ethtool", "ping", "sysctl")
 
 # Needs by the fixtures that a test uses, and by the beginning of its path below tests/.
@@ -74,11 +76,18 @@ def needs_of(path: str, fixtures: Collection[str]) -> list[str]:
     return list(found)
 
 
+def docker_from(version: str) -> str:
+    """The need of a Docker Engine that is no older than this, such as "28.0"."""
+    return f"{_NEWER_DOCKER}{version}"
+
+
 @cache
 def lacking(need: str) -> str:
     """Say what is missing for a need, "" if nothing is; a need without a probe is a program."""
     if need in kernel_parts.PARTS:
         return kernel_parts.lacking(need)
+    if need.startswith(_NEWER_DOCKER):
+        return _older_docker(need.removeprefix(_NEWER_DOCKER))
     probe = _PROBES.get(need)
     return probe() if probe else _no_programs([need])
 
@@ -123,6 +132,16 @@ def _fastpath() -> str:
 
 def _docker() -> str:
     return _no_programs(["dockerd", "docker", "containerd", "runc", "busybox"]) or _no_cgroups()
+
+
+def _older_docker(version: str) -> str:
+    """Says nothing where there is no engine: that is another need."""
+    if not (dockerd := _found("dockerd")):
+        return ""
+    said = subprocess.run([dockerd, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    there = tuple(map(int, found.groups())) if found else ()
+    return "" if there >= tuple(map(int, version.split("."))) else f"Docker {version} or newer"
 
 
 def _podman() -> str:

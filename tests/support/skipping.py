@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support.needs import first_lacking, needs_of
+from tests.support.needs import docker_from, first_lacking, needs_of
 
 _TESTS = Path(__file__).parents[1]
 _PREFIX = "needs "
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if names := _needs(item):
             item.add_marker(pytest.mark.needs(*names))
     if _nothing_may_be_skipped():
-        _deselect_what_the_kernel_lacks(config, items)
+        _deselect_what_may_lack(config, items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -67,16 +67,19 @@ def skipped_line(reasons: Iterable[str]) -> str:
 def _needs(item: pytest.Item) -> list[str]:
     path = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else ""
     named = ["root"] if item.get_closest_marker("root") else []
-    return named + _kernel_parts(item) + needs_of(path, getattr(item, "fixturenames", ()))
+    return named + _may_lack(item) + needs_of(path, getattr(item, "fixturenames", ()))
 
 
-def _kernel_parts(item: pytest.Item) -> list[str]:
-    return [name for mark in item.iter_markers("kernel_has") for name in mark.args]
+def _may_lack(item: pytest.Item) -> list[str]:
+    """Needs that a complete machine may well not meet: parts of the kernel, newer engines."""
+    parts = [name for mark in item.iter_markers("kernel_has") for name in mark.args]
+    return parts + [docker_from(*mark.args) for mark in item.iter_markers("docker_from")]
 
 
-def _deselect_what_the_kernel_lacks(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A kernel without a feature is no failure of the run: the counts say so ("deselected")."""
-    wanting = [item for item in items if first_lacking(_kernel_parts(item))]
+def _deselect_what_may_lack(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A kernel without a feature or an older engine is no failure of the run: the counts say so
+    ("deselected")."""
+    wanting = [item for item in items if first_lacking(_may_lack(item))]
     if wanting:
         config.hook.pytest_deselected(items=wanting)
         items[:] = [item for item in items if item not in wanting]
