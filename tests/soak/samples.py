@@ -48,6 +48,12 @@ def _descriptors(pid: int) -> Iterator[str]:
             continue  # it was closed meanwhile
 
 
+def course(samples: Sequence[Sample], points: int = 20) -> list[float]:
+    """The memory over time: the median of each of so many stretches."""
+    size = max(1, -(-len(samples) // points))
+    return [median(one.memory for one in samples[at : at + size]) for at in range(0, len(samples), size)]
+
+
 def thirds(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
     """The first and the last third in one sample each: the memory's median; the least threads and
     descriptors, for a tool that runs at the moment takes more; the most maps and programs, for some are there
