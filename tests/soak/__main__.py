@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.soak.host import SMALL, Sizes, build, going_on
-from tests.soak.samples import Sample, course, growth, sample, thirds
+from tests.soak.samples import Sample, course, growth, links_of_gone, sample, thirds
 from tests.soak.shown import differences
 from tests.support.bulk_conntrack import room_for_entries
 from tests.support.machine import PROGRAM, ROOT, Machine, ok
@@ -103,6 +103,9 @@ def _run(
                     return result
         result.counts = {name: count.done for name, count in counts.items()}
         result.wrong += [f"{name}: {count.error}" for name, count in counts.items() if count.error]
+    holder = processes["holder"]
+    if not eventually(lambda: not links_of_gone(holder), seconds=PATIENCE):
+        result.wrong.append(f"holder: {links_of_gone(holder)} links of BPF to interfaces that are gone")
     differing: list[str] = []
 
     def agrees() -> bool:
