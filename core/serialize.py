@@ -18,6 +18,9 @@ SCHEMA = 1
 _TAR_MAGIC, _TAR_AT = b"ustar", 257
 # What every version of the program wrote of a snapshot: without it there would be an empty host to see.
 ALWAYS = ("taken_at", "host", "namespaces", "nets", "firewalls", "engines")
+_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_DEEP = 6  # levels of objects that are written piece by piece: down to a namespace's links
+_PIECE = 1000  # items of a list
 SNAPSHOT_FILE, FAST_FILE = "snapshot.json", "fastflows.json"  # in a bundle
 _NOT_OURS = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
 _WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
@@ -37,9 +40,30 @@ def to_json(snapshot: Snapshot) -> bytes:
 
     Keys that are numbers in the model become text; a structured array becomes an object of columns.
     """
+    return "".join(json_pieces(snapshot)).encode("ascii")
+
+
+def json_pieces(snapshot: Snapshot) -> Iterator[str]:
+    """The same text in pieces: json.dumps of a large whole would keep every other thread waiting."""
     encode = encoder(Snapshot)
     assert encode is not None
-    return json.dumps({"schema": SCHEMA, "snapshot": encode(snapshot)}, separators=(",", ":")).encode("ascii")
+    yield from _pieces({"schema": SCHEMA, "snapshot": encode(snapshot)}, _DEEP)
+
+
+def _pieces(value: Any, deep: int) -> Iterator[str]:
+    if deep and isinstance(value, dict):
+        between = "{"
+        for key, each in value.items():
+            yield f"{between}{_ENCODE(key)}:"
+            yield from _pieces(each, deep - 1)
+            between = ","
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and len(value) > _PIECE:
+        for start in range(0, len(value), _PIECE):
+            yield f"{',' if start else '['}{_ENCODE(value[start : start + _PIECE])[1:-1]}"
+        yield "]"
+    else:
+        yield _ENCODE(value)
 
 
 def from_json(data: bytes | bytearray) -> Snapshot:

@@ -9,7 +9,7 @@ import re
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -21,18 +21,20 @@ from core.export import document
 from core.findings import Finding
 from core.flows.table import table_of
 from core.model import Change, FastFlows, Firewall, LinkStats
-from core.serialize import FAST_FILE, SNAPSHOT_FILE, to_json
+from core.serialize import FAST_FILE, SNAPSHOT_FILE, json_pieces
 from core.text import safe
 from core.topology import Topology
 from core.topology.flowpicture import FlowPicture
 from tui.changer import Earlier, Logged
 from tui.present.flows_detail import spoken
-from tui.show import Output, show
+from tui.show import write_lists
 
 TOPICS = (
     "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
 )  # fmt: skip
-_MOST_FLOWS = 10_000  # that are told as sentences
+_MOST_FLOWS = 10_000  # as sentences
+_MOST_ROWS = 10_000  # of a list as text; the JSON has all
+_COMPRESSED = 3  # higher takes several times as long for a tenth less
 _READ_ME = """\
 One moment of the networks of a host, as vnet-tui saw it. Open it, anywhere and without root:
 
@@ -45,7 +47,7 @@ firewall rules and connections. Look through it before you give it away.
 """
 _FILES = {
     SNAPSHOT_FILE: "all that was read, as `vnet-tui dump` writes it",
-    "show.txt": "the lists of the dashboard, for people",
+    "show.txt": "the lists of the dashboard, for people; of a long one its beginning",
     "show.json": "the same with what follows from it, as `vnet-tui show --json` prints it",
     "flows.txt": "who talks to whom, a sentence a flow, the fastest first",
     "rules/": "the firewall rules of each namespace, as nft and iptables print them",
@@ -83,22 +85,28 @@ def bundle_of(name: str, kept: Kept) -> bytes:
 def _archive(file: Any, name: str, kept: Kept) -> None:
     folder = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60] or "vnet-bundle"
     moment = int(max(0.0, min(kept.topology.snapshot.taken_at, 0o77777777777)))
-    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=6, format=tarfile.USTAR_FORMAT) as archive:
-        for part, content in _parts(folder, kept):
+    with tarfile.open(
+        fileobj=file, mode="w:gz", compresslevel=_COMPRESSED, format=tarfile.USTAR_FORMAT
+    ) as archive:
+        for part, pieces in _parts(folder, kept):
+            content = io.BytesIO()
+            content.writelines(piece.encode("utf-8", "backslashreplace") for piece in pieces)
             member = tarfile.TarInfo(f"{folder}/{part}")
-            member.size, member.mtime, member.mode = len(content), moment, 0o600
-            archive.addfile(member, io.BytesIO(content))
+            member.size, member.mtime, member.mode = content.tell(), moment, 0o600
+            content.seek(0)
+            archive.addfile(member, content)
 
 
-def _parts(name: str, kept: Kept) -> Iterator[tuple[str, bytes]]:
-    """The files in it, the snapshot first: names and contents."""
+def _parts(name: str, kept: Kept) -> Iterator[tuple[str, Iterable[str]]]:
+    """The files in it, the snapshot first: names and contents, which are written in pieces because one large
+    text would keep every other thread waiting."""
     topology = kept.topology
-    yield SNAPSHOT_FILE, to_json(topology.snapshot)
+    yield SNAPSHOT_FILE, json_pieces(topology.snapshot)
     files = "\n".join(f"{part:<16}{words}" for part, words in _FILES.items())
-    yield "README.txt", _READ_ME.format(name=name, files=files).encode()
+    yield "README.txt", [_READ_ME.format(name=name, files=files)]
     yield "about.json", _json(_about(topology))
     yield "show.txt", _lists(topology)
-    yield "show.json", "".join(document(topology, TOPICS, None)).encode("utf-8", "backslashreplace")
+    yield "show.json", document(topology, TOPICS, None)
     yield "flows.txt", _lines(_flows(kept.flows or _unmeasured(topology, kept.fast)))
     for firewall in topology.snapshot.firewalls.values():
         if firewall.rules or firewall.chains:
@@ -130,10 +138,11 @@ def _about(topology: Topology) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lists(topology: Topology) -> bytes:
+def _lists(topology: Topology) -> Iterable[str]:
     made = io.StringIO()
-    show(topology.snapshot, TOPICS, Output(made), told=False)
-    return made.getvalue().encode("utf-8", "backslashreplace")
+    write_lists(topology, TOPICS, made, _MOST_ROWS)
+    made.seek(0)
+    return made
 
 
 def _unmeasured(topology: Topology, fast: FastFlows | None) -> FlowPicture:
@@ -151,7 +160,7 @@ def _flows(picture: FlowPicture) -> Iterator[str]:
         yield f"... and {len(order) - _MOST_FLOWS} more: {SNAPSHOT_FILE} has all"
 
 
-def _rules(firewall: Firewall) -> bytes:
+def _rules(firewall: Firewall) -> Iterator[str]:
     lines: list[str] = []
     rules = {(each.backend, each.family, each.table, each.name): each for each in firewall.chains}
     places = dict.fromkeys(
@@ -209,9 +218,10 @@ def _clock(at: float) -> str:
         return f"{at:.0f}"
 
 
-def _lines(lines: Any) -> bytes:
-    return "".join(f"{safe(line)}\n" for line in lines).encode("utf-8", "backslashreplace")
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (f"{safe(line)}\n" for line in lines)
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode("ascii") + b"\n"
+def _json(value: Any) -> Iterator[str]:
+    yield from json.JSONEncoder(indent=1).iterencode(value)
+    yield "\n"

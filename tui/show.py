@@ -63,12 +63,10 @@ class UnknownNamespace(Exception):
     """No namespace has the name that was asked for."""
 
 
-def show(
-    snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | None = None, told: bool = True
-) -> None:
+def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | None = None) -> None:
     """Print the topics; `ns` names the only namespace whose things are wanted.
 
-    Problems go to standard error, unless they are not to be `told`. Raises UnknownNamespace.
+    Problems go to standard error. Raises UnknownNamespace.
     """
     topology = Topology(snapshot)
     scope = None if ns is None else _scope(topology, ns)
@@ -77,18 +75,36 @@ def show(
 
         output.stream.writelines(document(topology, topics, scope))
         return
+    _write(topology, topics, output, ns or "", scope)
+    print_problems(topology, topics, scope)
+
+
+def write_lists(topology: Topology, topics: Sequence[str], stream: TextIO, most: int) -> None:
+    """Write the topics as plain text: of each the first `most` rows, and how many more there are."""
+    _write(topology, topics, Output(stream), most=most)
+
+
+def _write(
+    topology: Topology,
+    topics: Sequence[str],
+    output: Output,
+    ns: str = "",
+    scope: Collection[int] | None = None,
+    most: int | None = None,
+) -> None:
     for place, topic in enumerate(topics):
         view: ListView = import_module(f"tui.present.{topic}").VIEW
         rows = view.rows(Scene(topology))
-        empty = empty_text(view, snapshot)
+        empty = empty_text(view, topology.snapshot)
         if scope is not None and len(rows):
-            empty = f"None that concerns {safe(ns or '')}; {len(rows)} that do not."
+            empty = f"None that concerns {safe(ns)}; {len(rows)} that do not."
         if len(topics) > 1:
             output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
         output.stream.writelines(_head(rows if scope is None else _narrowed(rows, scope), output))
-        output.stream.writelines(_table(view, _within(topology, rows, scope), empty, output))
-    if told:
-        print_problems(topology, topics, scope)
+        shown = islice(_within(topology, rows, scope), most)
+        output.stream.writelines(_table(view, shown, empty, output))
+        if most is not None and len(rows) > most:
+            output.stream.write(f"... and {len(rows) - most} more\n")
 
 
 def print_problems(topology: Topology, topics: Collection[str], scope: Collection[int] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -109,7 +110,9 @@ class Topology:
         """The conntrack entries of all namespaces, the host's first."""
         tables = self.snapshot.conntracks.values()
         ordered = sorted(tables, key=lambda table: (table.ns != self.host, self.label(table.ns)))
-        return FlowColumns(ordered, lambda ns: names_in(self, ns))
+        # A weak reference: in a circle, the tables of past moments would stay until a rare full collection.
+        me = weakref.ref(self)
+        return FlowColumns(ordered, lambda ns: names_in(there, ns) if (there := me()) else {})
 
     @cached_property
     def containers(self) -> Mapping[str, Container]:

@@ -7,21 +7,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.report import Figure, paired
 from tests.bench.size import sized
+from tests.support.bulk_conntrack import room_for_entries
 
 COUNT = sized(100_000, 3_000)
 NAME = f"bench{os.getpid()}-ct"
-_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 
 
 def run() -> list[Figure]:
     """All figures, in a namespace of their own whose connections are counted, as a dashboard wants them."""
-    with _room_for_entries():
+    with room_for_entries(2 * COUNT):
         subprocess.run(["ip", "netns", "add", NAME], check=True)
         try:
             command = [
@@ -35,19 +34,6 @@ def run() -> list[Figure]:
         finally:
             subprocess.run(["ip", "netns", "del", NAME], check=True)
     return [Figure(**figure) for figure in json.loads(done.stdout)]
-
-
-@contextmanager
-def _room_for_entries(count: int = 2 * COUNT) -> Iterator[None]:
-    """Raise nf_conntrack_max, which one machine's namespaces share, where it is too low, and put it back."""
-    before = int(_MAX.read_text())
-    if before < count:
-        _MAX.write_text(str(count))
-    try:
-        yield
-    finally:
-        if before < count:
-            _MAX.write_text(str(before))
 
 
 def measure() -> list[Figure]:

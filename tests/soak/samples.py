@@ -12,11 +12,15 @@ from statistics import median
 import psutil
 
 _MEGABYTE = 1 << 20
+_LINK = "anon_inode:bpf_link"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Of one process at a moment: memory in MB, threads, descriptors, and which of these are BPF's."""
+    """Of one process at a moment: memory in MB, threads, descriptors, and which of these are BPF's.
+
+    Links of BPF are left out: between two looks of the holder they are those of containers that went, too.
+    """
 
     memory: float
     threads: int
@@ -33,10 +37,26 @@ _SLACK = {"threads": 1, "descriptors": 4, "maps": 0, "programs": 0}
 
 def sample(process: psutil.Process) -> Sample:
     """Measure a process. Raises psutil.NoSuchProcess."""
-    kinds = Counter(_descriptors(process.pid))
+    kinds = _kinds(process)
     maps, programs = kinds["anon_inode:bpf-map"], kinds["anon_inode:bpf-prog"]
     memory = process.memory_info().rss / _MEGABYTE
-    return Sample(memory, process.num_threads(), kinds.total(), maps, programs)
+    return Sample(memory, process.num_threads(), kinds.total() - kinds[_LINK], maps, programs)
+
+
+def links_of_gone(process: psutil.Process) -> int:
+    """How many links of BPF it holds whose interface is gone."""
+    folder, found = Path(f"/proc/{process.pid}"), 0
+    for descriptor in os.listdir(folder / "fd"):
+        try:
+            if os.readlink(folder / "fd" / descriptor) == _LINK:
+                found += "ifindex:\t0\n" in (folder / "fdinfo" / descriptor).read_text()
+        except FileNotFoundError:
+            continue  # it was closed meanwhile
+    return found
+
+
+def _kinds(process: psutil.Process) -> Counter[str]:
+    return Counter(_descriptors(process.pid))
 
 
 def _descriptors(pid: int) -> Iterator[str]:
@@ -46,6 +66,12 @@ def _descriptors(pid: int) -> Iterator[str]:
             yield os.readlink(folder / name)
         except FileNotFoundError:
             continue  # it was closed meanwhile
+
+
+def course(samples: Sequence[Sample], points: int = 20) -> list[float]:
+    """The memory over time: the median of each of so many stretches."""
+    size = max(1, -(-len(samples) // points))
+    return [median(one.memory for one in samples[at : at + size]) for at in range(0, len(samples), size)]
 
 
 def thirds(samples: Sequence[Sample]) -> tuple[Sample, Sample]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 NETLINK_NETFILTER = 12
 SO_SNDBUFFORCE = 32
@@ -101,3 +104,17 @@ def _raise_refusals(sock: socket.socket) -> None:
         code = -struct.unpack_from("=i", answer, 16)[0]
         if code:
             raise OSError(code, os.strerror(code))
+
+
+@contextmanager
+def room_for_entries(count: int) -> Iterator[None]:
+    """Raise nf_conntrack_max, which one machine's namespaces share, where it is too low, and put it back."""
+    limit = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+    before = int(limit.read_text())
+    if before < count:
+        limit.write_text(str(count))
+    try:
+        yield
+    finally:
+        if before < count:
+            limit.write_text(str(before))

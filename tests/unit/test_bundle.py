@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -152,3 +153,18 @@ def test_any_bytes_in_an_archive(place: int, some: bytes) -> None:
         assert isinstance(unpack(gzip.compress(broken)), Snapshot)
     except CorruptFile as error:
         assert error.what
+
+
+def test_of_a_long_list_the_text_has_the_beginning_and_the_json_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tui.bundle._MOST_ROWS", 2)
+    monkeypatch.setattr("core.serialize._PIECE", 3)
+    path, snapshot = tmp_path / "b.tar.gz", connections()
+    save_bundle(path, Kept(Topology(snapshot)))
+    files = files_of(path)
+    listed = json.loads(files["show.json"])["conntrack"]
+    assert len(listed) > 3
+    assert f"... and {len(listed) - 2} more\n" in files["show.txt"]
+    assert to_json(unpack(path.read_bytes())) == to_json(snapshot)
+    assert json.loads(to_json(snapshot))["snapshot"].keys() >= {"nets", "conntracks"}

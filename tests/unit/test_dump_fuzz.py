@@ -143,7 +143,7 @@ def used(data: bytes) -> None:
     """Do with a file what the commands and the dashboard do."""
     snapshot, fast = unpack_both(data)
     for as_json in (False, True):
-        show(snapshot, TOPICS, Output(io.StringIO(), as_json), told=False)
+        show(snapshot, TOPICS, Output(io.StringIO(), as_json))
     assert "/" in FileSource(snapshot, "/", fast).title
     stage = Stage()
     stage.take(snapshot, None, (), fast=fast)

@@ -108,7 +108,7 @@ def used(engine: Engine) -> None:
     """Do with a host of that engine what the commands do."""
     snapshot = replace(HOST, engines={**HOST.engines, engine.name: engine})
     for as_json in (False, True):
-        show(snapshot, TOPICS, Output(io.StringIO(), as_json), told=False)
+        show(snapshot, TOPICS, Output(io.StringIO(), as_json))
     assert isinstance(from_json(to_json(snapshot)), Snapshot), "what was read can be dumped and opened"
     topology = Topology(snapshot)
     assert isinstance(topology.findings, tuple)
