@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.support.machine import ROOT
 
 # What starts a unit, by the path of its file.
-SERVICE = (sys.executable, "-P", "-m", "tests.support.service")
+SERVICE = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-P", "-m", "tests.support.service")
 
 type Settings = dict[str, list[str]]
 type _Instruction = tuple[int, int, int, int]
