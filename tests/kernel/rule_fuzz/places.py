@@ -169,7 +169,7 @@ class Pair:
     def status(self) -> dict[str, Any]:
         """The fast path's own; without one it is off."""
         fast = self.fast.lab.fast
-        return fast.status() if fast else {"state": "off", "verdicts": {}}
+        return fast.status() if fast else {"state": "paused", "verdicts": {}}
 
     def close(self) -> None:
         """Remove both."""

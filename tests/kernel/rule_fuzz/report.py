@@ -99,14 +99,12 @@ class _Queue:
             self._report.outcomes.append(outcome)
 
 
-def _is_unsteady(case: Case, phase: str) -> bool:
-    """Whether the kernel alone doesn't do the same twice at that point of the case: only then a difference
-    there is not the fast path's."""
+def _is_unsteady(case: Case) -> bool:
+    """Whether the kernel alone doesn't do the same twice: only then a difference is not the fast path's."""
     for _ in range(_CONTROLS):
         pair = Pair(is_control=True)
         try:
-            control = run(pair, case)
-            if control.kind == "different" and control.phase == phase:
+            if run(pair, case).kind == "different":
                 return True
         finally:
             pair.close()
@@ -119,7 +117,7 @@ def _work(queue: _Queue, progress: Callable[[Outcome], None]) -> None:
         while case := queue.next():
             pair = pair or Pair()
             outcome = run(pair, case)
-            if outcome.kind == "different" and _is_unsteady(case, outcome.phase):
+            if outcome.kind == "different" and _is_unsteady(case):
                 outcome.kind = "unsteady"
             queue.note(outcome)
             progress(outcome)

@@ -16,7 +16,7 @@ OTHER_MAC = "02:00:00:00:17:99"  # that container a takes
 THIEF = "c"  # sends with a's addresses, where it does
 _MARKER = struct.Struct("!4sHBI")  # of which connection, from which side, number
 _MAGIC = b"fuZz"
-_SERVICE = 5080
+_SERVICE = 5080  # ends drop what comes to ports 5000 to 5999: their own stacks stay silent
 _BEHIND = 80  # where what comes to the published port is sent
 _SOL_PACKET, _IGNORE_OUTGOING, _RCVBUFFORCE = 263, 23, 33
 _TIMESTAMPS = b"\x01\x01\x08\x0a" + struct.pack("!II", 7, 9)
@@ -24,13 +24,11 @@ _OPENING = b"\x02\x04\x05\xb4\x01\x03\x03\x07"  # MSS 1460, window scale 7
 CLIENT, SERVER, STRANGER = 0, 1, 2
 _OPENS = 0xFFFF0000  # from this number on packets open connections; the marker in them counts as no data
 TCP, UDP = 6, 17
-# The ends' own stacks stay silent, whatever the ports are: the kernel gives a connection a random one where
-# an entry made by its server's packet is in the way. A RST for that would delete the new entry, the next
-# packet would get another random port, and so on: the two hosts would be the same only by chance.
 _QUIET = """table inet quiet {
   chain in {
     type filter hook input priority 0
-    meta l4proto { tcp, udp } drop
+    meta l4proto { tcp, udp } th sport 5000-5999 drop
+    meta l4proto { tcp, udp } th dport 5000-5999 drop
   }
 }
 """
