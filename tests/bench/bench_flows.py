@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.bench_conntrack import COUNT, _room_for_entries
+from tests.bench.bench_conntrack import COUNT
 from tests.bench.report import Figure, paired
 from tests.bench.size import sized
+from tests.support.bulk_conntrack import room_for_entries
 
 FAST = sized(2000, 100)  # connections that the fast path carries
 NAME = f"bench{os.getpid()}-fl"
@@ -25,7 +26,7 @@ NAME = f"bench{os.getpid()}-fl"
 
 def run() -> list[Figure]:
     """All figures, in a namespace of their own."""
-    with _room_for_entries():
+    with room_for_entries(2 * COUNT):
         subprocess.run(["ip", "netns", "add", NAME], check=True)
         try:
             command = ["nsenter", f"--net=/run/netns/{NAME}", sys.executable, "-m", "tests.bench.bench_flows"]

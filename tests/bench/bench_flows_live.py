@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.bench_conntrack import COUNT, _room_for_entries
+from tests.bench.bench_conntrack import COUNT
 from tests.bench.report import Figure
 from tests.bench.size import sized
+from tests.support.bulk_conntrack import room_for_entries
 
 ACTIVE = sized(2000, 20)
 SECONDS = sized(20.0, 2.0)
@@ -26,7 +27,7 @@ _ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
 
 def run() -> list[Figure]:
     """All figures, in a namespace of their own, where processes and mounts show no others."""
-    with _room_for_entries(int(RATE * SECONDS * 1.2)):
+    with room_for_entries(int(RATE * SECONDS * 1.2)):
         cpu = _in_a_namespace("tests.bench.bench_flows_live")
         flood = _in_a_namespace("tests.support.flooded", str(RATE), str(SECONDS))
     return [*(Figure(**figure) for figure in cpu), _flood(flood)]
