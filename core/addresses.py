@@ -18,7 +18,7 @@ def is_interface(text: str) -> bool:
 
 def is_prefix(text: str) -> bool:
     """Whether it is a prefix, or that of an address with its prefix length."""
-    return _parses(lambda told: ip_network(told, strict=False), text)
+    return _parses(lambda prefix: ip_network(prefix, strict=False), text)
 
 
 def _parses(parse: Callable[[str], object], text: str) -> bool:

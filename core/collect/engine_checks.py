@@ -41,10 +41,10 @@ def _container(engine: str, container: Container, found: list[Problem]) -> Conta
         return container
     whose = f"container {container.name}"
     found += [
-        _problem(engine, whose, told)
+        _problem(engine, whose, given)
         for end, fit in zip(container.endpoints, ends, strict=True)
-        for told, kept in ((end.ipv4, fit.ipv4), (end.ipv6, fit.ipv6), (end.gateway, fit.gateway))
-        if told != kept
+        for given, kept in ((end.ipv4, fit.ipv4), (end.ipv6, fit.ipv6), (end.gateway, fit.gateway))
+        if given != kept
     ]
     found += [_problem(engine, whose, port.host_ip) for port in container.ports if port not in ports]
     return replace(container, endpoints=ends, ports=ports)
@@ -56,10 +56,10 @@ def _endpoint(end: Endpoint) -> Endpoint:
     return replace(end, ipv4=kept.get("ipv4", ""), ipv6=kept.get("ipv6", ""), gateway=gateway)
 
 
-def _problem(engine: str, whose: str, told: str) -> Problem:
+def _problem(engine: str, whose: str, given: str) -> Problem:
     what = f"{engine} tells an address of {whose} that is none"
-    return Problem(engine, what[:200], repr(told[:60]), f"look at it with {engine} inspect")
+    return Problem(engine, what[:200], repr(given[:60]), f"look at it with {engine} inspect")
 
 
-def _fit(is_one: Callable[[str], bool], told: tuple[str, ...]) -> Iterator[str]:
-    return (one for one in told if is_one(one))
+def _fit(is_one: Callable[[str], bool], texts: tuple[str, ...]) -> Iterator[str]:
+    return (one for one in texts if is_one(one))

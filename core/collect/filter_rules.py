@@ -1,4 +1,4 @@
-"""What a rule of nftables matches and does, from the expressions that the kernel tells (linux/netfilter/
+"""What a rule of nftables matches and does, from the expressions that the kernel gives (linux/netfilter/
 nf_tables.h), as far as it takes to judge what becomes of forwarded packets."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HEADERS = ("rt", "frag", "hbh", "dst", "mh")
 
 
 class Meaning:
-    """The fields of FirewallRule in the making; `elements` tells those of a set of the rule's table."""
+    """The fields of FirewallRule in the making; `elements` has those of a set of the rule's table."""
 
     def __init__(self, elements: Elements) -> None:
         self.fields: dict[str, Any] = {"text": ""}

@@ -84,7 +84,7 @@ def _chain(payload: bytes) -> Chain:
     return Chain(backend, family, table, name, where, text(found.get(_CHAIN_TYPE, b"")), priority, policy)
 
 
-def _rules(kernel: Netlink, table: _TableName, told: Sequence[Message]) -> Iterator[FirewallRule]:
+def _rules(kernel: Netlink, table: _TableName, messages: Sequence[Message]) -> Iterator[FirewallRule]:
     family, name = table
     backend = _backend(*table)
     sets: dict[str, Sequence[Element]] = {}
@@ -94,7 +94,7 @@ def _rules(kernel: Netlink, table: _TableName, told: Sequence[Message]) -> Itera
             sets[of] = list(_elements(kernel, table, of))
         return sets[of]
 
-    for message in told:
+    for message in messages:
         found = attributes(message.payload, 4)
         fields = Meaning(elements).read(found.get(_RULE_EXPRESSIONS, b""))
         rule_id = f"nft/{family}/{name}/{int.from_bytes(found[_RULE_HANDLE])}"

@@ -157,8 +157,8 @@ def _family(port: Published) -> str:
 
 
 def _by_firewalld(bridge: str) -> Iterator[str]:
-    """It alone writes its table (the kernel lets nobody else), and forwards by zones: the bridge gets one of
-    its own, and a policy that lets out of it."""
+    """It alone writes its table (the kernel refuses other processes), and forwards by zones: the bridge gets
+    one of its own, and a policy that lets out of it."""
     zone = re.sub(r"[^A-Za-z0-9_-]", "-", bridge)[:_ZONE_BYTES]
     policy = f"{zone}-out"
     for words in (

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.docker.engine import DockerHost
 from tests.docker.place import remove_stale
-from tests.support.echo import SERVE, answer
+from tests.support.echo import answer, serving
 from tests.support.machine import PROGRAM, ROOT, Machine, addresses, ok, picture, read_json, uplink
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -29,18 +27,6 @@ def place() -> Iterator[Machine]:
         yield made
     finally:
         made.close()
-
-
-@contextmanager
-def serving(machine: Machine, inside: str) -> Iterator[None]:
-    """A server on TCP port 80 of a namespace that tells each caller its address."""
-    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", SERVE, inside=inside)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout and server.stdout.readline() == "ready\n"
-            yield
-        finally:
-            server.kill()
 
 
 def test_a_network_is_made_used_accelerated_and_taken_back(place: Machine) -> None:

@@ -35,8 +35,8 @@ def answer(machine: Machine, address: str, port: int, inside: str = "", program:
 
 
 @contextmanager
-def serving(machine: Machine, inside: str, program: str) -> Iterator[None]:
-    """Run a server while the block lasts."""
+def serving(machine: Machine, inside: str, program: str = SERVE) -> Iterator[None]:
+    """Run a server while the block lasts, the one on TCP port 80 where none is given."""
     words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program, inside=inside)
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:

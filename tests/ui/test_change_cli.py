@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
-from tests.support.echo import SERVE, answer, ask
+from tests.support.echo import answer, ask, serving
 from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, read_json, refused, uplink
 from tests.support.terminal import Terminal
 from tui.change.requests import ports_of
 
 pytestmark = pytest.mark.root
-
-
-@contextmanager
-def serving(machine: Machine, inside: str) -> Iterator[None]:
-    """A server on TCP port 80 of a namespace that tells each caller its address."""
-    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", SERVE, inside=inside)
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout and server.stdout.readline() == "ready\n"
-        yield
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def test_a_network_is_made_and_removed(machine: Machine) -> None:

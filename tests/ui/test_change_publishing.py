@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.echo import ASK, SERVE, answer, ask, serving
+from tests.support.echo import ASK, answer, ask, serving
 from tests.support.machine import Machine, ok, uplink
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -53,7 +53,7 @@ def site(machine: Machine) -> Machine:
 
 
 def test_ipv6_is_reached_from_the_world_the_host_and_beside(site: Machine) -> None:
-    with serving(site, "web", SERVE):
+    with serving(site, "web"):
         ok(site, "publish web 8080:80")
         assert answer(site, "2001:db8:2::2", 8080, "world") == "2001:db8:2::1"
         assert answer(site, "2001:db8:2::2", 8080) and answer(site, "fd91::1", 8080, "till")

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from tests.support.echo import ASK, SERVE
+from tests.support.echo import ASK, serving
 from tests.support.machine import Machine, addresses, ok, picture, read_json, refused, uplink
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
 SHOP = "network create shop --subnet 10.91.0.0/24"
-
-
-@contextmanager
-def answering(machine: Machine, inside: str) -> Iterator[None]:
-    """A server on TCP port 80."""
-    words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", SERVE, inside=inside)
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout and server.stdout.readline()
-        yield
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def answers(machine: Machine, address: str, inside: str = "") -> bool:
@@ -64,7 +49,7 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
     assert any("web" in one and "on it again" in one for one in done["hits"]), done
     assert ports(machine) == {"v-web": "br-shop"}
     assert addresses(machine, "br-shop") == ["10.91.0.1/24"]
-    with answering(machine, "web"):
+    with serving(machine, "web"):
         wait_until(lambda: answers(machine, "192.0.2.2"), "the port to answer")
         wait_until(lambda: answers(machine, "127.0.0.1"), "route_localnet, the new bridge's")
         wait_until(lambda: answers(machine, "192.0.2.2", inside="web"), "the hairpin, the new bridge's")
