@@ -283,6 +283,8 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
 
     name = safe(str(path))
     try:
+        if path.is_fifo():
+            print(f"vnet-tui: waiting for what is written into the pipe {name}", file=sys.stderr)
         with path.open("rb") as file:
             return unpack_both(file.read(MAX_BYTES + 1))
     except OSError as error:

@@ -78,19 +78,20 @@ def guarded_undo(
 
 def confirm(entry_id: str) -> bool:
     """Keep a guarded change. False where it is too late, or where the change is not complete. Raises
-    StateError where the guard cannot be told."""
+    StateError where the guard can't be reached."""
     entry = journal.find(entry_id)
     if entry is None or entry.end != "done":
         return False
     path = _path_of(entry_id)
     try:
-        path.unlink()
+        if entry.takes_back:
+            journal.settle(entry, path)
+        else:
+            path.unlink()
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise StateError(f"the guard cannot be told: {path.parent} ({error.strerror})") from error
-    if entry.takes_back:
-        journal.settle(entry)
+        raise StateError(f"can't tell the guard to keep it: {path.parent} ({error.strerror})") from error
     return True
 
 

@@ -132,12 +132,21 @@ def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
         writer.close()
 
 
-def settle(entry: Entry) -> None:
+def settle(entry: Entry, guard_file: Path) -> None:
     """Make a change that took back an earlier one final: the earlier one is undone, and this one is no change
-    of its own any more."""
-    if earlier := find(entry.takes_back):
-        mark(earlier, "undone")
-    (_directory() / f"{entry.entry_id}.jsonl").unlink(missing_ok=True)
+    of its own any more. The rename of its guard's file decides; what a kill then leaves to do is done by the
+    next look into the journal. Raises OSError."""
+    guard_file.rename(_directory() / f"{entry.entry_id}.kept")
+    _settle_kept()
+
+
+def _settle_kept() -> None:
+    for path in _directory().glob("*.kept"):
+        entry = read(path.with_suffix(".jsonl"))
+        if earlier := entry and find(entry.takes_back):
+            mark(earlier, "undone")
+        path.with_suffix(".jsonl").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def history() -> Iterator[Entry]:
@@ -179,8 +188,18 @@ def find(entry_id: str) -> Entry | None:
     return None if "/" in entry_id else read(_directory() / f"{entry_id}.jsonl")
 
 
+def id_of(named: str) -> str:
+    """The id of the change that a person names by its id or its number ("12"); what was named where there is
+    none."""
+    number = int(named) if named.isdecimal() and len(named) < 13 else 0
+    found = [path.stem for path in _paths() if number and _number(path) == number]
+    return found[0] if len(found) == 1 else named
+
+
 def _paths() -> list[Path]:
     """The files of the journal, in the order of their changes, whatever the clock said."""
+    with suppress(OSError, StateError):  # this process may only read
+        _settle_kept()
     return sorted(_directory().glob("*.jsonl"), key=lambda path: (_number(path), path.name))
 
 

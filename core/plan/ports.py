@@ -24,11 +24,12 @@ from core.text import safe
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """Where a container is reached: a network's name, its bridge, its kind, and the container's addresses."""
+    """Where a container is reached: a network's name and bridge, whether it is internal by intent, and the
+    container's addresses."""
 
     network: str
     bridge: str
-    kind: str
+    internal: bool
     addresses: tuple[str, ...]
 
 
@@ -80,7 +81,7 @@ def _home(target: Target, request: Publish, draft: Draft) -> _Home:
     if not homes:
         where = f" on {safe(request.network)}" if request.network else ""
         raise Refusal([f"{name} has no address{where} that the host could lead a port to: attach it first"])
-    open_ones = [home for home in homes if home.kind != "internal"]
+    open_ones = [home for home in homes if not home.internal]
     if not open_ones:
         raise Refusal([f"{name} is on an internal network only, which nothing enters: attach it to another"])
     fitting = [home for home in open_ones if _families(request, home)]
@@ -95,7 +96,7 @@ def _homes(target: Target, draft: Draft) -> Iterator[_Home]:
         network = draft.ours.networks.get(member.network)
         if member.container == target.uid and network and member.addresses:
             plain = tuple(one.partition("/")[0] for one in member.addresses)
-            yield _Home(network.name, network.bridge, network.kind, plain)
+            yield _Home(network.name, network.bridge, network.kind == "internal", plain)
     container = draft.topology.containers.get(target.uid)
     if container is None:
         return
@@ -109,7 +110,8 @@ def _homes(target: Target, draft: Draft) -> Iterator[_Home]:
             if any(ipaddress.ip_address(one) in subnet for subnet in inside)
         )
         if plain and other.bridge:
-            yield _Home(other.name, other.bridge, other.kind, plain)
+            # What others' rules drop is a warning with a remedy; only an engine's word refuses.
+            yield _Home(other.name, other.bridge, other.internal, plain)
 
 
 def _families(request: Publish, home: _Home) -> tuple[str, ...]:

@@ -243,6 +243,25 @@ def test_confirmed_stays(wired: ThrowawayHost, session: Session) -> None:
     session.moves()
 
 
+def test_killed_while_an_undo_is_confirmed(wired: ThrowawayHost, session: Session) -> None:
+    """The guard keeps its hands off, and the next look at the journal finishes what the kill left."""
+    before = state(wired.names)
+    made = run.apply("bridge eth0", bridging())
+    (entry,) = journal.history()
+    undone = guard.guarded_undo(entry, seconds=60)
+
+    def confirm() -> None:
+        journal._settle_kept = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        guard.confirm(undone.entry_id)
+
+    assert killed(in_a_child(confirm))
+    wait_until(no_guard_left, "the guard to end")
+    assert guard.pending_guards() == ()
+    assert [(one.entry_id, one.end) for one in journal.history()] == [(made.entry_id, "undone")]
+    assert state(wired.names) == before
+    session.moves()
+
+
 def test_killed_right_after_the_change(wired: ThrowawayHost, session: Session) -> None:
     before = state(wired.names)
     told, tell = os.pipe()

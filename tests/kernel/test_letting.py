@@ -62,7 +62,7 @@ OTHERS = {
         ("docker-28.ip4",), ("iptables -P FORWARD DROP",), "Docker's rules drop", "Docker's rules drop"
     ),
     "docker 29": Others(("docker-29.nft",), (), "Docker's rules drop", ""),
-    "ufw": Others(("ufw.ip4", "ufw.ip6"), (), "", "ufw's rules drop", "ufw"),
+    "ufw": Others(("ufw.ip4", "ufw.ip6"), (), "ufw's rules drop", "ufw's rules drop", "ufw"),
     "docker 28 and ufw": Others(
         ("docker-28.ip4", "ufw.ip4", "ufw.ip6"), (), "Docker's rules drop", "ufw's rules drop", "ufw"
     ),
@@ -75,7 +75,7 @@ OTHERS = {
             "nft add table ip two; add chain ip two f { type filter hook forward priority -5; }; "
             "add rule ip two f ct state established accept; add rule ip two f reject",
         ),
-        "",
+        "table one drops",
         "table one drops",
     ),
     "raw": Others(
@@ -179,7 +179,7 @@ def serve(machine: Machine, name: str, ends: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_docker0])
-def test_a_port_of_a_container_on_dockers_network(site: Site, name: str) -> None:
+def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None:
     """From outside it answers once the printed commands were run; what isn't published stays closed: itself
     by its own address, its other port, and its neighbour."""
     others = OTHERS[name]

@@ -147,6 +147,20 @@ def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
     assert kept == live and len(live) == 3
 
 
+def test_a_dump_is_read_from_a_pipe(shop: ThrowawayHost, tmp_path: Path) -> None:
+    """It says that it waits, for a pipe that nobody writes into looks as if it hung."""
+    assert shop.vnet("dump", f"{tmp_path}/shop.vnet").returncode == 0
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(
+        [*PROGRAM, "--from", f"{tmp_path}/pipe", "show", "links", "--json"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as reader:  # fmt: skip
+        assert reader.stderr and b"waiting for what is written into the pipe" in reader.stderr.readline()
+        (tmp_path / "pipe").write_bytes((tmp_path / "shop.vnet").read_bytes())
+        told = json.loads(reader.communicate()[0])
+    assert links_in(told, shop.inode) == links_in(show(shop, "links"), shop.inode)
+
+
 def test_people_see_the_same(shop: ThrowawayHost) -> None:
     done = shop.vnet("show", "links", "--ns", "host")
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,12 @@ def test_a_clock_that_is_set_back_changes_no_order(
     assert [one.title for one in journal.history()] == ["the last", "change 3", "change 2"]
 
 
+def test_a_change_is_named_by_its_number_too(folder: Path) -> None:
+    first, second = record("one", 1, "done").stem, record("two", 1, "done").stem
+    assert [journal.id_of(one) for one in ("1", "000001", first, "2")] == [first, first, first, second]
+    assert [journal.id_of(one) for one in ("", "0", "3", "²")] == ["", "0", "3", "²"]
+
+
 def test_files_of_earlier_versions_are_older_than_all_with_a_number(folder: Path) -> None:
     folder.mkdir()
     for name in ("20261127-201608-123456ab", "20261127-201608-123455ff"):

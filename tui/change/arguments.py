@@ -208,7 +208,7 @@ def _files(commands: _Commands) -> None:
 
 def _journal(commands: _Commands) -> None:
     undo = _changing(commands, "undo", "take back an earlier change")
-    _entry(undo, "the change, as history tells it (the last one)")
+    _entry(undo, "the change by its id or number in history (the last one)")
     history = _command(commands, "history", "list the changes that were made, the last one first")
     history.add_argument("--json", action="store_true", help="print JSON, each change with its commands")
     recover = _changing(commands, "recover", "take back changes that were cut off")

@@ -31,6 +31,7 @@ _MOST_LINES, _ALL = 50, sys.maxsize
 def undo(options: argparse.Namespace) -> int:
     """Take back the change that is named, or the last one that holds."""
     with in_words():
+        options.entry = journal.id_of(options.entry)
         entry = _chosen(options.entry)
         if options.dry_run:
             report.print_dry_run(_as_plan(entry), options.json)
@@ -46,6 +47,7 @@ def undo(options: argparse.Namespace) -> int:
 def recover(options: argparse.Namespace) -> int:
     """Take back the change that is named, or all that were cut off."""
     with in_words():
+        options.entry = journal.id_of(options.entry)
         if not options.dry_run:
             require_rights(undo for entry in _cut_off(options.entry) for undo in _as_plan(entry).steps)
         with planning():  # what is under way by now is not cut off

@@ -29,7 +29,7 @@ def ask(outcome: run.Outcome, as_json: bool) -> int:
 def confirm(options: argparse.Namespace) -> int:
     """Keep the guarded change that is named, or the one that waits."""
     waiting = [one.entry_id for one in guard.pending_guards() if one.alive]
-    entry = options.entry or (waiting[0] if len(waiting) == 1 else "")
+    entry = journal.id_of(options.entry) or (waiting[0] if len(waiting) == 1 else "")
     if not entry:
         told = f"several changes wait: {', '.join(waiting)}" if waiting else "no change waits to be confirmed"
         raise CommandError(told)
