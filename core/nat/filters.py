@@ -1,4 +1,5 @@
-"""What accepts, drops or rejects forwarded packets by addresses or links, where they come in as well."""
+"""What accepts forwarded packets by addresses or links, and what drops or rejects them, where they come in
+as well."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from core.model import FirewallRule
 from core.nat.draft import Draft, family_of
 from core.nat.paths import ChainKey, PlacedRule, branches, chain_key, matches_of
 from core.nat.ties import Ties
-from core.nat.words import filtered, side, traffic
+from core.nat.words import filtered, side, some_packets, traffic
 
 _VERDICTS = ("accept", "drop", "reject")
+_EARLY = {"prerouting", "ingress"}
 
 
 def filter_drafts(ns: int, placed: Iterable[PlacedRule], ties: Ties) -> Iterator[Draft]:
-    """One draft for each rule in the way of forwarded packets that decides by links or addresses."""
+    """One draft for each rule in the way of forwarded packets that accepts by links or addresses, or drops."""
     begun: set[ChainKey] = set()
     for one in placed:
         rest = chain_key(one.rule) in begun and not matches_of(one.rule)
@@ -23,17 +25,21 @@ def filter_drafts(ns: int, placed: Iterable[PlacedRule], ties: Ties) -> Iterator
         if not _is_on_the_way(one):
             continue
         for number, rule in enumerate(branches(one.effective)):
-            if rule.verdict in _VERDICTS and _names_something(rule):
+            if rule.verdict in _VERDICTS and _is_worth_a_row(rule):
                 yield _draft(ns, one, rule, number, ties, rest)
 
 
 def _is_on_the_way(one: PlacedRule) -> bool:
     """Whether forwarded packets come to it; where addresses are translated, an accept only ends that."""
-    return "forward" in one.hooks or ("prerouting" in one.hooks and "filter" in one.kinds)
+    return "forward" in one.hooks or (bool(one.hooks & _EARLY) and "filter" in one.kinds)
 
 
-def _names_something(rule: FirewallRule) -> bool:
-    return bool(rule.iif or rule.oif or rule.src or rule.dst)
+def _is_worth_a_row(rule: FirewallRule) -> bool:
+    """Whether it names a link or an address, or drops, other than by a connection's state alone."""
+    if rule.iif or rule.oif or rule.src or rule.dst:
+        return True
+    ports = rule.l4_proto or rule.sport or rule.dport
+    return rule.verdict != "accept" and bool(ports or not rule.understood or not rule.ct_state)
 
 
 def _draft(ns: int, one: PlacedRule, rule: FirewallRule, number: int, ties: Ties, rest: bool) -> Draft:
@@ -67,7 +73,7 @@ def _counted(placed: FirewallRule, rule: FirewallRule) -> FirewallRule:
 
 def _name(rule: FirewallRule) -> str:
     sides = f"{_short(rule.src or rule.iif)} -> {_short(rule.dst or rule.oif)}"
-    what = traffic(rule.l4_proto, rule.dport)
+    what = traffic(rule.l4_proto, rule.dport) or ("" if rule.understood else some_packets(rule))
     return " ".join(part for part in (rule.verdict, sides, what, rule.ct_state) if part)
 
 

@@ -132,3 +132,40 @@ def test_a_verdict_map_decides_by_itself(engine: ThrowawayHost, verdict: str) ->
     engine.run(["nft", "add chain ip t f { type filter hook forward priority 0; }"])
     engine.run(["nft", f'add rule ip t f iifname vmap {{ "br-app" : {verdict}, "br-lan" : continue }}'])
     assert shown(engine)["names"] == {f"{verdict} br-app -> *"}
+
+
+DROPS = """
+table netdev early {
+    chain in { type filter hook ingress device "br-app" priority 0; ip saddr 10.201.0.2 tcp dport 80 drop; }
+}
+table inet late {
+    set s { type ipv4_addr . inet_service; elements = { 10.201.0.2 . 80 }; }
+    chain f {
+        type filter hook forward priority 0;
+        ip daddr . tcp dport @s drop
+        udp dport 53 counter drop
+        tcp sport 25 drop
+        ct state invalid drop
+        udp dport 54 accept
+        reject
+    }
+}
+"""
+
+
+def test_drops_that_name_no_side_are_shown(engine: ThrowawayHost) -> None:
+    """By a port alone, by a set, at a link's ingress, and of all that is left; not what is invalid."""
+    load(engine, "nft -f -", DROPS)
+    found = shown(engine)
+    assert found["names"] == {
+        "drop 10.201.0.2 -> * tcp 80",
+        "drop * -> * some packets",
+        "drop * -> * udp 53",
+        "drop * -> * tcp",
+        "reject * -> *",
+    }
+    assert found["sentences"] >= {
+        "drop: everything from anywhere to anywhere, under further conditions",
+        "drop: tcp from port 25 from anywhere to anywhere",
+        "reject: everything else from anywhere to anywhere",
+    }
