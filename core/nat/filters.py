@@ -17,7 +17,7 @@ _EARLY = {"prerouting", "ingress"}
 
 
 def filter_drafts(ns: int, placed: Iterable[PlacedRule], ties: Ties) -> Iterator[Draft]:
-    """One draft for each rule in the way of forwarded packets that accepts by links or addresses, or drops."""
+    """One draft for each rule on the forward path that accepts by links or addresses, or drops."""
     begun: set[ChainKey] = set()
     for one in placed:
         rest = chain_key(one.rule) in begun and not matches_of(one.rule)
