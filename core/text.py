@@ -17,6 +17,8 @@ _UNFIT = re.compile(
     "\U000e0000-\U000e0fff"
     "]"
 )
+# A sentence that ends with commands to run.
+_WITH_COMMANDS = re.compile(r"(.*\brun(?: \([^)]*\))?:) (.+)", re.DOTALL)
 _SPECIAL = re.compile(rf"{_UNFIT.pattern}|[\\']")  # in bash's $'...'
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -51,6 +53,12 @@ def quoted(word: str) -> str:
     if not _UNFIT.search(word):
         return shlex.quote(word)
     return f"$'{_SPECIAL.sub(_shell_escaped, word)}'"
+
+
+def split_commands(text: str) -> tuple[str, tuple[str, ...]]:
+    """A sentence up to the commands that it ends with ("..., run: A; B"), and these, for a line each."""
+    found = _WITH_COMMANDS.fullmatch(text)
+    return (found[1], tuple(found[2].split("; "))) if found else (text, ())
 
 
 def joined(words: Iterable[str]) -> str:

@@ -240,6 +240,16 @@ def test_a_network_of_ours(site: Site, name: str) -> None:
         assert not any(site.answered(("world", "10.91.0.2", 80), ("world", "10.91.0.2", 81)))
 
 
+def test_each_command_stands_on_a_line_of_its_own(site: Site) -> None:
+    """So that it can be copied; in JSON the sentence holds them all."""
+    site.load(OTHERS["own tables"])
+    words = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
+    expected = [command for one in site.warnings(*words) for command in commands(one)]
+    printed = site.machine.vnet(*words, "--dry-run").stderr.splitlines()
+    assert len(expected) > 2
+    assert [line.strip() for line in printed if line.startswith("    ")] == expected
+
+
 def test_a_network_of_ipv6(site: Site) -> None:
     """Its commands are ip6tables', and let pass as those of IPv4 do."""
     machine = site.machine

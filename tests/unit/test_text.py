@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.ops import CreateNamespace, Place, SetLink, SetSteering, SetSysctl
-from core.text import joined, quoted, safe
+from core.text import joined, quoted, safe, split_commands
 
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 ANY_TEXT = st.text(st.characters())
@@ -98,3 +98,17 @@ def test_commands_of_odd_names_are_whole(name: str) -> None:
         assert command == safe(command), command
         subprocess.run(["bash", "-n", "-c", bytes_of(command)], check=True)
     assert bytes_of(name) + b"\0" in printed_by_bash(link.command())
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("all is well", ("all is well", ())),
+        ("to allow it, run: a b", ("to allow it, run:", ("a b",))),
+        ("rules: x; to allow it, run (again whenever Docker starts): a; b", (
+            "rules: x; to allow it, run (again whenever Docker starts):", ("a", "b"))),
+        ("it ran: x", ("it ran: x", ())),
+    ],
+)  # fmt: skip
+def test_commands_at_the_end_of_a_sentence(text: str, parts: tuple[str, tuple[str, ...]]) -> None:
+    assert split_commands(text) == parts

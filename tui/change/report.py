@@ -10,7 +10,7 @@ from typing import Any
 from core.apply.run import Outcome
 from core.ops import Operation, is_final
 from core.plan import Plan, Refused
-from core.text import safe
+from core.text import safe, split_commands
 
 # Longer lists of steps are cut: --dry-run and history tell them whole.
 _MOST_STEPS = 30
@@ -49,7 +49,8 @@ def print_notes(plan: Plan) -> None:
     for hit in plan.hits:
         print(f"vnet-tui: note: {safe(hit)}", file=sys.stderr)
     for warning in plan.warnings:
-        print(f"vnet-tui: warning: {safe(warning)}", file=sys.stderr)
+        sentence, commands = split_commands(safe(warning))
+        print("\n    ".join([f"vnet-tui: warning: {sentence}", *commands]), file=sys.stderr)
 
 
 def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from textual.strip import Strip
 
 from core.findings import Finding
 from core.model import Problem, Ref
-from core.text import safe
+from core.text import safe, split_commands
 from tui.present.fitting import wrapped
 from tui.screens.overlay import Line, Overlay, TextPane
 
@@ -109,8 +109,10 @@ def lines_of(
     for number, finding in enumerate(findings):
         for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
             lines.append(([("• " if not place else "  ", finding.severity), (part, "")], number))
-        for part in _wrapped(f"Try: {finding.advice}", width - 2) if finding.advice else ():
-            lines.append(([("  ", ""), (part, "dim")], number))
+        advice, commands = split_commands(finding.advice)
+        for line in (f"Try: {advice}", *commands) if advice else ():
+            for part in _wrapped(line, width - 2):
+                lines.append(([("  ", ""), (part, "dim")], number))
     if findings:
         lines += [(line, None) for line in ([], [("Enter goes there.", "dim")])]
     if reading:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from textual.strip import Strip
 
 from core.ops import Operation
-from core.text import safe
+from core.text import safe, split_commands
 from tui.present.fitting import wrapped
 from tui.screens.overlay import Line, TextPane
 from tui.widgets.painted import strip_of
@@ -65,7 +65,7 @@ def change_lines(
     for heading, sentences, tone in (("Also removed", hits, "bad"), ("Warnings", warnings, "warn")):
         if sentences:
             lines += [[], [(heading, "heading")]]
-            lines += [line for one in sentences for line in _hanging("• ", safe(one), tone, width)]
+            lines += [line for one in sentences for line in _sentence_lines(safe(one), tone, width)]
     if not steps:
         return [*lines, *([[]] if lines else []), [("Nothing to do: nothing differs.", "dim")]]
     count = len(steps)
@@ -95,6 +95,14 @@ def command_lines(command: str, mark: str, width: int) -> Iterator[Line]:
         for part in wrapped(safe(text.strip(" ")), max(10, width - 2 - indent)):
             yield [("  " if number else mark, tone), (" " * indent + part, "")]
             number = 1
+
+
+def _sentence_lines(text: str, tone: str, width: int) -> Iterator[Line]:
+    """A sentence behind a bullet; the commands that it ends with on lines of their own."""
+    sentence, commands = split_commands(text)
+    yield from _hanging("• ", sentence, tone, width)
+    for command in commands:
+        yield from _hanging("  ", command, tone, width)
 
 
 def _hanging(mark: str, text: str, tone: str, width: int) -> Iterator[Line]:
