@@ -15,9 +15,9 @@ from tests.support.machine import Machine, ok
 
 BRIDGE = "br-soak"
 _OF_A_BRIDGE = 1000  # ports; a bridge of Linux takes 1023 at most
-_TOGETHER = 4  # containers that are there at a time
+_TOGETHER = 8  # containers that are there at a time; as many threads make them
 _FLAPPING = 10  # links
-_ADDRESSES = 200
+_ADDRESSES = 25  # of each thread
 _ECHO = """
 import socket
 s = socket.create_server(("0.0.0.0", 7000)); print("ready", flush=True)
@@ -94,8 +94,10 @@ def going_on(machine: Machine, sizes: Sizes) -> Iterator[dict[str, Count]]:
     """Within, containers come and go with traffic, links flap, and a talks to b; what was done so far."""
     stop = threading.Event()
     counts = {"containers": Count(), "flaps": Count()}
-    churn, flaps = _Churn(machine), _Flaps(machine)
-    steps = ((churn.step, sizes.churn, counts["containers"]), (flaps.step, sizes.flaps, counts["flaps"]))
+    churns, flaps = [_Churn(machine, number) for number in range(_TOGETHER)], _Flaps(machine)
+    rate = sizes.churn / _TOGETHER
+    steps = [(churn.step, rate, counts["containers"]) for churn in churns]
+    steps.append((flaps.step, sizes.flaps, counts["flaps"]))
     threads = [threading.Thread(target=_paced, args=(stop, *each)) for each in steps]
     with _talking(machine):
         for thread in threads:
@@ -106,18 +108,18 @@ def going_on(machine: Machine, sizes: Sizes) -> Iterator[dict[str, Count]]:
             stop.set()
             for thread in threads:
                 thread.join()
-            churn.close()
-            flaps.close()
+            for one in (*churns, flaps):
+                one.close()
 
 
-def _paced(stop: threading.Event, step: Callable[[int], None], rate: float, count: Count) -> None:
+def _paced(stop: threading.Event, step: Callable[[], None], rate: float, count: Count) -> None:
     """Do it so many times a second; what was missed is made up for, for a second at most."""
     due = time.monotonic()
     try:
         while not stop.wait(max(0.0, due - time.monotonic())):
             due = max(due, time.monotonic() - 1) + 1 / rate
-            step(count.done)
-            count.done += 1
+            step()
+            count.done += 1  # one at a time under the interpreter's lock: no more than a count
     except (AssertionError, OSError) as error:
         count.error = str(error)
 
@@ -125,30 +127,30 @@ def _paced(stop: threading.Event, step: Callable[[int], None], rate: float, coun
 class _Churn:
     """Containers that come, ping their gateway, and go."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._there: list[str] = []
-        self._pings: list[subprocess.Popen[bytes]] = []
+    def __init__(self, machine: Machine, lane: int) -> None:
+        self._machine, self._lane = machine, lane
+        self._numbers = itertools.count()
+        self._ping: subprocess.Popen[bytes] | None = None
 
-    def step(self, number: int) -> None:
-        name = f"k{number}"
+    def step(self) -> None:
+        number = next(self._numbers)
+        name, before = f"k{self._lane}x{number}", f"k{self._lane}x{number - 1}"
         lines = f"netns add {name}\nlink add {name} type veth peer name eth0 netns {name}\n"
-        if len(self._there) >= _TOGETHER:
-            lines = f"netns del {self._there.pop(0)}\n{lines}"
-            self._pings.pop(0).wait()
+        if self._ping:
+            self._ping.wait()
+            lines = f"netns del {before}\n{lines}"
         self._machine.run("ip -batch -", text=f"{lines}link set {name} master {BRIDGE} up\n")
-        address = f"10.80.9.{number % _ADDRESSES + 1}/16"
+        address = f"10.80.9.{self._lane * _ADDRESSES + number % _ADDRESSES + 1}/16"
         inside = f"link set lo up\naddr add {address} dev eth0\nlink set eth0 up\n"
         self._machine.run(f"ip -n {name} -batch -", text=inside)
-        self._there.append(name)
         words = self._machine.words(
             "ping", "-q", "-c", "3", "-i", "0.02", "-w", "1", "10.80.0.1", inside=name
         )
-        self._pings.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        self._ping = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def close(self) -> None:
-        for ping in self._pings:
-            ping.wait()
+        if self._ping:
+            self._ping.wait()
 
 
 class _Flaps:
@@ -160,7 +162,7 @@ class _Flaps:
             f"link set f{link} {state}\n" for state in ("up", "down") for link in range(_FLAPPING)
         )
 
-    def step(self, _: int) -> None:
+    def step(self) -> None:
         assert self._ip.stdin
         self._ip.stdin.write(next(self._lines))
         self._ip.stdin.flush()
