@@ -25,6 +25,6 @@ def test_a_busy_host_is_shown_right_and_nothing_grows() -> None:
 def test_growth_is_seen() -> None:
     still = [Sample(50.0 + number % 3, 5, 20 + number % 4, 13, 3) for number in range(30)]
     assert not growth(still)
-    leaking = [Sample(50.0 + number, 5 + number, 20, 13 + number // 10, 3) for number in range(30)]
+    leaking = [Sample(50.0 + 3 * number, 5 + number, 20, 13 + number // 10, 3) for number in range(30)]
     assert [one.split()[0] for one in growth(leaking)] == ["threads", "maps", "memory"]
     assert [one.split()[0] for one in growth(leaking, settled=False)] == ["threads", "maps"]
