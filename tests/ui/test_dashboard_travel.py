@@ -167,6 +167,16 @@ async def test_coming_back_to_what_has_gone_is_told() -> None:
         assert person.row() not in ("", name)
 
 
+async def test_a_filter_that_hides_what_was_selected_needs_no_word() -> None:
+    """Not even where nothing fits while it is typed."""
+    async with dashboard() as person:
+        await person.type("6G/8081x")
+        await person.eventually("0 of 5")
+        await person.press("backspace")
+        await person.eventually("1 of 5")
+        assert "not in this list now" not in person.text
+
+
 # ---- following to several things, and to what has changed
 
 

@@ -247,7 +247,7 @@ class Journey(Frame):
         else:
             added_up = self._drawn is stop and not self._same_columns(shown)
             gone = stop.state.ref is not None and shown.rows.index(stop.state.ref) is None
-            if gone and len(shown.rows) and not added_up:
+            if gone and len(shown.rows) and not added_up and not stop.state.filter:
                 self.notify("What was selected is not in this list now.", markup=False, timeout=3)
             self.table.show(shown.columns or self.view.columns, shown.rows, stop.state.ref, stop.state.top)
         self._drawn = stop
