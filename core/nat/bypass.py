@@ -3,18 +3,22 @@ incoming connections, which are about what the host itself takes."""
 
 from __future__ import annotations
 
+import re
+
 from core.model import Firewall
 from core.nat.remedies import in_place_for_others
 from core.text import quoted as quote
 from core.text import safe
+
+_UFW_INPUT = re.compile("ufw6?-before-input")
 
 
 def gatekeeper(firewall: Firewall) -> str:
     """The program whose rules for incoming connections are in force: "ufw", "firewalld", or "" for none."""
     if any(chain.table == "firewalld" and chain.hook == "input" for chain in firewall.chains):
         return "firewalld"
-    first = (rule.target for rule in firewall.rules if rule.chain == "INPUT" and rule.verdict == "jump")
-    return "ufw" if any(target.startswith(("ufw-before-", "ufw6-before-")) for target in first) else ""
+    # `ufw disable` leaves its chains, and the jumps to them, but no rule in them.
+    return "ufw" if any(_UFW_INPUT.fullmatch(rule.chain) for rule in firewall.rules) else ""
 
 
 def restrict_words(firewall: Firewall, l4_proto: str, host_ports: str, ipv6: bool, uplink: str) -> str:

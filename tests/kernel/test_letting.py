@@ -240,6 +240,21 @@ def test_a_network_of_ours(site: Site, name: str) -> None:
         assert not any(site.answered(("world", "10.91.0.2", 80), ("world", "10.91.0.2", 81)))
 
 
+def test_ufw_that_is_disabled_is_in_nobodys_way(site: Site) -> None:
+    """`ufw disable` leaves empty chains, the jumps to them, and policies that accept."""
+    machine = site.machine
+    site.load(OTHERS["ufw"])
+    ok(machine, "publish a 7080:80")
+    assert [one["short"] for one in site.findings("forward")] == ["not reached"]
+    for tool in ("iptables", "ip6tables"):
+        lines = machine.run(f"{tool}-save -t filter").splitlines()
+        chains = [line[1:].split()[0] for line in lines if line.startswith(":ufw")]
+        machine.run(["sh", "-c", "; ".join(f"{tool} -F {chain}" for chain in chains)])
+        machine.run(["sh", "-c", f"for c in INPUT OUTPUT FORWARD; do {tool} -P $c ACCEPT; done"])
+    assert not site.findings("bypass") and not site.findings("forward")
+    assert not [one for one in site.warnings("publish", "a", "7081:80") if "ufw" in one]
+
+
 def test_each_command_stands_on_a_line_of_its_own(site: Site) -> None:
     """So that it can be copied; in JSON the sentence holds them all."""
     site.load(OTHERS["own tables"])
