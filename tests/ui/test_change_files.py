@@ -263,6 +263,16 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
     assert "nothing to do" in ok(machine, "cleanup --yes")
 
 
+def test_a_name_that_is_no_text_is_not_exported(machine: Machine) -> None:
+    """TOML is UTF-8. Everything else takes such a name."""
+    ok(machine, "network create shop --subnet 10.91.0.0/24")
+    machine.run(["sh", "-c", "ip netns add $(printf 'w\\377b')"])
+    assert machine.vnet("attach", "w\udcffb", "shop").returncode == 0
+    for where in ("-", f"{machine.folder}/net.toml"):
+        assert "can't export a name that isn't UTF-8" in refused(machine, "export", where)
+    assert not (machine.folder / "net.toml").exists()
+
+
 def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
     uplink(machine)
     before = picture(machine)

@@ -57,11 +57,19 @@ def cleanup(options: argparse.Namespace) -> int:
 def write_export(options: argparse.Namespace) -> int:
     """Write the file for what exists."""
     text = export(look(WHOLE))
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.end].count("\n")
+        raise CommandError(
+            f"can't export a name that isn't UTF-8, which TOML is: {safe(text.splitlines()[line])}. "
+            "Try: rename it"
+        ) from None
     if options.file == "-":
         sys.stdout.write(text)
         return 0
     try:
-        write_whole(Path(options.file), text.encode("utf-8", "surrogateescape"), PUBLIC)
+        write_whole(Path(options.file), content, PUBLIC)
     except CannotWrite as error:
         raise CommandError(str(error)) from None
     return 0
