@@ -21,6 +21,7 @@ ALWAYS = ("taken_at", "host", "namespaces", "nets", "firewalls", "engines")
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _DEEP = 6  # levels of objects that are written piece by piece: down to a namespace's links
 _PIECE = 1000  # items of a list
+_PIECE_OF_TEXT = 1 << 18  # characters
 SNAPSHOT_FILE, FAST_FILE = "snapshot.json", "fastflows.json"  # in a bundle
 _NOT_OURS = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
 _WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
@@ -62,6 +63,11 @@ def _pieces(value: Any, deep: int) -> Iterator[str]:
         for start in range(0, len(value), _PIECE):
             yield f"{',' if start else '['}{_ENCODE(value[start : start + _PIECE])[1:-1]}"
         yield "]"
+    elif isinstance(value, str) and len(value) > _PIECE_OF_TEXT:
+        yield '"'
+        for start in range(0, len(value), _PIECE_OF_TEXT):
+            yield _ENCODE(value[start : start + _PIECE_OF_TEXT])[1:-1]
+        yield '"'
     else:
         yield _ENCODE(value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ def _palette() -> type[Provider]:
 
 
 _LATE = 3.0  # seconds after which a key that waited is dropped
+_SWITCH_EVERY = 0.0002  # seconds after which a thread that computes gives up the GIL
 
 
 class VnetApp(TonedApp):
@@ -63,6 +65,9 @@ class VnetApp(TonedApp):
         self._source, self._make_changer, self._write = source, make_changer, write
         self._make_accelerator = make_accelerator
         self.animation_level = "none"
+        # Beside a thread that computes, the event loop waits that long after each system call. With Python's
+        # 5 ms it stood still for over 100 ms while a bundle was written.
+        sys.setswitchinterval(_SWITCH_EVERY)
         for theme in themes.THEMES:
             self.register_theme(theme)
         self.theme = themes.ANSI.name if self.no_color else themes.DARK.name

@@ -16,7 +16,7 @@ from core.topology import Topology
 from core.topology.connections import of_namespaces
 from core.topology.ownership import names_in
 
-_CHUNK = 4096
+_CHUNK = 1024
 _ICMPS = (ICMP, ICMPV6)
 
 

@@ -28,12 +28,13 @@ _ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
 def run() -> list[Figure]:
     """All figures, in a namespace of their own, where processes and mounts show no others."""
     with room_for_entries(int(RATE * SECONDS * 1.2)):
-        cpu = _in_a_namespace("tests.bench.bench_flows_live")
-        flood = _in_a_namespace("tests.support.flooded", str(RATE), str(SECONDS))
+        cpu = in_a_namespace("tests.bench.bench_flows_live")
+        flood = in_a_namespace("tests.support.flooded", str(RATE), str(SECONDS))
     return [*(Figure(**figure) for figure in cpu), _flood(flood)]
 
 
-def _in_a_namespace(module: str, *words: str):
+def in_a_namespace(module: str, *words: str):
+    """Run a module of ours in a network namespace where no other is in sight; the JSON that it prints."""
     name = f"bench{os.getpid()}-lf"
     alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", _ALONE]
     subprocess.run(["ip", "netns", "add", name], check=True)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from core import serialize
 from core.model import CONNTRACK_DTYPE, Conntrack, Engine, Host, Link, NetState, Problem, Snapshot
-from core.serialize import CorruptFile, from_json, pack, to_json, unpack
+from core.serialize import CorruptFile, from_json, json_pieces, pack, to_json, unpack
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 
 RICH = dataclasses.replace(
@@ -62,6 +62,19 @@ def test_any_values_round_trip(link: Link, host: Host, at: float) -> None:
         at, host, nets={5: NetState(5, {2: link}, nsids={1: 2})}, engines={"e": Engine("e", "ok")}
     )
     assert from_json(to_json(snapshot)) == snapshot
+
+
+def test_a_large_snapshot_is_written_in_small_pieces() -> None:
+    """Who makes a piece keeps all other threads waiting."""
+    entries = np.zeros(20_000, CONNTRACK_DTYPE)
+    entries["orig_src"], entries["id"] = np.arange(16), np.arange(len(entries))
+    snapshot = Snapshot(
+        conntracks={7: Conntrack(7, entries)}, host=Host(hostname='\U0001f40b\u00e9"' * 200_000)
+    )
+    pieces = list(json_pieces(snapshot))
+    assert max(map(len, pieces)) < 12 * (1 << 18)
+    assert json.loads("".join(pieces))["snapshot"]["host"]["hostname"] == snapshot.host.hostname
+    assert from_json("".join(pieces).encode()).conntracks[7].entries.tobytes() == entries.tobytes()
 
 
 @given(st.binary(min_size=CONNTRACK_DTYPE.itemsize, max_size=4 * CONNTRACK_DTYPE.itemsize))
