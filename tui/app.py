@@ -36,7 +36,7 @@ def _palette() -> type[Provider]:
 
 
 _LATE = 3.0  # seconds after which a key that waited is dropped
-_SWITCH_EVERY = 0.0002  # seconds after which a thread that computes gives up the GIL
+_SWITCH_EVERY = 0.001  # seconds after which a thread that computes gives up the GIL
 
 
 class VnetApp(TonedApp):

@@ -57,4 +57,4 @@ async def test_the_event_loop_is_back_soon_after_each_system_call() -> None:
     sys.setswitchinterval(_PYTHONS)
     async with dashboard():
         interval = sys.getswitchinterval()
-    assert seconds_of_calls(interval) < seconds_of_calls(_PYTHONS) / 3
+    assert seconds_of_calls(interval) < seconds_of_calls(_PYTHONS) / 2
