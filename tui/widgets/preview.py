@@ -102,7 +102,7 @@ def _sentence_lines(text: str, tone: str, width: int) -> Iterator[Line]:
     sentence, commands = split_commands(text)
     yield from _hanging("• ", sentence, tone, width)
     for command in commands:
-        yield from _hanging("  ", command, tone, width)
+        yield from _hanging("$ ", command, tone, width)
 
 
 def _hanging(mark: str, text: str, tone: str, width: int) -> Iterator[Line]:

@@ -1,0 +1,28 @@
+"""Commands that a warning or a finding ends with stand on lines of their own, on the screen as well."""
+
+from __future__ import annotations
+
+from core.findings import Finding
+from core.model import namespace_ref
+from tui.screens.problems import lines_of
+from tui.widgets.preview import NOT_BEGUN, change_lines
+
+ADVICE = (
+    "vnet doesn't edit other tools' rules; to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"
+)
+
+
+def texts(lines: list[list[tuple[str, str]]]) -> list[str]:
+    return ["".join(text for text, _ in line) for line in lines]
+
+
+def test_in_a_preview() -> None:
+    shown = texts(change_lines("make x", (), (), (f"ufw's rules drop it; {ADVICE}",), NOT_BEGUN, 60))
+    assert shown[-4:-2] == ["$ iptables -I FORWARD 1", "$ iptables -I FORWARD 2"]
+
+
+def test_among_the_findings() -> None:
+    finding = Finding("forward", namespace_ref(1), "no way out", "It drops.", "bad", (), ADVICE)
+    shown = texts([line for line, _ in lines_of([finding], [], "", 80)])
+    assert shown[1].startswith("  Try: vnet") and "; iptables" not in " ".join(shown)
+    assert "  iptables -I FORWARD 1" in shown and "  iptables -I FORWARD 2" in shown
