@@ -22,7 +22,7 @@ SECONDS = sized(20.0, 2.0)
 RATE = sized(20_000, 500)
 # A plain `watch -n1 conntrack -L` hangs up on conntrack after the first screenful, and so reads little.
 POLLING = "watch -n1 'conntrack -L 2>/dev/null | tail -n 36'"
-_ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
+_ALONE = 'umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run; exec "$0" "$@"'
 
 
 def run() -> list[Figure]:

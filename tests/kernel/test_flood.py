@@ -19,7 +19,7 @@ RATE, SECONDS = 20_000, 3  # fewer in all than the smallest table takes that a m
 STANDSTILL = 0.2  # seconds
 TRIES = 3  # a machine that is stopped for a while does not say so
 # A process and mounts of its own, so that other namespaces of the machine do not count.
-ALONE = 'mount -t tmpfs none /run; exec "$0" "$@"'
+ALONE = 'umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run; exec "$0" "$@"'
 
 
 def flooded(host: ThrowawayHost) -> dict[str, Any]:
