@@ -191,16 +191,22 @@ def find(entry_id: str) -> Entry | None:
 def id_of(named: str) -> str:
     """The id of the change that a person names by its id or its number ("12"); what was named where there is
     none."""
-    number = int(named) if named.isdecimal() and len(named) < 13 else 0
-    found = [path.stem for path in _paths() if number and _number(path) == number]
+    if not named.isdecimal() or len(named) > 12:
+        return named
+    found = [path.stem for path in _paths() if _number(path) == int(named) > 0]
     return found[0] if len(found) == 1 else named
 
 
 def _paths() -> list[Path]:
     """The files of the journal, in the order of their changes, whatever the clock said."""
-    with suppress(OSError, StateError):  # this process may only read
-        _settle_kept()
-    return sorted(_directory().glob("*.jsonl"), key=lambda path: (_number(path), path.name))
+    folder = _directory()
+    names = os.listdir(folder)
+    if any(name.endswith(".kept") for name in names):
+        with suppress(OSError, StateError):  # this process may only read
+            _settle_kept()
+        names = os.listdir(folder)
+    found = (folder / name for name in names if name.endswith(".jsonl"))
+    return sorted(found, key=lambda path: (_number(path), path.name))
 
 
 def _number(path: Path) -> int:

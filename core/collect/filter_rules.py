@@ -118,7 +118,7 @@ class Meaning:
             self._set("" if mask else self._word(value), equal)
 
     def _word(self, value: bytes) -> str:
-        """One value of what was asked for, "" where it cannot be told."""
+        """One value of what was asked for, "" where it is not known."""
         asked = self._asked
         if asked in ("iif", "oif") and self._index:
             with suppress(OSError):

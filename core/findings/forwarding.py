@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from core.findings.finding import Finding
 from core.model import Container, NatEntry, container_ref, link_ref, namespace_ref, nat_ref, network_ref
-from core.nat.bypass import gatekeeper, restrict_words
 from core.nat.letting import Published, Way, by_chain
 from core.nat.match import is_loopback
-from core.nat.remedies import allow_words, drop_words
+from core.nat.remedies import allow_words, drop_words, gatekeeper, restrict_words
 from core.tags import TABLE
 from core.text import quoted as quote
 

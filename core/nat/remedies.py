@@ -20,6 +20,7 @@ _WORDS = {
 }
 _DOCKER_TABLE, _FIREWALLD_TABLE = "docker-bridges", "firewalld"
 _ZONE_BYTES = 17
+_UFW_INPUT = re.compile("ufw6?-before-input")
 # What firewalld's policy lets pass; what is known or translated passes firewalld without one.
 _BY_ZONE = ("out", "same", "joined")
 
@@ -59,7 +60,26 @@ def maker(firewall: Firewall, found: Dropping) -> str:
     return "Docker" if chain.backend != "nft" and "DOCKER-USER" in there else ""
 
 
-def in_place_for_others(firewall: Firewall, ipv6: bool) -> str:
+def gatekeeper(firewall: Firewall) -> str:
+    """The program whose rules for incoming connections are in force: "ufw", "firewalld", or "" for none. It
+    has no say in published ports: these are translated before rules about what the host itself takes."""
+    if any(chain.table == "firewalld" and chain.hook == "input" for chain in firewall.chains):
+        return "firewalld"
+    # `ufw disable` leaves its chains, and the jumps to them, but no rule in them.
+    return "ufw" if any(_UFW_INPUT.fullmatch(rule.chain) for rule in firewall.rules) else ""
+
+
+def restrict_words(firewall: Firewall, l4_proto: str, host_ports: str, ipv6: bool, uplink: str) -> str:
+    """The command that lets one network alone come to a published port."""
+    tool, by = "ip6tables" if ipv6 else "iptables", f" -i {quote(uplink)}" if uplink else ""
+    ports = safe(host_ports.replace("-", ":"))
+    return (
+        f"{tool} -I {_place_for_others(firewall, ipv6)}{by} -p {l4_proto} ! -s NETWORK -m conntrack "
+        f"--ctorigdstport {ports} --ctdir ORIGINAL -j DROP"
+    )
+
+
+def _place_for_others(firewall: Firewall, ipv6: bool) -> str:
     """The chain of iptables for rules of one's own about what is forwarded."""
     family = "ip6" if ipv6 else "ip"
     there = any(one.name == "DOCKER-USER" and one.family == family for one in firewall.chains)

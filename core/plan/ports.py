@@ -6,10 +6,10 @@ import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from core.nat.bypass import gatekeeper, restrict_words
 from core.nat.letting import Published, Way
 from core.nat.match import is_loopback
 from core.nat.packets import Kind
+from core.nat.remedies import gatekeeper, restrict_words
 from core.ops import SetPort
 from core.plan import validate
 from core.plan.base import Refusal, require, when

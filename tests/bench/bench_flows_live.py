@@ -16,13 +16,13 @@ from tests.bench.bench_conntrack import COUNT
 from tests.bench.report import Figure
 from tests.bench.size import sized
 from tests.support.bulk_conntrack import room_for_entries
+from tests.support.sandbox import alone
 
 ACTIVE = sized(2000, 20)
 SECONDS = sized(20.0, 2.0)
 RATE = sized(20_000, 500)
 # A plain `watch -n1 conntrack -L` hangs up on conntrack after the first screenful, and so reads little.
 POLLING = "watch -n1 'conntrack -L 2>/dev/null | tail -n 36'"
-_ALONE = 'umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run; exec "$0" "$@"'
 
 
 def run() -> list[Figure]:
@@ -36,10 +36,9 @@ def run() -> list[Figure]:
 def in_a_namespace(module: str, *words: str):
     """Run a module of ours in a network namespace where no other is in sight; the JSON that it prints."""
     name = f"bench{os.getpid()}-lf"
-    alone = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", _ALONE]
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        command = ["nsenter", f"--net=/run/netns/{name}", *alone, sys.executable, "-m", module, *words]
+        command = ["nsenter", f"--net=/run/netns/{name}", *alone(sys.executable, "-m", module, *words)]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)

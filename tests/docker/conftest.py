@@ -13,6 +13,7 @@ from tests.docker.engine import IMAGE, DockerHost
 from tests.docker.place import remove_stale
 from tests.docker.podman_engine import PodmanHost
 from tests.support.skipping import leave_out
+from tests.support.watching import Watched
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,19 @@ def inside_docker_host(docker_host: DockerHost) -> Iterator[DockerHost]:
     """The same, with the test's main thread inside its namespace: collectors then take it for the host."""
     with entered(f"/run/netns/{docker_host.namespace}"):
         yield docker_host
+
+
+@pytest.fixture
+def watched(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """A watcher of the engine's host that has read everything once."""
+    monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)
+    made = Watched()
+    made.watcher.start()
+    try:
+        made.until(lambda s: not s.pending and s.engines["docker"].state == "ok")
+        yield made
+    finally:
+        made.watcher.stop()
 
 
 @pytest.fixture(scope="session")

@@ -62,13 +62,13 @@ class Person:
         return self.engine.run(*words).split()
 
 
-def flat(told: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+def flat(found: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """Each value and the way to it; null, {} and [] are the same to Docker."""
-    if isinstance(told, dict):
-        for key, value in told.items():
+    if isinstance(found, dict):
+        for key, value in found.items():
             yield from flat(value, *path, key)
-    elif told or isinstance(told, int):
-        yield path, json.dumps(told)
+    elif found or isinstance(found, int):
+        yield path, json.dumps(found)
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from core.model import Container, Snapshot
@@ -12,18 +10,6 @@ from tests.docker.engine import DockerHost
 from tests.support.watching import Watched
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def watched(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)
-    made = Watched()
-    made.watcher.start()
-    try:
-        made.until(lambda s: "containers" not in s.pending and s.engines["docker"].state == "ok")
-        yield made
-    finally:
-        made.watcher.stop()
 
 
 def named(snapshot: Snapshot, name: str) -> Container | None:

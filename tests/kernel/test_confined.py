@@ -99,13 +99,13 @@ def _read_while_still(machine: Machine) -> tuple[dict[str, Any], dict[str, Any]]
     return (confined, after) if before == after else None
 
 
-def stable(told: dict[str, Any]) -> dict[str, Any]:
+def stable(shown: dict[str, Any]) -> dict[str, Any]:
     """Without times, counters and the processes that come and go."""
-    for one in told["namespaces"]:
+    for one in shown["namespaces"]:
         one["pids"] = one["held_fds"] = one["command"] = None
-    for entry in told["conntrack"]["entries"] if isinstance(told.get("conntrack"), dict) else ():
+    for entry in shown["conntrack"]["entries"] if isinstance(shown.get("conntrack"), dict) else ():
         entry["timeout"] = None
-    return told | {"taken_at": None, "conntrack": None}
+    return shown | {"taken_at": None, "conntrack": None}
 
 
 def test_the_dashboard_says_that_it_is_read_only_and_records_all_the_same(shared: Machine) -> None:

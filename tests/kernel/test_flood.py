@@ -12,21 +12,18 @@ import pytest
 
 from tests.support.heartbeat import Heartbeat
 from tests.support.host import ThrowawayHost
+from tests.support.sandbox import alone
 
 pytestmark = pytest.mark.root
 
 RATE, SECONDS = 20_000, 3  # fewer in all than the smallest table takes that a machine of today has
 STANDSTILL = 0.2  # seconds
 TRIES = 3  # a machine that is stopped for a while does not say so
-# A process and mounts of its own, so that other namespaces of the machine do not count.
-ALONE = 'umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run; exec "$0" "$@"'
 
 
 def flooded(host: ThrowawayHost) -> dict[str, Any]:
     program = [sys.executable, "-m", "tests.support.flooded", str(RATE), str(SECONDS)]
-    return json.loads(
-        host.run(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", ALONE, *program])
-    )
+    return json.loads(host.run(alone(*program)))
 
 
 def test_a_flood_of_connections() -> None:

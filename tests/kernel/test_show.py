@@ -157,8 +157,8 @@ def test_a_dump_is_read_from_a_pipe(shop: ThrowawayHost, tmp_path: Path) -> None
     ) as reader:  # fmt: skip
         assert reader.stderr and b"waiting for what is written into the pipe" in reader.stderr.readline()
         (tmp_path / "pipe").write_bytes((tmp_path / "shop.vnet").read_bytes())
-        told = json.loads(reader.communicate()[0])
-    assert links_in(told, shop.inode) == links_in(show(shop, "links"), shop.inode)
+        read = json.loads(reader.communicate()[0])
+    assert links_in(read, shop.inode) == links_in(show(shop, "links"), shop.inode)
 
 
 def test_people_see_the_same(shop: ThrowawayHost) -> None:

@@ -28,6 +28,7 @@ _REQUEST = 1 << 20  # bytes, an environment included
 _PRELOADED = (
     "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.change.agent", "tui.change.main",
     "tui.cli", "tui.fastpath.command", "tui.flows", "tui.record", "tui.show", "bpf.launcher", "difflib",
+    "docker.api",
 )  # fmt: skip
 
 

@@ -39,10 +39,7 @@ class _Counter:
         self._kill_at, self._counted, self._seen = kill_at, counted, 0
 
     def watch(self) -> None:
-        """Count while a journal file is open for writing; what would be imported meanwhile is no change."""
-        import docker.api
-        import docker.errors  # noqa: F401
-
+        """Count while a journal file is open for writing."""
         begin, reopen, close = journal.Record.__init__, journal.reopened, journal.Writer.close
 
         def recorded(record: journal.Record, *arguments: Any) -> None:

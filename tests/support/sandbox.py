@@ -13,7 +13,8 @@ UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private", "--pid", "
 
 # A /run of its own. Network namespaces mounted elsewhere go from the mount table, where they would be in
 # sight although covered.
-OWN_RUN = "umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up"
+_EMPTY_RUN = "umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run"
+OWN_RUN = f"{_EMPTY_RUN} && mkdir /run/netns && ip link set lo up"
 
 # A /sys that shows the links of the new network namespace, with the cgroups of the old one.
 _OWN_SYS = (
@@ -31,6 +32,13 @@ def sandboxed(scratch: str, *words: str) -> list[str]:
     `scratch` is an empty directory, on which each sandbox mounts a file system in memory for temporary files.
     """
     return [*UNSHARE, "sh", "-c", _START, scratch, *words]
+
+
+def alone(*words: str) -> list[str]:
+    """Return the command that runs `words` in the caller's network namespace, with mounts and PIDs of their
+    own: no other namespace is in sight."""
+    script = f'{_EMPTY_RUN} && exec "$0" "$@"'
+    return ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, *words]
 
 
 def works() -> bool:

@@ -25,12 +25,12 @@ def answered(subnets: tuple[str, ...] = BOTH[:1], internal: bool = False, **opti
     }  # fmt: skip
 
 
-def shown(told: dict[str, Any], translated: tuple[str, ...] = BOTH) -> tuple[str, dict[str, str]]:
+def shown(answer: dict[str, Any], translated: tuple[str, ...] = BOTH) -> tuple[str, dict[str, str]]:
     """The kind in the list, and the details about the ways in and out; `translated` are the
     subnets that a rule translates."""
     host = HostBuilder()
     host.bridge("br-shop", ("172.30.0.1/16", "fd30::1/64"))
-    host.networks = [network("docker", HOST, told)]
+    host.networks = [network("docker", HOST, answer)]
     host.container("docker", "x", None)
     for subnet in translated:
         family = "ip6" if ":" in subnet else "ip"
@@ -45,9 +45,9 @@ def shown(told: dict[str, Any], translated: tuple[str, ...] = BOTH) -> tuple[str
 
 
 def test_a_network_without_options_is_nat() -> None:
-    kind, told = shown(answered())
+    kind, modes = shown(answered())
     assert kind == "nat"
-    assert told == {
+    assert modes == {
         "IPv4": "nat: sources are translated; from outside only published ports, at the host's address"
     }
     assert network("docker", HOST, answered(BOTH)).gateway_mode == {"ipv4": "nat", "ipv6": "nat"}
@@ -55,40 +55,40 @@ def test_a_network_without_options_is_nat() -> None:
 
 
 def test_nat_unprotected() -> None:
-    kind, told = shown(answered(gateway_mode_ipv4="nat-unprotected"))
+    kind, modes = shown(answered(gateway_mode_ipv4="nat-unprotected"))
     assert kind == "nat-unprotected"
-    assert told["IPv4"].endswith("every port is open from outside")
+    assert modes["IPv4"].endswith("every port is open from outside")
 
 
 def test_routed_ipv6_beside_translated_ipv4() -> None:
-    kind, told = shown(answered(BOTH, gateway_mode_ipv6="routed"), translated=BOTH[:1])
+    kind, modes = shown(answered(BOTH, gateway_mode_ipv6="routed"), translated=BOTH[:1])
     assert kind == "nat/routed"
-    assert told["IPv4"].startswith("nat: sources are translated")
-    assert told["IPv6"].startswith("routed: sources are kept")
+    assert modes["IPv4"].startswith("nat: sources are translated")
+    assert modes["IPv6"].startswith("routed: sources are kept")
 
 
 def test_routed() -> None:
-    kind, told = shown(answered(gateway_mode_ipv4="routed"), translated=())
+    kind, modes = shown(answered(gateway_mode_ipv4="routed"), translated=())
     assert kind == "routed"
-    assert told["IPv4"].endswith("only published ports, at the containers' addresses")
+    assert modes["IPv4"].endswith("only published ports, at the containers' addresses")
 
 
 def test_without_masquerade() -> None:
-    kind, told = shown(answered(enable_ip_masquerade="false"), translated=())
+    kind, modes = shown(answered(enable_ip_masquerade="false"), translated=())
     assert kind == "no-masquerade"
-    assert told["IPv4"] == "nat: sources are kept; from outside only published ports, at the host's address"
+    assert modes["IPv4"] == "nat: sources are kept; from outside only published ports, at the host's address"
 
 
 def test_isolated() -> None:
-    kind, told = shown(answered(internal=True, gateway_mode_ipv4="isolated"), translated=())
+    kind, modes = shown(answered(internal=True, gateway_mode_ipv4="isolated"), translated=())
     assert kind == "isolated"
-    assert "the bridge has no address" in told["IPv4"]
+    assert "the bridge has no address" in modes["IPv4"]
     assert shown(answered(internal=True), translated=()) == ("internal", {})
 
 
 def test_trusted_host_interfaces() -> None:
-    _, told = shown(answered(trusted_host_interfaces="up0:up1"))
-    assert told["trusted"] == "what comes in by up0, up1 reaches containers directly"
+    _, modes = shown(answered(trusted_host_interfaces="up0:up1"))
+    assert modes["trusted"] == "what comes in by up0, up1 reaches containers directly"
 
 
 def test_an_engine_that_makes_no_rules_translates_nothing() -> None:

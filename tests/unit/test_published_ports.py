@@ -25,13 +25,13 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_ports_of_dockers_keep_their_family(case: str) -> None:
     given, expected = CASES[case]
-    told = [{"IP": ip, "PrivatePort": 80, "PublicPort": port, "Type": "tcp"} for ip, port in given]
-    listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": told}
+    given_ports = [{"IP": ip, "PrivatePort": 80, "PublicPort": port, "Type": "tcp"} for ip, port in given]
+    listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": given_ports}
     found = container("docker", listed, None).ports
     assert [(port.host_ip, port.host_port) for port in found] == expected
 
 
 def test_podman_means_both_families() -> None:
-    told = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]
-    listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": told}
+    given_ports = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]
+    listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": given_ports}
     assert [port.host_ip for port in container("podman", listed, None).ports] == [""]
