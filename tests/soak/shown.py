@@ -45,7 +45,8 @@ def _differences(snapshot: Snapshot, machine: Machine) -> list[str]:
 
 
 def _links_shown(snapshot: Snapshot, ns: int) -> set[tuple[Any, ...]]:
-    links = snapshot.nets[ns].links
+    net = snapshot.nets.get(ns)
+    links = net.links if net else {}  # a namespace that was found is read a moment later
     return {
         (
             link.name, link.ifindex, link.mtu, link.mac if link.kind != "loopback" else "",
