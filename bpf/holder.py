@@ -253,7 +253,7 @@ class Holder:
             self.look_soon()
         if self.gate.found.expiring:
             self._admit_anew()
-        self.wants.close_reset()
+        self.wants.settle_resets()
         self._prepare()
         self.tables.read_sysctls()
         self.cost.rest()

@@ -127,7 +127,7 @@ WANT = np.dtype(
         ("pad", "u1", (3,)),
     ]
 )
-WANT_LIBERAL, WANT_RULES, WANT_CLOSE = 1, 2, 3
+WANT_LIBERAL, WANT_RULES, WANT_CLOSE, WANT_RENEW = 1, 2, 3, 4
 
 SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])
 

@@ -21,7 +21,7 @@ VERDICT(REVERSE_PATH, "answers would not go back by the link that it came in on"
 VERDICT(CAPTURED, "an address chosen for capture stays with the kernel")
 VERDICT(NO_CONNTRACK, "no conntrack entry")
 VERDICT(YOUNG, "the first data of a connection; conntrack is prepared for the rest")
-VERDICT(OUTSIDE, "a FIN or RST far outside what its connection has acknowledged: dropped")
+VERDICT(OUTSIDE, "a FIN or RST outside of what its connection has acknowledged: dropped")
 VERDICT(NOT_ASSURED, "connection not established both ways yet")
 VERDICT(NO_DATA, "an acknowledgement of a connection that has sent no data yet")
 VERDICT(CLOSING, "connection is closing")

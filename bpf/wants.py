@@ -1,11 +1,12 @@
 """What the program asks of the holder for connections (the ring buffer `wanted`): to have conntrack not mind
 the middle of a TCP connection that it will not see, to have a connection pass the rules once more, and to
-have conntrack forget what a RST ended.
+have conntrack forget what a RST ended, and keep what a guessed one did not end.
 """
 
 from __future__ import annotations
 
 import time
+from itertools import takewhile
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Wants:
         self._maps, self._clock = loaded.maps, clock
         self._ring = RingBuffer(loaded.maps["wanted"], WANTED_BYTES)
         self._reset: dict[bytes, float] = {}  # records by when their RST came, oldest first
+        self._guessed: dict[bytes, float] = {}
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -40,22 +42,24 @@ class Wants:
         entries.let_be_liberal(rows[rows["what"] == layout.WANT_LIBERAL])
         now = time.monotonic()
         for row in rows[rows["what"] == layout.WANT_CLOSE]:
+            self._reset.pop(row.tobytes(), None)  # the last one counts
             if len(self._reset) < _MOST_RESET:
                 self._reset[row.tobytes()] = now
+        for row in rows[rows["what"] == layout.WANT_RENEW]:
+            if len(self._guessed) < _MOST_RESET:
+                self._guessed.setdefault(
+                    row.tobytes(), now
+                )  # the first one counts: more may come all the time
 
-    def close_reset(self) -> None:
-        """Let conntrack forget the connections whose RST nobody took back for long enough."""
-        due = time.monotonic() - resets.SILENT_FOR
-        ended = []
-        for record, at in list(self._reset.items()):
-            if at > due:
-                break
-            del self._reset[record]
-            row = np.frombuffer(record, layout.WANT)[0]
-            if self._is_over(row):
-                ended.append(row)
+    def settle_resets(self) -> None:
+        """Let conntrack forget the connections that an exact RST ended a while ago, and keep those that a
+        guessed one can't have ended."""
+        ended = [row for row in _due(self._reset, resets.SILENT_FOR) if self._is_over(row)]
         if ended:
             resets.close(ended, marks.field_mask())
+        guessed = _due(self._guessed, resets.RENEWED_AFTER)
+        if guessed:
+            resets.renew(guessed, marks.field_mask())
 
     def _is_over(self, row: np.void) -> bool:
         key = np.zeros(1, layout.KEY4 if row["family"] == _AF_INET else layout.KEY6)
@@ -72,3 +76,12 @@ class Wants:
     def close(self) -> None:
         """Unmap the ring buffer."""
         self._ring.close()
+
+
+def _due(waiting: dict[bytes, float], seconds: float) -> list[np.void]:
+    """Take out the records that have waited so long."""
+    before = time.monotonic() - seconds
+    found = list(takewhile(lambda record: waiting[record] <= before, waiting))
+    for record in found:
+        del waiting[record]
+    return [np.frombuffer(record, layout.WANT)[0] for record in found]

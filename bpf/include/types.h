@@ -178,6 +178,7 @@ struct want {
 #define WANT_LIBERAL 1   /* have conntrack neither mind nor wait for what it will not see of a TCP connection */
 #define WANT_RULES 2   /* have its packets pass the rules once more: clear what says that they did */
 #define WANT_CLOSE 3   /* a RST ended it: see bpf/resets.py */
+#define WANT_RENEW 4   /* a RST that can't have ended it has conntrack forget it soon: see bpf/resets.py */
 
 struct slot_counters {
 	u64 packets[COUNTERS];

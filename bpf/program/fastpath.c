@@ -300,10 +300,12 @@ INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
 
 /* Whether a FIN or RST stands far from where the other side's acknowledgements are: whoever knows no more of a connection
  * than its addresses and ports guesses like that. Conntrack, left to itself, does not take such packets for the
- * connection's; it has to be liberal about one whose middle it does not see (tcp_in_window(), nf_conntrack_proto_tcp.c). */
+ * connection's; it has to be liberal about one whose middle it does not see (tcp_in_window(), nf_conntrack_proto_tcp.c).
+ * Nor does it take a RST before what is acknowledged, which the other side ignores (TCP_CONNTRACK_CLOSE, "invalid rst"). */
 INLINE bool is_outside(const struct packet *packet, const struct flow *other)
 {
-	return packet->seq - other->acked + ENDS_BEFORE > ENDS_BEFORE + ENDS_AFTER;
+	u32 before = packet->resets ? 0 : ENDS_BEFORE;
+	return packet->seq - other->acked + before > before + ENDS_AFTER;
 }
 
 /* Whether a RST ends its connection for conntrack, had that seen all of it: it stands exactly where the other side's
@@ -313,6 +315,14 @@ INLINE bool is_exact(const struct packet *packet, const struct flow *flow, const
 {
 	return packet->seq == other->acked ||
 		((u16)packet->seq == flow->end && (s32)(flow->last_seen - other->last_seen) >= 0);
+}
+
+/* Whether a RST stands behind all that its side has sent, so that it can't have ended the connection: what has not been
+ * acknowledged is assumed to be less than 64 KiB, which holds while a connection is silent. */
+INLINE bool is_beyond(const struct packet *packet, const struct flow *flow, const struct flow *other)
+{
+	u16 under_way = flow->end - (u16)other->acked;
+	return (s32)(packet->seq - other->acked - under_way) > 0;
 }
 
 /* A packet that ends a connection is the kernel's, and so is the flow from here on: unless conntrack was made to forget the
@@ -342,6 +352,11 @@ INLINE enum verdict end_flow(
 		}
 	}
 	bool is_over = packet->resets && other && is_exact(packet, flow, other);
+	if (packet->resets && other && !is_over && is_beyond(packet, flow, other)) {
+		widen(packet);
+		want(WANT_RENEW, packet);
+		return V_TCP_FLAGS;
+	}
 	hand_back(flow, other, is_over ? ACTION_RESET : ACTION_NONE);
 	if (is_over) {
 		widen(packet);
