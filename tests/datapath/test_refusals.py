@@ -171,20 +171,26 @@ def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flag
         assert flow["packets"] == 1, "what was counted stays to be read"
 
 
-# Who sends first and second, the number of a RST of the side "there", and whether conntrack takes it for an
-# end.
+# What is sent before (the number of 100 bytes that go there, or BACK), the number of a RST that goes there,
+# its verdict and what becomes of the flow: conntrack takes an exact one for the end, and none that can't be.
+BACK = -1
+_EXACT = ("TCP_FLAGS", layout.ACTION_RESET)
+_PERHAPS = ("TCP_FLAGS", layout.ACTION_NONE)
+_BEYOND = ("TCP_FLAGS", layout.ACTION_REDIRECT)
 RESETS = {
-    "where the other side's acknowledgements are": (("there", "back"), 1100, True),
-    "one before": (("there", "back"), 1099, False),
-    "one after": (("there", "back"), 1101, False),
-    "right behind its own data": (("back", "there"), 1200, True),
-    "behind data that was answered otherwise": (("there", "back"), 1200, False),
+    "where the other side's acknowledgements are": ((1000, BACK), 1100, _EXACT),
+    "one before": ((1000, BACK), 1099, ("OUTSIDE", layout.ACTION_REDIRECT)),
+    "one after": ((1000, BACK), 1101, _BEYOND),
+    "right behind its own data": ((BACK, 1100), 1200, _EXACT),
+    "behind data that was answered otherwise": ((1000, BACK, 1100, BACK), 1200, _PERHAPS),
+    "in the middle of such data": ((1000, BACK, 1100, BACK), 1150, _PERHAPS),
+    "behind data that never came": ((1000, BACK), 1200, _BEYOND),
 }
 
 
 @pytest.mark.parametrize("name", RESETS)
 def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -> None:
-    order, number, ends = RESETS[name]
+    before, number, (verdict, action) = RESETS[name]
     rig = tracking
     packets = {
         "there": plain("tcp", 4, b"x" * 100),
@@ -193,14 +199,15 @@ def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -
     rig.track(packets["there"], packets["there"])
     for each in packets.values():
         rig.flow(each, "p1")
-    packets["there"][TCP].seq = 1000 if order[0] == "there" else 1100
     packets["back"][TCP].seq, packets["back"][TCP].ack = 5000, 1100
-    for each in order:
-        assert rig.run_after_a_jiffy(packets[each], "p1").verdict == "FAST"
+    for each in before:
+        packets["there"][TCP].seq = each
+        sent = packets["back" if each == BACK else "there"]
+        assert rig.run_after_a_jiffy(sent, "p1").verdict == "FAST"
     closing = plain("tcp", 4, b"", flags="R")
     closing[TCP].seq = number
-    assert rig.run(closing, "p1").verdict == "TCP_FLAGS"
-    assert rig.flow_of(packets["there"])["action"] == (layout.ACTION_RESET if ends else layout.ACTION_NONE)
+    assert rig.run(closing, "p1").verdict == verdict
+    assert rig.flow_of(packets["there"])["action"] == action
 
 
 @pytest.mark.parametrize("flags", ["F", "FR", "RU", "SF", "SR"])

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -17,7 +18,7 @@ from scapy.packet import Packet
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, SECOND4, SECOND6, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
 from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
-from tests.support.fastpath import Talk
+from tests.support.fastpath import Talk, datagram
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
@@ -133,11 +134,10 @@ def test_one_port_of_two_containers(lab: FastLab) -> None:
         before = lab.counted("v-a"), lab.counted("v-b")
         for turn in range(20):
             for place, client in enumerate(clients):
-                client.sendto(b"%d %d" % (place, turn), (V4["far"], 7200))
-                data, source = server.recvfrom(100)
+                text = b"%d %d" % (place, turn)
+                data, source = datagram(server, partial(client.sendto, text, (V4["far"], 7200)))
                 seen.append((place, source))
-                server.sendto(data, source)
-                assert client.recv(100) == b"%d %d" % (place, turn)
+                assert datagram(client, partial(server.sendto, data, source))[0] == text
         for client in clients:
             client.close()
     assert len(set(seen)) == 3 and len({source for _, source in seen}) == 3

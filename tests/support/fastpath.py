@@ -10,8 +10,10 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -179,6 +181,35 @@ class Guard:
             self.close()
 
 
+def datagram(sock: socket.socket, send: Callable[[], object]) -> tuple[bytes, Any]:
+    """Receive a datagram after `send`: its data and sender.
+
+    It is sent again where the kernel dropped packets meanwhile: all namespaces share each CPU's queue
+    (net.core.netdev_max_backlog), which a flood elsewhere fills. Raises TimeoutError as the socket would.
+    """
+    patience = sock.gettimeout()
+    assert patience
+    end, dropped = time.monotonic() + patience, _dropped()
+    send()
+    try:
+        while True:
+            sock.settimeout(min(2.0, max(0.001, end - time.monotonic())))
+            try:
+                return sock.recvfrom(1000)
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    raise
+                if dropped != (dropped := _dropped()):
+                    send()
+    finally:
+        sock.settimeout(patience)
+
+
+def _dropped() -> int:
+    """Packets for which a CPU's queue had no room: the second column of /proc/net/softnet_stat."""
+    return sum(int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines())
+
+
 class Talk:
     """A TCP or UDP conversation from one namespace (by its short name) to another; `say` checks each byte."""
 
@@ -214,13 +245,13 @@ class Talk:
         for _ in range(times):
             self._count += 1
             text = f"{self._count:08}".encode() * 20
-            self.client.send(text)
             if self._udp:
-                heard, self.seen_from = self.server.recvfrom(1000)
+                heard, self.seen_from = datagram(self.server, partial(self.client.send, text))
                 assert heard == text
-                self.server.sendto(text[::-1], self.seen_from)
-                assert self.client.recv(1000) == text[::-1]
+                heard, _ = datagram(self.client, partial(self.server.sendto, text[::-1], self.seen_from))
+                assert heard == text[::-1]
             else:
+                self.client.send(text)
                 assert self._exactly(self.server, len(text)) == text
                 self.server.sendall(text[::-1])
                 assert self._exactly(self.client, len(text)) == text[::-1]
