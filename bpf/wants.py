@@ -26,7 +26,7 @@ class Wants:
         self._maps, self._clock = loaded.maps, clock
         self._ring = RingBuffer(loaded.maps["wanted"], WANTED_BYTES)
         self._reset: dict[bytes, float] = {}  # records by when their RST came, oldest first
-        self._guessed: dict[bytes, float] = {}
+        self._guessed: dict[bytes, float] = {}  # the same of RSTs that can't have ended anything
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -41,15 +41,14 @@ class Wants:
         entries.clear_marks(rows[rows["what"] == layout.WANT_RULES], marks.field_mask())
         entries.let_be_liberal(rows[rows["what"] == layout.WANT_LIBERAL])
         now = time.monotonic()
+        # Of several RSTs the last counts for the end; of guesses the first, as more may come all the time.
         for row in rows[rows["what"] == layout.WANT_CLOSE]:
-            self._reset.pop(row.tobytes(), None)  # the last one counts
+            self._reset.pop(row.tobytes(), None)
             if len(self._reset) < _MOST_RESET:
                 self._reset[row.tobytes()] = now
         for row in rows[rows["what"] == layout.WANT_RENEW]:
             if len(self._guessed) < _MOST_RESET:
-                self._guessed.setdefault(
-                    row.tobytes(), now
-                )  # the first one counts: more may come all the time
+                self._guessed.setdefault(row.tobytes(), now)
 
     def settle_resets(self) -> None:
         """Let conntrack forget the connections that an exact RST ended a while ago, and keep those that a

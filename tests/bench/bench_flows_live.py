@@ -108,9 +108,8 @@ def _moving() -> Iterator[None]:
 
 def _share(program: str, keys: str, shows: str, settle: float) -> float:
     """Percent of a core that a program and its children take in a terminal of their own."""
-    terminal = (
-        f"fl{os.getpid()}-{time.monotonic_ns()}"  # a server that was killed may still answer to its name
-    )
+    # A server that was killed may still answer to its name.
+    terminal = f"fl{os.getpid()}-{time.monotonic_ns()}"
     subprocess.run(
         ["tmux", "-L", terminal, "new-session", "-d", "-x", "130", "-y", "40", program], check=True
     )

@@ -106,8 +106,8 @@ def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
             for guess in guesses:
                 raw.send(guess)
             time.sleep(resets.SILENT_FOR + 1)
-        for port, of in enumerate(GUESSED, 7100):
-            assert len(left(lab, port)) == 1, of
+        for port, guessed_as in enumerate(GUESSED, 7100):
+            assert len(left(lab, port)) == 1, guessed_as
         for talk in talks.values():
             talk.say(5)
     lab.leaked()

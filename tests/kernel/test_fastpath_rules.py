@@ -54,17 +54,6 @@ def _generation(fast: FastPath) -> int:
     return int(fast.status()["generation"])
 
 
-def _passes(talk: Talk) -> bool:
-    """Whether a packet still gets through; what was sent in vain arrives later, by TCP itself."""
-    talk.client.settimeout(0.4)
-    try:
-        talk.client.send(b"x")
-        talk.server.settimeout(0.4)
-        return bool(talk.server.recv(1000))
-    except TimeoutError:
-        return False
-
-
 DROPS = {
     "nft": ("nft insert rule inet own forward ip saddr 10.9.0.2 drop", "nft flush chain inet own forward"),
     "nft by port": (
@@ -86,7 +75,7 @@ def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
 ) -> None:
     put, take = DROPS[tool]
     place.run(put)
-    assert eventually(lambda: not _passes(out)) or tool == "nft one way"
+    assert eventually(lambda: not out.passes()) or tool == "nft one way"
     if tool == "nft one way":
         out.server.send(b"back")
         out.client.settimeout(0.4)
@@ -96,8 +85,8 @@ def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
     before = fast.count("FAST", "up0")
     out.server.send(b"y")
     place.run(take)
-    assert eventually(lambda: _passes(out))
-    assert eventually(lambda: _passes(out) and fast.count("FAST", "up0") > before)
+    assert eventually(out.passes)
+    assert eventually(lambda: out.passes() and fast.count("FAST", "up0") > before)
 
 
 def test_rules_that_have_nothing_to_do_with_a_flow_cost_no_packet(
@@ -192,7 +181,7 @@ def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
     assert fast.count("PAUSED") == paused
     assert fast.count("FAST", "v-a") - before >= 0.75 * said
     place.run(["nft", ELEMENTS[kind][0].format("10.9.0.2")])
-    assert eventually(lambda: not _passes(out)), "what is looked up counts at once"
+    assert eventually(lambda: not out.passes()), "what is looked up counts at once"
 
 
 def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
@@ -210,7 +199,7 @@ def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
             out.say(5)
             assert going_on.done < 500, "paused for good"
     place.run("nft add rule inet own few ip saddr 10.9.0.2 drop")
-    assert eventually(lambda: not _passes(out)), "and each counts at once"
+    assert eventually(lambda: not out.passes()), "and each counts at once"
 
 
 def test_with_very_many_rules_it_comes_back_after_a_change(
@@ -309,9 +298,9 @@ def test_between_ports_that_no_rule_judges_frames_are_forwarded_by_mac_alone(pla
         place.run("nft add table bridge own")
         place.run(["nft", "add chain bridge own forward { type filter hook forward priority 0; }"])
         place.run("nft add rule bridge own forward ip saddr 10.9.0.2 drop")
-        assert eventually(lambda: not _passes(talk))
+        assert eventually(lambda: not talk.passes())
         place.run("nft delete table bridge own")
-        assert eventually(lambda: _passes(talk))
+        assert eventually(talk.passes)
 
 
 def test_flushing_all_rules_leaves_our_table_and_the_traffic(place: ThrowawayHost, fast: FastPath) -> None:

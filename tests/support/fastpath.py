@@ -189,18 +189,20 @@ def datagram(sock: socket.socket, send: Callable[[], object]) -> tuple[bytes, An
     """
     patience = sock.gettimeout()
     assert patience
-    end, dropped = time.monotonic() + patience, _dropped()
+    end, dropped, sent = time.monotonic() + patience, _dropped(), 1
     send()
     try:
         while True:
             sock.settimeout(min(2.0, max(0.001, end - time.monotonic())))
             try:
                 return sock.recvfrom(1000)
-            except TimeoutError:
+            except TimeoutError as error:
                 if time.monotonic() >= end:
+                    error.add_note(f"nothing came, sent {sent} times")
                     raise
                 if dropped != (dropped := _dropped()):
                     send()
+                    sent += 1
     finally:
         sock.settimeout(patience)
 
@@ -255,6 +257,17 @@ class Talk:
                 assert self._exactly(self.server, len(text)) == text
                 self.server.sendall(text[::-1])
                 assert self._exactly(self.client, len(text)) == text[::-1]
+
+    def passes(self) -> bool:
+        """Whether what the client sends now arrives; what was sent in vain arrives later by TCP."""
+        self.client.send(b"x")
+        self.server.settimeout(0.5)
+        try:
+            return bool(self.server.recv(1000))
+        except TimeoutError:
+            return False
+        finally:
+            self.server.settimeout(PATIENCE)
 
     def forget(self) -> None:
         """Leave unread what has come to the server."""
