@@ -14,10 +14,11 @@ from dataclasses import replace
 import pytest
 
 from tests.kernel.rule_fuzz import compare
-from tests.kernel.rule_fuzz.cases import ROWS, Rule, all_rules, cases
+from tests.kernel.rule_fuzz.cases import ROWS, Rule, Step, all_rules, cases
 from tests.kernel.rule_fuzz.compare import LACKS, Outcome
 from tests.kernel.rule_fuzz.places import Pair, Place
 from tests.kernel.rule_fuzz.report import fuzz
+from tests.kernel.rule_fuzz.traffic import TCP, Arrival, Facts, Flow, compared
 
 COUNT = int(os.environ.get("VNET_FUZZ_RULES") or 0)
 CASE = int(os.environ.get("VNET_FUZZ_CASE") or 0)
@@ -41,7 +42,7 @@ def _show(outcome: Outcome) -> None:
 
 def test_what_rules_do_is_the_same_before_and_after_a_change() -> None:
     print(f"seed {SEED}")
-    report = fuzz(SEED, COUNT or _FEW, CASE, progress=_show)
+    report = fuzz(SEED, COUNT or _FEW, CASE, progress=_show, repeat=not COUNT)
     print(report)
     assert not report.different, "\n\n".join(map(str, report.different))
     assert CASE or report.fast_share > _LEAST_FAST, report
@@ -70,6 +71,59 @@ def test_what_one_host_alone_does_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         assert compare.run(pair, case).kind == "same"
     finally:
         pair.close()
+
+
+def test_a_port_chosen_by_chance_is_not_compared() -> None:
+    def arrival(sport: int, dport: int = 5080, ttl: int = 63) -> Arrival:
+        packet = bytes([0x45]) + bytes(7) + bytes([ttl]) + bytes(11)
+        return Arrival("far", b"", packet + sport.to_bytes(2) + dport.to_bytes(2), True)
+
+    def are_same(one: list[Arrival], two: list[Arrival]) -> bool:
+        first, second = compared(one, two)
+        return first == second
+
+    assert are_same([arrival(0)], [arrival(5254)]) and are_same([arrival(5254)], [arrival(0)])
+    assert not are_same([arrival(5254)], [arrival(5255)])
+    assert not are_same([arrival(0)], [arrival(5254, dport=80)])
+    assert not are_same([arrival(0)], [arrival(5254, ttl=62)])
+    assert not are_same([arrival(0)], []) and not are_same([arrival(0)], [arrival(0), arrival(5254)])
+
+
+_REPLY_PORT = re.compile(r"dport=(\d+) (?:\[ASSURED\] )?mark=")
+_PUBLISHED_ENTRIES = "conntrack -L -p tcp --orig-port-dst 8080 2>/dev/null"
+
+
+def test_hosts_without_the_fast_path_do_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "GRACE", 1.0)
+    pair = Pair(is_control=True)
+    try:
+        alone = f"test $PREFIX != {pair.fast.lab.host.prefix} || ip link set v-c down"
+        steps = Step("nothing", "true"), Step("one host does it", alone, "ip link set v-c up")
+        outcome = compare.run(pair, replace(next(cases(SEED)), rules=(), late=(), steps=steps))
+    finally:
+        pair.close()
+    assert outcome.kind == "different" and outcome.phase == "after: one host does it", outcome
+
+
+def test_an_end_lets_a_connection_live_whatever_port_the_kernel_gave_it() -> None:
+    """The server's packet comes first and takes up the addresses that the client's would be translated to."""
+    flows = [Flow(5001, "published", 4, TCP, 5001)]
+    drop = "chain it { type filter hook prerouting priority -350; tcp dport 8080 drop; };"
+    pair = Pair(is_control=True)
+    try:
+        pair.begin(flows)
+        pair.round(Facts(), 0.0)
+        pair.run(f"nft 'table inet own {{ {drop} }}'; conntrack -F")
+        pair.round(Facts(), 0.0)
+        pair.run("nft delete table inet own")
+        rounds = []
+        for _ in range(5):
+            pair.round(Facts(), 0.05)
+            rounds.append([_REPLY_PORT.findall(said) for _, said in pair.run(_PUBLISHED_ENTRIES)])
+    finally:
+        pair.close()
+    assert [len(ports) for ports in rounds[0]] == [len(flows)] * len(pair.places), rounds
+    assert rounds == rounds[:1] * len(rounds)
 
 
 def test_every_rule_of_the_vocabulary_is_taken_or_not_in_this_kernel() -> None:

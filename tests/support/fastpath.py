@@ -181,11 +181,12 @@ class Guard:
             self.close()
 
 
-def datagram(sock: socket.socket, send: Callable[[], object]) -> tuple[bytes, Any]:
+def datagram(sock: socket.socket, send: Callable[[], object], again: bool = False) -> tuple[bytes, Any]:
     """Receive a datagram after `send`: its data and sender.
 
     It is sent again where the kernel dropped packets meanwhile: all namespaces share each CPU's queue
-    (net.core.netdev_max_backlog), which a flood elsewhere fills. Raises TimeoutError as the socket would.
+    (net.core.netdev_max_backlog), which a flood elsewhere fills. With `again` (where the fast path is off, so
+    that a loss isn't its doing) it is sent again in any case. Raises TimeoutError as the socket would.
     """
     patience = sock.gettimeout()
     assert patience
@@ -200,7 +201,7 @@ def datagram(sock: socket.socket, send: Callable[[], object]) -> tuple[bytes, An
                 if time.monotonic() >= end:
                     error.add_note(f"nothing came, sent {sent} times")
                     raise
-                if dropped != (dropped := _dropped()):
+                if dropped != (dropped := _dropped()) or again:
                     send()
                     sent += 1
     finally:

@@ -64,8 +64,9 @@ def run(pair: Pair, case: Case) -> Outcome:
             time.sleep(case.takes)
             pair.begin(list(case.flows))
             outcome.share = _phase(pair, case, outcome, "before").share
-            # Where rules pause the fast path from the start, one change says as much as several.
-            for step in case.steps if pair.status()["state"] == "on" else case.steps[:1]:
+            # Where rules pause the fast path from the start, one change says as much as several. Hosts
+            # without it do them all: they say whether the kernel is steady where a difference was found.
+            for step in case.steps if pair.status()["state"] in ("on", "off") else case.steps[:1]:
                 undo = [step.back]
                 if not _step(pair, case, step, outcome):
                     break
@@ -189,7 +190,7 @@ class _Phase:
         state = self._pair.status()["state"]
         if state == "changing":
             return self._elapsed > GRACE
-        return not self._warms or state == "paused" or self.share > 0.95 or self._elapsed > _WARMS
+        return not self._warms or state in ("paused", "off") or self.share > 0.95 or self._elapsed > _WARMS
 
     def _fast_packets(self) -> int:
         if not self._warms:

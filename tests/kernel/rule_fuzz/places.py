@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from tests.kernel.fastlab import FastLab
-from tests.kernel.rule_fuzz.traffic import CLIENT, SERVER, Facts, Flow, Traffic, summary
+from tests.kernel.rule_fuzz.traffic import CLIENT, SERVER, Facts, Flow, Traffic, compared
 
 # In scripts, a line that begins with the name of a container or router runs there.
 PRELUDE = "".join(
@@ -154,7 +154,7 @@ class Pair:
             for number in numbers:
                 for side, name in enumerate(("client's", "server's", "stranger's")):
                     key = flow.index, side, number
-                    expected, seen = summary(kernel.get(key, [])), summary(fast.get(key, []))
+                    expected, seen = compared(kernel.get(key, []), fast.get(key, []))
                     if expected != seen:
                         found.append(
                             f"{flow}, the {name} packet: {_told(expected)}; fast path: {_told(seen)}"
@@ -169,7 +169,7 @@ class Pair:
     def status(self) -> dict[str, Any]:
         """The fast path's own; without one it is off."""
         fast = self.fast.lab.fast
-        return fast.status() if fast else {"state": "paused", "verdicts": {}}
+        return fast.status() if fast else {"state": "off", "verdicts": {}}
 
     def close(self) -> None:
         """Remove both."""
