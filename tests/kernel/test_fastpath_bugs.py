@@ -124,6 +124,7 @@ def test_one_port_of_two_containers(lab: FastLab) -> None:
     if lab.fast is not None:
         lab.fast.ask("capture", address=V4["b"])
     seen = []
+    exchange = partial(datagram, again=lab.fast is None)
     with lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("", 7200))
         server.settimeout(PATIENCE)
@@ -135,11 +136,9 @@ def test_one_port_of_two_containers(lab: FastLab) -> None:
         for turn in range(20):
             for place, client in enumerate(clients):
                 text = b"%d %d" % (place, turn)
-                out = partial(client.sendto, text, (V4["far"], 7200))
-                data, source = datagram(server, out, again=lab.fast is None)
+                data, source = exchange(server, partial(client.sendto, text, (V4["far"], 7200)))
                 seen.append((place, source))
-                back = partial(server.sendto, data, source)
-                assert datagram(client, back, again=lab.fast is None)[0] == text
+                assert exchange(client, partial(server.sendto, data, source))[0] == text
         for client in clients:
             client.close()
     assert len(set(seen)) == 3 and len({source for _, source in seen}) == 3

@@ -73,6 +73,32 @@ def test_what_one_host_alone_does_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         pair.close()
 
 
+@pytest.mark.parametrize(
+    ("repeat", "runs", "kind"),
+    [
+        (True, ["different", "same"], "once"),
+        (True, ["different", "different", "same", "same", "same"], "different"),
+        (True, ["different", "different", "same", "different"], "unsteady"),
+        (False, ["different", "same", "same", "same"], "different"),
+    ],
+)
+def test_a_difference_that_has_to_show_again_counts_if_it_does(
+    monkeypatch: pytest.MonkeyPatch, repeat: bool, runs: list[str], kind: str
+) -> None:
+    class NoHosts:
+        def __init__(self, is_control: bool = False) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    left = iter(runs)
+    monkeypatch.setattr("tests.kernel.rule_fuzz.report.Pair", NoHosts)
+    monkeypatch.setattr("tests.kernel.rule_fuzz.report.run", lambda _, case: Outcome(case, next(left)))
+    found = fuzz(SEED, 1, only=1, repeat=repeat)
+    assert [each.kind for each in found.outcomes] == [kind] and not list(left)
+
+
 def test_a_port_chosen_by_chance_is_not_compared() -> None:
     def arrival(sport: int, dport: int = 5080, ttl: int = 63) -> Arrival:
         packet = bytes([0x45]) + bytes(7) + bytes([ttl]) + bytes(11)

@@ -30,10 +30,10 @@ LACKS = re.compile(
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a case: "same", "different", "lacking" (this kernel has no such rule) or "unsteady"
-    (different, but so are two hosts without the fast path). `refused` is what the kernel did not take,
-    `share` the share of packets that were fast before the first change, `took` the most seconds until all was
-    the same after one."""
+    """What became of a case: "same", "different", "lacking" (this kernel has no such rule), "unsteady"
+    (different, but so are two hosts without the fast path) or "once" (not on new hosts). `refused` is what
+    the kernel did not take, `share` the share of packets that were fast before the first change, `took` the
+    most seconds until all was the same after one."""
 
     case: Case
     kind: str

@@ -17,7 +17,7 @@ _TOO_MANY = 5  # differences after which it ends
 _CONTROLS = 3  # runs without the fast path, after a difference
 
 
-_LEFT_OUT = ("lacking", "unsteady")
+_LEFT_OUT = ("lacking", "unsteady", "once")
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Report:
             f"{self.fast_share:.0%} of their packets were fast before the first change",
             *(f"not in this kernel: {each}" for each in refused),
             *(f"left out, the kernel is not steady: {each.case.name}" for each in self.of("unsteady")),
+            *(f"left out, different once and not on new hosts: {each.case.name}" for each in self.of("once")),
             *(f"equal only after {each.took:.1f} s: {each.case.number} {each.case.name}" for each in slowest),
         ))  # fmt: skip
 
@@ -106,24 +107,22 @@ class _Queue:
             self._report.outcomes.append(outcome)
 
 
-def _is_unsteady(case: Case, phase: str) -> bool:
-    """Whether the kernel alone doesn't do the same twice at that point of the case: only then a difference
-    there is not the fast path's."""
+def _kind_of(case: Case, found: Outcome, repeat: bool) -> str:
+    """Judge a difference: "once" where it has to show on new hosts and doesn't, "unsteady" where the kernel
+    alone doesn't do the same twice at that point of the case, else "different"."""
+    if repeat and _on_new_hosts(case).kind != "different":
+        return "once"
     for _ in range(_CONTROLS):
-        pair = Pair(is_control=True)
-        try:
-            control = run(pair, case)
-            if control.kind == "different" and control.phase == phase:
-                return True
-        finally:
-            pair.close()
-    return False
+        control = _on_new_hosts(case, is_control=True)
+        if control.kind == "different" and control.phase == found.phase:
+            return "unsteady"
+    return "different"
 
 
-def _differs_again(case: Case) -> bool:
-    pair = Pair()
+def _on_new_hosts(case: Case, is_control: bool = False) -> Outcome:
+    pair = Pair(is_control)
     try:
-        return run(pair, case).kind == "different"
+        return run(pair, case)
     finally:
         pair.close()
 
@@ -134,14 +133,13 @@ def _work(queue: _Queue, progress: Callable[[Outcome], None], repeat: bool) -> N
         while case := queue.next():
             pair = pair or Pair()
             outcome = run(pair, case)
-            if outcome.kind != "different":
-                pass
-            elif (repeat and not _differs_again(case)) or _is_unsteady(case, outcome.phase):
-                outcome.kind = "unsteady"
+            differs = outcome.kind == "different"
+            if differs:
+                outcome.kind = _kind_of(case, outcome, repeat)
             queue.note(outcome)
             progress(outcome)
             # After a difference, and where something was not put back, with new hosts.
-            if outcome.kind in ("different", "unsteady") or pair.left():
+            if differs or pair.left():
                 pair.close()
                 pair = None
     finally:

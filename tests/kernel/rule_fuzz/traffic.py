@@ -148,7 +148,7 @@ class Arrival(NamedTuple):
         data = self.content
         v4 = data[0] >> 4 == 4
         ends = (data[12:16], data[16:20]) if v4 else (data[8:24], data[24:40])
-        ports = struct.unpack_from("!HH", data, 20 if v4 else 40)
+        ports = struct.unpack_from("!HH", data, self._l4)
         source, target = (f"{ip_address(end)}#{port}" for end, port in zip(ends, ports, strict=True))
         wrong = "" if self.is_right else " WRONG CHECKSUM"
         hops, tos = data[8 if v4 else 7], data[1] if v4 else int.from_bytes(data[:2]) >> 4 & 0xFF
