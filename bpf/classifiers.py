@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bpf import clsact
-from core.collect.netlink import Netlink, attribute_list, attributes, text
+from core.netlink.client import Netlink, attribute_list, attributes, text
 
 _GETQDISC, _GETCLASS, _GETFILTER = 38, 42, 46
 _TC = struct.Struct("=BxxxiIII")

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
-from core.collect.netlink import ROUTE, Netlink, attribute, attributes, text
+from core.netlink.client import ROUTE, Netlink, attribute, attributes, text
 
 NAME = "vnet_fastpath"
 _HANDLE, _HANDLE_WITH_QDISC, _PRIORITY = 0x766E, 0x766F, 0x766E

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from bpf.nfnetlink import header, nest
-from core.collect.netlink import NETFILTER, Netlink, attribute, attributes, walk
+from core.netlink.client import NETFILTER, Netlink, attribute, attributes, walk
 
 _NEW, _GET = 0x100, 0x101
 _TUPLE, _PROTOINFO, _MARK, _ZONE, _MARK_MASK = 1, 4, 8, 18, 21

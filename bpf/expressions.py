@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from bpf import extensions, headers
 from bpf.judging import KNOWN_FLAGS, ChainName, Rule
 from bpf.rulefacts import ALL_BITS, ESTABLISHED, INVALID, RuleFacts
-from core.collect.netlink import attribute_list, attributes, text
+from core.netlink.client import attribute_list, attributes, text
 
 _PLAIN = frozenset({"counter", "reject", "nat", "masq", "redir", "notrack", "fib", "last", "xfrm"})
 # Those that leave registers alone.

@@ -9,7 +9,7 @@ import sys
 
 from bpf.judging import ABSENT_MATCHES, PLAIN_MATCHES, PLAIN_TARGETS
 from bpf.rulefacts import ALL_BITS, ESTABLISHED, INVALID, RuleFacts
-from core.collect.netlink import text
+from core.netlink.client import text
 
 # Of struct xt_conntrack_mtinfo: what is matched, and states beside those of packets.
 _STATE, _STATUS, _EXPIRES = 0x1, 0x40, 0x80

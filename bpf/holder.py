@@ -31,7 +31,7 @@ from bpf.tables import Tables
 from bpf.traffic import Upkeep
 from bpf.view import View
 from bpf.wants import Wants
-from core.collect.events import EventSocket
+from core.netlink.events import EventSocket
 
 BEAT = 0.25
 SETTLE_LINKS = 0.01

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bpf import netlabel, syscall
 from bpf.nfnetlink import header
-from core.collect.netlink import NETFILTER, Netlink, attribute, attributes, text
+from core.netlink.client import NETFILTER, Netlink, attribute, attributes, text
 
 _GET = 12 << 8  # NFNL_SUBSYS_HOOK, NFNL_MSG_HOOK_GET
 _HOOKNUM, _DEVICE, _FUNCTION, _MODULE = 1, 3, 4, 5

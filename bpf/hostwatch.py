@@ -12,13 +12,7 @@ import socket
 import struct
 from dataclasses import dataclass, replace
 
-from core.collect.netlink import (
-    ROUTE,
-    Netlink,
-    attributes,
-    listener,
-    walk,
-)
+from core.netlink.client import ROUTE, Netlink, attributes, listener, walk
 
 # RTNLGRP_* of linux/rtnetlink.h: links, IPv4 routes and rules, IPv6 routes and rules, settings of links by
 # family, next hops.

@@ -22,7 +22,7 @@ from bpf.nfnetlink import (
     string,
     word,
 )
-from core.collect.netlink import attribute
+from core.netlink.client import attribute
 
 TABLE, CHAIN = "vnet_fastpath", "mark"
 GENERATIONS = 15

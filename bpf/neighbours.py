@@ -9,15 +9,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from core.collect.netlink import (
-    NLM_F_ACK,
-    ROUTE,
-    Netlink,
-    attribute,
-    attributes,
-    listener,
-    walk,
-)
+from core.netlink.client import NLM_F_ACK, ROUTE, Netlink, attribute, attributes, listener, walk
 
 _NEW, _DEL, _GET = 28, 29, 30
 _FILTERS = (44, 45)  # RTM_NEWTFILTER, RTM_DELTFILTER

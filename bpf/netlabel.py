@@ -3,7 +3,7 @@ forwarded packets one by one, see selinux_ip_forward of security/selinux/hooks.c
 
 from __future__ import annotations
 
-from core.collect.netlink import GENERIC, Netlink, attribute, attributes, u16
+from core.netlink.client import GENERIC, Netlink, attribute, attributes, u16
 
 _CTRL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 0x10, 3, 1, 2
 # Families of generic netlink, each with the commands that list what counts (net/netlabel/netlabel_*.h).

@@ -11,7 +11,15 @@ import socket
 import struct
 from itertools import count
 
-from core.collect.netlink import NETFILTER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, walk
+from core.netlink.client import (
+    NETFILTER,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    attribute,
+    message,
+    walk,
+)
 
 NFTABLES = 10 << 8
 NESTED = 0x8000

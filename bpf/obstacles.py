@@ -11,8 +11,8 @@ from bpf import hooks, judging, marks
 from bpf.judging import Links, RuleSet, SetName
 from bpf.ruleset import read_rules
 from bpf.rulewatch import Heard
-from core.collect.netlink import Netlink, attributes
-from core.collect.tools import ToolFailed
+from core.netlink.client import Netlink, attributes
+from core.tools import ToolFailed
 
 _XFRM = 6
 _GET_SPD_INFO, _SPD_INFO = 0x25, 1

@@ -11,7 +11,7 @@ import numpy as np
 from bpf import control, layout, runtime, syscall
 from bpf.clock import Clock, jiffies_ago
 from core.model import FastFlows
-from core.model.fastflows import FASTFLOW_DTYPE, no_fast_flows
+from core.model.fastpath import FASTFLOW_DTYPE, no_fast_flows
 
 Column = np.ndarray[Any, Any]
 

@@ -22,7 +22,7 @@ from bpf import layout, sysctls
 from bpf.clock import jiffies_ago
 from bpf.entries import tuple_of
 from bpf.nfnetlink import header, nest
-from core.collect.netlink import NETFILTER, Netlink, attribute, attributes
+from core.netlink.client import NETFILTER, Netlink, attribute, attributes
 
 SILENT_FOR = 10  # seconds: as long as conntrack keeps a connection after a RST
 RENEWED_AFTER = 1  # seconds: by then conntrack has seen the RST, and what the other side answers to it

@@ -14,8 +14,8 @@ from bpf.judging import ChainName, Rule, RuleSet
 from bpf.nfnetlink import NFTABLES, header, string
 from bpf.savedrules import saved_rule
 from core.collect.iptables import read_iptables
-from core.collect.netlink import NETFILTER, Message, Netlink, attribute_list, attributes, text
-from core.collect.nftables import FAMILIES
+from core.collect.nft_netlink import FAMILIES
+from core.netlink.client import NETFILTER, Message, Netlink, attribute_list, attributes, text
 
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = (
     NFTABLES | number for number in (1, 4, 7, 10, 13)

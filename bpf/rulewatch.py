@@ -11,15 +11,8 @@ from dataclasses import dataclass, field
 
 from bpf.judging import ChainName, SetName
 from bpf.nfnetlink import NFTABLES
-from core.collect.netlink import (
-    NETFILTER,
-    attribute_list,
-    attributes,
-    headed,
-    listener,
-    text,
-)
-from core.collect.nftables import FAMILIES
+from core.collect.nft_netlink import FAMILIES
+from core.netlink.client import NETFILTER, attribute_list, attributes, headed, listener, text
 
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES
 _NEW_GENERATION = NFTABLES | 15

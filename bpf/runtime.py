@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from core.collect import netns, nsfile
 from core.files import write_whole
+from core.netlink import netns
 
 DIRECTORY = Path("/run/vnet-tui")
 # The environment variable by which the holder knows its keeper.
@@ -36,7 +36,7 @@ class State:
 
 def here() -> int:
     """The inode of the network namespace that this process is in."""
-    return nsfile.inode_of(netns.HOST_PATH)
+    return netns.inode_of(netns.HOST_PATH)
 
 
 def cookie() -> int:

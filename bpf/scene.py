@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from bpf.classifiers import Filters
 from core.collect import links
-from core.collect.linkkinds import address
-from core.collect.netlink import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
+from core.collect.link_kinds import address
 from core.model import Link
+from core.netlink.client import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
 _TARGET_NETNSID, _EXT_MASK = 46, 29

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
-from core.collect import docker, podman
+from core.collect import engines
 from core.model import Link
 from core.tags import words_of
 
@@ -66,7 +66,7 @@ class EngineNames:
 def engine_networks() -> dict[str, str]:
     """The bridges of the engines' networks by these networks' names and ids; an engine may take its time."""
     found = {}
-    for engine in (podman.read_podman(), docker.read_docker()):
+    for engine in (engines.read_podman(), engines.read_docker()):
         for network in engine.networks:
             if network.bridge:
                 found[network.name] = found[network.id] = network.bridge

@@ -12,13 +12,13 @@ from dataclasses import replace
 from core.apply import run, table, wanted
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
-from core.apply.lock import writing
-from core.collect import docker, podman
-from core.collect.events import EVERYTHING, EventSocket
-from core.collect.netns import NamespaceGone
+from core.apply.state import writing
+from core.collect import engines
 from core.model import Container
+from core.netlink.events import EVERYTHING, EventSocket
+from core.netlink.netns import NamespaceGone
 from core.ops import CreateVeth, Operation, Place, SetLink, SetRules, Want
-from core.watch.looker import Looker
+from core.watch.poller import Poller
 
 _RULES_EVERY = 30.0  # seconds; events come at once
 _CONTAINERS_EVERY = 30.0
@@ -26,7 +26,7 @@ _AGAIN_SOON = 0.2  # seconds after which what could not be attached, or put back
 _MOST_TRIES = 20  # for one process of a container
 # Of these, so many at most pass while the kernel clears away what the container had before its restart.
 _CLEARING = 15
-_ENGINES = {"docker": docker.read_docker, "podman": podman.read_podman}
+_ENGINES = {"docker": engines.read_docker, "podman": engines.read_podman}
 _PATIENCE = 1.0
 
 
@@ -48,7 +48,7 @@ class Agent:
     def run(self) -> None:
         """Blocks until told to stop. Raises OSError where kernel events cannot be heard."""
         hearing = threading.Thread(
-            target=docker.watch_docker, args=(self._stop, self._look_containers.mark), daemon=True
+            target=engines.watch_docker, args=(self._stop, self._look_containers.mark), daemon=True
         )
         lookers = (self._look_rules, self._look_containers)
         events = EventSocket()
@@ -63,8 +63,8 @@ class Agent:
             for looker in lookers:
                 looker.stop()
 
-    def _looker(self, part: str, look: Callable[[], None], every: float) -> Looker:
-        return Looker(part, look, self._failed, every, settle=0.05)
+    def _looker(self, part: str, look: Callable[[], None], every: float) -> Poller:
+        return Poller(part, look, self._failed, every, settle=0.05)
 
     def _hear(self, events: EventSocket) -> None:
         with selectors.DefaultSelector() as selector:

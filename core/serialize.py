@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NoReturn
 
-from core.addresses import is_address, is_interface, is_prefix
 from core.codec import WrongValue, decoder, encoder
+from core.files import Counted, TooLarge, Unfit, Unpacked, archived, json_text
 from core.model import FAST_PATHS, FastFlows, Snapshot
-from core.packed import Counted, TooLarge, Unfit, Unpacked, archived, json_text
+from core.text import is_address, is_interface, is_prefix
 
 SCHEMA = 1
 _TAR_MAGIC, _TAR_AT = b"ustar", 257

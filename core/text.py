@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address, ip_interface, ip_network
 
 # Whatever a terminal would act on or not show at all: controls (C0, DEL, C1), line and paragraph separators,
 # lone surrogates, every format character (Unicode category Cf: bidi overrides and isolates, zero-width ones,
@@ -75,3 +76,26 @@ def _shell_escaped(match: re.Match[str]) -> str:
     except UnicodeEncodeError:  # a lone surrogate that stands for no byte
         octets = char.encode("utf-8", "surrogatepass")
     return "".join(f"\\x{octet:02x}" for octet in octets)
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an IPv4 or IPv6 address."""
+    return _parses(ip_address, text)
+
+
+def is_interface(text: str) -> bool:
+    """Whether it is an address with its prefix length, or without."""
+    return _parses(ip_interface, text)
+
+
+def is_prefix(text: str) -> bool:
+    """Whether it is a prefix, or that of an address with its prefix length."""
+    return _parses(lambda prefix: ip_network(prefix, strict=False), text)
+
+
+def _parses(parse: Callable[[str], object], text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True

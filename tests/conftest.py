@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.support import workers
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import SLOW, scaled

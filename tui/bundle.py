@@ -19,12 +19,12 @@ import numpy as np
 from core.codec import plain
 from core.export import document
 from core.findings import Finding
-from core.flows.table import table_of
+from core.flows.merge import table_of
 from core.model import Change, FastFlows, Firewall, LinkStats
 from core.serialize import FAST_FILE, SNAPSHOT_FILE, json_pieces
 from core.text import safe
 from core.topology import Topology
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import FlowPicture
 from tui.changer import Earlier, Logged
 from tui.present.flows_detail import spoken
 from tui.show import write_lists

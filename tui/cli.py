@@ -277,7 +277,7 @@ def load(path: Path) -> Snapshot:
 def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
     """The snapshot in a dump file, and what the fast path had counted, where it is a bundle that tells;
     raises CommandError."""
-    from core.packed import MAX_BYTES
+    from core.files import MAX_BYTES
     from core.serialize import CorruptFile, unpack_both
     from core.text import safe
 

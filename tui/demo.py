@@ -36,12 +36,12 @@ def run_command(words: list[str], traffic: bool) -> int:
 
 
 def _run_in_lab(words: list[str], traffic: bool) -> int:
-    from core.lab import demo
+    from core.lab import lab
 
     settings = LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0)
     if words[0] == "vnet-tui":
-        return demo.main(own_python("tui.cli", *words[1:]), settings, with_packages())
-    return demo.main(words, settings)
+        return lab.main(own_python("tui.cli", *words[1:]), settings, with_packages())
+    return lab.main(words, settings)
 
 
 def _replay(error: LabError, ascii_only: bool) -> int:

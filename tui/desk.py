@@ -154,7 +154,9 @@ class Desk:
 
     def forgetting(self, ref: Ref) -> DeleteFlow | None:
         """The request to forget a connection of the present picture; None where it is not there any more."""
-        from core.plan.flows import delete_flow_at  # plans are loaded for those alone who change something
+        from core.plan.containers import (
+            delete_flow_at,  # plans are loaded for those alone who change something
+        )
 
         return delete_flow_at(self._stage.scene.topology, ref)
 

@@ -14,15 +14,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from core.collect.peer_names import PeerNames
+from core.collect.host import PeerNames
 from core.collect.snapshot import read_snapshot
-from core.export.talk import client_counts, flow_lines
+from core.export.flows import client_counts, flow_lines
+from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter
-from core.flows.table import FlowTable
 from core.model import FastFlows, Problem, Snapshot
 from core.text import safe
 from core.topology import Topology
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import FlowPicture
 from core.watch.flows import SocketReader, read_timed
 from tui.errors import CommandError
 from tui.fastpath.flows import SharedFlows
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, file: Snapshot | None, fast: FastFlows | No
     the fast path had counted then."""
     _check(options, file is not None)
     if file is not None:
-        from core.flows.table import table_of
+        from core.flows.merge import table_of
 
         looks = _Looks(file, live=False)
         picture = looks.picture(table_of(file.conntracks, fast, file.taken_at))

@@ -163,11 +163,11 @@ def bundle(path: Path, source: str | None) -> int:
 
 def _of_this_host() -> Kept:
     """What is now, with the counters, the flows as measured and the changes of the journal."""
+    from core.collect.links import read_stats
     from core.collect.snapshot import read_snapshot
-    from core.collect.stats import read_stats
     from core.flows.meter import FlowMeter
     from core.topology import Topology
-    from core.topology.flowpicture import FlowPicture
+    from core.topology.flow_index import FlowPicture
     from core.watch.flows import read_timed
     from tui.bundle import Kept
     from tui.change.session import Session

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from core.flows.table import FlowTable
+from core.flows.merge import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 

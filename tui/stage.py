@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from core.findings import Finding
+from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
-from core.flows.table import FlowTable
 from core.model import PARTS, Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
 from core.rates import Rates
 from core.topology import Topology
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import FlowPicture
 from tui.inbox import Tracked, read_at
 from tui.navigation import ViewState, Way
 from tui.present import query, views

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-from core.collect.docker import DOCKER
 from core.collect.engine_socket import Unreachable, connected, find_socket
+from core.collect.engines import DOCKER
 
 _SECONDS = 30.0
 _LONGEST = 300

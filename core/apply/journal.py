@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.apply.entries import OUTLIVING, Entry, is_closed, read
-from core.apply.lock import quiet
-from core.apply.state import StateError, boot_id, state_directory, sync_directory, unusable
+from core.apply.state import StateError, boot_id, quiet, state_directory, sync_directory, unusable
 from core.ops import Operation
 from core.ops.record import to_record
 

@@ -14,9 +14,8 @@ from typing import Any, Self
 from core.apply import route
 from core.apply.engine import open_docker
 from core.apply.nft import Nft
-from core.collect.netlink import Message, Netlink, attributes, text
-from core.collect.netns import HOST_PATH, NamespaceGone, entered
-from core.collect.nsfile import inode_of, open_namespace
+from core.netlink.client import Message, Netlink, attributes, text
+from core.netlink.netns import HOST_PATH, NamespaceGone, entered, inode_of, open_namespace
 from core.ops import HOST, Place
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h

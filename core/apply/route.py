@@ -7,7 +7,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from core.collect.netlink import attribute
+from core.netlink.client import attribute
 from core.ops import AddAddress, AddVlan
 
 _NEW_LINK, _DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19

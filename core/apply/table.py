@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from core.apply.nft import Nft
 from core.collect.libnftables import STATELESS, Context, Refused, library
-from core.collect.netns import THREAD_PATH
-from core.collect.nftables import read_tables
+from core.collect.nft_netlink import read_tables
+from core.netlink.netns import THREAD_PATH
 from core.tags import TABLE
 
 _NFT_SECONDS = 20.0

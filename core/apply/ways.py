@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 from core.apply.route import FAMILIES, packed, u32_attribute
 from core.collect import names
-from core.collect.netlink import attribute
 from core.collect.routes import ROUTE_KINDS
-from core.model.routing import METRICS, RTO_MIN
+from core.model.routes import METRICS, RTO_MIN
+from core.netlink.client import attribute
 from core.ops import AddRoute, Hop
 
 # linux/rtnetlink.h

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 import sys
 
-from core.collect.linkkinds import address
-from core.collect.netlink import Netlink, attribute, attribute_list, attributes, u16, u32
+from core.collect.link_kinds import address
 from core.model import BridgePort, BridgeSettings, FdbEntry, PortVlan
+from core.netlink.client import Netlink, attribute, attribute_list, attributes, u16, u32
 
 _RTM_GETLINK, _RTM_GETNEIGH = 18, 30
 _IFLA_AF_SPEC, _IFLA_EXT_MASK = 26, 29

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from core.collect import netns
 from core.model import Problem
+from core.netlink import netns
 
 MOST = 256  # bridges: each takes a descriptor
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_IGNORE_OUTGOING = 263, 6, 23

@@ -8,8 +8,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from core.collect.engine_answers import container
-from core.collect.engine_checks import checked
+from core.collect.engine_answers import checked, container_of
 from core.collect.engine_http import EngineHttp, RefusedByEngine
 from core.collect.engine_socket import (
     REQUEST_SECONDS,
@@ -110,7 +109,7 @@ def _containers(kind: EngineKind, engine: EngineHttp, api: str, listed: Any) -> 
             if told.status == HTTPStatus.NOT_FOUND:
                 continue
             told = {}
-        yield container(kind.name, one, told if told is None else dict(told))
+        yield container_of(kind.name, one, told if told is None else dict(told))
 
 
 def _is_on_a_network(listed: Mapping[str, Any]) -> bool:

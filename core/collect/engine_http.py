@@ -12,7 +12,7 @@ from http.client import HTTPException, HTTPResponse
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from core.packed import Counted, TooLarge
+from core.files import Counted, TooLarge
 
 _LONGEST = 200
 _PIECE = 1 << 16

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.collect.netns import THREAD_PATH
-from core.collect.nsfile import inode_of
 from core.model import Engine, Problem
+from core.netlink.netns import THREAD_PATH, inode_of
 
 # Seconds that an engine has for one answer.
 REQUEST_SECONDS = 2.0
@@ -166,3 +165,13 @@ def _denied(kind: EngineKind, path: str) -> Engine:
         f"no right to open {path}",
         "run vnet-tui with sudo",
     )
+
+
+# A list such as "docker,podman"; "none" for none of them. Engines: "docker", "podman", "ovs".
+ENGINES = "VNET_ENGINES"
+
+
+def is_wanted(engine: str) -> bool:
+    """Whether that engine is to be looked at; without the variable, each is."""
+    told = os.environ.get(ENGINES, "").strip()
+    return not told or engine in (word.strip().lower() for word in told.split(","))

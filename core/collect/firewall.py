@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.collect import filters
+from core.collect import nft_netlink
 from core.collect.iptables import read_iptables
-from core.collect.netns import NamespaceGone, entered, entry_of
 from core.collect.nft import read_nft, read_table
-from core.collect.nftables import Table, read_tables
-from core.collect.tools import OutOfTime, ToolFailed, ToolMissing, bounded
+from core.collect.nft_netlink import Table, read_tables
 from core.model import Chain, Firewall, FirewallRule, Namespace, Problem
+from core.netlink.netns import NamespaceGone, entered, entry_of
 from core.tags import TABLE
+from core.tools import OutOfTime, ToolFailed, ToolMissing, bounded
 
 # The legacy tables that exist in the thread's namespace; reading these makes none.
 _LEGACY = {
@@ -87,7 +87,7 @@ def read_firewalls(found: Mapping[int, Namespace]) -> dict[int, Firewall]:
 
 def read_filters(namespace: Namespace) -> Firewall:
     """What plans of networks are made from: our own table whole, and of others what
-    `core.collect.filters.read_filters` tells and all that is of iptables-legacy. Raises NamespaceGone."""
+    `core.collect.nft_netlink.read_filters` tells and all that is of iptables-legacy. Raises NamespaceGone."""
     return _read(namespace, _read_brief)
 
 
@@ -108,7 +108,7 @@ def _read(namespace: Namespace, read: Callable[[_Reading], None]) -> Firewall:
 
 
 def _read_brief(reading: _Reading) -> None:
-    chains, rules = filters.read_filters()
+    chains, rules = nft_netlink.read_filters()
     others = [chain for chain in chains if (chain.family, chain.table) != _OURS]
     reading.chains, reading.rules = others, rules
     if len(others) < len(chains):

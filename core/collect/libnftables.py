@@ -7,7 +7,7 @@ import threading
 from functools import cache
 from typing import Any
 
-from core.collect.netlink import NETFILTER, Netlink
+from core.netlink.client import NETFILTER, Netlink
 
 # NFT_CTX_OUTPUT_* of nftables/libnftables.h: what `nft -s`, `-a` and `-j` ask for.
 STATELESS, HANDLES, JSON = 1 << 2, 1 << 3, 1 << 4

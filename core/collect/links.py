@@ -6,25 +6,26 @@ import errno
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from core.collect import bridges, netns, routes
-from core.collect.ethtool import read_offloads
-from core.collect.linkkinds import address, details
+import numpy as np
+
+from core.collect import bridges, routes
+from core.collect.link_kinds import address, details
 from core.collect.names import scope
 from core.collect.namespaces import entry_of
-from core.collect.netlink import GENERIC, Netlink, attribute, attribute_list, attributes, s32, text, u32
-from core.collect.netns import NamespaceGone
-from core.collect.nsids import NsidResolver
+from core.collect.offloads import read_offloads
 from core.model import (
     LONG_AGO,
+    STATS_DTYPE,
     Address,
     FdbEntry,
     Link,
+    LinkStats,
     Namespace,
     NetState,
     PacketSizes,
@@ -32,6 +33,9 @@ from core.model import (
     PortVlan,
     Problem,
 )
+from core.netlink import netns
+from core.netlink.client import GENERIC, Netlink, attribute, attribute_list, attributes, s32, text, u32
+from core.netlink.netns import NamespaceGone, NsidResolver
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -317,3 +321,34 @@ def _problem(namespace: Namespace, error: OSError) -> Problem:
         why = f"entering a namespace needs CAP_SYS_ADMIN ({error.strerror})"
         return Problem("links", what, why, "run it as root", namespace.inode)
     return Problem("links", what, f"the kernel refused: {error.strerror}", "read again", namespace.inode)
+
+
+_RTM_GETSTATS = 94
+_IFLA_STATS_LINK_64 = 1
+_STATS_MESSAGE = struct.Struct("=BxxxII")
+_GET_STATS = _STATS_MESSAGE.pack(0, 0, 1 << (_IFLA_STATS_LINK_64 - 1))
+# The first nine counters of struct rtnl_link_stats64, in the order of STATS_DTYPE.
+_COUNTERS = struct.Struct("=9Q")
+
+
+def read_stats(namespaces: Iterable[Namespace]) -> LinkStats:
+    """The counters of every link in those namespaces, as far as they exist and may be entered."""
+    taken_at = time.monotonic()
+    rows = [row for namespace in namespaces for row in _read(namespace)]
+    return LinkStats(taken_at, np.array(rows, STATS_DTYPE))
+
+
+def _read(namespace: Namespace) -> list[tuple[int, ...]]:
+    try:
+        with netns.entered(namespace.entry, namespace.inode), Netlink() as sock:
+            return list(_rows(sock, namespace.inode))
+    except (NamespaceGone, PermissionError):
+        return []
+
+
+def _rows(sock: Netlink, ns: int) -> Iterator[tuple[int, ...]]:
+    for message in sock.dump(_RTM_GETSTATS, _GET_STATS):
+        _, ifindex, _ = _STATS_MESSAGE.unpack_from(message.payload)
+        counters = attributes(message.payload, _STATS_MESSAGE.size).get(_IFLA_STATS_LINK_64)
+        if counters:
+            yield (ns, ifindex, *_COUNTERS.unpack_from(counters))

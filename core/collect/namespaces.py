@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from core.collect import netns, nsfile, traces
-from core.collect.deep import DeepLook
-from core.collect.netlink import Netlink
-from core.collect.nsids import read_nsids
-from core.collect.traces import NAMES_DIR, Trace
+from core.collect import netns_refs
+from core.collect.netns_refs import NAMES_DIR, TooMany, Trace
 from core.model import Namespace, Problem
+from core.netlink import netns
+from core.netlink.client import Netlink
+from core.netlink.netns import read_nsids
 from core.text import quoted
 
 # `ip netns add` makes the file a moment before it mounts the namespace on it.
@@ -33,9 +33,9 @@ def read_namespaces(deep: bool = True) -> tuple[dict[int, Namespace], tuple[Prob
     """
     unreadable: list[int] = []
     problems: list[Problem] = []
-    pids = traces.all_pids()
-    mounts = list(traces.in_mounts())
-    found = [*mounts, *_names(mounts, problems), *traces.in_processes(pids, unreadable)]
+    pids = netns_refs.all_pids()
+    mounts = list(netns_refs.in_mounts())
+    found = [*mounts, *_names(mounts, problems), *netns_refs.in_processes(pids, unreadable)]
     if deep:
         others = [pid for pid in pids if pid != os.getpid()]
         homes = {trace.value: trace.inode for trace in found if isinstance(trace.value, int)}
@@ -54,7 +54,9 @@ def keep_deep(old: Mapping[int, Namespace], found: Mapping[int, Namespace]) -> d
     kept = dict(found)
     for inode, before in old.items():
         known = set(_traces_of(found[inode])) if inode in found else set()
-        further = [trace for trace in _traces_of(before) if trace not in known and traces.still_leads(trace)]
+        further = [
+            trace for trace in _traces_of(before) if trace not in known and netns_refs.still_leads(trace)
+        ]
         if further:
             merged = _namespaces([*known, *further])[inode]
             kept[inode] = replace(merged, nsid=found[inode].nsid if inode in found else before.nsid)
@@ -93,7 +95,7 @@ def _behind(path: Path, problems: list[Problem]) -> int | None:
         why = f"it links to {path.readlink()}" if path.is_symlink() else str(error.strerror)
         problems.append(_dead_name(path, why))
         return None
-    if status.st_dev == nsfile.device():
+    if status.st_dev == netns.device():
         return status.st_ino
     if time.time() - status.st_mtime > _BEING_MADE:
         problems.append(_dead_name(path, "it is a plain file: the mount of its namespace is gone"))
@@ -125,7 +127,7 @@ def _namespaces(found: Iterable[Trace]) -> dict[int, Namespace]:
     grouped: defaultdict[int, list[Trace]] = defaultdict(list)
     for trace in found:
         grouped[trace.inode].append(trace)
-    host = nsfile.inode_of(netns.HOST_PATH)
+    host = netns.inode_of(netns.HOST_PATH)
     order = sorted(grouped, key=lambda inode: (inode != host, inode))
     return {inode: _namespace(inode, inode == host, grouped[inode]) for inode in order}
 
@@ -150,7 +152,7 @@ def _namespace(inode: int, is_host: bool, found: list[Trace]) -> Namespace:
 def entry_of(namespace: Namespace) -> str:
     """A path into the namespace that leads there now, "" where none does: what only visited it (another look
     like this one, say) has left meanwhile."""
-    return next((traces.path_of(way) for way in _traces_of(namespace) if traces.still_leads(way)), "")
+    return next((netns_refs.path_of(way) for way in _traces_of(namespace) if netns_refs.still_leads(way)), "")
 
 
 def _mounts(paths: Iterable[str]) -> tuple[str, ...]:
@@ -188,3 +190,127 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+# The deep look for namespaces: threads, mounts and descriptors of every process, bounded for other users'.
+#
+# Any user can hold a million descriptors or mount namespaces of their own full of mounts. So processes of
+# root and of the user who looks come first and are read whole, and all others share a budget of time, each
+# of them with limits of its own. What exceeds them becomes a problem.
+
+MOST_DESCRIPTORS = 1 << 13
+MOST_THREADS = 1 << 12
+MOST_MOUNT_BYTES = 1 << 20
+# Of processor time, for the threads and mounts of all processes of other users, and for their descriptors.
+SECONDS = 0.5
+# Traces from one process to one namespace that are kept; more lead to the same place.
+_FEW = 16
+_STATUS_BYTES = 1 << 10
+
+
+class DeepLook:
+    """One deep look into processes. `homes` has the network namespace of each one's main thread, where that
+    is known; `problems` fills while the traces are read."""
+
+    def __init__(self, pids: Collection[int], homes: Mapping[int, int]) -> None:
+        users = {pid: _user(pid) for pid in pids}
+        trusted = {0, os.geteuid()}
+        host = netns.inode_of(netns.HOST_PATH)
+        self._trusted = [pid for pid in pids if users[pid] in trusted]
+        # Those in a namespace of their own first: more will be found there than in the thousandth shell.
+        self._others = sorted(
+            (pid for pid in pids if users[pid] not in trusted),
+            key=lambda pid: (homes.get(pid, host) == host, pid),
+        )
+        self._users = users
+        self._seen_mounts = {netns_refs.mount_namespace("self")}
+        self._exceeded: dict[str, list[int]] = {}
+        self._spent: Counter[int | None] = Counter()
+        self._stopped = False
+
+    def threads_and_mounts(self) -> Iterator[Trace]:
+        """What threads lead to that left their process's namespace, and the mounts of other mount namespaces,
+        each seen through one of its processes."""
+        for pid in self._trusted:
+            yield from netns_refs.in_threads(pid)
+            yield from self._mounts(pid, None)
+        yield from self._bounded(self._threads_and_mounts_of)
+
+    def descriptors(self, places: Collection[str]) -> Iterator[Trace]:
+        """What descriptors hold open; `places` are the paths where namespaces are mounted."""
+        for pid in self._trusted:
+            yield from netns_refs.in_descriptors(pid, places)
+        yield from self._bounded(lambda pid: self._descriptors_of(pid, places))
+
+    def problems(self) -> Iterator[Problem]:
+        """What was not looked through, in words that stay the same from look to look."""
+        for limit, pids in self._exceeded.items():
+            process = f"process {min(pids)}" + (" and others" if len(pids) > 1 else "")
+            why = f"{'each of them' if len(pids) > 1 else 'it'} has {limit}"
+            user = self._users[min(pids)]
+            yield _problem(f"can't look for all namespaces held by {process}", why, user)
+        if self._stopped:
+            user, _ = self._spent.most_common(1)[0]
+            what = "can't look for all namespaces held by processes of users other than root"
+            yield _problem(what, f"it takes too long, most of it for processes of user {user}", user)
+
+    def _threads_and_mounts_of(self, pid: int) -> Iterator[Trace]:
+        yield from self._noting(
+            pid, netns_refs.in_threads(pid, MOST_THREADS), f"more than {MOST_THREADS} threads"
+        )
+        mounts = self._mounts(pid, MOST_MOUNT_BYTES)
+        yield from self._noting(pid, mounts, f"a list of mounts longer than {MOST_MOUNT_BYTES >> 20} MiB")
+
+    def _descriptors_of(self, pid: int, places: Collection[str]) -> Iterator[Trace]:
+        found = netns_refs.in_descriptors(pid, places, MOST_DESCRIPTORS)
+        yield from self._noting(pid, found, f"more than {MOST_DESCRIPTORS} descriptors")
+
+    def _mounts(self, pid: int, most: int | None) -> Iterator[Trace]:
+        mount_namespace = netns_refs.mount_namespace(pid)
+        if mount_namespace and mount_namespace not in self._seen_mounts:
+            self._seen_mounts.add(mount_namespace)
+            yield from netns_refs.in_mounts(pid, most)
+
+    def _bounded(self, read: Callable[[int], Iterable[Trace]]) -> Iterator[Trace]:
+        """What is read of each of the other users' processes, until the time is up."""
+        began = before = time.thread_time()
+        for pid in self._others:
+            if before - began > SECONDS:
+                self._stopped = True
+                return
+            found = list(read(pid))
+            now = time.thread_time()
+            self._spent[self._users[pid]] += int((now - before) * 1e9)
+            before = now
+            yield from found
+
+    def _noting(self, pid: int, found: Iterable[Trace], limit: str) -> Iterator[Trace]:
+        """A few of the traces to each namespace; the limit is noted where it was exceeded."""
+        to: Counter[int] = Counter()
+        try:
+            for trace in found:
+                to[trace.inode] += 1
+                if to[trace.inode] <= _FEW:
+                    yield trace
+        except TooMany:
+            self._exceeded.setdefault(limit, []).append(pid)
+
+
+def _problem(what: str, why: str, user: int | None) -> Problem:
+    remedy = f"limit what they may have, such as by `ulimit -n` and TasksMax= of user-{user}.slice"
+    return Problem("namespaces", what, why, remedy)
+
+
+def _user(pid: int) -> int | None:
+    """Who runs a process: of its user ids (one that runs a setuid program has several) the greatest, which is
+    root's for processes that are root's alone; None where it is gone."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, _STATUS_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    _, found, rest = text.partition(b"\nUid:")
+    return max(map(int, rest.split(b"\n", 1)[0].split())) if found else None

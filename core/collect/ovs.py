@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from core.collect.choice import is_wanted
-from core.collect.tools import ToolFailed, find_tool, run_tool
+from core.collect.engine_socket import is_wanted
 from core.model import OvsBridge, OvsInterface, OvsPort, Problem
+from core.tools import ToolFailed, find_tool, run_tool
 
 TIMEOUT = 5  # seconds
 _PACKAGE = "openvswitch-switch"

@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 from core.collect import names
-from core.collect.linkkinds import address
-from core.collect.netlink import Netlink, attributes, s32, text, u16, u32
+from core.collect.link_kinds import address
 from core.model import Neighbour, NextHop, PolicyRule, Route
-from core.model.routing import METRICS, RTO_MIN
+from core.model.routes import METRICS, RTO_MIN
+from core.netlink.client import Netlink, attributes, s32, text, u16, u32
 
 _RTM_GETNEIGH, _RTM_GETROUTE, _RTM_GETRULE = 30, 26, 34
 _FAMILIES = {2: 4, 10: 6}

@@ -7,19 +7,27 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from core.collect import conntrack, docker, firewall, links, namespaces, ovs, plain, podman, tuning
+from core.collect import (
+    conntrack,
+    engines,
+    firewall,
+    links,
+    namespaces,
+    offloads,
+    ovs,
+    processes,
+)
 from core.collect.engine_socket import has_socket
 from core.collect.host import read_host
-from core.collect.netns import HOST_PATH, THREAD_PATH, NamespaceGone
-from core.collect.nsfile import inode_of
 from core.collect.processes import InitProcess, init_processes
 from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
+from core.netlink.netns import HOST_PATH, THREAD_PATH, NamespaceGone, inode_of
 
 PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
 # What plans are made from, not among PARTS: less than "links" (links.read_wiring), the firewall of the host
 # alone, or less than that (firewall.read_filters), and for those that tune links how these are tuned.
 WIRING, HOST_FIREWALL, FILTERS, TUNING = "wiring", "host firewall", "filters", "tuning"
-_ENGINES = ((docker.DOCKER, docker.read_docker), (podman.PODMAN, podman.read_podman))
+_ENGINES = ((engines.DOCKER, engines.read_docker), (engines.PODMAN, engines.read_podman))
 
 
 def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Snapshot:
@@ -75,7 +83,7 @@ def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
     if "containers" in wanted:
         fields["engines"] = _with_plain([answer() for answer in aside.engines], found, inits)
     if TUNING in wanted:
-        fields["tuning"] = tuning.read_tuning(found, fields.get("nets", {}))
+        fields["tuning"] = offloads.read_tuning(found, fields.get("nets", {}))
     if "ovs" in wanted:
         fields["ovs"], part_problems["ovs"] = ovs.read_ovs()
     host_told = read_host("listeners" in wanted)
@@ -101,7 +109,7 @@ def _with_plain(
         container.pid for engine in engines for container in engine.containers if container.pid
     )
     by_name = {engine.name: engine for engine in engines}
-    return by_name | {"plain": plain.read_plain(found, claimed, inits)}
+    return by_name | {"plain": processes.read_plain(found, claimed, inits)}
 
 
 def read_each[Part](read: Callable[[Namespace], Part], found: Mapping[int, Namespace]) -> dict[int, Part]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from core.diff import containers, firewalls, host, links, namespaces, routing, storms
-from core.diff.told import Told
+from core.diff import containers, host, links
+from core.diff.change_list import ChangeList
 from core.model import Change, Snapshot
 
 _PARTS = {
-    "namespaces": (namespaces.tell_namespaces, host.tell_sysctls),
-    "links": (links.tell_links, routing.tell_routing),
-    "firewall": (firewalls.tell_rules,),
+    "namespaces": (host.tell_namespaces, host.tell_sysctls),
+    "links": (links.tell_links, links.tell_routing),
+    "firewall": (containers.tell_rules,),
     "conntrack": (host.tell_conntrack,),
     "containers": (containers.tell_containers, containers.tell_networks),
-    "storms": (storms.tell_storms,),
+    "storms": (host.tell_storms,),
 }
 
 
@@ -22,7 +22,7 @@ def changes(old: Snapshot, new: Snapshot, at: float) -> tuple[Change, ...]:
     A part that was never read in one of them is left out, and one that is the same object in both costs
     nothing. Counters, timers and other things that always move are no changes.
     """
-    told = Told(old, new, at)
+    told = ChangeList(old, new, at)
     unread = old.pending | new.pending
     for part, tellers in _PARTS.items():
         if part not in unread:

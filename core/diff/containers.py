@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from core.diff.told import Told, missing_in
-from core.model import Container, Engine, Network, Snapshot, container_ref, network_ref
+from core.diff.change_list import ChangeList, in_both, missing_in
+from core.model import (
+    Chain,
+    Container,
+    Engine,
+    Firewall,
+    FirewallRule,
+    Network,
+    Snapshot,
+    container_ref,
+    namespace_ref,
+    network_ref,
+)
+from core.tags import TABLE, UNTRACKED_TABLE
 
 # These are namespaces or processes first, and told as such.
 _PLAIN = ("netns", "process")
 _STATES = {"running": "is running", "paused": "was paused", "created": "was created"}
 
 
-def tell_containers(told: Told) -> None:
+def tell_containers(told: ChangeList) -> None:
     """Tell which containers came, went, changed their state or their networks."""
     if told.old.snapshot.engines is told.new.snapshot.engines:
         return
@@ -34,7 +46,7 @@ def _containers(snapshot: Snapshot) -> dict[str, Container]:
     return {each.uid: each for each in snapshot.containers() if each.runtime not in _PLAIN}
 
 
-def _answered(told: Told, engine: str) -> bool:
+def _answered(told: ChangeList, engine: str) -> bool:
     """Whether the engine answered now: one that is silent has not removed its containers."""
     now = told.new.snapshot.engines.get(engine)
     return now is not None and now.state == "ok"
@@ -61,7 +73,7 @@ def _state_words(old: str, new: str) -> str:
     return _STATES.get(new, f"stopped ({new})")
 
 
-def tell_networks(told: Told) -> None:
+def tell_networks(told: ChangeList) -> None:
     """Tell which networks the engines that answered before and after made and removed."""
     old, new = told.old.snapshot.engines, told.new.snapshot.engines
     for name, engine in new.items():
@@ -70,7 +82,7 @@ def tell_networks(told: Told) -> None:
             _tell_networks(told, was, engine)
 
 
-def _tell_networks(told: Told, old: Engine, new: Engine) -> None:
+def _tell_networks(told: ChangeList, old: Engine, new: Engine) -> None:
     before = {network.id: network for network in old.networks}
     after = {network.id: network for network in new.networks}
     for key in missing_in(before, after):
@@ -81,3 +93,151 @@ def _tell_networks(told: Told, old: Engine, new: Engine) -> None:
 
 def _words(network: Network) -> str:
     return f"{network.name} ({', '.join([network.driver, *network.subnets])})"
+
+
+_FAST_TABLE = "vnet_fastpath"  # inet, of nftables
+_DOCKER_DNS = "127.0.0.11"
+Place = tuple[str, str, str, str]
+
+
+def tell_rules(told: ChangeList) -> None:
+    """Tell which rules came and went, chain by chain, and which policies changed."""
+    for ns, old, new in in_both(told.old.snapshot.firewalls, told.new.snapshot.firewalls):
+        before, after = _apart(_by_id(old), _by_id(new))
+        gone = _without_own(told, ns, before, after, "removed")
+        come = _without_own(told, ns, after, before, "added")
+        rewritten = [key for key, rule in after.items() if key in before and rule.table == TABLE]
+        gone, come = gone + [before[key] for key in rewritten], come + [after[key] for key in rewritten]
+        gone, come = _without_vnets(told, ns, gone, come)
+        gone, come = _without_untracking(told, ns, gone, come)
+        _tell_chains(told, ns, "removed", gone, "is gone from", "are gone from")
+        _tell_chains(told, ns, "added", come, "was added to", "were added to")
+        for key, rule in after.items():
+            if key in before and rule.table not in (TABLE, _FAST_TABLE):
+                words = f"in {_chain(rule)} of {told.place(ns)} changed to: {rule.text}"
+                told.tell("changed", namespace_ref(ns), f"rule {before[key].text} {words}")
+        _tell_policies(told, ns, old, new)
+
+
+def _is_own(rule: FirewallRule) -> bool:
+    """Whether the fast path itself has made it."""
+    return (rule.backend, rule.family, rule.table) == ("nft", "inet", _FAST_TABLE)
+
+
+def _without_own(
+    told: ChangeList, ns: int, rules: dict[str, FirewallRule], others: dict[str, FirewallRule], action: str
+) -> list[FirewallRule]:
+    """Those that are not among the others, without the fast path's own: that its table came or went is told
+    once, in a sentence, and of what it writes anew meanwhile nothing."""
+    differ = [rule for key, rule in rules.items() if key not in others]
+    own = any(map(_is_own, differ))
+    if own and not any(map(_is_own, others.values())):
+        words = "was added, it forwards" if action == "added" else "is gone, it forwards nothing"
+        sentence = f"the fast path's table {_FAST_TABLE} {words}: {told.place(ns)}"
+        told.tell(action, namespace_ref(ns), sentence)
+    return [rule for rule in differ if not _is_own(rule)] if own else differ
+
+
+def _by_id(firewall: Firewall) -> dict[str, FirewallRule]:
+    return {rule.rule_id: rule for rule in firewall.rules}
+
+
+def _apart(
+    before: dict[str, FirewallRule], after: dict[str, FirewallRule]
+) -> tuple[dict[str, FirewallRule], dict[str, FirewallRule]]:
+    """Both without those that are the same, or were only written anew: of the same text in the same chain.
+    The fast path's own stay, of which others ask whether there are any."""
+    gone: dict[tuple[str, str], list[str]] = {}
+    for key, rule in before.items():
+        if not _is_own(rule):
+            gone.setdefault((_chain(rule), rule.text), []).append(key)
+    kept: tuple[set[str], set[str]] = set(), set()
+    for key, rule in after.items():
+        same = gone.get((_chain(rule), rule.text))
+        if same:
+            # Itself where it is still there.
+            there = key if key in same else same[0]
+            same.remove(there)
+            kept[0].add(there)
+            kept[1].add(key)
+    return _less(before, kept[0]), _less(after, kept[1])
+
+
+def _less(rules: dict[str, FirewallRule], keys: set[str]) -> dict[str, FirewallRule]:
+    return {key: rule for key, rule in rules.items() if key not in keys}
+
+
+def _without_vnets(
+    told: ChangeList, ns: int, gone: list[FirewallRule], come: list[FirewallRule]
+) -> tuple[list[FirewallRule], list[FirewallRule]]:
+    """Others' rules; what vnet's own do differently is told in a sentence each."""
+    sides = [[rule for rule in rules if rule.table == TABLE] for rules in (gone, come)]
+    ports = [{_port(rule) for rule in rules} - {""} for rules in sides]
+    went, came = ports[0] - ports[1], ports[1] - ports[0]
+    told_of = (("removed", went, "is no longer published"), ("added", came, "is published"))
+    for action, names, words in told_of:
+        for name in sorted(names):
+            told.tell(action, namespace_ref(ns), f"port {name} of {told.place(ns)} {words} by vnet")
+    less, more = (sum(not _port(rule) for rule in rules) for rules in sides)
+    if (less or more) and not went | came:
+        words = f"vnet's own rules in {told.place(ns)} follow its networks: {more} more, {less} less"
+        told.tell("changed", namespace_ref(ns), words)
+    others = [[rule for rule in rules if rule.table != TABLE] for rules in (gone, come)]
+    return others[0], others[1]
+
+
+def _without_untracking(
+    told: ChangeList, ns: int, gone: list[FirewallRule], come: list[FirewallRule]
+) -> tuple[list[FirewallRule], list[FirewallRule]]:
+    """The rules but those of `vnet-tui tune` in containers, of which one sentence says what they do."""
+    went, came = (any(rule.table == UNTRACKED_TABLE for rule in rules) for rules in (gone, come))
+    if went != came:
+        words = "no longer tracks" if came else "again tracks"
+        sentence = f"conntrack {words} connections of {told.place(ns)}"
+        told.tell("added" if came else "removed", namespace_ref(ns), sentence)
+    dns = (
+        (_DOCKER_DNS,) if went != came else ()
+    )  # the rules of Docker's that these replaced, or made place for
+    others = [
+        [
+            rule for rule in rules
+            if rule.table != UNTRACKED_TABLE and not (rule.src in dns or rule.dst in dns)
+        ]
+        for rules in (gone, come)
+    ]  # fmt: skip
+    return others[0], others[1]
+
+
+def _port(rule: FirewallRule) -> str:
+    """The published port ("tcp/8080") that a rule of ours is there for, "" for another."""
+    words = rule.comment.split()
+    return words[2] if words[:2] == [TABLE, "publish"] and len(words) > 2 else ""
+
+
+def _chain(rule: FirewallRule) -> str:
+    return f"{rule.backend} {rule.family} {rule.table} {rule.chain}"
+
+
+def _tell_chains(
+    told: ChangeList, ns: int, action: str, rules: list[FirewallRule], one: str, several: str
+) -> None:
+    groups: dict[str, list[FirewallRule]] = {}
+    for rule in rules:
+        groups.setdefault(_chain(rule), []).append(rule)
+    ref, where = namespace_ref(ns), told.place(ns)
+    for chain, group in groups.items():
+        found = [(ref, f"a rule {one} {chain} in {where}: {rule.text}") for rule in group]
+        told.tell_each(action, found, f"rules {several} {chain} in {where}", ref)
+
+
+def _tell_policies(told: ChangeList, ns: int, old: Firewall, new: Firewall) -> None:
+    before = {_place(chain): chain.policy for chain in old.chains}
+    for chain in new.chains:
+        was = before.get(_place(chain), chain.policy)
+        if was != chain.policy:
+            words = f"the policy of {' '.join(_place(chain))} in {told.place(ns)} changed"
+            told.tell("changed", namespace_ref(ns), f"{words} from {was} to {chain.policy}")
+
+
+def _place(chain: Chain) -> Place:
+    return (chain.backend, chain.family, chain.table, chain.name)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from core.codec import plain
-from core.export import conntrack, containers, flows, links, networks, routing
+from core.export import flows, objects
+from core.export.objects import neighbours, routes, rules, tables
 from core.topology import Topology
 
 SCHEMA = 1
@@ -27,18 +28,18 @@ _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 # The lists of each topic; each item is one line of the document.
 TOPICS: Mapping[str, Mapping[str, Items]] = {
-    "namespaces": {"namespaces": _dumped(networks.namespaces)},
-    "links": {"links": _dumped(links.links)},
-    "bridges": {"bridges": _dumped(links.bridges), "ovs": _dumped(links.ovs)},
-    "veths": {"veths": _dumped(links.veths)},
-    "containers": {"containers": _dumped(containers.containers)},
-    "networks": {"networks": _dumped(networks.networks)},
-    "nat": {"nat": _dumped(networks.nat)},
-    "conntrack": {"conntrack": flows.flows, "conntrack_tables": _dumped(conntrack.tables)},
+    "namespaces": {"namespaces": _dumped(objects.namespaces)},
+    "links": {"links": _dumped(objects.links)},
+    "bridges": {"bridges": _dumped(objects.bridges), "ovs": _dumped(objects.ovs)},
+    "veths": {"veths": _dumped(objects.veths)},
+    "containers": {"containers": _dumped(objects.containers)},
+    "networks": {"networks": _dumped(objects.networks)},
+    "nat": {"nat": _dumped(objects.nat)},
+    "conntrack": {"conntrack": flows.flows, "conntrack_tables": _dumped(tables)},
     "routes": {
-        "routes": _dumped(routing.routes),
-        "rules": _dumped(routing.rules),
-        "neighbours": _dumped(routing.neighbours),
+        "routes": _dumped(routes),
+        "rules": _dumped(rules),
+        "neighbours": _dumped(neighbours),
     },
 }
 

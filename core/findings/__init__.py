@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from core.findings import engines, forwarding, links, loads, overlaps
+from core.findings import forwarding, links, loads
 from core.findings.finding import Finding, Severity
 from core.findings.links import joined
 from core.findings.loads import storm_words
@@ -24,8 +24,8 @@ def findings(topology: Topology) -> tuple[Finding, ...]:
         *links.dead_joins(topology),
         *links.of_links(topology),
         *links.of_bridges(topology),
-        *overlaps.overlaps(topology),
-        *engines.docker_without_rules(topology),
+        *links.overlaps(topology),
+        *forwarding.docker_without_rules(topology),
         *forwarding.drops(topology),
         *forwarding.shut_networks(topology),
         *shut,

@@ -1,9 +1,7 @@
 """What conntrack entries mean: who talks to whom through which translation, entry by entry or as columns."""
 
 from core.flows.columns import FlowColumns
-from core.flows.meaning import End, Entry, Flow, entry_of, flow_of, sentence
-from core.flows.rules import translators
-from core.flows.words import (
+from core.flows.describe import (
     PROTOCOLS,
     STATES,
     TRANSLATIONS,
@@ -15,6 +13,7 @@ from core.flows.words import (
     state_text,
     status_words,
 )
+from core.flows.interpretation import End, Entry, Flow, entry_of, flow_of, sentence, translators
 
 __all__ = [
     "PROTOCOLS",

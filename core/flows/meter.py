@@ -8,10 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from core.flows import keys
-from core.flows.fast import FAST, NO_PATHS, PART, Paths, is_part, joined, ways_of
-from core.flows.keys import Places
-from core.flows.table import GENERATIONS, UNKNOWN, FlowTable, began, counters_of, whole
+from core.flows.columns import Places, any_of, identity
+from core.flows.merge import (
+    FAST,
+    GENERATIONS,
+    NO_PATHS,
+    PART,
+    UNKNOWN,
+    FlowTable,
+    Paths,
+    began,
+    counters_of,
+    is_part,
+    joined,
+    ways_of,
+    whole,
+)
 from core.model import Conntrack, FastFlows
 from core.model.conntrack import empty_entries
 
@@ -130,13 +142,13 @@ class FlowMeter:
         table)."""
         old, rows, entries = self.table, np.zeros(0, np.intp), empty_entries()
         for ns, some in parts.items():
-            found = self._places.of(keys.identity(ns, some))
+            found = self._places.of(identity(ns, some))
             rows = np.concatenate((rows, found[found >= 0]))
             entries = np.concatenate((entries, some[found >= 0]))
         self._kernel[rows] = np.concatenate((entries["packets"], entries["bytes"]), axis=1)
         newest, path = self._fast_again(fast, now, at)
         counters = self._merged(self._kernel, newest)
-        changed = rows if newest is None else np.union1d(rows, np.flatnonzero(keys.any_of(newest)))
+        changed = rows if newest is None else np.union1d(rows, np.flatnonzero(any_of(newest)))
         self._advance(changed, counters[changed], np.full(len(changed), now))
         self._memory.speeds[np.setdiff1d(wanted, changed)] = 0
         self.table = replace(
@@ -158,8 +170,8 @@ class FlowMeter:
         """Where the fast path carried something before the last look already, which did not see it, begin
         anew: how much has come since is not known."""
         memory, passed = self._memory, now - self.table.taken_at
-        rows = np.flatnonzero((age > passed + _SOON) & keys.any_of(counters))
-        rows = rows[~keys.any_of(memory.fast[rows, 0])]
+        rows = np.flatnonzero((age > passed + _SOON) & any_of(counters))
+        rows = rows[~any_of(memory.fast[rows, 0])]
         memory.times[rows] = memory.late[rows, 0] = np.nan
         memory.speeds[rows], memory.fast[rows, 1] = UNKNOWN, 0
 
@@ -177,7 +189,7 @@ class FlowMeter:
             self._find_again(paths.counters[:count], at - paths.since[:count], now)
         newest[:count], path[:count] = paths.counters[:count], paths.path[:count]
         if paths.loose is not None:
-            place = self._places.of(keys.identity(fast.ns, paths.loose.entries))
+            place = self._places.of(identity(fast.ns, paths.loose.entries))
             found = place >= count
             newest[place[found]] = paths.counters[count:][found]
             path[place[found]] = paths.path[count:][found]
@@ -200,7 +212,7 @@ class FlowMeter:
 
     def _recall(self, tables: Sequence[Conntrack], times: Column, now: float, at: float) -> None:
         """Bring what is known into the order of the new tables; new rows begin here."""
-        new = [keys.identity(table.ns, table.entries) for table in tables]
+        new = [identity(table.ns, table.entries) for table in tables]
         wanted = np.concatenate(new) if new else np.zeros(0, np.uint64)
         old = self._memory
         if len(wanted) == len(old.keys) and np.array_equal(wanted, old.keys):
@@ -239,7 +251,7 @@ class FlowMeter:
                 return kernel.copy()
             newest = np.zeros_like(kernel)
         self._is_fast = True
-        anew = keys.any_of(newest < fast[:, 0])
+        anew = any_of(newest < fast[:, 0])
         fast[anew, 1] += fast[anew, 0]
         fast[:, 0] = newest
         return np.asarray(kernel + fast[:, 0] + fast[:, 1])
@@ -254,7 +266,7 @@ class FlowMeter:
         late, fast = self._memory.late, self._memory.fast
         newest = np.concatenate((counters[:, :2], fast[:, 0, :2] + fast[:, 1, :2]), axis=1).astype(float)
         risen = np.nan_to_num(np.maximum(newest - late[:, 0], 0))
-        moved = keys.any_of(risen)
+        moved = any_of(risen)
         late[moved, 1] = late[moved, 1] / 2 + risen[moved]
         late[:, 0] = newest
 
@@ -263,7 +275,7 @@ class FlowMeter:
         path = path.copy()
         rows = np.flatnonzero((path == FAST) | (path == PART))
         late = self._memory.late[rows, 1]
-        known = keys.any_of(late[:, :2])
+        known = any_of(late[:, :2])
         path[rows[known]] = np.where(is_part(late[known, :2], late[known, 2:]), PART, FAST)
         return path
 
@@ -272,7 +284,7 @@ class FlowMeter:
         memory = self._memory
         old, at = memory.counts[rows], memory.times[rows]
         unknown = np.isnan(at[:, 0])
-        backwards = keys.any_of(counts < old[:, 1])
+        backwards = any_of(counts < old[:, 1])
         passed = times - at[:, 0]
         usable = ~unknown & ~backwards & (passed >= _SHORTEST)
         speeds = memory.speeds[rows]
@@ -280,7 +292,7 @@ class FlowMeter:
         speeds[usable] = risen[:, [2, 3, 0, 1]] * (8, 8, 1, 1)
         memory.speeds[rows] = speeds
         moved = memory.moved[rows]
-        moved[~unknown & keys.any_of(counts != old[:, 1])] = times.max(initial=0.0)
+        moved[~unknown & any_of(counts != old[:, 1])] = times.max(initial=0.0)
         memory.moved[rows] = moved
         turn = ~unknown & ~backwards & (times - at[:, 1] >= HALF_WINDOW)
         old[turn, 0], at[turn, 0] = old[turn, 1], at[turn, 1]

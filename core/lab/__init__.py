@@ -1,6 +1,6 @@
 """The demo lab: a small, busy container host in namespaces of its own, for demos, tests and screenshots."""
 
+from core.lab.blueprint import LabSettings
 from core.lab.lab import Lab, LabError, check_rights
-from core.lab.settings import LabSettings
 
 __all__ = ["Lab", "LabError", "LabSettings", "check_rights"]

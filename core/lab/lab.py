@@ -13,9 +13,9 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-from core.collect.choice import ENGINES
+from core.collect.engine_socket import ENGINES
 from core.environment import with_packages
-from core.lab.settings import READY, LabSettings
+from core.lab.blueprint import READY, LabSettings
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
@@ -204,3 +204,14 @@ def _wait(process: subprocess.Popen[Any]) -> int:
             return process.returncode
         os.kill(os.getpid(), signal.SIGSTOP)
         process.send_signal(signal.SIGCONT)
+
+
+def main(argv: list[str], settings: LabSettings | None = None, env: Mapping[str, str] | None = None) -> int:
+    """Build the lab, run `argv` inside it on this terminal and return its exit code. Raises LabError."""
+    with Lab(settings, progress=_say) as lab:
+        code = lab.run_inside(argv, env)
+        return code if code >= 0 else 128 - code  # ended by a signal: as a shell says it
+
+
+def _say(text: str) -> None:
+    print(f"demo lab: {text} ...", file=sys.stderr, flush=True)

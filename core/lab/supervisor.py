@@ -18,10 +18,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from core.lab import blueprint, kernel, links
-from core.lab.blueprint import CONTAINERS, LabContainer
-from core.lab.rules import ruleset
-from core.lab.settings import READY, LabSettings
+from core.lab import blueprint, builder
+from core.lab.blueprint import CONTAINERS, READY, LabContainer, LabSettings
+from core.lab.builder import ruleset
 
 _TRAFFIC = Path(__file__).with_name("traffic.py")
 _OWN = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC
@@ -92,12 +91,12 @@ def _build(settings: LabSettings) -> None:
     os.unshare(_OWN | os.CLONE_NEWNET)
     socket.sethostname(blueprint.HOSTNAME)
     Path("/proc/self/comm").write_text("lab")
-    kernel.make_mounts_private()
-    kernel.fresh_run()
-    kernel.mount("proc", "/proc", "proc")
+    builder.make_mounts_private()
+    builder.fresh_run()
+    builder.mount("proc", "/proc", "proc")
     ipv6 = Path("/proc/sys/net/ipv6").is_dir()
     _say("namespaces")
-    _ip([f"netns add {name}" for name in links.netns_names()])
+    _ip([f"netns add {name}" for name in builder.netns_names()])
     _leave_sidecars_behind(settings, ipv6)
     _say("bridges, veth pairs, addresses, routes")
     _links(ipv6)
@@ -123,19 +122,19 @@ def _leave_sidecars_behind(settings: LabSettings, ipv6: bool) -> None:
 
 
 def _links(ipv6: bool) -> None:
-    _ip(_lines(links.host_batch(), ipv6))
+    _ip(_lines(builder.host_batch(), ipv6))
     for container in CONTAINERS:
         if container.own_netns and container.name != blueprint.INTERNET:
-            _ip(_lines(links.container_batch(container), ipv6), container.name)
-    _ip(_lines(links.internet_batch(), ipv6), blueprint.INTERNET)
+            _ip(_lines(builder.container_batch(container), ipv6), container.name)
+    _ip(_lines(builder.internet_batch(), ipv6), blueprint.INTERNET)
 
 
 def _extra_namespaces(count: int) -> None:
     names = [f"extra{number:03}" for number in range(count)]
     _ip([f"netns add {name}" for name in names])
-    _ip([line for name in names for line in links.extra_host_batch(name)])
+    _ip([line for name in names for line in builder.extra_host_batch(name)])
     for number, name in enumerate(names):
-        _ip(links.extra_batch(number), name)
+        _ip(builder.extra_batch(number), name)
 
 
 def _start(container: LabContainer, settings: LabSettings, ipv6: bool) -> None:
@@ -163,9 +162,9 @@ def _become(container: LabContainer, settings: LabSettings, ipv6: bool) -> None:
         os.setns(netns, os.CLONE_NEWNET)
     os.unshare(_OWN)
     socket.sethostname(container.name)
-    kernel.make_mounts_private()
-    kernel.fresh_run()
-    kernel.mount("proc", "/proc", "proc")
+    builder.make_mounts_private()
+    builder.fresh_run()
+    builder.mount("proc", "/proc", "proc")
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -183,7 +182,7 @@ def _environment(container: LabContainer) -> dict[str, str]:
 
 
 def _lines(lines: list[str], ipv6: bool) -> list[str]:
-    return lines if ipv6 else links.without_ipv6(lines)
+    return lines if ipv6 else builder.without_ipv6(lines)
 
 
 def _ip(lines: list[str], netns: str = "") -> None:

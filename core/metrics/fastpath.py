@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from core.metrics.sheet import Sheet
+from core.metrics.samples import SampleSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class FastPathNumbers:
 FastPathSource = Callable[[], FastPathNumbers | None]
 
 
-def fill(sheet: Sheet, numbers: FastPathNumbers | None) -> None:
+def fill_fast_path(sheet: SampleSet, numbers: FastPathNumbers | None) -> None:
     """Add what there is."""
     sheet.add("vnet_fast_path_active", (), numbers is not None and numbers.forwarding)
     sheet.add("vnet_fast_path_running", (), numbers is not None)

@@ -1,7 +1,6 @@
 """The model: frozen values that say what is. No effects, no logic beyond looking things up."""
 
-from core.model.change import Change
-from core.model.conntrack import CONNTRACK_DTYPE, TCP_STATES, Conntrack, ConntrackStats
+from core.model.conntrack import CONNTRACK_DTYPE, SOCKET_DTYPE, TCP_STATES, Conntrack, ConntrackStats, Sockets
 from core.model.container import (
     NAMESPACE_KINDS,
     Container,
@@ -12,21 +11,24 @@ from core.model.container import (
     Network,
     PublishedPort,
 )
-from core.model.fastflows import FAST_PATHS, FASTFLOW_DTYPE, FastFlows
-from core.model.fastpath import FastPath, FastPort, Requirement
+from core.model.fastpath import FAST_PATHS, FASTFLOW_DTYPE, FastFlows, FastPath, FastPort, Requirement
 from core.model.firewall import Chain, Choice, Firewall, FirewallRule, NatEntry, Translation
 from core.model.link import (
     LONG_AGO,
+    STATS_DTYPE,
     Address,
     BridgePort,
     BridgeSettings,
     FdbEntry,
     Link,
+    LinkStats,
+    LinkTuning,
+    OvsBridge,
+    OvsInterface,
+    OvsPort,
     PacketSizes,
     PortVlan,
 )
-from core.model.namespace import Namespace
-from core.model.ovs import OvsBridge, OvsInterface, OvsPort
 from core.model.problem import Problem
 from core.model.refs import (
     LinkKey,
@@ -40,12 +42,8 @@ from core.model.refs import (
     network_ref,
     talk_ref,
 )
-from core.model.routing import Neighbour, NextHop, PolicyRule, Route
-from core.model.snapshot import PARTS, Host, Listener, NetState, Snapshot
-from core.model.sockets import SOCKET_DTYPE, Sockets
-from core.model.stats import STATS_DTYPE, LinkStats
-from core.model.storm import Storm
-from core.model.tuning import LinkTuning
+from core.model.routes import Neighbour, NextHop, PolicyRule, Route
+from core.model.snapshot import PARTS, Change, Host, Listener, Namespace, NetState, Snapshot, Storm
 
 __all__ = [
     "CONNTRACK_DTYPE",

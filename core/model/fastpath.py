@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 # "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment;
 # "silent": its process does not answer, so its lease ends and the kernel forwards; "hidden": only root may
 # ask whether there is one; "unknown": a file does not hold it.
@@ -83,3 +85,50 @@ class FastPath:
         """The part of these that it forwarded, 0 to 1; None before the first."""
         seen = self.packets
         return self.verdicts.get(FAST, 0) / seen if seen else None
+
+
+# One row a direction of a connection, as its packets arrive: `src`, `dst` and the ports before translation,
+# the `new_*` ones as they leave. Addresses are 16 bytes in network order, IPv4 mapped (as in
+# CONNTRACK_DTYPE), ports in host order. `packets` and `bytes` (from the IP header on) are only those that the
+# fast path forwarded: the kernel's conntrack counts the others. `first_seen` and `last_seen` are Unix time in
+# nanoseconds. `live` is False once a FIN, a RST or a changed rule has handed the flow back to the kernel for
+# good.
+FASTFLOW_DTYPE = np.dtype(
+    [
+        ("family", "u1"),  # 4 or 6
+        ("l4_proto", "u1"),
+        ("path", "u1"),  # an index into FAST_PATHS
+        ("live", "?"),
+        ("src", "u1", (16,)),
+        ("dst", "u1", (16,)),
+        ("sport", "u2"),
+        ("dport", "u2"),
+        ("new_src", "u1", (16,)),
+        ("new_dst", "u1", (16,)),
+        ("new_sport", "u2"),
+        ("new_dport", "u2"),
+        ("in_ifindex", "u4"),
+        ("out_ifindex", "u4"),
+        ("packets", "u8"),
+        ("bytes", "u8"),
+        ("first_seen", "u8"),
+        ("last_seen", "u8"),
+    ]
+)
+
+FAST_PATHS = ("", "same bridge", "routed", "translated")
+
+
+def no_fast_flows() -> np.ndarray:
+    """No flows, in the shape that flows have."""
+    return np.zeros(0, FASTFLOW_DTYPE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FastFlows:
+    """The fast path's flows in the host's namespace `ns`; `entries` has dtype FASTFLOW_DTYPE and is
+    read-only; `taken_at` is Unix time in seconds. No entries where the fast path is off."""
+
+    ns: int
+    entries: np.ndarray = field(default_factory=no_fast_flows)
+    taken_at: float = 0.0

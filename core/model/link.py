@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from core.model.refs import LinkKey
 
 Scalar = str | int | bool
@@ -115,7 +117,7 @@ class Link:
     namespace id it lies in, as seen from this link's namespace (None: this same namespace). `details`
     holds what is special to the kind (vni, vlan id, mode, ...). `offloads` names the offloads that are on:
     those that ethtool(8) switches as a group by its short words ("tso", "gso", "tx-checksumming", ...),
-    others by the kernel's names. Counters are not here: see `core.model.stats`.
+    others by the kernel's names. Counters are not here: see `core.model.link`.
     """
 
     ns: int
@@ -160,3 +162,85 @@ class FdbEntry:
     state: str = "learned"
     flags: tuple[str, ...] = ()
     dst: str = ""
+
+
+# One row a link; counters as struct rtnl_link_stats64 (linux/if_link.h) has them, since the link was made.
+STATS_DTYPE = np.dtype(
+    [
+        ("ns", "u8"),
+        ("ifindex", "u4"),
+        ("rx_packets", "u8"),
+        ("tx_packets", "u8"),
+        ("rx_bytes", "u8"),
+        ("tx_bytes", "u8"),
+        ("rx_errors", "u8"),
+        ("tx_errors", "u8"),
+        ("rx_dropped", "u8"),
+        ("tx_dropped", "u8"),
+        ("multicast", "u8"),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinkStats:
+    """Counters of many links, read at `taken_at` (monotonic seconds); `rows` has dtype STATS_DTYPE."""
+
+    taken_at: float
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, STATS_DTYPE))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTuning:
+    """`changeable` and `wanted` name offloads as the kernel does ("tx-tcp-segmentation", ...): those that can
+    be switched, and those that are wanted on, whether they are or wait for another one (ethtool(8), -K).
+    `rps_cpus` are the CPUs that take over the packets of each receive queue, as the kernel writes them: a
+    hexadecimal mask, "0" for none (Documentation/networking/scaling.rst)."""
+
+    changeable: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
+    rps_cpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OvsInterface:
+    """One interface of a port: `kind` is "system" (a link that exists without it), "internal", "tap",
+    "patch", "vxlan", "geneve", ...; `ifindex` its link in the namespace of ovs-vswitchd, None where it has
+    none (patches); `error` says why it could not be opened; `options` are the tunnel's or the patch's."""
+
+    name: str
+    kind: str = "system"
+    ifindex: int | None = None
+    ofport: int | None = None
+    mac: str = ""
+    admin_up: bool = False
+    carrier: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OvsPort:
+    """One port: `tag` its access VLAN, `trunks` the VLANs that it trunks (empty with no tag: all),
+    `vlan_mode` and `bond_mode` as ovs-vswitchd.conf.db(5) names them; a bond has several interfaces."""
+
+    name: str
+    tag: int | None = None
+    trunks: tuple[int, ...] = ()
+    vlan_mode: str = ""
+    bond_mode: str = ""
+    interfaces: tuple[OvsInterface, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OvsBridge:
+    """One bridge; `datapath` is "system" (the kernel's) or "netdev" (in user space). Its own link is the port
+    of its name."""
+
+    name: str
+    datapath: str = "system"
+    fail_mode: str = ""
+    stp: bool = False
+    rstp: bool = False
+    ports: tuple[OvsPort, ...] = ()
+    external_ids: Mapping[str, str] = field(default_factory=dict)

@@ -8,14 +8,59 @@ from dataclasses import dataclass, field
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
 from core.model.firewall import Firewall
-from core.model.link import FdbEntry, Link
-from core.model.namespace import Namespace
-from core.model.ovs import OvsBridge
+from core.model.link import FdbEntry, Link, LinkTuning, OvsBridge
 from core.model.problem import Problem
-from core.model.refs import LinkKey
-from core.model.routing import Neighbour, PolicyRule, Route
-from core.model.storm import Storm
-from core.model.tuning import LinkTuning
+from core.model.refs import LinkKey, Ref
+from core.model.routes import Neighbour, PolicyRule, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """Too many frames to everybody on one bridge (`ns`, `ifindex`): `kind` is "broadcast" or "multicast",
+    `rate` about how many frames a second, `share` of all frames that enter the bridge (0 to 1). `ports` are
+    the ifindexes of the ports that they come in by, the foremost first, none where the ports' counters do not
+    tell."""
+
+    ns: int
+    ifindex: int
+    kind: str
+    rate: float
+    share: float
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One network namespace (network_namespaces(7)), identified by the inode of its nsfs file.
+
+    `names` are its names under /run/netns; `pids` the processes inside, ascending, a thread that left the
+    namespace of its process by its own id; `mounts` every nsfs mount that holds it, one in another mount
+    namespace as /proc/PID/root/PATH; `held_fds` (pid, fd) pairs that hold it open; `nsid` its id as seen from
+    the host namespace; `unit` the systemd unit and `command` the name of its first process; `entry` a path by
+    which it can be entered now ("" where there is none).
+    """
+
+    inode: int
+    is_host: bool = False
+    names: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    mounts: tuple[str, ...] = ()
+    held_fds: tuple[tuple[int, int], ...] = ()
+    nsid: int | None = None
+    unit: str = ""
+    command: str = ""
+    entry: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference: `action` is "added", "removed" or "changed"; `sentence` says it for a person."""
+
+    at: float
+    action: str
+    ref: Ref
+    sentence: str
+
 
 PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"})
 

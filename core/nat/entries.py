@@ -6,13 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from core.model import Firewall, NatEntry, Network, Snapshot
-from core.nat.draft import Draft
 from core.nat.filters import filter_drafts
-from core.nat.helpers import fold_helpers
-from core.nat.inward import inward_drafts
-from core.nat.outward import outward_drafts
+from core.nat.owners import Owners
 from core.nat.paths import placed_rules
-from core.nat.ties import Ties
+from core.nat.raw_entries import RawEntry, fold_helpers
+from core.nat.translations import inward_drafts, outward_drafts
 
 KINDS = ("published port", "dnat", "redirect", "masquerade", "snat", "filter")
 
@@ -22,11 +20,11 @@ def nat_entries(snapshot: Snapshot, networks: Sequence[Network]) -> tuple[NatEnt
 
     Rules that do the same are one entry; a hairpin masquerade or an accept that belongs to a published port
     stands behind it. Rules that only jump, return, count or mark are no entries."""
-    ties = Ties(snapshot, networks)
+    ties = Owners(snapshot, networks)
     return tuple(chain.from_iterable(_entries(firewall, ties) for firewall in snapshot.firewalls.values()))
 
 
-def _entries(firewall: Firewall, ties: Ties) -> Iterable[NatEntry]:
+def _entries(firewall: Firewall, ties: Owners) -> Iterable[NatEntry]:
     placed = placed_rules(firewall)
     inward = _merged(inward_drafts(firewall.ns, placed, ties))
     folded = fold_helpers(placed, inward)
@@ -37,9 +35,9 @@ def _entries(firewall: Firewall, ties: Ties) -> Iterable[NatEntry]:
     return (draft.entry(firewall.ns) for draft in drafts)
 
 
-def _merged(drafts: Iterable[Draft]) -> list[Draft]:
+def _merged(drafts: Iterable[RawEntry]) -> list[RawEntry]:
     """Drafts that say the same put together."""
-    found: dict[tuple[str, ...], Draft] = {}
+    found: dict[tuple[str, ...], RawEntry] = {}
     for draft in drafts:
         known = found.setdefault(draft.same, draft)
         if known is not draft:

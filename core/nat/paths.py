@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.model import Chain, Firewall, FirewallRule
-from core.nat.match import MATCHES, are_disjoint, split
+from core.nat.packets import MATCHES, are_disjoint, split
 
 ChainKey = tuple[str, str, str, str]
 # What a packet has matched before it comes to a chain, by the names of FirewallRule's fields.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from core.model import Chain, Firewall
-from core.nat.letting import Dropping, Published, Way
+from core.nat.forward_policy import Dropping, Published, Way
 from core.text import quoted as quote
 from core.text import safe
 

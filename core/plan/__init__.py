@@ -1,6 +1,6 @@
 """Plans: what a request would do to this host, worked out from a snapshot alone."""
 
-from core.plan.base import Plan, Refused
+from core.plan.builder import Plan, Refused
 from core.plan.plan import plan, plan_all
 from core.plan.tags import OurMember, OurNetwork, OurPort, Ours, ours
 

@@ -9,11 +9,9 @@ from itertools import chain, count
 
 from core.model import Network
 from core.ops import AddAddress, AddRoute, CreateVeth, Operation, Place, SetLink
-from core.plan import ipam, kept, validate
-from core.plan.base import Refusal, require, when
-from core.plan.dispatch import draft_steps
+from core.plan import ipam, persistent, validate
+from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
-from core.plan.draft import Draft, Target
 from core.plan.ports import withdraw
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork, OurPort
@@ -22,7 +20,7 @@ from core.text import safe
 
 
 @draft_steps.register
-def _(request: Attach, draft: Draft) -> str:
+def _(request: Attach, draft: PlanBuilder) -> str:
     if request.network not in draft.ours.networks:
         docker = find_docker_network(request.network, draft)
         if docker is not None:
@@ -33,7 +31,7 @@ def _(request: Attach, draft: Draft) -> str:
 
 
 def attach(
-    target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, draft: Draft
+    target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, draft: PlanBuilder
 ) -> OurMember:
     """Add the steps that join a container to a bridge of ours by a veth pair."""
     there = any(_is(member, target, network.name) for member in draft.ours.members)
@@ -43,14 +41,14 @@ def attach(
         validate.link_name(inner),
         when(inner in target.links, f"{safe(target.name)} has a link {safe(inner)} already"),
     )
-    held = kept.addresses(target, network, draft)
+    held = persistent.addresses(target, network, draft)
     chosen = _addresses(target, network, addresses or held, draft)
     member = OurMember(target.uid, network.name, _port_name(target.name, draft), inner, chosen)
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise Refusal([f"the name of {safe(target.name)} is too long for the tag of its link"])
     steps = tuple(_wiring(member, target, network, draft))
     draft.do(*steps)
-    kept.keep(target, network, steps, draft)
+    persistent.keep(target, network, steps, draft)
     draft.host_names.add(member.port)
     target.links.add(inner)
     target.ways.update(network.subnets)
@@ -62,7 +60,9 @@ def _is(member: OurMember, target: Target, network: str) -> bool:
     return member.container == target.uid and member.network == network
 
 
-def _wiring(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> Iterator[Operation]:
+def _wiring(
+    member: OurMember, target: Target, network: OurNetwork, draft: PlanBuilder
+) -> Iterator[Operation]:
     port, inner, place = member.port, member.link, target.place
     yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag())
     yield SetLink(port, "master", network.bridge, "")
@@ -72,7 +72,7 @@ def _wiring(member: OurMember, target: Target, network: OurNetwork, draft: Draft
     yield from _routes(member, target, network, draft)
 
 
-def _routes(member: OurMember, target: Target, network: OurNetwork, draft: Draft) -> Iterator[AddRoute]:
+def _routes(member: OurMember, target: Target, network: OurNetwork, draft: PlanBuilder) -> Iterator[AddRoute]:
     """A default route for each family in which the container has none; on an internal network only the ways
     to the networks that it is joined with."""
     if network.kind == "internal":
@@ -113,7 +113,7 @@ def ways_to(network: OurNetwork, other: OurNetwork, place: Place, link: str) -> 
     )  # fmt: skip
 
 
-def joined_with(network: OurNetwork, draft: Draft) -> Iterator[OurNetwork]:
+def joined_with(network: OurNetwork, draft: PlanBuilder) -> Iterator[OurNetwork]:
     """The networks that one is routed to."""
     for names in sorted(draft.ours.joined):
         if network.name in names:
@@ -122,7 +122,7 @@ def joined_with(network: OurNetwork, draft: Draft) -> Iterator[OurNetwork]:
                 yield draft.ours.networks[other]
 
 
-def shut_in(network: OurNetwork, draft: Draft) -> Iterator[tuple[Target, str]]:
+def shut_in(network: OurNetwork, draft: PlanBuilder) -> Iterator[tuple[Target, str]]:
     """The containers on an internal network and their links there: they have no default route by it."""
     for member in draft.ours.members if network.kind == "internal" else ():
         if member.network == network.name:
@@ -133,7 +133,7 @@ def _free_link(target: Target) -> str:
     return next(name for number in count() if (name := f"eth{number}") not in target.links)
 
 
-def _port_name(container: str, draft: Draft) -> str:
+def _port_name(container: str, draft: PlanBuilder) -> str:
     """A name for the host's end: "v-" and the container's, cut and numbered until it is free."""
     base = re.sub(r"[^A-Za-z0-9_.-]", "", container) or "c"
     size = validate.NAME_BYTES - len("v-")
@@ -142,7 +142,9 @@ def _port_name(container: str, draft: Draft) -> str:
     return next(name for name in names if name not in draft.host_names)
 
 
-def _addresses(target: Target, network: OurNetwork, wanted: tuple[str, ...], draft: Draft) -> tuple[str, ...]:
+def _addresses(
+    target: Target, network: OurNetwork, wanted: tuple[str, ...], draft: PlanBuilder
+) -> tuple[str, ...]:
     """An address with prefix length in each subnet of the network: those wanted, else the next free that no
     port of another container leads to, which that may have left behind."""
     led = {port.address: port for port in draft.ours.ports if port.container != target.uid}
@@ -171,7 +173,7 @@ def _led(port: OurPort | None, target: Target) -> str:
 
 
 @draft_steps.register
-def _(request: Detach, draft: Draft) -> str:
+def _(request: Detach, draft: PlanBuilder) -> str:
     if request.network not in draft.ours.networks:
         docker = find_docker_network(request.network, draft)
         if docker is not None:
@@ -183,7 +185,7 @@ def _(request: Detach, draft: Draft) -> str:
         draft.uid_of(request.container),
     )
     there = any((one.container, one.network) == (uid, name) for one in draft.ours.members)
-    if (not there or _has_ended(uid, draft)) and kept.forget(uid, name, draft):
+    if (not there or _has_ended(uid, draft)) and persistent.forget(uid, name, draft):
         return f"attach {safe(request.container)} to {safe(name)} no more when it starts"
     target = draft.target(request.container)
     draft.removing()
@@ -191,20 +193,20 @@ def _(request: Detach, draft: Draft) -> str:
     return f"detach {safe(target.name)} from {safe(name)}"
 
 
-def _has_ended(uid: str, draft: Draft) -> bool:
+def _has_ended(uid: str, draft: PlanBuilder) -> bool:
     """Whether the container runs no more: its veth pair goes with its namespace, a moment later."""
     container = draft.topology.containers.get(uid)
     return container is not None and container.netns is None
 
 
-def _member(target: Target, network: str, draft: Draft) -> OurMember:
+def _member(target: Target, network: str, draft: PlanBuilder) -> OurMember:
     found = next((member for member in draft.ours.members if _is(member, target, network)), None)
     if found is None:
         raise Refusal([f"{safe(target.name)} is not attached to {safe(network)} by vnet"])
     return found
 
 
-def detach_member(member: OurMember, draft: Draft) -> None:
+def detach_member(member: OurMember, draft: PlanBuilder) -> None:
     """Add the steps that take an attachment away whole, its published ports before."""
     port = draft.link(member.port)
     if port is None:
@@ -215,7 +217,7 @@ def detach_member(member: OurMember, draft: Draft) -> None:
         draft.hit(f"its port {one.port_id} is published no more")
     withdraw(published, draft)
     inner = draft.topology.peer(port)
-    kept.forget(member.container, member.network, draft)
+    persistent.forget(member.container, member.network, draft)
     delete_pair(draft, port)
     draft.drop_member(member)
     draft.used.difference_update(addresses)
@@ -223,7 +225,7 @@ def detach_member(member: OurMember, draft: Draft) -> None:
         _forget(draft.target(member.container), inner.ifindex, member, draft)
 
 
-def _forget(target: Target, ifindex: int, member: OurMember, draft: Draft) -> None:
+def _forget(target: Target, ifindex: int, member: OurMember, draft: PlanBuilder) -> None:
     """Note that a link inside a container is gone, and the routes over it."""
     target.links.discard(member.link)
     net = draft.snapshot.nets.get(target.ns or 0)
@@ -235,7 +237,7 @@ def _forget(target: Target, ifindex: int, member: OurMember, draft: Draft) -> No
 
 
 @draft_steps.register
-def _(request: Move, draft: Draft) -> str:
+def _(request: Move, draft: PlanBuilder) -> str:
     dockers = [_dockers_network(name, draft) for name in (request.network, request.to)]
     if any(dockers):
         return _move_by_docker(request, dockers, draft)
@@ -249,11 +251,11 @@ def _(request: Move, draft: Draft) -> str:
     return f"move {safe(target.name)} from {network.name} to {to.name}"
 
 
-def _dockers_network(name: str, draft: Draft) -> Network | None:
+def _dockers_network(name: str, draft: PlanBuilder) -> Network | None:
     return None if name in draft.ours.networks else find_docker_network(name, draft)
 
 
-def _move_by_docker(request: Move, networks: list[Network | None], draft: Draft) -> str:
+def _move_by_docker(request: Move, networks: list[Network | None], draft: PlanBuilder) -> str:
     """Have Docker attach before it detaches, so that there is a way at each moment."""
     there, to = networks
     if there is None or to is None:

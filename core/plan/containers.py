@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from core.model import Link, Namespace
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from core.flows import Entry, address_text, entry_of, flow_of, sentence
+from core.flows.describe import TCP, end_text, protocol_name
+from core.model import Link, Namespace, Ref
 from core.ops import (
     CreateNamespace,
     DeleteAddress,
+    DeleteConnection,
     DeleteNamespace,
     JoinNamespace,
     LeaveNamespace,
     Place,
     SetLink,
+    SetSysctl,
 )
 from core.plan import validate
 from core.plan.attachments import attach, detach_member
-from core.plan.base import Refusal, require, when
-from core.plan.dispatch import draft_steps
-from core.plan.draft import Draft, Target
-from core.plan.requests import CreateContainer, RemoveContainer
+from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
+from core.plan.requests import CountTraffic, CreateContainer, DeleteFlow, RemoveContainer
 from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
 from core.tags import tag, words_of
 from core.text import safe
+from core.topology import Topology
+from core.topology.owners import names_in
 
 
 @draft_steps.register
-def _(request: CreateContainer, draft: Draft) -> str:
+def _(request: CreateContainer, draft: PlanBuilder) -> str:
     taken = _named(request.name, draft) or request.name in draft.tags
     require(
         validate.name(request.name, "container's name"),
@@ -43,12 +52,12 @@ def _(request: CreateContainer, draft: Draft) -> str:
     return f"make the {request.model} container {request.name}"
 
 
-def _named(name: str, draft: Draft) -> Namespace | None:
+def _named(name: str, draft: PlanBuilder) -> Namespace | None:
     spaces = draft.snapshot.namespaces.values()
     return next((space for space in spaces if name in space.names), None)
 
 
-def _make(request: CreateContainer, draft: Draft) -> None:
+def _make(request: CreateContainer, draft: PlanBuilder) -> None:
     place = Place(request.name)
     draft.tags[request.name] = _tag((request.name,))
     draft.do(
@@ -62,7 +71,7 @@ def _make(request: CreateContainer, draft: Draft) -> None:
         attach(target, draft.network(request.network), request.addresses, "", draft)
 
 
-def _share(request: CreateContainer, draft: Draft) -> None:
+def _share(request: CreateContainer, draft: PlanBuilder) -> None:
     """Give the namespace of another container, or the host's, one name more."""
     of = "" if request.model == "open" else _joinable(request.joined_with, draft)
     if of not in draft.tags:
@@ -74,7 +83,7 @@ def _share(request: CreateContainer, draft: Draft) -> None:
     draft.do(JoinNamespace(request.name, of), SetLink("lo", "alias", draft.tags[of], before, Place(of)))
 
 
-def _joinable(text: str, draft: Draft) -> str:
+def _joinable(text: str, draft: PlanBuilder) -> str:
     """The named namespace that a container to join with is. Raises Refusal."""
     name = text.removeprefix("netns:")
     if name in draft.tags:
@@ -85,7 +94,7 @@ def _joinable(text: str, draft: Draft) -> str:
     return container.id
 
 
-def _loopback(ns: int, draft: Draft) -> Link:
+def _loopback(ns: int, draft: PlanBuilder) -> Link:
     net = draft.snapshot.nets.get(ns)
     found = next((link for link in net.links.values() if link.kind == "loopback"), None) if net else None
     if found is None:
@@ -109,7 +118,7 @@ def _tag(names: tuple[str, ...]) -> str:
 
 
 @draft_steps.register
-def _(request: RemoveContainer, draft: Draft) -> str:
+def _(request: RemoveContainer, draft: PlanBuilder) -> str:
     space = _named(request.name, draft)
     if space is None:
         raise Refusal([f'there is no named namespace "{safe(request.name)}"'])
@@ -124,7 +133,7 @@ def _(request: RemoveContainer, draft: Draft) -> str:
     return f"delete the container {safe(request.name)}"
 
 
-def _leave(name: str, of: str, space: Namespace, draft: Draft) -> None:
+def _leave(name: str, of: str, space: Namespace, draft: PlanBuilder) -> None:
     before = _loopback(space.inode, draft).alias
     if name in (words_of(before) or {}).get("name", ()):
         left = tuple(one for one in _names(before) if one != name)
@@ -132,7 +141,7 @@ def _leave(name: str, of: str, space: Namespace, draft: Draft) -> None:
     draft.do(LeaveNamespace(name, of))
 
 
-def _delete(name: str, space: Namespace, draft: Draft) -> None:
+def _delete(name: str, space: Namespace, draft: PlanBuilder) -> None:
     """Empty a namespace link by link, then delete it."""
     left = tag((("left", name), ("ns", str(space.inode)))) if space.pids else ""
     if left:
@@ -163,7 +172,7 @@ def _staying(space: Namespace) -> str:
     )
 
 
-def _delete_inside(link: Link, left: str, draft: Draft) -> None:
+def _delete_inside(link: Link, left: str, draft: PlanBuilder) -> None:
     place = draft.place_of(link.ns)
     if link.kind == "loopback":
         _reset_loopback(link, left, place, draft)
@@ -182,7 +191,7 @@ def _delete_inside(link: Link, left: str, draft: Draft) -> None:
         )
 
 
-def _reset_loopback(link: Link, alias: str, place: Place, draft: Draft) -> None:
+def _reset_loopback(link: Link, alias: str, place: Place, draft: PlanBuilder) -> None:
     for address in reversed(link.addresses):
         if address.scope not in ("host", "link"):
             draft.do(DeleteAddress("lo", str(address), place))
@@ -190,3 +199,80 @@ def _reset_loopback(link: Link, alias: str, place: Place, draft: Draft) -> None:
         draft.do(SetLink("lo", "up", "down", "up", place))
     if link.alias != alias:
         draft.do(SetLink("lo", "alias", alias, link.alias, place))
+
+
+SETTING = "net.netfilter.nf_conntrack_acct"
+
+
+@draft_steps.register
+def _accounting(request: CountTraffic, draft: PlanBuilder) -> str:
+    found = [ns for ns in request.namespaces if ns in draft.snapshot.namespaces]
+    require(when(not found, "every namespace with connections counts their traffic already"))
+    for ns in found:
+        draft.do(SetSysctl(SETTING, "1", "0", draft.place_of(ns)))
+    draft.warn("only connections that begin from now on are counted")
+    names = [safe(draft.topology.label(ns)) for ns in found]
+    return (
+        f"count the traffic of connections in {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
+    )
+
+
+_GRE = 47
+_COARSE = (
+    "conntrack(8) cannot tell GRE connections between the same two addresses apart: typed by hand, "
+    "the command forgets all of them"
+)
+_FINAL = "a connection that is forgotten cannot be brought back: this has no undo"
+
+
+def delete_flow(ns: int, entry: Entry, names: Mapping[bytes, str] = MappingProxyType({})) -> DeleteFlow:
+    """The request to forget a conntrack entry of the namespace `ns`; `names` are core.flows.flow_of's."""
+    flow = flow_of(entry, names)
+    ends = (address_text(entry.orig_src), address_text(entry.orig_dst), entry.orig_sport, entry.orig_dport)
+    said, translated = sentence(flow), bool(flow.snat or flow.dnat)
+    return DeleteFlow(ns, entry.id, entry.l4_proto, *ends, entry.zone, said, translated)
+
+
+def delete_flow_at(topology: Topology, ref: Ref) -> DeleteFlow | None:
+    """The request to forget the entry that a reference points at; None where it is gone."""
+    ns, entry_id = (int(part) for part in ref.key)
+    table = topology.snapshot.conntracks.get(ns)
+    places = np.flatnonzero(table.entries["id"] == entry_id).tolist() if table else []
+    if table is None or not places:
+        return None
+    return delete_flow(ns, entry_of(table.entries[places[0]]), names_in(topology, ns))
+
+
+@draft_steps.register
+def _flows(request: DeleteFlow, draft: PlanBuilder) -> str:
+    require(
+        when(request.ns not in draft.snapshot.namespaces, "its namespace is gone, and the connection with it")
+    )
+    ends = (request.src, request.dst, request.l4_proto, request.sport, request.dport)
+    draft.do(DeleteConnection(*ends, request.entry_id, draft.place_of(request.ns), request.zone))
+    for words in _what_it_hits(request):
+        draft.hit(words)
+    draft.warn(_FINAL)
+    if request.l4_proto == _GRE:
+        draft.warn(_COARSE)
+    return f"forget the connection {safe(request.sentence) or _told(request)}"
+
+
+def _what_it_hits(request: DeleteFlow) -> list[str]:
+    """What becomes of the packets that are still to come."""
+    words = ["its next packet counts as a new connection and meets all rules again: one of them may drop it"]
+    if request.translated:
+        words.append(
+            "it is translated: by then its port may be another one, and what is under way breaks off"
+        )
+    elif request.l4_proto == TCP:
+        words.append("if it was established, it goes on only where the kernel takes up connections half-way")
+    return words
+
+
+def _told(request: DeleteFlow) -> str:
+    ends = end_text(request.src, request.sport or None), end_text(request.dst, request.dport or None)
+    return f"{' -> '.join(ends)} {protocol_name(request.l4_proto)}"
+
+
+__all__ = ["delete_flow", "delete_flow_at"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from core.model import Container, Link, LinkKey, Ref
 from core.plan.attachments import detach_member
-from core.plan.base import Refusal, require, when
-from core.plan.dispatch import draft_steps
-from core.plan.draft import Draft
-from core.plan.lifelines import is_lifeline
+from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan.connectivity import is_lifeline
 from core.plan.ports import withdraw
 from core.plan.requests import Delete, RemoveContainer, RemoveNetwork
 from core.plan.teardown import delete_bridge, delete_pair, release_port
@@ -16,7 +14,7 @@ from core.text import safe
 
 
 @draft_steps.register
-def _(request: Delete, draft: Draft) -> str:
+def _(request: Delete, draft: PlanBuilder) -> str:
     match request.ref:
         case Ref("link", (int(ns), int(ifindex))):
             return _delete_link(LinkKey(ns, ifindex), draft)
@@ -32,7 +30,7 @@ def _(request: Delete, draft: Draft) -> str:
             raise Refusal([f"a {kind} cannot be deleted here"])
 
 
-def _delete_link(key: LinkKey, draft: Draft) -> str:
+def _delete_link(key: LinkKey, draft: PlanBuilder) -> str:
     link = draft.snapshot.link(key)
     if link is None:
         raise Refusal(["that link is gone already"])
@@ -54,7 +52,7 @@ def _delete_link(key: LinkKey, draft: Draft) -> str:
     return f"delete the link {safe(link.name)}"
 
 
-def _say_what_it_carries(link: Link, draft: Draft) -> None:
+def _say_what_it_carries(link: Link, draft: PlanBuilder) -> None:
     """Who loses its network with a link that others made: containers, published ports, the way out."""
     topology, name = draft.topology, safe(link.name)
     draft.warn(f"vnet did not make {name}: whatever made it may need it, or make it again")
@@ -74,20 +72,20 @@ def _say_what_it_carries(link: Link, draft: Draft) -> None:
         )
 
 
-def _inside(link: Link, draft: Draft) -> tuple[Container, ...]:
+def _inside(link: Link, draft: PlanBuilder) -> tuple[Container, ...]:
     return () if link.ns == draft.topology.host else draft.topology.containers_in(link.ns)
 
 
-def _is_bridge_of(link: Link, bridge: str, draft: Draft) -> bool:
+def _is_bridge_of(link: Link, bridge: str, draft: PlanBuilder) -> bool:
     return link.ns == draft.topology.host and link.name == bridge
 
 
-def _spaces(link: Link, draft: Draft) -> set[int]:
+def _spaces(link: Link, draft: PlanBuilder) -> set[int]:
     peer = draft.topology.peer(link)
     return {link.ns} | ({peer.ns} if peer else set())
 
 
-def _delete_other(link: Link, draft: Draft) -> None:
+def _delete_other(link: Link, draft: PlanBuilder) -> None:
     """Delete a veth pair or a bridge that is not ours; what else there is could not be brought back."""
     if link.kind == "veth":
         peer = draft.topology.peer(link)
@@ -106,7 +104,7 @@ def _delete_other(link: Link, draft: Draft) -> None:
         )
 
 
-def _delete_network(network_id: str, draft: Draft) -> str:
+def _delete_network(network_id: str, draft: PlanBuilder) -> str:
     network = draft.topology.network(network_id)
     if network is None:
         raise Refusal(["that network is gone already"])
@@ -116,21 +114,21 @@ def _delete_network(network_id: str, draft: Draft) -> str:
     return draft_steps(RemoveNetwork(network.name), draft)
 
 
-def _delete_container(runtime: str, container_id: str, draft: Draft) -> str:
+def _delete_container(runtime: str, container_id: str, draft: PlanBuilder) -> str:
     container = draft.topology.containers.get(f"{runtime}:{container_id}")
     name = safe(container.name if container else container_id)
     require(when(runtime != "netns", f"{name} is {runtime}'s: {runtime} deletes it"))
     return draft_steps(RemoveContainer(container_id), draft)
 
 
-def _delete_namespace(inode: int, draft: Draft) -> str:
+def _delete_namespace(inode: int, draft: PlanBuilder) -> str:
     space = draft.snapshot.namespaces.get(inode)
     if space is None or space.is_host or not space.names:
         raise Refusal(["only a named namespace can be deleted"])
     return draft_steps(RemoveContainer(space.names[0]), draft)
 
 
-def _withdraw(entry_id: str, draft: Draft) -> str:
+def _withdraw(entry_id: str, draft: PlanBuilder) -> str:
     entry = next((one for one in draft.topology.nat if one.entry_id == entry_id), None)
     firewall = draft.snapshot.firewalls.get(draft.topology.host)
     rules = [one for one in firewall.rules if one.rule_id in entry.rules] if firewall and entry else []

@@ -9,8 +9,7 @@ from core.model import Container, Endpoint, Network
 from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.ops.docker import LABELS
 from core.plan import validate
-from core.plan.base import Refusal, require, when
-from core.plan.draft import Draft
+from core.plan.builder import PlanBuilder, Refusal, require, when
 from core.plan.requests import Attach, CreateNetwork, Detach
 from core.text import safe
 
@@ -18,13 +17,13 @@ from core.text import safe
 _BUILT_IN = ("bridge", "host", "none")
 
 
-def find_docker_network(name: str, draft: Draft) -> Network | None:
+def find_docker_network(name: str, draft: PlanBuilder) -> Network | None:
     """Docker's network of that name, None where there is none."""
     engine = draft.snapshot.engines.get("docker")
     return next((one for one in engine.networks if one.name == name), None) if engine else None
 
 
-def create_docker_network(request: CreateNetwork, draft: Draft) -> str:
+def create_docker_network(request: CreateNetwork, draft: PlanBuilder) -> str:
     """Have Docker make a bridge network; it chooses what the request leaves open."""
     engine = draft.snapshot.engines.get("docker")
     unfit = request.kind not in ("nat", "internal") or request.nat66 or request.uplink
@@ -55,7 +54,7 @@ def create_docker_network(request: CreateNetwork, draft: Draft) -> str:
     return f"have Docker make the {request.kind} network {request.name}"
 
 
-def remove_docker_network(network: Network, draft: Draft) -> str:
+def remove_docker_network(network: Network, draft: PlanBuilder) -> str:
     """Have Docker remove a network, its containers detached before."""
     require(
         when(network.name in _BUILT_IN, f"Docker's own network {network.name} cannot be removed"),
@@ -91,7 +90,7 @@ def as_operation(network: Network) -> DockerCreateNetwork:
     )
 
 
-def _attached(network: Network, draft: Draft) -> list[Container]:
+def _attached(network: Network, draft: PlanBuilder) -> list[Container]:
     return [
         one
         for one in draft.snapshot.containers()
@@ -127,7 +126,7 @@ def _derived_mac(end: Endpoint) -> str:
     return b"\x02\x42".hex(":") + ":" + address.hex(":")
 
 
-def _disconnect(container: Container, network: Network, draft: Draft) -> None:
+def _disconnect(container: Container, network: Network, draft: PlanBuilder) -> None:
     """Detach it, telling where an undo cannot bring its address back: Docker lets nobody choose addresses on
     its own networks, nor on those whose subnet it chose itself (with the gateway, which others leave out)."""
     key, value = next(iter(LABELS.items()))
@@ -147,7 +146,7 @@ def _disconnect(container: Container, network: Network, draft: Draft) -> None:
     draft.do(DockerDisconnect(connection(container, network)))
 
 
-def _restores_macs(draft: Draft) -> bool:
+def _restores_macs(draft: PlanBuilder) -> bool:
     """Docker before 25 had one chosen MAC address for a container, whenever it came to that network."""
     engine = draft.snapshot.engines.get("docker")
     major = engine.version.partition(".")[0] if engine else ""
@@ -158,7 +157,9 @@ def _end(container: Container, network: Network) -> Endpoint:
     return next(end for end in container.endpoints if end.network == network.name)
 
 
-def attach_by_docker(request: Attach, network: Network, draft: Draft, like: Network | None = None) -> str:
+def attach_by_docker(
+    request: Attach, network: Network, draft: PlanBuilder, like: Network | None = None
+) -> str:
     """Have Docker attach one of its containers to one of its networks; `like` it is attached to another, as
     far as that can be."""
     container = _docker_container(request.container, network, draft)
@@ -175,7 +176,7 @@ def attach_by_docker(request: Attach, network: Network, draft: Draft, like: Netw
     return f"have Docker attach {safe(container.name)} to {safe(network.name)}"
 
 
-def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: Draft) -> DockerConnect:
+def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: PlanBuilder) -> DockerConnect:
     """Keep of an attachment what means the same on another network, and say what is not kept."""
     name, there, to = safe(asked.container), safe(end.network), safe(network.name)
     aliases = end.aliases if network.name not in _BUILT_IN else ()
@@ -198,7 +199,7 @@ def _words(values: tuple[str, ...]) -> str:
     return ", ".join(map(safe, values))
 
 
-def detach_by_docker(request: Detach, network: Network, draft: Draft) -> str:
+def detach_by_docker(request: Detach, network: Network, draft: PlanBuilder) -> str:
     """Have Docker detach one of its containers from one of its networks."""
     container = _docker_container(request.container, network, draft)
     require(
@@ -211,7 +212,7 @@ def detach_by_docker(request: Detach, network: Network, draft: Draft) -> str:
     return f"have Docker detach {safe(container.name)} from {safe(network.name)}"
 
 
-def _docker_container(text: str, network: Network, draft: Draft) -> Container:
+def _docker_container(text: str, network: Network, draft: PlanBuilder) -> Container:
     container = draft.container(text)
     if container.runtime != "docker":
         raise Refusal(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from core.model import BridgePort, BridgeSettings, Link, LinkKey
-from core.ops import Place, SetBridge, SetLink, SetPort
-from core.plan import validate
-from core.plan.base import Refusal, require, when
-from core.plan.dispatch import draft_steps
-from core.plan.draft import Draft
-from core.plan.lifelines import is_lifeline
-from core.plan.requests import ChangeBridge, ChangeLink, ChangePort
-from core.plan.tags import ALIAS_BYTES
+from core.ops import CreateVeth, Place, SetBridge, SetLink, SetPort, Want
+from core.plan import persistent, validate
+from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan.connectivity import is_lifeline
+from core.plan.requests import ChangeBridge, ChangeLink, ChangeMtu, ChangePort
+from core.plan.tags import ALIAS_BYTES, OurNetwork
 from core.plan.teardown import address_operation, own_addresses, permanent_neighbours, routes_of
 from core.tags import words_of
 from core.text import safe
@@ -36,7 +35,7 @@ BRIDGE_SETTINGS = {
 PORT_FLAGS = tuple(one.name for one in fields(BridgePort) if one.type == "bool")
 
 
-def _link(key: LinkKey, draft: Draft) -> tuple[Link, Place]:
+def _link(key: LinkKey, draft: PlanBuilder) -> tuple[Link, Place]:
     link = draft.snapshot.link(key)
     if link is None:
         raise Refusal(["that link is gone"])
@@ -46,7 +45,7 @@ def _link(key: LinkKey, draft: Draft) -> tuple[Link, Place]:
 
 
 @draft_steps.register
-def _(request: ChangeLink, draft: Draft) -> str:
+def _(request: ChangeLink, draft: PlanBuilder) -> str:
     link, place = _link(request.key, draft)
     before = len(draft.steps)
     if request.mtu is not None and request.mtu != link.mtu:
@@ -61,7 +60,7 @@ def _(request: ChangeLink, draft: Draft) -> str:
     return f"change the link {safe(link.name)}"
 
 
-def _change_mtu(link: Link, mtu: int, place: Place, draft: Draft) -> None:
+def _change_mtu(link: Link, mtu: int, place: Place, draft: PlanBuilder) -> None:
     require(validate.mtu(mtu, ipv6=any(one.family == 6 and one.scope == "global" for one in link.addresses)))
     master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master:
@@ -74,7 +73,7 @@ def _change_mtu(link: Link, mtu: int, place: Place, draft: Draft) -> None:
     draft.do(SetLink(link.name, "mtu", str(mtu), str(link.mtu), place))
 
 
-def _change_alias(link: Link, alias: str, place: Place, draft: Draft) -> None:
+def _change_alias(link: Link, alias: str, place: Place, draft: PlanBuilder) -> None:
     name = safe(link.name)
     require(
         when(words_of(link.alias) is not None, f"the alias of {name} is the tag by which vnet knows it"),
@@ -85,7 +84,7 @@ def _change_alias(link: Link, alias: str, place: Place, draft: Draft) -> None:
     draft.do(SetLink(link.name, "alias", alias, link.alias, place))
 
 
-def _change_state(link: Link, up: bool, place: Place, draft: Draft) -> None:
+def _change_state(link: Link, up: bool, place: Place, draft: PlanBuilder) -> None:
     if not up:
         net = draft.snapshot.nets[link.ns]
         over = [one for one in net.routes if any(hop.ifindex == link.ifindex for hop in one.nexthops)]
@@ -102,7 +101,7 @@ def _change_state(link: Link, up: bool, place: Place, draft: Draft) -> None:
     draft.do(SetLink(link.name, "up", words[up], words[not up], place))
 
 
-def _rename(link: Link, name: str, place: Place, draft: Draft) -> None:
+def _rename(link: Link, name: str, place: Place, draft: PlanBuilder) -> None:
     net = draft.snapshot.nets[link.ns]
     require(
         validate.link_name(name),
@@ -117,7 +116,7 @@ def _rename(link: Link, name: str, place: Place, draft: Draft) -> None:
     draft.do(SetLink(link.name, "name", name, link.name, place))
 
 
-def _member_inside(link: Link, draft: Draft) -> bool:
+def _member_inside(link: Link, draft: PlanBuilder) -> bool:
     peer = draft.topology.peer(link)
     return any(
         peer and member.port == peer.name and link.name == member.link for member in draft.ours.members
@@ -125,7 +124,7 @@ def _member_inside(link: Link, draft: Draft) -> bool:
 
 
 @draft_steps.register
-def _(request: ChangeBridge, draft: Draft) -> str:
+def _(request: ChangeBridge, draft: PlanBuilder) -> str:
     link, place = _link(request.key, draft)
     known = ", ".join(BRIDGE_SETTINGS)
     require(
@@ -151,7 +150,7 @@ def _(request: ChangeBridge, draft: Draft) -> str:
 
 
 @draft_steps.register
-def _(request: ChangePort, draft: Draft) -> str:
+def _(request: ChangePort, draft: PlanBuilder) -> str:
     link, place = _link(request.key, draft)
     known = ", ".join(PORT_FLAGS)
     if link.port is None:
@@ -162,3 +161,38 @@ def _(request: ChangePort, draft: Draft) -> str:
     require(when(before == request.on, f"{request.flag} of {safe(link.name)} is {state} already"))
     draft.do(SetPort(link.name, request.flag, request.on, before, place))
     return f"switch {request.flag} of {safe(link.name)} {'on' if request.on else 'off'}"
+
+
+@draft_steps.register
+def _resize(request: ChangeMtu, draft: PlanBuilder) -> str:
+    network = draft.ours.networks.get(request.name)
+    require(when(network is None, f"there is no network {safe(request.name)} of vnet's"))
+    assert network is not None
+    way = draft.topology.uplink(draft.topology.host) if network.kind != "internal" else None
+    require(validate.mtu(request.mtu, ipv6=any(":" in one for one in network.subnets)))
+    draft.warn(validate.mtu_of_path(request.mtu, way[0].name, way[0].mtu) if way else "")
+    steps = [
+        SetLink(link.name, "mtu", str(request.mtu), str(link.mtu), draft.place_of(link.ns))
+        for link in _links(network, draft)
+        if link.mtu != request.mtu
+    ]
+    # No link sends what the next one does not take: the bridge grows first and shrinks last.
+    draft.do(*(steps if request.mtu > network.mtu else reversed(steps)))
+    for want in [one for one in draft.kept.values() if one.network == network.name]:
+        persistent.forget(want.container, want.network, draft)
+        persistent.want(_resized(want, request.mtu), draft)
+    draft.now(networks={**draft.ours.networks, network.name: replace(network, mtu=request.mtu)})
+    return f"set the MTU of the network {network.name} to {request.mtu}"
+
+
+def _links(network: OurNetwork, draft: PlanBuilder) -> Iterator[Link]:
+    """The bridge, its ports and their other ends in the containers."""
+    names = [network.bridge, *(one.port for one in draft.ours.members if one.network == network.name)]
+    there = [link for name in names if (link := draft.link(name))]
+    yield from there
+    yield from (peer for link in there if link.kind == "veth" and (peer := draft.topology.peer(link)))
+
+
+def _resized(want: Want, mtu: int) -> Want:
+    steps = (replace(one, mtu=mtu) if isinstance(one, CreateVeth) else one for one in want.steps)
+    return replace(want, steps=tuple(steps))

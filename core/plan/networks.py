@@ -9,23 +9,21 @@ from collections.abc import Iterator
 from core.model import Link, Network
 from core.nat.packets import Kind
 from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import ipam, kept, validate
+from core.plan import ipam, persistent, validate
 from core.plan.attachments import detach_member, routes_to, shut_in, ways_to
-from core.plan.base import Refusal, require, when
-from core.plan.dispatch import draft_steps
+from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan.connectivity import forward, warn_of_filters
 from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
-from core.plan.draft import Draft
-from core.plan.nic import bridge_nic, restore_nic
 from core.plan.ports import reopen
 from core.plan.requests import CreateNetwork, Join, Part, RemoveNetwork
 from core.plan.tags import ALIAS_BYTES, OurNetwork, pair
 from core.plan.teardown import delete_bridge, made_routes, release_port
-from core.plan.warnings import forward, warn_of_filters
+from core.plan.uplink import bridge_nic, restore_nic
 from core.text import safe
 
 
 @draft_steps.register
-def _(request: CreateNetwork, draft: Draft) -> str:
+def _(request: CreateNetwork, draft: PlanBuilder) -> str:
     require(validate.name(request.name, "network's name"), validate.kind(request.kind))
     if request.engine == "docker":
         return create_docker_network(request, draft)
@@ -41,7 +39,7 @@ def _(request: CreateNetwork, draft: Draft) -> str:
     return f"make the {network.kind} network {network.name}"
 
 
-def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
+def design(request: CreateNetwork, draft: PlanBuilder) -> OurNetwork:
     """The network that a request asks for, with everything chosen that it leaves open. Raises Refusal."""
     bridge = request.bridge or _free_bridge_name(request.name, draft)
     known = {*draft.ours.networks, *(network.name for network in _engines_networks(draft))} - {request.name}
@@ -66,7 +64,7 @@ def design(request: CreateNetwork, draft: Draft) -> OurNetwork:
     return network
 
 
-def _free_bridge_name(name: str, draft: Draft) -> str:
+def _free_bridge_name(name: str, draft: PlanBuilder) -> str:
     """The usual name, or where a link has that already, the same with a number."""
     usual = _bridge_name(name)
     others = (f"{usual[: validate.NAME_BYTES - 2]}{number}" for number in range(2, 100))
@@ -78,7 +76,7 @@ def _bridge_name(name: str) -> str:
     return prefixed if len(prefixed) <= validate.NAME_BYTES else name
 
 
-def _taken_name(name: str, draft: Draft) -> str:
+def _taken_name(name: str, draft: PlanBuilder) -> str:
     whose = next((network.engine for network in _engines_networks(draft) if network.name == name), "")
     whose = "vnet" if name in draft.ours.networks else whose
     mine = {network.bridge for network in draft.before.networks.values()}
@@ -88,11 +86,11 @@ def _taken_name(name: str, draft: Draft) -> str:
     return f"there is a network {name} of {whose}'s already" if whose else ""
 
 
-def _engines_networks(draft: Draft) -> list[Network]:
+def _engines_networks(draft: PlanBuilder) -> list[Network]:
     return [network for engine in draft.snapshot.engines.values() for network in engine.networks]
 
 
-def _subnets(request: CreateNetwork, draft: Draft) -> tuple[str, ...]:
+def _subnets(request: CreateNetwork, draft: PlanBuilder) -> tuple[str, ...]:
     """The request's subnets, checked, and free ones where they are missing."""
     if request.kind == "nic-bridged":
         require(when(request.subnets, "a NIC-bridged network takes part in the card's own subnet: give none"))
@@ -115,7 +113,7 @@ def _subnets(request: CreateNetwork, draft: Draft) -> tuple[str, ...]:
     return tuple(subnets)
 
 
-def _left_subnets(name: str, draft: Draft) -> Iterator[str]:
+def _left_subnets(name: str, draft: PlanBuilder) -> Iterator[str]:
     """Those of the containers of a network of that name whose bridge somebody deleted, where still free."""
     members = [one for one in draft.ours.members if one.network == name]
     left = {ipaddress.ip_interface(address).network for one in members for address in one.addresses}
@@ -135,7 +133,7 @@ def _gateways(request: CreateNetwork, subnets: tuple[str, ...]) -> tuple[str, ..
     return tuple(given.get(_family(one)) or ipam.next_address(one, ()) for one in subnets)
 
 
-def _mtu(request: CreateNetwork, subnets: tuple[str, ...], draft: Draft) -> int:
+def _mtu(request: CreateNetwork, subnets: tuple[str, ...], draft: PlanBuilder) -> int:
     way = draft.link(request.uplink) if request.uplink else _way_out(draft)
     most = way.mtu if way and request.kind != "internal" else 0
     if not request.mtu:
@@ -148,12 +146,12 @@ def _mtu(request: CreateNetwork, subnets: tuple[str, ...], draft: Draft) -> int:
     return request.mtu
 
 
-def _way_out(draft: Draft) -> Link | None:
+def _way_out(draft: PlanBuilder) -> Link | None:
     found = draft.topology.uplink(draft.topology.host)
     return found[0] if found else None
 
 
-def _make(network: OurNetwork, request: CreateNetwork, draft: Draft) -> None:
+def _make(network: OurNetwork, request: CreateNetwork, draft: PlanBuilder) -> None:
     translatable = network.kind == "nat" and any(":" in one for one in network.subnets)
     require(
         when(request.uplink, "only a NIC-bridged network takes a link as its port"),
@@ -177,7 +175,7 @@ def _make(network: OurNetwork, request: CreateNetwork, draft: Draft) -> None:
         forward(draft, ipv4=4 in families, ipv6=6 in families)
 
 
-def _take_back(network: OurNetwork, draft: Draft) -> None:
+def _take_back(network: OurNetwork, draft: PlanBuilder) -> None:
     """The containers of a network of that name whose bridge somebody deleted are on it again."""
     subnets, back = set(map(ipaddress.ip_network, network.subnets)), set()
     for member in draft.ours.members:
@@ -205,7 +203,7 @@ def stable_mac(hostname: str, bridge: str) -> str:
 
 
 @draft_steps.register
-def _(request: RemoveNetwork, draft: Draft) -> str:
+def _(request: RemoveNetwork, draft: PlanBuilder) -> str:
     if request.name not in draft.ours.networks:
         docker = find_docker_network(request.name, draft)
         if docker is not None:
@@ -231,7 +229,7 @@ def _(request: RemoveNetwork, draft: Draft) -> str:
     return f"remove the network {network.name}"
 
 
-def _free(network: OurNetwork, draft: Draft) -> None:
+def _free(network: OurNetwork, draft: PlanBuilder) -> None:
     """Note that the network's name, bridge and subnets are free again."""
     draft.now(networks={name: one for name, one in draft.ours.networks.items() if name != network.name})
     draft.host_names.discard(network.bridge)
@@ -242,14 +240,14 @@ def _free(network: OurNetwork, draft: Draft) -> None:
     draft.used.difference_update(network.gateways)
 
 
-def _forget_kept(network: OurNetwork, draft: Draft) -> None:
+def _forget_kept(network: OurNetwork, draft: PlanBuilder) -> None:
     """Containers that are down are not attached again either when they start."""
     for container in [one for one, name in draft.kept if name == network.name]:
         draft.hit(f"{_label(container, draft)} is attached to {network.name} no more when it starts")
-        kept.forget(container, network.name, draft)
+        persistent.forget(container, network.name, draft)
 
 
-def _release_others(network: OurNetwork, bridge: Link, draft: Draft) -> None:
+def _release_others(network: OurNetwork, bridge: Link, draft: PlanBuilder) -> None:
     """Take ports off the bridge that somebody else put there."""
     ours = {member.port for member in draft.before.members}
     for port in draft.topology.ports_of(bridge.key):
@@ -258,13 +256,13 @@ def _release_others(network: OurNetwork, bridge: Link, draft: Draft) -> None:
             release_port(draft, port, draft.place_of(port.ns))
 
 
-def _label(uid: str, draft: Draft) -> str:
+def _label(uid: str, draft: PlanBuilder) -> str:
     container = draft.topology.containers.get(uid)
     return safe(container.name if container else uid.partition(":")[2])
 
 
 @draft_steps.register
-def _(request: Join, draft: Draft) -> str:
+def _(request: Join, draft: PlanBuilder) -> str:
     one, other = _pair(request, draft)
     names = pair(one.name, other.name)
     common = {_family(subnet) for subnet in one.subnets} & {_family(subnet) for subnet in other.subnets}
@@ -282,12 +280,12 @@ def _(request: Join, draft: Draft) -> str:
         for target, link in shut_in(network, draft):
             ways = routes_to(network, to, target, link)
             draft.do(*ways)
-            kept.keep_ways(target, network, draft, more=ways)
+            persistent.keep_ways(target, network, draft, more=ways)
     return f"route between {one.name} and {other.name}"
 
 
 @draft_steps.register
-def _(request: Part, draft: Draft) -> str:
+def _(request: Part, draft: PlanBuilder) -> str:
     one, other = _pair(request, draft)
     joined = pair(one.name, other.name)
     require(when(joined not in draft.ours.joined, f"{one.name} and {other.name} are apart already"))
@@ -298,11 +296,11 @@ def _(request: Part, draft: Draft) -> str:
             ways = ways_to(network, to, target.place, link)
             draft.do(*(DeleteRoute(way) for way in ways if way in there))
             target.ways.difference_update(way.dst for way in ways if way in there)
-            kept.keep_ways(target, network, draft, less=ways)
+            persistent.keep_ways(target, network, draft, less=ways)
     return f"keep {one.name} and {other.name} apart"
 
 
-def _pair(request: Join | Part, draft: Draft) -> tuple[OurNetwork, OurNetwork]:
+def _pair(request: Join | Part, draft: PlanBuilder) -> tuple[OurNetwork, OurNetwork]:
     one, other = draft.network(request.network), draft.network(request.other)
     require(when(one == other, "two different networks are needed"))
     return one, other

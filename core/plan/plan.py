@@ -6,25 +6,20 @@ from collections.abc import Iterable, Sequence
 
 from core.ops import Want
 from core.plan import (
-    accounting,
     attachments,
     containers,
     delete,
-    flows,
     links,
     networks,
     ports,
-    resize,
     tuning,
 )
-from core.plan.base import Plan, Refusal, Refused
-from core.plan.dispatch import draft_steps
-from core.plan.draft import Draft
+from core.plan.builder import Plan, PlanBuilder, Refusal, Refused, draft_steps
 from core.plan.requests import Request
 from core.topology import Topology
 
 # Each of these registers with draft_steps what it plans.
-PLANNERS = (accounting, attachments, containers, delete, flows, links, networks, ports, resize, tuning)
+PLANNERS = (containers, attachments, containers, delete, containers, links, networks, ports, links, tuning)
 
 
 def plan(
@@ -49,7 +44,7 @@ def plan_all(
     kept: Iterable[Want] = (),
 ) -> Plan | Refused:
     """One plan for several requests, each building on those before it; all of them or none."""
-    draft = Draft(topology, reserved, session, kept)
+    draft = PlanBuilder(topology, reserved, session, kept)
     titles: list[str] = []
     reasons: list[str] = []
     for request in requests:

@@ -156,8 +156,8 @@ class Delete:
 class DeleteFlow:
     """Have the kernel forget a tracked connection: the entry `entry_id` in the table of the namespace `ns`
     (its inode), whose original direction is this. Addresses in text, ports in host order as conntrack's
-    columns have them: for ICMP the echo id, and type << 8 | code. `core.plan.flows.delete_flow` makes one of
-    an entry.
+    columns have them: for ICMP the echo id, and type << 8 | code. `core.plan.containers.delete_flow` makes
+    one of an entry.
 
     `sentence` says who talks to whom, for the preview; `translated` tells that NAT is at work.
     """

@@ -22,10 +22,9 @@ from core.ops import (
     SetLink,
     SetPort,
 )
-from core.plan.base import Refusal
-from core.plan.draft import Draft, Target
-from core.plan.sizes import PLAIN_SIZE, resize
-from core.plan.ways import as_operation, leads_over, without
+from core.plan.builder import PlanBuilder, Refusal, Target
+from core.plan.routes import as_operation, leads_over, without
+from core.plan.tuning import PLAIN_SIZE, resize
 from core.text import safe
 
 _PORT_FLAGS = (
@@ -43,7 +42,7 @@ _PORT_FLAGS = (
 _USER_HZ = 100
 
 
-def delete_pair(draft: Draft, end: Link) -> None:
+def delete_pair(draft: PlanBuilder, end: Link) -> None:
     """Delete a veth pair of which one end is given, both ends emptied before. Raises Refusal where the other
     end is out of sight."""
     peer = draft.topology.peer(end)
@@ -63,13 +62,13 @@ def delete_pair(draft: Draft, end: Link) -> None:
     draft.do(DeleteLink(end.name, place, again))
 
 
-def delete_bridge(draft: Draft, bridge: Link) -> None:
+def delete_bridge(draft: PlanBuilder, bridge: Link) -> None:
     """Delete a bridge that has no port any more."""
     empty_link(draft, bridge)
     delete_empty_bridge(draft, bridge)
 
 
-def delete_empty_bridge(draft: Draft, bridge: Link) -> None:
+def delete_empty_bridge(draft: PlanBuilder, bridge: Link) -> None:
     """Delete a bridge that is down and has neither ports nor addresses any more."""
     place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
     own = _vlans_to_default(bridge.name, settings.vlans, settings.vlan_default_pvid, place, own=True)
@@ -81,7 +80,7 @@ def delete_empty_bridge(draft: Draft, bridge: Link) -> None:
     draft.do(DeleteLink(bridge.name, place, again))
 
 
-def empty_link(draft: Draft, link: Link) -> None:
+def empty_link(draft: PlanBuilder, link: Link) -> None:
     """Take a link's routes and addresses away, take it off its bridge and set it down."""
     place = draft.place_of(link.ns)
     # With a link's last address the kernel forgets its neighbours.
@@ -116,7 +115,7 @@ def address_operation(link: str, address: Address, place: Place) -> AddAddress:
     )
 
 
-def permanent_neighbours(draft: Draft, link: Link, place: Place) -> Iterator[DeleteNeighbour]:
+def permanent_neighbours(draft: PlanBuilder, link: Link, place: Place) -> Iterator[DeleteNeighbour]:
     """What takes away the neighbours that somebody told a link; they go when it is set down."""
     net = draft.snapshot.nets.get(link.ns)
     for one in net.neighbours if net else ():
@@ -124,7 +123,7 @@ def permanent_neighbours(draft: Draft, link: Link, place: Place) -> Iterator[Del
             yield DeleteNeighbour(AddNeighbour(link.name, one.address, one.mac, place))
 
 
-def release_port(draft: Draft, link: Link, place: Place) -> None:
+def release_port(draft: PlanBuilder, link: Link, place: Place) -> None:
     """Take a link off its master, its flags and VLANs as a port put to their defaults before."""
     master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master is None:
@@ -138,13 +137,13 @@ def release_port(draft: Draft, link: Link, place: Place) -> None:
     draft.do(SetLink(link.name, "master", "", master.name, place))
 
 
-def routes_of(draft: Draft, link: Link, place: Place) -> Iterator[DeleteRoute | AddRoute]:
+def routes_of(draft: PlanBuilder, link: Link, place: Place) -> Iterator[DeleteRoute | AddRoute]:
     """What takes away the routes that somebody made over a link."""
     net = draft.snapshot.nets.get(link.ns)
     yield from without(net, link, place) if net else ()
 
 
-def made_routes(draft: Draft, target: Target, link: str) -> tuple[AddRoute, ...]:
+def made_routes(draft: PlanBuilder, target: Target, link: str) -> tuple[AddRoute, ...]:
     """The routes that somebody made in a container over the link of that name."""
     net = draft.snapshot.nets.get(target.ns or 0)
     there = [one for one in net.links.values() if one.name == link] if net else []

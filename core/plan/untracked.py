@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from core.model import Chain, Firewall, FirewallRule, Link
 from core.ops import Operation, Place, SetDockerDns, SetRules
-from core.plan.base import Refusal
-from core.plan.draft import Draft
+from core.plan.builder import PlanBuilder, Refusal
 from core.tags import UNTRACKED_TABLE
 from core.text import safe
 from core.topology import Topology
@@ -84,7 +83,7 @@ def states(topology: Topology, bridge: Link) -> frozenset[bool]:
     return frozenset(one.on for one in spaces(topology, bridge) if not one.why)
 
 
-def switch(draft: Draft, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
+def switch(draft: PlanBuilder, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
     """Add the steps for the containers of a bridge, or for those named in `only`. Raises Refusal."""
     found = list(_chosen(draft, list(spaces(draft.topology, bridge)), only))
     refused = [one.why for one in found if one.why]
@@ -110,7 +109,7 @@ def switch(draft: Draft, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
 
 def track_again(topology: Topology) -> Iterator[Operation]:
     """The steps that put Docker's rules in place of ours in every namespace that has these."""
-    draft = Draft(topology)
+    draft = PlanBuilder(topology)
     for ns, firewall in topology.snapshot.firewalls.items():
         if ours := _ports(firewall, _is_ours, _our_rules):
             docker = _ports(firewall, _is_nat, _docker_rules)
@@ -133,7 +132,7 @@ def _restored(docker: Ports | None, ours: Ports | None, place: Place) -> Iterato
     yield SetRules(OFF, rules(ours), place)
 
 
-def _chosen(draft: Draft, found: list[Space], only: tuple[str, ...]) -> Iterator[Space]:
+def _chosen(draft: PlanBuilder, found: list[Space], only: tuple[str, ...]) -> Iterator[Space]:
     if not only:
         yield from found
     for name in only:

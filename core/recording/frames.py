@@ -7,11 +7,12 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn
 
-from core.packed import Counted, TooLarge, most_bytes
-from core.serialize import SCHEMA, CorruptFile
+from core.files import Counted, TooLarge, most_bytes
+from core.model import FAST_PATHS, Change, FastFlows, LinkStats, Snapshot
+from core.serialize import SCHEMA, CorruptFile, check
 
 MAGIC = b"\x89VNETREC\r\n\x1a\n"
 VERSION = 1
@@ -227,3 +228,27 @@ def _ending(data: bytes) -> str:
     if not isinstance(why, str) or not why:
         raise damaged("its end says nothing")
     return why[:200]
+
+
+_FARTHEST = 1e15  # seconds: what the C library's calendar can still tell
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """What was known at one time: the snapshot, the links' counters and the fast path's flows (None where
+    they were not read), and the changes since the moment before."""
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    stats: LinkStats | None = None
+    fast: FastFlows | None = None
+    changes: tuple[Change, ...] = ()
+
+
+def check_moment(moment: Moment) -> None:
+    """Refuse what no host can be: raises CorruptFile."""
+    check(moment.snapshot)
+    times = [moment.snapshot.taken_at, *(change.at for change in moment.changes)]
+    if any(abs(at) > _FARTHEST for at in times):
+        raise CorruptFile("a time in the recording is none", "moment")
+    if moment.fast is not None and (moment.fast.entries["path"] >= len(FAST_PATHS)).any():
+        raise CorruptFile("a flow in the recording takes a way that is none", "moment.fast")

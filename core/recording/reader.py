@@ -11,9 +11,8 @@ from typing import Any
 from core.codec import WrongValue
 from core.model import Change, LinkStats
 from core.recording import frames
-from core.recording.difference import NOTHING, changed, table_bytes
-from core.recording.frames import KEY, Body, Frame, damaged
-from core.recording.moment import Moment, check_moment
+from core.recording.delta import NOTHING, changed, table_bytes
+from core.recording.frames import KEY, Body, Frame, Moment, check_moment, damaged
 from core.serialize import CorruptFile, check_always
 
 _STATS: Any = LinkStats | None

@@ -15,9 +15,8 @@ from core.files import CannotWrite, create_new
 from core.model import Change, FastFlows, Snapshot
 from core.rates import Rates
 from core.recording import frames
-from core.recording.difference import NOTHING, difference
-from core.recording.frames import END, KEY, STEP
-from core.recording.moment import Moment
+from core.recording.delta import NOTHING, difference
+from core.recording.frames import END, KEY, STEP, Moment
 
 _PACE = 0.5  # seconds between two frames, at least
 _SHARE = 0.1  # of a core, at most

@@ -21,11 +21,11 @@ from core.model import (
 )
 from core.modelcard import cards
 from core.nat import nat_entries
-from core.nat.letting import Judge
+from core.nat.forward_policy import Judge
 from core.nat.paths import PlacedRule, placed_rules
 from core.networks import all_networks, gateways_of
 from core.peers import resolve
-from core.topology.ownership import AddressBook, address_book, label_of, names_in, primary
+from core.topology.owners import AddressBook, address_book, label_of, names_in, primary
 from core.topology.related import related
 
 BRIDGE_KINDS = frozenset({"bridge", "ovs-bridge"})

@@ -11,12 +11,12 @@ import numpy as np
 
 from core.collect import conntrack
 from core.collect import sockets as reading
-from core.collect.conntrack_some import askable, read_some
-from core.collect.netns import NamespaceGone
-from core.collect.peer_names import PeerNames
+from core.collect.conntrack import askable, read_some
+from core.collect.host import PeerNames
+from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
-from core.flows.table import FlowTable
 from core.model import Conntrack, FastFlows, Namespace, Sockets
+from core.netlink.netns import NamespaceGone
 
 EVERY = 1.0
 _SHARE_OF_ALL = 0.04  # of a core, for reading whole tables

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from core.collect import conntrack, docker, firewall, links, namespaces, ovs, stats
-from core.collect.events import RECV_BUFFER, EventSocket, assign_nsids
+from core.collect import conntrack, engines, firewall, links, namespaces, ovs
 from core.collect.host import read_host
 from core.collect.snapshot import read_each, read_engines
 from core.model import Change, Namespace, Problem, Ref
+from core.netlink.events import RECV_BUFFER, EventSocket, assign_nsids
 from core.rates import RateMeter, RuleMeter
-from core.watch.board import Board, Update
 from core.watch.flows import EVERY as _FLOWS_EVERY
 from core.watch.flows import FastReader, FlowReader, SocketReader
-from core.watch.frames import FrameCounts
-from core.watch.looker import Looker
-from core.watch.memory import give_back_large_tables
-from core.watch.translated import Translations
-from core.watch.trend import TableTrend
+from core.watch.poller import Poller
+from core.watch.rates import FrameCounts, TableTrend, Translations
+from core.watch.store import SnapshotStore, Update
 
 _SCAN_EVERY = 2.0  # seconds between cheap looks for namespaces, which send no event of their own
 _DEEP_EVERY = 30.0  # seconds between looks into every process's descriptors and mounts
@@ -55,7 +53,7 @@ class Watcher:
     ) -> None:
         """`event_buffer` is the size in bytes of what the kernel may queue for us; `fast_flows` reads what
         the fast path counted, None where there is none."""
-        self.board = Board(listener)
+        self.board = SnapshotStore(listener)
         self._event_buffer = event_buffer
         self._meter = RateMeter()
         self._trend = TableTrend()
@@ -142,8 +140,8 @@ class Watcher:
         every: float | None,
         settle: float = 0.02,
         share: float = 0.1,
-    ) -> Looker:
-        return Looker(part, look, self._failed, every, settle, share)
+    ) -> Poller:
+        return Poller(part, look, self._failed, every, settle, share)
 
     def _failed(self, part: str, error: Exception) -> None:
         why = f"{type(error).__name__}: {error}"
@@ -194,7 +192,7 @@ class Watcher:
             looker.start()
         # podman sends no events that would not keep its service running; its namespaces give it away.
         threading.Thread(
-            target=docker.watch_docker,
+            target=engines.watch_docker,
             args=(self._stopped, self._containers.mark),
             name="hear-docker",
             daemon=True,
@@ -242,7 +240,7 @@ class Watcher:
             self._flow_reader.sockets = self._socket_reader.look(self.board.snapshot.namespaces)
 
     def _look_stats(self) -> None:
-        read = stats.read_stats(self.board.snapshot.namespaces.values())
+        read = links.read_stats(self.board.snapshot.namespaces.values())
         rates = self._meter.feed(read)
         self._frames.take(rates)
         self.board.put_rates(rates, tell=self._rates_in_sight)
@@ -302,3 +300,15 @@ def _unchanged_kept[Part](old: Mapping[int, Part], read: Mapping[int, Part]) -> 
         if merged.get(inode) != part:
             merged[inode] = part
     return merged
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
+_LARGE = 1 << 20  # bytes
+
+
+def give_back_large_tables() -> None:
+    """Have malloc(3) map each large array by itself. Left alone, glibc soon takes them from heaps of which
+    each thread has its own, and which shrink seldom. Another C library is left as it is."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from core.apply import journal
 from core.apply import run as engine
-from core.apply.lock import planning
+from core.apply.state import planning
 from core.collect.snapshot import read_snapshot
 from core.plan import Plan, plan_all
-from core.plan.desired import parse
-from core.plan.difference import difference
+from core.plan.desired_state import difference, parse
 from core.plan.requests import Attach, CreateNetwork, Request
 from core.topology import Topology
 from tests.bench.report import Figure, paired, percentile

@@ -39,9 +39,8 @@ def run() -> list[Figure]:
 def measure() -> list[Figure]:
     """The figures of the namespace that the caller stands in."""
     from core.collect.conntrack import read_conntrack
-    from core.collect.netns import HOST_PATH
-    from core.collect.nsfile import inode_of
     from core.model import Namespace
+    from core.netlink.netns import HOST_PATH, inode_of
     from tests.support.bulk_conntrack import insert
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")

@@ -62,9 +62,8 @@ def _against_iperf3() -> Iterator[Figure]:
 
 def measure() -> list[Figure]:
     """The figures of the namespace that the caller stands in."""
-    from core.collect.netns import HOST_PATH
-    from core.collect.nsfile import inode_of
     from core.model import Namespace
+    from core.netlink.netns import HOST_PATH, inode_of
     from tests.support.bulk_conntrack import insert
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
@@ -78,7 +77,7 @@ def _repaint(spaces) -> Iterator[Figure]:
     from core.flows.meter import FlowMeter
     from core.model import Host, Snapshot
     from core.topology import Topology
-    from core.topology.flowpicture import FlowPicture
+    from core.topology.flow_index import FlowPicture
     from core.watch.flows import read_timed
     from tui.present.flow_cells import COLUMNS
     from tui.present.flows import FlowRows

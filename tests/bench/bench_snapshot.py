@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.collect import links, routes
-from core.collect.links import read_nets
+from core.collect.links import read_nets, read_stats
 from core.collect.namespaces import read_namespaces
 from core.collect.snapshot import read_snapshot
-from core.collect.stats import read_stats
 from tests.bench.report import Figure, paired, percentile
 from tests.bench.size import sized
 

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.bench.fastpath_lab import CPU, Case
 
 _PORT = 7000

@@ -15,7 +15,7 @@ from scapy.packet import Packet
 from bpf import layout, syscall
 from bpf.reader import fast_flows
 from bpf.verdicts import FAST
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu
 from tests.bench.report import Figure

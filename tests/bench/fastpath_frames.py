@@ -15,7 +15,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from bpf import syscall
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.bench.fastpath_flood import warm_up
 from tests.bench.fastpath_lab import CPU, FLOOD, Case, FastPath, Lab, named, one_cpu, read_udp_arrivals
 from tests.bench.fastpath_traffic import Floods

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf import control, launcher
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import remove_stale
 from tests.support.docker_dns import write_rules

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from bpf import loader, syscall
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.bench.fastpath_lab import FastPath, Lab, inside, named
 from tests.bench.report import Figure
 from tests.bench.size import sized

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.datapath.rig import Rig
 from tests.support.host import ThrowawayHost
 

@@ -16,7 +16,7 @@ from scapy.packet import Packet
 from bpf import entries, layout, loader, syscall
 from bpf.nfnetlink import header, nest
 from bpf.ringbuf import RingBuffer
-from core.collect.netlink import NETFILTER, Netlink, attribute
+from core.netlink.client import NETFILTER, Netlink, attribute
 from tests.datapath.rig import REDIRECT, TO_KERNEL, Outcome, Rig, changed, flow_key, plain
 from tests.support.host import ThrowawayHost
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.docker.engine import IMAGE, DockerHost
 from tests.docker.place import remove_stale
 from tests.docker.podman_engine import PodmanHost

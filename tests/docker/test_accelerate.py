@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.docker.engine import DockerHost
 from tests.support.fastpath import Guard, traces
 from tests.support.waiting import PATIENCE, wait_until

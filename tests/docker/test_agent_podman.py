@@ -10,7 +10,7 @@ import pytest
 
 from core.agent import Attachments
 from core.apply import wanted
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.docker.podman_engine import PodmanHost
 from tests.support.waiting import wait_until
 from tui.cli import main

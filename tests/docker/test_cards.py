@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from core.collect.docker import read_docker
+from core.collect.engines import read_docker
 from core.collect.host import read_host
 from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from core.collect.docker import read_docker, watch_docker
-from core.collect.plain import read_plain
+from core.collect.engines import read_docker, watch_docker
+from core.collect.processes import read_plain
 from core.model import NAMESPACE_KINDS, Container, Namespace, Network
 from tests.docker.engine import IMAGE, DockerHost
 from tests.support.waiting import PATIENCE, wait_until

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.collect import docker, podman
+from core.collect import engines
 from core.collect.firewall import read_firewall
 from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
@@ -58,7 +58,7 @@ class Seen:
 
 
 def see(engine: DockerHost) -> Seen:
-    return Seen(docker.read_docker(engine.socket), engine.host)
+    return Seen(engines.read_docker(engine.socket), engine.host)
 
 
 def counter(host: ThrowawayHost, text: str) -> tuple[int, int]:
@@ -182,7 +182,7 @@ def test_counters_after_connections_from_outside_and_from_within(
 def test_rules_of_podman(podman_host: PodmanHost) -> None:
     podman_host.run("network", "create", "--disable-dns", "--subnet", "10.202.0.0/24", "user-net")
     podman_host.container("web", "--network", "user-net", "-p", "8080:80")
-    seen = Seen(podman.read_podman(podman_host.socket), podman_host.host)
+    seen = Seen(engines.read_podman(podman_host.socket), podman_host.host)
     (port,) = seen.of("published port")
     network: Network = seen.networks["user-net"]
     assert port.sentence == "published: tcp 8080 on every address -> web 10.202.0.2:80"

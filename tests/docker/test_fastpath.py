@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from bpf import obstacles
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.docker.engine import SUBNET_GATEWAY, DockerHost
 from tests.docker.podman_engine import PodmanHost
 from tests.support.fastpath import FastPath, traces

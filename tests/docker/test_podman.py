@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.collect.docker import read_docker
-from core.collect.podman import read_podman
+from core.collect.engines import read_docker, read_podman
 from core.model import NAMESPACE_KINDS, Container, Engine
 from tests.docker.engine import IMAGE
 from tests.docker.podman_engine import PodmanHost

@@ -10,7 +10,7 @@ import socket
 import subprocess
 from typing import Self
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Guard, traces
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import eventually

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.apply import entries, journal, lock, run
+from core.apply import entries, journal, run, state
 from core.apply import execute as execution
 from core.apply.state import StateError
 from core.ops import (
@@ -30,7 +30,7 @@ from core.ops import (
     undo_of,
 )
 from tests.support.host import ThrowawayHost
-from tests.support.state import state
+from tests.support.state import state as host_state
 from tui.change.session import Session
 
 pytestmark = pytest.mark.root
@@ -84,7 +84,7 @@ COUNT = len(steps_of("a", "b"))
 
 
 def test_done_and_undone(names: tuple[str, str, str], inside_host: ThrowawayHost) -> None:
-    before = state(names)
+    before = host_state(names)
     outcome = run.apply("a network", steps_of(*names[1:]))
     assert outcome.done, outcome.errors
     assert inside_host.json("ip -j -d link show br-t")[0]["linkinfo"]["info_data"]["stp_state"] == 1
@@ -93,13 +93,13 @@ def test_done_and_undone(names: tuple[str, str, str], inside_host: ThrowawayHost
     entry = next(journal.history())
     assert (entry.title, entry.end, entry.begun) == ("a network", "done", COUNT)
     assert run.undo(entry).end == "undone"
-    assert state(names) == before
+    assert host_state(names) == before
     assert next(journal.history()).end == "undone"
 
 
 @pytest.mark.parametrize("at", range(COUNT))
 def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
-    before = state(names)
+    before = host_state(names)
     child = os.fork()
     if child == 0:
         seen = 0
@@ -116,7 +116,7 @@ def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
     (entry,) = journal.open_intents()
     assert entry.begun == at + 1
     assert run.undo(entry).errors == ()
-    assert state(names) == before
+    assert host_state(names) == before
     assert journal.open_intents() == ()
 
 
@@ -141,7 +141,7 @@ def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) 
 
 @pytest.mark.parametrize("at", range(COUNT))
 def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[str, str, str]) -> None:
-    before = state(names)
+    before = host_state(names)
     assert run.apply("undone", steps_of(*names[1:])).done
     entry = next(journal.history())
     kill_before(at, lambda progress: run.undo(entry, progress=progress))
@@ -150,7 +150,7 @@ def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[s
     rest: list[Operation] = []
     assert run.undo(found, progress=rest.append).errors == ()
     assert len(rest) == COUNT - max(0, at - 1)
-    assert state(names) == before
+    assert host_state(names) == before
     assert journal.open_intents() == ()
 
 
@@ -158,7 +158,7 @@ def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[s
 def test_killed_while_a_failed_change_is_taken_back(
     at: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = state(names)
+    before = host_state(names)
     steps, real = steps_of(*names[1:]), execution.execute
 
     def refusing(operation: Operation, kernel: object) -> None:
@@ -174,7 +174,7 @@ def test_killed_while_a_failed_change_is_taken_back(
     (found,) = journal.open_intents()
     assert (found.undoing, found.in_flight) == (COUNT - 1, {at})
     assert run.undo(found).errors == ()
-    assert state(names) == before
+    assert host_state(names) == before
 
 
 def test_what_an_undo_had_half_made_is_finished(
@@ -183,7 +183,7 @@ def test_what_an_undo_had_half_made_is_finished(
     """Killed between making a bridge again and tagging it, and between a name and its namespace."""
     made = (CreateNamespace(names[1]), CreateBridge("br-t", alias="vnet:net=t"))
     assert run.apply("made", made).done
-    before = state(names)
+    before = host_state(names)
     assert run.apply("deleted", undo_of(made)).done
     entry = next(journal.history())
     writer = journal.reopened(entry)
@@ -195,7 +195,7 @@ def test_what_an_undo_had_half_made_is_finished(
     Path("/run/netns", names[1]).touch()
     (found,) = journal.open_intents()
     assert run.undo(found).errors == ()
-    assert _without_macs(state(names)) == _without_macs(before)
+    assert _without_macs(host_state(names)) == _without_macs(before)
 
 
 def _without_macs(value: object) -> object:
@@ -210,7 +210,7 @@ def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: Thro
     child = os.fork()
     if child == 0:
         try:
-            with lock.writing():
+            with state.writing():
                 journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
                 os.write(tell, b"x")
                 signal.pause()
@@ -228,7 +228,7 @@ def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: Thro
     assert [entry.end for entry in journal.latest(9)] == [""]
     assert [one.is_open for one in Session().earlier()] == [True]
     journal.mark(slow, "done")
-    with pytest.raises(lock.Busy, match="it has finished meanwhile"):
+    with pytest.raises(state.Busy, match="it has finished meanwhile"):
         run.undo(slow)
 
 
@@ -237,7 +237,7 @@ def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: Thro
 def test_refused_at_any_step(
     at: int, number: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = state(names)
+    before = host_state(names)
     steps = steps_of(*names[1:])
     real = execution.execute
 
@@ -251,7 +251,7 @@ def test_refused_at_any_step(
     assert outcome.end == "undone"
     assert outcome.errors == (f"could not {steps[at].describe()}: {os.strerror(number)}",)
     assert outcome.undone_commands == tuple(undo.command() for undo in undo_of(steps[:at]))
-    assert state(names) == before
+    assert host_state(names) == before
 
 
 def test_a_link_of_somebody_else_is_not_removed_by_an_undo(
@@ -267,8 +267,8 @@ def test_a_link_of_somebody_else_is_not_removed_by_an_undo(
 def test_one_writer_at_a_time(
     names: tuple[str, str, str], inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_GRACE", 0.2)
-    with lock.writing(), pytest.raises(lock.Busy, match=f"under way .PID {os.getpid()}"):
+    monkeypatch.setattr(state, "_GRACE", 0.2)
+    with state.writing(), pytest.raises(state.Busy, match=f"under way .PID {os.getpid()}"):
         run.apply("second", steps_of(*names[1:]))
     assert "br-t" not in inside_host.run("ip link")
 
@@ -303,7 +303,7 @@ def test_a_full_disk_changes_nothing(
 def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = state(names)
+    before = host_state(names)
     assert run.apply("before the restart", steps_of(*names[1:])).done
     done = next(journal.history())
     monkeypatch.setattr(entries, "boot_id", lambda: "another run of the kernel")
@@ -311,7 +311,7 @@ def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     assert (entry.end, entry.steps, entry.errors) == ("undone", (), ("the machine was restarted since",))
     assert journal.open_intents() == ()
     assert run.undo(done).end == "undone"  # touches nothing: what stands now is not what it made
-    assert state(names) != before
+    assert host_state(names) != before
     monkeypatch.undo()
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from core.collect.conntrack import count_conntrack, read_conntrack
-from core.collect.netns import NamespaceGone
 from core.flows import address_text, entry_of, flow_of, sentence
 from core.model import Namespace
 from core.model.conntrack import IPS_ASSURED, IPS_DST_NAT, IPS_SEEN_REPLY, IPS_SRC_NAT, TCP_STATES
+from core.netlink.netns import NamespaceGone
 from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root

@@ -7,7 +7,7 @@ import pytest
 from core.apply.kernel import Kernel
 from core.model import Host, Namespace, Snapshot
 from core.ops import SetSysctl, undo_of
-from core.plan.base import Plan, Refused
+from core.plan.builder import Plan, Refused
 from core.plan.plan import plan
 from core.plan.requests import CountTraffic
 from core.topology import Topology

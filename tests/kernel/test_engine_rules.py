@@ -8,7 +8,7 @@ import pytest
 
 from core.collect.firewall import read_firewall
 from core.collect.links import read_nets
-from core.collect.plain import read_plain
+from core.collect.processes import read_plain
 from core.model import Host, Namespace, Snapshot
 from core.nat import nat_entries
 from core.networks import all_networks

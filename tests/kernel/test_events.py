@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core.collect.events import EVERYTHING, Event, EventSocket, assign_nsids
-from core.collect.links import read_nets
+from core.collect.links import read_nets, read_stats
 from core.collect.namespaces import read_namespaces
-from core.collect.stats import read_stats
+from core.netlink.events import EVERYTHING, Event, EventSocket, assign_nsids
 from tests.kernel.reading import links_of
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE, wait_until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bpf.hostwatch import HostWatch
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream
 from tests.support.churn import Churn, flap, reroute

@@ -17,7 +17,7 @@ import pytest
 
 from bpf import clsact, loader, neighbours, syscall
 from bpf.attachments import Attachments
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.support.fastpath import (
     FastPath,
     Guard,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from bpf import hooks, netlabel, syscall
-from core.collect.netlink import ROUTE, Netlink, attribute
-from core.collect.netns import entered
+from core.netlink.client import ROUTE, Netlink, attribute
+from core.netlink.netns import entered
 from tests.kernel.fastlab import V4, FastLab
 from tests.kernel.streams import Stream, is_fast, talks_fast
 from tests.support.fastpath import FastPath, Talk

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from bpf import syscall
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.kernel.fastlab import HOST4, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import Crowd, Stream, is_fast, talks_fast
 from tests.support import bulk_conntrack

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from bpf.reader import FlowReader
-from core.collect.netns import entered
-from core.model.fastflows import FAST_PATHS
+from core.model.fastpath import FAST_PATHS
+from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Talk, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE, eventually

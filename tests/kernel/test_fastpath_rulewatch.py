@@ -12,7 +12,7 @@ from bpf import obstacles
 from bpf.rulereading import RuleReading
 from bpf.ruleset import RuleCache, read_rules, reread
 from bpf.rulewatch import RuleWatch
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
 

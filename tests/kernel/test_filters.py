@@ -14,7 +14,7 @@ import pytest
 from core.collect import libnftables
 from core.collect.firewall import read_filters, read_firewall
 from core.model import Chain, Firewall, FirewallRule, Namespace
-from core.nat.letting import Judge, Published, Way
+from core.nat.forward_policy import Judge, Published, Way
 from core.nat.packets import Kind
 from core.plan import rules
 from core.plan.tags import OurNetwork, OurPort, Ours

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from core.collect import firewall, tools
+from core import tools
+from core.collect import firewall
 from core.collect.firewall import read_firewall
-from core.collect.netns import NamespaceGone
 from core.model import Chain, Firewall, FirewallRule, Namespace
+from core.netlink.netns import NamespaceGone
 from tests.kernel.holders import as_nobody
 from tests.kernel.rule_shapes import BEFORE, IP6TABLES, IPTABLES, LEAVING, SHAPES
 from tests.support.host import ThrowawayHost

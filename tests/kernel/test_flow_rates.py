@@ -17,15 +17,13 @@ import numpy as np
 import pytest
 
 from bpf.reader import FlowReader as FastFlowReader
-from core.collect.conntrack import read_conntrack
-from core.collect.conntrack_some import askable, read_some
-from core.collect.netns import entered
+from core.collect.conntrack import askable, read_conntrack, read_some
 from core.collect.sockets import Holders, read_sockets
 from core.flows import address_text
-from core.flows.fast import FAST, KERNEL
-from core.flows.table import FlowTable
+from core.flows.merge import FAST, KERNEL, FlowTable
 from core.history import WINDOWS
 from core.model import Namespace
+from core.netlink.netns import entered
 from core.watch.flows import FastReader, FlowReader
 from tests.support.fastpath import FastPath
 from tests.support.host import ThrowawayHost

@@ -15,7 +15,7 @@ from core.flows import Entry, entry_of
 from core.model import Namespace
 from core.ops import CreateBridge, DeleteConnection
 from core.plan import Plan, Refused, plan
-from core.plan.flows import delete_flow
+from core.plan.containers import delete_flow
 from core.plan.requests import DeleteFlow
 from core.topology import Topology
 from tests.support.host import ThrowawayHost

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.apply import guard, journal, lock, run
+from core.apply import guard, journal, run, state
 from core.environment import PACKAGES
 from core.ops import (
     AddAddress,
@@ -29,7 +29,7 @@ from core.ops import (
     SetLink,
 )
 from tests.support.host import ThrowawayHost
-from tests.support.state import state
+from tests.support.state import state as host_state
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
@@ -212,7 +212,7 @@ def on_bridge(host: ThrowawayHost) -> bool:
 
 
 def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW)
     assert outcome.done, outcome.errors
     assert on_bridge(wired)
@@ -222,7 +222,7 @@ def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> No
     session.moves()
     assert on_bridge(wired), "the session ran across the bridge"
     wait_until(lambda: not guard.pending_guards() and no_guard_left(), "the guard to revert")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     assert next(journal.history()).end == "undone"
     assert not guard.confirm(outcome.entry_id), "too late"
     session.moves()
@@ -245,7 +245,7 @@ def test_confirmed_stays(wired: ThrowawayHost, session: Session) -> None:
 
 def test_killed_while_an_undo_is_confirmed(wired: ThrowawayHost, session: Session) -> None:
     """The guard keeps its hands off, and the next look at the journal finishes what the kill left."""
-    before = state(wired.names)
+    before = host_state(wired.names)
     made = run.apply("bridge eth0", bridging())
     (entry,) = journal.history()
     undone = guard.guarded_undo(entry, seconds=60)
@@ -258,12 +258,12 @@ def test_killed_while_an_undo_is_confirmed(wired: ThrowawayHost, session: Sessio
     wait_until(no_guard_left, "the guard to end")
     assert guard.pending_guards() == ()
     assert [(one.entry_id, one.end) for one in journal.history()] == [(made.entry_id, "undone")]
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     session.moves()
 
 
 def test_killed_right_after_the_change(wired: ThrowawayHost, session: Session) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     told, tell = os.pipe()
 
     def change() -> None:
@@ -276,13 +276,13 @@ def test_killed_right_after_the_change(wired: ThrowawayHost, session: Session) -
     assert killed(child)
     assert on_bridge(wired)
     wait_until(no_guard_left, "the guard to revert")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     session.moves()
 
 
 @pytest.mark.parametrize("at", range(1, STEPS, 3))
 def test_killed_in_the_middle(at: int, wired: ThrowawayHost, session: Session) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     seen = 0
 
     def kill_here(_: Operation) -> None:
@@ -295,13 +295,13 @@ def test_killed_in_the_middle(at: int, wired: ThrowawayHost, session: Session) -
     child = in_a_child(lambda: guard.guarded_apply("bridge eth0", bridging(), 60, kill_here))
     assert killed(child)
     wait_until(no_guard_left, "the guard to revert")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     assert next(journal.history()).end == "undone"
     session.moves()
 
 
 def test_a_caller_that_hangs_half_way_is_ended(wired: ThrowawayHost) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
 
     def hang(step: Operation) -> None:
         if isinstance(step, DeleteAddress):
@@ -310,43 +310,43 @@ def test_a_caller_that_hangs_half_way_is_ended(wired: ThrowawayHost) -> None:
     child = in_a_child(lambda: guard.guarded_apply("bridge eth0", bridging(), 0.7, hang))
     assert killed(child)
     wait_until(no_guard_left, "the guard to revert")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
 
 
 def test_a_refused_change_needs_no_guard(wired: ThrowawayHost) -> None:
     wired.run("ip link add br-lan type bridge")
-    before = state(wired.names)
+    before = host_state(wired.names)
     assert guard.guarded_apply("bridge eth0", bridging(), 60).end == "undone"
     wait_until(no_guard_left, "the guard to end")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     assert guard.pending_guards() == ()
 
 
 def test_the_guard_waits_for_another_writer(wired: ThrowawayHost) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW / 2)
-    with lock.writing():
+    with state.writing():
         wait_until(lambda: not guard.pending_guards(), "the guard's time to be up")
         (process,) = guardians()
         wait_until(lambda: waits_for_a_lock(process.pid), "the guard to wait for us")
         assert on_bridge(wired)
         assert not guard.confirm(outcome.entry_id)
     wait_until(no_guard_left, "the guard to revert")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
 
 
 def test_asked_to_end_it_reverts(wired: ThrowawayHost) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     guard.guarded_apply("bridge eth0", bridging(), seconds=60)
     (process,) = guardians()
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     wait_until(no_guard_left, "the guard to revert")
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
 
 
 def test_a_guard_killed_while_it_reverts(wired: ThrowawayHost) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
     (process,) = guardians()
     path = Path(os.environ["VNET_STATE"], "journal", f"{outcome.entry_id}.jsonl")
@@ -359,7 +359,7 @@ def test_a_guard_killed_while_it_reverts(wired: ThrowawayHost) -> None:
     for entry in journal.open_intents():
         assert entry.undoing == STEPS
         assert run.undo(entry).errors == ()
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     assert next(journal.history()).end == "undone"
 
 
@@ -384,7 +384,7 @@ def test_it_holds_nothing_of_its_caller(wired: ThrowawayHost, tmp_path: Path) ->
 def test_it_needs_neither_the_callers_folder_nor_its_import_path(
     wired: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("VNET_STATE", "state")
@@ -396,15 +396,15 @@ def test_it_needs_neither_the_callers_folder_nor_its_import_path(
     process.terminate()
     wait_until(lambda: not guard.pending_guards() and no_guard_left(), "the guard to revert")
     assert next(journal.history()).end == "undone"
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
 
 
 def test_without_a_guard_nothing_is_changed(wired: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = state(wired.names)
+    before = host_state(wired.names)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(guard.GuardError, match="nothing was changed"):
         guard.guarded_apply("bridge eth0", bridging())
-    assert state(wired.names) == before
+    assert host_state(wired.names) == before
     assert journal.open_intents() == ()
 
 

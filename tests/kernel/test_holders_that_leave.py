@@ -10,8 +10,8 @@ import pytest
 
 from core.apply import run
 from core.apply.kernel import Kernel, inside
-from core.collect.netns import NamespaceGone
 from core.collect.snapshot import WIRING, read_snapshot
+from core.netlink.netns import NamespaceGone
 from core.ops import Place
 from core.plan import Plan, plan_all
 from core.plan.requests import ChangeLink

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.collect import deep
+from core.collect import namespaces
 from tests.kernel.traps import trap
 from tests.support.machine import Machine
 
@@ -64,8 +64,12 @@ def look(machine: Machine) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "most", "said"),
     [
-        ("descriptors", deep.MOST_DESCRIPTORS, f"it has more than {deep.MOST_DESCRIPTORS} descriptors"),
-        ("threads", deep.MOST_THREADS, f"it has more than {deep.MOST_THREADS} threads"),
+        (
+            "descriptors",
+            namespaces.MOST_DESCRIPTORS,
+            f"it has more than {namespaces.MOST_DESCRIPTORS} descriptors",
+        ),
+        ("threads", namespaces.MOST_THREADS, f"it has more than {namespaces.MOST_THREADS} threads"),
         ("mounts", 0, "it has a list of mounts longer than 1 MiB"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from core.lab import Lab, LabError, LabSettings, demo
+from core.lab import Lab, LabError, LabSettings, lab
 from tests.kernel.lab_sandbox import tell
 from tests.support.waiting import PATIENCE, eventually
 
@@ -227,7 +227,7 @@ def test_a_command_inside_keeps_its_folder_and_exit_code(inside: Inside) -> None
     assert os.readlink("/proc/self/ns/pid_for_children") == os.readlink("/proc/self/ns/pid")
 
 
-_DEMO = "import sys; from core.lab.demo import main; sys.exit(main(sys.argv[1:]))"
+_DEMO = "import sys; from core.lab.lab import main; sys.exit(main(sys.argv[1:]))"
 
 
 def catches(pid: int, number: int) -> bool:
@@ -315,7 +315,7 @@ def test_an_address_moves_where_changes_are_asked_for() -> None:
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match=r"needs root\. Try: sudo vnet-tui demo"):
-        demo.main(["true"])
+        lab.main(["true"])
 
 
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

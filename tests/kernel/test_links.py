@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from core.collect.links import read_nets
+from core.collect.links import read_nets, read_stats
 from core.collect.namespaces import read_namespaces
-from core.collect.nsfile import inode_of
-from core.collect.stats import read_stats
 from core.model import Link, Namespace
+from core.netlink.netns import inode_of
 from core.peers import resolve
 from tests.kernel.holders import holder, shell
 from tests.kernel.reading import links_of, net_of, nets_of

@@ -11,9 +11,8 @@ import pytest
 
 from core.collect.links import read_net
 from core.collect.namespaces import keep_deep, read_namespaces
-from core.collect.netns import NamespaceGone
-from core.collect.nsfile import inode_of
 from core.model import Namespace
+from core.netlink.netns import NamespaceGone, inode_of
 from tests.kernel.holders import as_nobody, holder, shell, thread_outside
 from tests.support.host import ThrowawayHost
 

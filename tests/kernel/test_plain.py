@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core.collect.plain import read_plain
-from core.collect.processes import init_processes, namespaces_of
+from core.collect.processes import init_processes, namespaces_of, read_plain
 from core.model import NAMESPACE_KINDS, Container, Namespace
 from tests.support.host import ThrowawayHost
 

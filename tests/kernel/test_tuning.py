@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from core.apply import journal, run
-from core.collect.netns import entered
 from core.collect.snapshot import read_snapshot
 from core.model import LinkKey
+from core.netlink.netns import entered
 from core.plan import Plan, Refused, plan
 from core.plan.requests import CreateContainer, CreateNetwork, Detach, RemoveNetwork, Tune
-from core.plan.sizes import USUAL_SIZE
-from core.plan.tuning import Tuned, tuned
+from core.plan.tuning import USUAL_SIZE, Tuned, tuned
 from core.topology import Topology
 from tests.kernel import test_ops_agree as agree
 from tests.kernel.test_ops_agree import (

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from core.apply.run import apply
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from core.ops import Place, SetDockerDns, SetRules
 from core.plan import untracked
 from tests.support import dns

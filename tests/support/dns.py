@@ -7,7 +7,7 @@ import struct
 import threading
 from contextlib import suppress
 
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.support.waiting import PATIENCE
 
 A, TXT = 1, 16

@@ -22,7 +22,7 @@ import numpy as np
 from bpf import control, layout, runtime, syscall
 from bpf.tables import possible_cpus
 from bpf.verdicts import VERDICTS
-from core.collect.netns import entered
+from core.netlink.netns import entered
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE
 

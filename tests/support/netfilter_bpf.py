@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from bpf import syscall
-from core.collect.netns import entered
+from core.netlink.netns import entered
 
 _PROG_LOAD, _LINK_CREATE = 5, 28
 _NETFILTER, _AT_NETFILTER = 32, 45  # BPF_PROG_TYPE_NETFILTER, BPF_NETFILTER

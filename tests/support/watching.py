@@ -9,7 +9,7 @@ from typing import Any
 
 from core.model import Change, Snapshot
 from core.watch import Update, Watcher
-from core.watch.board import PARTS
+from core.watch.store import PARTS
 from tests.support.waiting import PATIENCE
 
 

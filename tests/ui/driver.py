@@ -14,7 +14,7 @@ from textual.app import App
 from textual.pilot import Pilot
 
 import tui.app
-from core.flows.table import FlowTable
+from core.flows.merge import FlowTable
 from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.support.snapshots import small_host

@@ -96,10 +96,10 @@ def test_usage_errors(arguments: list[str]) -> None:
 def test_the_demo_opens_as_asked_before_or_behind_its_name(
     monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    from core.lab import demo
+    from core.lab import lab
 
     opened: list[list[str]] = []
-    monkeypatch.setattr(demo, "main", lambda command, *_: opened.append(command) or 0)
+    monkeypatch.setattr(lab, "main", lambda command, *_: opened.append(command) or 0)
     monkeypatch.setattr("tui.demo.check_rights", lambda: None)
     monkeypatch.setattr("tui.cli.need_a_terminal", lambda: None)
     assert main(words.split()) == 0

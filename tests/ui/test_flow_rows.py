@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.flows.table import FlowTable, table_of
+from core.flows.merge import FlowTable, table_of
 from core.model import Ref, Snapshot, talk_ref
 from core.topology import Topology
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import FlowPicture
 from tests.ui.driver import FedSource, Picture, dashboard
 from tests.ui.test_conntrack_rows import ENTRIES, HOST, LAB, snapshot
 from tui.present import flows_detail, views

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.collect.docker import read_docker
-from core.collect.podman import read_podman
+from core.collect.engines import read_docker, read_podman
 from core.model import Engine, Snapshot
 from core.plan import Plan, Refused, plan
 from core.plan.requests import Attach, CreateContainer, CreateNetwork, Publish

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from core.collect import engine_api, engine_socket
-from core.collect.docker import read_docker, watch_docker
 from core.collect.engine_socket import EngineKind, Unreachable, find_socket
-from core.collect.podman import read_podman
+from core.collect.engines import read_docker, read_podman, watch_docker
 from core.model import Engine
 from tests.docker.bad_engine import BadEngine, http
 from tests.support.waiting import PATIENCE, wait_until
@@ -182,7 +181,7 @@ def test_denied(place: Path, hidden: str) -> None:
     with BadEngine(place, lambda path: iter([good(path)])) as server:
         place.parent.chmod(0o755 if hidden == "socket" else 0o700)
         place.chmod(0o600)
-        program = "from core.collect.docker import *; e = read_docker(__import__('sys').argv[1]); print(e)"
+        program = "from core.collect.engines import *; e = read_docker(__import__('sys').argv[1]); print(e)"
         reach = f"mount --bind {place.parent} /mnt && exec setpriv --reuid=65534 --clear-groups "
         done = subprocess.run(
             ["unshare", "-m", "sh", "-c", f'{reach} "$0" -c "$1" /mnt/{place.name}', sys.executable, program],

@@ -44,7 +44,7 @@ from core.model import (
 )
 from core.serialize import CorruptFile, from_json, to_json
 from core.topology import Topology
-from core.topology.ownership import names_in
+from core.topology.owners import names_in
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tui.show import Output, show
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.flows.table import table_of
+from core.flows.merge import table_of
 from core.model import (
     SOCKET_DTYPE,
     Address,
@@ -27,8 +27,7 @@ from core.model import (
     Sockets,
 )
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, FlowPicture
 from tests.support.flow_samples import end, flow, table
 from tui.present.flows import FlowRows
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.flows.fast import AGAIN, FAST, KERNEL, PART
+from core.flows.merge import AGAIN, FAST, KERNEL, PART, FlowTable, table_of
 from core.flows.meter import FlowMeter, Reading
-from core.flows.table import FlowTable, table_of
 from core.model import FASTFLOW_DTYPE, Conntrack, FastFlows
 from tests.support.flow_samples import end, flow, table
 

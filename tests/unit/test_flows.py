@@ -27,7 +27,7 @@ from core.flows import (
     translators,
 )
 from core.flows.columns import among, halves
-from core.flows.words import address_texts
+from core.flows.describe import address_texts
 from core.model import CONNTRACK_DTYPE, FirewallRule, NatEntry
 from tests.support.flow_samples import ICMP, TCP, UDP, UNREPLIED, flow, table
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.collect.engine_answers import network
+from core.collect.engine_answers import network_of
 from core.model import network_ref
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
@@ -30,7 +30,7 @@ def shown(answer: dict[str, Any], translated: tuple[str, ...] = BOTH) -> tuple[s
     subnets that a rule translates."""
     host = HostBuilder()
     host.bridge("br-shop", ("172.30.0.1/16", "fd30::1/64"))
-    host.networks = [network("docker", HOST, answer)]
+    host.networks = [network_of("docker", HOST, answer)]
     host.container("docker", "x", None)
     for subnet in translated:
         family = "ip6" if ":" in subnet else "ip"
@@ -50,8 +50,8 @@ def test_a_network_without_options_is_nat() -> None:
     assert modes == {
         "IPv4": "nat: sources are translated; from outside only published ports, at the host's address"
     }
-    assert network("docker", HOST, answered(BOTH)).gateway_mode == {"ipv4": "nat", "ipv6": "nat"}
-    assert network("podman", HOST, answered(BOTH)).gateway_mode == {}
+    assert network_of("docker", HOST, answered(BOTH)).gateway_mode == {"ipv4": "nat", "ipv6": "nat"}
+    assert network_of("podman", HOST, answered(BOTH)).gateway_mode == {}
 
 
 def test_nat_unprotected() -> None:
@@ -97,4 +97,4 @@ def test_an_engine_that_makes_no_rules_translates_nothing() -> None:
 
 @pytest.mark.parametrize("text", ["", "true", "1"])
 def test_masquerading_is_the_default(text: str) -> None:
-    assert network("docker", HOST, answered(enable_ip_masquerade=text)).masquerade
+    assert network_of("docker", HOST, answered(enable_ip_masquerade=text)).masquerade

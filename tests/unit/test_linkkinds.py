@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from core.collect.bridges import fdb_entry, port, settings, vlans
-from core.collect.linkkinds import details
+from core.collect.link_kinds import details
 from core.collect.links import link
-from core.collect.netlink import attribute
 from core.model import PortVlan
+from core.netlink.client import attribute
 
 
 def message(*attributes: tuple[int, bytes]) -> bytes:

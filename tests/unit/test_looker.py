@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from core.watch.looker import Looker
+from core.watch.poller import Poller
 from tests.support.waiting import PATIENCE, eventually
 
 
@@ -17,7 +17,7 @@ def looks() -> list[float]:
 
 
 def test_a_burst_of_marks_is_one_look(looks: list[float]) -> None:
-    looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.5)
+    looker = Poller("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.5)
     for _ in range(50):
         looker.mark()
     looker.start()
@@ -37,7 +37,7 @@ def test_a_mark_made_while_looking_is_not_lost(looks: list[float]) -> None:
         looking.set()
         go_on.wait(PATIENCE)
 
-    looker = Looker("x", look, lambda *_: None, settle=0.0)
+    looker = Poller("x", look, lambda *_: None, settle=0.0)
     looker.start()
     looker.mark()
     assert looking.wait(PATIENCE)
@@ -48,7 +48,7 @@ def test_a_mark_made_while_looking_is_not_lost(looks: list[float]) -> None:
 
 
 def test_without_interval_only_marks_count_and_an_interval_can_come_later(looks: list[float]) -> None:
-    looker = Looker("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.0)
+    looker = Poller("x", lambda: looks.append(time.monotonic()), lambda *_: None, settle=0.0)
     looker.start()
     assert not eventually(lambda: looks, seconds=0.2)
     looker.set_every(0.02)
@@ -64,7 +64,7 @@ def test_a_failing_look_is_reported_and_the_next_one_happens(looks: list[float])
         if len(looks) == 1:
             raise ValueError("garbage")
 
-    looker = Looker("nat", look, lambda part, error: failures.append((part, str(error))), settle=0.0)
+    looker = Poller("nat", look, lambda part, error: failures.append((part, str(error))), settle=0.0)
     looker.start()
     looker.mark()
     assert eventually(lambda: failures == [("nat", "garbage")])
@@ -80,7 +80,7 @@ def test_looking_keeps_to_its_share_of_a_core(looks: list[float]) -> None:
         while time.thread_time() < end:
             pass
 
-    looker = Looker("x", look, lambda *_: None, every=0.001, settle=0.0, share=0.1)
+    looker = Poller("x", look, lambda *_: None, every=0.001, settle=0.0, share=0.1)
     began = time.monotonic()
     looker.start()
     assert eventually(lambda: len(looks) >= 4)

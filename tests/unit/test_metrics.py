@@ -21,13 +21,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from core.metrics import FastPathNumbers, MetricsError, MetricsServer
 from core.metrics import collector as collecting
 from core.metrics import server as serving
-from core.metrics.collector import HostCollector
-from core.metrics.fastpath import fill as fill_fast_path
-from core.metrics.names import METRICS
+from core.metrics.collector import _TABLE_COUNTERS, HostCollector, LinkMetrics
+from core.metrics.fastpath import fill_fast_path as fill_fast_path
+from core.metrics.samples import METRICS, SampleSet, cleaned, unique
 from core.metrics.server import parsed
-from core.metrics.sheet import Sheet, cleaned, unique
-from core.metrics.tracking import _COUNTERS
-from core.metrics.wiring import Wiring
 from core.model import ConntrackStats, LinkStats
 from core.topology import Topology
 from tests.support.snapshots import hostile_host, small_host
@@ -46,7 +43,7 @@ class Fixed:
         return self._families
 
 
-def text_of(sheet: Sheet) -> str:
+def text_of(sheet: SampleSet) -> str:
     registry = CollectorRegistry()
     registry.register(Fixed([*sheet.families()]))
     return generate_latest(registry).decode()
@@ -92,15 +89,15 @@ def test_the_page_has_them_all() -> None:
 
 
 def test_every_conntrack_counter_has_its_metric() -> None:
-    assert _COUNTERS.keys() == asdict(ConntrackStats()).keys()
+    assert _TABLE_COUNTERS.keys() == asdict(ConntrackStats()).keys()
     names = {one.name for one in METRICS}
-    assert {f"vnet_conntrack_{name}_total" for name in _COUNTERS.values()} <= names
+    assert {f"vnet_conntrack_{name}_total" for name in _TABLE_COUNTERS.values()} <= names
 
 
-def wired(topology: Topology, most: int = 2000) -> Sheet:
-    sheet = Sheet(most)
+def wired(topology: Topology, most: int = 2000) -> SampleSet:
+    sheet = SampleSet(most)
     labels = unique((inode, topology.label(inode)) for inode in topology.snapshot.namespaces)
-    wiring = Wiring(sheet, topology, LinkStats(0.0), labels)
+    wiring = LinkMetrics(sheet, topology, LinkStats(0.0), labels)
     for fill in (wiring.links, wiring.bridges, wiring.networks, wiring.containers):
         fill()
     return sheet
@@ -146,20 +143,20 @@ def test_the_number_of_series_is_bounded() -> None:
 
 
 def test_fast_path_numbers() -> None:
-    sheet = Sheet()
+    sheet = SampleSet()
     fill_fast_path(sheet, FastPathNumbers(flows=7, packets=100, left={"fragment": 3, "new\nflow": 1}))
     text = text_of(sheet)
     assert values(text, "vnet_fast_path_active")[()] == 1
     assert values(text, "vnet_fast_path_packets_total")[()] == 100
     assert values(text, "vnet_fast_path_kernel_packets_total") == {("fragment",): 3, (r"new\nflow",): 1}
-    off = Sheet()
+    off = SampleSet()
     fill_fast_path(off, None)
     assert values(text_of(off), "vnet_fast_path_active")[()] == 0
     assert values(text_of(off), "vnet_fast_path_running")[()] == 0
 
 
 def test_fast_path_numbers_by_link_and_while_it_is_paused() -> None:
-    sheet = Sheet(most=1)
+    sheet = SampleSet(most=1)
     counted = {"v-web": {"fast": 9, "paused": 1}, "v-db": {"fast": 1}}
     fill_fast_path(sheet, FastPathNumbers(packets=10, by_link=counted, forwarding=False))
     text = text_of(sheet)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.export.networks import networks
+from core.export.objects import networks
 from core.model import Chain, Firewall, FirewallRule, Host, Network, NextHop, Problem, Route, Snapshot
 from core.networks import all_networks, uplinks
 from core.topology import Topology

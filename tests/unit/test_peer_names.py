@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.collect import peer_names
-from core.collect.peer_names import PeerNames, read_hosts
+from core.collect import host
+from core.collect.host import PeerNames, read_hosts
 from core.flows import address_bytes
 
 TEXT = """
@@ -48,8 +48,8 @@ def test_the_resolver_is_asked_only_on_demand(tmp_path: Path, monkeypatch: pytes
         asked.append(address)
         return f"host-{address}", [], []
 
-    monkeypatch.setattr(peer_names.socket, "gethostbyaddr", answer)
-    monkeypatch.delenv(peer_names.SWITCH, raising=False)
+    monkeypatch.setattr(host.socket, "gethostbyaddr", answer)
+    monkeypatch.delenv(host.SWITCH, raising=False)
     raw = address_bytes("198.51.100.9")
     quiet = PeerNames(tmp_path / "none")
     quiet.ask([raw])

@@ -19,7 +19,7 @@ from core.model import (
     Route,
     link_ref,
 )
-from core.model.routing import NextHop
+from core.model.routes import NextHop
 from core.ops import (
     AddAddress,
     AddRoute,
@@ -37,7 +37,7 @@ from core.ops import (
     undo_of,
 )
 from core.plan import Plan, Refused, plan, plan_all
-from core.plan.held import free_port
+from core.plan.ports import free_port
 from core.plan.requests import (
     Attach,
     ChangeBridge,

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from core.plan import Plan, plan_all
-from core.plan.desired import BadFile, Desired, export, parse, toml_value
-from core.plan.difference import difference
+from core.plan.desired_state import BadFile, Desired, difference, export, parse, toml_value
 from core.plan.requests import (
     Attach,
     CreateContainer,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.plan.draft import Draft
+from core.plan.builder import PlanBuilder
 from core.topology import Topology
 from tests.support.snapshots import small_builder
 
@@ -19,6 +19,6 @@ def test_a_container_is_reached_by_its_own_process(visitor: int) -> None:
     ns, pid = container.netns, container.pid
     assert ns and pid
     builder.spaces[ns] = replace(builder.spaces[ns], pids=tuple(sorted((visitor, pid))))
-    draft = Draft(Topology(builder.snapshot()))
+    draft = PlanBuilder(Topology(builder.snapshot()))
     assert draft.target("api").place == draft.place_of(ns)
     assert (draft.place_of(ns).pid, draft.place_of(ns).others) == (pid, (visitor,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.collect.engine_answers import container
+from core.collect.engine_answers import container_of
 
 BOTH = ("0.0.0.0", "::")
 # (addresses, port of the host) of what leads to port 80: what is known of it.
@@ -27,11 +27,11 @@ def test_ports_of_dockers_keep_their_family(case: str) -> None:
     given, expected = CASES[case]
     given_ports = [{"IP": ip, "PrivatePort": 80, "PublicPort": port, "Type": "tcp"} for ip, port in given]
     listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": given_ports}
-    found = container("docker", listed, None).ports
+    found = container_of("docker", listed, None).ports
     assert [(port.host_ip, port.host_port) for port in found] == expected
 
 
 def test_podman_means_both_families() -> None:
     given_ports = [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]
     listed = {"Id": "ab" * 32, "Names": ["/web"], "State": "exited", "Created": 1, "Ports": given_ports}
-    assert [port.host_ip for port in container("podman", listed, None).ports] == [""]
+    assert [port.host_ip for port in container_of("podman", listed, None).ports] == [""]

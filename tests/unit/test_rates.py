@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from core.collect.stats import read_stats
+from core.collect.links import read_stats
 from core.history import HOUR, MINUTE, MINUTES, History
 from core.model import STATS_DTYPE, Firewall, FirewallRule, LinkKey, LinkStats
 from core.rates import HISTORY, RateMeter, Rates, RuleMeter

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, LinkStats, Snapshot
-from core.recording import Recording, columns, frames
-from core.recording.difference import NOTHING, changed, difference
+from core.recording import Recording, delta, frames
+from core.recording.delta import NOTHING, changed, difference
 from tests.support.host_builder import HOST
 from tests.support.recordings import (
     WALL,
@@ -118,9 +118,9 @@ rows = st.binary(max_size=6 * FASTFLOW_DTYPE.itemsize)
 def test_any_table_after_any_other(dtype: Any, before: bytes, after: bytes, grown: bool) -> None:
     old, new = table(before, dtype), table(after, dtype)
     new = np.concatenate([old[::-1], new]) if grown else new
-    back = columns.unpack(old, columns.pack(old, new), dtype)
+    back = delta.unpack(old, delta.pack(old, new), dtype)
     assert back.tobytes() == new.tobytes()
-    assert columns.unpack(None, columns.pack(None, new), dtype).tobytes() == new.tobytes()
+    assert delta.unpack(None, delta.pack(None, new), dtype).tobytes() == new.tobytes()
 
 
 def table(raw: bytes, dtype: Any) -> np.ndarray:

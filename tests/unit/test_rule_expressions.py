@@ -9,7 +9,7 @@ import pytest
 from bpf.expressions import Sets, rule_of
 from bpf.judging import Rule
 from bpf.nfnetlink import expression, nest, string, word
-from core.collect.netlink import attribute
+from core.netlink.client import attribute
 
 _OURS = 0xFF000000
 

@@ -14,8 +14,8 @@ from core.export import document
 from core.flows import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, ConntrackStats, Snapshot
 from core.topology import Topology
-from core.topology.filling import top_sources
-from core.watch.trend import TableTrend
+from core.topology.table_usage import top_sources
+from core.watch.rates import TableTrend
 from tests.support.flow_samples import flow, table
 from tests.support.snapshots import HOST, small_host
 from tui.present import conntrack_health

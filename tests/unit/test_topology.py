@@ -21,7 +21,7 @@ from core.model import (
     network_ref,
 )
 from core.topology import Topology
-from core.topology.connections import of_entry, of_names, of_network
+from core.topology.related import of_entry, of_names, of_network
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import empty_host, hostile_host, many_namespaces, small_host
 

@@ -8,7 +8,7 @@ import pytest
 from core.flows.meter import FlowMeter, Reading
 from core.history import WINDOWS, History
 from core.model import Conntrack, Firewall, FirewallRule
-from core.watch.translated import Translations
+from core.watch.rates import Translations
 from tests.support.flow_samples import flow, table
 
 HOST, LAB = 100, 200

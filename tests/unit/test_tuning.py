@@ -11,7 +11,7 @@ from core.model import BridgePort, BridgeSettings, Link, LinkTuning, PacketSizes
 from core.ops import Place, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
 from core.ops.record import from_record, to_record
 from core.ops.touched import changed_link, touched
-from core.plan import Plan, Refused, cpus, plan
+from core.plan import Plan, Refused, plan, tuning
 from core.plan.requests import Tune
 from core.plan.tuning import Tuned, tuned
 from core.topology import Topology
@@ -236,17 +236,17 @@ def test_steps_are_kept_by_the_journal_and_know_their_link() -> None:
 
 @pytest.mark.parametrize(("text", "number"), [("0-1", 3), ("0,2", 5), ("0-3,8-9", 0x30F), ("", 0)])
 def test_lists_of_cpus(text: str, number: int) -> None:
-    assert cpus.listed(text) == number
+    assert tuning.cpus_of_list(text) == number
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0"), (3, "3"), (1 << 32, "1,00000000"), (1 << 70, "40,00000000,00000000")]
 )
 def test_masks_of_cpus(number: int, text: str) -> None:
-    assert cpus.written(number) == text
-    assert cpus.mask(text) == number
+    assert tuning.mask_of_cpus(number) == text
+    assert tuning.cpus_of_mask(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "g", "1,2", "-1", "0x", "f f", "٣"])
 def test_what_is_no_mask(text: str) -> None:
-    assert cpus.mask(text) is None
+    assert tuning.cpus_of_mask(text) is None

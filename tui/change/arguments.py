@@ -11,7 +11,7 @@ COMMANDS = (
     "network", "container", "attach", "detach", "move", "publish", "unpublish", "link", "bridge", "port",
     "tune", "apply", "export", "undo", "history", "recover", "confirm", "cleanup", "agent",
 )  # fmt: skip
-# As core.plan.sizes has them.
+# As core.plan.tuning has them.
 PLAIN_SIZE, USUAL_SIZE = 65536, 262144
 _PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0.0.1:53/udp, [::]:8000-8010"
 

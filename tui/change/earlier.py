@@ -11,8 +11,8 @@ from itertools import takewhile
 
 from core.apply import journal, run
 from core.apply.entries import Entry
-from core.apply.lock import planning
 from core.apply.run import Outcome
+from core.apply.state import planning
 from core.ops import Want, undo_of
 from core.ops.touched import touched
 from core.plan import Plan

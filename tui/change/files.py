@@ -12,8 +12,7 @@ from core.files import PUBLIC, CannotWrite, write_whole
 from core.model import link_ref
 from core.ops import SetRules, Unwant
 from core.plan import Plan, Refused, ours, rules
-from core.plan.desired import BadFile, Desired, export, parse
-from core.plan.difference import difference
+from core.plan.desired_state import BadFile, Desired, difference, export, parse
 from core.plan.requests import Delete, Request, Unpublish
 from core.plan.untracked import track_again
 from core.text import safe

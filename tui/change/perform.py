@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from core.apply import guard, journal, run, wanted
-from core.apply.lock import planning
-from core.apply.state import StateError
+from core.apply.state import StateError, planning
 from core.collect.host import missing_capabilities
-from core.collect.nftables import read_tables
-from core.collect.session import remote_session
+from core.collect.nft_netlink import read_tables
+from core.collect.processes import remote_session
 from core.collect.snapshot import FILTERS, HOST_FIREWALL, TUNING, WIRING, read_snapshot
 from core.ops import (
     AddAddress,

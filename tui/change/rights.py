@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from core.apply.engine import EngineError
 from core.apply.guard import GuardError
-from core.apply.lock import Busy
-from core.apply.state import StateError
+from core.apply.state import Busy, StateError
 from core.collect.host import missing_capabilities
 from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork, Operation
 from tui.errors import CommandError

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from core.apply import guard, journal
 from core.apply.entries import Entry
-from core.apply.lock import planning, writing
 from core.apply.run import Outcome
+from core.apply.state import planning, writing
 from core.ops import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request

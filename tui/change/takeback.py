@@ -7,10 +7,10 @@ from collections.abc import Callable
 from core.apply import guard, run
 from core.apply.entries import Entry
 from core.apply.run import Outcome
-from core.collect.session import remote_session
+from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
 from core.ops import Operation, undo_of
-from core.plan.lifelines import reach_lifeline
+from core.plan.connectivity import reach_lifeline
 from core.topology import Topology
 
 

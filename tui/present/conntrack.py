@@ -19,7 +19,7 @@ from core.flows import (
 )
 from core.model import Ref, flow_ref
 from core.topology import Topology
-from core.topology.connections import of_namespaces
+from core.topology.related import of_namespaces
 from tui.present import cells, conntrack_health, query, units
 from tui.present.conntrack_detail import detail, state_cell
 from tui.present.conntrack_filter import keys_of, mask_of

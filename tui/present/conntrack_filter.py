@@ -10,7 +10,7 @@ import numpy as np
 from core.flows import PROTOCOLS, STATES, TRANSLATIONS, FlowColumns
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
-from core.topology.connections import of_entry, of_names, of_network
+from core.topology.related import of_entry, of_names, of_network
 from tui.present import address_match
 from tui.present.query import Term, bounds, fits, port_range
 

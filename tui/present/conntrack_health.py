@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from core.model import Conntrack, namespace_ref
 from core.topology import Topology
-from core.topology.filling import Source, sources
+from core.topology.table_usage import Source, sources
 from tui.present import units
 from tui.present.rows import Cell, Tone
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from core.flows import End, Flow, address_text, protocol_name
-from core.flows.fast import AGAIN, FAST, PART, PATHS
+from core.flows.merge import AGAIN, FAST, PART, PATHS
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, FlowPicture
 from tui.present import cells, units
 from tui.present.conntrack_detail import state_cell
 from tui.present.glyphs import PIN

@@ -8,11 +8,10 @@ from functools import cached_property
 import numpy as np
 
 from core.flows import PROTOCOLS, STATES, entry_of, flow_of
-from core.flows.fast import PATHS
+from core.flows.merge import PATHS
 from core.model import Ref, talk_ref
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, FlowPicture
 from tui.present import query
 from tui.present.flow_cells import COLUMNS, cells_of
 from tui.present.flows_filter import keys_of, mask_of, remarks

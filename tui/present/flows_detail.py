@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from core.flows import End, Flow, end_text, entry_of, flow_of, protocol_name, sentence
-from core.flows.fast import FAST, PATHS
-from core.flows.table import FlowTable
+from core.flows.merge import FAST, PATHS, FlowTable
 from core.model import Ref, container_ref, flow_ref, talk_ref
 from core.text import safe
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS, OUTSIDE
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, OUTSIDE, FlowPicture
 from tui.present import cells, query, units
 from tui.present.cells import Line
 from tui.present.conntrack_detail import state_cell

@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 
 from core.flows import PROTOCOLS, STATES
-from core.flows.fast import FAST, PART
+from core.flows.merge import FAST, PART
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, FlowPicture
 from tui.present import address_match, query
 from tui.present.conntrack_filter import FlowFilter
 from tui.present.query import Term, bounds, fits

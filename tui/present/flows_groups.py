@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from core.flows import PROTOCOLS, address_text
-from core.flows.fast import FAST
+from core.flows.columns import folded
+from core.flows.describe import protocol_name
 from core.flows.groups import added, crossed
-from core.flows.keys import folded
-from core.flows.table import FlowTable
-from core.flows.words import protocol_name
+from core.flows.merge import FAST, FlowTable
 from core.model import Ref
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS, NO_CLIENT
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, NO_CLIENT, FlowPicture
 from tui.present import cells, units
 from tui.present.lens import Lens
 from tui.present.list_rows import ListRows

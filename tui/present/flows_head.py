@@ -9,8 +9,7 @@ import numpy as np
 
 from core.text import safe
 from core.topology import Topology
-from core.topology.flowindex import CLIENTS
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import CLIENTS, FlowPicture
 from tui.present import units
 from tui.present.lens import Lens
 from tui.present.rows import Cell

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from core.flows.table import table_of
+from core.flows.merge import table_of
 from core.model import Change, FastPath, LinkKey, Ref, Snapshot
 from core.rates import LinkRate, Rates
 from core.topology import Topology
-from core.topology.flowpicture import FlowPicture
+from core.topology.flow_index import FlowPicture
 from tui.present.lens import PLAIN, Lens
 
 LOG_LENGTH = 1000

@@ -15,9 +15,8 @@ from core.apply import route
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
 from core.collect.namespaces import read_namespaces
-from core.collect.netlink import Netlink, attributes, text
-from core.collect.netns import HOST_PATH, NamespaceGone, entered
-from core.collect.nsfile import open_namespace
+from core.netlink.client import Netlink, attributes, text
+from core.netlink.netns import HOST_PATH, NamespaceGone, entered, open_namespace
 from core.ops import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, Place
 
 DIRECTORY = Path("/run/netns")

@@ -12,11 +12,11 @@ from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel, inside
 from core.apply.state import StateError
 from core.apply.tools import run_holding_lock
-from core.collect.filters import read_filters
 from core.collect.iptables import read_iptables
-from core.collect.netlink import NETFILTER, Netlink
-from core.collect.tools import find_tool
+from core.collect.nft_netlink import read_filters
+from core.netlink.client import NETFILTER, Netlink
 from core.ops import HOST, SetDockerDns, SetRules, SetSysctl, Unwant, Want
+from core.tools import find_tool
 
 
 @execute.register

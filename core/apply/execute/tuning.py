@@ -7,9 +7,9 @@ import struct
 from core.apply import route
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel, inside
-from core.collect import sysfs
-from core.collect.ethtool import ethtool_family
-from core.collect.netlink import GENERIC, NLA_NESTED, Netlink, attribute
+from core.collect import offloads
+from core.collect.offloads import ethtool_family
+from core.netlink.client import GENERIC, NLA_NESTED, Netlink, attribute
 from core.ops import SetOffloads, SetSizes, SetSteering
 
 # linux/ethtool_netlink_generated.h
@@ -49,8 +49,8 @@ def _nest(kind: int, content: bytes) -> bytes:
 
 @execute.register
 def _(operation: SetSteering, kernel: Kernel) -> None:
-    with inside(operation.place), sysfs.opened_sysfs() as root:
+    with inside(operation.place), offloads.opened_sysfs() as root:
         try:
-            sysfs.write_text(root, operation.path, operation.cpus)
+            offloads.write_text(root, operation.path, operation.cpus)
         except FileNotFoundError:
             raise LookupError(f"there is no link {operation.name} in {operation.place}") from None

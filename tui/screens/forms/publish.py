@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.model import Container, Ref
-from core.plan.held import free_port
+from core.plan.ports import free_port
 from core.plan.requests import PROTOCOLS, Publish
 from core.topology import Topology
 from tui.screens.forms.chosen import able, by_label, selected, uid_of

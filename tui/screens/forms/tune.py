@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from core.model import Link, Ref
 from core.plan.requests import Tune
-from core.plan.sizes import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE
-from core.plan.tuning import Tuned, tuned
+from core.plan.tuning import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE, Tuned, tuned
 from core.plan.untracked import states
 from core.text import safe
 from core.topology import Topology

@@ -1,0 +1,450 @@
+"""The chains of nftables, and the rules of those tables that may drop what is forwarded, from the kernel
+itself: what plans of networks ask of others' rules, which may be many, and the tools for them slow."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.model import Chain, Choice, FirewallRule
+from core.nat.forward_policy import is_on_the_way
+from core.netlink import client
+from core.netlink.client import NETFILTER, Message, Netlink, attribute, attribute_list, attributes, text
+from core.tags import TABLE
+
+# linux/netfilter/nf_tables.h and nfnetlink.h.
+_SUBSYS = 10 << 8
+_GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENTS = _SUBSYS | 1, _SUBSYS | 4, _SUBSYS | 7, _SUBSYS | 13
+_TABLE_NAME = 1
+_EXPR_NAME = 1
+NFGENMSG = struct.Struct("=BBH")
+
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_IPTABLES_FAMILIES = (2, 10)
+IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
+IPTABLES_CHAINS = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
+# What iptables-nft builds its rules of; of sets, maps and the like iptables-save prints rules that lie.
+_IPTABLES_EXPRESSIONS = {
+    "bitwise", "cmp", "counter", "immediate", "limit", "log", "masq", "match", "meta", "nat", "payload",
+    "range", "redir", "target",
+}  # fmt: skip
+
+
+class Table(NamedTuple):
+    """One table: `by_iptables` where iptables-nft made all of it, so that iptables-save prints it truly."""
+
+    family: str
+    name: str
+    by_iptables: bool
+
+
+def read_tables() -> tuple[Table, ...]:
+    """The tables of the thread's network namespace. Raises PermissionError without CAP_NET_ADMIN there."""
+    if would_load_module():
+        return ()
+    try:
+        with client.Netlink(client.NETFILTER) as kernel:
+            messages = kernel.dump(_GET_TABLE, NFGENMSG.pack(0, 0, 0))
+            return tuple(_table(kernel, message) for message in messages)
+    except PermissionError:
+        raise
+    except OSError:
+        # A kernel without nftables refuses the question.
+        return ()
+
+
+def _table(kernel: client.Netlink, message: client.Message) -> Table:
+    family = message.payload[0]
+    name = client.text(client.attributes(message.payload, 4)[_TABLE_NAME])
+    candidate = family in _IPTABLES_FAMILIES and name in IPTABLES_TABLES
+    by_iptables = candidate and _has_iptables_chains(kernel, family, name) and _is_plain(kernel, family, name)
+    return Table(FAMILIES.get(family, str(family)), name, by_iptables)
+
+
+def _has_iptables_chains(kernel: client.Netlink, family: int, table: str) -> bool:
+    """Whether the base chains are those of iptables, and there is one at least."""
+    found = [
+        client.attributes(message.payload, 4)
+        for message in kernel.dump(GET_CHAIN, NFGENMSG.pack(family, 0, 0))
+    ]
+    hooked = {
+        client.text(chain[_CHAIN_NAME])
+        for chain in found
+        if _CHAIN_HOOK in chain and client.text(chain[_CHAIN_TABLE]) == table
+    }
+    return bool(hooked) and hooked <= IPTABLES_CHAINS
+
+
+def _is_plain(kernel: client.Netlink, family: int, table: str) -> bool:
+    """Whether every rule is made of what iptables-nft uses."""
+    body = NFGENMSG.pack(family, 0, 0) + client.attribute(_RULE_TABLE, table.encode() + b"\0")
+    return all(
+        _expressions(message.payload) <= _IPTABLES_EXPRESSIONS for message in kernel.dump(GET_RULE, body)
+    )
+
+
+def _expressions(payload: bytes) -> set[str]:
+    listed = client.attributes(payload, 4).get(_RULE_EXPRESSIONS, b"")
+    return {
+        client.text(client.attributes(expression)[_EXPR_NAME])
+        for _, expression in client.attribute_list(listed)
+    }
+
+
+def would_load_module() -> bool:
+    """Whether nftables is a module that is not loaded: asking would load it, and there can be no table."""
+    return _is_module() and not any(
+        line.startswith("nf_tables ") for line in Path("/proc/modules").read_text().splitlines()
+    )
+
+
+@cache
+def _is_module() -> bool:
+    try:
+        return "/nf_tables.ko" in Path(f"/lib/modules/{os.uname().release}/modules.dep").read_text()
+    except OSError:
+        return False
+
+
+# linux/netfilter/nf_tables.h; numbers are in network order.
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
+_SET_TABLE, _SET_NAME, _SET_ELEMENTS = 1, 2, 3
+_KEY, _ELEMENT_DATA, _ELEMENT_FLAGS, _KEY_END, _VALUE, _VERDICT = 1, 2, 3, 10, 1, 2
+# What a rule that drops holds: the verdict drop, a reject, a queue, or a verdict map.
+_MAY_DROP = re.compile(
+    rb"\x0c\0\x02[\x80\0]\x08\0\x01\0\0\0\0\0|reject\0|REJECT\0|queue\0|NFQUEUE\0|lookup\0.*\x08\0\x03\0\0\0\0\0",
+    re.DOTALL,
+)
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
+_OTHER_HOOKS = {"arp": ("input", "output", "forward"), "netdev": ("ingress", "egress")}
+_NUMBERS = {name: value for value, name in FAMILIES.items()}
+
+type _TableName = tuple[str, str]
+
+
+def read_filters() -> tuple[list[Chain], list[FirewallRule]]:
+    """The chains of the thread's network namespace, and the rules, as far as filter_rules has them, of those
+    tables in which anything that is forwarded is dropped. Raises PermissionError."""
+    if would_load_module():
+        return [], []
+    try:
+        with Netlink(NETFILTER) as kernel:
+            chains = [_chain(message.payload) for message in kernel.dump(GET_CHAIN, NFGENMSG.pack(0, 0, 0))]
+            return chains, list(_dropping(kernel, chains))
+    except PermissionError:
+        raise
+    except OSError:
+        # A kernel without nftables refuses the question.
+        return [], []
+
+
+def _dropping(kernel: Netlink, chains: Sequence[Chain]) -> Iterator[FirewallRule]:
+    """The rules of others' tables that drop: by a chain's policy, or by a rule of any chain."""
+    on_the_way = [chain for chain in chains if is_on_the_way(chain) and chain.table != TABLE]
+    by_policy = {(chain.family, chain.table) for chain in on_the_way if chain.policy == "drop"}
+    for family, table in sorted({(chain.family, chain.table) for chain in on_the_way}):
+        body = NFGENMSG.pack(_NUMBERS[family], 0, 0) + attribute(_RULE_TABLE, table.encode() + b"\0")
+        rules = kernel.dump(GET_RULE, body)
+        if (family, table) in by_policy or any(_MAY_DROP.search(rule.payload) for rule in rules):
+            yield from _rules(kernel, (family, table), rules)
+
+
+def _chain(payload: bytes) -> Chain:
+    family, found = FAMILIES.get(payload[0], str(payload[0])), attributes(payload, 4)
+    table, name = text(found[_CHAIN_TABLE]), text(found[_CHAIN_NAME])
+    backend = _backend(family, table)
+    hook = attributes(found.get(_CHAIN_HOOK, b""))
+    if not hook:
+        return Chain(backend, family, table, name)
+    if name not in IPTABLES_CHAINS:
+        backend = "nft"
+    hooked, (priority,) = number(hook[_HOOK_NUMBER]), struct.unpack("!i", hook[_HOOK_PRIORITY])
+    policy = ("drop", "accept")[bool(number(found[_CHAIN_POLICY]))] if _CHAIN_POLICY in found else ""
+    hooks = _OTHER_HOOKS.get(family, _HOOKS)
+    where = hooks[hooked] if hooked < len(hooks) else str(hooked)
+    return Chain(backend, family, table, name, where, text(found.get(_CHAIN_TYPE, b"")), priority, policy)
+
+
+def _rules(kernel: Netlink, table: _TableName, messages: Sequence[Message]) -> Iterator[FirewallRule]:
+    family, name = table
+    backend = _backend(*table)
+    sets: dict[str, Sequence[Element]] = {}
+
+    def elements(of: str) -> Sequence[Element]:
+        if of not in sets:
+            sets[of] = list(_elements(kernel, table, of))
+        return sets[of]
+
+    for message in messages:
+        found = attributes(message.payload, 4)
+        fields = Meaning(elements).read(found.get(_RULE_EXPRESSIONS, b""))
+        rule_id = f"nft/{family}/{name}/{int.from_bytes(found[_RULE_HANDLE])}"
+        yield FirewallRule(backend, family, name, text(found[_RULE_CHAIN]), rule_id, **fields)
+
+
+def _elements(kernel: Netlink, table: _TableName, name: str) -> Iterator[Element]:
+    family, of = table
+    words = attribute(_SET_TABLE, of.encode() + b"\0") + attribute(_SET_NAME, name.encode() + b"\0")
+    for message in kernel.dump(GET_ELEMENTS, NFGENMSG.pack(_NUMBERS[family], 0, 0) + words):
+        listed = attributes(message.payload, 4).get(_SET_ELEMENTS, b"")
+        for _, one in attribute_list(listed):
+            found = attributes(one)
+            key = attributes(found.get(_KEY, b"")).get(_VALUE, b"")
+            end = attributes(found.get(_KEY_END, b"")).get(_VALUE, b"")
+            verdict = attributes(attributes(found.get(_ELEMENT_DATA, b"")).get(_VERDICT, b""))
+            yield key, end, number(found.get(_ELEMENT_FLAGS, b"")), verdict
+
+
+def _backend(family: str, table: str) -> str:
+    return "iptables-nft" if family in ("ip", "ip6") and table in IPTABLES_TABLES else "nft"
+
+
+# What a rule of nftables matches and does, from the expressions that the kernel gives (linux/netfilter/
+# nf_tables.h), as far as it takes to judge what becomes of forwarded packets.
+
+# One element of a set: the key, the key's end ("" where it is in an element of its own), flags, a verdict.
+type Element = tuple[bytes, bytes, int, Mapping[int, bytes]]
+type Elements = Callable[[str], Sequence[Element]]
+type _Expression = tuple[str, Mapping[int, bytes]]
+
+# Numbers are in network order, values that ct and meta give in the machine's.
+_NAME, _DATA = 1, 2
+_META = {4: "iif", 5: "oif", 6: "iif", 7: "oif", 15: "nfproto", 16: "l4_proto"}
+_CT = {0: "state", 2: "status"}
+_BY_INDEX = (4, 5)
+# Where in a packet it is: network or transport header, and from which byte on.
+_PAYLOADS = {
+    (1, 12): "src", (1, 16): "dst", (1, 8): "src", (1, 24): "dst", (1, 9): "l4_proto", (1, 6): "l4_proto",
+    (2, 0): "sport", (2, 2): "dport",
+}  # fmt: skip
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 58: "icmpv6", 132: "sctp", 136: "udplite"}
+_NFPROTO = {2: "ipv4", 10: "ipv6"}
+_STATES = {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked", 128: "dnat"}
+_DNAT_STATUS = 32
+_CODES = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
+_SILENT = {"counter", "log", "last"}
+_TARGETS = {"REJECT": "reject", "NFQUEUE": "queue"}
+_INTERVAL_END, _CATCH_ALL = 1, 2
+# xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h: where flags, inverted ones and states are.
+_MATCH_FLAGS = 146
+_HEADERS = ("rt", "frag", "hbh", "dst", "mh")
+
+
+class Meaning:
+    """The fields of FirewallRule in the making; `elements` has those of a set of the rule's table."""
+
+    def __init__(self, elements: Elements) -> None:
+        self.fields: dict[str, Any] = {"text": ""}
+        self._elements = elements
+        self._asked, self._index, self._mask = "", False, b""
+        self._family = ""
+
+    def read(self, payload: bytes) -> dict[str, Any]:
+        """The fields that a rule's list of expressions gives."""
+        for _, one in attribute_list(payload):
+            found = attributes(one)
+            self._expression(text(found[_NAME]), attributes(found.get(_DATA, b"")))
+        if self._family and not {"src", "dst", "verdict_map"} & self.fields.keys():
+            self._unknown(f"meta nfproto {self._family}")
+        return self.fields
+
+    def _unknown(self, said: str = "") -> None:
+        """Note a match that the fields do not tell, in the words of its tool where these matter."""
+        self.fields["understood"] = False
+        self.fields["text"] = f"{self.fields['text']} {said}".strip()
+
+    def _expression(self, name: str, data: Mapping[int, bytes]) -> None:
+        match name:
+            case "meta" | "ct":
+                key = number(data.get(2, b""))
+                asked = (_META if name == "meta" else _CT).get(key, "")
+                self._ask(asked, name == "meta" and key in _BY_INDEX)
+            case "payload":
+                place = number(data[2]), number(data[3])
+                self._ask(_PAYLOADS.get(place, ""))
+            case "bitwise":
+                self._mask = attributes(data[4])[1]
+            case "cmp":
+                self._compare(attributes(data[3])[1], number(data[2]) == 0)
+            case "range":
+                values = attributes(data[3])[1], attributes(data[4])[1]
+                self._set(_joined_range(self._asked, *values), number(data[2]) == 0)
+            case "lookup":
+                self._look_up(data)
+            case "immediate":
+                self._verdict(attributes(attributes(data[2]).get(2, b"")))
+            case "reject" | "queue":
+                self.fields["verdict"] = name
+            case "target":
+                self.fields["verdict"] = _TARGETS.get(text(data[1]), "")
+            case "match":
+                self._extension(text(data[1]), data[3])
+            case "fib":
+                self._fib(number(data[2]), number(data[3]))
+            case _ if name not in _SILENT:
+                self._unknown()
+
+    def _ask(self, asked: str, by_index: bool = False) -> None:
+        self._asked, self._index = asked, by_index
+        if not asked:
+            self._unknown()
+
+    def _compare(self, value: bytes, equal: bool) -> None:
+        asked, mask = self._asked, self._mask
+        self._mask = b""
+        if asked == "nfproto" and equal:
+            self._family = _NFPROTO.get(value[0], "")
+        elif asked == "state" and mask and not equal:
+            self._set(_states(int.from_bytes(mask, sys.byteorder)), True)
+        elif asked == "status" and int.from_bytes(mask, sys.byteorder) == _DNAT_STATUS and not equal:
+            self._unknown("ct status dnat")
+        elif asked in ("src", "dst"):
+            self._set(_prefix(value, mask), equal)
+        elif asked in ("iif", "oif") and not self._index:
+            self._set(text(value) + ("" if value.endswith(b"\0") else "*"), equal)
+        elif asked != "fib":
+            self._set("" if mask else self._word(value), equal)
+
+    def _word(self, value: bytes) -> str:
+        """One value of what was asked for, "" where it is not known."""
+        asked = self._asked
+        if asked in ("iif", "oif") and self._index:
+            with suppress(OSError):
+                return socket.if_indextoname(int.from_bytes(value, sys.byteorder))
+        elif asked in ("iif", "oif"):
+            return text(value)
+        elif asked in ("src", "dst"):
+            return str(ipaddress.ip_address(value))
+        elif asked in ("sport", "dport"):
+            return str(number(value))
+        elif asked == "l4_proto":
+            return _PROTOCOLS.get(value[0], str(value[0]))
+        elif asked == "state":
+            return _states(int.from_bytes(value, sys.byteorder))
+        return ""
+
+    def _set(self, said: str, equal: bool) -> None:
+        """Fill the field that was asked for; the first match on it counts."""
+        field = "ct_state" if self._asked == "state" else self._asked
+        said = said if equal or not said else f"!{said}"
+        if not said or self.fields.setdefault(field, said) != said:
+            self._unknown()
+
+    def _look_up(self, data: Mapping[int, bytes]) -> None:
+        """A set, or a verdict map, whose name comes first."""
+        name = text(data[1])
+        if number(data.get(3, b"\1")) == 0 and 3 in data:
+            self._choose(name)
+        elif not name.startswith("__"):
+            self._set(f"@{name}" if self._asked in ("src", "dst", "sport", "dport", "iif", "oif") else "",
+                      not number(data.get(5, b"")))  # fmt: skip
+        else:
+            words = self._words(self._elements(name))
+            self._set(",".join(words) if all(words) else "", not number(data.get(5, b"")))
+
+    def _words(self, elements: Iterable[Element]) -> list[str]:
+        """The members of a set; where it holds ranges, their ends are elements of their own."""
+        asked, found = self._asked, sorted(elements, key=lambda one: (one[0], -one[2]))
+        if not any(flags & _INTERVAL_END for _, _, flags, _ in found):
+            return [_joined_range(asked, key, end) if end else self._word(key) for key, end, _, _ in found]
+        words, start = [], b""
+        for key, _, flags, _ in found:
+            if not flags & _INTERVAL_END:
+                start = key
+            elif start:
+                last = (int.from_bytes(key) - 1).to_bytes(len(key)) if any(key) else key
+                words.append(self._word(start) if last == start else _joined_range(self._asked, start, last))
+                start = b""
+        return [*words, *([_joined_range(self._asked, start, b"\xff" * len(start))] if start else [])]
+
+    def _choose(self, name: str) -> None:
+        choices = []
+        for key, _, flags, verdict in self._elements(name):
+            if not flags & _INTERVAL_END and 1 in verdict:
+                value = "*" if flags & _CATCH_ALL else self._word(key)
+                code = _CODES.get(int.from_bytes(verdict[1], signed=True), "")
+                choices.append(Choice(value, code or "continue", text(verdict.get(2, b""))))
+        targets = dict.fromkeys(one.target for one in choices if one.target)
+        self.fields |= {"verdict": "vmap", "target": ",".join(targets), "understood": False}
+        if self._asked in ("iif", "oif", "state") and choices:
+            by = "ct_state" if self._asked == "state" else self._asked
+            self.fields |= {"chosen_by": by, "choices": tuple(choices)}
+
+    def _verdict(self, verdict: Mapping[int, bytes]) -> None:
+        code = int.from_bytes(verdict.get(1, b""), signed=True)
+        if 1 in verdict and code in _CODES:
+            self.fields |= {"verdict": _CODES[code], "target": text(verdict.get(2, b""))}
+
+    def _fib(self, result: int, flags: int) -> None:
+        self._asked = "fib"
+        by_source, of_type = flags & 1, result == 3
+        self._unknown("" if of_type else "fib saddr . iif oif missing" if by_source else "")
+
+    def _extension(self, name: str, info: bytes) -> None:
+        """A match of iptables by the structures of linux/netfilter/xt_*.h."""
+        if name == "conntrack":
+            self._conntrack(info)
+        elif name in ("tcp", "udp") and len(info) >= 9:
+            self._ports(info, name)
+        elif name == "set" and len(info) >= 4:
+            source, inverted = info[3] & 2, info[3] & 1
+            self._asked = "src" if source else "dst"
+            self._set("@ipset", not inverted)
+        elif name == "rpfilter":
+            self._unknown("-m rpfilter --invert" if info[0] & 8 else "")
+        elif name != "comment":
+            self._unknown(f"-m {name} -" if name in _HEADERS else "")
+
+    def _ports(self, info: bytes, name: str) -> None:
+        """xt_tcp and xt_udp: source and destination ports from and to, then what is inverted."""
+        numbers = struct.unpack_from("=4H", info)
+        inverted = info[11] if name == "tcp" and len(info) > 11 else info[8]
+        for field, (first, last), bit in (("sport", numbers[:2], 1), ("dport", numbers[2:], 2)):
+            if (first, last) != (0, 65535):
+                self._asked = field
+                self._set(str(first) if first == last else f"{first}-{last}", not inverted & bit)
+        if name == "tcp" and any(info[8:11]):
+            self._unknown()
+
+    def _conntrack(self, info: bytes) -> None:
+        known = len(info) >= 154
+        flags, inverted, mask = struct.unpack_from("=3H", info, _MATCH_FLAGS) if known else (0, 0, 0)
+        if flags == 1:
+            self._asked = "state"
+            self._set(_states(mask), not inverted & 1)
+        else:
+            self._unknown()
+
+
+def _joined_range(asked: str, first: bytes, last: bytes) -> str:
+    if asked in ("src", "dst"):
+        return f"{ipaddress.ip_address(first)}-{ipaddress.ip_address(last)}"
+    return f"{number(first)}-{number(last)}" if asked in ("sport", "dport") else ""
+
+
+def _prefix(value: bytes, mask: bytes) -> str:
+    """An address, or where a mask or the first bytes alone are compared, a prefix."""
+    size = 4 if len(value) <= 4 else 16
+    bits = int.from_bytes(mask).bit_count() if mask else 8 * len(value)
+    address = ipaddress.ip_address(value.ljust(size, b"\0"))
+    return str(address) if bits == 8 * size else f"{address}/{bits}"
+
+
+def _states(mask: int) -> str:
+    return ",".join(name for bit, name in _STATES.items() if mask & bit)
+
+
+def number(value: bytes) -> int:
+    """A number in network order."""
+    return int.from_bytes(value)

@@ -1,0 +1,222 @@
+"""Links, bridges and veth pairs as JSON objects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from core.codec import plain
+from core.model import Conntrack, Container, Link, LinkKey, NetState
+from core.topology import Topology
+from core.topology.related import concerns
+from core.topology.table_usage import sources
+
+Item = dict[str, Any]
+Scope = Collection[int] | None
+
+
+def links(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every link."""
+    for link in topology.snapshot.links():
+        if scope is None or link.ns in scope:
+            yield _link(topology, link)
+
+
+def _link(topology: Topology, link: Link) -> Item:
+    return {**plain(link), **_joined(topology, link), "peer": _end(topology, topology.peer(link))}
+
+
+def _joined(topology: Topology, link: Link) -> Item:
+    master = topology.snapshot.link((link.ns, link.master)) if link.master is not None else None
+    container, network = topology.container_of(link.ns), topology.network_of(link)
+    return {
+        "namespace": topology.label(link.ns),
+        "master_name": master.name if master else None,
+        "container": container.uid if container else None,
+        "network": network.id if network else None,
+    }
+
+
+def _end(topology: Topology, link: Link | None) -> Item | None:
+    """What tells a link among all links, and where it lies."""
+    if link is None:
+        return None
+    container = topology.container_of(link.ns)
+    return {
+        "ns": link.ns,
+        "ifindex": link.ifindex,
+        "name": link.name,
+        "namespace": topology.label(link.ns),
+        "container": container.uid if container else None,
+    }
+
+
+def bridges(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every bridge with its ports and its forwarding table."""
+    for link in topology.snapshot.links():
+        if link.kind in ("bridge", "ovs-bridge") and (scope is None or link.ns in scope):
+            fdb = (each for each in topology.snapshot.nets[link.ns].fdb if each.bridge == link.ifindex)
+            yield {
+                **_link(topology, link),
+                "ports": [_port(topology, port) for port in topology.ports_of(link.key)],
+                "fdb": [plain(entry) for entry in fdb],
+            }
+
+
+def ovs(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every Open vSwitch bridge, as its database tells it; they belong to the host."""
+    if scope is None or topology.host in scope:
+        yield from map(plain, topology.snapshot.ovs)
+
+
+def _port(topology: Topology, link: Link) -> Item:
+    return {
+        "ifindex": link.ifindex,
+        "name": link.name,
+        "kind": link.kind,
+        "state": link.state,
+        "port": plain(link.port) if link.port else None,
+        "peer": _end(topology, topology.peer(link)),
+    }
+
+
+def veths(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every veth pair once; a peer that is out of sight leaves one end alone."""
+    told: set[LinkKey] = set()
+    for link in topology.snapshot.links():
+        if link.kind != "veth" or link.key in told:
+            continue
+        peer = topology.peer(link)
+        ends = [link, *([peer] if peer else [])]
+        told.update(end.key for end in ends)
+        if scope is None or any(end.ns in scope for end in ends):
+            ends.sort(key=lambda end: (end.ns != topology.host, end.master is None))
+            yield {"ends": [_veth_end(topology, end) for end in ends]}
+
+
+def _veth_end(topology: Topology, link: Link) -> Item:
+    return {
+        "ns": link.ns,
+        "ifindex": link.ifindex,
+        "name": link.name,
+        "state": link.state,
+        "admin_up": link.admin_up,
+        "mac": link.mac,
+        "mtu": link.mtu,
+        "addresses": [str(address) for address in link.addresses],
+        **_joined(topology, link),
+    }
+
+
+def containers(topology: Topology, scope: Collection[int] | None) -> Iterator[Item]:
+    """Every container of every runtime."""
+    for container in topology.containers.values():
+        if scope is None or container.netns in scope:
+            yield _container(topology, container)
+
+
+def _container(topology: Topology, container: Container) -> Item:
+    card = topology.cards.get(container.uid)
+    return {
+        **plain(container),
+        "uid": container.uid,
+        "addresses": list(topology.addresses_of(container)),
+        "networks": [network.id for network in topology.networks_of(container)],
+        "links": [
+            {"ns": link.ns, "ifindex": link.ifindex, "name": link.name}
+            for link in topology.links_of(container)
+        ],
+        "card": plain(card) if card else None,
+    }
+
+
+def namespaces(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every network namespace."""
+    nets = topology.snapshot.nets
+    for inode, namespace in topology.snapshot.namespaces.items():
+        if scope is None or inode in scope:
+            yield {
+                **plain(namespace),
+                "label": topology.label(inode),
+                "containers": [container.uid for container in topology.containers_in(inode)],
+                "links": len(nets[inode].links) if inode in nets and nets[inode].links else None,
+            }
+
+
+def networks(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every network, engines' and kernel's."""
+    for network in topology.networks:
+        if scope is None or network.ns in scope:
+            yield {
+                **plain(network),
+                "gateways": topology.gateways(network),
+                "namespace": topology.label(network.ns) if network.ns is not None else None,
+                "members": [container.uid for container in topology.members(network)],
+                "nat": [entry.entry_id for entry in topology.nat if network.id in entry.networks],
+            }
+
+
+def nat(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every translation and forward filter."""
+    for entry in topology.nat:
+        if scope is None or concerns(topology, entry, scope):
+            yield {**plain(entry), "namespace": topology.label(entry.ns)}
+
+
+def _nets(topology: Topology, scope: Scope) -> Iterator[tuple[NetState, Item]]:
+    """The networks in scope, each with the fields that say where its things lie."""
+    for ns, net in topology.snapshot.nets.items():
+        if scope is None or ns in scope:
+            yield net, {"ns": ns, "namespace": topology.label(ns)}
+
+
+def _name(net: NetState, ifindex: int | None) -> str | None:
+    link = net.links.get(ifindex or 0)
+    return link.name if link else None
+
+
+def routes(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every route of every table."""
+    for net, where in _nets(topology, scope):
+        for route in net.routes:
+            hops = [{**plain(hop), "link": _name(net, hop.ifindex)} for hop in route.nexthops]
+            yield {**where, **plain(route), "nexthops": hops}
+
+
+def rules(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every policy rule."""
+    for net, where in _nets(topology, scope):
+        for rule in net.rules:
+            yield {**where, **plain(rule)}
+
+
+def neighbours(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Every neighbour entry."""
+    for net, where in _nets(topology, scope):
+        for neighbour in net.neighbours:
+            yield {**where, **plain(neighbour), "link": _name(net, neighbour.ifindex)}
+
+
+_MOST_SOURCES = 10
+
+
+def tables(topology: Topology, scope: Collection[int] | None) -> Iterator[Item]:
+    """The table of every namespace."""
+    for table in topology.snapshot.conntracks.values():
+        if scope is None or table.ns in scope:
+            yield _table(topology, table)
+
+
+def _table(topology: Topology, table: Conntrack) -> Item:
+    return {
+        "ns": table.ns,
+        "namespace": topology.label(table.ns),
+        "entries": len(table.entries),
+        "limit": table.limit or None,
+        "accounting": table.accounting,
+        "stats": plain(table.stats) if table.stats else None,
+        "sources": [
+            {"name": one.name or None, "address": one.address, "entries": one.entries}
+            for one in sources(topology, table.ns, _MOST_SOURCES)
+        ],
+    }

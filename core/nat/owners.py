@@ -1,0 +1,136 @@
+"""Whose address or link a rule carries: the containers and networks of one snapshot, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from core.model import Container, Network, Snapshot
+from core.nat.packets import Prefix, overlap, prefixes, split
+from core.peers import resolve
+
+# Keys are (namespace whose rules are being read, address or link name); the uids keep their order.
+_ByAddress = dict[tuple[int, str], dict[str, None]]
+
+
+class Owners:
+    """Looks up owners. `ns` is always the namespace whose rules are being read."""
+
+    def __init__(self, snapshot: Snapshot, networks: Sequence[Network]) -> None:
+        self.host = host_of(snapshot)
+        self.networks = {network.id: network for network in networks}
+        self.containers = {container.uid: container for container in snapshot.containers()}
+        self._at: _ByAddress = {}
+        self._behind: _ByAddress = {}
+        self._subnets: dict[int, list[tuple[Prefix, str]]] = {}
+        self._bridges: dict[tuple[int, str], str] = {}
+        for network in networks:
+            self._add_network(network)
+        self._add_links(snapshot)
+        for container in self.containers.values():
+            self._add_endpoints(container)
+
+    def _add_network(self, network: Network) -> None:
+        ns = network.ns or self.host
+        if network.bridge:
+            self._bridges[ns, network.bridge] = network.id
+        of_ns = self._subnets.setdefault(ns, [])
+        of_ns += [(prefix, network.id) for subnet in network.subnets for prefix in prefixes(subnet) or ()]
+
+    def _add_links(self, snapshot: Snapshot) -> None:
+        """Enter the addresses that pairs lead to, and which containers are at their other ends."""
+        members, ways_out = self._members(), _ways_out(snapshot)
+        for inner_key, outer_key in resolve(snapshot.nets).items():
+            inner, outer = snapshot.link(inner_key), snapshot.link(outer_key)
+            uids = dict.fromkeys(members.get(inner_key.ns, ()))
+            if not (inner and outer and uids) or inner.ns in (outer.ns, self.host):
+                continue
+            if (outer.ns, outer.ifindex) not in ways_out:
+                self._behind.setdefault((outer.ns, outer.name), {}).update(uids)
+            for address in inner.addresses:
+                self._at.setdefault((outer.ns, address.address), {}).update(uids)
+
+    def _members(self) -> Mapping[int, list[str]]:
+        """The containers in each namespace, those that made it before those that joined it."""
+        members: dict[int, list[str]] = {}
+        for container in sorted(self.containers.values(), key=_joins):
+            if container.netns is not None:
+                members.setdefault(container.netns, []).append(container.uid)
+        return members
+
+    def _add_endpoints(self, container: Container) -> None:
+        """Enter what the engine says, for links whose other end is out of sight."""
+        by_name = {
+            name: network.ns or self.host
+            for network in self.networks.values() if network.engine == container.runtime
+            for name in (network.name, network.id)
+        }  # fmt: skip
+        for endpoint in container.endpoints:
+            for address in (endpoint.ipv4, endpoint.ipv6):
+                key = (by_name.get(endpoint.network, self.host), address.partition("/")[0])
+                if address:
+                    self._at.setdefault(key, {})[container.uid] = None
+
+    def containers_at(self, ns: int, address: str) -> tuple[str, ...]:
+        """The uids of the containers at an address."""
+        return tuple(self._at.get((ns, address.partition("/")[0]), ()))
+
+    def containers_behind(self, ns: int, links: str) -> tuple[str, ...]:
+        """The uids of the containers at the other ends of the links that a match names."""
+        return tuple(uid for name in split(links)[1] for uid in self._behind.get((ns, name), ()))
+
+    def network_at(self, ns: int, address: str) -> str | None:
+        """The id of the network that an address lies in, of several the one with the longest prefix."""
+        wanted = (prefixes(address) or (None,))[0]
+        inside = [(prefix.prefixlen, network) for prefix, network in self._near(ns, wanted)]
+        return max(inside, key=lambda one: one[0])[1] if inside else None
+
+    def _near(self, ns: int, prefix: Prefix | None) -> Iterator[tuple[Prefix, str]]:
+        """The subnets that share an address with a prefix."""
+        near = self._subnets.get(ns, ()) if prefix and prefix.prefixlen else ()
+        return ((one, network) for one, network in near if prefix and overlap(one, prefix))
+
+    def networks_behind(self, ns: int, links: str) -> tuple[str, ...]:
+        """The ids of the networks whose bridges a match names, negated or not."""
+        keys = ((ns, name) for name in split(links)[1])
+        return tuple(self._bridges[key] for key in keys if key in self._bridges)
+
+    def translated_networks(self, ns: int, links: str) -> tuple[str, ...]:
+        """The ids of the networks of kind "nat" whose packets leave by a link that a match names."""
+        return tuple(
+            network.id
+            for network in self.networks.values()
+            if network.kind == "nat" and (network.ns or self.host) == ns and links != network.bridge
+        )
+
+    def networks_in(self, ns: int, addresses: str) -> tuple[str, ...]:
+        """The ids of the networks that an address match touches, those of that very prefix alone where there
+        are such; none for a match that is everything."""
+        near = [
+            (prefix == one, network)
+            for prefix in prefixes(addresses) or ()
+            for one, network in self._near(ns, prefix)
+        ]
+        exact = any(same for same, _ in near)
+        return tuple(dict.fromkeys(network for same, network in near if same or not exact))
+
+
+def _ways_out(snapshot: Snapshot) -> frozenset[tuple[int, int]]:
+    """The links that default routes leave by: what is behind them is the world, not one container."""
+    return frozenset(
+        (ns, hop.ifindex)
+        for ns, net in snapshot.nets.items()
+        for route in net.routes
+        if route.dst == "default" and route.table == "main"
+        for hop in route.nexthops
+        if hop.ifindex
+    )
+
+
+def host_of(snapshot: Snapshot) -> int:
+    """The inode of the namespace that plays the host, 0 where it is not known yet."""
+    marked = (space.inode for space in snapshot.namespaces.values() if space.is_host)
+    return snapshot.host.netns or next(marked, 0)
+
+
+def _joins(container: Container) -> bool:
+    return container.network_mode.startswith("container:")

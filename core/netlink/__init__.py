@@ -1,0 +1,1 @@
+"""Talk netlink: requests and dumps, events, and entering network namespaces."""
