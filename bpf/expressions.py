@@ -12,10 +12,65 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from bpf import extensions, headers
-from bpf.judging import KNOWN_FLAGS, ChainName, Rule
-from bpf.rulefacts import ALL_BITS, ESTABLISHED, INVALID, RuleFacts
+from bpf import extensions
+from bpf.rule_analysis import ALL_BITS, ESTABLISHED, INVALID, KNOWN_FLAGS, ChainName, Rule, RuleFacts
 from core.netlink.client import attribute_list, attributes, text
+
+# Which bytes of a packet's headers are the same in all packets of a connection that the fast path forwards.
+#
+# Pure. Such packets are IPv4 without options or IPv6, carry TCP or UDP and no VLAN tag.
+
+LINK, NETWORK, TRANSPORT = 0, 1, 2
+BEHIND_MACS = 12
+ETHER_TYPE = (LINK, 12, 2)
+TCP_FLAGS = (TRANSPORT, 13, 1)
+V4_PROTOCOL = (NETWORK, 9, 1)
+# IPv6's field for it is 0 in frames of more than 64 KB, which begin with a jumbo header.
+V6_NEXT_HEADER = (NETWORK, 6, 1)
+_ETHERNET, _PORTS = 14, 4
+# The version, and behind it what is always 5 in IPv4, and the traffic class in IPv6.
+VERSION = (NETWORK, 0, 1)
+VERSION_BITS = 0xF0
+# Version and length of the header, protocol and addresses: from, to.
+_FIXED = {4: ((0, 1), (9, 10), (12, 20)), 6: ((8, 40),)}
+_V4_NAMES = {
+    0: "the type of service",
+    1: "the type of service",
+    2: "the length",
+    4: "the identification",
+    6: "fragments",
+    8: "the time to live",
+}
+_V6_NAMES = {
+    0: "the traffic class",
+    1: "the flow label",
+    4: "the length",
+    6: "the next header",
+    7: "the hop limit",
+}
+
+
+def is_fixed(base: int, offset: int, length: int, family: int) -> bool:
+    """Whether these bytes never differ; `family` is 4 or 6, or 0 where a packet may be either: then they must
+    not differ in both."""
+    end = offset + length
+    if base == LINK:
+        return end <= _ETHERNET
+    if base == TRANSPORT:
+        return end <= _PORTS
+    if base != NETWORK:
+        return False
+    return all(
+        any(start <= offset and end <= stop for start, stop in _FIXED[each])
+        for each in ((family,) if family else (4, 6))
+    )
+
+
+def name_of(base: int, offset: int, family: int) -> str:
+    """What begins there."""
+    names = (_V6_NAMES if family == 6 else _V4_NAMES) if base == NETWORK else {}
+    return names.get(offset, f"byte {offset} of a header")
+
 
 _PLAIN = frozenset({"counter", "reject", "nat", "masq", "redir", "notrack", "fib", "last", "xfrm"})
 # Those that leave registers alone.
@@ -151,7 +206,7 @@ class _Reading(RuleFacts):
             self.take_mark(value.mask)
         elif value.what == "ct state":
             self.looks_up_state = True
-        elif value.what == "version" and value.mask & ~headers.VERSION_BITS:
+        elif value.what == "version" and value.mask & ~VERSION_BITS:
             self.judge("it looks at the traffic class")
         elif value.what == "next header":
             self.judge("it looks at the next header, which is another in large frames of IPv6")
@@ -162,20 +217,20 @@ class _Reading(RuleFacts):
             self._use_registers()
             return
         base, offset, length = where = tuple(_number(given.get(each)) for each in (2, 3, 4))
-        self.reads_mac |= base == headers.LINK and offset < headers.BEHIND_MACS
+        self.reads_mac |= base == LINK and offset < BEHIND_MACS
         value = _Value()
-        if where == headers.TCP_FLAGS and self._protocol == _TCP:
+        if where == TCP_FLAGS and self._protocol == _TCP:
             value = _Value("tcp flags", 0xFF)
-        elif where == headers.ETHER_TYPE:
+        elif where == ETHER_TYPE:
             value = _Value("family")
-        elif where == headers.V4_PROTOCOL and self._family == 4:
+        elif where == V4_PROTOCOL and self._family == 4:
             value = _Value("protocol")
-        elif where == headers.V6_NEXT_HEADER and self._family == 6:
+        elif where == V6_NEXT_HEADER and self._family == 6:
             value = _Value("next header", 0xFF)
-        elif where == headers.VERSION and self._family != 4:
+        elif where == VERSION and self._family != 4:
             value = _Value("version", 0xFF)
-        elif not headers.is_fixed(base, offset, length, self._family):
-            self.judge(f"it looks at {headers.name_of(base, offset, self._family)}")
+        elif not is_fixed(base, offset, length, self._family):
+            self.judge(f"it looks at {name_of(base, offset, self._family)}")
         self._load(given.get(1), value)
 
     def _on_meta(self, given: Mapping[int, bytes]) -> None:

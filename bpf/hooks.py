@@ -11,14 +11,16 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from bpf import netlabel, syscall
+from bpf import syscall
+from bpf.attachments import is_foreign
 from bpf.nfnetlink import header
-from core.netlink.client import NETFILTER, Netlink, attribute, attributes, text
+from core.netlink.client import GENERIC, NETFILTER, Netlink, attribute, attribute_list, attributes, text, u16
 
 _GET = 12 << 8  # NFNL_SUBSYS_HOOK, NFNL_MSG_HOOK_GET
 _HOOKNUM, _DEVICE, _FUNCTION, _MODULE = 1, 3, 4, 5
@@ -144,10 +146,152 @@ def _selinux_checks() -> bool:
         always = _SELINUX_ALWAYS.read_text().strip() != "0"
     except OSError:
         always = False
-    return always or netlabel.may_label()
+    return always or may_label()
 
 
 def _in_words(function: str, module: str) -> str:
     known = next((words for pattern, words in _WORDS if pattern.fullmatch(function)), "")
     named = f"{function or 'a function without a name'}{f' of module {module}' if module else ''}"
     return f"{known or 'a function'} at a netfilter hook ({named}) may decide about each packet"
+
+
+# Whether NetLabel labels peers, by CIPSO, CALIPSO or their addresses (netlabelctl(8)): SELinux then judges
+# forwarded packets one by one, see selinux_ip_forward of security/selinux/hooks.c.
+
+_CTRL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 0x10, 3, 1, 2
+# Families of generic netlink, each with the commands that list what counts (net/netlabel/netlabel_*.h).
+_LISTS = {"NLBL_CIPSOv4": (4,), "NLBL_CALIPSO": (4,), "NLBL_UNLBL": (5, 8)}
+
+
+def may_label() -> bool:
+    """Whether anything is labelled, or that can't be excluded: the kernel answers in its first network
+    namespace alone."""
+    try:
+        with Netlink(GENERIC) as kernel:
+            return any(
+                kernel.dump(_family(kernel, name), _header(command))
+                for name, commands in _LISTS.items()
+                for command in commands
+            )
+    except OSError:
+        return True
+
+
+def _family(kernel: Netlink, name: str) -> int:
+    body = _header(_GETFAMILY) + attribute(_FAMILY_NAME, name.encode() + b"\0")
+    return u16(attributes(kernel.request(_CTRL, body)[0].payload, 4)[_FAMILY_ID])
+
+
+def _header(command: int) -> bytes:
+    """struct genlmsghdr."""
+    return bytes((command, 1, 0, 0))
+
+
+# Which links have tc filters (tc(8)), and which of those at a way out might tell an accelerated packet from
+# one that came the kernel's way.
+#
+# Both are the same on the wire, but what the kernel notes beside a packet is not: the link that it came in
+# by is the container's, not the bridge, and neither conntrack's entry nor the route hangs on it. A filter
+# that is known to look at nothing of that may stay; all others (BPF programs, `flower ct_state`, `route`,
+# ...) keep the link from being a way out of the fast path.
+
+_GETQDISC, _GETCLASS, _GETFILTER = 38, 42, 46
+_TC = struct.Struct("=BxxxiIII")
+_TC_INGRESS, _TC_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+_MAJOR = 0xFFFF0000  # the part of a class's handle that is its discipline's
+_MOST_CLASSES = 256  # each is a question
+_TCA_KIND, _TCA_OPTIONS, _ACTION_KIND = 1, 2, 1
+# Queueing disciplines that have no filters, or whose filters choose a queue at most.
+_WITHOUT_FILTERS = frozenset(
+    {"noqueue", "pfifo", "bfifo", "pfifo_fast", "mq", "tbf", "fq", "fq_codel", "netem"}
+)
+# Filters by kind that look at the frame and the packet's mark alone, each with the number of its actions'
+# attribute and the numbers of those options with which it looks at more: the link that a packet came in by
+# (TCA_*_INDEV), conntrack's entry (TCA_FLOWER_KEY_CT_*).
+_PLAIN: Mapping[str, tuple[int, frozenset[int]]] = {
+    "u32": (7, frozenset({8})),
+    "fw": (4, frozenset({3})),
+    "flower": (3, frozenset({2, *range(91, 99)})),
+    "matchall": (2, frozenset()),
+}
+_PLAIN_ACTIONS = frozenset(
+    {"gact", "mirred", "police", "skbedit", "pedit", "csum", "vlan", "sample", "simple"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Links with a filter or program of somebody else's at ingress, at egress, and those at whose egress or
+    queues one is that may look at more than the frame."""
+
+    ingress: frozenset[int] = frozenset()
+    egress: frozenset[int] = frozenset()
+    unclear: frozenset[int] = frozenset()
+
+
+def read_filters(kernel: Netlink, ifindexes: Iterable[int]) -> Filters:
+    """The tc filters of these links; our own are left out. What cannot be read is taken for one."""
+    wanted = set(ifindexes)
+    ingress, egress, unclear = set[int](), set[int](), set[int]()
+    for ifindex, handle, kind in _disciplines(kernel):
+        if ifindex not in wanted:
+            continue
+        if kind in ("clsact", "ingress"):
+            if _filters(kernel, ifindex, _TC_INGRESS) != []:
+                ingress.add(ifindex)
+            found = _filters(kernel, ifindex, _TC_EGRESS)
+            if found != []:
+                egress.add(ifindex)
+        else:
+            found = _queueing_filters(kernel, ifindex, handle) if kind not in _WITHOUT_FILTERS else []
+        if found is None or not all(map(_is_plain, found)):
+            unclear.add(ifindex)
+    return Filters(frozenset(ingress), frozenset(egress), frozenset(unclear))
+
+
+def _disciplines(kernel: Netlink) -> Iterable[tuple[int, int, str]]:
+    for message in kernel.dump(_GETQDISC, _TC.pack(0, 0, 0, 0, 0)):
+        _, ifindex, handle, _, _ = _TC.unpack_from(message.payload)
+        yield ifindex, handle, text(attributes(message.payload, _TC.size).get(_TCA_KIND, b""))
+
+
+def _queueing_filters(kernel: Netlink, ifindex: int, handle: int) -> list[bytes] | None:
+    """The filters of a queueing discipline and of its classes, which may have filters of their own; None
+    where they cannot be read, or are too many."""
+    try:
+        classes = kernel.dump(_GETCLASS, _TC.pack(0, ifindex, 0, 0, 0))
+    except OSError:
+        return None
+    handles = (_TC.unpack_from(each.payload)[2] for each in classes)
+    parents = [handle, *(each for each in handles if each & _MAJOR == handle)]
+    if len(parents) > _MOST_CLASSES:
+        return None
+    found: list[bytes] = []
+    for parent in parents:
+        filters = _filters(kernel, ifindex, parent)
+        if filters is None:
+            return None
+        found += filters
+    return found
+
+
+def _filters(kernel: Netlink, ifindex: int, parent: int) -> list[bytes] | None:
+    """The others' filters there; None where they cannot be read."""
+    try:
+        listed = kernel.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0))
+    except OSError:
+        return None
+    return [message.payload for message in listed if is_foreign(message.payload)]
+
+
+def _is_plain(payload: bytes) -> bool:
+    found = attributes(payload, _TC.size)
+    options = attributes(found.get(_TCA_OPTIONS, b""))
+    actions_at, more = _PLAIN.get(text(found.get(_TCA_KIND, b"")), (0, frozenset(options)))
+    if not actions_at or options.keys() & more:
+        return False
+    kinds = (
+        text(attributes(action).get(_ACTION_KIND, b""))
+        for _, action in attribute_list(options.get(actions_at, b""))
+    )
+    return _PLAIN_ACTIONS.issuperset(kinds)

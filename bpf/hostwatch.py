@@ -1,8 +1,9 @@
 """Hears that the host changed in what a firewall rule can look at beside the packet: a link's name, group and
 master, routes, routing rules, forwarding and the reverse-path filter.
 
-A connection that was let through before such a change must pass the rules once more: see bpf/gate.py.
-Containers' own addresses and MACs are not here: see bpf/bindings.py. Layouts: rtnetlink(7), netconf.h.
+A connection that was let through before such a change must pass the rules once more: see
+bpf/generation_chain.py. Containers' own addresses and MACs are not here: see bpf/reconcile.py. Layouts:
+rtnetlink(7), netconf.h.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from core.netlink.client import ROUTE, Netlink, attributes, listener, walk
 
@@ -173,3 +175,39 @@ def _is_forwarded_to(payload: bytes) -> bool:
     if length >= 8 and destination[0] == 0xFF:
         return False
     return not (length >= 10 and destination[0] == 0xFE and destination[1] & 0xC0 == 0x80)
+
+
+FORWARD_PRIORITY = "net.ipv4.ip_forward_update_priority"
+_TCP_TIMEOUT = "net.netfilter.nf_conntrack_tcp_timeout_established"
+_TCP_UNANSWERED = "net.netfilter.nf_conntrack_tcp_timeout_unacknowledged"
+_UDP_TIMEOUT = "net.netfilter.nf_conntrack_udp_timeout_stream"
+
+
+def _path(name: str) -> Path:
+    return Path("/proc/sys") / name.replace(".", "/")
+
+
+def read(name: str) -> str:
+    """A sysctl of this network namespace, "" where this kernel has none of that name."""
+    try:
+        return _path(name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def timeouts() -> dict[str, int]:
+    """How long conntrack keeps an idle TCP connection, one that waits for an acknowledgement, and a UDP
+    stream, in ms, by the names that layout.CONFIG has for them."""
+    tcp, udp = _milliseconds(_TCP_TIMEOUT, 432_000), _milliseconds(_UDP_TIMEOUT, 120)
+    unanswered = min(tcp, _milliseconds(_TCP_UNANSWERED, 300))
+    return {"tcp_timeout": tcp, "tcp_unanswered": unanswered, "udp_timeout": udp}
+
+
+def _milliseconds(name: str, default: int) -> int:
+    return min(int(read(name) or default) * 1000, 0xFFFFFFFF)
+
+
+def calls_iptables() -> tuple[bool, bool]:
+    """Whether br_netfilter shows bridged IPv4 and IPv6 to iptables, on every bridge."""
+    found = (read(f"net.bridge.bridge-nf-call-{name}") == "1" for name in ("iptables", "ip6tables"))
+    return next(found), next(found)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bpf import kernelmodule, layout, syscall, sysctls
-from bpf.artifact import Artifact
-from bpf.btf import VMLINUX
+from bpf import layout, syscall
+from bpf.btf import VMLINUX, open_module_btf, types_of_module
+from bpf.build import Artifact
+from bpf.hostwatch import read
 from core.environment import own_python, with_packages
 
 HERE = Path(__file__).parent
@@ -47,7 +48,7 @@ WANTED_BYTES = 1 << 16
 def flow_room() -> int:
     """The room for flows of each family: two for each connection that conntrack can hold, but no more than
     a hundredth of the machine's memory, which the kernel sets apart at once; a power of two."""
-    connections = int(sysctls.read("net.netfilter.nf_conntrack_max") or _LEAST_FLOWS)
+    connections = int(read("net.netfilter.nf_conntrack_max") or _LEAST_FLOWS)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most = max(min(2 * connections, memory // _PART_OF_MEMORY // _FLOW_BYTES), _LEAST_FLOWS)
     return 1 << most.bit_length() - 1
@@ -111,7 +112,7 @@ def reload(loaded: Loaded, cache: Path = CACHE) -> int:
 
 
 def _load_program(artifact: Artifact, descriptors: dict[str, int]) -> int:
-    module = kernelmodule.open_module_btf() if artifact.calls_module else None
+    module = open_module_btf() if artifact.calls_module else None
     try:
         code = artifact.with_maps(descriptors)
         return syscall.load_program(syscall.PROG_SCHED_CLS, code, "vnet_fastpath", module)
@@ -156,7 +157,7 @@ def _fingerprint() -> str:
         digest.update(VMLINUX.read_bytes())
     except OSError as error:
         raise CannotCompile(f"{VMLINUX}: {error.strerror}: this kernel tells nothing of its types") from error
-    digest.update(kernelmodule.types_of_module())
+    digest.update(types_of_module())
     return digest.hexdigest()[:24]
 
 
@@ -175,7 +176,7 @@ def _kept(path: Path) -> Artifact | None:
 def _compile(path: Path) -> None:
     """In a process of its own: BCC with LLVM takes 150 MB, which only the end of a process gives back."""
     done = subprocess.run(
-        own_python("bpf.compiler", str(path.absolute())),
+        own_python("bpf.build", str(path.absolute())),
         capture_output=True,
         text=True,
         env=with_packages(),

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bpf import layout
-from bpf.judging import Links
-from bpf.scene import Far, Scene
+from bpf.link_state import Far, Scene
+from bpf.rule_analysis import Links
 from core.model import Link
 
 _AF = {4: 2, 6: 10}

@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from bpf import compiler, kernelmodule, loader, syscall
-from bpf.artifact import KFUNCS
-from bpf.btf import VMLINUX, Btf, BtfError, read_btf
-from bpf.kernelmodule import BUILT_IN, ModuleState
+from bpf import build, loader, syscall
+from bpf.btf import (
+    BUILT_IN,
+    NAME,
+    VMLINUX,
+    Btf,
+    BtfError,
+    ModuleState,
+    module_state,
+    read_btf,
+    types_of_module,
+)
+from bpf.build import KFUNCS
 from core.model import Requirement
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -95,14 +104,12 @@ def _conntrack(facts: Facts) -> Requirement:
     state = facts.conntrack
     found = "it is in the kernel"
     if state.loadable:
-        found = f"it is not loaded; starting the fast path loads the module {kernelmodule.NAME}"
+        found = f"it is not loaded; starting the fast path loads the module {NAME}"
     elif not state.present:
-        found = f"it is not in the kernel, and there is no module {kernelmodule.NAME} to load"
+        found = f"it is not in the kernel, and there is no module {NAME} to load"
     elif state.loaded:
-        found = f"the module {kernelmodule.NAME} is loaded"
-    return Requirement(
-        "conntrack", state.present or state.loadable, found, OFF, f"modprobe {kernelmodule.NAME}"
-    )
+        found = f"the module {NAME} is loaded"
+    return Requirement("conntrack", state.present or state.loadable, found, OFF, f"modprobe {NAME}")
 
 
 def _function(facts: Facts, name: str) -> Requirement:
@@ -110,13 +117,13 @@ def _function(facts: Facts, name: str) -> Requirement:
     met = name in facts.functions or facts.conntrack.loadable
     found = "it is there"
     if not met and facts.conntrack.loaded and not facts.conntrack.has_types:
-        found = f"the module {kernelmodule.NAME} was loaded without type information: it is of another build"
+        found = f"the module {NAME} was loaded without type information: it is of another build"
     elif not met:
-        found = f"Linux {facts.release} has none, nor has its module {kernelmodule.NAME} (/sys/kernel/btf)"
+        found = f"Linux {facts.release} has none, nor has its module {NAME} (/sys/kernel/btf)"
     elif facts.conntrack.loadable:
-        found = f"it is looked for once the module {kernelmodule.NAME} is loaded"
+        found = f"it is looked for once the module {NAME} is loaded"
     elif facts.conntrack.has_types:
-        found = f"the module {kernelmodule.NAME} has it"
+        found = f"the module {NAME} has it"
     return Requirement(
         f"kernel function {name}", met, found,
         f"without it no connection can be learned from conntrack: {OFF}",
@@ -153,7 +160,7 @@ def _bcc(facts: Facts) -> Requirement:
 def _headers(facts: Facts) -> Requirement:
     """Of the C library alone: headers of the running kernel are not needed."""
     met = facts.has_headers or facts.compiled
-    path = compiler.UAPI / "linux" / "bpf.h"
+    path = build.UAPI / "linux" / "bpf.h"
     found = f"{path} is there" if facts.has_headers else f"{path} is missing"
     return Requirement(
         "headers of the C library", met,
@@ -165,7 +172,7 @@ def _headers(facts: Facts) -> Requirement:
 def facts_of_this_machine(whole: bool = False) -> Facts:
     """Look; nothing is changed, and BCC is not imported. A program that is compiled already shows that the
     kernel's types are as they must be: they are read again only for the `whole` of it."""
-    compiled, module = loader.is_compiled(), kernelmodule.module_state()
+    compiled, module = loader.is_compiled(), module_state()
     btf, why = _btf() if whole or not compiled else (None, "")
     functions = frozenset(name for name in KFUNCS if btf and btf.function(name) is not None)
     return Facts(
@@ -178,14 +185,14 @@ def facts_of_this_machine(whole: bool = False) -> Facts:
         capabilities=_effective(),
         lockdown=_lockdown_here(),
         has_bcc=find_spec("bcc") is not None,
-        has_headers=(compiler.UAPI / "linux" / "bpf.h").is_file(),
+        has_headers=(build.UAPI / "linux" / "bpf.h").is_file(),
         compiled=compiled,
     )
 
 
 def _btf() -> tuple[Btf | None, str]:
     try:
-        return read_btf(module=kernelmodule.types_of_module()), ""
+        return read_btf(module=types_of_module()), ""
     except BtfError as error:
         return None, str(error)
 
@@ -193,7 +200,7 @@ def _btf() -> tuple[Btf | None, str]:
 def _members(btf: Btf) -> str:
     """What the compiled program reads of the kernel's structures and cannot be found, in words."""
     try:
-        compiler.offsets(btf)
+        build.offsets(btf)
     except BtfError as error:
         return str(error)
     return ""

@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from bpf import legacy, marks
+from bpf.ct_marks import PRIORITY, SHIFT, TABLE, field_mask
 from bpf.expressions import Sets, rule_of
-from bpf.judging import ChainName, Rule, RuleSet
+from bpf.extensions import saved_rule
 from bpf.nfnetlink import NFTABLES, header, string
-from bpf.savedrules import saved_rule
+from bpf.rule_analysis import ChainName, Rule, RuleSet
+from bpf.rulewatch import families
 from core.collect.iptables import read_iptables
 from core.collect.nft_netlink import FAMILIES
 from core.netlink.client import NETFILTER, Message, Netlink, attribute_list, attributes, text
@@ -65,10 +66,10 @@ class RuleCache:
         self._known = {handle: known for handle, known in self._known.items() if handle in handles}
 
 
-def read_rules(shift: int = marks.SHIFT, cache: RuleCache | None = None) -> RuleSet:
+def read_rules(shift: int = SHIFT, cache: RuleCache | None = None) -> RuleSet:
     """All rules of the process's network namespace; raises OSError, and ToolFailed where iptables-save
     does. With the `cache` of the last time only what is new is looked at closely."""
-    mask = marks.field_mask(shift)
+    mask = field_mask(shift)
     chains: dict[ChainName, list[Rule]] = {}
     hooks: dict[ChainName, str] = {}
     with Netlink(NETFILTER) as kernel:
@@ -77,7 +78,7 @@ def read_rules(shift: int = marks.SHIFT, cache: RuleCache | None = None) -> Rule
         _read_nft_rules(kernel, chains, sets, mask, cache or RuleCache())
         for name in behind.dropping:
             chains[name].append(_DROPS)
-    for family in legacy.families():
+    for family in families():
         _read_legacy(family, chains, hooks, mask)
     named = {(*table, name): flags for table, found in sets.items() for name, flags in found.flags.items()}
     return RuleSet(
@@ -105,12 +106,12 @@ def _read_chains(
     for message in kernel.dump(_GET_CHAIN, header(0)):
         family, given = _opened(message)
         name = (family, text(given[1]), text(given[3]))
-        if name[:2] == ("inet", marks.TABLE) or family == "arp":
+        if name[:2] == ("inet", TABLE) or family == "arp":
             continue
         chains.setdefault(name, [])
         if 4 in given and text(given.get(7, b"")) != "nat":
             hooks[name] = _hook(family, given[4])
-            if hooks[name] == "postrouting" and _priority(given[4]) >= marks.PRIORITY:
+            if hooks[name] == "postrouting" and _priority(given[4]) >= PRIORITY:
                 found.late.append(name)
             if given.get(5) == _POLICY_DROP:
                 found.dropping.append(name)
@@ -146,12 +147,10 @@ def _append(
     held.append(_as_listed(known[handle], chain, len(held) + 1))
 
 
-def reread(
-    rules: RuleSet, names: Collection[ChainName], cache: RuleCache, shift: int = marks.SHIFT
-) -> RuleSet:
+def reread(rules: RuleSet, names: Collection[ChainName], cache: RuleCache, shift: int = SHIFT) -> RuleSet:
     """What was read, with the rules of these chains of nftables as they are now; chains, sets and what
     iptables-legacy has must be as they were. Where not enough is known, all is read."""
-    mask = marks.field_mask(shift)
+    mask = field_mask(shift)
     chains = dict(rules.chains)
     with Netlink(NETFILTER) as kernel:
         tables = _handles(kernel)

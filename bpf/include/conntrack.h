@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Asking the kernel's connection tracking. Offsets into its structures (NF_CONN_*) come from the running kernel's BTF, and
  * the functions, compiled as calls of made-up helper numbers, are put in their place before the program is loaded:
- * see bpf/artifact.py. */
+ * see bpf/build.py. */
 #ifndef VNET_CONNTRACK_H
 #define VNET_CONNTRACK_H
 #include "packet.h"

@@ -134,7 +134,7 @@ struct flow {
 	u32 first_seen;
 };
 #define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
-#define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/resets.py */
+#define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/connections.py */
 #define ACTION_KERNEL 2   /* belongs to the kernel: do not ask before `recheck` */
 #define ACTION_PEER 3     /* bpf_redirect_peer */
 #define ACTION_REDIRECT 4 /* bpf_redirect */
@@ -177,8 +177,8 @@ struct want {
 };
 #define WANT_LIBERAL 1   /* have conntrack neither mind nor wait for what it will not see of a TCP connection */
 #define WANT_RULES 2   /* have its packets pass the rules once more: clear what says that they did */
-#define WANT_CLOSE 3   /* a RST ended it: see bpf/resets.py */
-#define WANT_RENEW 4   /* a RST that can't have ended it has conntrack forget it soon: see bpf/resets.py */
+#define WANT_CLOSE 3   /* a RST ended it: see bpf/connections.py */
+#define WANT_RENEW 4   /* a RST that can't have ended it has conntrack forget it soon: see bpf/connections.py */
 
 struct slot_counters {
 	u64 packets[COUNTERS];

@@ -16,7 +16,7 @@
  *                    addresses that are captured
  *   by the           the rules, and the elements of sets that they look up
  *   generation       names, groups and masters of links; routes, routing rules, forwarding, rp_filter: bpf/hostwatch.py
- *                    addresses and MAC addresses of containers, and their ports: bpf/bindings.py
+ *                    addresses and MAC addresses of containers, and their ports: bpf/reconcile.py
  *
  * Frames that a bridge switches without asking any rule (LINK_L2) are bound to what each packet and the epoch say alone. */
 

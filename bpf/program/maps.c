@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The maps, and finding, keeping and handing back flows in them. First of the parts that bpf/compiler.py puts together into
+/* The maps, and finding, keeping and handing back flows in them. First of the parts that bpf/build.py puts together into
  * one program: BCC knows maps in its main text only. */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>

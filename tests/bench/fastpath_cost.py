@@ -13,7 +13,7 @@ import numpy as np
 from scapy.packet import Packet
 
 from bpf import layout, syscall
-from bpf.reader import fast_flows
+from bpf.client import fast_flows
 from bpf.verdicts import FAST
 from core.netlink.netns import entered
 from tests.bench.fastpath_flood import Batch

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpf import control, launcher
+from bpf import client, rpc
 from core.netlink.netns import entered
 from tests.docker.engine import DockerHost
 from tests.docker.place import remove_stale
@@ -169,22 +169,22 @@ class FastPath:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self._path = named(lab.host.name)
-        self._started: launcher.Started | None = None
+        self._started: client.Started | None = None
 
     def on(self) -> None:
         """Accelerate every bridge; AssertionError with the reason where it does not come."""
         with entered(self._path):
-            self._started = launcher.start(["all"], tied=True)
+            self._started = client.start(["all"], tied=True)
             assert self._started.told.get("ok"), self._started.told
             deadline = time.monotonic() + 20
             while self.status()["state"] != "on":
                 assert time.monotonic() < deadline, self.status()
                 time.sleep(0.02)
 
-    def status(self) -> control.Answer:
+    def status(self) -> rpc.Answer:
         """What its holder says."""
         with entered(self._path):
-            return control.ask({"do": "status"})
+            return rpc.ask({"do": "status"})
 
     def share(self) -> float:
         """The part of all packets (0 to 1) that took the fast path since it was switched on."""

@@ -27,7 +27,7 @@ import tui.app
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4
 before = resident()
-from bpf.reader import FlowReader
+from bpf.client import FlowReader
 reader = FlowReader()
 for _ in range(20):
     flows = reader.read()

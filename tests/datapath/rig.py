@@ -15,7 +15,7 @@ from scapy.packet import Packet, Raw
 
 from bpf import layout, loader, syscall
 from bpf.clock import Clock
-from bpf.tables import possible_cpus
+from bpf.maps import possible_cpus
 from bpf.verdicts import VERDICTS
 from tests.support.host import ThrowawayHost
 

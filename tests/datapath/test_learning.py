@@ -13,9 +13,9 @@ from scapy.layers.inet import TCP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
-from bpf import entries, layout, loader, syscall
+from bpf import ct_marks, layout, loader, syscall
 from bpf.nfnetlink import header, nest
-from bpf.ringbuf import RingBuffer
+from bpf.syscall import RingBuffer
 from core.netlink.client import NETFILTER, Netlink, attribute
 from tests.datapath.rig import REDIRECT, TO_KERNEL, Outcome, Rig, changed, flow_key, plain
 from tests.support.host import ThrowawayHost
@@ -83,7 +83,7 @@ class Lab:
         ]  # fmt: skip
         self.host.run(command + (["--state", given["state"]] if l4 == "tcp" else []))
         if l4 == "tcp":
-            assert entries.let_be_liberal(wanted(packet)) == 1
+            assert ct_marks.let_be_liberal(wanted(packet)) == 1
 
 
 def wanted(packet: Packet) -> np.ndarray:
@@ -514,7 +514,7 @@ def test_conntrack_has_to_be_liberal_first(lab: Lab, family: int) -> None:
     packet = masquerade(lab, "tcp", family)
     strict = bytes([0, 8])  # conntrack(8) makes entries that are liberal
     with Netlink(NETFILTER) as kernel:
-        body = header(int(wanted(packet)["family"][0])) + entries.tuple_of(wanted(packet)[0])
+        body = header(int(wanted(packet)["family"][0])) + ct_marks.tuple_of(wanted(packet)[0])
         kernel.batch([(0x100, body + nest(4, nest(1, attribute(4, strict), attribute(5, strict))))])
     ring = RingBuffer(lab.rig.loaded.maps["wanted"], loader.WANTED_BYTES)
     ring.read()
@@ -523,7 +523,7 @@ def test_conntrack_has_to_be_liberal_first(lab: Lab, family: int) -> None:
     expected = wanted(packet)
     expected["what"] = layout.WANT_LIBERAL
     assert np.frombuffer(said, layout.WANT) == expected
-    assert entries.let_be_liberal(np.frombuffer(said, layout.WANT)) == 1
+    assert ct_marks.let_be_liberal(np.frombuffer(said, layout.WANT)) == 1
     assert lab.rig.run_after_a_jiffy(packet, "p1").verdict == "FAST"
     ring.close()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpf import control, layout
+from bpf import layout, rpc
 from tests.docker.engine import DockerHost
 from tests.docker.test_accelerate import Vnet, ends, say, world
 from tests.support.fastpath import traces
@@ -143,7 +143,7 @@ def counted(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int
 
 def dumped(shop: DockerHost, part: str = "value") -> np.ndarray:
     """The keys or values of the map of IPv4 flows, as bpftool dumps it."""
-    number = control.ask({"do": "maps"}, shop.inode)["maps"]["flows4"]
+    number = rpc.ask({"do": "maps"}, shop.inode)["maps"]["flows4"]
     rows = json.loads(shop.host.run(f"bpftool -j map dump id {number}"))
     octets = bytes(int(octet, 16) for row in rows for octet in row[part])
     return np.frombuffer(octets, layout.KEY4 if part == "key" else layout.FLOW)

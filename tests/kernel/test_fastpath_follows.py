@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import clsact, loader, neighbours, syscall
+from bpf import attachments, keepalive, loader, syscall
 from bpf.attachments import Attachments
 from core.netlink.netns import entered
 from tests.support.fastpath import (
@@ -230,11 +230,11 @@ def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -
     loaded = loader.load(1024)
     held = Attachments(loaded.program, tcx=False)
     assert held.keep([ifindex]) == {}
-    assert _filters(inside_host) == {5, 0x766E} and list(clsact.remains()) == [ifindex]
+    assert _filters(inside_host) == {5, 0x766E} and list(attachments.remains()) == [ifindex]
     held.replace(loader.reload(loaded))
     assert _filters(inside_host) == {5, 0x766E}
     held.close()
-    assert _filters(inside_host) == {5} and list(clsact.remains()) == []
+    assert _filters(inside_host) == {5} and list(attachments.remains()) == []
     assert "clsact" in inside_host.run("tc qdisc show dev v-a"), "it was there before"
     for descriptor in (held.program, *loaded.maps.values()):
         os.close(descriptor)
@@ -246,12 +246,12 @@ def test_a_clsact_of_our_own_goes_with_our_filter(inside_host: ThrowawayHost, ot
     ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "ours")
     for _ in range(2):  # the second takes the place of the first
-        clsact.attach(program, ifindex)
+        attachments.attach(program, ifindex)
     if others:
         inside_host.run("tc filter add dev v-a egress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
-    clsact.detach(ifindex)
+    attachments.detach(ifindex)
     os.close(program)
-    assert list(clsact.remains()) == []
+    assert list(attachments.remains()) == []
     assert ("clsact" in inside_host.run("tc qdisc show dev v-a")) == others
 
 
@@ -268,7 +268,7 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 
 def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
     """Killed altogether, its filters stay, idle once the lease is over, until the next start."""
-    holder = tmp_path / "holder"  # stands in for the interpreter: `python -P -m bpf.holder TARGET...`
+    holder = tmp_path / "holder"  # stands in for the interpreter: `python -P -m bpf.daemon TARGET...`
     code = _WITHOUT_TCX.format(module="holder", more="", skipped=4)
     holder.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     holder.chmod(0o755)
@@ -332,7 +332,7 @@ def test_a_neighbour_that_only_the_fast_path_uses_is_confirmed(inside_host: Thro
     two_containers_and_an_uplink(inside_host)
     inside_host.run("ping -c 1 -W 20 10.9.0.2")
     (known,) = inside_host.json("ip -j neigh show dev br0 10.9.0.2")
-    heard = neighbours.Neighbours()
+    heard = keepalive.Neighbours()
     try:
         inside_host.run(f"ip neigh replace 10.9.0.2 dev br0 lladdr {known['lladdr']} nud stale")
         bridge = inside_host.json("ip -j link show br0")[0]["ifindex"]
@@ -354,7 +354,7 @@ def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: Throwaw
     port = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     mac = inside_host.json("ip -j link show eth0", inside="a")[0]["address"]
     inside_host.run("ip link set br0 type bridge fdb_flush")
-    neighbours.refresh_fdb([(port, bytes.fromhex(mac.replace(":", "")))])
+    keepalive.refresh_fdb([(port, bytes.fromhex(mac.replace(":", "")))])
     entries = {(each["mac"], each["ifname"]) for each in inside_host.json("bridge -j fdb show br br0")}
     assert (mac, "v-a") in entries
 

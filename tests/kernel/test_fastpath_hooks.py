@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import hooks, netlabel, syscall
+from bpf import hooks, syscall
 from core.netlink.client import ROUTE, Netlink, attribute
 from core.netlink.netns import entered
 from tests.kernel.fastlab import V4, FastLab
@@ -96,7 +96,7 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 @contextmanager
 def changed_holder(lab: FastLab, folder: Path, change: str) -> Iterator[FastPath]:
     """The fast path of a lab, with a line of Python that changes its process beforehand."""
-    python = folder / "python"  # stands in for the interpreter: `python -P -m bpf.holder TARGET...`
+    python = folder / "python"  # stands in for the interpreter: `python -P -m bpf.daemon TARGET...`
     code = _CHANGED.format(module="holder", change=change, skipped=4)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     python.chmod(0o755)
@@ -198,9 +198,9 @@ def test_selinux_is_known_only_where_nothing_is_labelled(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel says in its first network namespace alone what NetLabel labels."""
-    assert netlabel.may_label()
+    assert hooks.may_label()
     assert not hooks._is_known("selinux_ip_forward")
-    monkeypatch.setattr(netlabel, "_LISTS", {})
+    monkeypatch.setattr(hooks, "_LISTS", {})
     assert hooks._is_known("selinux_ip_forward")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bpf import obstacles
-from bpf.judging import Links
+from bpf import preconditions
+from bpf.rule_analysis import Links
 from core.plan.rules import render
 from core.plan.tags import OurNetwork, OurPort, Ours
 from tests.support.host import ThrowawayHost
@@ -226,7 +226,7 @@ def test_rules_that_tell_the_same_of_every_packet_do_not_matter(inside_host: Thr
     _prepare(inside_host)
     for rule in PLAIN:
         inside_host.run(rule)
-        assert obstacles.find().reasons == (), rule
+        assert preconditions.find().reasons == (), rule
 
 
 def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHost) -> None:
@@ -234,7 +234,7 @@ def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHos
     missing = []
     for rule, word in JUDGING.items():
         inside_host.run(rule)
-        reasons = obstacles.find().reasons
+        reasons = preconditions.find().reasons
         if not any(word in reason for reason in reasons):
             missing.append((rule, word, reasons))
         for chain in ("inet t c", "inet t raw", "bridge b input", "ip late it"):
@@ -244,7 +244,7 @@ def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHos
                 inside_host.run(f"{tool} -t {table} -F")
         for tool in ("ip6tables", "ip6tables-legacy") if rule.startswith("ip6") else ():
             inside_host.run(f"{tool} -F")
-        assert obstacles.find().reasons == (), rule
+        assert preconditions.find().reasons == (), rule
     assert not missing, missing
 
 
@@ -271,15 +271,15 @@ def test_rules_about_invalid_packets_are_found_behind_what_lets_others_pass(
         inside_host.run("nft add rule inet t c ct state established,related accept")
         inside_host.run("nft add rule inet t c jump further")
         inside_host.run(f"nft add rule inet t further {rule}")
-        assert bool(obstacles.find(links=links).invalid) == expected, rule
+        assert bool(preconditions.find(links=links).invalid) == expected, rule
         inside_host.run("nft flush chain inet t c")
         inside_host.run("nft flush chain inet t further")
     for tool in ("iptables", "iptables-legacy"):
         inside_host.run(f"{tool} -A FORWARD -m conntrack --ctstate INVALID -j DROP")
-        assert obstacles.find(links=links).invalid, tool
+        assert preconditions.find(links=links).invalid, tool
         inside_host.run(f"{tool} -F FORWARD")
         inside_host.run(f"{tool} -A INPUT -m conntrack --ctstate INVALID -j DROP")
-        assert not obstacles.find(links=links).invalid, tool
+        assert not preconditions.find(links=links).invalid, tool
 
 
 # Of several rules, the last of which is met: what leaves a chain in front of one that ends it, and what seems
@@ -320,11 +320,11 @@ def test_what_leaves_a_chain_or_is_not_matched_meets_the_next_rule(
     inside_host.run("nft add chain inet t empty")
     for rule in MET[name]:
         inside_host.run(rule)
-    assert obstacles.find().reasons == ()
+    assert preconditions.find().reasons == ()
     tool = MET[name][-1].split()[0]
     limit = _NFT + "limit rate 1/second drop"
     inside_host.run(limit if tool == "nft" else f"{tool} -A FORWARD -m limit --limit 1/s -j DROP")
-    assert any(": limit" in reason for reason in obstacles.find().reasons), obstacles.find()
+    assert any(": limit" in reason for reason in preconditions.find().reasons), preconditions.find()
 
 
 NAMED_LINKS = ("iif 1-9", "iif > 1", "iif != 7", "iifname != virbr0", "iif & 1 == 1", "meta iif >= 3")
@@ -335,11 +335,11 @@ def test_only_a_rule_that_names_one_link_is_about_that_link_alone(inside_host: T
     _prepare(inside_host)
     for words in NAMED_LINKS:
         inside_host.run(_NFT + words + " limit rate 1/second drop")
-        assert obstacles.find(links=links).reasons, words
+        assert preconditions.find(links=links).reasons, words
         inside_host.run("nft flush chain inet t c")
     inside_host.run(_NFT + "iif 7 limit rate 1/second drop")
     inside_host.run(_NFT + "iifname virbr0 limit rate 1/second drop")
-    assert obstacles.find(links=links).reasons == ()
+    assert preconditions.find(links=links).reasons == ()
 
 
 def test_chains_that_lead_too_deep_are_not_passed_over(inside_host: ThrowawayHost) -> None:
@@ -348,9 +348,9 @@ def test_chains_that_lead_too_deep_are_not_passed_over(inside_host: ThrowawayHos
     for number in range(1, 40):
         inside_host.run(f"iptables-legacy -N c{number}")
         inside_host.run(f"iptables-legacy -A c{number} -j c{number - 1}")
-    assert obstacles.find().reasons == ()
+    assert preconditions.find().reasons == ()
     inside_host.run("iptables-legacy -A FORWARD -j c39")
-    assert obstacles.find().reasons
+    assert preconditions.find().reasons
 
 
 # wg-quick's own rules, of nftables and of iptables.
@@ -370,7 +370,7 @@ def test_who_copies_whole_marks_gets_our_bits_too_and_so_pauses(
     _prepare(inside_host)
     for rule in rules:
         inside_host.run(rule)
-    assert obstacles.find().marks_taken
+    assert preconditions.find().marks_taken
 
 
 def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: ThrowawayHost) -> None:
@@ -379,9 +379,9 @@ def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: T
     inside_host.run("nft add rule inet t plain ct state established,related accept")
     inside_host.run("nft add rule inet t c jump plain")
     inside_host.run("nft add rule inet t c limit rate 3/second log")
-    assert obstacles.find().reasons == ()
+    assert preconditions.find().reasons == ()
     inside_host.run("nft insert rule inet t plain iifname br0 return")
-    assert obstacles.find().reasons
+    assert preconditions.find().reasons
 
 
 def test_our_own_table_does_not_stand_in_the_way(inside_host: ThrowawayHost) -> None:
@@ -394,23 +394,23 @@ def test_our_own_table_does_not_stand_in_the_way(inside_host: ThrowawayHost) -> 
     )
     inside_host.run(["nft", render(ours)])
     assert "masquerade" in inside_host.run("nft list ruleset")
-    found = obstacles.find()
+    found = preconditions.find()
     assert (found.reasons, found.marks_taken, found.bridge_rules) == ((), False, False)
 
 
 def test_bridge_rules_and_ipsec_policies_are_seen(inside_host: ThrowawayHost) -> None:
-    assert not obstacles.find().bridge_rules
+    assert not preconditions.find().bridge_rules
     inside_host.run("nft add table bridge b")
     inside_host.run(["nft", "add chain bridge b f { type filter hook forward priority 0; }"])
     inside_host.run("nft add rule bridge b f ether type arp accept")
-    found = obstacles.find()
+    found = preconditions.find()
     assert found.bridge_rules and found.reasons == ()
     inside_host.run("nft flush ruleset")
     inside_host.run("nft add table netdev n")
     inside_host.run(["nft", "add chain netdev n i { type filter hook ingress device lo priority 0; }"])
-    assert not obstacles.find().bridge_rules
+    assert not preconditions.find().bridge_rules
     inside_host.run("nft add rule netdev n i ip saddr 10.9.0.2 drop")
-    assert obstacles.find().bridge_rules
+    assert preconditions.find().bridge_rules
     inside_host.run("ip xfrm policy add src 10.9.0.0/24 dst 10.8.0.0/24 dir fwd", check=False)
     has_ipsec = "dir fwd" in inside_host.run("ip xfrm policy", check=False)
-    assert any("IPsec" in reason for reason in obstacles.find().reasons) == has_ipsec
+    assert any("IPsec" in reason for reason in preconditions.find().reasons) == has_ipsec

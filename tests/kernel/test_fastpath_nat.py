@@ -219,7 +219,8 @@ def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLa
         for each in (CLIENT, SERVER):
             talk.data("data", each, b"x" * 100, fast=True)
         talk.step("RST", side, talk.frame(side, flags="RA"))
-        # Conntrack can't judge a RST after packets that it did not see: bpf.resets closes the entry later.
+        # Conntrack can't judge a RST after packets that it did not see: bpf.connections closes the entry
+        # later.
         at_most = _UNACKNOWLEDGED if lab.fast else _CLOSING
         assert timer_of(lab, "tcp", f"sport={5950 + side}") <= at_most
         for _ in range(3):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bpf.reader import FlowReader
+from bpf.client import FlowReader
 from core.model.fastpath import FAST_PATHS
 from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Talk, traces, two_containers_and_an_uplink

@@ -12,7 +12,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from bpf import resets
+from bpf import connections
 from tests.kernel.fastlab import HOST4, MACS, PUBLISHED, V4, FastLab
 from tests.kernel.streams import talks_fast
 from tests.support.fastpath import Talk
@@ -105,7 +105,7 @@ def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
         for _ in range(2):
             for guess in guesses:
                 raw.send(guess)
-            time.sleep(resets.SILENT_FOR + 1)
+            time.sleep(connections.SILENT_FOR + 1)
         for port, guessed_as in enumerate(GUESSED, 7100):
             assert len(left(lab, port)) == 1, guessed_as
         for talk in talks.values():

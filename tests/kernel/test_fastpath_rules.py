@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from bpf.marks import GENERATIONS
+from bpf.ct_marks import GENERATIONS
 from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Guard, Talk, marked, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost

@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from bpf import obstacles
-from bpf.rulereading import RuleReading
+from bpf import preconditions
+from bpf.preconditions import RuleReading
 from bpf.ruleset import RuleCache, read_rules, reread
 from bpf.rulewatch import RuleWatch
 from core.netlink.netns import entered
@@ -70,7 +70,7 @@ def host() -> Iterator[ThrowawayHost]:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_after_which_changes_the_rules_are_judged_anew(host: ThrowawayHost, change: str) -> None:
-    found = obstacles.find()
+    found = preconditions.find()
     assert not found.reasons
     with closing(RuleWatch()) as watch:
         host.run(["nft", change])
@@ -80,12 +80,12 @@ def test_after_which_changes_the_rules_are_judged_anew(host: ThrowawayHost, chan
 
 def test_what_goes_may_take_an_obstacle_away(host: ThrowawayHost) -> None:
     host.run(["nft", "add element inet own verdicts { 10.9.9.9 : jump unknown }"])
-    found = obstacles.find()
+    found = preconditions.find()
     assert found.reasons
     with closing(RuleWatch()) as watch:
         host.run(["nft", "delete element inet own verdicts { 10.9.9.9 }"])
         assert found.turns(watch.heard())
-    assert not obstacles.find().reasons
+    assert not preconditions.find().reasons
 
 
 CHAINS = (

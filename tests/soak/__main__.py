@@ -27,8 +27,8 @@ _LEAST_WARM, _WARM = 10.0, 0.1  # seconds before the first sample, and as a shar
 _OURS: dict[str, Callable[[list[str]], bool]] = {
     "dashboard": lambda words: words[-1:] == ["tui.cli"],
     "agent": lambda words: words[-2:] == ["tui.cli", "agent"],
-    "holder": lambda words: "bpf.holder" in words,
-    "keeper": lambda words: "bpf.keeper" in words,
+    "holder": lambda words: "bpf.daemon" in words,
+    "keeper": lambda words: "bpf.supervisor" in words,
 }
 _KEPT = 1 << 16  # bytes of the terminal's output
 _VIEWS = ("1", "2", "3", "4", "5", "6", "7", "8", "9", ":flows\r", ":links\r", ":fastpath\r")

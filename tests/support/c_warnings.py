@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
-from bpf.compiler import flags, kernel_tree, source_text
+from bpf.build import flags, kernel_tree, source_text
 
 _LIBRARY = "libbcc.so.0"
 # How the headers begin that BCC includes before any text; each is a text that ends with a zero byte.

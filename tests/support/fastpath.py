@@ -19,14 +19,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from bpf import control, layout, runtime, syscall
-from bpf.tables import possible_cpus
+from bpf import layout, rpc, runfile, syscall
+from bpf.maps import possible_cpus
 from bpf.verdicts import VERDICTS
 from core.netlink.netns import entered
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE
 
-_KEEPER = ("-m", "bpf.keeper")
+_KEEPER = ("-m", "bpf.supervisor")
 _ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +38,7 @@ class FastPath:
         host: ThrowawayHost,
         *targets: str,
         tied: bool = False,
-        run: Sequence[str] = ("-m", "bpf.keeper"),
+        run: Sequence[str] = ("-m", "bpf.supervisor"),
     ) -> None:
         self.host = host
         words = ["nsenter", f"--net=/run/netns/{host.name}", sys.executable, *run]
@@ -60,7 +60,7 @@ class FastPath:
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
         """A request to the holder, and its answer."""
-        return control.ask({"do": do, **more}, self.host.inode)
+        return rpc.ask({"do": do, **more}, self.host.inode)
 
     def status(self, **more: Any) -> dict[str, Any]:
         """The status answer."""
@@ -115,7 +115,7 @@ def traces(host: ThrowawayHost) -> list[str]:
         found.append("be_liberal")
     if marked(host):
         found.append("marks")
-    found += [path.name for path in runtime.DIRECTORY.glob(f"fastpath-{host.inode}.*")]
+    found += [path.name for path in runfile.DIRECTORY.glob(f"fastpath-{host.inode}.*")]
     return found
 
 

@@ -27,7 +27,7 @@ _REQUEST = 1 << 20  # bytes, an environment included
 # What the commands import when they run.
 _PRELOADED = (
     "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.change.agent", "tui.change.main",
-    "tui.cli", "tui.fastpath.command", "tui.flows", "tui.record", "tui.show", "bpf.launcher", "difflib",
+    "tui.cli", "tui.fastpath.command", "tui.flows", "tui.record", "tui.show", "bpf.client", "difflib",
     "docker.api",
 )  # fmt: skip
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from bpf.artifact import KFUNC_BASE, KFUNCS, artifact_of
 from bpf.btf import Btf, BtfError, read_btf
-from bpf.compiler import offsets
+from bpf.build import KFUNC_BASE, KFUNCS, artifact_of, offsets
 
 FOLDER = Path(__file__).parents[1] / "kernels/btf"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

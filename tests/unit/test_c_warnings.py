@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bpf import compiler, layout
+from bpf import build, layout
 from bpf.loader import reason_of
 from tests.support import c_warnings
 
@@ -20,16 +20,16 @@ MUTATED = {
 
 def mutated(part: str, old: str, new: str) -> tuple[str, str]:
     """The program with the first `old` of that part replaced; the place of it, as the compiler names it."""
-    path = compiler.HERE / "program" / part
+    path = build.HERE / "program" / part
     text = path.read_text()
     before, found, after = text.partition(old)
     assert found
-    return compiler.source_text().replace(text, before + new + after), f"{path}:{before.count(chr(10)) + 1}:"
+    return build.source_text().replace(text, before + new + after), f"{path}:{before.count(chr(10)) + 1}:"
 
 
 @pytest.mark.needs("clang", "bcc")
 def test_the_program_has_no_warnings() -> None:
-    assert c_warnings.warnings(compiler.source_text()) == ""
+    assert c_warnings.warnings(build.source_text()) == ""
 
 
 @pytest.mark.needs("clang", "bcc")
@@ -46,7 +46,7 @@ def test_a_warning_fails_the_step_and_names_the_line(
 @pytest.mark.needs("clang", "bcc")
 def test_a_structure_that_differs_from_its_dtype_is_found() -> None:
     check = next(line for line in layout.checks().splitlines() if "sizeof(struct young)" in line)
-    text = compiler.source_text().replace(check, check.replace("== 8", "== 12"))
+    text = build.source_text().replace(check, check.replace("== 8", "== 12"))
     assert "layout.checks()" in c_warnings.warnings(text)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
-from bpf.bindings import REST, Bindings
 from bpf.ports import OWNER_KEY, Contents, LinkRow
+from bpf.reconcile import REST, Bindings
 
 _X = ipaddress.ip_address("10.9.0.2").packed
 _Y = ipaddress.ip_address("10.9.0.3").packed

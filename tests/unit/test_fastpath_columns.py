@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bpf import layout
-from bpf.reader import fast_flows
+from bpf.client import fast_flows
 
 COUNT = 10_000  # more than are filled at once
 HZ = 250

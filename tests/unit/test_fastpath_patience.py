@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from bpf import control
+from bpf import rpc
 from tui.fastpath import report
 from tui.fastpath.session import FastSession
 
@@ -20,7 +20,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(patience)
         raise TimeoutError
 
-    monkeypatch.setattr(control, "ask", ask)
+    monkeypatch.setattr(rpc, "ask", ask)
     return found
 
 
@@ -29,5 +29,5 @@ def test_commands_wait_longer_than_the_dashboard(waited: list[float]) -> None:
     report.status(as_json=True)
     assert FastSession(tied=True).status().state == "silent"
     *commands, dashboard = waited
-    assert dashboard < 5 and len(commands) >= 2 and set(commands) == {control.PATIENCE}
-    assert control.PATIENCE >= 15
+    assert dashboard < 5 and len(commands) >= 2 and set(commands) == {rpc.PATIENCE}
+    assert rpc.PATIENCE >= 15

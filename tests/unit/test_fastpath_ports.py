@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from bpf import layout
-from bpf.classifiers import Filters
+from bpf.hooks import Filters
+from bpf.link_state import End, Scene
 from bpf.ports import contents, fit, link_row, rows
-from bpf.scene import End, Scene
 from core.model import Address, BridgePort, BridgeSettings, Link
 
 _MAC = "02:00:00:00:00:{:02x}"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bpf.artifact import KFUNCS
-from bpf.kernelmodule import ModuleState
+from bpf.btf import ModuleState
+from bpf.build import KFUNCS
 from bpf.requirements import Facts, facts_of_this_machine, requirements, unmet
 
 GOOD = Facts("6.12.43-amd64")

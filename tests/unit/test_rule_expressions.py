@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from bpf.expressions import Sets, rule_of
-from bpf.judging import Rule
 from bpf.nfnetlink import expression, nest, string, word
+from bpf.rule_analysis import Rule
 from core.netlink.client import attribute
 
 _OURS = 0xFF000000

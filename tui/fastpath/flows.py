@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from core.model import FastFlows
 
 if TYPE_CHECKING:
-    from bpf.reader import FlowReader
+    from bpf.client import FlowReader
 
 
 class SharedFlows:
@@ -24,14 +24,14 @@ class SharedFlows:
 
     def __call__(self) -> FastFlows:
         """The flows; none where nothing is accelerated."""
-        from bpf import runtime
-        from bpf.reader import FlowReader
+        from bpf.client import FlowReader
+        from bpf.runfile import here
 
         with self._lock, suppress(OSError):
             if self._reader is None:
                 self._reader = FlowReader()
             return self._reader.read()
-        return FastFlows(runtime.here(), taken_at=time.time())  # it ended while it was read
+        return FastFlows(here(), taken_at=time.time())  # it ended while it was read
 
     def close(self) -> None:
         """Let go of the maps."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from bpf import launcher
+from bpf import client
 from core.metrics.fastpath import FastPathNumbers
 from core.model import FastPath
 from core.model.fastpath import FAST
@@ -53,7 +53,7 @@ class Kept:
     def _run_once(self) -> None:
         """Start it, and wait until it ends, by itself or because this is closed."""
         try:
-            started = launcher.start(self._targets, tied=True, strict=self._strict)
+            started = client.start(self._targets, tied=True, strict=self._strict)
         except OSError as error:
             self._tell(f"no process can be started: {error.strerror or error}")
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from bpf import restore, runtime
+from bpf import runfile
+from bpf.runfile import clean_up
 from tui.errors import CommandError
 
 WOULD_PUT_RIGHT = "puts right what a killed fast path left: settings, and the marks of its connections"
@@ -12,11 +13,11 @@ WOULD_PUT_RIGHT = "puts right what a killed fast path left: settings, and the ma
 
 def is_there() -> bool:
     """Whether anything is left that nobody is about to put right."""
-    if runtime.remembered() is None:
+    if runfile.remembered() is None:
         return False
     try:
-        lock = runtime.lock()
-    except (runtime.Taken, OSError):
+        lock = runfile.lock()
+    except (runfile.Taken, OSError):
         return False
     _unlock(lock)
     return True
@@ -24,16 +25,16 @@ def is_there() -> bool:
 
 def put_right() -> str:
     """Put it right, and say so; "" where nothing was left. Raises CommandError."""
-    if runtime.remembered() is None:
+    if runfile.remembered() is None:
         return ""
     try:
-        lock = runtime.lock()
-    except runtime.Taken:
+        lock = runfile.lock()
+    except runfile.Taken:
         return ""  # it runs
     except OSError as error:
         raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
     try:
-        handed = restore.restore()
+        handed = clean_up()
     except OSError as error:
         raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
     finally:
@@ -42,5 +43,5 @@ def put_right() -> str:
 
 
 def _unlock(lock: int) -> None:
-    runtime.unlock()
+    runfile.unlock()
     os.close(lock)

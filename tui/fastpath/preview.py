@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from bpf import attachments, kernelmodule, layout, loader, marks, obstacles, sysctls, targets
+from bpf import attachments, layout, loader
 from bpf.attachments import NOTHING_FOREIGN, Foreign
-from bpf.obstacles import Obstacles
+from bpf.btf import NAME, module_state
+from bpf.ct_marks import field_mask
+from bpf.hostwatch import read
+from bpf.link_state import bridges_of, engine_networks
 from bpf.ports import Contents, contents
+from bpf.preconditions import Obstacles, find
+from bpf.reconcile import Sight
 from bpf.requirements import requirements, unmet
-from bpf.sight import Sight
 from core.model import FastPath, Requirement
 from core.model.fastpath import ALL
 from core.text import safe
@@ -18,7 +22,7 @@ from core.topology import Topology
 from tui.accelerator import Preview
 from tui.present.fast_targets import Choice, added, is_covered, removed
 
-_MASK = f"0x{marks.field_mask():08x}"
+_MASK = f"0x{field_mask():08x}"
 
 
 def preview(
@@ -42,7 +46,7 @@ def preview(
     ]
     strict = fast.strict if strict is None else strict
     if not wanted and on and fast.is_running and strict != fast.strict:
-        notes = tuple(_invalid_notes(obstacles.find(), strict))
+        notes = tuple(_invalid_notes(find(), strict))
         return Preview("Fast path", fast.targets, (_becomes(strict),), notes=notes, strict=strict)
     if not wanted:
         return Preview(title, fast.targets, nothing=tuple(nothing), strict=fast.strict)
@@ -101,9 +105,9 @@ def _attached(sight: Sight, names: Iterable[str], foreign: Foreign) -> tuple[Con
     names = tuple(names)
     if not names:
         return Contents(), set()
-    meant, unknown = targets.bridges_of(names, sight.links, {})
+    meant, unknown = bridges_of(names, sight.links, {})
     if unknown:
-        meant, _ = targets.bridges_of(names, sight.links, targets.engine_networks())
+        meant, _ = bridges_of(names, sight.links, engine_networks())
     return contents(sight.scene(meant, foreign), meant), meant
 
 
@@ -135,8 +139,8 @@ def _begins(tied: bool) -> list[str]:
 
 
 def _loads() -> Iterator[str]:
-    if kernelmodule.module_state().loadable:
-        yield f"The kernel module {kernelmodule.NAME} (connection tracking) is loaded, and stays loaded."
+    if module_state().loadable:
+        yield f"The kernel module {NAME} (connection tracking) is loaded, and stays loaded."
 
 
 def _held(tied: bool) -> list[str]:
@@ -180,7 +184,7 @@ def _invalid_notes(found: Obstacles, strict: bool) -> Iterator[str]:
 
 def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
     """What to know before."""
-    found = obstacles.find()
+    found = find()
     if found.reasons:
         reasons = "; ".join(map(safe, found.reasons))
         yield f"It would be paused now, and the kernel forward everything: {reasons}"
@@ -188,7 +192,7 @@ def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
     with suppress(loader.CannotCompile):
         if begins and not loader.is_compiled():
             yield "The program is compiled for this kernel first, which takes a second or two, once."
-    if sysctls.read("net.ipv4.ip_forward") == "0":
+    if read("net.ipv4.ip_forward") == "0":
         yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
     yield (
         "tcpdump no longer sees accelerated packets on every link, and counters of rules and of conntrack "

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bpf import control, kernelmodule
+from bpf.btf import NAME, load_module
+from bpf.rpc import PATIENCE
 from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
 from core.text import safe
@@ -31,10 +32,10 @@ _MEASURING = 0.5  # seconds in which the cost of a packet is measured
 
 def status(as_json: bool) -> int:
     """How it stands; asking for what a packet costs takes half a second."""
-    found = read_fast_path(measure=True, flows=True, patience=control.PATIENCE)
+    found = read_fast_path(measure=True, flows=True, patience=PATIENCE)
     if found.is_running:
         time.sleep(_MEASURING)
-        found = read_fast_path(measure=True, flows=True, patience=control.PATIENCE)
+        found = read_fast_path(measure=True, flows=True, patience=PATIENCE)
     if as_json:
         print(json.dumps(document(found), indent=2))
         return 0
@@ -140,8 +141,8 @@ def _links(fast: FastPath) -> Iterator[str]:
 def check(session: FastSession, as_json: bool) -> int:
     """What it needs; 1 where something is missing without which it stays off. Loads the module nf_conntrack
     where it is not loaded: what it has can't be told otherwise."""
-    if kernelmodule.load_module():
-        print(f"vnet-tui: loaded the kernel module {kernelmodule.NAME}", file=sys.stderr)
+    if load_module():
+        print(f"vnet-tui: loaded the kernel module {NAME}", file=sys.stderr)
     found = session.requirements()
     usable = all(one.met for one in found if one.needed)
     if as_json:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from bpf import control, launcher, loader, restore, runtime
+from bpf import loader, rpc
+from bpf.client import start
+from bpf.runfile import DIRECTORY, children, clean_up, here, owner, unlock
 from core.collect.snapshot import read_snapshot
 from core.model import FastFlows, FastPath, Requirement
 from core.model.fastpath import ALL
@@ -41,7 +43,7 @@ class FastSession:
         self._flows = SharedFlows()
 
     def status(self, closely: bool = False) -> FastPath:
-        found = read_fast_path(closely, closely, SOON if self.tied else control.PATIENCE)
+        found = read_fast_path(closely, closely, SOON if self.tied else rpc.PATIENCE)
         if not found.is_running:
             self._flows.close()  # maps live as long as somebody holds them
         return found
@@ -93,7 +95,7 @@ class FastSession:
                 progress("Compiling the program for this kernel…")
                 loader.compiled()
             progress("Loading it…")
-            started = launcher.start(list(preview.targets), self.tied, preview.strict)
+            started = start(list(preview.targets), self.tied, preview.strict)
         except loader.CannotCompile as error:
             raise CommandError(f"the program cannot be compiled: {safe(str(error))}") from error
         except OSError as error:
@@ -108,7 +110,7 @@ class FastSession:
     def _started_by_another(self) -> FastPath | None:
         """How the one stands that another process has begun to start meanwhile; None where there is none."""
         deadline = time.monotonic() + _END_SECONDS
-        while runtime.owner() and time.monotonic() < deadline:
+        while owner() and time.monotonic() < deadline:
             found = self.status()
             if found.is_running and found.state != "silent":
                 return found
@@ -126,15 +128,15 @@ class FastSession:
     def end_silent(self) -> str:
         """Kill the process of a fast path that does not answer; its keeper puts right what it leaves, or we
         do."""
-        keeper = runtime.owner()
-        _kill(*runtime.children(keeper))
+        keeper = owner()
+        _kill(*children(keeper))
         deadline = time.monotonic() + _PUT_RIGHT
-        while runtime.owner() and time.monotonic() < deadline:
+        while owner() and time.monotonic() < deadline:
             time.sleep(0.02)
-        if runtime.owner():
+        if owner():
             _kill(keeper)
-            restore.restore()
-            runtime.unlock()
+            clean_up()
+            unlock()
         return "The process was killed. The fast path is off: the kernel forwards everything."
 
     def _let_go(self, seconds: float) -> None:
@@ -166,8 +168,8 @@ class _NotRunning(CommandError):
 def ask(request: dict[str, Any]) -> dict[str, Any]:
     """Ask the holder; raises CommandError where it does not do it, or there is none."""
     try:
-        return _good(control.ask(request))
-    except control.NotRunning:
+        return _good(rpc.ask(request))
+    except rpc.NotRunning:
         raise _NotRunning("nothing is accelerated here: vnet-tui accelerate NETWORK turns it on") from None
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
@@ -196,7 +198,7 @@ def wait_for_the_end() -> None:
     """Until nobody accelerates here any more and all is put back, as long as that should take."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
-        if not any(runtime.DIRECTORY.glob(f"fastpath-{runtime.here()}.*")):
+        if not any(DIRECTORY.glob(f"fastpath-{here()}.*")):
             return
         time.sleep(0.02)
     raise CommandError("the fast path is off, but not all is put back yet: vnet-tui fastpath status tells")

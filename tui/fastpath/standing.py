@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bpf import control
+from bpf.rpc import NotRunning, ask
 from bpf.verdicts import VERDICTS
 from core.model import FastPath, FastPort
 from tui.fastpath import leftover
@@ -17,8 +17,8 @@ def read_fast_path(measure: bool = False, flows: bool = False, patience: float =
     """How it stands in this network namespace; on demand it measures what a packet costs and counts flows.
     A command, which acts on the answer or is all about it, has more patience than a dashboard."""
     try:
-        answer = control.ask({"do": "status", "measure": measure, "flows": flows}, patience=patience)
-    except control.NotRunning:
+        answer = ask({"do": "status", "measure": measure, "flows": flows}, patience=patience)
+    except NotRunning:
         return FastPath(words=WORDS, left=leftover.is_there())
     except PermissionError:
         return FastPath("hidden", words=WORDS)

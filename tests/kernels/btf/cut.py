@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bpf.artifact import KFUNCS
+from bpf.build import KFUNCS
 from tests.kernels.packages import SUITES, Kernel, kernel
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bpf import runtime
+from bpf.runfile import here, socket_path
 
 _MOST = 1 << 20
 PATIENCE = 20.0  # seconds: on a slow machine a holder that reads rules answers late
@@ -64,7 +64,7 @@ class Server:
 def ask(request: dict[str, Any], inode: int | None = None, patience: float = PATIENCE) -> Answer:
     """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not
     answer within `patience` seconds."""
-    path = runtime.socket_path(runtime.here() if inode is None else inode)
+    path = socket_path(here() if inode is None else inode)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as there:
         there.settimeout(patience)
         try:

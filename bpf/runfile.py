@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bpf.attachments import detach, remains
+from bpf.ct_marks import hand_back
 from core.files import write_whole
 from core.netlink import netns
 
@@ -139,3 +141,20 @@ def forget() -> None:
     """All is as it was."""
     for path in (_state_path(here()), socket_path(here())):
         path.unlink(missing_ok=True)
+
+
+# Gives everything back to the kernel: filters and the marks of connections; whoever ends last does it,
+# twice does no harm.
+
+
+def clean_up() -> int | None:
+    """Put right what is left to be put right here: how many connections were handed back, None where there
+    was nothing to do. Raises OSError where conntrack refuses."""
+    state = remembered()
+    if state is None:
+        return None
+    for ifindex in remains():
+        detach(ifindex)
+    handed = hand_back(state.mark_mask)
+    forget()
+    return handed

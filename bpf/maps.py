@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bpf import layout, ports, syscall, sysctls
+from bpf import layout, ports, syscall
 from bpf.clock import Clock
+from bpf.ct_marks import SHIFT
+from bpf.hostwatch import FORWARD_PRIORITY, read, timeouts
+from bpf.link_state import RouteFacts
 from bpf.loader import SLOTS, Loaded
-from bpf.marks import SHIFT
 from bpf.ports import Contents, LinkRow
-from bpf.scene import RouteFacts
 
 LEASE = 2  # seconds
 RECHECK = 1
@@ -49,9 +50,9 @@ class Tables:
 
     def read_sysctls(self) -> None:
         """Take what the program heeds of sysctls that tell nobody; it counts from the next beat on."""
-        for name, milliseconds in sysctls.timeouts().items():
+        for name, milliseconds in timeouts().items():
             self.config[name] = milliseconds
-        self.set_flag(layout.KEEP_PRIORITY, sysctls.read(sysctls.FORWARD_PRIORITY) == "0")
+        self.set_flag(layout.KEEP_PRIORITY, read(FORWARD_PRIORITY) == "0")
 
     def is_late(self) -> bool:
         """Whether the lease ran out before it was renewed."""

@@ -1,8 +1,8 @@
 """The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
 and the lease alive.
 
-`python -m bpf.holder [--flows=N] [--strict] [--tied] TARGET...` (N: room for flows of each family) is started
-by bpf/keeper.py, which puts everything right when this process is gone."""
+`python -m bpf.daemon [--flows=N] [--strict] [--tied] TARGET...` (N: room for flows of each family) is started
+by bpf/supervisor.py, which puts everything right when this process is gone."""
 
 from __future__ import annotations
 
@@ -13,25 +13,61 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from bpf import loader, restore, runtime, syscall
-from bpf.answers import answer
-from bpf.control import Answer, Server
-from bpf.gate import Gate
+from bpf import loader, syscall
+from bpf.connections import Wants
+from bpf.generation_chain import Gate
+from bpf.handlers import Cost, answer
 from bpf.hostwatch import HostWatch
-from bpf.neighbours import Neighbours
-from bpf.obstacles import Obstacles
-from bpf.rulereading import RuleReading
+from bpf.keepalive import Neighbours, Upkeep
+from bpf.maps import Tables
+from bpf.preconditions import Obstacles, RuleReading
+from bpf.reconcile import View
+from bpf.rpc import Answer, Server
 from bpf.rulewatch import Heard, PolicyWatch, RuleWatch
-from bpf.schedule import Schedule
-from bpf.status import Cost
-from bpf.tables import Tables
-from bpf.traffic import Upkeep
-from bpf.view import View
-from bpf.wants import Wants
+from bpf.runfile import KEEPER, clean_up, here, socket_path, unlock
 from core.netlink.events import EventSocket
+
+Action = Callable[[], None]
+
+
+class Schedule:
+    """Actions by name, each with the time at which it is due (of time.monotonic())."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, float] = {}
+        self._actions: dict[str, tuple[Action, float]] = {}
+
+    def every(self, name: str, seconds: float, action: Action) -> None:
+        """From now on, again and again."""
+        self._actions[name] = (action, seconds)
+        self._due[name] = time.monotonic()
+
+    def once(self, name: str, after: float, action: Action, again: bool = False) -> None:
+        """Once, after some seconds; where it is waiting already the earlier time counts, with `again` this
+        one."""
+        self._actions[name] = (action, 0.0)
+        if again or name not in self._due:
+            self._due[name] = time.monotonic() + after
+
+    def wait(self) -> float:
+        """Seconds until something is due."""
+        return max(0.0, min(self._due.values(), default=time.monotonic() + 1) - time.monotonic())
+
+    def run(self) -> None:
+        """Do what is due, the earliest first."""
+        now = time.monotonic()
+        for name in sorted((name for name, at in self._due.items() if at <= now), key=self._due.__getitem__):
+            action, seconds = self._actions[name]
+            if seconds:
+                self._due[name] = time.monotonic() + seconds
+            else:
+                del self._due[name]
+            action()
+
 
 BEAT = 0.25
 SETTLE_LINKS = 0.01
@@ -68,7 +104,7 @@ class Holder:
         self.rules = RuleWatch()
         self.policies = _policy_watch()
         self.reading = RuleReading()
-        self.server = Server(runtime.socket_path(runtime.here()))
+        self.server = Server(socket_path(here()))
         self.wants = Wants(self.loaded, self.tables.clock)
         self.cost = Cost()
         self.ending = False
@@ -263,10 +299,10 @@ class Holder:
         self.gate.pause()
         self.view.close()
         self.gate.close()
-        restore.restore()
+        clean_up()
         self.server.close()
         if not _has_keeper():
-            runtime.unlock()
+            unlock()
 
     def finish(self) -> None:
         """Leave the loop."""
@@ -297,7 +333,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, loader.CannotCompile, syscall.Rejected) as error:
         _tell({"ok": False, "what": "the fast path cannot be turned on", "why": str(error), "try": ""})
         return 1
-    _tell({"ok": True, "pid": os.getpid(), "socket": str(runtime.socket_path(runtime.here()))})
+    _tell({"ok": True, "pid": os.getpid(), "socket": str(socket_path(here()))})
     try:
         holder.run()
     finally:
@@ -307,7 +343,7 @@ def main(arguments: list[str]) -> int:
 
 def _has_keeper() -> bool:
     """Whether the keeper that started us lives: it would put everything right."""
-    return os.environ.get(runtime.KEEPER) == str(os.getppid())
+    return os.environ.get(KEEPER) == str(os.getppid())
 
 
 def _tell(told: Answer) -> None:

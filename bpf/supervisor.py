@@ -1,6 +1,6 @@
 """The parent of the holder: waits for its end, in whatever way it comes, and then puts everything right.
 
-`python -m bpf.keeper [--tied] [--strict] -- TARGET...`: its first line of output says how it went. With
+`python -m bpf.supervisor [--tied] [--strict] -- TARGET...`: its first line of output says how it went. With
 --tied the fast path ends when standard input closes, so that it does not outlive whoever asked for it."""
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from bpf import kernelmodule, marks, restore, runtime
-from bpf.runtime import KEEPER
+from bpf import runfile
+from bpf.btf import load_module
+from bpf.ct_marks import field_mask
+from bpf.runfile import KEEPER, clean_up
 from core.environment import own_python, with_packages
 
 
@@ -23,15 +25,15 @@ def main(arguments: list[str]) -> int:
     tied = "--tied" in arguments
     passed_on = [each for each in arguments if each != "--"]
     try:
-        lock = runtime.lock()
-    except (OSError, runtime.Taken) as error:
+        lock = runfile.lock()
+    except (OSError, runfile.Taken) as error:
         return _refuse(str(error))
     try:
-        restore.restore()
-        kernelmodule.load_module()
-        runtime.remember(runtime.State(marks.field_mask(), runtime.cookie()))
+        clean_up()
+        load_module()
+        runfile.remember(runfile.State(field_mask(), runfile.cookie()))
     except OSError as error:
-        runtime.unlock()
+        runfile.unlock()
         return _refuse(str(error))
     ended = os.pipe()
     os.set_blocking(ended[1], False)
@@ -41,14 +43,14 @@ def main(arguments: list[str]) -> int:
     holder = _start(passed_on, lock)
     _pass_on(holder)
     _wait(holder, ended[0], tied)
-    restore.restore()
-    runtime.unlock()
+    clean_up()
+    runfile.unlock()
     return holder.returncode or 0
 
 
 def _start(arguments: list[str], lock: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        own_python("bpf.holder", *arguments),
+        own_python("bpf.daemon", *arguments),
         env=with_packages(**{KEEPER: str(os.getpid())}),
         cwd="/",
         stdin=subprocess.DEVNULL,

@@ -1,16 +1,8 @@
-"""The status answer: what is accelerated, and what the program counted.
-
-`state` is "on", "paused" (`reasons` say why) or "changing" (the rules do, for a moment); `strict` as asked
-for. `targets` are the names asked for, `unknown` those that mean no bridge now, `bridges` what they mean,
-`refused` links or bridges by name that are left to the kernel, with the reason. `generation` (0: nothing is
-forwarded), `mark_mask` and `epoch` are as the program has them; `captured` addresses stay with the kernel.
-`program` and `maps` are BPF ids. Each of `ports` has `ifindex`, `name`, `role` ("container", "uplink") and
-its packets by verdict (bpf/verdicts.h, zeros left out); `verdicts` are their sums. `flows_limit` is how many
-flows the cache has room for; on request: `flows`, how many it holds, and `ns_per_packet`, what the program
-takes as the kernel counts it, null until something was counted."""
+"""What the control socket's requests do and are answered."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import struct
 import time
@@ -19,13 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpf import layout, marks, syscall
+from bpf import layout, loader, syscall
+from bpf.ct_marks import field_mask
+from bpf.maps import possible_cpus
 from bpf.ports import LinkRow
-from bpf.tables import possible_cpus
+from bpf.rpc import Answer
 from bpf.verdicts import VERDICTS
 
 if TYPE_CHECKING:
-    from bpf.holder import Holder
+    from bpf.daemon import Holder
+
+
+# The status answer: what is accelerated, and what the program counted.
+#
+# `state` is "on", "paused" (`reasons` say why) or "changing" (the rules do, for a moment); `strict` as
+# asked for. `targets` are the names asked for, `unknown` those that mean no bridge now, `bridges` what they
+# mean, `refused` links or bridges by name that are left to the kernel, with the reason. `generation` (0:
+# nothing is forwarded), `mark_mask` and `epoch` are as the program has them; `captured` addresses stay with
+# the kernel. `program` and `maps` are BPF ids. Each of `ports` has `ifindex`, `name`, `role` ("container",
+# "uplink") and its packets by verdict (bpf/verdicts.h, zeros left out); `verdicts` are their sums.
+# `flows_limit` is how many flows the cache has room for; on request: `flows`, how many it holds, and
+# `ns_per_packet`, what the program takes as the kernel counts it, null until something was counted.
 
 _RUN_TIME, _RUN_COUNT = 192, 200  # struct bpf_prog_info
 _MEASURED_FOR = 10.0  # seconds after which nobody asking means that nobody looks
@@ -81,7 +87,7 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
         "strict": holder.gate.strict,
         "tied": holder.tied,
         "generation": int(tables.config["generation"]),
-        "mark_mask": marks.field_mask(),
+        "mark_mask": field_mask(),
         "epoch": int(tables.config["epoch"]),
         "captured": tables.captured,
         "bridges": sorted(
@@ -134,3 +140,57 @@ def _count_flows(maps: dict[str, int]) -> int:
         len(syscall.read_all(maps[name], key, layout.FLOW, syscall.room_of(maps[name]))[0])
         for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6))
     )
+
+
+_AF = {4: 2, 6: 10}
+
+
+def answer(holder: Holder, request: dict[str, Any]) -> Answer:
+    """Do what is asked; see bpf/rpc.py."""
+    match request.get("do"):
+        case "status":
+            return status(holder, measure=bool(request.get("measure")), flows=bool(request.get("flows")))
+        case "maps":
+            maps = {name: syscall.id_of(descriptor) for name, descriptor in holder.loaded.maps.items()}
+            return {"ok": True, "pid": os.getpid(), "maps": maps}
+        case "targets":
+            holder.view.targets = [str(each) for each in request.get("targets", ())]
+            _be_strict(holder, bool(request.get("strict", holder.gate.strict)))
+            holder.view.note({None})
+            holder.view.look()
+            return {"ok": True, "unknown": list(holder.view.unknown)}
+        case "capture" | "release" as what:
+            return _capture(holder, str(request.get("address", "")), what == "capture")
+        case "reload":
+            return _reload(holder)
+        case "off":
+            holder.finish()
+            return {"ok": True}
+    return {"ok": False, "what": "the request was not understood", "why": "", "try": ""}
+
+
+def _be_strict(holder: Holder, strict: bool) -> None:
+    if strict != holder.gate.strict:
+        holder.gate.strict = strict
+        holder.gate.reasons = ()
+        holder.rules_changed()
+
+
+def _capture(holder: Holder, text: str, on: bool) -> Answer:
+    """Have traffic of an address on the kernel's path, where a capture sees it; or no longer."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return {"ok": False, "what": "that is no address", "why": text, "try": "an IPv4 or IPv6 address"}
+    holder.tables.capture(_AF[address.version], address.packed, on)
+    return {"ok": True, "captured": holder.tables.captured}
+
+
+def _reload(holder: Holder) -> Answer:
+    try:
+        program = loader.reload(holder.loaded)
+    except (OSError, loader.CannotCompile, syscall.Rejected) as error:
+        return {"ok": False, "what": "the program was not replaced", "why": str(error), "try": ""}
+    holder.view.attachments.replace(program)
+    holder.loaded.program = program
+    return {"ok": True, "program": syscall.id_of(program)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bpf import entries, hooks, layout, legacy, marks, obstacles
-from bpf.marks import MarkChain
-from bpf.obstacles import Obstacles
-from bpf.tables import Tables
+from bpf import hooks, layout
+from bpf.ct_marks import GENERATIONS, SHIFT, MarkChain, clear_generation, field_mask, hand_back
+from bpf.maps import Tables
+from bpf.preconditions import Obstacles, has_ipsec_policies
+from bpf.rulewatch import fingerprint
 
 _AHEAD = 8  # generations whose marks are cleared before their time
 
@@ -67,7 +68,7 @@ class Gate:
         if not used:
             return False
         try:
-            entries.clear_generation(used[0], marks.SHIFT)
+            clear_generation(used[0], SHIFT)
         except OSError:
             return False  # where it must be, the kernel is asked again
         self._used.discard(used[0])
@@ -75,16 +76,16 @@ class Gate:
 
     def _following(self, after: int = 0) -> int:
         """The next generation, or one that many later."""
-        return (self._generation + after) % marks.GENERATIONS + 1
+        return (self._generation + after) % GENERATIONS + 1
 
     def _next(self) -> None:
         following = self._following()
         if self._chain is None:
-            entries.hand_back(marks.field_mask())  # whatever stands there is not ours, or of long ago
+            hand_back(field_mask())  # whatever stands there is not ours, or of long ago
             self._chain, self._used = MarkChain(), set()
         if following in self._used:
             self.pause()
-            entries.clear_generation(following, marks.SHIFT)
+            clear_generation(following, SHIFT)
         self._chain.write(following)
         self._used.add(following)
         self._generation = following
@@ -95,7 +96,7 @@ class Gate:
         """The bits are somebody else's: take back what we wrote."""
         if self._chain is not None:
             self.close()
-            entries.hand_back(marks.field_mask())
+            hand_back(field_mask())
 
     @property
     def port(self) -> int:
@@ -108,7 +109,7 @@ class Gate:
         return self._silent != before
 
     def _read_silent(self) -> tuple[object, ...]:
-        return legacy.fingerprint(), obstacles.has_ipsec_policies(), hooks.strangers()
+        return fingerprint(), has_ipsec_policies(), hooks.strangers()
 
     def close(self) -> None:
         """The chain is gone afterwards."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bpf import control, layout, runtime, syscall
+from bpf import layout, loader, syscall
 from bpf.clock import Clock, jiffies_ago
+from bpf.rpc import Answer, NotRunning, ask
+from bpf.runfile import here
+from core.environment import own_python, with_packages
 from core.model import FastFlows
 from core.model.fastpath import FASTFLOW_DTYPE, no_fast_flows
 
@@ -24,7 +30,7 @@ class FlowReader:
     """The flows of this process's network namespace; `read` may be called from any one thread."""
 
     def __init__(self) -> None:
-        self._inode = runtime.here()
+        self._inode = here()
         self._holder = 0
         self._maps: dict[str, int] = {}
         self._clock: Clock | None = None
@@ -44,8 +50,8 @@ class FlowReader:
         """Have the maps of the holder that runs now; whether there is one. One that is too busy to answer
         goes on counting in the maps that are known."""
         try:
-            answer = control.ask({"do": "maps"}, self._inode, _PATIENCE)
-        except control.NotRunning:
+            answer = ask({"do": "maps"}, self._inode, _PATIENCE)
+        except NotRunning:
             self.close()
             return False
         except OSError:
@@ -119,3 +125,48 @@ def _fill_address(found: Column, rows: Column, name: str) -> None:
     else:
         found.getfield(">u4", to + 8)[:] = 0xFFFF  # IPv4-mapped
         found.getfield("u4", to + 12)[:] = rows.getfield("u4", of)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The keeper, and what it said: `ok`, or `what`, `why` and `try`. With a tied one the fast path ends when
+    `keeper.stdin` is closed, or this process ends."""
+
+    keeper: subprocess.Popen[bytes]
+    told: dict[str, Any]
+
+
+def start(targets: list[str], tied: bool, strict: bool = False) -> Started:
+    """Accelerate these in this process's network namespace; returns when it is on, or refused (compiling for
+    a new kernel takes about a second); `strict` as in bpf/generation_chain.py. Raises OSError where no
+    process can be started."""
+    options = [name for name, on in (("--tied", tied), ("--strict", strict)) if on]
+    keeper = subprocess.Popen(
+        own_python("bpf.supervisor", *options, "--", *targets),
+        stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=with_packages(),
+        cwd="/",
+        start_new_session=True,
+    )
+    assert keeper.stdout is not None
+    with keeper.stdout as output:
+        line = output.readline()
+    try:
+        told = dict(json.loads(line))
+    except ValueError:
+        told = {
+            "ok": False,
+            "what": "the fast path cannot be turned on",
+            "why": "its process ended",
+            "try": "",
+        }
+    return Started(keeper, told)
+
+
+def reload() -> Answer:
+    """Have the holder put the program of the present source in the place of its own; raises
+    loader.CannotCompile, control.NotRunning. Compiling is done here, for the holder must not stand still."""
+    loader.compiled()
+    return ask({"do": "reload"})
