@@ -7,20 +7,18 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bpf import layout, loader, syscall
 from bpf.ct_marks import field_mask
-from bpf.maps import possible_cpus
+from bpf.generation_chain import Gate
+from bpf.maps import Tables, possible_cpus
 from bpf.ports import LinkRow
+from bpf.reconcile import View
 from bpf.rpc import Answer
 from bpf.verdicts import VERDICTS
-
-if TYPE_CHECKING:
-    from bpf.daemon import Holder
-
 
 # The status answer: what is accelerated, and what the program counted.
 #
@@ -32,6 +30,24 @@ if TYPE_CHECKING:
 # "uplink") and its packets by verdict (bpf/verdicts.h, zeros left out); `verdicts` are their sums.
 # `flows_limit` is how many flows the cache has room for; on request: `flows`, how many it holds, and
 # `ns_per_packet`, what the program takes as the kernel counts it, null until something was counted.
+
+
+class State(Protocol):
+    """What the handlers read and change of the daemon, bpf.daemon.Holder."""
+
+    tied: bool
+    loaded: loader.Loaded
+    tables: Tables
+    view: View
+    gate: Gate
+    cost: Cost
+
+    def rules_changed(self) -> None:
+        """Pause until the rules have been read again."""
+
+    def finish(self) -> None:
+        """End the daemon."""
+
 
 _RUN_TIME, _RUN_COUNT = 192, 200  # struct bpf_prog_info
 _MEASURED_FOR = 10.0  # seconds after which nobody asking means that nobody looks
@@ -71,7 +87,7 @@ def _runs(program: int) -> tuple[int, int]:
     return struct.unpack_from("=QQ", told, _RUN_TIME)
 
 
-def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[str, Any]:
+def status(holder: State, measure: bool = False, flows: bool = False) -> dict[str, Any]:
     """Everything but the flows themselves."""
     maps, tables, view = holder.loaded.maps, holder.tables, holder.view
     links = [
@@ -107,7 +123,7 @@ def status(holder: Holder, measure: bool = False, flows: bool = False) -> dict[s
     return found
 
 
-def _name(holder: Holder, ifindex: int) -> str:
+def _name(holder: State, ifindex: int) -> str:
     link = holder.view.links.get(ifindex)
     return link.name if link else str(ifindex)
 
@@ -145,7 +161,7 @@ def _count_flows(maps: dict[str, int]) -> int:
 _AF = {4: 2, 6: 10}
 
 
-def answer(holder: Holder, request: dict[str, Any]) -> Answer:
+def answer(holder: State, request: dict[str, Any]) -> Answer:
     """Do what is asked; see bpf/rpc.py."""
     match request.get("do"):
         case "status":
@@ -169,14 +185,14 @@ def answer(holder: Holder, request: dict[str, Any]) -> Answer:
     return {"ok": False, "what": "the request was not understood", "why": "", "try": ""}
 
 
-def _be_strict(holder: Holder, strict: bool) -> None:
+def _be_strict(holder: State, strict: bool) -> None:
     if strict != holder.gate.strict:
         holder.gate.strict = strict
         holder.gate.reasons = ()
         holder.rules_changed()
 
 
-def _capture(holder: Holder, text: str, on: bool) -> Answer:
+def _capture(holder: State, text: str, on: bool) -> Answer:
     """Have traffic of an address on the kernel's path, where a capture sees it; or no longer."""
     try:
         address = ipaddress.ip_address(text)
@@ -186,7 +202,7 @@ def _capture(holder: Holder, text: str, on: bool) -> Answer:
     return {"ok": True, "captured": holder.tables.captured}
 
 
-def _reload(holder: Holder) -> Answer:
+def _reload(holder: State) -> Answer:
     try:
         program = loader.reload(holder.loaded)
     except (OSError, loader.CannotCompile, syscall.Rejected) as error:

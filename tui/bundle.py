@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from core.codec import plain
+from core.diagnose import Finding, findings
 from core.export import document
-from core.findings import Finding
 from core.flows.merge import table_of
 from core.model import Change, FastFlows, Firewall, LinkStats
 from core.serialize import FAST_FILE, SNAPSHOT_FILE, json_pieces
@@ -181,7 +181,7 @@ def _rules(firewall: Firewall) -> Iterator[str]:
 
 
 def _troubles(topology: Topology) -> Iterator[str]:
-    yield from (_finding(each) for each in topology.findings)
+    yield from (_finding(each) for each in findings(topology))
     for problem in topology.snapshot.problems:
         where = f"{topology.label(problem.ns)}: " if problem.ns is not None else ""
         why = f" ({problem.why})" if problem.why else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
-from core.findings import Finding
+from core.diagnose import Finding
 from core.model import PARTS, FastPath, Problem, Ref
 from tui.inbox import Inbox, before, fast_of, retold
 from tui.navigation import Stop, Way

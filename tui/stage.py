@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from core.findings import Finding
+from core.diagnose import Finding, findings
 from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
 from core.model import PARTS, Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
 from core.rates import Rates
 from core.topology import Topology
 from core.topology.flow_index import FlowPicture
+from core.topology.related import follow
 from tui.inbox import Tracked, read_at
 from tui.navigation import ViewState, Way
 from tui.present import query, views
@@ -119,7 +120,7 @@ class Stage:
         head_of(rows)  # worked out here, where nobody waits for it
         if isinstance(rows, ListRows):
             rows.needs()
-        self.findings = () if self.scene.snapshot.pending else self.scene.topology.findings
+        self.findings = () if self.scene.snapshot.pending else findings(self.scene.topology)
         empty = empty_text(view, self.scene.snapshot)
         columns = getattr(rows, "columns", view.columns)
         return Shown(view.name, rows, len(base), pending, empty, remarks, columns)
@@ -176,7 +177,7 @@ class Stage:
             return Way("flows", None, " ".join(filter(None, (text, str(trail[-1].key[1])))))
         if trail and trail[-1].kind == "talk":
             trail = (*trail[:-1], flow_ref(int(trail[-1].key[0]), int(trail[-1].key[1])))
-        ref = target or self._changed(trail) or topology.follow(trail)
+        ref = target or self._changed(trail) or follow(topology, trail)
         if ref is not None and ref.kind == "flows":
             return Way("conntrack", None, query.term(str(ref.key[0]), str(ref.key[1])))
         home = views.home_of(topology, ref) if ref else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from core.diagnose import storm_words
 from core.diff.change_list import ChangeList, in_both, missing_in
-from core.findings import storm_words
 from core.model import Conntrack, Problem, Ref, Snapshot, Storm, link_ref, namespace_ref
 from core.model.refs import LinkKey
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from core.codec import plain
+from core.diagnose import findings
 from core.export import flows, objects
 from core.export.objects import neighbours, routes, rules, tables
 from core.topology import Topology
@@ -61,7 +62,7 @@ def document(topology: Topology, topics: Collection[str], scope: Scope = None) -
             yield "\n]"
     if set(topics) >= set(TOPICS):
         yield ',\n"findings":['
-        yield from _lines(_ENCODE(plain(finding)) for finding in topology.findings)
+        yield from _lines(_ENCODE(plain(finding)) for finding in findings(topology))
         yield "\n]"
     yield ',\n"problems":['
     wanted = (one for one in snapshot.problems if scope is None or one.ns is None or one.ns in scope)

@@ -25,7 +25,7 @@ from core.model import CONNTRACK_DTYPE, Conntrack
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, FlowPicture
-from core.topology.owners import names_in
+from core.topology.index import names_in
 from core.topology.related import of_namespaces
 
 _ROWS_AT_ONCE = 8192

@@ -17,6 +17,7 @@ from core.collect import firewall, links, namespaces, ovs
 from core.collect.conntrack import read_usage
 from core.collect.host import read_host
 from core.collect.snapshot import read_engines
+from core.diagnose import findings
 from core.metrics.fastpath import FastPathSource, fill_fast_path
 from core.metrics.samples import SampleSet, unique
 from core.model import Container, Link, LinkStats, Namespace, Network, Problem, Snapshot
@@ -177,7 +178,7 @@ def fill_findings(sheet: SampleSet, topology: Topology) -> None:
     """How many things of each kind are wrong, and how many could not be read."""
     for part, count in Counter(one.part for one in topology.snapshot.problems).items():
         sheet.add("vnet_problems", (part,), count)
-    for (kind, severity), count in Counter((one.kind, one.severity) for one in topology.findings).items():
+    for (kind, severity), count in Counter((one.kind, one.severity) for one in findings(topology)).items():
         sheet.add("vnet_findings", (kind, severity), count)
 
 

@@ -30,7 +30,7 @@ from core.plan.teardown import delete_bridge, delete_pair, release_port
 from core.tags import tag, words_of
 from core.text import safe
 from core.topology import Topology
-from core.topology.owners import names_in
+from core.topology.index import names_in
 
 
 @draft_steps.register

@@ -17,7 +17,7 @@ from core.flows.describe import UDP
 from core.flows.groups import connections, edges
 from core.flows.merge import FlowTable
 from core.model import Container, Network, Sockets
-from core.topology.owners import names_in
+from core.topology.index import names_in
 
 if TYPE_CHECKING:
     from core.topology.index import Topology

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,10 +26,7 @@ from core.model import (
     network_ref,
 )
 from core.nat.translations import expanded
-
-if TYPE_CHECKING:
-    from core.topology.index import Topology
-
+from core.topology.index import Topology
 
 Relation = tuple[str, Ref]
 
@@ -44,6 +40,19 @@ def related(topology: Topology, ref: Ref) -> tuple[Relation, ...]:
     for label, target in find(topology, ref) if find else ():
         unique.setdefault(target, label)
     return tuple((label, target) for target, label in unique.items() if target != ref)
+
+
+def follow(topology: Topology, trail: tuple[Ref, ...]) -> Ref | None:
+    """Return where Enter leads from the last of a trail: its foremost related thing that is not on the trail.
+
+    If the trail came by a container, a related thing of that container is preferred.
+    """
+    if not trail:
+        return None
+    fresh = [ref for _, ref in related(topology, trail[-1]) if ref not in trail]
+    container = next((ref for ref in reversed(trail[:-1]) if ref.kind == "container"), None)
+    near = {ref for _, ref in related(topology, container)} if container else set(fresh)
+    return next((ref for ref in fresh if ref in near or ref.kind == "flows"), fresh[0] if fresh else None)
 
 
 def _of_link(topology: Topology, ref: Ref) -> Iterator[Relation]:
@@ -292,3 +301,24 @@ def found_table(topology: Topology, ref: Ref) -> Conntrack | None:
         return None
     found = table.entries[table.entries["id"] == ref.key[1]]
     return replace(table, entries=found[:1]) if len(found) else None
+
+
+def thing_named(topology: Topology, name: str) -> Ref | None:
+    """The container, network, link (the host's before others') or namespace of that name, whatever the case
+    of its letters, in this order; None where there is none."""
+    return next(things_named(topology, name), None)
+
+
+def things_named(topology: Topology, name: str) -> Iterator[Ref]:
+    """All of that name, in this order."""
+    wanted = name.casefold()
+    return (ref for known, ref in _names(topology) if known.casefold() == wanted)
+
+
+def _names(topology: Topology) -> Iterator[tuple[str, Ref]]:
+    yield from ((one.name, container_ref(one.runtime, one.id)) for one in topology.containers.values())
+    yield from ((one.name, network_ref(one.id)) for one in topology.networks)
+    nets = topology.snapshot.nets
+    for ns in sorted(nets, key=lambda ns: ns != topology.host):
+        yield from ((link.name, link_ref(link.key)) for link in nets[ns].links.values())
+    yield from ((topology.label(ns), namespace_ref(ns)) for ns in topology.snapshot.namespaces)

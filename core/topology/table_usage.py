@@ -10,7 +10,7 @@ import numpy as np
 
 from core.flows import address_text
 from core.model import Conntrack
-from core.topology.owners import names_in
+from core.topology.index import names_in
 
 if TYPE_CHECKING:
     from core.topology.index import Topology

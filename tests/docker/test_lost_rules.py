@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.findings import Finding
+from core.diagnose import Finding, findings
 from core.topology import Topology
 from tests.docker.engine import DockerHost
 from tests.support.watching import Watched
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.root
 
 
 def lost(watched: Watched) -> list[Finding]:
-    return [one for one in Topology(watched.snapshot).findings if one.kind == "engine rules"]
+    return [one for one in findings(Topology(watched.snapshot)) if one.kind == "engine rules"]
 
 
 @pytest.mark.parametrize(

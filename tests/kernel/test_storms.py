@@ -11,7 +11,7 @@ import pytest
 
 from core import storms
 from core.collect.broadcasts import Broadcasts
-from core.findings import findings
+from core.diagnose import findings
 from core.topology import Topology
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until

@@ -22,6 +22,7 @@ from core.model import (
 )
 from core.text import safe
 from core.topology import Topology
+from core.topology.related import related
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import (
     HOSTILE_NAME,
@@ -418,7 +419,7 @@ def test_open_vswitch_bridges_are_bridges_with_ports() -> None:
     assert lines["datapath"] == "in user space" and lines["lost"].endswith("device lost")
     assert lines["v-x"] == "VLAN 7, system"
     assert the_row(scene, "veths", "ct:x")["master"] == "ovsbr"
-    leads = [label for label, _ in scene.topology.related(container_ref("netns", "x"))]
+    leads = [label for label, _ in related(scene.topology, container_ref("netns", "x"))]
     assert "bridge ovsbr" in leads
 
 

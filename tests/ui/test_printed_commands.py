@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.findings import Finding
+from core.diagnose import Finding
 from core.model import namespace_ref
 from tui.screens.problems import lines_of
 from tui.widgets.preview import NOT_BEGUN, change_lines

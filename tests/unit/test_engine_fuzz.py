@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from core.collect.engines import read_docker, read_podman
+from core.diagnose import findings
 from core.model import Engine, Snapshot
 from core.plan import Plan, Refused, plan
 from core.plan.requests import Attach, CreateContainer, CreateNetwork, Publish
@@ -110,7 +111,7 @@ def used(engine: Engine) -> None:
         show(snapshot, TOPICS, Output(io.StringIO(), as_json))
     assert isinstance(from_json(to_json(snapshot)), Snapshot), "what was read can be dumped and opened"
     topology = Topology(snapshot)
-    assert isinstance(topology.findings, tuple)
+    assert isinstance(findings(topology), tuple)
     for request in REQUESTS:
         assert isinstance(plan(request, topology), (Plan, Refused))
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.codec import json_name
+from core.diagnose import Finding
 from core.export import TOPICS, document
-from core.findings import Finding
 from core.flows import address_bytes, end_text, entry_of, flow_of
 from core.model import (
     CONNTRACK_DTYPE,
@@ -44,7 +44,7 @@ from core.model import (
 )
 from core.serialize import CorruptFile, from_json, to_json
 from core.topology import Topology
-from core.topology.owners import names_in
+from core.topology.index import names_in
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tui.show import Output, show
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from core.diagnose import Finding, findings, findings_of
 from core.diff import changes
-from core.findings import Finding
 from core.model import (
     Firewall,
     Network,
@@ -25,16 +25,16 @@ from tests.support.snapshots import bridged, empty_host, many_namespaces, small_
 
 
 def found(snapshot: Snapshot, kind: str) -> list[Finding]:
-    return [one for one in Topology(snapshot).findings if one.kind == kind]
+    return [one for one in findings(Topology(snapshot)) if one.kind == kind]
 
 
 def test_a_host_in_order_has_none() -> None:
     for snapshot in (Snapshot(), empty_host(), many_namespaces(3)):
-        assert Topology(snapshot).findings == ()
+        assert findings(Topology(snapshot)) == ()
 
 
 def test_what_is_broken_comes_before_what_is_doubtful() -> None:
-    kinds = [(one.kind, one.severity) for one in Topology(small_host()).findings]
+    kinds = [(one.kind, one.severity) for one in findings(Topology(small_host()))]
     assert kinds == [("dead join", "bad"), ("mtu", "warn"), ("dropped", "warn")]
 
 
@@ -50,8 +50,8 @@ def test_mtus_that_differ_concern_container_port_and_bridge() -> None:
         "packets of more than 1400 bytes are lost on the way."
     )
     web2 = next(each for each in topology.containers.values() if each.name == "web2")
-    assert one in topology.findings_of(container_ref(web2.runtime, web2.id))
-    assert topology.findings_of(link_ref(bridge.key)) == (one,)
+    assert one in findings_of(topology, container_ref(web2.runtime, web2.id))
+    assert findings_of(topology, link_ref(bridge.key)) == (one,)
 
 
 def test_an_idle_bridge_in_a_container_is_no_finding() -> None:
@@ -73,8 +73,8 @@ def test_an_overlap_is_one_finding_of_both_networks() -> None:
     (one,) = found(topology.snapshot, "overlap")
     assert "app (172.18.0.0/16) and old (172.18.7.0/24) overlap" in one.sentence
     for name in ("net-app", "net-old"):
-        assert one in topology.findings_of(network_ref(name))
-    assert one not in topology.findings_of(network_ref("net-db"))
+        assert one in findings_of(topology, network_ref(name))
+    assert one not in findings_of(topology, network_ref("net-db"))
 
 
 @pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
@@ -139,7 +139,7 @@ def test_a_storm_concerns_bridge_network_port_and_sender() -> None:
     bridge, port = links["br-app"], links["veth-web1"]
     storm = Storm(HOST, bridge.ifindex, "broadcast", 12_000.0, 0.97, (port.ifindex,))
     topology = Topology(replace(snapshot, storms=(storm,)))
-    (one,) = [each for each in topology.findings if each.kind == "storm"]
+    (one,) = [each for each in findings(topology) if each.kind == "storm"]
     assert one.severity == "bad" and one.ref == link_ref(bridge.key)
     assert one.sentence.startswith(
         "A storm of broadcasts on br-app: about 12,000 frames/s, 97% of all that enter it; "
@@ -147,7 +147,7 @@ def test_a_storm_concerns_bridge_network_port_and_sender() -> None:
     )
     web1 = next(each for each in topology.containers.values() if each.name == "web1")
     for ref in (link_ref(port.key), network_ref("net-app"), container_ref(web1.runtime, web1.id)):
-        assert one in topology.findings_of(ref)
+        assert one in findings_of(topology, ref)
 
 
 def test_a_storm_on_a_bridge_that_is_gone_is_none() -> None:
@@ -207,7 +207,7 @@ def test_a_host_without_a_way_out_says_so() -> None:
 
 def test_each_says_what_to_try() -> None:
     """Of what a person can do something about."""
-    told = {one.kind: one.advice for one in Topology(small_host()).findings}
+    told = {one.kind: one.advice for one in findings(Topology(small_host()))}
     assert all(told.values()) and "--mtu 1500" in told["mtu"]
     assert "take the rule away: iptables -t filter" in told["dropped"]
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.diagnose import findings
 from core.export import document
 from core.flows import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, ConntrackStats, Snapshot
@@ -36,7 +37,7 @@ def filled(count: int, limit: int) -> Topology:
 
 @pytest.mark.parametrize(("count", "severities"), [(79, []), (80, []), (81, ["warn"]), (100, ["bad"])])
 def test_a_finding_from_four_fifths_on(count: int, severities: list[str]) -> None:
-    found = [one for one in filled(count, 100).findings if one.kind == "conntrack"]
+    found = [one for one in findings(filled(count, 100)) if one.kind == "conntrack"]
     assert [one.severity for one in found] == severities
     tones = {cell.tone for cell in conntrack_rows(filled(count, 100)).head}
     assert tones == set(severities or ["dim"])
@@ -45,7 +46,7 @@ def test_a_finding_from_four_fifths_on(count: int, severities: list[str]) -> Non
 def test_troubles_that_grow_are_found() -> None:
     now, before = ConntrackStats(drop=7, insert_failed=3, early_drop=9), ConntrackStats(drop=2, early_drop=9)
     here = host_with(stats=now, stats_before=before, stats_seconds=58.2)
-    told = [one for one in here.findings if one.kind == "conntrack"]
+    told = [one for one in findings(here) if one.kind == "conntrack"]
     assert [(one.severity, one.short) for one in told] == [
         ("bad", "conntrack: packets dropped"), ("warn", "conntrack: inserts fail"),
     ]  # fmt: skip
@@ -60,7 +61,7 @@ def test_what_stays_the_same_is_no_finding() -> None:
     same = ConntrackStats(drop=7, insert_failed=3)
     for before in (same, None, ConntrackStats(drop=9)):
         here = host_with(stats=same, stats_before=before, stats_seconds=9.0)
-        assert [one for one in here.findings if one.kind == "conntrack" and "drop" in one.short] == []
+        assert [one for one in findings(here) if one.kind == "conntrack" and "drop" in one.short] == []
 
 
 def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:

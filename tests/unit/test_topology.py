@@ -21,7 +21,7 @@ from core.model import (
     network_ref,
 )
 from core.topology import Topology
-from core.topology.related import of_entry, of_names, of_network
+from core.topology.related import follow, of_entry, of_names, of_network, related
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import empty_host, hostile_host, many_namespaces, small_host
 
@@ -40,11 +40,11 @@ def container_named(topology: Topology, name: str) -> Container:
 
 
 def labels(topology: Topology, ref: Ref) -> list[str]:
-    return [label for label, _ in topology.related(ref)]
+    return [label for label, _ in related(topology, ref)]
 
 
 def first(topology: Topology, ref: Ref, beginning: str) -> Ref:
-    return next(target for label, target in topology.related(ref) if label.startswith(beginning))
+    return next(target for label, target in related(topology, ref) if label.startswith(beginning))
 
 
 def entry_at(topology: Topology, ref: Ref) -> NatEntry:
@@ -140,7 +140,7 @@ def test_bridge_of_either_end(topology: Topology) -> None:
 def test_enter_leads_from_the_veth_to_the_conntrack_entry(topology: Topology) -> None:
     trail = [link_ref(link_named(topology, "veth-web2").key)]
     for _ in range(5):
-        following = topology.follow(tuple(trail))
+        following = follow(topology, tuple(trail))
         assert following is not None
         trail.append(following)
     peer, container, bridge, network, nat = trail[1:]
@@ -198,7 +198,7 @@ def test_connections_of_a_network_are_those_of_its_own_addresses(topology: Topol
 
 def test_nothing_leads_to_itself_or_twice(topology: Topology) -> None:
     for link in topology.snapshot.links():
-        targets = [target for _, target in topology.related(link_ref(link.key))]
+        targets = [target for _, target in related(topology, link_ref(link.key))]
         assert link_ref(link.key) not in targets
         assert len(targets) == len(set(targets))
 
@@ -213,9 +213,9 @@ def test_what_is_gone_leads_nowhere(topology: Topology) -> None:
         Ref("event", (1,)),
         Ref("problem", ("docker",)),
     ):
-        assert topology.related(ref) == ()
-        assert topology.follow((ref,)) is None
-    assert topology.follow(()) is None
+        assert related(topology, ref) == ()
+        assert follow(topology, (ref,)) is None
+    assert follow(topology, ()) is None
 
 
 def test_the_uplink_is_where_the_default_route_leads(topology: Topology) -> None:
@@ -229,9 +229,9 @@ def test_the_uplink_is_where_the_default_route_leads(topology: Topology) -> None
 def test_odd_hosts_have_relations_too(snapshot: Snapshot) -> None:
     topology = Topology(snapshot)
     for link in snapshot.links():
-        assert all(label for label, _ in topology.related(link_ref(link.key)))
+        assert all(label for label, _ in related(topology, link_ref(link.key)))
     for container in topology.containers.values():
-        assert topology.related(container_ref(container.runtime, container.id))
+        assert related(topology, container_ref(container.runtime, container.id))
 
 
 def test_a_nat_entry_called_after_its_kind_says_it_once(topology: Topology) -> None:

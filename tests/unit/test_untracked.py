@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.collect import iptables
+from core.diagnose import findings
 from core.diff import changes
 from core.model import Chain, Firewall, FirewallRule, Problem
 from core.ops import Place, SetDockerDns, SetRules
@@ -213,4 +214,4 @@ def test_what_changed_is_said_in_a_sentence() -> None:
     ]
     again = changes(on.snapshot, topology(both(WEB), dns(LOG)).snapshot, 0)
     assert any("DOCKER_OUTPUT" in one.sentence and "added" in one.sentence for one in again)
-    assert not on.findings
+    assert not findings(on)

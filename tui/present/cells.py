@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from core.model import Link, Ref
 from core.text import safe
 from core.topology import Topology
+from core.topology.related import related as related_things
 from tui.present import units
 from tui.present.rows import Cell, Section, Tone
 
@@ -91,4 +92,4 @@ def section(title: str, lines: Iterable[Line]) -> tuple[Section, ...]:
 
 def related(topology: Topology, ref: Ref) -> Sequence[tuple[str, Ref]]:
     """What a thing leads to, fit to print."""
-    return tuple((safe(label), target) for label, target in topology.related(ref))
+    return tuple((safe(label), target) for label, target in related_things(topology, ref))

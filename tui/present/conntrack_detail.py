@@ -23,7 +23,7 @@ from core.model import Conntrack, Ref, container_ref, namespace_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from core.topology.owners import names_in
+from core.topology.index import names_in
 from tui.present import cells, units
 from tui.present.cells import Line
 from tui.present.glyphs import BOTH_WAYS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from core.diagnose import findings_of
 from core.model import Conntrack, namespace_ref
 from core.topology import Topology
 from core.topology.table_usage import Source, sources
@@ -65,7 +66,7 @@ def _tone(topology: Topology, tables: Collection[Conntrack]) -> Tone:
     wrong = [
         finding.severity
         for table in tables
-        for finding in topology.findings_of(namespace_ref(table.ns))
+        for finding in findings_of(topology, namespace_ref(table.ns))
         if finding.kind == "conntrack"
     ]
     return "bad" if "bad" in wrong else "warn" if wrong else "dim"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from core.findings import joined
+from core.diagnose import joined
 from core.model import (
     Container,
     Link,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.findings import Finding
+from core.diagnose import Finding, findings_of
 from core.model import Container, Link, LinkKey, Network, Ref, container_ref, link_ref, network_ref
 from core.text import safe
 from core.topology import Topology
@@ -18,7 +18,7 @@ def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
     twice, its way out shut."""
     ref = network_ref(network.id)
     found = (
-        one for one in topology.findings_of(ref) if one.kind in ("bridge", "overlap", "storm", "forward")
+        one for one in findings_of(topology, ref) if one.kind in ("bridge", "overlap", "storm", "forward")
     )
     return tuple(Cell(safe(_seen_from(topology, one, ref)), one.severity) for one in found)
 
@@ -53,7 +53,7 @@ def of_container(topology: Topology, container: Container, link: Link | None) ->
     found = (
         one
         for ref, kinds in wanted.items()
-        for one in topology.findings_of(ref)
+        for one in findings_of(topology, ref)
         if one.ref == ref and one.kind in kinds
     )
     return tuple(Cell(safe(one.short), one.severity) for one in sorted(found, key=_by_kind))
@@ -69,7 +69,7 @@ def attention(topology: Topology, ref: Ref) -> tuple[Section, ...]:
 
 
 def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
-    for finding in topology.findings_of(ref):
+    for finding in findings_of(topology, ref):
         others = (one for one in (finding.ref, *finding.related) if one != ref)
         yield "", cells.text(finding.sentence, finding.severity), next(others, None)
         if finding.advice:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from core.model import Ref, flow_ref, link_ref
 from core.text import safe
 from core.topology import Topology
-from core.topology.owners import things_named
+from core.topology.related import things_named
 from tui import keys
 from tui.desk import RowsReady
 from tui.errors import CommandError

@@ -8,7 +8,7 @@ from textual import events
 from textual.message import Message
 
 from core.text import safe
-from core.topology.owners import thing_named
+from core.topology.related import thing_named
 from tui import commands, keys, themes
 from tui.present import views
 from tui.present.absence import nothing_to_see

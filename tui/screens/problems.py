@@ -9,7 +9,7 @@ from functools import partial
 from textual import events
 from textual.strip import Strip
 
-from core.findings import Finding
+from core.diagnose import Finding
 from core.model import Problem, Ref
 from core.text import safe, split_commands
 from tui.present.fitting import wrapped

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
-from core.findings.finding import Finding, Severity
+from core.diagnose.finding import Finding, Severity
 from core.model import Link, Storm, container_ref, link_ref, namespace_ref, network_ref
-
-if TYPE_CHECKING:
-    from core.topology import Topology
+from core.topology import Topology
 
 # The share of a conntrack table from which on it counts as nearly full.
 _NEARLY_FULL = 0.8

@@ -5,15 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from core.findings.finding import Finding
+from core.diagnose.finding import Finding
 from core.model import Container, Link, Ref, container_ref, link_ref, network_ref
 from core.text import quoted as quote
-
-if TYPE_CHECKING:
-    from core.topology import Topology
-
+from core.topology import Topology
 
 _QUIET_STATES = ("forwarding", "disabled")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-from core.findings.finding import Finding
+from core.diagnose.finding import Finding
 from core.model import (
     Chain,
     Container,
@@ -24,10 +23,7 @@ from core.nat.paths import targets
 from core.nat.remedies import allow_words, drop_words, gatekeeper, restrict_words
 from core.tags import TABLE
 from core.text import quoted as quote
-
-if TYPE_CHECKING:
-    from core.topology import Topology
-
+from core.topology import Topology
 
 REFUSING = ("drop", "reject")
 # Of longer lists of ports only the first few are said.
