@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
 import signal
 import sys
@@ -13,24 +14,47 @@ from typing import TYPE_CHECKING
 from textual import events
 from textual._time import get_time
 from textual.app import SystemCommand
-from textual.command import Provider
+from textual.command import DiscoveryHit, Hits, Provider
 from textual.driver import Driver
+from textual.drivers import linux_driver
 from textual.message import Message
 from textual.screen import Screen
+from textual.system_commands import SystemCommandsProvider
 
-from tui import keyboard, keys, themes
+from tui import keys, themes
 from tui.present import views
 from tui.screens.dashboard import Dashboard
 from tui.source import Source
-from tui.widgets.painted import TonedApp
+from tui.widgets.lines import TonedApp
 
 if TYPE_CHECKING:
-    from tui.accelerator import Accelerator
-    from tui.changer import Changer
+    from tui.changer import Accelerator, Changer
+
+
+class InOrder(SystemCommandsProvider):
+    """Lists entries as the app gives them, where Textual sorts them by name."""
+
+    async def discover(self) -> Hits:
+        """Every entry."""
+        for title, words, run, listed in self.app.get_system_commands(self.screen):
+            if listed:
+                yield DiscoveryHit(title, run, help=words)
+
+
+def _patient_decoder(encoding: str) -> partial[codecs.IncrementalDecoder]:
+    """Decodes what is text and drops the rest, as `codecs.getincrementaldecoder` with another default."""
+    return partial(codecs.getincrementaldecoder(encoding), errors="ignore")
+
+
+def forgiving(driver: type[Driver]) -> type[Driver]:
+    """The driver, which then reads bytes that are not UTF-8 (a terminal of another encoding, noise on a
+    line) as nothing: by itself it decodes strictly, and the error ends the program (Textual's
+    `LinuxDriver.run_input_thread`)."""
+    vars(linux_driver)["getincrementaldecoder"] = _patient_decoder
+    return driver
 
 
 def _palette() -> type[Provider]:
-    from tui.palette import InOrder
 
     return InOrder
 
@@ -72,13 +96,13 @@ class VnetApp(TonedApp):
             self.register_theme(theme)
         self.theme = themes.ANSI.name if self.no_color else themes.DARK.name
         if ascii_only:
-            from tui.widgets.ascii import AsciiFilter
+            from tui.widgets.lines import AsciiFilter
 
             self._filters.append(AsciiFilter())
 
     def get_driver_class(self) -> type[Driver]:
         """The driver for this terminal, of which bytes that are no UTF-8 are no end."""
-        return keyboard.forgiving(super().get_driver_class())
+        return forgiving(super().get_driver_class())
 
     def on_mount(self) -> None:
         """Asked to end from outside, leave the terminal as it was, and end as a shell says it: 128 and the

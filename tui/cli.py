@@ -19,7 +19,7 @@ from tui.fastpath import arguments as fast_arguments
 if TYPE_CHECKING:
     from core.model import FastFlows, Snapshot
     from tui.changer import Changer
-    from tui.fastpath.dashboard import FastForDashboard
+    from tui.fastpath.session import FastForDashboard
     from tui.source import Source
 
 TOPICS = (
@@ -352,7 +352,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         return _file_dashboard(options)
     need_a_terminal()
     from tui.app import run
-    from tui.fastpath.dashboard import FastForDashboard
+    from tui.fastpath.session import FastForDashboard
 
     fast = FastForDashboard()
     if options.read_only:
@@ -383,8 +383,8 @@ def _changer() -> Changer:
 
 
 def _file_source(path: str) -> Source:
-    from tui.offline import FileSource
     from tui.record import is_recording, opened
+    from tui.source import FileSource
 
     if is_recording(Path(path)):
         return opened(Path(path))
@@ -393,7 +393,7 @@ def _file_source(path: str) -> Source:
 
 
 def _live_source(fast: FastForDashboard) -> Source:
-    from tui.live import LiveSource
+    from tui.source import LiveSource
 
     return LiveSource(fast.flows)
 

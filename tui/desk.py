@@ -12,16 +12,64 @@ from textual.message import Message
 
 from core.diagnose import Finding
 from core.model import PARTS, FastPath, Problem, Ref
-from tui.inbox import Inbox, before, fast_of, retold
 from tui.navigation import Stop, Way
 from tui.present.rows import Detail, ListView
 from tui.present.scene import Scene
 from tui.source import Source, Update
-from tui.stage import Shown, Stage
-from tui.worker import Worker
+from tui.stage import Inbox, Shown, Stage, before, fast_of, retold
 
 if TYPE_CHECKING:
     from core.plan.requests import DeleteFlow
+
+
+class Worker(threading.Thread):
+    """Runs what it is asked to, in the order of the first request of each kind; a request that has not begun
+    when another of its kind comes is replaced by it. `deliver(kind, result)` is called from this thread;
+    what the work raises is delivered as its result."""
+
+    def __init__(self, deliver: Callable[[str, Any], None]) -> None:
+        super().__init__(name="screen-worker", daemon=True)
+        self._deliver = deliver
+        self._requests: dict[str, Callable[[], Any]] = {}
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked for or under way."""
+        with self._wake:
+            return not self._requests and not self._busy
+
+    def ask(self, kind: str, work: Callable[[], Any]) -> None:
+        """Have `work` done soon."""
+        with self._wake:
+            self._requests[kind] = work
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread after the work under way."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+
+    def run(self) -> None:
+        """The thread's life."""
+        while True:
+            with self._wake:
+                self._busy = False
+                self._wake.wait_for(lambda: self._requests or self._stopped)
+                if self._stopped:
+                    return
+                kind = next(iter(self._requests))
+                work = self._requests.pop(kind)
+                self._busy = True
+            try:
+                result = work()
+            except Exception as error:
+                result = error
+            self._deliver(kind, result)
+
 
 _SHORTEST = 0.03  # seconds between two pictures that nobody asked for
 _SHARE = 0.25  # of the time, at most, for working such pictures out

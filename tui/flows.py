@@ -25,13 +25,13 @@ from core.topology import Topology
 from core.topology.flow_index import FlowPicture
 from core.watch.flows import SocketReader, read_timed
 from tui.errors import CommandError
-from tui.fastpath.flows import SharedFlows
+from tui.fastpath.keeping import SharedFlows
 from tui.present import query, units
+from tui.present.filters import flows_mask_of
 from tui.present.flows import FlowRows
 from tui.present.flows_detail import spoken
-from tui.present.flows_filter import mask_of
 from tui.present.flows_groups import group_rows
-from tui.present.lens import Lens
+from tui.present.scene import Lens
 from tui.show import shortened
 
 SCHEMA = 1
@@ -185,7 +185,7 @@ def _order(looks: _Looks, picture: FlowPicture, options: argparse.Namespace) -> 
     text = " ".join(options.filter)
     if text:
         _refuse_unknown(looks, picture, text)
-        rows = rows[mask_of(query.parse(text), looks.topology, picture)[rows]]
+        rows = rows[flows_mask_of(query.parse(text), looks.topology, picture)[rows]]
     amount = picture.table.bits if picture.table.measured else picture.table.octets.sum(axis=1)
     rows = rows[np.argsort(-np.nan_to_num(amount[rows].astype(float)), kind="stable")]
     return rows[: options.top] if options.top and not options.by else rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from core.model import Ref
-from tui.present.lens import PLAIN, Lens
+from tui.present.scene import PLAIN, Lens
 
 
 @dataclass(slots=True)

@@ -67,7 +67,7 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
     """Record this host into a new file until a limit, Ctrl-C or SIGTERM."""
     from core.recording import Limits, Recorder
     from core.watch import Watcher
-    from tui.fastpath.flows import SharedFlows
+    from tui.fastpath.keeping import SharedFlows
 
     usual = Limits()
     limits = Limits(seconds or usual.seconds, size or usual.size)
@@ -171,7 +171,7 @@ def _of_this_host() -> Kept:
     from core.watch.flows import read_timed
     from tui.bundle import Kept
     from tui.change.session import Session
-    from tui.fastpath.flows import SharedFlows
+    from tui.fastpath.keeping import SharedFlows
 
     session, snapshot = Session(), read_snapshot()
     earlier = () if session.lacking() else session.earlier()

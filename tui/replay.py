@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from core.model import Change, FastFlows, Problem, Snapshot
 from core.rates import RateMeter, Rates
-from tui.inbox import Tracked, read_at
 from tui.source import Update
+from tui.stage import Tracked, read_at
 
 if TYPE_CHECKING:
     from core.recording import Recording

@@ -17,9 +17,9 @@ from core.model import Problem, Ref, Snapshot
 from core.text import safe
 from core.topology import Topology
 from core.topology.related import concerns
-from tui.present.absence import empty_text
 from tui.present.conntrack import ConntrackRows
-from tui.present.fitting import wrapped
+from tui.present.findings import empty_text
+from tui.present.fit_text import wrapped
 from tui.present.rows import Cell, Column, ListView, Row, Rows, head_of
 from tui.present.scene import Scene
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from core.diagnose import Finding, findings
@@ -14,16 +15,67 @@ from core.rates import Rates
 from core.topology import Topology
 from core.topology.flow_index import FlowPicture
 from core.topology.related import follow
-from tui.inbox import Tracked, read_at
 from tui.navigation import ViewState, Way
 from tui.present import query, views
-from tui.present.absence import empty_text
 from tui.present.fastpath import turned
+from tui.present.findings import empty_text
 from tui.present.flows import FlowRows
-from tui.present.lens import PLAIN, Lens
-from tui.present.list_rows import ListRows
+from tui.present.lists import ListRows
 from tui.present.rows import Column, Detail, ListView, Rows, head_of
-from tui.present.scene import ChangeLog, Scene
+from tui.present.scene import PLAIN, ChangeLog, Lens, Scene
+from tui.source import Update
+
+# Tables of connections by namespace, and what the fast path carried then.
+Tracked = tuple[Mapping[int, Conntrack], FastFlows | None]
+
+
+def retold(update: Update) -> bool:
+    """Whether its changes are all that ever happened until then, as a recording tells them."""
+    return bool(getattr(update, "retold", False))
+
+
+def fast_of(update: Update) -> FastFlows | None:
+    """What the fast path counted, where the source tells that by itself, as a recording does."""
+    return getattr(update, "fast", None)
+
+
+def before(update: Update) -> Tracked | None:
+    """The connections as they were read before those of the update, where the source measures no flows."""
+    return getattr(update, "before", None)
+
+
+def read_at(tables: Mapping[int, Conntrack]) -> float:
+    """When the last of the tables was read, Unix time; 0 where there is none."""
+    return max((one.taken_at for one in tables.values()), default=0.0)
+
+
+class Inbox:
+    """Holds the newest update and all changes since the last `take`; `ring` is called, from any thread, when
+    something comes into an empty inbox."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._lock = threading.Lock()
+        self._update: Update | None = None
+        self._changes: list[Change] = []
+
+    def put(self, update: Update) -> None:
+        """Take in an update, from any thread."""
+        with self._lock:
+            first = self._update is None
+            self._update = update
+            if retold(update):
+                self._changes.clear()
+            self._changes += update.changes
+        if first:
+            self._ring()
+
+    def take(self) -> tuple[Update, tuple[Change, ...]] | None:
+        """The newest update and the changes of all since the last time, None where none came."""
+        with self._lock:
+            update, self._update = self._update, None
+            changes, self._changes = tuple(self._changes), []
+        return (update, changes) if update else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -79,9 +79,8 @@ def _repaint(spaces) -> Iterator[Figure]:
     from core.topology import Topology
     from core.topology.flow_index import FlowPicture
     from core.watch.flows import read_timed
-    from tui.present.flow_cells import COLUMNS
-    from tui.present.flows import FlowRows
-    from tui.present.lens import GROUPINGS, Lens
+    from tui.present.flows import COLUMNS, FlowRows
+    from tui.present.scene import GROUPINGS, Lens
 
     readings, meter = read_timed(spaces), FlowMeter()
     ns = readings[0].table.ns

@@ -20,7 +20,7 @@ from tests.docker.engine import DockerHost
 from tests.support.machine import ROOT
 from tests.support.service import SERVICE
 from tests.support.waiting import PATIENCE, wait_until
-from tui.change import unit
+from tui.change import agent
 from tui.cli import main
 
 pytestmark = pytest.mark.root
@@ -289,7 +289,7 @@ def test_under_its_unit_it_attaches_again_and_puts_back(
 ) -> None:
     told("attach", app, "shop", "--address", address, "--link", "shop0")
     path = tmp_path / "agent.service"
-    path.write_text(unit.render())
+    path.write_text(agent.render())
     words = ["nsenter", f"--net=/run/netns/{engine.namespace}", *SERVICE, str(path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:

@@ -25,9 +25,9 @@ from tests.support.waiting import PATIENCE, wait_until
 from tests.ui.driver import Person
 from tui.app import VnetApp
 from tui.change.session import Session
-from tui.fastpath.dashboard import FastForDashboard
 from tui.fastpath.keeping import Numbers
-from tui.live import LiveSource
+from tui.fastpath.session import FastForDashboard
+from tui.source import LiveSource
 
 pytestmark = pytest.mark.root
 

@@ -16,8 +16,8 @@ from tests.support.heartbeat import Heartbeat
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import screen_lines
 from tui.app import VnetApp
-from tui.live import LiveSource
 from tui.screens.dashboard import Dashboard
+from tui.source import LiveSource
 
 _TRACKING = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
 

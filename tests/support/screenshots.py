@@ -50,8 +50,8 @@ async def shoot(folder: Path, names: set[str]) -> None:
     """Take the pictures; runs inside the lab."""
     from tui.app import VnetApp
     from tui.change.session import Session
-    from tui.fastpath.dashboard import FastForDashboard
-    from tui.live import LiveSource
+    from tui.fastpath.session import FastForDashboard
+    from tui.source import LiveSource
 
     for name, keys, size in SHOTS:
         if names and name not in names:

@@ -19,9 +19,8 @@ from core.model import Change, Snapshot
 from core.rates import Rates
 from tests.support.snapshots import small_host
 from tests.support.waiting import PATIENCE
-from tui.accelerator import Accelerator
 from tui.app import VnetApp
-from tui.changer import Changer
+from tui.changer import Accelerator, Changer
 from tui.screens import journey
 from tui.screens.dashboard import Dashboard
 from tui.source import Update

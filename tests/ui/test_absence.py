@@ -10,7 +10,7 @@ from core.model import Conntrack, FastPath, Problem, Snapshot
 from core.topology import Topology
 from tests.support.snapshots import empty_host, small_host
 from tui.present import fastpath, views
-from tui.present.absence import empty_text
+from tui.present.findings import empty_text
 from tui.present.rails import rails
 from tui.present.rows import ListView
 from tui.present.scene import Scene

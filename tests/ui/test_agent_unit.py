@@ -14,7 +14,7 @@ from tests.support.machine import Machine, ok
 from tests.support.service import SERVICE
 from tests.support.service import service_settings as settings
 from tests.support.waiting import PATIENCE, wait_until
-from tui.change import unit
+from tui.change import agent
 
 
 def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -24,22 +24,22 @@ def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    monkeypatch.setattr(unit.sys, "executable", str(program.with_name("python")))
-    found = settings(unit.render())
+    monkeypatch.setattr(agent.sys, "executable", str(program.with_name("python")))
+    found = settings(agent.render())
     assert found["ExecStart"] == [f'"{program}" agent']
     assert found["StateDirectory"] == ["vnet-tui"] and "Environment" not in found
     assert found["PrivateTmp"] == ["no"], "a program in /tmp must stay in sight"
     program.unlink()
-    found = settings(unit.render())
+    found = settings(agent.render())
     assert found["ExecStart"] == [f'"{program.with_name("python")}" -P -m tui.cli agent']
-    assert found["Environment"] == [f"PYTHONPATH={Path(unit.__file__).parents[2]}"]
+    assert found["Environment"] == [f"PYTHONPATH={Path(agent.__file__).parents[2]}"]
 
 
 def test_what_the_environment_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", "/srv/100%/$state dir")
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
-    monkeypatch.setattr(unit.sys, "executable", "/home/$HOME/bin/python")
-    found = settings(unit.render())
+    monkeypatch.setattr(agent.sys, "executable", "/home/$HOME/bin/python")
+    found = settings(agent.render())
     assert '"VNET_STATE=/srv/100%%/$state dir"' in found["Environment"]
     assert "DOCKER_HOST=unix:///run/other.sock" in found["Environment"]
     assert found["ReadWritePaths"] == ['"/srv/100%%/$state dir"'] and "StateDirectory" not in found
@@ -48,7 +48,7 @@ def test_what_the_environment_says_is_passed_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
-    plain, fast = settings(unit.render()), settings(unit.render(accelerate=["shop", "my net"]))
+    plain, fast = settings(agent.render()), settings(agent.render(accelerate=["shop", "my net"]))
     assert fast["ExecStart"][0].endswith('agent --accelerate shop "my net"')
     assert fast["RuntimeDirectory"] == fast["CacheDirectory"] == ["vnet-tui"]
     assert fast["RuntimeDirectoryPreserve"] == ["yes"] and fast["LimitMEMLOCK"] == ["infinity"]
@@ -59,26 +59,26 @@ def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
 
 
 def test_engines_sockets_stay_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit.sys, "executable", "/usr/bin/python")
-    monkeypatch.setattr(unit.sys, "prefix", "/usr")
-    monkeypatch.setattr(unit, "_PACKAGES", Path("/usr/lib"))
+    monkeypatch.setattr(agent.sys, "executable", "/usr/bin/python")
+    monkeypatch.setattr(agent.sys, "prefix", "/usr")
+    monkeypatch.setattr(agent, "_PACKAGES", Path("/usr/lib"))
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/docker.sock")
-    found = settings(unit.render())
+    found = settings(agent.render())
     assert (found["ProtectHome"], found["PrivateTmp"]) == (["yes"], ["yes"])
     monkeypatch.setenv("CONTAINER_HOST", "unix:///run/user/1000/podman/podman.sock")
-    assert settings(unit.render())["ProtectHome"] == ["read-only"]
+    assert settings(agent.render())["ProtectHome"] == ["read-only"]
     monkeypatch.setenv("DOCKER_HOST", "unix:///tmp/docker.sock")
-    assert settings(unit.render())["PrivateTmp"] == ["no"]
+    assert settings(agent.render())["PrivateTmp"] == ["no"]
 
 
 def test_it_speaks_with_those_alone_whom_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    assert settings(unit.render())["IPAddressDeny"] == ["any"]
+    assert settings(agent.render())["IPAddressDeny"] == ["any"]
     for address in ("127.0.0.1:9742", "[::1]:9742", "localhost:9742"):
-        assert settings(unit.render(address))["IPAddressAllow"] == ["localhost"]
-    assert "IPAddressDeny" not in settings(unit.render("0.0.0.0:9742"))
+        assert settings(agent.render(address))["IPAddressAllow"] == ["localhost"]
+    assert "IPAddressDeny" not in settings(agent.render("0.0.0.0:9742"))
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2376")
-    assert "IPAddressDeny" not in settings(unit.render())
+    assert "IPAddressDeny" not in settings(agent.render())
 
 
 @pytest.mark.root
@@ -124,7 +124,7 @@ def test_systemd_understands_it_and_finds_it_safe(
     tmp_path: Path, accelerate: list[str], metrics: str
 ) -> None:
     path = tmp_path / "vnet-tui-agent.service"
-    path.write_text(unit.render(metrics, accelerate))
+    path.write_text(agent.render(metrics, accelerate))
     assert not [
         line for line in _analyzed("verify", "--man=no", str(path)).stderr.splitlines() if path.name in line
     ]

@@ -35,7 +35,7 @@ from core.model import (
 )
 from core.topology import Topology
 from tests.support.flow_samples import ICMP, UDP, UNREPLIED, flow, table
-from tui.present import address_match, columns
+from tui.present import lists, query
 from tui.present.conntrack import COLUMNS, VIEW, ConntrackRows, conntrack_rows, detail
 from tui.present.rows import Row
 from tui.present.scene import Scene
@@ -239,7 +239,7 @@ def test_no_entries() -> None:
 
 
 def test_the_view_fits_a_small_terminal() -> None:
-    shown = {placed.column.name for placed in columns.lay_out(COLUMNS, 78)}
+    shown = {placed.column.name for placed in lists.lay_out(COLUMNS, 78)}
     assert {"proto", "state", "inside", "peer"} <= shown
     assert len(VIEW.rows(Scene(Topology(snapshot())))) == len(NAMES)
 
@@ -318,8 +318,8 @@ def test_a_piece_of_an_ipv4_address(drawn: tuple[list[bytes], str]) -> None:
     addresses, fragment = drawn
     texts = [address_text(raw) for raw in addresses]
     stored = halves(addresses)
-    assert address_match.containing(stored, fragment).tolist() == [fragment in text for text in texts]
-    assert address_match.ending(stored, fragment).tolist() == [text.endswith(fragment) for text in texts]
+    assert query.containing(stored, fragment).tolist() == [fragment in text for text in texts]
+    assert query.ending(stored, fragment).tolist() == [text.endswith(fragment) for text in texts]
 
 
 @settings(max_examples=300, deadline=None)
@@ -327,7 +327,7 @@ def test_a_piece_of_an_ipv4_address(drawn: tuple[list[bytes], str]) -> None:
 def test_a_piece_of_an_ipv6_address(drawn: tuple[list[bytes], str]) -> None:
     """Found wherever it is in the text, and where it is in the text with its zeros written out."""
     addresses, fragment = drawn
-    found = address_match.containing(halves(addresses), fragment).tolist()
+    found = query.containing(halves(addresses), fragment).tolist()
     for raw, hit in zip(addresses, found, strict=True):
         written_out = ":".join(f"{hextet:x}" for hextet in np.frombuffer(raw, ">u2"))
         if fragment in address_text(raw):
@@ -341,7 +341,7 @@ def test_a_piece_of_an_ipv6_address(drawn: tuple[list[bytes], str]) -> None:
 def test_a_whole_address_means_itself(addresses: list[bytes], wanted: bytes) -> None:
     text = address_text(wanted)
     assume(text == "::" or not text.endswith("::"))  # "fd00::" means what begins so
-    found = address_match.matching(halves(addresses), text)
+    found = query.matching(halves(addresses), text)
     assert found is not None
     assert found.tolist() == [raw == wanted for raw in addresses]
 
@@ -350,7 +350,7 @@ def test_ports_by_their_text() -> None:
     ports = np.arange(65536)
     for piece, at_start in itertools.product(("0", "44", "65535", "80"), (False, True)):
         wanted = [str(port).startswith(piece) if at_start else piece in str(port) for port in range(65536)]
-        assert address_match.numbers(ports, piece, at_start).tolist() == wanted
+        assert query.numbers(ports, piece, at_start).tolist() == wanted
 
 
 def test_a_large_table_in_every_order() -> None:

@@ -14,10 +14,10 @@ from tests.ui.driver import FedSource, Person, dashboard
 from tui import keys, themes
 from tui.desk import Desk
 from tui.present import views
-from tui.present.fitting import wrapped
-from tui.present.link_detail import common_sections
+from tui.present.fit_text import wrapped
+from tui.present.links import common_sections
 from tui.present.rows import Cell, Detail, Section
-from tui.screens.help import sections_of
+from tui.screens.dialogs import sections_of
 from tui.screens.problems import lines_of
 from tui.widgets.detail import detail_lines
 

@@ -16,7 +16,7 @@ from tests.support.snapshots import small_builder, small_host
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource, Person, dashboard
 from tests.ui.planner import Planner
-from tui.accelerator import Preview
+from tui.changer import Preview
 from tui.errors import CommandError
 from tui.present.fast_targets import Choice, added, removed
 

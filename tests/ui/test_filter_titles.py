@@ -11,7 +11,7 @@ from tests.support.snapshots import small_host
 from tests.ui.driver import dashboard
 from tui.navigation import ViewState
 from tui.present import query, views
-from tui.present.list_rows import ListRows
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Row
 from tui.stage import Shown, Stage
 

@@ -14,11 +14,9 @@ from core.topology.flow_index import FlowPicture
 from tests.ui.driver import FedSource, Picture, dashboard
 from tests.ui.test_conntrack_rows import ENTRIES, HOST, LAB, snapshot
 from tui.present import flows_detail, views
-from tui.present.columns import lay_out
-from tui.present.flow_cells import COLUMNS
-from tui.present.flows import FlowRows
-from tui.present.lens import GROUPINGS, Lens
-from tui.present.scene import Scene
+from tui.present.flows import COLUMNS, FlowRows
+from tui.present.lists import lay_out
+from tui.present.scene import GROUPINGS, Lens, Scene
 
 NAMES = (*ENTRIES, "inner")
 REFS = {name: talk_ref(HOST, place + 1) for place, name in enumerate(ENTRIES)} | {"inner": talk_ref(LAB, 77)}

@@ -135,7 +135,7 @@ async def test_read_only_refuses(inside_host: ThrowawayHost) -> None:
 async def test_without_the_capability_it_says_which(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tui.change.rights.missing_capabilities", lambda: ("CAP_NET_ADMIN",))
+    monkeypatch.setattr("tui.change.console.missing_capabilities", lambda: ("CAP_NET_ADMIN",))
     async with writer() as person:
         await shows(person, "CAP_NET_ADMIN")
         assert "read-only" in person.lines[0]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from core.model import Ref
-from tui.present.columns import GAP, lay_out
-from tui.present.fitting import cut_end
-from tui.present.list_rows import ListRows
+from tui.present.fit_text import cut_end
+from tui.present.lists import GAP, ListRows, lay_out
 from tui.present.rows import Cell, Column, Row
 
 COLUMNS = (Column("name", "name", 10), Column("rate", "rate", 6))

@@ -7,9 +7,9 @@ import threading
 from core.model import Change, Ref, Snapshot
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import Picture
-from tui.inbox import Inbox
+from tui.desk import Worker
 from tui.navigation import Navigation, Way
-from tui.worker import Worker
+from tui.stage import Inbox
 
 WEB, PEER = Ref("container", ("docker", "web")), Ref("link", (1, 2))
 

@@ -18,12 +18,10 @@ from tests.support.snapshots import (
     small_builder,
     small_host,
 )
-from tui.present.drawing import Item, Picture
-from tui.present.fitting import width_of
-from tui.present.glyphs import ascii_only
+from tui.present.fit_text import ascii_only, width_of
 from tui.present.overview import RailRows, rows
 from tui.present.rails import Rail, rails
-from tui.present.rails_drawing import draw
+from tui.present.rails_drawing import Item, Picture, draw
 from tui.present.scene import Scene
 
 WIDTHS = (40, 80, 130, 200)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tui.present import glyphs, units
+from tui.present import fit_text, units
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_sparkline_is_scaled_to_its_highest_value() -> None:
 
 def test_ascii_keeps_every_cell() -> None:
     drawn = "╭──┴──╮ │ ◆ web1 ▁▂▃▄▅▆▇█ → ↔ ≠ … ■□◐"
-    plain = glyphs.ascii_only(drawn)
+    plain = fit_text.ascii_only(drawn)
     assert plain.isascii()
     assert len(plain) == len(drawn)
-    assert glyphs.ascii_only("Käse") == "Käse", "a name stays a name"
+    assert fit_text.ascii_only("Käse") == "Käse", "a name stays a name"

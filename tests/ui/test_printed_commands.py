@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from core.diagnose import Finding
 from core.model import namespace_ref
+from tui.screens.dialogs import NOT_BEGUN, change_lines
 from tui.screens.problems import lines_of
-from tui.widgets.preview import NOT_BEGUN, change_lines
 
 ADVICE = (
     "vnet doesn't edit other tools' rules; to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"

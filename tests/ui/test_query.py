@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.model import Ref
-from tui.present.list_rows import ListRows
+from tui.present.lists import ListRows
 from tui.present.query import Term, parse, remarks, term
 from tui.present.rows import Cell, Column, Row
 

@@ -185,7 +185,7 @@ def test_one_that_cannot_be_entered_is_unknown() -> None:
 
 
 def test_mtu_mismatch_outlives_the_rates_in_a_narrow_list() -> None:
-    from tui.present.columns import lay_out
+    from tui.present.lists import lay_out
 
     found = views.view_named("veths")
     assert found is not None
@@ -195,7 +195,7 @@ def test_mtu_mismatch_outlives_the_rates_in_a_narrow_list() -> None:
 
 @pytest.mark.parametrize("width", [78, 84, 128])
 def test_translation_way_and_published_ports_are_always_in_sight(width: int) -> None:
-    from tui.present.columns import lay_out
+    from tui.present.lists import lay_out
 
     for name, wanted in (("conntrack", {"way", "translation"}), ("containers", {"port", "addr"})):
         found = views.view_named(name)

@@ -38,10 +38,10 @@ from tests.support.mutations import mutated
 from tests.support.snapshots import small_builder
 from tui.cli import TOPICS
 from tui.navigation import ViewState
-from tui.offline import FileSource
 from tui.present import views
 from tui.present.rows import Rows
 from tui.show import Output, show
+from tui.source import FileSource
 from tui.stage import Stage
 
 SEED = int(os.environ.get("SEED", "1"))

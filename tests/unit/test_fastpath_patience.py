@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import pytest
 
 from bpf import rpc
-from tui.fastpath import report
+from tui.fastpath import command
 from tui.fastpath.session import FastSession
 
 
@@ -26,7 +26,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_commands_wait_longer_than_the_dashboard(waited: list[float]) -> None:
     assert FastSession(tied=False).status().state == "silent"
-    report.status(as_json=True)
+    command.status(as_json=True)
     assert FastSession(tied=True).status().state == "silent"
     *commands, dashboard = waited
     assert dashboard < 5 and len(commands) >= 2 and set(commands) == {rpc.PATIENCE}

@@ -13,8 +13,8 @@ SAFE = ("-P", "-I")
 # Where the interpreter's path is used without being run with arguments, by file and function.
 NOT_STARTED = {
     ("core/lab/supervisor.py", "_become"): "the program of execve(2); the words after it have -I",
-    ("tui/change/unit.py", "render"): "what the unit must be able to read",
-    ("tui/change/unit.py", "_program"): "where the installed program lies",
+    ("tui/change/agent.py", "render"): "what the unit must be able to read",
+    ("tui/change/agent.py", "_program"): "where the installed program lies",
 }
 
 

@@ -19,7 +19,7 @@ from core.topology.table_usage import top_sources
 from core.watch.rates import TableTrend
 from tests.support.flow_samples import flow, table
 from tests.support.snapshots import HOST, small_host
-from tui.present import conntrack_health
+from tui.present import conntrack
 from tui.present.conntrack import conntrack_rows
 
 SMALL = small_host()
@@ -71,7 +71,7 @@ def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:
         "most by web1 33%, api 33%, 198.51.100.9 33%"
     )
     assert rows.matching("nothing-such").head == rows.sorted_by("peer", True).head == rows.head
-    assert conntrack_health.head(Topology(Snapshot())) == ()
+    assert conntrack.health_line(Topology(Snapshot())) == ()
 
 
 def test_the_json_says_the_same() -> None:

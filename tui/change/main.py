@@ -6,8 +6,9 @@ import argparse
 
 from core.plan import Plan, Refused
 from core.topology import Topology
-from tui.change import earlier, files, keep, networks, report
-from tui.change.ask import agreed, is_person
+from tui.change import files, history
+from tui.change.console import agreed, confirm, in_words, is_person, print_plan
+from tui.change.files import list_networks
 from tui.change.perform import (
     LIGHT,
     PUBLISHING,
@@ -22,16 +23,15 @@ from tui.change.perform import (
     planned,
 )
 from tui.change.requests import request_of
-from tui.change.rights import in_words
 
 _OTHERS = {
     "apply": files.apply,
     "export": files.write_export,
     "cleanup": files.cleanup,
-    "undo": earlier.undo,
-    "recover": earlier.recover,
-    "history": earlier.history,
-    "confirm": keep.confirm,
+    "undo": history.undo,
+    "recover": history.recover,
+    "history": history.history,
+    "confirm": confirm,
 }
 # What these delete may have firewall rules of its own.
 _DELETING = (("container", "rm"), ("link", "rm"))
@@ -59,7 +59,7 @@ def _remove_network(options: argparse.Namespace) -> int:
 
 
 def _agreed(plan: Plan) -> bool:
-    report.print_plan(plan)
+    print_plan(plan)
     return not plan.hits or agreed("Remove it, and all that?")
 
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         return agent.run(options)
     action = getattr(options, "action", "")
     if (options.command, action) == ("network", "ls"):
-        return networks.list_networks(look(WHOLE), options.json)
+        return list_networks(look(WHOLE), options.json)
     if (options.command, action) == ("network", "rm"):
         return _remove_network(options)
     return change(options, lambda topology: request_of(options, topology), _parts(options, action))

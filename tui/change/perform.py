@@ -29,9 +29,16 @@ from core.plan.requests import Request
 from core.tags import TABLE
 from core.text import safe
 from core.topology import Topology
-from tui.change import keep, report
-from tui.change.earlier import offer_recovery, refuse_after
-from tui.change.rights import in_words, require_rights
+from tui.change.console import (
+    ask,
+    in_words,
+    print_dry_run,
+    print_outcome,
+    print_plan,
+    print_refused,
+    require_rights,
+)
+from tui.change.history import offer_recovery, refuse_after
 from tui.errors import CommandError
 
 # What a plan is made from. All that the host's rules say matters to those alone who move a card's address or
@@ -108,8 +115,8 @@ def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
     if lacking:
         print(f"vnet-tui: seen without {', '.join(lacking)}: not all may be in sight", file=sys.stderr)
     if isinstance(plan, Refused):
-        return report.print_refused(plan, as_json)
-    report.print_dry_run(plan, as_json)
+        return print_refused(plan, as_json)
+    print_dry_run(plan, as_json)
     return 0
 
 
@@ -121,14 +128,14 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Ap
 
     def apply(plan: Plan) -> run.Outcome:
         if approved is None and not options.json:
-            report.print_plan(plan)
+            print_plan(plan)
             sys.stdout.flush()
         return run_plan(plan)
 
     while True:
         plan, outcome = attempt(planner, parts, is_approved, apply)
         if isinstance(plan, Refused):
-            return report.print_refused(plan, options.json)
+            return print_refused(plan, options.json)
         if outcome or not plan.steps:
             break
         if approved:
@@ -136,8 +143,8 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Ap
         if approve and not approve(plan):
             return 0
         approved = plan
-    code = report.print_outcome(plan, outcome, options.json)
-    return keep.ask(outcome, options.json) if outcome and plan.guarded and outcome.done else code
+    code = print_outcome(plan, outcome, options.json)
+    return ask(outcome, options.json) if outcome and plan.guarded and outcome.done else code
 
 
 def attempt(

@@ -15,9 +15,8 @@ from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology
 from tui.change import perform
-from tui.change.earlier import refuse_under_later, standing_on
-from tui.change.rights import in_words, require_rights
-from tui.change.takeback import needs_guard, take_back
+from tui.change.console import in_words, require_rights
+from tui.change.history import needs_guard, refuse_under_later, standing_on, take_back
 from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
 from tui.errors import CommandError
 

@@ -3,18 +3,142 @@ metrics."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from bpf import client
+from bpf import client, runfile
+from bpf.rpc import NotRunning, ask
+from bpf.runfile import clean_up
+from bpf.verdicts import VERDICTS
 from core.metrics.fastpath import FastPathNumbers
-from core.model import FastPath
+from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST
 from core.text import safe
-from tui.fastpath.standing import read_fast_path
+from tui.errors import CommandError
+
+if TYPE_CHECKING:
+    from bpf.client import FlowReader
+
+
+WOULD_PUT_RIGHT = "puts right what a killed fast path left: settings, and the marks of its connections"
+
+
+def is_there() -> bool:
+    """Whether anything is left that nobody is about to put right."""
+    if runfile.remembered() is None:
+        return False
+    try:
+        lock = runfile.lock()
+    except (runfile.Taken, OSError):
+        return False
+    _unlock(lock)
+    return True
+
+
+def put_right() -> str:
+    """Put it right, and say so; "" where nothing was left. Raises CommandError."""
+    if runfile.remembered() is None:
+        return ""
+    try:
+        lock = runfile.lock()
+    except runfile.Taken:
+        return ""  # it runs
+    except OSError as error:
+        raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
+    try:
+        handed = clean_up()
+    except OSError as error:
+        raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
+    finally:
+        _unlock(lock)
+    return f"put right what a killed fast path left: settings, and the marks of {handed or 0} connections"
+
+
+def _unlock(lock: int) -> None:
+    runfile.unlock()
+    os.close(lock)
+
+
+WORDS = {verdict.name: verdict.words for verdict in VERDICTS}
+SOON = 3.0  # seconds that somebody who looks waits for an answer
+
+
+def read_fast_path(measure: bool = False, flows: bool = False, patience: float = SOON) -> FastPath:
+    """How it stands in this network namespace; on demand it measures what a packet costs and counts flows.
+    A command, which acts on the answer or is all about it, has more patience than a dashboard."""
+    try:
+        answer = ask({"do": "status", "measure": measure, "flows": flows}, patience=patience)
+    except NotRunning:
+        return FastPath(words=WORDS, left=is_there())
+    except PermissionError:
+        return FastPath("hidden", words=WORDS)
+    except (OSError, ValueError):
+        return FastPath("silent", words=WORDS)
+    return of_answer(answer)
+
+
+def of_answer(answer: dict[str, Any]) -> FastPath:
+    """The holder's answer (docs/fast-path.md) as a value."""
+    ports = [
+        FastPort(one["name"], one["ifindex"], one["role"], one["verdicts"])
+        for one in sorted(answer["ports"], key=lambda one: (one["role"], one["name"]))
+    ]
+    return FastPath(
+        state=answer["state"],
+        targets=tuple(answer["targets"]),
+        unknown=tuple(answer["unknown"]),
+        bridges=tuple(answer["bridges"]),
+        reasons=tuple(answer["reasons"]),
+        refused=answer["refused"],
+        captured=tuple(answer["captured"]),
+        ports=tuple(ports),
+        verdicts=answer["verdicts"],
+        words=WORDS,
+        ns_per_packet=answer.get("ns_per_packet"),
+        flows=answer.get("flows"),
+        flows_limit=answer["flows_limit"],
+        generation=answer["generation"],
+        mark_mask=answer["mark_mask"],
+        strict=bool(answer.get("strict")),
+        tied=bool(answer.get("tied")),
+        pid=answer["pid"],
+    )
+
+
+# The fast path's flows for whoever shows or records them: one reader, shared by threads, made when it is
+# first needed.
+
+
+class SharedFlows:
+    """Reads the flows when it is called; holds their maps until it is closed or nothing is accelerated any
+    more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reader: FlowReader | None = None
+
+    def __call__(self) -> FastFlows:
+        """The flows; none where nothing is accelerated."""
+        from bpf.client import FlowReader
+        from bpf.runfile import here
+
+        with self._lock, suppress(OSError):
+            if self._reader is None:
+                self._reader = FlowReader()
+            return self._reader.read()
+        return FastFlows(here(), taken_at=time.time())  # it ended while it was read
+
+    def close(self) -> None:
+        """Let go of the maps."""
+        with self._lock:
+            if self._reader is not None:
+                self._reader.close()
+
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds before the next try
 _LASTING = 60.0  # seconds after which a fast path that ran is not one that fails to start

@@ -19,7 +19,7 @@ from core.model import FastPath, Requirement
 from core.model.fastpath import ALL
 from core.text import safe
 from core.topology import Topology
-from tui.accelerator import Preview
+from tui.changer import Preview
 from tui.present.fast_targets import Choice, added, is_covered, removed
 
 _MASK = f"0x{field_mask():08x}"
@@ -34,7 +34,7 @@ def preview(
     strict: bool | None = None,
 ) -> Preview:
     """What would change; `tied` where it ends with the program that asks; `strict` as in
-    tui/accelerator.py."""
+    tui/changer.py."""
     wanted = [one for one in choices if one.target and _is_on(one, fast, on) != on]
     label = ", ".join(one.label for one in wanted or choices)
     title = f"{'Accelerate' if on else 'Stop accelerating'} {label}"

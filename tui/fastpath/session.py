@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpf import loader, rpc
 from bpf.client import start
@@ -20,12 +20,15 @@ from core.model import FastFlows, FastPath, Requirement
 from core.model.fastpath import ALL
 from core.text import safe
 from core.topology import Topology
-from tui.accelerator import Preview
+from tui.changer import Preview
 from tui.errors import CommandError
-from tui.fastpath.flows import SharedFlows
-from tui.fastpath.standing import SOON, read_fast_path
+from tui.fastpath.keeping import SOON, SharedFlows, read_fast_path
 from tui.present.fast_targets import Choice
 from tui.present.fastpath import ENDS_WITH
+
+if TYPE_CHECKING:
+    pass
+
 
 _PARTS = {"links", "containers"}
 _END_SECONDS = 60.0  # usually one; a slow machine takes its time
@@ -33,7 +36,7 @@ _PUT_RIGHT = 10.0  # seconds in which a keeper puts things right
 
 
 class FastSession:
-    """A tui.accelerator.Accelerator for this process's network namespace; `tied` has what it starts end with
+    """A tui.changer.Accelerator for this process's network namespace; `tied` has what it starts end with
     it."""
 
     def __init__(self, tied: bool) -> None:
@@ -202,3 +205,23 @@ def wait_for_the_end() -> None:
             return
         time.sleep(0.02)
     raise CommandError("the fast path is off, but not all is put back yet: vnet-tui fastpath status tells")
+
+
+class FastForDashboard:
+    """Hands out the session; what it turns on ends with the dashboard."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._session: FastSession | None = None
+
+    def accelerator(self) -> FastSession:
+        """The session."""
+
+        with self._lock:
+            if self._session is None:
+                self._session = FastSession(tied=True)
+            return self._session
+
+    def flows(self) -> FastFlows:
+        """What the fast path counted, flow by flow."""
+        return self.accelerator().read_flows()

@@ -8,9 +8,10 @@ from core.model import FdbEntry, Link, LinkKey, OvsBridge, OvsPort, Ref, link_re
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, fast_marks, links, networks
-from tui.present.cells import Line
-from tui.present.link_detail import (
+from tui.present import cells, links, networks
+from tui.present.cells import Line, bridge_lines
+from tui.present.fastpath import marked
+from tui.present.links import (
     common_sections,
     gone,
     link_of,
@@ -19,10 +20,9 @@ from tui.present.link_detail import (
     vlan_flags,
     vlan_range,
 )
-from tui.present.list_rows import ListRows
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
 from tui.present.scene import Scene
-from tui.present.trends import bridge_lines
 
 COLUMNS = (
     Column("name", "bridge / port", 18, grow=1),
@@ -49,7 +49,7 @@ def rows(scene: Scene) -> ListRows:
         ports = sorted(topology.ports_of(bridge.key), key=lambda port: port.name)
         made.append(_bridge_row(scene, bridge, len(ports)))
         made += [_port_row(scene, bridge, port) for port in ports]
-    return fast_marks.marked(scene, ListRows(made, COLUMNS), 2, lambda ref: link_of(topology, ref))
+    return marked(scene, ListRows(made, COLUMNS), 2, lambda ref: link_of(topology, ref))
 
 
 def _bridge_row(scene: Scene, bridge: Link, ports: int) -> Row:

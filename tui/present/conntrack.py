@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
+from core.diagnose import findings_of
 from core.flows import (
     PROTOCOLS,
     STATES,
+    End,
+    Entry,
     Flow,
     FlowColumns,
     address_text,
+    end_text,
     entry_of,
     flow_of,
+    icmp_text,
     protocol_name,
+    sentence,
+    status_words,
 )
-from core.model import Ref, flow_ref
+from core.model import Conntrack, Ref, container_ref, flow_ref, namespace_ref
+from core.rates import Rates
+from core.text import safe
 from core.topology import Topology
+from core.topology.index import names_in
 from core.topology.related import of_namespaces
-from tui.present import cells, conntrack_health, query, units
-from tui.present.conntrack_detail import detail, state_cell
-from tui.present.conntrack_filter import keys_of, mask_of
-from tui.present.rows import Cell, Column, ListView, Row
+from core.topology.table_usage import Source, sources
+from tui.present import cells, query, units
+from tui.present.cells import Line
+from tui.present.filters import conntrack_keys_of, conntrack_mask_of
+from tui.present.fit_text import BOTH_WAYS
+from tui.present.links import gone
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
 
 COLUMNS = (
@@ -66,7 +79,7 @@ class ConntrackRows:
 
     def keys(self) -> Collection[str]:
         """What a filter may ask for, by name or by a column's title."""
-        return keys_of(self._topology, self._columns) | query.titles(COLUMNS).keys()
+        return conntrack_keys_of(self._topology, self._columns) | query.titles(COLUMNS).keys()
 
     def index(self, ref: Ref) -> int | None:
         """Where that entry stands, None where it does not."""
@@ -101,8 +114,8 @@ class ConntrackRows:
         terms = query.parse(text)
         if not terms or not len(self):
             return self
-        terms = query.by_name(terms, COLUMNS, keys_of(self._topology, self._columns))
-        mask = mask_of(terms, self._topology, self._columns)
+        terms = query.by_name(terms, COLUMNS, conntrack_keys_of(self._topology, self._columns))
+        mask = conntrack_mask_of(terms, self._topology, self._columns)
         return self._ordered(self._order[mask[self._order]])
 
     def _ordered(self, order: np.ndarray) -> ConntrackRows:
@@ -112,9 +125,7 @@ class ConntrackRows:
         """Those rows that lie in one of these namespaces, or whose ends do."""
         mask = of_namespaces(self._topology, scope)
         order = self._order[mask[self._order]]
-        return ConntrackRows(
-            self._topology, self._columns, order, conntrack_health.head(self._topology, scope)
-        )
+        return ConntrackRows(self._topology, self._columns, order, health_line(self._topology, scope))
 
     @property
     def _labels(self) -> list[str]:
@@ -190,7 +201,7 @@ def _short(flow: Flow) -> str:
 
 def conntrack_rows(topology: Topology) -> ConntrackRows:
     """The entries of all namespaces, the host's first."""
-    return ConntrackRows(topology, topology.flows, head=conntrack_health.head(topology))
+    return ConntrackRows(topology, topology.flows, head=health_line(topology))
 
 
 def rows(scene: Scene) -> ConntrackRows:
@@ -217,3 +228,161 @@ VIEW = ListView(
 )  # fmt: skip
 
 __all__ = ["COLUMNS", "VIEW", "ConntrackRows", "conntrack_rows", "detail", "rows"]
+
+
+_STATE_TONES: dict[str, Tone] = {
+    "ESTABLISHED": "ok", "ASSURED": "ok", "UNREPLIED": "warn", "SYN_SENT": "warn", "SYN_SENT2": "warn",
+    "TIME_WAIT": "dim", "CLOSE": "dim", "NONE": "dim",
+}  # fmt: skip
+
+
+def state_cell(entry: Entry) -> Cell:
+    """An entry's state; one that waits for its answer stands out."""
+    return Cell(entry.state, _STATE_TONES.get(entry.state, ""))
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one entry."""
+    table = topology.snapshot.conntracks.get(int(ref.key[0]))
+    places = np.flatnonzero(table.entries["id"] == ref.key[1]).tolist() if table else []
+    if table is None or not places:
+        return gone("this connection")
+    entry = entry_of(table.entries[places[0]])
+    flow = flow_of(entry, names_in(topology, table.ns))
+    return Detail(
+        safe(f"{protocol_name(entry.l4_proto)} {flow.inside} {BOTH_WAYS} {flow.peer}"),
+        (
+            *cells.section("Connection", _meaning(topology, table.ns, flow)),
+            *cells.section("State", _state(entry)),
+            *cells.section("Original direction", _direction(table, entry, "orig")),
+            *cells.section("Reply direction", _direction(table, entry, "reply")),
+            *cells.section("Entry", _marks(topology, table, entry)),
+        ),
+        cells.related(topology, ref),
+        safe(sentence(flow)),
+    )
+
+
+def _meaning(topology: Topology, ns: int, flow: Flow) -> Iterator[Line]:
+    yield "", cells.text(sentence(flow)), None
+    yield "inside", cells.text(str(flow.inside)), _owner(topology, ns, flow.inside)
+    yield "peer", cells.text(str(flow.peer)), _owner(topology, ns, flow.peer)
+    yield "translation", cells.text(_translation(flow)), None
+
+
+def _owner(topology: Topology, ns: int, end: End) -> Ref | None:
+    owner = topology.container_at(ns, end.address)
+    return container_ref(owner.runtime, owner.id) if owner else None
+
+
+def _translation(flow: Flow) -> str:
+    """The translation in a sentence."""
+    parts = []
+    if flow.dnat:
+        parts.append(f"what is sent to {flow.dnat} goes to {_bare(flow.responder)}")
+    if flow.snat:
+        parts.append(f"{_bare(flow.origin)} is seen as {flow.snat}")
+    return "; ".join(parts) or "none: both ends see each other's own address"
+
+
+def _bare(end: End) -> str:
+    return end_text(end.address, end.port)
+
+
+def _state(entry: Entry) -> Iterator[Line]:
+    yield "state", state_cell(entry), None
+    yield "status", cells.text(", ".join(status_words(entry.status))), None
+    yield "expires in", Cell(f"{units.duration(entry.timeout)} without a packet"), None
+
+
+def _direction(table: Conntrack, entry: Entry, way: str) -> Iterator[Line]:
+    """One tuple as the kernel keeps it, and what was counted that way."""
+    for title, end in (("from", "src"), ("to", "dst")):
+        address = address_text(getattr(entry, f"{way}_{end}"))
+        port = getattr(entry, f"{way}_{end[0]}port") if entry.has_ports else None
+        yield title, cells.text(end_text(address, port)), None
+    if entry.is_icmp:
+        kind = icmp_text(entry.l4_proto, getattr(entry, f"{way}_dport"))
+        yield "ICMP", cells.text(f"{kind}, id {getattr(entry, f'{way}_sport')}"), None
+    if not entry.counted:
+        yield "traffic", Cell(f"not counted: {_why_uncounted(table)}", "dim"), None
+        return
+    packets, octets = getattr(entry, f"{way}_packets"), getattr(entry, f"{way}_bytes")
+    yield "traffic", Cell(f"{units.size(octets)} in {units.several(packets, 'packet')}"), None
+
+
+def _why_uncounted(table: Conntrack) -> str:
+    if table.accounting:
+        return "the connection is older than nf_conntrack_acct=1"
+    return "nf_conntrack_acct is off"
+
+
+def _marks(topology: Topology, table: Conntrack, entry: Entry) -> Iterator[Line]:
+    if entry.start:
+        began = entry.start / 1e9
+        yield "began", Cell(units.age(began, table.taken_at)), None
+    yield "mark", Cell(f"{entry.mark:#x}" if entry.mark else "0", "" if entry.mark else "dim"), None
+    yield "zone", cells.number(entry.zone), None
+    yield "id", Cell(str(entry.id)), None
+    yield "namespace", cells.text(topology.label(table.ns)), namespace_ref(table.ns)
+
+
+# The counters of trouble, in words; packets with an invalid state are ordinary.
+_TROUBLES = (("insert_failed", "failed inserts"), ("drop", "drops"), ("early_drop", "early drops"))
+_MOST_SOURCES = 3
+
+
+def health_line(topology: Topology, scope: Collection[int] | None = None) -> tuple[Cell, ...]:
+    """The fullest table and what went wrong in all of them; nothing where none was read. `scope` holds the
+    namespaces whose tables are wanted, None for all."""
+    every = topology.snapshot.conntracks.values()
+    tables = [table for table in every if (scope is None or table.ns in scope) and table.is_read]
+    if not tables:
+        return ()
+    fullest = max(tables, key=lambda table: (len(table.entries), table.ns == topology.host))
+    level, troubles = _level(topology, fullest, len(tables) > 1), [*_troubles(tables)]
+    told = _sources(sources(topology, fullest.ns, _MOST_SOURCES), len(fullest.entries))
+    most, tone = [f"most by {told}"] if told else [], _tone(topology, tables)
+    if not troubles:
+        fine = ["no failures"] if any(table.stats for table in tables) else []
+        return (Cell(" · ".join([level, *fine, *most]), tone),)
+    lines = (" · ".join([level, *troubles]), *most)
+    return tuple(Cell(line, tone) for line in lines)
+
+
+def _level(topology: Topology, table: Conntrack, others: bool) -> str:
+    where = f"{topology.label(table.ns)}: " if others else ""
+    count = len(table.entries)
+    if not table.limit:
+        return f"{where}{count:,} connections"
+    return f"{where}{count:,} of {table.limit:,} ({_percent(count, table.limit)})"
+
+
+def _percent(count: int, limit: int) -> str:
+    return "under 1%" if 0 < count * 100 < limit else f"{count * 100 // limit}%"
+
+
+def _troubles(tables: Collection[Conntrack]) -> Iterator[str]:
+    """What went wrong since the namespaces were made, and by how much that grew of late."""
+    for counter, title in _TROUBLES:
+        total = sum(getattr(table.stats, counter) for table in tables if table.stats)
+        grown = sum(table.grown(counter) for table in tables)
+        seconds = max(table.stats_seconds for table in tables)
+        late = f" (+{grown:,} in {units.duration(seconds)})" if grown else ""
+        if total:
+            yield f"{total:,} {title}{late}"
+
+
+def _sources(found: Collection[Source], entries: int) -> str:
+    return ", ".join(f"{one.name or one.address} {_percent(one.entries, entries)}" for one in found)
+
+
+def _tone(topology: Topology, tables: Collection[Conntrack]) -> Tone:
+    """As bad as the worst finding about one of them."""
+    wrong = [
+        finding.severity
+        for table in tables
+        for finding in findings_of(topology, namespace_ref(table.ns))
+        if finding.kind == "conntrack"
+    ]
+    return "bad" if "bad" in wrong else "warn" if wrong else "dim"

@@ -26,12 +26,11 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.related import entries_of_container
 from tui.present import cells, networks, units
-from tui.present.cells import Line
-from tui.present.link_detail import gone
-from tui.present.list_rows import ListRows
+from tui.present.cells import Line, link_lines
+from tui.present.links import gone
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
-from tui.present.trends import link_lines
 
 COLUMNS = (
     Column("name", "container", 14, grow=1),

@@ -7,8 +7,8 @@ import time
 from core.model import Change, Ref
 from core.text import safe
 from tui.present import cells
-from tui.present.link_detail import gone
-from tui.present.list_rows import ListRows
+from tui.present.links import gone
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
 

@@ -2,24 +2,122 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
-from core.flows import PROTOCOLS, STATES, entry_of, flow_of
-from core.flows.merge import PATHS
+from core.flows import PROTOCOLS, STATES, End, Flow, address_text, entry_of, flow_of, protocol_name
+from core.flows.merge import AGAIN, FAST, PART, PATHS
 from core.model import Ref, talk_ref
+from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, FlowPicture
-from tui.present import query
-from tui.present.flow_cells import COLUMNS, cells_of
-from tui.present.flows_filter import keys_of, mask_of, remarks
-from tui.present.flows_head import head_of
-from tui.present.lens import PLAIN, Lens
-from tui.present.list_rows import ListRows
-from tui.present.rows import Cell, ListView, Row
-from tui.present.scene import Scene
+from tui.present import cells, query, units
+from tui.present.conntrack import state_cell
+from tui.present.filters import flow_keys_of, flows_mask_of, remarks
+from tui.present.fit_text import PIN
+from tui.present.lists import ListRows
+from tui.present.rows import Cell, Column, ListView, Row
+from tui.present.scene import PLAIN, Lens, Scene
+
+COLUMNS = (
+    Column("from", "from", 21, grow=3, full=27, ends=True),
+    Column("via", "seen as", 15, grow=1, priority=1, ends=True),
+    Column("to", "to", 21, grow=3, full=27, ends=True),
+    Column("proto", "proto", 6),
+    Column("rate", "rate", 11, align="right"),
+    Column("path", "path", 6),
+    Column("state", "state", 11, priority=2),
+    Column("client", "client", 13, priority=3),
+    Column("bytes", "bytes", 8, align="right", priority=4),
+    Column("rtt", "rtt", 7, align="right", priority=6),
+    Column("process", "process", 14, grow=1, priority=7),
+    Column("age", "age", 7, align="right", priority=8),
+    Column("timeout", "left", 7, align="right", priority=9),
+    Column("packets", "packets", 7, align="right", priority=10),
+    Column("ns", "namespace", 10, grow=1, priority=11),
+)
+
+
+def cells_of(
+    topology: Topology, picture: FlowPicture, row: int, flow: Flow, pinned: bool = False
+) -> tuple[Cell, ...]:
+    """A flow's cells in the order of COLUMNS."""
+    table, index = picture.table, picture.index
+    packets, octets = (
+        (int(column[row].sum()) if table.counted[row] else None) for column in (table.packets, table.octets)
+    )
+    origin, responder = (named(picture, end) for end in (flow.origin, flow.responder))
+    ns = index.columns.place(row)[0].ns
+    return (
+        cells.text(f"{PIN} {origin}" if pinned else origin, "accent" if pinned else ""),
+        cells.text(via(flow)),
+        cells.text(responder),
+        Cell(protocol_name(flow.entry.l4_proto)),
+        cells.bits(known(float(table.bits[row]))),
+        path_cell(int(table.path[row])),
+        state_cell(flow.entry),
+        cells.text(CLIENTS[index.client[row]]),
+        cells.size(octets),
+        rtt_cell(float(picture.ends.rtt[row])),
+        cells.text(processes(picture, row)),
+        duration(float(table.age[row])),
+        Cell(units.duration(flow.entry.timeout), sort=flow.entry.timeout),
+        cells.count(packets),
+        cells.text(topology.label(ns)),
+    )
+
+
+def named(picture: FlowPicture, end: End) -> str:
+    """An end, with the name that its address goes by elsewhere where it is nobody's here."""
+    name = end.name or picture.table.name_of(end.address)
+    return str(end._replace(name=name))
+
+
+def known(value: float) -> float | None:
+    """The value, None for NaN."""
+    return None if math.isnan(value) else value
+
+
+def via(flow: Flow) -> str:
+    """The translation in short: of a destination what was addressed, of a source how it is seen."""
+    entry = flow.entry
+    words = []
+    if flow.dnat:
+        words.append(f"DNAT :{entry.orig_dport}" if entry.has_ports else f"DNAT {flow.dnat}")
+    if flow.snat:
+        words.append(f"SNAT {address_text(entry.reply_dst)}")
+    return " ".join(words)
+
+
+def path_cell(path: int) -> Cell:
+    """What carries it now."""
+    if path == PART:
+        return Cell("part", "warn")
+    return Cell("fast", "ok") if path == FAST else Cell(PATHS[0], "dim" if path == AGAIN else "")
+
+
+def rtt_cell(seconds: float) -> Cell:
+    """A round trip time."""
+    if math.isnan(seconds):
+        return cells.NONE
+    text = (
+        f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.{1 if seconds < 0.1 else 0}f} ms"
+    )
+    return Cell(text, sort=seconds)
+
+
+def duration(seconds: float) -> Cell:
+    """A length of time; a dash where it is not known."""
+    return cells.NONE if math.isnan(seconds) else Cell(units.duration(seconds), sort=seconds)
+
+
+def processes(picture: FlowPicture, row: int) -> str:
+    """The processes at the two ends, as far as they are known, without their ids."""
+    names = (picture.ends.commands.get(int(picture.ends.pids[row, end]), "") for end in (0, 1))
+    return ", ".join(dict.fromkeys(name for name in names if name))
 
 
 class FlowRows:
@@ -49,7 +147,7 @@ class FlowRows:
 
     def keys(self) -> Collection[str]:
         """What a filter may ask for, by name or by a column's title."""
-        return keys_of(self._topology, self._picture) | query.titles(COLUMNS).keys()
+        return flow_keys_of(self._topology, self._picture) | query.titles(COLUMNS).keys()
 
     def remarks(self, text: str, inverted: bool = False) -> Iterable[str]:
         """What a filter line cannot mean; only of its `inverted` terms, where others let something
@@ -99,8 +197,8 @@ class FlowRows:
         terms = query.parse(text)
         if not terms or not len(self):
             return self
-        terms = query.by_name(terms, COLUMNS, keys_of(self._topology, self._picture))
-        mask = mask_of(terms, self._topology, self._picture)
+        terms = query.by_name(terms, COLUMNS, flow_keys_of(self._topology, self._picture))
+        mask = flows_mask_of(terms, self._topology, self._picture)
         mask[self._pinned] = True
         return self._with(self._order[mask[self._order]])
 
@@ -225,3 +323,37 @@ VIEW = ListView(
 )  # fmt: skip
 
 __all__ = ["COLUMNS", "VIEW", "FlowRows", "rows"]
+
+
+# What the flows view says about the whole: how it counts, how much there is, who calls, what is not
+# counted.
+
+_PINNED = ", pinned first"
+_WORDS = {"beside": "same network"}
+_ORDER = ("outside", "host", "beside", "other network", "itself")
+
+
+def head_of(topology: Topology, picture: FlowPicture, lens: Lens, order: np.ndarray) -> Sequence[Cell]:
+    """Lines that stand above the columns."""
+    if not len(picture):
+        return ()
+    lines = [Cell(_summary(picture, lens, order), "dim")]
+    uncounted = picture.table.uncounted
+    if uncounted:
+        names = ", ".join(safe(topology.label(ns)) for ns in uncounted[:3])
+        more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
+        lines.append(Cell(f"traffic not counted (W, then A, turns it on): {names}{more}", "warn"))
+    return lines
+
+
+def _summary(picture: FlowPicture, lens: Lens, order: np.ndarray) -> str:
+    count = f"{len(order):,} flow{'s' * (len(order) != 1)}"
+    how = " per hop" if lens.per_hop else ", each once"
+    words = [f"{count}{how}{_PINNED if lens.pins else ''}"]
+    if picture.table.measured:
+        words.append(units.bits(float(np.nansum(picture.table.bits[order]))))
+    kinds = np.bincount(picture.index.client[order], minlength=len(CLIENTS)).tolist()
+    counts = {name: kinds[CLIENTS.index(name)] for name in _ORDER}
+    called = [f"{_WORDS.get(name, name)} {count:,}" for name, count in counts.items() if count]
+    words += [f"into containers: {', '.join(called)}"] if called else []
+    return " · ".join(words)

@@ -15,13 +15,12 @@ from core.topology import Topology
 from core.topology.flow_index import CLIENTS, OUTSIDE, FlowPicture
 from tui.present import cells, query, units
 from tui.present.cells import Line
-from tui.present.conntrack_detail import state_cell
-from tui.present.flow_cells import duration, known, path_cell, rtt_cell
-from tui.present.flows import FlowRows
-from tui.present.flows_filter import mask_of
+from tui.present.conntrack import state_cell
+from tui.present.filters import flows_mask_of
+from tui.present.fit_text import ARROW
+from tui.present.flows import FlowRows, duration, known, path_cell, rtt_cell
 from tui.present.flows_groups import fast_amount
-from tui.present.glyphs import ARROW
-from tui.present.link_detail import gone
+from tui.present.links import gone
 from tui.present.rows import Cell, Detail
 from tui.present.scene import Scene
 
@@ -158,7 +157,7 @@ def talkers(scene: Scene, ref: Ref) -> Detail:
     """About flows added up: how many, who calls, and the biggest of them."""
     topology, picture = scene.topology, scene.flow_picture
     selects = str(ref.key[1])
-    mask = mask_of(query.parse(selects), topology, picture)
+    mask = flows_mask_of(query.parse(selects), topology, picture)
     shown = FlowRows(topology, picture, scene.lens).matching(scene.flows_filter).numbers
     rows = np.sort(shown[mask[shown]])
     if not rows.size:

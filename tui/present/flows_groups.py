@@ -16,10 +16,10 @@ from core.model import Ref
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, NO_CLIENT, FlowPicture
 from tui.present import cells, units
-from tui.present.lens import Lens
-from tui.present.list_rows import ListRows
+from tui.present.lists import ListRows
 from tui.present.query import term
 from tui.present.rows import Cell, Column, Row
+from tui.present.scene import Lens
 
 Array = np.ndarray[Any, Any]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from core.model import Link, Ref, link_ref
+from collections.abc import Iterator
+
+from core.model import Link, LinkKey, Ref, link_ref, namespace_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells
-from tui.present.link_detail import common_sections, gone, link_of
-from tui.present.list_rows import ListRows
-from tui.present.rows import Column, Detail, ListView, Row
+from tui.present import cells, units
+from tui.present.cells import Line, link_lines
+from tui.present.lists import ListRows
+from tui.present.rows import Cell, Column, Detail, ListView, Row, Section, Tone
 from tui.present.scene import Scene
 
 COLUMNS = (
@@ -93,3 +95,134 @@ VIEW = ListView(
         ("mac:02:42", "by hardware address"),
     ),
 )  # fmt: skip
+
+
+_PORT_TONES: dict[str, Tone] = {"forwarding": "ok", "disabled": "bad"}
+
+
+def link_of(topology: Topology, ref: Ref) -> Link | None:
+    """The link that a reference points at."""
+    return topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
+
+
+def gone(what: str) -> Detail:
+    """The detail of something that is no longer there."""
+    return Detail(f"{what} is gone", (Section("", (("", Cell("it was removed", "dim"), None),)),))
+
+
+def common_sections(
+    topology: Topology, link: Link, rates: Rates | None, traffic: str = "Traffic"
+) -> tuple[Section, ...]:
+    """What every link has: identity, port, speed."""
+    return (
+        *cells.section("Link", _identity(topology, link)),
+        *cells.section(
+            "Addresses", ((f"IPv{one.family}", cells.text(str(one)), None) for one in link.addresses)
+        ),
+        *cells.section("Bridge port", port_lines(link)),
+        *cells.section(traffic, rate_lines(link.key, rates)),
+        *cells.section("Hardware", _hardware(link)),
+    )
+
+
+def _identity(topology: Topology, link: Link) -> Iterator[Line]:
+    yield "kind", cells.text(link.kind), None
+    yield "state", cells.state(link), None
+    yield "namespace", cells.text(topology.label(link.ns)), namespace_ref(link.ns)
+    master = topology.master_of(link)
+    if master is not None:
+        yield "master", cells.text(master.name), link_ref(master.key)
+    yield "MTU", cells.number(link.mtu), None
+    if link.alias:
+        yield "alias", cells.text(link.alias), None
+    if link.altnames:
+        yield "also called", cells.text(", ".join(link.altnames)), None
+    if link.qdisc:
+        yield "queueing", cells.text(link.qdisc), None
+    if link.promiscuous:
+        yield "promiscuous", cells.yes(True), None
+    for name, value in link.details.items():
+        yield safe(name), cells.text(str(value)), None
+
+
+def _hardware(link: Link) -> Iterator[Line]:
+    yield "MAC", cells.text(link.mac), None
+    yield "ifindex", cells.number(link.ifindex), None
+    if link.sizes.gso:
+        yield "GSO, GRO", Cell(f"{link.sizes.gso}, {link.sizes.gro} bytes"), None
+    ipv4 = (link.sizes.gso_ipv4, link.sizes.gro_ipv4)
+    if any(ipv4) and ipv4 != (link.sizes.gso, link.sizes.gro):
+        yield "of IPv4", Cell(f"{ipv4[0]}, {ipv4[1]} bytes"), None
+    if link.offloads:
+        yield "offloads", Cell(f"{len(link.offloads)} on"), None
+
+
+def port_lines(link: Link) -> Iterator[Line]:
+    """The bridge's side of a link that is a port."""
+    port = link.port
+    if port is None:
+        return
+    yield "STP state", port_state(link), None
+    yield "flags", cells.text(port_flags(link)), None
+    yield "cost, priority", Cell(f"{port.cost}, {port.priority}"), None
+    for vlan in port.vlans:
+        yield (
+            f"VLAN {vlan_range(vlan.vid, vlan.vid_end)}",
+            Cell(vlan_flags(vlan.pvid, vlan.untagged), "dim"),
+            None,
+        )
+
+
+def port_state(link: Link) -> Cell:
+    """A bridge port's STP state."""
+    found = link.port.state if link.port else ""
+    return cells.text(found, _PORT_TONES.get(found, "warn"))
+
+
+def port_flags(link: Link) -> str:
+    """The flags of a bridge port that differ from a fresh port's."""
+    port = link.port
+    if port is None:
+        return ""
+    usual_on = ("learning", "flood", "mcast_flood", "bcast_flood")
+    usual_off = ("isolated", "hairpin", "neigh_suppress", "guard", "root_block", "fastleave")
+    raised = [name for name in usual_off if getattr(port, name)]
+    lowered = [f"no {name}" for name in usual_on if not getattr(port, name)]
+    return ", ".join((*raised, *lowered)).replace("_", " ")
+
+
+def vlan_range(first: int, last: int) -> str:
+    """ "10" or "10-20"."""
+    return str(first) if last in (0, first) else f"{first}-{last}"
+
+
+def vlan_flags(pvid: bool, untagged: bool) -> str:
+    """A VLAN's flags as bridge(8) words them."""
+    return ", ".join((*(["PVID"] if pvid else []), "egress untagged" if untagged else "tagged"))
+
+
+def speed_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
+    """The speed of a link alone."""
+    rate = rates.of(key) if rates else None
+    if rate is not None:
+        yield "receives", Cell(f"{units.bits(rate.rx_bps)}, {units.packets(rate.rx_pps)}"), None
+        yield "sends", Cell(f"{units.bits(rate.tx_bps)}, {units.packets(rate.tx_pps)}"), None
+
+
+def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
+    """Speed, its past, and the counters of a link."""
+    yield from link_lines([key], rates)
+    counters = rates.counters_of(key) if rates else None
+    if counters is None:
+        return
+    for title, direction in (("received", "rx"), ("sent", "tx")):
+        octets, packets, errors, dropped = (
+            int(counters[f"{direction}_{what}"]) for what in ("bytes", "packets", "errors", "dropped")
+        )
+        yield title, Cell(f"{units.size(octets)} in {units.several(packets, 'packet')}"), None
+        if errors or dropped:
+            yield (
+                f"{title}: lost",
+                Cell(f"{units.several(errors, 'error')}, {units.count(dropped)} dropped", "warn"),
+                None,
+            )

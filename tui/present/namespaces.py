@@ -10,8 +10,8 @@ from core.text import safe
 from core.topology import Topology
 from tui.present import cells
 from tui.present.cells import Line
-from tui.present.link_detail import gone
-from tui.present.list_rows import ListRows
+from tui.present.links import gone
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row
 from tui.present.scene import Scene
 

@@ -9,12 +9,11 @@ from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
 from tui.present import cells, units
-from tui.present.cells import Line
-from tui.present.link_detail import gone
-from tui.present.list_rows import ListRows
+from tui.present.cells import Line, rule_lines
+from tui.present.links import gone
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Tone
 from tui.present.scene import Scene
-from tui.present.trends import rule_lines
 
 COLUMNS = (
     Column("kind", "kind", 14),

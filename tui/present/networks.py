@@ -9,10 +9,11 @@ from core.rates import Rates
 from core.tags import words_of
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, fast_marks, faults, trends
-from tui.present.cells import Line
-from tui.present.link_detail import gone
-from tui.present.list_rows import ListRows
+from tui.present import cells, findings
+from tui.present.cells import Line, bridge_lines
+from tui.present.fastpath import marked
+from tui.present.links import gone
+from tui.present.lists import ListRows
 from tui.present.rows import Column, Detail, ListView, Row
 from tui.present.scene import Scene
 
@@ -43,7 +44,7 @@ def rows(scene: Scene) -> ListRows:
     """Every network, those with a bridge first."""
     found = sorted(scene.topology.networks, key=lambda net: (not net.bridge, net.name, net.id))
     made = ListRows([_row(scene, network) for network in found], COLUMNS)
-    return fast_marks.marked(scene, made, 2, lambda ref: _bridge_at(scene.topology, ref))
+    return marked(scene, made, 2, lambda ref: _bridge_at(scene.topology, ref))
 
 
 def _bridge_at(topology: Topology, ref: Ref) -> Link | None:
@@ -104,7 +105,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *cells.section("Network", _identity(topology, network)),
             *cells.section("Containers", _members(topology, network)),
             *cells.section("NAT", _nat(topology, network)),
-            *cells.section("Traffic", trends.bridge_lines(topology, bridge, rates) if bridge else ()),
+            *cells.section("Traffic", bridge_lines(topology, bridge, rates) if bridge else ()),
             *cells.section("Labels", ((safe(k), cells.text(v), None) for k, v in network.labels.items())),
         ),
         cells.related(topology, ref),
@@ -159,7 +160,7 @@ def _members(topology: Topology, network: Network) -> Iterator[Line]:
 def addresses_on(topology: Topology, member: Container, network: Network) -> tuple[str, ...]:
     """A member's addresses on that very network: its link's, else what its engine tells."""
     bridge = topology.bridge_link(network)
-    link = faults.port_of(topology, member, bridge.key) if bridge else None
+    link = findings.port_of(topology, member, bridge.key) if bridge else None
     if link is not None:
         return tuple(cells.addresses(link, with_length=False).split())
     ends = (end for end in member.endpoints if end.network in (network.name, network.id))

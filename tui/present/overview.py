@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from core.model import Ref
 from core.topology import Topology
 from tui.present import containers
-from tui.present.drawing import Picture
-from tui.present.list_rows import ListRows
+from tui.present.lists import ListRows
 from tui.present.rails import MARKS, UNKNOWN_MARK, Figure, Rail, rails
-from tui.present.rails_drawing import EMPTY, draw
+from tui.present.rails_drawing import EMPTY, Picture, draw
 from tui.present.rows import Cell, Column, ListView, Row, Tone
 from tui.present.scene import Scene
 

@@ -11,7 +11,8 @@ from core.model import Container, Link, LinkKey, Network, Ref, container_ref, li
 from core.model import network_ref as ref_of_network
 from core.text import safe
 from core.topology import Topology
-from tui.present import cells, containers, faults, networks
+from tui.present import cells, containers, networks
+from tui.present.findings import of_container, of_network, port_of
 from tui.present.rows import Cell, Tone
 
 # How a container's model is marked in the drawing.
@@ -119,7 +120,7 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
     ]
     return Rail(
         key=network.id, ref=ref_of_network(network.id), name=safe(network.name),
-        facts=tuple(fact for fact in facts if fact), faults=faults.of_network(topology, network),
+        facts=tuple(fact for fact in facts if fact), faults=of_network(topology, network),
         cards=_cards(topology, topology.members(network), bridge), end=end, goal=goal, goal_ref=goal_ref,
         link=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
     )  # fmt: skip
@@ -185,7 +186,7 @@ def _joined_later(topology: Topology, container: Container) -> tuple[bool, str]:
 
 
 def _figure(topology: Topology, container: Container, bridge: Link | None) -> Figure:
-    link = faults.port_of(topology, container, bridge.key) if bridge else None
+    link = port_of(topology, container, bridge.key) if bridge else None
     addresses = cells.addresses(link, with_length=False) if link else _told(topology, container)
     facts = [cells.text(addresses)] if addresses else []
     ports = containers.published(topology, container, link)
@@ -195,7 +196,7 @@ def _figure(topology: Topology, container: Container, bridge: Link | None) -> Fi
         facts.append(containers.state(container))
     return Figure(
         container_ref(container.runtime, container.id), safe(container.name), mark_of(topology, container),
-        _tone(topology, container), tuple(facts), faults.of_container(topology, container, link),
+        _tone(topology, container), tuple(facts), of_container(topology, container, link),
     )  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def _told(topology: Topology, container: Container) -> str:
 def _joined(topology: Topology, container: Container) -> Figure:
     return Figure(
         container_ref(container.runtime, container.id), safe(container.name), mark_of(topology, container),
-        _tone(topology, container), (), faults.of_container(topology, container, None),
+        _tone(topology, container), (), of_container(topology, container, None),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tui.present.glyphs import SPARKS
+from tui.present.fit_text import SPARKS
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 

@@ -11,9 +11,9 @@ from core.text import safe
 from core.topology import Topology
 from tui.present import cells, links
 from tui.present.cells import Line
-from tui.present.glyphs import NOT_EQUAL
-from tui.present.link_detail import common_sections, gone, link_of, speed_lines
-from tui.present.list_rows import ListRows
+from tui.present.fit_text import NOT_EQUAL
+from tui.present.links import common_sections, gone, link_of, speed_lines
+from tui.present.lists import ListRows
 from tui.present.rows import Cell, Column, Detail, ListView, Row, Section
 from tui.present.scene import Scene
 

@@ -15,10 +15,9 @@ from tui.present import (
     containers,
     events,
     fastpath,
-    faults,
+    findings,
     flows,
     flows_detail,
-    link_detail,
     links,
     namespaces,
     nat,
@@ -97,7 +96,7 @@ def view_numbered(number: int) -> View | None:
 def home_of(topology: Topology, ref: Ref) -> View | None:
     """The view in whose rows a thing is found, None where there is none."""
     if ref.kind == "link":
-        link = link_detail.link_of(topology, ref)
+        link = links.link_of(topology, ref)
         return _BY_NAME[_home_of_link(topology, link)] if link else None
     return _BY_NAME[_HOMES[ref.kind]] if ref.kind in _HOMES else None
 
@@ -111,7 +110,7 @@ def _home_of_link(topology: Topology, link: Link) -> str:
 def detail(scene: Scene, ref: Ref) -> Detail:
     """Everything about a thing of whichever kind, first what is wrong with it."""
     found = _detail(scene, ref)
-    return replace(found, sections=(*faults.attention(scene.topology, ref), *found.sections))
+    return replace(found, sections=(*findings.attention(scene.topology, ref), *found.sections))
 
 
 def _detail(scene: Scene, ref: Ref) -> Detail:
@@ -121,9 +120,33 @@ def _detail(scene: Scene, ref: Ref) -> Detail:
     if ref.kind in ("talk", "talkers"):
         return (flows_detail.detail if ref.kind == "talk" else flows_detail.talkers)(scene, ref)
     if ref.kind == "link":
-        link = link_detail.link_of(topology, ref)
+        link = links.link_of(topology, ref)
         home = _home_of_link(topology, link) if link else "links"
         return _LINK_DETAILS[home](topology, ref, scene.rates)
     if ref.kind in _DETAILS:
         return _DETAILS[ref.kind](topology, ref, scene.rates)
-    return link_detail.gone(f"this {ref.kind}")
+    return links.gone(f"this {ref.kind}")
+
+
+# Actions of the dashboard that have a name of their own, under it.
+ACTIONS = (
+    "help", "log", "pause", "problems", "quit", "refresh", "record", "theme", "undo", "write", "bundle",
+)  # fmt: skip
+
+
+def understood(text: str) -> tuple[View, str] | str | None:
+    """The view that the text names and the filter behind it, or the name of an action, or None."""
+    word, _, rest = text.strip().partition(" ")
+    word = word.casefold()
+    view = view_named(word)
+    if view is not None:
+        return view, rest.strip()
+    return next((action for action in ACTIONS if word and action.startswith(word)), None)
+
+
+def completed(text: str) -> str:
+    """The text with its word made whole, as it stands where it could become several words."""
+    found = understood(text)
+    if found is None or " " in text:
+        return text
+    return found if isinstance(found, str) else found[0].name

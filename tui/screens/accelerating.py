@@ -17,8 +17,7 @@ from tui.screens.changing import Changing
 from tui.source import Source
 
 if TYPE_CHECKING:
-    from tui.accelerator import Accelerator
-    from tui.changer import Changer
+    from tui.changer import Accelerator, Changer
 
 _EVERY = 1.0  # seconds
 _SOON = 0.2  # where the state will be another one in a moment

@@ -17,7 +17,7 @@ from tui.source import Source
 
 if TYPE_CHECKING:
     from tui.changer import Changer, Ended, Waiting
-    from tui.screens.forms.form import Form
+    from tui.screens.forms.change import Form
 
 
 _PAST = {
@@ -72,7 +72,7 @@ class Changing(Journey):
 
     def _offer_what_is_open(self, changer: Changer) -> None:
         """Changes that were cut off want to be taken back; guarded ones want a yes."""
-        from tui.screens.forms.earlier import EarlierScreen
+        from tui.screens.forms.history import EarlierScreen
 
         try:
             waiting = changer.waiting()
@@ -116,7 +116,7 @@ class Changing(Journey):
         self._open(lambda: move_form(self.ref))
 
     def action_join(self) -> None:
-        from tui.screens.forms.join import join_form
+        from tui.screens.forms.network import join_form
 
         self._open(lambda: join_form(self.ref))
 
@@ -126,7 +126,7 @@ class Changing(Journey):
         self._open(lambda: settings_form(self.ref))
 
     def action_tune(self) -> None:
-        from tui.screens.forms.tune import tune_form
+        from tui.screens.forms.settings import tune_form
 
         self._open(lambda: tune_form(self.ref))
 
@@ -136,13 +136,13 @@ class Changing(Journey):
         self._open(lambda: publish_form(self.ref))
 
     def action_make_container(self) -> None:
-        from tui.screens.forms.container import container_form
+        from tui.screens.forms.network import container_form
 
         self._open(lambda: container_form(self.ref))
 
     def action_delete(self) -> None:
         """Ask whether what is selected shall go; a connection, whether the kernel shall forget it."""
-        from tui.screens.forms.delete import delete_form, forget_form
+        from tui.screens.forms.publish import delete_form, forget_form
 
         ref = self.ref
         if ref is not None and ref.kind == "talk":
@@ -172,19 +172,19 @@ class Changing(Journey):
             self.notify(otherwise, markup=False, timeout=2)
 
     def action_count(self) -> None:
-        from tui.screens.forms.accounting import counting_form
+        from tui.screens.forms.publish import counting_form
 
         told = "Every namespace with connections counts already."
         self._open(lambda: counting_form(self.desk.uncounted), told)
 
     def action_undo(self) -> None:
-        from tui.screens.forms.earlier import EarlierScreen
+        from tui.screens.forms.history import EarlierScreen
 
         if changer := self._writer():
             self.app.push_screen(EarlierScreen(changer), self._changed)
 
     def action_log(self) -> None:
-        from tui.screens.forms.log import log_overlay
+        from tui.screens.forms.history import log_overlay
 
         self.app.push_screen(log_overlay(self._changer.log if self._changer else ()))
 
@@ -220,7 +220,7 @@ class Changing(Journey):
             stop.state.top = self.table.top
 
     def _ask_to_keep(self, waiting: Waiting) -> None:
-        from tui.screens.forms.keep import KeepScreen
+        from tui.screens.forms.history import KeepScreen
 
         if self.changer:
             self.app.push_screen(KeepScreen(waiting, self.changer), self._told)

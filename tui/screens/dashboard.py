@@ -9,13 +9,14 @@ from textual.message import Message
 
 from core.text import safe
 from core.topology.related import thing_named
-from tui import commands, keys, themes
+from tui import keys, themes
 from tui.present import views
-from tui.present.absence import nothing_to_see
-from tui.present.lens import Lens
+from tui.present.findings import nothing_to_see
+from tui.present.scene import Lens
+from tui.present.views import understood
 from tui.screens.accelerating import Accelerating
 from tui.screens.frame import NUMBERED
-from tui.screens.replaying import Replaying
+from tui.screens.keeping import Replaying
 from tui.widgets.prompt import Kind
 from tui.widgets.table import TableView
 
@@ -89,7 +90,7 @@ class Dashboard(Accelerating, Replaying):
             self.ask()
 
     async def _run_command(self, text: str) -> None:
-        found = commands.understood(text)
+        found = understood(text)
         thing = thing_named(self.desk.scene.topology, text.strip()) if found is None else None
         if thing is not None:
             self._follow(thing)
@@ -216,7 +217,7 @@ class Dashboard(Accelerating, Replaying):
         self.app.push_screen(ProblemsOverlay(desk.findings, desk.problems, desk.reading, self._follow))
 
     def action_help(self) -> None:
-        from tui.screens.help import help_overlay
+        from tui.screens.dialogs import help_overlay
 
         listed = [
             (str(view.number or ""), f"{view.list.title}  :{view.list.name} :{view.list.aliases[0]}")

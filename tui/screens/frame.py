@@ -9,12 +9,10 @@ from textual.containers import Container
 from textual.screen import Screen
 from textual.timer import Timer
 
-from tui import commands
 from tui.present import views
-from tui.widgets.banner import Banner
-from tui.widgets.bars import CrumbsBar, FooterBar, HeaderBar, TabsBar
+from tui.present.views import completed
+from tui.widgets.bars import Banner, CrumbsBar, FastBar, FooterBar, HeaderBar, TabsBar
 from tui.widgets.detail import DetailPane
-from tui.widgets.fastbar import FastBar
 from tui.widgets.lines import LinesPane
 from tui.widgets.overview import MainPane
 from tui.widgets.prompt import Prompt
@@ -39,7 +37,7 @@ class Frame(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.pane, self.prompt = MainPane(), DetailPane(), Prompt(commands.completed)
+        self.table, self.pane, self.prompt = MainPane(), DetailPane(), Prompt(completed)
         self.header, self.tabs, self.crumbs, self.footer = HeaderBar(), TabsBar(), CrumbsBar(), FooterBar()
         self.time_bar, self.fast_bar, self.banner = TimeBar(), FastBar(), Banner()
         self._notice_end: Timer | None = None

@@ -11,7 +11,7 @@ from tui.desk import Arrived, Desk, DetailReady, Failed, RowsReady, WayReady
 from tui.keys import Where
 from tui.navigation import Navigation, Stop
 from tui.present import views
-from tui.present.fitting import cut
+from tui.present.fit_text import cut
 from tui.present.rows import ListView
 from tui.screens.frame import NUMBERED, TABS, Frame
 from tui.source import Source

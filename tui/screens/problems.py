@@ -12,8 +12,8 @@ from textual.strip import Strip
 from core.diagnose import Finding
 from core.model import Problem, Ref
 from core.text import safe, split_commands
-from tui.present.fitting import wrapped
-from tui.screens.overlay import Line, Overlay, TextPane
+from tui.present.fit_text import wrapped
+from tui.screens.dialogs import Line, Overlay, TextPane
 
 # A line of the panel, and the number of the finding that it belongs to.
 Marked = tuple[Line, int | None]

@@ -9,10 +9,13 @@ from typing import Literal
 from rich.style import Style
 from textual.strip import Strip
 
+from core.model import FastPath
 from core.text import safe
 from tui.keys import Action
-from tui.present.fitting import cut, fit, width_of, wrapped
-from tui.widgets.painted import Painted, Span, strip_of
+from tui.present import units
+from tui.present.fastpath import MARK, STATES
+from tui.present.fit_text import cut, fit, width_of, wrapped
+from tui.widgets.lines import Painted, Span, strip_of
 
 _LEAST_CRUMB = 6
 _NOTICE_LINES = 3  # at most
@@ -205,3 +208,84 @@ class FooterBar(Bar):
             spans.append((f" {action.label} ", clickable(self.style_of("key"), action.name)))
             spans.append((f"{action.title}  ", clickable(self.style_of("dim"), action.name)))
         return [strip_of(spans, width)]
+
+
+_MOST_LINES = 2
+_MARGIN = 2
+
+
+class Banner(Bar):
+    """A name as a badge and a sentence, on as many lines as they take, two at most."""
+
+    badge, words = "", ""
+    lines = 0  # that it takes
+
+    def show(self, badge: str, words: str) -> None:
+        """Show these; `fit` gives them their place."""
+        self.badge, self.words = badge, words
+        self.display = bool(words)
+
+    def fit(self, width: int, most: int = _MOST_LINES) -> None:
+        """Take the lines that it needs at that width."""
+        self.lines = min(len(self._wrapped(width)), most) if self.words else 0
+        self.styles.height = self.lines
+        self.repaint()
+
+    def _wrapped(self, width: int) -> list[str]:
+        """The sentence; its first line leaves room for the badge."""
+        blank = "\N{NO-BREAK SPACE}" * (len(self.badge) + 2)
+        return wrapped(f"{blank} {self.words}", max(8, width - _MARGIN))
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        lines = self._wrapped(width)
+        if len(lines) > height:
+            lines = [*lines[: height - 1], cut(" ".join(lines[height - 1 :]), width - _MARGIN)]
+        badge: Span = (f" {self.badge} ", self.style_of("badge-warn"))
+        first: list[Span] = [badge, (lines[0][len(badge[0]) :], self.style_of(""))]
+        rest: list[list[Span]] = [[(f" {line}", self.style_of(""))] for line in lines[1:]]
+        return [strip_of(spans, width) for spans in ([(" ", self.style_of("")), *first], *rest)]
+
+
+_BADGES = {"on": "badge", "changing": "badge", "paused": "badge-warn", "silent": "badge-bad"}
+
+
+class FastBar(Bar):
+    """One line; a click on it opens the fast path's view."""
+
+    fast = FastPath()
+
+    def show(self, fast: FastPath) -> None:
+        """Show that state."""
+        self.fast = fast
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        fast = self.fast
+        words = "changing" if fast.state == "changing" else fast.state
+        badge = f" {MARK} fast path {words} "
+        right = f" {self._share()} " if fast.share is not None else ""
+        if width_of(badge) + width_of(right) + 12 > width:
+            right = ""
+        room = max(0, width - width_of(badge) - width_of(right) - 2)
+        left: list[Span] = [
+            (badge, clickable(self.style_of(_BADGES.get(fast.state, "badge")), "fast_path")),
+            (f" {cut(self._about(), room)}", clickable(self.style_of(self._tone()), "fast_path")),
+        ]
+        return [both_ends(left, [(right, self.style_of("dim"))], width)]
+
+    def _tone(self) -> str:
+        return "warn" if self.fast.state in ("paused", "silent") else ""
+
+    def _about(self) -> str:
+        """Why it is paused, or else what is accelerated."""
+        fast = self.fast
+        if fast.state == "paused" and fast.reasons:
+            more = f" (and {len(fast.reasons) - 1} more)" if len(fast.reasons) > 1 else ""
+            return safe(fast.reasons[0]) + more
+        if fast.state == "silent":
+            return STATES[fast.state]
+        missing = f"; not there: {', '.join(map(safe, fast.unknown))}" if fast.unknown else ""
+        return ", ".join(map(safe, fast.targets)) + missing
+
+    def _share(self) -> str:
+        return f"{self.fast.share or 0:.0%} of {units.count(self.fast.packets)} packets"

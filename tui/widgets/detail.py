@@ -11,11 +11,10 @@ from textual.strip import Strip
 from core.history import MINUTES, WINDOWS
 from core.model import Ref
 from core.text import safe
-from tui.present import trends
-from tui.present.fitting import cut, fit, width_of, wrapped
+from tui.present.cells import drawn, scale
+from tui.present.fit_text import cut, fit, width_of, wrapped
 from tui.present.rows import Cell, Detail, Section, Tone, Trend
-from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, strip_of
+from tui.widgets.lines import LinesPane, Span, strip_of
 
 _LABELS_AT_MOST = 18
 _FIVE_MINUTES = WINDOWS.index(MINUTES)
@@ -145,10 +144,10 @@ def _section_lines(section: Section, column: int, width: int, window: int) -> It
 def _trend_lines(label: str, trend: Trend, column: int, width: int, window: int) -> Iterator[DetailLine]:
     """The figure, beside it as much of its scale as there is room for, and below it its curve with the
     rest."""
-    text, rest = trend.text, [*trends.scale(trend, window)]
+    text, rest = trend.text, [*scale(trend, window)]
     while rest and width_of(f"{text}, {rest[0]}") <= width - column - 2:
         text = f"{text}, {rest.pop(0)}"
-    curve = trends.drawn(trend, window, width, rest)
+    curve = drawn(trend, window, width, rest)
     yield from _wrapped(label, Cell(text, trend.tone), None, column, width)
     if curve:
         yield DetailLine("", curve, "accent")

@@ -6,11 +6,11 @@ from textual import events
 from textual.strip import Strip
 
 from core.model import Ref
-from tui.present.drawing import Item, Picture
-from tui.present.drawing import Span as Inked
 from tui.present.overview import RailRows
+from tui.present.rails_drawing import Item, Picture
+from tui.present.rails_drawing import Span as Inked
 from tui.present.rows import Column, Rows
-from tui.widgets.painted import strip_of
+from tui.widgets.lines import strip_of
 from tui.widgets.table import TableView
 
 _BLANK = Picture(0)

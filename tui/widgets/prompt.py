@@ -9,9 +9,9 @@ from textual import events
 from textual.strip import Strip
 
 from core.text import safe
-from tui.present.fitting import width_of
-from tui.widgets.painted import Painted, Span, strip_of
-from tui.widgets.typed import Typed
+from tui.present.fit_text import width_of
+from tui.widgets.form import Typed
+from tui.widgets.lines import Painted, Span, strip_of
 
 Kind = Literal["/", ":"]
 Outcome = Literal["typed", "accepted", "given up", ""]

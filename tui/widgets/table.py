@@ -10,12 +10,10 @@ from textual.strip import Strip
 
 from core.model import Ref
 from core.text import safe
-from tui.present.columns import GAP, Placed, lay_out
-from tui.present.fitting import cut, cut_end, fit, width_of, wrapped
-from tui.present.list_rows import ListRows
+from tui.present.fit_text import cut, cut_end, fit, width_of, wrapped
+from tui.present.lists import GAP, ListRows, Placed, lay_out
 from tui.present.rows import Column, Row, Rows, head_of
-from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, strip_of
+from tui.widgets.lines import LinesPane, Span, strip_of
 
 NOTHING: Rows = ListRows((), ())
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from tui.keepsake import span_of
-from tui.present.fitting import width_of
+from tui.present.fit_text import width_of
 from tui.widgets.bars import Bar, clickable
-from tui.widgets.painted import Span, strip_of
+from tui.widgets.lines import Span, strip_of
 
 if TYPE_CHECKING:
     from tui.replay import Position

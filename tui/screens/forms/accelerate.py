@@ -13,13 +13,11 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
 
-from tui.accelerator import Accelerator, Preview
+from tui.changer import Accelerator, Preview
 from tui.errors import CommandError
 from tui.present.fast_targets import Choice
-from tui.present.fitting import wrapped
-from tui.screens.dialog import Dialog
-from tui.screens.overlay import Line
-from tui.widgets.preview import PreviewPane
+from tui.present.fit_text import wrapped
+from tui.screens.dialogs import Dialog, Line, PreviewPane
 
 Phase = Literal["looking", "asking", "running", "ended"]
 _KEYS = {

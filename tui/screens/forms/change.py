@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from textual import events
@@ -14,19 +14,73 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
 
+from core.model import Ref
 from core.ops import Operation
 from core.plan import Plan, Refused
 from core.plan.requests import CreateContainer, CreateNetwork, Request
 from core.text import safe
 from core.topology import Topology
-from tui.changer import Changer, Ended
+from tui.changer import Changer, Ended, Parts
+from tui.desk import Worker
 from tui.errors import CommandError
-from tui.screens.dialog import Dialog
-from tui.screens.forms.form import Filled, Form
-from tui.screens.overlay import Line
-from tui.widgets.form import FormPane
-from tui.widgets.preview import NOT_BEGUN, PreviewPane, change_lines
-from tui.worker import Worker
+from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, PreviewPane, change_lines
+from tui.widgets.form import Field, FormPane
+
+type Values = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What follows from what is: a proposal for each field, the options of those that have some of what is
+    there, and the fields that mean nothing now."""
+
+    proposals: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """`fill` is given what the person has typed, `requests` the values of all fields in sight; it may raise
+    CommandError. A form that `asks` has no fields: it wants a yes."""
+
+    title: str
+    parts: Parts
+    requests: Callable[[Values, Topology], Sequence[Request]]
+    fields: tuple[Field, ...] = ()
+    fill: Callable[[Topology, Values], Filled] = lambda topology, values: Filled()
+    asks: bool = False
+
+
+def form_about(
+    ref: Ref | None,
+    title: str,
+    fields: tuple[Field, ...],
+    fill: Callable[[Topology, Values, Ref | None], Filled],
+    request: Callable[[Values, Topology], Request],
+    parts: Parts = "light",
+) -> Form:
+    """A form that makes one request and begins with the selected thing, which `fill` hears of."""
+    return Form(
+        title,
+        parts,
+        lambda values, topology: (request(values, topology),),
+        fields,
+        lambda topology, values: fill(topology, values, ref),
+    )
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a field that takes several."""
+    return tuple(text.replace(",", " ").split())
+
+
+def number(text: str, what: str, example: int) -> int:
+    """The number that a field holds, 0 for an empty one. Raises CommandError."""
+    if text and not (text.isascii() and text.isdecimal()):
+        raise CommandError(f'"{safe(text)}" is no {what}: write a number, such as {example}')
+    return int(text or 0)
+
 
 _STALE = 2.0  # seconds after which the host is looked at again while somebody types
 _LOOKING: list[Line] = [[("looking at what is there…", "dim")]]

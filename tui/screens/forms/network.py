@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from itertools import count
 
-from core.model import Link
+from core.model import Link, Ref
 from core.plan import ipam, ours
-from core.plan.requests import KINDS, CreateNetwork
+from core.plan.requests import KINDS, MODELS, CreateContainer, CreateNetwork, Join, Part
+from core.plan.tags import pair
 from core.topology import Topology
-from tui.screens.forms.form import Filled, Form, Values, number, words
+from tui.errors import CommandError
+from tui.screens.forms.attach import by_label, free_address, our_names, selected, uid_of
+from tui.screens.forms.change import Filled, Form, Values, form_about, number, words
 from tui.widgets.form import Field
 
 _NO_PORT = ("bridge", "loopback", "ovs-bridge")
@@ -98,3 +101,76 @@ def _request(values: Values) -> CreateNetwork:
         vlan_filtering=values["vlans"] == "yes",
         engine=values.get("engine", "vnet"),
     )
+
+
+def container_form(ref: Ref | None) -> Form:
+    """One that begins with the selected network."""
+    fields = (
+        Field("name", "name", "15 bytes at most"),
+        Field("model", "model", options=MODELS),
+        Field("network", "network", "n makes one"),
+        Field("address", "address", "a free one"),
+        Field("joined", "joined with", "whose network it shares"),
+    )
+    return form_about(
+        ref, "New plain container (a named namespace)", fields, _fill_container, _container_request
+    )
+
+
+def _fill_container(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+    networks, containers = our_names(topology), by_label(topology.containers.values())
+    chosen = selected(topology, ref)
+    model = values.get("model", "bridged" if chosen.network in networks else "closed")
+    network = values.get("network", chosen.network_in(networks))
+    hidden = set() if model == "bridged" else {"network", "address"}
+    hidden |= set() if model == "joined" else {"joined"}
+    return Filled(
+        {
+            "name": _container_name(topology), "model": model, "network": network,
+            "address": free_address(topology, network), "joined": chosen.container_in(containers),
+        },
+        {"network": networks, "joined": tuple(containers)},
+        frozenset(hidden),
+    )  # fmt: skip
+
+
+def _container_name(topology: Topology) -> str:
+    taken = {name for space in topology.snapshot.namespaces.values() for name in space.names}
+    return next(name for number in count(1) if (name := f"box{number}") not in taken)
+
+
+def _container_request(values: Values, topology: Topology) -> CreateContainer:
+    joined = uid_of(values["joined"], topology.containers.values()) if "joined" in values else ""
+    addresses = words(values.get("address", ""))
+    return CreateContainer(values["name"], values["model"], values.get("network", ""), addresses, joined)
+
+
+_STATES = ("joined", "apart")
+
+
+def join_form(ref: Ref | None) -> Form:
+    """One that begins with the selected network."""
+    fields = (
+        Field("network", "network", "one of vnet's"),
+        Field("other", "other", "another of vnet's"),
+        Field("state", "shall be", options=_STATES),
+    )
+    return form_about(ref, "Join or part two networks", fields, _fill_join, _join_request)
+
+
+def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+    """Of a network with several others, one that it is joined with comes last."""
+    names, joined = our_names(topology), ours(topology.snapshot, topology.host).joined
+    network = values.get("network", selected(topology, ref).network_in(names))
+    others = tuple(
+        sorted((one for one in names if one != network), key=lambda one: pair(network, one) in joined)
+    )
+    other = values.get("other", next(iter(others), ""))
+    state = _STATES[pair(network, other) in joined]
+    return Filled({"network": network, "other": other, "state": state}, {"network": names, "other": others})
+
+
+def _join_request(values: Values, topology: Topology) -> Join | Part:
+    if not values["network"] or not values["other"]:
+        raise CommandError("it takes two networks of vnet's: n makes one")
+    return (Join if values["state"] == "joined" else Part)(values["network"], values["other"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from core.model import Container, Ref
+from core.plan import ours
 from core.plan.ports import free_port
-from core.plan.requests import PROTOCOLS, Publish
+from core.plan.requests import PROTOCOLS, CountTraffic, Delete, DeleteFlow, Detach, Publish, Request
 from core.topology import Topology
-from tui.screens.forms.chosen import able, by_label, selected, uid_of
-from tui.screens.forms.form import Filled, Form, Values, form_about
+from tui.screens.forms.attach import able, by_label, networks_with, selected, uid_of
+from tui.screens.forms.change import Filled, Form, Values, form_about
 from tui.widgets.form import Field
 
 
@@ -43,3 +44,33 @@ def _addresses(topology: Topology, container: Container | None) -> tuple[str, ..
 def _request(values: Values, topology: Topology) -> Publish:
     container = uid_of(values["container"], able(topology))
     return Publish(container, values["host"], values["inside"], values["proto"], values["address"])
+
+
+def delete_form(ref: Ref) -> Form:
+    """The question whether what is selected shall go."""
+    title = "Withdraw" if ref.kind == "nat" else "Delete"
+    return Form(title, "whole", lambda values, topology: (_delete_request(ref, topology),), asks=True)
+
+
+def _delete_request(ref: Ref, topology: Topology) -> Request:
+    """Docker itself takes its container off its network: an end of that link alone is not deleted."""
+    chosen = selected(topology, ref)
+    if ref.kind == "link" and chosen.container and chosen.container.runtime == "docker":
+        theirs = set(networks_with(topology, chosen.container)) - set(
+            ours(topology.snapshot, topology.host).networks
+        )
+        if chosen.network in theirs:
+            return Detach(chosen.container.uid, chosen.network)
+    return Delete(ref)
+
+
+def forget_form(request: DeleteFlow) -> Form:
+    """The question whether the kernel shall forget a connection."""
+    return Form("Forget a connection", "light", lambda values, topology: (request,), asks=True)
+
+
+def counting_form(namespaces: tuple[int, ...]) -> Form | None:
+    """The question for namespaces that do not count; None where there is none."""
+    request = CountTraffic(namespaces)
+    title = "Count traffic"
+    return Form(title, "light", lambda values, topology: (request,), asks=True) if namespaces else None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container
@@ -17,16 +18,12 @@ from core.ops import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.text import safe
-from tui.changer import Changer, Earlier, Ended
+from tui.changer import Changer, Earlier, Ended, Logged, Waiting
 from tui.errors import CommandError
-from tui.present.fitting import fit
-from tui.screens.dialog import Dialog
-from tui.screens.forms.change import ChangeScreen, Worked
-from tui.screens.forms.form import Filled, Form
-from tui.screens.overlay import Line
-from tui.widgets.lines import LinesPane
-from tui.widgets.painted import Span, strip_of
-from tui.widgets.preview import NOT_BEGUN, PreviewPane, change_lines
+from tui.present.fit_text import cut, fit, wrapped
+from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, Overlay, PreviewPane, change_lines, command_lines
+from tui.screens.forms.change import ChangeScreen, Filled, Form, Worked
+from tui.widgets.lines import LinesPane, Span, strip_of
 
 _UNDER = "later changes depend on it: take these back first"
 _ENDS = {
@@ -215,3 +212,122 @@ def _undo_lines(earlier: Earlier, known: Mapping[str, str], width: int) -> list[
             *([(safe(known.get(one, one)), "dim")] for one in plan.reasons),
         ]
     return [*lines, *change_lines(plan.title, plan.steps, (), (), NOT_BEGUN, width)]
+
+
+_LOG_ENDS = {
+    "done": ("done", "ok"), "undone": ("taken back", "warn"), "failed": ("taken back in part", "bad"),
+    "": ("not begun", "bad"), "…": ("under way", "accent"),
+}  # fmt: skip
+
+
+def log_overlay(log: Sequence[Logged]) -> Overlay:
+    """The whole log, the newest change first."""
+    return Overlay(" Command log ", lambda width: lines_of(log, width), 110, "L")
+
+
+def lines_of(log: Sequence[Logged], width: int) -> list[Line]:
+    """Each change with its commands, wrapped to the width."""
+    if not log:
+        return [[("No command was run in this session.", "dim")]]
+    lines: list[Line] = []
+    for logged in reversed(log):
+        word, tone = _LOG_ENDS[logged.end]
+        clock = time.strftime("%H:%M:%S", time.localtime(logged.at))
+        title = cut(safe(logged.title), max(8, width - len(clock) - len(word) - 4))
+        lines.append([(f"{clock}  ", "dim"), (title, "title"), ("  ", ""), (word, tone)])
+        for number, command in enumerate(logged.commands):
+            last = number == len(logged.commands) - 1
+            mark = "✓ " if not logged.errors else "✗ " if last and logged.end == "undone" else "· "
+            lines += command_lines(_short(command), mark, width)
+        lines += [[(part, "bad")] for error in logged.errors for part in wrapped(safe(error), width)]
+        if logged.undone:
+            lines.append([("taken back by", "heading")])
+            lines += [
+                line for command in logged.undone for line in command_lines(_short(command), "· ", width)
+            ]
+        lines.append([])
+    return lines[:-1]
+
+
+def _short(command: str) -> str:
+    """A command without the text that it is fed."""
+    first, *more = command.split("\n")
+    return f"{first}   ({len(more)} lines: vnet-tui history --json has them)" if more else first
+
+
+_TICK = 0.25  # seconds
+
+
+class KeepScreen(Dialog[str]):
+    """Counts down; ends with what became of the change, in words."""
+
+    AUTO_FOCUS = ""
+
+    def __init__(self, waiting: Waiting, changer: Changer) -> None:
+        super().__init__()
+        self._waiting, self._changer = waiting, changer
+        self._until = time.monotonic() + waiting.seconds_left
+        self._hint = ""
+        self._text, self._answered = PreviewPane(self._lines), False
+
+    def compose(self) -> ComposeResult:
+        with Container(id="keep-box") as box:
+            box.border_title = " Keep it? "
+            box.border_subtitle = " y keeps it · n takes it back now "
+            yield self._text
+
+    def on_mount(self) -> None:
+        self.set_interval(_TICK, self._tick)
+
+    @property
+    def seconds_left(self) -> int:
+        """Whole seconds until it is taken back."""
+        return max(0, int(self._until - time.monotonic() + 0.99))
+
+    def _lines(self, width: int) -> list[Line]:
+        left = self.seconds_left
+        return [
+            *([(part, "title")] for part in wrapped(safe(self._waiting.title), width)),
+            [],
+            [("Keep it? y / n", "accent"), (f"   taken back in {left} s unless you say yes", "warn")],
+            [(self._hint, "warn")],
+        ]
+
+    def _tick(self) -> None:
+        if self._answered:
+            return
+        self._text.show(self._lines)
+        if not self.seconds_left:
+            self.dismiss(f"Nobody said yes: taken back: {self._waiting.title}")
+
+    def on_key(self, event: events.Key) -> None:
+        """Yes or no, and nothing else."""
+        event.stop()
+        event.prevent_default()
+        if event.key in ("enter", "escape", "q") and not self._answered:
+            self._hint = "y keeps it, n takes it back."
+            self._text.show(self._lines)
+        if event.key in ("y", "n") and not self._answered:
+            self._answered = True
+            self._text.show(lambda width: [[("Under way…", "accent")]])
+            work = self._keep if event.key == "y" else self._take_back
+            threading.Thread(target=lambda: self._end(work), name="keep").start()
+
+    def _end(self, work: Callable[[], str]) -> None:
+        try:
+            told = work()
+        except CommandError as error:
+            told = str(error)
+        with suppress(RuntimeError):  # the program has ended
+            self.app.call_from_thread(self.dismiss, told)
+
+    def _keep(self) -> str:
+        kept = self._changer.keep(self._waiting.entry_id)
+        return f"Kept: {self._waiting.title}" if kept else "It was too late: u tells how it ended."
+
+    def _take_back(self) -> str:
+        for entry in self._changer.earlier():
+            if entry.entry_id == self._waiting.entry_id:
+                ended = self._changer.take_back(entry, lambda operation: None)
+                return "; ".join(ended.errors) or f"Taken back: {entry.title}"
+        return "It is not in the journal any more."

@@ -6,7 +6,40 @@ import re
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
-from tui.present.glyphs import ELLIPSIS
+SPARKS = "▁▂▃▄▅▆▇█"
+ELLIPSIS = "…"
+ARROW = "→"
+BOTH_WAYS = "↔"
+NOT_EQUAL = "≠"
+PIN = "◆"
+
+_ASCII = {
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┣┫┯┷┑┍╤╧╪╞╡╥╨┠┨✓", "+"),
+    **dict.fromkeys("━═╾╼╺╸▅⇄", "="),
+    **dict.fromkeys("─╌┄╶╴▄↔–—", "-"),
+    **dict.fromkeys("│┃║╵╷▏▎▍▌▐▕", "|"),
+    **dict.fromkeys("█▓▒■", "#"),
+    **dict.fromkeys("▸▶→›", ">"),
+    **dict.fromkeys("◀←‹", "<"),
+    **dict.fromkeys("▲↑", "^"),
+    **dict.fromkeys("▾▼↓", "v"),
+    **dict.fromkeys("●▪•▇◆◇", "*"),
+    **dict.fromkeys("○□", "o"),
+    **dict.fromkeys("×✗", "x"),
+    **dict.fromkeys("≠⚠", "!"),
+    **dict.fromkeys("░▂·", "."),
+    **dict.fromkeys("┆▃", ":"),
+    "▁": "_", "▆": "+", "◐": "%", "…": "~",
+}  # fmt: skip
+
+ASCII = str.maketrans(_ASCII)
+
+
+def ascii_only(text: str) -> str:
+    """The text with every drawing character replaced, cell for cell; what is left that is not ASCII is a
+    letter of somebody's name and stays."""
+    return text if text.isascii() else text.translate(ASCII)
+
 
 _GLUE = "\N{NO-BREAK SPACE}"
 _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=[kMGTPE]?(?:bit/s|B|p/s|packets?)\b)")

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from core.apply import guard, journal, run
+from core.apply.engine import EngineError
+from core.apply.guard import GuardError
 from core.apply.run import Outcome
-from core.ops import Operation, is_final
+from core.apply.state import Busy, StateError
+from core.collect.host import missing_capabilities
+from core.ops import (
+    DockerConnect,
+    DockerCreateNetwork,
+    DockerDisconnect,
+    DockerRemoveNetwork,
+    Operation,
+    is_final,
+)
 from core.plan import Plan, Refused
 from core.text import safe, split_commands
+from tui.errors import CommandError
 
 # Longer lists of steps are cut: --dry-run and history tell them whole.
 _MOST_STEPS = 30
@@ -121,3 +137,79 @@ def print_json(value: Any) -> None:
 def printable(command: str) -> str:
     """A command without anything that would act on a terminal; its tabs and line breaks stay."""
     return "\n".join("\t".join(map(safe, line.split("\t"))) for line in command.split("\n"))
+
+
+_BY_DOCKER = (DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork)
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Turn what keeps a change from being made into CommandError."""
+    try:
+        yield
+    except (Busy, StateError, EngineError, GuardError) as error:
+        raise CommandError(str(error)) from error
+
+
+def require_rights(steps: Iterable[Operation] | None = None) -> None:
+    """Raises CommandError where this process lacks what changing networks needs (capabilities(7)), or what
+    these steps need: those that Docker does need no more than a way to its socket."""
+    if steps is not None and all(isinstance(step, _BY_DOCKER) for step in steps):
+        return
+    lacking = [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]
+    if lacking:
+        raise CommandError(
+            f"changing networks needs {' and '.join(lacking)}, which this process lacks; "
+            "nothing was changed: run it with sudo (--dry-run prints the commands without)"
+        )
+
+
+def is_person() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def agreed(question: str, seconds: float | None = None) -> bool:
+    """Whether the answer is yes; no answer within `seconds`, and the end of input, is no."""
+    print(f"{question} [y/N] ", end="", flush=True)
+    ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    answer = sys.stdin.readline() if ready else ""
+    if not answer.endswith("\n"):
+        print()
+    return answer.strip().casefold() in ("y", "yes")
+
+
+def ask(outcome: run.Outcome, as_json: bool) -> int:
+    """Ask whether a guarded change shall stay, or tell how to say so; returns the exit code."""
+    seconds = guard.SECONDS
+    how = f"vnet-tui confirm {outcome.entry_id}"
+    if as_json or not is_person():
+        print(f"vnet-tui: it is taken back in {seconds:.0f} s unless confirmed: {how}", file=sys.stderr)
+        return 0
+    if agreed(f"Is all well? It is taken back in {seconds:.0f} s unless you say yes.", seconds - 1):
+        return _confirm(outcome.entry_id, as_json=False)
+    entry = journal.find(outcome.entry_id)
+    print("taking it back")
+    return ended(run.undo(entry, wait=True)) if entry else 0
+
+
+def confirm(options: argparse.Namespace) -> int:
+    """Keep the guarded change that is named, or the one that waits."""
+    waiting = [one.entry_id for one in guard.pending_guards() if one.alive]
+    entry = journal.id_of(options.entry) or (waiting[0] if len(waiting) == 1 else "")
+    if not entry:
+        told = f"several changes wait: {', '.join(waiting)}" if waiting else "no change waits to be confirmed"
+        raise CommandError(told)
+    return _confirm(entry, options.json)
+
+
+def _confirm(entry_id: str, as_json: bool) -> int:
+    if not guard.confirm(entry_id):
+        raise CommandError(
+            f"{safe(entry_id)} does not wait to be confirmed (vnet-tui history tells how it ended)"
+        )
+    if as_json:
+        print_json({"id": entry_id, "kept": True})
+    else:
+        print("kept")
+    return 0

@@ -6,23 +6,35 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 
-from core.apply import journal, run
+from core.apply import guard, journal, run
 from core.apply.entries import Entry
 from core.apply.run import Outcome
 from core.apply.state import planning
-from core.ops import Want, undo_of
+from core.collect.processes import remote_session
+from core.collect.snapshot import read_snapshot
+from core.ops import Operation, Want, undo_of
 from core.ops.touched import touched
 from core.plan import Plan
+from core.plan.connectivity import reach_lifeline
 from core.text import safe
-from tui.change import keep, report
-from tui.change.ask import agreed, is_person
-from tui.change.rights import in_words, require_rights
-from tui.change.takeback import needs_guard, take_back
+from core.topology import Topology
+from tui.change.console import (
+    agreed,
+    ask,
+    ended,
+    in_words,
+    is_person,
+    outcome_document,
+    print_dry_run,
+    print_json,
+    require_rights,
+    steps_document,
+)
 from tui.errors import CommandError
-from tui.fastpath import leftover
+from tui.fastpath import keeping
 
 _ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
 _MOST_LINES, _ALL = 50, sys.maxsize
@@ -34,7 +46,7 @@ def undo(options: argparse.Namespace) -> int:
         options.entry = journal.id_of(options.entry)
         entry = _chosen(options.entry)
         if options.dry_run:
-            report.print_dry_run(_as_plan(entry), options.json)
+            print_dry_run(_as_plan(entry), options.json)
             return 0
         require_rights(undo_of(entry.steps[: entry.begun]))
         with planning():
@@ -59,11 +71,11 @@ def _recover(options: argparse.Namespace, entries: tuple[Entry, ...]) -> int:
         raise CommandError(_not_cut_off(options.entry))
     if options.dry_run:
         for entry in entries:
-            report.print_dry_run(_as_plan(entry), options.json)
-        if not options.entry and leftover.is_there():
-            print(f"vnet-tui: note: {leftover.WOULD_PUT_RIGHT}", file=sys.stderr)
+            print_dry_run(_as_plan(entry), options.json)
+        if not options.entry and keeping.is_there():
+            print(f"vnet-tui: note: {keeping.WOULD_PUT_RIGHT}", file=sys.stderr)
         return 0
-    repaired = "" if options.entry else leftover.put_right()
+    repaired = "" if options.entry else keeping.put_right()
     if repaired and not options.json:
         print(repaired)
     elif not entries and not options.json:
@@ -104,7 +116,7 @@ def offer_recovery(options: argparse.Namespace) -> None:
     asked = {entry.entry_id for entry in entries}
     with planning():
         still = [entry for entry in journal.open_intents() if entry.entry_id in asked]
-        if any(report.ended(run.undo(entry)) for entry in still):
+        if any(ended(run.undo(entry)) for entry in still):
             raise CommandError("nothing else was changed")
 
 
@@ -129,7 +141,7 @@ def history(options: argparse.Namespace) -> int:
     """List the changes, the last one first."""
     with in_words():
         if options.json:
-            report.print_json({"changes": [_document(entry) for entry in journal.latest(_ALL)]})
+            print_json({"changes": [_document(entry) for entry in journal.latest(_ALL)]})
             return 0
         lines = [_line(entry) for entry in journal.latest(_MOST_LINES)]
     nothing = "no change was made yet" if os.geteuid() == 0 else "you made no change yet"
@@ -159,7 +171,7 @@ def _document(entry: Entry) -> dict[str, object]:
         "end": entry.end or "cut off",
         "undo_begun": not entry.end and entry.undoing is not None,
         "errors": [*entry.errors, *([entry.problem] if entry.problem else [])],
-        "steps": report.steps_document(entry.steps),
+        "steps": steps_document(entry.steps),
     }
 
 
@@ -235,7 +247,7 @@ def _taken_back(entries: Iterable[Entry], as_json: bool) -> list[tuple[Outcome, 
         outcome = take_back(entry, guarded)
         taken.append((outcome, guarded and outcome.done))
         if not as_json:
-            report.ended(outcome)
+            ended(outcome)
         if not as_json and not outcome.errors:
             print(f"taken back: {safe(entry.title)}")
     return taken
@@ -245,10 +257,25 @@ def _ended(taken: list[tuple[Outcome, bool]], as_json: bool, put_right: str = ""
     """Print and ask what is left to; returns the exit code. `put_right` says what else was repaired."""
     if as_json:
         more = {"fast_path": put_right} if put_right else {}
-        report.print_json({"changes": [report.outcome_document(outcome) for outcome, _ in taken], **more})
-    asked = [keep.ask(outcome, as_json) for outcome, waits in taken if waits]
+        print_json({"changes": [outcome_document(outcome) for outcome, _ in taken], **more})
+    asked = [ask(outcome, as_json) for outcome, waits in taken if waits]
     return 1 if any(asked) or any(outcome.errors for outcome, _ in taken) else 0
 
 
 def _as_plan(entry: Entry) -> Plan:
     return Plan(f"take back: {entry.title}", undo_of(entry.steps[: entry.begun]))
+
+
+def take_back(entry: Entry, guarded: bool, progress: Callable[[Operation], None] = lambda _: None) -> Outcome:
+    """Take it back. The outcome of a guarded one is that of a change of its own, which is taken back in turn
+    unless it is confirmed. Raises Busy, StateError and GuardError."""
+    return (guard.guarded_undo if guarded else run.undo)(entry, progress=progress)
+
+
+def needs_guard(entry: Entry) -> bool:
+    """Whether its undo touches the link of the default route or of the person's session. What waits to be
+    confirmed needs none: its undo is what happens by itself; nor does what was cut off."""
+    if entry.end != "done" or any(one.entry_id == entry.entry_id for one in guard.pending_guards()):
+        return False
+    steps = undo_of(entry.steps[: entry.begun])
+    return reach_lifeline(steps, Topology(read_snapshot(("links",))), remote_session())

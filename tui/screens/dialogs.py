@@ -1,0 +1,280 @@
+"""Panes that lie over the dashboard until Esc: text in lines, scrolled with the same keys as everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from rich.style import Style
+from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.strip import Strip
+
+from core.ops import Operation
+from core.text import safe, split_commands
+from tui import keys
+from tui.keys import Where
+from tui.present import query
+from tui.present.fit_text import fit, width_of, wrapped
+from tui.present.rows import ListView
+from tui.widgets.lines import LinesPane, Span, strip_of
+
+
+class Dialog[Result](ModalScreen[Result]):
+    """Ends once, however often it is told to: keys typed before it was gone still reach it. Where another
+    lies over it, it ends when it is in sight again, as ending takes away whatever is on top."""
+
+    _ended = False
+    _late: tuple[Result | None] | None = None
+
+    def dismiss(self, result: Result | None = None) -> Any:
+        """End with that result, unless it has ended."""
+        if self._ended or not self.is_attached:
+            return AwaitComplete()
+        if self.app.screen is not self:
+            self._late = self._late or (result,)
+            return AwaitComplete()
+        self._ended = True
+        return super().dismiss(result)
+
+    def on_screen_resume(self) -> None:
+        """In sight again: end, if that was due."""
+        if self._late:
+            self.dismiss(*self._late)
+
+
+# The share of the terminal that the box may take, as the style sheet has it, in percent; and what its frame
+# takes of that, in cells.
+_MOST, _FRAME = 96, 4
+# One line as (text, tone) pieces.
+Line = Sequence[tuple[str, str]]
+
+
+class TextPane(LinesPane):
+    """Lines of text, made for the width that there is."""
+
+    def __init__(self, make: Callable[[int], list[Line]]) -> None:
+        super().__init__()
+        self._make = make
+        self.text: list[Line] = []
+
+    def on_resize(self) -> None:
+        """Lay the text out anew."""
+        self.text = self._make(self.size.width - 2)
+
+    def line_count(self) -> int:
+        return len(self.text)
+
+    def bring_in_sight(self) -> None:
+        """The cursor is not shown here: moving scrolls."""
+        self.top = self.cursor
+
+    def action_cursor_down(self) -> None:
+        self.scroll_by(1)
+
+    def action_cursor_up(self) -> None:
+        self.scroll_by(-1)
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        return [self._line(self.text[place], width) for place in range(first, last)]
+
+    def _line(self, line: Line, width: int) -> Strip:
+        spans: list[Span] = [(" ", Style.null()), *((text, self.style_of(tone)) for text, tone in line)]
+        return strip_of(spans, width)
+
+
+class Overlay(Dialog[None]):
+    """A titled pane of text over the dashboard."""
+
+    BINDINGS = [Binding("escape,q", "dismiss", "Close", show=False)]
+
+    def __init__(
+        self, title: str, make: Callable[[int], list[Line]], width: int, also_closes: str = ""
+    ) -> None:
+        """`make` gives the lines for a width; `width` is what it would like; `also_closes` a further key."""
+        super().__init__()
+        self._title, self._text_maker, self._wanted = title, make, width
+        if also_closes:
+            self._bindings.bind(also_closes, "dismiss", show=False)
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = self._title
+            box.border_subtitle = "Esc closes"
+            yield self.make_pane()
+
+    def make_pane(self) -> TextPane:
+        """The pane that shows the text."""
+        return TextPane(self._text_maker)
+
+    def on_mount(self) -> None:
+        self._fit()
+
+    def on_resize(self) -> None:
+        self._fit()
+
+    def _fit(self) -> None:
+        """As large as the text is, as far as the terminal allows."""
+        pane = self.query_one(TextPane)
+        width = max(10, min(self._wanted, self.size.width * _MOST // 100 - _FRAME))
+        pane.styles.width = width
+        pane.styles.height = max(1, min(len(self._text_maker(width - 2)), self.size.height - 4))
+
+
+NOT_BEGUN = -1
+_MARKS = ("· ", "▶ ", "✓ ")  # that stand before commands: yet to be run, being run, done
+
+
+class PreviewPane(TextPane, can_focus=False):
+    """Lines that scroll and that keys never go to; the screen around it scrolls it."""
+
+    def show(self, make: Callable[[int], list[Line]]) -> None:
+        """Show other lines."""
+        self._make = make
+        self.on_resize()
+        self.repaint()
+
+    def reveal(self, line: int) -> None:
+        """Scroll so that a line is in sight."""
+        self.top = max(line - self.page + 2, min(self.top, line))
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        """The lines in sight; where more lie below, the last one says how many."""
+        strips = super().paint(width, height)
+        below = self.line_count() - self.top - self.page
+        if below > 0 and height > 1:
+            strips[-1] = strip_of([(f" +{below + 1} more, PgDn", self.style_of("badge-warn"))], width)
+        return strips
+
+    @property
+    def first_command(self) -> int | None:
+        """The line of the first command, None where there is none."""
+        marked = (place for place, line in enumerate(self.text) if line and line[0][0] in _MARKS)
+        return next(marked, None)
+
+    @property
+    def shows_commands(self) -> bool:
+        """Whether a command is in sight."""
+        first, height = self.first_command, self.size.height
+        more = height > 1 and self.line_count() > self.top + self.page
+        return first is not None and first < self.top + height - more
+
+
+def change_lines(
+    title: str,
+    steps: Sequence[Operation],
+    hits: Sequence[str],
+    warnings: Sequence[str],
+    done: int,
+    width: int,
+) -> list[Line]:
+    """Everything about a change; `done` is how many of its commands were run, NOT_BEGUN before that."""
+    lines: list[Line] = [[(part, "title")] for part in wrapped(safe(title), width)]
+    for heading, sentences, tone in (("Also removed", hits, "bad"), ("Warnings", warnings, "warn")):
+        if sentences:
+            lines += [[], [(heading, "heading")]]
+            lines += [line for one in sentences for line in _sentence_lines(safe(one), tone, width)]
+    if not steps:
+        return [*lines, *([[]] if lines else []), [("Nothing to do: nothing differs.", "dim")]]
+    count = len(steps)
+    lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
+    for number, step in enumerate(steps):
+        first, more, _ = step.command().partition("\n")
+        told = f"{first}   (its text is below)" if more else first
+        lines += command_lines(told, _mark(number, done), width)
+    for step in steps:
+        if "\n" in step.command():
+            lines += [[], [(safe(step.describe()), "heading")], *command_lines(step.command(), "  ", width)]
+    return lines
+
+
+def _mark(number: int, done: int) -> str:
+    if done == NOT_BEGUN or number > done:
+        return "· "
+    return "✓ " if number < done else "▶ "
+
+
+def command_lines(command: str, mark: str, width: int) -> Iterator[Line]:
+    """A command behind its mark, wrapped."""
+    tone = {"✓ ": "ok", "▶ ": "accent", "✗ ": "bad"}.get(mark, "dim")
+    for number, text in enumerate(command.split("\n")):
+        text = text.expandtabs(4)
+        indent = len(text) - len(text.lstrip(" "))
+        for part in wrapped(safe(text.strip(" ")), max(10, width - 2 - indent)):
+            yield [("  " if number else mark, tone), (" " * indent + part, "")]
+            number = 1
+
+
+def _sentence_lines(text: str, tone: str, width: int) -> Iterator[Line]:
+    """A sentence behind a bullet; the commands that it ends with on lines of their own."""
+    sentence, commands = split_commands(text)
+    yield from _hanging("• ", sentence, tone, width)
+    for command in commands:
+        yield from _hanging("$ ", command, tone, width)
+
+
+def _hanging(mark: str, text: str, tone: str, width: int) -> Iterator[Line]:
+    for number, part in enumerate(wrapped(text, max(10, width - 2))):
+        yield [("  " if number else mark, tone), (part, tone)]
+
+
+Section = tuple[str, Sequence[tuple[str, str]]]
+
+_TWO_COLUMNS = 100
+
+
+def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]) -> Overlay:
+    """The help of one view; `listed` are all views with their number keys."""
+    sections = sections_of(view, listed, wheres)
+    return Overlay(f" {view.title}: keys ", lambda width: lay_out(sections, width), 112, "question_mark")
+
+
+def sections_of(
+    view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]
+) -> list[Section]:
+    """What the help says, as titled lists of (key or term, meaning)."""
+    made: list[Section] = [
+        (title, [(action.label, action.help) for action in actions])
+        for title, actions in keys.grouped(wheres)
+    ]
+    if view.help:
+        made.insert(1, (view.title, view.help))
+    if "list" in wheres:
+        made.insert(2, ("Filter", query.HELP))
+    made.append(("Views", list(listed)))
+    return made
+
+
+def lay_out(sections: Sequence[Section], width: int) -> list[Line]:
+    """The sections below one another, or in two columns where there is room."""
+    if width < _TWO_COLUMNS:
+        return [line for section in sections for line in _lines(section, width)][:-1]
+    half = width // 2 - 1
+    blocks = [_lines(section, half) for section in sections]
+    whole = sum(map(len, blocks))
+    left: list[Line] = []
+    while blocks and len(left) + len(blocks[0]) // 2 < whole / 2:
+        left += blocks.pop(0)
+    right = [line for block in blocks for line in block]
+    pairs = zip_longest(left, right, fillvalue=())
+    lines: list[Line] = [(*_padded(one, half), ("  ", ""), *other) for one, other in pairs]
+    return lines[:-1]
+
+
+def _padded(line: Line, width: int) -> list[tuple[str, str]]:
+    return [*line, (" " * (width - sum(width_of(text) for text, _ in line)), "")]
+
+
+def _lines(section: Section, width: int) -> list[Line]:
+    title, entries = section
+    column = min(max(width_of(key) for key, _ in entries), width // 2)
+    lines: list[Line] = [[(title, "heading")]]
+    for key, meaning in entries:
+        for number, part in enumerate(wrapped(meaning, max(8, width - column - 2))):
+            lines.append([(fit("" if number else key, column) + "  ", "key"), (part, "")])
+    return [*lines, []]
