@@ -150,7 +150,7 @@ def _fingerprint() -> str:
     """Of all that the result depends on: our source, and the types of the kernel and its connection
     tracking."""
     digest = hashlib.sha256()
-    ours = (HERE / name for name in ("artifact.py", "btf.py", "compiler.py", "layout.py"))
+    ours = (HERE / name for name in ("btf.py", "build.py", "layout.py"))
     for path in sorted((*ours, *HERE.glob("**/*.[ch]"))):
         digest.update(path.read_bytes())
     try:

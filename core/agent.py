@@ -17,7 +17,7 @@ from core.collect import engines
 from core.model import Container
 from core.netlink.events import EVERYTHING, EventSocket
 from core.netlink.netns import NamespaceGone
-from core.ops import CreateVeth, Operation, Place, SetLink, SetRules, Want
+from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules
 from core.watch.poller import Poller
 
 _RULES_EVERY = 30.0  # seconds; events come at once
@@ -148,10 +148,10 @@ class Attachments:
             done += [self._attached(want, containers.get(want.container)) for want in asked]
         return all(done)
 
-    def _attached(self, want: Want, container: Container | None) -> bool:
+    def _attached(self, want: PersistAttachment, container: Container | None) -> bool:
         if container is None or container.pid is None or container.state != "running":
             return True  # nothing to attach to before its next start
-        steps = want.steps_at(Place(pid=container.pid, inode=container.netns))
+        steps = want.steps_at(NetnsTarget(pid=container.pid, inode=container.netns))
         tried = (want.container, want.network, container.pid)
         if _is_there(steps) or not _has_bridge(steps) or self._tries[tried] >= _MOST_TRIES:
             return True
@@ -160,7 +160,7 @@ class Attachments:
             return False
         return self._attach(want, container, steps)
 
-    def _attach(self, want: Want, container: Container, steps: tuple[Operation, ...]) -> bool:
+    def _attach(self, want: PersistAttachment, container: Container, steps: tuple[Operation, ...]) -> bool:
         # With the wish itself, so that who takes this back is rid of the attachment.
         again = (*steps, replace(want, steps=steps))
         outcome = run.apply(f"attach {container.name} to {want.network} again", again, wait=True)
@@ -170,7 +170,7 @@ class Attachments:
             self._say(f"{container.name} is not attached to {want.network}: {'; '.join(outcome.errors)}")
         return outcome.done
 
-    def _forget_removed(self, found: Collection[Want], present: Collection[str]) -> None:
+    def _forget_removed(self, found: Collection[PersistAttachment], present: Collection[str]) -> None:
         """Containers that were there and are not any more will never start again."""
         for want in found:
             if want.container in self._seen and want.container not in present:
@@ -209,7 +209,7 @@ def _is_clearing(steps: tuple[Operation, ...]) -> bool:
     return False
 
 
-def _are_there(links: Collection[tuple[Place, str]]) -> bool:
+def _are_there(links: Collection[tuple[NetnsTarget, str]]) -> bool:
     with Kernel() as kernel:
         try:
             for place, name in links:
@@ -219,5 +219,5 @@ def _are_there(links: Collection[tuple[Place, str]]) -> bool:
     return True
 
 
-def _runtime(want: Want) -> str:
+def _runtime(want: PersistAttachment) -> str:
     return want.container.partition(":")[0]

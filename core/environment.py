@@ -73,3 +73,13 @@ def own_python(module: str, *arguments: str) -> list[str]:
 def with_packages(**more: str) -> dict[str, str]:
     """Our environment with what `own_python` needs to find the module, and more variables."""
     return os.environ | {"PYTHONPATH": str(PACKAGES)} | more
+
+
+# A list such as "docker,podman"; "none" for none of them. Engines: "docker", "podman", "ovs".
+ENGINES = "VNET_ENGINES"
+
+
+def is_wanted(engine: str) -> bool:
+    """Whether that engine is to be looked at; without the variable, each is."""
+    told = os.environ.get(ENGINES, "").strip()
+    return not told or engine in (word.strip().lower() for word in told.split(","))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from core.model import FastPath, Requirement
-from core.ops import Operation, is_final
+from core.operations import Operation, is_final
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from core.environment import clean
 from tui.change.arguments import COMMANDS, add_commands
-from tui.errors import CommandError
+from tui.command import CommandError, is_recording, load, load_whole, need_a_terminal
 from tui.fastpath import arguments as fast_arguments
 
 if TYPE_CHECKING:
-    from core.model import FastFlows, Snapshot
+    from core.model import Snapshot
     from tui.changer import Changer
     from tui.fastpath.session import FastForDashboard
     from tui.source import Source
@@ -269,34 +269,6 @@ def _snapshot(options: argparse.Namespace, parts: set[str] | None = None) -> Sna
     return read_snapshot(parts)
 
 
-def load(path: Path) -> Snapshot:
-    """The snapshot in a dump file; raises CommandError."""
-    return load_whole(path)[0]
-
-
-def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
-    """The snapshot in a dump file, and what the fast path had counted, where it is a bundle that tells;
-    raises CommandError."""
-    from core.files import MAX_BYTES
-    from core.serialize import CorruptFile, unpack_both
-    from core.text import safe
-
-    name = safe(str(path))
-    try:
-        if path.is_fifo():
-            print(f"vnet-tui: waiting for what is written into the pipe {name}", file=sys.stderr)
-        with path.open("rb") as file:
-            return unpack_both(file.read(MAX_BYTES + 1))
-    except OSError as error:
-        raise CommandError(f"cannot read {name}: {error.strerror}") from None
-    except CorruptFile as error:
-        from tui.record import is_recording
-
-        if is_recording(path):
-            raise CommandError(f"{name} is a recording: vnet-tui replay {name} opens it") from None
-        raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
-
-
 def _dump(options: argparse.Namespace) -> int:
     from core.serialize import pack
     from core.topology import Topology
@@ -332,17 +304,6 @@ def _open_demo(options: argparse.Namespace) -> int:
 
     quiet = getattr(options, "no_traffic", False)
     return demo.open_dashboard(options.ascii, options.write, traffic=not quiet)
-
-
-def need_a_terminal() -> None:
-    """Raise CommandError where the dashboard can't be drawn."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
-    if os.environ.get("TERM") == "dumb":  # it would wait for answers that never come, with the keys taken
-        raise CommandError(
-            "cannot draw the dashboard: TERM=dumb says that this terminal cannot move its cursor; "
-            "try TERM=xterm-256color if it can, or `vnet-tui show`, which prints text"
-        )
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -383,7 +344,7 @@ def _changer() -> Changer:
 
 
 def _file_source(path: str) -> Source:
-    from tui.record import is_recording, opened
+    from tui.record import opened
     from tui.source import FileSource
 
     if is_recording(Path(path)):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from core import confine as rights
-from tui.errors import CommandError
+from tui.command import CommandError
 
 # Where a rootless engine's socket belongs to another user.
 _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")

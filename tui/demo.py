@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.environment import own_python, with_packages
 from core.lab import LabError, LabSettings, check_rights
-from tui.errors import CommandError
+from tui.command import CommandError, need_a_terminal
 
 RECORDING = Path(__file__).with_name("demo.vnetrec")  # `make demo-recording` writes it
 
@@ -16,7 +16,6 @@ _CHANGES = 15.0  # seconds between the lab's changes, so that the events view ha
 def open_dashboard(ascii_only: bool = False, write: bool = False, traffic: bool = True) -> int:
     """Open the dashboard on the lab, or else on the recording; returns the exit code. Raises CommandError."""
     flags = ["--ascii"] * ascii_only + ["--write"] * write
-    from tui.cli import need_a_terminal
 
     try:
         check_rights()
@@ -47,7 +46,6 @@ def _run_in_lab(words: list[str], traffic: bool) -> int:
 def _replay(error: LabError, ascii_only: bool) -> int:
     """Replay the recording over and over, and say why it is not the lab itself."""
     from tui.app import run
-    from tui.cli import need_a_terminal
     from tui.record import opened
 
     try:

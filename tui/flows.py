@@ -24,7 +24,7 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import FlowPicture
 from core.watch.flows import SocketReader, read_timed
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.fastpath.keeping import SharedFlows
 from tui.present import query, units
 from tui.present.filters import flows_mask_of

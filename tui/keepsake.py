@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core.files import CannotWrite, write_whole
 from core.text import safe
-from tui.errors import CommandError
+from tui.command import CommandError
 
 LOOK_FIRST = "it holds addresses and names, look before you send it"
 

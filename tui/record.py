@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.text import safe
-from tui.errors import CommandError
+from tui.command import CommandError, load_whole
 from tui.keepsake import LOOK_FIRST, save, size_of, span_of
 
 if TYPE_CHECKING:
@@ -134,25 +134,12 @@ def opened(path: Path) -> ReplaySource:
         raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
 
 
-def is_recording(path: Path) -> bool:
-    """Whether the file begins as a recording does."""
-    from core.recording.frames import MAGIC
-
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
 def bundle(path: Path, source: str | None) -> int:
     """Write one file with all that can be seen now, or in a dump."""
     from core.topology import Topology
     from tui.bundle import Kept, bundle_of
 
     if source:
-        from tui.cli import load_whole
-
         snapshot, fast = load_whole(Path(source))
         kept = Kept(Topology(snapshot), fast=fast)
     else:

@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from core.apply.state import boot_id
-from core.ops import (
+from core.operations import (
     DockerConnect,
     DockerCreateNetwork,
     DockerDisconnect,
     DockerRemoveNetwork,
+    ForgetAttachment,
     Operation,
-    Unwant,
-    Want,
+    PersistAttachment,
     is_final,
 )
-from core.ops.record import from_record
+from core.operations.record import from_record
 
 # What of a change outlives a restart of the machine.
-OUTLIVING = (DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork, Want, Unwant)
+OUTLIVING = (
+    DockerConnect,
+    DockerCreateNetwork,
+    DockerDisconnect,
+    DockerRemoveNetwork,
+    PersistAttachment,
+    ForgetAttachment,
+)
 _ENDS = ("done", "undone", "failed")
 _LARGEST = 64 << 20  # bytes; a change of 10,000 steps takes three million
 _LATEST = 253402300799  # the last second that the calendar of the standard library knows
@@ -42,7 +49,7 @@ class Entry:
     for one that was cut off or is still under way. `was_done` where all steps were done at some time.
 
     `undoing` counts the steps whose undo was begun, None where none was; of the operations of that undo
-    (core.ops.undo_of) `undone` are those that were done, and `in_flight` those that were cut off.
+    (core.operations.undo_of) `undone` are those that were done, and `in_flight` those that were cut off.
 
     What the kernel held is gone with a restart of the machine: of an entry from before it, `steps` are those
     that outlive one, and without any it counts as "undone".

@@ -25,7 +25,7 @@ from core.apply import journal, run
 from core.apply.entries import Entry
 from core.apply.state import StateError, boot_id, state_directory, unusable
 from core.environment import own_python, with_packages
-from core.ops import Operation, undo_of
+from core.operations import Operation, undo_of
 
 # The guard: a process of its own that takes a change back unless a person confirms it in time.
 #

@@ -17,8 +17,8 @@ from typing import Any
 
 from core.apply.entries import OUTLIVING, Entry, is_closed, read
 from core.apply.state import StateError, boot_id, quiet, state_directory, sync_directory, unusable
-from core.ops import Operation
-from core.ops.record import to_record
+from core.operations import Operation
+from core.operations.record import to_record
 
 UNDER_WAY = "under way"
 _KEPT = 200  # entries

@@ -16,14 +16,14 @@ from core.apply.engine import open_docker
 from core.apply.nft import Nft
 from core.netlink.client import Message, Netlink, attributes, text
 from core.netlink.netns import HOST_PATH, NamespaceGone, entered, inode_of, open_namespace
-from core.ops import HOST, Place
+from core.operations import HOST, NetnsTarget
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
 _IFNAMSIZ = 16
 _IFREQ = struct.Struct("16si20x")  # struct ifreq of linux/if.h, its name and index
 
 
-def way_to(place: Place) -> str:
+def way_to(place: NetnsTarget) -> str:
     """The path that leads to a place: of its processes the first that is still in there."""
     pids = (place.pid, *place.others) if place.inode is not None and not place.name else ()
     for path in (f"/proc/{pid}/ns/net" for pid in pids):
@@ -33,7 +33,7 @@ def way_to(place: Place) -> str:
     return place.path or HOST_PATH
 
 
-def inside(place: Place) -> AbstractContextManager[None]:
+def inside(place: NetnsTarget) -> AbstractContextManager[None]:
     """Enter a place as netns.entered does."""
     return entered(way_to(place), place.inode)
 
@@ -45,10 +45,10 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        self._sockets: dict[Place, Netlink] = {}
-        self._descriptors: dict[Place, int] = {}
-        self._askers: dict[Place, sockets.socket] = {}
-        self._rules: dict[Place, Nft] = {}
+        self._sockets: dict[NetnsTarget, Netlink] = {}
+        self._descriptors: dict[NetnsTarget, int] = {}
+        self._askers: dict[NetnsTarget, sockets.socket] = {}
+        self._rules: dict[NetnsTarget, Nft] = {}
         self._docker: Any = None
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class Kernel:
         if self._docker is not None:
             self._docker.close()
 
-    def _held(self) -> set[Place]:
+    def _held(self) -> set[NetnsTarget]:
         return {*self._sockets, *self._askers, *self._descriptors, *self._rules}
 
     def require_places(self) -> None:
@@ -80,7 +80,7 @@ class Kernel:
             self._docker = open_docker()
         return self._docker
 
-    def request(self, place: Place, request: route.Request) -> list[Message]:
+    def request(self, place: NetnsTarget, request: route.Request) -> list[Message]:
         """Have the kernel do one thing in that place; what it answered. Raises OSError with the kernel's
         errno, and NamespaceGone where the place is not there."""
         if place not in self._sockets:
@@ -88,14 +88,14 @@ class Kernel:
                 self._sockets[place] = Netlink()
         return self._sockets[place].request(request.msg_type, request.body, request.flags)
 
-    def load_rules(self, place: Place, text: str) -> None:
+    def load_rules(self, place: NetnsTarget, text: str) -> None:
         """Do in that place what `nft -f` does with `text`. Raises OSError and NamespaceGone."""
         with inside(place):
             if place not in self._rules:
                 self._rules[place] = Nft()
             self._rules[place].load(text)
 
-    def descriptor(self, place: Place) -> int:
+    def descriptor(self, place: NetnsTarget) -> int:
         """A file descriptor of the place's network namespace, for netlink's *_NET_NS_FD attributes. Raises
         NamespaceGone where the place is not there."""
         if place not in self._descriptors:
@@ -105,7 +105,7 @@ class Kernel:
                 raise NamespaceGone(place.path) from error
         return self._descriptors[place]
 
-    def forget(self, place: Place) -> None:
+    def forget(self, place: NetnsTarget) -> None:
         """Let go of a place, before it is deleted."""
         if place in self._askers:
             self._askers.pop(place).close()
@@ -116,7 +116,7 @@ class Kernel:
         if place in self._rules:
             self._rules.pop(place).close(aside=place == HOST)
 
-    def index(self, place: Place, link: str) -> int:
+    def index(self, place: NetnsTarget, link: str) -> int:
         """The ifindex of a link there (netdevice(7), SIOCGIFINDEX). Raises LookupError where it is not."""
         if place not in self._askers:
             with inside(place):
@@ -130,7 +130,7 @@ class Kernel:
             raise LookupError(f"there is no link {link} in {place}") from None
         return int(_IFREQ.unpack(answer)[1])
 
-    def alias(self, place: Place, link: str) -> str:
+    def alias(self, place: NetnsTarget, link: str) -> str:
         """The ifalias of a link there, "" where it has none. Raises LookupError where the link is not."""
         index = self.index(place, link)
         try:

@@ -8,7 +8,7 @@ import struct
 from typing import NamedTuple
 
 from core.netlink.client import attribute
-from core.ops import AddAddress, AddVlan
+from core.operations import AddAddress, AddVlan
 
 _NEW_LINK, _DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19
 _NEW_ADDRESS, _DELETE_ADDRESS = 20, 21

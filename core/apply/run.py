@@ -18,7 +18,7 @@ from core.apply.execute.namespaces import DIRECTORY
 from core.apply.kernel import Kernel
 from core.apply.state import Busy, StateError, state_directory, unusable, writing
 from core.netlink.netns import NamespaceGone
-from core.ops import (
+from core.operations import (
     CreateBridge,
     CreateNamespace,
     CreateVeth,

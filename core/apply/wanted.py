@@ -8,24 +8,24 @@ from typing import Any
 
 from core.apply.state import StateError, boot_id, state_directory, unusable
 from core.files import write_whole
-from core.ops import Want
-from core.ops.record import from_record, to_record
+from core.operations import PersistAttachment
+from core.operations.record import from_record, to_record
 from core.text import safe
 
 _MOST_BYTES = 1 << 24
 
 
-def add(want: Want) -> None:
+def add(want: PersistAttachment) -> None:
     """Keep a container attached. One that is kept already is replaced. Raises StateError."""
     _write_attachments([*_others(want), want])
 
 
-def remove(want: Want) -> None:
+def remove(want: PersistAttachment) -> None:
     """Keep it no longer; it need not be kept. Raises StateError."""
     _write_attachments(_others(want))
 
 
-def attachments() -> tuple[Want, ...]:
+def attachments() -> tuple[PersistAttachment, ...]:
     """The attachments that are kept. Raises StateError for a file that no version of ours wrote."""
     path = _attachments_path()
     try:
@@ -42,7 +42,7 @@ def attachments() -> tuple[Want, ...]:
 
 def _is_whole(want: Any) -> bool:
     return (
-        isinstance(want, Want)
+        isinstance(want, PersistAttachment)
         and isinstance(want.container, str)
         and isinstance(want.network, str)
         and isinstance(want.steps, tuple)
@@ -63,12 +63,12 @@ def rules() -> str:
         return ""
 
 
-def _others(want: Want) -> list[Want]:
+def _others(want: PersistAttachment) -> list[PersistAttachment]:
     key = (want.container, want.network)
     return [one for one in attachments() if (one.container, one.network) != key]
 
 
-def _write_attachments(wanted: list[Want]) -> None:
+def _write_attachments(wanted: list[PersistAttachment]) -> None:
     _write(_attachments_path(), [to_record(want) for want in wanted], durable=True)
 
 

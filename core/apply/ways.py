@@ -13,7 +13,7 @@ from core.collect import names
 from core.collect.routes import ROUTE_KINDS
 from core.model.routes import METRICS, RTO_MIN
 from core.netlink.client import attribute
-from core.ops import AddRoute, Hop
+from core.operations import AddRoute, Hop
 
 # linux/rtnetlink.h
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8

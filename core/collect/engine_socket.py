@@ -165,13 +165,3 @@ def _denied(kind: EngineKind, path: str) -> Engine:
         f"no right to open {path}",
         "run vnet-tui with sudo",
     )
-
-
-# A list such as "docker,podman"; "none" for none of them. Engines: "docker", "podman", "ovs".
-ENGINES = "VNET_ENGINES"
-
-
-def is_wanted(engine: str) -> bool:
-    """Whether that engine is to be looked at; without the variable, each is."""
-    told = os.environ.get(ENGINES, "").strip()
-    return not told or engine in (word.strip().lower() for word in told.split(","))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from core.collect.engine_socket import is_wanted
+from core.environment import is_wanted
 from core.model import OvsBridge, OvsInterface, OvsPort, Problem
 from core.tools import ToolFailed, find_tool, run_tool
 

@@ -13,8 +13,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-from core.collect.engine_socket import ENGINES
-from core.environment import with_packages
+from core.environment import ENGINES, with_packages
 from core.lab.blueprint import READY, LabSettings
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab

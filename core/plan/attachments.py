@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain, count
 
 from core.model import Network
-from core.ops import AddAddress, AddRoute, CreateVeth, Operation, Place, SetLink
+from core.operations import AddAddress, AddRoute, CreateVeth, NetnsTarget, Operation, SetLink
 from core.plan import ipam, persistent, validate
 from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
@@ -100,7 +100,7 @@ def routes_to(network: OurNetwork, other: OurNetwork, target: Target, link: str)
     return tuple(missing)
 
 
-def ways_to(network: OurNetwork, other: OurNetwork, place: Place, link: str) -> tuple[AddRoute, ...]:
+def ways_to(network: OurNetwork, other: OurNetwork, place: NetnsTarget, link: str) -> tuple[AddRoute, ...]:
     """The ways from a container on one network to the subnets of another, by the host."""
     gateways = {":" in gateway: gateway for gateway in network.gateways}
     return tuple(

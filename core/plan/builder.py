@@ -8,7 +8,7 @@ from functools import cached_property, singledispatch
 from typing import Any
 
 from core.model import Container, Link, Namespace, NetState
-from core.ops import HOST, AddAddress, Operation, Place, SetRules, SetSysctl, Want
+from core.operations import HOST, AddAddress, NetnsTarget, Operation, PersistAttachment, SetRules, SetSysctl
 from core.plan import ipam, rules
 from core.plan.tags import OurMember, OurNetwork, Ours, ours
 from core.text import safe
@@ -64,7 +64,7 @@ class Target:
 
     uid: str
     name: str
-    place: Place
+    place: NetnsTarget
     ns: int | None = None
     links: set[str] = field(default_factory=set)
     defaults: set[int] = field(default_factory=set)
@@ -83,7 +83,7 @@ class PlanBuilder:
         topology: Topology,
         reserved: Iterable[str] = (),
         session: str = "",
-        kept: Iterable[Want] = (),
+        kept: Iterable[PersistAttachment] = (),
     ) -> None:
         self.topology = topology
         self.snapshot = topology.snapshot
@@ -174,14 +174,14 @@ class PlanBuilder:
         """The host's link of that name."""
         return next((link for link in self.host.links.values() if link.name == name), None)
 
-    def place_of(self, ns: int) -> Place:
+    def place_of(self, ns: int) -> NetnsTarget:
         """How a namespace is reached. Raises Refusal where it has neither name nor process."""
         if ns == self.topology.host:
             return HOST
         space = self.snapshot.namespaces.get(ns)
         names = [name for name in space.names if name not in self.gone] if space else []
         if names:
-            return Place(names[0])
+            return NetnsTarget(names[0])
         if space and space.pids:
             return self._by_process(self.holder(space), space.pids, ns)
         raise Refusal([f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"])
@@ -211,7 +211,7 @@ class PlanBuilder:
         routes = [route for route in net.routes if route.table == "main"] if net else []
         defaults = {route.family for route in routes if route.dst == "default"}
         ways = {route.dst for route in routes}
-        place = Place(container.id) if container.runtime == "netns" else self._process(container)
+        place = NetnsTarget(container.id) if container.runtime == "netns" else self._process(container)
         made = Target(container.uid, container.name, place, ns, links, defaults, ways)
         return self._targets.setdefault(container.uid, made)
 
@@ -220,7 +220,7 @@ class PlanBuilder:
         made = self._targets.get(text)
         return made.uid if made else self.container(text).uid
 
-    def _process(self, container: Container) -> Place:
+    def _process(self, container: Container) -> NetnsTarget:
         if container.pid is None or container.netns is None:
             raise Refusal([f"{safe(container.name)} has no process to be reached by"])
         space = self.snapshot.namespaces.get(container.netns)
@@ -234,9 +234,9 @@ class PlanBuilder:
         own = (one.pid for one in inside if one.pid is not None)
         return next(own, space.pids[0])
 
-    def _by_process(self, pid: int, pids: Iterable[int], ns: int) -> Place:
+    def _by_process(self, pid: int, pids: Iterable[int], ns: int) -> NetnsTarget:
         others = tuple(one for one in pids if one != pid)[:_OTHERS]
-        return Place(pid=pid, inode=ns, others=others)
+        return NetnsTarget(pid=pid, inode=ns, others=others)
 
     def container(self, text: str) -> Container:
         """The container that a text names. Raises Refusal where it is none or several."""

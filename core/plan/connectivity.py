@@ -9,8 +9,8 @@ from core.model import Link, LinkKey
 from core.nat.forward_policy import Published, Way, by_chain
 from core.nat.packets import Kind
 from core.nat.remedies import allow_words, drop_words
-from core.ops import HOST, Operation, SetSysctl
-from core.ops.touched import changed_link
+from core.operations import HOST, Operation, SetSysctl
+from core.operations.affected import changed_link
 from core.plan.builder import PlanBuilder
 from core.tags import TABLE
 from core.text import safe

@@ -10,14 +10,14 @@ import numpy as np
 from core.flows import Entry, address_text, entry_of, flow_of, sentence
 from core.flows.describe import TCP, end_text, protocol_name
 from core.model import Link, Namespace, Ref
-from core.ops import (
+from core.operations import (
     CreateNamespace,
     DeleteAddress,
     DeleteConnection,
     DeleteNamespace,
     JoinNamespace,
     LeaveNamespace,
-    Place,
+    NetnsTarget,
     SetLink,
     SetSysctl,
 )
@@ -58,7 +58,7 @@ def _named(name: str, draft: PlanBuilder) -> Namespace | None:
 
 
 def _make(request: CreateContainer, draft: PlanBuilder) -> None:
-    place = Place(request.name)
+    place = NetnsTarget(request.name)
     draft.tags[request.name] = _tag((request.name,))
     draft.do(
         CreateNamespace(request.name),
@@ -80,7 +80,7 @@ def _share(request: CreateContainer, draft: PlanBuilder) -> None:
     before = draft.tags[of]
     draft.tags[of] = _tag((*_names(before), request.name))
     draft.also(request.name, of)
-    draft.do(JoinNamespace(request.name, of), SetLink("lo", "alias", draft.tags[of], before, Place(of)))
+    draft.do(JoinNamespace(request.name, of), SetLink("lo", "alias", draft.tags[of], before, NetnsTarget(of)))
 
 
 def _joinable(text: str, draft: PlanBuilder) -> str:
@@ -137,7 +137,7 @@ def _leave(name: str, of: str, space: Namespace, draft: PlanBuilder) -> None:
     before = _loopback(space.inode, draft).alias
     if name in (words_of(before) or {}).get("name", ()):
         left = tuple(one for one in _names(before) if one != name)
-        draft.do(SetLink("lo", "alias", _tag(left), before, Place(of)))
+        draft.do(SetLink("lo", "alias", _tag(left), before, NetnsTarget(of)))
     draft.do(LeaveNamespace(name, of))
 
 
@@ -191,7 +191,7 @@ def _delete_inside(link: Link, left: str, draft: PlanBuilder) -> None:
         )
 
 
-def _reset_loopback(link: Link, alias: str, place: Place, draft: PlanBuilder) -> None:
+def _reset_loopback(link: Link, alias: str, place: NetnsTarget, draft: PlanBuilder) -> None:
     for address in reversed(link.addresses):
         if address.scope not in ("host", "link"):
             draft.do(DeleteAddress("lo", str(address), place))

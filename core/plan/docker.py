@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import replace
 
 from core.model import Container, Endpoint, Network
-from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
-from core.ops.docker import LABELS
+from core.operations import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.operations.docker import LABELS
 from core.plan import validate
 from core.plan.builder import PlanBuilder, Refusal, require, when
 from core.plan.requests import Attach, CreateNetwork, Detach

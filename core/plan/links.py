@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from core.model import BridgePort, BridgeSettings, Link, LinkKey
-from core.ops import CreateVeth, Place, SetBridge, SetLink, SetPort, Want
+from core.operations import CreateVeth, NetnsTarget, PersistAttachment, SetBridge, SetLink, SetPort
 from core.plan import persistent, validate
 from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
 from core.plan.connectivity import is_lifeline
@@ -35,7 +35,7 @@ BRIDGE_SETTINGS = {
 PORT_FLAGS = tuple(one.name for one in fields(BridgePort) if one.type == "bool")
 
 
-def _link(key: LinkKey, draft: PlanBuilder) -> tuple[Link, Place]:
+def _link(key: LinkKey, draft: PlanBuilder) -> tuple[Link, NetnsTarget]:
     link = draft.snapshot.link(key)
     if link is None:
         raise Refusal(["that link is gone"])
@@ -60,7 +60,7 @@ def _(request: ChangeLink, draft: PlanBuilder) -> str:
     return f"change the link {safe(link.name)}"
 
 
-def _change_mtu(link: Link, mtu: int, place: Place, draft: PlanBuilder) -> None:
+def _change_mtu(link: Link, mtu: int, place: NetnsTarget, draft: PlanBuilder) -> None:
     require(validate.mtu(mtu, ipv6=any(one.family == 6 and one.scope == "global" for one in link.addresses)))
     master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master:
@@ -73,7 +73,7 @@ def _change_mtu(link: Link, mtu: int, place: Place, draft: PlanBuilder) -> None:
     draft.do(SetLink(link.name, "mtu", str(mtu), str(link.mtu), place))
 
 
-def _change_alias(link: Link, alias: str, place: Place, draft: PlanBuilder) -> None:
+def _change_alias(link: Link, alias: str, place: NetnsTarget, draft: PlanBuilder) -> None:
     name = safe(link.name)
     require(
         when(words_of(link.alias) is not None, f"the alias of {name} is the tag by which vnet knows it"),
@@ -84,7 +84,7 @@ def _change_alias(link: Link, alias: str, place: Place, draft: PlanBuilder) -> N
     draft.do(SetLink(link.name, "alias", alias, link.alias, place))
 
 
-def _change_state(link: Link, up: bool, place: Place, draft: PlanBuilder) -> None:
+def _change_state(link: Link, up: bool, place: NetnsTarget, draft: PlanBuilder) -> None:
     if not up:
         net = draft.snapshot.nets[link.ns]
         over = [one for one in net.routes if any(hop.ifindex == link.ifindex for hop in one.nexthops)]
@@ -101,7 +101,7 @@ def _change_state(link: Link, up: bool, place: Place, draft: PlanBuilder) -> Non
     draft.do(SetLink(link.name, "up", words[up], words[not up], place))
 
 
-def _rename(link: Link, name: str, place: Place, draft: PlanBuilder) -> None:
+def _rename(link: Link, name: str, place: NetnsTarget, draft: PlanBuilder) -> None:
     net = draft.snapshot.nets[link.ns]
     require(
         validate.link_name(name),
@@ -193,6 +193,6 @@ def _links(network: OurNetwork, draft: PlanBuilder) -> Iterator[Link]:
     yield from (peer for link in there if link.kind == "veth" and (peer := draft.topology.peer(link)))
 
 
-def _resized(want: Want, mtu: int) -> Want:
+def _resized(want: PersistAttachment, mtu: int) -> PersistAttachment:
     steps = (replace(one, mtu=mtu) if isinstance(one, CreateVeth) else one for one in want.steps)
     return replace(want, steps=tuple(steps))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from core.model import Link, Network
 from core.nat.packets import Kind
-from core.ops import AddAddress, CreateBridge, DeleteRoute, SetLink
+from core.operations import AddAddress, CreateBridge, DeleteRoute, SetLink
 from core.plan import ipam, persistent, validate
 from core.plan.attachments import detach_member, routes_to, shut_in, ways_to
 from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when

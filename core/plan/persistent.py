@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from core.ops import AddAddress, AddRoute, Operation, Unwant, Want
+from core.operations import AddAddress, AddRoute, ForgetAttachment, Operation, PersistAttachment
 from core.plan.builder import PlanBuilder, Target
 from core.plan.tags import OurNetwork
 
@@ -18,7 +18,7 @@ def keep(target: Target, network: OurNetwork, steps: Iterable[Operation], draft:
     """Have the agent do the steps of an attachment again whenever its container restarts."""
     forget(target.uid, network.name, draft)
     if target.uid.partition(":")[0] in _RUNTIMES:
-        want(Want(target.uid, network.name, tuple(steps)), draft)
+        want(PersistAttachment(target.uid, network.name, tuple(steps)), draft)
 
 
 def forget(container: str, network: str, draft: PlanBuilder) -> bool:
@@ -26,7 +26,7 @@ def forget(container: str, network: str, draft: PlanBuilder) -> bool:
     before = draft.kept.pop((container, network), None)
     if before is None:
         return False
-    draft.do(Unwant(before))
+    draft.do(ForgetAttachment(before))
     return True
 
 
@@ -55,7 +55,7 @@ def addresses(target: Target, network: OurNetwork, draft: PlanBuilder) -> tuple[
     return tuple(str(one.ip) for one in found if str(one.network) in network.subnets)
 
 
-def want(wanted: Want, draft: PlanBuilder) -> None:
+def want(wanted: PersistAttachment, draft: PlanBuilder) -> None:
     """Have the agent do it."""
     draft.do(wanted)
     draft.kept[wanted.container, wanted.network] = wanted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from core.ops import Want
+from core.operations import PersistAttachment
 from core.plan import (
     attachments,
     containers,
@@ -27,7 +27,7 @@ def plan(
     topology: Topology,
     reserved: Iterable[str] = (),
     session: str = "",
-    kept: Iterable[Want] = (),
+    kept: Iterable[PersistAttachment] = (),
 ) -> Plan | Refused:
     """The plan for one request. `reserved` are addresses and prefixes that plans under way hold, `session`
     the address of the other end of the person's remote session ("" for none), `kept` the attachments that
@@ -41,7 +41,7 @@ def plan_all(
     reserved: Iterable[str] = (),
     session: str = "",
     title: str = "",
-    kept: Iterable[Want] = (),
+    kept: Iterable[PersistAttachment] = (),
 ) -> Plan | Refused:
     """One plan for several requests, each building on those before it; all of them or none."""
     draft = PlanBuilder(topology, reserved, session, kept)

@@ -12,7 +12,7 @@ from core.nat.packets import Kind, covers, is_loopback, split
 from core.nat.paths import PlacedRule
 from core.nat.remedies import gatekeeper, restrict_words
 from core.nat.translations import expanded
-from core.ops import SetPort
+from core.operations import SetPort
 from core.plan import validate
 from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
 from core.plan.connectivity import BRIDGED, forward, warn_of_filters

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from core.model import Address, Link, NetState, NextHop, Route
 from core.model.routes import METRICS
-from core.ops import AddRoute, DeleteRoute, Hop, Place
+from core.operations import AddRoute, DeleteRoute, Hop, NetnsTarget
 from core.plan.builder import Refusal
 
 # The names of the options that AddRoute carries.
@@ -52,7 +52,7 @@ def prefix_of(address: Address) -> str:
     return str(ipaddress.ip_network(str(address), strict=False))
 
 
-def as_operation(route: Route, net: NetState, place: Place) -> AddRoute:
+def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
     """The operation that makes a route of `net`. Raises Refusal for one that no operation makes."""
     wrong = [option for option in route.options if _is_foreign(option)]
     hops = tuple(_hop(hop, net) for hop in route.nexthops)
@@ -89,7 +89,7 @@ def _hop(hop: NextHop, net: NetState) -> Hop:
     return Hop(link.name if link else "", hop.gateway, hop.weight, hop.onlink)
 
 
-def without(net: NetState, link: Link, place: Place) -> Iterator[DeleteRoute | AddRoute]:
+def without(net: NetState, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
     """What takes away the routes that somebody made over a link, those by a gateway first; a route with other
     ways as well keeps these."""
     over = [as_operation(route, net, place) for route in net.routes if leads_over(route, link)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from core.model import Address, BridgePort, BridgeSettings, Link, PortVlan
-from core.ops import (
+from core.operations import (
     AddAddress,
     AddNeighbour,
     AddRoute,
@@ -16,8 +16,8 @@ from core.ops import (
     DeleteNeighbour,
     DeleteRoute,
     DeleteVlan,
+    NetnsTarget,
     Operation,
-    Place,
     SetBridge,
     SetLink,
     SetPort,
@@ -98,7 +98,7 @@ def own_addresses(link: Link) -> tuple[Address, ...]:
     return tuple(one for one in link.addresses if one.family == 4 or one.scope != "link")
 
 
-def address_operation(link: str, address: Address, place: Place) -> AddAddress:
+def address_operation(link: str, address: Address, place: NetnsTarget) -> AddAddress:
     """The operation that gives a link this address."""
     return AddAddress(
         link,
@@ -115,7 +115,7 @@ def address_operation(link: str, address: Address, place: Place) -> AddAddress:
     )
 
 
-def permanent_neighbours(draft: PlanBuilder, link: Link, place: Place) -> Iterator[DeleteNeighbour]:
+def permanent_neighbours(draft: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteNeighbour]:
     """What takes away the neighbours that somebody told a link; they go when it is set down."""
     net = draft.snapshot.nets.get(link.ns)
     for one in net.neighbours if net else ():
@@ -123,7 +123,7 @@ def permanent_neighbours(draft: PlanBuilder, link: Link, place: Place) -> Iterat
             yield DeleteNeighbour(AddNeighbour(link.name, one.address, one.mac, place))
 
 
-def release_port(draft: PlanBuilder, link: Link, place: Place) -> None:
+def release_port(draft: PlanBuilder, link: Link, place: NetnsTarget) -> None:
     """Take a link off its master, its flags and VLANs as a port put to their defaults before."""
     master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master is None:
@@ -137,7 +137,7 @@ def release_port(draft: PlanBuilder, link: Link, place: Place) -> None:
     draft.do(SetLink(link.name, "master", "", master.name, place))
 
 
-def routes_of(draft: PlanBuilder, link: Link, place: Place) -> Iterator[DeleteRoute | AddRoute]:
+def routes_of(draft: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
     """What takes away the routes that somebody made over a link."""
     net = draft.snapshot.nets.get(link.ns)
     yield from without(net, link, place) if net else ()
@@ -151,7 +151,7 @@ def made_routes(draft: PlanBuilder, target: Target, link: str) -> tuple[AddRoute
     return tuple(as_operation(route, net, target.place) for route in found if net)
 
 
-def _flags_to_defaults(name: str, port: BridgePort, place: Place) -> Iterator[Operation]:
+def _flags_to_defaults(name: str, port: BridgePort, place: NetnsTarget) -> Iterator[Operation]:
     default = BridgePort(port.state)
     for flag in _PORT_FLAGS:
         before, after = getattr(port, flag), getattr(default, flag)
@@ -160,7 +160,7 @@ def _flags_to_defaults(name: str, port: BridgePort, place: Place) -> Iterator[Op
 
 
 def _vlans_to_default(
-    name: str, vlans: tuple[PortVlan, ...], default: int, place: Place, own: bool = False
+    name: str, vlans: tuple[PortVlan, ...], default: int, place: NetnsTarget, own: bool = False
 ) -> Iterator[Operation]:
     """What leaves a port, or the bridge's `own` end, in the VLAN alone that the kernel puts a new one in."""
     if not vlans:
@@ -178,7 +178,7 @@ def _filters_late(settings: BridgeSettings) -> bool:
     return settings.vlan_filtering and settings.vlan_default_pvid != BridgeSettings().vlan_default_pvid
 
 
-def _settings_to_defaults(name: str, settings: BridgeSettings, place: Place) -> Iterator[Operation]:
+def _settings_to_defaults(name: str, settings: BridgeSettings, place: NetnsTarget) -> Iterator[Operation]:
     """What CreateBridge does not carry; times in 1/100 s as ip-link(8) takes them."""
     default = BridgeSettings()
     if _filters_late(settings):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from core.model import Address, Link, LinkTuning
-from core.ops import Place, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
+from core.operations import NetnsTarget, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
 from core.plan import untracked
 from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
 from core.plan.connectivity import is_lifeline, warn_of_filters
@@ -104,7 +104,7 @@ def _ends(topology: Topology, bridge: Link) -> tuple[Link, ...]:
     return tuple({link.key: link for link in (*ports, *peers)}.values())
 
 
-def _place(draft: PlanBuilder, link: Link) -> Place | None:
+def _place(draft: PlanBuilder, link: Link) -> NetnsTarget | None:
     """Where it is; a link that nothing can reach stays as it is, which is said."""
     try:
         return draft.place_of(link.ns)
@@ -125,7 +125,7 @@ def _is_virtual(link: Link) -> bool:
 # ---- BIG TCP
 
 
-def _grow(links: Iterable[tuple[Link, Place]], wanted: int, draft: PlanBuilder) -> None:
+def _grow(links: Iterable[tuple[Link, NetnsTarget]], wanted: int, draft: PlanBuilder) -> None:
     require(_why_no_size(wanted))
     links = list(links)
     if not any(link.sizes.tso for link, _ in links):
@@ -181,7 +181,7 @@ def _offloads_of(topology: Topology, link: Link) -> list[tuple[str, bool]]:
     return [(name, name in tuning.wanted) for name in tuning.changeable if _is_offload(name)]
 
 
-def _switch_offloads(links: Iterable[tuple[Link, Place]], on: bool, draft: PlanBuilder) -> None:
+def _switch_offloads(links: Iterable[tuple[Link, NetnsTarget]], on: bool, draft: PlanBuilder) -> None:
     told = False
     for link, place in links:
         if not _is_virtual(link):
@@ -201,7 +201,7 @@ def _switch_offloads(links: Iterable[tuple[Link, Place]], on: bool, draft: PlanB
 # ---- RPS
 
 
-def _steer(links: Iterable[tuple[Link, Place]], text: str, draft: PlanBuilder) -> None:
+def _steer(links: Iterable[tuple[Link, NetnsTarget]], text: str, draft: PlanBuilder) -> None:
     wanted = _wanted_cpus(text, draft)
     told = False
     for link, place in links:
@@ -381,7 +381,7 @@ def sizes_of(link: Link) -> tuple[tuple[str, int], ...]:
     return tuple((word, size) for word, size in every if size)
 
 
-def resize(link: Link, size: int, place: Place) -> Iterator[SetSizes]:
+def resize(link: Link, size: int, place: NetnsTarget) -> Iterator[SetSizes]:
     """What gives a link this size, or the most that its device allows; nothing where it is so."""
     held = sizes_of(link)
     wanted = tuple((word, min(size, max(PLAIN_SIZE, link.sizes.tso))) for word, _ in held)

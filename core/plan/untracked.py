@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.model import Chain, Firewall, FirewallRule, Link
-from core.ops import Operation, Place, SetDockerDns, SetRules
+from core.operations import NetnsTarget, Operation, SetDockerDns, SetRules
 from core.plan.builder import PlanBuilder, Refusal
 from core.tags import UNTRACKED_TABLE
 from core.text import safe
@@ -119,13 +119,13 @@ def track_again(topology: Topology) -> Iterator[Operation]:
 # At every moment one of the two tables is there; where both are, either works.
 
 
-def _replaced(docker: Ports | None, ours: Ports | None, place: Place) -> Iterator[Operation]:
+def _replaced(docker: Ports | None, ours: Ports | None, place: NetnsTarget) -> Iterator[Operation]:
     assert docker
     yield SetRules(rules(docker), rules(ours) if ours else OFF, place)
     yield SetDockerDns(saved(docker), False, place)
 
 
-def _restored(docker: Ports | None, ours: Ports | None, place: Place) -> Iterator[Operation]:
+def _restored(docker: Ports | None, ours: Ports | None, place: NetnsTarget) -> Iterator[Operation]:
     assert ours
     if not docker:
         yield SetDockerDns(saved(ours), True, place)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.model import Link, Neighbour, Route
-from core.ops import (
+from core.operations import (
     HOST,
     AddAddress,
     AddNeighbour,

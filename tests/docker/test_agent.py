@@ -15,12 +15,21 @@ import pytest
 
 from core.agent import Agent, Attachments
 from core.apply import journal, run, wanted
-from core.ops import AddAddress, CreateBridge, CreateVeth, Operation, Place, SetLink, SetRules, Want
+from core.operations import (
+    AddAddress,
+    CreateBridge,
+    CreateVeth,
+    NetnsTarget,
+    Operation,
+    PersistAttachment,
+    SetLink,
+    SetRules,
+)
 from tests.docker.engine import DockerHost
 from tests.support.machine import ROOT
 from tests.support.service import SERVICE
 from tests.support.waiting import PATIENCE, wait_until
-from tui.change import agent
+from tui.change.agent import render
 from tui.cli import main
 
 pytestmark = pytest.mark.root
@@ -125,7 +134,7 @@ def test_wiped_before_it_started(engine: DockerHost, said: list[str]) -> None:
 
 def attaching(engine: DockerHost, name: str, address: str) -> tuple[Operation, ...]:
     pid = engine.pid(name)
-    inside = Place(pid=pid, inode=Path(f"/proc/{pid}/ns/net").stat().st_ino)
+    inside = NetnsTarget(pid=pid, inode=Path(f"/proc/{pid}/ns/net").stat().st_ino)
     port = f"v-{name}"
     steps: tuple[Operation, ...] = (
         CreateVeth(port, "eth9", peer_place=inside, alias=f"vnet:net=t of={name}"),
@@ -135,7 +144,7 @@ def attaching(engine: DockerHost, name: str, address: str) -> tuple[Operation, .
         SetLink("eth9", "up", "up", "down", inside),
     )
     container = engine.run("inspect", "-f", "{{.Id}}", name)
-    return (*steps, Want(f"docker:{container}", "t", steps))
+    return (*steps, PersistAttachment(f"docker:{container}", "t", steps))
 
 
 def addresses(engine: DockerHost, name: str) -> str:
@@ -289,7 +298,7 @@ def test_under_its_unit_it_attaches_again_and_puts_back(
 ) -> None:
     told("attach", app, "shop", "--address", address, "--link", "shop0")
     path = tmp_path / "agent.service"
-    path.write_text(agent.render())
+    path.write_text(render())
     words = ["nsenter", f"--net=/run/netns/{engine.namespace}", *SERVICE, str(path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:

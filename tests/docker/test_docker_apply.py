@@ -16,7 +16,7 @@ import pytest
 from core.apply import journal, run
 from core.apply.kernel import Kernel
 from core.collect.snapshot import read_snapshot
-from core.ops import (
+from core.operations import (
     CreateBridge,
     DockerConnect,
     DockerCreateNetwork,

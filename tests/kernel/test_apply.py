@@ -13,15 +13,15 @@ import pytest
 from core.apply import entries, journal, run, state
 from core.apply import execute as execution
 from core.apply.state import StateError
-from core.ops import (
+from core.operations import (
     AddAddress,
     AddRoute,
     CreateBridge,
     CreateNamespace,
     CreateVeth,
     JoinNamespace,
+    NetnsTarget,
     Operation,
-    Place,
     SetBridge,
     SetLink,
     SetPort,
@@ -59,7 +59,7 @@ def names(inside_host: ThrowawayHost) -> Iterator[tuple[str, str, str]]:
 
 
 def steps_of(web: str, log: str) -> tuple[Operation, ...]:
-    inside = Place(web)
+    inside = NetnsTarget(web)
     return (
         CreateBridge("br-t", alias="vnet:kind=nat net=t", mtu=1400),
         AddAddress("br-t", "10.77.0.1/24"),

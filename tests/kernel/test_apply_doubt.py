@@ -11,7 +11,7 @@ import pytest
 
 from core.apply import execute as execution
 from core.apply import journal, run, wanted
-from core.ops import (
+from core.operations import (
     HOST,
     AddAddress,
     AddNeighbour,
@@ -21,12 +21,12 @@ from core.ops import (
     CreateVeth,
     DeleteAddress,
     DeleteRoute,
+    NetnsTarget,
     Operation,
-    Place,
+    PersistAttachment,
     SetLink,
-    Want,
 )
-from core.ops.record import from_record, to_record
+from core.operations.record import from_record, to_record
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
 
@@ -39,7 +39,7 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def bridge(place: Place = HOST) -> tuple[Operation, ...]:
+def bridge(place: NetnsTarget = HOST) -> tuple[Operation, ...]:
     return (
         CreateBridge("br-t", place, alias="vnet:net=t"),
         AddAddress("br-t", "10.77.0.1/24", place),
@@ -73,7 +73,7 @@ def test_a_pid_that_leads_elsewhere_counts_as_gone(inside_host: ThrowawayHost) -
     try:
         while Path(f"/proc/{process.pid}/ns/net").stat().st_ino != box:
             pass
-        assert run.apply("inside", bridge(Place(pid=process.pid, inode=box))).done
+        assert run.apply("inside", bridge(NetnsTarget(pid=process.pid, inode=box))).done
         (entry,) = journal.history()
         record = Path(os.environ["VNET_STATE"], "journal", f"{entry.entry_id}.jsonl")
         # As though that process had ended and another one, elsewhere, had got its number.
@@ -175,15 +175,15 @@ def _without_macs(value: object) -> str:
 
 
 def test_wanted_attachments_survive_writing() -> None:
-    place = Place(pid=42, inode=4711)
+    place = NetnsTarget(pid=42, inode=4711)
     steps = (CreateVeth("v-app", "eth1", peer_place=place), AddAddress("eth1", "10.0.0.2/24", place))
-    want = Want("docker:abc", "shop", steps)
+    want = PersistAttachment("docker:abc", "shop", steps)
     assert from_record(to_record(want)) == want
     wanted.add(want)
-    wanted.add(Want("docker:abc", "shop", steps[:1]))
+    wanted.add(PersistAttachment("docker:abc", "shop", steps[:1]))
     wanted.add(want)
     assert wanted.attachments() == (want,)
-    now = Place(pid=43, inode=4712)
+    now = NetnsTarget(pid=43, inode=4712)
     moved = want.steps_at(now)
     assert moved == (
         CreateVeth("v-app", "eth1", peer_place=now),

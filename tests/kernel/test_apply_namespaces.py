@@ -12,7 +12,7 @@ import pytest
 
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
-from core.ops import CreateNamespace
+from core.operations import CreateNamespace
 
 pytestmark = pytest.mark.root
 

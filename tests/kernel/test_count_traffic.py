@@ -6,7 +6,7 @@ import pytest
 
 from core.apply.kernel import Kernel
 from core.model import Host, Namespace, Snapshot
-from core.ops import SetSysctl, undo_of
+from core.operations import SetSysctl, undo_of
 from core.plan.builder import Plan, Refused
 from core.plan.plan import plan
 from core.plan.requests import CountTraffic

@@ -10,7 +10,7 @@ import pytest
 from core.apply import run
 from core.collect import namespaces
 from core.collect.snapshot import read_snapshot
-from core.ops import SetLink
+from core.operations import SetLink
 from core.plan import Plan, Refused
 from core.plan.requests import CreateNetwork
 from core.topology import Topology

@@ -10,7 +10,7 @@ import pytest
 
 from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
-from core.ops import Operation
+from core.operations import Operation
 from core.plan import Plan, plan_all
 from core.plan.requests import Attach, CreateNetwork
 from core.topology import Topology

@@ -13,7 +13,7 @@ from core.collect.conntrack import read_conntrack
 from core.collect.snapshot import read_snapshot
 from core.flows import Entry, entry_of
 from core.model import Namespace
-from core.ops import CreateBridge, DeleteConnection
+from core.operations import CreateBridge, DeleteConnection
 from core.plan import Plan, Refused, plan
 from core.plan.containers import delete_flow
 from core.plan.requests import DeleteFlow

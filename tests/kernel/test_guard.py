@@ -17,7 +17,7 @@ import pytest
 
 from core.apply import guard, journal, run, state
 from core.environment import PACKAGES
-from core.ops import (
+from core.operations import (
     AddAddress,
     AddNeighbour,
     AddRoute,

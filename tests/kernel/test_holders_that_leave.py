@@ -12,7 +12,7 @@ from core.apply import run
 from core.apply.kernel import Kernel, inside
 from core.collect.snapshot import WIRING, read_snapshot
 from core.netlink.netns import NamespaceGone
-from core.ops import Place
+from core.operations import NetnsTarget
 from core.plan import Plan, plan_all
 from core.plan.requests import ChangeLink
 from core.topology import Topology
@@ -55,7 +55,7 @@ def test_none_of_another_namespace_is_taken_for_it() -> None:
         inode = Path(f"/proc/{one.pid}/ns/net").stat().st_ino
         one.kill()
         one.wait()
-        with pytest.raises(NamespaceGone), inside(Place(pid=one.pid, inode=inode, others=(other.pid,))):
+        with pytest.raises(NamespaceGone), inside(NetnsTarget(pid=one.pid, inode=inode, others=(other.pid,))):
             pass
         with Kernel() as kernel, pytest.raises(NamespaceGone):
-            kernel.descriptor(Place(pid=one.pid, inode=inode, others=(other.pid,)))
+            kernel.descriptor(NetnsTarget(pid=one.pid, inode=inode, others=(other.pid,)))

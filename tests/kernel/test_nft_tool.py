@@ -17,7 +17,7 @@ from core.apply.execute import execute
 from core.apply.kernel import Kernel
 from core.collect import libnftables
 from core.collect.snapshot import read_snapshot
-from core.ops import Place, SetRules, SetSysctl
+from core.operations import NetnsTarget, SetRules, SetSysctl
 from core.plan import Plan, plan_all
 from core.plan.requests import CreateContainer, CreateNetwork, Publish
 from core.topology import Topology
@@ -98,7 +98,7 @@ def test_what_nft_refuses_is_undone_and_told_in_its_words(inside_host: Throwaway
 def test_it_acts_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> None:
     """Also from another thread than the one that entered the host."""
     inside_host.namespace("web")
-    place = Place(inside_host.full("web"))
+    place = NetnsTarget(inside_host.full("web"))
 
     def load() -> None:
         with Kernel() as kernel:

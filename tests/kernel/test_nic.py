@@ -15,7 +15,7 @@ import pytest
 from core.apply import journal, run
 from core.apply.kernel import Kernel
 from core.model import link_ref
-from core.ops import Operation
+from core.operations import Operation
 from core.plan import Refused, plan
 from core.plan.requests import ChangeLink, CreateNetwork, Delete, RemoveNetwork
 from tests.kernel.test_ops_agree import Stage, differences, kept, key, settled, stage, state_directory

@@ -17,7 +17,7 @@ import pytest
 
 from core.apply.run import apply
 from core.netlink.netns import entered
-from core.ops import Place, SetDockerDns, SetRules
+from core.operations import NetnsTarget, SetDockerDns, SetRules
 from core.plan import untracked
 from tests.support import dns
 from tests.support.docker_dns import ADDRESS, TCP, UDP, write_rules
@@ -273,7 +273,7 @@ def test_rules_that_changed_meanwhile_stay(
     monkeypatch.setenv("VNET_STATE", str(tmp_path))
     before = pair.rules()
     ports = untracked.Ports(str(OTHER_TCP), str(OTHER_UDP))
-    place = Place(pair.host.full("b"), inode=pair.host.inode_of("b"))
+    place = NetnsTarget(pair.host.full("b"), inode=pair.host.inode_of("b"))
     steps = (
         SetRules(untracked.rules(ports), untracked.OFF, place),
         SetDockerDns(untracked.saved(ports), False, place),

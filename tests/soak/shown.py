@@ -10,7 +10,7 @@ from core.model import Snapshot
 from tests.support.machine import Machine
 from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE, wait_until
-from tui.cli import load
+from tui.command import load
 
 
 def differences(machine: Machine, terminal: Terminal, folder: Path) -> list[str]:

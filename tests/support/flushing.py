@@ -24,7 +24,7 @@ import core.agent
 from core.agent import Agent
 from core.apply import run
 from core.collect.libnftables import HANDLES, STATELESS, Context, Refused, library
-from core.ops import SetRules
+from core.operations import SetRules
 from core.plan.rules import EMPTY, render
 from core.plan.tags import OurNetwork, OurPort, Ours
 from tests.support.machine import PROGRAM

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.model import Snapshot
-from core.ops import CreateBridge
+from core.operations import CreateBridge
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
 from core.topology import Topology

@@ -239,7 +239,7 @@ def test_changes_that_were_cut_off_are_offered(machine: Machine) -> None:
 _KILLED = """
 import os, sys
 from core.apply import run
-from core.ops import *
+from core.operations import *
 steps = (CreateBridge("br-shop", alias="vnet:net=shop kind=internal"), SetLink("br-shop", "up", "up", "down"),
          AddAddress("br-shop", "10.9.0.1/24"))
 run.apply("cut off", steps, lambda step: os.kill(os.getpid(), 9) if step is steps[-1] else None)

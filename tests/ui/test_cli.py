@@ -101,7 +101,7 @@ def test_the_demo_opens_as_asked_before_or_behind_its_name(
     opened: list[list[str]] = []
     monkeypatch.setattr(lab, "main", lambda command, *_: opened.append(command) or 0)
     monkeypatch.setattr("tui.demo.check_rights", lambda: None)
-    monkeypatch.setattr("tui.cli.need_a_terminal", lambda: None)
+    monkeypatch.setattr("tui.demo.need_a_terminal", lambda: None)
     assert main(words.split()) == 0
     (command,) = opened
     assert [word for word in ("--ascii", "--write") if word in command] == [

@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource, Person, dashboard
 from tests.ui.planner import Planner
 from tui.changer import Preview
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.present.fast_targets import Choice, added, removed
 
 WORDS = {"FAST": "forwarded by the fast path", "MTU": "larger than the way out allows"}

@@ -121,7 +121,7 @@ def test_the_command_line_says_that_it_has_no_undo(machine: Machine) -> None:
     ok(machine, "network create shop")
     machine.run(f"{MADE} 192.0.2.9 --sport 4001")
     script = (
-        "from core.apply import run; from core.ops import DeleteConnection as D, CreateBridge as B\n"
+        "from core.apply import run; from core.operations import DeleteConnection as D, CreateBridge as B\n"
         "import subprocess\n"
         "words = ['conntrack', '-L', '-p', 'tcp', '-o', 'id']\n"
         "told = subprocess.run(words, capture_output=True, text=True).stdout\n"

@@ -11,7 +11,7 @@ import pytest
 
 from core.apply import guard, journal, run
 from core.collect.snapshot import read_snapshot
-from core.ops import AddAddress, CreateBridge
+from core.operations import AddAddress, CreateBridge
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
 from tests.support.waiting import eventually

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 _STOPPED = """
 import os
 from core.apply import run
-from core.ops import *
+from core.operations import *
 steps = (CreateBridge("br-slow", alias="vnet:net=slow kind=internal"), SetLink("br-slow", "up", "up", "down"),
          AddAddress("br-slow", "10.9.0.1/24"))
 print(run.apply("slow", steps, lambda step: os.kill(os.getpid(), 19) if step is steps[-1] else None).end)

@@ -22,7 +22,7 @@ from tests.ui.test_conntrack_rows import HOST
 from tests.ui.test_conntrack_rows import snapshot as connections
 from tui.bundle import Kept, bundle_of
 from tui.changer import Logged
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.keepsake import save
 
 STORY = a_story()

@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from bpf import rpc
-from tui.fastpath import command
+from bpf import client, rpc
+from tui.fastpath import command, keeping
 from tui.fastpath.session import FastSession
 
 
@@ -20,7 +20,8 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(patience)
         raise TimeoutError
 
-    monkeypatch.setattr(rpc, "ask", ask)
+    for module in (rpc, client, keeping):
+        monkeypatch.setattr(module, "ask", ask)
     return found
 
 

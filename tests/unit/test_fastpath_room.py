@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from bpf import hostwatch, loader
+from bpf import loader
 
 
 @pytest.mark.parametrize(
@@ -24,5 +24,5 @@ def test_room(monkeypatch: pytest.MonkeyPatch, gigabytes: float, connections: st
     """By conntrack's size and the machine's memory."""
     pages = {"SC_PHYS_PAGES": int(gigabytes * 2**30) // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    monkeypatch.setattr(hostwatch, "read", lambda name: connections)
+    monkeypatch.setattr(loader, "read", lambda name: connections)
     assert loader.flow_room() == room

@@ -95,7 +95,7 @@ def test_a_dump_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE_RECORDINGS)
 def test_a_recording_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
     said = refused_by(REPLAY, HOSTILE_RECORDINGS[name](tmp_path / "bad.vnetrec"))
-    assert said.startswith("tui.errors.CommandError: can") and "too" in said
+    assert said.startswith("tui.command.CommandError: can") and "too" in said
 
 
 def test_more_frames_than_come_in_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from core.apply import journal
 from core.apply.entries import Entry, read
 from core.apply.state import StateError, boot_id
-from core.ops import AddAddress, CreateBridge, CreateVeth, Operation, Place, SetSizes
+from core.operations import AddAddress, CreateBridge, CreateVeth, NetnsTarget, Operation, SetSizes
 
 STEPS: tuple[Operation, ...] = (CreateBridge("br-t"), AddAddress("br-t", "10.77.0.1/24"))
 
@@ -207,7 +207,7 @@ def test_an_undo_that_was_cut_off_is_known_with_what_it_did() -> None:
 
 
 def operations() -> Iterator[Operation]:
-    inside = Place(pid=7, inode=4026531840, others=(8, 9))
+    inside = NetnsTarget(pid=7, inode=4026531840, others=(8, 9))
     yield CreateVeth("v-web", "eth0", peer_place=inside)
     yield SetSizes("v-web", (("gso_max_size", 65536),), (("gso_max_size", 262144),))
 

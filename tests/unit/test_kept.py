@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from core.model import Route
-from core.ops import AddAddress, AddRoute, Operation, Place, Unwant, Want, undo_of
+from core.operations import (
+    AddAddress,
+    AddRoute,
+    ForgetAttachment,
+    NetnsTarget,
+    Operation,
+    PersistAttachment,
+    undo_of,
+)
 from core.plan import Plan, Refused, plan, plan_all
 from core.plan.requests import Attach, CreateNetwork, Detach, Join, Move, Part, RemoveNetwork, Request
 from core.topology import Topology
@@ -16,8 +24,8 @@ LAB_TAG = "vnet:net=lab kind=internal subnet=10.8.0.0/24 gateway=10.8.0.1"
 APP, DB, PLAIN = 70, 71, 72
 DB_TAG = "vnet:of=docker:db0 net=shop link=eth0 address=10.9.0.2/24"
 LAB_DB_TAG = "vnet:of=docker:db0 net=lab link=eth1 address=10.8.0.2/24"
-WIRING = (AddAddress("eth0", "10.9.0.2/24", Place(pid=9, inode=9)),)
-KEPT = Want("docker:db0", "shop", WIRING)
+WIRING = (AddAddress("eth0", "10.9.0.2/24", NetnsTarget(pid=9, inode=9)),)
+KEPT = PersistAttachment("docker:db0", "shop", WIRING)
 
 
 def topology() -> Topology:
@@ -43,25 +51,25 @@ def topology() -> Topology:
     return Topology(made.snapshot())
 
 
-def planned(*requests: Request, kept: tuple[Want, ...] = ()) -> Plan:
+def planned(*requests: Request, kept: tuple[PersistAttachment, ...] = ()) -> Plan:
     found = plan_all(requests, topology(), kept=kept)
     assert isinstance(found, Plan), found
     return found
 
 
 def wishes(found: Plan) -> list[Operation]:
-    return [step for step in found.steps if isinstance(step, (Want, Unwant))]
+    return [step for step in found.steps if isinstance(step, (PersistAttachment, ForgetAttachment))]
 
 
 def test_an_engines_container_is_kept_attached() -> None:
     found = planned(Attach("app", "shop"))
     want = found.steps[-1]
-    assert isinstance(want, Want) and (want.container, want.network) == ("docker:app0", "shop")
+    assert isinstance(want, PersistAttachment) and (want.container, want.network) == ("docker:app0", "shop")
     assert want.steps == tuple(step for step in found.steps if step in want.steps)
     assert [type(step).__name__ for step in want.steps] == [
         "CreateVeth", "SetLink", "SetLink", "AddAddress", "SetLink", "AddRoute",
     ]  # fmt: skip
-    assert undo_of(found.steps)[0] == Unwant(want)
+    assert undo_of(found.steps)[0] == ForgetAttachment(want)
 
 
 def test_a_plain_one_is_not() -> None:
@@ -70,15 +78,19 @@ def test_a_plain_one_is_not() -> None:
 
 def test_what_is_detached_or_moved_is_forgotten_first() -> None:
     found = planned(Detach("db", "shop"), kept=(KEPT,))
-    assert wishes(found) == [Unwant(KEPT)] and found.steps[0] == Unwant(KEPT)
+    assert wishes(found) == [ForgetAttachment(KEPT)] and found.steps[0] == ForgetAttachment(KEPT)
     forgotten, wanted = wishes(planned(CreateNetwork("side"), Move("db", "shop", "side"), kept=(KEPT,)))
-    assert forgotten == Unwant(KEPT) and isinstance(wanted, Want) and wanted.network == "side"
+    assert (
+        forgotten == ForgetAttachment(KEPT)
+        and isinstance(wanted, PersistAttachment)
+        and wanted.network == "side"
+    )
 
 
 def test_one_that_is_down_is_detached_by_being_forgotten() -> None:
     down = replace(KEPT, container="docker:gone0")
     found = planned(Detach("gone", "shop"), kept=(down,))
-    assert found.steps == (Unwant(down),)
+    assert found.steps == (ForgetAttachment(down),)
     refused = plan(Detach("gone", "shop"), topology())
     assert isinstance(refused, Refused)
 
@@ -93,20 +105,20 @@ def test_one_that_has_just_ended_is_detached_though_its_pair_is_in_sight() -> No
     down = replace(KEPT, container="docker:gone0")
     after = Topology(replace(found, nets=found.nets | {HOST: host}))
     made = plan_all((Detach("gone", "shop"),), after, kept=(down,))
-    assert isinstance(made, Plan) and made.steps == (Unwant(down),)
+    assert isinstance(made, Plan) and made.steps == (ForgetAttachment(down),)
 
 
 def test_with_its_network_everything_is_forgotten() -> None:
     down = replace(KEPT, container="docker:gone0")
     elsewhere = replace(KEPT, network="lab")
     found = planned(RemoveNetwork("shop"), kept=(KEPT, down, elsewhere))
-    assert wishes(found) == [Unwant(KEPT), Unwant(down)]
+    assert wishes(found) == [ForgetAttachment(KEPT), ForgetAttachment(down)]
     assert any("gone is attached to shop no more" in hit for hit in found.hits)
 
 
 def test_the_address_of_one_that_is_down_is_its_own() -> None:
-    steps = (AddAddress("eth0", "10.9.0.3/24", Place(pid=9, inode=9)),)
-    down = Want("docker:gone0", "shop", steps)
+    steps = (AddAddress("eth0", "10.9.0.3/24", NetnsTarget(pid=9, inode=9)),)
+    down = PersistAttachment("docker:gone0", "shop", steps)
     found = planned(Attach("plain", "shop"), kept=(down,))
     assert [step.address for step in found.steps if isinstance(step, AddAddress)] == ["10.9.0.4/24"]
     back = planned(Attach("app", "shop"), kept=(replace(down, container="docker:app0"),))
@@ -116,13 +128,13 @@ def test_the_address_of_one_that_is_down_is_its_own() -> None:
 
 
 def test_the_ways_of_a_joined_network_are_kept_as_well() -> None:
-    inside = Place(pid=DB, inode=DB)
-    kept = Want("docker:db0", "lab", (AddAddress("eth1", "10.8.0.2/24", inside),))
+    inside = NetnsTarget(pid=DB, inode=DB)
+    kept = PersistAttachment("docker:db0", "lab", (AddAddress("eth1", "10.8.0.2/24", inside),))
     found = planned(CreateNetwork("side", subnets=("10.7.0.0/24",)), Join("lab", "side"), kept=(kept,))
     (way,) = [step for step in found.steps if isinstance(step, AddRoute)]
     assert (way.dst, way.gateway, way.place) == ("10.7.0.0/24", "10.8.0.1", inside)
     longer = replace(kept, steps=(*kept.steps, way))
-    assert wishes(found) == [Unwant(kept), longer]
+    assert wishes(found) == [ForgetAttachment(kept), longer]
     again = planned(
         CreateNetwork("side", subnets=("10.7.0.0/24",)),
         Join("lab", "side"),

@@ -9,9 +9,9 @@ import pytest
 
 from core.apply import wanted
 from core.apply.state import StateError, boot_id
-from core.ops import Want
+from core.operations import PersistAttachment
 
-WANT = Want("docker:abc", "shop", ())
+WANT = PersistAttachment("docker:abc", "shop", ())
 BAD = {
     "empty": b"",
     "number": b"1", "null": b"null", "text": b'"x"', "numbers": b"[1,2]", "deep": b"[" * 100_000,

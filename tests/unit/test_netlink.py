@@ -11,10 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.netlink import client
-from core.netlink.client import Netlink, attribute, attribute_list, attributes, message, text, walk
+from core.netlink.client import (
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Netlink,
+    attribute,
+    attribute_list,
+    attributes,
+    message,
+    text,
+    walk,
+)
 
-INTERRUPTED = client.NLM_F_DUMP_INTR
+INTERRUPTED = NLM_F_DUMP_INTR
 
 
 class Kernel:
@@ -44,11 +54,11 @@ def client(kernel: Kernel) -> Netlink:
 
 
 def done(code: int = 0) -> tuple[int, int, bytes]:
-    return client.NLMSG_DONE, 2, struct.pack("=i", code)
+    return NLMSG_DONE, 2, struct.pack("=i", code)
 
 
 def error(code: int) -> tuple[int, int, bytes]:
-    return client.NLMSG_ERROR, 0, struct.pack("=i", -code) + bytes(16)
+    return NLMSG_ERROR, 0, struct.pack("=i", -code) + bytes(16)
 
 
 def test_a_dump_collects_until_done() -> None:
@@ -63,9 +73,7 @@ def test_an_interrupted_dump_is_repeated() -> None:
 
 
 def test_a_table_that_never_stands_still_still_answers() -> None:
-    kernel = Kernel(
-        *[[(16, 2, b"%04d" % n), (client.NLMSG_DONE, 2 | INTERRUPTED, bytes(4))] for n in range(50)]
-    )
+    kernel = Kernel(*[[(16, 2, b"%04d" % n), (NLMSG_DONE, 2 | INTERRUPTED, bytes(4))] for n in range(50)])
     assert len(client(kernel).dump(18, b"")) == 1
     assert kernel.requests < 10
 

@@ -20,7 +20,7 @@ from core.model import (
     link_ref,
 )
 from core.model.routes import NextHop
-from core.ops import (
+from core.operations import (
     AddAddress,
     AddRoute,
     CreateBridge,
@@ -30,7 +30,7 @@ from core.ops import (
     DockerCreateNetwork,
     DockerDisconnect,
     DockerRemoveNetwork,
-    Place,
+    NetnsTarget,
     SetLink,
     SetRules,
     SetSysctl,
@@ -181,7 +181,7 @@ def test_refusals(request_: Request, told: str) -> None:
 
 def test_attach() -> None:
     made = planned(Attach("bare", "shop"))
-    inside = Place("bare")
+    inside = NetnsTarget("bare")
     tag = "vnet:of=netns:bare net=shop link=eth0 address=10.9.0.3/24"
     assert made.steps == (
         CreateVeth("v-bare", "eth0", peer_place=inside, mtu=1500, alias=tag),
@@ -200,7 +200,7 @@ def test_attach_a_process_of_an_engine() -> None:
     veth = next(
         step for step in planned(Attach("api", "shop"), topology(made)).steps if isinstance(step, CreateVeth)
     )
-    assert veth.peer_place == Place(pid=4711, inode=90)
+    assert veth.peer_place == NetnsTarget(pid=4711, inode=90)
 
 
 def test_a_name_that_two_containers_have() -> None:
@@ -214,7 +214,7 @@ def test_a_name_that_two_containers_have() -> None:
 def test_reserved_addresses_are_not_handed_out() -> None:
     made = plan(Attach("bare", "shop"), topology(host()), reserved=["10.9.0.3"])
     assert isinstance(made, Plan)
-    assert AddAddress("eth0", "10.9.0.4/24", Place("bare")) in made.steps
+    assert AddAddress("eth0", "10.9.0.4/24", NetnsTarget("bare")) in made.steps
 
 
 def test_many_attachments_in_one_plan() -> None:
@@ -234,7 +234,7 @@ def test_detach_is_the_whole_reverse() -> None:
     assert delete.again.alias == WEB_TAG and delete.again.mac and delete.again.peer_mac
     undo = undo_of(made.steps)
     assert undo[0] == delete.again
-    assert AddAddress("eth0", "10.9.0.2/24", Place("web")) in undo
+    assert AddAddress("eth0", "10.9.0.2/24", NetnsTarget("web")) in undo
 
 
 def test_removing_a_network_detaches_and_withdraws() -> None:

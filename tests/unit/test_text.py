@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.ops import CreateNamespace, Place, SetLink, SetSteering, SetSysctl
+from core.operations import CreateNamespace, NetnsTarget, SetLink, SetSteering, SetSysctl
 from core.text import joined, quoted, safe, split_commands
 
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -90,7 +90,7 @@ def test_any_word_for_a_shell(word: str) -> None:
 
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", os.fsdecode(b"caf\xe9")])
 def test_commands_of_odd_names_are_whole(name: str) -> None:
-    place = Place(name=name)
+    place = NetnsTarget(name=name)
     link = SetLink(name, "mtu", "1400", "1500", place)
     more = (SetSteering(name, 0, "f", "0"), SetSteering(name, 0, "f", "0", place))
     for step in (CreateNamespace(name), link, SetSysctl(f"net.{name}", "1", "0", place), *more):

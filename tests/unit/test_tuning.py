@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from core.model import BridgePort, BridgeSettings, Link, LinkTuning, PacketSizes
-from core.ops import Place, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
-from core.ops.record import from_record, to_record
-from core.ops.touched import changed_link, touched
+from core.operations import NetnsTarget, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
+from core.operations.affected import changed_link, touched
+from core.operations.record import from_record, to_record
 from core.plan import Plan, Refused, plan, tuning
 from core.plan.requests import Tune
 from core.plan.tuning import Tuned, tuned
@@ -79,9 +79,9 @@ def refused(now: Topology | None = None, **wanted: Any) -> str:
 def test_big_tcp_is_for_the_bridge_its_ports_and_their_other_ends() -> None:
     steps = planned(big_tcp=131072).steps
     assert [(step.name, step.place) for step in steps if isinstance(step, SetSizes)] == [
-        ("br0", Place()),
-        ("v-web", Place()),
-        ("eth0", Place(SHARED)),
+        ("br0", NetnsTarget()),
+        ("v-web", NetnsTarget()),
+        ("eth0", NetnsTarget(SHARED)),
     ]
     words = "gso_max_size 131072 gro_max_size 131072 gso_ipv4_max_size 131072 gro_ipv4_max_size 131072"
     assert steps[2].command() == f"ip -n web link set dev eth0 {words}"
@@ -92,7 +92,9 @@ def test_a_card_keeps_what_its_device_allows() -> None:
     made = planned(topology(host(card=True)), big_tcp=131072)
     assert "eth0 in the host allows no more than 65536 bytes" in made.warnings
     assert not any(
-        step.name == "eth0" and step.place == Place() for step in made.steps if isinstance(step, SetSizes)
+        step.name == "eth0" and step.place == NetnsTarget()
+        for step in made.steps
+        if isinstance(step, SetSizes)
     )
 
 
@@ -158,7 +160,7 @@ def test_offloads_are_switched_one_by_one_as_they_were() -> None:
 def test_the_offloads_of_a_card_are_left_alone() -> None:
     made = planned(topology(host(card=True)), offloads=False)
     assert any("eth0 is a card" in one for one in made.warnings)
-    assert not any(step.name == "eth0" and step.place == Place() for step in made.steps)  # type: ignore[attr-defined]
+    assert not any(step.name == "eth0" and step.place == NetnsTarget() for step in made.steps)  # type: ignore[attr-defined]
 
 
 def test_rps_writes_a_mask_where_it_differs() -> None:

@@ -11,8 +11,8 @@ from core.collect import iptables
 from core.diagnose import findings
 from core.diff import changes
 from core.model import Chain, Firewall, FirewallRule, Problem
-from core.ops import Place, SetDockerDns, SetRules
-from core.ops.record import from_record, to_record
+from core.operations import NetnsTarget, SetDockerDns, SetRules
+from core.operations.record import from_record, to_record
 from core.plan import Plan, Refused, plan, untracked
 from core.plan.requests import Tune
 from core.plan.tuning import tuned
@@ -77,7 +77,7 @@ def refused(now: Topology, on: bool = True, *only: str) -> str:
 
 def test_every_container_with_dockers_dns_alone() -> None:
     made = done(topology())
-    places = [Place(pid=WEB, inode=WEB), Place(pid=LOG, inode=LOG)]
+    places = [NetnsTarget(pid=WEB, inode=WEB), NetnsTarget(pid=LOG, inode=LOG)]
     assert made.steps == tuple(
         step
         for place in places
@@ -125,7 +125,7 @@ OLD = untracked.Ports("1001", "1002")
 
 
 def test_what_is_so_already_is_left_alone_and_off_takes_it_back() -> None:
-    now, place = topology(replaced(WEB), dns(LOG)), Place(pid=WEB, inode=WEB)
+    now, place = topology(replaced(WEB), dns(LOG)), NetnsTarget(pid=WEB, inode=WEB)
     assert tuned_in(done(now)) == [LOG]
     restore, remove = done(now, False).steps
     assert restore == SetDockerDns(untracked.saved(PORTS), True, place)
@@ -137,7 +137,7 @@ def test_what_is_so_already_is_left_alone_and_off_takes_it_back() -> None:
 
 
 def test_docker_may_have_written_its_rules_again() -> None:
-    now, place = topology(both(WEB), replaced(LOG)), Place(pid=WEB, inode=WEB)
+    now, place = topology(both(WEB), replaced(LOG)), NetnsTarget(pid=WEB, inode=WEB)
     assert done(now).steps == (
         SetRules(untracked.rules(PORTS), untracked.rules(OLD), place),
         SetDockerDns(untracked.saved(PORTS), False, place),

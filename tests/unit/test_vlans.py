@@ -8,10 +8,10 @@ import pytest
 
 from core.apply import route
 from core.model import BridgePort, BridgeSettings, PortVlan
-from core.ops import AddVlan, DeleteVlan, Operation, SetBridge, undo_of
-from core.ops.links import CreateBridge, DeleteLink
-from core.ops.record import from_record, to_record
-from core.ops.touched import touched
+from core.operations import AddVlan, DeleteVlan, Operation, SetBridge, undo_of
+from core.operations.affected import touched
+from core.operations.links import CreateBridge, DeleteLink
+from core.operations.record import from_record, to_record
 from core.plan import Plan, plan
 from core.plan.requests import RemoveNetwork
 from core.topology import Topology

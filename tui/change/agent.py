@@ -14,7 +14,7 @@ from pathlib import Path
 from core.agent import Agent
 from core.text import safe
 from tui.change.console import require_rights
-from tui.errors import CommandError
+from tui.command import CommandError
 
 
 def run(options: argparse.Namespace) -> int:

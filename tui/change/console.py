@@ -16,7 +16,7 @@ from core.apply.guard import GuardError
 from core.apply.run import Outcome
 from core.apply.state import Busy, StateError
 from core.collect.host import missing_capabilities
-from core.ops import (
+from core.operations import (
     DockerConnect,
     DockerCreateNetwork,
     DockerDisconnect,
@@ -26,7 +26,7 @@ from core.ops import (
 )
 from core.plan import Plan, Refused
 from core.text import safe, split_commands
-from tui.errors import CommandError
+from tui.command import CommandError
 
 # Longer lists of steps are cut: --dry-run and history tell them whole.
 _MOST_STEPS = 30

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.files import PUBLIC, CannotWrite, write_whole
 from core.model import Container, Network, link_ref
-from core.ops import SetRules, Unwant
+from core.operations import ForgetAttachment, SetRules
 from core.plan import OurNetwork, Ours, Plan, Refused, ours, rules
 from core.plan.desired_state import BadFile, Desired, difference, export, parse
 from core.plan.requests import Delete, Request, Unpublish
@@ -21,7 +21,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.change.console import agreed, is_person, print_json, print_plan
 from tui.change.perform import WHOLE, kept, look, perform, planned
-from tui.errors import CommandError
+from tui.command import CommandError
 
 _MOST_TEXT = 1 << 24
 
@@ -110,8 +110,8 @@ def _without_kept(plan: Plan | Refused) -> Plan | Refused:
     """What the agent would attach to networks that are gone, after a restart of the machine, goes too."""
     if isinstance(plan, Refused):
         return plan
-    gone = {step.want for step in plan.steps if isinstance(step, Unwant)}
-    left = (Unwant(want) for want in kept() if want not in gone)
+    gone = {step.want for step in plan.steps if isinstance(step, ForgetAttachment)}
+    left = (ForgetAttachment(want) for want in kept() if want not in gone)
     return replace(plan, steps=(*plan.steps, *left))
 
 

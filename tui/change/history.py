@@ -15,8 +15,8 @@ from core.apply.run import Outcome
 from core.apply.state import planning
 from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
-from core.ops import Operation, Want, undo_of
-from core.ops.touched import touched
+from core.operations import Operation, PersistAttachment, undo_of
+from core.operations.affected import touched
 from core.plan import Plan
 from core.plan.connectivity import reach_lifeline
 from core.text import safe
@@ -33,7 +33,7 @@ from tui.change.console import (
     require_rights,
     steps_document,
 )
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.fastpath import keeping
 
 _ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
@@ -230,9 +230,9 @@ def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
 def _made_again(entry: Entry, later: Entry) -> bool:
     """Whether the later change is the agent's, which made an attachment of the earlier one again: who takes
     that back takes both."""
-    wants = {(step.container, step.network) for step in entry.steps if isinstance(step, Want)}
+    wants = {(step.container, step.network) for step in entry.steps if isinstance(step, PersistAttachment)}
     match later.steps:
-        case (*steps, Want() as want):
+        case (*steps, PersistAttachment() as want):
             return tuple(steps) == want.steps and (want.container, want.network) in wants
     return False
 

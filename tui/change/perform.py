@@ -14,7 +14,7 @@ from core.collect.host import missing_capabilities
 from core.collect.nft_netlink import read_tables
 from core.collect.processes import remote_session
 from core.collect.snapshot import FILTERS, HOST_FIREWALL, TUNING, WIRING, read_snapshot
-from core.ops import (
+from core.operations import (
     AddAddress,
     AddNeighbour,
     AddRoute,
@@ -22,7 +22,7 @@ from core.ops import (
     DeleteNeighbour,
     DeleteRoute,
     Operation,
-    Want,
+    PersistAttachment,
 )
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
@@ -39,7 +39,7 @@ from tui.change.console import (
     require_rights,
 )
 from tui.change.history import offer_recovery, refuse_after
-from tui.errors import CommandError
+from tui.command import CommandError
 
 # What a plan is made from. All that the host's rules say matters to those alone who move a card's address or
 # publish ports, who listens to the latter; the rules of other namespaces to those alone who delete these.
@@ -216,7 +216,7 @@ def _timeless(step: Operation) -> Operation:
             return step
 
 
-def kept() -> tuple[Want, ...]:
+def kept() -> tuple[PersistAttachment, ...]:
     """The attachments that the agent makes again; none where that may not be read."""
     try:
         return wanted.attachments()

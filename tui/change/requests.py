@@ -27,7 +27,7 @@ from core.plan.requests import (
 )
 from core.text import safe
 from core.topology import Topology
-from tui.errors import CommandError
+from tui.command import CommandError
 
 
 def request_of(options: argparse.Namespace, topology: Topology) -> Request:

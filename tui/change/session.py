@@ -10,7 +10,7 @@ from core.apply import guard, journal
 from core.apply.entries import Entry
 from core.apply.run import Outcome
 from core.apply.state import planning, writing
-from core.ops import Operation, undo_of
+from core.operations import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology
@@ -18,7 +18,7 @@ from tui.change import perform
 from tui.change.console import in_words, require_rights
 from tui.change.history import needs_guard, refuse_under_later, standing_on, take_back
 from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
-from tui.errors import CommandError
+from tui.command import CommandError
 
 _PARTS = {
     "light": perform.RULED,

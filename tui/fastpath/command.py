@@ -19,7 +19,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.change.console import agreed, is_person
 from tui.changer import Preview
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.fastpath.keeping import read_fast_path
 from tui.fastpath.session import FastSession, ask
 from tui.present.fast_targets import Choice, every, named

@@ -19,7 +19,7 @@ from core.metrics.fastpath import FastPathNumbers
 from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST
 from core.text import safe
-from tui.errors import CommandError
+from tui.command import CommandError
 
 if TYPE_CHECKING:
     from bpf.client import FlowReader

@@ -21,7 +21,7 @@ from core.model.fastpath import ALL
 from core.text import safe
 from core.topology import Topology
 from tui.changer import Preview
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.fastpath.keeping import SOON, SharedFlows, read_fast_path
 from tui.present.fast_targets import Choice
 from tui.present.fastpath import ENDS_WITH

@@ -10,8 +10,8 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.related import things_named
 from tui import keys
+from tui.command import CommandError
 from tui.desk import RowsReady
-from tui.errors import CommandError
 from tui.screens.journey import Journey
 from tui.source import Source
 
@@ -192,7 +192,7 @@ class Changing(Journey):
 
     def _changed(self, ended: Ended | None) -> None:
         """A change was made: say so, and have everything read again."""
-        from core.ops import is_final
+        from core.operations import is_final
         from core.plan import Plan
         from tui.changer import Waiting
 

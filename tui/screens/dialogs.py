@@ -14,7 +14,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.strip import Strip
 
-from core.ops import Operation
+from core.operations import Operation
 from core.text import safe, split_commands
 from tui import keys
 from tui.keys import Where

@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.timer import Timer
 
 from core.text import safe
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.keepsake import free_path, save, size_of, span_of, told
 from tui.keys import Where, named
 from tui.replay import ReplaySource

@@ -9,7 +9,7 @@ from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
 from core.collect import names
 from core.model import LONG_AGO
-from core.ops import AddAddress, AddNeighbour, AddRoute, DeleteAddress, DeleteNeighbour, DeleteRoute
+from core.operations import AddAddress, AddNeighbour, AddRoute, DeleteAddress, DeleteNeighbour, DeleteRoute
 
 # include/uapi/linux/if_addr.h, rtnetlink.h
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200

@@ -10,7 +10,7 @@ import struct
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel, inside
 from core.netlink.client import NETFILTER, NLA_NESTED, Netlink, attribute
-from core.ops import DeleteConnection
+from core.operations import DeleteConnection
 
 # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE; attributes of linux/netfilter/nfnetlink_conntrack.h.
 _CT_DELETE = 0x102

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from core.apply.kernel import Kernel
-from core.ops import Operation
+from core.operations import Operation
 
 
 @singledispatch

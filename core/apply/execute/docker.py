@@ -10,7 +10,7 @@ from urllib.parse import quote
 from core.apply.engine import EngineError, asked, post
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
-from core.ops import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.operations import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 
 
 @execute.register

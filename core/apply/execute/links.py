@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from core.apply import route
 from core.apply.execute.dispatch import execute
 from core.apply.kernel import Kernel
-from core.ops import AddVlan, CreateBridge, CreateVeth, DeleteLink, DeleteVlan, SetBridge, SetLink, SetPort
+from core.operations import (
+    AddVlan,
+    CreateBridge,
+    CreateVeth,
+    DeleteLink,
+    DeleteVlan,
+    SetBridge,
+    SetLink,
+    SetPort,
+)
 
 _NO_VLANS = (
     "the bridges of this kernel know no VLANs: it was built without CONFIG_BRIDGE_VLAN_FILTERING "

@@ -17,7 +17,7 @@ from core.apply.kernel import Kernel
 from core.collect.namespaces import read_namespaces
 from core.netlink.client import Netlink, attributes, text
 from core.netlink.netns import HOST_PATH, NamespaceGone, entered, open_namespace
-from core.ops import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, Place
+from core.operations import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace, NetnsTarget
 
 DIRECTORY = Path("/run/netns")
 _LOOPBACK = 1  # its ifindex in every namespace
@@ -71,13 +71,13 @@ def _loopback_question() -> tuple[int, bytes, int]:
 
 @execute.register
 def _(operation: DeleteNamespace, kernel: Kernel) -> None:
-    kernel.forget(Place(operation.name))
+    kernel.forget(NetnsTarget(operation.name))
     _unmount(operation.name)
 
 
 @execute.register
 def _(operation: LeaveNamespace, kernel: Kernel) -> None:
-    kernel.forget(Place(operation.name))
+    kernel.forget(NetnsTarget(operation.name))
     _unmount(operation.name)
 
 

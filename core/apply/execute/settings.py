@@ -15,7 +15,7 @@ from core.apply.tools import run_holding_lock
 from core.collect.iptables import read_iptables
 from core.collect.nft_netlink import read_filters
 from core.netlink.client import NETFILTER, Netlink
-from core.ops import HOST, SetDockerDns, SetRules, SetSysctl, Unwant, Want
+from core.operations import HOST, ForgetAttachment, PersistAttachment, SetDockerDns, SetRules, SetSysctl
 from core.tools import find_tool
 
 
@@ -72,10 +72,10 @@ def _(operation: SetSysctl, kernel: Kernel) -> None:
 
 
 @execute.register
-def _(operation: Want, kernel: Kernel) -> None:
+def _(operation: PersistAttachment, kernel: Kernel) -> None:
     wanted.add(operation)
 
 
 @execute.register
-def _(operation: Unwant, kernel: Kernel) -> None:
+def _(operation: ForgetAttachment, kernel: Kernel) -> None:
     wanted.remove(operation.want)

@@ -10,7 +10,7 @@ from core.apply.kernel import Kernel, inside
 from core.collect import offloads
 from core.collect.offloads import ethtool_family
 from core.netlink.client import GENERIC, NLA_NESTED, Netlink, attribute
-from core.ops import SetOffloads, SetSizes, SetSteering
+from core.operations import SetOffloads, SetSizes, SetSteering
 
 # linux/ethtool_netlink_generated.h
 _FEATURES_SET = 12

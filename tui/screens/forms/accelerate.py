@@ -14,7 +14,7 @@ from textual.containers import Container
 from textual.message import Message
 
 from tui.changer import Accelerator, Preview
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.present.fast_targets import Choice
 from tui.present.fit_text import wrapped
 from tui.screens.dialogs import Dialog, Line, PreviewPane

@@ -11,7 +11,7 @@ from core.plan import ipam, ours
 from core.plan.requests import Attach, Detach, Move
 from core.text import safe
 from core.topology import Topology
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.screens.forms.change import Filled, Form, Values, form_about, words
 from tui.widgets.form import Field
 

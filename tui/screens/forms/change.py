@@ -15,14 +15,14 @@ from textual.containers import Container
 from textual.message import Message
 
 from core.model import Ref
-from core.ops import Operation
+from core.operations import Operation
 from core.plan import Plan, Refused
 from core.plan.requests import CreateContainer, CreateNetwork, Request
 from core.text import safe
 from core.topology import Topology
 from tui.changer import Changer, Ended, Parts
+from tui.command import CommandError
 from tui.desk import Worker
-from tui.errors import CommandError
 from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, PreviewPane, change_lines
 from tui.widgets.form import Field, FormPane
 

@@ -14,12 +14,12 @@ from textual.containers import Container
 from textual.message import Message
 from textual.strip import Strip
 
-from core.ops import Operation, undo_of
+from core.operations import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.text import safe
 from tui.changer import Changer, Earlier, Ended, Logged, Waiting
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.present.fit_text import cut, fit, wrapped
 from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, Overlay, PreviewPane, change_lines, command_lines
 from tui.screens.forms.change import ChangeScreen, Filled, Form, Worked

@@ -9,7 +9,7 @@ from core.plan import ipam, ours
 from core.plan.requests import KINDS, MODELS, CreateContainer, CreateNetwork, Join, Part
 from core.plan.tags import pair
 from core.topology import Topology
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.screens.forms.attach import by_label, free_address, our_names, selected, uid_of
 from tui.screens.forms.change import Filled, Form, Values, form_about, number, words
 from tui.widgets.form import Field

@@ -12,7 +12,7 @@ from core.plan.untracked import states
 from core.tags import words_of
 from core.text import safe
 from core.topology import Topology
-from tui.errors import CommandError
+from tui.command import CommandError
 from tui.screens.forms.change import Filled, Form, Values, form_about, number
 from tui.widgets.form import Field
 

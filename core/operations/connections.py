@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.ops.place import HOST, Place
+from core.operations.target import HOST, NetnsTarget
 
 _NAMES = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _ICMP = {1: "icmp", 58: "icmpv6"}
@@ -27,7 +27,7 @@ class DeleteConnection:
     sport: int
     dport: int
     entry_id: int
-    place: Place = HOST
+    place: NetnsTarget = HOST
     zone: int = 0
 
     @property

@@ -8,7 +8,7 @@ from core.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NetnsTarget:
     """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in.
 
     `inode` is the namespace's, where it is known: a pid or a name that leads to another one by then, because
@@ -55,4 +55,4 @@ class Place:
         return self.name or (f"process {self.pid}" if self.pid is not None else "the host")
 
 
-HOST = Place()
+HOST = NetnsTarget()

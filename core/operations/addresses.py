@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from core.model.link import LONG_AGO
-from core.ops.place import HOST, Place
+from core.operations.target import HOST, NetnsTarget
 from core.text import quoted
 
 
@@ -21,7 +21,7 @@ class _OfAddress:
 
     link: str
     address: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
     broadcast: str = ""
     scope: str = ""
     prefix_route: bool = True
@@ -111,7 +111,7 @@ class AddRoute:
     dst: str
     link: str
     gateway: str = ""
-    place: Place = HOST
+    place: NetnsTarget = HOST
     metric: int = 0
     source: str = ""
     protocol: str = ""
@@ -193,7 +193,7 @@ class AddNeighbour:
     link: str
     address: str
     mac: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
     state: str = "permanent"
 
     def command(self) -> str:

@@ -5,14 +5,28 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from core.ops import addressing, connections, docker, links, namespaces, place, settings, tuning, wanted
+from core.operations import (
+    addresses,
+    attachments,
+    connections,
+    docker,
+    links,
+    namespaces,
+    settings,
+    target,
+    tuning,
+)
 
 _CLASSES = {
     name: member
-    for module in (addressing, connections, docker, links, namespaces, place, settings, tuning, wanted)
+    for module in (addresses, attachments, connections, docker, links, namespaces, settings, target, tuning)
     for name, member in vars(module).items()
     if is_dataclass(member) and isinstance(member, type)
 }
+
+# What the journal calls the classes that have got another name since it was first written.
+_RECORDED = {"NetnsTarget": "Place", "PersistAttachment": "Want", "ForgetAttachment": "Unwant"}
+_BY_RECORD = {_RECORDED.get(name, name): member for name, member in _CLASSES.items()}
 
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": int, "tuple": tuple, "None": type(None)}
 
@@ -21,7 +35,7 @@ def to_record(value: Any) -> Any:
     """An operation, and what it is made of, as objects with the class's name under "op"."""
     if is_dataclass(value) and not isinstance(value, type):
         made = {field.name: to_record(getattr(value, field.name)) for field in fields(value)}
-        return {"op": type(value).__name__, **made}
+        return {"op": _RECORDED.get(kind := type(value).__name__, kind), **made}
     return [to_record(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -32,7 +46,7 @@ def from_record(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
     kind = record.get("op")
-    made = _CLASSES.get(kind) if isinstance(kind, str) else None
+    made = _BY_RECORD.get(kind) if isinstance(kind, str) else None
     if made is None:
         raise ValueError(f"there is no operation {kind!r}")
     values = {name: from_record(value) for name, value in record.items() if name != "op"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from core.ops.place import HOST, Place
+from core.operations.target import HOST, NetnsTarget
 from core.text import quoted
 
 
@@ -18,7 +18,7 @@ class SetRules:
 
     text: str
     before: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         return self.place.inside("nft -f - <<'RULES'") + f"\n{self.text}RULES"
@@ -37,7 +37,7 @@ class SetDockerDns:
 
     rules: str
     there: bool
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         words = "iptables-nft-restore --noflush <<'RULES'" if self.there else "nft delete table ip nat"
@@ -58,7 +58,7 @@ class SetSysctl:
     key: str
     value: str
     before: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         return self.place.inside(f"sysctl -qw {quoted(f'{self.key}={self.value}')}")

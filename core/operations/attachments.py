@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from core.ops.base import Operation
-from core.ops.place import Place
+from core.operations.base import Operation
+from core.operations.target import NetnsTarget
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class PersistAttachment:
     """Want a container ("docker:ID") to stay attached to `network` across its restarts. `steps` are the
     operations that attached it; a place with a pid in them is the container's, whichever process it has."""
 
@@ -21,37 +21,37 @@ class Want:
     def command(self) -> str:
         return f"# {' '.join(self.describe().split())}"
 
-    def inverse(self) -> tuple[Unwant, ...]:
-        return (Unwant(self),)
+    def inverse(self) -> tuple[ForgetAttachment, ...]:
+        return (ForgetAttachment(self),)
 
     def describe(self) -> str:
         return f"have vnet-tui agent attach {self.container} to {self.network} again when it restarts"
 
-    def steps_at(self, place: Place) -> tuple[Operation, ...]:
+    def steps_at(self, place: NetnsTarget) -> tuple[Operation, ...]:
         """The steps again, for the process that the container has now."""
         moved: tuple[Operation, ...] = _at(self.steps, place)
         return moved
 
 
 @dataclass(frozen=True, slots=True)
-class Unwant:
+class ForgetAttachment:
     """Want that no longer; `want` wants it anew."""
 
-    want: Want
+    want: PersistAttachment
 
     def command(self) -> str:
         return f"# {' '.join(self.describe().split())}"
 
-    def inverse(self) -> tuple[Want, ...]:
+    def inverse(self) -> tuple[PersistAttachment, ...]:
         return (self.want,)
 
     def describe(self) -> str:
         return f"let vnet-tui agent forget that {self.want.container} is attached to {self.want.network}"
 
 
-def _at(value: Any, place: Place) -> Any:
+def _at(value: Any, place: NetnsTarget) -> Any:
     """A value with every place of a process in it replaced."""
-    if isinstance(value, Place):
+    if isinstance(value, NetnsTarget):
         return place if value.pid is not None else value
     if isinstance(value, tuple):
         return tuple(_at(item, place) for item in value)

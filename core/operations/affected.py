@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.ops import addressing, connections, docker, links, namespaces, settings, tuning, wanted
-from core.ops.base import Operation
-from core.ops.place import Place
+from core.operations import (
+    addresses,
+    attachments,
+    connections,
+    docker,
+    links,
+    namespaces,
+    settings,
+    tuning,
+)
+from core.operations.base import Operation
+from core.operations.target import NetnsTarget
 
 
 def touched(steps: Iterable[Operation]) -> frozenset[str]:
@@ -35,20 +44,20 @@ def _names(step: Operation) -> tuple[str, ...]:
             return (_link(step.name, step.place),)
         case links.DeleteVlan():
             return _names(step.vlan)
-        case addressing.AddAddress() | addressing.DeleteAddress():
+        case addresses.AddAddress() | addresses.DeleteAddress():
             return (_link(step.link, step.place),)
-        case addressing.AddRoute():
+        case addresses.AddRoute():
             return tuple(_link(way.link, step.place) for way in step.ways)
-        case addressing.DeleteRoute():
+        case addresses.DeleteRoute():
             return _names(step.route)
-        case addressing.AddNeighbour():
+        case addresses.AddNeighbour():
             return (_link(step.link, step.place),)
-        case addressing.DeleteNeighbour():
+        case addresses.DeleteNeighbour():
             return _names(step.neighbour)
         case namespaces.CreateNamespace() | namespaces.DeleteNamespace():
-            return (_place(Place(step.name)),)
+            return (_place(NetnsTarget(step.name)),)
         case namespaces.JoinNamespace() | namespaces.LeaveNamespace():
-            return _place(Place(step.name)), _place(Place(step.of))
+            return _place(NetnsTarget(step.name)), _place(NetnsTarget(step.of))
         case settings.SetRules() | settings.SetDockerDns():
             return (f"rules of {_place(step.place)}",)
         case settings.SetSysctl():
@@ -57,7 +66,7 @@ def _names(step: Operation) -> tuple[str, ...]:
             return _others(step)
 
 
-def changed_link(step: Operation) -> tuple[str, Place | None]:
+def changed_link(step: Operation) -> tuple[str, NetnsTarget | None]:
     """The one link whose own state a step changes, and where it is; ("", None) where it is about none."""
     match step:
         case links.CreateBridge() | links.CreateVeth() | links.DeleteLink() | links.SetLink():
@@ -66,13 +75,13 @@ def changed_link(step: Operation) -> tuple[str, Place | None]:
             return step.name, step.place
         case tuning.SetSizes() | tuning.SetOffloads() | tuning.SetSteering():
             return step.name, step.place
-        case addressing.AddAddress() | addressing.DeleteAddress() | addressing.AddRoute():
+        case addresses.AddAddress() | addresses.DeleteAddress() | addresses.AddRoute():
             return step.link, step.place
-        case addressing.AddNeighbour():
+        case addresses.AddNeighbour():
             return step.link, step.place
-        case addressing.DeleteRoute():
+        case addresses.DeleteRoute():
             return changed_link(step.route)
-        case addressing.DeleteNeighbour():
+        case addresses.DeleteNeighbour():
             return changed_link(step.neighbour)
         case _:
             return "", None
@@ -88,9 +97,9 @@ def _others(step: Operation) -> tuple[str, ...]:
             return f"Docker's network {step.network}", f"Docker's container {step.container}"
         case docker.DockerDisconnect():
             return _others(step.connection)
-        case wanted.Want():
+        case attachments.PersistAttachment():
             return (f"{step.container} on {step.network}",)
-        case wanted.Unwant():
+        case attachments.ForgetAttachment():
             return _others(step.want)
         case connections.DeleteConnection():
             return ()  # nothing stands on a connection, and nothing brings it back
@@ -98,9 +107,9 @@ def _others(step: Operation) -> tuple[str, ...]:
             raise TypeError(f"not known what {step!r} changes")
 
 
-def _link(name: str, place: Place) -> str:
+def _link(name: str, place: NetnsTarget) -> str:
     return f"{name} in {_place(place)}"
 
 
-def _place(place: Place) -> str:
+def _place(place: NetnsTarget) -> str:
     return str(place)

@@ -1,6 +1,6 @@
 """Operations: changes as values, each of which prints itself as a command and names its undo."""
 
-from core.ops.addressing import (
+from core.operations.addresses import (
     AddAddress,
     AddNeighbour,
     AddRoute,
@@ -9,10 +9,11 @@ from core.ops.addressing import (
     DeleteRoute,
     Hop,
 )
-from core.ops.base import Operation, undo_of
-from core.ops.connections import DeleteConnection, is_final
-from core.ops.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
-from core.ops.links import (
+from core.operations.attachments import ForgetAttachment, PersistAttachment
+from core.operations.base import Operation, undo_of
+from core.operations.connections import DeleteConnection, is_final
+from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.operations.links import (
     AddVlan,
     CreateBridge,
     CreateVeth,
@@ -22,11 +23,10 @@ from core.ops.links import (
     SetLink,
     SetPort,
 )
-from core.ops.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
-from core.ops.place import HOST, Place
-from core.ops.settings import SetDockerDns, SetRules, SetSysctl
-from core.ops.tuning import SetOffloads, SetSizes, SetSteering
-from core.ops.wanted import Unwant, Want
+from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
+from core.operations.settings import SetDockerDns, SetRules, SetSysctl
+from core.operations.target import HOST, NetnsTarget
+from core.operations.tuning import SetOffloads, SetSizes, SetSteering
 
 __all__ = [
     "HOST",
@@ -48,11 +48,13 @@ __all__ = [
     "DockerCreateNetwork",
     "DockerDisconnect",
     "DockerRemoveNetwork",
+    "ForgetAttachment",
     "Hop",
     "JoinNamespace",
     "LeaveNamespace",
+    "NetnsTarget",
     "Operation",
-    "Place",
+    "PersistAttachment",
     "SetBridge",
     "SetDockerDns",
     "SetLink",
@@ -62,8 +64,6 @@ __all__ = [
     "SetSizes",
     "SetSteering",
     "SetSysctl",
-    "Unwant",
-    "Want",
     "is_final",
     "undo_of",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from core.ops.place import HOST, Place
+from core.operations.target import HOST, NetnsTarget
 from core.text import quoted
 
 
@@ -13,7 +13,7 @@ class CreateBridge:
     """Make a bridge, down and without addresses; `mac` "" lets the kernel choose."""
 
     name: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
     mac: str = ""
     mtu: int = 1500
     alias: str = ""
@@ -41,8 +41,8 @@ class CreateVeth:
 
     name: str
     peer: str
-    place: Place = HOST
-    peer_place: Place = HOST
+    place: NetnsTarget = HOST
+    peer_place: NetnsTarget = HOST
     mtu: int = 1500
     mac: str = ""
     peer_mac: str = ""
@@ -71,7 +71,7 @@ class DeleteLink:
     routes are taken away by operations of their own before."""
 
     name: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
     again: CreateBridge | CreateVeth | None = None
 
     def command(self) -> str:
@@ -93,7 +93,7 @@ class SetLink:
     attribute: str
     value: str
     before: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         name = quoted(self.name)
@@ -127,7 +127,7 @@ class SetBridge:
     setting: str
     value: int
     before: int
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         return self.place.ip(f"link set {quoted(self.name)} type bridge {self.setting} {self.value}")
@@ -147,7 +147,7 @@ class SetPort:
     flag: str
     on: bool
     before: bool
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         return self.place.bridge(f"link set dev {quoted(self.name)} {self.flag} {'on' if self.on else 'off'}")
@@ -170,7 +170,7 @@ class AddVlan:
     pvid: bool = False
     untagged: bool = False
     own: bool = False
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         words = [self._words("add"), *(["pvid"] if self.pvid else [])]
@@ -212,5 +212,5 @@ class DeleteVlan:
         return f"let {self.vlan.name} take part in {self.vlan.which} no longer"
 
 
-def _set_alias(place: Place, name: str, alias: str) -> str:
+def _set_alias(place: NetnsTarget, name: str, alias: str) -> str:
     return place.ip(f"link set {quoted(name)} alias {quoted(alias)}")

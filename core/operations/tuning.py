@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from core.ops.place import HOST, Place
+from core.operations.target import HOST, NetnsTarget
 from core.text import quoted
 
 
@@ -21,7 +21,7 @@ class SetSizes:
     name: str
     sizes: tuple[tuple[str, int], ...]
     before: tuple[tuple[str, int], ...]
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         words = " ".join(f"{word} {size}" for word, size in self.sizes)
@@ -43,7 +43,7 @@ class SetOffloads:
     name: str
     features: tuple[tuple[str, bool], ...]
     before: tuple[tuple[str, bool], ...]
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     def command(self) -> str:
         words = " ".join(f"{name} {'on' if on else 'off'}" for name, on in self.features)
@@ -65,7 +65,7 @@ class SetSteering:
     queue: int
     cpus: str
     before: str
-    place: Place = HOST
+    place: NetnsTarget = HOST
 
     @property
     def path(self) -> str:
