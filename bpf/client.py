@@ -15,9 +15,9 @@ from bpf import layout, loader, syscall
 from bpf.clock import Clock, jiffies_ago
 from bpf.rpc import Answer, NotRunning, ask
 from bpf.runfile import here
-from core.environment import own_python, with_packages
 from core.model import FastFlows
 from core.model.fastpath import FASTFLOW_DTYPE, no_fast_flows
+from core.tools import own_python, with_packages
 
 Column = np.ndarray[Any, Any]
 

@@ -15,7 +15,7 @@ from bpf import layout, syscall
 from bpf.btf import VMLINUX, open_module_btf, types_of_module
 from bpf.build import Artifact
 from bpf.hostwatch import read
-from core.environment import own_python, with_packages
+from core.tools import own_python, with_packages
 
 HERE = Path(__file__).parent
 CACHE = Path("/var/cache/vnet-tui")

@@ -17,7 +17,7 @@ from bpf import runfile
 from bpf.btf import load_module
 from bpf.ct_marks import field_mask
 from bpf.runfile import KEEPER, clean_up
-from core.environment import own_python, with_packages
+from core.tools import own_python, with_packages
 
 
 def main(arguments: list[str]) -> int:

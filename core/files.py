@@ -22,7 +22,7 @@ _MOST_LINKS = 40  # as path_resolution(7)
 _KINDS = {stat.S_IFDIR: "it is a folder", stat.S_IFBLK: "it is a disk", stat.S_IFSOCK: "it is a socket"}
 
 
-class CannotWrite(OSError):
+class WriteError(OSError):
     """A file cannot be written; the text says why and what to try."""
 
     def __init__(self, path: str | Path, why: str, try_: str = "give another FILE", code: int = 0) -> None:
@@ -33,12 +33,12 @@ class CannotWrite(OSError):
         return f"can't write {safe(str(self.path))}: {self.strerror}. Try: {self.try_}"
 
 
-def _refused(path: Path, error: OSError) -> CannotWrite:
-    if isinstance(error, CannotWrite):
+def _refused(path: Path, error: OSError) -> WriteError:
+    if isinstance(error, WriteError):
         return error
     denied = error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0
     try_ = "run it with sudo, or give another FILE" if denied else "give another FILE"
-    return CannotWrite(path, error.strerror or str(error), try_, error.errno or 0)
+    return WriteError(path, error.strerror or str(error), try_, error.errno or 0)
 
 
 def write_whole(path: Path, content: bytes, mode: int = PRIVATE, durable: bool = False) -> bool:
@@ -66,7 +66,7 @@ def create_new(path: Path, mode: int = PRIVATE) -> int:
             return os.open(path.name, flags, mode, dir_fd=folder)
     except FileExistsError as error:
         try_ = "give another FILE, or remove it first"
-        raise CannotWrite(path, "it is there already", try_, errno.EEXIST) from error
+        raise WriteError(path, "it is there already", try_, errno.EEXIST) from error
     except OSError as error:
         raise _refused(path, error) from error
 
@@ -103,7 +103,7 @@ def _leads_to(path: Path, part: str, entry: int, status: os.stat_result) -> str:
     """Where a symbolic link leads; closes the descriptor `entry` of it."""
     try:
         if not _is_trusted(status):
-            raise CannotWrite(path, f"{safe(part)} is another user's symbolic link")
+            raise WriteError(path, f"{safe(part)} is another user's symbolic link")
         return os.readlink("", dir_fd=entry)
     finally:
         os.close(entry)
@@ -140,7 +140,7 @@ def _replace(folder: int, path: Path, content: bytes, mode: int, durable: bool) 
             os.unlink(beside, dir_fd=folder)
         raise
     if not os.path.samestat(written, os.stat(path.name, dir_fd=folder, follow_symlinks=False)):
-        raise CannotWrite(path, "another user replaced it meanwhile", "give a FILE in a folder of your own")
+        raise WriteError(path, "another user replaced it meanwhile", "give a FILE in a folder of your own")
     if durable:
         _sync(folder)
 
@@ -150,15 +150,15 @@ def _write_into(folder: int, path: Path, there: os.stat_result, content: bytes) 
     kind = stat.S_IFMT(there.st_mode)
     if kind == stat.S_IFLNK:
         target = os.readlink(path.name, dir_fd=folder)
-        raise CannotWrite(path, "it is a symbolic link", f"give the file that it leads to, {safe(target)}")
+        raise WriteError(path, "it is a symbolic link", f"give the file that it leads to, {safe(target)}")
     if kind not in (stat.S_IFIFO, stat.S_IFCHR):
-        raise CannotWrite(path, _KINDS.get(kind, "it is no regular file"))
+        raise WriteError(path, _KINDS.get(kind, "it is no regular file"))
     if not (_is_trusted(there) or _is_ours_alone(os.fstat(folder))):
-        raise CannotWrite(path, "it belongs to another user")
+        raise WriteError(path, "it belongs to another user")
     descriptor = os.open(path.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
     if not os.path.samestat(there, os.fstat(descriptor)):
         os.close(descriptor)
-        raise CannotWrite(path, "another user replaced it meanwhile", "give a FILE in a folder of your own")
+        raise WriteError(path, "another user replaced it meanwhile", "give a FILE in a folder of your own")
     _write_all(descriptor, content)
 
 
@@ -199,7 +199,7 @@ _PIECE = 1 << 18
 _BLOCK = 512
 
 
-class Unfit(Exception):
+class UnpackError(Exception):
     """A file cannot be unpacked: what is wrong with it, and where ("" for the whole)."""
 
     def __init__(self, what: str, where: str = "") -> None:
@@ -207,7 +207,7 @@ class Unfit(Exception):
         self.what, self.where = what, where
 
 
-class TooLarge(Unfit):
+class TooLarge(UnpackError):
     """It would take more room than any real file does."""
 
 
@@ -216,7 +216,7 @@ def most_bytes(packed: int, slack: int = _SLACK) -> int:
     return min(MAX_BYTES, slack + _RATIO * packed)
 
 
-class Counted:
+class SizeCounter:
     """Counts what the pieces of a JSON text would become; raises TooLarge as soon as that is too much."""
 
     def __init__(self, most_values: int = MAX_VALUES) -> None:
@@ -230,7 +230,7 @@ class Counted:
             raise TooLarge("it holds too many values")
 
 
-class Unpacked:
+class UnpackedFile:
     """What a file holds, gzip-compressed or not, read from the start on. Raises Unfit."""
 
     def __init__(self, data: bytes) -> None:
@@ -267,9 +267,9 @@ class Unpacked:
         for _ in self.pieces():
             pass
         if self._stream and not self._stream.eof:
-            raise Unfit("the dump ends too early")
+            raise UnpackError("the dump ends too early")
         if self._stream and (self._stream.unused_data or self._at < len(self._data)):
-            raise Unfit("something follows the end of the dump")
+            raise UnpackError("something follows the end of the dump")
 
     def _next(self, size: int) -> bytes:
         piece = self._plain(size) if self._stream is None else self._inflated(self._stream, size)
@@ -293,20 +293,20 @@ class Unpacked:
             try:
                 piece = stream.decompress(given, size)
             except zlib.error:
-                raise Unfit("the dump is damaged: it does not unpack") from None
+                raise UnpackError("the dump is damaged: it does not unpack") from None
         return piece
 
 
-def json_text(source: Unpacked, size: int = MAX_BYTES) -> bytearray:
+def json_text(source: UnpackedFile, size: int = MAX_BYTES) -> bytearray:
     """The JSON that the next `size` bytes are; raises TooLarge before it takes much memory."""
-    text, counted = bytearray(), Counted()
+    text, counted = bytearray(), SizeCounter()
     for piece in source.pieces(size):
         counted.add(piece)
         text += piece
     return text
 
 
-def archived(source: Unpacked) -> Iterator[tuple[bytes, int]]:
+def archived(source: UnpackedFile) -> Iterator[tuple[bytes, int]]:
     """Name and size of each file in a tar archive (tar(5), "ustar"), whose content may be read from `source`
     meanwhile: whole or not at all."""
     at = 0
@@ -316,7 +316,7 @@ def archived(source: Unpacked) -> Iterator[tuple[bytes, int]]:
         if len(head) < _BLOCK or (not name and not digits):
             return
         if not digits or digits.strip(b"01234567"):
-            raise Unfit("the archive is damaged", f"byte {at}")
+            raise UnpackError("the archive is damaged", f"byte {at}")
         size = int(digits, 8)
         padded = -(-size // _BLOCK) * _BLOCK
         is_file = head[156:157] in (b"0", b"\0")

@@ -11,8 +11,7 @@ from functools import cached_property
 from core.model import Firewall, Link, Namespace, Network, Snapshot
 from core.nat.filters import is_shut_in
 from core.nat.owners import host_of
-from core.nat.packets import Prefix, covers, prefixes, split, takes_link
-from core.nat.paths import PlacedRule, placed_rules
+from core.nat.packets import PlacedRule, Prefix, covers, placed_rules, prefixes, split, takes_link
 from core.tags import words_of
 
 _DRIVER_KINDS = {

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, NoReturn
 
 from core.codec import WrongValue, decoder, encoder
-from core.files import Counted, TooLarge, Unfit, Unpacked, archived, json_text
+from core.files import SizeCounter, TooLarge, UnpackedFile, UnpackError, archived, json_text
 from core.model import FAST_PATHS, FastFlows, Snapshot
 from core.text import is_address, is_interface, is_prefix
 
@@ -75,7 +75,7 @@ def _pieces(value: Any, deep: int) -> Iterator[str]:
 def from_json(data: bytes | bytearray) -> Snapshot:
     """The snapshot that `to_json` wrote; CorruptFile where anything in it is not as it must be."""
     with _in_words():
-        Counted().add(data)
+        SizeCounter().add(data)
     whole = _parsed(data)
     if type(whole) is not dict or "schema" not in whole or "snapshot" not in whole:
         raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS)
@@ -148,7 +148,7 @@ def _files_in(data: bytes) -> dict[str, bytes | bytearray]:
     """The JSON files that are read of a dump file or bundle, by name."""
     files: dict[str, bytes | bytearray] = {}
     with _in_words():
-        source = Unpacked(data)
+        source = UnpackedFile(data)
         start = source.start(_TAR_AT + len(_TAR_MAGIC))
         if start[_TAR_AT:] != _TAR_MAGIC:
             if start.lstrip()[:1] not in (b"{", b""):
@@ -171,7 +171,7 @@ def _in_words() -> Iterator[None]:
         yield
     except TooLarge as error:
         raise CorruptFile(f"the dump is too large to be read: {error.what}", try_=_NOT_OURS) from None
-    except Unfit as error:
+    except UnpackError as error:
         raise CorruptFile(error.what, error.where) from None
 
 

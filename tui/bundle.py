@@ -18,7 +18,7 @@ import numpy as np
 
 from core.codec import plain
 from core.diagnose import Finding, findings
-from core.export import document
+from core.export import document_lines
 from core.flows.merge import table_of
 from core.model import Change, FastFlows, Firewall, LinkStats
 from core.serialize import FAST_FILE, SNAPSHOT_FILE, json_pieces
@@ -106,7 +106,7 @@ def _parts(name: str, kept: Kept) -> Iterator[tuple[str, Iterable[str]]]:
     yield "README.txt", [_READ_ME.format(name=name, files=files)]
     yield "about.json", _json(_about(topology))
     yield "show.txt", _lists(topology)
-    yield "show.json", document(topology, TOPICS, None)
+    yield "show.json", document_lines(topology, TOPICS, None)
     yield "flows.txt", _lines(_flows(kept.flows or _unmeasured(topology, kept.fast)))
     for firewall in topology.snapshot.firewalls.values():
         if firewall.rules or firewall.chains:

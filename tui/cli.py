@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from core.environment import clean
+from core.tools import clean
 from tui.change.arguments import COMMANDS, add_commands
 from tui.command import CommandError, is_recording, load, load_whole, need_a_terminal
 from tui.fastpath import arguments as fast_arguments

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.environment import own_python, with_packages
 from core.lab import LabError, LabSettings, check_rights
+from core.tools import own_python, with_packages
 from tui.command import CommandError, need_a_terminal
 
 RECORDING = Path(__file__).with_name("demo.vnetrec")  # `make demo-recording` writes it

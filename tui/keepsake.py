@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from core.files import CannotWrite, write_whole
+from core.files import WriteError, write_whole
 from core.text import safe
 from tui.command import CommandError
 
@@ -30,7 +30,7 @@ def save(path: Path, content: bytes) -> str:
     """Write a dump or a bundle for its owner alone; what was written, in words. Raises CommandError."""
     try:
         replaced = write_whole(path, content)
-    except CannotWrite as error:
+    except WriteError as error:
         raise CommandError(str(error)) from None
     instead = ", in place of the file that was there" if replaced else ""
     return f"wrote {told(path)}, {size_of(len(content))}{instead}"

@@ -71,9 +71,9 @@ def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | No
     topology = Topology(snapshot)
     scope = None if ns is None else _scope(topology, ns)
     if output.json:
-        from core.export import document
+        from core.export import document_lines
 
-        output.stream.writelines(document(topology, topics, scope))
+        output.stream.writelines(document_lines(topology, topics, scope))
         return
     _write(topology, topics, output, ns or "", scope)
     print_problems(topology, topics, scope)

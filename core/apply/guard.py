@@ -24,8 +24,8 @@ from typing import Any
 from core.apply import journal, run
 from core.apply.entries import Entry
 from core.apply.state import StateError, boot_id, state_directory, unusable
-from core.environment import own_python, with_packages
 from core.operations import Operation, undo_of
+from core.tools import own_python, with_packages
 
 # The guard: a process of its own that takes a change back unless a person confirms it in time.
 #

@@ -6,7 +6,7 @@ import errno
 import threading
 
 from core.apply.tools import run_holding_lock
-from core.collect.libnftables import Context, Refused, library
+from core.collect.nft import Context, NftError, library
 
 
 class Nft:
@@ -24,7 +24,7 @@ class Nft:
                 self._context.run(text)
             else:
                 _run_tool(text)
-        except Refused as error:
+        except NftError as error:
             raise OSError(errno.EIO, f"nft: {error}") from error
 
     def close(self, aside: bool = False) -> None:
@@ -39,4 +39,4 @@ class Nft:
 def _run_tool(text: str) -> None:
     done = run_holding_lock(["nft", "-f", "-"], text)
     if done.returncode:
-        raise Refused((done.stderr or f"it ended with {done.returncode}").strip())
+        raise NftError((done.stderr or f"it ended with {done.returncode}").strip())

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core.environment import roots_folder
+from core.tools import roots_folder
 
 _SYSTEMS = Path("/var/lib/vnet-tui")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from core.apply.nft import Nft
-from core.collect.libnftables import STATELESS, Context, Refused, library
+from core.collect.nft import STATELESS, Context, NftError, library
 from core.collect.nft_netlink import read_tables
 from core.netlink.netns import THREAD_PATH
 from core.tags import TABLE
@@ -47,7 +47,7 @@ def _listed(command: str) -> str:
         context = Context(found)
         try:
             return context.run(command, STATELESS)
-        except Refused:
+        except NftError:
             return ""
         finally:
             context.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from core.apply.route import FAMILIES, packed, u32_attribute
 from core.collect import names
 from core.collect.routes import ROUTE_KINDS
-from core.model.routes import METRICS, RTO_MIN
+from core.model.link import METRICS, RTO_MIN
 from core.netlink.client import attribute
 from core.operations import AddRoute, Hop
 

@@ -12,7 +12,7 @@ from http.client import HTTPException, HTTPResponse
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from core.files import Counted, TooLarge
+from core.files import SizeCounter, TooLarge
 
 _LONGEST = 200
 _PIECE = 1 << 16
@@ -155,7 +155,7 @@ class EngineHttp:
 
 def _parsed(body: bytes) -> Any:
     try:
-        Counted(_MOST_VALUES).add(body)
+        SizeCounter(_MOST_VALUES).add(body)
         return json.loads(body)
     except (TooLarge, RecursionError) as error:
         raise ValueError(f"an answer that no engine gives ({error})") from error

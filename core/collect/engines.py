@@ -14,8 +14,8 @@ from urllib.parse import quote
 from core.collect.engine_answers import Answer, network_of, texts
 from core.collect.engine_api import TOTAL_SECONDS, NetworksReader, read_engine
 from core.collect.engine_socket import EngineKind, Unreachable, connected, find_socket
-from core.environment import is_wanted
 from core.model import Engine, Network
+from core.tools import is_wanted
 
 DOCKER = EngineKind(
     name="docker",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import struct
+import sys
 from collections.abc import Callable, Mapping
 
+from core.model import BridgePort, BridgeSettings, FdbEntry, PortVlan
 from core.model.link import Scalar
-from core.netlink.client import attributes, u16, u32
+from core.netlink.client import Netlink, attribute, attribute_list, attributes, u16, u32
 
 Attributes = Mapping[int, bytes]
 
@@ -20,7 +23,7 @@ BOND_MODES = (
 
 
 def details(kind: str, data: bytes) -> dict[str, Scalar]:
-    """The details of a link of that kind, for bridges none: `core.collect.bridges` has them.
+    """The details of a link of that kind, for bridges none: `core.collect.link_kinds` has them.
 
     vxlan: vni, remote (or the multicast group), local, link (the underlay's ifindex), port, learning, proxy,
     external; macvlan, macvtap, ipvlan: mode, for ipvlan also flag; vlan: id, protocol; bond: mode,
@@ -115,3 +118,156 @@ _DECODERS: Mapping[str, Callable[[Attributes], dict[str, Scalar]]] = {
     "tun": _tun,
     "vrf": _vrf,
 }
+
+
+_RTM_GETLINK, _RTM_GETNEIGH = 18, 30
+_IFLA_AF_SPEC, _IFLA_EXT_MASK = 26, 29
+_PF_BRIDGE = 7
+_AF_INET, _INET_CONF, _ROUTE_LOCALNET = 2, 1, 26
+_RTEXT_FILTER_BRVLAN_COMPRESSED = 1 << 2
+_IFLA_BRIDGE_VLAN_INFO = 2
+_VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
+
+_NDA_DST, _NDA_LLADDR, _NDA_VLAN, _NDA_MASTER, _NDA_FLAGS_EXT = 1, 2, 5, 9, 15
+_NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
+_NTF_SELF = 0x02
+_FDB_FLAGS = {_NTF_SELF: "self", 0x04: "master", 0x10: "extern_learn", 0x20: "offload", 0x40: "sticky"}
+_NTF_EXT_LOCKED = 1 << 1
+
+_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
+_VLAN = struct.Struct("=HH")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_USER_HZ = 100.0
+
+_GET_VLANS = struct.pack("=BxHiII", _PF_BRIDGE, 0, 0, 0, 0) + attribute(
+    _IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_BRVLAN_COMPRESSED)
+)
+# An ifinfomsg, not an ndmsg: what every kernel takes for a dump of all forwarding tables (rtnl_fdb_dump).
+_GET_FDB = struct.pack("=BxHiII", _PF_BRIDGE, 0, 0, 0, 0)
+
+
+def settings(data: bytes, families: bytes = b"") -> BridgeSettings:
+    """A bridge's settings, from its IFLA_INFO_DATA (IFLA_BR_*) and its IFLA_AF_SPEC."""
+    found = attributes(data)
+
+    def number(attr_type: int, default: int) -> int:
+        value = found.get(attr_type)
+        return int.from_bytes(value[:4], sys.byteorder) if value else default
+
+    return BridgeSettings(
+        stp=number(5, 0) != 0,
+        vlan_filtering=number(7, 0) != 0,
+        vlan_default_pvid=number(39, 1),
+        ageing_time=number(4, 30000) / _USER_HZ,
+        forward_delay=number(1, 1500) / _USER_HZ,
+        hello_time=number(2, 200) / _USER_HZ,
+        max_age=number(3, 2000) / _USER_HZ,
+        priority=number(6, 32768),
+        bridge_id=_bridge_id(found.get(11, b"")),
+        root_id=_bridge_id(found.get(10, b"")),
+        root_port=number(12, 0),
+        mcast_snooping=number(23, 1) != 0,
+        group_fwd_mask=number(9, 0),
+        nf_call_iptables=number(36, 0) != 0,
+        nf_call_ip6tables=number(37, 0) != 0,
+        route_localnet=_route_localnet(families),
+    )
+
+
+def _route_localnet(families: bytes) -> bool:
+    """One of the numbers of IFLA_INET_CONF, the sysctls of net.ipv4.conf.LINK in the order of linux/ip.h."""
+    conf = attributes(attributes(families).get(_AF_INET, b"")).get(_INET_CONF, b"")
+    place = 4 * (_ROUTE_LOCALNET - 1)
+    return len(conf) >= place + 4 and u32(conf[place : place + 4]) != 0
+
+
+def port(data: bytes) -> BridgePort:
+    """A port's side of a bridge, from the link's IFLA_INFO_SLAVE_DATA (IFLA_BRPORT_*)."""
+    found = attributes(data)
+
+    def flag(attr_type: int, default: bool = False) -> bool:
+        value = found.get(attr_type)
+        return bool(value[0]) if value else default
+
+    state = found.get(1, b"\0")[0]
+    return BridgePort(
+        state=_STATES[state] if state < len(_STATES) else str(state),
+        cost=u32(found.get(3, b"\0")),
+        priority=u16(found.get(2, b"\0")),
+        learning=flag(8, True),
+        flood=flag(9, True),
+        mcast_flood=flag(27, True),
+        bcast_flood=flag(30, True),
+        isolated=flag(33),
+        locked=flag(39),
+        hairpin=flag(4),
+        neigh_suppress=flag(32),
+        guard=flag(5),
+        root_block=flag(6),
+        fastleave=flag(7),
+    )
+
+
+def read_vlans(sock: Netlink) -> dict[int, tuple[PortVlan, ...]]:
+    """The VLANs of every bridge port, and of the bridges themselves, by ifindex (bridge(8) `vlan`)."""
+    found = {}
+    for message in sock.dump(_RTM_GETLINK, _GET_VLANS):
+        spec = attributes(message.payload, 16).get(_IFLA_AF_SPEC)
+        if spec:
+            found[struct.unpack_from("=i", message.payload, 4)[0]] = vlans(spec)
+    return {ifindex: entries for ifindex, entries in found.items() if entries}
+
+
+def vlans(spec: bytes) -> tuple[PortVlan, ...]:
+    """The VLANs in a port's IFLA_AF_SPEC, runs of alike ones as one range (struct bridge_vlan_info)."""
+    found = []
+    begin = 0
+    for attr_type, value in attribute_list(spec):
+        if attr_type != _IFLA_BRIDGE_VLAN_INFO:
+            continue
+        flags, vid = _VLAN.unpack_from(value)
+        if flags & _VLAN_RANGE_BEGIN:
+            begin = vid
+            continue
+        first = begin if flags & _VLAN_RANGE_END else vid
+        found.append(PortVlan(first, vid, bool(flags & _VLAN_PVID), bool(flags & _VLAN_UNTAGGED)))
+    return tuple(found)
+
+
+def read_fdb(sock: Netlink, tunnels: set[int]) -> tuple[FdbEntry, ...]:
+    """The forwarding tables of all bridges, and those that `tunnels` (the ifindexes of vxlan links) keep
+    themselves; sorted, so that equal tables compare equal. A NIC's own address filters are left out."""
+    found = []
+    for message in sock.dump(_RTM_GETNEIGH, _GET_FDB):
+        entry = fdb_entry(message.payload)
+        if entry.bridge is not None or entry.port in tunnels:
+            found.append(entry)
+    return tuple(sorted(found, key=lambda e: (e.bridge or 0, e.port, e.mac, e.vlan or 0, e.dst)))
+
+
+def fdb_entry(payload: bytes) -> FdbEntry:
+    """One RTM_NEWNEIGH message of family PF_BRIDGE."""
+    _, ifindex, state, flags, _ = _NEIGHBOUR.unpack_from(payload)
+    found = attributes(payload, _NEIGHBOUR.size)
+    words = [word for bit, word in _FDB_FLAGS.items() if flags & bit]
+    if _NDA_FLAGS_EXT in found and u32(found[_NDA_FLAGS_EXT]) & _NTF_EXT_LOCKED:
+        words.append("locked")
+    return FdbEntry(
+        mac=found.get(_NDA_LLADDR, b"").hex(":"),
+        port=ifindex,
+        bridge=u32(found[_NDA_MASTER]) if _NDA_MASTER in found else None,
+        vlan=u16(found[_NDA_VLAN]) if _NDA_VLAN in found else None,
+        state=_fdb_state(state),
+        flags=tuple(words),
+        dst=address(found[_NDA_DST]) if _NDA_DST in found else "",
+    )
+
+
+def _fdb_state(state: int) -> str:
+    if state & _NUD_PERMANENT:
+        return "permanent"
+    return "static" if state & _NUD_NOARP else "learned"
+
+
+def _bridge_id(value: bytes) -> str:
+    return f"{value[:2].hex()}.{value[2:].hex(':')}" if value else ""

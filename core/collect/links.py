@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.collect import bridges, routes
+from core.collect import link_kinds, routes
 from core.collect.link_kinds import address, details
 from core.collect.names import scope
 from core.collect.namespaces import entry_of
@@ -133,7 +133,7 @@ def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetSta
     fdb: tuple[FdbEntry, ...] = ()
     if {link.kind for link in links.values()} & {"bridge", "vxlan"}:
         tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
-        fdb = bridges.read_fdb(sock, tunnels)
+        fdb = link_kinds.read_fdb(sock, tunnels)
     return _net(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
 
 
@@ -205,8 +205,8 @@ def link(
         qdisc=text(found.get(_IFLA_QDISC, b"")),
         offloads=offloads,
         details=special,
-        port=bridges.port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
-        bridge=bridges.settings(info.get(_INFO_DATA, b""), per_family) if kind == "bridge" else None,
+        port=link_kinds.port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
+        bridge=link_kinds.settings(info.get(_INFO_DATA, b""), per_family) if kind == "bridge" else None,
         sizes=_sizes(found),
     )
 
@@ -293,7 +293,7 @@ def _with_vlans(links: dict[int, Link], sock: Netlink) -> dict[int, Link]:
     """The links with the VLANs of those that are bridges or ports."""
     if not any(link.kind == "bridge" for link in links.values()):
         return links
-    vlans: Mapping[int, tuple[PortVlan, ...]] = _or_nothing(bridges.read_vlans, sock, {})
+    vlans: Mapping[int, tuple[PortVlan, ...]] = _or_nothing(link_kinds.read_vlans, sock, {})
     found = dict(links)
     for ifindex, entries in vlans.items():
         old = links.get(ifindex)

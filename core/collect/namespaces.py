@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.collect import netns_refs
-from core.collect.netns_refs import NAMES_DIR, TooMany, Trace
+from core.collect.netns_refs import NAMES_DIR, NamespaceRef, TooMany
 from core.model import Namespace, Problem
 from core.netlink import netns
 from core.netlink.client import Netlink
@@ -39,7 +39,7 @@ def read_namespaces(deep: bool = True) -> tuple[dict[int, Namespace], tuple[Prob
     if deep:
         others = [pid for pid in pids if pid != os.getpid()]
         homes = {trace.value: trace.inode for trace in found if isinstance(trace.value, int)}
-        look = DeepLook(others, homes)
+        look = DeepScan(others, homes)
         found += look.threads_and_mounts()
         places = {_place(str(trace.value)) for trace in found if trace.kind == "mounts"}
         found += look.descriptors(places)
@@ -73,7 +73,7 @@ def with_nsids(namespaces: Mapping[int, Namespace]) -> dict[int, Namespace]:
     }
 
 
-def _names(mounts: Iterable[Trace], problems: list[Problem]) -> Iterator[Trace]:
+def _names(mounts: Iterable[NamespaceRef], problems: list[Problem]) -> Iterator[NamespaceRef]:
     """The names that ip-netns(8) knows; those that lead nowhere become problems."""
     try:
         names = os.listdir(NAMES_DIR)
@@ -84,7 +84,7 @@ def _names(mounts: Iterable[Trace], problems: list[Problem]) -> Iterator[Trace]:
         path = f"{NAMES_DIR}/{name}"
         inode = mounted.get(path) or _behind(Path(path), problems)
         if inode:
-            yield Trace(inode, "names", name)
+            yield NamespaceRef(inode, "names", name)
 
 
 def _behind(path: Path, problems: list[Problem]) -> int | None:
@@ -122,9 +122,9 @@ def _unreadable(pids: list[int]) -> Problem:
     )
 
 
-def _namespaces(found: Iterable[Trace]) -> dict[int, Namespace]:
+def _namespaces(found: Iterable[NamespaceRef]) -> dict[int, Namespace]:
     """The traces put together, namespace by namespace."""
-    grouped: defaultdict[int, list[Trace]] = defaultdict(list)
+    grouped: defaultdict[int, list[NamespaceRef]] = defaultdict(list)
     for trace in found:
         grouped[trace.inode].append(trace)
     host = netns.inode_of(netns.HOST_PATH)
@@ -132,7 +132,7 @@ def _namespaces(found: Iterable[Trace]) -> dict[int, Namespace]:
     return {inode: _namespace(inode, inode == host, grouped[inode]) for inode in order}
 
 
-def _namespace(inode: int, is_host: bool, found: list[Trace]) -> Namespace:
+def _namespace(inode: int, is_host: bool, found: list[NamespaceRef]) -> Namespace:
     pids = tuple(sorted({trace.value for trace in found if isinstance(trace.value, int)}))
     names = tuple(sorted(str(trace.value) for trace in found if trace.kind == "names"))
     mounts = _mounts(str(trace.value) for trace in found if trace.kind == "mounts")
@@ -168,14 +168,14 @@ def _place(mount: str) -> str:
     return "/" + mount.split("/", 4)[4] if mount.startswith(_FOREIGN) else mount
 
 
-def _traces_of(namespace: Namespace) -> Iterator[Trace]:
+def _traces_of(namespace: Namespace) -> Iterator[NamespaceRef]:
     """What leads to a namespace, the most lasting first."""
     inode, here = namespace.inode, [m for m in namespace.mounts if not m.startswith(_FOREIGN)]
-    yield from (Trace(inode, "names", name) for name in namespace.names)
-    yield from (Trace(inode, "mounts", path) for path in here)
-    yield from (Trace(inode, "pids", pid) for pid in namespace.pids)
-    yield from (Trace(inode, "mounts", path) for path in namespace.mounts if path not in here)
-    yield from (Trace(inode, "held_fds", pair) for pair in namespace.held_fds)
+    yield from (NamespaceRef(inode, "names", name) for name in namespace.names)
+    yield from (NamespaceRef(inode, "mounts", path) for path in here)
+    yield from (NamespaceRef(inode, "pids", pid) for pid in namespace.pids)
+    yield from (NamespaceRef(inode, "mounts", path) for path in namespace.mounts if path not in here)
+    yield from (NamespaceRef(inode, "held_fds", pair) for pair in namespace.held_fds)
 
 
 def unit_of(cgroups: str) -> str:
@@ -208,7 +208,7 @@ _FEW = 16
 _STATUS_BYTES = 1 << 10
 
 
-class DeepLook:
+class DeepScan:
     """One deep look into processes. `homes` has the network namespace of each one's main thread, where that
     is known; `problems` fills while the traces are read."""
 
@@ -228,7 +228,7 @@ class DeepLook:
         self._spent: Counter[int | None] = Counter()
         self._stopped = False
 
-    def threads_and_mounts(self) -> Iterator[Trace]:
+    def threads_and_mounts(self) -> Iterator[NamespaceRef]:
         """What threads lead to that left their process's namespace, and the mounts of other mount namespaces,
         each seen through one of its processes."""
         for pid in self._trusted:
@@ -236,7 +236,7 @@ class DeepLook:
             yield from self._mounts(pid, None)
         yield from self._bounded(self._threads_and_mounts_of)
 
-    def descriptors(self, places: Collection[str]) -> Iterator[Trace]:
+    def descriptors(self, places: Collection[str]) -> Iterator[NamespaceRef]:
         """What descriptors hold open; `places` are the paths where namespaces are mounted."""
         for pid in self._trusted:
             yield from netns_refs.in_descriptors(pid, places)
@@ -254,24 +254,24 @@ class DeepLook:
             what = "can't look for all namespaces held by processes of users other than root"
             yield _problem(what, f"it takes too long, most of it for processes of user {user}", user)
 
-    def _threads_and_mounts_of(self, pid: int) -> Iterator[Trace]:
+    def _threads_and_mounts_of(self, pid: int) -> Iterator[NamespaceRef]:
         yield from self._noting(
             pid, netns_refs.in_threads(pid, MOST_THREADS), f"more than {MOST_THREADS} threads"
         )
         mounts = self._mounts(pid, MOST_MOUNT_BYTES)
         yield from self._noting(pid, mounts, f"a list of mounts longer than {MOST_MOUNT_BYTES >> 20} MiB")
 
-    def _descriptors_of(self, pid: int, places: Collection[str]) -> Iterator[Trace]:
+    def _descriptors_of(self, pid: int, places: Collection[str]) -> Iterator[NamespaceRef]:
         found = netns_refs.in_descriptors(pid, places, MOST_DESCRIPTORS)
         yield from self._noting(pid, found, f"more than {MOST_DESCRIPTORS} descriptors")
 
-    def _mounts(self, pid: int, most: int | None) -> Iterator[Trace]:
+    def _mounts(self, pid: int, most: int | None) -> Iterator[NamespaceRef]:
         mount_namespace = netns_refs.mount_namespace(pid)
         if mount_namespace and mount_namespace not in self._seen_mounts:
             self._seen_mounts.add(mount_namespace)
             yield from netns_refs.in_mounts(pid, most)
 
-    def _bounded(self, read: Callable[[int], Iterable[Trace]]) -> Iterator[Trace]:
+    def _bounded(self, read: Callable[[int], Iterable[NamespaceRef]]) -> Iterator[NamespaceRef]:
         """What is read of each of the other users' processes, until the time is up."""
         began = before = time.thread_time()
         for pid in self._others:
@@ -284,7 +284,7 @@ class DeepLook:
             before = now
             yield from found
 
-    def _noting(self, pid: int, found: Iterable[Trace], limit: str) -> Iterator[Trace]:
+    def _noting(self, pid: int, found: Iterable[NamespaceRef], limit: str) -> Iterator[NamespaceRef]:
         """A few of the traces to each namespace; the limit is noted where it was exceeded."""
         to: Counter[int] = Counter()
         try:

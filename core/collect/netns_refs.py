@@ -18,7 +18,7 @@ class TooMany(Exception):
     """There is more to read of a process than was asked for."""
 
 
-class Trace(NamedTuple):
+class NamespaceRef(NamedTuple):
     """One thing that leads to the namespace `inode`: a name under /run/netns, a process (or thread) id, the
     path of an nsfs mount, or a (pid, fd) pair."""
 
@@ -27,7 +27,7 @@ class Trace(NamedTuple):
     value: str | int | tuple[int, int]
 
 
-def path_of(trace: Trace) -> str:
+def path_of(trace: NamespaceRef) -> str:
     """The path by which a trace leads into its namespace."""
     match trace.value:
         case int(pid):
@@ -38,7 +38,7 @@ def path_of(trace: Trace) -> str:
             return f"{NAMES_DIR}/{name}" if trace.kind == "names" else str(name)
 
 
-def still_leads(trace: Trace) -> bool:
+def still_leads(trace: NamespaceRef) -> bool:
     """Whether the trace leads to its namespace now."""
     try:
         return inode_of(path_of(trace)) == trace.inode
@@ -51,7 +51,7 @@ def all_pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def in_processes(pids: Iterable[int], unreadable: list[int]) -> Iterator[Trace]:
+def in_processes(pids: Iterable[int], unreadable: list[int]) -> Iterator[NamespaceRef]:
     """The namespace of each process's main thread; those that may not be looked into go to `unreadable`."""
     for pid in pids:
         try:
@@ -60,15 +60,15 @@ def in_processes(pids: Iterable[int], unreadable: list[int]) -> Iterator[Trace]:
             unreadable.append(pid)
             continue
         if inode:
-            yield Trace(inode, "pids", pid)
+            yield NamespaceRef(inode, "pids", pid)
 
 
-def in_mounts(pid: int | None = None, most: int | None = None) -> Iterator[Trace]:
+def in_mounts(pid: int | None = None, most: int | None = None) -> Iterator[NamespaceRef]:
     """Every nsfs mount in this process's mount namespace, or in that of another, seen through that one.
     Raises TooMany where the list of its mounts has more than `most` bytes."""
     seen_through = "" if pid is None else f"/proc/{pid}/root"
     for path, inode in _nsfs_mounts(f"/proc/{'self' if pid is None else pid}/mountinfo", most):
-        yield Trace(inode, "mounts", f"{seen_through}{path}")
+        yield NamespaceRef(inode, "mounts", f"{seen_through}{path}")
 
 
 def mount_namespace(pid: int | Literal["self"]) -> str:
@@ -76,7 +76,7 @@ def mount_namespace(pid: int | Literal["self"]) -> str:
     return _link(f"/proc/{pid}/ns/mnt")
 
 
-def in_threads(pid: int, most: int | None = None) -> Iterator[Trace]:
+def in_threads(pid: int, most: int | None = None) -> Iterator[NamespaceRef]:
     """Threads of a process that left its namespace, by thread id. Raises TooMany after `most` threads."""
     tasks = f"/proc/{pid}/task"
     try:
@@ -91,10 +91,10 @@ def in_threads(pid: int, most: int | None = None) -> Iterator[Trace]:
         except OSError:
             continue
         if inode and inode != home:
-            yield Trace(inode, "pids", int(tid))
+            yield NamespaceRef(inode, "pids", int(tid))
 
 
-def in_descriptors(pid: int, places: Container[str], most: int | None = None) -> Iterator[Trace]:
+def in_descriptors(pid: int, places: Container[str], most: int | None = None) -> Iterator[NamespaceRef]:
     """Descriptors that hold a namespace open; `places` are the paths where namespaces are mounted. Raises
     TooMany after `most` descriptors."""
     folder = f"/proc/{pid}/fd"
@@ -107,7 +107,7 @@ def in_descriptors(pid: int, places: Container[str], most: int | None = None) ->
         if not inode and (link == "/" or link in places):
             inode = net_inode(path)
         if inode:
-            yield Trace(inode, "held_fds", (pid, int(descriptor)))
+            yield NamespaceRef(inode, "held_fds", (pid, int(descriptor)))
 
 
 def _entries(folder: str, most: int | None) -> Iterator[str]:

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from core.environment import is_wanted
 from core.model import OvsBridge, OvsInterface, OvsPort, Problem
-from core.tools import ToolFailed, find_tool, run_tool
+from core.tools import ToolFailed, find_tool, is_wanted, run_tool
 
 TIMEOUT = 5  # seconds
 _PACKAGE = "openvswitch-switch"

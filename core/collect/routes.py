@@ -11,7 +11,7 @@ from functools import lru_cache
 from core.collect import names
 from core.collect.link_kinds import address
 from core.model import Neighbour, NextHop, PolicyRule, Route
-from core.model.routes import METRICS, RTO_MIN
+from core.model.link import METRICS, RTO_MIN
 from core.netlink.client import Netlink, attributes, s32, text, u16, u32
 
 _RTM_GETNEIGH, _RTM_GETROUTE, _RTM_GETRULE = 30, 26, 34

@@ -38,10 +38,10 @@ def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Sn
     """
     wanted = set(PARTS if parts is None else parts)
     with ThreadPoolExecutor(3, "aside") as pool:
-        return _read_beside(_Aside(pool, wanted), wanted, deep)
+        return _read_beside(_BackgroundReads(pool, wanted), wanted, deep)
 
 
-class _Aside:
+class _BackgroundReads:
     """What others are waited for to tell, on other threads, begun at once: the engines, and the tools for the
     host's rules. What this program reads itself is read beside that on one thread: more of them would only
     wait for each other (Python's global lock).
@@ -61,7 +61,7 @@ class _Aside:
         return self._firewall.result() if self._firewall else {}
 
 
-def _read_beside(aside: _Aside, wanted: set[str], deep: bool) -> Snapshot:
+def _read_beside(aside: _BackgroundReads, wanted: set[str], deep: bool) -> Snapshot:
     """Read all that is wanted while the engines are being asked."""
     found, problems = namespaces.read_namespaces(deep)
     part_problems: dict[str, tuple[Problem, ...]] = {"namespaces": problems}

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
 from core.diagnose import forwarding, links, loads
-from core.diagnose.finding import Finding, Severity
 from core.diagnose.links import joined
 from core.diagnose.loads import storm_words
 from core.model import Ref
+from core.model.problem import Finding, Severity
 from core.topology import Topology
 
 __all__ = ["Finding", "Severity", "findings", "findings_of", "joined", "storm_words"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from core.diagnose.finding import Finding
 from core.model import (
     Chain,
     Container,
@@ -17,10 +16,10 @@ from core.model import (
     nat_ref,
     network_ref,
 )
-from core.nat.forward_policy import Published, Way, by_chain
-from core.nat.packets import is_loopback
-from core.nat.paths import targets
-from core.nat.remedies import allow_words, drop_words, gatekeeper, restrict_words
+from core.model.problem import Finding
+from core.nat.describe import allow_words, drop_words, gatekeeper, restrict_words
+from core.nat.forward_policy import ForwardPath, Published, by_chain
+from core.nat.packets import is_loopback, targets
 from core.tags import TABLE
 from core.text import quoted as quote
 from core.topology import Topology
@@ -90,7 +89,7 @@ def shut_networks(topology: Topology) -> Iterator[Finding]:
             continue
         if not bridge.addresses:
             continue  # an engine's that is stopped: nothing is led out of it
-        way = Way(bridge.name, found[0].name, network.subnets)
+        way = ForwardPath(bridge.name, found[0].name, network.subnets)
         ref, about = network_ref(network.id), (link_ref(bridge.key),)
         dropped = (one for one in judge.dropping(way, ("out", "answers")) if one.certain)
         for chain, kinds in by_chain(dropped):
@@ -107,7 +106,7 @@ def shut_ports(topology: Topology) -> Iterator[Finding]:
         network = next((one for one in map(topology.network, entry.networks) if one and one.bridge), None)
         if network is None or is_loopback(port.host_ip):
             continue
-        way = Way(network.bridge, found[0].name, published=port)
+        way = ForwardPath(network.bridge, found[0].name, published=port)
         about = tuple(container_ref(*uid.split(":", 1)) for uid in entry.containers)
         dropped = (one for one in judge.dropping(way, ("published", "replies")) if one.certain)
         for chain, kinds in by_chain(dropped):

@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from core.diagnose.finding import Finding
 from core.model import Container, Link, Ref, container_ref, link_ref, network_ref
+from core.model.problem import Finding
 from core.text import quoted as quote
 from core.topology import Topology
 

@@ -20,17 +20,17 @@ class ChangeList:
         self.changes: list[Change] = []
         self._at = at
 
-    def tell(self, action: str, ref: Ref, sentence: str) -> None:
+    def add(self, action: str, ref: Ref, sentence: str) -> None:
         """Add one change; `action` as core.model.Change has it."""
         self.changes.append(Change(self._at, action, ref, sentence))
 
-    def tell_each(self, action: str, found: Sequence[tuple[Ref, str]], together: str, ref: Ref) -> None:
+    def add_each(self, action: str, found: Sequence[tuple[Ref, str]], together: str, ref: Ref) -> None:
         """Add a change for each (reference, sentence), or one for all, `ref`'s, where they are many."""
         if len(found) < MANY:
             for each, sentence in found:
-                self.tell(action, each, sentence)
+                self.add(action, each, sentence)
         else:
-            self.tell(action, ref, f"{len(found)} {together}")
+            self.add(action, ref, f"{len(found)} {together}")
 
     def place(self, ns: int) -> str:
         """What a person calls a namespace, also one that is gone."""

@@ -25,14 +25,14 @@ _STATES = {"lowerlayerdown": "down: its other end is down", "notpresent": "not p
 _LEARNED = ("root_id", "root_port", "bridge_id", "vlans")
 
 
-def tell_links(told: ChangeList) -> None:
+def compare_links(log: ChangeList) -> None:
     """Tell what happened to links in namespaces that were there before and after."""
-    for ns, old, new in in_both(told.old.snapshot.nets, told.new.snapshot.nets):
+    for ns, old, new in in_both(log.old.snapshot.nets, log.new.snapshot.nets):
         if old.links is not new.links:
-            _tell_net(told, ns, old, new)
+            _compare_net(log, ns, old, new)
 
 
-def _tell_net(told: ChangeList, ns: int, old: NetState, new: NetState) -> None:
+def _compare_net(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
     same = {
         index
         for index in old.links.keys() & new.links.keys()
@@ -40,12 +40,12 @@ def _tell_net(told: ChangeList, ns: int, old: NetState, new: NetState) -> None:
     }
     gone = [link for index, link in old.links.items() if index not in same]
     come = [link for index, link in new.links.items() if index not in same]
-    where = told.place(ns)
-    told.tell_each(
+    where = log.place(ns)
+    log.add_each(
         "removed", [(link_ref(link.key), f"{link_words(link)} is gone from {where}") for link in gone],
         f"links are gone from {where}", namespace_ref(ns),
     )  # fmt: skip
-    told.tell_each(
+    log.add_each(
         "added", [(link_ref(link.key), _appeared(link, new, where)) for link in come],
         f"links appeared in {where}", namespace_ref(ns),
     )  # fmt: skip
@@ -53,7 +53,7 @@ def _tell_net(told: ChangeList, ns: int, old: NetState, new: NetState) -> None:
         before, after = old.links[index], new.links[index]
         if before is not after and before != after:
             for sentence in _differences(before, after, old, new, where):
-                told.tell("changed", link_ref(after.key), sentence)
+                log.add("changed", link_ref(after.key), sentence)
 
 
 def _appeared(link: Link, net: NetState, where: str) -> str:
@@ -138,30 +138,30 @@ _ANSWERING = ("reachable", "stale", "delay", "probe")
 RouteKey = tuple[int, str, str, str, int]
 
 
-def tell_routing(told: ChangeList) -> None:
+def compare_routing(log: ChangeList) -> None:
     """Tell what happened to routes, rules and neighbours in namespaces that were there before and after."""
-    for ns, old, new in in_both(told.old.snapshot.nets, told.new.snapshot.nets):
+    for ns, old, new in in_both(log.old.snapshot.nets, log.new.snapshot.nets):
         if old.routes is not new.routes:
-            _tell_routes(told, ns, old, new)
+            _compare_routes(log, ns, old, new)
         if old.rules is not new.rules:
-            _tell_rules(told, ns, old.rules, new.rules)
+            _compare_rules(log, ns, old.rules, new.rules)
         if old.neighbours is not new.neighbours:
-            _tell_neighbours(told, ns, old, new)
+            _compare_neighbours(log, ns, old, new)
 
 
-def _tell_routes(told: ChangeList, ns: int, old: NetState, new: NetState) -> None:
+def _compare_routes(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
     before, after = _keyed(old.routes), _keyed(new.routes)
-    ref, where = namespace_ref(ns), told.place(ns)
+    ref, where = namespace_ref(ns), log.place(ns)
     gone = [_route_words(before[key], old) for key in before if key not in after]
     come = [_route_words(after[key], new) for key in after if key not in before]
-    told.tell_each("removed", [(ref, f"route {words} is gone from {where}") for words in gone],
+    log.add_each("removed", [(ref, f"route {words} is gone from {where}") for words in gone],
                    f"routes are gone from {where}", ref)  # fmt: skip
-    told.tell_each("added", [(ref, f"route {words} appeared in {where}") for words in come],
+    log.add_each("added", [(ref, f"route {words} appeared in {where}") for words in come],
                    f"routes appeared in {where}", ref)  # fmt: skip
     for key in after:
         if key in before and _route_words(before[key], old) != _route_words(after[key], new):
             words = f"route {_route_words(after[key], new)} in {where} was {_route_words(before[key], old)}"
-            told.tell("changed", ref, words)
+            log.add("changed", ref, words)
 
 
 def _keyed(routes: Iterable[Route]) -> dict[RouteKey, Route]:
@@ -183,12 +183,14 @@ def _route_words(route: Route, net: NetState) -> str:
     return " ".join([*words, *(["table", route.table] if route.table != "main" else [])])
 
 
-def _tell_rules(told: ChangeList, ns: int, old: tuple[PolicyRule, ...], new: tuple[PolicyRule, ...]) -> None:
-    ref, where = namespace_ref(ns), told.place(ns)
+def _compare_rules(
+    log: ChangeList, ns: int, old: tuple[PolicyRule, ...], new: tuple[PolicyRule, ...]
+) -> None:
+    ref, where = namespace_ref(ns), log.place(ns)
     for rule in missing_in(new, old):
-        told.tell("removed", ref, f"routing rule {_rule_words(rule)} is gone from {where}")
+        log.add("removed", ref, f"routing rule {_rule_words(rule)} is gone from {where}")
     for rule in missing_in(old, new):
-        told.tell("added", ref, f"routing rule {_rule_words(rule)} appeared in {where}")
+        log.add("added", ref, f"routing rule {_rule_words(rule)} appeared in {where}")
 
 
 def _rule_words(rule: PolicyRule) -> str:
@@ -201,19 +203,19 @@ def _rule_words(rule: PolicyRule) -> str:
     return " ".join([*words, *([str(rule.goto)] if rule.goto is not None else [])])
 
 
-def _tell_neighbours(told: ChangeList, ns: int, old: NetState, new: NetState) -> None:
+def _compare_neighbours(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
     """Only who stopped answering and who answers again: the states between come and go all the time."""
     before = {(each.ifindex, each.address): each.state for each in old.neighbours}
     for neighbour in new.neighbours:
         was = before.get((neighbour.ifindex, neighbour.address))
         if was in _ANSWERING and neighbour.state == "failed":
-            _tell_neighbour(told, ns, new, neighbour, "does not answer any more")
+            _compare_neighbour(log, ns, new, neighbour, "does not answer any more")
         elif was == "failed" and neighbour.state in _ANSWERING:
-            _tell_neighbour(told, ns, new, neighbour, "answers again")
+            _compare_neighbour(log, ns, new, neighbour, "answers again")
 
 
-def _tell_neighbour(told: ChangeList, ns: int, net: NetState, neighbour: Neighbour, what: str) -> None:
+def _compare_neighbour(log: ChangeList, ns: int, net: NetState, neighbour: Neighbour, what: str) -> None:
     link = net.links.get(neighbour.ifindex)
     on = f" on {link.name}" if link else ""
     ref = link_ref(LinkKey(ns, neighbour.ifindex))
-    told.tell("changed", ref, f"neighbour {neighbour.address}{on} in {told.place(ns)} {what}")
+    log.add("changed", ref, f"neighbour {neighbour.address}{on} in {log.place(ns)} {what}")

@@ -13,14 +13,14 @@ from core.flows.describe import (
     state_text,
     status_words,
 )
-from core.flows.interpretation import End, Entry, Flow, entry_of, flow_of, sentence, translators
+from core.flows.interpretation import ConntrackEntry, End, Flow, entry_of, flow_of, sentence, translators
 
 __all__ = [
     "PROTOCOLS",
     "STATES",
     "TRANSLATIONS",
+    "ConntrackEntry",
     "End",
-    "Entry",
     "Flow",
     "FlowColumns",
     "address_bytes",

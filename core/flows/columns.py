@@ -68,7 +68,7 @@ def any_of(rows: Column) -> Column:
     return np.asarray(found)
 
 
-class Places:
+class KeyPositions:
     """Where each key of a column stands."""
 
     def __init__(self, keys: Column) -> None:

@@ -30,7 +30,7 @@ from core.model.firewall import FirewallRule, NatEntry
 _ENTRY = struct.Struct("=IIIIHBBB?16s16s16s16sHHHHQQQQQ")
 
 
-class Entry(NamedTuple):
+class ConntrackEntry(NamedTuple):
     """One row of CONNTRACK_DTYPE as plain values; addresses are 16 bytes."""
 
     id: int
@@ -90,7 +90,7 @@ class Flow:
     ends behind all translation. `snat` is the source that the responder sees, `dnat` the destination that the
     origin addressed; "" where they are the real ones."""
 
-    entry: Entry
+    entry: ConntrackEntry
     origin: End
     responder: End
     snat: str
@@ -119,12 +119,12 @@ class Flow:
         return ", ".join(part for part in parts if part)
 
 
-def entry_of(row: Any) -> Entry:
+def entry_of(row: Any) -> ConntrackEntry:
     """One element of a CONNTRACK_DTYPE array as plain values."""
-    return Entry._make(_ENTRY.unpack(row.tobytes()))
+    return ConntrackEntry._make(_ENTRY.unpack(row.tobytes()))
 
 
-def flow_of(entry: Entry, names: Mapping[bytes, str] = MappingProxyType({})) -> Flow:
+def flow_of(entry: ConntrackEntry, names: Mapping[bytes, str] = MappingProxyType({})) -> Flow:
     """Understand an entry; `names` tells, by an address's 16 bytes, whose it is in the entry's namespace."""
     has_ports = entry.has_ports
     return Flow(
@@ -140,7 +140,7 @@ def _end(address: bytes, port: int | None, names: Mapping[bytes, str]) -> End:
     return End(address_text(address), port, names.get(address, ""))
 
 
-def _seen_source(entry: Entry, has_ports: bool) -> str:
+def _seen_source(entry: ConntrackEntry, has_ports: bool) -> str:
     """The translated source; "" where the source is not translated."""
     port_changed = has_ports and entry.reply_dport != entry.orig_sport
     id_changed = entry.is_icmp and entry.reply_sport != entry.orig_sport
@@ -150,7 +150,7 @@ def _seen_source(entry: Entry, has_ports: bool) -> str:
     return f"{text} id {entry.reply_sport}" if id_changed else text
 
 
-def _addressed_destination(entry: Entry, has_ports: bool) -> str:
+def _addressed_destination(entry: ConntrackEntry, has_ports: bool) -> str:
     """The destination before translation; "" where the destination is not translated."""
     if entry.reply_src == entry.orig_dst and not (has_ports and entry.reply_sport != entry.orig_dport):
         return ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from core.flows.columns import FlowColumns, Places, any_of, back, before, one_way
+from core.flows.columns import FlowColumns, KeyPositions, any_of, back, before, one_way
 from core.flows.describe import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, FastFlows, Sockets
 from core.model.conntrack import IPS_ASSURED, IPS_CONFIRMED, IPS_SEEN_REPLY
@@ -24,7 +24,7 @@ _SLIGHT = 0.05  # the part of all packets below which a direction says nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Paths:
+class FastPathColumns:
     """What the fast path adds: `counters` has shape (n, 4), packets of both directions, then bytes, one row
     for each conntrack entry and after them one for each of `loose`; `path` an index into PATHS for each,
     `since` when the first packet of them was seen, Unix time in seconds, infinite where none was. `loose` are
@@ -36,7 +36,7 @@ class Paths:
     loose: Conntrack | None = None
 
 
-NO_PATHS = Paths()
+NO_PATHS = FastPathColumns()
 
 
 def ways_of(table: Conntrack) -> tuple[Column, Column]:
@@ -48,14 +48,14 @@ def joined(
     tables: Sequence[Conntrack],
     fast: FastFlows,
     ways: Callable[[Conntrack], tuple[Column, Column]] = ways_of,
-) -> Paths:
+) -> FastPathColumns:
     """Find for each direction that the fast path counted the conntrack entry it belongs to."""
     flows = fast.entries
     count = sum(len(table.entries) for table in tables)
     counters, path = np.zeros((count, 4), np.uint64), np.zeros(count, np.uint8)
     live, since = np.zeros((count, 2), bool), np.full(count, np.inf)
     began = _began(flows["first_seen"])
-    places = Places(one_way(flows, "src", "sport", "dst", "dport"))
+    places = KeyPositions(one_way(flows, "src", "sport", "dst", "dport"))
     used = np.zeros(len(flows), bool)
     start = 0
     for table in tables:
@@ -73,10 +73,10 @@ def joined(
         start = end
     loose = _loose(flows[~used], fast) if not used.all() else None
     if loose is None:
-        return Paths(counters, path, since)
+        return FastPathColumns(counters, path, since)
     table, extra, its_path = loose
     counters, path = np.concatenate((counters, extra)), np.concatenate((path, its_path))
-    return Paths(counters, path, np.concatenate((since, _began(table.entries["start"]))), table)
+    return FastPathColumns(counters, path, np.concatenate((since, _began(table.entries["start"]))), table)
 
 
 def _began(nanoseconds: Column) -> Column:
@@ -114,7 +114,7 @@ def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:
     one."""
     own = one_way(flows, "src", "sport", "dst", "dport")
     answer = one_way(flows, "new_dst", "new_dport", "new_src", "new_sport")
-    partner = Places(own).of(answer)
+    partner = KeyPositions(own).of(answer)
     place = np.arange(len(flows))
     began = flows["first_seen"]
     other = began[np.maximum(partner, 0)]
@@ -256,3 +256,91 @@ def began(tables: Sequence[Conntrack]) -> Column:
     """When each began by the kernel's own time stamp: Unix time in seconds, NaN where it keeps none."""
     start = whole("start", tables, np.uint64)
     return np.where(start > 0, start / 1e9, np.nan)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupSums:
+    """What was added up, one row a group: `codes` says which, `flows` how many flows, `sums` has shape
+    (groups, values)."""
+
+    codes: Column
+    flows: Column
+    sums: Column
+
+
+def added(codes: Sequence[Column], values: Column) -> GroupSums:
+    """Add `values` (shape (flows, values)) up by code; a flow may belong to several groups, one for each
+    column of codes, but counts once in each. A code below 0 means none."""
+    rows, group = [], []
+    for number, column in enumerate(codes):
+        mine = column >= 0
+        for earlier in codes[:number]:
+            mine &= column != earlier
+        found = np.flatnonzero(mine)
+        rows.append(found)
+        group.append(column[found])
+    every, of = np.concatenate(rows), np.concatenate(group)
+    unique, place = np.unique(of, return_inverse=True)
+    flows = np.bincount(place, minlength=len(unique))
+    parts = [np.bincount(place, values[every, one], len(unique)) for one in range(values.shape[1])]
+    sums = np.stack(parts, axis=1) if parts else np.zeros((len(unique), 0))
+    return GroupSums(unique, flows, sums)
+
+
+def crossed(senders: Column, receivers: Column, size: int, values: Column) -> Column:
+    """A matrix of sums, shape (size, size): what each sent to each; a code below 0 is left out."""
+    known = (senders >= 0) & (receivers >= 0)
+    cell = senders[known].astype(np.int64) * size + receivers[known]
+    return np.bincount(cell, values[known], size * size).reshape(size, size)
+
+
+_LONGEST = 8  # entries of one tuple that are compared with one another
+
+
+def connections(first: Column, last: Column, place: Column, neighbours: Column) -> Column:
+    """A number for each row, the same for the hops of one connection.
+
+    `first` and `last` are the keys of the tuple as it comes in and as it goes on, `place` the number of the
+    row's namespace, `neighbours` a symmetric matrix that tells which namespaces hang together: only their
+    entries can be hops of one connection, for the same tuple may well live in strangers' namespaces.
+    """
+    one, other = _links(first, last, place, neighbours)
+    labels = np.arange(len(first))
+    while True:
+        least = np.minimum(labels[one], labels[other])
+        before = labels.copy()
+        np.minimum.at(labels, one, least)
+        np.minimum.at(labels, other, least)
+        labels = labels[labels]
+        if np.array_equal(labels, before):
+            return labels
+
+
+def _links(first: Column, last: Column, place: Column, neighbours: Column) -> tuple[Column, Column]:
+    """Pairs of rows that share a tuple and stand in namespaces that hang together."""
+    rows = np.arange(len(first))
+    changed = np.flatnonzero(first != last)
+    keys, owners = np.concatenate((first, last[changed])), np.concatenate((rows, changed))
+    order = np.argsort(keys, kind="stable")
+    keys, owners = keys[order], owners[order]
+    ones, others = [], []
+    for step in range(1, _LONGEST):
+        same = np.flatnonzero(keys[step:] == keys[:-step])
+        if not same.size:
+            break
+        one, other = owners[same], owners[same + step]
+        near = neighbours[place[one], place[other]] & (place[one] != place[other])
+        ones.append(one[near])
+        others.append(other[near])
+    none = np.zeros(0, np.intp)
+    return np.concatenate([none, *ones]), np.concatenate([none, *others])
+
+
+def edges(labels: Column, rank: Column) -> Column:
+    """Where a row stands for its connection: of its hops the one of the highest rank."""
+    order = np.lexsort((-rank, labels))
+    chosen = np.ones(len(labels), bool)
+    chosen[1:] = labels[order][1:] != labels[order][:-1]
+    result = np.zeros(len(labels), bool)
+    result[order[chosen]] = True
+    return result

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from core.flows.columns import Places, any_of, identity
+from core.flows.columns import KeyPositions, any_of, identity
 from core.flows.merge import (
     FAST,
     GENERATIONS,
     NO_PATHS,
     PART,
     UNKNOWN,
+    FastPathColumns,
     FlowTable,
-    Paths,
     began,
     counters_of,
     is_part,
@@ -47,7 +47,7 @@ class Reading:
 
 
 @dataclass(slots=True, eq=False)
-class _Memory:
+class _EarlierReadings:
     """What is known of each row, row after row: its key, the counters of two earlier looks and when these
     were, what the fast path counted at last and in earlier lives, its speeds, when it last moved, when it
     was born, and its packets of late. Times and counts that say nothing are NaN."""
@@ -62,7 +62,7 @@ class _Memory:
     late: Column  # (n, 2, 4): at the last look, and of late; all packets of both directions, then fast ones
 
     @classmethod
-    def of(cls, count: int) -> _Memory:
+    def of(cls, count: int) -> _EarlierReadings:
         """Room for so many rows."""
         return cls(
             np.zeros(count, np.uint64), np.zeros((count, 2, 4), np.uint64), np.zeros((count, 2)),
@@ -70,17 +70,17 @@ class _Memory:
             np.full(count, np.nan), np.zeros((count, 2, 4)),
         )  # fmt: skip
 
-    def taken(self, rows: Column) -> _Memory:
+    def taken(self, rows: Column) -> _EarlierReadings:
         """Some of the rows, in that order."""
-        return _Memory(
+        return _EarlierReadings(
             self.keys[rows], self.counts[rows], self.times[rows], self.fast[rows], self.speeds[rows],
             self.moved[rows], self.born[rows], self.late[rows],
         )  # fmt: skip
 
-    def extended(self, more: _Memory) -> _Memory:
+    def extended(self, more: _EarlierReadings) -> _EarlierReadings:
         """These rows and then the others."""
         pairs = ((getattr(self, name), getattr(more, name)) for name in self.__slots__)
-        return _Memory(*(np.concatenate(pair) for pair in pairs))
+        return _EarlierReadings(*(np.concatenate(pair) for pair in pairs))
 
 
 @dataclass(slots=True, eq=False)
@@ -88,9 +88,9 @@ class FlowMeter:
     """Takes one reading after another. All times are monotonic, so that a step of the clock does no harm;
     counters that go backwards begin anew; what a dump leaves out once is remembered until the next."""
 
-    _memory: _Memory = field(default_factory=lambda: _Memory.of(0))
-    _missed: _Memory = field(default_factory=lambda: _Memory.of(0))
-    _places: Places = field(default_factory=lambda: Places(np.zeros(0, np.uint64)))
+    _memory: _EarlierReadings = field(default_factory=lambda: _EarlierReadings.of(0))
+    _missed: _EarlierReadings = field(default_factory=lambda: _EarlierReadings.of(0))
+    _places: KeyPositions = field(default_factory=lambda: KeyPositions(np.zeros(0, np.uint64)))
     _seen: dict[int, float] = field(default_factory=dict)
     _told: tuple[Column, ...] = ()  # what the generation of the newest table stands for
     _is_fast: bool = False  # whether the fast path ever counted anything
@@ -216,18 +216,20 @@ class FlowMeter:
         wanted = np.concatenate(new) if new else np.zeros(0, np.uint64)
         old = self._memory
         if len(wanted) == len(old.keys) and np.array_equal(wanted, old.keys):
-            self._missed = _Memory.of(0)
+            self._missed = _EarlierReadings.of(0)
             return
         known = old.extended(self._missed) if len(self._missed.keys) else old
-        place = Places(known.keys).of(wanted)
+        place = KeyPositions(known.keys).of(wanted)
         found = place >= 0
         left = np.ones(len(known.keys), bool)
         left[place[found]] = False
         self._missed = old.taken(np.flatnonzero(left[: len(old.keys)]))
-        self._memory = known.taken(np.maximum(place, 0)) if len(known.keys) else _Memory.of(len(wanted))
+        self._memory = (
+            known.taken(np.maximum(place, 0)) if len(known.keys) else _EarlierReadings.of(len(wanted))
+        )
         self._memory.keys = wanted
         self._begin(np.flatnonzero(~found), tables, times, at - now)
-        self._places = Places(wanted)
+        self._places = KeyPositions(wanted)
 
     def _begin(self, rows: Column, tables: Sequence[Conntrack], times: Column, offset: float) -> None:
         """Rows seen for the first time: where their namespace was looked at before, they began since then,
@@ -302,7 +304,7 @@ class FlowMeter:
         memory.counts[rows], memory.times[rows] = old, at
 
     def _published(
-        self, tables: tuple[Conntrack, ...], counters: Column, paths: Paths, now: float, at: float,
+        self, tables: tuple[Conntrack, ...], counters: Column, paths: FastPathColumns, now: float, at: float,
         measured: bool,
     ) -> FlowTable:  # fmt: skip
         path = paths.path if paths.path is not None else np.zeros(len(counters), np.uint8)

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-from core.environment import ENGINES, with_packages
 from core.lab.blueprint import READY, LabSettings
+from core.tools import ENGINES, with_packages
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET

@@ -18,8 +18,7 @@ from core.collect.conntrack import read_usage
 from core.collect.host import read_host
 from core.collect.snapshot import read_engines
 from core.diagnose import findings
-from core.metrics.fastpath import FastPathSource, fill_fast_path
-from core.metrics.samples import SampleSet, unique
+from core.metrics.samples import FastPathSource, SampleSet, fill_fast_path, unique
 from core.model import Container, Link, LinkStats, Namespace, Network, Problem, Snapshot
 from core.netlink.netns import NamespaceGone
 from core.topology import Topology
@@ -212,7 +211,7 @@ class HostCollector(Collector):
     def _scrape(self) -> Iterable[Metric]:
         sheet = SampleSet()
         sheet.add("vnet_build_info", (_version(),), 1)
-        look = Look()
+        look = HostReading()
         for part, read in look.parts():
             self._try(sheet, part, read)
         topology = Topology(look.snapshot())
@@ -251,7 +250,7 @@ class HostCollector(Collector):
             self._say(sentence)
 
 
-class Look:
+class HostReading:
     """What is read of the host for one scrape."""
 
     def __init__(self) -> None:

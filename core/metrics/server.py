@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
 from core.collect.engine_http import Waiting
 from core.metrics.collector import HostCollector
-from core.metrics.fastpath import FastPathSource
+from core.metrics.samples import FastPathSource
 
 _MOST_CLIENTS = 16
 _PATIENCE = 5.0

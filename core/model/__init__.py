@@ -23,11 +23,15 @@ from core.model.link import (
     Link,
     LinkStats,
     LinkTuning,
+    Neighbour,
+    NextHop,
     OvsBridge,
     OvsInterface,
     OvsPort,
     PacketSizes,
+    PolicyRule,
     PortVlan,
+    Route,
 )
 from core.model.problem import Problem
 from core.model.refs import (
@@ -42,7 +46,6 @@ from core.model.refs import (
     network_ref,
     talk_ref,
 )
-from core.model.routes import Neighbour, NextHop, PolicyRule, Route
 from core.model.snapshot import PARTS, Change, Host, Listener, Namespace, NetState, Snapshot, Storm
 
 __all__ = [

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
 from core.model.firewall import Firewall
-from core.model.link import FdbEntry, Link, LinkTuning, OvsBridge
+from core.model.link import FdbEntry, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
 from core.model.problem import Problem
 from core.model.refs import LinkKey, Ref
-from core.model.routes import Neighbour, PolicyRule, Route
 
 
 @dataclass(frozen=True, slots=True)

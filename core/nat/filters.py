@@ -10,8 +10,18 @@ from itertools import chain
 from core.model import Chain, Firewall, FirewallRule
 from core.nat.describe import filtered, side, some_packets, traffic
 from core.nat.owners import Owners
-from core.nat.packets import Prefix, covers, split, takes_link
-from core.nat.paths import ChainKey, PlacedRule, branches, chain_key, matches_of, targets
+from core.nat.packets import (
+    ChainKey,
+    PlacedRule,
+    Prefix,
+    branches,
+    chain_key,
+    covers,
+    matches_of,
+    split,
+    takes_link,
+    targets,
+)
 from core.nat.raw_entries import RawEntry, family_of
 
 _VERDICTS = ("accept", "drop", "reject")

@@ -7,8 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from core.model import Chain, Choice, Firewall, FirewallRule
-from core.nat.packets import Kind, Packet, bounds, families_of, split, takes_link
-from core.nat.paths import ChainKey, chain_key, targets
+from core.nat.packets import (
+    ChainKey,
+    Kind,
+    Packet,
+    bounds,
+    chain_key,
+    families_of,
+    split,
+    takes_link,
+    targets,
+)
 from core.tags import TABLE
 
 _REFUSING = ("drop", "reject")
@@ -28,7 +37,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ForwardPath:
     """Whose packets are judged: a bridge's, its `subnets` (none: any), the host's `uplink` ("" where it has
     none), the port that is `published`, and the bridge that it is joined `to`."""
 
@@ -40,7 +49,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropping:
+class DroppingChain:
     """A chain at a hook that drops a kind of packet, or may do so (not `certain`), of these families (IPv6 or
     not); `rule` is the first that does, None for the chain's policy; `where` the chain in which an accept
     put first lets them pass."""
@@ -53,15 +62,15 @@ class Dropping:
     where: str
 
 
-class Judge:
+class PolicyEvaluator:
     """One firewall's rules, by chain; our own table is left out."""
 
     def __init__(self, firewall: Firewall) -> None:
         self.firewall = firewall
 
     def dropping(
-        self, way: Way, kinds: Iterable[Kind], families: Collection[bool] = (False, True)
-    ) -> Iterator[Dropping]:
+        self, way: ForwardPath, kinds: Iterable[Kind], families: Collection[bool] = (False, True)
+    ) -> Iterator[DroppingChain]:
         """Which of these kinds of packets of these families others' chains do not let pass."""
         kinds = tuple(kinds)
         for chain in self._deciding:
@@ -99,7 +108,7 @@ class Judge:
                 return True
         return False
 
-    def _judged(self, chain: Chain, kind: Kind, packets: Sequence[Packet]) -> Dropping | None:
+    def _judged(self, chain: Chain, kind: Kind, packets: Sequence[Packet]) -> DroppingChain | None:
         walks = [(packet, self._walk(packet, chain)) for packet in packets]
         dropped = [(packet, walk) for packet, walk in walks if walk.drops]
         if not dropped:
@@ -110,7 +119,7 @@ class Judge:
         families = tuple(dict.fromkeys(packet.ipv6 for packet, _ in dropped))
         first = next((walk for _, walk in dropped if not walk.passes), dropped[0][1])
         where = self._where(chain, [packet for packet, _ in dropped])
-        return Dropping(chain, kind, certain, families, first.rule, where)
+        return DroppingChain(chain, kind, certain, families, first.rule, where)
 
     def _walk(self, packet: Packet, chain: Chain, passing: str = "") -> _Walk:
         walk = _Walk(self._rules, packet, passing and (*_key(chain)[:3], passing))
@@ -257,7 +266,7 @@ def _all_of_a_family(walks: Sequence[tuple[Packet, _Walk]]) -> bool:
     )
 
 
-def _packets(kind: Kind, way: Way, chain: Chain) -> Iterator[Packet]:
+def _packets(kind: Kind, way: ForwardPath, chain: Chain) -> Iterator[Packet]:
     """The packets of a kind as they come by a chain."""
     for ipv6 in families_of(chain.family):
         if chain.hook == "forward":
@@ -266,7 +275,7 @@ def _packets(kind: Kind, way: Way, chain: Chain) -> Iterator[Packet]:
             yield from _received(kind, way, chain.priority, ipv6)
 
 
-def _forwarded(kind: Kind, way: Way, ipv6: bool) -> Iterator[Packet]:
+def _forwarded(kind: Kind, way: ForwardPath, ipv6: bool) -> Iterator[Packet]:
     port = way.published
     if port is None:
         yield from _of_networks(kind, way, ipv6)
@@ -282,7 +291,7 @@ def _forwarded(kind: Kind, way: Way, ipv6: bool) -> Iterator[Packet]:
         yield replace(back, sport=port.ports, states=states)
 
 
-def _of_networks(kind: Kind, way: Way, ipv6: bool) -> Iterator[Packet]:
+def _of_networks(kind: Kind, way: ForwardPath, ipv6: bool) -> Iterator[Packet]:
     subnets = [one for one in way.subnets if (":" in one) == ipv6]
     bridge, uplink = way.bridge, way.to or way.uplink
     for subnet in subnets if way.subnets else ("",):
@@ -300,7 +309,7 @@ def _of_networks(kind: Kind, way: Way, ipv6: bool) -> Iterator[Packet]:
                 yield replace(packet, states=frozenset(("established",)))
 
 
-def _received(kind: Kind, way: Way, priority: int, ipv6: bool) -> Iterator[Packet]:
+def _received(kind: Kind, way: ForwardPath, priority: int, ipv6: bool) -> Iterator[Packet]:
     """The same before the host has decided where they go: what comes to a published port is still addressed
     to the host, until the addresses are translated."""
     port = way.published
@@ -323,9 +332,9 @@ def _received(kind: Kind, way: Way, priority: int, ipv6: bool) -> Iterator[Packe
         )
 
 
-def by_chain(found: Iterable[Dropping]) -> list[tuple[Chain, list[Dropping]]]:
+def by_chain(found: Iterable[DroppingChain]) -> list[tuple[Chain, list[DroppingChain]]]:
     """What each chain drops."""
-    groups: dict[Chain, list[Dropping]] = {}
+    groups: dict[Chain, list[DroppingChain]] = {}
     for one in found:
         groups.setdefault(one.chain, []).append(one)
     return list(groups.items())

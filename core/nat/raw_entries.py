@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from core.model import FirewallRule, NatEntry
-from core.nat.paths import PlacedRule
+from core.nat.packets import PlacedRule
 
 
 @dataclass(slots=True)

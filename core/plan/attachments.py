@@ -4,19 +4,81 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, count
 
 from core.model import Network
-from core.operations import AddAddress, AddRoute, CreateVeth, NetnsTarget, Operation, SetLink
-from core.plan import ipam, persistent, validate
-from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
+from core.operations import (
+    AddAddress,
+    AddRoute,
+    CreateVeth,
+    ForgetAttachment,
+    NetnsTarget,
+    Operation,
+    PersistAttachment,
+    SetLink,
+)
+from core.plan import ipam, validate
+from core.plan.builder import CannotPlan, PlanBuilder, Target, draft_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
 from core.plan.ports import withdraw
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork, OurPort
 from core.plan.teardown import delete_pair
 from core.text import safe
+
+# Engines whose containers get another network namespace with each start.
+_RUNTIMES = ("docker", "podman")
+
+
+def persist_steps(
+    target: Target, network: OurNetwork, steps: Iterable[Operation], draft: PlanBuilder
+) -> None:
+    """Have the agent do the steps of an attachment again whenever its container restarts."""
+    forget(target.uid, network.name, draft)
+    if target.uid.partition(":")[0] in _RUNTIMES:
+        persist(PersistAttachment(target.uid, network.name, tuple(steps)), draft)
+
+
+def forget(container: str, network: str, draft: PlanBuilder) -> bool:
+    """Have the agent do it no more; says whether it would have."""
+    before = draft.kept.pop((container, network), None)
+    if before is None:
+        return False
+    draft.do(ForgetAttachment(before))
+    return True
+
+
+def persist_routes(
+    target: Target,
+    network: OurNetwork,
+    draft: PlanBuilder,
+    more: Collection[AddRoute] = (),
+    less: Collection[AddRoute] = (),
+) -> None:
+    """Have the agent make other routes when it makes an attachment again."""
+    before = draft.kept.get((target.uid, network.name))
+    if before is None:
+        return
+    left = tuple(step for step in before.steps_at(target.place) if step not in (*more, *less))
+    forget(before.container, before.network, draft)
+    persist(replace(before, steps=(*left, *more)), draft)
+
+
+def persistent_addresses(target: Target, network: OurNetwork, draft: PlanBuilder) -> tuple[str, ...]:
+    """The addresses that are kept for a container that is to be attached anew, given free for it."""
+    before = draft.kept.get((target.uid, network.name))
+    adding = [step for step in before.steps if isinstance(step, AddAddress)] if before else []
+    found = [ipaddress.ip_interface(step.address) for step in adding]
+    draft.used.difference_update(str(one.ip) for one in found)
+    return tuple(str(one.ip) for one in found if str(one.network) in network.subnets)
+
+
+def persist(wanted: PersistAttachment, draft: PlanBuilder) -> None:
+    """Have the agent do it."""
+    draft.do(wanted)
+    draft.kept[wanted.container, wanted.network] = wanted
 
 
 @draft_steps.register
@@ -41,14 +103,14 @@ def attach(
         validate.link_name(inner),
         when(inner in target.links, f"{safe(target.name)} has a link {safe(inner)} already"),
     )
-    held = persistent.addresses(target, network, draft)
+    held = persistent_addresses(target, network, draft)
     chosen = _addresses(target, network, addresses or held, draft)
     member = OurMember(target.uid, network.name, _port_name(target.name, draft), inner, chosen)
     if len(member.tag().encode()) > ALIAS_BYTES:
-        raise Refusal([f"the name of {safe(target.name)} is too long for the tag of its link"])
+        raise CannotPlan([f"the name of {safe(target.name)} is too long for the tag of its link"])
     steps = tuple(_wiring(member, target, network, draft))
     draft.do(*steps)
-    persistent.keep(target, network, steps, draft)
+    persist_steps(target, network, steps, draft)
     draft.host_names.add(member.port)
     target.links.add(inner)
     target.ways.update(network.subnets)
@@ -156,7 +218,7 @@ def _addresses(
         try:
             address = given.get(":" in subnet) or ipam.next_address(subnet, draft.used | led.keys())
         except ipam.Exhausted as error:
-            raise Refusal([f"{network.name} is full: {error}"]) from error
+            raise CannotPlan([f"{network.name} is full: {error}"]) from error
         draft.warn(_led(led.get(address), target))
         draft.used.add(address)
         chosen.append(f"{address}/{ipaddress.ip_network(subnet).prefixlen}")
@@ -185,7 +247,7 @@ def _(request: Detach, draft: PlanBuilder) -> str:
         draft.uid_of(request.container),
     )
     there = any((one.container, one.network) == (uid, name) for one in draft.ours.members)
-    if (not there or _has_ended(uid, draft)) and persistent.forget(uid, name, draft):
+    if (not there or _has_ended(uid, draft)) and forget(uid, name, draft):
         return f"attach {safe(request.container)} to {safe(name)} no more when it starts"
     target = draft.target(request.container)
     draft.removing()
@@ -202,7 +264,7 @@ def _has_ended(uid: str, draft: PlanBuilder) -> bool:
 def _member(target: Target, network: str, draft: PlanBuilder) -> OurMember:
     found = next((member for member in draft.ours.members if _is(member, target, network)), None)
     if found is None:
-        raise Refusal([f"{safe(target.name)} is not attached to {safe(network)} by vnet"])
+        raise CannotPlan([f"{safe(target.name)} is not attached to {safe(network)} by vnet"])
     return found
 
 
@@ -210,14 +272,14 @@ def detach_member(member: OurMember, draft: PlanBuilder) -> None:
     """Add the steps that take an attachment away whole, its published ports before."""
     port = draft.link(member.port)
     if port is None:
-        raise Refusal([f"the link {member.port} is not there yet"])
+        raise CannotPlan([f"the link {member.port} is not there yet"])
     addresses = {address.partition("/")[0] for address in member.addresses}
     published = [one for one in draft.ours.ports if one.address in addresses]
     for one in published:
         draft.hit(f"its port {one.port_id} is published no more")
     withdraw(published, draft)
     inner = draft.topology.peer(port)
-    persistent.forget(member.container, member.network, draft)
+    forget(member.container, member.network, draft)
     delete_pair(draft, port)
     draft.drop_member(member)
     draft.used.difference_update(addresses)
@@ -259,7 +321,7 @@ def _move_by_docker(request: Move, networks: list[Network | None], draft: PlanBu
     """Have Docker attach before it detaches, so that there is a way at each moment."""
     there, to = networks
     if there is None or to is None:
-        raise Refusal(["one of the two networks is Docker's, the other is not: attach, then detach"])
+        raise CannotPlan(["one of the two networks is Docker's, the other is not: attach, then detach"])
     container = draft.container(request.container)
     is_there = any(end.network == there.name for end in container.endpoints)
     asked = Attach(request.container, to.name, request.addresses)

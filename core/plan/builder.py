@@ -34,7 +34,7 @@ class Refused:
     reasons: tuple[str, ...]
 
 
-class Refusal(Exception):
+class CannotPlan(Exception):
     """Raised inside planning; becomes Refused."""
 
     def __init__(self, reasons: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class Refusal(Exception):
 def require(*reasons: str) -> None:
     """Raise Refusal with those of the reasons that are not empty."""
     if given := tuple(reason for reason in reasons if reason):
-        raise Refusal(given)
+        raise CannotPlan(given)
 
 
 def when(so: object, reason: str) -> str:
@@ -184,7 +184,9 @@ class PlanBuilder:
             return NetnsTarget(names[0])
         if space and space.pids:
             return self._by_process(self.holder(space), space.pids, ns)
-        raise Refusal([f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"])
+        raise CannotPlan(
+            [f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"]
+        )
 
     def sysctl(self, key: str, value: str, before: str) -> None:
         """Set one kernel setting of the host, once."""
@@ -203,9 +205,9 @@ class PlanBuilder:
         ns = container.netns
         label = safe(container.name)
         if ns is None:
-            raise Refusal([f"{label} is not running: it has no network namespace to attach to"])
+            raise CannotPlan([f"{label} is not running: it has no network namespace to attach to"])
         if ns == self.topology.host:
-            raise Refusal([f"{label} shares the host's own network: there is nothing to attach"])
+            raise CannotPlan([f"{label} shares the host's own network: there is nothing to attach"])
         net = self.snapshot.nets.get(ns)
         links = {link.name for link in net.links.values()} if net else set()
         routes = [route for route in net.routes if route.table == "main"] if net else []
@@ -222,7 +224,7 @@ class PlanBuilder:
 
     def _process(self, container: Container) -> NetnsTarget:
         if container.pid is None or container.netns is None:
-            raise Refusal([f"{safe(container.name)} has no process to be reached by"])
+            raise CannotPlan([f"{safe(container.name)} has no process to be reached by"])
         space = self.snapshot.namespaces.get(container.netns)
         pid = self.holder(space) if space and space.pids else container.pid
         return self._by_process(pid, space.pids if space else (), container.netns)
@@ -247,8 +249,8 @@ class PlanBuilder:
                 return found[0]
             if found:
                 names = ", ".join(f"{one.runtime}:{safe(one.name)}" for one in found)
-                raise Refusal([f'"{safe(text)}" may be {names}: say which'])
-        raise Refusal([f'there is no container "{safe(text)}"'])
+                raise CannotPlan([f'"{safe(text)}" may be {names}: say which'])
+        raise CannotPlan([f'there is no container "{safe(text)}"'])
 
     def made(self, target: Target) -> None:
         """Note a container that the steps so far would make."""
@@ -269,7 +271,7 @@ class PlanBuilder:
             there = ", ".join(map(safe, sorted(self.ours.networks))) or "none yet"
             shown = any(name in (one.name, one.bridge) for one in self.topology.networks)
             told = f'"{safe(name)}" is no network' if shown else f'there is no network "{safe(name)}"'
-            raise Refusal([f"{told} of vnet's (those are: {there})"])
+            raise CannotPlan([f"{told} of vnet's (those are: {there})"])
         return found
 
     def add_member(self, member: OurMember) -> None:

@@ -6,9 +6,9 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
 from core.model import Link, LinkKey
-from core.nat.forward_policy import Published, Way, by_chain
+from core.nat.describe import allow_words, drop_words
+from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import Kind
-from core.nat.remedies import allow_words, drop_words
 from core.operations import HOST, Operation, SetSysctl
 from core.operations.affected import changed_link
 from core.plan.builder import PlanBuilder
@@ -81,7 +81,7 @@ def warn_of_filters(
     if draft.snapshot.host.sysctls.get(BRIDGED) == "1" and not published and not to:
         kinds = (*kinds, "same")
     found = draft.topology.uplink(draft.topology.host)
-    way = Way(bridge, found[0].name if found else "", tuple(subnets), published, to)
+    way = ForwardPath(bridge, found[0].name if found else "", tuple(subnets), published, to)
     for chain, dropped in by_chain(judge.dropping(way, kinds)):
         draft.warn(f"{drop_words(judge.firewall, chain, dropped, way)}; {allow_words(chain, dropped, way)}")
 

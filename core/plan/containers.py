@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from core.flows import Entry, address_text, entry_of, flow_of, sentence
+from core.flows import ConntrackEntry, address_text, entry_of, flow_of, sentence
 from core.flows.describe import TCP, end_text, protocol_name
 from core.model import Link, Namespace, Ref
 from core.operations import (
@@ -23,7 +23,7 @@ from core.operations import (
 )
 from core.plan import validate
 from core.plan.attachments import attach, detach_member
-from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, Target, draft_steps, require, when
 from core.plan.requests import CountTraffic, CreateContainer, DeleteFlow, RemoveContainer
 from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
@@ -90,7 +90,9 @@ def _joinable(text: str, draft: PlanBuilder) -> str:
         return name
     container = draft.container(text)
     if container.runtime != "netns":
-        raise Refusal([f"{safe(container.name)} is no named namespace: its own engine joins others with it"])
+        raise CannotPlan(
+            [f"{safe(container.name)} is no named namespace: its own engine joins others with it"]
+        )
     return container.id
 
 
@@ -98,7 +100,7 @@ def _loopback(ns: int, draft: PlanBuilder) -> Link:
     net = draft.snapshot.nets.get(ns)
     found = next((link for link in net.links.values() if link.kind == "loopback"), None) if net else None
     if found is None:
-        raise Refusal([f"the namespace of {safe(draft.topology.label(ns))} could not be read"])
+        raise CannotPlan([f"the namespace of {safe(draft.topology.label(ns))} could not be read"])
     return found
 
 
@@ -106,14 +108,14 @@ def _names(alias: str) -> tuple[str, ...]:
     """The names that the tag on a loopback link tells."""
     words = words_of(alias)
     if words is None and alias:
-        raise Refusal(["its loopback link has an alias of somebody else's, where our tag would go"])
+        raise CannotPlan(["its loopback link has an alias of somebody else's, where our tag would go"])
     return (words or {}).get("name", ())
 
 
 def _tag(names: tuple[str, ...]) -> str:
     alias = tag(("name", name) for name in names) if names else ""
     if len(alias.encode()) > ALIAS_BYTES:
-        raise Refusal(["too many containers share this namespace: their names do not fit its tag"])
+        raise CannotPlan(["too many containers share this namespace: their names do not fit its tag"])
     return alias
 
 
@@ -121,7 +123,7 @@ def _tag(names: tuple[str, ...]) -> str:
 def _(request: RemoveContainer, draft: PlanBuilder) -> str:
     space = _named(request.name, draft)
     if space is None:
-        raise Refusal([f'there is no named namespace "{safe(request.name)}"'])
+        raise CannotPlan([f'there is no named namespace "{safe(request.name)}"'])
     draft.removing()
     others = tuple(name for name in space.names if name != request.name and name not in draft.gone)
     if space.inode == draft.topology.host or others:
@@ -186,7 +188,7 @@ def _delete_inside(link: Link, left: str, draft: PlanBuilder) -> None:
                 release_port(draft, port, place)
         delete_bridge(draft, link)
     else:
-        raise Refusal(
+        raise CannotPlan(
             [f"its link {safe(link.name)} ({safe(link.kind)}) could not be brought back: move it out"]
         )
 
@@ -225,7 +227,9 @@ _COARSE = (
 _FINAL = "a connection that is forgotten cannot be brought back: this has no undo"
 
 
-def delete_flow(ns: int, entry: Entry, names: Mapping[bytes, str] = MappingProxyType({})) -> DeleteFlow:
+def delete_flow(
+    ns: int, entry: ConntrackEntry, names: Mapping[bytes, str] = MappingProxyType({})
+) -> DeleteFlow:
     """The request to forget a conntrack entry of the namespace `ns`; `names` are core.flows.flow_of's."""
     flow = flow_of(entry, names)
     ends = (address_text(entry.orig_src), address_text(entry.orig_dst), entry.orig_sport, entry.orig_dport)

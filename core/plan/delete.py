@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.model import Container, Link, LinkKey, Ref
 from core.plan.attachments import detach_member
-from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, draft_steps, require, when
 from core.plan.connectivity import is_lifeline
 from core.plan.ports import withdraw
 from core.plan.requests import Delete, RemoveContainer, RemoveNetwork
@@ -27,13 +27,13 @@ def _(request: Delete, draft: PlanBuilder) -> str:
         case Ref("nat", (int(_), str(entry_id))):
             return _withdraw(entry_id, draft)
         case Ref(kind, _):
-            raise Refusal([f"a {kind} cannot be deleted here"])
+            raise CannotPlan([f"a {kind} cannot be deleted here"])
 
 
 def _delete_link(key: LinkKey, draft: PlanBuilder) -> str:
     link = draft.snapshot.link(key)
     if link is None:
-        raise Refusal(["that link is gone already"])
+        raise CannotPlan(["that link is gone already"])
     ends = {link.name} | {peer.name for peer in [draft.topology.peer(link)] if peer}
     network = next(
         (one for one in draft.ours.networks.values() if _is_bridge_of(link, one.bridge, draft)), None
@@ -99,7 +99,7 @@ def _delete_other(link: Link, draft: PlanBuilder) -> None:
             release_port(draft, port, place)
         delete_bridge(draft, link)
     else:
-        raise Refusal(
+        raise CannotPlan(
             [f"{safe(link.name)} ({safe(link.kind)}) could not be brought back: vnet leaves it alone"]
         )
 
@@ -107,7 +107,7 @@ def _delete_other(link: Link, draft: PlanBuilder) -> None:
 def _delete_network(network_id: str, draft: PlanBuilder) -> str:
     network = draft.topology.network(network_id)
     if network is None:
-        raise Refusal(["that network is gone already"])
+        raise CannotPlan(["that network is gone already"])
     bridge = draft.topology.bridge_link(network)
     if network.engine == "kernel" and bridge:
         return _delete_link(bridge.key, draft)
@@ -124,7 +124,7 @@ def _delete_container(runtime: str, container_id: str, draft: PlanBuilder) -> st
 def _delete_namespace(inode: int, draft: PlanBuilder) -> str:
     space = draft.snapshot.namespaces.get(inode)
     if space is None or space.is_host or not space.names:
-        raise Refusal(["only a named namespace can be deleted"])
+        raise CannotPlan(["only a named namespace can be deleted"])
     return draft_steps(RemoveContainer(space.names[0]), draft)
 
 
@@ -135,6 +135,6 @@ def _withdraw(entry_id: str, draft: PlanBuilder) -> str:
     comments = {one.comment for one in rules if one.table == TABLE}
     found = [port for port in draft.ours.ports if port.comment() in comments]
     if not found:
-        raise Refusal(["only what vnet published can be withdrawn: other rules are left alone"])
+        raise CannotPlan(["only what vnet published can be withdrawn: other rules are left alone"])
     withdraw(found, draft)
     return f"withdraw the published port {found[0].port_id}"

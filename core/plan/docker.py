@@ -9,7 +9,7 @@ from core.model import Container, Endpoint, Network
 from core.operations import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.operations.docker import LABELS
 from core.plan import validate
-from core.plan.builder import PlanBuilder, Refusal, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, require, when
 from core.plan.requests import Attach, CreateNetwork, Detach
 from core.text import safe
 
@@ -215,7 +215,7 @@ def detach_by_docker(request: Detach, network: Network, draft: PlanBuilder) -> s
 def _docker_container(text: str, network: Network, draft: PlanBuilder) -> Container:
     container = draft.container(text)
     if container.runtime != "docker":
-        raise Refusal(
+        raise CannotPlan(
             [f"{safe(container.name)} is not Docker's: only Docker's containers go on {safe(network.name)}"]
         )
     return container

@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 
 from core.model import BridgePort, BridgeSettings, Link, LinkKey
 from core.operations import CreateVeth, NetnsTarget, PersistAttachment, SetBridge, SetLink, SetPort
-from core.plan import persistent, validate
-from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan import validate
+from core.plan.attachments import forget, persist
+from core.plan.builder import CannotPlan, PlanBuilder, draft_steps, require, when
 from core.plan.connectivity import is_lifeline
 from core.plan.requests import ChangeBridge, ChangeLink, ChangeMtu, ChangePort
 from core.plan.tags import ALIAS_BYTES, OurNetwork
@@ -38,7 +39,7 @@ PORT_FLAGS = tuple(one.name for one in fields(BridgePort) if one.type == "bool")
 def _link(key: LinkKey, draft: PlanBuilder) -> tuple[Link, NetnsTarget]:
     link = draft.snapshot.link(key)
     if link is None:
-        raise Refusal(["that link is gone"])
+        raise CannotPlan(["that link is gone"])
     if is_lifeline(key, draft):
         draft.guarded = True
     return link, draft.place_of(link.ns)
@@ -154,7 +155,7 @@ def _(request: ChangePort, draft: PlanBuilder) -> str:
     link, place = _link(request.key, draft)
     known = ", ".join(PORT_FLAGS)
     if link.port is None:
-        raise Refusal([f"{safe(link.name)} is no port of a bridge"])
+        raise CannotPlan([f"{safe(link.name)} is no port of a bridge"])
     require(when(request.flag not in PORT_FLAGS, f'ports have no flag "{safe(request.flag)}": {known}'))
     before = bool(getattr(link.port, request.flag))
     state = "on" if before else "off"
@@ -179,8 +180,8 @@ def _resize(request: ChangeMtu, draft: PlanBuilder) -> str:
     # No link sends what the next one does not take: the bridge grows first and shrinks last.
     draft.do(*(steps if request.mtu > network.mtu else reversed(steps)))
     for want in [one for one in draft.kept.values() if one.network == network.name]:
-        persistent.forget(want.container, want.network, draft)
-        persistent.want(_resized(want, request.mtu), draft)
+        forget(want.container, want.network, draft)
+        persist(_resized(want, request.mtu), draft)
     draft.now(networks={**draft.ours.networks, network.name: replace(network, mtu=request.mtu)})
     return f"set the MTU of the network {network.name} to {request.mtu}"
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from core.model import Link, Network
 from core.nat.packets import Kind
 from core.operations import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import ipam, persistent, validate
-from core.plan.attachments import detach_member, routes_to, shut_in, ways_to
-from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan import ipam, validate
+from core.plan.attachments import detach_member, forget, persist_routes, routes_to, shut_in, ways_to
+from core.plan.builder import CannotPlan, PlanBuilder, draft_steps, require, when
 from core.plan.connectivity import forward, warn_of_filters
 from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
 from core.plan.ports import reopen
@@ -60,7 +60,7 @@ def design(request: CreateNetwork, draft: PlanBuilder) -> OurNetwork:
         request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu
     )
     if len(network.tag().encode()) > ALIAS_BYTES:
-        raise Refusal(["the tag of this network would not fit its bridge: take shorter names"])
+        raise CannotPlan(["the tag of this network would not fit its bridge: take shorter names"])
     return network
 
 
@@ -106,7 +106,7 @@ def _subnets(request: CreateNetwork, draft: PlanBuilder) -> tuple[str, ...]:
     try:
         chosen = [ipam.propose_subnet(draft.snapshot, family, prefixes) for family in wanted]
     except ipam.Exhausted as error:
-        raise Refusal([str(error)]) from error
+        raise CannotPlan([str(error)]) from error
     subnets = sorted([*(str(ipaddress.ip_network(one)) for one in asked), *chosen], key=_family)
     for subnet in subnets:
         draft.prefixes[ipam.parse_prefix(subnet)] = f"network {request.name}"
@@ -141,7 +141,7 @@ def _mtu(request: CreateNetwork, subnets: tuple[str, ...], draft: PlanBuilder) -
     require(validate.mtu(request.mtu, ipv6=any(":" in one for one in subnets)))
     told = validate.mtu_of_path(request.mtu, way.name if way else "", most)
     if told and request.kind == "nic-bridged":
-        raise Refusal([told])
+        raise CannotPlan([told])
     draft.warn(told)
     return request.mtu
 
@@ -211,7 +211,7 @@ def _(request: RemoveNetwork, draft: PlanBuilder) -> str:
     network = draft.network(request.name)
     bridge = draft.link(network.bridge)
     if bridge is None:
-        raise Refusal([f"the bridge {network.bridge} is not there yet"])
+        raise CannotPlan([f"the bridge {network.bridge} is not there yet"])
     draft.removing()
     for one, other in sorted(draft.ours.joined):
         if network.name in (one, other):
@@ -244,7 +244,7 @@ def _forget_kept(network: OurNetwork, draft: PlanBuilder) -> None:
     """Containers that are down are not attached again either when they start."""
     for container in [one for one, name in draft.kept if name == network.name]:
         draft.hit(f"{_label(container, draft)} is attached to {network.name} no more when it starts")
-        persistent.forget(container, network.name, draft)
+        forget(container, network.name, draft)
 
 
 def _release_others(network: OurNetwork, bridge: Link, draft: PlanBuilder) -> None:
@@ -280,7 +280,7 @@ def _(request: Join, draft: PlanBuilder) -> str:
         for target, link in shut_in(network, draft):
             ways = routes_to(network, to, target, link)
             draft.do(*ways)
-            persistent.keep_ways(target, network, draft, more=ways)
+            persist_routes(target, network, draft, more=ways)
     return f"route between {one.name} and {other.name}"
 
 
@@ -296,7 +296,7 @@ def _(request: Part, draft: PlanBuilder) -> str:
             ways = ways_to(network, to, target.place, link)
             draft.do(*(DeleteRoute(way) for way in ways if way in there))
             target.ways.difference_update(way.dst for way in ways if way in there)
-            persistent.keep_ways(target, network, draft, less=ways)
+            persist_routes(target, network, draft, less=ways)
     return f"keep {one.name} and {other.name} apart"
 
 

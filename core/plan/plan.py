@@ -14,7 +14,7 @@ from core.plan import (
     ports,
     tuning,
 )
-from core.plan.builder import Plan, PlanBuilder, Refusal, Refused, draft_steps
+from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, draft_steps
 from core.plan.requests import Request
 from core.topology import Topology
 
@@ -50,7 +50,7 @@ def plan_all(
     for request in requests:
         try:
             titles.append(draft_steps(request, draft))
-        except Refusal as refusal:
+        except CannotPlan as refusal:
             reasons += refusal.reasons
     if reasons:
         return Refused(tuple(dict.fromkeys(reasons)))

@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from core.model import FirewallRule
-from core.nat.forward_policy import Published, Way
-from core.nat.packets import Kind, covers, is_loopback, split
-from core.nat.paths import PlacedRule
-from core.nat.remedies import gatekeeper, restrict_words
-from core.nat.translations import expanded
+from core.nat.describe import gatekeeper, restrict_words
+from core.nat.entries import expanded
+from core.nat.forward_policy import ForwardPath, Published
+from core.nat.packets import Kind, PlacedRule, covers, is_loopback, split
 from core.operations import SetPort
 from core.plan import validate
-from core.plan.builder import PlanBuilder, Refusal, Target, draft_steps, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, Target, draft_steps, require, when
 from core.plan.connectivity import BRIDGED, forward, warn_of_filters
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, OurPort, Ours, ours, port_id
@@ -24,7 +23,7 @@ from core.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
-class _Home:
+class _ContainerAddress:
     """Where a container is reached: a network's name and bridge, whether it is internal by intent, and the
     container's addresses."""
 
@@ -75,29 +74,33 @@ def _host_ip(text: str, draft: PlanBuilder) -> str:
     return "" if there else f"{address} is no address of this host"
 
 
-def _home(target: Target, request: Publish, draft: PlanBuilder) -> _Home:
+def _home(target: Target, request: Publish, draft: PlanBuilder) -> _ContainerAddress:
     """The network to reach the container by. Raises Refusal where there is none."""
     homes = [home for home in _homes(target, draft) if request.network in ("", home.network)]
     name = safe(target.name)
     if not homes:
         where = f" on {safe(request.network)}" if request.network else ""
-        raise Refusal([f"{name} has no address{where} that the host could lead a port to: attach it first"])
+        raise CannotPlan(
+            [f"{name} has no address{where} that the host could lead a port to: attach it first"]
+        )
     open_ones = [home for home in homes if not home.internal]
     if not open_ones:
-        raise Refusal([f"{name} is on an internal network only, which nothing enters: attach it to another"])
+        raise CannotPlan(
+            [f"{name} is on an internal network only, which nothing enters: attach it to another"]
+        )
     fitting = [home for home in open_ones if _families(request, home)]
     if not fitting:
-        raise Refusal([f"{name} has no address of the family of {request.host_ip}"])
+        raise CannotPlan([f"{name} has no address of the family of {request.host_ip}"])
     return fitting[0]
 
 
-def _homes(target: Target, draft: PlanBuilder) -> Iterator[_Home]:
+def _homes(target: Target, draft: PlanBuilder) -> Iterator[_ContainerAddress]:
     """Networks of ours before those of others."""
     for member in draft.ours.members:
         network = draft.ours.networks.get(member.network)
         if member.container == target.uid and network and member.addresses:
             plain = tuple(one.partition("/")[0] for one in member.addresses)
-            yield _Home(network.name, network.bridge, network.kind == "internal", plain)
+            yield _ContainerAddress(network.name, network.bridge, network.kind == "internal", plain)
     container = draft.topology.containers.get(target.uid)
     if container is None:
         return
@@ -112,10 +115,10 @@ def _homes(target: Target, draft: PlanBuilder) -> Iterator[_Home]:
         )
         if plain and other.bridge:
             # What others' rules drop is a warning with a remedy; only an engine's word refuses.
-            yield _Home(other.name, other.bridge, other.internal, plain)
+            yield _ContainerAddress(other.name, other.bridge, other.internal, plain)
 
 
-def _families(request: Publish, home: _Home) -> tuple[str, ...]:
+def _families(request: Publish, home: _ContainerAddress) -> tuple[str, ...]:
     """The container's addresses of the families asked for, one of each."""
     wanted = {":" in request.host_ip} if request.host_ip else {False, True}
     first: dict[bool, str] = {}
@@ -124,14 +127,14 @@ def _families(request: Publish, home: _Home) -> tuple[str, ...]:
     return tuple(first[family] for family in sorted(wanted & first.keys()))
 
 
-def _published(request: Publish, inside: str, target: Target, home: _Home) -> Iterator[OurPort]:
+def _published(request: Publish, inside: str, target: Target, home: _ContainerAddress) -> Iterator[OurPort]:
     host_ip = str(ipaddress.ip_address(request.host_ip)) if request.host_ip else ""
     for address in _families(request, home):
         port = OurPort(
             target.uid, request.l4_proto, host_ip, _short(request.host_ports), address, _short(inside)
         )
         if len(port.comment().encode()) > COMMENT_BYTES:
-            raise Refusal([f"the name of {safe(target.name)} is too long for the comment of its rule"])
+            raise CannotPlan([f"the name of {safe(target.name)} is too long for the comment of its rule"])
         yield port
 
 
@@ -140,7 +143,7 @@ def _short(ports: str) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _let_in(made: tuple[OurPort, ...], home: _Home, target: Target, draft: PlanBuilder) -> None:
+def _let_in(made: tuple[OurPort, ...], home: _ContainerAddress, target: Target, draft: PlanBuilder) -> None:
     """Have the host forward to the container, from its own loopback address as well."""
     families = {":" in port.address for port in made}
     forward(draft, ipv4=False in families, ipv6=True in families)
@@ -174,7 +177,9 @@ def _warn_of_bypass(made: Sequence[OurPort], draft: PlanBuilder) -> None:
         )
 
 
-def _warn_of_unanswered(made: Sequence[OurPort], home: _Home, target: Target, draft: PlanBuilder) -> None:
+def _warn_of_unanswered(
+    made: Sequence[OurPort], home: _ContainerAddress, target: Target, draft: PlanBuilder
+) -> None:
     """Say from where a port of a container on another engine's network is not reached: what our own bridges
     are set to for it is left as that engine has set it."""
     bridge, first = draft.link(home.bridge), made[0]
@@ -204,7 +209,7 @@ def _is_turned_back(port: OurPort, target: Target, draft: PlanBuilder) -> bool:
     )
 
 
-def _kept_apart(port: OurPort, home: _Home, draft: PlanBuilder) -> Iterator[str]:
+def _kept_apart(port: OurPort, home: _ContainerAddress, draft: PlanBuilder) -> Iterator[str]:
     """The engine's other networks whose containers it keeps from that port, also where what is dropped of
     those outside is let pass."""
     judge, uplink = draft.topology.judge, draft.topology.uplink(draft.topology.host)
@@ -213,7 +218,7 @@ def _kept_apart(port: OurPort, home: _Home, draft: PlanBuilder) -> Iterator[str]
     kinds: tuple[Kind, ...] = ("published", "replies")
 
     def dropped(link: str) -> set[str]:
-        way = Way(home.bridge, link, published=_judged(port))
+        way = ForwardPath(home.bridge, link, published=_judged(port))
         return {one.kind for one in judge.dropping(way, kinds) if one.certain}
 
     outside = dropped(uplink[0].name if uplink else "")
@@ -277,7 +282,7 @@ def _(request: Unpublish, draft: PlanBuilder) -> str:
     found = [port for port in draft.ours.ports if port.port_id == wanted]
     if not found:
         there = ", ".join(dict.fromkeys(port.port_id for port in draft.ours.ports)) or "nothing"
-        raise Refusal([f"{safe(wanted)} is not published by vnet ({there} is)"])
+        raise CannotPlan([f"{safe(wanted)} is not published by vnet ({there} is)"])
     withdraw(found, draft)
     return f"withdraw the published port {wanted}"
 
@@ -300,7 +305,7 @@ _EVERY_PORT = (1, 65535)
 
 
 @dataclass(frozen=True, slots=True)
-class Led:
+class ForeignRedirect:
     """Ports that a rule of others leads elsewhere: `matched` is its address match, `partly` whether only some
     of what comes to them, `to` what it does in short, `place` its table."""
 
@@ -382,7 +387,7 @@ def _shared(one: tuple[int, int], other: tuple[int, int]) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _on_address(port: OurPort, topology: Topology) -> Iterator[Led]:
+def _on_address(port: OurPort, topology: Topology) -> Iterator[ForeignRedirect]:
     """What rules of others lead elsewhere of a port."""
     ipv6, number = ":" in port.address, validate.port_range(port.host_ports)
     for led in _led(topology):
@@ -403,14 +408,14 @@ def _own_addresses(ipv6: bool, topology: Topology) -> list[str]:
     return [one.address for link in links for one in link.addresses if (one.family == 6) == ipv6]
 
 
-def _led(topology: Topology) -> Iterator[Led]:
+def _led(topology: Topology) -> Iterator[ForeignRedirect]:
     for placed in topology.led_in:
         if placed.rule.table != TABLE:
             for rule in expanded(placed.effective):
                 yield from _parts(placed, rule, topology)
 
 
-def _parts(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> Iterator[Led]:
+def _parts(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> Iterator[ForeignRedirect]:
     negated, numbers = split(rule.dport)
     ranges = [validate.port_range(one) for one in numbers if not validate.ports_shape(one)]
     if numbers and not ranges:
@@ -423,7 +428,7 @@ def _parts(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> Iterat
         for ports in [_EVERY_PORT] if negated or not numbers else ranges:
             for l4_proto in split(rule.l4_proto)[1] or ("",):
                 to, place = _to(placed, rule, topology), f"table {rule.family} {safe(rule.table)}"
-                yield Led(family, l4_proto, rule.dst, ports, partly, to, place)
+                yield ForeignRedirect(family, l4_proto, rule.dst, ports, partly, to, place)
 
 
 def _families_of(rule: FirewallRule) -> tuple[bool, ...]:

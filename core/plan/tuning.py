@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from core.model import Address, Link, LinkTuning
 from core.operations import NetnsTarget, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
 from core.plan import untracked
-from core.plan.builder import PlanBuilder, Refusal, draft_steps, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, draft_steps, require, when
 from core.plan.connectivity import is_lifeline, warn_of_filters
 from core.plan.requests import Tune
 from core.text import safe
@@ -20,7 +20,7 @@ _NONE = LinkTuning()
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuningState:
     """How a bridge and what hangs on it is tuned: None where the links differ, or the kernel does not tell;
     `rps` is "off" or a mask."""
 
@@ -31,14 +31,14 @@ class Tuned:
     no_track_dns: bool | None = None
 
 
-def tuned(topology: Topology, bridge: Link) -> Tuned:
+def tuned(topology: Topology, bridge: Link) -> TuningState:
     """How it is tuned now; of offloads and RPS a snapshot without its part "tuning" does not tell."""
     ends = _ends(topology, bridge)
     sizes = {size for link in (bridge, *ends) if can_grow(link) for _, size in sizes_of(link)}
     offloads = {on for link in ends if _is_virtual(link) for _, on in _offloads_of(topology, link)}
     steering = {one for link in ends for one in _tuning(topology, link).rps_cpus}
     untracking = set(untracked.states(topology, bridge))
-    return Tuned(
+    return TuningState(
         sizes.pop() if len(sizes) == 1 else None,
         offloads.pop() if len(offloads) == 1 else None,
         passes_firewall(topology, bridge),
@@ -108,7 +108,7 @@ def _place(draft: PlanBuilder, link: Link) -> NetnsTarget | None:
     """Where it is; a link that nothing can reach stays as it is, which is said."""
     try:
         return draft.place_of(link.ns)
-    except Refusal as refusal:
+    except CannotPlan as refusal:
         draft.warn(f"{safe(link.name)} stays as it is: {'; '.join(refusal.reasons)}")
         return None
 
@@ -129,7 +129,7 @@ def _grow(links: Iterable[tuple[Link, NetnsTarget]], wanted: int, draft: PlanBui
     require(_why_no_size(wanted))
     links = list(links)
     if not any(link.sizes.tso for link, _ in links):
-        raise Refusal(["this kernel lets nobody set the size of the largest packets: Linux 5.19 does"])
+        raise CannotPlan(["this kernel lets nobody set the size of the largest packets: Linux 5.19 does"])
     if wanted > PLAIN_SIZE and not any(link.sizes.gso_ipv4 for link, _ in links):
         draft.warn("this kernel has BIG TCP for IPv6 alone: for IPv4 it takes Linux 6.3")
     before = len(draft.steps)
@@ -193,7 +193,9 @@ def _switch_offloads(links: Iterable[tuple[Link, NetnsTarget]], on: bool, draft:
         if features:
             draft.do(SetOffloads(link.name, features, tuple((name, not on) for name, _ in features), place))
     if not told:
-        raise Refusal(["no offload can be switched here: no port of the bridge has any, or none is told of"])
+        raise CannotPlan(
+            ["no offload can be switched here: no port of the bridge has any, or none is told of"]
+        )
     if not on:
         draft.warn("without offloads every packet is cut up and summed by the CPU: bulk traffic gets slower")
 
@@ -210,7 +212,7 @@ def _steer(links: Iterable[tuple[Link, NetnsTarget]], text: str, draft: PlanBuil
             if cpus_of_mask(held) != wanted:
                 draft.do(SetSteering(link.name, queue, mask_of_cpus(wanted), held, place))
     if not told:
-        raise Refusal(
+        raise CannotPlan(
             ["RPS is not told of here: the bridge has no ports, the kernel no RPS, or sysfs is shut"]
         )
     if wanted:
@@ -224,7 +226,7 @@ def _wanted_cpus(text: str, draft: PlanBuilder) -> int:
         return there if text == "all" else 0
     wanted = cpus_of_mask(text)
     if wanted is None:
-        raise Refusal([f'"{safe(text)}" is no mask of CPUs: write all, off, or hexadecimal digits like f'])
+        raise CannotPlan([f'"{safe(text)}" is no mask of CPUs: write all, off, or hexadecimal digits like f'])
     require(when(wanted & ~there, f"{safe(text)} names CPUs that are not there: {mask_of_cpus(there)} are"))
     return wanted
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from core.model import Chain, Firewall, FirewallRule, Link
 from core.operations import NetnsTarget, Operation, SetDockerDns, SetRules
-from core.plan.builder import PlanBuilder, Refusal
+from core.plan.builder import CannotPlan, PlanBuilder
 from core.tags import UNTRACKED_TABLE
 from core.text import safe
 from core.topology import Topology
@@ -32,7 +32,7 @@ _CHAINS = (
 _NAMES = {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING", "DOCKER_OUTPUT", "DOCKER_POSTROUTING"}
 
 
-class Ports(NamedTuple):
+class ResolverPorts(NamedTuple):
     """Where Docker's resolver listens in a container."""
 
     tcp: str
@@ -40,15 +40,15 @@ class Ports(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class AttachedNamespace:
     """A container's namespace on a bridge: its inode and name, `why` its rules allow nothing here ("" where
     they do), and the ports of its resolver by Docker's rules and by ours, None where these are not there."""
 
     ns: int
     name: str
     why: str
-    docker: Ports | None
-    ours: Ports | None
+    docker: ResolverPorts | None
+    ours: ResolverPorts | None
 
     @property
     def on(self) -> bool:
@@ -56,26 +56,26 @@ class Space:
         return self.ours is not None and self.docker is None
 
 
-def rules(ports: Ports) -> str:
+def rules(ports: ResolverPorts) -> str:
     """The text of our table that leads DNS to these ports."""
     hook = 'type filter hook ingress device "lo" priority filter; policy accept;'
     lines = "".join(f"\t\t{line}\n" for line in (hook, *_our_rules(ports)))
     return f"{OFF}{_TABLE} {{\n\tchain lo {{\n{lines}\t}}\n}}\n"
 
 
-def saved(ports: Ports) -> str:
+def saved(ports: ResolverPorts) -> str:
     """Docker's rules, as iptables-restore reads them."""
     return "\n".join(("*nat", *_CHAINS, *_docker_rules(ports), "COMMIT\n"))
 
 
-def spaces(topology: Topology, bridge: Link) -> Iterator[Space]:
+def spaces(topology: Topology, bridge: Link) -> Iterator[AttachedNamespace]:
     """The containers' namespaces that hang on a bridge, each once."""
     peers = (topology.peer(port) for port in topology.ports_of(bridge.key))
     for ns in dict.fromkeys(peer.ns for peer in peers if peer):
         if ns != topology.host:
             name, firewall = safe(topology.label(ns)), topology.snapshot.firewalls.get(ns)
             docker, ours = _ports(firewall, _is_nat, _docker_rules), _ports(firewall, _is_ours, _our_rules)
-            yield Space(ns, name, _why_not(name, firewall, docker, ours), docker, ours)
+            yield AttachedNamespace(ns, name, _why_not(name, firewall, docker, ours), docker, ours)
 
 
 def states(topology: Topology, bridge: Link) -> frozenset[bool]:
@@ -88,7 +88,7 @@ def switch(draft: PlanBuilder, bridge: Link, on: bool, only: tuple[str, ...]) ->
     found = list(_chosen(draft, list(spaces(draft.topology, bridge)), only))
     refused = [one.why for one in found if one.why]
     if (only and refused) or len(refused) == len(found):
-        raise Refusal(refused or ["no container is on this bridge"])
+        raise CannotPlan(refused or ["no container is on this bridge"])
     for why in refused:
         draft.warn(f"{why}: it stays as it is")
     changed = [one for one in found if not one.why and (not one.on if on else one.ours)]
@@ -119,31 +119,39 @@ def track_again(topology: Topology) -> Iterator[Operation]:
 # At every moment one of the two tables is there; where both are, either works.
 
 
-def _replaced(docker: Ports | None, ours: Ports | None, place: NetnsTarget) -> Iterator[Operation]:
+def _replaced(
+    docker: ResolverPorts | None, ours: ResolverPorts | None, place: NetnsTarget
+) -> Iterator[Operation]:
     assert docker
     yield SetRules(rules(docker), rules(ours) if ours else OFF, place)
     yield SetDockerDns(saved(docker), False, place)
 
 
-def _restored(docker: Ports | None, ours: Ports | None, place: NetnsTarget) -> Iterator[Operation]:
+def _restored(
+    docker: ResolverPorts | None, ours: ResolverPorts | None, place: NetnsTarget
+) -> Iterator[Operation]:
     assert ours
     if not docker:
         yield SetDockerDns(saved(ours), True, place)
     yield SetRules(OFF, rules(ours), place)
 
 
-def _chosen(draft: PlanBuilder, found: list[Space], only: tuple[str, ...]) -> Iterator[Space]:
+def _chosen(
+    draft: PlanBuilder, found: list[AttachedNamespace], only: tuple[str, ...]
+) -> Iterator[AttachedNamespace]:
     if not only:
         yield from found
     for name in only:
         target = draft.target(name)
         space = next((one for one in found if one.ns == target.ns), None)
         if space is None:
-            raise Refusal([f"{safe(name)} is not on this bridge"])
+            raise CannotPlan([f"{safe(name)} is not on this bridge"])
         yield space
 
 
-def _why_not(name: str, firewall: Firewall | None, docker: Ports | None, ours: Ports | None) -> str:
+def _why_not(
+    name: str, firewall: Firewall | None, docker: ResolverPorts | None, ours: ResolverPorts | None
+) -> str:
     """Why it stays as it is: "" where its rules are Docker's for DNS, or ours instead, and no others."""
     if firewall is None:
         return f"the firewall rules of {name} were not read"
@@ -160,7 +168,7 @@ def _why_not(name: str, firewall: Firewall | None, docker: Ports | None, ours: P
     return ""
 
 
-def _others(firewall: Firewall, docker: Ports | None, ours: Ports | None) -> Iterator[str]:
+def _others(firewall: Firewall, docker: ResolverPorts | None, ours: ResolverPorts | None) -> Iterator[str]:
     """The other rules and chains there, in words."""
     written = {
         *_docker_rules(_named(filter(_is_nat, firewall.rules))),
@@ -187,8 +195,8 @@ def _is_ours(one: FirewallRule | Chain) -> bool:
 def _ports(
     firewall: Firewall | None,
     belongs: Callable[[FirewallRule], bool],
-    written: Callable[[Ports], Sequence[str]],
-) -> Ports | None:
+    written: Callable[[ResolverPorts], Sequence[str]],
+) -> ResolverPorts | None:
     """The ports for which the rules that belong there are exactly the `written` ones."""
     there = list(filter(belongs, firewall.rules)) if firewall else []
     found = _named(there)
@@ -197,17 +205,17 @@ def _ports(
     return found if same else None
 
 
-def _named(rules: Iterable[FirewallRule]) -> Ports:
+def _named(rules: Iterable[FirewallRule]) -> ResolverPorts:
     """The ports that the first rules for answers name, of Docker's or of ours."""
     ports = {rule.l4_proto: rule.sport for rule in reversed(list(rules)) if rule.src == _DNS}
-    return Ports(ports.get("tcp", ""), ports.get("udp", ""))
+    return ResolverPorts(ports.get("tcp", ""), ports.get("udp", ""))
 
 
 def _by_chain(texts: Sequence[str]) -> list[str]:
     return sorted(texts, key=lambda text: text.split()[1:2])
 
 
-def _our_rules(ports: Ports) -> tuple[str, ...]:
+def _our_rules(ports: ResolverPorts) -> tuple[str, ...]:
     pairs = tuple(ports._asdict().items())
     return (
         *(f"ip daddr {_DNS} {protocol} dport 53 {protocol} dport set {port}" for protocol, port in pairs),
@@ -215,7 +223,7 @@ def _our_rules(ports: Ports) -> tuple[str, ...]:
     )
 
 
-def _docker_rules(ports: Ports) -> tuple[str, ...]:
+def _docker_rules(ports: ResolverPorts) -> tuple[str, ...]:
     """As iptables-save prints what dockerd's libnetwork/resolver_unix.go writes."""
     pairs = tuple((f"-p {protocol} -m {protocol}", port) for protocol, port in ports._asdict().items())
     inner = f"-A DOCKER_OUTPUT -d {_DNS}/32", f"-A DOCKER_POSTROUTING -s {_DNS}/32"

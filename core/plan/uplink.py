@@ -15,20 +15,23 @@ from core.operations import (
     DeleteRoute,
     SetLink,
 )
-from core.plan.builder import PlanBuilder, Refusal, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, require, when
 from core.plan.connectivity import warn_of_move
 from core.plan.requests import CreateNetwork
-from core.plan.routes import (
+from core.plan.tags import OurNetwork
+from core.plan.teardown import (
+    address_operation,
     as_operation,
     by_advertisement,
+    delete_empty_bridge,
     has_gateway,
     is_over,
     leads_over,
     moved,
+    own_addresses,
     prefix_of,
+    release_port,
 )
-from core.plan.tags import OurNetwork
-from core.plan.teardown import address_operation, delete_empty_bridge, own_addresses, release_port
 from core.plan.validate import NAME_BYTES
 from core.text import safe
 
@@ -63,10 +66,10 @@ def bridge_nic(network: OurNetwork, request: CreateNetwork, draft: PlanBuilder) 
 
 def _card(request: CreateNetwork, draft: PlanBuilder) -> Link:
     if not request.uplink:
-        raise Refusal(["a NIC-bridged network needs the link that becomes its port"])
+        raise CannotPlan(["a NIC-bridged network needs the link that becomes its port"])
     card = draft.link(request.uplink)
     if card is None:
-        raise Refusal([f'there is no link "{safe(request.uplink)}" on the host'])
+        raise CannotPlan([f'there is no link "{safe(request.uplink)}" on the host'])
     require(
         when(card.kind in _UNFIT, f"{safe(card.name)} ({card.kind}) cannot be a port of a bridge"),
         when(card.master is not None, f"{safe(card.name)} is a port of another link already"),
@@ -96,7 +99,9 @@ def restore_nic(network: OurNetwork, bridge: Link, draft: PlanBuilder) -> None:
     """Give the card back what its bridge has, and delete the bridge."""
     card = draft.link(network.uplink)
     if card is None:
-        raise Refusal([f"its card {safe(network.uplink)} is gone: move the addresses of {bridge.name} first"])
+        raise CannotPlan(
+            [f"its card {safe(network.uplink)} is gone: move the addresses of {bridge.name} first"]
+        )
     release_port(draft, card, HOST)
     _move(bridge, card.name, draft)
     draft.guarded = True

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn
 
-from core.files import Counted, TooLarge, most_bytes
+from core.files import SizeCounter, TooLarge, most_bytes
 from core.model import FAST_PATHS, Change, FastFlows, LinkStats, Snapshot
 from core.serialize import SCHEMA, CorruptFile, check
 
@@ -123,7 +123,7 @@ class Body:
         """Its JSON."""
         text = self.part(0)
         try:
-            Counted(_MAX_VALUES).add(text)
+            SizeCounter(_MAX_VALUES).add(text)
         except TooLarge:
             raise CorruptFile("a frame of the recording holds too many values", try_=NOT_OURS) from None
         try:

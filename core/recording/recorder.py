@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from core.files import CannotWrite, create_new
+from core.files import WriteError, create_new
 from core.model import Change, FastFlows, Snapshot
 from core.rates import Rates
 from core.recording import frames
@@ -118,7 +118,7 @@ class Recorder(threading.Thread):
             why = self._record()
             self._append(self._frame(END, frames.body(frames.text_of(why))))
             os.fsync(self._descriptor)
-        except CannotWrite as error:
+        except WriteError as error:
             why, failed = f"{error.strerror}. Try: {error.try_}", True
         except OSError as error:
             why, failed = f"{error.strerror or error}", True

@@ -12,10 +12,9 @@ import numpy as np
 
 from core.flows import FlowColumns, address_text
 from core.flows import columns as keys_of
-from core.flows.columns import Places, folded, halves, halves_of, one_way
+from core.flows.columns import KeyPositions, folded, halves, halves_of, one_way
 from core.flows.describe import UDP
-from core.flows.groups import connections, edges
-from core.flows.merge import FlowTable
+from core.flows.merge import FlowTable, connections, edges
 from core.model import Container, Network, Sockets
 from core.topology.index import names_in
 
@@ -103,12 +102,12 @@ class FlowIndex:
         return self._owned[0]
 
     @cached_property
-    def _owned(self) -> tuple[tuple[Owner, ...], dict[int, tuple[Places, Column, Column]]]:
+    def _owned(self) -> tuple[tuple[Owner, ...], dict[int, tuple[KeyPositions, Column, Column]]]:
         """The owners, and for each namespace with a table its known addresses: their places, and at each the
         owner and the network."""
         topology = self.topology
         codes: dict[Owner, int] = {Owner("host", topology.host): 0}
-        books: dict[int, tuple[Places, Column, Column]] = {}
+        books: dict[int, tuple[KeyPositions, Column, Column]] = {}
         for ns in dict.fromkeys(table.ns for table in self.columns.tables):
             names = self.columns.names(ns)
             raws = [raw for raw in names if raw]
@@ -117,7 +116,7 @@ class FlowIndex:
             network = np.array(
                 [self._network(one, raw) for one, raw in zip(found, raws, strict=True)], np.int32
             )
-            books[ns] = Places(_address_keys(halves(raws))), owner, network
+            books[ns] = KeyPositions(_address_keys(halves(raws))), owner, network
         return tuple(codes), books
 
     def _owner(self, ns: int, raw: bytes, name: str) -> Owner:
@@ -351,7 +350,7 @@ def socket_ends(index: FlowIndex, sockets: Mapping[int, Sockets]) -> SocketEnds:
         return SocketEnds(rtt, pids, {})
     entries = np.concatenate([one.entries for one in kept])
     spaces = np.concatenate([np.full(len(one.entries), one.ns, np.uint64) for one in kept])
-    places = Places(folded(one_way(entries, "local", "lport", "remote", "rport"), spaces))
+    places = KeyPositions(folded(one_way(entries, "local", "lport", "remote", "rport"), spaces))
     owner_ns = np.array([0, *(owner.ns for owner in index.owners)], np.uint64)
     servers = _Servers(entries, spaces)
     ends = ((index.origin, "orig_src", "orig_sport"), (index.responder, "reply_src", "reply_sport"))
@@ -377,7 +376,7 @@ class _Servers:
         chosen = (entries["l4_proto"] == UDP) & (entries["rport"] == 0) & (entries["pid"] > 0)
         self._entries = entries[chosen]
         halves = halves_of(self._entries["local"])
-        self._places = Places(folded(*halves, self._entries["lport"], spaces[chosen]))
+        self._places = KeyPositions(folded(*halves, self._entries["lport"], spaces[chosen]))
         self._ports = np.zeros(65536, bool)
         self._ports[self._entries["lport"]] = True
 

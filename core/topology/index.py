@@ -23,8 +23,8 @@ from core.model import (
 )
 from core.modelcard import cards
 from core.nat import nat_entries
-from core.nat.forward_policy import Judge
-from core.nat.paths import PlacedRule, placed_rules
+from core.nat.forward_policy import PolicyEvaluator
+from core.nat.packets import PlacedRule, placed_rules
 from core.networks import all_networks, gateways_of, sandbox_of
 from core.peers import resolve
 
@@ -202,10 +202,10 @@ class Topology:
         return nat_entries(self.snapshot, self.networks)
 
     @cached_property
-    def judge(self) -> Judge | None:
+    def judge(self) -> PolicyEvaluator | None:
         """What the host's rules drop of forwarded packets, None where they were not read."""
         firewall = self.snapshot.firewalls.get(self.host)
-        return Judge(firewall) if firewall else None
+        return PolicyEvaluator(firewall) if firewall else None
 
     @cached_property
     def led_in(self) -> tuple[PlacedRule, ...]:

@@ -25,7 +25,7 @@ from core.model import (
     nat_ref,
     network_ref,
 )
-from core.nat.translations import expanded
+from core.nat.entries import expanded
 from core.topology.index import Topology
 
 Relation = tuple[str, Ref]

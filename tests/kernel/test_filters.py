@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from core.collect import libnftables
+from core.collect import nft
 from core.collect.firewall import read_filters, read_firewall
 from core.model import Chain, Firewall, FirewallRule, Namespace
-from core.nat.forward_policy import Judge, Published, Way
+from core.nat.forward_policy import ForwardPath, PolicyEvaluator, Published
 from core.nat.packets import Kind
 from core.plan import rules
 from core.plan.tags import OurNetwork, OurPort, Ours
@@ -85,9 +85,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     if request.param == "tool":
         monkeypatch.setattr(ctypes, "CDLL", refuse)
-    libnftables.library.cache_clear()
+    nft.library.cache_clear()
     yield request.param
-    libnftables.library.cache_clear()
+    nft.library.cache_clear()
 
 
 def test_our_own_table_is_told_whole(host: ThrowawayHost, way: str) -> None:
@@ -98,7 +98,7 @@ def test_our_own_table_is_told_whole(host: ThrowawayHost, way: str) -> None:
         1 for one in host.json("nft -j list table inet vnet")["nftables"] if "rule" in one
     )
     assert chains(brief) == chains(whole)
-    assert (libnftables.library() is None) == (way == "tool")
+    assert (nft.library() is None) == (way == "tool")
 
 
 FORWARDING = """
@@ -127,8 +127,8 @@ def test_what_a_chain_of_others_drops(
     host.run(["nft", FORWARDING])
     for firewall in both(host):
         kinds: tuple[Kind, ...] = ("out", "answers", "published", "same")
-        way = Way(bridge, "up0", ("10.5.1.0/24",))
-        found = {one.kind: one.certain for one in Judge(firewall).dropping(way, kinds)}
+        way = ForwardPath(bridge, "up0", ("10.5.1.0/24",))
+        found = {one.kind: one.certain for one in PolicyEvaluator(firewall).dropping(way, kinds)}
         assert found == {kind: it for kind, it in (("out", out), ("same", same)) if it is not None}
 
 
@@ -137,18 +137,21 @@ def test_what_iptables_lets_pass(host: ThrowawayHost, state: str) -> None:
     for command in ("-P FORWARD DROP", f"-A FORWARD -m conntrack --ctstate {state} -j ACCEPT"):
         host.run(f"iptables-nft {command}")
     for firewall in both(host):
-        found = {one.kind: one.certain for one in Judge(firewall).dropping(Way("br-a"), ("out", "answers"))}
+        found = {
+            one.kind: one.certain
+            for one in PolicyEvaluator(firewall).dropping(ForwardPath("br-a"), ("out", "answers"))
+        }
         assert found == ({"answers": True} if state == "NEW" else {"out": True})
 
 
 SETS = ("docker-20.10.ip4", "docker-28.ip4", "docker-29.nft", "ufw.ip4", "ufw.ip6", "firewalld.nft")
 WAYS = (
-    Way("docker0", "up0", ("172.17.0.0/16", "fd17::/64")),
-    Way("docker0", "up0", published=Published("172.17.0.3", "tcp", "80", "", "8081")),
-    Way("docker0", "up0", published=Published("172.17.0.2", "tcp", "80", "", "8080")),
-    Way("docker0", "up0", published=Published("fd17::2", "udp", "80-82", "", "8080-8082")),
-    Way("br-shop", "up0", ("10.91.0.0/24",)),
-    Way("br-shop", "up0", ("10.91.0.0/24",), to="docker0"),
+    ForwardPath("docker0", "up0", ("172.17.0.0/16", "fd17::/64")),
+    ForwardPath("docker0", "up0", published=Published("172.17.0.3", "tcp", "80", "", "8081")),
+    ForwardPath("docker0", "up0", published=Published("172.17.0.2", "tcp", "80", "", "8080")),
+    ForwardPath("docker0", "up0", published=Published("fd17::2", "udp", "80-82", "", "8080-8082")),
+    ForwardPath("br-shop", "up0", ("10.91.0.0/24",)),
+    ForwardPath("br-shop", "up0", ("10.91.0.0/24",), to="docker0"),
 )
 
 
@@ -164,7 +167,7 @@ def test_rules_of_engines_and_firewalls_are_judged_alike_briefly_and_whole(
         [
             (number, one.chain.table, one.kind, one.certain, one.families, one.where)
             for number, way in enumerate(WAYS)
-            for one in Judge(firewall).dropping(way, kinds)
+            for one in PolicyEvaluator(firewall).dropping(way, kinds)
         ]
         for firewall in both(host)
     )
@@ -201,9 +204,9 @@ def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, na
     rule = match if "vmap" in match else f"{match} drop"
     chain = f"type filter hook forward priority 0; policy accept; {rule};"
     host.run(["nft", f"table inet t {{ chain refuse {{ drop; }}; chain f {{ {chain} }}; }}"])
-    way = Way("br-a", "up0", published=Published("10.5.1.2", "tcp", "80", "", "8080"))
+    way = ForwardPath("br-a", "up0", published=Published("10.5.1.2", "tcp", "80", "", "8080"))
     for firewall in both(host):
-        found = [one.certain for one in Judge(firewall).dropping(way, ("published",))]
+        found = [one.certain for one in PolicyEvaluator(firewall).dropping(way, ("published",))]
         assert found == {True: [True], False: [], None: [False]}[expected]
 
 

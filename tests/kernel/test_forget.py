@@ -11,7 +11,7 @@ import pytest
 from core.apply import journal, run
 from core.collect.conntrack import read_conntrack
 from core.collect.snapshot import read_snapshot
-from core.flows import Entry, entry_of
+from core.flows import ConntrackEntry, entry_of
 from core.model import Namespace
 from core.operations import CreateBridge, DeleteConnection
 from core.plan import Plan, Refused, plan
@@ -55,7 +55,7 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
 
 
-def entries(host: ThrowawayHost, inside: str = "host") -> list[Entry]:
+def entries(host: ThrowawayHost, inside: str = "host") -> list[ConntrackEntry]:
     table = read_conntrack(Namespace(host.inode_of(inside), entry=f"/run/netns/{host.full(inside)}"))
     return [entry_of(row) for row in table.entries]
 

@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from core.apply import guard, journal, run, state
-from core.environment import PACKAGES
 from core.operations import (
     AddAddress,
     AddNeighbour,
@@ -28,6 +27,7 @@ from core.operations import (
     Operation,
     SetLink,
 )
+from core.tools import PACKAGES
 from tests.support.host import ThrowawayHost
 from tests.support.state import state as host_state
 from tests.support.waiting import PATIENCE, wait_until

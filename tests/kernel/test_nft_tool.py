@@ -15,7 +15,7 @@ import pytest
 from core.apply import journal, nft, run
 from core.apply.execute import execute
 from core.apply.kernel import Kernel
-from core.collect import libnftables
+from core.collect import nft as nft_reader
 from core.collect.snapshot import read_snapshot
 from core.operations import NetnsTarget, SetRules, SetSysctl
 from core.plan import Plan, plan_all
@@ -48,9 +48,9 @@ def library_missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return load(name, *more, **named)
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    libnftables.library.cache_clear()
+    nft_reader.library.cache_clear()
     yield
-    libnftables.library.cache_clear()
+    nft_reader.library.cache_clear()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from core.model import LinkKey
 from core.netlink.netns import entered
 from core.plan import Plan, Refused, plan
 from core.plan.requests import CreateContainer, CreateNetwork, Detach, RemoveNetwork, Tune
-from core.plan.tuning import USUAL_SIZE, Tuned, tuned
+from core.plan.tuning import USUAL_SIZE, TuningState, tuned
 from core.topology import Topology
 from tests.kernel import test_ops_agree as agree
 from tests.kernel.test_ops_agree import (
@@ -74,7 +74,7 @@ class Tuning(Stage):
     def bridge(self) -> LinkKey:
         return key("br-shop")(self.topology())
 
-    def tuned(self) -> Tuned:
+    def tuned(self) -> TuningState:
         now = self.topology()
         link = now.snapshot.link(self.bridge())
         assert link

@@ -272,7 +272,7 @@ def test_rules_that_changed_meanwhile_stay(
     """What was read is not what is there: the table of ours that came first goes again."""
     monkeypatch.setenv("VNET_STATE", str(tmp_path))
     before = pair.rules()
-    ports = untracked.Ports(str(OTHER_TCP), str(OTHER_UDP))
+    ports = untracked.ResolverPorts(str(OTHER_TCP), str(OTHER_UDP))
     place = NetnsTarget(pair.host.full("b"), inode=pair.host.inode_of("b"))
     steps = (
         SetRules(untracked.rules(ports), untracked.OFF, place),

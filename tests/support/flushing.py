@@ -23,7 +23,7 @@ from functools import partial
 import core.agent
 from core.agent import Agent
 from core.apply import run
-from core.collect.libnftables import HANDLES, STATELESS, Context, Refused, library
+from core.collect.nft import HANDLES, STATELESS, Context, NftError, library
 from core.operations import SetRules
 from core.plan.rules import EMPTY, render
 from core.plan.tags import OurNetwork, OurPort, Ours
@@ -52,7 +52,7 @@ class Wiper:
         command = self._chance.choice(self._wipes)()
         try:
             nft(command)
-        except Refused:
+        except NftError:
             return f"(refused) {command}"
         return command
 
@@ -99,7 +99,7 @@ def listing(output: int = STATELESS) -> str:
     """Our table as nft prints it, "" where it is gone."""
     try:
         return nft(f"list table {_TABLE}", output)
-    except Refused:
+    except NftError:
         return ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core import environment
+from core import tools
 from core.collect import engines, ovs
 
 
@@ -18,15 +18,15 @@ from core.collect import engines, ovs
     ],
 )
 def test_a_list_leaves_out_the_others(monkeypatch: pytest.MonkeyPatch, told: str, wanted: list[str]) -> None:
-    monkeypatch.setenv(environment.ENGINES, told)
-    assert [name for name in ("docker", "podman", "ovs") if environment.is_wanted(name)] == wanted
+    monkeypatch.setenv(tools.ENGINES, told)
+    assert [name for name in ("docker", "podman", "ovs") if tools.is_wanted(name)] == wanted
 
 
 def test_one_left_out_is_absent_without_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
     monkeypatch.setenv("CONTAINER_HOST", "unix:///nowhere")
     assert "docker" in {problem.part for problem in engines.read_docker().problems}
-    monkeypatch.setenv(environment.ENGINES, "none")
+    monkeypatch.setenv(tools.ENGINES, "none")
     for engine in (engines.read_docker(), engines.read_podman()):
         assert (engine.state, engine.problems) == ("absent", ())
     assert ovs.read_ovs() == ((), ())

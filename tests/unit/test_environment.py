@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from core.environment import roots_folder
+from core.tools import roots_folder
 
 pytestmark = pytest.mark.root
 
 USER = 1234
-_CLEANED = "import json, os; from core.environment import clean; clean(); print(json.dumps(dict(os.environ)))"
+_CLEANED = "import json, os; from core.tools import clean; clean(); print(json.dumps(dict(os.environ)))"
 
 
 def cleaned(**environment: str) -> dict[str, str]:

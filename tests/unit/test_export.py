@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from core.codec import json_name
 from core.diagnose import Finding
-from core.export import TOPICS, document
+from core.export import TOPICS, document_lines
 from core.flows import address_bytes, end_text, entry_of, flow_of
 from core.model import (
     CONNTRACK_DTYPE,
@@ -55,7 +55,7 @@ WEB1 = HOST + 1000
 
 def shown(snapshot: Snapshot, *topics: str, scope: frozenset[int] | None = None) -> Any:
     """The document of some topics (none: all), decoded."""
-    return json.loads("".join(document(Topology(snapshot), topics or tuple(TOPICS), scope)))
+    return json.loads("".join(document_lines(Topology(snapshot), topics or tuple(TOPICS), scope)))
 
 
 ALL = shown(SMALL)
@@ -63,7 +63,7 @@ ALL = shown(SMALL)
 
 @pytest.mark.parametrize("snapshot", [Snapshot(), SMALL, hostile_host(), many_namespaces(5)])
 def test_every_document_is_ascii_json(snapshot: Snapshot) -> None:
-    text = "".join(document(Topology(snapshot), tuple(TOPICS)))
+    text = "".join(document_lines(Topology(snapshot), tuple(TOPICS)))
     assert text.isascii() and "\x1b" not in text
     whole = json.loads(text)
     assert whole["schema"] == 1
@@ -76,7 +76,7 @@ def test_a_topic_alone_has_only_its_lists() -> None:
 
 
 def test_each_item_stands_on_its_own_line() -> None:
-    lines = "".join(document(Topology(SMALL), ("links",))).splitlines()
+    lines = "".join(document_lines(Topology(SMALL), ("links",))).splitlines()
     links = [json.loads(line.rstrip(",")) for line in lines if line.startswith('{"ns"')]
     assert links == ALL["links"]
 

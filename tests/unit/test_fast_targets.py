@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bpf.verdicts import VERDICTS
-from core.metrics.fastpath import FastPathNumbers
+from core.metrics.samples import FastPathNumbers
 from core.model import (
     Container,
     Endpoint,

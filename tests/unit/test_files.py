@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core import files
-from core.files import PUBLIC, CannotWrite, create_new, write_whole
+from core.files import PUBLIC, WriteError, create_new, write_whole
 
 OTHER = 1234
 root = pytest.mark.root
@@ -59,7 +59,7 @@ def test_no_planted_name_is_followed(theirs: Path, victim: Path, monkeypatch: py
     assert victim.read_text() == "root's own" and target.read_bytes() == b"content"
     assert mode_of(target) == (os.geteuid(), 0o600)
     monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0")
-    with pytest.raises(CannotWrite, match="File exists"):
+    with pytest.raises(WriteError, match="File exists"):
         write_whole(target, b"more")
     assert victim.read_text() == "root's own" and target.read_bytes() == b"content"
     assert sorted(each.name for each in theirs.iterdir()) == sorted([*names, "host.vnet"])
@@ -69,7 +69,7 @@ def test_no_planted_name_is_followed(theirs: Path, victim: Path, monkeypatch: py
 @pytest.mark.parametrize("write", [lambda path: write_whole(path, b"x"), create_new])
 def test_a_link_in_place_of_the_file_is_refused(theirs: Path, victim: Path, write: object) -> None:
     target = planted(theirs / "host.vnet", victim)
-    with pytest.raises(CannotWrite, match=r"can't write .*host\.vnet: it is .*\. Try: "):
+    with pytest.raises(WriteError, match=r"can't write .*host\.vnet: it is .*\. Try: "):
         write(target)  # type: ignore[operator]
     assert victim.read_text() == "root's own" and target.is_symlink()
 
@@ -79,7 +79,7 @@ def test_a_link_that_another_user_put_into_the_way_is_refused(theirs: Path, tmp_
     (tmp_path / "etc").mkdir()
     planted(theirs / "out", tmp_path / "etc")
     for write in (lambda path: write_whole(path, b"x"), create_new):
-        with pytest.raises(CannotWrite, match="out is another user's symbolic link"):
+        with pytest.raises(WriteError, match="out is another user's symbolic link"):
             write(theirs / "out" / "passwd")
     assert not list((tmp_path / "etc").iterdir())
 
@@ -96,7 +96,7 @@ def test_a_file_or_pipe_that_another_user_put_there_gets_nothing(theirs: Path) -
     assert mode_of(target) == (os.geteuid(), 0o600) and target.read_bytes() == b"secret"
     os.mkfifo(theirs / "pipe")
     os.chown(theirs / "pipe", OTHER, OTHER)
-    with pytest.raises(CannotWrite, match="belongs to another user"):
+    with pytest.raises(WriteError, match="belongs to another user"):
         write_whole(theirs / "pipe", b"secret")
 
 
@@ -110,7 +110,7 @@ def test_own_links_on_the_way_lead_on(tmp_path: Path) -> None:
     os.close(create_new(Path(f"/proc/{os.getpid()}/root{tmp_path}/c/y")))
     assert mode_of(tmp_path / "a" / "y") == (os.geteuid(), 0o600)
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(CannotWrite, match="Too many levels"):
+    with pytest.raises(WriteError, match="Too many levels"):
         write_whole(tmp_path / "loop" / "x", b"")
 
 
@@ -118,7 +118,7 @@ def test_own_links_on_the_way_lead_on(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_said(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(CannotWrite, match=r"can't write .*: .+\. Try: "):
+    with pytest.raises(WriteError, match=r"can't write .*: .+\. Try: "):
         write_whole(tmp_path / name, b"x")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -145,5 +145,5 @@ def test_pipes_devices_and_open_files_are_written_into(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_is_not_begun_again(tmp_path: Path) -> None:
     os.close(create_new(tmp_path / "x"))
-    with pytest.raises(CannotWrite, match=r"it is there already\. Try: "):
+    with pytest.raises(WriteError, match=r"it is there already\. Try: "):
         create_new(tmp_path / "x")

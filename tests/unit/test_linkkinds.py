@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.collect.bridges import fdb_entry, port, settings, vlans
-from core.collect.link_kinds import details
+from core.collect.link_kinds import details, fdb_entry, port, settings, vlans
 from core.collect.links import link
 from core.model import PortVlan
 from core.netlink.client import attribute

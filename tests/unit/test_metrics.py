@@ -22,8 +22,8 @@ from core.metrics import FastPathNumbers, MetricsError, MetricsServer
 from core.metrics import collector as collecting
 from core.metrics import server as serving
 from core.metrics.collector import _TABLE_COUNTERS, HostCollector, LinkMetrics
-from core.metrics.fastpath import fill_fast_path as fill_fast_path
 from core.metrics.samples import METRICS, SampleSet, cleaned, unique
+from core.metrics.samples import fill_fast_path as fill_fast_path
 from core.metrics.server import parsed
 from core.model import ConntrackStats, LinkStats
 from core.topology import Topology

@@ -9,8 +9,7 @@ import pytest
 
 from core.model import Chain, Choice, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
 from core.nat import nat_entries
-from core.nat.packets import are_disjoint, covers, prefixes, takes_link
-from core.nat.paths import placed_rules
+from core.nat.packets import are_disjoint, covers, placed_rules, prefixes, takes_link
 from core.networks import all_networks
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import HOSTILE_NAME, small_builder

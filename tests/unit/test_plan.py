@@ -19,7 +19,7 @@ from core.model import (
     Route,
     link_ref,
 )
-from core.model.routes import NextHop
+from core.model.link import NextHop
 from core.operations import (
     AddAddress,
     AddRoute,

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.diagnose import findings
-from core.export import document
+from core.diagnose.loads import top_sources
+from core.export import document_lines
 from core.flows import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, ConntrackStats, Snapshot
 from core.topology import Topology
-from core.topology.table_usage import top_sources
 from core.watch.rates import TableTrend
 from tests.support.flow_samples import flow, table
 from tests.support.snapshots import HOST, small_host
@@ -76,7 +76,7 @@ def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:
 
 def test_the_json_says_the_same() -> None:
     here = host_with(stats=ConntrackStats(found=4, drop=1))
-    (told,) = json.loads("".join(document(here, ("conntrack",))))["conntrack_tables"]
+    (told,) = json.loads("".join(document_lines(here, ("conntrack",))))["conntrack_tables"]
     assert (told["entries"], told["limit"], told["stats"]["drop"]) == (3, 262144, 1)
     assert sum(one["entries"] for one in told["sources"]) == 3
     assert told["sources"][0]["name"] == "web1"

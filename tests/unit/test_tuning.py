@@ -13,7 +13,7 @@ from core.operations.affected import changed_link, touched
 from core.operations.record import from_record, to_record
 from core.plan import Plan, Refused, plan, tuning
 from core.plan.requests import Tune
-from core.plan.tuning import Tuned, tuned
+from core.plan.tuning import TuningState, tuned
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder, address
 
@@ -215,7 +215,7 @@ def test_nothing_but_what_is_asked_for() -> None:
 
 def test_how_it_is_tuned_now() -> None:
     now = topology()
-    assert tuned(now, bridge_of(now)) == Tuned(65536, None, True, "off")
+    assert tuned(now, bridge_of(now)) == TuningState(65536, None, True, "off")
     mixed = host()
     bridge = next(index for index, link in mixed.links[HOST].items() if link.name == "br0")
     mixed.links[HOST][bridge] = replace(mixed.links[HOST][bridge], sizes=replace(USUAL, gso=131072))

@@ -21,10 +21,10 @@ from tests.support.docker_dns import SAVED, TCP, UDP
 from tests.support.host_builder import HOST, HostBuilder
 
 WEB, LOG, BARE = 70, 71, 72
-PORTS = untracked.Ports(str(TCP), str(UDP))
+PORTS = untracked.ResolverPorts(str(TCP), str(UDP))
 
 
-def ours(ports: untracked.Ports = PORTS) -> tuple[FirewallRule, ...]:
+def ours(ports: untracked.ResolverPorts = PORTS) -> tuple[FirewallRule, ...]:
     """The rules of our table as they are read."""
     lines = untracked.rules(ports).split("\n\t\t")[2:]
     texts = [line.split("\n")[0] for line in lines]
@@ -121,7 +121,7 @@ def both(ns: int) -> Firewall:
     return replace(docker, rules=(*docker.rules, *ours(OLD)))
 
 
-OLD = untracked.Ports("1001", "1002")
+OLD = untracked.ResolverPorts("1001", "1002")
 
 
 def test_what_is_so_already_is_left_alone_and_off_takes_it_back() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.files import PUBLIC, CannotWrite, write_whole
+from core.files import PUBLIC, WriteError, write_whole
 from core.model import Container, Network, link_ref
 from core.operations import ForgetAttachment, SetRules
 from core.plan import OurNetwork, Ours, Plan, Refused, ours, rules
@@ -70,7 +70,7 @@ def write_export(options: argparse.Namespace) -> int:
         return 0
     try:
         write_whole(Path(options.file), content, PUBLIC)
-    except CannotWrite as error:
+    except WriteError as error:
         raise CommandError(str(error)) from None
     return 0
 

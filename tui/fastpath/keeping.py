@@ -15,7 +15,7 @@ from bpf import client, runfile
 from bpf.rpc import NotRunning, ask
 from bpf.runfile import clean_up
 from bpf.verdicts import VERDICTS
-from core.metrics.fastpath import FastPathNumbers
+from core.metrics.samples import FastPathNumbers
 from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST
 from core.text import safe

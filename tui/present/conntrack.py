@@ -8,11 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from core.diagnose import findings_of
+from core.diagnose.loads import Source, sources
 from core.flows import (
     PROTOCOLS,
     STATES,
+    ConntrackEntry,
     End,
-    Entry,
     Flow,
     FlowColumns,
     address_text,
@@ -30,7 +31,6 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.index import names_in
 from core.topology.related import of_namespaces
-from core.topology.table_usage import Source, sources
 from tui.present import cells, query, units
 from tui.present.cells import Line
 from tui.present.filters import conntrack_keys_of, conntrack_mask_of
@@ -236,7 +236,7 @@ _STATE_TONES: dict[str, Tone] = {
 }  # fmt: skip
 
 
-def state_cell(entry: Entry) -> Cell:
+def state_cell(entry: ConntrackEntry) -> Cell:
     """An entry's state; one that waits for its answer stands out."""
     return Cell(entry.state, _STATE_TONES.get(entry.state, ""))
 
@@ -289,13 +289,13 @@ def _bare(end: End) -> str:
     return end_text(end.address, end.port)
 
 
-def _state(entry: Entry) -> Iterator[Line]:
+def _state(entry: ConntrackEntry) -> Iterator[Line]:
     yield "state", state_cell(entry), None
     yield "status", cells.text(", ".join(status_words(entry.status))), None
     yield "expires in", Cell(f"{units.duration(entry.timeout)} without a packet"), None
 
 
-def _direction(table: Conntrack, entry: Entry, way: str) -> Iterator[Line]:
+def _direction(table: Conntrack, entry: ConntrackEntry, way: str) -> Iterator[Line]:
     """One tuple as the kernel keeps it, and what was counted that way."""
     for title, end in (("from", "src"), ("to", "dst")):
         address = address_text(getattr(entry, f"{way}_{end}"))
@@ -317,7 +317,7 @@ def _why_uncounted(table: Conntrack) -> str:
     return "nf_conntrack_acct is off"
 
 
-def _marks(topology: Topology, table: Conntrack, entry: Entry) -> Iterator[Line]:
+def _marks(topology: Topology, table: Conntrack, entry: ConntrackEntry) -> Iterator[Line]:
     if entry.start:
         began = entry.start / 1e9
         yield "began", Cell(units.age(began, table.taken_at)), None

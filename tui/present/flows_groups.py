@@ -10,8 +10,7 @@ import numpy as np
 from core.flows import PROTOCOLS, address_text
 from core.flows.columns import folded
 from core.flows.describe import protocol_name
-from core.flows.groups import added, crossed
-from core.flows.merge import FAST, FlowTable
+from core.flows.merge import FAST, FlowTable, added, crossed
 from core.model import Ref
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, NO_CLIENT, FlowPicture

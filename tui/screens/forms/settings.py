@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from core.model import BridgeSettings, Link, LinkKey, Ref
 from core.plan.links import BRIDGE_SETTINGS, PORT_FLAGS
 from core.plan.requests import ChangeBridge, ChangeLink, ChangePort, Request, Tune
-from core.plan.tuning import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE, Tuned, tuned
+from core.plan.tuning import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE, TuningState, tuned
 from core.plan.untracked import states
 from core.tags import words_of
 from core.text import safe
@@ -187,7 +187,7 @@ def _fill_tune(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     return Filled({"bridge": label} | held, {"bridge": tuple(bridges)}, frozenset(hidden))
 
 
-def _tune_held(now: Tuned) -> dict[str, str]:
+def _tune_held(now: TuningState) -> dict[str, str]:
     """What the fields hold now, "" where links differ."""
     size = "" if now.big_tcp is None else str(now.big_tcp) if now.big_tcp > PLAIN_SIZE else "off"
     return {
