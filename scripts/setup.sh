@@ -119,7 +119,7 @@ install_packages() {
     local missing=()
     without=()
     if [[ ${#packages[@]} -eq 0 ]]; then
-        say "neither apt-get nor dnf here: install the packages that README.md lists yourself; going on"
+        say "neither apt-get nor dnf here: install the packages that docs/install.md lists; continuing"
         return
     fi
     mapfile -t missing < <(missing_of "${packages[@]}")
