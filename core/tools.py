@@ -216,7 +216,7 @@ def with_packages(**more: str) -> dict[str, str]:
 ENGINES = "VNET_ENGINES"
 
 
-def is_wanted(engine: str) -> bool:
+def is_engine_enabled(engine: str) -> bool:
     """Whether that engine is to be looked at; without the variable, each is."""
     told = os.environ.get(ENGINES, "").strip()
     return not told or engine in (word.strip().lower() for word in told.split(","))

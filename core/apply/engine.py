@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-from core.collect.engine_socket import Unreachable, connected, find_socket
+from core.collect.engine_http import Unreachable, connected, find_socket
 from core.collect.engines import DOCKER
 
 _SECONDS = 30.0
@@ -77,7 +77,7 @@ def asked(already: Collection[int] = ()) -> Iterator[None]:
 
 
 def _why(error: Unreachable) -> str:
-    problems = error.answer.problems
+    problems = error.engine.problems
     if not problems:
         return "Docker is not installed here"
     words = "; ".join(

@@ -1,177 +1,364 @@
-"""Questions to a container engine over its unix socket: HTTP/1.1, many of them at once on one connection."""
+"""HTTP over a container engine's API socket: find it, connect, and read within bounded time and memory.
+
+http.client parses the responses. This module sends the requests, because http.client.HTTPConnection sends one
+only after the response to the one before: with 25 containers of Docker 26 that takes 12 ms instead of 6.3 ms,
+and 5.9 ms instead of 3.7 ms of CPU time. It also adds limits: a deadline for all responses together, a
+maximum size for a body and for the JSON in it. http.client itself stops at 100 header fields and at lines of
+64 KiB.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import socket
+import struct
+import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
-from types import TracebackType
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from core.files import SizeCounter, TooLarge
+from core.model import Engine, Problem
+from core.netlink.netns import THREAD_PATH, inode_of
 
-_LONGEST = 200
+# Seconds that an engine has for one wait, and for all of its responses, however many containers it runs.
+REQUEST_SECONDS, TOTAL_SECONDS = 2.0, 5.0
+_SYSTEMD = Path("/run/systemd/system")
+_MAX_MESSAGE = 200
 _PIECE = 1 << 16
-# Questions sent before the first answer is read: few enough that neither side waits for the other to read.
+# Requests sent before the first response is read: few enough that neither side waits for the other to read.
 _AT_ONCE = 32
-_MOST_VALUES = 1 << 22
-_MOST_BYTES = 1 << 25  # of one answer: a list of ten thousand containers
+_MAX_VALUES = 1 << 22
+_MAX_BODY = 1 << 25  # bytes: a list of ten thousand containers
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """Describe one kind of engine.
+
+    `name` is its name in the model, `title` its name in messages, `program` its executable, `variable` the
+    environment variable with the address of its socket, `socket` the default path of that socket, and `start`
+    the command that starts it. `service` and `pidfile` belong to an engine whose socket systemd may hold open
+    while the engine is stopped: a connection would start it.
+    """
+
+    name: str
+    title: str
+    program: str
+    variable: str
+    socket: str
+    start: str
+    service: str = ""
+    pidfile: str = ""
+
+
+class Unreachable(Exception):
+    """The engine can't be reached; `engine` is its entry in the model, which says why."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.state)
+        self.engine = engine
 
 
 class RefusedByEngine(Exception):
-    """The engine answered with an HTTP `status` other than 200."""
+    """The engine responded with an HTTP `status` other than 200."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
 
 
-class Waiting(io.RawIOBase):
-    """What a socket receives, for `timeout` seconds a wait at most, and none after the deadline."""
+class DeadlineSocket(socket.socket):
+    """Limit the time for reading: `seconds` for each wait, and none after the `deadline` (time.monotonic).
 
-    def __init__(self, connection: socket.socket, timeout: float, deadline: float) -> None:
-        self._socket, self._timeout, self._deadline = connection, timeout, deadline
+    The limit holds for files that makefile() returns, as http.client and socketserver use them: these raise
+    TimeoutError.
+    """
 
-    def readable(self) -> bool:
-        return True
+    def __init__(self, seconds: float, deadline: float, family: int = -1, fileno: int | None = None) -> None:
+        super().__init__(family, fileno=fileno)
+        self._seconds, self._deadline = seconds, deadline
 
-    def readinto(self, room: Any) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive into the buffer before the deadline. Raises TimeoutError."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._socket.settimeout(min(left, self._timeout))
-        return self._socket.recv_into(room)
+        self.settimeout(min(left, self._seconds))
+        return super().recv_into(buffer, nbytes, flags)
 
 
-class _Shared(io.BufferedReader):
-    """One file for many answers: each closes it when it is read, and the next one goes on in it."""
+class _SharedReader(io.BufferedReader):
+    """Let consecutive HTTPResponse objects read from one buffer: each flushes and closes its file."""
 
     def makefile(self, mode: str) -> Self:
         return self
+
+    def flush(self) -> None:
+        return None
 
     def close(self) -> None:
         return None
 
 
-class _Answer(NamedTuple):
-    """An HTTP answer; the names of its header fields are in small letters."""
-
+class _Response(NamedTuple):
     status: int
-    fields: Mapping[str, str]
+    headers: Message
     body: bytes
 
 
-class EngineHttp:
-    """A connection to the engine's socket at `path`, opened when first asked; each wait for bytes takes
-    `timeout` seconds at most, all that is done by it `total`. Use it as a context manager.
+class EngineConnection:
+    """Send GET requests to the engine's socket at `path`, many at once on one connection.
 
-    All methods raise OSError or ValueError where the answer is none.
+    A wait for bytes takes `seconds` at most, all requests together `total`. All methods raise OSError, or
+    ValueError for a malformed response.
     """
 
-    def __init__(self, path: str, timeout: float, total: float) -> None:
-        self._path, self._timeout = path, timeout
-        self._deadline = time.monotonic() + total
-        self._socket: socket.socket | None = None
-        self._answered = False
+    def __init__(self, path: str, seconds: float, total: float) -> None:
+        self._path, self._seconds, self._deadline = path, seconds, time.monotonic() + total
+        self._socket: DeadlineSocket | None = None
+        self._is_reused = False
 
-    def __enter__(self) -> Self:
-        return self
+    def connect(self) -> None:
+        """Connect to the engine's socket; requests do so themselves if there is no connection."""
+        self._is_reused = False
+        self._socket = DeadlineSocket(self._seconds, self._deadline, socket.AF_UNIX)
+        self._reader = _SharedReader(self._socket.makefile("rb", buffering=0), _PIECE)
+        self._socket.settimeout(self._seconds)
+        self._socket.connect(self._path)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-
-    def ask(self, question: str) -> Any:
-        """What `GET question` answers, of JSON's own types. Raises RefusedByEngine."""
-        (answer,) = self.ask_all([question])
-        if isinstance(answer, RefusedByEngine):
-            raise answer
-        return answer
-
-    def ask_all(self, questions: Sequence[str]) -> Iterator[Any]:
-        """What each of them answers, or RefusedByEngine, in their order, asked together."""
-        for start in range(0, len(questions), _AT_ONCE):
-            for answer in self._answers(questions[start : start + _AT_ONCE]):
-                yield _parsed(answer.body) if answer.status == HTTPStatus.OK else _refusal(answer)
-
-    def headers_of(self, question: str) -> Mapping[str, str]:
-        """The header fields of the answer. Raises RefusedByEngine."""
-        (answer,) = self._answers([question])
-        if answer.status != HTTPStatus.OK:
-            raise _refusal(answer)
-        return answer.fields
-
-    def _answers(self, questions: Sequence[str]) -> Iterator[_Answer]:
-        self._send(questions)
-        for place in range(len(questions)):
-            answer = self._read()
-            if answer is None and self._answered:
-                self._close()
-                self._send(questions[place:])
-                answer = self._read()
-            if answer is None:
-                raise ConnectionError("the engine hung up")
-            self._answered = True
-            yield answer
-
-    def _send(self, questions: Sequence[str]) -> None:
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(self._timeout)
-            self._socket.connect(self._path)
-            self._file = _Shared(Waiting(self._socket, self._timeout, self._deadline), _PIECE)
-            self._answered = False
-        asked = "".join(f"GET {question} HTTP/1.1\r\nHost: engine\r\n\r\n" for question in questions)
-        try:
-            self._socket.sendall(asked.encode())
-        except ConnectionError:
-            if not self._answered:
-                raise
-            self._close()  # by the engine after an earlier answer, as it may be
-            self._send(questions)
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the connection, if there is one."""
         if self._socket is not None:
             self._socket.close()
+            self._reader.raw.close()
             self._socket = None
 
-    def _read(self) -> _Answer | None:
-        """The next answer, None where the engine closed the connection before it."""
-        answer = HTTPResponse(self._file)  # type: ignore[arg-type]  # of a socket it wants the file alone
+    def peer_netns(self) -> int:
+        """Return the inode of the engine's network namespace (unix(7), SO_PEERCRED), or the host's if that
+        can't be read. Only for an open connection."""
+        assert self._socket is not None
+        size = struct.calcsize("3i")
+        pid, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
         try:
-            answer.begin()
-            body = _body(answer)
+            return inode_of(f"/proc/{pid}/ns/net")
+        except OSError:
+            return inode_of(THREAD_PATH)
+
+    def get_json(self, path: str) -> Any:
+        """Return the JSON at `path`. Raises RefusedByEngine."""
+        (answer,) = self.get_all([path])
+        return answer
+
+    def get_all(self, paths: Sequence[str]) -> list[Any]:
+        """Return the JSON at each path. Raises RefusedByEngine."""
+        answers = list(self.get_each(paths))
+        for answer in answers:
+            if isinstance(answer, RefusedByEngine):
+                raise answer
+        return answers
+
+    def get_each(self, paths: Sequence[str]) -> Iterator[Any]:
+        """Yield the JSON at each path, or a RefusedByEngine in its place."""
+        for start in range(0, len(paths), _AT_ONCE):
+            for response in self._responses(paths[start : start + _AT_ONCE]):
+                yield _json(response.body) if response.status == HTTPStatus.OK else _refusal(response)
+
+    def get_headers(self, path: str) -> Message:
+        """Return the header fields of the response at `path`. Raises RefusedByEngine."""
+        (response,) = self._responses([path])
+        if response.status != HTTPStatus.OK:
+            raise _refusal(response)
+        return response.headers
+
+    def open_stream(self, path: str) -> socket.socket:
+        """Request an endless response; return the socket that its body arrives at, after the headers."""
+        self._send([path], "Connection: close\r\n")
+        assert self._socket is not None
+        try:
+            response = HTTPResponse(self._reader)  # type: ignore[arg-type]  # it only calls makefile()
+            response.begin()
+        except HTTPException as error:
+            raise OSError(f"no event stream: {error!r}") from error
+        if response.status != HTTPStatus.OK:
+            raise OSError(f"no event stream: HTTP status {response.status}")
+        return self._socket
+
+    def _responses(self, paths: Sequence[str]) -> Iterator[_Response]:
+        self._send(paths)
+        for number in range(len(paths)):
+            response = self._receive()
+            if response is None and self._is_reused:
+                self.close()
+                self._send(paths[number:])
+                response = self._receive()
+            if response is None:
+                raise ConnectionError("the engine closed the connection")
+            self._is_reused = True
+            yield response
+
+    def _send(self, paths: Sequence[str], fields: str = "") -> None:
+        if self._socket is None:
+            self.connect()
+        assert self._socket is not None
+        requests = "".join(f"GET {path} HTTP/1.1\r\nHost: engine\r\n{fields}\r\n" for path in paths)
+        try:
+            self._socket.sendall(requests.encode())
+        except ConnectionError:
+            if not self._is_reused:
+                raise
+            self.close()  # the engine did so after an earlier response, which HTTP allows
+            self._send(paths, fields)
+
+    def _receive(self) -> _Response | None:
+        """Read the next response, None if the engine closed the connection before its end."""
+        try:
+            response = HTTPResponse(self._reader)  # type: ignore[arg-type]  # it only calls makefile()
+            response.begin()
+            return _Response(response.status, response.headers, _body(response))
         except ConnectionError:
             return None
         except HTTPException as error:
-            raise ValueError(f"an answer that is no HTTP: {error!r}"[:_LONGEST]) from error
-        return _Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
+            raise ValueError(f"not an HTTP response: {error!r}"[:_MAX_MESSAGE]) from error
 
 
-def _parsed(body: bytes) -> Any:
+@contextmanager
+def connected(kind: EngineKind, path: str) -> Iterator[EngineConnection]:
+    """Open a connection to the engine's socket at `path` for the body of a with statement.
+
+    Raises Unreachable if the engine is stopped, denies access or doesn't accept the connection.
+    """
+    connection = EngineConnection(path, REQUEST_SECONDS, TOTAL_SECONDS)
     try:
-        SizeCounter(_MOST_VALUES).add(body)
+        _connect(kind, connection, path)
+        yield connection
+    finally:
+        connection.close()
+
+
+def has_socket(kind: EngineKind) -> bool:
+    """Return whether the engine's socket exists, even if no process listens on it."""
+    return _exists(_from_environment(kind) or kind.socket)
+
+
+def find_socket(kind: EngineKind, path: str | None) -> str:
+    """Return the path of the engine's socket: `path`, the one in its variable, or the default.
+
+    Raises Unreachable if there is none, or if systemd would start the engine upon a connection: reading must
+    not change anything.
+    """
+    configured = path or _from_environment(kind)
+    found = configured or kind.socket
+    if not _exists(found):
+        if configured or shutil.which(kind.program):
+            raise Unreachable(_stopped(kind, f"there is no socket at {found}"))
+        raise Unreachable(Engine(kind.name, "absent"))
+    if Path(found).resolve() == Path(kind.socket) and _is_socket_activated(kind):
+        raise Unreachable(_stopped(kind, f"{kind.service} is not active"))
+    return found
+
+
+def failure(kind: EngineKind, state: str, what: str, why: str = "", try_: str = "") -> Engine:
+    """Return the model's entry for an engine that can't be read."""
+    return Engine(kind.name, state, problems=(Problem(kind.name, what, why, try_),))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        SizeCounter(_MAX_VALUES).add(body)
         return json.loads(body)
     except (TooLarge, RecursionError) as error:
-        raise ValueError(f"an answer that no engine gives ({error})") from error
+        raise ValueError(f"a response larger than any engine's ({error})") from error
 
 
-def _body(answer: HTTPResponse) -> bytes:
-    """All of it, in pieces: what a length or a chunk's size says is not believed."""
+def _body(response: HTTPResponse) -> bytes:
+    """Read the body in pieces: a declared length or chunk size reserves no memory."""
     body = bytearray()
-    while piece := answer.read(_PIECE):
+    while piece := response.read(_PIECE):
         body += piece
-        if len(body) > _MOST_BYTES:
-            raise ValueError(f"an answer of more than {_MOST_BYTES >> 20} MiB")
-    if answer.length:
-        raise ValueError("an answer that ends too early")
+        if len(body) > _MAX_BODY:
+            raise ValueError(f"a response of more than {_MAX_BODY >> 20} MiB")
+    if response.length:
+        raise ValueError("a response that ends too early")
     return bytes(body)
 
 
-def _refusal(answer: _Answer) -> RefusedByEngine:
-    return RefusedByEngine(answer.status, answer.body[:_LONGEST].decode(errors="replace").strip())
+def _refusal(response: _Response) -> RefusedByEngine:
+    return RefusedByEngine(response.status, response.body[:_MAX_MESSAGE].decode(errors="replace").strip())
+
+
+def _connect(kind: EngineKind, connection: EngineConnection, path: str) -> None:
+    try:
+        connection.connect()
+    except PermissionError as error:
+        raise Unreachable(_denied(kind, path)) from error
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        raise Unreachable(_stopped(kind, f"no process listens at {path}")) from error
+    except OSError as error:
+        what = f"{kind.title} does not accept connections"
+        raise Unreachable(failure(kind, "error", what, f"{path}: {error.strerror or error}")) from error
+
+
+def _from_environment(kind: EngineKind) -> str:
+    """Return the path in the engine's variable if it is a unix socket, else ""."""
+    scheme, _, path = os.environ.get(kind.variable, "").partition("://")
+    return path if scheme == "unix" else ""
+
+
+def _exists(path: str) -> bool:
+    """Return whether the path exists, or may exist in a folder that this user can't search."""
+    try:
+        Path(path).stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _is_socket_activated(kind: EngineKind) -> bool:
+    """Return whether systemd listens in place of a stopped engine."""
+    if not kind.service or not _SYSTEMD.is_dir() or _is_running(kind.pidfile):
+        return False
+    units = [kind.service.replace(".service", ".socket"), kind.service]
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-active", *units],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=REQUEST_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.stdout.split() in (["active", "inactive"], ["active", "failed"])
+
+
+def _is_running(pidfile: str) -> bool:
+    try:
+        return Path("/proc", Path(pidfile).read_text().strip()).is_dir()
+    except OSError:
+        return False
+
+
+def _stopped(kind: EngineKind, why: str) -> Engine:
+    return failure(kind, "stopped", f"{kind.title} is not running", why, kind.start)
+
+
+def _denied(kind: EngineKind, path: str) -> Engine:
+    return failure(
+        kind,
+        "denied",
+        f"{kind.title} denies access to this user",
+        f"no permission to open {path}",
+        "run vnet-tui with sudo",
+    )

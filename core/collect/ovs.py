@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.model import OvsBridge, OvsInterface, OvsPort, Problem
-from core.tools import ToolFailed, find_tool, is_wanted, run_tool
+from core.tools import ToolFailed, find_tool, is_engine_enabled, run_tool
 
 TIMEOUT = 5  # seconds
 _PACKAGE = "openvswitch-switch"
@@ -26,7 +26,7 @@ def read_ovs(db: str | None = None) -> tuple[tuple[OvsBridge, ...], tuple[Proble
     A host without ovs-vsctl has no Open vSwitch: nothing, and no problem; the same where VNET_ENGINES leaves
     it out.
     """
-    if not find_tool("ovs-vsctl") or (db is None and not is_wanted("ovs")):
+    if not find_tool("ovs-vsctl") or (db is None and not is_engine_enabled("ovs")):
         return (), ()
     words = ["ovs-vsctl", f"--timeout={TIMEOUT}", "--format=json", *([f"--db={db}"] if db else [])]
     for table, columns in _TABLES.items():

@@ -1,4 +1,11 @@
-"""Processes and the six namespaces they live in, as /proc tells them (proc(5), namespaces(7))."""
+"""Processes: their namespaces, the containers they make up, and the SSH session of this one (proc(5)).
+
+psutil finds the parents of this process. What belongs to other processes is read from /proc with limits that
+psutil lacks. Its cmdline(), environ() and name() (which reads the command line to complete a name of 15
+characters) read all memory that a process declares as its command line or environment: one of any user that
+declared 1 GiB (PR_SET_MM_MAP of prctl(2)) cost psutil 7.2 9 GB of memory and 45 s. psutil has no namespaces
+either, nor the ids of a process in its own pid namespace.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +22,21 @@ from core.model import NAMESPACE_KINDS, Container, Engine, Namespace
 
 # The request that opens the parent of a pid namespace (ioctl_nsfs(2)).
 _NS_GET_PARENT = 0xB702
-# More is not read: a process may say that any part of its memory is its command line (PR_SET_MM of prctl(2)).
+# Bytes read of a command line and of an environment: a process can declare any part of its memory as either.
 _COMMAND_BYTES, _ENVIRONMENT_BYTES = 1 << 12, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class InitProcess:
-    """Process 1 of a pid namespace that is not ours: `pid` as seen from here, `namespaces` its six inodes by
-    kind, `lineage` the inodes of its pid namespace and of those around it, `hostname` what its uts namespace
-    is called, `command` its command line, `environment` what it was started with.
+    """Process 1 of another pid namespace.
 
-    Any user can make such a process and call it anything. Its command line and its environment lie in its own
-    memory, so they are read only where root of the host runs it (`trusted`); else `command` is the kernel's
-    name for it (proc_pid_comm(5))."""
+    `pid` is its id in this pid namespace, `namespaces` its six inodes by kind, `lineage` the inodes of its
+    pid namespace and of the parents of that, `hostname` the name of its uts namespace.
+
+    Any user can start such a process under any name. `command` and `environment` lie in its own memory, so
+    they are read only if root of the host runs it (`trusted`). Otherwise `command` is its name in the kernel
+    (proc_pid_comm(5)) and `environment` is empty.
+    """
 
     pid: int
     namespaces: Mapping[str, int]
@@ -39,7 +48,7 @@ class InitProcess:
 
 
 def namespaces_of(pid: int) -> dict[str, int]:
-    """Inode of each of the process's namespaces by kind; without those that are gone or may not be read."""
+    """Return the inodes of the process's namespaces by kind, without those that can't be read."""
     found = {}
     for kind in NAMESPACE_KINDS:
         with suppress(OSError):
@@ -48,19 +57,21 @@ def namespaces_of(pid: int) -> dict[str, int]:
 
 
 def _inode(pid: int, kind: str) -> int:
-    """By the text of the link, "pid:[4026531836]": a tenth of the time that following it takes."""
+    """Parse the link's text, "pid:[4026531836]": ten times as fast as stat."""
     return int(os.readlink(f"/proc/{pid}/ns/{kind}")[len(kind) + 2 : -1])
 
 
 def host_inodes() -> dict[str, set[int]]:
-    """The namespaces that count as the host's, by kind: our own and those of the first process in sight."""
-    ours, first = namespaces_of(os.getpid()), namespaces_of(1)
-    return {kind: {spaces[kind] for spaces in (ours, first) if kind in spaces} for kind in NAMESPACE_KINDS}
+    """Return the namespaces that count as the host's, by kind: those of this process and of process 1."""
+    own, first = namespaces_of(os.getpid()), namespaces_of(1)
+    return {kind: {spaces[kind] for spaces in (own, first) if kind in spaces} for kind in NAMESPACE_KINDS}
 
 
 def init_processes() -> tuple[InitProcess, ...]:
-    """Each process that is the first of a pid namespace of its own and whose uts and mount namespaces are the
-    host's neither, by rising pid. Those that vanish meanwhile or may not be read are left out."""
+    """Return process 1 of each pid namespace with uts and mount namespaces other than the host's, by pid.
+
+    Processes that end meanwhile, or can't be read, are left out.
+    """
     hosts = host_inodes()
     found = [
         (pid, spaces, status)
@@ -69,7 +80,7 @@ def init_processes() -> tuple[InitProcess, ...]:
     ]
     hostnames = _hostnames([pid for pid, _, _ in found])
     return tuple(
-        _init(pid, spaces, hostnames[pid], status, spaces["user"] in hosts["user"] and _is_ours(status))
+        _init(pid, spaces, hostnames[pid], status, spaces["user"] in hosts["user"] and _is_trusted(status))
         for pid, spaces, status in found
         if pid in hostnames
     )
@@ -83,8 +94,10 @@ def _init(
 
 
 def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int]]]:
-    """Processes in foreign pid, uts and mount namespaces, with all six; the pid namespace is looked at first
-    because it rules out nearly every process of a host."""
+    """Yield processes outside the host's pid, uts and mount namespaces, with the inodes of all six.
+
+    The pid namespace is read first: it rules out nearly every process of a host.
+    """
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         with suppress(OSError):
             if _inode(pid, "pid") in hosts["pid"]:
@@ -97,7 +110,7 @@ def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int
 
 
 def _status(pid: int) -> dict[str, str]:
-    """The fields of proc_pid_status(5); none where the process is gone."""
+    """Return the fields of proc_pid_status(5), none if the process has ended."""
     with suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text(errors="replace").split("\n")
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -105,17 +118,17 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def _is_init(status: Mapping[str, str]) -> bool:
-    """Whether it is process 1 of its innermost pid namespace and still runs."""
+    """Return whether it is process 1 of its innermost pid namespace, and no zombie."""
     return status["State"][:1] not in ("Z", "X") and status.get("NSpid", "").split()[-1:] == ["1"]
 
 
-def _is_ours(status: Mapping[str, str]) -> bool:
-    """Whether root runs it, or the user who looks: who could do more than mislead us anyway."""
+def _is_trusted(status: Mapping[str, str]) -> bool:
+    """Return whether root or the user of this process runs it: they could do more than mislead it anyway."""
     return set(status["Uid"].split()) <= {"0", str(os.geteuid())}
 
 
 def _lineage(pid: int) -> tuple[int, ...]:
-    """Its pid namespace and the ones around it, innermost first, as far as they may be seen."""
+    """Return its pid namespace and the parents of that, innermost first, as far as they can be read."""
     inodes = []
     with suppress(OSError):
         current = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -131,29 +144,31 @@ def _lineage(pid: int) -> tuple[int, ...]:
 
 
 def _hostnames(pids: Sequence[int]) -> dict[int, str]:
-    """The name of each one's uts namespace. A thread of its own goes there, and ends: no other thread of this
-    program ever sees a hostname but the host's."""
+    """Return the name of each process's uts namespace.
+
+    A separate thread enters the namespaces and ends, so that every other thread keeps the host's name.
+    """
     names: dict[int, str] = {}
     if pids:
-        visitor = threading.Thread(target=_visit, args=(pids, names), name="hostnames")
-        visitor.start()
-        visitor.join()
+        thread = threading.Thread(target=_read_hostnames, args=(pids, names), name="hostnames")
+        thread.start()
+        thread.join()
     return names
 
 
-def _visit(pids: Sequence[int], names: dict[int, str]) -> None:
+def _read_hostnames(pids: Sequence[int], names: dict[int, str]) -> None:
     for pid in pids:
         try:
-            there = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+            uts = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
         try:
-            os.setns(there, os.CLONE_NEWUTS)
+            os.setns(uts, os.CLONE_NEWUTS)
             names[pid] = os.fsencode(os.uname().nodename).decode(errors="replace")
         except PermissionError:
             names[pid] = ""
         finally:
-            os.close(there)
+            os.close(uts)
 
 
 def _command(pid: int) -> str:
@@ -171,27 +186,28 @@ def _environment(pid: int) -> dict[str, str]:
     return {}
 
 
-def _beginning(path: str, most: int) -> bytes:
+def _beginning(path: str, size: int) -> bytes:
     with open(path, "rb") as file:
-        return file.read(most)
+        return file.read(size)
 
 
-# Containers that no engine runs: named network namespaces, and processes in namespaces of their own.
+# Unmanaged containers: named network namespaces, and processes in namespaces of their own, without an engine.
 #
-# A container made by hand can say which network it was given, in Docker's words, by the environment
-# variable VNET_NETWORK_MODE of its first process: "host", "none", "container:NAME" or a network's name. Of
-# a process that isn't root's nothing of the kind is believed.
+# The environment variable VNET_NETWORK_MODE of such a container's first process can name its network mode as
+# Docker does: "host", "none", "container:NAME" or the name of a network. It counts only for root's processes.
 
 NETWORK_MODE_VARIABLE = "VNET_NETWORK_MODE"
 
 
-def read_plain(
+def read_unmanaged(
     namespaces: Mapping[int, Namespace], claimed: frozenset[int], found: Iterable[InitProcess] | None = None
 ) -> Engine:
-    """Every container without an engine; `claimed` holds the first process of each container that an engine
-    runs, `found` the first processes where these were looked for already. Each name of a network namespace
-    is a container ("netns"); a first process of namespaces of its own is one as well ("process", its id the
-    inode of its pid namespace), unless it plainly is a named one's.
+    """Read every container without an engine.
+
+    `claimed` holds the first process of each container that an engine runs; `found` the result of
+    init_processes(), if it was called already. Each name of a network namespace is a container of the runtime
+    "netns". Each process of init_processes() is one of the runtime "process", with the inode of its pid
+    namespace as id, unless it belongs to a named namespace.
     """
     owned = [namespaces_of(pid) for pid in claimed]
     hosts = {inode for inode, space in namespaces.items() if space.is_host}
@@ -220,25 +236,25 @@ def _containers(names: Iterable[tuple[str, Namespace]], inits: Iterable[InitProc
 
 
 def _of_name(name: str, space: Namespace, inits: Iterable[InitProcess]) -> InitProcess | None:
-    """The first process of the container NAME: its hostname says so, or it is the only one in there."""
+    """Return the first process of a named namespace: the one with that hostname, or the only one in it."""
     inside = [init for init in inits if init.namespaces["net"] == space.inode]
-    fitting = [init for init in inside if init.trusted and init.hostname == name]
-    if fitting:
-        return fitting[0]
-    alone = len(inside) == 1 and len(space.names) == 1
-    return inside[0] if alone and not _joined(inside[0]) else None
+    matching = [init for init in inside if init.trusted and init.hostname == name]
+    if matching:
+        return matching[0]
+    is_only = len(inside) == 1 and len(space.names) == 1
+    return inside[0] if is_only and not _has_joined(inside[0]) else None
 
 
 def _own_name(init: InitProcess) -> str:
-    """What it calls itself by its hostname; a user's never passes for another container by that."""
+    """Return its hostname. An untrusted one also has its pid, so that it can't pass for another container."""
     pid = f"pid {init.pid}"
     if init.trusted:
         return init.hostname or pid
     return f"{pid} ({init.hostname})" if init.hostname else pid
 
 
-def _joined(init: InitProcess) -> bool:
-    """Whether it says itself that the namespace it lives in is another container's."""
+def _has_joined(init: InitProcess) -> bool:
+    """Return whether it declares that its network namespace is another container's."""
     return _mode(init).startswith("container:")
 
 
@@ -264,41 +280,27 @@ def _container(runtime: str, container_id: str, name: str, init: InitProcess) ->
     )
 
 
-# sshd(8) sets these; the first word is the other end's address.
-_VARIABLES = (b"SSH_CONNECTION=", b"SSH_CLIENT=")
+# sshd(8) sets these; the first word is the address of the client.
+_SSH_VARIABLES = ("SSH_CONNECTION", "SSH_CLIENT")
 _INIT = 1
 
 
 def remote_session() -> str:
-    """The address of the other end of the SSH session that this process belongs to, "" for none.
+    """Return the client's address of the SSH session that this process belongs to, "" for none.
 
-    sudo(8) takes SSH_CONNECTION away, so the environments of the parents are looked at too
-    (proc_pid_environ(5)).
+    sudo(8) removes SSH_CONNECTION, so the environments of the parents are read as well.
     """
-    return next((found for pid in _ancestry() if (found := _told(pid))), "")
+    import psutil  # only before a change: the import takes 9 ms
+
+    pids = [os.getpid()]
+    with suppress(psutil.Error):
+        pids += [parent.pid for parent in psutil.Process().parents() if parent.pid != _INIT]
+    return next((address for pid in pids if (address := _ssh_client(_environment(pid)))), "")
 
 
-def _ancestry() -> Iterator[int]:
-    pid = os.getpid()
-    while pid > _INIT:
-        yield pid
-        try:
-            # The command's name, in parentheses, may hold anything: what follows it is plain.
-            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            return
-
-
-def _told(pid: int) -> str:
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return ""
-    for variable in variables:
-        if variable.startswith(_VARIABLES):
-            address = variable.partition(b"=")[2].split(b" ")[0].decode(errors="replace")
-            try:
-                return str(ipaddress.ip_address(address.partition("%")[0]))
-            except ValueError:
-                continue
+def _ssh_client(environment: Mapping[str, str]) -> str:
+    for name in _SSH_VARIABLES:
+        with suppress(ValueError):
+            address = environment.get(name, "").partition(" ")[0].partition("%")[0]
+            return str(ipaddress.ip_address(address))
     return ""

@@ -17,7 +17,7 @@ from core.collect import (
     ovs,
     processes,
 )
-from core.collect.engine_socket import has_socket
+from core.collect.engine_http import has_socket
 from core.collect.host import read_host
 from core.collect.processes import InitProcess, init_processes
 from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
@@ -81,7 +81,7 @@ def _read_beside(aside: _BackgroundReads, wanted: set[str], deep: bool) -> Snaps
     if "conntrack" in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
     if "containers" in wanted:
-        fields["engines"] = _with_plain([answer() for answer in aside.engines], found, inits)
+        fields["engines"] = _with_unmanaged([answer() for answer in aside.engines], found, inits)
     if TUNING in wanted:
         fields["tuning"] = offloads.read_tuning(found, fields.get("nets", {}))
     if "ovs" in wanted:
@@ -99,17 +99,17 @@ def _leads_out_of_sight(net: NetState) -> bool:
 
 def read_engines(found: Mapping[int, Namespace]) -> dict[str, Engine]:
     """What each container engine tells, and the containers that need none."""
-    return _with_plain([read() for _, read in _ENGINES], found)
+    return _with_unmanaged([read() for _, read in _ENGINES], found)
 
 
-def _with_plain(
+def _with_unmanaged(
     engines: Sequence[Engine], found: Mapping[int, Namespace], inits: Sequence[InitProcess] | None = None
 ) -> dict[str, Engine]:
     claimed = frozenset(
         container.pid for engine in engines for container in engine.containers if container.pid
     )
     by_name = {engine.name: engine for engine in engines}
-    return by_name | {"plain": processes.read_plain(found, claimed, inits)}
+    return by_name | {"plain": processes.read_unmanaged(found, claimed, inits)}
 
 
 def read_each[Part](read: Callable[[Namespace], Part], found: Mapping[int, Namespace]) -> dict[int, Part]:

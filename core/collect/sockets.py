@@ -1,5 +1,9 @@
-"""Reads TCP's connected sockets and all of UDP's over sock_diag(7): their ends, round trip times, and the
-processes that hold them."""
+"""Read connected TCP and all UDP sockets over sock_diag(7), with round trip times and owning processes.
+
+psutil finds no owners here: its connections lack the socket's inode, which tells apart sockets with equal
+addresses, and psutil.net_connections() reads one namespace only. It also parses text: 7 ms for a process with
+800 sockets, against 1 ms for the inodes among its descriptors.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,10 @@ _SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY = 20
 _TCP, _UDP = 6, 17
 _INFO = 2  # INET_DIAG_INFO: struct tcp_info
-# Connected states: all of linux/tcp_states.h but TIME_WAIT, CLOSE, LISTEN and NEW_SYN_RECV.
+# The connected states of linux/tcp_states.h: all except TIME_WAIT, CLOSE, LISTEN and NEW_SYN_RECV.
 _CONNECTED = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
-# UDP knows two: connected, and (as TCP_CLOSE) not.
-_EITHER = 1 << 1 | 1 << 7
+# UDP has two states: connected, and TCP_CLOSE for unconnected.
+_ANY_UDP = 1 << 1 | 1 << 7
 # struct inet_diag_msg of linux/inet_diag.h.
 _MESSAGE = np.dtype(
     [
@@ -38,36 +42,36 @@ _MESSAGE = np.dtype(
     ]
 )  # fmt: skip
 _ATTRIBUTE = struct.Struct("=HH")
-_RTT_AT = 4 + 68  # of tcpi_rtt, from the attribute's header on (linux/tcp.h, struct tcp_info)
+_RTT_AT = 4 + 68  # offset of tcpi_rtt from the attribute's header (linux/tcp.h, struct tcp_info)
 _AF_INET, _AF_INET6 = 2, 10
 _TRIES = 3
 
 
 class Holders:
-    """Which process holds which socket; asked for in /proc once a socket, as long as it lives."""
+    """Find which process holds a socket, and remember it for as long as the socket exists."""
 
     def __init__(self) -> None:
         self._pids: dict[int, int] = {}
         self._tries: Counter[int] = Counter()
 
     def find(self, inodes: Iterable[int], pids: Iterable[int]) -> dict[int, int]:
-        """The pid for each socket inode that one of these processes holds."""
+        """Return a pid by socket inode, for the sockets that one of these processes holds."""
         wanted = {inode for inode in inodes if inode}
         missing = {one for one in wanted if one not in self._pids and self._tries[one] < _TRIES}
         if missing:
             self._tries.update(missing)
             for pid in pids:
-                self._pids |= {inode: pid for inode in _held_by(pid) if inode in missing}
+                self._pids |= {inode: pid for inode in _socket_inodes(pid) if inode in missing}
         return {inode: self._pids[inode] for inode in wanted if inode in self._pids}
 
     def forget_all_but(self, inodes: set[int]) -> None:
-        """Keep nothing about sockets that are gone."""
+        """Forget sockets that no longer exist."""
         self._pids = {inode: pid for inode, pid in self._pids.items() if inode in inodes}
         self._tries = Counter({inode: count for inode, count in self._tries.items() if inode in inodes})
 
 
 def read_all(namespaces: Mapping[int, Namespace], holders: Holders) -> dict[int, Sockets]:
-    """The sockets of all namespaces, without those that vanish meanwhile or may not be entered."""
+    """Read the sockets of all namespaces, except those that vanish meanwhile or can't be entered."""
     found = {}
     for inode, namespace in namespaces.items():
         with suppress(NamespaceGone, OSError):
@@ -77,28 +81,28 @@ def read_all(namespaces: Mapping[int, Namespace], holders: Holders) -> dict[int,
 
 
 def read_sockets(namespace: Namespace, holders: Holders | None = None) -> Sockets:
-    """The connected TCP sockets, and the UDP sockets, of one namespace. Raises NamespaceGone, and OSError as
-    the kernel words it; the socket it reads with is closed again."""
+    """Read the connected TCP sockets and the UDP sockets of one namespace. Raises NamespaceGone, and OSError
+    from the kernel."""
     with entered(entry_of(namespace), namespace.inode):
         netlink = Netlink(_SOCK_DIAG)
     with netlink:
         parts = [
             _decoded(_dump(netlink, family, l4_proto, states), l4_proto)
             for family in (_AF_INET, _AF_INET6)
-            for l4_proto, states in ((_TCP, _CONNECTED), (_UDP, _EITHER))
+            for l4_proto, states in ((_TCP, _CONNECTED), (_UDP, _ANY_UDP))
         ]
     entries = np.concatenate(parts)
     commands: dict[int, str] = {}
     if holders is not None and len(entries):
         held = holders.find(entries["inode"].tolist(), namespace.pids)
         entries["pid"] = [held.get(inode, 0) for inode in entries["inode"].tolist()]
-        commands = {pid: _command(pid) for pid in set(held.values())}
+        commands = {pid: _process_name(pid) for pid in set(held.values())}
     entries.flags.writeable = False
     return Sockets(namespace.inode, entries, commands)
 
 
 def _dump(netlink: Netlink, family: int, l4_proto: int, states: int) -> Iterator[bytes]:
-    """The answers to one struct inet_diag_req_v2, without their headers."""
+    """Yield the payloads that answer one struct inet_diag_req_v2."""
     body = struct.pack("=BBBBI", family, l4_proto, 1 << (_INFO - 1), 0, states) + bytes(48)
     for datagram in netlink.dump_raw(_BY_FAMILY, body):
         for _, _, _, payload in walk(datagram):
@@ -106,7 +110,7 @@ def _dump(netlink: Netlink, family: int, l4_proto: int, states: int) -> Iterator
 
 
 def _decoded(messages: Iterable[bytes], l4_proto: int) -> Column:
-    """Messages of equal length mostly have equal layout: these are decoded together."""
+    """Decode messages of the same length together: their layout is mostly the same."""
     by_length: dict[int, list[bytes]] = {}
     for message in messages:
         by_length.setdefault(len(message), []).append(message)
@@ -123,11 +127,11 @@ def _rows(messages: Column, l4_proto: int) -> Column:
     rows["l4_proto"], rows["tcp_state"], rows["inode"] = l4_proto, values["state"], values["inode"]
     rows["lport"], rows["rport"] = values["sport"], values["dport"]
     is_ipv4 = values["family"] == _AF_INET
-    for ours, theirs in (("local", "src"), ("remote", "dst")):
-        rows[ours] = values[theirs]
-        rows[ours][is_ipv4, 12:] = values[theirs][is_ipv4, :4]
-        rows[ours][is_ipv4, :10] = 0
-        rows[ours][is_ipv4, 10:12] = 0xFF
+    for column, field in (("local", "src"), ("remote", "dst")):
+        rows[column] = values[field]
+        rows[column][is_ipv4, 12:] = values[field][is_ipv4, :4]
+        rows[column][is_ipv4, :10] = 0
+        rows[column][is_ipv4, 10:12] = 0xFF
     mapped = (rows["local"][:, :10] == 0).all(axis=1) & (rows["local"][:, 10:12] == 0xFF).all(axis=1)
     rows["family"] = np.where(mapped, 4, 6)
     rows["rtt"] = _rtts(messages)
@@ -135,7 +139,7 @@ def _rows(messages: Column, l4_proto: int) -> Column:
 
 
 def _rtts(messages: Column) -> Column:
-    """tcpi_rtt of each, 0 where the kernel sends no tcp_info."""
+    """Return tcpi_rtt of each message, 0 if the kernel sent no tcp_info."""
     rtts = np.zeros(len(messages), np.uint32)
     left = np.arange(len(messages))
     while left.size:
@@ -151,7 +155,7 @@ def _rtts(messages: Column) -> Column:
 
 
 def _info_at(message: bytes) -> tuple[int, bytes]:
-    """Where the attribute with tcp_info begins, and its header; -1 where there is none."""
+    """Return the offset and the header of the attribute with tcp_info; the offset is -1 if there is none."""
     at = _MESSAGE.itemsize
     while at + 4 <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, at)
@@ -163,8 +167,8 @@ def _info_at(message: bytes) -> tuple[int, bytes]:
     return -1, b""
 
 
-def _held_by(pid: int) -> Iterator[int]:
-    """The inodes of the sockets that a process holds."""
+def _socket_inodes(pid: int) -> Iterator[int]:
+    """Yield the inodes of the sockets that a process holds."""
     with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as files:
         for file in files:
             with suppress(OSError, ValueError):
@@ -173,41 +177,45 @@ def _held_by(pid: int) -> Iterator[int]:
                     yield int(target[8:-1])
 
 
-def _command(pid: int) -> str:
+def _process_name(pid: int) -> str:
+    """Return the kernel's name of a process (proc_pid_comm(5)), which is cut at 15 characters."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return ""
 
 
 _FOLDER = Path("/proc/thread-self/net")
-# From here on the kernel hands ports to clients (ip_local_port_range): those of UDP come and go.
-_FIRST_OF_CLIENTS = 32768
-# The state in which a socket waits for others, of include/net/tcp_states.h: TCP_LISTEN, and TCP_CLOSE, in
-# which a UDP socket without a peer is.
-_WAITING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
+# The first port that the kernel assigns to clients (ip_local_port_range): those of UDP change all the time.
+_FIRST_CLIENT_PORT = 32768
+# The state of a listening socket (include/net/tcp_states.h): TCP_LISTEN, and for UDP without a peer
+# TCP_CLOSE.
+_LISTENING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 
 
 def read_listeners() -> tuple[Listener, ...]:
-    """Those of the thread's network namespace, sorted; families that this kernel lacks are left out."""
+    """Read the listening sockets of the thread's network namespace, sorted.
+
+    Address families that this kernel lacks are left out.
+    """
     return tuple(sorted(set(_all()), key=lambda one: (one.l4_proto, one.port, one.address)))
 
 
 def _all() -> Iterator[Listener]:
-    for file, waiting in _WAITING.items():
+    for file, state in _LISTENING.items():
         try:
             lines = (_FOLDER / file).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             words = line.split()
-            if words[3] == waiting:
+            if words[3] == state:
                 address, _, port = words[1].partition(":")
                 found = Listener(file.removesuffix("6"), _address(address), int(port, 16))
-                if found.l4_proto == "tcp" or found.port < _FIRST_OF_CLIENTS:
+                if found.l4_proto == "tcp" or found.port < _FIRST_CLIENT_PORT:
                     yield found
 
 
 def _address(text: str) -> str:
-    """An address in the kernel's hexadecimal: words of 32 bits, each in the host's byte order."""
+    """Decode a hexadecimal address: words of 32 bits, each in the host's byte order."""
     words = (int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
     return str(ipaddress.ip_address(b"".join(words)))

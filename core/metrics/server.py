@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import socket
 import threading
 import time
@@ -14,7 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
-from core.collect.engine_http import Waiting
+from core.collect.engine_http import DeadlineSocket
 from core.metrics.collector import HostCollector
 from core.metrics.samples import FastPathSource
 
@@ -72,6 +71,12 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._lock = threading.Lock()
         super().__init__(address, handler)
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a client, which has `_PATIENCE` seconds for its request."""
+        client, address = super().get_request()
+        deadline = time.monotonic() + _PATIENCE
+        return DeadlineSocket(_PATIENCE, deadline, fileno=client.detach()), address
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the client a thread, if there is one for it."""
         with self._lock:
@@ -112,11 +117,6 @@ class _Handler(WSGIRequestHandler):
     """Gives a client so long for its request, however it is cut into bytes, and as long for the answer."""
 
     server: _Server
-
-    def setup(self) -> None:
-        super().setup()
-        waiting = Waiting(self.connection, _PATIENCE, time.monotonic() + _PATIENCE)
-        self.rfile = io.BufferedReader(waiting)
 
     def parse_request(self) -> bool:
         """Read the head of the request."""

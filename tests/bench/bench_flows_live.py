@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from tests.bench.bench_conntrack import COUNT
 from tests.bench.report import Figure
 from tests.bench.size import sized
@@ -137,8 +139,7 @@ def _tmux(terminal: str, *words: str) -> str:
 
 def _spent(pid: int) -> float:
     """Seconds of CPU of a process and of those of its children that ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return sum(psutil.Process(pid).cpu_times()[:4])
 
 
 if __name__ == "__main__":

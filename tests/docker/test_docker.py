@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.collect.engines import read_docker, watch_docker
-from core.collect.processes import read_plain
+from core.collect.processes import read_unmanaged
 from core.model import NAMESPACE_KINDS, Container, Namespace, Network
 from tests.docker.engine import IMAGE, DockerHost
 from tests.support.waiting import PATIENCE, wait_until
@@ -178,9 +178,9 @@ def test_an_engines_containers_are_no_plain_ones(docker_host: DockerHost) -> Non
     [mine] = containers(docker_host).values()
     assert mine.pid and mine.netns
     namespaces = {mine.netns: Namespace(mine.netns, names=("mine",))}
-    claimed = read_plain(namespaces, frozenset({mine.pid})).containers
+    claimed = read_unmanaged(namespaces, frozenset({mine.pid})).containers
     assert not [container for container in claimed if container.netns == mine.netns]
-    found = {(c.runtime, c.name, c.pid) for c in read_plain(namespaces, frozenset()).containers}
+    found = {(c.runtime, c.name, c.pid) for c in read_unmanaged(namespaces, frozenset()).containers}
     assert ("netns", "mine", mine.pid) in found, "without the engine it is a plain one"
 
 

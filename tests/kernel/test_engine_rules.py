@@ -8,7 +8,7 @@ import pytest
 
 from core.collect.firewall import read_firewall
 from core.collect.links import read_nets
-from core.collect.processes import read_plain
+from core.collect.processes import read_unmanaged
 from core.model import Host, Namespace, Snapshot
 from core.nat import nat_entries
 from core.networks import all_networks
@@ -52,7 +52,7 @@ def shown(host: ThrowawayHost) -> dict[str, Any]:
     snapshot = Snapshot(
         host=Host(netns=host.inode),
         namespaces=spaces,
-        engines={"plain": read_plain(containers, frozenset(), ())},
+        engines={"plain": read_unmanaged(containers, frozenset(), ())},
         nets=read_nets(spaces.values()),
         firewalls={host.inode: firewall},
     )

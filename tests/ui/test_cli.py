@@ -75,6 +75,15 @@ def test_what_needs_no_data_imports_nothing_large(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "IMPORTED"
 
 
+def test_reading_imports_nothing_that_only_changes_need() -> None:
+    code = (
+        "import sys, tui.app; from core.collect.snapshot import read_snapshot; read_snapshot(); "
+        "print('IMPORTED', *(name for name in ('docker', 'requests', 'psutil') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "IMPORTED"
+
+
 def test_help_has_examples_for_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0 and "examples:" in done.stdout

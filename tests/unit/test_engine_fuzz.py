@@ -1,4 +1,4 @@
-"""Engines that answer anything else than they do: a problem in words at most, and everything works on it."""
+"""Engines with altered responses: a problem at most, and every command works with the result."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def answering(answers: dict[str, Any]) -> Any:
 
 
 def used(engine: Engine) -> None:
-    """Do with a host of that engine what the commands do."""
+    """Run what the commands run on a host with that engine."""
     snapshot = replace(HOST, engines={**HOST.engines, engine.name: engine})
     for as_json in (False, True):
         show(snapshot, TOPICS, Output(io.StringIO(), as_json))
@@ -146,5 +146,5 @@ def test_a_subnet_that_is_none_hides_nothing_else(tmp_path: Path) -> None:
         "none": (),
     }
     ((what, why),) = [(one.what, one.why) for one in engine.problems]
-    assert (what, why) == ("docker tells an address of network app that is none", "'no/subnet'")
+    assert (what, why) == ("docker reports an invalid address of network app", "'no/subnet'")
     used(engine)

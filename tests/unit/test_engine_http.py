@@ -1,15 +1,16 @@
-"""The HTTP that engines speak: answers of every length, many at once, and connections that close between."""
+"""HTTP with an engine: responses of every length, many at once, and connections that close in between."""
 
 from __future__ import annotations
 
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from core.collect.engine_http import EngineHttp, RefusedByEngine
+from core.collect.engine_http import EngineConnection, RefusedByEngine
 from tests.docker.bad_engine import BadEngine, http
 from tests.support.waiting import PATIENCE
 
@@ -26,15 +27,17 @@ def own_path(path: str) -> Iterator[bytes]:
     yield http(path.removeprefix("/").encode())
 
 
-def connection(engine: BadEngine, each: float = PATIENCE, total: float = PATIENCE) -> EngineHttp:
-    return EngineHttp(str(engine.server_address), each, total)
+def connection(
+    engine: BadEngine, each: float = PATIENCE, total: float = PATIENCE
+) -> closing[EngineConnection]:
+    return closing(EngineConnection(str(engine.server_address), each, total))
 
 
 def test_many_questions_are_answered_in_their_order(tmp_path: Path) -> None:
     with BadEngine(tmp_path / "s", own_path) as engine, connection(engine) as http_:
-        assert list(http_.ask_all(NUMBERED)) == list(range(100))
+        assert list(http_.get_each(NUMBERED)) == list(range(100))
         assert engine.asked == NUMBERED
-        assert http_.ask("/7") == 7, "on the same connection"
+        assert http_.get_json("/7") == 7, "on the same connection"
 
 
 @pytest.mark.parametrize("whole", [
@@ -45,7 +48,7 @@ def test_many_questions_are_answered_in_their_order(tmp_path: Path) -> None:
 def test_answers_of_any_length_in_any_pieces(tmp_path: Path, whole: bytes, size: int) -> None:
     pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
     with BadEngine(tmp_path / "s", lambda _: iter(pieces)) as engine, connection(engine) as http_:
-        assert [len(answer) for answer in http_.ask_all(["/a", "/b"])] == [300_000, 300_000]
+        assert [len(answer) for answer in http_.get_each(["/a", "/b"])] == [300_000, 300_000]
 
 
 def test_an_engine_that_closes_after_each_answer(tmp_path: Path) -> None:
@@ -54,8 +57,8 @@ def test_an_engine_that_closes_after_each_answer(tmp_path: Path) -> None:
         raise OSError("hang up")
 
     with BadEngine(tmp_path / "s", closing) as engine, connection(engine) as http_:
-        assert list(http_.ask_all(["/1", "/2", "/3"])) == [1, 2, 3]
-        assert http_.ask("/4") == 4
+        assert list(http_.get_each(["/1", "/2", "/3"])) == [1, 2, 3]
+        assert http_.get_json("/4") == 4
 
 
 def test_an_answer_that_ends_with_the_connection(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_an_answer_that_ends_with_the_connection(tmp_path: Path) -> None:
         raise OSError("hang up")
 
     with BadEngine(tmp_path / "s", ending) as engine, connection(engine) as http_:
-        assert list(http_.ask_all(["/1", "/2"])) == [[1, 2], [1, 2]]
+        assert list(http_.get_each(["/1", "/2"])) == [[1, 2], [1, 2]]
 
 
 def test_one_that_hangs_up_at_once_is_not_asked_for_ever(tmp_path: Path) -> None:
@@ -73,8 +76,8 @@ def test_one_that_hangs_up_at_once_is_not_asked_for_ever(tmp_path: Path) -> None
         raise OSError("hang up")
 
     with BadEngine(tmp_path / "s", hanging_up) as engine, connection(engine) as http_:
-        with pytest.raises(ConnectionError, match="hung up"):
-            list(http_.ask_all(["/1", "/2"]))
+        with pytest.raises(ConnectionError, match="closed the connection"):
+            list(http_.get_each(["/1", "/2"]))
         assert len(engine.asked) == 1
 
 
@@ -83,15 +86,15 @@ def test_a_refusal_stands_among_the_answers(tmp_path: Path) -> None:
         yield http(b"gone", "404 Not Found") if path == "/2" else http(path[1:].encode())
 
     with BadEngine(tmp_path / "s", one_missing) as engine, connection(engine) as http_:
-        first, second, third = http_.ask_all(["/1", "/2", "/3"])
+        first, second, third = http_.get_each(["/1", "/2", "/3"])
         assert (first, third) == (1, 3)
         assert isinstance(second, RefusedByEngine) and second.status == 404
         with pytest.raises(RefusedByEngine, match="gone"):
-            http_.ask("/2")
+            http_.get_json("/2")
 
 
 def test_all_of_it_has_an_end(tmp_path: Path) -> None:
-    """Each byte comes in time, and the last one never."""
+    """Every byte arrives in time, and the last one never."""
 
     def drip(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
@@ -101,7 +104,7 @@ def test_all_of_it_has_an_end(tmp_path: Path) -> None:
     with BadEngine(tmp_path / "s", drip) as engine, connection(engine, 0.5, 0.6) as http_:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            http_.ask("/1")
+            http_.get_json("/1")
         assert time.monotonic() - began >= 0.5, "it was waited for as long as it may take"
 
 
@@ -118,7 +121,7 @@ def test_a_head_that_is_no_http(tmp_path: Path, head: bytes) -> None:
         connection(engine, 0.5) as http_,
         pytest.raises((ValueError, TimeoutError)),
     ):
-        http_.ask("/1")
+        http_.get_json("/1")
 
 
 ENDLESS = {
@@ -138,7 +141,7 @@ def test_an_endless_answer_takes_little_memory(tmp_path: Path, head: bytes) -> N
     with BadEngine(tmp_path / "s", endless) as engine, connection(engine) as http_:
         tracemalloc.start()
         with pytest.raises(ValueError, match="more than 32 MiB"):
-            http_.ask("/1")
+            http_.get_json("/1")
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert most < 120 << 20
@@ -151,7 +154,7 @@ def test_an_answer_of_what_no_engine_says(tmp_path: Path, body: bytes) -> None:
         connection(engine) as http_,
         pytest.raises(ValueError),
     ):
-        http_.ask("/1")
+        http_.get_json("/1")
 
 
 def test_an_answer_cut_short(tmp_path: Path) -> None:
@@ -164,4 +167,4 @@ def test_an_answer_cut_short(tmp_path: Path) -> None:
         connection(engine) as http_,
         pytest.raises(ValueError, match="too early"),
     ):
-        http_.ask("/1")
+        http_.get_json("/1")

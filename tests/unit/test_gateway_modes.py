@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.collect.engine_answers import network_of
+from core.collect.engine_decode import network_of
 from core.model import network_ref
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder

@@ -49,15 +49,15 @@ def test_the_resolver_is_asked_only_on_demand(tmp_path: Path, monkeypatch: pytes
         return f"host-{address}", [], []
 
     monkeypatch.setattr(host.socket, "gethostbyaddr", answer)
-    monkeypatch.delenv(host.SWITCH, raising=False)
+    monkeypatch.delenv(host.REVERSE_DNS, raising=False)
     raw = address_bytes("198.51.100.9")
     quiet = PeerNames(tmp_path / "none")
     quiet.ask([raw])
     asking = PeerNames(tmp_path / "none", reverse=True)
     for _ in range(3):
         asking.ask([raw])
-    assert asking._asking
-    asking._asking.join(10)
+    assert asking._thread
+    asking._thread.join(10)
     assert asked == ["198.51.100.9"]
     assert asking.known() == {raw: "host-198.51.100.9"}
     assert quiet.known() == {}

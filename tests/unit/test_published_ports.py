@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.collect.engine_answers import container_of
+from core.collect.engine_decode import container_of
 
 BOTH = ("0.0.0.0", "::")
 # (addresses, port of the host) of what leads to port 80: what is known of it.

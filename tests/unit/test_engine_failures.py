@@ -1,4 +1,4 @@
-"""Engines that are away, shut, slow or broken: each is an answer in words, none a hang or a crash."""
+"""Engines that are absent, stopped, denied, slow or broken: each is a state with a reason, never a hang."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from core.collect import engine_api, engine_socket
-from core.collect.engine_socket import EngineKind, Unreachable, find_socket
+from core.collect import engine_http
+from core.collect.engine_http import EngineKind, Unreachable, find_socket
 from core.collect.engines import read_docker, read_podman, watch_docker
 from core.model import Engine
 from tests.docker.bad_engine import BadEngine, http
@@ -41,21 +41,20 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is answered is waited for, however busy the machine."""
+    """Wait for each response, however busy the machine is."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     _wait(monkeypatch, PATIENCE, PATIENCE)
 
 
 @pytest.fixture
 def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait for long in vain."""
+    """Use short time limits, for engines that never respond."""
     _wait(monkeypatch, 0.5, 1.5)
 
 
 def _wait(monkeypatch: pytest.MonkeyPatch, request: float, total: float) -> None:
-    for module in (engine_api, engine_socket):
-        monkeypatch.setattr(module, "REQUEST_SECONDS", request)
-    monkeypatch.setattr(engine_api, "TOTAL_SECONDS", total)
+    monkeypatch.setattr(engine_http, "REQUEST_SECONDS", request)
+    monkeypatch.setattr(engine_http, "TOTAL_SECONDS", total)
 
 
 @pytest.fixture(params=[read_docker, read_podman], ids=["docker", "podman"])
@@ -64,13 +63,13 @@ def read(request: pytest.FixtureRequest) -> Read:
 
 
 def good(path: str) -> bytes:
-    """What a working engine says to that question."""
+    """Return what a working engine responds."""
     key = max((key for key in GOOD if path.partition("?")[0].endswith(f"/{key}")), key=len)
     return http(json.dumps(GOOD[key]).encode())
 
 
 def instead(part: str, answer: bytes) -> Callable[[str], Iterator[bytes]]:
-    """A working engine, but for one question."""
+    """Return the responses of a working engine, except for one path."""
     return lambda path: iter([answer if path.partition("?")[0].endswith(part) else good(path)])
 
 
@@ -154,15 +153,15 @@ def test_absent_is_no_problem(tmp_path: Path) -> None:
     kind = EngineKind("docker", "Docker", "no-such-program", "NO_SUCH", str(tmp_path / "s"), "start it")
     with pytest.raises(Unreachable) as caught:
         find_socket(kind, None)
-    assert caught.value.answer == Engine("docker", "absent")
+    assert caught.value.engine == Engine("docker", "absent")
 
 
 def test_installed_but_without_a_socket_is_stopped(tmp_path: Path) -> None:
     kind = EngineKind("docker", "Docker", "sh", "NO_SUCH", str(tmp_path / "s"), "start it")
     with pytest.raises(Unreachable) as caught:
         find_socket(kind, None)
-    [problem] = caught.value.answer.problems
-    assert caught.value.answer.state == "stopped"
+    [problem] = caught.value.engine.problems
+    assert caught.value.engine.state == "stopped"
     assert (problem.what, problem.try_) == ("Docker is not running", "start it")
 
 
@@ -276,7 +275,7 @@ def test_looking_does_not_start_a_stopped_engine(
     systemctl.write_text(f"#!/bin/sh\necho active\necho {service}\n")
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(engine_socket, "_SYSTEMD", tmp_path)
+    monkeypatch.setattr(engine_http, "_SYSTEMD", tmp_path)
     kind = EngineKind("x", "X", "sh", "NO_SUCH", str(place), "start", "x.service", str(tmp_path / "pid"))
     with BadEngine(place, lambda path: iter([good(path)])):
         if service == "active":
@@ -284,7 +283,7 @@ def test_looking_does_not_start_a_stopped_engine(
             return
         with pytest.raises(Unreachable) as caught:
             find_socket(kind, None)
-        assert caught.value.answer.state == "stopped"
+        assert caught.value.engine.state == "stopped"
         (tmp_path / "pid").write_text(str(os.getpid()))
         assert find_socket(kind, None) == str(place), "its pid file says that it runs"
 

@@ -1,4 +1,4 @@
-"""VNET_ENGINES says which engines are looked at."""
+"""VNET_ENGINES lists the engines that are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.collect import engines, ovs
 
 
 @pytest.mark.parametrize(
-    ("told", "wanted"),
+    ("variable", "enabled"),
     [
         ("", ["docker", "podman", "ovs"]),
         ("none", []),
@@ -17,9 +17,11 @@ from core.collect import engines, ovs
         (" Docker, ovs ", ["docker", "ovs"]),
     ],
 )
-def test_a_list_leaves_out_the_others(monkeypatch: pytest.MonkeyPatch, told: str, wanted: list[str]) -> None:
-    monkeypatch.setenv(tools.ENGINES, told)
-    assert [name for name in ("docker", "podman", "ovs") if tools.is_wanted(name)] == wanted
+def test_a_list_leaves_out_the_others(
+    monkeypatch: pytest.MonkeyPatch, variable: str, enabled: list[str]
+) -> None:
+    monkeypatch.setenv(tools.ENGINES, variable)
+    assert [name for name in ("docker", "podman", "ovs") if tools.is_engine_enabled(name)] == enabled
 
 
 def test_one_left_out_is_absent_without_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from core.collect.processes import init_processes, namespaces_of, read_plain
+from core.collect.processes import init_processes, namespaces_of, read_unmanaged
 from core.model import NAMESPACE_KINDS, Container, Namespace
 from tests.support.host import ThrowawayHost
+from tests.support.skipping import leave_out
 
 pytestmark = pytest.mark.root
 
@@ -21,6 +24,23 @@ _SLEEP = (
     'printf %s "$1" >/proc/sys/kernel/hostname && echo ready && '
     'exec ${2:+setpriv --reuid="$2" --pdeathsig KILL} sleep 100000 $3'
 )
+
+# Declares 256 MiB of its memory as its command line, and as much as its environment (prctl(2)).
+_DECLARE = """
+import ctypes, signal
+PR_SET_MM, PR_SET_MM_MAP, SIZE = 35, 14, 256 << 20
+libc = ctypes.CDLL(None)
+libc.mmap.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+area = libc.mmap(None, 2 * SIZE, 3, 0x4022, -1, 0)  # private, anonymous, not reserved
+stat = [0, 0, 0, *open("/proc/self/stat").read().rpartition(")")[2].split()]
+code_and_data, stack = [int(stat[field]) for field in (26, 27, 45, 46, 47)], int(stat[28])
+words = [*code_and_data, libc.sbrk(0), stack, area, area + SIZE, area + SIZE, area + 2 * SIZE, 0]
+sizes = 0xFFFFFFFF << 32  # no auxiliary vector, no executable
+declared = (ctypes.c_uint64 * 13)(*words, sizes)
+print(libc.prctl(PR_SET_MM, PR_SET_MM_MAP, declared, ctypes.sizeof(declared), 0), flush=True)
+signal.pause()
+"""
 
 
 class Processes:
@@ -80,7 +100,7 @@ def plain(host: ThrowawayHost, *shorts: str, claimed: frozenset[int] = frozenset
         names.setdefault(host.inode_of(short), []).append(host.full(short))
     namespaces = {inode: Namespace(inode, names=tuple(each)) for inode, each in names.items()}
     namespaces[host.inode] = Namespace(host.inode, is_host=True, names=(host.name,))
-    return {container.name: container for container in read_plain(namespaces, claimed).containers}
+    return {container.name: container for container in read_unmanaged(namespaces, claimed).containers}
 
 
 def readlinks(pid: int) -> dict[str, int]:
@@ -191,6 +211,22 @@ def test_of_a_long_command_line_the_beginning_is_read(host: ThrowawayHost, proce
     pid = processes.start("long", host.name, more="0 " * 50_000)
     assert plain(host)["long"].pid == pid
     assert 1000 < len(plain(host)["long"].command) < 10_000
+
+
+def test_memory_declared_as_a_command_line_is_not_all_read(processes: Processes) -> None:
+    words = ["unshare", *["--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child"]]
+    process = subprocess.Popen([*words, sys.executable, "-c", _DECLARE], stdout=subprocess.PIPE, text=True)
+    processes.started.append(process)
+    assert process.stdout is not None
+    if process.stdout.readline() != "0\n":
+        leave_out("a process that may move its command line (CONFIG_CHECKPOINT_RESTORE)")
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    tracemalloc.start()
+    found = {init.pid: init for init in init_processes()}
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found[int(child)].trusted
+    assert most < 32 << 20
 
 
 def test_processes_of_engines_and_what_is_nested_in_them(host: ThrowawayHost, processes: Processes) -> None:

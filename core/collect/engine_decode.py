@@ -1,4 +1,5 @@
-"""From what a container engine's API answers (Docker Engine API v1.24 on, podman's likewise) to the model."""
+"""Decode responses of a container engine's API (Docker Engine API v1.24 or later, podman's) into the
+model."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from core.text import is_address, is_interface, is_prefix
 
 Answer = Mapping[str, Any]
 
-# Addresses that mean "every address of the host".
-_EVERY = ("0.0.0.0", "::")
+# The unspecified addresses, which mean every address of the host.
+_UNSPECIFIED = ("0.0.0.0", "::")
 _BRIDGE_NAME = "com.docker.network.bridge.name"
 _GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_"
 _MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
@@ -24,8 +25,8 @@ _MTU = "com.docker.network.driver.mtu"
 
 
 def container_of(runtime: str, listed: Answer, inspected: Answer | None) -> Container:
-    """One container from its entry in `GET /containers/json` and, where it has a process, from
-    `GET /containers/ID/json`. Raises what comes of a malformed answer."""
+    """Decode one container from its entry in `GET /containers/json` and, if it was inspected, from
+    `GET /containers/ID/json`. A malformed response raises any exception."""
     state = (inspected or {}).get("State") or {}
     pid = int(state.get("Pid") or 0) or None
     endpoints = tuple(_endpoints(listed, inspected or {}))
@@ -35,7 +36,7 @@ def container_of(runtime: str, listed: Answer, inspected: Answer | None) -> Cont
         runtime,
         str(listed["Id"]),
         _name(listed),
-        # A list may be a moment behind what the engine says of the container itself.
+        # The list may be older than the container's own entry.
         state=str(state.get("Status") or listed["State"]),
         image=str(listed.get("Image") or ""),
         pid=pid,
@@ -43,77 +44,103 @@ def container_of(runtime: str, listed: Answer, inspected: Answer | None) -> Cont
         namespaces=namespaces_of(pid) if pid else {},
         endpoints=() if joined else endpoints,
         ports=() if joined else tuple(sorted(_ports(listed, runtime), key=_by_number)),
-        labels=texts(listed.get("Labels")),
+        labels=string_map(listed.get("Labels")),
         created=datetime.fromtimestamp(listed["Created"], UTC).isoformat(),
         command=str(listed.get("Command") or ""),
     )
 
 
-def network_of(engine: str, ns: int, told: Answer) -> Network:
-    """One network from its entry in Docker's `GET /networks`; `ns` is where the engine makes its bridges."""
-    options = texts(told.get("Options"))
-    ipam = told.get("IPAM") or {}
+def network_of(engine: str, ns: int, answer: Answer) -> Network:
+    """Decode one network from Docker's `GET /networks`; `ns` is the namespace of the engine's bridges."""
+    options = string_map(answer.get("Options"))
+    ipam = answer.get("IPAM") or {}
     pools = ipam.get("Config") or []
-    driver, network_id = str(told["Driver"]), str(told["Id"])
+    driver, network_id = str(answer["Driver"]), str(answer["Id"])
     default = f"br-{network_id[:12]}" if driver == "bridge" else ""
     return Network(
         engine,
         network_id,
-        str(told["Name"]),
+        str(answer["Name"]),
         driver=driver,
         ns=ns,
         bridge=options.get(_BRIDGE_NAME) or default,
         subnets=tuple(pool["Subnet"] for pool in pools if pool.get("Subnet")),
         gateways=tuple(pool["Gateway"].partition("/")[0] for pool in pools if pool.get("Gateway")),
         mtu=int(options.get(_MTU) or 0),
-        internal=bool(told.get("Internal")),
-        labels=texts(told.get("Labels")),
+        internal=bool(answer.get("Internal")),
+        labels=string_map(answer.get("Labels")),
         parent=options.get("parent", ""),
         options=options,
-        attachable=bool(told.get("Attachable")),
-        has_ipv4=bool(told.get("EnableIPv4", True)),
+        attachable=bool(answer.get("Attachable")),
+        has_ipv4=bool(answer.get("EnableIPv4", True)),
         ip_ranges=tuple(pool["IPRange"] for pool in pools if pool.get("IPRange")),
         reserved=tuple(_reserved(pools)),
         ipam="" if ipam.get("Driver") in (None, "", "default") else str(ipam["Driver"]),
-        ipam_options=texts(ipam.get("Options")),
-        gateway_mode=_gateway_modes(told, options) if (engine, driver) == ("docker", "bridge") else {},
+        ipam_options=string_map(ipam.get("Options")),
+        gateway_mode=_gateway_modes(answer, options) if (engine, driver) == ("docker", "bridge") else {},
         masquerade=options.get(_MASQUERADE, "true").lower() not in ("false", "0", "f"),
         trusted_links=tuple(filter(None, options.get(_TRUSTED, "").split(":"))),
     )
 
 
+def libpod_network_of(ns: int, answer: Answer) -> Network:
+    """Decode one network from podman's `GET /libpod/networks/json`."""
+    subnets = answer.get("subnets") or []
+    options = string_map(answer.get("options"))
+    link, driver = str(answer.get("network_interface") or ""), str(answer["driver"])
+    return Network(
+        "podman",
+        str(answer["id"]),
+        str(answer["name"]),
+        driver=driver,
+        ns=ns,
+        bridge=link if driver == "bridge" else "",
+        subnets=tuple(subnet["subnet"] for subnet in subnets),
+        gateways=tuple(subnet["gateway"] for subnet in subnets if subnet.get("gateway")),
+        mtu=int(options.get("mtu") or 0),
+        internal=bool(answer.get("internal")),
+        labels=string_map(answer.get("labels")),
+        parent=link if driver != "bridge" else "",
+    )
+
+
 def _reserved(pools: Sequence[Answer]) -> Iterator[str]:
     for pool in pools:
-        yield from (f"{name}={address}" for name, address in texts(pool.get("AuxiliaryAddresses")).items())
+        yield from (
+            f"{name}={address}" for name, address in string_map(pool.get("AuxiliaryAddresses")).items()
+        )
 
 
-def _gateway_modes(told: Answer, options: Mapping[str, str]) -> dict[str, str]:
-    """The mode of each family that a bridge of Docker's has; without an option it is "nat"."""
-    subnets = [str(pool.get("Subnet") or "") for pool in (told.get("IPAM") or {}).get("Config") or []]
+def _gateway_modes(answer: Answer, options: Mapping[str, str]) -> dict[str, str]:
+    """Return the gateway mode of each address family of a Docker bridge; the default is "nat"."""
+    subnets = [str(pool.get("Subnet") or "") for pool in (answer.get("IPAM") or {}).get("Config") or []]
     families = {"ipv4": any("." in one for one in subnets), "ipv6": any(":" in one for one in subnets)}
     return {name: options.get(_GATEWAY_MODE + name) or "nat" for name, has in families.items() if has}
 
 
-def texts(told: Answer | None) -> dict[str, str]:
-    """A mapping from text to text, empty for null."""
-    return {str(key): str(value) for key, value in (told or {}).items()}
+def string_map(answer: Answer | None) -> dict[str, str]:
+    """Convert keys and values to strings; null becomes an empty mapping."""
+    return {str(key): str(value) for key, value in (answer or {}).items()}
 
 
 def _name(listed: Answer) -> str:
-    """Its own name; the others in the list are aliases that other containers' links gave it."""
+    """Return the container's own name: the others are aliases made by links of other containers."""
     names = [str(name) for name in listed.get("Names") or ()]
     return min(names, key=lambda name: name.count("/"), default=str(listed["Id"])[:12]).removeprefix("/")
 
 
 def _network_mode(listed: Answer, inspected: Answer | None, endpoints: tuple[Endpoint, ...]) -> str:
-    """The mode, worded alike for all engines: podman says "bridge" for any network, old Docker "default"."""
-    told = ((inspected or listed).get("HostConfig") or {}).get("NetworkMode") or ""
+    """Return the network mode in the same words for all engines.
+
+    podman says "bridge" for any network, old versions of Docker say "default".
+    """
+    mode = ((inspected or listed).get("HostConfig") or {}).get("NetworkMode") or ""
     names = [end.network for end in endpoints]
-    return names[0] if names and told in ("", "default", "bridge") and told not in names else str(told)
+    return names[0] if names and mode in ("", "default", "bridge") and mode not in names else str(mode)
 
 
 def _endpoints(listed: Answer, inspected: Answer) -> Iterator[Endpoint]:
-    """Its attachments; what was asked for when they were made is in the container's own answer alone."""
+    """Decode its attachments; only an inspected container has the options that they were made with."""
     inside = (inspected.get("NetworkSettings") or {}).get("Networks") or {}
     networks = (listed.get("NetworkSettings") or {}).get("Networks") or {}
     asked_mac = str((inspected.get("Config") or {}).get("MacAddress") or "")
@@ -127,19 +154,19 @@ def _endpoints(listed: Answer, inspected: Answer) -> Iterator[Endpoint]:
             ipv6=_address(end, "GlobalIPv6Address", "GlobalIPv6PrefixLen"),
             gateway=str(end.get("Gateway") or ""),
             mac=mac,
-            # Old Docker counts its id among its names, podman too.
+            # Old versions of Docker, and podman, list the id among the aliases.
             aliases=tuple(one for one in _list(asked.get("Aliases")) if one != str(listed["Id"])[:12]),
             chosen=tuple(str(one) for one in chosen if one),
             mac_chosen=bool(mac) and mac == asked_mac,
             link_local=_list(addresses.get("LinkLocalIPs")),
             links=_list(asked.get("Links")),
-            driver_options=texts(asked.get("DriverOpts")),
+            driver_options=string_map(asked.get("DriverOpts")),
             gateway_priority=int(asked.get("GwPriority") or 0),
         )
 
 
-def _list(told: Sequence[Any] | None) -> tuple[str, ...]:
-    return tuple(str(one) for one in told or ())
+def _list(items: Sequence[Any] | None) -> tuple[str, ...]:
+    return tuple(str(item) for item in items or ())
 
 
 def _address(end: Answer, address: str, prefix: str) -> str:
@@ -147,31 +174,31 @@ def _address(end: Answer, address: str, prefix: str) -> str:
 
 
 def _ports(listed: Answer, runtime: str) -> Iterator[PublishedPort]:
-    """Published ports, without those that are only exposed, one for a port open on IPv4 and IPv6 alike."""
+    """Decode published ports, not those that are only exposed; a port of both IPv4 and IPv6 is one."""
     found: dict[tuple[str, int, int], dict[str, None]] = {}
     for port in listed.get("Ports") or ():
         if port.get("PublicPort"):
             key = (str(port["Type"]), int(port["PublicPort"]), int(port["PrivatePort"]))
             found.setdefault(key, {})[str(port.get("IP") or "")] = None
     for (l4_proto, outside, inside), addresses in found.items():
-        # Podman says "0.0.0.0" of both families.
-        is_every = runtime != "docker" or set(_EVERY) <= addresses.keys()
-        for address in dict.fromkeys("" if is_every and one in _EVERY else one for one in addresses):
+        # podman says "0.0.0.0" for both families.
+        is_every = runtime != "docker" or set(_UNSPECIFIED) <= addresses.keys()
+        for address in dict.fromkeys("" if is_every and one in _UNSPECIFIED else one for one in addresses):
             yield PublishedPort(l4_proto, address, outside, inside)
 
 
 def _by_number(port: PublishedPort) -> tuple[int, str, str, int]:
-    """Docker tells ports in another order at each asking."""
+    """Sort key: Docker lists ports in a different order each time."""
     return port.host_port, port.l4_proto, port.host_ip, port.container_port
 
 
-def checked(engine: Engine) -> Engine:
-    """The engine without addresses and subnets that are none, which become a problem each. Raises WrongValue
-    for values that the model can't hold."""
+def validated(engine: Engine) -> Engine:
+    """Return the engine without invalid addresses and subnets; each becomes a problem. Raises WrongValue for
+    values that the model can't hold."""
     decoder(Engine)(plain(engine))
     found: list[Problem] = []
-    networks = tuple(_checked_network(engine.name, one, found) for one in engine.networks)
-    containers = tuple(_checked_container(engine.name, one, found) for one in engine.containers)
+    networks = tuple(_validated_network(engine.name, one, found) for one in engine.networks)
+    containers = tuple(_validated_container(engine.name, one, found) for one in engine.containers)
     if not found:
         return engine
     return replace(
@@ -179,9 +206,9 @@ def checked(engine: Engine) -> Engine:
     )
 
 
-def _checked_network(engine: str, network: Network, found: list[Problem]) -> Network:
-    subnets = tuple(_fit(is_prefix, network.subnets))
-    gateways = tuple(_fit(is_address, network.gateways))
+def _validated_network(engine: str, network: Network, found: list[Problem]) -> Network:
+    subnets = tuple(_valid(is_prefix, network.subnets))
+    gateways = tuple(_valid(is_address, network.gateways))
     wrong = [one for one in (*network.subnets, *network.gateways) if one not in (*subnets, *gateways)]
     if not wrong:
         return network
@@ -189,8 +216,8 @@ def _checked_network(engine: str, network: Network, found: list[Problem]) -> Net
     return replace(network, subnets=subnets, gateways=gateways)
 
 
-def _checked_container(engine: str, container: Container, found: list[Problem]) -> Container:
-    ends = tuple(map(_checked_endpoint, container.endpoints))
+def _validated_container(engine: str, container: Container, found: list[Problem]) -> Container:
+    ends = tuple(map(_validated_endpoint, container.endpoints))
     ports = tuple(port for port in container.ports if not port.host_ip or is_address(port.host_ip))
     if (ends, ports) == (container.endpoints, container.ports):
         return container
@@ -205,16 +232,16 @@ def _checked_container(engine: str, container: Container, found: list[Problem]) 
     return replace(container, endpoints=ends, ports=ports)
 
 
-def _checked_endpoint(end: Endpoint) -> Endpoint:
+def _validated_endpoint(end: Endpoint) -> Endpoint:
     kept = {name: value for name, value in (("ipv4", end.ipv4), ("ipv6", end.ipv6)) if is_interface(value)}
     gateway = end.gateway if is_address(end.gateway) else ""
     return replace(end, ipv4=kept.get("ipv4", ""), ipv6=kept.get("ipv6", ""), gateway=gateway)
 
 
 def _problem(engine: str, whose: str, given: str) -> Problem:
-    what = f"{engine} tells an address of {whose} that is none"
+    what = f"{engine} reports an invalid address of {whose}"
     return Problem(engine, what[:200], repr(given[:60]), f"look at it with {engine} inspect")
 
 
-def _fit(is_one: Callable[[str], bool], texts: tuple[str, ...]) -> Iterator[str]:
-    return (one for one in texts if is_one(one))
+def _valid(is_valid: Callable[[str], bool], texts: tuple[str, ...]) -> Iterator[str]:
+    return (text for text in texts if is_valid(text))
