@@ -1,1 +1,1 @@
-"""The eBPF fast path's place: programs, their loader and maps. The dashboard runs without it."""
+"""Forward container connections in eBPF; the dashboard also runs without it."""

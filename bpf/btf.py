@@ -1,8 +1,8 @@
-"""The running kernel's type information (BTF): offsets of members, ids of functions.
+"""Read the running kernel's type information (BTF): member offsets, function ids.
 
-Format: Documentation/bpf/btf.rst of the kernel. A module's is split: its type ids and string offsets go on
-where the kernel's end. Reading it once takes a quarter of a second and is part of compiling; the results are
-kept with the compiled program.
+Format: Documentation/bpf/btf.rst of the kernel. A module's BTF is split: its type ids and string offsets
+continue where the kernel's end. Reading takes a quarter of a second and is part of compiling; the results
+are stored with the compiled program. Also detects and loads the module nf_conntrack.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ _MODIFIERS = {8, 9, 10, 11, 18}  # typedef, volatile, const, restrict, type tag
 
 
 class BtfError(Exception):
-    """The type information is missing, damaged, or lacks what was asked for; the text says which."""
+    """The type information is missing, damaged or incomplete; the text says which."""
 
 
 @dataclass(slots=True)
 class Btf:
-    """An index over a BTF blob: names to type ids, and where each type starts. Ids from `base_types` on are
-    the module's that was joined to it."""
+    """Index a BTF blob: names to type ids, and the start of each type.
+
+    Ids from `base_types` on belong to the module that was joined to it.
+    """
 
     data: bytes
     strings: int
@@ -46,20 +48,23 @@ class Btf:
     enumerators: set[str] = field(default_factory=set)
 
     def function(self, name: str) -> int | None:
-        """The BTF id of a kernel function; None where this kernel has none of that name."""
+        """Return the BTF id of a kernel function, or None."""
         return self.functions.get(name)
 
     def is_of_module(self, type_id: int) -> bool:
-        """Whether a type is the joined module's, not the kernel's own."""
+        """Return whether a type belongs to the joined module."""
         return type_id >= self.base_types
 
     def size(self, structure: str) -> int:
-        """The size of a structure in bytes."""
+        """Return the size of a structure in bytes."""
         return self._type(self._struct(structure))[2]
 
     def offset(self, structure: str, path: str) -> int:
-        """The offset of a member in bytes: `path` has dots between nested members; anonymous ones are looked
-        through, arrays are entered at their first element."""
+        """Return the offset of a member in bytes.
+
+        `path` has dots between nested members. Anonymous members are searched, arrays are entered at their
+        first element.
+        """
         at, type_id = 0, self._struct(structure)
         for name in path.split("."):
             found = self._member(type_id, name)
@@ -70,8 +75,10 @@ class Btf:
         return at
 
     def enumerator(self, enumeration: str, name: str) -> int | None:
-        """The value of a member of a named enumeration; None where it has none of that name. Raises
-        BtfError where there is no such enumeration."""
+        """Return the value of a member of a named enumeration, or None.
+
+        Raises BtfError if there is no such enumeration.
+        """
         if enumeration not in self.enums:
             raise BtfError(f"the kernel's type information has no enum {enumeration}")
         at = self.starts[self.enums[enumeration]]
@@ -88,7 +95,7 @@ class Btf:
         return self.structs[name]
 
     def _type(self, type_id: int) -> tuple[int, int, int]:
-        """Name offset, info word, and size or type."""
+        """Return name offset, info word, and size or type."""
         name, info, size = struct.unpack_from("<III", self.data, self.starts[type_id])
         return name, info, size
 
@@ -124,24 +131,26 @@ class Btf:
 
 
 def read_btf(path: Path = VMLINUX, module: bytes = b"") -> Btf:
-    """The kernel's at `path`, joined with the split BTF of one of its modules where that is given; what both
-    have is the kernel's. Raises BtfError where there is none or it cannot be understood."""
+    """Read the kernel's BTF at `path`, joined with a module's split BTF if given.
+
+    If both have a name, the kernel's counts. Raises BtfError if it is missing or malformed.
+    """
     try:
         base = path.read_bytes()
         return _index(base, len(base)) if not module else _index(*_joined(base, module))
     except OSError as error:
-        raise BtfError(f"{path} cannot be read: {error.strerror}") from error
+        raise BtfError(f"can't read {path}: {error.strerror}") from error
     except (struct.error, IndexError, KeyError, ValueError) as error:
-        raise BtfError(f"{path} is damaged or of a form this program does not know") from error
+        raise BtfError(f"can't parse {path}: damaged or of an unknown format") from error
 
 
 def _joined(base: bytes, module: bytes) -> tuple[bytes, int]:
-    """Both as one blob, and where the module's types begin in it."""
+    """Join both blobs; return the result and where the module's types begin."""
     parts = []
     for blob in (base, module):
         magic, _, _, header, types, types_length, strings, strings_length = _HEADER.unpack_from(blob)
         if magic != _MAGIC:
-            raise BtfError("this is no BTF of this machine's byte order")
+            raise BtfError("not BTF in this machine's byte order")
         at, text = header + types, header + strings
         parts.append((blob[at : at + types_length], blob[text : text + strings_length]))
     (base_types, base_strings), (types, strings) = parts
@@ -154,7 +163,7 @@ def _joined(base: bytes, module: bytes) -> tuple[bytes, int]:
 def _index(data: bytes, module_at: int) -> Btf:
     magic, _, _, header, types, types_length, strings, _ = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise BtfError("this is no BTF of this machine's byte order")
+        raise BtfError("not BTF in this machine's byte order")
     btf = Btf(data, header + strings, [0])
     at, end = header + types, header + types + types_length
     unpack = struct.Struct("<II").unpack_from
@@ -181,14 +190,12 @@ def _index(data: bytes, module_at: int) -> Btf:
     return btf
 
 
-# The kernel module nf_conntrack: whether it is there, its types, and loading it.
-#
-# Distributions build connection tracking as a module, so the kernel functions that the fast path calls are
-# the module's (/sys/kernel/btf/nf_conntrack), and are there only once it is loaded.
+# Distributions build connection tracking as a module. The kernel functions that the fast path calls are
+# then the module's (/sys/kernel/btf/nf_conntrack), and exist only while it is loaded.
 
-NAME = "nf_conntrack"
-BTF = Path("/sys/kernel/btf") / NAME
-_LOADED = Path("/sys/module") / NAME / "coresize"  # of loaded modules alone, not of those built in
+CONNTRACK_MODULE = "nf_conntrack"
+BTF = Path("/sys/kernel/btf") / CONNTRACK_MODULE
+_LOADED = Path("/sys/module") / CONNTRACK_MODULE / "coresize"  # of loaded modules only, not of built-in ones
 _MODULES = Path("/lib/modules")
 _SYSCTL = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _LOAD_SECONDS = 60.0
@@ -196,8 +203,11 @@ _LOAD_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ModuleState:
-    """`present`: connection tracking is in the running kernel; `loaded`: as a module; `has_types`: that has
-    type information; `loadable`: it is not present, but a file of the module for this kernel is."""
+    """Describe the module nf_conntrack.
+
+    `present`: connection tracking is in the running kernel. `loaded`: as a module. `has_types`: with type
+    information. `loadable`: not present, but a file of the module for this kernel exists.
+    """
 
     present: bool
     loaded: bool = False
@@ -209,19 +219,21 @@ BUILT_IN = ModuleState(present=True)
 
 
 def module_state() -> ModuleState:
-    """Look; loads nothing."""
+    """Read the state of the module; loads nothing."""
     present = _SYSCTL.exists()
     return ModuleState(present, _LOADED.exists(), BTF.exists(), not present and _has_file())
 
 
 def load_module() -> bool:
-    """Load it where it is not present and can be; whether it was loaded. Never raises: what is missing
-    afterwards is named by bpf/requirements.py."""
+    """Load the module if it is missing and loadable; return whether it was loaded.
+
+    Never raises: bpf/requirements.py reports what is missing afterwards.
+    """
     if not module_state().loadable:
         return False
     try:
         subprocess.run(
-            ["modprobe", NAME],
+            ["modprobe", CONNTRACK_MODULE],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_LOAD_SECONDS,
@@ -233,18 +245,18 @@ def load_module() -> bool:
 
 
 def _has_file() -> bool:
-    """Whether modprobe(8) would find the module (modules.dep of depmod(8))."""
+    """Return whether modprobe(8) would find the module (modules.dep of depmod(8))."""
     if shutil.which("modprobe") is None:
         return False
     try:
         listed = (_MODULES / os.uname().release / "modules.dep").read_text()
     except (OSError, UnicodeDecodeError):
         return False
-    return f"/{NAME}.ko" in listed
+    return f"/{CONNTRACK_MODULE}.ko" in listed
 
 
 def types_of_module() -> bytes:
-    """The module's split BTF; empty where it is not loaded as a module."""
+    """Return the module's split BTF, empty if it isn't loaded as a module."""
     try:
         return BTF.read_bytes()
     except OSError:
@@ -252,12 +264,15 @@ def types_of_module() -> bytes:
 
 
 def open_module_btf() -> int:
-    """A descriptor of the loaded module's BTF, which BPF_PROG_LOAD takes to call its functions; the program
-    holds the module afterwards, so it may be closed. Raises OSError (ENOENT: no such module is loaded)."""
+    """Return a descriptor of the loaded module's BTF.
+
+    BPF_PROG_LOAD takes it to call the module's functions. It may be closed afterwards, as the program holds
+    the module. Raises OSError (ENOENT: no such module is loaded).
+    """
     at = 0
     while True:
         at = syscall.next_btf_id(at)
         descriptor = syscall.btf_by_id(at)
-        if syscall.kernel_btf_name(descriptor) == NAME:
+        if syscall.kernel_btf_name(descriptor) == CONNTRACK_MODULE:
             return descriptor
         os.close(descriptor)

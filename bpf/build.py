@@ -1,17 +1,21 @@
-"""Compiles the fast path with BCC; run as a process of its own, so that LLVM's memory ends with it.
+"""Compile the fast path with BCC, and cache the result.
 
-`python -m bpf.build OUTPUT` writes the compiled program (bpf/build.py) as JSON. BCC wants a kernel's
-header tree: it gets bpf/include/kernel, a few stand-ins around the C library's own UAPI headers, so no kernel
-headers are needed.
+    python -m bpf.build OUTPUT
+
+writes the compiled program as JSON; a separate process, as its end frees LLVM's memory. BCC wants a
+kernel's header tree: it gets bpf/include/kernel, a few stand-ins around the C library's UAPI headers, so
+kernel headers aren't needed.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -22,11 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from bpf import layout
-from bpf.btf import Btf, BtfError, read_btf, types_of_module
+from bpf.btf import VMLINUX, Btf, BtfError, read_btf, types_of_module
+from core.tools import own_python, with_packages
 
-# A compiled program as a value: instructions, and what must be put into them before the kernel takes them.
+HERE = Path(__file__).parent
+# Concatenated in this order: BCC finds maps only in its main text.
+PARTS = ("maps.c", "routes.c", "learning.c", "fastpath.c")
+UAPI = Path("/usr/include")
+CACHE = Path("/var/cache/vnet-tui")
+_COMPILE_SECONDS = 900  # usually 1; an emulated machine takes a hundred times as long
+PROGRAM = "fastpath"
 
-# The kernel functions that the program calls; compiled as calls of helpers with these made-up numbers.
+# The kernel functions that the program calls, compiled as calls of helpers with these invented numbers.
 KFUNC_BASE = 900_000
 KFUNCS = ("bpf_skb_ct_lookup", "bpf_ct_release", "bpf_ct_change_timeout")
 
@@ -37,17 +48,20 @@ _MODULE = 1  # the index of the module's BTF in fd_array: see syscall.load_progr
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
-    """`code` has zeros where descriptors of maps belong: at each index of `map_uses`, that map's. Kernel
-    functions are in place already, for the kernel that it was compiled on; `calls_module` where they are
-    those of the module nf_conntrack."""
+class CompiledProgram:
+    """Hold a compiled program: instructions, and where maps belong in them.
+
+    `code` has zeros in place of map descriptors; `map_uses` has the index of each with the map's name.
+    Kernel functions are already resolved, for the kernel that it was compiled on; `calls_module`: they are
+    those of the module nf_conntrack.
+    """
 
     code: bytes
     map_uses: tuple[tuple[int, str], ...]
     calls_module: bool = False
 
     def with_maps(self, descriptors: Mapping[str, int]) -> bytes:
-        """The instructions, ready to load."""
+        """Return the instructions with these map descriptors, ready to load."""
         code = bytearray(self.code)
         for index, name in self.map_uses:
             opcode, registers, offset, _ = _INSTRUCTION.unpack_from(code, 8 * index)
@@ -55,13 +69,13 @@ class Artifact:
         return bytes(code)
 
     def to_json(self) -> str:
-        """As a file keeps it."""
+        """Return the format of the cache file."""
         code = base64.b64encode(self.code).decode()
         return json.dumps({"code": code, "map_uses": self.map_uses, "calls_module": self.calls_module})
 
     @classmethod
-    def from_json(cls, text: str) -> Artifact:
-        """Raises ValueError where the text is none of to_json's."""
+    def from_json(cls, text: str) -> CompiledProgram:
+        """Parse the format of the cache file; raises ValueError if it is malformed."""
         try:
             found = json.loads(text)
             uses = tuple((int(index), str(name)) for index, name in found["map_uses"])
@@ -70,9 +84,12 @@ class Artifact:
             raise ValueError("not a compiled program") from error
 
 
-def artifact_of(dumped: bytes, names: Mapping[int, str], btf: Btf) -> Artifact:
-    """From the instructions as BCC gives them, in which maps stand by descriptor (`names` says which) and
-    kernel functions by made-up number; raises BtfError where the kernel lacks one of these."""
+def extract_program(dumped: bytes, names: Mapping[int, str], btf: Btf) -> CompiledProgram:
+    """Convert the instructions that BCC returns to a CompiledProgram.
+
+    They have maps by descriptor (`names`: their names) and kernel functions by invented number. Raises
+    BtfError if the kernel lacks one of these functions.
+    """
     code = bytearray(dumped)
     uses: list[tuple[int, str]] = []
     calls_module = False
@@ -87,7 +104,7 @@ def artifact_of(dumped: bytes, names: Mapping[int, str], btf: Btf) -> Artifact:
             calls_module |= of_module
             callee = registers & 15 | _PSEUDO_KFUNC_CALL << 4
             _INSTRUCTION.pack_into(code, 8 * index, opcode, callee, _MODULE if of_module else 0, function)
-    return Artifact(bytes(code), tuple(uses), calls_module)
+    return CompiledProgram(bytes(code), tuple(uses), calls_module)
 
 
 def _function(btf: Btf, name: str) -> int:
@@ -97,48 +114,47 @@ def _function(btf: Btf, name: str) -> int:
     return found
 
 
-HERE = Path(__file__).parent
-# In this order they make one text: BCC knows maps in its main text only.
-PARTS = ("maps.c", "ways.c", "learning.c", "fastpath.c")
-UAPI = Path("/usr/include")
-PROGRAM = "fastpath"
+class CompileError(Exception):
+    """The program can't be compiled for this kernel; the text is the reason."""
 
 
 def main(output: str) -> None:
-    """Compile, and write the result whole or not at all."""
-    artifact = compile_fastpath()
+    """Compile, and write the result atomically."""
+    program = compile_fastpath()
     target = Path(output)
     # A random name, not our PID: another PID namespace may share the directory.
     descriptor, written = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     with os.fdopen(descriptor, "w") as file:
-        file.write(artifact.to_json())
+        file.write(program.to_json())
     Path(written).rename(target)
 
 
-def compile_fastpath(source: str | None = None) -> Artifact:
-    """The fast path for the running kernel; raises BtfError, ImportError without BCC, Exception as BCC words
-    it."""
+def compile_fastpath(source: str | None = None) -> CompiledProgram:
+    """Compile the fast path for the running kernel.
+
+    Raises BtfError, ImportError without BCC, and whatever exception BCC raises.
+    """
     btf = read_btf(module=types_of_module())
     with kernel_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         from bcc import BPF
 
-        # What BCC rewrites the text to has warnings: `make lint` compiles the text itself with them on.
+        # The text as rewritten by BCC has warnings: `make lint` compiles the original with them on.
         text = source_text() if source is None else source
         compiled = BPF(text=text.encode(), cflags=["-Wno-everything", *flags(btf)])
     names = {table.map_fd: name.decode() for name, table in _tables(compiled)}
-    return artifact_of(compiled.dump_func(PROGRAM), names, btf)
+    return extract_program(compiled.dump_func(PROGRAM), names, btf)
 
 
 def source_text() -> str:
-    """The whole program in C; the compiler's messages name the files that it was put together from."""
+    """Return the whole program in C; compiler messages name the original files."""
     parts = {str(HERE / "program" / part): (HERE / "program" / part).read_text() for part in PARTS}
     parts["layout.checks()"] = layout.checks()
     return "".join(f'#line 1 "{path}"\n{text}\n' for path, text in parts.items())
 
 
 def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:
-    """The maps of a compiled module: BCC knows them by number, and opens them when asked for by name."""
+    """Yield the maps of a compiled module: BCC opens them when asked for by name."""
     for name in MAPS:
         yield name.encode(), compiled[name.encode()]
 
@@ -148,7 +164,7 @@ MAPS = ("config", "counters", "scratch", "links", "owners", "macs", "captured",
 
 
 def flags(btf: Btf) -> Iterator[str]:
-    """What the text needs of a compiler that works for BCC, for a kernel with these types."""
+    """Yield compiler flags for a kernel with these types."""
     yield "-D__LINUX_BPF_H__"
     yield f"-I{HERE}"
     yield f"-I{HERE / 'include'}"
@@ -160,7 +176,7 @@ def flags(btf: Btf) -> Iterator[str]:
 
 
 def offsets(btf: Btf) -> dict[str, int]:
-    """Where the members are that conntrack.h reads."""
+    """Return the offsets of the members that conntrack.h reads."""
     return {
         "NF_CONN_STATUS": btf.offset("nf_conn", "status"),
         "NF_CONN_MARK": btf.offset("nf_conn", "mark"),
@@ -180,8 +196,10 @@ def offsets(btf: Btf) -> dict[str, int]:
 
 
 def extension(btf: Btf, name: str) -> int:
-    """Where struct nf_ct_ext says whether a connection has that extension; where it says it of helpers on
-    kernels built without it."""
+    """Return the offset in struct nf_ct_ext that shows if an extension is present.
+
+    If the kernel was built without this extension, the offset of helpers.
+    """
     helper = btf.enumerator("nf_ct_ext_id", "NF_CT_EXT_HELPER") or 0
     found = btf.enumerator("nf_ct_ext_id", f"NF_CT_EXT_{name}")
     return btf.offset("nf_ct_ext", "offset") + (helper if found is None else found)
@@ -189,7 +207,7 @@ def extension(btf: Btf, name: str) -> int:
 
 @contextmanager
 def kernel_tree() -> Iterator[Path]:
-    """A folder that BCC takes for a kernel's source."""
+    """Create a directory that BCC accepts as a kernel's source."""
     root = Path(tempfile.mkdtemp(prefix="vnet-tui-"))
     try:
         shutil.copytree(HERE / "include" / "kernel", root / "include")
@@ -203,6 +221,86 @@ def kernel_tree() -> Iterator[Path]:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def compiled_program(cache: Path = CACHE) -> CompiledProgram:
+    """Return the compiled program, from the cache if source and kernel are the same."""
+    path = cache / f"fastpath-{_fingerprint()}.json"
+    cached = _cached(path)
+    if cached is not None:
+        return cached
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompileError(f"can't create {cache}: {error.strerror}") from error
+    _compile(path)
+    cached = _cached(path)
+    if cached is None:
+        raise CompileError("the compiler wrote no result")
+    return cached
+
+
+def is_compiled(cache: Path = CACHE) -> bool:
+    """Return whether the cache has the program, so that BCC and headers aren't needed."""
+    try:
+        return _cached(cache / f"fastpath-{_fingerprint()}.json") is not None
+    except CompileError:
+        return False
+
+
+def _fingerprint() -> str:
+    """Hash everything the result depends on.
+
+    That is our source, and the types of the kernel and its connection tracking.
+    """
+    digest = hashlib.sha256()
+    sources = (HERE / name for name in ("btf.py", "build.py", "layout.py"))
+    for path in sorted((*sources, *HERE.glob("**/*.[ch]"))):
+        digest.update(path.read_bytes())
+    try:
+        digest.update(VMLINUX.read_bytes())
+    except OSError as error:
+        raise CompileError(f"can't read {VMLINUX}: {error.strerror}") from error
+    digest.update(types_of_module())
+    return digest.hexdigest()[:24]
+
+
+def _cached(path: Path) -> CompiledProgram | None:
+    """Return the cached program if only this user can have written it.
+
+    It is loaded into the kernel, so no other user may be able to change it.
+    """
+    try:
+        with path.open() as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                return None
+            return CompiledProgram.from_json(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _compile(path: Path) -> None:
+    """Compile in a separate process: BCC with LLVM takes 150 MB, which its end frees."""
+    done = subprocess.run(
+        own_python("bpf.build", str(path.absolute())),
+        capture_output=True,
+        text=True,
+        env=with_packages(),
+        cwd="/",
+        timeout=_COMPILE_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise CompileError(reason_of(done.stderr) or f"the compiler ended with {done.returncode}")
+
+
+def reason_of(stderr: str) -> str:
+    """Return why compiling failed: the first error in the C text, else the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    if lines and "No module named 'bcc'" in lines[-1]:
+        return "BCC is not installed (Debian: python3-bpfcc, Fedora: python3-bcc)"
+    return next((line for line in lines if ": error: " in line), lines[-1] if lines else "")
 
 
 if __name__ == "__main__":

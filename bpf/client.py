@@ -1,4 +1,4 @@
-"""Reads the fast path's flows for those who show them: straight from its maps, as columns."""
+"""Start the fast path, and read its flows straight from its maps, as columns."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from typing import Any
 
 import numpy as np
 
-from bpf import layout, loader, syscall
+from bpf import layout, syscall
+from bpf.build import compiled_program
 from bpf.clock import Clock, jiffies_ago
 from bpf.rpc import Answer, NotRunning, ask
-from bpf.runfile import here
+from bpf.runfile import netns_inode
 from core.model import FastFlows
 from core.model.fastpath import FASTFLOW_DTYPE, no_fast_flows
 from core.tools import own_python, with_packages
 
 Column = np.ndarray[Any, Any]
 
-_PATIENCE = 1.0  # seconds in which a holder says which maps are its own
+_TIMEOUT = 1.0  # seconds to wait for the daemon's map ids
 _SAME_BRIDGE, _ROUTED, _TRANSLATED = 1, 2, 3
 _BLOCK = 4096  # rows that the processor's cache holds while column after column is filled
 
 
-class FlowReader:
-    """The flows of this process's network namespace; `read` may be called from any one thread."""
+class FastFlowReader:
+    """Read the flows of this process's network namespace, from one thread at a time."""
 
     def __init__(self) -> None:
-        self._inode = here()
-        self._holder = 0
+        self._inode = netns_inode()
+        self._daemon = 0
         self._maps: dict[str, int] = {}
         self._clock: Clock | None = None
 
     def read(self) -> FastFlows:
-        """All flows; none where nothing is accelerated."""
+        """Return all flows; none if nothing is accelerated."""
         found = self._find()
         now = time.time()
         if not found:
@@ -47,10 +48,12 @@ class FlowReader:
         return FastFlows(self._inode, entries, now)
 
     def _find(self) -> bool:
-        """Have the maps of the holder that runs now; whether there is one. One that is too busy to answer
-        goes on counting in the maps that are known."""
+        """Open the maps of the daemon that runs now; return whether there is one.
+
+        If it is too busy to answer, the maps that are open already stay valid.
+        """
         try:
-            answer = ask({"do": "maps"}, self._inode, _PATIENCE)
+            answer = ask({"do": "maps"}, self._inode, _TIMEOUT)
         except NotRunning:
             self.close()
             return False
@@ -58,17 +61,17 @@ class FlowReader:
             return bool(self._maps)
         if not answer.get("ok"):
             return False
-        if answer["pid"] != self._holder or not self._maps:
+        if answer["pid"] != self._daemon or not self._maps:
             self.close()
             self._maps = {name: syscall.map_by_id(answer["maps"][name]) for name in ("flows4", "flows6")}
             self._clock = Clock()
-            self._holder = answer["pid"]
+            self._daemon = answer["pid"]
         return True
 
     def _family(self, family: int) -> Column:
         key = layout.KEY4 if family == 4 else layout.KEY6
-        there = self._maps[f"flows{family}"]
-        keys, flows = syscall.read_all(there, key, layout.FLOW, syscall.room_of(there))
+        map_fd = self._maps[f"flows{family}"]
+        keys, flows = syscall.read_all(map_fd, key, layout.FLOW, syscall.max_entries(map_fd))
         carried = flows["packets"] > 0
         if not carried.all():
             keys, flows = keys[carried], flows[carried]
@@ -76,7 +79,7 @@ class FlowReader:
         return fast_flows(keys, flows, family, self._clock.now(), self._clock.hz)
 
     def close(self) -> None:
-        """Let go of the maps: they would live on as long as we hold them."""
+        """Close the maps: they exist as long as a process has them open."""
         for descriptor in self._maps.values():
             os.close(descriptor)
         self._maps = {}
@@ -86,8 +89,10 @@ class FlowReader:
 
 
 def fast_flows(keys: Column, flows: Column, family: int, now: int, hz: int) -> Column:
-    """The maps' keys and values (bpf/layout.py) as FASTFLOW_DTYPE; `now` are jiffies, of which `hz` make a
-    second."""
+    """Convert map keys and values (bpf/layout.py) to FASTFLOW_DTYPE.
+
+    `now` in jiffies, of which there are `hz` per second.
+    """
     found = np.zeros(len(keys), FASTFLOW_DTYPE)
     found["family"] = family
     at = time.time_ns()
@@ -101,7 +106,7 @@ def fast_flows(keys: Column, flows: Column, family: int, now: int, hz: int) -> C
 
 
 def _fill(found: Column, keys: Column, flows: Column) -> None:
-    """All of a few rows but the family and times."""
+    """Fill all columns of a few rows except the family and times."""
     for name in ("l4_proto", "sport", "dport"):
         found[name] = keys[name]
     for name in ("in_ifindex", "out_ifindex", "packets", "bytes", "new_sport", "new_dport"):
@@ -117,7 +122,10 @@ def _fill(found: Column, keys: Column, flows: Column) -> None:
 
 
 def _fill_address(found: Column, rows: Column, name: str) -> None:
-    """An address that has the same name in both, word by word: byte by byte takes several times as long."""
+    """Copy an address column of the same name by words.
+
+    Copying single bytes takes several times as long.
+    """
     to, of = (int(each.dtype.fields[name][1]) for each in (found, rows))
     if found["family"][0] == 6:
         for half in (0, 8):
@@ -128,20 +136,25 @@ def _fill_address(found: Column, rows: Column, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """The keeper, and what it said: `ok`, or `what`, `why` and `try`. With a tied one the fast path ends when
-    `keeper.stdin` is closed, or this process ends."""
+class StartResult:
+    """Describe the supervisor that was started and its answer.
 
-    keeper: subprocess.Popen[bytes]
-    told: dict[str, Any]
+    `answer` has `ok`, or `what`, `why` and `try`. A tied fast path ends when `supervisor.stdin` is closed
+    or this process ends.
+    """
+
+    supervisor: subprocess.Popen[bytes]
+    answer: dict[str, Any]
 
 
-def start(targets: list[str], tied: bool, strict: bool = False) -> Started:
-    """Accelerate these in this process's network namespace; returns when it is on, or refused (compiling for
-    a new kernel takes about a second); `strict` as in bpf/generation_chain.py. Raises OSError where no
-    process can be started."""
+def start(targets: list[str], tied: bool, strict: bool = False) -> StartResult:
+    """Accelerate targets in this network namespace; return when it is on or refused.
+
+    Compiling for a new kernel takes about a second. `strict` as in bpf/generation_chain.py. Raises OSError
+    if the process can't be started.
+    """
     options = [name for name, on in (("--tied", tied), ("--strict", strict)) if on]
-    keeper = subprocess.Popen(
+    supervisor = subprocess.Popen(
         own_python("bpf.supervisor", *options, "--", *targets),
         stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -150,23 +163,25 @@ def start(targets: list[str], tied: bool, strict: bool = False) -> Started:
         cwd="/",
         start_new_session=True,
     )
-    assert keeper.stdout is not None
-    with keeper.stdout as output:
+    assert supervisor.stdout is not None
+    with supervisor.stdout as output:
         line = output.readline()
     try:
-        told = dict(json.loads(line))
+        answer = dict(json.loads(line))
     except ValueError:
-        told = {
+        answer = {
             "ok": False,
-            "what": "the fast path cannot be turned on",
+            "what": "can't turn on the fast path",
             "why": "its process ended",
             "try": "",
         }
-    return Started(keeper, told)
+    return StartResult(supervisor, answer)
 
 
 def reload() -> Answer:
-    """Have the holder put the program of the present source in the place of its own; raises
-    loader.CannotCompile, control.NotRunning. Compiling is done here, for the holder must not stand still."""
-    loader.compiled()
+    """Replace the daemon's program by one of the current source.
+
+    It is compiled here, as the daemon must not block. Raises build.CompileError, rpc.NotRunning.
+    """
+    compiled_program()
     return ask({"do": "reload"})

@@ -1,6 +1,7 @@
-"""The kernel's jiffies, the clock of the fast path: reading it costs a packet nothing.
+"""Read the kernel's jiffies, the clock of the fast path.
 
-A program of two instructions gives them; how many make a second (CONFIG_HZ) is measured once.
+For the program reading them costs nothing. Here a program of two instructions returns them. Their number
+per second (CONFIG_HZ) is measured once.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import numpy as np
 from bpf import syscall
 
 _HZ = (100, 250, 300, 1000)
-_MEASURED_FOR = 0.12  # seconds: enough to tell 250 from 300
+_MEASURED_FOR = 0.12  # seconds: enough to distinguish 250 from 300
 _READINGS = 5
 _FRAME = bytes(64)
 _FUTURE = 0xFFF00000
 
 
 class Clock:
-    """Raises OSError where no program can be loaded. `hz` is jiffies a second."""
+    """Read jiffies; `hz` is their number per second.
+
+    Raises OSError if no program can be loaded.
+    """
 
     def __init__(self) -> None:
         self._low = _load(0)
@@ -30,7 +34,7 @@ class Clock:
         self.hz = self._measured_hz()
 
     def now(self) -> int:
-        """Jiffies since the kernel's count began."""
+        """Return the jiffies, as a 64-bit number."""
         while True:
             high = self._run(self._high)
             low = self._run(self._low)
@@ -38,11 +42,11 @@ class Clock:
                 return high << 32 | low
 
     def unix_ns(self, jiffies: int) -> int:
-        """A moment in jiffies as Unix time in nanoseconds, as exact as a jiffy."""
+        """Convert jiffies to Unix time in nanoseconds, to the precision of a jiffy."""
         return time.time_ns() - (self.now() - jiffies) * 1_000_000_000 // self.hz
 
     def close(self) -> None:
-        """Give the programs back."""
+        """Close the programs."""
         os.close(self._low)
         os.close(self._high)
 
@@ -57,8 +61,11 @@ class Clock:
         return min(_HZ, key=lambda hz: abs(hz - rate))
 
     def _moment(self) -> tuple[float, int]:
-        """The same moment in seconds and in jiffies: of some readings the one that took least, for on a busy
-        machine another process may run in the middle of one."""
+        """Return the same moment in seconds and in jiffies.
+
+        Of several readings the fastest counts: on a busy machine another process may run in the middle of
+        one.
+        """
         readings = []
         for _ in range(_READINGS):
             began = time.monotonic()
@@ -69,14 +76,16 @@ class Clock:
 
 
 def jiffies_ago(then: Any, now: int) -> Any:
-    """How many jiffies ago moments were of which maps hold the low 32 bits (uint32, one or a column): up to
-    49 days at 1000 Hz. What was written after `now` was read is now."""
+    """Return the age in jiffies of moments stored as their low 32 bits.
+
+    One uint32 or a column; ages up to 49 days at 1000 Hz. What was written after `now` was read has age 0.
+    """
     ago = np.uint32(now & 0xFFFFFFFF) - then
     return np.where(ago > _FUTURE, np.uint32(0), ago)
 
 
 def _load(shift: int) -> int:
-    """r0 = jiffies64() >> shift"""
+    """Load a program that returns jiffies64() >> shift."""
     code = struct.pack("<BBhi", 0x85, 0, 0, 118)
     if shift:
         code += struct.pack("<BBhi", 0x77, 0, 0, shift)

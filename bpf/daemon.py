@@ -1,8 +1,11 @@
-"""The process that holds the fast path: program, links, table and maps end with it; it keeps the maps true
-and the lease alive.
+"""Run the daemon: owns the BPF program, its links, the nftables table and maps.
 
-`python -m bpf.daemon [--flows=N] [--strict] [--tied] TARGET...` (N: room for flows of each family) is started
-by bpf/supervisor.py, which puts everything right when this process is gone."""
+The kernel removes all of them with this process. `bpf/supervisor.py` starts it and cleans up after it:
+
+    python -m bpf.daemon [--flows=N] [--strict] [--tied] TARGET...
+
+N is the number of flows per address family that the maps have room for.
+"""
 
 from __future__ import annotations
 
@@ -17,48 +20,59 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from bpf import loader, syscall
-from bpf.connections import Wants
-from bpf.generation_chain import Gate
-from bpf.handlers import Cost, answer
-from bpf.hostwatch import HostWatch
-from bpf.keepalive import Neighbours, Upkeep
-from bpf.maps import Tables
-from bpf.preconditions import Obstacles, RuleReading
-from bpf.reconcile import View
+from bpf import syscall
+from bpf.build import CompileError
+from bpf.connections import ConnectionRequests
+from bpf.generation_chain import GenerationChain
+from bpf.handlers import PacketCost, handle
+from bpf.hostwatch import HostWatch, PolicyWatch, RuleChanges, RuleWatch
+from bpf.keepalive import Keepalive, Neighbours
+from bpf.maps import Maps, flow_capacity, load
+from bpf.preconditions import Preconditions, RuleReader
+from bpf.reconcile import Reconciler
 from bpf.rpc import Answer, Server
-from bpf.rulewatch import Heard, PolicyWatch, RuleWatch
-from bpf.runfile import KEEPER, clean_up, here, socket_path, unlock
+from bpf.runfile import SUPERVISOR_VARIABLE, clean_up, netns_inode, socket_path, unlock
 from core.netlink.events import EventSocket
 
 Action = Callable[[], None]
 
+# Seconds.
+RENEW_EVERY = 0.25
+DEBOUNCE_LINKS = 0.01
+DEBOUNCE_CHAINS, DEBOUNCE_RULES, DEBOUNCE_LIMIT = 0.01, 0.1, 1.0
+POLL_EVERY = 1.0
+KEEPALIVE_EVERY = 10.0
+_PR_SET_PDEATHSIG = 1
+_FLOWS, _STRICT, TIED = "--flows=", "--strict", "--tied"
 
-class Schedule:
-    """Actions by name, each with the time at which it is due (of time.monotonic())."""
+
+class Timers:
+    """Run named actions when they are due (time.monotonic())."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
         self._actions: dict[str, tuple[Action, float]] = {}
 
     def every(self, name: str, seconds: float, action: Action) -> None:
-        """From now on, again and again."""
+        """Run an action now and then periodically."""
         self._actions[name] = (action, seconds)
         self._due[name] = time.monotonic()
 
-    def once(self, name: str, after: float, action: Action, again: bool = False) -> None:
-        """Once, after some seconds; where it is waiting already the earlier time counts, with `again` this
-        one."""
+    def once(self, name: str, after: float, action: Action, restart: bool = False) -> None:
+        """Run an action once, `after` seconds from now.
+
+        If the timer is already running, the earlier time counts; with `restart`, the new one.
+        """
         self._actions[name] = (action, 0.0)
-        if again or name not in self._due:
+        if restart or name not in self._due:
             self._due[name] = time.monotonic() + after
 
-    def wait(self) -> float:
-        """Seconds until something is due."""
+    def timeout(self) -> float:
+        """Return the seconds until the next action is due."""
         return max(0.0, min(self._due.values(), default=time.monotonic() + 1) - time.monotonic())
 
     def run(self) -> None:
-        """Do what is due, the earliest first."""
+        """Run the actions that are due, the earliest first."""
         now = time.monotonic()
         for name in sorted((name for name, at in self._due.items() if at <= now), key=self._due.__getitem__):
             action, seconds = self._actions[name]
@@ -69,286 +83,305 @@ class Schedule:
             action()
 
 
-BEAT = 0.25
-SETTLE_LINKS = 0.01
-SETTLE_CHAINS, SETTLE_RULES, SETTLE_MOST = 0.01, 0.1, 1.0
-TICK = 1.0
-UPKEEP = 10.0
-_PR_SET_PDEATHSIG = 1
-_FLOWS, _STRICT, TIED = "--flows=", "--strict", "--tied"
+class Daemon:
+    """Own everything that accelerates, and keep it up to date with the host.
 
-
-class Holder:
-    """Everything that is held, and what is done when. `tied` says that its keeper ends it with the process
-    that started both."""
+    `tied`: the supervisor ends it together with the process that started both.
+    """
 
     def __init__(self, targets: list[str], flows: int, strict: bool, tied: bool) -> None:
         self.tied = tied
-        self.schedule = Schedule()
-        self.loaded = loader.load(flows)
-        self.tables = Tables(self.loaded)
-        self.gate = Gate(self.tables, strict)
+        self.timers = Timers()
+        self.loaded = load(flows)
+        self.maps = Maps(self.loaded)
+        self.generations = GenerationChain(self.maps, strict)
         self.host = HostWatch()
         self.neighbours = Neighbours()
-        self.view = View(
+        self.reconciler = Reconciler(
             self.loaded,
-            self.tables,
+            self.maps,
             targets,
             self._wake,
             self.neighbours,
-            self._admit_anew,
-            self._judge_anew,
+            self._readmit,
+            self._packet_links_changed,
         )
-        self.upkeep = Upkeep(self.loaded, self.tables, self.neighbours)
+        self.keepalive = Keepalive(self.loaded, self.maps, self.neighbours)
         self.events = EventSocket()
         self.rules = RuleWatch()
         self.policies = _policy_watch()
-        self.reading = RuleReading()
-        self.server = Server(socket_path(here()))
-        self.wants = Wants(self.loaded, self.tables.clock)
-        self.cost = Cost()
-        self.ending = False
-        self._unsettled: float | None = None  # since when the rules change
-        self._meanwhile = Heard()  # since the rules are being read
-        self._has_begun = False
-        self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.rule_reader = RuleReader()
+        self.server = Server(socket_path(netns_inode()))
+        self.requests = ConnectionRequests(self.loaded.maps, self.maps.clock)
+        self.cost = PacketCost()
+        self._stopping = False
+        self._unsettled_since: float | None = None  # while rules change
+        self._changes_while_reading = RuleChanges()
+        self._has_started = False
+        self._wake_pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def begin(self) -> None:
-        """Turn it on."""
-        self.view.look()
-        self.settle(self.reading.now(self.view.rule_links))
-        self._has_begun = True
-        self.tables.beat()
+    def start(self) -> None:
+        """Attach the program and begin to forward."""
+        self.reconciler.reconcile()
+        self.apply_rules(self.rule_reader.read_now(self.reconciler.packet_links))
+        self._has_started = True
+        self.maps.renew_lease()
 
     def run(self) -> None:
-        """Until the end. What happened is taken in before the lease is renewed: who was stopped for a
-        while must not forward by what was true before."""
-        self.schedule.every("beat", BEAT, self._beat)
-        self.schedule.every("tick", TICK, self._tick)
-        self.schedule.every("upkeep", UPKEEP, self.upkeep.run)
+        """Handle events and timers until stop() is called.
+
+        Events are handled before the lease is renewed: a daemon that was suspended must not forward by
+        what was true before.
+        """
+        self.timers.every("renew", RENEW_EVERY, self._renew_lease)
+        self.timers.every("poll", POLL_EVERY, self._poll)
+        self.timers.every("keepalive", KEEPALIVE_EVERY, self.keepalive.run)
         with selectors.DefaultSelector() as selector:
             for descriptor, handler in self._sources():
                 selector.register(descriptor, selectors.EVENT_READ, handler)
-            while not self.ending:
-                for key, _ in selector.select(self.schedule.wait()):
+            while not self._stopping:
+                for key, _ in selector.select(self.timers.timeout()):
                     key.data()
-                self.schedule.run()
+                self.timers.run()
 
     def _sources(self) -> list[tuple[Any, Any]]:
         return [
-            (self.rules, self._hear_rules),
-            (self.reading, self._take_rules),
-            (self.host, self._hear_host),
-            *([(self.policies, self._hear_policies)] if self.policies else []),
-            *((descriptor, self._hear) for descriptor in self.events.filenos()),
-            (self.neighbours, self._hear_neighbours),
-            (self.wants, self.wants.serve),
-            (self.server, lambda: self.server.serve(lambda request: answer(self, request))),
-            (self._woken[0], self._hear_wake),
+            (self.rules, self._on_rules),
+            (self.rule_reader, self._on_rules_read),
+            (self.host, self._on_host),
+            *([(self.policies, self._on_policies)] if self.policies else []),
+            *((descriptor, self._on_events) for descriptor in self.events.filenos()),
+            (self.neighbours, self._on_neighbours),
+            (self.requests, self.requests.serve),
+            (self.server, lambda: self.server.serve(lambda request: handle(self, request))),
+            (self._wake_pipe[0], self._on_wake),
         ]
 
     def _wake(self) -> None:
-        """From any thread, and from signals: look again."""
+        """Reconcile soon; may be called from any thread and from signal handlers."""
         with suppress(OSError):
-            os.write(self._woken[1], b"\0")
+            os.write(self._wake_pipe[1], b"\0")
 
-    def _hear_wake(self) -> None:
-        os.read(self._woken[0], 4096)
-        self.look_soon()
+    def _on_wake(self) -> None:
+        os.read(self._wake_pipe[0], 4096)
+        self.reconcile_soon()
 
-    def _hear(self) -> None:
+    def _on_events(self) -> None:
         events = self.events.read()
         dirty = {nsid for nsid, part in events if part in ("links", "everything")}
         everything = any(part == "everything" for _, part in events)
         if everything or (None, "links") in events or (None, "routes") in events:
-            self.tables.ask_again()
+            self.maps.raise_epoch()
         if everything or (None, "routes") in events:
-            self.schedule.once(
-                "routes", max(SETTLE_LINKS, 3 * self.view.routes_took), self.view.look_at_routes
-            )
+            delay = max(DEBOUNCE_LINKS, 3 * self.reconciler.routes_duration)
+            self.timers.once("routes", delay, self.reconciler.update_routes)
         if dirty:
-            self.view.note(dirty, everything)
-            self.look_soon(host=False)
+            self.reconciler.mark_dirty(dirty, everything)
+            self.reconcile_soon(host=False)
 
-    def look_soon(self, host: bool = True) -> None:
-        """Bring maps and links up to date, together with what happens right after; `host` also by what the
-        host's own links are."""
+    def reconcile_soon(self, host: bool = True) -> None:
+        """Reconcile after a short delay, so that one pass handles a burst of events.
+
+        `host`: read the host's own links as well.
+        """
         if host:
-            self.view.note({None})
-        self.schedule.once("look", max(SETTLE_LINKS, 3 * self.view.took), self._look)
+            self.reconciler.mark_dirty({None})
+        self.timers.once("reconcile", max(DEBOUNCE_LINKS, 3 * self.reconciler.duration), self._reconcile)
 
-    def _look(self) -> None:
-        """A look that the kernel refuses (memory, a namespace that ends) is repeated soon."""
+    def _reconcile(self) -> None:
+        """Reconcile, and retry soon if the kernel refuses.
+
+        It may have no memory, or a namespace disappears.
+        """
         try:
-            self.view.look()
+            self.reconciler.reconcile()
         except OSError:
-            self.view.note({None}, everything=True)
-            self.schedule.once("look", TICK, self._look)
-        if self.view.waits:
-            self.schedule.once("moved", self.view.waits, self.look_soon)
+            self.reconciler.mark_dirty({None}, everything=True)
+            self.timers.once("reconcile", POLL_EVERY, self._reconcile)
+        if self.reconciler.retry_after:
+            self.timers.once("moved", self.reconciler.retry_after, self.reconcile_soon)
 
-    def _hear_neighbours(self) -> None:
-        heard = self.neighbours.heard()
-        if heard.moved:
-            self.tables.ask_again()
-        if heard.filters:
-            self.look_soon()
+    def _on_neighbours(self) -> None:
+        changes = self.neighbours.read_events()
+        if changes.moved:
+            self.maps.raise_epoch()
+        if changes.filters:
+            self.reconcile_soon()
 
-    def _hear_rules(self) -> None:
-        """Where only elements of sets changed, the rules are as they were: what is looked up in those sets
-        must pass them once more. While rules are being read, what they look up isn't known yet."""
-        heard = self.rules.heard(self.gate.port)
-        self.reading.note(heard)
-        if self.reading.is_busy:
-            self._meanwhile.add(heard)
-        elif self.gate.found.turns(heard):
+    def _on_rules(self) -> None:
+        """Handle changes of nftables.
+
+        If only set elements changed, the rules need no new analysis: connections that are looked up in
+        those sets pass the rules once more. While rules are being read, their sets aren't known yet.
+        """
+        changes = self.rules.read_events(self.generations.port)
+        self.rule_reader.note_changes(changes)
+        if self.rule_reader.is_busy:
+            self._changes_while_reading.merge(changes)
+        elif self.generations.preconditions.needs_analysis(changes):
             self._pause_and_read()
-        elif heard.concerns(self.gate.found.sets):
-            self._admit_anew()
+        elif changes.affects(self.generations.preconditions.sets):
+            self._readmit()
 
-    def _hear_policies(self) -> None:
-        if self.policies and self.policies.heard():
+    def _on_policies(self) -> None:
+        if self.policies and self.policies.read_events():
             self.rules_changed()
 
-    def _hear_host(self) -> None:
-        if self.host.heard():
-            self._admit_anew()
+    def _on_host(self) -> None:
+        if self.host.read_events():
+            self._readmit()
 
     def rules_changed(self) -> None:
-        """Anything may have changed of what rules there are, or of the links that they are about."""
-        self.reading.forget()
+        """Pause, and read all rules.
+
+        Any rule may have changed, or the links that rules apply to.
+        """
+        self.rule_reader.invalidate()
         self._pause_and_read()
 
     def _pause_and_read(self) -> None:
-        """All to the kernel at once; on again when the rules stand still, or go on changing for a while: soon
-        where only few are to be read."""
-        self.gate.pause()
-        now = time.monotonic()
-        if self._unsettled is None:
-            self._unsettled = now
-        still = max(SETTLE_CHAINS, self.reading.took) if self.reading.is_short else SETTLE_RULES
-        wait = min(still, SETTLE_RULES, max(0.0, self._unsettled + SETTLE_MOST - now))
-        self.schedule.once("settle", wait, self._read_rules, again=True)
+        """Pause, and read the rules once they have stopped changing.
 
-    def _judge_anew(self) -> None:
-        """Packets come in or leave by other links than before: other rules are about them."""
-        if self._has_begun:
+        At the latest after DEBOUNCE_LIMIT. The wait is short if only a few chains have to be read.
+        """
+        self.generations.pause()
+        now = time.monotonic()
+        if self._unsettled_since is None:
+            self._unsettled_since = now
+        quiet = (
+            max(DEBOUNCE_CHAINS, self.rule_reader.duration) if self.rule_reader.is_partial else DEBOUNCE_RULES
+        )
+        wait = min(quiet, DEBOUNCE_RULES, max(0.0, self._unsettled_since + DEBOUNCE_LIMIT - now))
+        self.timers.once("read_rules", wait, self._read_rules, restart=True)
+
+    def _packet_links_changed(self) -> None:
+        """Read the rules again: packets enter or leave by other links.
+
+        Other rules apply to them there.
+        """
+        if self._has_started:
             self.rules_changed()
 
     def _read_rules(self) -> None:
-        self._unsettled = None
-        self._meanwhile = Heard()
-        self.reading.start(self.view.rule_links)
+        self._unsettled_since = None
+        self._changes_while_reading = RuleChanges()
+        self.rule_reader.start(self.reconciler.packet_links)
 
-    def _take_rules(self) -> None:
-        """They were read; where they may judge otherwise since then, they are read again when they stand
-        still. After elements that came or went since then they are passed once more in any case."""
-        self._hear_rules()
-        found, meanwhile = self.reading.take(), self._meanwhile
-        if found is None:
+    def _on_rules_read(self) -> None:
+        """Apply the rules that were read.
+
+        If they changed meanwhile so that they need another analysis, they are read again. Set elements that
+        changed need no special care: connections pass the rules again anyway.
+        """
+        self._on_rules()
+        result, changes = self.rule_reader.result(), self._changes_while_reading
+        if result is None:
             return
-        self._meanwhile = Heard()
-        if found.turns(meanwhile):
+        self._changes_while_reading = RuleChanges()
+        if result.needs_analysis(changes):
             self._pause_and_read()
-        elif self.gate.has_changed_silently():
+        elif self.generations.has_silent_change():
             self.rules_changed()
-        elif self._unsettled is None:
-            self.settle(found)
+        elif self._unsettled_since is None:
+            self.apply_rules(result)
 
-    def settle(self, found: Obstacles) -> None:
-        """The rules stand still: forward again if they allow it. The maps are brought up to date before."""
-        if self.view.take_bridge_rules(found.bridge_rules):
-            self.view.note({None})
-        if self.view.is_outdated:
-            self._look()
-        if self.view.is_outdated:  # the kernel refused
-            self.schedule.once("settle", TICK, self._read_rules, again=True)
+    def apply_rules(self, preconditions: Preconditions) -> None:
+        """Forward again if the rules allow it, after updating the maps."""
+        if self.reconciler.set_bridge_rules(preconditions.bridge_rules):
+            self.reconciler.mark_dirty({None})
+        if self.reconciler.is_dirty:
+            self._reconcile()
+        if self.reconciler.is_dirty:  # the kernel refused
+            self.timers.once("read_rules", POLL_EVERY, self._read_rules, restart=True)
             return
-        self.gate.settle(found)
+        self.generations.apply(preconditions)
 
-    def _beat(self) -> None:
-        if self.view.notes_new_sysctls() or self.tables.is_late():
+    def _renew_lease(self) -> None:
+        if self.reconciler.has_new_sysctls() or self.maps.lease_expired():
             self.rules_changed()
-        self.tables.beat()
+        self.maps.renew_lease()
 
-    def _prepare(self) -> None:
-        """Between events, one at a time: each reads conntrack's table."""
-        if self.gate.prepare():
-            self.schedule.once("prepare", 0.0, self._prepare)
+    def _clear_ahead(self) -> None:
+        """Clear one generation's marks at a time, between events.
 
-    def _admit_anew(self) -> None:
-        """Connections pass the rules once more, without a pause."""
-        self.gate.admit_anew()
-        self.schedule.once("prepare", 0.0, self._prepare)
+        Each time the conntrack table is read.
+        """
+        if self.generations.clear_ahead():
+            self.timers.once("clear_ahead", 0.0, self._clear_ahead)
 
-    def _tick(self) -> None:
-        """What sends no event."""
-        if self.gate.has_changed_silently():
+    def _readmit(self) -> None:
+        """Let connections pass the rules once more, without a pause."""
+        self.generations.readmit()
+        self.timers.once("clear_ahead", 0.0, self._clear_ahead)
+
+    def _poll(self) -> None:
+        """Check for changes that send no event."""
+        if self.generations.has_silent_change():
             self.rules_changed()
-        if self.view.has_changed_silently():
-            self.look_soon()
-        if self.gate.found.expiring:
-            self._admit_anew()
-        self.wants.settle_resets()
-        self._prepare()
-        self.tables.read_sysctls()
-        self.cost.rest()
+        if self.reconciler.has_silent_change():
+            self.reconcile_soon()
+        if self.generations.preconditions.expiring:
+            self._readmit()
+        self.requests.handle_resets()
+        self._clear_ahead()
+        self.maps.read_sysctls()
+        self.cost.stop_if_idle()
 
-    def end(self) -> None:
-        """Orderly: nothing is forwarded from here on, then all goes, then connections and sysctl go back."""
-        self.gate.pause()
-        self.view.close()
-        self.gate.close()
+    def close(self) -> None:
+        """Stop forwarding, detach everything, then clear the marks of connections."""
+        self.generations.pause()
+        self.reconciler.close()
+        self.generations.close()
         clean_up()
         self.server.close()
-        if not _has_keeper():
+        if not _has_supervisor():
             unlock()
 
-    def finish(self) -> None:
-        """Leave the loop."""
-        self.ending = True
+    def stop(self) -> None:
+        """End run()."""
+        self._stopping = True
         self._wake()
 
 
 def _policy_watch() -> PolicyWatch | None:
-    """None on kernels without IPsec."""
+    """Open the socket for IPsec policies; None on kernels without IPsec."""
     with suppress(OSError):
         return PolicyWatch()
     return None
 
 
 def main(arguments: list[str]) -> int:
-    """Hold until told otherwise; what happened at the start is one line of JSON on standard output."""
+    """Run the daemon; the result of its start is one line of JSON on standard output."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     given = [int(each.removeprefix(_FLOWS)) for each in arguments if each.startswith(_FLOWS)]
-    flows = given[0] if given else loader.flow_room()
+    flows = given[0] if given else flow_capacity()
     targets = [each for each in arguments if not each.startswith(_FLOWS) and each not in (_STRICT, TIED)]
     try:
-        holder = Holder(targets, flows, _STRICT in arguments, TIED in arguments)
+        daemon = Daemon(targets, flows, _STRICT in arguments, TIED in arguments)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: holder.finish())
-        if not _has_keeper():
-            holder.finish()
-        holder.begin()
-    except (OSError, loader.CannotCompile, syscall.Rejected) as error:
-        _tell({"ok": False, "what": "the fast path cannot be turned on", "why": str(error), "try": ""})
+            signal.signal(number, lambda *_: daemon.stop())
+        if not _has_supervisor():
+            daemon.stop()
+        daemon.start()
+    except (OSError, CompileError, syscall.Rejected) as error:
+        _print_answer({"ok": False, "what": "can't turn on the fast path", "why": str(error), "try": ""})
         return 1
-    _tell({"ok": True, "pid": os.getpid(), "socket": str(socket_path(here()))})
+    _print_answer({"ok": True, "pid": os.getpid(), "socket": str(socket_path(netns_inode()))})
     try:
-        holder.run()
+        daemon.run()
     finally:
-        holder.end()
+        daemon.close()
     return 0
 
 
-def _has_keeper() -> bool:
-    """Whether the keeper that started us lives: it would put everything right."""
-    return os.environ.get(KEEPER) == str(os.getppid())
+def _has_supervisor() -> bool:
+    """Return whether the supervisor is alive, which cleans up."""
+    return os.environ.get(SUPERVISOR_VARIABLE) == str(os.getppid())
 
 
-def _tell(told: Answer) -> None:
+def _print_answer(answer: Answer) -> None:
     with suppress(OSError):
-        print(json.dumps(told), flush=True)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What one nftables rule does to packets of established connections, from its expressions as the kernel lists
-them.
+"""Parse the expressions of an nftables rule: what it does to established packets.
 
-Pure. Numbers: include/uapi/linux/netfilter/nf_tables.h. Whatever is not known to look at the same in every
-packet of a connection counts as judging each packet: an unknown expression can pause the fast path, never
-slip past it. And only an equality with all of a value says that a rule can't match.
+Pure. Numbers: include/uapi/linux/netfilter/nf_tables.h. An expression that isn't known to be the same for
+every packet of a connection counts as matching single packets: an unknown one can pause the fast path, but
+not be skipped. Only an equality with a complete value shows that a rule can't match.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from bpf import extensions
-from bpf.rule_analysis import ALL_BITS, ESTABLISHED, INVALID, KNOWN_FLAGS, ChainName, Rule, RuleFacts
+from bpf.rule_analysis import ALL_BITS, ESTABLISHED, INVALID, KNOWN_FLAGS, ChainName, Rule, RuleBuilder
 from core.netlink.client import attribute_list, attributes, text
 
-# Which bytes of a packet's headers are the same in all packets of a connection that the fast path forwards.
-#
-# Pure. Such packets are IPv4 without options or IPv6, carry TCP or UDP and no VLAN tag.
+# Packets that the fast path forwards are IPv4 without options or IPv6, with TCP or UDP and without a VLAN
+# tag. The following describes which bytes of their headers are the same in all packets of a connection.
 
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 BEHIND_MACS = 12
@@ -28,10 +26,10 @@ V4_PROTOCOL = (NETWORK, 9, 1)
 # IPv6's field for it is 0 in frames of more than 64 KB, which begin with a jumbo header.
 V6_NEXT_HEADER = (NETWORK, 6, 1)
 _ETHERNET, _PORTS = 14, 4
-# The version, and behind it what is always 5 in IPv4, and the traffic class in IPv6.
+# The version, followed by 5 in IPv4, and the traffic class in IPv6.
 VERSION = (NETWORK, 0, 1)
 VERSION_BITS = 0xF0
-# Version and length of the header, protocol and addresses: from, to.
+# Version and header length, protocol, addresses: from, to.
 _FIXED = {4: ((0, 1), (9, 10), (12, 20)), 6: ((8, 40),)}
 _V4_NAMES = {
     0: "the type of service",
@@ -51,8 +49,10 @@ _V6_NAMES = {
 
 
 def is_fixed(base: int, offset: int, length: int, family: int) -> bool:
-    """Whether these bytes never differ; `family` is 4 or 6, or 0 where a packet may be either: then they must
-    not differ in both."""
+    """Return whether these bytes are the same in all packets of a connection.
+
+    `family`: 4, 6, or 0 if a packet may be either; then they must be fixed in both.
+    """
     end = offset + length
     if base == LINK:
         return end <= _ETHERNET
@@ -67,56 +67,61 @@ def is_fixed(base: int, offset: int, length: int, family: int) -> bool:
 
 
 def name_of(base: int, offset: int, family: int) -> str:
-    """What begins there."""
+    """Return the name of the field at that offset."""
     names = (_V6_NAMES if family == 6 else _V4_NAMES) if base == NETWORK else {}
     return names.get(offset, f"byte {offset} of a header")
 
 
 _PLAIN = frozenset({"counter", "reject", "nat", "masq", "redir", "notrack", "fib", "last", "xfrm"})
-# Those that leave registers alone.
+# Those that don't use registers.
 _WITHOUT_REGISTERS = frozenset({"counter", "reject", "notrack", "last", "limit", "log", "quota", "connlimit"})
 _EQUAL, _UNEQUAL = 0, 1  # NFT_CMP_EQ, NFT_CMP_NEQ
-# Keys of meta and ct whose value stays the same for all packets of a connection (in one direction).
+# Keys of meta and ct that are the same for all packets of a connection in one direction.
 _META = frozenset({1, 3, *range(4, 12), 13, *range(15, 20), 21, 22, 23, *range(25, 30), 33, 34})
 _META_NFPROTO, _META_PROTOCOL, _META_L4PROTO = 15, 1, 16
-# Keys of meta that name the link of a packet: index and name, in and out.
+# Keys of meta for a packet's link: index and name, in and out.
 _META_LINKS = {4: "in #", 6: "in", 5: "out #", 7: "out"}
 _TCP = 6
 _FORWARDED_PROTOCOLS = (_TCP, 17)
 _CT_STATE, _CT_STATUS, _CT_MARK = 0, 2, 3
 _CT_HELD = {_CT_STATE: "ct state", _CT_STATUS: "ct status", _CT_MARK: "ct mark"}
 _CT = frozenset({0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 17, 19, 20, 21, 22, 23})
-_RT_MTU = 3  # NFT_RT_TCPMSS: what ICMP says of the way changes it
-_CT_SET = {3: "the ct mark", 13: "ct labels", 17: "the conntrack zone", 18: "which events conntrack tells"}
-# Named objects that change nothing for a packet that was let through: a counter, and a helper, whose
-# connections IPS_HELPER tells. A time-out policy is heeded by the kernel alone.
+_RT_MTU = 3  # NFT_RT_TCPMSS: ICMP errors change it
+_CT_SET = {3: "the ct mark", 13: "ct labels", 17: "the conntrack zone", 18: "conntrack events"}
+# Named objects without effect on established packets: a counter, and a helper, whose connections have
+# IPS_HELPER. The kernel forwards connections with a timeout policy.
 _OBJECTS = frozenset({1, 3})
-# Of exthdr: NFT_EXTHDR_OP_*, and the header that BIG TCP's packets have.
+# For exthdr: NFT_EXTHDR_OP_*, and the header of BIG TCP's packets.
 _IPV6_HEADERS, _IPV4_OPTIONS = 0, 2
 _HOP_BY_HOP = 0
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 _NEXT = (-1, -2)  # NFT_CONTINUE, NFT_BREAK
 _SET_OF_INTERVALS, _SET_OF_PACKETS = 0x4, 0x20  # NFT_SET_INTERVAL, NFT_SET_EVAL
 _V4, _V6 = (b"\x02", b"\x08\x00"), (b"\x0a", b"\x86\xdd")
-# Loaded and compared for equality these say which packets a rule is about; all else is just looked at.
+# If loaded and compared for equality, these select the packets that a rule is about.
 _NARROWING = frozenset({"protocol", "family", *_META_LINKS.values()})
 
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The sets of one table: the flags of each, and of verdict maps the elements, key and (code, chain); the
-    key of a catch-all element is empty. `judging` are those whose elements hold limits or the like, with
-    what they hold."""
+    """Describe the sets of one table.
+
+    `flags` of each; `verdicts`: elements of verdict maps, key and (code, chain), where the key of a
+    catch-all element is empty; `stateful`: sets whose elements hold limits or the like, with that
+    expression.
+    """
 
     flags: Mapping[str, int] = field(default_factory=dict)
     verdicts: Mapping[str, Collection[tuple[bytes, int, str]]] = field(default_factory=dict)
-    judging: Mapping[str, str] = field(default_factory=dict)
+    stateful: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """What a register holds: `what` it was loaded from, "" for anything that never differs; which bits of
-    that are left, and which of them are inverted."""
+    """Describe a register's value: `what` it was loaded from, "" if it never differs.
+
+    `mask`: which bits are left of it; `inverted`: which of these are inverted.
+    """
 
     what: str = ""
     mask: int = ALL_BITS
@@ -124,8 +129,8 @@ class _Value:
 
 
 def rule_of(chain: ChainName, handle: int, listed: bytes, sets: Sets, mask: int) -> Rule:
-    """The rule whose NFTA_RULE_EXPRESSIONS is `listed`; `mask` are our bits of the ct mark."""
-    reading = _Reading(chain, sets, mask)
+    """Parse NFTA_RULE_EXPRESSIONS (`listed`); `mask`: our bits of the ct mark."""
+    reading = _RuleParser(chain, sets, mask)
     for _, expression in attribute_list(listed):
         parts = attributes(expression)
         reading.add(text(parts.get(1, b"")), parts.get(2, b""))
@@ -133,7 +138,10 @@ def rule_of(chain: ChainName, handle: int, listed: bytes, sets: Sets, mask: int)
 
 
 def _slot(register: bytes | None) -> int:
-    """Which of the 4-byte registers begins there: 1 to 4 are those of 16 bytes, 8 and up those of 4."""
+    """Return the index of a 4-byte register.
+
+    Registers 1 to 4 have 16 bytes, those from 8 on have 4.
+    """
     number = _number(register)
     return number - 8 if number >= 8 else (number - 1) * 4
 
@@ -143,7 +151,7 @@ def _bits(given: bytes | None) -> int:
 
 
 def _link_pattern(value: bytes) -> str:
-    """The name of a link as it is compared: with the NUL at its end, or only its beginning."""
+    """Return a link's name as it is compared: with the NUL at its end, or as a prefix."""
     return text(value) if b"\0" in value else f"{text(value)}*"
 
 
@@ -151,19 +159,19 @@ def _number(value: bytes | None, default: int = 0) -> int:
     return int.from_bytes(value, "big") if value else default
 
 
-class _Reading(RuleFacts):
-    """A rule in the making, with what its registers hold."""
+class _RuleParser(RuleBuilder):
+    """Parse a rule's expressions, with the contents of its registers."""
 
     def __init__(self, chain: ChainName, sets: Sets, mask: int) -> None:
         super().__init__(chain, mask)
         self._sets = sets
         self._registers: dict[int, _Value] = {}
-        self._last = -1  # the register that was loaded last: what lies in others may be overwritten in part
+        self._last = -1  # the register that was loaded last: others may be partly overwritten
         self._family = {"ip": 4, "ip6": 6}.get(chain[0], 0)
         self._protocol = 0
 
     def add(self, name: str, data: bytes) -> None:
-        """One more expression."""
+        """Parse one expression."""
         handler: Callable[[Mapping[int, bytes]], None] | None = getattr(self, f"_on_{name}", None)
         if handler is not None:
             handler(attributes(data))
@@ -172,17 +180,20 @@ class _Reading(RuleFacts):
             self._use_registers()
             self._last = -1
         if name not in _PLAIN:
-            self.judge(name)
+            self.note_per_packet(name)
         if name in ("fib", "xfrm"):
             self.conditional = True
 
     def _load(self, register: bytes | None, value: _Value | None = None) -> None:
-        """The register holds that from now on; None for what never differs."""
+        """Set a register; None for a value that never differs."""
         self._last = _slot(register)
         self._registers[self._last] = value or _Value()
 
     def _held(self, register: bytes | None) -> _Value:
-        """What lies there; where that isn't sure it is used up, as it may be compared with anything."""
+        """Return a register's value.
+
+        If it isn't certain, the value counts as used, as it may be compared with anything.
+        """
         slot = _slot(register)
         value = self._registers.get(slot, _Value())
         if slot == self._last:
@@ -191,29 +202,29 @@ class _Reading(RuleFacts):
         return _Value()
 
     def _use_registers(self, first: int = 0) -> None:
-        """Whatever lies in these registers is looked at."""
+        """Note that the values of all registers from `first` on are used."""
         for slot, value in self._registers.items():
             if slot >= first:
                 self._use(value)
 
     def _use(self, value: _Value) -> None:
-        """It is looked at in a way that isn't worked out."""
+        """Note that a value is used in a way that isn't evaluated here."""
         if value.what == "ct status":
-            self.look_at_status(value.mask)
+            self.use_status(value.mask)
         elif value.what == "tcp flags" and value.mask & ~KNOWN_FLAGS:
-            self.judge("it looks at TCP flags")
+            self.note_per_packet("matches TCP flags")
         elif value.what == "ct mark":
-            self.take_mark(value.mask)
+            self.use_mark(value.mask)
         elif value.what == "ct state":
             self.looks_up_state = True
         elif value.what == "version" and value.mask & ~VERSION_BITS:
-            self.judge("it looks at the traffic class")
+            self.note_per_packet("matches the traffic class")
         elif value.what == "next header":
-            self.judge("it looks at the next header, which is another in large frames of IPv6")
+            self.note_per_packet("matches the next header, which differs in large IPv6 frames")
 
     def _on_payload(self, given: Mapping[int, bytes]) -> None:
         if 5 in given:
-            self.judge("it changes packets")
+            self.note_per_packet("changes packets")
             self._use_registers()
             return
         base, offset, length = where = tuple(_number(given.get(each)) for each in (2, 3, 4))
@@ -230,17 +241,17 @@ class _Reading(RuleFacts):
         elif where == VERSION and self._family != 4:
             value = _Value("version", 0xFF)
         elif not is_fixed(base, offset, length, self._family):
-            self.judge(f"it looks at {name_of(base, offset, self._family)}")
+            self.note_per_packet(f"matches {name_of(base, offset, self._family)}")
         self._load(given.get(1), value)
 
     def _on_meta(self, given: Mapping[int, bytes]) -> None:
         key = _number(given.get(2))
         if 3 in given:
-            self.judge("it sets a packet's mark or priority" if key in (2, 3) else "it sets meta data")
+            self.note_per_packet("sets a packet's mark or priority" if key in (2, 3) else "sets metadata")
             self._use(self._held(given.get(3)))
             return
         if key not in _META:
-            self.judge("it looks at single packets (meta)")
+            self.note_per_packet("matches single packets (meta)")
         what = _META_LINKS.get(key, "")
         if key in (_META_NFPROTO, _META_PROTOCOL):
             what = "family"
@@ -251,23 +262,23 @@ class _Reading(RuleFacts):
     def _on_ct(self, given: Mapping[int, bytes]) -> None:
         key = _number(given.get(2))
         if 4 in given:
-            self.judge(f"it sets {_CT_SET.get(key, 'something of connections (ct)')}")
+            self.note_per_packet(f"sets {_CT_SET.get(key, 'connection data (ct)')}")
             self._set_mark(given.get(4)) if key == _CT_MARK else self._use(self._held(given.get(4)))
             return
         if key not in _CT:
-            self.judge("it looks at counters or times of connections (ct)")
+            self.note_per_packet("matches counters or times of connections (ct)")
         self.reads_mark |= key == _CT_MARK
         self._load(given.get(1), _Value(_CT_HELD.get(key, "")))
 
     def _set_mark(self, register: bytes | None) -> None:
-        """The mark itself put back with all our bits harms nobody."""
+        """Note that it sets the ct mark; the same mark with all our bits is harmless."""
         value = self._held(register)
         self._registers.pop(_slot(register), None)
-        self.take_mark(~value.mask | value.inverted if value.what == "ct mark" else ALL_BITS)
+        self.use_mark(~value.mask | value.inverted if value.what == "ct mark" else ALL_BITS)
 
     def _on_rt(self, given: Mapping[int, bytes]) -> None:
         if _number(given.get(2)) == _RT_MTU:
-            self.judge("it looks at the MTU of the way")
+            self.note_per_packet("matches the route's MTU")
         self._load(given.get(1))
         self.conditional = True
 
@@ -307,19 +318,19 @@ class _Reading(RuleFacts):
         self.conditional = True
 
     def _narrow(self, held: _Value, value: bytes) -> bool:
-        """Whether this equality is about which packets the rule matches, and nothing else."""
+        """Return whether this equality only selects the packets that the rule matches."""
         if held.what == "protocol":
             self._protocol = _number(value)
-            self.takes_part &= self._protocol in _FORWARDED_PROTOCOLS
+            self.can_match &= self._protocol in _FORWARDED_PROTOCOLS
         elif held.what == "family":
             self._family = 4 if value in _V4 else 6 if value in _V6 else self._family
-            self.takes_part &= len(value) != 2 or value in (*_V4, *_V6)
+            self.can_match &= len(value) != 2 or value in (*_V4, *_V6)
         elif held.what in ("in", "out"):
             self.links[held.what] = _link_pattern(value)
         elif held.what in ("in #", "out #"):
             self.links[held.what[:-2]] = f"#{int.from_bytes(value, sys.byteorder)}"
         elif held == _Value("next header", 0xFF) and _number(value) not in (0, *_FORWARDED_PROTOCOLS):
-            self.takes_part = False
+            self.can_match = False
         else:
             return False
         return True
@@ -328,9 +339,9 @@ class _Reading(RuleFacts):
         name, held = text(given.get(1, b"")), self._held(given.get(2))
         flags = self._sets.flags.get(name, 0)
         if flags & _SET_OF_PACKETS:
-            self.judge(f"its set {name} is filled by packets")
-        if name in self._sets.judging:
-            self.judge(f"each element of its set {name} has a {self._sets.judging[name]}")
+            self.note_per_packet(f"its set {name} is filled by packets")
+        if name in self._sets.stateful:
+            self.note_per_packet(f"each element of its set {name} has a {self._sets.stateful[name]}")
         self.looked_up.append(name)
         is_verdict = 3 in given and _number(given.get(3)) == 0
         elements = self._sets.verdicts.get(name, ())
@@ -345,14 +356,14 @@ class _Reading(RuleFacts):
             self._load(given.get(3))
 
     def _state_map(self, elements: Collection[tuple[bytes, int, str]]) -> None:
-        hit = {key: (code, chain) for key, code, chain in elements}
-        self.reads_invalid |= INVALID.to_bytes(4, sys.byteorder) in hit
-        found = hit.get(ESTABLISHED.to_bytes(4, sys.byteorder)) or hit.get(b"")
+        by_key = {key: (code, chain) for key, code, chain in elements}
+        self.reads_invalid |= INVALID.to_bytes(4, sys.byteorder) in by_key
+        found = by_key.get(ESTABLISHED.to_bytes(4, sys.byteorder)) or by_key.get(b"")
         if found:
             self._decide(*found)
 
     def _verdict_map(self, elements: Collection[tuple[bytes, int, str]]) -> None:
-        """Some packets go into chains, some may leave this chain, some go on."""
+        """Handle a verdict map: packets may jump, leave this chain, or continue."""
         codes = {code for _, code, _ in elements}
         for code in codes:
             self._know(code)
@@ -375,23 +386,23 @@ class _Reading(RuleFacts):
 
     def _know(self, code: int) -> None:
         if code not in _VERDICTS and code not in _NEXT:
-            self.judge("it queues packets")
+            self.note_per_packet("queues packets")
 
     def _on_objref(self, given: Mapping[int, bytes]) -> None:
         if _number(given.get(1)) not in _OBJECTS:
-            self.judge("a named limit, quota or the like")
+            self.note_per_packet("uses a named limit, quota or similar object")
             self._use_registers()
 
     def _on_exthdr(self, given: Mapping[int, bytes]) -> None:
-        # Only a SYN has options that are worth changing: a rule that asks for one takes no part. Nor does one
-        # that reads a header of IPv6, or an option of IPv4, which no plain packet has.
+        # Only a SYN has options that are worth changing: a rule that matches one doesn't match established
+        # packets. Nor does a rule that reads an IPv6 header or an IPv4 option that no plain packet has.
         operation, is_asked_for = _number(given.get(6), -1), bool(_number(given.get(5)))
         is_absent = operation == _IPV4_OPTIONS or (
             operation == _IPV6_HEADERS and _number(given.get(2)) != _HOP_BY_HOP
         )
-        if is_absent and not is_asked_for and not self.judges:
-            self.takes_part = False
-        self.judge("it looks at or changes header options")
+        if is_absent and not is_asked_for and not self.per_packet:
+            self.can_match = False
+        self.note_per_packet("matches or changes header options")
         self._use_registers()
         self._last = -1
 

@@ -1,4 +1,4 @@
-"""What matches and targets of iptables do in a rule of nftables.
+"""Parse matches and targets of iptables in rules of nftables, and saved rules.
 
 Their structures: include/uapi/linux/netfilter/xt_*.h.
 """
@@ -18,50 +18,50 @@ from bpf.rule_analysis import (
     PLAIN_TARGETS,
     ChainName,
     Rule,
-    RuleFacts,
+    RuleBuilder,
     flags_match,
 )
 from core.netlink.client import text
 
-# Of struct xt_conntrack_mtinfo: what is matched, and states beside those of packets.
+# Of struct xt_conntrack_mtinfo: flags of what is matched, and states in addition to those of packets.
 _STATE, _STATUS, _EXPIRES = 0x1, 0x40, 0x80
 _TRANSLATED = 0x40 | 0x80
 _INVERTED_FLAGS = 0x4  # XT_TCP_INV_FLAGS
-_CT_ZONE_FLAGS = 4 | 8 | 16  # by direction, and from the packet's mark
+_CT_ZONE_FLAGS = 4 | 8 | 16  # per direction, and from the packet's mark
 _CT_TIMEOUT_AT = 28
 _CONNMARK_SAVE, _CONNMARK_RESTORE = 1, 2
 
 
-def match(facts: RuleFacts, name: str, revision: int, info: bytes) -> None:
-    """Note what a match looks at."""
+def match(rule: RuleBuilder, name: str, revision: int, info: bytes) -> None:
+    """Note what a match matches."""
     if name == "conntrack":
-        _conntrack(facts, revision, info)
+        _conntrack(rule, revision, info)
         return
     if name == "state":
-        facts.compare_state(0, True, _word(info, 0))
+        rule.compare_state(0, True, _word(info, 0))
         return
     if name == "connmark":
-        facts.reads_mark = True
-        facts.take_mark(_word(info, 4))
+        rule.reads_mark = True
+        rule.use_mark(_word(info, 4))
     elif name in ABSENT_MATCHES:
-        facts.takes_part &= bool(facts.judges)  # what stands before it sees every packet
+        rule.can_match &= bool(rule.per_packet)  # expressions before it match every packet
     elif name not in PLAIN_MATCHES:
-        facts.judge(f"match {name}")
-    facts.reads_mac |= name == "mac"
+        rule.note_per_packet(f"match {name}")
+    rule.reads_mac |= name == "mac"
     if name == "tcp" and len(info) >= 12:
-        _tcp(facts, info)
-    facts.conditional |= name != "comment"
+        _tcp(rule, info)
+    rule.conditional |= name != "comment"
 
 
-def target(facts: RuleFacts, name: str, revision: int, info: bytes) -> None:
+def target(rule: RuleBuilder, name: str, revision: int, info: bytes) -> None:
     """Note what a target does."""
     if name == "CONNMARK":
-        facts.judge("target CONNMARK")
-        _connmark(facts, revision, info)
+        rule.note_per_packet("target CONNMARK")
+        _connmark(rule, revision, info)
     elif name == "CT":
-        _ct(facts, info)
+        _ct(rule, info)
     elif name not in PLAIN_TARGETS:
-        facts.judge(f"target {name}")
+        rule.note_per_packet(f"target {name}")
 
 
 def _word(info: bytes, at: int) -> int:
@@ -72,92 +72,102 @@ def _half(info: bytes, at: int) -> int:
     return int.from_bytes(info[at : at + 2], sys.byteorder)
 
 
-def _tcp(facts: RuleFacts, info: bytes) -> None:
-    """struct xt_tcp: ports, option, flags' mask and value, what is inverted."""
+def _tcp(rule: RuleBuilder, info: bytes) -> None:
+    """Parse struct xt_tcp: ports, option, flags' mask and value, what is inverted."""
     option, mask, value, inverted = info[8:12]
     if option:
-        facts.judge("it looks at TCP options")
+        rule.note_per_packet("matches TCP options")
     if mask:
-        facts.compare_flags(mask, value, bool(inverted & _INVERTED_FLAGS))
+        rule.compare_flags(mask, value, bool(inverted & _INVERTED_FLAGS))
 
 
-def _conntrack(facts: RuleFacts, revision: int, info: bytes) -> None:
-    """struct xt_conntrack_mtinfo1, 2, 3: the flags behind four address pairs, times and ports."""
+def _conntrack(rule: RuleBuilder, revision: int, info: bytes) -> None:
+    """Parse struct xt_conntrack_mtinfo1, 2, 3.
+
+    The flags follow four address pairs, times and ports.
+    """
     matched, is_inverted = _half(info, 146), bool(_half(info, 148) & _STATE)
     state = info[150] if revision == 1 else _half(info, 150)
     if matched & _EXPIRES:
-        facts.judge("it looks at time-outs of connections")
+        rule.note_per_packet("matches timeouts of connections")
     if matched & _STATE and state & _TRANSLATED and not state & ESTABLISHED:
-        # `--ctstate DNAT` holds for each packet of a translated connection.
-        facts.conditional = True
-        facts.reads_invalid |= bool(state & INVALID) != is_inverted
+        # `--ctstate DNAT` matches each packet of a translated connection.
+        rule.conditional = True
+        rule.reads_invalid |= bool(state & INVALID) != is_inverted
     elif matched & _STATE:
-        facts.compare_state(0, not is_inverted, state)
+        rule.compare_state(0, not is_inverted, state)
     if matched & _STATUS:
-        facts.look_at_status(info[151] if revision == 1 else _half(info, 152))
-    facts.conditional |= matched != _STATE
+        rule.use_status(info[151] if revision == 1 else _half(info, 152))
+    rule.conditional |= matched != _STATE
 
 
-def _connmark(facts: RuleFacts, revision: int, info: bytes) -> None:
-    """struct xt_connmark_tginfo1 and 2: value, mask, mask of the packet's mark, what to do; in the second
-    how to shift stands before that. What is set or saved changes bits outside the mask as well."""
+def _connmark(rule: RuleBuilder, revision: int, info: bytes) -> None:
+    """Parse struct xt_connmark_tginfo1 and 2.
+
+    Value, mask, mask of the packet's mark, mode; in the second the shift precedes the mode. Setting or
+    saving changes bits outside the mask as well.
+    """
     value, mask, of_packet = (_word(info, at) for at in (0, 4, 8))
     mode, shift = (info[14], info[13]) if revision >= 2 else (info[12], 0)
     other = {_CONNMARK_SAVE: of_packet, _CONNMARK_RESTORE: 0}.get(mode, value)
-    facts.take_mark(ALL_BITS if shift else mask | other)
+    rule.use_mark(ALL_BITS if shift else mask | other)
 
 
-def _ct(facts: RuleFacts, info: bytes) -> None:
-    """struct xt_ct_target_info and _v1: flags, zone, events twice, name of the helper, name of the
-    time-out policy (32 bytes, only in _v1)."""
+def _ct(rule: RuleBuilder, info: bytes) -> None:
+    """Parse struct xt_ct_target_info and _v1.
+
+    Flags, zone, events twice, name of the helper, name of the timeout policy (32 bytes, only in _v1).
+    """
     if _half(info, 2) or _half(info, 0) & _CT_ZONE_FLAGS:
-        facts.judge("it sets the conntrack zone")
+        rule.note_per_packet("sets the conntrack zone")
     if len(info) > _CT_TIMEOUT_AT + 16 and text(info[_CT_TIMEOUT_AT : _CT_TIMEOUT_AT + 32]):
-        facts.judge("it sets a time-out policy")
+        rule.note_per_packet("sets a timeout policy")
 
 
-# What one rule of iptables-legacy does to packets of established connections, as iptables-save prints it.
-#
-# Pure. The same as expressions.py for nftables.
-
-# It changes packets, and none of a connection's middle: see saved_rule.
+# Changes packets, but none in the middle of a connection: see saved_rule.
 _OPENING_TARGETS = frozenset({"TCPMSS"})
 
 
 def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainName, mask: int) -> Rule:
-    """One rule of iptables-legacy, as iptables-save prints it (`-A CHAIN ...`); `table` is (backend,
-    table, "")."""
+    """Parse a rule of iptables-legacy, as iptables-save prints it (`-A CHAIN ...`).
+
+    `table` is (backend, table, "").
+    """
     words = _words(text)
     matches = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-m", "--match")]
     target = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
-    judges = next((each for each in matches if each not in PLAIN_MATCHES | ABSENT_MATCHES), "")
+    per_packet = next((each for each in matches if each not in PLAIN_MATCHES | ABSENT_MATCHES), "")
     known = target in PLAIN_TARGETS or target in chains or not target
-    if not judges and not known:
-        judges = f"target {target}"
-    if target == "CT" and not judges and {"--zone", "--zone-orig", "--zone-reply", "--timeout"} & set(words):
-        judges = "it sets the conntrack zone or a time-out policy"
-    flags = _needed_flags(words)
+    if not per_packet and not known:
+        per_packet = f"target {target}"
+    if (
+        target == "CT"
+        and not per_packet
+        and {"--zone", "--zone-orig", "--zone-reply", "--timeout"} & set(words)
+    ):
+        per_packet = "sets the conntrack zone or a timeout policy"
+    flags = _tcp_flags_match(words)
     translated = not ct_state.startswith("!") and bool({"snat", "dnat"} & set(ct_state.split(",")))
     opening = flags == "never"
     if target in _OPENING_TARGETS and not opening:
-        judges = f"target {target}"
-    judges = judges or _options_judge(words, flags)
+        per_packet = f"target {target}"
+    per_packet = per_packet or _per_packet_option(words, flags)
     established = _has_state(ct_state, "established")
-    part = (established or translated) and not opening and not _is_of_other_protocol(words)
-    part = part and (bool(judges) or ABSENT_MATCHES.isdisjoint(matches))
-    rest = list(_without_state(words[2:]))
+    part = (established or translated) and not opening and not _excludes_tcp_and_udp(words)
+    part = part and (bool(per_packet) or ABSENT_MATCHES.isdisjoint(matches))
+    rest = list(_other_words(words[2:]))
     simple = all(word in ("-m", "conntrack", "state") for word in rest) and rest.count("-m") < 2
     verdict = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return"}.get(target, "")
     if target in chains:
         verdict = "goto" if "-g" in words else "jump"
     return Rule(
         text,
-        judges,
+        per_packet,
         part,
         always=simple and part and established,
         verdict=verdict,
         targets=((*table[:2], target),) if target in chains else (),
-        marks=("CONNMARK" in words or "connmark" in matches) and _uses(words, mask),
+        marks=("CONNMARK" in words or "connmark" in matches) and _uses_mark(words, mask),
         reads_mark="connmark" in matches,
         link_in=_named_link(words, "-i"),
         link_out=_named_link(words, "-o"),
@@ -166,14 +176,14 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
     )
 
 
-# What is written behind these is anything, an option's name as well.
+# The argument of these options is free text, which may look like an option.
 _FREE_TEXT = frozenset(
     {"--comment", "--log-prefix", "--nflog-prefix", "--string", "--hex-string", "--helper", "--name"}
 )
 
 
 def _words(text: str) -> list[str]:
-    """The words of a rule; a text that somebody made up is "TEXT"."""
+    """Split a rule into words, with "TEXT" in place of free text."""
     words = shlex.split(text)
     return [
         "TEXT" if before in _FREE_TEXT else word for before, word in zip(["", *words], words, strict=False)
@@ -181,8 +191,10 @@ def _words(text: str) -> list[str]:
 
 
 def _named_link(words: Sequence[str], option: str) -> str:
-    """The link that `-i` or `-o` names, with "*" for iptables' "+" at its end; "" where none is, or it is
-    negated."""
+    """Return the link that `-i` or `-o` names, with "*" in place of a final "+".
+
+    "" if there is none, or it is negated.
+    """
     if option not in words[2:]:
         return ""
     at = words.index(option, 2)
@@ -190,23 +202,25 @@ def _named_link(words: Sequence[str], option: str) -> str:
     return "" if words[at - 1] == "!" else f"{name[:-1]}*" if name.endswith("+") else name
 
 
-_JUDGING_OPTIONS = {
-    "--ctexpire": "it looks at time-outs of connections",
-    "--ctstatus": "it looks at what becomes of connections",
-    "--tcp-option": "it looks at TCP options",
+_PER_PACKET_OPTIONS = {
+    "--ctexpire": "matches timeouts of connections",
+    "--ctstatus": "matches changing bits of the connection's status",
+    "--tcp-option": "matches TCP options",
 }
 
 
-def _options_judge(words: Sequence[str], flags: str) -> str:
-    """What options of matches that are plain otherwise look at in single packets, "" for nothing."""
+def _per_packet_option(words: Sequence[str], flags: str) -> str:
+    """Return what options of otherwise plain matches match in single packets, or ""."""
     if flags == "sometimes":
-        return "it looks at TCP flags"
-    return next((_JUDGING_OPTIONS[word] for word in words if word in _JUDGING_OPTIONS), "")
+        return "matches TCP flags"
+    return next((_PER_PACKET_OPTIONS[word] for word in words if word in _PER_PACKET_OPTIONS), "")
 
 
-def _needed_flags(words: Sequence[str]) -> str:
-    """Whether `--tcp-flags MASK COMP` and `--syn`, however often, let established packets match, as
-    flags_match() says it."""
+def _tcp_flags_match(words: Sequence[str]) -> str:
+    """Return how `--tcp-flags MASK COMP` and `--syn` match established packets.
+
+    They may occur several times. The result is one of flags_match().
+    """
     found = set()
     for at, word in enumerate(words):
         is_negated = words[at - 1] == "!"
@@ -222,8 +236,8 @@ def _flags(names: str) -> int:
     return sum(numbers[each] for each in names.split(","))
 
 
-def _is_of_other_protocol(words: Sequence[str]) -> bool:
-    """Whether `-p` leaves neither TCP nor UDP."""
+def _excludes_tcp_and_udp(words: Sequence[str]) -> bool:
+    """Return whether `-p` excludes both TCP and UDP."""
     if "-p" not in words[2:]:
         return False
     at = words.index("-p", 2)
@@ -231,14 +245,14 @@ def _is_of_other_protocol(words: Sequence[str]) -> bool:
 
 
 def _has_state(ct_state: str, which: str) -> bool:
-    """Whether packets of that state match: "established", or "invalid"."""
+    """Return whether packets of that state match: "established" or "invalid"."""
     if not ct_state:
         return True
     return (which in ct_state.lstrip("!").split(",")) != ct_state.startswith("!")
 
 
-def _without_state(words: Sequence[str]) -> Iterator[str]:
-    """The words of a rule without its state and its target."""
+def _other_words(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a rule without its state and its target."""
     skip = 0
     for word in words:
         if skip:
@@ -249,9 +263,11 @@ def _without_state(words: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _uses(words: Sequence[str], mask: int) -> bool:
-    """Whether `-m connmark` or `-j CONNMARK` uses bits of the ct mark that are ours; without a mask they use
-    all. What is set or saved changes bits outside the mask as well."""
+def _uses_mark(words: Sequence[str], mask: int) -> bool:
+    """Return whether `-m connmark` or `-j CONNMARK` uses our bits of the ct mark.
+
+    Without a mask they use all bits. Setting or saving changes bits outside the mask as well.
+    """
     part, used = "", 0
     copies = {"--save-mark", "--restore-mark"} & set(words)
     has_mask = not copies or bool({"--ctmask", "--mask"} & set(words))
@@ -267,7 +283,7 @@ def _uses(words: Sequence[str], mask: int) -> bool:
 
 
 def _bits(option: str, value: str) -> int:
-    """The bits of the ct mark that an option of connmark or CONNMARK uses."""
+    """Return the bits of the ct mark that an option of connmark or CONNMARK uses."""
     number, _, mask = value.partition("/")
     if option in ("--nfmask", "--ctmask", "--mask"):
         return int(number, 0)

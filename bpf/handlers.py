@@ -1,4 +1,20 @@
-"""What the control socket's requests do and are answered."""
+"""Answer the requests of the control socket.
+
+The answer to "status":
+
+- `state`: "on", "paused" (`reasons` say why) or "changing" (rules are being read)
+- `strict`, `tied`: as requested at the start
+- `targets`: names that were requested; `unknown`: those that match no bridge now; `bridges`: those they match
+- `refused`: links and bridges by name that the kernel forwards for, with the reason
+- `generation` (0: nothing is forwarded), `mark_mask`, `epoch`: as the program has them
+- `captured`: addresses whose traffic the kernel forwards
+- `program`, `maps`: BPF ids
+- `ports`: `ifindex`, `name`, `role` ("container", "uplink"), and packets by verdict without zeros
+- `verdicts`: their sums
+- `flows_limit`: capacity of the flow cache
+- `flows`: number of flows in it, if requested
+- `ns_per_packet`: run time of the program as the kernel measures it, if requested; null until it was measured
+"""
 
 from __future__ import annotations
 
@@ -11,120 +27,122 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bpf import layout, loader, syscall
-from bpf.ct_marks import field_mask
-from bpf.generation_chain import Gate
-from bpf.maps import Tables, possible_cpus
+from bpf import layout, syscall
+from bpf.build import CompileError
+from bpf.connections import field_mask
+from bpf.generation_chain import GenerationChain
+from bpf.maps import Loaded, Maps, possible_cpus, reload
 from bpf.ports import LinkRow
-from bpf.reconcile import View
+from bpf.reconcile import Reconciler
 from bpf.rpc import Answer
 from bpf.verdicts import VERDICTS
 
-# The status answer: what is accelerated, and what the program counted.
-#
-# `state` is "on", "paused" (`reasons` say why) or "changing" (the rules do, for a moment); `strict` as
-# asked for. `targets` are the names asked for, `unknown` those that mean no bridge now, `bridges` what they
-# mean, `refused` links or bridges by name that are left to the kernel, with the reason. `generation` (0:
-# nothing is forwarded), `mark_mask` and `epoch` are as the program has them; `captured` addresses stay with
-# the kernel. `program` and `maps` are BPF ids. Each of `ports` has `ifindex`, `name`, `role` ("container",
-# "uplink") and its packets by verdict (bpf/verdicts.h, zeros left out); `verdicts` are their sums.
-# `flows_limit` is how many flows the cache has room for; on request: `flows`, how many it holds, and
-# `ns_per_packet`, what the program takes as the kernel counts it, null until something was counted.
 
-
-class State(Protocol):
-    """What the handlers read and change of the daemon, bpf.daemon.Holder."""
+class DaemonState(Protocol):
+    """Describe what the handlers use of bpf.daemon.Daemon."""
 
     tied: bool
-    loaded: loader.Loaded
-    tables: Tables
-    view: View
-    gate: Gate
-    cost: Cost
+    loaded: Loaded
+    maps: Maps
+    reconciler: Reconciler
+    generations: GenerationChain
+    cost: PacketCost
 
     def rules_changed(self) -> None:
         """Pause until the rules have been read again."""
 
-    def finish(self) -> None:
+    def stop(self) -> None:
         """End the daemon."""
 
 
 _RUN_TIME, _RUN_COUNT = 192, 200  # struct bpf_prog_info
-_MEASURED_FOR = 10.0  # seconds after which nobody asking means that nobody looks
-_ENOUGH = 100  # packets
+_IDLE_AFTER = 10.0  # seconds without a request
+_MIN_PACKETS = 100
 
 
 @dataclass(slots=True)
-class Cost:
-    """What a packet costs, as the kernel counts it (bpf_stats): only while it is asked for, for counting
-    costs too."""
+class PacketCost:
+    """Measure what a packet costs, with the kernel's bpf_stats.
+
+    They are on only while a client asks for them, as counting has a cost as well.
+    """
 
     _switch: int | None = None
-    _asked: float = 0.0
+    _asked_at: float = 0.0
     _before: tuple[int, int] = (0, 0)
 
-    def ask(self, program: int) -> float | None:
-        """Nanoseconds a packet since it was asked for first; None until enough were counted: the first ones
-        find nothing in the CPU's caches."""
-        self._asked = time.monotonic()
+    def measure(self, program: int) -> float | None:
+        """Return nanoseconds per packet since the first call.
+
+        None until _MIN_PACKETS were counted: the first packets find the CPU's caches empty.
+        """
+        self._asked_at = time.monotonic()
         if self._switch is None:
             self._switch = syscall.enable_run_stats()
             self._before = _runs(program)
             return None
-        took, count = (now - then for now, then in zip(_runs(program), self._before, strict=True))
-        return took / count if count >= _ENOUGH else None
+        duration, count = (now - then for now, then in zip(_runs(program), self._before, strict=True))
+        return duration / count if count >= _MIN_PACKETS else None
 
-    def rest(self) -> None:
-        """Stop counting when nobody has asked for a while."""
-        if self._switch is not None and time.monotonic() - self._asked > _MEASURED_FOR:
+    def stop_if_idle(self) -> None:
+        """Stop counting when no client has asked for a while."""
+        if self._switch is not None and time.monotonic() - self._asked_at > _IDLE_AFTER:
             os.close(self._switch)
             self._switch = None
 
 
 def _runs(program: int) -> tuple[int, int]:
-    """Nanoseconds that the program ran, and how often."""
-    told = syscall.info(program, _RUN_COUNT + 8)
-    return struct.unpack_from("=QQ", told, _RUN_TIME)
+    """Return the program's run time in nanoseconds and its number of runs."""
+    info = syscall.object_info(program, _RUN_COUNT + 8)
+    return struct.unpack_from("=QQ", info, _RUN_TIME)
 
 
-def status(holder: State, measure: bool = False, flows: bool = False) -> dict[str, Any]:
-    """Everything but the flows themselves."""
-    maps, tables, view = holder.loaded.maps, holder.tables, holder.view
+def status(daemon: DaemonState, measure: bool = False, flows: bool = False) -> dict[str, Any]:
+    """Return the status answer described above."""
+    descriptors, maps, reconciler = daemon.loaded.maps, daemon.maps, daemon.reconciler
     links = [
-        _link(maps["counters"], tables.slots.get(link.ifindex, 0), link) for link in tables.links.values()
+        _link(descriptors["counters"], maps.slots.get(link.ifindex, 0), link) for link in maps.links.values()
     ]
     found: dict[str, Any] = {
         "ok": True,
         "pid": os.getpid(),
-        "targets": view.targets,
-        "unknown": list(view.unknown),
-        "state": "paused" if holder.gate.reasons else "on" if tables.config["generation"] else "changing",
-        "reasons": list(holder.gate.reasons),
-        "strict": holder.gate.strict,
-        "tied": holder.tied,
-        "generation": int(tables.config["generation"]),
+        "targets": reconciler.targets,
+        "unknown": list(reconciler.unknown),
+        "state": "paused"
+        if daemon.generations.reasons
+        else "on"
+        if maps.config["generation"]
+        else "changing",
+        "reasons": list(daemon.generations.reasons),
+        "strict": daemon.generations.strict,
+        "tied": daemon.tied,
+        "generation": int(maps.config["generation"]),
         "mark_mask": field_mask(),
-        "epoch": int(tables.config["epoch"]),
-        "captured": tables.captured,
+        "epoch": int(maps.config["epoch"]),
+        "captured": maps.captured,
         "bridges": sorted(
-            {_name(holder, link.l3_ifindex) for link in tables.links.values() if link.flags & 2}
+            {
+                _name(daemon, link.l3_ifindex)
+                for link in maps.links.values()
+                if link.flags & layout.LINK_CONTAINER
+            }
         ),
-        "refused": view.refused,
-        "program": syscall.id_of(view.attachments.program),
-        "maps": {name: syscall.id_of(descriptor) for name, descriptor in maps.items()},
+        "refused": reconciler.refused,
+        "program": syscall.object_id(reconciler.attachments.program),
+        "maps": {name: syscall.object_id(descriptor) for name, descriptor in descriptors.items()},
         "ports": links,
-        "verdicts": _total(links, verdicts(maps["counters"], 0)),
-        "flows_limit": sum(syscall.room_of(maps[name]) for name in ("flows4", "flows6")),
+        "verdicts": _total(links, verdicts(descriptors["counters"], 0)),
+        "flows_limit": sum(syscall.max_entries(descriptors[name]) for name in ("flows4", "flows6")),
     }
     if flows:
-        found["flows"] = _count_flows(maps)
+        found["flows"] = _count_flows(descriptors)
     if measure:
-        found["ns_per_packet"] = holder.cost.ask(view.attachments.program)
+        found["ns_per_packet"] = daemon.cost.measure(reconciler.attachments.program)
     return found
 
 
-def _name(holder: State, ifindex: int) -> str:
-    link = holder.view.links.get(ifindex)
+def _name(daemon: DaemonState, ifindex: int) -> str:
+    link = daemon.reconciler.links.get(ifindex)
     return link.name if link else str(ifindex)
 
 
@@ -135,7 +153,7 @@ def _link(counters: int, slot: int, link: LinkRow) -> dict[str, Any]:
 
 
 def verdicts(counters: int, slot: int) -> dict[str, int]:
-    """The packets of one row by verdict, without the zeros."""
+    """Return one row's packets by verdict, without zeros."""
     size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
     found = syscall.lookup(counters, struct.pack("=I", slot), size) or bytes(size)
     sums = np.frombuffer(found, np.uint64).reshape(-1, layout.COUNTERS).sum(axis=0)
@@ -143,7 +161,7 @@ def verdicts(counters: int, slot: int) -> dict[str, int]:
 
 
 def _total(links: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, int]:
-    """All links together, and what was counted `elsewhere`: row 0, packets whose link was not looked up."""
+    """Add up all links and `elsewhere` (row 0: packets whose link wasn't looked up)."""
     sums = dict(elsewhere)
     for link in links:
         for name, count in link["verdicts"].items():
@@ -153,7 +171,7 @@ def _total(links: list[dict[str, Any]], elsewhere: dict[str, int]) -> dict[str, 
 
 def _count_flows(maps: dict[str, int]) -> int:
     return sum(
-        len(syscall.read_all(maps[name], key, layout.FLOW, syscall.room_of(maps[name]))[0])
+        len(syscall.read_all(maps[name], key, layout.FLOW, syscall.max_entries(maps[name]))[0])
         for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6))
     )
 
@@ -161,52 +179,57 @@ def _count_flows(maps: dict[str, int]) -> int:
 _AF = {4: 2, 6: 10}
 
 
-def answer(holder: State, request: dict[str, Any]) -> Answer:
-    """Do what is asked; see bpf/rpc.py."""
+def handle(daemon: DaemonState, request: dict[str, Any]) -> Answer:
+    """Execute a request (bpf/rpc.py) and return its answer."""
     match request.get("do"):
         case "status":
-            return status(holder, measure=bool(request.get("measure")), flows=bool(request.get("flows")))
+            return status(daemon, measure=bool(request.get("measure")), flows=bool(request.get("flows")))
         case "maps":
-            maps = {name: syscall.id_of(descriptor) for name, descriptor in holder.loaded.maps.items()}
+            maps = {name: syscall.object_id(descriptor) for name, descriptor in daemon.loaded.maps.items()}
             return {"ok": True, "pid": os.getpid(), "maps": maps}
         case "targets":
-            holder.view.targets = [str(each) for each in request.get("targets", ())]
-            _be_strict(holder, bool(request.get("strict", holder.gate.strict)))
-            holder.view.note({None})
-            holder.view.look()
-            return {"ok": True, "unknown": list(holder.view.unknown)}
+            daemon.reconciler.targets = [str(each) for each in request.get("targets", ())]
+            _set_strict(daemon, bool(request.get("strict", daemon.generations.strict)))
+            daemon.reconciler.mark_dirty({None})
+            daemon.reconciler.reconcile()
+            return {"ok": True, "unknown": list(daemon.reconciler.unknown)}
         case "capture" | "release" as what:
-            return _capture(holder, str(request.get("address", "")), what == "capture")
+            return _capture(daemon, str(request.get("address", "")), what == "capture")
         case "reload":
-            return _reload(holder)
+            return _reload(daemon)
         case "off":
-            holder.finish()
+            daemon.stop()
             return {"ok": True}
-    return {"ok": False, "what": "the request was not understood", "why": "", "try": ""}
+    return {"ok": False, "what": "unknown request", "why": "", "try": ""}
 
 
-def _be_strict(holder: State, strict: bool) -> None:
-    if strict != holder.gate.strict:
-        holder.gate.strict = strict
-        holder.gate.reasons = ()
-        holder.rules_changed()
+def _set_strict(daemon: DaemonState, strict: bool) -> None:
+    if strict != daemon.generations.strict:
+        daemon.generations.strict = strict
+        daemon.generations.reasons = ()
+        daemon.rules_changed()
 
 
-def _capture(holder: State, text: str, on: bool) -> Answer:
-    """Have traffic of an address on the kernel's path, where a capture sees it; or no longer."""
+def _capture(daemon: DaemonState, text: str, on: bool) -> Answer:
+    """Leave an address's traffic to the kernel, where a capture sees it, or no longer."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return {"ok": False, "what": "that is no address", "why": text, "try": "an IPv4 or IPv6 address"}
-    holder.tables.capture(_AF[address.version], address.packed, on)
-    return {"ok": True, "captured": holder.tables.captured}
+        return {
+            "ok": False,
+            "what": "can't capture",
+            "why": f"{text} is not an IP address",
+            "try": "10.9.0.3",
+        }
+    daemon.maps.capture(_AF[address.version], address.packed, on)
+    return {"ok": True, "captured": daemon.maps.captured}
 
 
-def _reload(holder: State) -> Answer:
+def _reload(daemon: DaemonState) -> Answer:
     try:
-        program = loader.reload(holder.loaded)
-    except (OSError, loader.CannotCompile, syscall.Rejected) as error:
-        return {"ok": False, "what": "the program was not replaced", "why": str(error), "try": ""}
-    holder.view.attachments.replace(program)
-    holder.loaded.program = program
-    return {"ok": True, "program": syscall.id_of(program)}
+        program = reload(daemon.loaded)
+    except (OSError, CompileError, syscall.Rejected) as error:
+        return {"ok": False, "what": "can't replace the program", "why": str(error), "try": ""}
+    daemon.reconciler.attachments.replace(program)
+    daemon.loaded.program = program
+    return {"ok": True, "program": syscall.object_id(program)}

@@ -1,8 +1,9 @@
-"""Who else looks at forwarded packets: the functions at netfilter's hooks, as nfnetlink_hook lists them.
+"""Find other programs that may drop packets: netfilter hooks and tc filters.
 
-What is on the list below is judged by its rules, or heeds only what the program asks conntrack for. Whatever
-is not, a BPF program or a module from outside the kernel's tree among them, could drop any packet. A kernel
-without nfnetlink_hook is asked for what can be told otherwise: BPF programs, IPVS, ebtables-legacy.
+The functions at netfilter hooks are listed by nfnetlink_hook. Those of the list below are analysed by their
+rules, or depend only on what the program asks conntrack for. Any other function, such as a BPF program or
+an out-of-tree module, could drop any packet. On a kernel without nfnetlink_hook only BPF programs, IPVS and
+ebtables-legacy are detected.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from bpf import syscall
-from bpf.attachments import is_foreign
+from bpf.attachments import is_foreign_filter
 from bpf.nfnetlink import header
 from core.netlink.client import GENERIC, NETFILTER, Netlink, attribute, attribute_list, attributes, text, u16
 
@@ -26,10 +27,10 @@ _GET = 12 << 8  # NFNL_SUBSYS_HOOK, NFNL_MSG_HOOK_GET
 _HOOKNUM, _DEVICE, _FUNCTION, _MODULE = 1, 3, 4, 5
 _IPV4, _NETDEV, _BRIDGE, _IPV6 = 2, 5, 7, 10  # NFPROTO_*
 _INGRESS, _EGRESS = 0, 1  # hooks of NFPROTO_NETDEV
-# What forwarded packets pass: prerouting, forward and postrouting; of a bridge also input, where frames leave
-# it to be routed, and output, where they come back into it.
+# Hooks that forwarded packets pass: prerouting, forward and postrouting; of a bridge also input, where
+# frames leave it to be routed, and output, where they enter it again.
 _PASSED = {_IPV4: (0, 2, 4), _IPV6: (0, 2, 4), _BRIDGE: (0, 1, 2, 3, 4)}
-# What nfnetlink_hook answers about a family or hook that the kernel doesn't have, and a link that is gone.
+# Errors for a family or hook that the kernel doesn't have, and for a deleted link.
 _NO_SUCH_HOOK = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENODEV)
 _KNOWN = re.compile(
     r"ipv[46]_(conntrack_(in|local|defrag)|confirm|helper|defrag|synproxy_hook)|nf_confirm"
@@ -37,29 +38,31 @@ _KNOWN = re.compile(
     r"|nft_do_chain_(ipv4|ipv6|inet|bridge)|nft_nat_do_chain"
     r"|br_nf_\w+|ip_sabotage_in|nf_ct_bridge_\w+|apparmor_\w+"
 )
-# Chains at a link are judged by their rules; connections that a flowtable took over are the kernel's.
+# Chains at a link are analysed by their rules; the kernel forwards connections of a flowtable.
 _KNOWN_AT_LINKS = re.compile(r"nft_do_chain_(netdev|inet|inet_ingress)|nf_flow_offload_\w+")
 _SELINUX = re.compile(r"selinux_\w+")
 _SELINUX_ALWAYS = Path("/sys/fs/selinux/policy_capabilities/always_check_network")
 _IPVS, _IPVS_HEAD = Path("/proc/net/ip_vs"), 3  # lines before the first service
 _MODULES = Path("/proc/modules")
-_WORDS = (
+_DESCRIPTIONS = (
     (re.compile(r"ip_vs_\w+"), "IPVS"),
-    (re.compile(r"ebt\w*"), "ebtables-legacy, which tells nobody when its rules change,"),
+    (re.compile(r"ebt\w*"), "ebtables-legacy, which sends no event when its rules change,"),
     (re.compile(r"nf_hook_run_bpf"), "a BPF program"),
     (_SELINUX, "SELinux, which checks labels of packets (netlabelctl, always_check_network),"),
 )
 
 
-def strangers() -> tuple[str, ...]:
-    """Who else may decide about forwarded packets, in words, without repetition."""
-    return tuple(dict.fromkeys(_listed() if can_list() else _guessed()))
+def foreign_hooks() -> tuple[str, ...]:
+    """Describe functions of other tools at hooks of forwarded packets."""
+    return tuple(dict.fromkeys(_listed() if can_list() else _without_list()))
 
 
 @cache
 def can_list() -> bool:
-    """Whether the kernel has nfnetlink_hook, which never refuses this question. Asked once: each time, a
-    kernel without looks for the module."""
+    """Return whether the kernel has nfnetlink_hook.
+
+    Asked once, as a kernel without it looks for the module each time.
+    """
     try:
         with Netlink(NETFILTER) as kernel:
             kernel.dump(_GET, _question(_IPV4, 0))
@@ -68,23 +71,25 @@ def can_list() -> bool:
     return True
 
 
-def strangers_at_links(links: Mapping[int, str]) -> tuple[frozenset[int], frozenset[int]]:
-    """The links, of these by index and name, at whose ingress, and at whose egress, somebody else than
-    nftables has a function; none where the kernel has no nfnetlink_hook."""
+def links_with_foreign_hooks(links: Mapping[int, str]) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the links with hook functions of other tools, at ingress and at egress.
+
+    `links`: names by ifindex. Empty if the kernel has no nfnetlink_hook.
+    """
     if not can_list():
         return frozenset(), frozenset()
     with Netlink(NETFILTER) as kernel:
         return (
-            frozenset(each for each, name in links.items() if _is_taken(kernel, _INGRESS, name)),
-            frozenset(each for each, name in links.items() if _is_taken(kernel, _EGRESS, name)),
+            frozenset(each for each, name in links.items() if _has_foreign_function(kernel, _INGRESS, name)),
+            frozenset(each for each, name in links.items() if _has_foreign_function(kernel, _EGRESS, name)),
         )
 
 
-def _is_taken(kernel: Netlink, hook: int, link: str) -> bool:
+def _has_foreign_function(kernel: Netlink, hook: int, link: str) -> bool:
     try:
         found = _functions(kernel, _NETDEV, hook, link)
     except OSError:
-        return True  # it can't be excluded
+        return True  # can't be excluded
     return not all(_KNOWN_AT_LINKS.fullmatch(function) for function, _ in found)
 
 
@@ -98,15 +103,15 @@ def _listed() -> Iterator[str]:
                 for each in _functions(kernel, family, hook)
             ]
     except OSError as error:
-        yield f"the functions at netfilter's hooks can't be listed: {error.strerror}"
+        yield f"can't list the functions at netfilter hooks: {error.strerror}"
         return
     for function, module in found:
         if not _is_known(function):
-            yield _in_words(function, module)
+            yield _description(function, module)
 
 
 def _functions(kernel: Netlink, family: int, hook: int, link: str = "") -> list[tuple[str, str]]:
-    """The functions at a hook, each with its module; none where the kernel has no such hook."""
+    """Return the functions at a hook with their modules; none without such a hook."""
     try:
         messages = kernel.dump(_GET, _question(family, hook, link))
     except OSError as error:
@@ -126,22 +131,28 @@ def _is_known(function: str) -> bool:
     return bool(_KNOWN.fullmatch(function)) or (bool(_SELINUX.fullmatch(function)) and not _selinux_checks())
 
 
-def _guessed() -> Iterator[str]:
-    """Without nfnetlink_hook: a BPF program's network namespace is not told, so that one anywhere counts."""
+def _without_list() -> Iterator[str]:
+    """Describe what can be detected without nfnetlink_hook.
+
+    The network namespace of a BPF program isn't reported, so one in any namespace counts.
+    """
     for number, family, hook in syscall.netfilter_links():
         if hook in _PASSED.get(family, ()):
             yield f"a BPF program at a netfilter hook (link {number}) may decide about each packet"
     with suppress(OSError):
         if len(_IPVS.read_text().splitlines()) > _IPVS_HEAD:
-            yield "IPVS has services, and keeps connections of its own"
+            yield "IPVS has services, and tracks connections itself"
     with suppress(OSError):
         if any(line.startswith("ebtable_") for line in _MODULES.read_text().splitlines()):
-            yield "ebtables-legacy is loaded, which tells nobody when its rules change"
+            yield "ebtables-legacy is loaded, which sends no event when its rules change"
 
 
 def _selinux_checks() -> bool:
-    """SELinux looks at forwarded packets where they are labelled (by SECMARK, which is a rule, by labelled
-    IPsec, whose policies pause anyway, or by NetLabel) or always."""
+    """Return whether SELinux checks forwarded packets.
+
+    It does if they are labelled (by SECMARK, which is a rule, by labelled IPsec, whose policies pause
+    anyway, or by NetLabel) or if always_check_network is set.
+    """
     try:
         always = _SELINUX_ALWAYS.read_text().strip() != "0"
     except OSError:
@@ -149,23 +160,25 @@ def _selinux_checks() -> bool:
     return always or may_label()
 
 
-def _in_words(function: str, module: str) -> str:
-    known = next((words for pattern, words in _WORDS if pattern.fullmatch(function)), "")
+def _description(function: str, module: str) -> str:
+    known = next((words for pattern, words in _DESCRIPTIONS if pattern.fullmatch(function)), "")
     named = f"{function or 'a function without a name'}{f' of module {module}' if module else ''}"
     return f"{known or 'a function'} at a netfilter hook ({named}) may decide about each packet"
 
 
-# Whether NetLabel labels peers, by CIPSO, CALIPSO or their addresses (netlabelctl(8)): SELinux then judges
-# forwarded packets one by one, see selinux_ip_forward of security/selinux/hooks.c.
+# If NetLabel labels peers, by CIPSO, CALIPSO or their addresses (netlabelctl(8)), SELinux checks forwarded
+# packets one by one: see selinux_ip_forward of security/selinux/hooks.c.
 
 _CTRL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 0x10, 3, 1, 2
-# Families of generic netlink, each with the commands that list what counts (net/netlabel/netlabel_*.h).
+# Families of generic netlink, with the commands that list labels (net/netlabel/netlabel_*.h).
 _LISTS = {"NLBL_CIPSOv4": (4,), "NLBL_CALIPSO": (4,), "NLBL_UNLBL": (5, 8)}
 
 
 def may_label() -> bool:
-    """Whether anything is labelled, or that can't be excluded: the kernel answers in its first network
-    namespace alone."""
+    """Return whether NetLabel labels anything, or that can't be excluded.
+
+    The kernel answers in its first network namespace only.
+    """
     try:
         with Netlink(GENERIC) as kernel:
             return any(
@@ -183,31 +196,31 @@ def _family(kernel: Netlink, name: str) -> int:
 
 
 def _header(command: int) -> bytes:
-    """struct genlmsghdr."""
+    """Pack struct genlmsghdr."""
     return bytes((command, 1, 0, 0))
 
 
-# Which links have tc filters (tc(8)), and which of those at a way out might tell an accelerated packet from
-# one that came the kernel's way.
+# Which links have tc filters (tc(8)), and which of those at egress may distinguish an accelerated packet
+# from one that the kernel forwarded.
 #
-# Both are the same on the wire, but what the kernel notes beside a packet is not: the link that it came in
-# by is the container's, not the bridge, and neither conntrack's entry nor the route hangs on it. A filter
-# that is known to look at nothing of that may stay; all others (BPF programs, `flower ct_state`, `route`,
-# ...) keep the link from being a way out of the fast path.
+# Both are equal on the wire, but the kernel's metadata differs: the input link is the container's, not the
+# bridge, and neither conntrack entry nor route are attached. A filter that is known to match none of that
+# may stay. Any other (BPF programs, `flower ct_state`, `route`, ...) excludes the link as an egress of the
+# fast path.
 
 _GETQDISC, _GETCLASS, _GETFILTER = 38, 42, 46
 _TC = struct.Struct("=BxxxiIII")
 _TC_INGRESS, _TC_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 _MAJOR = 0xFFFF0000  # the part of a class's handle that is its discipline's
-_MOST_CLASSES = 256  # each is a question
+_MOST_CLASSES = 256  # each takes a request
 _TCA_KIND, _TCA_OPTIONS, _ACTION_KIND = 1, 2, 1
-# Queueing disciplines that have no filters, or whose filters choose a queue at most.
+# Queueing disciplines without filters, or whose filters only choose a queue.
 _WITHOUT_FILTERS = frozenset(
     {"noqueue", "pfifo", "bfifo", "pfifo_fast", "mq", "tbf", "fq", "fq_codel", "netem"}
 )
-# Filters by kind that look at the frame and the packet's mark alone, each with the number of its actions'
-# attribute and the numbers of those options with which it looks at more: the link that a packet came in by
-# (TCA_*_INDEV), conntrack's entry (TCA_FLOWER_KEY_CT_*).
+# Filters by kind that match only the frame and the packet's mark, with the number of their actions'
+# attribute, and the options with which they match more: the input link (TCA_*_INDEV), the conntrack entry
+# (TCA_FLOWER_KEY_CT_*).
 _PLAIN: Mapping[str, tuple[int, frozenset[int]]] = {
     "u32": (7, frozenset({8})),
     "fw": (4, frozenset({3})),
@@ -221,18 +234,23 @@ _PLAIN_ACTIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Links with a filter or program of somebody else's at ingress, at egress, and those at whose egress or
-    queues one is that may look at more than the frame."""
+    """Hold links with filters or programs of other tools.
+
+    At ingress, at egress; `unsafe`: at whose egress or queues one may match more than the frame.
+    """
 
     ingress: frozenset[int] = frozenset()
     egress: frozenset[int] = frozenset()
-    unclear: frozenset[int] = frozenset()
+    unsafe: frozenset[int] = frozenset()
 
 
 def read_filters(kernel: Netlink, ifindexes: Iterable[int]) -> Filters:
-    """The tc filters of these links; our own are left out. What cannot be read is taken for one."""
+    """Read the tc filters of these links, without our own.
+
+    A filter that can't be read counts as one.
+    """
     wanted = set(ifindexes)
-    ingress, egress, unclear = set[int](), set[int](), set[int]()
+    ingress, egress, unsafe = set[int](), set[int](), set[int]()
     for ifindex, handle, kind in _disciplines(kernel):
         if ifindex not in wanted:
             continue
@@ -245,8 +263,8 @@ def read_filters(kernel: Netlink, ifindexes: Iterable[int]) -> Filters:
         else:
             found = _queueing_filters(kernel, ifindex, handle) if kind not in _WITHOUT_FILTERS else []
         if found is None or not all(map(_is_plain, found)):
-            unclear.add(ifindex)
-    return Filters(frozenset(ingress), frozenset(egress), frozenset(unclear))
+            unsafe.add(ifindex)
+    return Filters(frozenset(ingress), frozenset(egress), frozenset(unsafe))
 
 
 def _disciplines(kernel: Netlink) -> Iterable[tuple[int, int, str]]:
@@ -256,8 +274,10 @@ def _disciplines(kernel: Netlink) -> Iterable[tuple[int, int, str]]:
 
 
 def _queueing_filters(kernel: Netlink, ifindex: int, handle: int) -> list[bytes] | None:
-    """The filters of a queueing discipline and of its classes, which may have filters of their own; None
-    where they cannot be read, or are too many."""
+    """Return the filters of a queueing discipline and of its classes.
+
+    None if they can't be read, or are too many.
+    """
     try:
         classes = kernel.dump(_GETCLASS, _TC.pack(0, ifindex, 0, 0, 0))
     except OSError:
@@ -276,12 +296,12 @@ def _queueing_filters(kernel: Netlink, ifindex: int, handle: int) -> list[bytes]
 
 
 def _filters(kernel: Netlink, ifindex: int, parent: int) -> list[bytes] | None:
-    """The others' filters there; None where they cannot be read."""
+    """Return the filters of other tools there; None if they can't be read."""
     try:
         listed = kernel.dump(_GETFILTER, _TC.pack(0, ifindex, 0, parent, 0))
     except OSError:
         return None
-    return [message.payload for message in listed if is_foreign(message.payload)]
+    return [message.payload for message in listed if is_foreign_filter(message.payload)]
 
 
 def _is_plain(payload: bytes) -> bool:

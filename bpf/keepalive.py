@@ -1,4 +1,4 @@
-"""Does what traffic would do in the kernel, did it go there: keeps neighbours and forwarding tables fresh."""
+"""Keep neighbours and forwarding tables fresh, as forwarded traffic would."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ import numpy as np
 
 from bpf import layout, syscall
 from bpf.clock import jiffies_ago
-from bpf.loader import Loaded
-from bpf.maps import Tables
+from bpf.maps import Loaded, Maps
 from core.netlink.client import NLM_F_ACK, ROUTE, Netlink, attribute, attributes, listener, walk
-
-# The host's neighbours: tells when one moved or went, and keeps alive those that only the fast path uses,
-# as traffic would.
 
 _NEW, _DEL, _GET = 28, 29, 30
 _FILTERS = (44, 45)  # RTM_NEWTFILTER, RTM_DELTFILTER
@@ -36,17 +32,22 @@ Key = tuple[int, int, bytes]  # family, ifindex, address
 
 
 @dataclass(slots=True)
-class Heard:
-    """What neighbours did: `moved` that one has another MAC or none any more, `filters` that a tc filter
-    came or went, or a MAC was pinned to a port."""
+class NeighbourChanges:
+    """Report changes of neighbours and filters.
+
+    `moved`: a neighbour has another MAC or none. `filters`: a tc filter was added or deleted, or a MAC was
+    pinned to a port.
+    """
 
     moved: bool = False
     filters: bool = False
 
 
 class Neighbours:
-    """The MAC of each neighbour of this namespace, kept by events; `pinned` are the ports of MACs (by ifindex
-    of the bridge, and MAC) that somebody has set by hand in a bridge's forwarding table."""
+    """Follow the MACs of this namespace's neighbours by events.
+
+    `pinned`: ports by bridge and MAC of entries that were set by hand in a forwarding table.
+    """
 
     def __init__(self) -> None:
         self._socket = listener(ROUTE, _GROUPS, _BUFFER)
@@ -56,12 +57,12 @@ class Neighbours:
         self._read_all()
 
     def fileno(self) -> int:
-        """What to wait for."""
+        """Return the descriptor to wait for."""
         return self._socket.fileno()
 
-    def heard(self) -> Heard:
-        """What happened since the last call; never waits."""
-        found = Heard()
+    def read_events(self) -> NeighbourChanges:
+        """Return the changes since the last call; never waits."""
+        found = NeighbourChanges()
         while True:
             try:
                 data = self._socket.recv(1 << 16)
@@ -78,7 +79,7 @@ class Neighbours:
                     found.filters = True
                 elif kind in (_NEW, _DEL) and payload[0] == _AF_BRIDGE:
                     found.filters |= self._pin(payload, kind == _DEL)
-                elif kind in (_NEW, _DEL) and self._take(payload, kind == _DEL):
+                elif kind in (_NEW, _DEL) and self._update(payload, kind == _DEL):
                     found.moved = True
 
     def _read_all(self) -> None:
@@ -86,10 +87,10 @@ class Neighbours:
         with Netlink(ROUTE) as kernel:
             for family in (0, _AF_BRIDGE):
                 for message in kernel.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0)):
-                    self._take(message.payload, False)
+                    self._update(message.payload, False)
 
-    def _take(self, payload: bytes, is_gone: bool) -> bool:
-        """Keep one neighbour; whether what was known of it is no longer true."""
+    def _update(self, payload: bytes, is_gone: bool) -> bool:
+        """Update one neighbour; return whether it was known with another MAC."""
         family, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
         if family == _AF_BRIDGE:
             return self._pin(payload, is_gone)
@@ -106,7 +107,10 @@ class Neighbours:
         return before is not None and before != mac
 
     def _pin(self, payload: bytes, is_gone: bool) -> bool:
-        """Keep an entry of a forwarding table, where it is not a learned one; whether that is new."""
+        """Update an entry of a forwarding table that isn't learned.
+
+        Returns whether it changed.
+        """
         _, port, state, flags, _ = _NDMSG.unpack_from(payload)
         given = attributes(payload, _NDMSG.size)
         if _NDA_MASTER not in given:
@@ -120,21 +124,21 @@ class Neighbours:
         return self.pinned.get(key) != before
 
     def has_stale(self, ifindexes: Collection[int]) -> bool:
-        """Whether the kernel could forget any on these interfaces for want of use."""
+        """Return whether the kernel could expire unused neighbours on these interfaces."""
         return any(key[1] in ifindexes for key in self._stale)
 
-    def use(self, macs: set[bytes]) -> int:
-        """Have the kernel confirm those that went stale and have one of these MACs; how many that were."""
-        wanted = [key for key in self._stale if self._macs.get(key) in macs]
-        if not wanted:
+    def confirm(self, macs: set[bytes]) -> int:
+        """Ask the kernel to confirm stale neighbours with these MACs; return how many."""
+        stale = [key for key in self._stale if self._macs.get(key) in macs]
+        if not stale:
             return 0
         with Netlink(ROUTE) as kernel:
-            kernel.batch([(_NEW, _use_request(key)) for key in wanted])
-        self._stale.difference_update(wanted)
-        return len(wanted)
+            kernel.batch([(_NEW, _use_request(key)) for key in stale])
+        self._stale.difference_update(stale)
+        return len(stale)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket."""
         self._socket.close()
 
 
@@ -144,7 +148,7 @@ def _use_request(key: Key) -> bytes:
 
 
 def refresh_fdb(entries: list[tuple[int, bytes]]) -> None:
-    """Keep entries (port, MAC) of bridges' forwarding tables from ageing, as their frames would."""
+    """Keep entries (port, MAC) of forwarding tables from ageing, as frames would."""
     requests = [
         (
             _NEW,
@@ -162,41 +166,41 @@ _RECENT = 30  # seconds
 _FDB_EVERY = 60.0
 
 
-class Upkeep:
-    """Called every few seconds; reads the flows only where something needs to be kept."""
+class Keepalive:
+    """Refresh what flows use; reads the flows only if something may expire."""
 
-    def __init__(self, loaded: Loaded, tables: Tables, neighbours: Neighbours) -> None:
-        self._maps = loaded.maps
-        self._tables = tables
+    def __init__(self, loaded: Loaded, maps: Maps, neighbours: Neighbours) -> None:
+        self._descriptors = loaded.maps
+        self._maps = maps
         self._neighbours = neighbours
         self._fdb_at = time.monotonic() + _FDB_EVERY
 
     def run(self) -> None:
-        """Keep what flows use."""
-        fdb_due = time.monotonic() >= self._fdb_at and bool(self._tables.behind)
-        l3 = {link.l3_ifindex for link in self._tables.links.values()}
+        """Refresh neighbours and FDB entries that flows use; called every few seconds."""
+        fdb_due = time.monotonic() >= self._fdb_at and bool(self._maps.port_macs)
+        l3 = {link.l3_ifindex for link in self._maps.links.values()}
         if not (self._neighbours.has_stale(l3) or fdb_due):
             return
-        there, here = self._macs_in_use()
-        self._neighbours.use(there)
+        sent_to, received_from = self._macs_in_use()
+        self._neighbours.confirm(sent_to)
         if fdb_due:
             self._fdb_at = time.monotonic() + _FDB_EVERY
-            refresh_fdb([(port, mac) for port, mac in self._tables.behind if mac in there | here])
+            refresh_fdb([(port, mac) for port, mac in self._maps.port_macs if mac in sent_to | received_from])
 
     def _flows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys and flows of each family."""
+        """Yield keys and flows of each family."""
         for name, key in (("flows4", layout.KEY4), ("flows6", layout.KEY6)):
-            there = self._maps[name]
-            yield syscall.read_all(there, key, layout.FLOW, syscall.room_of(there))
+            flows = self._descriptors[name]
+            yield syscall.read_all(flows, key, layout.FLOW, syscall.max_entries(flows))
 
     def _macs_in_use(self) -> tuple[set[bytes], set[bytes]]:
-        """The MACs that flows of late went to, and came from."""
-        now, recent = self._tables.clock.now(), _RECENT * self._tables.clock.hz
-        there: set[bytes] = set()
-        here: set[bytes] = set()
+        """Return the MACs that recent flows were sent to and came from."""
+        now, recent = self._maps.clock.now(), _RECENT * self._maps.clock.hz
+        sent_to: set[bytes] = set()
+        received_from: set[bytes] = set()
         for _, flows in self._flows():
             is_recent = jiffies_ago(flows["last_seen"], now) < recent
             used = flows[is_recent & (flows["action"] >= layout.ACTION_PEER)]
-            there |= {row.tobytes() for row in np.unique(used["eth_out"][:, :6], axis=0)}
-            here |= {row.tobytes() for row in np.unique(used["eth_in"][:, 6:], axis=0)}
-        return there, here
+            sent_to |= {row.tobytes() for row in np.unique(used["eth_out"][:, :6], axis=0)}
+            received_from |= {row.tobytes() for row in np.unique(used["eth_in"][:, 6:], axis=0)}
+        return sent_to, received_from

@@ -1,6 +1,6 @@
-"""What the maps of the fast path hold, as numpy dtypes: the same structures as bpf/include/types.h.
+"""Define the maps' structures as numpy dtypes, as bpf/include/types.h does in C.
 
-The compiler checks every offset and size against these (`checks`), so that the two cannot drift apart.
+The compiler checks every offset and size against these (`checks`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 COUNTERS = 64
-# The room of the maps: links, addresses of containers, MACs behind bridges.
+# Capacity of the maps: links, addresses of containers, MACs behind bridges.
 LINKS, OWNERS, MACS = 4096, 65536, 16384
 OWNERS_EACH = 1024  # addresses of one link
+WANTED_BYTES = 1 << 16  # the ring buffer
 
 CONFIG = np.dtype(
     [
@@ -44,7 +45,7 @@ LINK = np.dtype(
 LINK_BRIDGED, LINK_CONTAINER, LINK_ISOLATED, LINK_L2, LINK_IPTABLES, LINK_PEER = 1, 2, 4, 8, 16, 32
 LINK_OUT, LINK_IN_ONLY, LINK_IP6TABLES = 64, 128, 256
 
-# IPv4 addresses stand in the first four bytes.
+# IPv4 addresses use the first four bytes.
 OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])
 OWNER = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
 
@@ -148,7 +149,7 @@ _STRUCTURES = {
 
 
 def checks() -> str:
-    """C declarations that do not compile unless types.h and this module agree."""
+    """Return C declarations that compile only if types.h and this module agree."""
     return "\n".join(_checks())
 
 

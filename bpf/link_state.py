@@ -1,7 +1,7 @@
-"""What the fast path must know of the host: its links, and what is at the far end of its veth pairs.
+"""Read the host's links and the peers of its veth pairs.
 
-The kernel tells about links of other namespaces by their id (IFLA_TARGET_NETNSID), so no namespace is ever
-entered and no socket opened in one.
+The kernel reports links of other namespaces by their id (IFLA_TARGET_NETNSID), so no namespace is entered
+and no socket is opened in one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TARGET_NETNSID, _EXT_MASK = 46, 29
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_NH_ID = 8, 9, 30
 _GETNEXTHOP, _NHA_ID, _NHA_GROUP = 106, 1, 2
-_NHMSG = bytes(8)  # struct nhmsg: of any family
-# What routing rules (FRA_*, linux/fib_rules.h) and routes (RTA_*) may ask for so that all packets of a flow
-# take one way: addresses, ports, links, marks, tables. A type of service, a flow label, a tunnel's key, or
-# what is not known here, may tell them apart.
+_NHMSG = bytes(8)  # struct nhmsg, any family
+# Attributes of routing rules (FRA_*, linux/fib_rules.h) and routes (RTA_*) with which all packets of a flow
+# take one route: addresses, ports, links, marks, tables. A type of service, a flow label, a tunnel's key,
+# or an unknown attribute may separate them.
 _RULE_PLAIN = frozenset({1, 2, 3, 4, 6, 10, 11, *range(13, 25), 28, 29})
 _ROUTE_PLAIN = frozenset({*range(1, 10), 11, 12, *range(15, 27), 30})
 _RTAX_MTU = 2
@@ -42,13 +42,13 @@ _SKIP_STATS = struct.pack("=I", 1 << 3)
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 
-# A link of another namespace: (its namespace's id here, None for the host itself; its ifindex there).
-Far = tuple[int | None, int]
+# A link of another namespace: the namespace's id (None: the host) and the ifindex there.
+PeerKey = tuple[int | None, int]
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """The far end of a veth pair: what the fast path must know of it. `addresses` without prefix lengths."""
+class Peer:
+    """Describe the peer of a veth; `addresses` without prefix lengths."""
 
     mac: str
     mtu: int
@@ -58,10 +58,13 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteFacts:
-    """`multipath`: whether a route has several next hops, or an object that stands for several; `by_packet`:
-    whether routes or rules ask for more than all packets of a flow have in common (the type of service, the
-    flow label, something unknown); `mtu`: the smallest one that an IPv4 route names, 0 where none does."""
+class RouteInfo:
+    """Describe the routes, as far as the program's own lookup doesn't.
+
+    `multipath`: a route has several next hops, or a next hop group. `by_packet`: routes or rules depend on
+    more than all packets of a flow have in common (type of service, flow label, something unknown). `mtu`:
+    the smallest MTU that an IPv4 route names, or 0.
+    """
 
     multipath: bool
     by_packet: bool
@@ -69,26 +72,31 @@ class RouteFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """Links of the host by ifindex, far ends of its veth pairs, filters and programs of others, and what
-    br_netfilter is told (net.bridge.bridge-nf-call-*)."""
+class LinkState:
+    """Hold links of the host by ifindex, their peers, and filters of other tools.
+
+    `call_iptables`, `call_ip6tables`: net.bridge.bridge-nf-call-*.
+    """
 
     links: Mapping[int, Link]
-    ends: Mapping[Far, End] = field(default_factory=dict)
+    peers: Mapping[PeerKey, Peer] = field(default_factory=dict)
     filters: Filters = field(default_factory=Filters)
     call_iptables: bool = False
     call_ip6tables: bool = False
 
 
-class Kernel(Netlink):
-    """An rtnetlink socket in the host's namespace that filters dumps as it is told (strict checking)."""
+class LinkReader(Netlink):
+    """Read links through an rtnetlink socket with strict checking.
+
+    With it the kernel filters dumps as requested.
+    """
 
     def __init__(self) -> None:
         super().__init__(ROUTE)
         self._socket.setsockopt(SOL_NETLINK, _STRICT, 1)
 
     def links(self) -> dict[int, Link]:
-        """The host's own links with their addresses."""
+        """Return the host's own links with their addresses."""
         found = {}
         addresses = links.read_addresses(self)
         for message in self.dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)):
@@ -96,28 +104,28 @@ class Kernel(Netlink):
             found[ifindex] = links.link(message.payload, 0, addresses.get(ifindex, ()))
         return found
 
-    def ends(self, wanted: Iterable[Far]) -> dict[Far, End]:
-        """The far ends asked for, without those that are gone meanwhile."""
-        found: dict[Far, End] = {}
+    def peers(self, wanted: Iterable[PeerKey]) -> dict[PeerKey, Peer]:
+        """Return the peers that were asked for, without those that no longer exist."""
+        found: dict[PeerKey, Peer] = {}
         known: dict[int | None, dict[int, tuple[str, ...]]] = {}
-        for far in wanted:
-            nsid, ifindex = far
+        for peer_key in wanted:
+            nsid, ifindex = peer_key
             with suppress(OSError):
                 if nsid not in known:
                     known[nsid] = self._addresses(nsid)
-                found[far] = self._end(nsid, ifindex, known[nsid].get(ifindex, ()))
+                found[peer_key] = self._peer(nsid, ifindex, known[nsid].get(ifindex, ()))
         return found
 
-    def _end(self, nsid: int | None, ifindex: int, addresses: tuple[str, ...]) -> End:
+    def _peer(self, nsid: int | None, ifindex: int, addresses: tuple[str, ...]) -> Peer:
         body = _LINK.pack(0, 0, ifindex, 0, 0) + attribute(_EXT_MASK, _SKIP_STATS)
         body += _target(_TARGET_NETNSID, nsid)
         payload = self.request(_GETLINK, body)[0].payload
-        there = links.link(payload, 0)
+        link = links.link(payload, 0)
         xdp = attributes(attributes(payload, _LINK.size).get(_IFLA_XDP, b"")).get(_XDP_ATTACHED, b"\0")
-        return End(there.mac, there.mtu, there.admin_up, addresses, xdp[0] != 0)
+        return Peer(link.mac, link.mtu, link.admin_up, addresses, xdp[0] != 0)
 
     def _addresses(self, nsid: int | None) -> dict[int, tuple[str, ...]]:
-        """All addresses of a namespace by ifindex."""
+        """Return all addresses of a namespace by ifindex."""
         found: dict[int, tuple[str, ...]] = {}
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _ADDRESS.pack(family, 0, 0, 0, 0) + _target(_IFA_TARGET_NETNSID, nsid)
@@ -125,7 +133,7 @@ class Kernel(Netlink):
                 messages = self.dump(_GETADDR, body)
             except OSError as error:
                 if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
-                    continue  # without IPv6
+                    continue  # no IPv6
                 raise
             for message in messages:
                 ifindex = _ADDRESS.unpack_from(message.payload)[4]
@@ -134,8 +142,8 @@ class Kernel(Netlink):
                 found[ifindex] = (*found.get(ifindex, ()), address(own))
         return found
 
-    def route_facts(self) -> RouteFacts:
-        """What the program's own lookup of routes does not tell."""
+    def route_info(self) -> RouteInfo:
+        """Read what the program's own route lookup doesn't report."""
         multipath, by_packet, mtus = False, self._has_rules_by_packet(), []
         groups = self._next_hop_groups()
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -145,10 +153,10 @@ class Kernel(Netlink):
                 by_packet |= _tos(message) != 0 or not found.keys() <= _ROUTE_PLAIN
                 if family == socket.AF_INET and _RTA_METRICS in found:
                     mtus.append(_route_mtu(found[_RTA_METRICS]))
-        return RouteFacts(multipath, by_packet, min(filter(None, mtus), default=0))
+        return RouteInfo(multipath, by_packet, min(filter(None, mtus), default=0))
 
     def _next_hop_groups(self) -> set[bytes]:
-        """The ids of the next hop objects that stand for several."""
+        """Return the ids of next hop groups."""
         try:
             messages = self.dump(_GETNEXTHOP, _NHMSG)
         except OSError:
@@ -167,11 +175,11 @@ class Kernel(Netlink):
         try:
             return self.dump(kind, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
         except OSError:
-            return []  # without IPv6
+            return []  # no IPv6
 
 
 def _tos(message: Message) -> int:
-    """The type of service that a route or rule is for, 0 for any."""
+    """Return the type of service that a route or rule is for, 0 for any."""
     return int(_RTMSG.unpack_from(message.payload)[3])
 
 
@@ -184,14 +192,16 @@ def _target(attr_type: int, nsid: int | None) -> bytes:
 
 
 ALL = "all"
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds until the engines are asked the same again
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds until the same request is repeated
 
 
-def bridges_of(
+def find_bridges(
     targets: Iterable[str], links: Mapping[int, Link], networks: Mapping[str, str]
 ) -> tuple[set[int], tuple[str, ...]]:
-    """The ifindexes of the bridges that these names mean, and the names that mean none; `networks` are
-    bridges by the names of the engines' networks."""
+    """Return the ifindexes of the bridges that match these names, and unknown names.
+
+    `networks`: bridges by the names of the engines' networks.
+    """
     by_name: dict[str, set[int]] = {}
     for link in links.values():
         if link.kind == "bridge":
@@ -201,43 +211,46 @@ def bridges_of(
     found: set[int] = set()
     unknown = []
     for target in targets:
-        meant = everything if target == ALL else by_name.get(target) or by_name.get(networks.get(target, ""))
-        found |= meant or set()
-        if not meant and target != ALL:
+        matches = (
+            everything if target == ALL else by_name.get(target) or by_name.get(networks.get(target, ""))
+        )
+        found |= matches or set()
+        if not matches and target != ALL:
             unknown.append(target)
     return found, tuple(unknown)
 
 
-class EngineNames:
-    """The bridges of the engines' networks by their names, asked for aside: an engine may take its time.
+class EngineNetworks:
+    """Read the bridges of the engines' networks on a thread, as an engine may be slow.
 
-    The same question is asked again, ever more rarely: a network's bridge is there before its engine tells of
-    the network."""
+    The same request is repeated with growing delays: a network's bridge exists before its engine reports
+    it.
+    """
 
-    def __init__(self, ready: Callable[[], None]) -> None:
+    def __init__(self, on_ready: Callable[[], None]) -> None:
         self.networks: Mapping[str, str] = {}
-        self._ready = ready
+        self._on_ready = on_ready
         self._question: Hashable = None
-        self._due, self._pause = 0.0, _FIRST_PAUSE
+        self._due, self._delay = 0.0, _FIRST_DELAY
         self._thread: threading.Thread | None = None
 
-    def ask(self, question: Hashable) -> None:
-        """Ask the engines, if it is time, and not under way; `ready` is called when their answer is there."""
+    def refresh(self, question: Hashable) -> None:
+        """Ask the engines if it is time; `on_ready` is called when their answer is there."""
         now = time.monotonic()
         if question != self._question:
-            self._question, self._due, self._pause = question, now, _FIRST_PAUSE
+            self._question, self._due, self._delay = question, now, _FIRST_DELAY
         if now >= self._due and (self._thread is None or not self._thread.is_alive()):
-            self._due, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+            self._due, self._delay = now + self._delay, min(2 * self._delay, _LONGEST_DELAY)
             self._thread = threading.Thread(target=self._read, daemon=True)
             self._thread.start()
 
     def _read(self) -> None:
         self.networks = engine_networks()
-        self._ready()
+        self._on_ready()
 
 
 def engine_networks() -> dict[str, str]:
-    """The bridges of the engines' networks by these networks' names and ids; an engine may take its time."""
+    """Return the bridges of the engines' networks by name and id; engines may be slow."""
     found = {}
     for engine in (engines.read_podman(), engines.read_docker()):
         for network in engine.networks:

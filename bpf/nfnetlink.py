@@ -1,5 +1,4 @@
-"""Netfilter's side of netlink: requests, transactions of nftables, and the expressions that our own chain is
-made of.
+"""Build nfnetlink requests, nftables transactions and rule expressions.
 
 Numbers and layouts: include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h.
 """
@@ -34,32 +33,32 @@ _sequence = count(1)
 
 
 def header(family: int, resource: int = 0) -> bytes:
-    """struct nfgenmsg."""
+    """Pack struct nfgenmsg."""
     return _NFGENMSG.pack(family, 0, resource)
 
 
 def word(number: int) -> bytes:
-    """A number as nftables' attributes have it."""
+    """Pack a number of an nftables attribute."""
     return struct.pack(">I", number)
 
 
 def string(words: str) -> bytes:
-    """A name as netlink has it."""
+    """Pack a name."""
     return words.encode() + b"\0"
 
 
 def nest(attr_type: int, *inside: bytes) -> bytes:
-    """An attribute that holds others."""
+    """Pack an attribute that contains others."""
     return attribute(attr_type | NESTED, b"".join(inside))
 
 
 def expression(name: str, *data: bytes) -> bytes:
-    """One expression of a rule."""
+    """Pack an expression of a rule."""
     return nest(_EXPRESSION, attribute(1, string(name)), nest(2, *data))
 
 
 class Transactions:
-    """A socket by which nftables is changed: what one owner's tables are tied to (NFT_TABLE_F_OWNER)."""
+    """Change nftables through one socket, which owns its tables (NFT_TABLE_F_OWNER)."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
@@ -68,12 +67,14 @@ class Transactions:
 
     @property
     def port(self) -> int:
-        """What the kernel calls this socket where it tells of a transaction."""
+        """The netlink port that the kernel reports with transactions of this socket."""
         return int(self._socket.getsockname()[0])
 
     def commit(self, requests: list[tuple[int, int, bytes]]) -> None:
-        """Requests (type, flags, body) as one transaction: all or nothing; raises OSError as the kernel
-        words it."""
+        """Send requests (type, flags, body) as one transaction: all or nothing.
+
+        Raises OSError with the kernel's reason.
+        """
         data = message(_BATCH_BEGIN, NLM_F_REQUEST, next(_sequence), header(0, NFTABLES >> 8))
         for number, (kind, flags, body) in enumerate(requests):
             last = next(_sequence)
@@ -84,7 +85,7 @@ class Transactions:
         self._await(last)
 
     def _await(self, last: int) -> None:
-        """The kernel answers each request that failed, and the last one in any case."""
+        """Wait for the answers: one for each failed request, and one for the last."""
         failed = 0
         while True:
             for kind, _, sequence, payload in walk(self._socket.recv(1 << 16)):
@@ -106,5 +107,5 @@ class Transactions:
             return
 
     def close(self) -> None:
-        """Close it: the kernel removes the tables that it owns."""
+        """Close the socket: the kernel removes the tables that it owns."""
         self._socket.close()

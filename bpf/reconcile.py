@@ -1,4 +1,4 @@
-"""What is accelerated: follows links, addresses and bridges, and has maps and attachments accordingly."""
+"""Bring maps and attachments in line with the host's links, addresses and bridges."""
 
 from __future__ import annotations
 
@@ -10,309 +10,347 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from bpf import hooks, ports
-from bpf.attachments import NOTHING_FOREIGN, Attachments, Foreign
+from bpf.attachments import NO_FOREIGN, Attachments, Foreign
 from bpf.hooks import Filters, read_filters
-from bpf.hostwatch import calls_iptables
+from bpf.hostwatch import bridge_calls_iptables
 from bpf.keepalive import Neighbours
-from bpf.link_state import End, EngineNames, Far, Kernel, RouteFacts, Scene, bridges_of
-from bpf.loader import Loaded
-from bpf.maps import Tables
-from bpf.ports import OWNER_KEY, Contents, far_end
-from bpf.rule_analysis import Links
+from bpf.link_state import EngineNetworks, LinkReader, LinkState, Peer, PeerKey, RouteInfo, find_bridges
+from bpf.maps import Loaded, Maps
+from bpf.ports import OWNER_KEY, MapContents, peer_key
+from bpf.rule_analysis import PacketLinks
 from core.model import Link
 
 
-class Sight:
-    """What was seen last; `links` are the host's."""
+class Observer:
+    """Read the host's links and the peers of its veth pairs.
+
+    `links` are the host's, as read last. Peers are read again only where something changed.
+    """
 
     def __init__(self) -> None:
-        self._kernel = Kernel()
+        self._reader = LinkReader()
         self.links: Mapping[int, Link] = {}
-        self._ends: dict[int, tuple[Link, Far, End]] = {}
+        self._peers: dict[int, tuple[Link, PeerKey, Peer]] = {}
         self._filters = Filters()
 
-    def look_at_host(self) -> None:
-        """Read the host's own links, and which have filters."""
-        self.links = self._kernel.links()
-        self._filters = read_filters(self._kernel, self.links)
+    def read_host(self) -> None:
+        """Read the host's own links and their tc filters."""
+        self.links = self._reader.links()
+        self._filters = read_filters(self._reader, self.links)
 
-    def forget(self) -> None:
-        """Events were lost: nothing that was seen counts any more."""
-        self._ends = {}
+    def invalidate(self) -> None:
+        """Forget all peers: events were lost."""
+        self._peers = {}
 
-    def concerns(self, dirty: Collection[int | None]) -> bool:
-        """Whether any of these namespaces is the host, or has an end that is followed."""
-        return None in dirty or any(far[0] in dirty for _, far, _ in self._ends.values())
+    def affects(self, dirty: Collection[int | None]) -> bool:
+        """Return whether one of these namespaces is the host's or has a known peer."""
+        return None in dirty or any(key[0] in dirty for _, key, _ in self._peers.values())
 
-    def route_facts(self) -> RouteFacts:
-        """What must be known of the routes beforehand."""
-        return self._kernel.route_facts()
+    def route_info(self) -> RouteInfo:
+        """Read what must be known about the routes beforehand."""
+        return self._reader.route_info()
 
-    def scene(self, bridges: Collection[int], foreign: Foreign, dirty: Collection[int | None] = ()) -> Scene:
-        """The scene for these bridges: far ends are read where they are new or in one of the `dirty`
-        namespaces. `foreign` are links with tcx programs of others."""
+    def link_state(
+        self, bridges: Collection[int], foreign: Foreign, dirty: Collection[int | None] = ()
+    ) -> LinkState:
+        """Return the state of all links, with the peers of these bridges' ports.
+
+        New peers are read, and those in one of the `dirty` namespaces. `foreign`: links with tcx programs
+        of other tools.
+        """
         wanted = {link.ifindex: link for link in self.links.values() if link.master in bridges}
-        kept = {
-            ifindex: known
-            for ifindex, known in self._ends.items()
-            if wanted.get(ifindex) is known[0] and known[1][0] not in dirty
+        known = {
+            ifindex: entry
+            for ifindex, entry in self._peers.items()
+            if wanted.get(ifindex) is entry[0] and entry[1][0] not in dirty
         }
         missing = {
-            ifindex: (link, far)
+            ifindex: (link, key)
             for ifindex, link in wanted.items()
-            if ifindex not in kept and (far := far_end(link))
+            if ifindex not in known and (key := peer_key(link))
         }
-        found = self._kernel.ends(far for _, far in missing.values())
-        kept |= {ifindex: (link, far, found[far]) for ifindex, (link, far) in missing.items() if far in found}
-        self._ends = kept
-        ends = {far: end for _, far, end in kept.values()}
+        found = self._reader.peers(key for _, key in missing.values())
+        known |= {
+            ifindex: (link, key, found[key]) for ifindex, (link, key) in missing.items() if key in found
+        }
+        self._peers = known
+        peers = {key: peer for _, key, peer in known.values()}
         programs_in, programs_out = foreign
         filters = Filters(
             self._filters.ingress | programs_in,
             self._filters.egress | programs_out,
-            self._filters.unclear | programs_out,
+            self._filters.unsafe | programs_out,
         )
-        v4, v6 = calls_iptables()
-        return Scene(self.links, ends, filters, v4, v6)
+        v4, v6 = bridge_calls_iptables()
+        return LinkState(self.links, peers, filters, v4, v6)
 
     def close(self) -> None:
-        """Look no more."""
-        self._kernel.close()
+        """Close the socket."""
+        self._reader.close()
 
 
-# Which port and MAC stand behind each address of the containers, under one generation of the rules.
-#
-# A rule may look at the source MAC or the bridge port, which are not in a connection's tuple: where an
-# address or a MAC moves to another port, its connections must pass the rules again. And where two ports
-# claim one address, the first keeps it: a container must not send in another's connections (the kernel
-# decides about the second).
+# A rule may match the source MAC or the bridge port, which are not part of a connection's tuple. When an
+# address or a MAC moves to another port, its connections must therefore pass the rules again. If two ports
+# claim one address, the first keeps it: a container must not send packets into another's connections. The
+# kernel decides about the second.
 
-_MOST = 1 << 16  # remembered, gone ones among them
-_NOWHERE = (0, b"")  # the place of what was at several
-# Seconds from one generation to the next: each costs every connection of all others a packet each way, so a
-# container that moves its address again and again must not begin one each time.
-REST = 0.25
+_MAX_BINDINGS = 1 << 16  # addresses that are remembered, deleted ones included
+_SEVERAL = (0, b"")  # the place of an address that was at several ports
+# Seconds between two generations that begin because something moved. A generation costs every connection of
+# all containers a packet in each direction, so a container that moves its address again and again must not
+# begin one each time.
+HOLDOFF = 0.25
 
-# Family and address; ifindex of the port and MAC.
-Address = tuple[int, bytes]
-Place = tuple[int, bytes]
+Address = tuple[int, bytes]  # family and address
+Place = tuple[int, bytes]  # ifindex of the port and MAC
 
 
 @dataclass(slots=True)
 class Bindings:
-    """Where each address, and each MAC of a bridge, was seen last, for as long as this generation lasts;
-    `waits` are the seconds until what moved meanwhile may be taken in, 0 where nothing waits."""
+    """Remember the port of each address and each MAC during one generation.
+
+    `retry_after`: seconds until a move that came too soon can be accepted, 0 if there is none.
+    """
 
     addresses: dict[Address, Place] = field(default_factory=dict)
     macs: dict[bytes, int] = field(default_factory=dict)
-    waits: float = 0.0
-    _rests_until: float = 0.0
+    retry_after: float = 0.0
+    _hold_until: float = 0.0
 
-    def settle_claims(self, found: Contents) -> None:
-        """Take from `found.owners` every claim of an address that another port had before, or that several
-        ports make at once; `found.refused` names those ports."""
+    def drop_conflicts(self, contents: MapContents) -> None:
+        """Remove claims of an address that belongs to another port.
+
+        That is one that another port had before, or that several ports claim at once. `contents.refused`
+        names those ports.
+        """
         claims: dict[Address, list[tuple[bytes, int]]] = {}
-        for key in found.owners:
+        for key in contents.owners:
             ifindex, family, address = OWNER_KEY.unpack(key)
             claims.setdefault((family, address), []).append((key, ifindex))
         for address, claimed in claims.items():
             if len(claimed) == 1:
                 continue
-            first = self.addresses.get(address, _NOWHERE)[0]
+            first = self.addresses.get(address, _SEVERAL)[0]
             for key, ifindex in claimed:
                 if ifindex != first:
-                    del found.owners[key]
-                    found.refused[found.links[ifindex].name] = _why(address)
+                    del contents.owners[key]
+                    contents.refused[contents.links[ifindex].name] = _conflict_text(address)
 
-    def take(self, found: Contents, now: float) -> bool:
-        """Note where addresses and MACs are now; whether a new generation must begin, because one is
-        elsewhere than before or too many were seen. Soon after the last one it need not: ports that something
-        moved to are taken from `found` instead, so that the kernel alone serves them for that long."""
-        moved = self._moved(found)
-        may_begin = now >= self._rests_until
-        if may_begin and (moved or len(self.addresses) > _MOST):
+    def update(self, contents: MapContents, now: float) -> bool:
+        """Remember where addresses and MACs are; return if a generation must begin.
+
+        It must if one moved, or if too many are remembered. Within HOLDOFF after the last one the ports
+        that something moved to are removed from `contents` instead: the kernel forwards for them.
+        """
+        moved = self._moved(contents)
+        may_begin = now >= self._hold_until
+        if may_begin and (moved or len(self.addresses) > _MAX_BINDINGS):
             self.addresses, self.macs = {}, {}
-            self._rests_until = now + REST
-            self.waits = 0.0
-            self._note(found)
+            self._hold_until = now + HOLDOFF
+            self.retry_after = 0.0
+            self._remember(contents)
             return True
-        _leave_out(found, moved)
-        self.waits = self._rests_until - now if moved else 0.0
-        self._note(found)
+        _remove_ports(contents, moved)
+        self.retry_after = self._hold_until - now if moved else 0.0
+        self._remember(contents)
         return False
 
-    def _moved(self, found: Contents) -> set[int]:
-        """The ports with an address or a MAC that was elsewhere before. That stays so when it goes back where
-        it was: its connections may have passed the rules from elsewhere meanwhile."""
+    def _moved(self, contents: MapContents) -> set[int]:
+        """Return the ports with an address or a MAC that was elsewhere before.
+
+        They stay moved even if the address returns: its connections may have passed the rules from the
+        other port meanwhile.
+        """
         moved = set()
-        for key, mac in found.owners.items():
+        for key, mac in contents.owners.items():
             ifindex, family, address = OWNER_KEY.unpack(key)
             if self.addresses.get((family, address), (ifindex, mac)) != (ifindex, mac):
                 moved.add(ifindex)
-                self.addresses[family, address] = _NOWHERE
-        for key, value in found.macs.items():
+                self.addresses[family, address] = _SEVERAL
+        for key, value in contents.macs.items():
             if self.macs.get(key, _port(value)) != _port(value):
                 moved.add(_port(value))
-                self.macs[key] = _NOWHERE[0]
+                self.macs[key] = _SEVERAL[0]
         return moved
 
-    def _note(self, found: Contents) -> None:
-        for key, mac in found.owners.items():
+    def _remember(self, contents: MapContents) -> None:
+        for key, mac in contents.owners.items():
             ifindex, family, address = OWNER_KEY.unpack(key)
             self.addresses[family, address] = (ifindex, mac)
-        self.macs |= {key: _port(value) for key, value in found.macs.items()}
+        self.macs |= {key: _port(value) for key, value in contents.macs.items()}
 
 
-def _leave_out(found: Contents, moved: set[int]) -> None:
-    """Nobody is known behind these ports."""
-    if not moved:
+def _remove_ports(contents: MapContents, ports: set[int]) -> None:
+    """Remove all addresses and MACs of these ports."""
+    if not ports:
         return
-    found.owners = {key: mac for key, mac in found.owners.items() if OWNER_KEY.unpack(key)[0] not in moved}
-    found.macs = {key: value for key, value in found.macs.items() if _port(value) not in moved}
-    found.behind = [each for each in found.behind if each[0] not in moved]
+    contents.owners = {
+        key: mac for key, mac in contents.owners.items() if OWNER_KEY.unpack(key)[0] not in ports
+    }
+    contents.macs = {key: value for key, value in contents.macs.items() if _port(value) not in ports}
+    contents.port_macs = [each for each in contents.port_macs if each[0] not in ports]
 
 
 def _port(value: bytes) -> int:
-    """The ifindex in a value of the map `macs`."""
+    """Return the ifindex in a value of the map `macs`."""
     return int.from_bytes(value[:4], sys.byteorder)
 
 
-def _why(address: Address) -> str:
+def _conflict_text(address: Address) -> str:
     packed = address[1][: 4 if address[0] == socket.AF_INET else 16]
-    return f"its address {ipaddress.ip_address(packed)} is another port's as well: the kernel decides"
+    return f"its address {ipaddress.ip_address(packed)} is also on another port: the kernel forwards for it"
 
 
-_FOREIGN_EVERY = 3  # ticks
+_FOREIGN_EVERY = 3  # polls
 
 
-class View:
-    """The targets by name, and what became of them: `refused` links by name with the reason, `unknown`
-    targets; `rule_links` are those that rules must be about to matter. `again` has it look again from any
-    thread; `admit_anew` is called where connections must pass the rules once more, `judge_anew` where these
-    must be read for other links, both before the maps change."""
+class Reconciler:
+    """Resolve the targets to bridges, and keep maps and attachments up to date.
+
+    `refused` are links by name with the reason, `unknown` are targets that match no bridge, `packet_links`
+    are the links by which accelerated packets enter and leave, as rules see them.
+
+    `wake` is called from other threads to reconcile again. Before the maps change, `readmit` is called if
+    connections must pass the rules once more, and `links_changed` if `packet_links` changed.
+    """
 
     def __init__(
         self,
         loaded: Loaded,
-        tables: Tables,
-        wanted: list[str],
-        again: Callable[[], None],
+        maps: Maps,
+        targets: list[str],
+        wake: Callable[[], None],
         neighbours: Neighbours,
-        admit_anew: Callable[[], None],
-        judge_anew: Callable[[], None],
+        readmit: Callable[[], None],
+        links_changed: Callable[[], None],
     ) -> None:
-        self.targets = wanted
+        self.targets = targets
         self.attachments = Attachments(loaded.program)
         self.refused: dict[str, str] = {}
         self.unknown: tuple[str, ...] = ()
-        self.took = self.routes_took = 0.0  # seconds of CPU time: waiting for a core is no reason to rest
-        self._tables = tables
-        self._sight = Sight()
-        self._engines = EngineNames(again)
+        # Seconds of CPU time, as waiting for a core is no reason for longer delays.
+        self.duration = self.routes_duration = 0.0
+        self._maps = maps
+        self._observer = Observer()
+        self._engines = EngineNetworks(wake)
         self._bindings = Bindings()
         self._neighbours = neighbours
-        self._admit_anew, self._judge_anew = admit_anew, judge_anew
-        self.rule_links = Links(frozenset(), frozenset(), frozenset())
+        self._readmit, self._links_changed = readmit, links_changed
+        self.packet_links = PacketLinks(frozenset(), frozenset(), frozenset())
         self._dirty: set[int | None] = {None}
         self._bridge_rules = False
-        self._ticks = 0
-        self._foreign = NOTHING_FOREIGN
-        self._call = calls_iptables()
-        self.look_at_routes()
+        self._polls = 0
+        self._foreign = NO_FOREIGN
+        self._bridge_calls = bridge_calls_iptables()
+        self.update_routes()
 
     @property
     def links(self) -> Mapping[int, Link]:
-        """The host's links as seen last."""
-        return self._sight.links
+        """The host's links, as read last."""
+        return self._observer.links
 
-    def note(self, dirty: Collection[int | None], everything: bool = False) -> None:
-        """Something changed in these namespaces (by id, None: the host), or anywhere."""
+    def mark_dirty(self, dirty: Collection[int | None], everything: bool = False) -> None:
+        """Mark namespaces as changed, by id (None: the host).
+
+        `everything`: events were lost.
+        """
         self._dirty |= set(dirty)
         if everything:
-            self._sight.forget()
+            self._observer.invalidate()
 
-    def look(self) -> None:
-        """Read what may have changed, and have the maps and links accordingly."""
+    def reconcile(self) -> None:
+        """Read what may have changed, and update maps and attachments."""
         began = time.thread_time()
         dirty, self._dirty = self._dirty, set()
-        if not self._sight.concerns(dirty):
+        if not self._observer.affects(dirty):
             return
         if None in dirty:
-            self._sight.look_at_host()
+            self._observer.read_host()
             self._foreign = self._read_foreign()
-        bridges, self.unknown = bridges_of(self.targets, self._sight.links, self._engines.networks)
+        bridges, self.unknown = find_bridges(self.targets, self._observer.links, self._engines.networks)
         self._ask_engines()
-        scene = self._sight.scene(bridges, self._foreign, dirty)
-        found = ports.contents(scene, bridges, not self._bridge_rules)
-        ports.leave_pinned(found, self._neighbours.pinned)
-        ports.fit(found)
-        self._bindings.settle_claims(found)
-        if self._bindings.take(found, time.monotonic()):
-            self._admit_anew()
-        links = ports.rule_links(found, self._sight.links)
-        if links != self.rule_links:
-            self.rule_links = links
-            self._judge_anew()
-        if self._tables.fill(found):
-            self._tables.ask_again()
-        failed = self.attachments.keep(found.links)
-        self.refused = found.refused | {found.links[each].name: why for each, why in failed.items()}
-        self._tables.behind = found.behind
-        self.took = time.thread_time() - began
+        link_state = self._observer.link_state(bridges, self._foreign, dirty)
+        contents = ports.map_contents(link_state, bridges, not self._bridge_rules)
+        ports.drop_pinned(contents, self._neighbours.pinned)
+        ports.fit_to_maps(contents)
+        self._bindings.drop_conflicts(contents)
+        if self._bindings.update(contents, time.monotonic()):
+            self._readmit()
+        packet_links = ports.packet_links(contents, self._observer.links)
+        if packet_links != self.packet_links:
+            self.packet_links = packet_links
+            self._links_changed()
+        if self._maps.fill(contents):
+            self._maps.raise_epoch()
+        failed = self.attachments.sync(contents.links)
+        self.refused = contents.refused | {contents.links[each].name: why for each, why in failed.items()}
+        self._maps.port_macs = contents.port_macs
+        self.duration = time.thread_time() - began
 
     def _ask_engines(self) -> None:
-        """While there are names that mean no bridge."""
+        """Ask the engines for their networks while a target matches no bridge."""
         if self.unknown:
-            bridges = sorted(link.ifindex for link in self._sight.links.values() if link.kind == "bridge")
-            self._engines.ask((*self.unknown, *bridges))
+            bridges = sorted(link.ifindex for link in self._observer.links.values() if link.kind == "bridge")
+            self._engines.refresh((*self.unknown, *bridges))
 
-    def look_at_routes(self) -> None:
-        """Find out what the program's own lookup of routes does not tell."""
+    def update_routes(self) -> None:
+        """Write to the maps what the program's own route lookup doesn't report."""
         began = time.thread_time()
-        self._tables.take_routes(self._sight.route_facts())
-        self.routes_took = time.thread_time() - began
+        self._maps.set_route_info(self._observer.route_info())
+        self.routes_duration = time.thread_time() - began
 
-    def take_bridge_rules(self, there: bool) -> bool:
-        """Note whether the bridge family has rules; whether that is new."""
-        changed, self._bridge_rules = there != self._bridge_rules, there
+    def set_bridge_rules(self, present: bool) -> bool:
+        """Set whether the bridge family has rules; return whether that changed."""
+        changed, self._bridge_rules = present != self._bridge_rules, present
         return changed
 
-    def has_changed_silently(self) -> bool:
-        """Whether others' tcx programs, or their functions at links' netfilter hooks, changed, of which there
-        is no event."""
-        self._ticks += 1
+    def has_silent_change(self) -> bool:
+        """Return whether tcx programs or hooks of other tools changed.
+
+        They send no event. Checked every third time, as it asks the kernel for each link and waits for the
+        RTNL lock.
+        """
+        self._polls += 1
         self._ask_engines()
-        if self._ticks % _FOREIGN_EVERY:  # a question for each link, which waits for the kernel's RTNL lock
+        if self._polls % _FOREIGN_EVERY:
             return False
         before, self._foreign = self._foreign, self._read_foreign()
         return before != self._foreign
 
     def _read_foreign(self) -> Foreign:
-        """The links at whose ingress, and at whose egress, others' programs or functions sit."""
-        links = self._sight.links
+        """Return the links with programs or hook functions of other tools.
+
+        At ingress, and at egress.
+        """
+        links = self._observer.links
         programs_in, programs_out = self.attachments.foreign(links)
-        hooked_in, hooked_out = hooks.strangers_at_links({each: link.name for each, link in links.items()})
+        hooked_in, hooked_out = hooks.links_with_foreign_hooks(
+            {each: link.name for each, link in links.items()}
+        )
         return programs_in | hooked_in, programs_out | hooked_out
 
-    def notes_new_sysctls(self) -> bool:
-        """Note it if br_netfilter's sysctls changed, of which there is no event, and say whether they did:
-        bridged frames may have to pass the rules now. Reads two files, and waits for no lock."""
-        before, self._call = self._call, calls_iptables()
-        if before != self._call:
-            self.note({None})
-        return before != self._call
+    def has_new_sysctls(self) -> bool:
+        """Return whether br_netfilter's sysctls changed, and mark the host dirty if so.
+
+        They send no event, and bridged frames may have to pass the rules now. Reads two files and waits
+        for no lock.
+        """
+        before, self._bridge_calls = self._bridge_calls, bridge_calls_iptables()
+        if before != self._bridge_calls:
+            self.mark_dirty({None})
+        return before != self._bridge_calls
 
     @property
-    def waits(self) -> float:
-        """Seconds until it must look again because something moved too soon to be taken in, or 0."""
-        return self._bindings.waits
+    def retry_after(self) -> float:
+        """Seconds until it must reconcile again because something moved too soon, or 0."""
+        return self._bindings.retry_after
 
     @property
-    def is_outdated(self) -> bool:
-        """Whether something was noted that was not looked at yet."""
+    def is_dirty(self) -> bool:
+        """Say whether changes were marked that were not read yet."""
         return bool(self._dirty)
 
     def close(self) -> None:
-        """Take the program off every link."""
+        """Detach the program from every link."""
         self.attachments.close()
-        self._sight.close()
+        self._observer.close()

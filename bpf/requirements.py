@@ -1,5 +1,4 @@
-"""What the fast path needs of this machine, looked at one by one: what is missing is named, and what follows
-from it."""
+"""Check what the fast path needs of this machine, and describe what is missing."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from bpf import build, loader, syscall
+from bpf import build, syscall
 from bpf.btf import (
     BUILT_IN,
-    NAME,
+    CONNTRACK_MODULE,
     VMLINUX,
     Btf,
     BtfError,
@@ -27,18 +26,21 @@ from core.model import Requirement
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 # Bit numbers of linux/capability.h.
-# CAP_NET_RAW is for seeing changes of iptables-legacy.
+# CAP_NET_RAW: to detect changes of iptables-legacy.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
 _LOOPBACK = 1
 
-OFF = "the fast path stays off: the kernel forwards everything, as without it"
+OFF = "the fast path stays off: the kernel forwards everything"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What was found. `functions` are those of KFUNCS that the kernel or its module nf_conntrack has,
-    `members` what of its structures cannot be found ("" for nothing); `tcx` is None where it cannot be told;
-    `lockdown` is "" where there is none."""
+class HostFeatures:
+    """Hold what was found on this machine.
+
+    `btf`: why the type information can't be read, or "". `functions`: those of KFUNCS in the kernel or its
+    module nf_conntrack. `members`: what is missing in its structures, or "". `tcx`: None if unknown.
+    `lockdown`: "" if there is none.
+    """
 
     release: str
     btf: str = ""
@@ -53,129 +55,138 @@ class Facts:
     compiled: bool = False
 
 
-def requirements(facts: Facts | None = None) -> tuple[Requirement, ...]:
-    """Every requirement, on this machine unless other facts are given."""
-    return tuple(_judged(facts or facts_of_this_machine()))
+def requirements(features: HostFeatures | None = None) -> tuple[Requirement, ...]:
+    """Return every requirement, for this machine unless other features are given."""
+    return tuple(_checked(features or read_host_features()))
 
 
 def unmet(found: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
-    """Those without which the fast path cannot be turned on."""
+    """Return those without which the fast path can't be turned on."""
     return tuple(one for one in found if one.needed and not one.met)
 
 
-def _judged(facts: Facts) -> Iterator[Requirement]:
-    yield _capabilities(facts)
-    yield _lockdown(facts)
-    yield _conntrack(facts)
-    yield _types(facts)
+def _checked(features: HostFeatures) -> Iterator[Requirement]:
+    yield _capabilities(features)
+    yield _lockdown(features)
+    yield _conntrack(features)
+    yield _types(features)
     for name in KFUNCS:
-        yield _function(facts, name)
-    yield _tcx(facts)
-    yield _bcc(facts)
-    yield _headers(facts)
+        yield _function(features, name)
+    yield _tcx(features)
+    yield _bcc(features)
+    yield _headers(features)
 
 
-def _capabilities(facts: Facts) -> Requirement:
-    lacking = [name for name, bit in _CAPABILITIES.items() if not facts.capabilities >> bit & 1]
+def _capabilities(features: HostFeatures) -> Requirement:
+    lacking = [name for name, bit in _CAPABILITIES.items() if not features.capabilities >> bit & 1]
     return Requirement(
         "CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN", not lacking,
-        f"this process lacks {' and '.join(lacking)}" if lacking else "this process has them", OFF,
+        f"this process lacks {' and '.join(lacking)}" if lacking else "present", OFF,
         "run it as root (sudo)",
     )  # fmt: skip
 
 
-def _lockdown(facts: Facts) -> Requirement:
-    """Confidentiality forbids programs that look at the kernel's memory; integrity does not."""
+def _lockdown(features: HostFeatures) -> Requirement:
+    """Check the lockdown: confidentiality forbids programs that read kernel memory."""
     return Requirement(
-        "no kernel lockdown for confidentiality", facts.lockdown != "confidentiality",
-        f"lockdown: {facts.lockdown or 'none'}", OFF, "boot without lockdown=confidentiality",
+        "no kernel lockdown for confidentiality", features.lockdown != "confidentiality",
+        f"lockdown: {features.lockdown or 'none'}", OFF, "boot without lockdown=confidentiality",
     )  # fmt: skip
 
 
-def _types(facts: Facts) -> Requirement:
-    why = facts.btf or facts.members
+def _types(features: HostFeatures) -> Requirement:
+    why = features.btf or features.members
     return Requirement(
         "the kernel's type information (BTF)", not why, why or f"{VMLINUX} has what is needed", OFF,
         "a kernel built with CONFIG_DEBUG_INFO_BTF",
     )  # fmt: skip
 
 
-def _conntrack(facts: Facts) -> Requirement:
-    state = facts.conntrack
-    found = "it is in the kernel"
+def _conntrack(features: HostFeatures) -> Requirement:
+    state = features.conntrack
+    found = "built into the kernel"
     if state.loadable:
-        found = f"it is not loaded; starting the fast path loads the module {NAME}"
+        found = f"not loaded; starting the fast path loads the module {CONNTRACK_MODULE}"
     elif not state.present:
-        found = f"it is not in the kernel, and there is no module {NAME} to load"
+        found = f"not in the kernel, and there is no module {CONNTRACK_MODULE} to load"
     elif state.loaded:
-        found = f"the module {NAME} is loaded"
-    return Requirement("conntrack", state.present or state.loadable, found, OFF, f"modprobe {NAME}")
+        found = f"the module {CONNTRACK_MODULE} is loaded"
+    return Requirement(
+        "conntrack", state.present or state.loadable, found, OFF, f"modprobe {CONNTRACK_MODULE}"
+    )
 
 
-def _function(facts: Facts, name: str) -> Requirement:
-    """That of a module which is not loaded cannot be looked at; starting loads it and looks again."""
-    met = name in facts.functions or facts.conntrack.loadable
-    found = "it is there"
-    if not met and facts.conntrack.loaded and not facts.conntrack.has_types:
-        found = f"the module {NAME} was loaded without type information: it is of another build"
+def _function(features: HostFeatures, name: str) -> Requirement:
+    """Check a kernel function.
+
+    A module's functions are known only while it is loaded; starting the fast path loads it and checks
+    again.
+    """
+    met = name in features.functions or features.conntrack.loadable
+    found = "present"
+    if not met and features.conntrack.loaded and not features.conntrack.has_types:
+        found = f"the module {CONNTRACK_MODULE} is loaded without type information: it is from another build"
     elif not met:
-        found = f"Linux {facts.release} has none, nor has its module {NAME} (/sys/kernel/btf)"
-    elif facts.conntrack.loadable:
-        found = f"it is looked for once the module {NAME} is loaded"
-    elif facts.conntrack.has_types:
-        found = f"the module {NAME} has it"
+        found = f"neither Linux {features.release} nor its module {CONNTRACK_MODULE} has it (/sys/kernel/btf)"
+    elif features.conntrack.loadable:
+        found = f"checked once the module {CONNTRACK_MODULE} is loaded"
+    elif features.conntrack.has_types:
+        found = f"the module {CONNTRACK_MODULE} has it"
     return Requirement(
         f"kernel function {name}", met, found,
-        f"without it no connection can be learned from conntrack: {OFF}",
+        f"conntrack can't be asked without it: {OFF}",
         "a kernel with CONFIG_DEBUG_INFO_BTF_MODULES that has the function (Linux 6.0 and newer have it)",
     )  # fmt: skip
 
 
-def _tcx(facts: Facts) -> Requirement:
+def _tcx(features: HostFeatures) -> Requirement:
     found = {
-        True: "they are there",
-        False: "this kernel has none (they came with Linux 6.6)",
-        None: "whether they are there cannot be told without CAP_NET_ADMIN",
+        True: "present",
+        False: "not in this kernel (new in Linux 6.6)",
+        None: "unknown without CAP_NET_ADMIN",
     }
     follows = (
-        "clsact filters are used instead: should the program be killed, they stay, idle once their lease is "
-        "over, until the next start or `vnet-tui recover`"
+        "clsact filters are used instead: if both processes are killed, they stay without effect until the "
+        "next start or `vnet-tui recover`"
     )
     return Requirement(
-        "tcx links", bool(facts.tcx), found[facts.tcx],
-        f"where there are none, {follows}" if facts.tcx is None else follows,
-        "run it as root (sudo)" if facts.tcx is None else "Linux 6.6 or newer", needed=False,
+        "tcx links", bool(features.tcx), found[features.tcx],
+        f"if there are none, {follows}" if features.tcx is None else follows,
+        "run it as root (sudo)" if features.tcx is None else "Linux 6.6 or newer", needed=False,
     )  # fmt: skip
 
 
-def _bcc(facts: Facts) -> Requirement:
-    met = facts.has_bcc or facts.compiled
-    found = "its Python bindings are installed" if facts.has_bcc else "its Python bindings are not installed"
+def _bcc(features: HostFeatures) -> Requirement:
+    met = features.has_bcc or features.compiled
+    found = "Python bindings installed" if features.has_bcc else "Python bindings not installed"
     return Requirement(
-        "BCC", met, found if not facts.compiled else f"{found}; the program is compiled already", OFF,
+        "BCC", met, found if not features.compiled else f"{found}; the program is already compiled", OFF,
         "apt install python3-bpfcc (Fedora: dnf install python3-bcc)",
     )  # fmt: skip
 
 
-def _headers(facts: Facts) -> Requirement:
-    """Of the C library alone: headers of the running kernel are not needed."""
-    met = facts.has_headers or facts.compiled
+def _headers(features: HostFeatures) -> Requirement:
+    """Check the C library's headers; those of the running kernel aren't needed."""
+    met = features.has_headers or features.compiled
     path = build.UAPI / "linux" / "bpf.h"
-    found = f"{path} is there" if facts.has_headers else f"{path} is missing"
+    found = f"{path} exists" if features.has_headers else f"{path} is missing"
     return Requirement(
         "headers of the C library", met,
-        found if not facts.compiled else f"{found}; the program is compiled already", OFF,
+        found if not features.compiled else f"{found}; the program is already compiled", OFF,
         "apt install linux-libc-dev (Fedora: dnf install kernel-headers)",
     )  # fmt: skip
 
 
-def facts_of_this_machine(whole: bool = False) -> Facts:
-    """Look; nothing is changed, and BCC is not imported. A program that is compiled already shows that the
-    kernel's types are as they must be: they are read again only for the `whole` of it."""
-    compiled, module = loader.is_compiled(), module_state()
+def read_host_features(whole: bool = False) -> HostFeatures:
+    """Read the features of this machine; changes nothing and doesn't import BCC.
+
+    A program that is already compiled shows that the kernel's types are suitable: they are read again only
+    with `whole`.
+    """
+    compiled, module = build.is_compiled(), module_state()
     btf, why = _btf() if whole or not compiled else (None, "")
     functions = frozenset(name for name in KFUNCS if btf and btf.function(name) is not None)
-    return Facts(
+    return HostFeatures(
         release=os.uname().release,
         btf=why,
         functions=functions if btf or why else frozenset(KFUNCS),
@@ -183,7 +194,7 @@ def facts_of_this_machine(whole: bool = False) -> Facts:
         conntrack=module,
         tcx=_has_tcx(),
         capabilities=_effective(),
-        lockdown=_lockdown_here(),
+        lockdown=_lockdown_level(),
         has_bcc=find_spec("bcc") is not None,
         has_headers=(build.UAPI / "linux" / "bpf.h").is_file(),
         compiled=compiled,
@@ -198,7 +209,7 @@ def _btf() -> tuple[Btf | None, str]:
 
 
 def _members(btf: Btf) -> str:
-    """What the compiled program reads of the kernel's structures and cannot be found, in words."""
+    """Return which members of kernel structures the compiled program lacks."""
     try:
         build.offsets(btf)
     except BtfError as error:
@@ -207,7 +218,7 @@ def _members(btf: Btf) -> str:
 
 
 def _has_tcx() -> bool | None:
-    """Ask which programs sit at the loopback link: a kernel without tcx does not understand the question."""
+    """Query the programs at the loopback link: a kernel without tcx refuses that."""
     try:
         syscall.attached(_LOOPBACK)
     except OSError as error:
@@ -220,8 +231,8 @@ def _effective() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
 
 
-def _lockdown_here() -> str:
-    """The level that is chosen, which the kernel prints in brackets."""
+def _lockdown_level() -> str:
+    """Return the selected level, which the kernel prints in brackets."""
     try:
         chosen = _LOCKDOWN.read_text().partition("[")[2].partition("]")[0]
     except OSError:

@@ -1,7 +1,7 @@
-"""The control socket: one line of JSON asks, one line answers, then it is closed.
+"""Talk over the control socket: a line of JSON as request, a line as answer.
 
 Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names, and `strict`),
-"capture" and "release" (with `address`), "reload", "off". Answers have `ok`, and where it is false `what`,
+"capture" and "release" (with `address`), "reload", "off". Answers have `ok`, and if it is false `what`,
 `why` and `try`.
 """
 
@@ -15,20 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bpf.runfile import here, socket_path
+from bpf.runfile import netns_inode, socket_path
 
-_MOST = 1 << 20
-PATIENCE = 20.0  # seconds: on a slow machine a holder that reads rules answers late
+_MAX_REQUEST = 1 << 20
+TIMEOUT = 20.0  # seconds: on a slow machine a daemon that reads rules answers late
 
 Answer = dict[str, Any]
 
 
 class NotRunning(Exception):
-    """Nobody accelerates that network namespace."""
+    """No daemon runs in that network namespace."""
 
 
 class Server:
-    """The listening socket of a holder; only its own user may connect."""
+    """Listen on the daemon's socket; only its own user may connect."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -43,46 +43,48 @@ class Server:
         self._socket.listen(16)
 
     def fileno(self) -> int:
-        """What to wait for."""
+        """Return the descriptor to wait for."""
         return self._socket.fileno()
 
-    def serve(self, answer: Callable[[dict[str, Any]], Answer]) -> None:
-        """Answer one that knocked; one that says nothing is not waited for long."""
+    def serve(self, handle: Callable[[dict[str, Any]], Answer]) -> None:
+        """Answer one client; don't wait long for one that sends nothing."""
         with suppress(OSError, ValueError):
-            there, _ = self._socket.accept()
-            with there:
-                there.settimeout(0.2)
-                request = json.loads(_line(there))
-                told = answer(request if isinstance(request, dict) else {})
-                there.sendall(json.dumps(told).encode() + b"\n")
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.settimeout(0.2)
+                request = json.loads(_line(connection))
+                reply = handle(request if isinstance(request, dict) else {})
+                connection.sendall(json.dumps(reply).encode() + b"\n")
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket."""
         self._socket.close()
 
 
-def ask(request: dict[str, Any], inode: int | None = None, patience: float = PATIENCE) -> Answer:
-    """Ask the holder of a network namespace (None: this one); raises NotRunning, OSError where it does not
-    answer within `patience` seconds."""
-    path = socket_path(here() if inode is None else inode)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as there:
-        there.settimeout(patience)
+def ask(request: dict[str, Any], inode: int | None = None, timeout: float = TIMEOUT) -> Answer:
+    """Send a request to the daemon of a network namespace (None: this one).
+
+    Raises NotRunning, and OSError if there is no answer within `timeout` seconds.
+    """
+    path = socket_path(netns_inode() if inode is None else inode)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        connection.settimeout(timeout)
         try:
-            there.connect(str(path))
+            connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NotRunning("nothing is accelerated here") from error
-        there.sendall(json.dumps(request).encode() + b"\n")
+        connection.sendall(json.dumps(request).encode() + b"\n")
         try:
-            answer = json.loads(_line(there))
+            answer = json.loads(_line(connection))
         except ValueError as error:
-            raise NotRunning("it ended while it was asked") from error
+            raise NotRunning("it ended before it answered") from error
     return dict(answer)
 
 
-def _line(there: socket.socket) -> bytes:
+def _line(connection: socket.socket) -> bytes:
     data = b""
-    while not data.endswith(b"\n") and len(data) < _MOST:
-        more = there.recv(1 << 16)
+    while not data.endswith(b"\n") and len(data) < _MAX_REQUEST:
+        more = connection.recv(1 << 16)
         if not more:
             break
         data += more

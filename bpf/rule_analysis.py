@@ -1,9 +1,8 @@
-"""Which firewall rules judge packets one by one, so that a flow that they let through once tells nothing of
-its next packet.
+"""Analyse which firewall rules match single packets instead of connections.
 
-Pure: rules come in as values (bpf/ruleset.py reads them). What is judged is an established connection's
-plain packet, the only kind that the fast path forwards: it is followed through the chains of each hook
-that forwarded packets pass.
+A flow that such a rule accepted once says nothing about its next packet. Pure: rules are values
+(bpf/ruleset.py reads them). The analysis follows a plain packet of an established connection, the only kind
+that the fast path forwards, through the chains of each hook that forwarded packets pass.
 """
 
 from __future__ import annotations
@@ -13,34 +12,36 @@ from dataclasses import dataclass
 
 # Hooks that a forwarded or bridged packet passes.
 FORWARDED = frozenset({"prerouting", "forward", "postrouting", "ingress", "egress"})
-# What a bridge hands to the host to be routed passes the bridge family's input.
+# Packets that a bridge passes to the host to be routed go through the bridge family's input.
 _ROUTED_BY_BRIDGE = ("bridge", "input")
 _ROUTED_FAMILIES = ("ip", "ip6", "inet", "iptables-legacy ip", "iptables-legacy ip6")
 _DEPTH = 32
 
-# (backend or family, table, chain): enough to tell chains apart.
+# Backend or family, table, and name of the chain or set.
 ChainName = tuple[str, str, str]
 SetName = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule, as far as it matters here.
+    """Describe one rule, as far as it matters here.
 
-    `judges` names what in it looks at single packets or changes them, "" where nothing does. `takes_part`
-    is False where no established plain packet can match it. `always` is True where every such packet
-    matches. `verdict` is "accept", "drop", "return", "jump", "goto" or "" for one that goes on; `targets`
-    the chains it may jump to; where `always` is False the packet may also go on behind it. `marks` says
-    that it reads or writes bits of the ct mark that are ours, `reads_mark` that it reads any; `sets` are
-    those that it looks up. `link_in` and `link_out` are names of the only links that it matches, with a "*"
-    at the end for all that begin so, or "#" and an index; "" for any. `reads_mac`: it looks at link-layer
-    addresses, which are known of containers alone. `reads_invalid`: it is about packets that conntrack calls
-    invalid, whether or not it takes part otherwise.
+    - `per_packet`: what in it matches single packets or changes them, or ""
+    - `can_match`: an established plain packet can match
+    - `always`: every such packet matches; otherwise some continue behind the rule
+    - `verdict`: "accept", "drop", "return", "jump", "goto", or "" if it continues
+    - `targets`: chains it may jump to
+    - `marks`: it reads or writes our bits of the ct mark; `reads_mark`: it reads any bits
+    - `sets`: those that it looks up
+    - `link_in`, `link_out`: the only links that it matches, with "*" at the end for a prefix, or "#" and an
+      index; "" for any
+    - `reads_mac`: it matches link-layer addresses, which are known of containers only
+    - `reads_invalid`: it is about packets that conntrack calls invalid
     """
 
     name: str
-    judges: str = ""
-    takes_part: bool = True
+    per_packet: str = ""
+    can_match: bool = True
     always: bool = False
     verdict: str = ""
     targets: tuple[ChainName, ...] = ()
@@ -52,24 +53,29 @@ class Rule:
     reads_mac: bool = False
     reads_invalid: bool = False
 
-    def may_meet(self, links: Links | None) -> bool:
-        """Whether a packet that comes in and leaves by some of these links can match; None: by any."""
+    def may_match(self, links: PacketLinks | None) -> bool:
+        """Return whether a packet that enters and leaves by some of these links can match.
+
+        None: any links.
+        """
         if links is None:
             return True
-        return _meets(self.link_in, links.come_in) and _meets(self.link_out, links.leave)
+        return _matches(self.link_in, links.inputs) and _matches(self.link_out, links.outputs)
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """The links that accelerated packets come in by, as rules see them, and may leave by: names, and indexes
-    as "#7". `bridges` are those among the former that lead to containers."""
+class PacketLinks:
+    """Hold the links that accelerated packets enter and leave by, as rules see them.
 
-    come_in: frozenset[str]
-    leave: frozenset[str]
+    Names, and indexes as "#7". `bridges`: those among the inputs that lead to containers.
+    """
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
     bridges: frozenset[str]
 
 
-def _meets(pattern: str, links: frozenset[str]) -> bool:
+def _matches(pattern: str, links: frozenset[str]) -> bool:
     if pattern.endswith("*"):
         return any(name.startswith(pattern[:-1]) for name in links)
     return not pattern or pattern in links
@@ -77,20 +83,24 @@ def _meets(pattern: str, links: frozenset[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Chains by name with their rules in order, and where packets enter: base chains with their hooks;
-    those of type nat are left out, for only a connection's first packet passes them. `behind_marks` are
-    those whose priority puts them behind the chain that writes our marks, `maps` sets that hold verdicts or
-    data, `expiring` those whose elements time out."""
+    """Hold chains by name with their rules in order, and base chains with their hooks.
+
+    Base chains of type nat are left out, as only a connection's first packet passes them. `late`: chains
+    whose priority is after the chain that writes our marks. `maps`: sets that hold verdicts or data.
+    `expiring`: sets whose elements time out.
+    """
 
     chains: Mapping[ChainName, Sequence[Rule]]
     hooks: Mapping[ChainName, str]
-    behind_marks: frozenset[ChainName] = frozenset()
+    late: frozenset[ChainName] = frozenset()
     maps: frozenset[SetName] = frozenset()
     expiring: frozenset[SetName] = frozenset()
 
     def has_bridge_rules(self) -> bool:
-        """Whether any rule has a say in frames that conntrack never sees: of the bridge family, or at an
-        interface's ingress or egress."""
+        """Return whether rules filter frames that conntrack never sees.
+
+        That is in the bridge family, or at an interface's ingress or egress.
+        """
         return any(
             rules and (name[0] in ("bridge", "netdev") or self.hooks.get(name) in ("ingress", "egress"))
             for name, rules in self.chains.items()
@@ -98,10 +108,13 @@ class RuleSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Of a rule set: the `reasons` why it forbids the fast path, in words, without repetition, the sets that
-    packets of established connections are looked up in, whether a rule reads their ct mark, and the rules,
-    in words, that are about packets which conntrack calls invalid."""
+class RuleAnalysis:
+    """Hold the result of an analysis.
+
+    `reasons`: why the rules forbid the fast path, without repetition. `sets`: those that packets of
+    established connections are looked up in. `reads_marks`: a rule matches their ct mark. `invalid`: rules
+    about packets that conntrack calls invalid.
+    """
 
     reasons: tuple[str, ...]
     sets: frozenset[SetName]
@@ -109,124 +122,140 @@ class Judged:
     invalid: tuple[str, ...] = ()
 
 
-def judge(rules: RuleSet, links: Links | None = None) -> Judged:
-    """Follow an established packet through every hook that it may pass, coming in and leaving by some of
-    these links (None: by any)."""
+def analyse(rules: RuleSet, links: PacketLinks | None = None) -> RuleAnalysis:
+    """Follow an established packet through every hook that it may pass.
+
+    It enters and leaves by some of these links (None: any).
+    """
     found: dict[str, None] = {}
     invalid: dict[str, None] = {}
     sets: set[SetName] = set()
     reads_marks = False
     for chain, hook in rules.hooks.items():
         if hook in FORWARDED or (chain[0], hook) == _ROUTED_BY_BRIDGE:
-            # Elsewhere the links are those of bridges' ports, which come and go.
+            # Elsewhere the links are ports of bridges, which come and go.
             is_routed = chain[0] in _ROUTED_FAMILIES and hook not in ("ingress", "egress")
-            walk = _Walk(rules, links if is_routed else None)
-            walk.through(chain, 0)
+            walk = _ChainWalk(rules, links if is_routed else None)
+            walk.follow(chain, 0)
             found |= dict.fromkeys(walk.reasons)
             sets |= walk.sets
-            invalid |= dict.fromkeys(_about_invalid(rules, chain, links if is_routed else None))
+            invalid |= dict.fromkeys(_invalid_rules(rules, chain, links if is_routed else None))
             reads_marks |= walk.reads_marks
-        if (_is_late(chain, hook) or chain in rules.behind_marks) and rules.chains.get(chain):
-            found[f"{_where(chain)}: sees packets after all that the fast path takes into account"] = None
-    return Judged(tuple(found), frozenset(sets), reads_marks, tuple(invalid))
+        if (_is_late(chain, hook) or chain in rules.late) and rules.chains.get(chain):
+            found[f"{_chain_text(chain)}: processes packets after the chain of the fast path"] = None
+    return RuleAnalysis(tuple(found), frozenset(sets), reads_marks, tuple(invalid))
 
 
-def _about_invalid(rules: RuleSet, base: ChainName, links: Links | None) -> Iterator[str]:
-    """The rules about packets that conntrack calls invalid, in all chains that may be come to from a base
-    chain: such packets pass by what lets established ones through."""
+def _invalid_rules(rules: RuleSet, base: ChainName, links: PacketLinks | None) -> Iterator[str]:
+    """Yield the rules about invalid packets in all chains reachable from a base chain.
+
+    Such packets pass by rules that accept established ones.
+    """
     chains = [base]
     for chain in chains:
         for rule in rules.chains.get(chain, ()):
-            if rule.may_meet(links):
+            if rule.may_match(links):
                 chains += [target for target in rule.targets if target not in chains]
                 if rule.reads_invalid:
-                    yield f"{_where(chain)}, {rule.name}"
+                    yield f"{_chain_text(chain)}, {rule.name}"
 
 
 def _is_late(chain: ChainName, hook: str) -> bool:
-    """Whether packets have got their mark when they come to that chain: at an interface's egress, and where
-    what was routed goes into a bridge."""
+    """Return whether packets already have their mark when they come to that chain.
+
+    So it is at an interface's egress, and where routed packets enter a bridge.
+    """
     return hook == "egress" or (chain[0] == "bridge" and hook in ("output", "postrouting"))
 
 
 def mark_users(rules: RuleSet) -> list[str]:
-    """The rules that use bits of the ct mark that are ours, wherever they stand."""
+    """Return the rules in any chain that use our bits of the ct mark."""
     return [
-        f"{_where(chain)}, {rule.name}" for chain, held in rules.chains.items() for rule in held if rule.marks
+        f"{_chain_text(chain)}, {rule.name}"
+        for chain, chain_rules in rules.chains.items()
+        for rule in chain_rules
+        if rule.marks
     ]
 
 
-class _Walk:
-    """The way of an established packet from one base chain on."""
+class _ChainWalk:
+    """Follow an established packet from one base chain on."""
 
-    def __init__(self, rules: RuleSet, links: Links | None) -> None:
+    def __init__(self, rules: RuleSet, links: PacketLinks | None) -> None:
         self.rules, self._links = rules, links
         self.reasons: list[str] = []
         self.sets: set[SetName] = set()
         self.reads_marks = False
-        self._known: dict[ChainName, bool] = {}
+        self._ends: dict[ChainName, bool] = {}
 
-    def through(self, chain: ChainName, depth: int) -> bool:
-        """Note what judges on the way; whether no packet comes back out of the chain."""
-        if chain in self._known:
-            return self._known[chain]
-        self._known[chain] = False
+    def follow(self, chain: ChainName, depth: int) -> bool:
+        """Collect what matches single packets; return whether no packet leaves the chain."""
+        if chain in self._ends:
+            return self._ends[chain]
+        self._ends[chain] = False
         returns = False
         if depth >= _DEPTH:
-            self.reasons.append(f"{_where(chain)}: more than {_DEPTH} chains lead to it, one from the other")
+            self.reasons.append(f"{_chain_text(chain)}: jumps are nested deeper than {_DEPTH} chains")
         for rule in self.rules.chains.get(chain, ()) if depth < _DEPTH else ():
-            is_passed = rule.takes_part and rule.may_meet(self._links)
-            ends, comes_back = self._rule(chain, rule, depth) if is_passed else (False, False)
+            applies = rule.can_match and rule.may_match(self._links)
+            ends, comes_back = self._rule(chain, rule, depth) if applies else (False, False)
             returns |= comes_back
-            if ends or (comes_back and is_passed and rule.always):
-                self._known[chain] = ends and not returns
+            if ends or (comes_back and applies and rule.always):
+                self._ends[chain] = ends and not returns
                 break
-        return self._known[chain]
+        return self._ends[chain]
 
     def _rule(self, chain: ChainName, rule: Rule, depth: int) -> tuple[bool, bool]:
-        """Whether no packet goes on behind this rule, and whether it lets some go back to where the chain was
-        called."""
+        """Return whether no packet continues behind this rule, and whether some return.
+
+        Return: to the chain that called this one.
+        """
         self.sets.update(rule.sets)
         self.reads_marks |= rule.reads_mark
-        judges = rule.judges or self._mac_of_an_uplink(rule)
-        if judges:
-            self.reasons.append(f"{_where(chain)}, {rule.name}: {judges}")
-        gone = [self.through(target, depth + 1) for target in rule.targets]
+        per_packet = rule.per_packet or self._uplink_mac_reason(rule)
+        if per_packet:
+            self.reasons.append(f"{_chain_text(chain)}, {rule.name}: {per_packet}")
+        ended_in = [self.follow(target, depth + 1) for target in rule.targets]
         if rule.verdict in ("accept", "drop"):
             return rule.always, False
-        ended = bool(gone) and all(gone)
+        ended = bool(ended_in) and all(ended_in)
         if rule.verdict == "jump":
             return rule.always and ended, False
         if rule.verdict == "goto":
             return rule.always and ended, not ended
         return False, rule.verdict == "return"
 
-    def _mac_of_an_uplink(self, rule: Rule) -> str:
-        """What comes in by an uplink may have another sender with each packet, of two routers for example."""
+    def _uplink_mac_reason(self, rule: Rule) -> str:
+        """Return a reason if the rule matches MAC addresses of packets from an uplink.
+
+        Each of their packets may have another sender, for example if there are two routers.
+        """
         if not rule.reads_mac or self._links is None:
             return ""
-        others = self._links.come_in - self._links.bridges
+        others = self._links.inputs - self._links.bridges
         return (
-            "it looks at MAC addresses of what comes in by an uplink"
-            if _meets(rule.link_in, others) and others
+            "matches MAC addresses of packets from an uplink"
+            if _matches(rule.link_in, others) and others
             else ""
         )
 
 
-def _where(chain: ChainName) -> str:
+def _chain_text(chain: ChainName) -> str:
     return " ".join(chain)
 
 
-# TCP flags as in the header's byte 13.
+# TCP flags, as in byte 13 of the header.
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
-# IPS_* that stay as they are once a connection is admitted: expected, answered, confirmed, translated.
+# IPS_* that never change once a connection is admitted: expected, answered, confirmed, translated.
 FIXED_STATUS = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x80 | 0x100
 KNOWN_FLAGS = _FIN | _SYN | _RST | _ACK
 
 
 def flags_match(mask: int, value: int, negated: bool = False) -> str:
-    """Whether a match on TCP flags holds for what the fast path forwards (ACK set; SYN, FIN and RST not):
-    "always", "never", or "sometimes"."""
+    """Return whether a match on TCP flags holds for what the fast path forwards.
+
+    Such packets have ACK set, and SYN, FIN and RST cleared. Returns "always", "never" or "sometimes".
+    """
     differs = (value ^ _ACK) & mask & KNOWN_FLAGS
     if differs or value & ~mask:
         return "always" if negated else "never"
@@ -235,7 +264,7 @@ def flags_match(mask: int, value: int, negated: bool = False) -> str:
     return "never" if negated else "always"
 
 
-# What iptables' extensions look at stays the same for all packets of a connection.
+# What these extensions of iptables match is the same for all packets of a connection.
 PLAIN_MATCHES = frozenset(
     {
         "comment", "conntrack", "state", "tcp", "udp", "udplite", "sctp", "icmp", "icmp6", "icmpv6",
@@ -244,7 +273,7 @@ PLAIN_MATCHES = frozenset(
     }
 )  # fmt: skip
 # Matches of IPv6 headers that no plain packet has: the fast path leaves all extension headers to the kernel
-# but the jumbo header, which is of hop-by-hop options (`hbh`).
+# except the jumbo header, which has hop-by-hop options (`hbh`).
 ABSENT_MATCHES = frozenset({"rt", "frag", "dst", "mh", "ah"})
 PLAIN_TARGETS = frozenset(
     {
@@ -258,14 +287,17 @@ ALL_BITS = 0xFFFFFFFF
 INVALID, ESTABLISHED = 1, 2  # NF_CT_STATE_INVALID_BIT, NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 
 
-class RuleFacts:
-    """A rule in the making; the fields are those of Rule. `looks_up_state`: the ct state was asked
-    for in a way that isn't worked out. `conditional`: not every packet matches."""
+class RuleBuilder:
+    """Collect the properties of a rule; the fields are those of Rule.
+
+    `looks_up_state`: the ct state is matched in a way that isn't evaluated here. `conditional`: not every
+    packet matches.
+    """
 
     def __init__(self, chain: ChainName, mask: int) -> None:
         self.chain, self.mask = chain, mask
-        self.judges = ""
-        self.takes_part = True
+        self.per_packet = ""
+        self.can_match = True
         self.conditional = False
         self.verdict, self.targets = "", list[str]()
         self.looked_up = list[str]()
@@ -276,12 +308,12 @@ class RuleFacts:
         self.marks = False
 
     def rule(self, name: str) -> Rule:
-        """What was found."""
+        """Build the rule."""
         targets = tuple((*self.chain[:2], target) for target in dict.fromkeys(self.targets))
         return Rule(
             name,
-            self.judges,
-            self.takes_part,
+            self.per_packet,
+            self.can_match,
             not self.conditional,
             self.verdict,
             targets,
@@ -294,31 +326,34 @@ class RuleFacts:
             self.reads_invalid or (self.looks_up_state and self.verdict != "accept"),
         )
 
-    def judge(self, what: str) -> None:
-        """It looks at single packets, or changes them; the first reason counts."""
-        self.judges = self.judges or what
+    def note_per_packet(self, what: str) -> None:
+        """Note that it matches single packets or changes them; the first reason counts."""
+        self.per_packet = self.per_packet or what
 
-    def take_mark(self, used: int) -> None:
-        """It uses these bits of the ct mark."""
+    def use_mark(self, used: int) -> None:
+        """Note that it uses these bits of the ct mark."""
         if used & self.mask:
             self.marks = True
 
     def compare_state(self, number: int, negated: bool, mask: int = ALL_BITS, inverted: int = 0) -> None:
-        """`(state & mask) != 0` is how a list of states is asked for, `state == number` one of them."""
+        """Note a comparison of the ct state.
+
+        A list of states is matched by `(state & mask) != 0`, a single one by `state == number`.
+        """
         established, invalid = (each & mask ^ inverted for each in (ESTABLISHED, INVALID))
         if (established == number) == negated:
-            self.takes_part = False
+            self.can_match = False
             self.reads_invalid |= (invalid == number) != negated
 
-    def look_at_status(self, mask: int) -> None:
-        """It looks at these bits of the ct status."""
+    def use_status(self, mask: int) -> None:
+        """Note that it matches these bits of the ct status."""
         if mask & ~FIXED_STATUS:
-            self.judge("it looks at what becomes of connections (ct status)")
+            self.note_per_packet("matches changing bits of the connection's status (ct status)")
 
     def compare_flags(self, mask: int, number: int, negated: bool) -> None:
-        """It asks whether these TCP flags are, or are not, that number."""
+        """Note that it compares these TCP flags with a number."""
         found = flags_match(mask, number, negated)
         if found == "never":
-            self.takes_part = False
+            self.can_match = False
         elif found == "sometimes":
-            self.judge("it looks at TCP flags")
+            self.note_per_packet("matches TCP flags")

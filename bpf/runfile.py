@@ -1,5 +1,4 @@
-"""Where the processes of the fast path find each other: the lock, the socket and the state to repair, one
-set a network namespace, under /run/vnet-tui."""
+"""Manage lock, socket and cleanup state in /run/vnet-tui, one set per namespace."""
 
 from __future__ import annotations
 
@@ -12,43 +11,46 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bpf.attachments import detach, remains
-from bpf.ct_marks import hand_back
+from bpf.attachments import detach_clsact, leftover_filters
+from bpf.connections import clear_all_marks
 from core.files import write_whole
 from core.netlink import netns
 
 DIRECTORY = Path("/run/vnet-tui")
-# The environment variable by which the holder knows its keeper.
-KEEPER = "VNET_TUI_KEEPER"
+# The environment variable that has the supervisor's PID for the daemon.
+SUPERVISOR_VARIABLE = "VNET_TUI_KEEPER"
 _SO_NETNS_COOKIE = 71
 
 
-class Taken(Exception):
-    """Another process accelerates this network namespace already; the text names it."""
+class AlreadyRunning(Exception):
+    """Another process accelerates this network namespace; the text names it."""
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What must be put right should both processes be killed: the bits of the ct mark that are ours.
-    `cookie` is the network namespace's own number, for inodes are used again."""
+class CleanupState:
+    """Record what must be cleaned up if both processes are killed.
+
+    `mark_mask`: our bits of the ct mark. `cookie`: the network namespace's unique number, as inodes are
+    reused.
+    """
 
     mark_mask: int
     cookie: int
 
 
-def here() -> int:
-    """The inode of the network namespace that this process is in."""
+def netns_inode() -> int:
+    """Return the inode of this process's network namespace."""
     return netns.inode_of(netns.HOST_PATH)
 
 
-def cookie() -> int:
-    """The number of this network namespace that no other one gets until the next start of the machine."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as here:
-        return int.from_bytes(here.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+def netns_cookie() -> int:
+    """Return the number of this network namespace, unique until the next boot."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def socket_path(inode: int) -> Path:
-    """The control socket."""
+    """Return the path of the control socket."""
     return DIRECTORY / f"fastpath-{inode}.sock"
 
 
@@ -57,12 +59,12 @@ def _state_path(inode: int) -> Path:
 
 
 def lock() -> int:
-    """Become the one who accelerates this namespace: a descriptor that keeps it so, in children too.
+    """Lock this namespace; return a descriptor that holds the lock, also in children.
 
-    Raises Taken, and OSError without a directory for it.
+    Raises AlreadyRunning, and OSError if the directory can't be created.
     """
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path = _lock_path(here())
+    path = _lock_path(netns_inode())
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -70,7 +72,7 @@ def lock() -> int:
         except BlockingIOError as error:
             who = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
-            raise Taken(f"process {who or 'unknown'} accelerates here already") from error
+            raise AlreadyRunning(f"process {who or 'unknown'} already accelerates here") from error
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # its owner removed it at its end
@@ -91,15 +93,14 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def unlock() -> None:
-    """Others may, as soon as those who hold the descriptor are gone."""
-    _lock_path(here()).unlink(missing_ok=True)
+    """Remove the lock file; others can lock once the descriptor is closed everywhere."""
+    _lock_path(netns_inode()).unlink(missing_ok=True)
 
 
-def owner() -> int:
-    """The process that accelerates this namespace: the keeper, by the lock that it holds; 0 where nobody
-    is."""
+def lock_owner() -> int:
+    """Return the PID of the supervisor that holds this namespace's lock, or 0."""
     try:
-        descriptor = os.open(_lock_path(here()), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(_lock_path(netns_inode()), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return 0
     try:
@@ -112,49 +113,48 @@ def owner() -> int:
     return 0
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that live."""
+def child_pids(pid: int) -> list[int]:
+    """Return the PIDs of a process's running children."""
     with suppress(OSError):
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 
-def remember(state: State) -> None:
-    """Keep what must be put right, on disk before anything changes."""
-    write_whole(_state_path(here()), json.dumps(asdict(state)).encode("ascii"))
+def save_state(state: CleanupState) -> None:
+    """Write the cleanup state to disk, before anything changes."""
+    write_whole(_state_path(netns_inode()), json.dumps(asdict(state)).encode("ascii"))
 
 
-def remembered() -> State | None:
-    """What somebody left to be put right; None where nothing is."""
+def saved_state() -> CleanupState | None:
+    """Return the state that an earlier run left to be cleaned up, or None."""
     try:
-        found = json.loads(_state_path(here()).read_text())
-        state = State(int(found["mark_mask"]), int(found["cookie"]))
+        found = json.loads(_state_path(netns_inode()).read_text())
+        state = CleanupState(int(found["mark_mask"]), int(found["cookie"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if state.cookie == cookie():
+    if state.cookie == netns_cookie():
         return state
-    forget()  # of a namespace that is gone
+    remove_files()  # of a namespace that no longer exists
     return None
 
 
-def forget() -> None:
-    """All is as it was."""
-    for path in (_state_path(here()), socket_path(here())):
+def remove_files() -> None:
+    """Remove the state file and the socket."""
+    for path in (_state_path(netns_inode()), socket_path(netns_inode())):
         path.unlink(missing_ok=True)
 
 
-# Gives everything back to the kernel: filters and the marks of connections; whoever ends last does it,
-# twice does no harm.
-
-
 def clean_up() -> int | None:
-    """Put right what is left to be put right here: how many connections were handed back, None where there
-    was nothing to do. Raises OSError where conntrack refuses."""
-    state = remembered()
+    """Remove our tc filters and clear our marks; return how many connections had one.
+
+    None if there was nothing to clean up. Either process may do it, and doing it twice is harmless. Raises
+    OSError if conntrack refuses.
+    """
+    state = saved_state()
     if state is None:
         return None
-    for ifindex in remains():
-        detach(ifindex)
-    handed = hand_back(state.mark_mask)
-    forget()
+    for ifindex in leftover_filters():
+        detach_clsact(ifindex)
+    handed = clear_all_marks(state.mark_mask)
+    remove_files()
     return handed

@@ -1,6 +1,7 @@
-"""The bpf(2) system call: maps, programs, links; one function a command, plain integers for descriptors.
+"""Call bpf(2): maps, programs, links; one function per command.
 
-Numbers and layouts: include/uapi/linux/bpf.h. Every failure is an OSError with the kernel's errno.
+Descriptors are int. Numbers and layouts: include/uapi/linux/bpf.h. Every failure is an OSError with the
+kernel's errno.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def bpf(command: int, attributes: bytes | bytearray | ctypes.Array[ctypes.c_char]) -> int:
-    """bpf(command, attributes); a bytearray is updated in place with what the kernel wrote."""
+    """Call bpf(command, attributes); the kernel's answer updates a bytearray."""
     buffer = (ctypes.c_char * len(attributes)).from_buffer_copy(bytes(attributes))
     number = _NUMBERS[platform.machine()]
     result = _libc.syscall(
@@ -61,7 +62,7 @@ def _bytes_at(data: bytes) -> tuple[np.ndarray, int]:
 
 
 def create_map(kind: int, key_size: int, value_size: int, entries: int, name: str, flags: int = 0) -> int:
-    """A new map; its name is cut to the 15 bytes that the kernel keeps."""
+    """Create a map; the kernel keeps the first 15 bytes of its name."""
     attributes = struct.pack(
         "<IIIIIII16s", kind, key_size, value_size, entries, flags, 0, 0, name.encode()[:15]
     )
@@ -69,8 +70,11 @@ def create_map(kind: int, key_size: int, value_size: int, entries: int, name: st
 
 
 def lookup(map_fd: int, key: bytes, value_size: int) -> bytes | None:
-    """The value of a key, or None; of a per-CPU map the values of all CPUs, one after the other (each rounded
-    up to eight bytes: `value_size` is their sum)."""
+    """Return the value of a key, or None.
+
+    For a per-CPU map the values of all CPUs, one after the other, each rounded up to eight bytes;
+    `value_size` is their sum.
+    """
     keys, key_at = _bytes_at(key)
     value = np.zeros(value_size, np.uint8)
     try:
@@ -90,7 +94,7 @@ def update(map_fd: int, key: bytes, value: bytes) -> None:
 
 
 def delete(map_fd: int, key: bytes) -> bool:
-    """Forget a key; whether it was there."""
+    """Delete a key; return whether it existed."""
     keys, key_at = _bytes_at(key)
     try:
         bpf(_MAP_DELETE, struct.pack("<IxxxxQQQ", map_fd, key_at, 0, 0))
@@ -101,7 +105,7 @@ def delete(map_fd: int, key: bytes) -> bool:
 
 
 def keys(map_fd: int, key_size: int) -> list[bytes]:
-    """All keys of a small map."""
+    """Return all keys of a small map."""
     found: list[bytes] = []
     here = np.zeros(key_size, np.uint8)
     after = np.zeros(key_size, np.uint8)
@@ -117,9 +121,10 @@ def keys(map_fd: int, key_size: int) -> list[bytes]:
 
 
 def read_all(map_fd: int, key: np.dtype, value: np.dtype, entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of a hash map as columns, in few system calls; `entries` is its size.
+    """Read keys and values of a hash map as columns, in few system calls.
 
-    Entries that come or go meanwhile may be missed or read twice, as with any walk of a hash table.
+    `entries` is its capacity. Entries that are added or deleted meanwhile may be missed or read twice, as
+    with any walk of a hash table.
     """
     found_keys = np.empty(entries, key)
     found_values = np.empty(entries, value)
@@ -150,7 +155,7 @@ def read_all(map_fd: int, key: np.dtype, value: np.dtype, entries: int) -> tuple
 
 
 def write_all(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
-    """Set many keys in one system call; both are contiguous and of equal length."""
+    """Set many keys in one system call; both arrays are contiguous and equally long."""
     attributes = struct.pack("<QQQQIIQQ", 0, 0, _pointer(keys), _pointer(values), len(keys), map_fd, 0, 0)
     bpf(_MAP_UPDATE_BATCH, attributes)
 
@@ -160,10 +165,11 @@ class Rejected(Exception):
 
 
 def load_program(kind: int, instructions: bytes, name: str, module_btf: int | None = None) -> int:
-    """Load a program (GPL-compatible, as its helpers need); raises Rejected with the verifier's words.
+    """Load a program (GPL-compatible, as its helpers need).
 
-    `module_btf` is a descriptor of the BTF of the kernel module whose functions it calls: calls with 1 in the
-    instruction's offset are looked up there (`fd_array` of union bpf_attr; 0 stands for the kernel itself).
+    `module_btf` is a descriptor of the BTF of the kernel module whose functions it calls: calls with 1 in
+    the instruction's offset are looked up there (`fd_array` of union bpf_attr; 0 is the kernel itself).
+    Raises Rejected with the verifier's log.
     """
     code, code_at = _bytes_at(instructions)
     license_text, license_at = _bytes_at(b"GPL\0")
@@ -195,7 +201,10 @@ def load_program(kind: int, instructions: bytes, name: str, module_btf: int | No
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """What a program made of a packet: its return value, the packet afterwards, ns a run, and the context."""
+    """Hold the result of a test run.
+
+    The program's return value, the packet afterwards, nanoseconds per run, and the context.
+    """
 
     result: int
     packet: bytes
@@ -204,8 +213,10 @@ class TestRun:
 
 
 def test_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> TestRun:
-    """BPF_PROG_TEST_RUN on a frame; `context` is a struct __sk_buff (its ifindex, gso_size, ... are
-    taken)."""
+    """Run a program on a frame (BPF_PROG_TEST_RUN).
+
+    `context` is a struct __sk_buff, of which ifindex, gso_size and more are used.
+    """
     given, given_at = _bytes_at(packet)
     out = np.zeros(len(packet) + 256, np.uint8)
     ctx_in, ctx_at = _bytes_at(context or b"\0")
@@ -226,18 +237,23 @@ def test_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"")
 
 
 def attach_tcx(prog_fd: int, ifindex: int, where: int = TCX_INGRESS) -> int:
-    """A link that holds the program at the end of an interface's tcx ingress (or egress); it ends with its
-    last descriptor."""
+    """Attach a program at the end of an interface's tcx ingress or egress.
+
+    Returns a link, which ends with its last descriptor.
+    """
     return bpf(_LINK_CREATE, struct.pack("<IIIIIIQ", prog_fd, ifindex, where, 0, 0, 0, 0))
 
 
 def replace_program(link_fd: int, prog_fd: int) -> None:
-    """Put another program in a link's place; no packet passes without one."""
+    """Replace a link's program atomically."""
     bpf(_LINK_UPDATE, struct.pack("<IIII", link_fd, prog_fd, 0, 0))
 
 
 def attached(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
-    """The ids of the programs at an interface's tcx ingress (or egress), in their order."""
+    """Return the ids of the programs at an interface's tcx ingress or egress.
+
+    In the order in which they run.
+    """
     ids = np.zeros(64, np.uint32)
     attributes = bytearray(
         struct.pack("<IIIIQIIQQQQ", ifindex, where, 0, 0, _pointer(ids), len(ids), 0, 0, 0, 0, 0)
@@ -248,31 +264,35 @@ def attached(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
 
 
 def map_by_id(map_id: int) -> int:
-    """A descriptor for a map that another process made."""
+    """Open a map that another process created."""
     return bpf(_MAP_FD_BY_ID, struct.pack("<III", map_id, 0, 0))
 
 
 def program_by_id(prog_id: int) -> int:
-    """A descriptor for a program that another process loaded."""
+    """Open a program that another process loaded."""
     return bpf(_PROG_FD_BY_ID, struct.pack("<III", prog_id, 0, 0))
 
 
 def next_btf_id(after: int) -> int:
-    """The next id of type information in the kernel, its own and its modules' among them; raises
-    FileNotFoundError behind the last."""
+    """Return the next id of BTF in the kernel, its own and its modules' included.
+
+    Raises FileNotFoundError after the last one.
+    """
     attributes = bytearray(struct.pack("<III", after, 0, 0))
     bpf(_BTF_NEXT_ID, attributes)
     return int(struct.unpack_from("<I", attributes, 4)[0])
 
 
 def btf_by_id(btf_id: int) -> int:
-    """A descriptor of type information."""
+    """Open BTF by id."""
     return bpf(_BTF_FD_BY_ID, struct.pack("<III", btf_id, 0, 0))
 
 
 def kernel_btf_name(btf_fd: int) -> str:
-    """The name of the kernel module ("vmlinux": the kernel) that type information is of, "" where it is a
-    program's (struct bpf_btf_info)."""
+    """Return the kernel module that BTF belongs to (struct bpf_btf_info).
+
+    "vmlinux" for the kernel, "" for a program's BTF.
+    """
     name = np.zeros(64, np.uint8)
     answer = np.frombuffer(bytearray(struct.pack("<QIIQII", 0, 0, 0, _pointer(name), len(name), 0)), np.uint8)
     bpf(_INFO_BY_FD, struct.pack("<IIQ", btf_fd, len(answer), _pointer(answer)))
@@ -281,8 +301,11 @@ def kernel_btf_name(btf_fd: int) -> str:
 
 
 def netfilter_links() -> Iterator[tuple[int, int, int]]:
-    """The BPF programs at netfilter hooks, of all network namespaces: number of the link, NFPROTO_*, hook.
-    Nothing where the kernel has no such links, or the caller no right to see them."""
+    """Yield the BPF programs at netfilter hooks of all network namespaces.
+
+    As number of the link, NFPROTO_*, hook. Yields nothing if the kernel has no such links, or the caller
+    may not see them.
+    """
     at = 0
     with suppress(OSError):
         while True:
@@ -291,29 +314,31 @@ def netfilter_links() -> Iterator[tuple[int, int, int]]:
             (at,) = struct.unpack_from("<I", attributes, 4)
             with suppress(FileNotFoundError):
                 descriptor = bpf(_LINK_FD_BY_ID, struct.pack("<III", at, 0, 0))
-                told = info(descriptor, 32)
+                link = object_info(descriptor, 32)
                 os.close(descriptor)
-                kind, _, _, _, family, hook = struct.unpack_from("<IIIIII", told)
+                kind, _, _, _, family, hook = struct.unpack_from("<IIIIII", link)
                 if kind == _LINK_NETFILTER:
                     yield at, family, hook
 
 
-def info(fd: int, size: int) -> bytes:
-    """The kernel's struct bpf_map_info, bpf_prog_info or bpf_link_info of a descriptor; its first words are
-    type and id."""
+def object_info(fd: int, size: int) -> bytes:
+    """Return the kernel's struct bpf_map_info, bpf_prog_info or bpf_link_info.
+
+    Its first words are type and id.
+    """
     answer = np.zeros(size, np.uint8)
     bpf(_INFO_BY_FD, struct.pack("<IIQ", fd, size, _pointer(answer)))
     return answer.tobytes()
 
 
-def room_of(map_fd: int) -> int:
-    """How many entries a map may have."""
-    return int(struct.unpack_from("<I", info(map_fd, 24), 16)[0])
+def max_entries(map_fd: int) -> int:
+    """Return the capacity of a map."""
+    return int(struct.unpack_from("<I", object_info(map_fd, 24), 16)[0])
 
 
-def id_of(fd: int) -> int:
-    """The id of a map or program."""
-    return int(struct.unpack_from("<II", info(fd, 8))[1])
+def object_id(fd: int) -> int:
+    """Return the id of a map or program."""
+    return int(struct.unpack_from("<II", object_info(fd, 8))[1])
 
 
 def enable_run_stats() -> int:
@@ -321,10 +346,9 @@ def enable_run_stats() -> int:
     return bpf(_ENABLE_STATS, struct.pack("<I", STATS_RUN_TIME))
 
 
-# Reads a BPF ring buffer (Documentation/bpf/ringbuf.rst): records that a program wrote, in their order.
-#
-# Its pages are mapped: one with how far we have read, which we write, one with how far the kernel has
-# written, and the records, twice in a row, so that none is ever cut.
+# A BPF ring buffer (Documentation/bpf/ringbuf.rst) has its pages mapped: one with the position up to which
+# we have read, which we write, one with the position up to which the kernel has written, and the records,
+# mapped twice in a row so that none is ever split.
 
 _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
@@ -333,8 +357,10 @@ _BUSY, _DISCARDED = 1 << 31, 1 << 30
 
 
 class RingBuffer:
-    """The ring buffer `map_fd` of `size` bytes; becomes readable when there is something to read. The caller
-    keeps the descriptor."""
+    """Read records of the ring buffer `map_fd` of `size` bytes, in their order.
+
+    The descriptor becomes readable when there are records. The caller keeps it open.
+    """
 
     def __init__(self, map_fd: int, size: int) -> None:
         self._map_fd, self._size = map_fd, size
@@ -343,11 +369,14 @@ class RingBuffer:
         self._kernels = mmap.mmap(map_fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
 
     def fileno(self) -> int:
-        """What to wait for."""
+        """Return the descriptor to wait for."""
         return self._map_fd
 
     def read(self) -> list[bytes]:
-        """The records since the last call; never waits. One that is still being written ends the list."""
+        """Return the records since the last call; never waits.
+
+        A record that is still being written ends the list.
+        """
         found = []
         (at,) = _POSITION.unpack_from(self._ours)
         (end,) = _POSITION.unpack_from(self._kernels)
@@ -364,6 +393,6 @@ class RingBuffer:
         return found
 
     def close(self) -> None:
-        """Unmap it."""
+        """Unmap the ring buffer."""
         self._ours.close()
         self._kernels.close()

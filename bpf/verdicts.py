@@ -1,4 +1,4 @@
-"""The verdicts by number: names and words, read from bpf/verdicts.h, the one list of them."""
+"""List the verdicts by number with name and text, from bpf/verdicts.h."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINE = re.compile(r'^VERDICT\((\w+), "(.*)"\)$', re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a packet: its number in the counters, its name, and the words for people."""
+    """Describe a verdict: number in the counters, name, and text for users."""
 
     number: int
     name: str

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Asking the kernel's connection tracking. Offsets into its structures (NF_CONN_*) come from the running kernel's BTF, and
- * the functions, compiled as calls of made-up helper numbers, are put in their place before the program is loaded:
- * see bpf/build.py. */
+/* Ask the kernel's connection tracking. Offsets into its structures (NF_CONN_*) come from the running kernel's BTF. Its
+ * functions are compiled as calls of invented helper numbers, which are replaced before the program is loaded: see
+ * bpf/build.py. */
 #ifndef VNET_CONNTRACK_H
 #define VNET_CONNTRACK_H
 #include "packet.h"
@@ -20,7 +20,7 @@
 #define IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED 16
 #define TCP_CONNTRACK_ESTABLISHED 3
 
-/* struct bpf_ct_opts of net/netfilter/nf_conntrack_bpf.c, in its first form (12 bytes), which all kernels take. */
+/* struct bpf_ct_opts of net/netfilter/nf_conntrack_bpf.c in its first form (12 bytes), which all kernels accept. */
 struct ct_options {
 	s32 netns_id;
 	s32 error;
@@ -40,7 +40,7 @@ static int (*ct_change_timeout)(struct nf_conn *, u32) = (void *)KFUNC_bpf_ct_ch
 #define CT_U32(ct, offset) (*(volatile u32 *)((void *)(ct) + (offset)))
 #define CT_TUPLE(direction) (NF_CONN_TUPLEHASH + (direction) * TUPLE_HASH_SIZE + TUPLE_HASH_TUPLE)
 
-/* The addresses and ports that a packet of the other direction than `tuple` has when it leaves. */
+/* Read the addresses and ports that a packet has when it leaves; `tuple` is that of the other direction. */
 INLINE void ct_translation(struct nf_conn *ct, u32 tuple, struct flow *flow)
 {
 	flow->new_src[0] = CT_U32(ct, tuple + TUPLE_DST);
@@ -58,17 +58,17 @@ INLINE void ct_translation6(struct nf_conn *ct, u32 tuple, struct flow *flow)
 	}
 }
 
-/* Whether somebody has a say in a connection beside its rules: a helper (that of an expectation has no IPS_HELPER), a
- * time-out policy. */
+/* Return whether a connection has a helper (that of an expectation has no IPS_HELPER) or a timeout policy. */
 INLINE bool has_extension(struct nf_conn *ct)
 {
 	void *extensions = *(void *volatile *)((void *)ct + NF_CONN_EXT);
 	return extensions && (CT_U8(extensions, NF_CT_EXT_HELPER) || CT_U8(extensions, NF_CT_EXT_TIMEOUT));
 }
 
-/* Whether conntrack will not mind what it does not see of a TCP connection. It may still wait for an acknowledgement that
- * went by us, and would give a connection that falls silent no more than nf_conntrack_tcp_timeout_unacknowledged. */
-INLINE enum verdict ct_judge_tcp(struct nf_conn *ct, struct learned *learned)
+/* Check whether conntrack accepts a TCP connection that it doesn't see the middle of. If it still waits for an
+ * acknowledgement that the fast path forwarded, it would give a silent connection only
+ * nf_conntrack_tcp_timeout_unacknowledged. */
+INLINE enum verdict ct_check_tcp(struct nf_conn *ct, struct learned *learned)
 {
 	u8 one = CT_U8(ct, NF_CONN_TCP_FLAGS), other = CT_U8(ct, NF_CONN_TCP_FLAGS + TCP_SEEN_SIZE);
 	if (!(one & other & IP_CT_TCP_FLAG_BE_LIBERAL))
@@ -78,9 +78,9 @@ INLINE enum verdict ct_judge_tcp(struct nf_conn *ct, struct learned *learned)
 	return V_FAST;
 }
 
-/* Whether an entry may be forwarded by us: confirmed, assured, open, plain, and let through in this direction by the rules
- * of the present generation. UDP is assured only after two seconds: an answer is enough here, but see relearn(). */
-INLINE enum verdict ct_judge(
+/* Check whether an entry may be forwarded: confirmed, assured, open, plain, and accepted in this direction by the rules
+ * of the current generation. UDP is assured only after two seconds: a reply is enough here, but see relearn(). */
+INLINE enum verdict ct_check(
 	struct nf_conn *ct, u32 direction, u8 l4_proto, const struct config *config, struct learned *learned
 )
 {
@@ -103,10 +103,10 @@ INLINE enum verdict ct_judge(
 	learned->flow.ct_mark = mark & ~(0xff << config->mark_shift);
 	if ((marks >> (4 - 4 * direction) & 15) == generation)
 		learned->known |= KNOWN_BOTH_WAYS;
-	return l4_proto == IPPROTO_TCP ? ct_judge_tcp(ct, learned) : V_FAST;
+	return l4_proto == IPPROTO_TCP ? ct_check_tcp(ct, learned) : V_FAST;
 }
 
-/* The entry of a packet that was widened, to be released, or NULL; `options` tells the direction. */
+/* Find the entry of a packet after widen(), or NULL; the caller releases it. `options` returns the direction. */
 INLINE struct nf_conn *ct_find(struct __sk_buff *skb, const struct packet *packet, struct ct_options *options)
 {
 	struct bpf_sock_tuple tuple = {};
@@ -124,7 +124,7 @@ INLINE struct nf_conn *ct_find(struct __sk_buff *skb, const struct packet *packe
 	return ct_lookup(skb, &tuple, sizeof(tuple.ipv4), options, sizeof(*options));
 }
 
-/* Whether the kernel still knows the connection of a packet. */
+/* Return whether conntrack still has the connection of a packet. */
 INLINE bool ct_knows(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct ct_options options = {.netns_id = -1, .l4_proto = packet->l4_proto};
@@ -134,7 +134,8 @@ INLINE bool ct_knows(struct __sk_buff *skb, const struct packet *packet)
 	return ct;
 }
 
-/* Conntrack's verdict on this packet; where it is FAST, the translation is in `learned` and the entry's timer is renewed. */
+/* Return conntrack's verdict on a packet. If it is FAST, `learned` has the translation and the entry's timer is
+ * renewed. */
 INLINE enum verdict ask_conntrack(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct learned *learned
 )
@@ -146,8 +147,8 @@ INLINE enum verdict ask_conntrack(
 	if (!ct)
 		return V_NO_CONNTRACK;
 	u32 reply = options.direction & 1;
-	enum verdict verdict = ct_judge(ct, reply, packet->l4_proto, config, learned);
-	/* A register that may be one of two offsets cannot address a kernel structure: a branch for each. */
+	enum verdict verdict = ct_check(ct, reply, packet->l4_proto, config, learned);
+	/* A register that may hold one of two offsets can't address a kernel structure: use a branch for each. */
 	if (reply)
 		ct_translation(ct, CT_TUPLE(0), flow);
 	else

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Parsing: one cursor, each header checked before it is used; what is not plain is named and left to the kernel. */
+/* Parse a packet: each header is checked before it is used; a packet that isn't plain gets a verdict and goes to the
+ * kernel. */
 #ifndef VNET_PACKET_H
 #define VNET_PACKET_H
 #include <uapi/linux/if_ether.h>
@@ -16,30 +17,30 @@
 #endif
 #define FRAGMENT_BITS 0x3fff /* more fragments, and the offset: RFC 791 */
 #define INLINE static __always_inline
-/* What known flows never do stands out of their way: it keeps their instructions together. */
+/* Moves code that known flows don't need out of the way, so that their instructions are contiguous. */
 #define RARE(condition) __builtin_expect(!!(condition), 0)
 
-/* What parsing found. Wide members are written and read as a whole: a load of two smaller stores stalls the CPU. */
+/* The result of parsing. Wide members are written and read as a whole: a load of two smaller stores stalls the CPU. */
 struct packet {
-	u64 addresses; /* IPv4: source and destination, as they stand in the header */
+	u64 addresses; /* IPv4: source and destination, as in the header */
 	u32 src[4], dst[4]; /* IPv6; IPv4 in the first, once widen()ed */
-	u32 ports; /* source and destination, as they stand in the header */
+	u32 ports; /* source and destination, as in the header */
 	u8 family; /* AF_* */
 	u8 l4_proto;
 	u8 tos;
 	u8 ttl;
 	u16 l4_offset;
 	u16 headers; /* bytes from the start of the IP header to the payload, as on the wire */
-	u8 jumbo;    /* of IPv6: bytes of the hop-by-hop header of a frame of more than 64 KB */
+	u8 jumbo;    /* IPv6: bytes of the hop-by-hop header of a frame of more than 64 KB */
 	u32 l3_length;
-	u32 seq, ack; /* of TCP, as numbers; 0 of UDP */
-	u8 closes; /* FIN, RST or SYN: the flow is handed back */
-	u8 opens;  /* SYN alone, or with ACK */
-	u8 ends;   /* FIN or RST as conntrack takes them: tcp_valid_flags of net/netfilter/nf_conntrack_proto_tcp.c */
-	u8 resets; /* such a RST */
+	u32 seq, ack; /* TCP, in host order; 0 for UDP */
+	u8 closes; /* FIN, RST or SYN: the kernel forwards this flow again */
+	u8 opens;  /* SYN without FIN and RST */
+	u8 ends;   /* FIN or RST that conntrack accepts: tcp_valid_flags of net/netfilter/nf_conntrack_proto_tcp.c */
+	u8 resets; /* RST that conntrack accepts */
 };
 
-/* The sum of an IPv4 header without options, folded: 0xffff where its checksum is right (RFC 1071). */
+/* Return the folded sum of an IPv4 header without options: 0xffff if its checksum is correct (RFC 1071). */
 INLINE u32 header_sum(const struct iphdr *ip)
 {
 	const u16 *words = (const u16 *)ip;
@@ -51,13 +52,13 @@ INLINE u32 header_sum(const struct iphdr *ip)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* The low bits of the number after a packet's data, of TCP. */
+/* Return the low bits of the sequence number after a TCP packet's data. */
 INLINE u16 end_of(const struct packet *packet)
 {
 	return packet->seq + packet->l3_length - packet->headers - packet->jumbo;
 }
 
-/* The same form for both families, for all that is done once a flow. */
+/* Write IPv4 addresses in the form of IPv6, for everything that is done once per flow. */
 INLINE void widen(struct packet *packet)
 {
 	if (packet->family != AF_INET)
@@ -71,7 +72,7 @@ INLINE void widen(struct packet *packet)
 #define SPORT(packet) ((u16)(packet)->ports)
 #define DPORT(packet) ((u16)((packet)->ports >> 16))
 
-/* TCP and UDP; `left` is what the IP header says follows it. */
+/* Parse TCP or UDP; `left` is the length after the IP header. */
 INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struct packet *packet)
 {
 	if (packet->l4_proto == IPPROTO_TCP) {
@@ -104,7 +105,8 @@ INLINE enum verdict parse_l4(void *l4, void *end, u32 left, u16 l3_header, struc
 	return V_PROTOCOL;
 }
 
-/* `size` is the frame's length after the Ethernet header. A frame over 64 KB (BIG TCP) has 0 in the header's length. */
+/* Parse IPv4; `size` is the frame's length after the Ethernet header. A frame over 64 KB (BIG TCP) has 0 in the
+ * header's length. */
 INLINE enum verdict parse_ipv4(void *data, void *end, u32 size, bool gso, struct packet *packet)
 {
 	struct iphdr *ip = data;
@@ -130,14 +132,14 @@ INLINE enum verdict parse_ipv4(void *data, void *end, u32 size, bool gso, struct
 	return parse_l4(ip + 1, end, total - sizeof(*ip), sizeof(*ip), packet);
 }
 
-/* The hop-by-hop header that BIG TCP gives a frame of more than 64 KB until it is cut up (RFC 2675; struct hop_jumbo_hdr of
- * net/ipv6.h). On the wire it never is. */
+/* The hop-by-hop header of a BIG TCP frame of more than 64 KB until it is segmented (RFC 2675; struct hop_jumbo_hdr of
+ * net/ipv6.h). It is never sent. */
 struct jumbo {
 	u8 nexthdr, header_length, type, length;
 	u32 payload;
 };
 
-#define MAX_PAYLOAD 0xffff /* that the header of IPv6 can tell */
+#define MAX_PAYLOAD 0xffff /* limit of the IPv6 header's field */
 
 INLINE bool is_jumbo(const struct jumbo *jumbo, u32 payload)
 {

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Rewriting a packet as its flow says, by checksum differences that were computed when the flow was learned. */
+/* Rewrite a packet as its flow says, with checksum differences that were computed when the flow was learned. */
 #ifndef VNET_REWRITE_H
 #define VNET_REWRITE_H
 #include "packet.h"
 
-/* net/ipv4/route.c, ip_tos2prio: the kernel gives forwarded packets this priority, four bits for each of TOS 0, 2, 4 ... */
+/* net/ipv4/route.c, ip_tos2prio: the kernel sets this priority on forwarded packets, four bits for each of TOS 0, 2, 4
+ * ... */
 #define TOS_PRIORITIES 0x4444666622220000ULL
 
-/* Since Linux 6.16 (and in stable series) the helper must be told; before, the flag is refused. */
+/* Since Linux 6.16 (and in stable series) the helper needs this flag; older kernels refuse it. */
 #define BPF_F_IPV6_IF_KNOWN (HAVE_BPF_F_IPV6 << 7)
 
 INLINE u16 fold(u32 sum)
@@ -16,7 +17,7 @@ INLINE u16 fold(u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* RFC 1624: the checksum of a header whose words changed by `difference`. */
+/* Return the checksum of a header whose words changed by `difference` (RFC 1624). */
 INLINE u16 adjusted(u16 check, u32 difference)
 {
 	u32 sum = (u16)~check;
@@ -40,7 +41,7 @@ INLINE void rewrite_ipv4(struct iphdr *ip, const struct flow *flow)
 	ip->check = check;
 }
 
-/* By eight bytes: a compiler that sees the four of which the kernel's structures are made copies by those. */
+/* Copy eight bytes at a time: the compiler would copy the four-byte members of the kernel's structures one by one. */
 typedef u64 __attribute__((may_alias)) half;
 INLINE void copy_address6(void *to, const void *from)
 {
@@ -58,8 +59,8 @@ INLINE void rewrite_ipv6(struct ipv6hdr *ip, const struct flow *flow)
 		ip->hop_limit--;
 }
 
-/* The transport checksum, last, for its helpers invalidate packet pointers. They know about checksums that a card still has
- * to finish; only addresses belong to the pseudo header. */
+/* Update the transport checksum, last, as its helpers invalidate packet pointers. They handle checksums that the NIC
+ * completes; only addresses belong to the pseudo header. */
 INLINE void fix_l4(struct __sk_buff *skb, const struct packet *packet, u32 addr_diff, u32 port_diff, u8 rewrite)
 {
 	bool tcp = packet->l4_proto == IPPROTO_TCP;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the maps hold. bpf/layout.py has the same as numpy dtypes; the compiler checks each offset against it. */
+/* The structures of the maps. bpf/layout.py has the same as numpy dtypes; the compiler checks each offset against it. */
 #ifndef VNET_TYPES_H
 #define VNET_TYPES_H
 
@@ -10,56 +10,56 @@ enum verdict {
 	VERDICTS,
 };
 
-#define COUNTERS 64 /* room for verdicts; a power of two, so that an index can be masked */
+#define COUNTERS 64 /* capacity for verdicts; a power of two, so that an index can be masked */
 
 /* The one entry of the map `config`. */
 struct config {
 	u64 deadline;    /* jiffies: after it, nothing is forwarded (the lease) */
 	u64 recheck;     /* jiffies after which a flow asks conntrack again */
-	u32 epoch;       /* raised with every change of rules, routes, links or neighbours */
+	u32 epoch;       /* raised by every change of rules, routes, links or neighbours */
 	u32 generation;  /* of the rules, 1..15; 0: paused */
 	u32 mark_shift;  /* of the original direction's 4 bits in the ct mark; the reply's are the next 4 */
 	u32 tcp_timeout; /* ms, as nf_conntrack_tcp_timeout_established */
 	u32 udp_timeout; /* ms, as nf_conntrack_udp_timeout_stream */
 	u32 flags;       /* HAS_* */
-	u32 route_mtu;   /* the smallest MTU that a route of the host names; 0: none does. bpf_fib_lookup does not tell it */
+	u32 route_mtu;   /* the smallest MTU that a route of the host names, or 0; bpf_fib_lookup doesn't return it */
 	u32 tcp_unanswered; /* ms, as nf_conntrack_tcp_timeout_unacknowledged */
 };
 #define HAS_CAPTURES 1   /* look up the map `captured` */
-#define HAS_MULTIPATH 2  /* routes with several next hops exist: leave what goes out of the host to the kernel */
-#define READS_CT_MARKS 4 /* rules look at bits of the ct mark that are not ours */
+#define HAS_MULTIPATH 2  /* routes with several next hops exist: the kernel forwards packets that leave the host */
+#define READS_CT_MARKS 4 /* rules match bits of the ct mark that are not ours */
 #define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
-#define ROUTES_BY_PACKET 16 /* routes or rules ask for the type of service or the like: what is routed is the kernel's */
+#define ROUTES_BY_PACKET 16 /* routes or rules depend on the type of service or similar: the kernel routes */
 
 /* A link on which the program runs: the map `links`, by ifindex. */
 struct link {
-	u32 l3_ifindex; /* the bridge it is a port of, or itself */
-	u32 slot;       /* its row of the map `counters` */
+	u32 l3_ifindex; /* its bridge, or itself */
+	u32 slot;       /* row of the map `counters` */
 	u32 flags;      /* LINK_* */
 	u8 mac[6];      /* of l3_ifindex */
-	u16 mtu;        /* of what may go out here to the container; 0 for uplinks: the route says it */
-	u32 begun;       /* flows without conntrack that began here since then (jiffies): the program's own count */
+	u16 mtu;        /* of packets to the container; 0 for uplinks: the route has it */
+	u32 begun;       /* untracked flows that began here since `begun_since` (jiffies) */
 	u32 begun_since;
 };
 #define LINK_BRIDGED 1   /* port of a bridge */
 #define LINK_CONTAINER 2 /* sources are checked against the map `owners` */
 #define LINK_ISOLATED 4
-#define LINK_L2 8        /* same-bridge traffic passes neither conntrack nor any rule: forward it by MAC alone */
-/* Same-bridge traffic of IPv4, of IPv6 passes conntrack (br_netfilter): admit it as routed traffic is. */
+#define LINK_L2 8        /* same-bridge traffic passes neither conntrack nor rules: forward by MAC only */
+/* Same-bridge traffic of IPv4, or IPv6, passes conntrack (br_netfilter): admit it like routed traffic. */
 #define LINK_IPTABLES 16
 #define LINK_IP6TABLES 256
 #define LINK_PEER 32     /* as MAC_PEER */
-#define LINK_OUT 64      /* the program does not run on it, packets may leave by it */
-#define LINK_IN_ONLY 128 /* nothing leaves by it: others look at what does */
+#define LINK_OUT 64      /* the program doesn't run on it, packets may leave by it */
+#define LINK_IN_ONLY 128 /* nothing leaves by it: other programs process its egress */
 
-/* Who may send from where: the map `owners`; the value is the MAC address. */
+/* Addresses that a port may send from: the map `owners`; the value is the MAC address. */
 struct owner_key {
 	u32 ifindex;
 	u32 family;
-	u32 address[4]; /* IPv4 in the first */
+	u32 address[4]; /* IPv4: the first */
 };
 
-/* Where a MAC address sits behind a bridge: the map `macs`. */
+/* The port of a MAC address on a bridge: the map `macs`. */
 struct mac_key {
 	u32 bridge;
 	u8 mac[6];
@@ -70,10 +70,10 @@ struct mac_value {
 	u16 flags; /* MAC_* */
 	u16 mtu;
 };
-#define MAC_PEER 1 /* a veth whose other end is in another namespace: go right there */
+#define MAC_PEER 1 /* a veth whose peer is in another namespace: redirect to the peer */
 #define MAC_ISOLATED 2
 
-/* Built from whole words, see struct packet. */
+/* Written in whole words, see struct packet. */
 struct key4 {
 	union {
 		struct {
@@ -96,17 +96,17 @@ struct key6 {
 	};
 };
 
-/* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple as its packets arrive. Two cache lines:
- * the first is all that a bridged packet needs. The tag stands first: see is_still(). */
+/* A flow, one direction of a connection: the maps `flows4` and `flows6`, by the tuple of its packets at ingress. Two
+ * cache lines: a bridged packet needs only the first. The tag comes first: see is_same_flow(). */
 struct flow {
 	u32 tag;       /* of its key: tag_of() */
-	u32 last_seen; /* jiffies, the low 32 bits: they are only subtracted */
+	u32 last_seen; /* jiffies, low 32 bits: only differences are used */
 	u64 packets;
 	u64 bytes;
 	u32 checked;
-	u32 acked; /* TCP: the acknowledgement that the last packet carried */
-	u16 epoch; /* the low 16 bits: a flow asks again before they come round */
-	u16 end;   /* TCP: the low 16 bits of the number after the last packet's data */
+	u32 acked; /* TCP: acknowledgement number of the last packet */
+	u16 epoch; /* low 16 bits: a flow is checked again before they wrap */
+	u16 end;   /* TCP: low 16 bits of the sequence number after the last packet's data */
 	u32 in_ifindex;
 	u32 out_ifindex;
 	u16 mtu;
@@ -115,13 +115,13 @@ struct flow {
 		u8 rewrite; /* REWRITE_* */
 		u8 verdict; /* with ACTION_KERNEL: why */
 	};
-	u32 eth_in[3];  /* destination and source MAC, as they arrive */
+	u32 eth_in[3];  /* destination and source MAC at ingress */
 	u16 slot;
-	u8 generation; /* in which it was let through */
+	u8 generation; /* in which it was admitted */
 	u8 mark_is;    /* MARK_* */
-	u32 eth_out[3]; /* as they leave */
+	u32 eth_out[3]; /* at egress */
 	u16 addr_diff;  /* checksum difference of the addresses, folded */
-	u16 port_diff;  /* and of the ports */
+	u16 port_diff;  /* of the ports */
 	union {
 		struct {
 			u16 new_sport, new_dport;
@@ -129,45 +129,45 @@ struct flow {
 		u32 new_ports;
 	};
 	u32 new_src[4], new_dst[4];
-	u32 ct_mark; /* the bits of it that are not ours: see mark_is */
-	u32 agreed;  /* TCP: the sum of both directions' `acked` when conntrack was asked last */
+	u32 ct_mark; /* bits that are not ours: see mark_is */
+	u32 agreed;  /* TCP: sum of both directions' `acked` when conntrack was asked last */
 	u32 first_seen;
 };
-#define ACTION_NONE 0     /* handed back to the kernel: ask conntrack before anything else */
-#define ACTION_RESET 1    /* the same, by a RST of this direction: see bpf/connections.py */
-#define ACTION_KERNEL 2   /* belongs to the kernel: do not ask before `recheck` */
+#define ACTION_NONE 0     /* the kernel forwards: ask conntrack first */
+#define ACTION_RESET 1    /* the same, after a RST of this direction: see bpf/connections.py */
+#define ACTION_KERNEL 2   /* the kernel forwards: don't ask before `recheck` */
 #define ACTION_PEER 3     /* bpf_redirect_peer */
 #define ACTION_REDIRECT 4 /* bpf_redirect */
-/* How far it is known that the rules saw `ct_mark`: the next steps are taken only where rules read bits that are not ours. */
+/* Whether the rules saw `ct_mark`; these steps are needed only if rules match bits that are not ours. */
 #define MARK_UNKNOWN 0
-#define MARK_NOTED 1   /* as found in the entry; the connection is to pass the rules once more */
-#define MARK_CLEARED 2 /* the entry's record of having passed them is gone */
-#define MARK_SEEN 3    /* it passed them after that, with the same mark */
-#define REWRITE_L3 1      /* routed: time to live and MAC addresses */
+#define MARK_NOTED 1   /* read from the entry; the connection has to pass the rules once more */
+#define MARK_CLEARED 2 /* our bits of the entry's mark are cleared */
+#define MARK_SEEN 3    /* it passed the rules after that, with the same mark */
+#define REWRITE_L3 1      /* routed: change time to live and MAC addresses */
 #define REWRITE_ADDRESS 2
 #define REWRITE_PORT 4
-#define REWRITE_MACS 8    /* as REWRITE_L3, but it was bridged all the same: the time to live stays */
+#define REWRITE_MACS 8    /* bridged after translation: like REWRITE_L3, but keep the time to live */
 
-/* A flow while it is learned, and what is found out beside it: the one entry of the map `scratch`. */
+/* A flow while it is learned, and what is found out with it: the one entry of the map `scratch`. */
 struct learned {
 	struct flow flow;
-	struct flow back; /* the other direction; not learned with it where `mtu` is 0 */
+	struct flow back; /* the other direction; not learned if `mtu` is 0 */
 	u32 known;        /* KNOWN_* */
 	u32 pad;
 };
-#define KNOWN_BOTH_WAYS 1  /* the rules let the other direction through as well */
-#define KNOWN_UNASSURED 2  /* answered UDP, but too young for conntrack to call it a stream */
-#define KNOWN_UNANSWERED 4 /* TCP: data, and neither side acknowledged anything since conntrack was asked last */
-#define KNOWN_OUTDATED 8   /* conntrack waits for an acknowledgement that it did not see */
+#define KNOWN_BOTH_WAYS 1  /* the rules accept the other direction as well */
+#define KNOWN_UNASSURED 2  /* UDP with a reply, but too young to be assured */
+#define KNOWN_UNANSWERED 4 /* TCP: unacknowledged data since conntrack was asked last */
+#define KNOWN_OUTDATED 8   /* conntrack waits for an acknowledgement that it didn't see */
 
-/* A connection of which one packet with data was seen: the array `young`. */
+/* A connection that sent one packet with data: the array `young`. */
 struct young {
 	u32 tag;
 	u32 asked; /* jiffies */
 };
 #define YOUNG 8192
 
-/* What the holder is to do for a connection: the ring buffer `wanted`. */
+/* A request to the daemon about a connection: the ring buffer `wanted`. */
 struct want {
 	u32 what;      /* WANT_* */
 	u32 family;    /* AF_* */
@@ -175,10 +175,10 @@ struct want {
 	u16 sport, dport;
 	u8 l4_proto, pad[3];
 };
-#define WANT_LIBERAL 1   /* have conntrack neither mind nor wait for what it will not see of a TCP connection */
-#define WANT_RULES 2   /* have its packets pass the rules once more: clear what says that they did */
+#define WANT_LIBERAL 1   /* make conntrack liberal about a TCP connection that it won't see the middle of */
+#define WANT_RULES 2   /* clear its mark, so that it passes the rules once more */
 #define WANT_CLOSE 3   /* a RST ended it: see bpf/connections.py */
-#define WANT_RENEW 4   /* a RST that can't have ended it has conntrack forget it soon: see bpf/connections.py */
+#define WANT_RENEW 4   /* renew its timeout after a RST that can't have ended it: see bpf/connections.py */
 
 struct slot_counters {
 	u64 packets[COUNTERS];

@@ -1,33 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The fast path, at TC ingress of containers' links and of uplinks. Conntrack is the authority, the flow maps are a cache of
- * what it said; what is not found there, not plain, or not allowed goes to the kernel unchanged, with a counted reason. */
+/* The fast path, at TC ingress of containers' links and of uplinks. Conntrack is the authority, and the flow maps cache
+ * its answers. Packets that aren't found there, aren't plain, or aren't allowed go to the kernel unchanged, with a
+ * counted verdict. */
 
 #define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
 
-#define ENDS_BEFORE (1U << 16) /* bytes: repeated, or late */
-#define ENDS_AFTER (1U << 20)  /* bytes under way */
-#define BEGIN_MOST 1024      /* flows without conntrack that a link may begin within `recheck` */
-#define YOUNG_PART 128       /* of the table: what a container has of its half */
+#define ENDS_BEFORE (1U << 16) /* bytes: repeated or late */
+#define ENDS_AFTER (1U << 20)  /* bytes in flight */
+#define BEGIN_MOST 1024      /* untracked flows that a link may begin within `recheck` */
+#define YOUNG_PART 128       /* entries that a container has in its half of the table */
 #define YOUNG_PARTS (YOUNG / 2 / YOUNG_PART)
-#define JUST_ASKED 1 /* jiffies: no time for conntrack to forget, so that short connections need not ask */
+#define JUST_ASKED 1 /* jiffies: short connections need no other request */
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
-static s64 (*csum_update)(void *, u32) = (void *)BPF_FUNC_csum_update; /* its BCC declaration has a 16-bit sum */
+static s64 (*csum_update)(void *, u32) = (void *)BPF_FUNC_csum_update; /* BCC declares it with a 16-bit sum */
 
-/* The length of the largest packet that a frame makes on the wire, from the IP header on. */
+/* Return the length of the largest packet of a frame on the wire, from the IP header on. */
 INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
 {
 	return skb->gso_size ? skb->gso_size + packet->headers : packet->l3_length;
 }
 
-/* Whether all that was read of a flow is of this packet's flow: where the cache is full, the kernel may give the memory of a
- * flow to another one at any moment. It writes that from its start on, the tag first; so the tag is read last. */
-INLINE bool is_still(const struct flow *flow, const struct packet *packet)
+/* Return whether everything read from a flow belongs to this packet's flow: if the cache is full, the kernel may reuse
+ * the memory of a flow at any moment. It writes the new flow from its start, the tag first, so the tag is read last. */
+INLINE bool is_same_flow(const struct flow *flow, const struct packet *packet)
 {
 	asm volatile("" ::: "memory");
 	return *(const volatile u32 *)&flow->tag == tag_of(packet);
 }
 
-INLINE int rewrite_and_go(
+INLINE int rewrite_and_redirect(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct flow *flow
 )
 {
@@ -35,7 +36,7 @@ INLINE int rewrite_and_go(
 	u32 out = flow->out_ifindex;
 	u8 action = flow->action, rewrite = flow->rewrite;
 	if (!rewrite) {
-		if (RARE(!is_still(flow, packet)))
+		if (RARE(!is_same_flow(flow, packet)))
 			return TO_KERNEL;
 	} else {
 		struct flow read;
@@ -43,14 +44,14 @@ INLINE int rewrite_and_go(
 		    (packet->family != AF_INET ||
 		     data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr) > end))
 			return TO_KERNEL;
-		read.rewrite = rewrite; /* all of it, whatever is used: what isn't set the verifier doesn't let us keep */
+		read.rewrite = rewrite; /* copy all of it: the verifier rejects uninitialized parts */
 		__builtin_memcpy(read.eth_out, flow->eth_out, 12);
 		read.addr_diff = flow->addr_diff;
 		read.port_diff = flow->port_diff;
 		read.new_ports = flow->new_ports;
 		copy_address6(read.new_src, flow->new_src);
 		copy_address6(read.new_dst, flow->new_dst);
-		if (RARE(!is_still(flow, packet)))
+		if (RARE(!is_same_flow(flow, packet)))
 			return TO_KERNEL;
 		if (rewrite & (REWRITE_L3 | REWRITE_MACS)) {
 			u32 *eth = data;
@@ -79,7 +80,7 @@ INLINE int rewrite_and_go(
 		}
 		if (rewrite & (REWRITE_ADDRESS | REWRITE_PORT))
 			fix_l4(skb, packet, read.addr_diff, read.port_diff, rewrite);
-		/* The hop limit is in no checksum of IPv6, but in the sum of the frame that a card may have given. */
+		/* IPv6 has no checksum over the hop limit, but the NIC's sum of the frame includes it. */
 		if (packet->family == AF_INET6 && rewrite & REWRITE_L3)
 			csum_update(skb, HOP_LIMIT_DIFFERENCE);
 	}
@@ -94,23 +95,24 @@ INLINE u32 slot_of(u32 ifindex)
 	return link ? link->slot : 0;
 }
 
-/* Whether this frame comes as the frames of a flow do: by the same link, with the same MAC addresses. */
-INLINE bool comes_as_known(const struct flow *flow, struct __sk_buff *skb, const u32 *eth)
+/* Return whether this frame enters by the flow's link with its MAC addresses. */
+INLINE bool has_same_source(const struct flow *flow, struct __sk_buff *skb, const u32 *eth)
 {
 	return flow->in_ifindex == skb->ifindex &&
 		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
 }
 
-/* Whether what is known of a flow still holds, and this frame comes as its frames do. Nothing is of generation 0, a pause. */
-INLINE bool holds(
+/* Return whether a flow is valid for this frame. No flow has generation 0, a pause. */
+INLINE bool is_valid(
 	const struct flow *flow, struct __sk_buff *skb, const struct config *config, const u32 *eth, u32 now
 )
 {
 	return flow->epoch == (u16)config->epoch && flow->generation == config->generation &&
-		now - flow->checked < config->recheck && flow->action >= ACTION_KERNEL && comes_as_known(flow, skb, eth);
+		now - flow->checked < config->recheck && flow->action >= ACTION_KERNEL && has_same_source(flow, skb, eth);
 }
 
-/* The kernel counts the jumbo header, though no packet on the wire has it, where it routes (skb_gso_validate_network_len). */
+/* Compare with the MTU. When routing, the kernel counts the jumbo header, which is never sent
+ * (skb_gso_validate_network_len). */
 INLINE bool is_too_large(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
 	u32 length = wire_length(skb, packet);
@@ -119,35 +121,35 @@ INLINE bool is_too_large(struct __sk_buff *skb, const struct packet *packet, con
 	return length > flow->mtu;
 }
 
-INLINE bool is_used_up(const struct packet *packet, const struct flow *flow)
+INLINE bool is_ttl_expired(const struct packet *packet, const struct flow *flow)
 {
 	return flow->rewrite & REWRITE_L3 && packet->ttl <= 1;
 }
 
-/* What a packet of TCP acknowledges, and where its data ends. */
-INLINE void note_numbers(struct flow *flow, const struct packet *packet)
+/* Store what a TCP packet acknowledges, and where its data ends. */
+INLINE void note_tcp_numbers(struct flow *flow, const struct packet *packet)
 {
 	flow->acked = packet->ack;
 	flow->end = end_of(packet);
 }
 
-INLINE void tally(struct flow *flow, const struct packet *packet, u32 now)
+INLINE void count_packet(struct flow *flow, const struct packet *packet, u32 now)
 {
 	flow->last_seen = now;
-	note_numbers(flow, packet);
+	note_tcp_numbers(flow, packet);
 	lock_xadd(&flow->packets, 1);
 	lock_xadd(&flow->bytes, packet->l3_length);
 }
 
-/* Packets of a flow that take the kernel's path, for whatever reason, count for that as well. */
-INLINE void note_passed_on(struct flow *flow, struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
+/* Store the numbers of packets that the kernel forwards, too. */
+INLINE void note_kernel_packet(struct flow *flow, struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
 {
-	if (flow && comes_as_known(flow, skb, eth))
-		note_numbers(flow, packet);
+	if (flow && has_same_source(flow, skb, eth))
+		note_tcp_numbers(flow, packet);
 }
 
-/* Where the table of fixed size has a connection in this direction, by a few bits of it. Containers have a part each: what
- * one of them sends does not overwrite what is known of others. */
+/* Find a connection's entry in the array `young` by a hash. Each container has its own part, so that its packets don't
+ * overwrite other entries. */
 INLINE struct young *find_young(const struct packet *packet, const struct link *link, u32 *tag)
 {
 	u64 mixed = (u64)(packet->src[0] ^ packet->src[1] ^ packet->src[2] ^ packet->src[3]) << 32 |
@@ -160,9 +162,9 @@ INLINE struct young *find_young(const struct packet *packet, const struct link *
 	return young.lookup(&index);
 }
 
-/* Whether a packet is the first that carries data of its connection in this direction, or conntrack was asked about it
- * within the same jiffy. */
-INLINE bool is_first(const struct packet *packet, const struct link *link, u32 now)
+/* Return whether this is the first packet with data of its connection in this direction, or conntrack was asked about
+ * it within the same jiffy. */
+INLINE bool is_first_data(const struct packet *packet, const struct link *link, u32 now)
 {
 	u32 tag;
 	struct young *seen = find_young(packet, link, &tag);
@@ -174,16 +176,16 @@ INLINE bool is_first(const struct packet *packet, const struct link *link, u32 n
 	return !is_known;
 }
 
-/* Whether a connection sent data a while ago, and got none back that came by us: what answers may be the host itself. */
-INLINE bool is_unlearned(const struct packet *packet, const struct config *config, const struct link *link, u32 now)
+/* Return whether a connection sent data a while ago without a reply through the program: the host itself may answer. */
+INLINE bool has_no_reply(const struct packet *packet, const struct config *config, const struct link *link, u32 now)
 {
 	u32 tag;
 	struct young *seen = find_young(packet, link, &tag);
 	return seen && seen->tag == tag && now - seen->asked > config->recheck / 16;
 }
 
-/* Whether one more flow that conntrack knows nothing of may begin at a link: so many a second, for nothing else limits how many
- * a container makes, and each takes the room of somebody's flow that is idle. */
+/* Return whether one more untracked flow may begin at a link. Their number a second is limited, as a container could
+ * create any number, and each takes the memory of an idle flow. */
 INLINE bool may_begin(struct link *link, const struct config *config, u32 now)
 {
 	if (now - link->begun_since >= config->recheck) {
@@ -196,8 +198,8 @@ INLINE bool may_begin(struct link *link, const struct config *config, u32 now)
 	return true;
 }
 
-/* What must hold before anything is noted of a packet that no flow is known for: else whoever sends many with ever other
- * addresses or ports empties the tables for all others. */
+/* Check a packet before anything is stored about it: otherwise a sender with ever new addresses or ports could empty
+ * the tables. */
 INLINE enum verdict check_sender(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, struct link *link, const u32 *eth,
 	struct flow *flow, u32 now
@@ -215,8 +217,8 @@ INLINE enum verdict check_sender(
 	return V_FAST;
 }
 
-/* Whether a flow that was learned just now leads to or comes from an address that is captured, by its translation: it is the
- * kernel's then, both ways. */
+/* Return whether a new flow leads to or comes from a captured address after translation; if so, the kernel forwards
+ * both directions. */
 INLINE bool is_translated_to_captured(const struct packet *packet, struct flow *flow)
 {
 	struct packet translated = {.family = packet->family};
@@ -226,45 +228,45 @@ INLINE bool is_translated_to_captured(const struct packet *packet, struct flow *
 	if (!is_captured(&translated))
 		return false;
 	flow->action = ACTION_NONE;
-	other = find_other(packet, flow);
+	other = find_reverse(packet, flow);
 	if (other)
 		other->action = ACTION_NONE;
 	return true;
 }
 
-/* The packet is plain: forward it by its flow, learning that first where need be. */
+/* Decide about a plain packet: find its flow, or learn it. */
 INLINE enum verdict decide(
 	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found,
 	u32 *slot
 )
 {
-	u64 now = bpf_jiffies64(); /* no call: the kernel puts a load there */
+	u64 now = bpf_jiffies64(); /* no call: the kernel inlines a load */
 	struct flow *flow = find(packet);
 	if (RARE(now > config->deadline)) {
 		*slot = slot_of(skb->ifindex);
-		note_passed_on(flow, skb, packet, eth);
+		note_kernel_packet(flow, skb, packet, eth);
 		return V_LEASE;
 	}
-	if (RARE(!flow || !holds(flow, skb, config, eth, now))) {
+	if (RARE(!flow || !is_valid(flow, skb, config, eth, now))) {
 		u32 ifindex = skb->ifindex, generation = config->generation;
 		struct link *link = links.lookup(&ifindex);
 		if (!link)
 			return V_PORT;
 		*slot = link->slot;
-		note_passed_on(flow, skb, packet, eth);
+		note_kernel_packet(flow, skb, packet, eth);
 		if (!generation)
 			return V_PAUSED;
 		widen(packet);
-		/* What carries no data cannot wait for an answer, and the handshake's end is no reason to ask yet. */
+		/* A packet without data can't wait for a reply, and the end of the handshake is no reason to ask. */
 		if (!flow && packet->l4_proto == IPPROTO_TCP && packet->l3_length == packet->headers &&
-		    !is_unlearned(packet, config, link, now))
+		    !has_no_reply(packet, config, link, now))
 			return V_NO_DATA;
 		enum verdict verdict = check_sender(skb, packet, config, link, eth, flow, now);
 		if (verdict != V_FAST)
 			return verdict;
-		/* Short connections, that carry data once, gain nothing by being asked for. */
+		/* Short connections, which send data once, gain nothing. */
 		if (packet->l4_proto == IPPROTO_TCP && is_tracked(link, eth) &&
-		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first(packet, link, now))
+		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first_data(packet, link, now))
 			return V_YOUNG;
 		verdict = relearn(skb, packet, config, link, eth, flow, generation, now);
 		if (verdict != V_FAST)
@@ -276,20 +278,20 @@ INLINE enum verdict decide(
 			return V_CAPTURED;
 	}
 	*slot = flow->slot;
-	if (RARE(flow->action < ACTION_PEER)) /* without a verdict: another CPU handed it back just now */
+	if (RARE(flow->action < ACTION_PEER)) /* without a verdict: another CPU released it just now */
 		return flow->action == ACTION_KERNEL ? flow->verdict : V_CLOSING;
 	if (RARE(is_too_large(skb, packet, flow)))
 		return V_MTU;
-	if (RARE(is_used_up(packet, flow)))
+	if (RARE(is_ttl_expired(packet, flow)))
 		return V_TTL;
-	tally(flow, packet, now);
+	count_packet(flow, packet, now);
 	*found = flow;
 	return V_FAST;
 }
 
-/* The headers of a frame that a card delivered may lie outside what a program can address. No more than these are fetched:
- * TCP keeps its payload apart from them, and to move that copies the packet's head. */
-INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
+/* Make headers addressable. The NIC may have left them outside of a program's reach. No more than these are pulled: TCP
+ * keeps its payload separate, and pulling it copies the packet's head. */
+INLINE void pull_headers(struct __sk_buff *skb, bool ipv6)
 {
 	u32 wanted = ETH_HLEN + sizeof(struct tcphdr) +
 		(ipv6 ? sizeof(struct ipv6hdr) + sizeof(struct jumbo) : sizeof(struct iphdr));
@@ -298,35 +300,35 @@ INLINE void reach_headers(struct __sk_buff *skb, bool ipv6)
 		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
 }
 
-/* Whether a FIN or RST stands far from where the other side's acknowledgements are: whoever knows no more of a connection
- * than its addresses and ports guesses like that. Conntrack, left to itself, does not take such packets for the
- * connection's; it has to be liberal about one whose middle it does not see (tcp_in_window(), nf_conntrack_proto_tcp.c).
- * Nor does it take a RST before what is acknowledged, which the other side ignores (TCP_CONNTRACK_CLOSE, "invalid rst"). */
+/* Return whether a FIN or RST is far from the other side's acknowledgements: an attacker who knows only addresses and
+ * ports has to guess its number. Conntrack rejects such packets, but is liberal about connections it doesn't see the
+ * middle of (tcp_in_window(), nf_conntrack_proto_tcp.c). It also rejects a RST before the acknowledged number, which
+ * the other side ignores (TCP_CONNTRACK_CLOSE, "invalid rst"). */
 INLINE bool is_outside(const struct packet *packet, const struct flow *other)
 {
 	u32 before = packet->resets ? 0 : ENDS_BEFORE;
 	return packet->seq - other->acked + before > before + ENDS_AFTER;
 }
 
-/* Whether a RST ends its connection for conntrack, had that seen all of it: it stands exactly where the other side's
- * acknowledgements are, or follows what this side sent last (TCP_CONNTRACK_CLOSE of nf_conntrack_tcp_packet()). After any
- * other one the connection may go on: its end answers a guessed one with an acknowledgement (RFC 5961). */
+/* Return whether a RST would end its connection for conntrack if that had seen all packets: its number is the one
+ * acknowledged, or follows what this side sent last (TCP_CONNTRACK_CLOSE of nf_conntrack_tcp_packet()). After any other
+ * RST the connection may continue: its peer answers a guessed one with an acknowledgement (RFC 5961). */
 INLINE bool is_exact(const struct packet *packet, const struct flow *flow, const struct flow *other)
 {
 	return packet->seq == other->acked ||
 		((u16)packet->seq == flow->end && (s32)(flow->last_seen - other->last_seen) >= 0);
 }
 
-/* Whether a RST stands behind all that its side has sent, so that it can't have ended the connection: what has not been
- * acknowledged is assumed to be less than 64 KiB, which holds while a connection is silent. */
+/* Return whether a RST is beyond everything its side has sent, so that it can't have ended the connection. Less than 64
+ * KiB are assumed to be unacknowledged, which is true while a connection is silent. */
 INLINE bool is_beyond(const struct packet *packet, const struct flow *flow, const struct flow *other)
 {
 	u16 under_way = flow->end - (u16)other->acked;
 	return (s32)(packet->seq - other->acked - under_way) > 0;
 }
 
-/* A packet that ends a connection is the kernel's, and so is the flow from here on: unless conntrack was made to forget the
- * connection since it was asked. The kernel would then send a FIN or RST on untranslated, so it goes as the flow says. */
+/* Leave a packet that ends a connection, and its flow, to the kernel. Exception: if the conntrack entry was deleted
+ * since the last check, the kernel would forward a FIN or RST untranslated, so the flow's translation is used. */
 INLINE enum verdict end_flow(
 	struct __sk_buff *skb, struct packet *packet, const struct config *config, const u32 *eth, struct flow **found
 )
@@ -335,18 +337,18 @@ INLINE enum verdict end_flow(
 	struct flow *flow = find(packet);
 	if (!flow)
 		return V_TCP_FLAGS;
-	struct flow *other = find_other(packet, flow);
+	struct flow *other = find_reverse(packet, flow);
 	if (packet->ends && other && (flow->packets || other->packets) && is_outside(packet, other))
 		return V_OUTSIDE;
-	/* With flags that never stand together conntrack takes it for no packet of the connection. */
-	if (flow->action < ACTION_PEER || !comes_as_known(flow, skb, eth) || (!packet->ends && !packet->opens))
+	/* Conntrack doesn't accept invalid combinations of flags. */
+	if (flow->action < ACTION_PEER || !has_same_source(flow, skb, eth) || (!packet->ends && !packet->opens))
 		return V_TCP_FLAGS;
 	if (packet->ends && flow->rewrite & REWRITE_ADDRESS && (u32)now - flow->checked > JUST_ASKED &&
-	    now <= config->deadline && holds(flow, skb, config, eth, now) &&
-	    !is_too_large(skb, packet, flow) && !is_used_up(packet, flow)) {
+	    now <= config->deadline && is_valid(flow, skb, config, eth, now) &&
+	    !is_too_large(skb, packet, flow) && !is_ttl_expired(packet, flow)) {
 		widen(packet);
 		if (!ct_knows(skb, packet)) {
-			tally(flow, packet, now);
+			count_packet(flow, packet, now);
 			*found = flow;
 			return V_FAST;
 		}
@@ -357,7 +359,7 @@ INLINE enum verdict end_flow(
 		want(WANT_RENEW, packet);
 		return V_TCP_FLAGS;
 	}
-	hand_back(flow, other, is_over ? ACTION_RESET : ACTION_NONE);
+	release(flow, other, is_over ? ACTION_RESET : ACTION_NONE);
 	if (is_over) {
 		widen(packet);
 		want(WANT_CLOSE, packet);
@@ -365,7 +367,7 @@ INLINE enum verdict end_flow(
 	return V_TCP_FLAGS;
 }
 
-/* All of it for one family: instantiated twice, so that each has only its own branches. */
+/* Handle a packet of one family: instantiated twice, so that each has only its own branches. */
 INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -401,10 +403,10 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	}
 	int result = RARE(verdict == V_OUTSIDE) ? TC_ACT_SHOT : TO_KERNEL;
 	if (flow) {
-		/* Frames are padded to 60 bytes: the kernel trims that off before it forwards. */
+		/* Frames are padded to 60 bytes: the kernel trims the padding before it forwards. */
 		if (RARE(skb->len > packet.l3_length + ETH_HLEN))
 			bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
-		result = rewrite_and_go(skb, &packet, config, flow);
+		result = rewrite_and_redirect(skb, &packet, config, flow);
 		if (RARE(result == TO_KERNEL))
 			verdict = V_CACHE_FULL;
 	}
@@ -418,7 +420,7 @@ int fastpath(struct __sk_buff *skb)
 	struct config *now = config.lookup(&zero);
 	if (RARE(!now))
 		return TO_KERNEL;
-	reach_headers(skb, skb->protocol == __builtin_bswap16(ETH_P_IPV6));
+	pull_headers(skb, skb->protocol == __builtin_bswap16(ETH_P_IPV6));
 	if (RARE(skb->vlan_present || skb->protocol == __builtin_bswap16(ETH_P_8021Q) ||
 		 skb->protocol == __builtin_bswap16(ETH_P_8021AD))) {
 		count(slot_of(skb->ifindex), V_VLAN);

@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Learning a flow: who may send, what conntrack says, which way out; and the way back with it.
+/* Learn a flow: check the sender, ask conntrack, find the egress; and learn the other direction with it.
  *
- * All that a flow was let through under. Either each packet is compared with it, or each change of it raises the epoch (all
- * flows are learned again) or the generation (all connections pass the rules again, and all flows are learned again).
+ * A flow depends on the following. Either each packet is compared with it, or each change raises the epoch (all flows
+ * are learned again) or begins a generation (all connections pass the rules again, and all flows are learned again).
  *
- *   by each packet   addresses, ports, protocol: the key of the map
- *                    the link that it comes in by, and both MAC addresses: comes_as_known()
- *                    its size and time to live: is_too_large(), is_used_up()
- *                    the lease, `recheck`, the epoch: decide(), holds()
- *   by learning      the conntrack entry: zone 0, confirmed, answered, open, not offloaded, nobody else has a say: ct_judge()
- *                    its tuples, of which the translation is made
- *                    its mark: this direction's 4 bits are the generation; the others, where rules read them, as before
- *   by the epoch     the way out: route, link, neighbour, port of the bridge, MTU
- *                    the reverse path: is_way_back()
- *                    addresses that are captured
- *   by the           the rules, and the elements of sets that they look up
- *   generation       names, groups and masters of links; routes, routing rules, forwarding, rp_filter: bpf/hostwatch.py
- *                    addresses and MAC addresses of containers, and their ports: bpf/reconcile.py
+ *    each packet      addresses, ports, protocol: the key of the map
+ *                     the link that it enters by, and both MAC addresses: has_same_source()
+ *                     its size and time to live: is_too_large(), is_ttl_expired()
+ *                     the lease, `recheck`, the epoch: decide(), is_valid()
+ *    learning         the conntrack entry: zone 0, confirmed, answered, open, not offloaded, no helper or policy: ct_check()
+ *                     its tuples, which define the translation
+ *                     its mark: this direction's 4 bits are the generation; the others, if rules match them, are unchanged
+ *    epoch            the egress: route, link, neighbour, port of the bridge, MTU
+ *                     the reverse path: is_reverse_path()
+ *                     addresses that are captured
+ *    generation       the rules, and the elements of sets that they look up
+ *                     names, groups and masters of links; routes, routing rules, forwarding, rp_filter: bpf/hostwatch.py
+ *                     addresses and MAC addresses of containers, and their ports: bpf/reconcile.py
  *
- * Frames that a bridge switches without asking any rule (LINK_L2) are bound to what each packet and the epoch say alone. */
+ * Frames that a bridge forwards without any rule (LINK_L2) depend on each packet and the epoch only. */
 
 INLINE bool is_captured(const struct packet *packet)
 {
@@ -30,7 +30,7 @@ INLINE bool is_captured(const struct packet *packet)
 	return captured.lookup(&key);
 }
 
-/* Whether the container on that port may send from this address and this MAC. */
+/* Return whether the container on that port may send from this address and this MAC. */
 INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
 {
 	struct owner_key key = {.ifindex = skb->ifindex, .family = packet->family};
@@ -43,7 +43,7 @@ INLINE bool is_own_source(struct __sk_buff *skb, const struct packet *packet, co
 	return *mac == source;
 }
 
-/* What a rewriting changes, as checksum differences (RFC 1624). */
+/* Compute what rewriting changes, as checksum differences (RFC 1624). */
 INLINE void find_differences(const struct packet *packet, struct flow *flow)
 {
 	u32 old[8], new[8];
@@ -67,7 +67,8 @@ INLINE void find_differences(const struct packet *packet, struct flow *flow)
 	}
 }
 
-/* All that a new flow of a sender who may send it needs to know; any verdict but FAST leaves the packet to the kernel. */
+/* Collect everything about a new flow; any verdict except FAST leaves the packet to the kernel. The sender was checked
+ * before. */
 INLINE enum verdict learn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct link *link,
 	const u32 *eth, struct learned *learned
@@ -84,10 +85,10 @@ INLINE enum verdict learn(
 		flow->new_ports = packet->ports;
 		learned->known |= KNOWN_BOTH_WAYS;
 	} else {
-		if (!routed && !asks_iptables(link, packet))
+		if (!routed && !passes_iptables(link, packet))
 			return V_OTHER_HOST;
 		asked = ask_conntrack(skb, packet, config, learned);
-		/* What is for the host itself, its proxy of published ports for example, passes no rule that marks it. */
+		/* Packets for the host itself, for example its proxy of published ports, pass no rule that marks them. */
 		if (asked != V_FAST && !(asked == V_GENERATION && routed))
 			return asked;
 	}
@@ -98,22 +99,21 @@ INLINE enum verdict learn(
 	return verdict;
 }
 
-/* Whether conntrack has a say in what comes in by a port with these MAC addresses: not in frames that a bridge switches by
- * itself. */
+/* Return whether conntrack tracks packets with these MAC addresses: not frames that a bridge forwards without rules. */
 INLINE bool is_tracked(const struct link *link, const u32 *eth)
 {
 	return !(link->flags & LINK_L2) || !__builtin_memcmp(eth, link->mac, ETH_ALEN);
 }
 
-/* Verdicts that the next packet of the flow would get as well: kept, so that it need not ask again at once. Only of
- * connections: a container can send frames with any addresses, and would empty the cache of all others. */
+/* Return whether the flow's next packet would get the same verdict, which is then stored, so that it isn't computed
+ * again. Only for connections: a container can send frames with any addresses, and would fill the cache. */
 INLINE bool is_lasting(enum verdict verdict)
 {
 	return verdict == V_LOCAL || verdict == V_REVERSE_PATH || verdict == V_NO_PORT || verdict == V_HELPER ||
 		verdict == V_ISOLATED || verdict == V_TUNNEL || verdict == V_MULTIPATH || verdict == V_WAY_OUT;
 }
 
-/* MAC addresses of a frame that goes the other way. */
+/* Swap the MAC addresses, for a frame of the other direction. */
 INLINE void swap_macs(u32 *to, const u32 *from)
 {
 	to[0] = from[1] >> 16 | from[2] << 16;
@@ -121,8 +121,8 @@ INLINE void swap_macs(u32 *to, const u32 *from)
 	to[2] = from[0] >> 16 | from[1] << 16;
 }
 
-/* A flow is known: so is what comes back, if the rules let that through and it comes in as expected. */
-INLINE void learn_way_back(
+/* Learn the other direction of a flow, if the rules accept it and it enters as expected. */
+INLINE void learn_reverse(
 	const struct packet *packet, const struct link *link, struct learned *learned
 )
 {
@@ -152,7 +152,7 @@ INLINE void learn_way_back(
 	back->epoch = flow->epoch;
 	back->checked = flow->checked;
 	back->first_seen = flow->checked;
-	back->last_seen = flow->checked - 1; /* nothing came yet */
+	back->last_seen = flow->checked - 1; /* no packet yet */
 	back->action = link->flags & LINK_PEER ? ACTION_PEER : ACTION_REDIRECT;
 	back->rewrite = flow->rewrite;
 	back->addr_diff = ~flow->addr_diff;
@@ -174,9 +174,9 @@ INLINE void learn_way_back(
 	}
 }
 
-/* Whether a packet of TCP has data under way that nobody acknowledges: the kernel gives such a connection less time. Where
- * either side acknowledged something since conntrack was asked last, as `agreed` tells, or nothing is under way, as in a
- * keepalive, it is alive. What is learned anew is taken for alive. What the other side sends next asks at once. */
+/* Return whether a TCP connection has unacknowledged data: the kernel gives it a shorter timeout. It is alive if either
+ * side acknowledged something since conntrack was asked last (`agreed`), if it has no data under way, as in a
+ * keepalive, or if it is new. The other direction is checked again at its next packet. */
 INLINE bool is_unanswered(
 	const struct packet *packet, const struct config *config, const struct flow *old, struct flow *flow
 )
@@ -184,7 +184,7 @@ INLINE bool is_unanswered(
 	struct flow *other;
 	if (packet->l4_proto != IPPROTO_TCP || !old || old->action < ACTION_PEER)
 		return false;
-	other = find_other(packet, old);
+	other = find_reverse(packet, old);
 	if (!other)
 		return false;
 	flow->agreed = packet->ack + other->acked;
@@ -195,28 +195,29 @@ INLINE bool is_unanswered(
 	return true;
 }
 
-/* Whether the rules saw the mark that the entry of a connection has now. They did where it is as it was before they let the
- * connection through: it is noted, the record of having passed is cleared, and the connection passes them once more. */
+/* Return whether the rules saw the current mark of a connection's entry. They did if it is the same as before they
+ * accepted the connection: it is stored, our bits of the mark are cleared, and the connection passes the rules once
+ * more. */
 INLINE bool is_mark_seen(const struct config *config, const struct flow *old, const struct flow *flow)
 {
 	return !(config->flags & READS_CT_MARKS) ||
 		(old && old->mark_is >= MARK_CLEARED && old->ct_mark == flow->ct_mark);
 }
 
-/* Asks anew what to do with a flow, and keeps the answer; `old` is what was known of it, or NULL:
+/* Learn a flow again, and store the result; `old` is the known flow, or NULL:
  *
  *   returned                       `old` becomes
- *   CACHE_FULL, OTHER_HOST         what it was: who may not send at all changes nothing about a flow of somebody else
- *   a verdict that lasts           a flow of the kernel's with that verdict (ACTION_KERNEL), its counters go on
- *   any other verdict              handed back (ACTION_NONE): the next packet asks again; of YOUNG, conntrack is prepared
- *   GENERATION, where the ct mark  handed back with the mark noted, and the connection has to pass the rules once more
- *     is not what the rules saw
- *   ROUTE_CHANGED                  handed back: the kernel decides first what becomes of the translation
- *   FAST                           the new flow, its counters go on; the other direction is learned if it isn't known
- *   NOT_ASSURED of a flow that     as with FAST, but the kernel sees this packet, so that a young UDP flow becomes a
- *     was FAST                       stream there as well
+ *   CACHE_FULL, OTHER_HOST         unchanged: an unauthorized sender must not change another's flow
+ *   a verdict that lasts           a flow with that verdict (ACTION_KERNEL) and the same counters
+ *   any other verdict              released (ACTION_NONE): the next packet asks again; for YOUNG, conntrack is made liberal
+ *   GENERATION, if the rules       released with the mark stored; the connection has to pass the rules once more
+ *     didn't see the ct mark
+ *   ROUTE_CHANGED                  released: the kernel first decides about the translation
+ *   FAST                           the new flow with the same counters; the other direction is learned if unknown
+ *   NOT_ASSURED of a flow that     as with FAST, but the kernel sees this packet, so that a young UDP flow becomes
+ *     was FAST                       assured
  *
- * store() gives the memory of `old` to other flows: it isn't read after that. */
+ * store() may give the memory of `old` to other flows: it isn't read afterwards. */
 INLINE enum verdict relearn(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct link *link,
 	const u32 *eth, struct flow *old, u32 generation, u32 now
@@ -278,7 +279,7 @@ INLINE enum verdict relearn(
 	}
 	store(packet, flow);
 	if (verdict == V_FAST && learned->known & KNOWN_BOTH_WAYS && !(flow->rewrite & REWRITE_MACS))
-		learn_way_back(packet, link, learned);
+		learn_reverse(packet, link, learned);
 	if (verdict == V_FAST && learned->known & KNOWN_UNASSURED && was_fast)
 		return V_NOT_ASSURED;
 	return verdict;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The maps, and finding, keeping and handing back flows in them. First of the parts that bpf/build.py puts together into
- * one program: BCC knows maps in its main text only. */
+/* Define the maps; find, store and release flows. First of the parts that bpf/build.py concatenates: BCC finds maps
+ * only in its main text. */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>
 #include "conntrack.h"
@@ -17,7 +17,7 @@ BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
 BPF_TABLE("hash", struct owner_key, u32, captured, 1);
 BPF_TABLE("lru_hash", struct key4, struct flow, flows4, 1);
 BPF_TABLE("lru_hash", struct key6, struct flow, flows6, 1);
-#define PAGE_SIZE 4096 /* bpf/loader.py gives the maps their sizes */
+#define PAGE_SIZE 4096 /* bpf/maps.py sets the sizes of the maps */
 BPF_RINGBUF_OUTPUT(wanted, 8);
 BPF_TABLE("array", u32, struct young, young, YOUNG);
 
@@ -25,7 +25,7 @@ INLINE void count(u32 slot, u32 verdict)
 {
 	struct slot_counters *slot_counters = counters.lookup(&slot);
 	u64 index = verdict & (COUNTERS - 1);
-	asm volatile("" : "+r"(index)); /* else the bound is known to the compiler, and not to the verifier */
+	asm volatile("" : "+r"(index)); /* without this the compiler knows the bound, but not the verifier */
 	if (slot_counters)
 		slot_counters->packets[index & (COUNTERS - 1)]++;
 }
@@ -47,7 +47,7 @@ INLINE struct key6 key6_of(const struct packet *packet)
 	return key;
 }
 
-/* What tells apart the flows that may take each other's memory: see is_still(). */
+/* Return a hash that distinguishes flows which may reuse each other's memory: see is_same_flow(). */
 INLINE u32 tag_of(const struct packet *packet)
 {
 	u64 word = packet->ports | (u64)packet->l4_proto << 32;
@@ -77,8 +77,8 @@ INLINE void store(const struct packet *packet, struct flow *flow)
 	}
 }
 
-/* The other direction of a flow, or NULL. */
-INLINE struct flow *find_other(const struct packet *packet, const struct flow *flow)
+/* Return the other direction of a flow, or NULL. */
+INLINE struct flow *find_reverse(const struct packet *packet, const struct flow *flow)
 {
 	struct packet other = {.family = packet->family, .l4_proto = packet->l4_proto};
 	__builtin_memcpy(other.src, flow->new_dst, 16);
@@ -88,9 +88,8 @@ INLINE struct flow *find_other(const struct packet *packet, const struct flow *f
 	return find(&other);
 }
 
-/* A FIN, RST or SYN: this direction (ACTION_NONE, ACTION_RESET) and the other one of a flow belong to the kernel from here
- * on. */
-INLINE void hand_back(struct flow *flow, struct flow *other, u8 action)
+/* Let the kernel forward a flow after a FIN, RST or SYN: this direction (ACTION_NONE, ACTION_RESET) and the other one. */
+INLINE void release(struct flow *flow, struct flow *other, u8 action)
 {
 	flow->action = action;
 	flow->last_seen = bpf_jiffies64();
@@ -98,12 +97,12 @@ INLINE void hand_back(struct flow *flow, struct flow *other, u8 action)
 		other->action = ACTION_NONE;
 }
 
-/* Tell the holder what is to be done for the connection of a packet that was widened. */
+/* Send the daemon a request about the connection of a packet after widen(). */
 INLINE void want(u32 what, const struct packet *packet)
 {
 	struct want *said = wanted.ringbuf_reserve(sizeof(*said));
 	if (!said)
-		return; /* the next packet will say it again */
+		return; /* the next packet sends it again */
 	said->what = what;
 	said->family = packet->family;
 	__builtin_memcpy(said->src, packet->src, 16);

@@ -139,7 +139,7 @@ def _reading() -> Iterator[Figure]:
 def _read_once(rig: Rig) -> float:
     there = rig.loaded.maps["flows4"]
     began = time.perf_counter()
-    keys, flows = syscall.read_all(there, layout.KEY4, layout.FLOW, syscall.room_of(there))
+    keys, flows = syscall.read_all(there, layout.KEY4, layout.FLOW, syscall.max_entries(there))
     columns = fast_flows(keys, flows, 4, rig.clock.now(), rig.clock.hz)
     took = time.perf_counter() - began
     assert len(columns) > 60_000
@@ -165,7 +165,7 @@ def _cost_with(host: ThrowawayHost, flows: int) -> tuple[float, float]:
 
 
 def _average(program: int) -> float:
-    took, count = struct.unpack_from("=QQ", syscall.info(program, _RUN_COUNT + 8), _RUN_TIME)
+    took, count = struct.unpack_from("=QQ", syscall.object_info(program, _RUN_COUNT + 8), _RUN_TIME)
     assert count >= _FRAMES, count
     return float(took / count)
 

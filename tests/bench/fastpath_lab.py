@@ -169,20 +169,20 @@ class FastPath:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self._path = named(lab.host.name)
-        self._started: client.Started | None = None
+        self._started: client.StartResult | None = None
 
     def on(self) -> None:
         """Accelerate every bridge; AssertionError with the reason where it does not come."""
         with entered(self._path):
             self._started = client.start(["all"], tied=True)
-            assert self._started.told.get("ok"), self._started.told
+            assert self._started.answer.get("ok"), self._started.answer
             deadline = time.monotonic() + 20
             while self.status()["state"] != "on":
                 assert time.monotonic() < deadline, self.status()
                 time.sleep(0.02)
 
     def status(self) -> rpc.Answer:
-        """What its holder says."""
+        """What its daemon says."""
         with entered(self._path):
             return rpc.ask({"do": "status"})
 
@@ -192,15 +192,15 @@ class FastPath:
         return float(verdicts.get("FAST", 0) / max(sum(verdicts.values()), 1))
 
     def processes(self) -> list[int]:
-        """Its processes: the keeper and the holder."""
+        """Its processes: the supervisor and the daemon."""
         assert self._started is not None
-        return [self._started.keeper.pid, int(self._started.told["pid"])]
+        return [self._started.supervisor.pid, int(self._started.answer["pid"])]
 
     def off(self) -> None:
         """Everything as it was."""
-        if self._started is not None and self._started.keeper.stdin is not None:
-            self._started.keeper.stdin.close()
-            self._started.keeper.wait(20)
+        if self._started is not None and self._started.supervisor.stdin is not None:
+            self._started.supervisor.stdin.close()
+            self._started.supervisor.wait(20)
         self._started = None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from bpf import loader, syscall
+from bpf import maps, syscall
 from core.netlink.netns import entered
 from tests.bench.fastpath_lab import FastPath, Lab, inside, named
 from tests.bench.report import Figure
@@ -63,7 +63,7 @@ def _times(lab: Lab, fast: FastPath) -> Iterator[Figure]:
 def _start(folder: Path) -> float:
     """Seconds to have the program at one link, its compiled form kept in that folder."""
     began = time.perf_counter()
-    loaded = loader.load(loader.flow_room(), folder)
+    loaded = maps.load(maps.flow_capacity(), folder)
     link = syscall.attach_tcx(loaded.program, socket.if_nametoindex("up0"))
     took = time.perf_counter() - began
     os.close(link)
@@ -85,7 +85,7 @@ def _memory(lab: Lab, fast: FastPath) -> Iterator[Figure]:
     yield Figure("resident memory added to the dashboard", "<= 40 MB", added, "reading all flows, 20 times")
     private, resident = (sum(each) / 1024 for each in zip(*own, strict=True))
     how = f"{resident:.0f} MB resident with what is shared; the maps are the kernel's"
-    yield Figure("memory of keeper and holder", "(report)", f"{private:.0f} MB of their own", how)
+    yield Figure("memory of supervisor and daemon", "(report)", f"{private:.0f} MB of their own", how)
 
 
 def _kilobytes(pid: int) -> tuple[int, int]:

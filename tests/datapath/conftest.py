@@ -1,4 +1,4 @@
-"""The rig of the packet tests: loaded once, emptied for each test."""
+"""Provide the rig of the packet tests: loaded once, emptied for each test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tests.support.host import ThrowawayHost
 
 @pytest.fixture(scope="package")
 def loaded_rig() -> Iterator[Rig]:
-    """A host with a bridge `b0` (ports `p1`, `p2`) and an uplink `up0`, and the program loaded in it."""
+    """Load the program on a host with a bridge and an uplink `up0`.
+
+    The bridge `b0` has the ports `p1` and `p2`.
+    """
     host = ThrowawayHost()
     try:
         _build(host)
@@ -27,7 +30,7 @@ def loaded_rig() -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(loaded_rig: Rig) -> Iterator[Rig]:
-    """The rig with nothing in its maps, and the test inside its host."""
+    """Return the rig with empty maps, with the test inside its host."""
     with entered(f"/run/netns/{loaded_rig.host.name}"):
         loaded_rig.reset()
         yield loaded_rig

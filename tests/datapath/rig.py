@@ -1,4 +1,4 @@
-"""A throw-away host with the fast path loaded and attached to nothing: packets are given to it one by one."""
+"""Run the program on single packets, in a throw-away host, attached to no link."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from bpf import layout, loader, syscall
+from bpf import layout, maps, syscall
 from bpf.clock import Clock
 from bpf.maps import possible_cpus
 from bpf.verdicts import VERDICTS
@@ -33,7 +33,7 @@ _INDEX = struct.Struct("=I")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a packet."""
+    """Hold what the program did with a packet."""
 
     verdict: str
     result: int
@@ -41,11 +41,11 @@ class Outcome:
 
 
 class Rig:
-    """`links` are the ifindexes of the host's links by name."""
+    """Load the program and fill its maps; `links` are ifindexes by name."""
 
     def __init__(self, host: ThrowawayHost, flows: int = 1024) -> None:
         self.host = host
-        self.loaded = loader.load(flows)
+        self.loaded = maps.load(flows)
         self.clock = Clock()
         self.config = np.zeros(1, layout.CONFIG)
         self.reset()
@@ -53,8 +53,8 @@ class Rig:
         self.look()
 
     def reset(self) -> None:
-        """Empty all maps; a lease, a generation and times that no test outlives."""
-        for name, each in loader.maps(1).items():
+        """Empty all maps; set a lease, a generation and timeouts longer than any test."""
+        for name, each in maps.map_specs(1).items():
             if each.kind in (syscall.MAP_HASH, syscall.MAP_LRU_HASH):
                 for key in syscall.keys(self.loaded.maps[name], each.key.itemsize):
                     syscall.delete(self.loaded.maps[name], key)
@@ -68,20 +68,20 @@ class Rig:
         self.configure()
 
     def look(self) -> None:
-        """Learn the links' numbers anew."""
+        """Read the links' ifindexes."""
         self.links = {link["ifname"]: link["ifindex"] for link in self.host.json("ip -j link")}
 
     def close(self) -> None:
-        """Unload."""
+        """Unload the program."""
         self.loaded.close()
         self.clock.close()
 
     def jiffies(self, ago: float = 0) -> int:
-        """The time some seconds ago, as flows have it."""
+        """Return the time `ago` seconds in the past, as flows store it."""
         return int(self.clock.now() - ago * self.clock.hz) & 0xFFFFFFFF
 
     def configure(self, **fields: int) -> None:
-        """Change fields of the one configuration."""
+        """Set fields of the configuration."""
         for name, value in fields.items():
             self.config[name] = value
         self.put("config", _INDEX.pack(0), self.config)
@@ -94,20 +94,20 @@ class Rig:
     def port(
         self, name: str, flags: int, l3: str = "", mac: str = GATEWAY, mtu: int = 1500, slot: int = 1
     ) -> None:
-        """Make a link known."""
+        """Add a link to the map `links`."""
         row = np.zeros(1, layout.LINK)
         row["l3_ifindex"], row["flags"], row["slot"] = self.links[l3 or name], flags, slot
         row["mac"], row["mtu"] = mac_bytes(mac), mtu
         self.put("links", _INDEX.pack(self.links[name]), row)
 
     def owner(self, name: str, address: str, mac: str) -> None:
-        """Allow a source."""
+        """Allow a source address on a port."""
         value = np.zeros(1, layout.OWNER)
         value["mac"] = mac_bytes(mac)
         self.put("owners", address_key(address, self.links[name]), value)
 
     def behind(self, bridge: str, mac: str, port: str, flags: int = layout.MAC_PEER, mtu: int = 1500) -> None:
-        """Say where a MAC address is."""
+        """Set the port of a MAC address."""
         key = np.zeros(1, layout.MAC_KEY)
         key["bridge"], key["mac"] = self.links[bridge], mac_bytes(mac)
         value = np.zeros(1, layout.MAC_VALUE)
@@ -115,12 +115,12 @@ class Rig:
         self.put("macs", key, value)
 
     def capture(self, address: str) -> None:
-        """Keep an address with the kernel."""
+        """Leave an address to the kernel."""
         self.put("captured", address_key(address, 0), np.ones(1, "u4"))
         self.configure(flags=int(self.config["flags"][0]) | layout.HAS_CAPTURES)
 
     def flow(self, packet: Packet, link: str, new: Packet | None = None, **fields: int) -> None:
-        """Put a flow into the cache that turns `packet` into `new`, as learning would have."""
+        """Store a flow that turns `packet` into `new`, as if it had been learned."""
         new = packet if new is None else new
         row = np.zeros(1, layout.FLOW)
         row["epoch"], row["in_ifindex"] = self.config["epoch"], self.links[link]
@@ -149,13 +149,13 @@ class Rig:
         self.put("flows6" if IPv6 in packet else "flows4", flow_key(packet), row)
 
     def flow_of(self, packet: Packet) -> np.void | None:
-        """What the cache knows of a packet's flow."""
+        """Return the flow of a packet from the cache."""
         name = "flows6" if IPv6 in packet else "flows4"
         found = syscall.lookup(self.loaded.maps[name], flow_key(packet).tobytes(), layout.FLOW.itemsize)
         return None if found is None else np.frombuffer(found, layout.FLOW)[0]
 
     def run(self, packet: Packet | bytes, link: str, gso_size: int = 0) -> Outcome:
-        """Give it one packet that came in on `link`."""
+        """Run the program on a packet that enters by `link`."""
         before = self.counted()
         done = syscall.test_run(self.loaded.program, bytes(packet), 1, self.context(link, gso_size))
         counted = self.counted() - before
@@ -163,27 +163,27 @@ class Rig:
         return Outcome(VERDICTS[number].name, done.result, done.packet)
 
     def context(self, link: str, gso_size: int = 0) -> bytes:
-        """The struct __sk_buff of a packet that came in on `link`."""
+        """Return the struct __sk_buff of a packet that enters by `link`."""
         context = bytearray(_CONTEXT)
         _INDEX.pack_into(context, _IFINDEX_AT, self.links[link])
         _INDEX.pack_into(context, _GSO_SIZE_AT, gso_size)
         return bytes(context)
 
     def learn(self, packet: Packet, link: str) -> Outcome:
-        """Give it a packet of a connection that it does not know: TCP's first data is only noted."""
+        """Run a packet of an unknown connection: TCP's first data is only noted."""
         if TCP in packet:
             assert self.run(packet, link).verdict == "YOUNG"
         return self.run(packet, link)
 
     def run_after_a_jiffy(self, packet: Packet, link: str) -> Outcome:
-        """Once conntrack may be asked again about a young connection."""
+        """Run a packet once conntrack may be asked again about a young connection."""
         began = self.clock.now()
         while self.clock.now() == began:
             pass
         return self.run(packet, link)
 
     def run_just_after(self, prepare: Callable[[], object], packet: Packet, link: str) -> Outcome:
-        """Prepare, then give it the packet, again until no more than a jiffy lies between the two."""
+        """Prepare, then run the packet; repeat until at most a jiffy is between the two."""
         while True:
             began = self.clock.now()
             prepare()
@@ -192,7 +192,7 @@ class Rig:
                 return outcome
 
     def track(self, packet: Packet, translated: Packet) -> None:
-        """Let conntrack know an established TCP connection of a packet in original direction."""
+        """Create a conntrack entry for a TCP packet in original direction."""
         old, new = packet.payload, translated.payload
         self.host.run(
             f"conntrack -I -p tcp -s {old.src} -d {old.dst} --sport {old.sport} --dport {old.dport}"
@@ -201,7 +201,7 @@ class Rig:
         )
 
     def counted(self) -> np.ndarray:
-        """All packets so far, by verdict."""
+        """Return all packets so far, by verdict."""
         total = np.zeros(layout.COUNTERS, np.int64)
         for slot in range(4):
             size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
@@ -212,12 +212,12 @@ class Rig:
 
 
 def mac_bytes(text: str) -> np.ndarray:
-    """The six bytes of a MAC address."""
+    """Return the six bytes of a MAC address."""
     return np.frombuffer(bytes.fromhex(text.replace(":", "")), np.uint8)
 
 
 def address_key(address: str, ifindex: int) -> np.ndarray:
-    """A key of the maps `owners` and `captured`."""
+    """Return a key of the maps `owners` and `captured`."""
     packed = ipaddress.ip_address(address)
     key = np.zeros(1, layout.OWNER_KEY)
     key["ifindex"], key["family"] = ifindex, 2 if packed.version == 4 else 10
@@ -226,7 +226,7 @@ def address_key(address: str, ifindex: int) -> np.ndarray:
 
 
 def flow_key(packet: Packet) -> np.ndarray:
-    """The key under which a packet's flow is kept."""
+    """Return the key of a packet's flow."""
     net = packet.payload
     key = np.zeros(1, layout.KEY6 if IPv6 in packet else layout.KEY4)
     key["src"] = np.frombuffer(ipaddress.ip_address(net.src).packed, np.uint8)
@@ -237,12 +237,12 @@ def flow_key(packet: Packet) -> np.ndarray:
 
 
 def address_words(net: Packet) -> bytes:
-    """Source and destination as they are on the wire."""
+    """Return source and destination as they are on the wire."""
     return ipaddress.ip_address(net.src).packed + ipaddress.ip_address(net.dst).packed
 
 
 def tag_of(keys: np.ndarray) -> np.ndarray:
-    """The tags of flows with these keys, as tag_of() of program/maps.c."""
+    """Return the tags of flows with these keys, as tag_of() of program/maps.c."""
     words = keys.view(np.uint64).reshape(len(keys), -1)
     addresses = words[:, 0]
     if keys.dtype == layout.KEY6:
@@ -252,12 +252,12 @@ def tag_of(keys: np.ndarray) -> np.ndarray:
 
 
 def port_words(net: Packet) -> bytes:
-    """The ports as they are on the wire."""
+    """Return the ports as they are on the wire."""
     return struct.pack(">HH", net.payload.sport, net.payload.dport)
 
 
 def difference(old: bytes, new: bytes) -> int:
-    """What is added to a sum in ones' complement when `old` becomes `new`, in the machine's byte order."""
+    """Return the checksum difference from `old` to `new`, in the machine's byte order."""
     total = sum(word ^ 0xFFFF for (word,) in struct.iter_unpack("=H", old))
     total += sum(word for (word,) in struct.iter_unpack("=H", new))
     while total >> 16:
@@ -266,8 +266,10 @@ def difference(old: bytes, new: bytes) -> int:
 
 
 def plain(l4: str, family: int, payload: bytes = b"0123456789abcdef", **fields: str | int) -> Packet:
-    """A packet from the client's container to its gateway's MAC; fields src, dst, sport, dport, hops, flags,
-    tos, eth_src and eth_dst replace the usual ones."""
+    """Build a packet from the client's container to its gateway's MAC.
+
+    The fields src, dst, sport, dport, hops, flags, tos, eth_src and eth_dst replace the defaults.
+    """
     ether = Ether(src=fields.get("eth_src", CLIENT), dst=fields.get("eth_dst", GATEWAY))
     hops = fields.get("hops", 64)
     tos = fields.get("tos", 0)
@@ -283,7 +285,7 @@ def plain(l4: str, family: int, payload: bytes = b"0123456789abcdef", **fields: 
 
 
 def changed(packet: Packet, **fields: str | int) -> Packet:
-    """The packet as scapy builds it with other fields, all checksums computed anew."""
+    """Build the packet with other fields, all checksums computed by scapy."""
     made = packet.copy()
     net, l4 = made.payload, made.payload.payload
     made.src, made.dst = fields.get("eth_src", made.src), fields.get("eth_dst", made.dst)

@@ -1,4 +1,4 @@
-"""A container that sends all it can: what it makes be noted takes nothing from others."""
+"""A container that floods the program takes no memory from others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS = {4: ("flows4", layout.KEY4), 6: ("flows6", layout.KEY6)}
 
 @pytest.fixture
 def floods(rig: Rig) -> Rig:
-    """Two containers on b0: the client behind p1, the server behind p2."""
+    """Two containers on b0: the client on p1, the server on p2."""
     for slot, (port, mac) in enumerate((("p1", CLIENT), ("p2", SERVER)), 1):
         rig.port(port, CONTAINER, "b0", slot=slot)
         rig.behind("b0", mac, port)
@@ -32,13 +32,13 @@ def floods(rig: Rig) -> Rig:
 
 
 def flows(rig: Rig, family: int) -> int:
-    """How many the cache holds."""
+    """Return the number of flows in the cache."""
     name, key = KEYS[family]
     return len(syscall.keys(rig.loaded.maps[name], key.itemsize))
 
 
 def young(rig: Rig) -> np.ndarray:
-    """The table of connections of which one packet was seen."""
+    """Return the table of connections that sent one packet."""
     size = layout.YOUNG.itemsize
     rows = (
         syscall.lookup(rig.loaded.maps["young"], index.to_bytes(4, "little"), size) or bytes(size)
@@ -48,7 +48,7 @@ def young(rig: Rig) -> np.ndarray:
 
 
 def send(rig: Rig, packet: Packet, port: str, count: int = MANY) -> dict[str, int]:
-    """A packet from so many source ports, one of each; what became of them."""
+    """Send a packet from each of so many source ports; return the verdicts."""
     found: dict[str, int] = {}
     for number in range(count):
         packet.payload.payload.sport = 1024 + number
@@ -95,8 +95,10 @@ def test_a_link_begins_only_so_many_flows_that_conntrack_does_not_count(floods: 
 
 @BOTH
 def test_connections_of_others_grow_up_beside_a_flood(floods: Rig, family: int) -> None:
-    """Of a TCP connection the first packet with data is only noted; the second is asked for, however many
-    others a container begins in between."""
+    """Only the first packet with data of a TCP connection is noted.
+
+    Conntrack is asked about the second, however many others a container begins between the two.
+    """
     mine = plain("tcp", family, src=OWN[family][1], eth_src=SERVER, eth_dst=GATEWAY)
     assert floods.run(mine, "p2").verdict == "YOUNG"
     packet = plain("tcp", family, src=OWN[family][0])

@@ -1,5 +1,8 @@
-"""Packets of a fixed seed: nothing is forwarded or changed but what a plain parser calls well-formed and a
-flow is known for. `make fuzz` runs a million of them; every other run the first tenth."""
+"""Mutated packets of a fixed seed.
+
+Only packets that a plain parser calls well-formed, and that have a flow, are forwarded or changed. `make
+fuzz` runs a million of them; every other run the first tenth.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _FLAGS = {0x10, 0x30, 0x11, 0x31, 0x04, 0x14}
 
 
 class Runner:
-    """BPF_PROG_TEST_RUN with buffers made once."""
+    """Call BPF_PROG_TEST_RUN with buffers that are allocated once."""
 
     def __init__(self, program: int, ifindex: int) -> None:
         self._given = (ctypes.c_char * _ROOM)()
@@ -39,8 +42,10 @@ class Runner:
         )  # fmt: skip
 
     def run(self, packet: bytes) -> tuple[int, bytes]:
-        """The result and the packet afterwards; raises OSError where the test run itself refuses the
-        packet."""
+        """Return the result and the packet afterwards.
+
+        Raises OSError if the test run itself refuses the packet.
+        """
         self._given[: len(packet)] = packet
         struct.pack_into("<III", self._attributes, 4, 0, len(packet), _ROOM)
         syscall.bpf(10, self._attributes)
@@ -49,8 +54,10 @@ class Runner:
 
 
 def well_formed(packet: bytes) -> tuple[bytes, ...] | None:
-    """The tuple of a plain TCP or UDP packet; None of everything else. Written from the RFCs, not from the
-    program."""
+    """Return the tuple of a plain TCP or UDP packet, None for all others.
+
+    Written from the RFCs, not from the program.
+    """
     kind, net = packet[12:14], packet[14:]
     if packet[0] & 1:
         return None
@@ -84,7 +91,7 @@ def well_formed(packet: bytes) -> tuple[bytes, ...] | None:
 
 
 def mutated(dice: random.Random, templates: list[bytes]) -> bytes:
-    """A template with a few bytes changed, cut or grown; or noise."""
+    """Return a template with a few bytes changed, cut or added; or noise."""
     packet = bytearray(dice.choice(templates))
     kind = dice.random()
     if kind < 0.05:
@@ -99,7 +106,10 @@ def mutated(dice: random.Random, templates: list[bytes]) -> bytes:
 
 
 def rest(packet: bytes) -> bytes:
-    """All that no translation may change: without MAC and IP addresses, hop count, checksums and ports."""
+    """Return what no translation may change.
+
+    That is everything without MAC and IP addresses, hop count, checksums and ports.
+    """
     if packet[12:14] == b"\x08\x00":
         head, l4, proto = packet[12:22] + packet[23:24], packet[34:], packet[23]
     else:
@@ -121,7 +131,7 @@ def test_mutated_packets(rig: Rig) -> None:
             there, key = rig.loaded.maps[f"flows{family}"], flow_key(packet).tobytes()
             flows.append((there, key, syscall.lookup(there, key, layout.FLOW.itemsize) or b""))
             known[well_formed(bytes(packet))] = bytes(packet)[:12]
-    # What no flow is known for is taken on to conntrack, which knows nothing of it.
+    # Packets without a flow go on to conntrack, which has no entry either.
     rig.port("p1", layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES, "b0")
     for address in ("10.1.0.2", "fd00:1::2"):
         rig.owner("p1", address, CLIENT)
@@ -130,7 +140,7 @@ def test_mutated_packets(rig: Rig) -> None:
     forwarded = refused = 0
     for number in range(PACKETS):
         packet = mutated(dice, templates)
-        if number % 10 == 0:  # what looks like an end, or like another way, has the kernel asked anew
+        if number % 10 == 0:  # an apparent end, or another link, makes the flow ask conntrack again
             for flow in flows:
                 syscall.update(*flow)
         try:

@@ -1,5 +1,7 @@
-"""Packets of unknown flows: conntrack says whether and how, the routes say where; whole packets and flows
-compared."""
+"""Packets of unknown flows: conntrack and routes decide.
+
+Whole packets and flows are compared.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
-from bpf import ct_marks, layout, loader, syscall
+from bpf import connections, layout, syscall
 from bpf.nfnetlink import header, nest
 from bpf.syscall import RingBuffer
 from core.netlink.client import NETFILTER, Netlink, attribute
@@ -40,7 +42,7 @@ PASSED = 0x11000000  # both directions, generation 1
 
 
 class Lab:
-    """A bridge with two containers' ports and an uplink, neighbours and routes set by hand."""
+    """A bridge with two containers' ports, an uplink, static neighbours and routes."""
 
     def __init__(self, host: ThrowawayHost) -> None:
         self.host = host
@@ -71,8 +73,7 @@ class Lab:
         self.rig.port("up0", 0, "up0", UPLINK, mtu=0)
 
     def track(self, packet: Packet, reply: tuple[str, str, int, int], **words: str) -> None:
-        """An entry for a packet in original direction; the reply's source, destination and ports are
-        given."""
+        """Create an entry for a packet in original direction with this reply tuple."""
         net = packet.payload
         l4 = "tcp" if net.payload.name == "TCP" else "udp"
         given = {"mark": str(PASSED), "status": "ASSURED,SEEN_REPLY", "state": "ESTABLISHED"} | words
@@ -83,11 +84,11 @@ class Lab:
         ]  # fmt: skip
         self.host.run(command + (["--state", given["state"]] if l4 == "tcp" else []))
         if l4 == "tcp":
-            assert ct_marks.let_be_liberal(wanted(packet)) == 1
+            assert connections.set_liberal(wanted(packet)) == 1
 
 
 def wanted(packet: Packet) -> np.ndarray:
-    """The row of layout.WANT that the program would write for a packet."""
+    """Return the row of layout.WANT that the program would write for a packet."""
     row, key = np.zeros(1, layout.WANT), flow_key(packet)[0]
     row["family"] = socket.AF_INET6 if IPv6 in packet else socket.AF_INET
     for name in ("src", "dst"):
@@ -105,7 +106,7 @@ def lab(inside_host: ThrowawayHost) -> Iterator[Lab]:
 
 
 def out(l4: str, family: int, to: str = "far", payload: bytes = b"hello") -> Packet:
-    """From the container to somewhere behind the gateway."""
+    """Return a packet from the container to an address behind the gateway."""
     addresses = ADDRESSES[family]
     return plain(
         l4, family, payload, src=addresses["c1"], dst=addresses[to], eth_src=MACS["c1"], eth_dst=BRIDGE
@@ -254,8 +255,8 @@ def test_no_entry_no_flow(lab: Lab) -> None:
 
 
 @BOTH
-def test_sources_that_are_nobodys_take_no_room_in_the_cache(lab: Lab, family: int) -> None:
-    """A container that sends from any address would push out the flows of all others."""
+def test_foreign_sources_take_no_room_in_the_cache(lab: Lab, family: int) -> None:
+    """A container that sends from any address would replace the flows of all others."""
     flows = lab.rig.loaded.maps["flows4" if family == 4 else "flows6"]
     size = (layout.KEY4 if family == 4 else layout.KEY6).itemsize
     before = len(syscall.keys(flows, size))
@@ -341,7 +342,7 @@ def test_several_next_hops_choose_for_what_leaves_the_host_alone(lab: Lab, famil
 
 @BOTH
 def test_reasons_of_frames_and_ports(lab: Lab, family: int) -> None:
-    """Not for this host, behind no port that is known, back to the port it came in by, into a tunnel."""
+    """Frames for another host, an unknown port, the port they came from, a tunnel."""
     rig, addresses = lab.rig, ADDRESSES[family]
     aside = plain("udp", family, eth_src=MACS["w"], eth_dst=MACS["c2"], src=addresses["far"])
     assert rig.run(aside, "up0").verdict == "OTHER_HOST"
@@ -404,7 +405,7 @@ def test_a_young_udp_flow_that_was_handed_back_is_fast_at_once(lab: Lab) -> None
 
 
 def left(lab: Lab, l4: str) -> int:
-    """The seconds that conntrack's only entry has left."""
+    """Return the remaining seconds of conntrack's only entry."""
     return int(lab.host.run(f"conntrack -L -p {l4}").split()[2])
 
 
@@ -431,7 +432,7 @@ def test_an_acknowledgement_alone_does_not_ask(lab: Lab) -> None:
 
 
 def to_the_host(l4: str, family: int, payload: bytes = b"hello") -> Packet:
-    """From a container to a port of the host itself, as to a proxy of published ports."""
+    """Return a packet from a container to the host, as to a proxy of published ports."""
     addresses = ADDRESSES[family]
     return plain(l4, family, payload, src=addresses["c1"], dst=addresses["host"], sport=5555, dport=8080,
                  eth_src=MACS["c1"], eth_dst=BRIDGE)  # fmt: skip
@@ -494,7 +495,7 @@ def test_published_to_a_neighbour_is_switched_although_translated(lab: Lab, l4: 
 
 
 def answer_to(packet: Packet, family: int, l4: str = "tcp", **fields: str | int) -> Packet:
-    """What comes back to a masqueraded packet."""
+    """Return the reply to a masqueraded packet."""
     addresses = ADDRESSES[family]
     given = {"src": addresses["far"], "dst": addresses["host"], "sport": 443, "dport": 61000}
     return plain(l4, family, eth_src=MACS["w"], eth_dst=UPLINK, **(given | fields))
@@ -510,34 +511,33 @@ def test_a_connections_first_data_is_the_kernels_and_the_next_asks(lab: Lab, fam
 
 @BOTH
 def test_conntrack_has_to_be_liberal_first(lab: Lab, family: int) -> None:
-    """Until it is, the kernel keeps the connection, and the holder is told of it."""
+    """Until then the kernel forwards the connection, and the daemon gets a request."""
     packet = masquerade(lab, "tcp", family)
     strict = bytes([0, 8])  # conntrack(8) makes entries that are liberal
     with Netlink(NETFILTER) as kernel:
-        body = header(int(wanted(packet)["family"][0])) + ct_marks.tuple_of(wanted(packet)[0])
+        body = header(int(wanted(packet)["family"][0])) + connections.tuple_of(wanted(packet)[0])
         kernel.batch([(0x100, body + nest(4, nest(1, attribute(4, strict), attribute(5, strict))))])
-    ring = RingBuffer(lab.rig.loaded.maps["wanted"], loader.WANTED_BYTES)
+    ring = RingBuffer(lab.rig.loaded.maps["wanted"], layout.WANTED_BYTES)
     ring.read()
     assert lab.rig.learn(packet, "p1").verdict == "YOUNG"
     (said,) = ring.read()
     expected = wanted(packet)
     expected["what"] = layout.WANT_LIBERAL
     assert np.frombuffer(said, layout.WANT) == expected
-    assert ct_marks.let_be_liberal(np.frombuffer(said, layout.WANT)) == 1
+    assert connections.set_liberal(np.frombuffer(said, layout.WANT)) == 1
     assert lab.rig.run_after_a_jiffy(packet, "p1").verdict == "FAST"
     ring.close()
 
 
 def test_only_what_is_answered_makes_an_entry_last(lab: Lab) -> None:
-    """A peer that vanished: who repeats its data is given the time of a connection that waits for an
-    acknowledgement."""
+    """Repeated data to a peer that disappeared gets the short timeout."""
     packet = masquerade(lab, "tcp", 4)
     answer = answer_to(packet, 4)
     lab.rig.configure(tcp_timeout=500_000, tcp_unanswered=300_000)
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
     assert 400 < left(lab, "tcp") <= 500
     lab.rig.configure(recheck=0)
-    for _ in range(2):  # of them the first tells where both stand
+    for _ in range(2):  # the first has both numbers
         assert lab.rig.run(packet, "p1").verdict == "FAST"
     assert 200 < left(lab, "tcp") <= 300
     lab.rig.configure(recheck=1000 * lab.rig.clock.hz)
@@ -566,7 +566,7 @@ def test_a_ct_mark_that_no_rule_reads_may_change(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
     lab.rig.configure(recheck=0)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
-    with heard_by_the_holder(lab) as asked_for:
+    with heard_by_the_daemon(lab) as asked_for:
         lab.host.run(f"conntrack -U -p udp --mark {PASSED | 1}/0xffffffff")
         assert lab.rig.run(packet, "p1").verdict == "FAST"
         assert asked_for() == set()
@@ -574,7 +574,7 @@ def test_a_ct_mark_that_no_rule_reads_may_change(lab: Lab) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["a known flow", "an unknown one"])
 def test_rules_that_read_the_ct_mark_must_have_seen_it(lab: Lab, known: bool) -> None:
-    """Where it is set by hand after the rules let a connection through, that passes them once more."""
+    """A connection whose mark changes after its admission passes the rules again."""
 
     def set_mark(mark: int) -> None:
         lab.host.run(f"conntrack -U -p udp --mark {mark}/0xffffffff")
@@ -587,13 +587,13 @@ def test_rules_that_read_the_ct_mark_must_have_seen_it(lab: Lab, known: bool) ->
     if known:
         assert verdict() == "FAST"
     lab.rig.configure(flags=layout.READS_CT_MARKS)
-    with heard_by_the_holder(lab) as asked_for:
+    with heard_by_the_daemon(lab) as asked_for:
         set_mark(PASSED | 1)
         assert (verdict(), asked_for()) == ("GENERATION", {layout.WANT_RULES})
         assert (verdict(), asked_for()) == ("GENERATION", {layout.WANT_RULES}), "not cleared yet"
-        set_mark(1)  # what the holder does
+        set_mark(1)  # what the daemon does
         assert (verdict(), asked_for()) == ("GENERATION", set())
-        set_mark(PASSED | 2)  # the rules let it pass, but somebody was quicker
+        set_mark(PASSED | 2)  # the rules accept it, but the mark changed before
         assert (verdict(), asked_for()) == ("GENERATION", {layout.WANT_RULES})
         set_mark(2)
         assert verdict() == "GENERATION"
@@ -605,9 +605,9 @@ def test_rules_that_read_the_ct_mark_must_have_seen_it(lab: Lab, known: bool) ->
 
 
 @contextmanager
-def heard_by_the_holder(lab: Lab) -> Iterator[Callable[[], set[int]]]:
-    """What the program asks of its holder, since it was looked at last."""
-    ring = RingBuffer(lab.rig.loaded.maps["wanted"], loader.WANTED_BYTES)
+def heard_by_the_daemon(lab: Lab) -> Iterator[Callable[[], set[int]]]:
+    """Return the program's requests since the last call."""
+    ring = RingBuffer(lab.rig.loaded.maps["wanted"], layout.WANTED_BYTES)
     ring.read()
     yield lambda: set(np.frombuffer(b"".join(ring.read()), layout.WANT)["what"].tolist())
     ring.close()
@@ -620,7 +620,7 @@ _POLICY = """table ip t {
 
 
 def test_a_time_out_policy_is_the_kernels(lab: Lab) -> None:
-    """Known by the extension of its entry alone: no status bit tells of it."""
+    """Only an extension of the entry shows it, no status bit."""
     host = lab.host
     host.run(["nft", _POLICY])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -637,7 +637,7 @@ def test_a_time_out_policy_is_the_kernels(lab: Lab) -> None:
 
 @pytest.mark.parametrize("flags", ["FA", "R"])
 def test_an_end_far_from_what_was_acknowledged_is_dropped(lab: Lab, flags: str) -> None:
-    """By whatever link it comes; one that is near is the kernel's."""
+    """By any link; the kernel forwards one that is near."""
     packet = masquerade(lab, "tcp", 4)
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
     assert lab.rig.run(answer_to(packet, 4), "up0").verdict == "FAST"  # acknowledges up to 2

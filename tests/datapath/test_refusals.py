@@ -1,4 +1,4 @@
-"""What is not plain, not known or not allowed goes to the kernel as it came, with its reason counted."""
+"""Packets that aren't plain, known or allowed go to the kernel unchanged."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ HEAD = Ether(src=CLIENT, dst=GATEWAY)
 
 
 def v4(**fields: object) -> Packet:
-    """An IPv4 header of the usual flow."""
+    """Build an IPv4 header of the usual flow."""
     return HEAD / IP(src="10.1.0.2", dst="192.0.2.9", **fields)
 
 
 def v6(following: Packet | None = None) -> Packet:
-    """An IPv6 header of the usual flow, and an extension header."""
+    """Build an IPv6 header of the usual flow, and an extension header."""
     made = HEAD / IPv6(src="fd00:1::2", dst="2001:db8::9")
     return made if following is None else made / following
 
 
 def to(mac: str) -> Packet:
-    """The usual datagram to another MAC address."""
+    """Build the usual datagram to another MAC address."""
     return Ether(src=CLIENT, dst=mac) / v4().payload / UDP_HEADER / DATA
 
 
@@ -100,7 +100,7 @@ def test_not_plain(rig: Rig, name: str) -> None:
 @pytest.mark.parametrize("gso_size", [0, 1000])
 @pytest.mark.parametrize(("jumbo", "verdict"), [(True, "OPTIONS"), (False, "MALFORMED")])
 def test_no_frame_below_64_kb_has_a_jumbo_header(rig: Rig, jumbo: bool, verdict: str, gso_size: int) -> None:
-    """The kernel drops it: only larger ones leave the header's length at 0, with and without that header."""
+    """The kernel drops it: only larger frames have 0 in the header's length."""
     known = plain("tcp", 6)
     rig.flow(known, "p1", changed(known, eth_src=SERVER, eth_dst=ROUTER, hops=63))
     segment = bytes(TCP_HEADER / Raw(bytes(2000)))
@@ -139,7 +139,7 @@ def test_a_flow_that_does_not_hold(
 
 @pytest.fixture
 def tracking(rig: Rig) -> Iterator[Rig]:
-    """The rig, and afterwards nothing in conntrack."""
+    """Return the rig; conntrack is emptied afterwards."""
     yield rig
     rig.host.run("conntrack -F")
 
@@ -147,7 +147,7 @@ def tracking(rig: Rig) -> Iterator[Rig]:
 @pytest.mark.parametrize("ago", [0, 1], ids=["just asked", "asked a second ago"])
 @pytest.mark.parametrize("flags", ["S", "FA", "R", "RA"])
 def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flags: str, ago: int) -> None:
-    """Of a connection that conntrack knows: whether it has to be asked for that makes no difference."""
+    """It makes no difference whether conntrack has to be asked."""
     rig = tracking
     packet = plain("tcp", 4)
     there = changed(packet, src="198.51.100.7", sport=61000, eth_src=SERVER, eth_dst=ROUTER, hops=63)
@@ -171,8 +171,9 @@ def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flag
         assert flow["packets"] == 1, "what was counted stays to be read"
 
 
-# What is sent before (the number of 100 bytes that go there, or BACK), the number of a RST that goes there,
-# its verdict and what becomes of the flow: conntrack takes an exact one for the end, and none that can't be.
+# What is sent before (the number of 100 bytes in that direction, or BACK), the number of a RST in that
+# direction, its verdict and the flow's action: conntrack accepts an exact one as the end, and none that
+# can't be exact.
 BACK = -1
 _EXACT = ("TCP_FLAGS", layout.ACTION_RESET)
 _PERHAPS = ("TCP_FLAGS", layout.ACTION_NONE)
@@ -212,7 +213,7 @@ def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -
 
 @pytest.mark.parametrize("flags", ["F", "FR", "RU", "SF", "SR"])
 def test_flags_that_never_stand_together_end_nothing(rig: Rig, flags: str) -> None:
-    """Conntrack passes them by."""
+    """Conntrack ignores such packets."""
     packet = plain("tcp", 4)
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))
     assert rig.run(plain("tcp", 4, flags=flags), "p1").verdict == "TCP_FLAGS"

@@ -1,4 +1,4 @@
-"""The memory of a flow goes to another one while a packet is forwarded by it."""
+"""The memory of a flow is reused while a packet is forwarded by it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def test_a_flow_of_another_key_forwards_nothing(rig: Rig, family: int, l4: str, 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_cache_that_overflows_gives_no_packet_to_another_flow(rig: Rig, family: int) -> None:
-    """The flow forwards a packet to the MAC address that it has, so that a round may repeat it; the others
-    that overwrite it have another one."""
+    """A packet keeps its MAC address, so that a round may repeat it.
+
+    The flows that overwrite its flow have another one.
+    """
     packet = plain("udp", family, hops=255)
     others = changed(packet, eth_src=SERVER, eth_dst=ROUTER)
     given, context = bytes(packet), rig.context("p1")
@@ -45,7 +47,7 @@ def test_a_cache_that_overflows_gives_no_packet_to_another_flow(rig: Rig, family
 
 @contextmanager
 def overflowing(rig: Rig, packet: Packet, others: Packet) -> Iterator[None]:
-    """Write a packet's flow, among many that are forwarded as `others`, into the cache again and again."""
+    """Write a packet's flow and many flows of `others` to the cache repeatedly."""
     there = rig.loaded.maps["flows6" if packet.type == 0x86DD else "flows4"]
     rows = []
     for new in (others, packet):

@@ -1,4 +1,4 @@
-"""A known flow: the whole packet that leaves is the one that scapy builds."""
+"""Packets of known flows leave as scapy builds them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSLATIONS = ("bridged", "routed", "snat", "snat-port", "dnat", "dnat-port", "
 
 
 def translated(name: str, family: int) -> dict[str, str | int]:
-    """The fields that a kind of translation changes."""
+    """Return the fields that a kind of translation changes."""
     src, dst = OTHER[family]
     fields: dict[str, str | int] = {} if name.startswith("bridged") else dict(ROUTED)
     if "snat" in name or name == "both":
@@ -51,7 +51,7 @@ def test_the_whole_packet(rig: Rig, family: int, l4: str, translation: str, payl
 def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
     rig: Rig, family: int, flags: str
 ) -> None:
-    """The kernel would send it on untranslated."""
+    """The kernel would forward it untranslated."""
     packet = plain("tcp", family, b"", flags=flags)
     expected = changed(packet, **translated("snat-port", family))
     rig.flow(packet, "p1", expected, checked=rig.jiffies(ago=1))

@@ -22,15 +22,15 @@ def test_dockers_own_rules_do_not_stand_in_the_way(inside_docker_host: DockerHos
     inside_docker_host.container("web", "-p", "8080:80")
     inside_docker_host.run("network", "create", "shop")
     inside_docker_host.run("network", "create", "--internal", "shut")
-    assert preconditions.find() == preconditions.Obstacles()
+    assert preconditions.read_preconditions() == preconditions.Preconditions()
     inside_docker_host.run("network", "rm", "shop", "shut")
 
 
 def test_podmans_own_rules_do_not_stand_in_the_way(podman_host: PodmanHost) -> None:
     podman_host.container("web", "-p", "8080:80")
     with entered(f"/run/netns/{podman_host.host.name}"):
-        found = preconditions.find()
-    assert (found.reasons, found.marks_taken, found.bridge_rules) == ((), False, False)
+        found = preconditions.read_preconditions()
+    assert (found.reasons, found.marks_in_use, found.bridge_rules) == ((), False, False)
     assert all("netavark" in rule for rule in found.invalid), "it drops invalid packets itself"
 
 

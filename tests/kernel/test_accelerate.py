@@ -179,7 +179,7 @@ def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Mach
         ok(machine, "fastpath status")
         return bool(asked(machine)["generation"] == generation)
 
-    wait_until(stays, "the same generation")  # a holder that was late begins one of its own accord
+    wait_until(stays, "the same generation")  # a daemon that was late begins one of its own accord
     generation = asked(machine)["generation"]
     machine.run("nft add table ip others")
     wait_until(lambda: asked(machine)["generation"] not in (0, generation), "the next generation")
@@ -221,7 +221,7 @@ def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
         say(talk)
         assert packets(machine) == before and packets(machine, "CAPTURED") >= 100
         assert asked(machine)["captured"] == ["10.91.0.3"]
-        assert "no address" in refused(machine, "accelerate", "--capture", "nonsense")
+        assert "not an IP address" in refused(machine, "accelerate", "--capture", "nonsense")
         ok(machine, "accelerate --release 10.91.0.3")
         wait_until(lambda: say(talk) or packets(machine) > before, "the fast path again")
 
@@ -267,9 +267,9 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
 def accelerated_and_killed(machine: Machine) -> None:
     """Both processes of a fast path are killed at once."""
     ok(machine, "accelerate shop --yes")
-    holder = asked(machine)["pid"]
-    keeper = machine.run(f"ps -o ppid= -p {holder}").strip()
-    machine.run(f"kill -9 {keeper} {holder}")
+    daemon = asked(machine)["pid"]
+    supervisor = machine.run(f"ps -o ppid= -p {daemon}").strip()
+    machine.run(f"kill -9 {supervisor} {daemon}")
     wait_until(lambda: not asked(machine), "the end of both")
 
 

@@ -1,6 +1,6 @@
-"""What a rule can look at beside the packet changes under a connection: the fast path is as the kernel.
+"""What rules can match besides the packet changes during a connection.
 
-Each scenario is run twice, without and with the fast path.
+Each scenario runs twice, without and with the fast path, with the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 _RULE = "nft -f - <<< 'table inet told {{ chain it {{ type filter hook forward priority 5; {}; }}; }}'"
-# Seconds: a change is heard of at once; the rest is for a machine that has other things to do.
+# Seconds. A change takes effect immediately; the rest is for a busy machine.
 GRACE = 10.0
 _KNOWN = "ping -c1 -W9 203.0.113.2"  # the neighbour that the other route leads to
 _SET = (
@@ -32,13 +32,13 @@ _OTHER_MAC = "02:00:00:00:17:99"
 
 
 def typed(lab: FastLab, command: str, inside: str = "host") -> None:
-    """What a person would type, in a shell."""
+    """Run a command line in a shell."""
     lab.run(["bash", "-euc", command], inside=inside)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A rule that stands all the time, and a change under which it, or the kernel itself, stops a stream."""
+    """A permanent rule, and a change after which a stream must stop."""
 
     change: str
     rule: str = ""
@@ -142,14 +142,14 @@ def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) 
         typed(lab, case.change, case.inside)
         changed = time.monotonic()
         assert flow.is_cut(flow.there)
-        # Long enough for connections to be asked for again.
+        # Long enough for flows to be checked again.
         sent = flow.sent
         assert eventually(lambda: flow.sent > sent + 500)
         assert flow.there.latest < changed + GRACE
 
 
 def test_what_the_host_sends_in_a_containers_name_admits_nothing(lab: FastLab) -> None:
-    """It passes other rules than what it forwards, in the same connection."""
+    """It passes other rules than forwarded packets of the same connection."""
     with Talk(lab.host, "a", "far", V4["far"], udp=True) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
         lab.run("iptables -t mangle -I PREROUTING -s 172.17.0.2 -p udp -j DROP")
@@ -167,7 +167,7 @@ def test_what_the_host_sends_in_a_containers_name_admits_nothing(lab: FastLab) -
 
 
 def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
-    """Between the handshake, which the rules let through, and data, of which the fast path learns."""
+    """It is set between the handshake and the data from which the fast path learns."""
     typed(lab, _RULE.format("ct mark and 0xff == 1 drop"))
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert eventually(lambda: lab.conntrack("dport=7000", "[ASSURED]"))
@@ -190,7 +190,7 @@ def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
 
 @contextmanager
 def heard_at(lab: FastLab, inside: str, link: str) -> Iterator[set[str]]:
-    """The IPv4 sources of all UDP that comes in by a link, filled in at the end."""
+    """Collect the IPv4 sources of all UDP that enters by a link."""
     sources: set[str] = set()
     with closing(lab.socket(inside, socket.AF_PACKET, socket.SOCK_RAW)) as raw:
         raw.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)
@@ -219,7 +219,7 @@ def test_after_a_gap_in_the_routes_the_source_is_that_of_the_new_way(lab: FastLa
 
 
 def test_a_container_cannot_send_in_anothers_connection(lab: FastLab) -> None:
-    """c takes a's address and sends with a's ports, past the reverse path and a rule for its own bridge."""
+    """c takes a's address and ports, past reverse path and bridge rules."""
     typed(lab, _RULE.format("iifname br-two oifname up0 drop"))
     typed(lab, "sysctl -qw net.ipv4.conf.docker0.rp_filter=1 net.ipv4.conf.br-two.rp_filter=1")
     with Talk(lab.host, "a", "far", V4["far"], udp=True) as talk:

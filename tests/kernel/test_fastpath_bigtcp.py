@@ -1,4 +1,4 @@
-"""BIG TCP over IPv6: frames of more than 64 KB, which carry a jumbo header, are forwarded as others are."""
+"""BIG TCP over IPv6: frames of more than 64 KB with a jumbo header are forwarded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def grow(host: ThrowawayHost, link: str, inside: str) -> None:
 
 
 def count_large(host: ThrowawayHost, inside: str) -> None:
-    """Have the receiver count the frames that are longer than IPv6 can tell."""
+    """Count the receiver's frames that exceed IPv6's length field."""
     host.run("nft add table ip6 watch", inside)
     host.run(["nft", "add chain ip6 watch input { type filter hook input priority 0; }"], inside)
     host.run("nft add rule ip6 watch input meta length > 65575 counter", inside)
@@ -57,7 +57,7 @@ def large(host: ThrowawayHost, inside: str) -> int:
 
 
 def send(talk: Talk, blocks: int = BLOCKS) -> None:
-    """Bulk from client to server; every byte must arrive, in order."""
+    """Send bulk data from client to server; every byte must arrive, in order."""
     sent = hashlib.blake2b()
 
     def write() -> None:
@@ -92,7 +92,7 @@ def gained(before: dict[str, int], after: dict[str, int], name: str) -> int:
 
 @pytest.mark.parametrize("there", ADDRESSES)
 def test_bulk_is_forwarded_fast_and_whole(host: ThrowawayHost, there: str) -> None:
-    """To a container of the bridge, and out through the masquerade: by a smaller MTU, see below."""
+    """To a container of the bridge, and out through the masquerade with a smaller MTU."""
     if there == "world":
         host.run("ip link set eth0 mtu 1400", "a")
     count_large(host, there)
@@ -112,8 +112,10 @@ def test_bulk_is_forwarded_fast_and_whole(host: ThrowawayHost, there: str) -> No
 
 @pytest.mark.parametrize("fast_path", [False, True])
 def test_what_the_kernel_calls_too_big_is_left_to_it(host: ThrowawayHost, fast_path: bool) -> None:
-    """Where it routes, the kernel counts the jumbo header in each packet that the frame will be cut into: of
-    packets as large as the MTU, the fast path must not forward what it refuses."""
+    """When routing, the kernel counts the jumbo header in each segment of the frame.
+
+    If segments are as large as the MTU, the fast path must not forward what the kernel refuses.
+    """
     assert not too_big(host)
     with talk_to(host, "world") as talk:
         if fast_path:
@@ -128,5 +130,5 @@ def test_what_the_kernel_calls_too_big_is_left_to_it(host: ThrowawayHost, fast_p
 
 
 def too_big(host: ThrowawayHost) -> int:
-    """How often the host's IPv6 refused to forward for that."""
+    """Return how often the host's IPv6 refused to forward for that reason."""
     return int(host.run("nstat -asz Ip6InTooBigErrors").split()[-2])

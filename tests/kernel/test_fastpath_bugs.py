@@ -1,4 +1,4 @@
-"""What went wrong in other datapaths, tried on this one: eviction, reused ports, MTUs, checksums, routes."""
+"""Known bugs of other datapaths: eviction, reused ports, MTUs, checksums, routes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOM = 1024  # flows of each family, in the test of eviction
 
 @pytest.fixture(scope="module", params=["kernel", "fast"])
 def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    """Without and with the fast path; at its end nothing private may have left by an uplink."""
+    """Run without and with the fast path; nothing private may have left by an uplink."""
     with FastLab() as made:
         if request.param == "fast":
             made.accelerate()
@@ -36,15 +36,14 @@ def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
 
 @pytest.fixture
 def own() -> Iterator[FastLab]:
-    """A lab of one test's own, without the fast path so far."""
+    """A lab for one test, without the fast path at first."""
     with FastLab() as made:
         yield made
 
 
 @pytest.mark.parametrize("accelerated", [False, True], ids=["kernel", "fast"])
 def test_four_times_as_many_flows_as_there_is_room(own: FastLab, accelerated: bool) -> None:
-    """UDP flows, all alive at once, push each other and the long-lived ones out: all go on, translated as
-    before."""
+    """UDP flows evict each other and the long-lived ones: all continue, translated."""
     fast = own.accelerate("all", f"--flows={ROOM}") if accelerated else None
     with (
         Talk(own.host, "a", "far", V4["far"], 7100) as tcp,
@@ -75,7 +74,7 @@ def test_four_times_as_many_flows_as_there_is_room(own: FastLab, accelerated: bo
 
 
 def _short_flow(lab: FastLab, server: socket.socket, port: int) -> tuple[str, int]:
-    """Question, answer, question, answer: the second of each on the fast path; from where they came."""
+    """Ask twice; the second packets take the fast path. Return the source."""
     with lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind(("", port))
         client.settimeout(PATIENCE)
@@ -93,7 +92,7 @@ def _short_flow(lab: FastLab, server: socket.socket, port: int) -> tuple[str, in
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, family: int) -> None:
-    """Late FIN and ACK, forgotten entries, the same ports once more: always translated, fast in the end."""
+    """Late FIN and ACK, expired entries, the same ports once more: always translated."""
     wire = Wire(lab)
     talk = Conversation(wire, WAYS["translated"], family, TCP, 5900 + family)
     talk.open()
@@ -120,7 +119,7 @@ def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, fam
 
 
 def test_one_port_of_two_containers(lab: FastLab) -> None:
-    """Both use one source port to one destination, over both paths: no port is given twice."""
+    """Both use one source port to one destination: no port is used twice."""
     if lab.fast is not None:
         lab.fast.ask("capture", address=V4["b"])
     seen = []
@@ -148,7 +147,7 @@ def test_one_port_of_two_containers(lab: FastLab) -> None:
 
 
 def _transfer(here: socket.socket, there: socket.socket, size: int) -> bool:
-    """Whether that many bytes get from one socket to the other."""
+    """Return whether that many bytes get from one socket to the other."""
     data = bytes(range(256)) * (size // 256)
     here.setblocking(False)
     there.settimeout(PATIENCE)
@@ -165,7 +164,7 @@ def _transfer(here: socket.socket, there: socket.socket, size: int) -> bool:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("published", [False, True], ids=["out", "published"])
 def test_a_router_with_a_smaller_mtu_on_the_path(lab: FastLab, family: int, published: bool) -> None:
-    """Its "too big" reaches the container that sends, translated: it goes on with smaller packets."""
+    """Its "too big" reaches the container, which sends smaller packets."""
     known = V4 if family == 4 else V6
     lab.ip("world", "link set down0 mtu 1400\n")
     lab.ip("far", "link set eth0 mtu 1500\n")
@@ -195,7 +194,7 @@ def test_a_router_with_a_smaller_mtu_on_the_path(lab: FastLab, family: int, publ
 
 
 def _mtu_of(sock: socket.socket, family: int) -> int:
-    """The path MTU that the socket has learned."""
+    """Return the path MTU that the socket has learned."""
     level, option = (socket.IPPROTO_IP, 14) if family == 4 else (socket.IPPROTO_IPV6, 24)
     return sock.getsockopt(level, option)
 
@@ -229,7 +228,7 @@ def test_large_pings_and_one_source_port_for_every_size(lab: FastLab) -> None:
 
 @pytest.mark.parametrize("state", ["off", "on"])
 def test_checksums_on_the_wire_are_right(lab: FastLab, state: str) -> None:
-    """Whoever computes them: with transmit offload off and on at all links."""
+    """With transmit offload off and on at all links."""
     links = [("host", name) for name in ("v-a", "v-b", "v-c", "up0", "docker0", "br-two")]
     for inside, link in (*links, *((end, "eth0") for end in V4)):
         lab.run(["ethtool", "-K", link, "tx", state], inside=inside, check=False)
@@ -253,16 +252,16 @@ def test_checksums_on_the_wire_are_right(lab: FastLab, state: str) -> None:
 
 
 def _is_wrong(frame: bytes) -> bool:
-    """Whether the transport checksum (or IPv4's) is not what scapy computes anew."""
+    """Return whether a checksum differs from the one that scapy computes."""
     packet = Ether(frame)
-    anew = Ether(frame)
-    ip = anew.getlayer(IP) or anew[IPv6]
-    if IP in anew:
+    rebuilt = Ether(frame)
+    ip = rebuilt.getlayer(IP) or rebuilt[IPv6]
+    if IP in rebuilt:
         del ip.chksum
     for kind in (TCP, UDP):
-        if kind in anew:
-            del anew[kind].chksum
-    return bytes(Ether(bytes(anew)))[: len(frame)] != bytes(packet)
+        if kind in rebuilt:
+            del rebuilt[kind].chksum
+    return bytes(Ether(bytes(rebuilt)))[: len(frame)] != bytes(packet)
 
 
 _CHANGES = {
@@ -285,7 +284,7 @@ _CHANGES = {
 
 @pytest.mark.parametrize("name", _CHANGES)
 def test_a_route_changes_under_a_running_flow(lab: FastLab, name: str) -> None:
-    """To the other uplink and back, by a route and by a rule: packets leave there, from its address."""
+    """To the other uplink and back, by a route and by a rule."""
     there, back = _CHANGES[name]
     family = 6 if "IPv6" in name else 4
     first, second, target = (HOST4, SECOND4, V4) if family == 4 else (HOST6, SECOND6, V6)
@@ -310,7 +309,7 @@ def test_a_route_changes_under_a_running_flow(lab: FastLab, name: str) -> None:
     ids=["route", "rule"],
 )
 def test_the_type_of_service_chooses_the_way_of_each_packet(lab: FastLab, lines: str) -> None:
-    """Such packets of a running flow leave as the kernel has it: none by the uplink of the others."""
+    """Such packets of a running flow leave as the kernel routes them."""
     with (
         Talk(lab.host, "a", "far", V4["far"], 7850, udp=True) as talk,
         lab.socket("world", socket.AF_PACKET, socket.SOCK_RAW) as tap,
@@ -334,8 +333,7 @@ def test_the_type_of_service_chooses_the_way_of_each_packet(lab: FastLab, lines:
 
 
 def test_the_type_of_service_chooses_the_way_to_a_container(lab: FastLab) -> None:
-    """What comes in to a published port with another type of service than before goes where its own route
-    leads."""
+    """Packets to a published port follow the route of their type of service."""
     with Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED, udp=True) as talk:
         assert talks_fast(lab, talk, "up0")
         before = lab.counted("up0", "MULTIPATH")
@@ -352,7 +350,7 @@ def test_the_type_of_service_chooses_the_way_to_a_container(lab: FastLab) -> Non
 
 
 def _hears(tap: socket.socket, heard: list[Packet], last: bytes) -> bool:
-    """Whether among the frames that came, which are added to `heard`, one ends like this."""
+    """Return whether a new frame ends like this; add new frames to `heard`."""
     with suppress(BlockingIOError):
         while True:
             heard.append(Ether(tap.recv(2000)))
@@ -360,7 +358,7 @@ def _hears(tap: socket.socket, heard: list[Packet], last: bytes) -> bool:
 
 
 def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
-    """The host tells the container, as it does without us."""
+    """The host reports it to the container, as without the fast path."""
     with (
         lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server,
         lab.socket("a", socket.AF_INET, socket.SOCK_DGRAM) as client,
@@ -392,7 +390,7 @@ def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
 
 
 def test_what_is_captured_shows_on_the_bridge(lab: FastLab) -> None:
-    """A redirected packet does not; one of a captured address does, as every packet without us."""
+    """A redirected packet doesn't; one of a captured address does."""
     with (
         lab.socket("host", socket.AF_PACKET, socket.SOCK_RAW) as tap,
         Stream(lab, "a", "far", V4["far"], port=6300) as stream,
@@ -414,7 +412,7 @@ def test_what_is_captured_shows_on_the_bridge(lab: FastLab) -> None:
 
 
 def _drain(tap: socket.socket) -> int:
-    """How many UDP frames of the stream the tap has heard."""
+    """Return how many UDP frames of the stream the tap has received."""
     count = 0
     while True:
         try:

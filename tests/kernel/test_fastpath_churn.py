@@ -1,4 +1,4 @@
-"""Containers come and go: the connections of others stay fast, and what rules can look at is heeded."""
+"""Containers come and go: others' connections stay fast, changes take effect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MISTAKEN = 3
 
 
 def seen(fast: FastPath, *ports: str) -> dict[str, int]:
-    """Packets by verdict, of these links."""
+    """Return packets by verdict of these links."""
     found: dict[str, int] = {}
     for row in fast.status()["ports"]:
         for name, count in row["verdicts"].items() if row["name"] in ports else ():
@@ -51,7 +51,8 @@ def test_the_connections_of_others_stay_fast(lab: FastLab) -> None:
         after = seen(fast, "v-a", "v-b", "up0")
         gained = {name: count - before.get(name, 0) for name, count in after.items()}
         assert gained["FAST"] >= 0.9 * sum(gained.values()), gained
-        # One that ends while it is looked at may pass for another: rules are passed once more, for nothing.
+        # A container that ends while it is read may look like another: then connections pass the rules once
+        # more.
         assert not gained.get("PAUSED") and fast.status()["generation"] <= generation + _MISTAKEN
         for stream in (near, out):
             stream.stop()
@@ -59,7 +60,7 @@ def test_the_connections_of_others_stay_fast(lab: FastLab) -> None:
 
 
 def reuse(lab: FastLab) -> Churn:
-    """Containers that get the addresses of those that went."""
+    """Start containers with the addresses of deleted ones."""
     return Churn(lab.host, "docker0", "172.17.2", addresses=5)
 
 
@@ -67,7 +68,7 @@ def reuse(lab: FastLab) -> Churn:
 def test_changes_without_end_do_not_starve_others(
     lab: FastLab, change: Callable[[FastLab], Repeated | Churn]
 ) -> None:
-    """Each may begin a new generation, of which there are no more than fifteen."""
+    """Each may begin a generation, of which there are only fifteen."""
     fast = lab.accelerate()
     with Stream(lab, "a", "b", V4["b"], pace=0.002) as stream:
         assert stream.flows()
@@ -88,8 +89,8 @@ def lab() -> Iterator[FastLab]:
         yield made
 
 
-# Whether it matters to rules, what comes before, and what happens (ip(8), "in" in the containers' namespace):
-# the containers x and y are on br0 by v-x and v-y, up0 leads to far.
+# Whether it matters to rules, preparation, and change (ip(8), "in" in the containers' namespace): the
+# containers x and y are on br0 by v-x and v-y, up0 leads to far.
 _COMES = "link add {0} {2}type veth peer name {1} netns SPACE; link set {0} master br0 up; in link set {1} up"
 LINKS = {
     "a container comes": (False, "", _COMES.format("k0", "k1", "")),
@@ -126,7 +127,7 @@ _HOST = (
 
 
 def type_in(host: ThrowawayHost, lines: str) -> None:
-    """Run the commands of a case, and wait until the kernel has told of what follows from them."""
+    """Run the commands of a case, and wait for the kernel's events."""
     for line in filter(None, lines.split("; ")):
         inside = line.startswith("in ")
         command = f"ip {line.removeprefix('in ')}".replace("SPACE", host.full("space"))
@@ -135,7 +136,7 @@ def type_in(host: ThrowawayHost, lines: str) -> None:
 
 
 def is_settled(link: dict[str, Any]) -> bool:
-    """A carrier is there at once, what follows from it a moment later."""
+    """A carrier is there immediately, its effects a moment later."""
     return link["ifname"] == "lo" or (link["operstate"] == "UP") == ("LOWER_UP" in link["flags"])
 
 
@@ -148,8 +149,8 @@ def test_what_is_heard_of_links(name: str) -> None:
         type_in(host, _HOST)
         with entered(f"/run/netns/{host.name}"), closing(HostWatch()) as watch:
             type_in(host, before)
-            watch.heard()
+            watch.read_events()
             type_in(host, then)
-            assert watch.heard() is matters
+            assert watch.read_events() is matters
     finally:
         host.close()

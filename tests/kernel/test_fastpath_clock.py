@@ -12,7 +12,7 @@ pytestmark = pytest.mark.root
 
 
 class Interrupted(Clock):
-    """A clock whose process has to wait for others right before every second reading."""
+    """A clock whose process is interrupted before every second reading."""
 
     readings = 0
 

@@ -1,4 +1,4 @@
-"""The same traffic through the kernel's path and the fast one: what arrives is the same, bit by bit."""
+"""Traffic through the kernel and through the fast path is the same bit by bit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BOTH = (CLIENT, SERVER)
 
 @pytest.fixture(scope="module")
 def wires() -> Iterator[tuple[Wire, Wire]]:
-    """Two equal labs: the kernel's, and the one with the fast path."""
+    """Two equal labs: without and with the fast path."""
     yield from _two_labs()
 
 
 def _two_labs(*silent: str) -> Iterator[tuple[Wire, Wire]]:
-    """Where br_netfilter does not show bridged packets to the tools in `silent`."""
+    """Build two labs; br_netfilter is off for the tools in `silent`."""
     with FastLab() as kernel, FastLab() as fast:
         for lab in (kernel, fast):
             _prepare(lab)
@@ -40,7 +40,7 @@ def _two_labs(*silent: str) -> Iterator[tuple[Wire, Wire]]:
 
 
 def _prepare(lab: FastLab) -> None:
-    """Neighbours that need not be asked for, and narrow places."""
+    """Add static neighbours and links with a small MTU."""
     lab.ip("host", "".join(f"link set {name} mtu 1400\n" for name in ("v-c", "br-two", "up0")))
     lab.ip("c", "link set eth0 mtu 1400")
     lab.ip("world", "link set eth0 mtu 1400")
@@ -70,24 +70,24 @@ def test_what_arrives_is_the_same(
 
 
 def _compare(wires: tuple[Wire, Wire], way: Way, family: int, proto: type[Packet], sport: int) -> None:
-    kernel, fast = (_told(Conversation(wire, way, family, proto, sport)) for wire in wires)
+    kernel, fast = (_answers(Conversation(wire, way, family, proto, sport)) for wire in wires)
     assert [name for name, _ in kernel] == [name for name, _ in fast]
     for (name, expected), (_, found) in zip(kernel, fast, strict=True):
-        told = f"{name}:\n" + "\n".join(map(str, (*expected, "but the fast path:", *found)))
-        assert [each.compared() for each in expected] == [each.compared() for each in found], told
+        message = f"{name}:\n" + "\n".join(map(str, (*expected, "but the fast path:", *found)))
+        assert [each.compared() for each in expected] == [each.compared() for each in found], message
         assert expected, f"{name}: nothing arrived"
 
 
 @pytest.fixture(scope="module")
 def switching() -> Iterator[tuple[Wire, Wire]]:
-    """The same without br_netfilter: bridges ask nobody."""
+    """The same without br_netfilter: bridges ask no rules."""
     yield from _two_labs("iptables", "ip6tables", "arptables")
 
 
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("way", ["same bridge", "published to itself"])
-def test_what_arrives_is_the_same_where_bridges_ask_nobody(
+def test_what_arrives_is_the_same_where_bridges_ask_no_rules(
     switching: tuple[Wire, Wire], way: str, family: int, proto: type[Packet]
 ) -> None:
     routed = replace(WAYS[way], routers=int(way == "published to itself"), fast=True)
@@ -96,14 +96,14 @@ def test_what_arrives_is_the_same_where_bridges_ask_nobody(
 
 @pytest.mark.parametrize("asked", [4, 6])
 def test_what_arrives_is_the_same_where_bridges_ask_for_one_family(asked: int) -> None:
-    """Only of that family br_netfilter switches what is sent to another container by a published port."""
+    """br_netfilter bridges packets of a published port only for that family."""
     way = WAYS["published to its neighbour"]
     for wires in _two_labs("ip6tables" if asked == 4 else "iptables"):
         for family in (4, 6):
             _compare(wires, replace(way, routers=int(family != asked)), family, UDP, 5300 + family)
 
 
-def _told(talk: Conversation) -> list[tuple[str, Any]]:
+def _answers(talk: Conversation) -> list[tuple[str, Any]]:
     proto = talk.proto
     talk.open()
     _sizes(talk)
@@ -119,7 +119,7 @@ def _told(talk: Conversation) -> list[tuple[str, Any]]:
 
 
 def _sizes(talk: Conversation) -> None:
-    """Around the narrowest MTU of the way, with and without "don't fragment"."""
+    """Packets around the smallest MTU of the path, with and without "don't fragment"."""
     headers = (20 if talk.family == 4 else 40) + (20 if talk.proto is TCP else 8)
     for side in BOTH:
         own = 1400 if talk.ends[side] == "c" else 1500
@@ -155,7 +155,7 @@ def _time_to_live(talk: Conversation) -> None:
 
 
 def _offloads(talk: Conversation) -> None:
-    """As a host with offloads gives them: a checksum to finish, a frame to cut up; and UDP without a sum."""
+    """Frames of a host with offloads, and UDP without a checksum."""
     for side in BOTH:
         data, offload = segments(talk.frame(side, b"unfinished"))
         talk.step("checksum unfinished", side, Raw(data), fast=True, offload=offload)
@@ -180,7 +180,7 @@ def _not_plain(talk: Conversation) -> None:
 
 
 def _with_options(talk: Conversation, side: int) -> Packet:
-    """A packet that the kernel handles."""
+    """A packet that the kernel forwards."""
     if talk.family == 4:
         return talk.frame(side, b"the marker", {"options": b"\x01\x01\x01\x00"})
     inner = talk.frame(side, b"the marker").payload.payload
@@ -197,7 +197,7 @@ def _fragments(whole: Packet) -> list[Packet]:
 
 
 def _together(talk: Conversation, name: str, side: int, parts: list[Packet]) -> None:
-    """Conntrack waits for all of them; what follows them on the same way tells that they have come."""
+    """Send packets that conntrack waits for, then others that show they have arrived."""
     for part in parts:
         talk.wire.send(talk.ends[side], bytes(part))
     talk.step(name, side, _with_options(talk, side), marker=b"the marker")
@@ -223,7 +223,7 @@ def _flags(talk: Conversation) -> None:
 
 
 def _close_and_open_again(talk: Conversation) -> None:
-    """FIN both ways, late acknowledgements, and the same ports once more; in the end a reset."""
+    """FIN in both directions, late acknowledgements, the same ports; then a reset."""
     talk.step("FIN", CLIENT, talk.frame(CLIENT, flags="FA"))
     talk.seq[CLIENT] += 1
     talk.step("its ACK", SERVER, talk.frame(SERVER))

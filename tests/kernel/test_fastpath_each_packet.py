@@ -1,7 +1,7 @@
-"""Rules that judge each packet of a connection, time-out policies and zones: what arrives, and what conntrack
-remembers, is the same without and with the fast path.
+"""Rules that match each packet of a connection, timeout policies and zones.
 
-test_fastpath_judging.py has many more such rules, and that they are named.
+What arrives, and what conntrack stores, is the same without and with the fast path.
+test_fastpath_rule_analysis.py has many more such rules, and checks that they are named.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ def test_a_chain_behind_all_others_drops(lab: FastLab) -> None:
 
 
 def test_a_time_out_policy_is_kept(lab: FastLab) -> None:
-    """An idle UDP connection keeps the hour that its rule gives it."""
+    """An idle UDP connection keeps the hour that its rule sets."""
     policy = "ct timeout long { protocol udp; policy = { unreplied : 3600, replied : 3600 }; };"
     typed(
         lab,
         _OWN.format("ip", policy + _BASE.format("prerouting", -150, "udp dport 6000 ct timeout set long")),
     )
     with Stream(lab, "a", "far", V4["far"]) as flow:
-        assert flow.flows(600)  # more than the second after which a flow is asked for again
+        assert flow.flows(600)  # more than the second after which a flow is checked again
         (line,) = lab.conntrack("dport=6000")
         assert int(line.split()[2]) > 3000
 
 
 def test_two_tenants_with_one_address_are_told_apart_by_their_zone(lab: FastLab) -> None:
-    """c has a's address, a zone of its own and a source of its own: it never leaves as a does."""
+    """c has a's address, its own zone and source: it never leaves as a does."""
     typed(lab, _OWN.format("ip", _BASE.format("prerouting", -300, "iifname br-two ct zone set 1")))
     typed(
         lab,
@@ -102,7 +102,7 @@ def test_two_tenants_with_one_address_are_told_apart_by_their_zone(lab: FastLab)
 
 
 def transfer(talk: Talk, size: int) -> None:
-    """That many bytes from the client to the server."""
+    """Send that many bytes from the client to the server."""
     sending = threading.Thread(target=talk.client.sendall, args=(bytes(size),))
     sending.start()
     while size > 0:
@@ -111,7 +111,7 @@ def transfer(talk: Talk, size: int) -> None:
 
 
 def test_the_sysctl_for_all_connections_changes_nothing_for_those_taken_over(lab: FastLab) -> None:
-    """Whoever sets it to 0 while megabytes go by conntrack: a rule against invalid packets stops nothing."""
+    """It is 0 while megabytes bypass conntrack: no packet becomes invalid."""
     typed(lab, _OWN.format("inet", _BASE.format("forward", 0, "ct state invalid drop")))
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
@@ -132,7 +132,7 @@ OPENS = {
 
 @pytest.mark.parametrize("name", OPENS)
 def test_a_rule_that_lets_only_the_opening_packet_through_stops_the_rest(lab: FastLab, name: str) -> None:
-    """What passed the rules while its connection was new tells nothing of what follows."""
+    """That a new connection passed the rules says nothing about its later packets."""
     before = lab.fast.status()["generation"] if lab.fast else 0
     typed(lab, _OWN.format("ip", OPENS[name]))
     if fast := lab.fast:  # else the first packet is of the generation before

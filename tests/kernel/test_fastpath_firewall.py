@@ -1,4 +1,4 @@
-"""Firewall, routes and bridges decide about running flows as if there were no fast path."""
+"""Firewall, routes and bridges affect running flows as without the fast path."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.fastpath import Guard
 from tests.support.waiting import eventually, scaled
 
 pytestmark = pytest.mark.root
-# Seconds after which a change must be in force: it is heard of within one, and the lease of a holder that
-# does not hear of it is over after two; the rest is for a machine that has other things to do.
+# Seconds after which a change must be in force: it takes effect within one second, and the lease of a
+# daemon that gets no event expires after two; the rest is for a busy machine.
 GRACE = scaled(10.0)
 
 
@@ -29,7 +29,7 @@ def lab() -> Iterator[FastLab]:
 
 @pytest.fixture
 def fresh() -> Iterator[FastLab]:
-    """A lab that is spoilt afterwards."""
+    """A lab that the test may break."""
     with FastLab() as made:
         made.accelerate()
         yield made
@@ -71,7 +71,7 @@ def test_unrelated_rules_cost_no_packet(lab: FastLab) -> None:
 
 @dataclass(frozen=True)
 class Stop:
-    """What stops a stream, what lets it go on, and whether only the answers stop."""
+    """What stops a stream, what lets it continue, and whether only the replies stop."""
 
     put: str
     take: str
@@ -222,7 +222,7 @@ def test_forgotten_connections_take_the_rules_of_now(fresh: FastLab, forget: str
 
 
 def test_all_rules_flushed(fresh: FastLab) -> None:
-    """Nothing translates then, so what goes out of the host is not looked at; what does not must go on."""
+    """Nothing is translated then, so only traffic inside the host must continue."""
     lab = fresh
     with (
         Stream(lab, "a", "b", V4["b"], port=6001) as bridged,
@@ -238,7 +238,7 @@ def test_all_rules_flushed(fresh: FastLab) -> None:
 
 
 def test_bridges_begin_and_cease_to_ask_the_rules_under_load(fresh: FastLab) -> None:
-    """br_netfilter off, and a DROP that nobody asks; on, and it stops; it goes on without the rule."""
+    """br_netfilter off: a DROP has no effect; on: it stops the stream."""
     lab = fresh
     sysctls = "net.bridge.bridge-nf-call-iptables={0} net.bridge.bridge-nf-call-ip6tables={0}"
     with Stream(lab, "a", "b", V4["b"]) as stream:
@@ -248,7 +248,7 @@ def test_bridges_begin_and_cease_to_ask_the_rules_under_load(fresh: FastLab) -> 
         lab.run("iptables -I FORWARD -s 172.17.0.2 -d 172.17.0.3 -j DROP")
         assert stream.flows() and is_fast(lab, "v-a", "v-b")
         lab.run("sysctl -qw " + sysctls.format(1))
-        in_force = time.monotonic() + GRACE  # the sysctl sends no event: it is read with each heartbeat
+        in_force = time.monotonic() + GRACE  # the sysctl sends no event: it is read with each renewal
         assert stream.is_cut(stream.there)
         assert stream.there.latest <= in_force
         lab.run("iptables -D FORWARD 1")

@@ -1,5 +1,4 @@
-"""What is accelerated follows what is: containers, addresses, MACs, other programs, neighbours, names of
-networks."""
+"""The fast path follows containers, addresses, MACs, neighbours and networks."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import attachments, keepalive, loader, syscall
+from bpf import attachments, keepalive, maps, syscall
 from bpf.attachments import Attachments
 from core.netlink.netns import entered
 from tests.support.fastpath import (
@@ -62,7 +61,7 @@ def test_a_container_is_accelerated_from_its_first_flow(place: ThrowawayHost) ->
 
 
 def test_many_containers_that_come_and_go_under_load(place: ThrowawayHost) -> None:
-    """Two hundred of them, while a connection talks without a pause."""
+    """Two hundred containers, while a connection talks without a pause."""
     names = {number: f"{place.prefix}-m{number}" for number in range(200)}
     with (
         FastPath(place, "br0") as fast,
@@ -86,7 +85,7 @@ def test_many_containers_that_come_and_go_under_load(place: ThrowawayHost) -> No
 
 @contextmanager
 def _said_without_a_pause(talk: Talk) -> Iterator[None]:
-    """Meanwhile a thread talks on; what went wrong with that is raised at the end."""
+    """Talk on a thread meanwhile; raise its error at the end."""
     ended = threading.Event()
     rounds: list[int] = []
 
@@ -106,7 +105,7 @@ def _said_without_a_pause(talk: Talk) -> Iterator[None]:
 
 
 def _batch(commands: Iterable[str], *options: str) -> None:
-    """What ip(8) does of these in one process."""
+    """Run these commands in one ip(8) process."""
     subprocess.run(["ip", *options, "-batch", "-"], input="\n".join(commands) + "\n", text=True, check=True)
 
 
@@ -130,7 +129,7 @@ def test_addresses_and_macs_inside_containers_are_followed(place: ThrowawayHost)
 
 
 def test_a_source_that_is_not_the_containers_own_gains_nothing(place: ThrowawayHost) -> None:
-    """The address is b's: a sends from it by a raw socket, from a's own link."""
+    """a sends from b's address by a raw socket, from its own link."""
     with FastPath(place, "br0") as fast, Talk(place, "b", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
         assert eventually(lambda: _is_fast(fast, talk, "v-b"))
@@ -148,7 +147,7 @@ def test_a_source_that_is_not_the_containers_own_gains_nothing(place: ThrowawayH
             place.run([sys.executable, "-c", script, gateway], inside="a")
             return fast.count("SOURCE", "v-a") >= 5
 
-        # Sent again and again: those of a moment in which a generation begins are not judged by their source.
+        # Sent repeatedly: while a generation begins, packets are not checked by their source.
         assert eventually(noticed)
         assert fast.count("FAST", "v-a") == before
 
@@ -191,7 +190,7 @@ def test_other_programs_and_filters_keep_theirs(place: ThrowawayHost) -> None:
     [("v-a", syscall.TCX_EGRESS), ("br0", syscall.TCX_INGRESS), ("br0", syscall.TCX_EGRESS)],
 )
 def test_no_program_of_others_is_passed_by(place: ThrowawayHost, link: str, where: int) -> None:
-    """At a container's egress, at a bridge: what drops all stops what goes out or comes in."""
+    """A program at a container's egress or at a bridge drops everything."""
     ifindex = place.json(f"ip -j link show {link}")[0]["ifindex"]
     dropping = syscall.load_program(syscall.PROG_SCHED_CLS, _DROP, "dropping")
     held = -1
@@ -227,14 +226,14 @@ def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -
     ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     inside_host.run("tc qdisc add dev v-a clsact")
     inside_host.run("tc filter add dev v-a ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
-    loaded = loader.load(1024)
+    loaded = maps.load(1024)
     held = Attachments(loaded.program, tcx=False)
     assert held.keep([ifindex]) == {}
-    assert _filters(inside_host) == {5, 0x766E} and list(attachments.remains()) == [ifindex]
-    held.replace(loader.reload(loaded))
+    assert _filters(inside_host) == {5, 0x766E} and list(attachments.leftover_filters()) == [ifindex]
+    held.replace(maps.reload(loaded))
     assert _filters(inside_host) == {5, 0x766E}
     held.close()
-    assert _filters(inside_host) == {5} and list(attachments.remains()) == []
+    assert _filters(inside_host) == {5} and list(attachments.leftover_filters()) == []
     assert "clsact" in inside_host.run("tc qdisc show dev v-a"), "it was there before"
     for descriptor in (held.program, *loaded.maps.values()):
         os.close(descriptor)
@@ -246,12 +245,12 @@ def test_a_clsact_of_our_own_goes_with_our_filter(inside_host: ThrowawayHost, ot
     ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "ours")
     for _ in range(2):  # the second takes the place of the first
-        attachments.attach(program, ifindex)
+        attachments.attach_clsact(program, ifindex)
     if others:
         inside_host.run("tc filter add dev v-a egress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
-    attachments.detach(ifindex)
+    attachments.detach_clsact(ifindex)
     os.close(program)
-    assert list(attachments.remains()) == []
+    assert list(attachments.leftover_filters()) == []
     assert ("clsact" in inside_host.run("tc qdisc show dev v-a")) == others
 
 
@@ -267,15 +266,15 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 
 
 def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
-    """Killed altogether, its filters stay, idle once the lease is over, until the next start."""
-    holder = tmp_path / "holder"  # stands in for the interpreter: `python -P -m bpf.daemon TARGET...`
-    code = _WITHOUT_TCX.format(module="holder", more="", skipped=4)
-    holder.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
-    holder.chmod(0o755)
-    keeper = _WITHOUT_TCX.format(module="keeper", more=f"sys.executable = {str(holder)!r}", skipped=1)
+    """After kill -9 its filters stay without effect until the next start."""
+    daemon = tmp_path / "daemon"  # stands in for the interpreter: `python -P -m bpf.daemon TARGET...`
+    code = _WITHOUT_TCX.format(module="daemon", more="", skipped=4)
+    daemon.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
+    daemon.chmod(0o755)
+    supervisor = _WITHOUT_TCX.format(module="supervisor", more=f"sys.executable = {str(daemon)!r}", skipped=1)
     with (
         Talk(place, "a", "world", "192.0.2.2") as out,
-        FastPath(place, "br0", run=["-c", keeper]) as fast,
+        FastPath(place, "br0", run=["-c", supervisor]) as fast,
     ):
         out.say(3)
         assert eventually(lambda: _is_fast(fast, out)) and eventually(lambda: _is_fast(fast, out, "up0"))
@@ -287,8 +286,8 @@ def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
         assert eventually(lambda: "v-b" not in [row["name"] for row in fast.status()["ports"]])
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
         try:
-            fast.kill("holder", "keeper")
-            fast.keeper.wait(PATIENCE)
+            fast.kill("daemon", "supervisor")
+            fast.supervisor.wait(PATIENCE)
             assert eventually(lambda: out.say(20) or map_count(counters, "LEASE"))
         finally:
             os.close(counters)
@@ -301,7 +300,7 @@ def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
 
 
 def _at_clsact(host: ThrowawayHost) -> set[str]:
-    """The links with a filter of ours, as tc(8) tells."""
+    """Return the links with one of our filters, as tc(8) lists them."""
     names = [link["ifname"] for link in host.json("ip -j link show")]
     return {
         name
@@ -336,15 +335,17 @@ def test_a_neighbour_that_only_the_fast_path_uses_is_confirmed(inside_host: Thro
     try:
         inside_host.run(f"ip neigh replace 10.9.0.2 dev br0 lladdr {known['lladdr']} nud stale")
         bridge = inside_host.json("ip -j link show br0")[0]["ifindex"]
-        assert not heard.heard().moved and heard.has_stale({bridge}) and not heard.has_stale({bridge + 1})
-        assert heard.use({bytes(6)}) == 0
-        assert heard.use({bytes.fromhex(known["lladdr"].replace(":", ""))}) == 1
+        assert (
+            not heard.read_events().moved and heard.has_stale({bridge}) and not heard.has_stale({bridge + 1})
+        )
+        assert heard.confirm({bytes(6)}) == 0
+        assert heard.confirm({bytes.fromhex(known["lladdr"].replace(":", ""))}) == 1
         state = inside_host.json("ip -j neigh show dev br0 10.9.0.2")[0]["state"]
         assert state != ["STALE"]
         inside_host.run("ip neigh replace 10.9.0.2 dev br0 lladdr 02:00:00:00:00:01 nud reachable")
-        assert heard.heard().moved
+        assert heard.read_events().moved
         inside_host.run("ip neigh del 10.9.0.2 dev br0")
-        assert heard.heard().moved
+        assert heard.read_events().moved
     finally:
         heard.close()
 
@@ -360,7 +361,7 @@ def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: Throwaw
 
 
 def test_a_next_hop_object_of_one_way_is_a_plain_route(place: ThrowawayHost) -> None:
-    """As FRR and systemd-networkd write their routes; one that stands for several is left to the kernel."""
+    """FRR and systemd-networkd write such routes; a group is left to the kernel."""
     place.run("ip route add 203.0.113.0/24 via 192.0.2.2")
     place.run("ip addr add 203.0.113.9/32 dev lo", inside="world")
     with FastPath(place, "br0") as fast, Talk(place, "a", "world", "203.0.113.9") as talk:
@@ -375,8 +376,8 @@ def test_a_next_hop_object_of_one_way_is_a_plain_route(place: ThrowawayHost) -> 
         assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_a_mac_that_somebody_pinned_to_another_port_is_sent_there(place: ThrowawayHost) -> None:
-    """A forwarding table entry made by hand: the bridge heeds it, so the container gets nothing."""
+def test_a_mac_pinned_to_another_port_is_sent_there(place: ThrowawayHost) -> None:
+    """With a static forwarding table entry the container gets nothing."""
     mac = place.json("ip -j link show eth0", inside="b")[0]["address"]
     with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3", udp=True) as talk:
         assert eventually(lambda: _is_fast(fast, talk))

@@ -1,4 +1,4 @@
-"""A connection that conntrack is made to forget while the fast path carries it."""
+"""A connection's conntrack entry is deleted while the fast path forwards it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root
 
 
 class Known:
-    """What the fast path knows of the flows to and from a port, straight from its maps."""
+    """Read the flows to and from a port from the maps."""
 
     def __init__(self, fast: FastPath, port: int) -> None:
         self._port = port
@@ -33,19 +33,19 @@ class Known:
         self._clock = Clock()
 
     def close(self) -> None:
-        """Let go of the maps."""
+        """Close the maps."""
         self._clock.close()
         for each in self._maps.values():
             os.close(each)
 
     def asked_ago(self) -> tuple[int, int]:
-        """Jiffies since conntrack was asked for the one and for the other direction, the least first."""
+        """Return the jiffies since conntrack was asked, per direction, sorted."""
         now = self._clock.now()
         ago = sorted((now - int(flow["checked"])) & 0xFFFFFFFF for flow in self._flows())
         return ago[0], ago[-1]
 
     def holds(self) -> bool:
-        """Whether the program may still go by both directions: nothing made it ask again, and in time."""
+        """Return whether both directions are still valid: nothing made them ask again."""
         flows, config = self._flows(), self._config()
         return bool(
             config["generation"]
@@ -55,12 +55,12 @@ class Known:
         )
 
     def is_handed_back(self) -> bool:
-        """Whether a direction is the kernel's from here on."""
+        """Return whether the kernel forwards a direction from now on."""
         return bool((self._flows()["action"] < layout.ACTION_PEER).any())
 
     def _flows(self) -> np.ndarray:
         there = self._maps["flows4"]
-        keys, flows = syscall.read_all(there, layout.KEY4, layout.FLOW, syscall.room_of(there))
+        keys, flows = syscall.read_all(there, layout.KEY4, layout.FLOW, syscall.max_entries(there))
         found = flows[(keys["dport"] == self._port) | (keys["sport"] == self._port)]
         assert len(found) == 2, "both directions are known"
         return found
@@ -82,8 +82,11 @@ def known(fast: FastPath, port: int) -> Iterator[Known]:
 
 
 def test_a_connection_that_is_forgotten_and_closed_at_once_is_translated_to_its_end() -> None:
-    """Its FINs go as its data went, for conntrack could not translate them any more. Where the fast path had
-    to ask again meanwhile they are the kernel's, which sends them on as they are: then it is tried again."""
+    """Its FINs are translated like its data; conntrack can't do that any more.
+
+    If the fast path had to ask again meanwhile, the kernel forwards them untranslated: then the test tries
+    again.
+    """
     lab = FastLab()
     until = time.monotonic() + PATIENCE
     try:
@@ -97,8 +100,11 @@ def test_a_connection_that_is_forgotten_and_closed_at_once_is_translated_to_its_
 
 
 def _is_translated_to_its_end(lab: FastLab, fast: FastPath, port: int) -> bool:
-    """Whether both FINs of a connection went as its data did; False where something else came between. That
-    the program gave one to the kernel, although what it knew held, is a failure."""
+    """Return whether both FINs of a connection were translated like its data.
+
+    False if something else happened meanwhile. It is a failure if the program gave one to the kernel
+    although its flow was valid.
+    """
     with Talk(lab.host, "a", "far", V4["far"], port) as talk:
         assert talks_fast(lab, talk)
         with known(fast, port) as flows:
@@ -120,12 +126,12 @@ def _is_translated_to_its_end(lab: FastLab, fast: FastPath, port: int) -> bool:
 
 
 def _has_ended(sock: socket.socket) -> bool:
-    """Whether the other side's FIN arrived, or does within a moment."""
+    """Return whether the other side's FIN arrives within a moment."""
     ready, _, _ = select.select([sock], [], [], 0.02)
     return bool(ready) and sock.recv(10) == b""
 
 
 def _leaked(lab: FastLab, port: int) -> list[Ether]:
-    """Frames of a connection that left the host with a private source."""
+    """Return frames of a connection that left the host with a private source."""
     frames = [frame for frame in map(Ether, lab.leaked()) if TCP in frame]
     return [frame for frame in frames if port in (frame[TCP].sport, frame[TCP].dport)]

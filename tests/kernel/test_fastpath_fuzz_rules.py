@@ -1,7 +1,7 @@
-"""Random rule sets, and what they look at changes: what arrives is the same with and without the fast path.
+"""Random rules and changes: the same packets arrive with and without it.
 
-`make fuzz-rules` compares 500 cases of a seed of its own (`SEED=` repeats one, `CASE=` one case of it); every
-other run takes the same few.
+`make fuzz-rules` compares 500 cases of its own seed (`SEED=` repeats one, `CASE=` one of its cases); every
+other run the same few.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COUNT = int(os.environ.get("VNET_FUZZ_RULES") or 0)
 CASE = int(os.environ.get("VNET_FUZZ_CASE") or 0)
 SEED = int(os.environ.get("VNET_FUZZ_SEED") or 0) or (random.randrange(1, 1 << 31) if COUNT else 101)
 _FEW = 30
-# Of all packets, how many must have been fast before the change: with none the comparison says nothing.
+# Number of all packets that must be fast before the change: with none the comparison is meaningless.
 _LEAST_FAST = 0.2
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120 * (COUNT or _FEW))]
@@ -132,7 +132,7 @@ def test_hosts_without_the_fast_path_do_every_step(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_end_lets_a_connection_live_whatever_port_the_kernel_gave_it() -> None:
-    """The server's packet comes first and takes up the addresses that the client's would be translated to."""
+    """The server's packet comes first and uses the client's translated addresses."""
     flows = [Flow(5001, "published", 4, TCP, 5001)]
     drop = "chain it { type filter hook prerouting priority -350; tcp dport 8080 drop; };"
     pair = Pair(is_control=True)
@@ -153,7 +153,7 @@ def test_an_end_lets_a_connection_live_whatever_port_the_kernel_gave_it() -> Non
 
 
 def test_every_rule_of_the_vocabulary_is_taken_or_not_in_this_kernel() -> None:
-    """Nothing is left out of the comparison because it is written wrongly."""
+    """No rule is left out of the comparison because of a syntax error."""
     rules = {"nft": list[Rule](), "iptables": list[Rule]()}
     for rule in all_rules(SEED):
         rules[rule.row.tool].append(rule)
@@ -175,7 +175,7 @@ def test_every_rule_of_the_vocabulary_is_taken_or_not_in_this_kernel() -> None:
 
 
 def _tried(rules: list[Rule]) -> str:
-    """A script that tries each, says its number before and "refused" behind."""
+    """Return a script that tries each rule, and prints its number and "refused"."""
     return "\n".join(
         f"echo @{number}; (set -e\n{rule.put.replace('nft -f', 'nft -c -f')}\n"
         f"{rule.take if rule.row.tool != 'nft' else 'true'}\n) || echo refused"

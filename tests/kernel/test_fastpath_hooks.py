@@ -1,5 +1,4 @@
-"""Others at netfilter's hooks: a BPF program that drops forwarded packets drops those of accelerated
-connections as well, and is named."""
+"""Other programs at netfilter hooks: they are named, and drop accelerated packets."""
 
 from __future__ import annotations
 
@@ -43,24 +42,24 @@ def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) ->
 
 @pytest.mark.kernel_has("bpf_netfilter", "nfnetlink_hook")
 def test_a_bpf_program_at_a_hook_elsewhere_pauses_nothing_here(lab: FastLab) -> None:
-    """The kernel lists hooks by network namespace; links of BPF alone would not say."""
+    """The kernel lists hooks by network namespace, unlike BPF links."""
     with (
         Talk(lab.host, "a", "far", V4["far"]) as talk,
         dropping_all_that_is_forwarded(lab.host.full("c")),
         entered(f"/run/netns/{lab.host.name}"),
     ):
-        assert hooks.strangers() == ()
+        assert hooks.foreign_hooks() == ()
         assert talks_fast(lab, talk, "v-a", "up0")
         with dropping_all_that_is_forwarded(lab.host.name):
-            (found,) = hooks.strangers()
+            (found,) = hooks.foreign_hooks()
             assert "nf_hook_run_bpf" in found
 
 
 @pytest.mark.kernel_has("nfnetlink_hook")
 def test_functions_at_links_are_found_as_programs_are(tmp_path: Path) -> None:
-    """Chains of nftables stand for a function of a module that is not known."""
+    """Chains of nftables stand in for a function of an unknown module."""
     unknown = "import re; from bpf import hooks; hooks._KNOWN_AT_LINKS = re.compile('none')"
-    with FastLab() as lab, changed_holder(lab, tmp_path, unknown) as fast:
+    with FastLab() as lab, changed_daemon(lab, tmp_path, unknown) as fast:
         assert set(fast.status()["refused"]) == set()
         lab.run("nft add table netdev t")
         lab.run(["nft", "add chain netdev t in { type filter hook ingress device v-a priority 0; }"])
@@ -72,7 +71,7 @@ def test_functions_at_links_are_found_as_programs_are(tmp_path: Path) -> None:
         assert eventually(lambda: not fast.status()["refused"])
 
 
-def test_chains_of_nftables_at_links_are_judged_by_their_rules(lab: FastLab) -> None:
+def test_chains_of_nftables_at_links_are_analysed_by_their_rules(lab: FastLab) -> None:
     lab.run("nft add table netdev t")
     for place, link in (("ingress", "v-a"), ("egress", "up0")):
         lab.run(
@@ -94,21 +93,21 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 
 
 @contextmanager
-def changed_holder(lab: FastLab, folder: Path, change: str) -> Iterator[FastPath]:
-    """The fast path of a lab, with a line of Python that changes its process beforehand."""
+def changed_daemon(lab: FastLab, folder: Path, change: str) -> Iterator[FastPath]:
+    """Start the fast path of a lab after a line of Python that changes its process."""
     python = folder / "python"  # stands in for the interpreter: `python -P -m bpf.daemon TARGET...`
-    code = _CHANGED.format(module="holder", change=change, skipped=4)
+    code = _CHANGED.format(module="daemon", change=change, skipped=4)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     python.chmod(0o755)
-    keeper = _CHANGED.format(module="keeper", change=f"sys.executable = {str(python)!r}", skipped=1)
-    with FastPath(lab.host, "all", run=["-c", keeper]) as fast:
+    supervisor = _CHANGED.format(module="supervisor", change=f"sys.executable = {str(python)!r}", skipped=1)
+    with FastPath(lab.host, "all", run=["-c", supervisor]) as fast:
         lab.fast = fast
         assert eventually(fast.is_on), fast.status()
         yield fast
 
 
 def _drop_from(ifindex: int) -> bytes:
-    """A program for tc that drops what came in by that link (__sk_buff.ingress_ifindex)."""
+    """Return a tc program that drops packets by __sk_buff.ingress_ifindex."""
     return b"".join(
         struct.pack("<BBhi", code, registers, offset, value)
         for code, registers, offset, value in (
@@ -118,8 +117,8 @@ def _drop_from(ifindex: int) -> bytes:
     )  # fmt: skip
 
 
-# What tc(8) is to do for a place, and the place's number. A class is asked for its filters where one of the
-# queue leads to it.
+# Commands of tc(8) for each place, and its number. A class is asked for filters if one of the queue leads
+# to it.
 _PLACES = {
     "clsact": (("qdisc replace dev up0 clsact",), 0xFFFFFFF3),  # it is there where our program sits at it
     "a queue": (("qdisc add dev up0 root handle 1: htb default 1",), 1 << 16),
@@ -137,7 +136,7 @@ _PLACES = {
 
 @contextmanager
 def at_egress(lab: FastLab, by: str, program: int, ifindex: int) -> Iterator[None]:
-    """The program at the egress of up0, as long as the body runs; its descriptor is closed at the end."""
+    """Attach the program to the egress of up0 while the body runs; then close it."""
     held = -1
     commands, parent = _PLACES.get(by, ((), 0))
     with entered(f"/run/netns/{lab.host.name}"):
@@ -158,7 +157,7 @@ def at_egress(lab: FastLab, by: str, program: int, ifindex: int) -> Iterator[Non
 
 
 def _add_filter(program: int, ifindex: int, parent: int) -> None:
-    """tc filter add ... bpf direct-action, by a descriptor."""
+    """Run the equivalent of tc filter add ... bpf direct-action, by a descriptor."""
     options = attribute(6, struct.pack("=I", program)) + attribute(7, b"drop\0")
     info = 5 << 16 | socket.htons(3)  # priority, ETH_P_ALL
     body = struct.pack("=BxxxiIII", 0, ifindex, 0, parent, info) + attribute(1, b"bpf\0")
@@ -168,7 +167,7 @@ def _add_filter(program: int, ifindex: int, parent: int) -> None:
 
 @pytest.mark.parametrize("by", [pytest.param("tcx", marks=pytest.mark.kernel_has("tcx")), *_PLACES])
 def test_a_filter_at_the_way_out_sees_packets_as_the_kernel_has_them(lab: FastLab, by: str) -> None:
-    """It tells them by the link that they came in by: the bridge, as in the kernel, not the container's."""
+    """It sees the bridge as input link, as in the kernel, not the container's link."""
     (bridge,) = lab.host.json("ip -j link show docker0")
     (uplink,) = lab.host.json("ip -j link show up0")
     program = syscall.load_program(syscall.PROG_SCHED_CLS, _drop_from(bridge["ifindex"]), "drop")
@@ -184,12 +183,12 @@ def test_a_filter_at_the_way_out_sees_packets_as_the_kernel_has_them(lab: FastLa
 
 
 def test_what_the_kernel_and_its_own_modules_put_at_hooks_is_known(lab: FastLab) -> None:
-    """Conntrack, translation, nftables, both kinds of iptables and br_netfilter do not stand in the way."""
+    """Conntrack, translation, nftables, both kinds of iptables and br_netfilter."""
     lab.run("iptables-legacy -t mangle -A FORWARD -s 198.51.100.77 -j DROP")
     lab.run("nft add table inet t")
     lab.run(["nft", "add chain inet t c { type filter hook forward priority 0; }"])
     with entered(f"/run/netns/{lab.host.name}"):
-        assert hooks.strangers() == ()
+        assert hooks.foreign_hooks() == ()
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
 
@@ -197,7 +196,7 @@ def test_what_the_kernel_and_its_own_modules_put_at_hooks_is_known(lab: FastLab)
 def test_selinux_is_known_only_where_nothing_is_labelled(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel says in its first network namespace alone what NetLabel labels."""
+    """The kernel reports NetLabel's labels only in its first network namespace."""
     assert hooks.may_label()
     assert not hooks._is_known("selinux_ip_forward")
     monkeypatch.setattr(hooks, "_LISTS", {})
@@ -220,10 +219,10 @@ def test_an_ipsec_policy_that_blocks_stops_what_runs(lab: FastLab, direction: st
 
 
 def test_ipsec_policies_are_heard_of(tmp_path: Path) -> None:
-    """By the kernel's event: a process that never looks for what sends none pauses as well."""
+    """By the kernel's event: a process that never polls pauses as well."""
     with (
         FastLab() as lab,
-        changed_holder(lab, tmp_path, "holder.TICK = 1e6") as fast,
+        changed_daemon(lab, tmp_path, "daemon.POLL_EVERY = 1e6") as fast,
         Stream(lab, "a", "far", V4["far"]) as flow,
     ):
         assert flow.flows()

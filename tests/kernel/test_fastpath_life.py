@@ -1,5 +1,4 @@
-"""The fast path's processes: it is on at once, and whatever ends it, all is as it was and every connection
-goes on."""
+"""The fast path's processes: their end doesn't affect connections and host."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
 
 
 def is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
-    """Whether what is said now is forwarded by the fast path, at that port."""
+    """Return whether packets at that port are forwarded by the fast path now."""
     before = fast.count("FAST", port)
     talk.say(10)
     return fast.count("FAST", port) >= before + 10
@@ -53,14 +52,14 @@ def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(place
             assert eventually(lambda: is_fast(fast, out, "up0"))
             assert len(marked(place)) == 2
             fast.ask("off")
-            assert fast.keeper.wait(PATIENCE) == 0
+            assert fast.supervisor.wait(PATIENCE) == 0
             assert traces(place) == []
             inside.say(50)
             out.say(50)
 
 
 def test_everything_is_afterwards_as_it_was(place: ThrowawayHost) -> None:
-    """Every sysctl, every rule, every tc qdisc and filter; no sysctl changes meanwhile either."""
+    """Every sysctl, rule, tc qdisc and filter; no sysctl changes meanwhile either."""
     with Talk(place, "a", "world", "192.0.2.2") as out:
         out.say(3)
         before = _state_of(place)
@@ -69,18 +68,18 @@ def test_everything_is_afterwards_as_it_was(place: ThrowawayHost) -> None:
             during = _state_of(place)
             assert all(during[what] != before[what] for what in ("rules", "tc"))
             assert during["sysctls"] == before["sysctls"]
-            maps = Path(f"/proc/{fast.told['pid']}/maps").read_text()
+            maps = Path(f"/proc/{fast.answer['pid']}/maps").read_text()
             assert "libbcc" not in maps and "libLLVM" not in maps
         assert _state_of(place) == before
         out.say(3)
 
 
 def _state_of(host: ThrowawayHost) -> dict[str, str]:
-    """What could be left behind, as others' tools tell it; without what counts by itself."""
+    """Return what could be left, as other tools print it, without counters."""
     sysctls = host.run("sysctl -a -r ^net\\.(ipv|netfilter|bridge)").splitlines()
-    told = [line for line in sysctls if "conntrack_count" not in line and "random" not in line]
+    settings = [line for line in sysctls if "conntrack_count" not in line and "random" not in line]
     return {
-        "sysctls": "\n".join(told),
+        "sysctls": "\n".join(settings),
         "rules": host.run("nft -s list ruleset"),
         "tc": host.run("tc qdisc show") + host.run("bpftool net"),
     }
@@ -97,7 +96,7 @@ def test_ipv6_is_forwarded_and_translated(place: ThrowawayHost, udp: bool) -> No
         assert out.seen_from[0] == "2001:db8::1"
 
 
-@pytest.mark.parametrize("whom", [("holder",), ("keeper",), ("holder", "keeper")])
+@pytest.mark.parametrize("whom", [("daemon",), ("supervisor",), ("daemon", "supervisor")])
 def test_killed_processes_leave_nothing_and_connections_go_on(
     place: ThrowawayHost, whom: tuple[str, ...]
 ) -> None:
@@ -107,7 +106,7 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
             out.say(100)
             assert eventually(lambda: is_fast(fast, out))
             fast.kill(*whom)
-            fast.keeper.wait(PATIENCE)
+            fast.supervisor.wait(PATIENCE)
             out.say(50)
             inside.say(50)
             kind = "tcx" if len(whom) == 2 else ""  # what is at clsact is left to the next start
@@ -126,27 +125,27 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
 def test_the_second_is_refused_by_name_of_the_first(place: ThrowawayHost) -> None:
     with FastPath(place, "br0") as fast:
         second = FastPath(place, "all")
-        assert second.keeper.wait(PATIENCE) == 1
+        assert second.supervisor.wait(PATIENCE) == 1
         second.end()
-        assert not second.told["ok"] and str(fast.keeper.pid) in second.told["why"]
+        assert not second.answer["ok"] and str(fast.supervisor.pid) in second.answer["why"]
         assert eventually(fast.is_on) and attached(place) == {"v-a", "v-b", "up0"}
 
 
 def test_tied_to_its_starter_it_ends_with_it(place: ThrowawayHost) -> None:
     with FastPath(place, "br0", tied=True) as fast:
-        assert fast.keeper.stdin is not None
-        fast.keeper.stdin.close()
-        assert fast.keeper.wait(PATIENCE) == 0
+        assert fast.supervisor.stdin is not None
+        fast.supervisor.stdin.close()
+        assert fast.supervisor.wait(PATIENCE) == 0
 
 
-def test_a_stopped_holder_loses_its_lease(place: ThrowawayHost) -> None:
+def test_a_stopped_daemon_loses_its_lease(place: ThrowawayHost) -> None:
     with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: is_fast(fast, talk))
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
-        fast.kill("holder", number=signal.SIGSTOP)
+        fast.kill("daemon", number=signal.SIGSTOP)
         leased = eventually(lambda: talk.say(20) or map_count(counters, "LEASE"))
         os.close(counters)
-        fast.kill("holder", number=signal.SIGCONT)
+        fast.kill("daemon", number=signal.SIGCONT)
         assert leased
         assert eventually(lambda: is_fast(fast, talk))
 

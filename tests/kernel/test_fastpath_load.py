@@ -1,4 +1,4 @@
-"""Under load: whatever ends, stops or changes the fast path and the host around it, no connection notices."""
+"""Under load: connections don't notice changes of the fast path and the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PORTS = {"v-a", "v-b", "v-c", "up0", "up1"}
 
 
 class Load:
-    """A hundred TCP connections and UDP in all directions."""
+    """A hundred TCP connections, and UDP in all directions."""
 
     def __init__(self, lab: FastLab, stack: ExitStack, connections: int = 100) -> None:
         self.lab = lab
@@ -40,11 +40,11 @@ class Load:
         ]
 
     def goes_on(self) -> bool:
-        """Everything talks, once more."""
+        """Talk once on every connection."""
         return self.crowd.goes_on() and all(stream.flows() for stream in self.streams)
 
-    def judge(self) -> None:
-        """Nothing was lost, damaged or repeated."""
+    def check(self) -> None:
+        """Check that nothing was lost, damaged or repeated."""
         for stream in self.streams:
             stream.stop()
             assert stream.lost() == []
@@ -59,7 +59,7 @@ def lab() -> Iterator[FastLab]:
 
 
 def is_gone(what: str, number: int) -> bool:
-    """Whether the kernel has no program or map of that id any more."""
+    """Return whether the kernel no longer has a program or map of that id."""
     done = subprocess.run(["bpftool", what, "show", "id", str(number)], capture_output=True, check=False)
     return done.returncode != 0
 
@@ -77,11 +77,11 @@ def test_it_comes_and_goes_and_is_replaced_without_a_loss(lab: FastLab) -> None:
         assert fast.status()["program"] != before["program"] and is_fast(lab, "v-a", "up0")
         lab.end_fast()
         assert load.goes_on()
-        load.judge()
+        load.check()
         assert eventually(lambda: all(is_gone("map", number) for number in before["maps"].values()))
 
 
-@pytest.mark.parametrize("whom", [("holder",), ("keeper",), ("holder", "keeper")], ids="+".join)
+@pytest.mark.parametrize("whom", [("daemon",), ("supervisor",), ("daemon", "supervisor")], ids="+".join)
 def test_killed_under_load(lab: FastLab, whom: tuple[str, ...]) -> None:
     with ExitStack() as stack:
         load = Load(lab, stack)
@@ -89,20 +89,20 @@ def test_killed_under_load(lab: FastLab, whom: tuple[str, ...]) -> None:
         assert load.goes_on() and is_fast(lab, "v-a", "up0")
         program = fast.status()["program"]
         fast.kill(*whom)
-        fast.keeper.wait(PATIENCE)
+        fast.supervisor.wait(PATIENCE)
         assert load.goes_on()
         assert eventually(lambda: not attached(lab.host) and is_gone("prog", program))
-        if whom == ("holder", "keeper"):
+        if whom == ("daemon", "supervisor"):
             lab.fast = None
             assert traces(lab.host)
             _repair(lab)
         assert eventually(lambda: not traces(lab.host)), traces(lab.host)
         assert load.goes_on()
-        load.judge()
+        load.check()
 
 
 def _repair(lab: FastLab) -> None:
-    """What two killed processes left is put right by the next start."""
+    """Start again, which cleans up after two killed processes."""
     with FastPath(lab.host, "all") as again:
         assert eventually(again.is_on)
 
@@ -113,20 +113,20 @@ def test_stopped_and_continued_under_load(lab: FastLab) -> None:
         fast = lab.accelerate()
         assert load.goes_on() and is_fast(lab, "v-a", "up0")
         maps = fast.status()["maps"]
-        fast.kill("holder", number=signal.SIGSTOP)
+        fast.kill("daemon", number=signal.SIGSTOP)
         lab.run("iptables -I DOCKER-USER -s 198.18.0.0/15 -j DROP")
         counters = syscall.map_by_id(maps["counters"])
         while not map_count(counters, "LEASE"):
             assert load.goes_on()
         os.close(counters)
         assert load.goes_on()
-        fast.kill("holder", number=signal.SIGCONT)
+        fast.kill("daemon", number=signal.SIGCONT)
         assert is_fast(lab, "v-a", "up0")
-        load.judge()
+        load.check()
 
 
 def test_the_host_changes_under_load(lab: FastLab) -> None:
-    """Other containers come and go, MTUs change, the uplink goes down and up."""
+    """Other containers start and end, MTUs change, the uplink goes down and up."""
     with ExitStack() as stack:
         load = Load(lab, stack, 20)
         lab.accelerate()
@@ -137,7 +137,7 @@ def test_the_host_changes_under_load(lab: FastLab) -> None:
             assert load.goes_on()
         _containers_come_and_go(lab, load)
         assert load.goes_on() and is_fast(lab, "v-a", "up0")
-        load.judge()
+        load.check()
     assert eventually(lambda: attached(lab.host) == PORTS)
 
 
@@ -155,7 +155,7 @@ def _containers_come_and_go(lab: FastLab, load: Load) -> None:
 
 
 def test_an_uplink_that_goes_down_ends_only_what_it_must(lab: FastLab) -> None:
-    """Masquerade forgets connections of a link that goes down: UDP comes back, TCP inside does not notice."""
+    """Masquerade drops connections of the link: UDP returns, TCP inside goes on."""
     with ExitStack() as stack:
         crowd = stack.enter_context(Crowd(lab, [("a", "b", V4["b"], 8000)], 10))
         out = stack.enter_context(Stream(lab, "a", "far", V4["far"]))
@@ -185,7 +185,7 @@ def test_a_veth_is_deleted_and_made_again(lab: FastLab) -> None:
 
 
 def test_a_full_conntrack_table(lab: FastLab) -> None:
-    """Connections that are there go on, new ones are refused until there is room again, as without us."""
+    """Existing connections go on, new ones are refused until there is room again."""
     lab.accelerate()
     with (
         Talk(lab.host, "a", "far", V4["far"], 7500) as tcp,
@@ -193,7 +193,9 @@ def test_a_full_conntrack_table(lab: FastLab) -> None:
     ):
         assert talks_fast(lab, tcp) and udp.flows()
         assert eventually(lambda: _is_refused_while_full(lab))
-        lab.run("iptables -I DOCKER-USER -s 198.18.0.0/15 -j DROP")  # everybody has to pass the rules again
+        lab.run(
+            "iptables -I DOCKER-USER -s 198.18.0.0/15 -j DROP"
+        )  # all connections have to pass the rules again
         assert talks_fast(lab, tcp) and udp.flows()
         udp.stop()
         assert udp.lost() == []
@@ -204,8 +206,10 @@ def test_a_full_conntrack_table(lab: FastLab) -> None:
 
 
 def _is_refused_while_full(lab: FastLab) -> bool:
-    """Fill the table; whether a new connection is refused then. It is not where an entry came to its end, or
-    was one that the kernel gives up for another, in between."""
+    """Fill the table; return whether a new connection is refused then.
+
+    It isn't if an entry expired, or was replaced by the kernel, meanwhile.
+    """
     limit = int(lab.run("sysctl -n net.netfilter.nf_conntrack_max"))
     with entered(f"/run/netns/{lab.host.name}"), pytest.raises(OSError, match="memory"):  # full
         bulk_conntrack.insert(limit)

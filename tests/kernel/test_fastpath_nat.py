@@ -1,4 +1,4 @@
-"""What is asked of a NAT (RFC 4787, 5382, 5508, 7857), on the fast path as on Linux's own."""
+"""Requirements for NATs (RFC 4787, 5382, 5508, 7857), on both paths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNACKNOWLEDGED = 300  # seconds that it keeps what waits for an acknowledgement
 
 @pytest.fixture(scope="module", params=["kernel", "fast"])
 def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    """Without and with the fast path; at its end nothing private may have left by an uplink."""
+    """Run without and with the fast path; nothing private may have left by an uplink."""
     with FastLab() as made:
         if request.param == "fast":
             made.accelerate()
@@ -37,7 +37,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
 
 
 def timer_of(lab: FastLab, *words: str) -> int:
-    """The seconds that the one entry with these words has left, 0 where there is none."""
+    """Return the remaining seconds of the one entry with these words, or 0."""
     found = lab.conntrack(*words)
     assert len(found) <= 1, found
     return int(found[0].split()[2]) if found else 0
@@ -81,7 +81,7 @@ def test_traffic_on_the_fast_path_refreshes_the_mapping(lab: FastLab, outbound: 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("who", ["a", "b", "c", "far"])
 def test_hairpin_and_published_ports(lab: FastLab, who: str, family: int, udp: bool) -> None:
-    """The published address works from everywhere; the server sees whom Linux shows it."""
+    """The published address works from everywhere, with the same client address."""
     own = HOST4 if family == 4 else HOST6
     with Talk(lab.host, who, "a", own, 80, udp=udp, to=PUBLISHED, family=FAMILIES[family]) as talk:
         talk.say(3)
@@ -136,7 +136,7 @@ def test_icmp_errors_come_through_translated_and_end_nothing(
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_traceroute_through_the_nat(lab: FastLab, family: int) -> None:
-    """Packets of a flow on the fast path whose time runs out: each router tells the container itself."""
+    """With a small TTL each router answers the container of an accelerated flow."""
     known = V4 if family == 4 else V6
     expected = ("172.17.0.1", "192.0.2.2") if family == 4 else ("fd17::1", "2001:db8::2")
     with Talk(lab.host, "a", "far", known["far"], 7040 + family, udp=True, family=FAMILIES[family]) as talk:
@@ -155,12 +155,12 @@ def test_traceroute_through_the_nat(lab: FastLab, family: int) -> None:
 
 
 def _offender(sock: socket.socket, family: int) -> str:
-    """Who sent the ICMP error on the socket's error queue (struct sock_extended_err, then its address)."""
+    """Return who sent the ICMP error on the socket's error queue (sock_extended_err)."""
     try:
-        _, told, _, _ = sock.recvmsg(100, 500, socket.MSG_ERRQUEUE)
+        _, ancillary, _, _ = sock.recvmsg(100, 500, socket.MSG_ERRQUEUE)
     except BlockingIOError:
         return ""
-    data = next(data for level, kind, data in told if (level, kind) == _RECVERR[family])
+    data = next(data for level, kind, data in ancillary if (level, kind) == _RECVERR[family])
     number, _, _, _ = struct.unpack_from("=IBBB", data)
     assert number == errno.EHOSTUNREACH
     octets = data[20:24] if family == 4 else data[24:40]
@@ -186,7 +186,7 @@ def test_too_big_for_the_uplink_is_told_to_the_container(lab: FastLab, family: i
         assert talk.client.getsockopt(*_MTU[family]) == 1300
         while talk.client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             pass
-        talk.forget()  # what came through before the link's MTU was heard of
+        talk.forget()  # forwarded before the event of the MTU
         assert talks_fast(lab, talk)
         lab.run("ip link set up0 mtu 1500")
     lab.run(f"ip -{family} route flush cache", inside="a")
@@ -211,7 +211,7 @@ def test_connections_end_by_fin_and_by_reset_without_a_trace(lab: FastLab) -> No
 
 
 def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLab) -> None:
-    """Data that was under way when the other side reset the connection: conntrack forgets both soon."""
+    """Late data after the other side's reset: conntrack soon expires the entry."""
     wire = Wire(lab)
     for side in (CLIENT, SERVER):
         talk = Conversation(wire, WAYS["translated"], 4, TCP, 5950 + side)
@@ -219,7 +219,7 @@ def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLa
         for each in (CLIENT, SERVER):
             talk.data("data", each, b"x" * 100, fast=True)
         talk.step("RST", side, talk.frame(side, flags="RA"))
-        # Conntrack can't judge a RST after packets that it did not see: bpf.connections closes the entry
+        # Conntrack can't check a RST after packets that it didn't see: bpf.connections expires the entry
         # later.
         at_most = _UNACKNOWLEDGED if lab.fast else _CLOSING
         assert timer_of(lab, "tcp", f"sport={5950 + side}") <= at_most
@@ -231,7 +231,10 @@ def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLa
 
 
 def _reached(lab: FastLab, count: int) -> list[int]:
-    """The ports that the server saw of so many clients, asked twice, where four are to be had; 0 for none."""
+    """Return the ports that the server saw of these clients, asked twice; 0 for none.
+
+    Four ports are available.
+    """
     lab.run("iptables -t nat -I POSTROUTING -o up0 -p udp --dport 7070 -j MASQUERADE --to-ports 40000-40003")
     ports = []
     with ExitStack() as stack:
@@ -249,7 +252,7 @@ def _reached(lab: FastLab, count: int) -> list[int]:
 
 
 def _port_of(client: socket.socket, server: socket.socket) -> int:
-    """The port that the server sees of a client that asks it, 0 where it does not hear of it."""
+    """Return the port that the server sees of a client, 0 if nothing arrives."""
     server.settimeout(0.5)
     client.settimeout(PATIENCE)
     question, heard = os.urandom(8), b""
@@ -265,7 +268,7 @@ def _port_of(client: socket.socket, server: socket.socket) -> int:
 
 
 def test_no_port_left_for_a_destination(lab: FastLab) -> None:
-    """The first four get one each and keep it; the others get none, neither another's."""
+    """The first four clients get a port each and keep it; the others get none."""
     found = _reached(lab, 6)
     lab.run("iptables -t nat -D POSTROUTING 1")
     assert sorted(found[:4]) == [40000, 40001, 40002, 40003] and found[6:10] == found[:4]

@@ -1,5 +1,7 @@
-"""Parts of the kernel that not every one has (tunnels, IPVS, flowtables, helpers, priorities) decide about
-connections as if there were no fast path. Each test runs without and with it."""
+"""Optional parts of the kernel work as without the fast path.
+
+Tunnels, IPVS, flowtables, helpers, priorities. Each test runs without and with it.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,7 @@ def test_the_type_of_service_chooses_the_queue(lab: FastLab, updates: int, band:
 
 
 def _queued(lab: FastLab) -> dict[int, int]:
-    """Packets by band of the queueing discipline at up0."""
+    """Return packets by band of the queueing discipline at up0."""
     lines = lab.run("tc -s class show dev up0")
     found = re.findall(r"class prio 1:(\d+) .*?Sent \d+ bytes (\d+) pkt", lines, re.DOTALL)
     return {int(band): int(packets) for band, packets in found}
@@ -139,8 +141,10 @@ table ip ftp {
 
 @pytest.mark.kernel_has("ftp_helper")
 def test_a_connection_that_a_helper_expected_is_of_that_helper(lab: FastLab) -> None:
-    """What FTP's helper reads stays with the kernel; the data connection that it announces is forwarded, and
-    is still the helper's for rules."""
+    """The kernel forwards what FTP's helper reads; the data connection is accelerated.
+
+    For rules it still belongs to the helper.
+    """
     lab.run_with("nft -f -", _FTP)
     with Talk(lab.host, "a", "far", V4["far"], port=21) as control:
         for line in (b"220 Hello\r\n", b"227 Entering Passive Mode (198,51,100,2,27,88).\r\n"):

@@ -1,4 +1,4 @@
-"""The fast path's flows as columns, as whoever shows them reads them."""
+"""Read the fast path's flows as columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bpf.client import FlowReader
+from bpf.client import FastFlowReader
 from core.model.fastpath import FAST_PATHS
 from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Talk, traces, two_containers_and_an_uplink
@@ -33,7 +33,7 @@ def _address(octets: bytes) -> str:
 
 def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
     with entered(f"/run/netns/{place.name}"):
-        reader = FlowReader()
+        reader = FastFlowReader()
         assert len(reader.read().entries) == 0
         with FastPath(place, "br0") as fast:
             with Talk(place, "a", "world", "192.0.2.2") as out, Talk(place, "a", "b", "10.9.0.3") as inside:
@@ -45,10 +45,10 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
                     return len(packets) == 4 and bool((packets >= 10).all())
 
                 assert eventually(all_four)
-                told = reader.read()
-                assert told.ns == place.inode and not told.entries.flags.writeable
+                flows = reader.read()
+                assert flows.ns == place.inode and not flows.entries.flags.writeable
                 port = out.client.getsockname()[1]
-                (row,) = told.entries[(told.entries["sport"] == port)]
+                (row,) = flows.entries[(flows.entries["sport"] == port)]
                 assert _address(row["src"].tobytes()) == "10.9.0.2"
                 assert _address(row["dst"].tobytes()) == _address(row["new_dst"].tobytes()) == "192.0.2.2"
                 assert _address(row["new_src"].tobytes()) == "192.0.2.1"
@@ -57,23 +57,23 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
                 assert row["packets"] >= 10 and row["bytes"] > 160 * 10
                 assert 0 <= row["last_seen"] - row["first_seen"] < 60e9
                 assert abs(time.time_ns() - int(row["last_seen"])) < 60e9
-                (back,) = told.entries[(told.entries["new_dport"] == port)]
+                (back,) = flows.entries[(flows.entries["new_dport"] == port)]
                 assert (
                     _address(back["new_dst"].tobytes()) == "10.9.0.2"
                     and back["in_ifindex"] == row["out_ifindex"]
                 )
-                paths = sorted(FAST_PATHS[each] for each in told.entries["path"])
+                paths = sorted(FAST_PATHS[each] for each in flows.entries["path"])
                 assert paths == ["same bridge"] * 2 + ["translated"] * 2
             assert eventually(lambda: not reader.read().entries["live"].any())
             fast.ask("off")
-            fast.keeper.wait(PATIENCE)
+            fast.supervisor.wait(PATIENCE)
             assert len(reader.read().entries) == 0
         reader.close()
 
 
-def test_a_holder_that_does_not_answer_goes_on_counting(place: ThrowawayHost) -> None:
+def test_a_daemon_that_does_not_answer_goes_on_counting(place: ThrowawayHost) -> None:
     with entered(f"/run/netns/{place.name}"):
-        reader = FlowReader()
+        reader = FastFlowReader()
         with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2") as out:
 
             def both() -> bool:
@@ -81,8 +81,8 @@ def test_a_holder_that_does_not_answer_goes_on_counting(place: ThrowawayHost) ->
                 return len(reader.read().entries) == 2
 
             assert eventually(both)
-            fast.kill("holder", number=signal.SIGSTOP)
+            fast.kill("daemon", number=signal.SIGSTOP)
             assert len(reader.read().entries) == 2
-            fast.kill("holder", number=signal.SIGCONT)
+            fast.kill("daemon", number=signal.SIGCONT)
         assert len(reader.read().entries) == 0, "it has ended"
         reader.close()

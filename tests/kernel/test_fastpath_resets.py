@@ -1,5 +1,4 @@
-"""Ends of connections that nobody meant, and peers that vanish: with and without the fast path they are as
-conntrack takes them."""
+"""Guessed ends of connections, and peers that disappear: as in conntrack alone."""
 
 from __future__ import annotations
 
@@ -24,12 +23,12 @@ _GONE = "table ip gone { chain in { type filter hook input priority 0; policy dr
 
 
 def left(lab: FastLab, port: int) -> list[int]:
-    """The seconds that the connections to a port have left in conntrack."""
+    """Return the remaining seconds of the connections to a port in conntrack."""
     return [int(line.split()[2]) for line in lab.conntrack(f"dport={port}", "ESTABLISHED")]
 
 
 def last_number(lab: FastLab, talk: Talk, inside: str, sport: int) -> int:
-    """The sequence number after all that the end with that port has sent."""
+    """Return the sequence number after everything that this end has sent."""
     with closing(lab.socket(inside, socket.AF_PACKET, socket.SOCK_RAW, 0)) as raw:
         raw.bind(("eth0", 3))
         talk.say(3)
@@ -52,8 +51,11 @@ def last_number(lab: FastLab, talk: Talk, inside: str, sport: int) -> int:
 def test_an_end_that_is_guessed_does_not_end_a_connection(
     lab: FastLab, by: str, away: int, flags: str
 ) -> None:
-    """Whoever knows addresses and ports alone: from outside to a published port, and from another container
-    in the name of the one that has the connection."""
+    """The attacker knows only addresses and ports.
+
+    It sends from outside to a published port, and from another container with the address of the
+    connection's container.
+    """
     if by == "outside":
         talk = Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED)
         way, here, port = ("far", "up0"), "far", talk.client.getsockname()[1]
@@ -74,13 +76,13 @@ def test_an_end_that_is_guessed_does_not_end_a_connection(
             raw.bind(("eth0", 0))
             for _ in range(3):
                 raw.send(bytes(ether / packet))
-        # What is sent after them by the same link has passed: so have they.
+        # Packets sent after them by the same link have passed: so have they.
         lab.run(f"ping -c1 -W20 {HOST4 if by == 'outside' else V4['far']}", inside=way[0])
-        # What is not acknowledged yet has less time left.
+        # Unacknowledged data has a shorter timeout.
         assert eventually(lambda: [seconds > _LONG for seconds in left(lab, known)] == [True])
         talk.server.sendall(b"pushed")
         assert talk.client.recv(100) == b"pushed"
-    lab.leaked()  # what conntrack calls invalid it sends on untranslated
+    lab.leaked()  # invalid packets are forwarded untranslated
 
 
 # Flags, and how far from the number that the other side expects.
@@ -88,8 +90,10 @@ GUESSED = (("R", -50_000_000), ("R", -1000), ("R", 1), ("R", 1000), ("R", 500_00
 
 
 def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
-    """What a RST ended is given back to conntrack when both sides have been silent for a while: not so what a
-    guessed one was aimed at, be it within the window, nor what has flags that never stand together."""
+    """After an exact RST and silence the entry is expired.
+
+    Not after a guessed one, even inside the window, nor after one with invalid flags.
+    """
     with ExitStack() as stack:
         raw = stack.enter_context(closing(lab.socket("far", socket.AF_PACKET, socket.SOCK_RAW, 0)))
         raw.bind(("eth0", 0))
@@ -105,7 +109,7 @@ def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
         for _ in range(2):
             for guess in guesses:
                 raw.send(guess)
-            time.sleep(connections.SILENT_FOR + 1)
+            time.sleep(connections.EXPIRE_AFTER + 1)
         for port, guessed_as in enumerate(GUESSED, 7100):
             assert len(left(lab, port)) == 1, guessed_as
         for talk in talks.values():
@@ -115,7 +119,7 @@ def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
 
 @pytest.mark.parametrize("acknowledged", [True, False])
 def test_an_exact_reset_ends_a_connection(lab: FastLab, acknowledged: bool) -> None:
-    """Also one right behind data that the other side had no time to acknowledge."""
+    """Also directly after data that the other side had no time to acknowledge."""
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
         if not acknowledged:
@@ -127,7 +131,7 @@ def test_an_exact_reset_ends_a_connection(lab: FastLab, acknowledged: bool) -> N
 
 
 def test_a_peer_that_vanished_is_not_remembered_for_days(lab: FastLab) -> None:
-    """Data that nobody acknowledges: conntrack gives the connection five minutes, not five days."""
+    """Unacknowledged data keeps the entry for five minutes, not five days."""
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
         assert eventually(lambda: [seconds > _LONG for seconds in left(lab, 7000)] == [True])

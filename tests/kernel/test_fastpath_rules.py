@@ -1,5 +1,4 @@
-"""The firewall stays in charge: what changes in the rules counts from the next packet on, whoever's tool
-changed them."""
+"""The firewall stays in charge: any tool's change applies from the next packet on."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from bpf.ct_marks import GENERATIONS
+from bpf.connections import GENERATIONS
 from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Guard, Talk, marked, traces, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
@@ -147,7 +146,7 @@ MANY = 12_000
 
 
 def _write_many(place: ThrowawayHost) -> None:
-    """So many rules that to read them takes longer than from one change to the next."""
+    """Write so many rules that reading them takes longer than a change."""
     many = (f"add rule inet own many ip saddr 198.51.{n >> 8}.{n & 255} drop" for n in range(MANY))
     lines = "\n".join(("add chain inet own many", "add rule inet own forward jump many", *many))
     subprocess.run(
@@ -187,7 +186,7 @@ def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
 def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    """What changed is read alone: each change pauses it, none makes it read all."""
+    """Only changed chains are read: each change pauses, none reads all rules."""
     place.run("nft add chain inet own few")
     place.run("nft add rule inet own forward jump few")
     _write_many(place)
@@ -205,7 +204,7 @@ def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
 def test_with_very_many_rules_it_comes_back_after_a_change(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    """To read them takes longer than the lease lasts."""
+    """Reading them takes longer than the lease."""
     _write_many(place)
     assert eventually(lambda: _is_fast(fast, out))
     place.run("nft add rule inet own forward ip saddr 198.51.100.1 drop")
@@ -233,7 +232,7 @@ def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_a_rule_that_judges_each_packet_pauses_by_name(
+def test_a_rule_that_matches_single_packets_pauses_by_name(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     place.run("nft add rule inet own forward limit rate 1000/second burst 1000 packets accept")
@@ -267,7 +266,7 @@ def test_an_error_about_a_connection_lets_none_of_its_data_pass(place: Throwaway
 
 
 def _is_refused(talk: Talk) -> bool:
-    """Whether an ICMP error came back."""
+    """Return whether an ICMP error came back."""
     try:
         talk.client.send(b"nobody listens")
     except ConnectionRefusedError:
@@ -289,8 +288,8 @@ def test_who_uses_our_bits_of_the_mark_gets_them_back(
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_between_ports_that_no_rule_judges_frames_are_forwarded_by_mac_alone(place: ThrowawayHost) -> None:
-    """With br_netfilter off conntrack sees nothing of them; a rule of the bridge family ends that."""
+def test_between_ports_without_rules_frames_are_forwarded_by_mac_alone(place: ThrowawayHost) -> None:
+    """With br_netfilter off conntrack doesn't see them; a bridge rule ends that."""
     place.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
     with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: _is_fast(fast, talk))
@@ -324,7 +323,7 @@ def test_forgotten_and_flushed_connections_come_back_by_themselves(
 
 
 def _unacknowledged(end: socket.socket) -> int:
-    """Segments under way (struct tcp_info, tcpi_unacked)."""
+    """Return the segments in flight (struct tcp_info, tcpi_unacked)."""
     (segments,) = struct.unpack_from("=I", end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24)
     return int(segments)
 
@@ -332,10 +331,10 @@ def _unacknowledged(end: socket.socket) -> int:
 def test_a_generation_is_not_used_again_while_old_marks_carry_it(
     place: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    """An idle connection that was let through under the first of the rules must ask anew 15 changes later."""
+    """An idle connection of the first generation must pass the rules 15 changes later."""
     assert eventually(lambda: _unacknowledged(out.server) == 0)  # no late acknowledgement passes other rules
     assert len(marked(place)) == 1
-    passed = 0  # generations; a holder that was late begins one of its own accord
+    passed = 0  # generations; a daemon that was late begins one of its own accord
     while passed < GENERATIONS:
         before = fast.status()["generation"]
         place.run("nft add rule inet own forward ip saddr 198.51.100.1 accept")

@@ -1,4 +1,4 @@
-"""The fast path beside ufw, as it comes with Ubuntu and Debian."""
+"""The fast path together with ufw, as Ubuntu and Debian ship it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpf.client import FlowReader as FastFlowReader
+from bpf.client import FastFlowReader as FastFlowReader
 from core.collect.conntrack import askable, read_conntrack, read_some
 from core.collect.sockets import Holders, read_sockets
 from core.flows import address_text

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 _COMPILE = """
 import sys
 from pathlib import Path
-from bpf import loader
-loader.compiled(Path(sys.argv[1]))
+from bpf import build
+build.compiled_program(Path(sys.argv[1]))
 print("done")
 """
 TOOLS = (

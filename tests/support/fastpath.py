@@ -1,4 +1,4 @@
-"""The fast path in a throw-away host, and connections whose every byte is checked."""
+"""Run the fast path in a throw-away host; check every byte of connections."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from core.netlink.netns import entered
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE
 
-_KEEPER = ("-m", "bpf.supervisor")
+_SUPERVISOR = ("-m", "bpf.supervisor")
 _ROOT = Path(__file__).parents[2]
 
 
 class FastPath:
-    """Keeper and holder in the namespace of `host`; a context manager that ends them."""
+    """Run supervisor and daemon in the namespace of `host`, as a context manager."""
 
     def __init__(
         self,
@@ -42,73 +42,76 @@ class FastPath:
     ) -> None:
         self.host = host
         words = ["nsenter", f"--net=/run/netns/{host.name}", sys.executable, *run]
-        self.keeper = subprocess.Popen(
+        self.supervisor = subprocess.Popen(
             [*words, *(["--tied"] if tied else []), "--", *targets],
             stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(_ROOT)},
         )
-        assert self.keeper.stdout is not None
-        self.told: dict[str, Any] = json.loads(self.keeper.stdout.readline() or b"{}")
+        assert self.supervisor.stdout is not None
+        self.answer: dict[str, Any] = json.loads(self.supervisor.stdout.readline() or b"{}")
 
     def __enter__(self) -> Self:
-        assert self.told.get("ok"), self.told
+        assert self.answer.get("ok"), self.answer
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        """A request to the holder, and its answer."""
+        """Send a request to the daemon; return its answer."""
         return rpc.ask({"do": do, **more}, self.host.inode)
 
     def status(self, **more: Any) -> dict[str, Any]:
-        """The status answer."""
+        """Return the status answer."""
         return self.ask("status", **more)
 
     def count(self, verdict: str, port: str = "") -> int:
-        """Packets of a verdict, on one port or on all."""
+        """Return the packets of a verdict, on one port or on all."""
         found = self.status()
         rows = {row["name"]: row["verdicts"] for row in found["ports"]}
         return int((rows.get(port, {}) if port else found["verdicts"]).get(verdict, 0))
 
     def is_on(self, on: str = "on") -> bool:
-        """Whether the state is that."""
+        """Return whether this is the state."""
         return bool(self.status()["state"] == on)
 
     def kill(self, *whom: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the "holder", the "keeper" or both."""
-        pids = {"holder": int(self.told["pid"]), "keeper": self.keeper.pid}
+        """Send a signal to the "daemon", the "supervisor" or both."""
+        pids = {"daemon": int(self.answer["pid"]), "supervisor": self.supervisor.pid}
         for each in whom:
             os.kill(pids[each], number)
 
     def end(self) -> None:
-        """Switch it off and wait until both processes are gone."""
+        """Turn it off, and wait until both processes have ended."""
         with suppress(OSError):
-            os.kill(int(self.told.get("pid", 0)) or self.keeper.pid, signal.SIGCONT)
-        self.keeper.terminate()
+            os.kill(int(self.answer.get("pid", 0)) or self.supervisor.pid, signal.SIGCONT)
+        self.supervisor.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self.keeper.wait(PATIENCE)
-        if self.keeper.poll() is None:
-            self.keeper.kill()
-            self.keeper.wait()
-        assert self.keeper.stdout is not None
-        self.keeper.stdout.close()
-        if self.keeper.stdin:
+            self.supervisor.wait(PATIENCE)
+        if self.supervisor.poll() is None:
+            self.supervisor.kill()
+            self.supervisor.wait()
+        assert self.supervisor.stdout is not None
+        self.supervisor.stdout.close()
+        if self.supervisor.stdin:
             with suppress(OSError):
-                self.keeper.stdin.close()
+                self.supervisor.stdin.close()
 
 
 def attached(host: ThrowawayHost, kind: str = "") -> set[str]:
-    """The interfaces that carry the program, as bpftool tells; of one kind of attachment or of all. Those at
-    clsact, on kernels without tcx, outlive processes that are killed, until the next start or recover."""
-    (told,) = host.json("bpftool -j net")
-    ours = [each for each in told["tc"] if each.get("name") == "vnet_fastpath"]
+    """Return the interfaces that have the program, as bpftool lists them.
+
+    `kind`: one kind of attachment, or all. Those at clsact, on kernels without tcx, outlive killed
+    processes until the next start or recover.
+    """
+    (found,) = host.json("bpftool -j net")
+    ours = [each for each in found["tc"] if each.get("name") == "vnet_fastpath"]
     return {each["devname"] for each in ours if each.get("kind", "").startswith(kind)}
 
 
 def traces(host: ThrowawayHost) -> list[str]:
-    """All that the fast path leaves while it is on: nothing when it is off."""
+    """Return everything that the fast path leaves while it is on."""
     found = sorted(attached(host))
     found += [f"table {name}" for name in host.run("nft list tables").splitlines() if "vnet_fastpath" in name]
     if host.run("sysctl -n net.netfilter.nf_conntrack_tcp_be_liberal").strip() != "0":
@@ -120,8 +123,10 @@ def traces(host: ThrowawayHost) -> list[str]:
 
 
 def marked(host: ThrowawayHost) -> list[str]:
-    """The connections that carry a mark of ours, as conntrack(8) prints them; what the host itself tells
-    multicast groups at any time (IGMP) is left out."""
+    """Return the connections with our marks, as conntrack(8) prints them.
+
+    Without the host's own multicast (IGMP), which may happen at any time.
+    """
     lines = host.run("conntrack -L", check=False).splitlines()
     found = [line for line in lines if line.startswith(("tcp", "udp"))]
     return [
@@ -130,7 +135,7 @@ def marked(host: ThrowawayHost) -> list[str]:
 
 
 def map_count(counters: int, name: str) -> int:
-    """Packets of a verdict, straight from the map: its owner stands still."""
+    """Return the packets of a verdict from the map, without asking the daemon."""
     verdict = next(each.number for each in VERDICTS if each.name == name)
     size = layout.SLOT_COUNTERS.itemsize * possible_cpus()
     rows = [syscall.lookup(counters, struct.pack("=I", slot), size) or bytes(size) for slot in range(6)]
@@ -138,8 +143,10 @@ def map_count(counters: int, name: str) -> int:
 
 
 class Guard:
-    """Hears private source addresses (10.0.0.0/8, 172.16.0.0/12, fc00::/7) that arrive at one link of a
-    namespace; as a context manager it fails at its end if there were any."""
+    """Fail if private source addresses arrive at one link of a namespace.
+
+    10.0.0.0/8, 172.16.0.0/12, fc00::/7; a context manager, which fails at its end.
+    """
 
     _FILTER = (  # classic BPF: Ethernet type; then the source's first bits
         (0x28, 0, 0, 12), (0x15, 0, 6, 0x0800), (0x20, 0, 0, 26), (0x54, 0, 0, 0xFF000000),
@@ -159,7 +166,7 @@ class Guard:
         self._socket.setblocking(False)
 
     def leaked(self) -> list[bytes]:
-        """What it has heard since the last call."""
+        """Return the packets since the last call."""
         found = []
         while True:
             try:
@@ -168,7 +175,7 @@ class Guard:
                 return found
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket."""
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -182,11 +189,11 @@ class Guard:
 
 
 def datagram(sock: socket.socket, send: Callable[[], object], again: bool = False) -> tuple[bytes, Any]:
-    """Receive a datagram after `send`: its data and sender.
+    """Receive a datagram after `send`; return its data and sender.
 
-    It is sent again where the kernel dropped packets meanwhile: all namespaces share each CPU's queue
-    (net.core.netdev_max_backlog), which a flood elsewhere fills. With `again` (where the fast path is off, so
-    that a loss isn't its doing) it is sent again in any case. Raises TimeoutError as the socket would.
+    It is sent again if the kernel dropped packets meanwhile: all namespaces share each CPU's queue
+    (net.core.netdev_max_backlog), which a flood elsewhere fills. With `again` (the fast path is off, so it
+    can't have caused the loss) it is always sent again. Raises TimeoutError as the socket would.
     """
     patience = sock.gettimeout()
     assert patience
@@ -209,12 +216,12 @@ def datagram(sock: socket.socket, send: Callable[[], object], again: bool = Fals
 
 
 def _dropped() -> int:
-    """Packets for which a CPU's queue had no room: the second column of /proc/net/softnet_stat."""
+    """Return the packets dropped by CPU queues: column 2 of /proc/net/softnet_stat."""
     return sum(int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines())
 
 
 class Talk:
-    """A TCP or UDP conversation from one namespace (by its short name) to another; `say` checks each byte."""
+    """Talk over TCP or UDP between two namespaces (by short names)."""
 
     def __init__(
         self, host: ThrowawayHost, here: str, there: str, address: str, port: int = 7000, udp: bool = False,
@@ -244,7 +251,7 @@ class Talk:
         return made
 
     def say(self, times: int = 1) -> None:
-        """There and back, numbered; raises where anything is lost, repeated or changed."""
+        """Send a numbered message and its reply; raise if bytes differ."""
         for _ in range(times):
             self._count += 1
             text = f"{self._count:08}".encode() * 20
@@ -260,7 +267,7 @@ class Talk:
                 assert self._exactly(self.client, len(text)) == text[::-1]
 
     def passes(self) -> bool:
-        """Whether what the client sends now arrives; what was sent in vain arrives later by TCP."""
+        """Return whether what the client sends now arrives; TCP repeats what was lost."""
         self.client.send(b"x")
         self.server.settimeout(0.5)
         try:
@@ -271,7 +278,7 @@ class Talk:
             self.server.settimeout(PATIENCE)
 
     def forget(self) -> None:
-        """Leave unread what has come to the server."""
+        """Leave what has come to the server unread."""
         self.server.setblocking(False)
         with suppress(BlockingIOError):
             while True:
@@ -300,8 +307,10 @@ class Talk:
 
 
 def two_containers_and_an_uplink(host: ThrowawayHost) -> None:
-    """A bridge br0 (10.9.0.1/24, fd09::1/64) with containers a and b, and an uplink up0 to `world`,
-    masqueraded."""
+    """Build a bridge br0 with containers a and b, and a masqueraded uplink up0.
+
+    br0 is 10.9.0.1/24, fd09::1/64; up0 leads to `world`.
+    """
     host.run("ip link add br0 address 02:00:00:00:09:01 type bridge")  # else its ports decide
     host.run("ip addr add 10.9.0.1/24 dev br0")
     host.run("ip -6 addr add fd09::1/64 dev br0 nodad")

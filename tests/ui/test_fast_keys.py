@@ -20,7 +20,7 @@ from tui.changer import Preview
 from tui.command import CommandError
 from tui.present.fast_targets import Choice, added, removed
 
-WORDS = {"FAST": "forwarded by the fast path", "MTU": "larger than the way out allows"}
+WORDS = {"FAST": "forwarded by the fast path", "MTU": "larger than the egress MTU"}
 VERDICTS = {"FAST": 970, "MTU": 30}
 NEEDED = (
     Requirement("Linux 6.0 or newer", True, "Linux 6.12"),
@@ -297,7 +297,7 @@ async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int,
         assert "» fast path" not in person.text, "the view itself says what the banner would"
         await person.type(":fast verdict:mtu⏎")
         await person.until(lambda: person.row().startswith("mtu"), "the verdict")
-        await person.eventually("larger than the way out")
+        await person.eventually("larger than the egress MTU")
         await person.type(":fast BCC⏎")
         await person.until(lambda: person.row().startswith("BCC"), "the requirement")
         if size[0] > 100:

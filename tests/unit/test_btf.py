@@ -1,7 +1,7 @@
-"""Kernel functions of a module and members of its structures are found on distributions' kernels.
+"""Find kernel functions and members of structures in distributions' BTF.
 
-tests/kernels/btf has what tests/kernels/btf/cut.py cut out of their type information, and what bpftool reads
-from the whole of it.
+tests/kernels/btf has parts of their type information, cut by tests/kernels/btf/cut.py, and what bpftool
+reads from the whole of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bpf.btf import Btf, BtfError, read_btf
-from bpf.build import KFUNC_BASE, KFUNCS, artifact_of, offsets
+from bpf.build import KFUNC_BASE, KFUNCS, extract_program, offsets
 
 FOLDER = Path(__file__).parents[1] / "kernels/btf"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -25,7 +25,7 @@ _CALL = struct.Struct("<BBhi")
 
 @dataclass(frozen=True)
 class Cut:
-    """A kernel's type information, as we read it and as bpftool does."""
+    """Hold a kernel's type information, as btf.py and bpftool read it."""
 
     btf: Btf
     base: Btf
@@ -59,12 +59,12 @@ def test_functions_of_the_module_go_on_where_the_kernels_types_end(cut: Cut) -> 
 
 def test_calls_lead_to_the_module(cut: Cut) -> None:
     code = b"".join(_CALL.pack(0x85, 0, 0, KFUNC_BASE + number) for number in range(len(KFUNCS)))
-    made = artifact_of(code, {}, cut.btf)
+    made = extract_program(code, {}, cut.btf)
     assert made.calls_module
     expected = [(0x85, 0x20, 1, cut.facts["functions"][name]) for name in KFUNCS]
     assert list(_CALL.iter_unpack(made.code)) == expected
     with pytest.raises(BtfError, match="no function bpf_skb_ct_lookup"):
-        artifact_of(code, {}, cut.base)
+        extract_program(code, {}, cut.base)
 
 
 def test_members_are_where_bpftool_finds_them(cut: Cut) -> None:
@@ -91,7 +91,7 @@ def test_members_are_where_bpftool_finds_them(cut: Cut) -> None:
 
 
 def test_what_the_program_is_compiled_for_is_known(cut: Cut) -> None:
-    """All of these kernels take the flag that newer ones want for checksums of IPv6 packets."""
+    """All of these kernels accept the flag for checksums of IPv6 packets."""
     assert "BPF_F_IPV6" in cut.btf.enumerators
 
 

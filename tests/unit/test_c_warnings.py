@@ -1,4 +1,4 @@
-"""The lint step of the fast path's C: a warning fails it, and messages name the file and the line."""
+"""The lint step for C: a warning fails it, and messages name file and line."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 import pytest
 
 from bpf import build, layout
-from bpf.loader import reason_of
+from bpf.build import reason_of
 from tests.support import c_warnings
 
 MUTATED = {
-    "an unused variable": ("ways.c", "\tbool isolated = false;\n", "\tbool isolated = false, unused;\n"),
+    "an unused variable": ("routes.c", "\tbool isolated = false;\n", "\tbool isolated = false, unused;\n"),
     "a comparison of signs": ("learning.c", "\tif (!learned)\n", "\tif (!learned || (int)now < zero)\n"),
     "an assignment as a condition": ("fastpath.c", "\tif (RARE(!now))\n", "\tif (now = NULL)\n"),
 }
 
 
 def mutated(part: str, old: str, new: str) -> tuple[str, str]:
-    """The program with the first `old` of that part replaced; the place of it, as the compiler names it."""
+    """Return the program with the first `old` of a part replaced, and the place of it."""
     path = build.HERE / "program" / part
     text = path.read_text()
     before, found, after = text.partition(old)
@@ -67,7 +67,7 @@ def test_an_error_of_the_real_compile_names_the_line() -> None:
     words = [
         sys.executable,
         "-c",
-        "import sys; from bpf import compiler; compiler.compile_fastpath(sys.stdin.read())",
+        "import sys; from bpf import build; build.compile_fastpath(sys.stdin.read())",
     ]
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
     assert done.returncode and reason_of(done.stderr).startswith(place)

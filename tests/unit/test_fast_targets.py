@@ -1,4 +1,4 @@
-"""What can be accelerated is found from what is selected or named, and what cannot is said in words."""
+"""Find what can be accelerated from a selection or a name, or say why it can't."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def link(ifindex: int, name: str, kind: str, **more: object) -> Link:
 
 
 def host() -> Topology:
-    """docker0, a network `shop` on another bridge, a port of it, and networks without a bridge."""
+    """A host with docker0, a network `shop`, and networks without a bridge."""
     links = {
         2: link(2, "docker0", "bridge"),
         3: link(3, "br-0a1b2c", "bridge"),

@@ -1,4 +1,4 @@
-"""The fast path's maps as columns: every field where it belongs, of both families, over many rows."""
+"""Reads the fast path's maps as columns: every field, of both families, many rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HZ = 250
 
 
 def maps_of(family: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of a map, bytes at random."""
+    """Return keys and values of a map with random bytes."""
     random = np.random.default_rng(family)
     key = layout.KEY4 if family == 4 else layout.KEY6
     keys, flows = (
@@ -30,7 +30,7 @@ def address(octets: np.ndarray, family: int) -> str:
     return str(ipaddress.ip_address(octets[: 4 if family == 4 else 16].tobytes()))
 
 
-def told(octets: np.ndarray) -> str:
+def address_text(octets: np.ndarray) -> str:
     found = ipaddress.IPv6Address(octets.tobytes())
     return str(found.ipv4_mapped or found)
 
@@ -49,7 +49,7 @@ def test_every_row_says_what_the_map_holds(family: int) -> None:
     assert found["live"].tolist() == (flows["action"] >= 3).tolist()
     for row in range(0, COUNT, 97):
         for name, held in (("src", keys), ("dst", keys), ("new_src", flows), ("new_dst", flows)):
-            assert told(found[name][row]) == address(held[name][row], family)
+            assert address_text(found[name][row]) == address(held[name][row], family)
     ago = now - found["first_seen"].astype(np.int64)
     assert np.allclose(ago, (COUNT + HZ - np.arange(COUNT)) * 1e9 / HZ, atol=10e9)
     assert (found["last_seen"] - found["first_seen"] == 1_000_000_000).all()

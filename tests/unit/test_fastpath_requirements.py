@@ -1,4 +1,4 @@
-"""Each requirement of the fast path is named where it is missing, with what follows and what to try."""
+"""Each missing requirement is named, with its effect and what to try."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 
 from bpf.btf import ModuleState
 from bpf.build import KFUNCS
-from bpf.requirements import Facts, facts_of_this_machine, requirements, unmet
+from bpf.requirements import HostFeatures, read_host_features, requirements, unmet
 
-GOOD = Facts("6.12.43-amd64")
+GOOD = HostFeatures("6.12.43-amd64")
 ABSENT = ModuleState(present=False)
 LOADABLE = ModuleState(present=False, loadable=True)
 LOADED = ModuleState(present=True, loaded=True, has_types=True)
 
 
 def missing(**different: Any) -> list[str]:
-    """What is not met where these facts differ from those of a good machine."""
+    """Return the unmet requirements of a good machine with these differences."""
     return [one.name for one in requirements(replace(GOOD, **different)) if not one.met]
 
 
@@ -55,9 +55,9 @@ def test_without_tcx_another_way_is_taken() -> None:
     found = requirements(replace(GOOD, tcx=False))
     (tcx,) = [one for one in found if not one.met]
     assert tcx.name == "tcx links" and "clsact" in tcx.follows and unmet(found) == ()
-    told = {one.name: one for one in requirements(replace(GOOD, tcx=None))}
-    assert not told["tcx links"].met and "cannot be told" in told["tcx links"].found
-    assert "root" in told["tcx links"].try_
+    by_name = {one.name: one for one in requirements(replace(GOOD, tcx=None))}
+    assert not by_name["tcx links"].met and "unknown without" in by_name["tcx links"].found
+    assert "root" in by_name["tcx links"].try_
 
 
 def test_a_compiled_program_needs_no_compiler() -> None:
@@ -69,14 +69,14 @@ def test_lockdown_for_integrity_does_not_matter() -> None:
 
 
 def functions(**different: Any) -> list[str]:
-    """What is told of the kernel functions."""
+    """Return what was found about the kernel functions."""
     found = requirements(replace(GOOD, **different))
     return [one.found for one in found if one.name.startswith("kernel function")]
 
 
 def test_functions_of_a_loaded_module_are_said_to_be_its() -> None:
-    told = functions(conntrack=LOADED)
-    assert len(told) == len(KFUNCS) and all("the module nf_conntrack has it" in words for words in told)
+    found = functions(conntrack=LOADED)
+    assert len(found) == len(KFUNCS) and all("the module nf_conntrack has it" in words for words in found)
 
 
 def test_a_module_that_starting_loads_is_named_and_not_missing() -> None:
@@ -85,7 +85,7 @@ def test_a_module_that_starting_loads_is_named_and_not_missing() -> None:
 
 
 def test_a_module_without_types_is_told_with_what_to_try() -> None:
-    """CONFIG_MODULE_ALLOW_BTF_MISMATCH lets a module load whose type information the kernel drops."""
+    """CONFIG_MODULE_ALLOW_BTF_MISMATCH loads a module and drops its type information."""
     found = requirements(
         replace(GOOD, functions=frozenset(), conntrack=ModuleState(present=True, loaded=True))
     )
@@ -98,5 +98,5 @@ def test_a_module_without_types_is_told_with_what_to_try() -> None:
 @pytest.mark.root
 @pytest.mark.needs("fastpath")
 def test_this_machine_has_what_the_other_tests_need() -> None:
-    found = requirements(facts_of_this_machine(whole=True))
+    found = requirements(read_host_features(whole=True))
     assert unmet(found) == (), unmet(found)

@@ -1,4 +1,4 @@
-"""How many flows the fast path has room for."""
+"""The capacity of the flow cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from bpf import loader
+from bpf import maps
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from bpf import loader
     ],
 )
 def test_room(monkeypatch: pytest.MonkeyPatch, gigabytes: float, connections: str, room: int) -> None:
-    """By conntrack's size and the machine's memory."""
+    """It depends on conntrack's size and the machine's memory."""
     pages = {"SC_PHYS_PAGES": int(gigabytes * 2**30) // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    monkeypatch.setattr(loader, "read", lambda name: connections)
-    assert loader.flow_room() == room
+    monkeypatch.setattr(maps, "read_sysctl", lambda name: connections)
+    assert maps.flow_capacity() == room

@@ -1,4 +1,4 @@
-"""What rules do to packets of one connection, for rules that today's tools don't write."""
+"""Analyse rules that today's tools don't write."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ _FLAGS = _payload(2, 13, 1)
 )
 def test_tcp_flags_of_the_match_may_be_inverted(inverted: int, value: int, takes_part: bool) -> None:
     info = bytes(8) + bytes((0, 0x17, value, inverted))
-    assert _rule(_extension("match", "tcp", info)).takes_part == takes_part
+    assert _rule(_extension("match", "tcp", info)).can_match == takes_part
 
 
 def test_inverted_bits_of_tcp_flags_are_not_compared_as_they_are() -> None:
     flags = _FLAGS, _masked(0x18, 0x08, 1)
-    assert _rule(_IS_TCP, *flags, _compare(b"\x10")).judges
-    assert not _rule(_IS_TCP, _FLAGS, _masked(0x17, 0x02, 1), _compare(b"\x12")).judges
+    assert _rule(_IS_TCP, *flags, _compare(b"\x10")).per_packet
+    assert not _rule(_IS_TCP, _FLAGS, _masked(0x17, 0x02, 1), _compare(b"\x12")).per_packet
 
 
 def test_byte_13_behind_the_ports_is_a_flag_of_tcp_alone() -> None:
-    assert not _rule(_IS_TCP, _FLAGS, _compare(b"\x02")).takes_part
+    assert not _rule(_IS_TCP, _FLAGS, _compare(b"\x02")).can_match
     for before in (b"", _load("meta", 16) + _compare(b"\x11"), _load("meta", 16) + _compare(b"\x06", 1, 1)):
         rule = _rule(before, _FLAGS, _compare(b"\x02"))
-        assert rule.takes_part and "byte 13" in rule.judges
+        assert rule.can_match and "byte 13" in rule.per_packet
 
 
 def test_two_masks_of_the_ct_mark_count_both() -> None:
@@ -97,23 +97,23 @@ def test_a_ct_mark_that_lies_in_a_register_is_still_one_when_it_is_used() -> Non
 
 
 def test_only_what_lies_in_the_register_that_is_compared_says_what_a_rule_is_about() -> None:
-    assert not _rule(_load("meta", 16), _compare(b"\x01")).takes_part
-    assert _rule(_load("meta", 16), _load("meta", 6, 2), _compare(b"\x01")).takes_part
-    assert _rule(_load("meta", 16), _payload(2, 2, 2), _compare(b"\x01")).takes_part
-    assert _rule(_load("meta", 16, 9), _load("meta", 6), _compare(b"\x01", 9)).takes_part
-    assert _rule(_load("meta", 16, 9), _payload(1, 12, 64), _compare(b"\x01", 9)).takes_part
+    assert not _rule(_load("meta", 16), _compare(b"\x01")).can_match
+    assert _rule(_load("meta", 16), _load("meta", 6, 2), _compare(b"\x01")).can_match
+    assert _rule(_load("meta", 16), _payload(2, 2, 2), _compare(b"\x01")).can_match
+    assert _rule(_load("meta", 16, 9), _load("meta", 6), _compare(b"\x01", 9)).can_match
+    assert _rule(_load("meta", 16, 9), _payload(1, 12, 64), _compare(b"\x01", 9)).can_match
     for before in (_load("meta", 16), _load("ct", 0), _load("meta", 6)):
         for name in ("numgen", "hash", "socket", "exthdr", "fib", "something new"):
             rule = _rule(before, _load(name, 1), _compare(bytes(4)))
-            assert rule.takes_part and not rule.link_in and not rule.always, name
+            assert rule.can_match and not rule.link_in and not rule.always, name
     rule = _rule(_load("meta", 6), _load("meta", 16, 2), _compare(b"br0\0"), _compare(b"\x11", 2))
-    assert (rule.link_in, rule.takes_part) == ("", True)
+    assert (rule.link_in, rule.can_match) == ("", True)
 
 
 def test_verdicts_of_maps_that_are_not_known_judge() -> None:
     found = {code: Sets(verdicts={"s": ((b"\1", code, ""),)}) for code in (0, 1, 3, 0x50003, -1, -2, -5)}
     look_up = expression("lookup", attribute(1, string("s")), attribute(2, word(1)), attribute(3, word(0)))
-    judged = {code for code, sets in found.items() if _rule(_payload(2, 2, 2), look_up, sets=sets).judges}
+    judged = {code for code, sets in found.items() if _rule(_payload(2, 2, 2), look_up, sets=sets).per_packet}
     assert judged == {3, 0x50003}
 
 

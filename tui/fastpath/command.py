@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bpf.btf import NAME, load_module
-from bpf.rpc import PATIENCE
+from bpf.btf import CONNTRACK_MODULE, load_module
+from bpf.rpc import TIMEOUT
 from core.collect.host import missing_capabilities
 from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
@@ -158,10 +158,10 @@ _MEASURING = 0.5  # seconds in which the cost of a packet is measured
 
 def status(as_json: bool) -> int:
     """How it stands; asking for what a packet costs takes half a second."""
-    found = read_fast_path(measure=True, flows=True, patience=PATIENCE)
+    found = read_fast_path(measure=True, flows=True, patience=TIMEOUT)
     if found.is_running:
         time.sleep(_MEASURING)
-        found = read_fast_path(measure=True, flows=True, patience=PATIENCE)
+        found = read_fast_path(measure=True, flows=True, patience=TIMEOUT)
     if as_json:
         print(json.dumps(document(found), indent=2))
         return 0
@@ -268,7 +268,7 @@ def check(session: FastSession, as_json: bool) -> int:
     """What it needs; 1 where something is missing without which it stays off. Loads the module nf_conntrack
     where it is not loaded: what it has can't be told otherwise."""
     if load_module():
-        print(f"vnet-tui: loaded the kernel module {NAME}", file=sys.stderr)
+        print(f"vnet-tui: loaded the kernel module {CONNTRACK_MODULE}", file=sys.stderr)
     found = session.requirements()
     usable = all(one.met for one in found if one.needed)
     if as_json:

@@ -22,7 +22,7 @@ from core.text import safe
 from tui.command import CommandError
 
 if TYPE_CHECKING:
-    from bpf.client import FlowReader
+    from bpf.client import FastFlowReader
 
 
 WOULD_PUT_RIGHT = "puts right what a killed fast path left: settings, and the marks of its connections"
@@ -30,11 +30,11 @@ WOULD_PUT_RIGHT = "puts right what a killed fast path left: settings, and the ma
 
 def is_there() -> bool:
     """Whether anything is left that nobody is about to put right."""
-    if runfile.remembered() is None:
+    if runfile.saved_state() is None:
         return False
     try:
         lock = runfile.lock()
-    except (runfile.Taken, OSError):
+    except (runfile.AlreadyRunning, OSError):
         return False
     _unlock(lock)
     return True
@@ -42,11 +42,11 @@ def is_there() -> bool:
 
 def put_right() -> str:
     """Put it right, and say so; "" where nothing was left. Raises CommandError."""
-    if runfile.remembered() is None:
+    if runfile.saved_state() is None:
         return ""
     try:
         lock = runfile.lock()
-    except runfile.Taken:
+    except runfile.AlreadyRunning:
         return ""  # it runs
     except OSError as error:
         raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
@@ -72,7 +72,7 @@ def read_fast_path(measure: bool = False, flows: bool = False, patience: float =
     """How it stands in this network namespace; on demand it measures what a packet costs and counts flows.
     A command, which acts on the answer or is all about it, has more patience than a dashboard."""
     try:
-        answer = ask({"do": "status", "measure": measure, "flows": flows}, patience=patience)
+        answer = ask({"do": "status", "measure": measure, "flows": flows}, timeout=patience)
     except NotRunning:
         return FastPath(words=WORDS, left=is_there())
     except PermissionError:
@@ -120,18 +120,18 @@ class SharedFlows:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reader: FlowReader | None = None
+        self._reader: FastFlowReader | None = None
 
     def __call__(self) -> FastFlows:
         """The flows; none where nothing is accelerated."""
-        from bpf.client import FlowReader
-        from bpf.runfile import here
+        from bpf.client import FastFlowReader
+        from bpf.runfile import netns_inode
 
         with self._lock, suppress(OSError):
             if self._reader is None:
-                self._reader = FlowReader()
+                self._reader = FastFlowReader()
             return self._reader.read()
-        return FastFlows(here(), taken_at=time.time())  # it ended while it was read
+        return FastFlows(netns_inode(), taken_at=time.time())  # it ended while it was read
 
     def close(self) -> None:
         """Let go of the maps."""
@@ -181,13 +181,13 @@ class Kept:
         except OSError as error:
             self._tell(f"no process can be started: {error.strerror or error}")
             return
-        if not started.told.get("ok"):
-            words = [str(started.told[key]) for key in ("what", "why") if started.told.get(key)]
+        if not started.answer.get("ok"):
+            words = [str(started.answer[key]) for key in ("what", "why") if started.answer.get(key)]
             self._tell(": ".join(words))
         else:
             self._tell(f"accelerating {', '.join(self._targets)}")
-            self._wait(started.keeper)
-        _let_go(started.keeper)
+            self._wait(started.supervisor)
+        _let_go(started.supervisor)
 
     def _wait(self, keeper: subprocess.Popen[bytes]) -> None:
         while not self._stop.is_set():

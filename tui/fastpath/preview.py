@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from bpf import attachments, layout, loader
-from bpf.attachments import NOTHING_FOREIGN, Foreign
-from bpf.btf import NAME, module_state
-from bpf.ct_marks import field_mask
-from bpf.hostwatch import read
-from bpf.link_state import bridges_of, engine_networks
-from bpf.ports import Contents, contents
-from bpf.preconditions import Obstacles, find
-from bpf.reconcile import Sight
+from bpf import attachments, build, layout
+from bpf.attachments import NO_FOREIGN, Foreign
+from bpf.btf import CONNTRACK_MODULE, module_state
+from bpf.connections import field_mask
+from bpf.hostwatch import read_sysctl
+from bpf.link_state import engine_networks, find_bridges
+from bpf.ports import MapContents, map_contents
+from bpf.preconditions import Preconditions, read_preconditions
+from bpf.reconcile import Observer
 from bpf.requirements import requirements, unmet
 from core.model import FastPath, Requirement
 from core.model.fastpath import ALL
@@ -46,7 +46,7 @@ def preview(
     ]
     strict = fast.strict if strict is None else strict
     if not wanted and on and fast.is_running and strict != fast.strict:
-        notes = tuple(_invalid_notes(find(), strict))
+        notes = tuple(_invalid_notes(read_preconditions(), strict))
         return Preview("Fast path", fast.targets, (_becomes(strict),), notes=notes, strict=strict)
     if not wanted:
         return Preview(title, fast.targets, nothing=tuple(nothing), strict=fast.strict)
@@ -69,14 +69,16 @@ def in_words(lacking: Requirement) -> str:
 def _whole(
     title: str, after: tuple[str, ...], fast: FastPath, tied: bool, nothing: tuple[str, ...], strict: bool
 ) -> Preview:
-    sight = Sight()
+    observer = Observer()
     try:
-        sight.look_at_host()
-        before, _ = _attached(sight, fast.targets, NOTHING_FOREIGN)
-        foreign = attachments.foreign(ifindex for ifindex in sight.links if ifindex not in before.links)
-        then, meant = _attached(sight, after, foreign)
+        observer.read_host()
+        before, _ = _attached(observer, fast.targets, NO_FOREIGN)
+        foreign = attachments.foreign_programs(
+            ifindex for ifindex in observer.links if ifindex not in before.links
+        )
+        then, meant = _attached(observer, after, foreign)
     finally:
-        sight.close()
+        observer.close()
     more, fewer = _by_role(then, before.links), _by_role(before, then.links)
     if not after:
         changes = _ends(len(fewer))
@@ -100,18 +102,18 @@ def _becomes(strict: bool) -> str:
     return "Nothing is strict any more: rules about packets that conntrack calls invalid don't pause it."
 
 
-def _attached(sight: Sight, names: Iterable[str], foreign: Foreign) -> tuple[Contents, set[int]]:
+def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tuple[MapContents, set[int]]:
     """The links that the program would sit on for these targets, and the bridges that they mean."""
     names = tuple(names)
     if not names:
-        return Contents(), set()
-    meant, unknown = bridges_of(names, sight.links, {})
+        return MapContents(), set()
+    meant, unknown = find_bridges(names, observer.links, {})
     if unknown:
-        meant, _ = bridges_of(names, sight.links, engine_networks())
-    return contents(sight.scene(meant, foreign), meant), meant
+        meant, _ = find_bridges(names, observer.links, engine_networks())
+    return map_contents(observer.link_state(meant, foreign), meant), meant
 
 
-def _by_role(found: Contents, without: Iterable[int]) -> tuple[str, ...]:
+def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
     """Links and what they are, containers' first."""
     left = set(without)
     links = [link for ifindex, link in found.links.items() if ifindex not in left]
@@ -140,7 +142,7 @@ def _begins(tied: bool) -> list[str]:
 
 def _loads() -> Iterator[str]:
     if module_state().loadable:
-        yield f"The kernel module {NAME} (connection tracking) is loaded, and stays loaded."
+        yield f"The kernel module {CONNTRACK_MODULE} (connection tracking) is loaded, and stays loaded."
 
 
 def _held(tied: bool) -> list[str]:
@@ -171,7 +173,7 @@ def _ends(count: int) -> list[str]:
     ]
 
 
-def _invalid_notes(found: Obstacles, strict: bool) -> Iterator[str]:
+def _invalid_notes(found: Preconditions, strict: bool) -> Iterator[str]:
     rules = "; ".join(map(safe, found.invalid))
     if rules and strict:
         yield f"All of it would be paused now, for it is strict: {rules}"
@@ -184,15 +186,15 @@ def _invalid_notes(found: Obstacles, strict: bool) -> Iterator[str]:
 
 def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
     """What to know before."""
-    found = find()
+    found = read_preconditions()
     if found.reasons:
         reasons = "; ".join(map(safe, found.reasons))
         yield f"It would be paused now, and the kernel forward everything: {reasons}"
     yield from _invalid_notes(found, strict)
-    with suppress(loader.CannotCompile):
-        if begins and not loader.is_compiled():
+    with suppress(build.CompileError):
+        if begins and not build.is_compiled():
             yield "The program is compiled for this kernel first, which takes a second or two, once."
-    if read("net.ipv4.ip_forward") == "0":
+    if read_sysctl("net.ipv4.ip_forward") == "0":
         yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
     yield (
         "tcpdump no longer sees accelerated packets on every link, and counters of rules and of conntrack "

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from bpf import loader, rpc
+from bpf import build, rpc
 from bpf.client import start
-from bpf.runfile import DIRECTORY, children, clean_up, here, owner, unlock
+from bpf.runfile import DIRECTORY, child_pids, clean_up, lock_owner, netns_inode, unlock
 from core.collect.snapshot import read_snapshot
 from core.model import FastFlows, FastPath, Requirement
 from core.model.fastpath import ALL
@@ -46,7 +46,7 @@ class FastSession:
         self._flows = SharedFlows()
 
     def status(self, closely: bool = False) -> FastPath:
-        found = read_fast_path(closely, closely, SOON if self.tied else rpc.PATIENCE)
+        found = read_fast_path(closely, closely, SOON if self.tied else rpc.TIMEOUT)
         if not found.is_running:
             self._flows.close()  # maps live as long as somebody holds them
         return found
@@ -56,9 +56,9 @@ class FastSession:
         return self._flows()
 
     def requirements(self) -> tuple[Requirement, ...]:
-        from bpf.requirements import facts_of_this_machine, requirements
+        from bpf.requirements import read_host_features, requirements
 
-        return requirements(facts_of_this_machine(whole=True))
+        return requirements(read_host_features(whole=True))
 
     def look(self) -> Topology:
         return Topology(read_snapshot(_PARTS))
@@ -94,26 +94,26 @@ class FastSession:
 
     def _start(self, preview: Preview, progress: Callable[[str], None]) -> str:
         try:
-            if not loader.is_compiled():
+            if not build.is_compiled():
                 progress("Compiling the program for this kernel…")
-                loader.compiled()
+                build.compiled_program()
             progress("Loading it…")
             started = start(list(preview.targets), self.tied, preview.strict)
-        except loader.CannotCompile as error:
+        except build.CompileError as error:
             raise CommandError(f"the program cannot be compiled: {safe(str(error))}") from error
         except OSError as error:
             raise CommandError(f"no process can be started: {error.strerror or error}") from error
-        if not started.told.get("ok") and (running := self._started_by_another()):
+        if not started.answer.get("ok") and (running := self._started_by_another()):
             targets = tuple(dict.fromkeys((*running.targets, *preview.targets)))
             return self._retarget((ALL,) if ALL in targets else targets, preview.strict or running.strict)
-        _good(started.told)
-        self._keeper = started.keeper if self.tied else None
+        _good(started.answer)
+        self._keeper = started.supervisor if self.tied else None
         return how_it_is(self.status())
 
     def _started_by_another(self) -> FastPath | None:
         """How the one stands that another process has begun to start meanwhile; None where there is none."""
         deadline = time.monotonic() + _END_SECONDS
-        while owner() and time.monotonic() < deadline:
+        while lock_owner() and time.monotonic() < deadline:
             found = self.status()
             if found.is_running and found.state != "silent":
                 return found
@@ -131,12 +131,12 @@ class FastSession:
     def end_silent(self) -> str:
         """Kill the process of a fast path that does not answer; its keeper puts right what it leaves, or we
         do."""
-        keeper = owner()
-        _kill(*children(keeper))
+        keeper = lock_owner()
+        _kill(*child_pids(keeper))
         deadline = time.monotonic() + _PUT_RIGHT
-        while owner() and time.monotonic() < deadline:
+        while lock_owner() and time.monotonic() < deadline:
             time.sleep(0.02)
-        if owner():
+        if lock_owner():
             _kill(keeper)
             clean_up()
             unlock()
@@ -201,7 +201,7 @@ def wait_for_the_end() -> None:
     """Until nobody accelerates here any more and all is put back, as long as that should take."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
-        if not any(DIRECTORY.glob(f"fastpath-{here()}.*")):
+        if not any(DIRECTORY.glob(f"fastpath-{netns_inode()}.*")):
             return
         time.sleep(0.02)
     raise CommandError("the fast path is off, but not all is put back yet: vnet-tui fastpath status tells")

@@ -1,11 +1,11 @@
-"""Which rules of real tools forbid the fast path, and which do not."""
+"""Which rules of real tools forbid the fast path, and which don't."""
 
 from __future__ import annotations
 
 import pytest
 
 from bpf import preconditions
-from bpf.rule_analysis import Links
+from bpf.rule_analysis import PacketLinks
 from core.plan.rules import render
 from core.plan.tags import OurNetwork, OurPort, Ours
 from tests.support.host import ThrowawayHost
@@ -30,7 +30,7 @@ PLAIN = [
     _NFT + "ct state new ct mark set ct mark and 0xffffff00 or 1",
     _NFT + "meta mark 0x1 accept",
     _NFT + "iifname vmap { a : jump plain, b : goto plain }",
-    _NFT + "ct state vmap { established : accept, * : jump judging }",
+    _NFT + "ct state vmap { established : accept, * : jump limited_chain }",
     _NFT + "ip saddr @leaving drop",
     _NFT + "ct status dnat accept",
     _NFT + "rt classid 1 accept",
@@ -81,7 +81,7 @@ PLAIN = [
     "iptables-legacy -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
     "iptables-legacy -t nat -A POSTROUTING -s 10.9.0.0/24 ! -o br0 -j MASQUERADE",
 ]
-JUDGING = {
+PER_PACKET = {
     _NFT + "tcp flags { ack, psh | ack } drop": "TCP flags",
     _NFT + "tcp flags vmap { psh | ack : drop }": "TCP flags",
     _NFT + "tcp flags . tcp dport { psh | ack . 80 } drop": "TCP flags",
@@ -100,9 +100,9 @@ JUDGING = {
     _NFT + "meta protocol & 8 == 8 limit rate 1/second accept": "limit",
     _NFT + "ct state > 7 limit rate 1/second accept": "limit",
     _NFT + "ct state 4-8 limit rate 1/second accept": "limit",
-    _NFT + "ct state vmap { 1-4 : jump judging }": "limit",
-    _NFT + "ct status 8-9 drop": "what becomes of connections",
-    _NFT + "ct status . ip saddr { dnat . 10.9.0.2 } drop": "what becomes of connections",
+    _NFT + "ct state vmap { 1-4 : jump limited_chain }": "limit",
+    _NFT + "ct status 8-9 drop": "the connection's status",
+    _NFT + "ct status . ip saddr { dnat . 10.9.0.2 } drop": "the connection's status",
     _NFT + "ct mark . ip saddr { 1 . 10.9.0.2 } drop": "of the ct mark are used",
     _NFT + "ct mark set ct mark | meta mark": "of the ct mark are used",
     _NFT + "ct state new ct mark set ct mark << 4": "of the ct mark are used",
@@ -160,20 +160,20 @@ JUDGING = {
     _NFT + "log prefix x": "log",
     _NFT + "meta hour 8-17 drop": "single packets",
     _NFT + "ip saddr @seen drop": "set seen is filled by packets",
-    _NFT + "ct state vmap { invalid : drop, * : jump judging }": "limit",
+    _NFT + "ct state vmap { invalid : drop, * : jump limited_chain }": "limit",
     _NFT + "ct state vmap @states": "limit",
-    _NFT + "ct timeout set long": "named limit, quota or the like",
+    _NFT + "ct timeout set long": "named limit, quota or similar",
     "nft add rule inet t raw ct zone set 1": "sets the conntrack zone",
     "nft add rule bridge b input limit rate 1/second drop": "bridge b input",
-    "nft add rule ip late it ip saddr 10.9.0.2 drop": "sees packets after all",
-    _NFT + "ct status assured drop": "what becomes of connections",
-    _NFT + "ct status { assured, snat } drop": "what becomes of connections",
-    _NFT + "rt mtu < 1400 drop": "the MTU of the way",
+    "nft add rule ip late it ip saddr 10.9.0.2 drop": "processes packets after",
+    _NFT + "ct status assured drop": "the connection's status",
+    _NFT + "ct status { assured, snat } drop": "the connection's status",
+    _NFT + "rt mtu < 1400 drop": "the route's MTU",
     _NFT + "symhash mod 2 0 drop": "hash",
     _NFT + "ip6 flowlabel 1 drop": "the flow label",
-    "iptables -A FORWARD -m conntrack --ctstatus ASSURED -j DROP": "what becomes of connections",
-    "iptables-legacy -A FORWARD -m conntrack --ctstatus ASSURED -j DROP": "what becomes of connections",
-    "iptables-legacy -A FORWARD -m conntrack --ctexpire 1:9 -j DROP": "time-outs",
+    "iptables -A FORWARD -m conntrack --ctstatus ASSURED -j DROP": "the connection's status",
+    "iptables-legacy -A FORWARD -m conntrack --ctstatus ASSURED -j DROP": "the connection's status",
+    "iptables-legacy -A FORWARD -m conntrack --ctexpire 1:9 -j DROP": "timeouts",
     "iptables-legacy -A FORWARD -p tcp --tcp-flags PSH PSH -j DROP": "TCP flags",
     "iptables-legacy -A FORWARD -p tcp --tcp-option 8 -j DROP": "TCP options",
     "iptables -t raw -A PREROUTING -j CT --zone 1": "sets the conntrack zone",
@@ -183,7 +183,7 @@ JUDGING = {
     _NFT + "ct mark 1 drop": "ct mark",
     _NFT + "meta mark set ct mark": "of the ct mark are used",
     _NFT + "ct mark set ct mark and 0x00ffffff": "of the ct mark are used",
-    _NFT + "iifname vmap { a : jump judging }": "limit",
+    _NFT + "iifname vmap { a : jump limited_chain }": "limit",
     "iptables -A FORWARD -m limit --limit 3/min -j ACCEPT": "limit",
     "iptables -A FORWARD -m statistic --mode random --probability 0.5 -j DROP": "statistic",
     "iptables -A FORWARD -m string --string x --algo bm -j DROP": "string",
@@ -202,7 +202,7 @@ _TABLE = """
 table bridge b { chain input { type filter hook input priority 0; }; }
 table ip late { chain it { type filter hook postrouting priority 2147483647; }; }
 table inet t {
-    map states { type ct_state : verdict; elements = { invalid : drop, * : jump judging }; }
+    map states { type ct_state : verdict; elements = { invalid : drop, * : jump limited_chain }; }
     ct timeout long { protocol udp; policy = { replied : 3600 }; }
     chain raw { type filter hook prerouting priority -300; }
     set fixed { type ipv4_addr; elements = { 10.1.1.1 }; }
@@ -211,7 +211,7 @@ table inet t {
     set counted { type ipv4_addr; counter; elements = { 10.1.1.1 }; }
     set limited { type ipv4_addr; limit rate 1/second; elements = { 10.1.1.1 }; }
     chain plain { accept; }
-    chain judging { limit rate 1/second accept; }
+    chain limited_chain { limit rate 1/second accept; }
     chain c { type filter hook forward priority 0; }
     chain input { type filter hook input priority 0; }
     chain nat { type nat hook prerouting priority -100; }
@@ -226,15 +226,15 @@ def test_rules_that_tell_the_same_of_every_packet_do_not_matter(inside_host: Thr
     _prepare(inside_host)
     for rule in PLAIN:
         inside_host.run(rule)
-        assert preconditions.find().reasons == (), rule
+        assert preconditions.read_preconditions().reasons == (), rule
 
 
-def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHost) -> None:
+def test_rules_that_match_single_packets_are_named(inside_host: ThrowawayHost) -> None:
     _prepare(inside_host)
     missing = []
-    for rule, word in JUDGING.items():
+    for rule, word in PER_PACKET.items():
         inside_host.run(rule)
-        reasons = preconditions.find().reasons
+        reasons = preconditions.read_preconditions().reasons
         if not any(word in reason for reason in reasons):
             missing.append((rule, word, reasons))
         for chain in ("inet t c", "inet t raw", "bridge b input", "ip late it"):
@@ -244,7 +244,7 @@ def test_rules_that_judge_packets_one_by_one_are_named(inside_host: ThrowawayHos
                 inside_host.run(f"{tool} -t {table} -F")
         for tool in ("ip6tables", "ip6tables-legacy") if rule.startswith("ip6") else ():
             inside_host.run(f"{tool} -F")
-        assert preconditions.find().reasons == (), rule
+        assert preconditions.read_preconditions().reasons == (), rule
     assert not missing, missing
 
 
@@ -264,26 +264,26 @@ INVALID = {
 def test_rules_about_invalid_packets_are_found_behind_what_lets_others_pass(
     inside_host: ThrowawayHost,
 ) -> None:
-    links = Links(frozenset({"br0"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
+    links = PacketLinks(frozenset({"br0"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
     _prepare(inside_host)
     inside_host.run("nft add chain inet t further")
     for rule, expected in INVALID.items():
         inside_host.run("nft add rule inet t c ct state established,related accept")
         inside_host.run("nft add rule inet t c jump further")
         inside_host.run(f"nft add rule inet t further {rule}")
-        assert bool(preconditions.find(links=links).invalid) == expected, rule
+        assert bool(preconditions.read_preconditions(links=links).invalid) == expected, rule
         inside_host.run("nft flush chain inet t c")
         inside_host.run("nft flush chain inet t further")
     for tool in ("iptables", "iptables-legacy"):
         inside_host.run(f"{tool} -A FORWARD -m conntrack --ctstate INVALID -j DROP")
-        assert preconditions.find(links=links).invalid, tool
+        assert preconditions.read_preconditions(links=links).invalid, tool
         inside_host.run(f"{tool} -F FORWARD")
         inside_host.run(f"{tool} -A INPUT -m conntrack --ctstate INVALID -j DROP")
-        assert not preconditions.find(links=links).invalid, tool
+        assert not preconditions.read_preconditions(links=links).invalid, tool
 
 
-# Of several rules, the last of which is met: what leaves a chain in front of one that ends it, and what seems
-# to match all that is established.
+# Several rules, the last of which is reached: chains that are left before a final verdict, and rules that
+# seem to match all established packets.
 MET = {
     "goto from a verdict map": (
         "nft add chain inet t further",
@@ -320,26 +320,28 @@ def test_what_leaves_a_chain_or_is_not_matched_meets_the_next_rule(
     inside_host.run("nft add chain inet t empty")
     for rule in MET[name]:
         inside_host.run(rule)
-    assert preconditions.find().reasons == ()
+    assert preconditions.read_preconditions().reasons == ()
     tool = MET[name][-1].split()[0]
     limit = _NFT + "limit rate 1/second drop"
     inside_host.run(limit if tool == "nft" else f"{tool} -A FORWARD -m limit --limit 1/s -j DROP")
-    assert any(": limit" in reason for reason in preconditions.find().reasons), preconditions.find()
+    assert any(": limit" in reason for reason in preconditions.read_preconditions().reasons), (
+        preconditions.read_preconditions()
+    )
 
 
 NAMED_LINKS = ("iif 1-9", "iif > 1", "iif != 7", "iifname != virbr0", "iif & 1 == 1", "meta iif >= 3")
 
 
 def test_only_a_rule_that_names_one_link_is_about_that_link_alone(inside_host: ThrowawayHost) -> None:
-    links = Links(frozenset({"br0", "#2"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
+    links = PacketLinks(frozenset({"br0", "#2"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
     _prepare(inside_host)
     for words in NAMED_LINKS:
         inside_host.run(_NFT + words + " limit rate 1/second drop")
-        assert preconditions.find(links=links).reasons, words
+        assert preconditions.read_preconditions(links=links).reasons, words
         inside_host.run("nft flush chain inet t c")
     inside_host.run(_NFT + "iif 7 limit rate 1/second drop")
     inside_host.run(_NFT + "iifname virbr0 limit rate 1/second drop")
-    assert preconditions.find(links=links).reasons == ()
+    assert preconditions.read_preconditions(links=links).reasons == ()
 
 
 def test_chains_that_lead_too_deep_are_not_passed_over(inside_host: ThrowawayHost) -> None:
@@ -348,9 +350,9 @@ def test_chains_that_lead_too_deep_are_not_passed_over(inside_host: ThrowawayHos
     for number in range(1, 40):
         inside_host.run(f"iptables-legacy -N c{number}")
         inside_host.run(f"iptables-legacy -A c{number} -j c{number - 1}")
-    assert preconditions.find().reasons == ()
+    assert preconditions.read_preconditions().reasons == ()
     inside_host.run("iptables-legacy -A FORWARD -j c39")
-    assert preconditions.find().reasons
+    assert preconditions.read_preconditions().reasons
 
 
 # wg-quick's own rules, of nftables and of iptables.
@@ -370,7 +372,7 @@ def test_who_copies_whole_marks_gets_our_bits_too_and_so_pauses(
     _prepare(inside_host)
     for rule in rules:
         inside_host.run(rule)
-    assert preconditions.find().marks_taken
+    assert preconditions.read_preconditions().marks_in_use
 
 
 def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: ThrowawayHost) -> None:
@@ -379,9 +381,9 @@ def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: T
     inside_host.run("nft add rule inet t plain ct state established,related accept")
     inside_host.run("nft add rule inet t c jump plain")
     inside_host.run("nft add rule inet t c limit rate 3/second log")
-    assert preconditions.find().reasons == ()
+    assert preconditions.read_preconditions().reasons == ()
     inside_host.run("nft insert rule inet t plain iifname br0 return")
-    assert preconditions.find().reasons
+    assert preconditions.read_preconditions().reasons
 
 
 def test_our_own_table_does_not_stand_in_the_way(inside_host: ThrowawayHost) -> None:
@@ -394,23 +396,23 @@ def test_our_own_table_does_not_stand_in_the_way(inside_host: ThrowawayHost) -> 
     )
     inside_host.run(["nft", render(ours)])
     assert "masquerade" in inside_host.run("nft list ruleset")
-    found = preconditions.find()
-    assert (found.reasons, found.marks_taken, found.bridge_rules) == ((), False, False)
+    found = preconditions.read_preconditions()
+    assert (found.reasons, found.marks_in_use, found.bridge_rules) == ((), False, False)
 
 
 def test_bridge_rules_and_ipsec_policies_are_seen(inside_host: ThrowawayHost) -> None:
-    assert not preconditions.find().bridge_rules
+    assert not preconditions.read_preconditions().bridge_rules
     inside_host.run("nft add table bridge b")
     inside_host.run(["nft", "add chain bridge b f { type filter hook forward priority 0; }"])
     inside_host.run("nft add rule bridge b f ether type arp accept")
-    found = preconditions.find()
+    found = preconditions.read_preconditions()
     assert found.bridge_rules and found.reasons == ()
     inside_host.run("nft flush ruleset")
     inside_host.run("nft add table netdev n")
     inside_host.run(["nft", "add chain netdev n i { type filter hook ingress device lo priority 0; }"])
-    assert not preconditions.find().bridge_rules
+    assert not preconditions.read_preconditions().bridge_rules
     inside_host.run("nft add rule netdev n i ip saddr 10.9.0.2 drop")
-    assert preconditions.find().bridge_rules
+    assert preconditions.read_preconditions().bridge_rules
     inside_host.run("ip xfrm policy add src 10.9.0.0/24 dst 10.8.0.0/24 dir fwd", check=False)
     has_ipsec = "dir fwd" in inside_host.run("ip xfrm policy", check=False)
-    assert any("IPsec" in reason for reason in preconditions.find().reasons) == has_ipsec
+    assert any("IPsec" in reason for reason in preconditions.read_preconditions().reasons) == has_ipsec

@@ -1,4 +1,4 @@
-"""What is heard of nftables, and whether the rules may judge otherwise after it."""
+"""Changes of nftables, and whether the rules need another analysis."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import closing
 import pytest
 
 from bpf import preconditions
-from bpf.preconditions import RuleReading
+from bpf.hostwatch import RuleWatch
+from bpf.preconditions import RuleReader
 from bpf.ruleset import RuleCache, read_rules, reread
-from bpf.rulewatch import RuleWatch
 from core.netlink.netns import entered
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
@@ -35,7 +35,7 @@ table inet own {
     }
 }
 """
-# Whether the rules must be judged again after it.
+# Whether the rules need another analysis after it.
 CHANGES = {
     "add element inet own blocked { 10.9.9.9 }": False,
     "add element inet own other { 10.9.9.9 }": False,
@@ -69,23 +69,23 @@ def host() -> Iterator[ThrowawayHost]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_after_which_changes_the_rules_are_judged_anew(host: ThrowawayHost, change: str) -> None:
-    found = preconditions.find()
+def test_which_changes_need_another_analysis(host: ThrowawayHost, change: str) -> None:
+    found = preconditions.read_preconditions()
     assert not found.reasons
     with closing(RuleWatch()) as watch:
         host.run(["nft", change])
-        heard = watch.heard()
-    assert (heard.rules or heard.chains or heard.sets) and found.turns(heard) is CHANGES[change]
+        heard = watch.read_events()
+    assert (heard.rules or heard.chains or heard.sets) and found.needs_analysis(heard) is CHANGES[change]
 
 
 def test_what_goes_may_take_an_obstacle_away(host: ThrowawayHost) -> None:
     host.run(["nft", "add element inet own verdicts { 10.9.9.9 : jump unknown }"])
-    found = preconditions.find()
+    found = preconditions.read_preconditions()
     assert found.reasons
     with closing(RuleWatch()) as watch:
         host.run(["nft", "delete element inet own verdicts { 10.9.9.9 }"])
-        assert found.turns(watch.heard())
-    assert not preconditions.find().reasons
+        assert found.needs_analysis(watch.read_events())
+    assert not preconditions.read_preconditions().reasons
 
 
 CHAINS = (
@@ -107,22 +107,22 @@ def test_chains_that_are_read_again_are_as_if_all_were(host: ThrowawayHost, chan
     with closing(RuleWatch()) as watch:
         for command in (["nft", change], "iptables -I FORWARD -s 10.9.9.8 -j DROP"):
             host.run(command)
-        heard = watch.heard()
+        heard = watch.read_events()
     assert len(heard.chains) == 2 and not heard.rules
     assert reread(before, heard.chains, cache) == read_rules(cache=RuleCache()) != before
 
 
-def test_verdicts_that_nobody_looked_up_are_read_before_a_rule_does(host: ThrowawayHost) -> None:
+def test_unused_verdict_maps_are_read_before_a_rule_uses_them(host: ThrowawayHost) -> None:
     host.run(["nft", "add map inet own fresh { type ipv4_addr : verdict; }"])
-    reading = RuleReading()
-    assert not reading.now(None).reasons and reading.is_short
+    reading = RuleReader()
+    assert not reading.read_now(None).reasons and reading.is_partial
     with closing(RuleWatch()) as watch:
         for change in ("add element inet own fresh { 10.9.9.9 : jump unknown }",
                        "add rule inet own forward ip saddr vmap @fresh"):  # fmt: skip
             host.run(["nft", change])
-            reading.note(watch.heard())
-    assert not reading.is_short
+            reading.note_changes(watch.read_events())
+    assert not reading.is_partial
     reading.start(None)
     wait_until(lambda: select.select([reading], [], [], 0)[0], "the reading")
-    found = reading.take()
+    found = reading.result()
     assert found and "limit" in found.reasons[0]

@@ -1,4 +1,4 @@
-"""A command waits for a holder that is slow to answer; a dashboard, which asks again, does not."""
+"""Commands wait for a slow daemon; the dashboard, which asks again, does not."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tui.fastpath.session import FastSession
 
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """For how long each request would have waited; nobody answers."""
+    """Record the timeout of each request; no daemon answers."""
     found: list[float] = []
 
-    def ask(request: dict[str, Any], inode: int | None = None, patience: float = 0) -> NoReturn:
-        found.append(patience)
+    def ask(request: dict[str, Any], inode: int | None = None, timeout: float = 0) -> NoReturn:
+        found.append(timeout)
         raise TimeoutError
 
     for module in (rpc, client, keeping):
@@ -30,5 +30,5 @@ def test_commands_wait_longer_than_the_dashboard(waited: list[float]) -> None:
     command.status(as_json=True)
     assert FastSession(tied=True).status().state == "silent"
     *commands, dashboard = waited
-    assert dashboard < 5 and len(commands) >= 2 and set(commands) == {rpc.PATIENCE}
-    assert rpc.PATIENCE >= 15
+    assert dashboard < 5 and len(commands) >= 2 and set(commands) == {rpc.TIMEOUT}
+    assert rpc.TIMEOUT >= 15

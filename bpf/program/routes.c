@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Where a packet goes: by the bridge, or by the routes. */
+/* Find the egress of a packet: by the bridge, or by the routes. */
 
 INLINE void fill_fib(struct bpf_fib_lookup *fib, const struct packet *packet, u32 ifindex)
 {
@@ -8,7 +8,7 @@ INLINE void fill_fib(struct bpf_fib_lookup *fib, const struct packet *packet, u3
 	fib->sport = SPORT(packet);
 	fib->dport = DPORT(packet);
 	fib->ifindex = ifindex;
-	fib->tot_len = 1; /* asks for the MTU of the way, without being too long for any */
+	fib->tot_len = 1; /* returns the route's MTU; never too long for it */
 	if (packet->family == AF_INET)
 		fib->tos = packet->tos & 0x1c;
 	else
@@ -22,7 +22,7 @@ INLINE enum verdict fib_verdict(long found)
 	switch (found) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 		return V_FAST;
-	case BPF_FIB_LKUP_RET_NOT_FWDED: /* not told apart: a local address, and no route at all */
+	case BPF_FIB_LKUP_RET_NOT_FWDED: /* a local address, or no route at all: not distinguished */
 		return V_LOCAL;
 	case BPF_FIB_LKUP_RET_BLACKHOLE:
 		return V_BLACKHOLE;
@@ -43,8 +43,8 @@ INLINE enum verdict fib_verdict(long found)
 	}
 }
 
-/* The port of `bridge` behind which that MAC address sits becomes the way out. */
-INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struct link *from, bool *isolated)
+/* Set the egress to the port of `bridge` that has this MAC address. */
+INLINE bool set_port(struct flow *flow, u32 bridge, const u8 *mac, const struct link *from, bool *isolated)
 {
 	struct mac_key key = {.bridge = bridge};
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
@@ -59,8 +59,8 @@ INLINE bool go_to_port(struct flow *flow, u32 bridge, const u8 *mac, const struc
 	return true;
 }
 
-/* Whether the translation changes the destination's address. */
-INLINE bool is_sent_elsewhere(const struct packet *packet, const struct flow *flow)
+/* Return whether the translation changes the destination's address. */
+INLINE bool is_destination_translated(const struct packet *packet, const struct flow *flow)
 {
 	u32 moved = flow->new_dst[0] ^ packet->dst[0];
 	if (packet->family == AF_INET6)
@@ -69,22 +69,22 @@ INLINE bool is_sent_elsewhere(const struct packet *packet, const struct flow *fl
 	return moved;
 }
 
-/* Whether br_netfilter shows what its bridge switches of that family to iptables. */
-INLINE bool asks_iptables(const struct link *link, const struct packet *packet)
+/* Return whether br_netfilter passes this family's bridged packets to iptables. */
+INLINE bool passes_iptables(const struct link *link, const struct packet *packet)
 {
 	return link->flags & (packet->family == AF_INET ? LINK_IPTABLES : LINK_IP6TABLES);
 }
 
-/* The way out of a frame that the bridge would switch. */
+/* Find the egress of a frame that the bridge would forward. */
 INLINE enum verdict find_bridged(
 	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const u32 *eth, struct flow *flow
 )
 {
-	if (is_sent_elsewhere(packet, flow))
+	if (is_destination_translated(packet, flow))
 		return V_BRIDGED_DNAT;
 	bool isolated = false;
 	flow->mtu = 0;
-	if (!go_to_port(flow, link->l3_ifindex, (const u8 *)eth, link, &isolated) || flow->out_ifindex == skb->ifindex)
+	if (!set_port(flow, link->l3_ifindex, (const u8 *)eth, link, &isolated) || flow->out_ifindex == skb->ifindex)
 		return V_NO_PORT;
 	if (isolated)
 		return V_ISOLATED;
@@ -92,16 +92,16 @@ INLINE enum verdict find_bridged(
 	return V_FAST;
 }
 
-/* What a route allows: of IPv4, the lookup tells only the link's MTU, where the kernel heeds the route's as well. */
+/* Return the MTU of a route. For IPv4 the lookup returns only the link's, while the kernel uses the route's as well. */
 INLINE u16 route_mtu(const struct bpf_fib_lookup *fib, const struct config *config)
 {
 	u32 mtu = fib->mtu_result;
 	return config->route_mtu && config->route_mtu < mtu ? config->route_mtu : mtu;
 }
 
-/* Whether what the destination sends back leaves by the link that the packet came in on, as the host would route it; if
- * so to the very neighbour that sent it, the other direction may be learned as well. */
-INLINE bool is_way_back(
+/* Return whether the host would route replies to the link that the packet entered by. If they go to the neighbour that
+ * sent it, the other direction may be learned as well. */
+INLINE bool is_reverse_path(
 	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const struct config *config, u32 out_l3,
 	const u32 *eth, struct learned *learned
 )
@@ -123,8 +123,8 @@ INLINE bool is_way_back(
 		fib.ifindex == link->l3_ifindex;
 }
 
-/* The way out of a packet that the host would route: by its destination after translation and its source before it. `asked`
- * is conntrack's verdict: where that is GENERATION, it is returned, but for what is for the host itself. */
+/* Find the egress of a packet that the host would route: by its translated destination and its original source. `asked`
+ * is conntrack's verdict: if it is GENERATION, it is returned unless the packet is for the host itself. */
 INLINE enum verdict find_routed(
 	struct __sk_buff *skb, const struct packet *packet, const struct link *link, const struct config *config,
 	const u32 *eth, struct learned *learned, enum verdict asked
@@ -145,17 +145,17 @@ INLINE enum verdict find_routed(
 		return verdict;
 	flow->mtu = route_mtu(&fib, config);
 	__builtin_memcpy(flow->eth_out, fib.dmac, ETH_ALEN);
-	/* br_netfilter translates before the bridge decides: what leaves by the bridge that it came in on is still switched,
-	 * see br_nf_pre_routing_finish(). */
-	if (asks_iptables(link, packet) && fib.ifindex == link->l3_ifindex && is_sent_elsewhere(packet, flow)) {
+	/* br_netfilter translates before the bridge decides: a packet that leaves by the bridge it entered is still
+	 * bridged, see br_nf_pre_routing_finish(). */
+	if (passes_iptables(link, packet) && fib.ifindex == link->l3_ifindex && is_destination_translated(packet, flow)) {
 		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, (const u8 *)eth + ETH_ALEN, ETH_ALEN);
 		flow->rewrite |= REWRITE_MACS;
 	} else {
 		__builtin_memcpy((u8 *)flow->eth_out + ETH_ALEN, fib.smac, ETH_ALEN);
 		flow->rewrite |= REWRITE_L3;
 	}
-	if (!go_to_port(flow, fib.ifindex, fib.dmac, link, &isolated)) {
-		/* What comes from outside is for an accelerated container, or none of our business. */
+	if (!set_port(flow, fib.ifindex, fib.dmac, link, &isolated)) {
+		/* A packet from outside is for an accelerated container, or the kernel forwards it. */
 		if (!(link->flags & LINK_CONTAINER))
 			return V_NO_PORT;
 		u32 out = fib.ifindex;
@@ -170,10 +170,10 @@ INLINE enum verdict find_routed(
 	if (flow->rewrite & REWRITE_MACS) {
 		if (isolated)
 			return V_ISOLATED;
-		if (flow->out_ifindex == skb->ifindex) /* as the port's hairpin mode says */
+		if (flow->out_ifindex == skb->ifindex) /* depends on the port's hairpin mode */
 			return V_BRIDGED_DNAT;
 	}
-	if (!is_way_back(skb, packet, link, config, fib.ifindex, eth, learned))
+	if (!is_reverse_path(skb, packet, link, config, fib.ifindex, eth, learned))
 		return V_REVERSE_PATH;
 	return V_FAST;
 }
