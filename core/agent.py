@@ -9,15 +9,16 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 
-from core.apply import run, table, wanted
-from core.apply.execute import execute
-from core.apply.kernel import Kernel
-from core.apply.state import writing
+from core.apply import run
 from core.collect import engines
 from core.model import Container
 from core.netlink.events import EVERYTHING, EventSocket
 from core.netlink.netns import NamespaceGone
-from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules
+from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules, nft
+from core.operations.attachments import forget, kept
+from core.operations.executor import Executor
+from core.operations.settings import noted_rules
+from core.state import writing
 from core.watch.poller import Poller
 
 _RULES_EVERY = 30.0  # seconds; events come at once
@@ -100,29 +101,29 @@ class Rules:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._text: str | None = None  # the text that `_good` belongs to
-        self._good = table.Lines()
+        self._good = nft.Lines()
 
     def look(self) -> None:
         """Put the tables back where something of theirs is missing. What was added by hand is left alone.
 
         What must be there is known from the text alone: a listing may be one that others have shrunk already.
         """
-        if self._is_whole(wanted.rules()):
+        if self._is_whole(noted_rules()):
             return
         # Another writer may be in the middle of a change of them: look again once it has ended.
         with writing(wait=True):
-            text = wanted.rules()
+            text = noted_rules()
             if self._is_whole(text):
                 return
-            with Kernel() as kernel:
-                execute(SetRules(text, text), kernel)
+            with Executor() as executor:
+                SetRules(text, text).execute(executor)
         self._say("rules of vnet's own table were gone: put back")
 
     def _is_whole(self, text: str) -> bool:
         if text != self._text:
-            self._good = table.expected(text) if text else table.Lines()
+            self._good = nft.expected(text) if text else nft.Lines()
             self._text = text
-        return not self._good - table.present()
+        return not self._good - nft.present()
 
 
 class Attachments:
@@ -135,7 +136,7 @@ class Attachments:
 
     def look(self) -> bool:
         """Attach what should be attached and is not; says whether nothing is left to be tried again."""
-        found = wanted.attachments()
+        found = kept()
         done = []
         for runtime in sorted({_runtime(want) for want in found} & _ENGINES.keys()):
             engine = _ENGINES[runtime]()
@@ -175,7 +176,7 @@ class Attachments:
         for want in found:
             if want.container in self._seen and want.container not in present:
                 with writing(wait=True):
-                    wanted.remove(want)
+                    forget(want)
                 self._say(f"{want.container} is gone: its attachment to {want.network} is forgotten")
                 self._seen.discard(want.container)
 
@@ -203,17 +204,17 @@ def _enslaves(step: SetLink) -> bool:
 
 def _is_clearing(steps: tuple[Operation, ...]) -> bool:
     """Whether the host's end of the veth pair that the container had before is still about to go."""
-    with Kernel() as kernel, suppress(LookupError, NamespaceGone):
+    with Executor() as executor, suppress(LookupError, NamespaceGone):
         made = [step for step in steps if isinstance(step, CreateVeth)]
-        return any(step.alias and kernel.alias(step.place, step.name) == step.alias for step in made)
+        return any(step.alias and executor.alias(step.place, step.name) == step.alias for step in made)
     return False
 
 
 def _are_there(links: Collection[tuple[NetnsTarget, str]]) -> bool:
-    with Kernel() as kernel:
+    with Executor() as executor:
         try:
             for place, name in links:
-                kernel.index(place, name)
+                executor.index(place, name)
         except (LookupError, NamespaceGone):
             return False
     return True

@@ -1,4 +1,4 @@
-"""The journal's files, read: what each change meant to do, how far it came, and what can't be read of it."""
+"""Read the files of the journal."""
 
 from __future__ import annotations
 
@@ -11,51 +11,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core.apply.state import boot_id
-from core.operations import (
-    DockerConnect,
-    DockerCreateNetwork,
-    DockerDisconnect,
-    DockerRemoveNetwork,
-    ForgetAttachment,
-    Operation,
-    PersistAttachment,
-    is_final,
-)
+from core.operations import Operation, is_final
 from core.operations.record import from_record
+from core.state import boot_id
 
-# What of a change outlives a restart of the machine.
-OUTLIVING = (
-    DockerConnect,
-    DockerCreateNetwork,
-    DockerDisconnect,
-    DockerRemoveNetwork,
-    PersistAttachment,
-    ForgetAttachment,
-)
 _ENDS = ("done", "undone", "failed")
-_LARGEST = 64 << 20  # bytes; a change of 10,000 steps takes three million
+_LARGEST = 64 << 20  # bytes; a change of 10,000 steps has three million
 _LATEST = 253402300799  # the last second that the calendar of the standard library knows
 _LAST_LINE = 1024  # bytes of a usual one
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-# What json and from_record raise for what no version of ours wrote.
+# The exceptions of json and from_record for invalid files.
 _BAD = (ValueError, TypeError, KeyError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change in the journal. `begun` counts the steps that were begun and not refused, the last of which
-    may not have been done; `end` is "done", "undone", "failed" (an undo that could not be completed) or ""
-    for one that was cut off or is still under way. `was_done` where all steps were done at some time.
+    """One change in the journal.
 
-    `undoing` counts the steps whose undo was begun, None where none was; of the operations of that undo
-    (core.operations.undo_of) `undone` are those that were done, and `in_flight` those that were cut off.
+    `begun` counts the steps that were begun and not refused; the last of them may not have been executed.
+    `end` is "done", "undone", "failed" (an incomplete undo) or "" (interrupted or in progress). `was_done`:
+    all steps were executed at some time.
 
-    What the kernel held is gone with a restart of the machine: of an entry from before it, `steps` are those
-    that outlive one, and without any it counts as "undone".
+    `undoing` counts the steps whose undo was begun, None without an undo. Of the operations of that undo
+    (core.operations.undo_of) `undone` were executed, and `in_flight` interrupted.
 
-    `takes_back` is the id of the earlier change that this one, guarded, takes back, "" for others. `problem`
-    says why this version can't read what the change did, of which `steps` has nothing then."""
+    The state of the kernel is lost at a restart of the machine: an entry from before it has only the steps
+    that survive a restart, and without any it counts as "undone".
+
+    `takes_back` is the id of the earlier change that this guarded one undoes, or "". `problem` says why this
+    version can't read the steps; `steps` is empty then.
+    """
 
     entry_id: str
     title: str
@@ -73,18 +58,18 @@ class Entry:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can take it back: what was cut off of it leaves nothing half-way either."""
+        """Return whether nothing can undo it; when interrupted, it leaves nothing half done."""
         return is_final(self.steps)
 
     @property
     def is_open(self) -> bool:
-        """Whether it was cut off or taken back in part, unless it is under way."""
+        """Return whether it was interrupted or undone in part, unless it is under way."""
         return self.end in ("", "failed") and not self.is_final
 
 
 @dataclass(slots=True)
 class _Progress:
-    """What the lines behind the intent say, one after the other."""
+    """The progress of a change, from the lines after its intent."""
 
     begun: int = 0
     end: str = ""
@@ -93,10 +78,10 @@ class _Progress:
     undoing: int | None = None
     undone: set[int] = field(default_factory=set)
     in_flight: set[int] = field(default_factory=set)
-    now: int | None = None  # the operation of the undo that was begun last
+    now: int | None = None  # the last operation of the undo that was begun
 
     def take(self, line: dict[str, Any]) -> None:
-        """Raises TypeError and ValueError for values that no version of ours wrote."""
+        """Apply a line. Raises TypeError and ValueError for invalid values."""
         match line:
             case {"begin": _}:
                 self.begun += 1
@@ -116,15 +101,17 @@ class _Progress:
                 self.was_done |= end == "done"
 
     def _undo_begins(self, count: int, same_boot: bool) -> None:
-        """Begin an undo, or go on with the one that was cut off. After a restart of the machine it is another
-        one, of what outlived that."""
+        """Begin an undo, or continue an interrupted one.
+
+        After a restart of the machine it is a new one, of the steps that survived.
+        """
         if self.undoing != count or not same_boot:
             self.undone, self.in_flight, self.now = set(), set(), None
         self.undoing, self.end = count if same_boot else None, ""
         self.cut_off()
 
     def cut_off(self) -> None:
-        """Nothing follows what was begun last."""
+        """Note that the last operation was interrupted."""
         if self.now is not None:
             self.in_flight.add(self.now)
             self.now = None
@@ -137,7 +124,7 @@ class _Progress:
 
 
 def read(path: Path) -> Entry | None:
-    """One change; None for what is no file, and for one whose change was never begun."""
+    """Read one change; None without a file, and for a change that was never begun."""
     try:
         content = _content(path)
     except OSError as error:
@@ -146,7 +133,7 @@ def read(path: Path) -> Entry | None:
 
 
 def is_closed(path: Path) -> bool:
-    """Whether the last line alone says that nothing of a change is to be undone: quicker than to read it."""
+    """Return whether the last line alone shows that nothing must be undone, which is fast to read."""
     try:
         descriptor = os.open(path, _READING)
     except OSError:
@@ -163,7 +150,7 @@ def is_closed(path: Path) -> bool:
 
 
 def _content(path: Path) -> bytes | None:
-    """The bytes of a file, None for what is none of ours: a folder, a symbolic link."""
+    """Return the bytes of a file, None for a folder or a symbolic link."""
     try:
         descriptor = os.open(path, _READING)
     except OSError as error:
@@ -196,8 +183,10 @@ def _entry(path: Path, content: bytes) -> Entry | None:
 
 
 def _taken(text: bytes, progress: _Progress) -> str:
-    """Take a line in; why that can't be, "" for one that a full disk or a power failure cut short: nothing
-    was done after it."""
+    """Apply a line; return why it is invalid.
+
+    Returns "" for an incomplete line, after a full disk or a power failure: nothing was executed after it.
+    """
     try:
         line = json.loads(text)
     except ValueError:
@@ -214,13 +203,13 @@ def _taken(text: bytes, progress: _Progress) -> str:
 
 
 def _readable(path: Path, intent: dict[str, Any], progress: _Progress) -> Entry:
-    """Raises what _BAD names."""
+    """Make the entry of a valid file. Raises the exceptions of _BAD."""
     title, at, boot = intent["title"], intent["at"], intent["boot"]
     takes_back = intent.get("takes_back", "")
     if not all(isinstance(text, str) for text in (title, boot, takes_back)):
         raise TypeError("a title or id that is no text")
     steps = tuple(from_record(step) for step in intent["steps"])
-    if not all(hasattr(step, "inverse") for step in steps):
+    if not all(isinstance(step, Operation) for step in steps):
         raise TypeError("a step that is no operation")
     begun = min(max(0, progress.begun), len(steps))
     entry = Entry(path.stem, title, _moment(at), steps, begun, progress.end, progress.errors, takes_back)
@@ -250,7 +239,7 @@ def _reason(error: Exception) -> str:
 
 
 def _after_restart(entry: Entry) -> Entry:
-    standing = tuple(step for step in entry.steps[: entry.begun] if isinstance(step, OUTLIVING))
+    standing = tuple(step for step in entry.steps[: entry.begun] if step.survives_reboot)
     if standing:
         return replace(entry, steps=standing, begun=len(standing))
     return replace(entry, steps=(), begun=0, end="undone", errors=("the machine was restarted since",))

@@ -1,8 +1,7 @@
-"""The guard's process: waits for the confirmation, and takes the change back where none comes.
+"""The guard: a process that undoes a change unless it is confirmed in time.
 
 Run as `python -m core.apply.guard FILE SETTINGS` by `core.apply.guard`, in the network namespace of its
-caller. It loads what it reverts with only when it does, and keeps no descriptor but those of its file and of
-its caller's process.
+caller. It keeps no descriptors except those of its file and of its caller's process.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ from typing import Any
 
 from core.apply import journal, run
 from core.apply.entries import Entry
-from core.apply.state import StateError, boot_id, state_directory, unusable
 from core.operations import Operation, undo_of
+from core.state import StateError, boot_id, state_directory, unusable
 from core.tools import own_python, with_packages
 
-# The guard: a process of its own that takes a change back unless a person confirms it in time.
-#
-# It is for changes that can cut the person off. It starts before the first step, survives its caller, the
-# terminal and the session, and takes back what was begun when the caller dies half-way. A guard is a file
-# in the state directory that its process holds locked. Whoever removes that file decides: `confirm`, or the
-# guard when it begins to revert.
+# A guard is for changes that can disconnect the user. It starts before the first step, survives its caller,
+# the terminal and the session, and undoes the steps executed so far if the caller dies. Its process holds a
+# lock on a file in the state directory. The removal of that file decides: `confirm` removes it, or the guard
+# before it reverts.
 
 SECONDS = 60.0
 _READY = b"ready\n"
@@ -40,13 +37,16 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "DOCKER_HOST", "PYTHONPATH")
 
 
 class GuardError(Exception):
-    """There is no guard, so nothing was changed; the text says why."""
+    """The guard can't start, so nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A change that waits to be confirmed. `seconds_left` until it is taken back, None while it is still
-    being made; `alive` False where its guard was killed: nobody takes it back then."""
+    """A change that waits for confirmation.
+
+    It is undone in `seconds_left`, None while it is still being executed. `alive` is False if its guard was
+    killed: then nothing undoes it.
+    """
 
     entry_id: str
     title: str
@@ -60,11 +60,11 @@ def guarded_apply(
     seconds: float = SECONDS,
     progress: Callable[[Operation], None] = lambda _: None,
 ) -> run.Outcome:
-    """Like `run.apply`, under a guard: what is done is taken back `seconds` after its end unless `confirm` is
-    called with the outcome's `entry_id`; and at once where this process dies before the end.
+    """Apply a change under a guard.
 
-    A process that hangs for `seconds` in the middle (on a terminal that is cut off, say) is killed by the
-    guard. Raises GuardError, Busy and StateError before anything is changed.
+    It is undone `seconds` after its end unless `confirm` is called with the outcome's `entry_id`, and at once
+    if this process dies before the end. The guard kills a process that hangs for `seconds` before the end,
+    for example on a disconnected terminal. Raises GuardError, Busy and StateError before anything is changed.
     """
     return run.apply(title, steps, progress, lambda entry_id: _start(entry_id, title, seconds))
 
@@ -74,8 +74,11 @@ def guarded_undo(
     seconds: float = SECONDS,
     progress: Callable[[Operation], None] = lambda _: None,
 ) -> run.Outcome:
-    """Take back an earlier change that was completed, under a guard as `guarded_apply`'s. Until `confirm` is
-    called with the outcome's `entry_id` it is a change of its own, and the earlier one counts as "done"."""
+    """Undo an earlier change under a guard, see `guarded_apply`.
+
+    Until `confirm` is called with the outcome's `entry_id`, it is a change of its own, and the earlier one
+    counts as "done".
+    """
     title, steps = f"take back: {entry.title}", undo_of(entry.steps[: entry.begun])
     return run.apply(
         title,
@@ -87,8 +90,10 @@ def guarded_undo(
 
 
 def confirm(entry_id: str) -> bool:
-    """Keep a guarded change. False where it is too late, or where the change is not complete. Raises
-    StateError where the guard can't be reached."""
+    """Confirm a guarded change; return False if it is too late or the change is incomplete.
+
+    Raises StateError if the guard's file can't be removed.
+    """
     entry = journal.find(entry_id)
     if entry is None or entry.end != "done":
         return False
@@ -101,18 +106,17 @@ def confirm(entry_id: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise StateError(f"can't tell the guard to keep it: {path.parent} ({error.strerror})") from error
+        raise StateError(f"can't confirm the change: {path.parent} ({error.strerror})") from error
     return True
 
 
 def pending_guards() -> tuple[Guard, ...]:
-    """The changes that wait to be confirmed, oldest first. One that was taken back waits no longer, although
-    its guard ends a moment later."""
+    """Return the changes that wait for confirmation, oldest first, without those undone already."""
     return tuple(_pending())
 
 
 def _path_of(entry_id: str) -> Path:
-    """The guard's file. Raises StateError."""
+    """Return the path of a guard's file. Raises StateError."""
     folder = state_directory() / "guards"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -131,11 +135,11 @@ def _pending() -> Iterator[Guard]:
             alive = not _unlocked(descriptor)
             stored = json.loads(os.pread(descriptor, 4096, 0))
             if stored["boot"] != boot_id() or _is_undone(path.stem):
-                continue  # what it guarded went with the machine's memory, or was taken back
+                continue  # the change was lost at a restart of the machine, or was undone
             left = stored["until"] and max(0.0, stored["until"] - time.monotonic())
             yield Guard(path.stem, str(stored["title"]), left, alive)
         except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash
+            continue  # incomplete after a crash
         finally:
             os.close(descriptor)
 
@@ -154,7 +158,7 @@ def _unlocked(descriptor: int) -> bool:
 
 
 def _start(entry_id: str, title: str, seconds: float) -> None:
-    """Start the guard's process and return when it watches."""
+    """Start the guard's process, and return when it is ready."""
     path = _path_of(entry_id)
     environment = {name: text for name, text in with_packages().items() if name in _PASSED_ON}
     environment["VNET_STATE"] = str(path.parents[1])
@@ -184,19 +188,19 @@ def _start(entry_id: str, title: str, seconds: float) -> None:
         raise GuardError(f"nothing was changed: the guard does not start ({said.decode(errors='replace')})")
 
 
-_LOOK_EVERY = 0.2
+_POLL_EVERY = 0.2
 _TRIES = 5
 _BETWEEN_TRIES = 2.0
-# More than what is behind the first line of a journal file takes, of any change that is guarded.
+# More bytes than a journal file of a guarded change has after its first line.
 _TAIL = 1 << 18
 
 
 def main() -> int:
-    """Detach, say so on standard output, watch, and revert if need be."""
+    """Detach, print "ready", watch the change, and revert it if necessary."""
     path, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     caller = os.pidfd_open(settings["caller"])
     if os.getppid() != settings["caller"]:
-        return 1  # it died before us; the pid may be another's by now
+        return 1  # the caller is dead, and its pid may be reused
     for ignored in (signal.SIGHUP, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
     if os.fork():
@@ -216,7 +220,7 @@ def main() -> int:
 
 
 class Guardian:
-    """Watches one change; `caller` is a pidfd of the process that makes it."""
+    """Watches one change; `caller` is a pidfd of the process that executes it."""
 
     def __init__(self, path: Path, settings: dict[str, Any], caller: int) -> None:
         self._path, self._caller, self._settings = path, caller, settings
@@ -227,11 +231,11 @@ class Guardian:
         self._note(None)
 
     def hurry(self, *_: object) -> None:
-        """Asked to end (SIGTERM): wait no longer."""
+        """Stop waiting, on SIGTERM."""
         self._until = 0.0
 
     def watch(self) -> bool:
-        """Wait until it is clear what is to be done; says whether the change is to stay as it is."""
+        """Wait for a decision; return whether the change is kept."""
         self._wait_for_caller()
         match self._end():
             case "undone":
@@ -248,38 +252,38 @@ class Guardian:
         return self._end() == "undone"
 
     def revert(self) -> None:
-        """Take back what was begun; the writers' lock is waited for."""
+        """Undo the change; wait for the writers' lock."""
         self._end_caller()
         from core.apply import journal, run
 
         for _ in range(_TRIES):
-            with suppress(Exception):  # a full disk, an engine that is away: perhaps not the next time
+            with suppress(Exception):  # a full disk or a stopped engine may be temporary
                 entry = journal.find(self._settings["entry"])
                 if entry is None or run.undo(entry, wait=True).end == "undone":
                     return
             time.sleep(_BETWEEN_TRIES)
 
     def _wait_for_caller(self) -> None:
-        """Until the change has an end, its maker has died, or time is up."""
+        """Wait until the change has an end, its process has died, or time is up."""
         poll = select.poll()
         poll.register(self._caller, select.POLLIN)
         while time.monotonic() < self._until and not self._end():
-            if poll.poll(_LOOK_EVERY * 1000):
+            if poll.poll(_POLL_EVERY * 1000):
                 return
 
     def _wait_for_confirmation(self) -> None:
-        """Until the file is gone, somebody else took the change back, or time is up."""
+        """Wait until the file is gone, the change was undone, or time is up."""
         while time.monotonic() < self._until and self._path.exists() and self._end() == "done":
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_EVERY)
 
     def _end_caller(self) -> None:
-        """A caller that is still at it holds the writers' lock and may hold it for ever."""
+        """Kill a caller that hangs: it holds the writers' lock."""
         if not self._end():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._caller, signal.SIGKILL)
 
     def _end(self) -> str:
-        """How the change ended, as its journal says: see core.apply.journal.Entry."""
+        """Return how the change ended, see core.apply.entries.Entry."""
         try:
             with self._journal.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
@@ -293,7 +297,7 @@ class Guardian:
         return ""
 
     def _note(self, until: float | None) -> None:
-        """Tell whoever asks until when, on the monotonic clock, the change waits."""
+        """Write to the file until when the change waits, on the monotonic clock."""
         text = json.dumps({key: self._settings[key] for key in ("title", "boot")} | {"until": until})
         os.pwrite(self._descriptor, text.ljust(os.fstat(self._descriptor).st_size).encode(), 0)
 

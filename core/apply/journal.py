@@ -1,4 +1,4 @@
-"""The journal: what we mean to do or take back, written before it is done, so that a crash can be undone."""
+"""The journal: changes and undos, written before they are executed, so that a crash can be undone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from core.apply.entries import OUTLIVING, Entry, is_closed, read
-from core.apply.state import StateError, boot_id, quiet, state_directory, sync_directory, unusable
+from core.apply.entries import Entry, is_closed, read
 from core.operations import Operation
 from core.operations.record import to_record
+from core.state import StateError, boot_id, quiet, state_directory, sync_directory, unusable
 
 UNDER_WAY = "under way"
 _KEPT = 200  # entries
@@ -27,37 +27,37 @@ _NUMBERED = re.compile(r"(\d{1,12})-\d{8}-\d{6}-")
 
 
 class Writer:
-    """A journal file that lines are added to. Raises OSError where a line can't be: then none of it is."""
+    """Appends lines to a journal file. Raises OSError, and then leaves no part of the line."""
 
     def __init__(self, descriptor: int, entry_id: str, durable: bool) -> None:
         self.entry_id = entry_id
         self._descriptor, self._durable = descriptor, durable
 
     def begin(self, step: int) -> None:
-        """Note that a step is about to be done."""
+        """Note that a step is about to be executed."""
         self._write({"begin": step})
 
     def refused(self, step: int) -> None:
-        """Note that the step which was begun is certain not to have been done."""
+        """Note that the step that was begun was not executed."""
         self._write({"refused": step})
 
     def undoing(self, count: int) -> None:
-        """Note that the first `count` steps are about to be taken back; on disk when this returns."""
+        """Note that the first `count` steps are about to be undone; on disk when this returns."""
         self._write({"undoing": count, "boot": boot_id()})
         os.fsync(self._descriptor)
 
     def undo(self, number: int) -> None:
-        """Note that an operation of the undo is about to be done, and that the one before was."""
+        """Note that an operation of the undo is about to be executed; the one before was."""
         self._write({"undo": number})
 
     def not_undone(self, number: int) -> None:
-        """Note that the operation of the undo which was begun has failed."""
+        """Note that the operation of the undo that was begun has failed."""
         self._write({"not_undone": number})
 
     def end(self, how: str, errors: tuple[str, ...] = ()) -> None:
-        """Note how it ended."""
+        """Note how the change ended."""
         self._write({"end": how, "errors": list(errors)})
-        # When the machine goes down before this is on disk, what the steps made has gone with it.
+        # Other changes are lost with the machine, and this line may be lost with them.
         if self._durable:
             os.fsync(self._descriptor)
 
@@ -77,7 +77,7 @@ class Writer:
 
 
 class Record(Writer):
-    """The new journal file of one change. Raises StateError where the intent can't be written."""
+    """The new journal file of a change. Raises StateError if it can't be written."""
 
     def __init__(self, title: str, steps: tuple[Operation, ...], takes_back: str = "") -> None:
         paths = _paths()
@@ -90,7 +90,7 @@ class Record(Writer):
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o600)
-            super().__init__(descriptor, entry_id, any(isinstance(step, OUTLIVING) for step in steps))
+            super().__init__(descriptor, entry_id, any(step.survives_reboot for step in steps))
             try:
                 self._write(intent)
                 os.fsync(descriptor)
@@ -104,14 +104,14 @@ class Record(Writer):
 
 
 def reopened(entry: Entry) -> Writer:
-    """The journal file of an earlier change, to note its undo in. Raises StateError."""
+    """Open the journal file of an earlier change, to note its undo. Raises StateError."""
     path = _directory() / f"{entry.entry_id}.jsonl"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                os.write(descriptor, b"\n")  # behind a line that was cut short
+                os.write(descriptor, b"\n")  # after an incomplete line
         except OSError:
             os.close(descriptor)
             raise
@@ -132,9 +132,11 @@ def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
 
 
 def settle(entry: Entry, guard_file: Path) -> None:
-    """Make a change that took back an earlier one final: the earlier one is undone, and this one is no change
-    of its own any more. The rename of its guard's file decides; what a kill then leaves to do is done by the
-    next look into the journal. Raises OSError."""
+    """Confirm a guarded undo: mark the earlier change as undone, and remove the undo from the journal.
+
+    The rename of the guard's file decides. If this process is killed after it, the next reader of the journal
+    does the rest. Raises OSError.
+    """
     guard_file.rename(_directory() / f"{entry.entry_id}.kept")
     _settle_kept()
 
@@ -149,29 +151,30 @@ def _settle_kept() -> None:
 
 
 def history() -> Iterator[Entry]:
-    """Every change in the journal, newest first."""
+    """Yield the changes in the journal, newest first."""
     for path in reversed(_paths()):
         if (entry := read(path)) is not None:
             yield entry
 
 
 def latest(count: int) -> list[Entry]:
-    """The newest changes, newest first; one that another process makes at this moment ends `UNDER_WAY`."""
-    with quiet() as nobody_writes:
+    """Return the latest changes, newest first; a change in progress ends `UNDER_WAY`."""
+    with quiet() as no_writer:
         found = list(islice(history(), count))
-    return [one if nobody_writes or one.end else replace(one, end=UNDER_WAY) for one in found]
+    return [one if no_writer or one.end else replace(one, end=UNDER_WAY) for one in found]
 
 
 def open_intents() -> tuple[Entry, ...]:
-    """The changes that were cut off and those whose undo failed, newest first: all want to be undone.
+    """Return the changes that were interrupted or whose undo failed, newest first.
 
-    For use under the writers' lock: without it, a change that is under way looks as if it was cut off."""
+    Call it under the writers' lock: without it, a change in progress looks like an interrupted one.
+    """
     found = (read(path) for path in reversed(_paths()) if not is_closed(path))
     return tuple(entry for entry in found if entry is not None and entry.is_open)
 
 
 def require_readable(entry: Entry) -> None:
-    """Raises StateError for a change of which this version doesn't know what it did."""
+    """Raise StateError for a change that this version can't read."""
     if entry.problem:
         path = _directory() / f"{entry.entry_id}.jsonl"
         half = ", and its change may be half done" if entry.is_open else ""
@@ -183,13 +186,12 @@ def require_readable(entry: Entry) -> None:
 
 
 def find(entry_id: str) -> Entry | None:
-    """The change of that id as the journal has it now, None where there is none."""
+    """Return the change of that id, None if there is none."""
     return None if "/" in entry_id else read(_directory() / f"{entry_id}.jsonl")
 
 
 def id_of(named: str) -> str:
-    """The id of the change that a person names by its id or its number ("12"); what was named where there is
-    none."""
+    """Return the id of the change that a user gives by id or by number ("12"); else the argument."""
     if not named.isdecimal() or len(named) > 12:
         return named
     found = [path.stem for path in _paths() if _number(path) == int(named) > 0]
@@ -197,11 +199,11 @@ def id_of(named: str) -> str:
 
 
 def _paths() -> list[Path]:
-    """The files of the journal, in the order of their changes, whatever the clock said."""
+    """Return the files of the journal by the numbers of their changes."""
     folder = _directory()
     names = os.listdir(folder)
     if any(name.endswith(".kept") for name in names):
-        with suppress(OSError, StateError):  # this process may only read
+        with suppress(OSError, StateError):  # this process can only read
             _settle_kept()
         names = os.listdir(folder)
     found = (folder / name for name in names if name.endswith(".jsonl"))
@@ -215,12 +217,12 @@ def _number(path: Path) -> int:
 
 def _next_id(paths: list[Path], now: float) -> str:
     number = 1 + (_number(paths[-1]) if paths else 0)
-    # The id of a change that was removed, the last one, is not used again.
+    # The random part keeps the id of a removed change from being reused.
     return f"{number:06}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(1)}"
 
 
 def _trim(paths: list[Path]) -> None:
-    """Remove the oldest entries, but none that still wants to be undone, or may."""
+    """Remove the oldest entries, but none that is open."""
     for path in paths[:-_KEPT]:
         entry = read(path)
         if entry is not None and not entry.is_open:

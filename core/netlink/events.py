@@ -1,4 +1,9 @@
-"""Hears that something changed in the network of any namespace; what it is now, a dump must tell."""
+"""Hears that something changed in the network of any namespace; what it is now, a dump must tell.
+
+pyroute2 (0.9) can't read these sockets: it receives with recvfrom(), which drops the ancillary data that
+names the namespace of an event (NETLINK_LISTEN_ALL_NSID), it asks for its receive buffer without
+SO_RCVBUFFORCE, and after one overrun (ENOBUFS) its socket is unusable.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations: changes as values, each of which prints itself as a command and names its undo."""
+"""Operations: changes as values that print, undo and execute themselves."""
 
 from core.operations.addresses import (
     AddAddress,
@@ -10,8 +10,8 @@ from core.operations.addresses import (
     Hop,
 )
 from core.operations.attachments import ForgetAttachment, PersistAttachment
-from core.operations.base import Operation, undo_of
-from core.operations.connections import DeleteConnection, is_final
+from core.operations.base import Operation, affected, is_final, undo_of
+from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.operations.links import (
     AddVlan,
@@ -64,6 +64,7 @@ __all__ = [
     "SetSizes",
     "SetSteering",
     "SetSysctl",
+    "affected",
     "is_final",
     "undo_of",
 ]

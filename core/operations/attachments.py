@@ -1,18 +1,33 @@
-"""What the agent attaches again when a container restarts; it changes the state directory, not the kernel."""
+"""Operations on persistent attachments: those that the agent makes again when a container restarts.
+
+They change a file in the state directory, not the kernel.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from core.operations.base import Operation
+from core.operations.executor import Executor
+from core.operations.record import from_record, recorded, to_record
 from core.operations.target import NetnsTarget
+from core.state import StateError, read_state, state_path, write_state
+from core.text import safe
+
+_FILE = "wanted.json"
 
 
+@recorded("Want")
 @dataclass(frozen=True, slots=True)
-class PersistAttachment:
-    """Want a container ("docker:ID") to stay attached to `network` across its restarts. `steps` are the
-    operations that attached it; a place with a pid in them is the container's, whichever process it has."""
+class PersistAttachment(Operation):
+    """Keep a container ("docker:ID") attached to `network` across its restarts.
+
+    `steps` are the operations that attached it; a target with a pid in them is the container's namespace,
+    whose pid changes.
+    """
+
+    survives_reboot: ClassVar[bool] = True
 
     container: str
     network: str
@@ -28,14 +43,23 @@ class PersistAttachment:
         return f"have vnet-tui agent attach {self.container} to {self.network} again when it restarts"
 
     def steps_at(self, place: NetnsTarget) -> tuple[Operation, ...]:
-        """The steps again, for the process that the container has now."""
+        """Return the steps for the process that the container has now."""
         moved: tuple[Operation, ...] = _at(self.steps, place)
         return moved
 
+    def affects(self) -> tuple[str, ...]:
+        return (f"{self.container} on {self.network}",)
 
+    def execute(self, executor: Executor) -> None:
+        keep(self)
+
+
+@recorded("Unwant")
 @dataclass(frozen=True, slots=True)
-class ForgetAttachment:
-    """Want that no longer; `want` wants it anew."""
+class ForgetAttachment(Operation):
+    """Stop keeping an attachment; `want` is its undo."""
+
+    survives_reboot: ClassVar[bool] = True
 
     want: PersistAttachment
 
@@ -46,11 +70,60 @@ class ForgetAttachment:
         return (self.want,)
 
     def describe(self) -> str:
-        return f"let vnet-tui agent forget that {self.want.container} is attached to {self.want.network}"
+        return f"stop vnet-tui agent from attaching {self.want.container} to {self.want.network} again"
+
+    def affects(self) -> tuple[str, ...]:
+        return self.want.affects()
+
+    def execute(self, executor: Executor) -> None:
+        forget(self.want)
+
+
+def keep(want: PersistAttachment) -> None:
+    """Add a persistent attachment, or replace that of this container and network. Raises StateError."""
+    _write([*_others(want), want])
+
+
+def forget(want: PersistAttachment) -> None:
+    """Remove a persistent attachment, if it exists. Raises StateError."""
+    _write(_others(want))
+
+
+def kept() -> tuple[PersistAttachment, ...]:
+    """Return the persistent attachments. Raises StateError for an unreadable file."""
+    try:
+        found = from_record(read_state(_FILE))
+        if not isinstance(found, tuple) or not all(map(_is_whole, found)):
+            raise ValueError("it holds something else")
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = safe(str(error)[:200])
+        path = state_path(_FILE)
+        raise StateError(f"can't read {path}: {why}. Try: move it away and attach again") from error
+    return found
+
+
+def _is_whole(want: Any) -> bool:
+    return (
+        isinstance(want, PersistAttachment)
+        and isinstance(want.container, str)
+        and isinstance(want.network, str)
+        and isinstance(want.steps, tuple)
+    )
+
+
+def _others(want: PersistAttachment) -> list[PersistAttachment]:
+    key = (want.container, want.network)
+    return [one for one in kept() if (one.container, one.network) != key]
+
+
+def _write(wanted: list[PersistAttachment]) -> None:
+    write_state(_FILE, [to_record(want) for want in wanted], durable=True)
 
 
 def _at(value: Any, place: NetnsTarget) -> Any:
-    """A value with every place of a process in it replaced."""
+    """Replace every target with a pid in a value."""
     if isinstance(value, NetnsTarget):
         return place if value.pid is not None else value
     if isinstance(value, tuple):

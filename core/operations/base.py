@@ -1,29 +1,92 @@
-"""What every operation can do: print itself as a command, and name its undo."""
+"""The base class of operations."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
+
+from core.operations.executor import Executor
+from core.operations.target import NetnsTarget
 
 
-class Operation(Protocol):
+class Operation(ABC):
     """One change of one thing. A value: previewed, executed, journaled and undone from the same object.
 
     It carries what was there before, so that its undo is complete.
     """
 
+    __slots__ = ()
+
+    # Whether what it makes is still there after a restart of the machine.
+    survives_reboot: ClassVar[bool] = False
+    # Whether nothing can take it back.
+    is_final: ClassVar[bool] = False
+    # Whether the Docker Engine executes it: this needs no rights but access to Docker's socket.
+    by_docker: ClassVar[bool] = False
+
+    @abstractmethod
     def command(self) -> str:
-        """The command that a person would type for it, ready for a shell."""
-        ...
+        """Return the command that a person would type for it, ready for a shell."""
 
+    @abstractmethod
     def inverse(self) -> tuple[Operation, ...]:
-        """The operations that take it back, in their order; none for what needs no undo."""
-        ...
+        """Return the operations that take it back, in their order; none for what needs no undo."""
 
+    @abstractmethod
     def describe(self) -> str:
-        """What it does, in one line of words."""
-        ...
+        """Return what it does, in one line of words."""
+
+    @abstractmethod
+    def affects(self) -> tuple[str, ...]:
+        """Return the names of all that it changes: links, namespaces, rules, settings, Docker's networks."""
+
+    @abstractmethod
+    def execute(self, executor: Executor) -> None:
+        """Execute it. Raises OSError, LookupError, NamespaceGone, EngineError, StateError."""
+
+    def changed_link(self) -> tuple[str, NetnsTarget | None]:
+        """Return the one link whose own state it changes, and where that is; ("", None) without one."""
+        return "", None
+
+    def lasting(self) -> Operation | None:
+        """Return it without what changes by itself, such as remaining lifetimes; None without anything
+        else."""
+        return self
+
+    # What a kill or an interrupt may leave half done.
+
+    def is_obstructed(self, executor: Executor) -> bool:
+        """Return whether what it would make exists already.
+
+        Asked before it is begun: afterwards the owner of a link is not always known, because a link gets its
+        tag a moment after it is made.
+        """
+        return False
+
+    def may_be_done(self, executor: Executor) -> bool:
+        """Return whether it may have made what exists; it was begun, and may have been interrupted."""
+        return True
+
+    def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
+        """Return what remains to be done of it, as a step of an undo that was killed before.
+
+        `was_interrupted` where this very step was executed at that time.
+        """
+        return self
 
 
 def undo_of(steps: tuple[Operation, ...]) -> tuple[Operation, ...]:
-    """What takes back all the steps, last one first."""
+    """Return the operations that take back all the steps, last one first."""
     return tuple(undo for step in reversed(steps) for undo in step.inverse())
+
+
+def affected(steps: Iterable[Operation]) -> frozenset[str]:
+    """Return the names of all that these steps change, to find out which changes build on others."""
+    return frozenset(name for step in steps for name in step.affects())
+
+
+def is_final(steps: Iterable[Operation]) -> bool:
+    """Return whether none of these steps can be taken back."""
+    found = [step.is_final for step in steps]
+    return bool(found) and all(found)

@@ -1,24 +1,44 @@
-"""Operations that the Docker Engine does for us, through its API."""
+"""Operations on Docker networks, executed by the Docker Engine through its API."""
 
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, ClassVar
+from urllib.parse import quote
 
+from core.operations.base import Operation
+from core.operations.engine import EngineError, engine_errors, post
+from core.operations.executor import Executor
+from core.operations.record import recorded
 from core.text import joined
 
-# What tells networks that were made by us, for Docker knows no tags.
+# Seconds that an interrupted request may take until Docker has executed it.
+_IN_FLIGHT = 1.0
+
+# The label of the networks that vnet-tui creates: Docker has no tags.
 LABELS = {"vnet": "1"}
 
 Pairs = tuple[tuple[str, str], ...]
 
 
+class _DockerOperation(Operation):
+    __slots__ = ()
+
+    survives_reboot: ClassVar[bool] = True
+    by_docker: ClassVar[bool] = True
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class DockerCreateNetwork:
-    """Make a Docker network of the bridge driver; `subnets` and `gateways` in the same order, `ip_ranges` and
-    `reserved` ("name=address") in any."""
+class DockerCreateNetwork(_DockerOperation):
+    """Create a Docker network of the bridge driver.
+
+    `gateways` are in the order of `subnets`; `ip_ranges` and `reserved` ("name=address") in any order.
+    """
 
     name: str
     subnets: tuple[str, ...] = ()
@@ -51,13 +71,13 @@ class DockerCreateNetwork:
         return joined([*words, *_each("--label", _assignments(self.labels)), self.name])
 
     def options(self) -> dict[str, str]:
-        """The bridge driver's options."""
+        """Return the options of the bridge driver."""
         options = {"com.docker.network.driver.mtu": str(self.mtu)} if self.mtu else {}
         options |= {"com.docker.network.bridge.name": self.bridge} if self.bridge else {}
         return options | dict(self.driver_options)
 
     def request(self) -> dict[str, Any]:
-        """What is asked of Docker's API; what is left out is as usual, and unknown to older Docker."""
+        """Return the request to Docker's API, without default values, which older versions don't know."""
         return {
             "Name": self.name,
             "CheckDuplicate": True,
@@ -91,12 +111,35 @@ class DockerCreateNetwork:
         return (DockerRemoveNetwork(self),)
 
     def describe(self) -> str:
-        return f"have Docker make the network {self.name}"
+        return f"have Docker create the network {self.name}"
+
+    def affects(self) -> tuple[str, ...]:
+        return (f"Docker's network {self.name}",)
+
+    def execute(self, executor: Executor) -> None:
+        client = executor.docker()
+        with engine_errors(already=[HTTPStatus.CONFLICT]):
+            post(client, "/networks/create", self.request())
+
+    def is_obstructed(self, executor: Executor) -> bool:
+        return _network_named(self.name, executor) is not None
+
+    def may_be_done(self, executor: Executor) -> bool:
+        """Whether Docker has the network and it carries its labels, now or once a request in flight has
+        ended."""
+        deadline = time.monotonic() + _IN_FLIGHT
+        try:
+            while (found := _network_named(self.name, executor)) is None and time.monotonic() < deadline:
+                time.sleep(_IN_FLIGHT / 20)
+        except EngineError:
+            return True
+        return found is not None and dict(self.labels).items() <= (found.get("Labels") or {}).items()
 
 
+@recorded()
 @dataclass(frozen=True, slots=True)
-class DockerRemoveNetwork:
-    """Remove a Docker network; `network` makes it anew."""
+class DockerRemoveNetwork(_DockerOperation):
+    """Remove a Docker network; `network` is its undo."""
 
     network: DockerCreateNetwork
 
@@ -109,15 +152,24 @@ class DockerRemoveNetwork:
     def describe(self) -> str:
         return f"have Docker remove the network {self.network.name}"
 
+    def affects(self) -> tuple[str, ...]:
+        return self.network.affects()
 
+    def execute(self, executor: Executor) -> None:
+        client = executor.docker()
+        with engine_errors(already=[HTTPStatus.NOT_FOUND]):
+            client.remove_network(self.network.name)
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class DockerConnect:
-    """Attach a container to a Docker network; addresses "" let Docker choose; `aliases` are its further names
-    in Docker's DNS there.
+class DockerConnect(_DockerOperation):
+    """Attach a container to a Docker network; for an address "" Docker chooses one.
 
-    Where it does not `insist`, the addresses are those that it had: Docker is asked for those alone that
-    somebody chose (`chosen`), and for the others only where it would choose differently and lets them be
-    chosen: on networks whose subnet it chose itself it does not."""
+    `aliases` are its additional names in Docker's DNS. Without `insist` the addresses are those that the
+    container had: only those that a user chose (`chosen`) are requested at first. The others are requested
+    if Docker gives out different ones, which it refuses in subnets that it chose itself.
+    """
 
     network: str
     container: str
@@ -141,12 +193,12 @@ class DockerConnect:
         return joined([*words, self.network, self.container])
 
     def demanded(self) -> tuple[str, ...]:
-        """The addresses to ask Docker for."""
+        """Return the addresses to request from Docker."""
         every = tuple(one for one in (self.ipv4, self.ipv6) if one)
         return every if self.insist else tuple(one for one in every if one in self.chosen)
 
     def request(self) -> dict[str, Any]:
-        """What is asked of Docker's API; older Docker passes over a gateway's priority."""
+        """Return the request to Docker's API; older versions ignore the priority of the gateway."""
         demanded = self.demanded()
         addresses = {
             "IPv4Address": self.ipv4 if self.ipv4 in demanded else "",
@@ -169,10 +221,66 @@ class DockerConnect:
     def describe(self) -> str:
         return f"have Docker attach {self.container} to {self.network}"
 
+    def affects(self) -> tuple[str, ...]:
+        return f"Docker's network {self.network}", f"Docker's container {self.container}"
 
+    def execute(self, executor: Executor) -> None:
+        try:
+            self._connect(executor)
+        except EngineError as error:
+            error.already = error.answered and self.is_obstructed(executor)
+            if error.already or self.insist or not error.answered or not self.demanded():
+                raise
+            replace(self, chosen=())._connect(executor)
+        if not self.insist and self._differs(executor):
+            self._connect_as_before(executor)
+
+    def is_obstructed(self, executor: Executor) -> bool:
+        """Return whether the container is on the network. Raises EngineError."""
+        return self._endpoint(executor) is not None
+
+    def _connect(self, executor: Executor) -> None:
+        client = executor.docker()
+        with engine_errors():
+            post(client, f"/networks/{quote(self.network, safe='')}/connect", self.request())
+
+    def _differs(self, executor: Executor) -> bool:
+        """Return whether a running container got other addresses than it had."""
+        end = self._endpoint(executor) or {}
+        now = {end.get("IPAddress"), end.get("GlobalIPv6Address")} - {None, ""}
+        return bool(now) and not {self.ipv4, self.ipv6} - {""} <= now
+
+    def _connect_as_before(self, executor: Executor) -> None:
+        """Attach it again, with its earlier addresses if Docker allows that."""
+        client = executor.docker()
+        with engine_errors():
+            client.disconnect_container_from_network(self.container, self.network)
+        try:
+            replace(self, insist=True)._connect(executor)
+        except EngineError as error:
+            if not error.answered:
+                raise
+            replace(self, chosen=())._connect(executor)
+
+    def _endpoint(self, executor: Executor) -> dict[str, Any] | None:
+        """Return what Docker knows of the attachment, None if there is none. Raises EngineError."""
+        client = executor.docker()
+        try:
+            with engine_errors(already=[HTTPStatus.NOT_FOUND]):
+                answer = client.inspect_container(self.container)
+        except EngineError as error:
+            if error.already:
+                return None
+            raise
+        found = (answer.get("NetworkSettings") or {}).get("Networks") or {}
+        by_id = {end.get("NetworkID"): end for end in found.values()}
+        return found.get(self.network) or by_id.get(self.network)
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class DockerDisconnect:
-    """Detach a container from a Docker network; `connection` attaches it anew."""
+class DockerDisconnect(_DockerOperation):
+    """Detach a container from a Docker network; `connection` is its undo."""
 
     connection: DockerConnect
 
@@ -185,6 +293,26 @@ class DockerDisconnect:
     def describe(self) -> str:
         return f"have Docker detach {self.connection.container} from {self.connection.network}"
 
+    def affects(self) -> tuple[str, ...]:
+        return self.connection.affects()
+
+    def execute(self, executor: Executor) -> None:
+        client = executor.docker()
+        try:
+            with engine_errors(already=[HTTPStatus.NOT_FOUND]):
+                client.disconnect_container_from_network(self.connection.container, self.connection.network)
+        except EngineError as error:
+            # The status for "is not connected" differs between versions of Docker: ask for the endpoint.
+            error.already |= error.answered and not self.connection.is_obstructed(executor)
+            raise
+
+
+def _network_named(name: str, executor: Executor) -> dict[str, Any] | None:
+    """Return what Docker knows of a network of that name, None if there is none. Raises EngineError."""
+    client = executor.docker()
+    with engine_errors():
+        return next((dict(one) for one in client.networks(names=[name]) if one["Name"] == name), None)
+
 
 def _each(option: str, values: tuple[str, ...]) -> list[str]:
     return [word for value in values for word in (option, value)]
@@ -195,6 +323,6 @@ def _assignments(pairs: Pairs) -> tuple[str, ...]:
 
 
 def _is_within(address: str, subnet: str) -> bool:
-    """Whether an address or a part of a subnet is in that subnet."""
+    """Return whether an address or a range is in that subnet."""
     first = ipaddress.ip_network(address, strict=False).network_address
     return first in ipaddress.ip_network(subnet, strict=False)

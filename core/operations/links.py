@@ -1,16 +1,31 @@
-"""Operations on links (ip-link(8))."""
+"""Operations on links, bridges and bridge ports (ip-link(8), bridge(8)), by rtnetlink(7)."""
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
+from core.netlink.netns import NamespaceGone
+from core.operations.base import Operation
+from core.operations.executor import Executor
+from core.operations.record import recorded
 from core.operations.target import HOST, NetnsTarget
 from core.text import quoted
 
+_NO_VLANS = (
+    "this kernel has no VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING is off). "
+    "Try: a network without VLAN filtering for each VLAN, or another kernel"
+)
 
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class CreateBridge:
-    """Make a bridge, down and without addresses; `mac` "" lets the kernel choose."""
+class CreateBridge(Operation):
+    """Create a bridge, down and without addresses; for `mac` "" the kernel chooses one."""
 
     name: str
     place: NetnsTarget = HOST
@@ -26,18 +41,46 @@ class CreateBridge:
         if self.vlan_filtering:
             words += " vlan_filtering 1"
         made = self.place.ip(words)
-        return f"{made} && {_set_alias(self.place, self.name, self.alias)}" if self.alias else made
+        return f"{made} && {_alias_command(self.place, self.name, self.alias)}" if self.alias else made
 
     def inverse(self) -> tuple[DeleteLink, ...]:
         return (DeleteLink(self.name, self.place, again=self),)
 
     def describe(self) -> str:
-        return f"make the bridge {self.name} in {self.place}"
+        return f"create the bridge {self.name} in {self.place}"
+
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
+
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        settings = {"br_stp_state": int(self.stp)}
+        if self.vlan_filtering:
+            settings["br_vlan_filtering"] = 1
+        made = _attributes(self.name, self.mtu, self.mac)
+        with _vlans_needed(self.vlan_filtering), executor.rtnetlink(self.place) as iproute:
+            iproute.link("add", kind="bridge", **made, **settings)
+        if self.alias:
+            _set_alias(self.name, self.alias, self.place, executor)
+
+    def is_obstructed(self, executor: Executor) -> bool:
+        return _alias(self, executor) is not None
+
+    def may_be_done(self, executor: Executor) -> bool:
+        return not self.alias or _alias(self, executor) in ("", self.alias)
+
+    def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
+        if was_interrupted and _alias(self, executor) == "":
+            return SetLink(self.name, "alias", self.alias, "", self.place)
+        return self
 
 
+@recorded()
 @dataclass(frozen=True, slots=True)
-class CreateVeth:
-    """Make a veth pair, both ends down: `name` at `place`, `peer` at `peer_place`."""
+class CreateVeth(Operation):
+    """Create a veth pair, both ends down: `name` in `place`, `peer` in `peer_place`."""
 
     name: str
     peer: str
@@ -56,19 +99,49 @@ class CreateVeth:
             f"link add {quoted(self.name)} mtu {self.mtu}{mac} type veth"
             f" peer name {quoted(self.peer)} mtu {self.mtu}{peer_mac}{elsewhere}"
         )
-        return f"{made} && {_set_alias(self.place, self.name, self.alias)}" if self.alias else made
+        return f"{made} && {_alias_command(self.place, self.name, self.alias)}" if self.alias else made
 
     def inverse(self) -> tuple[DeleteLink, ...]:
         return (DeleteLink(self.name, self.place, again=self),)
 
     def describe(self) -> str:
-        return f"make the veth pair {self.name} in {self.place} and {self.peer} in {self.peer_place}"
+        return f"create the veth pair {self.name} in {self.place} and {self.peer} in {self.peer_place}"
+
+    def affects(self) -> tuple[str, ...]:
+        return self.place.link(self.name), self.peer_place.link(self.peer)
+
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        peer = _attributes(self.peer, self.mtu, self.peer_mac)
+        if self.peer_place != self.place:
+            peer["net_ns_fd"] = executor.descriptor(self.peer_place)
+        made = _attributes(self.name, self.mtu, self.mac)
+        with executor.rtnetlink(self.place) as iproute:
+            iproute.link("add", kind="veth", **made, peer=peer)
+        if self.alias:
+            _set_alias(self.name, self.alias, self.place, executor)
+
+    def is_obstructed(self, executor: Executor) -> bool:
+        return _alias(self, executor) is not None
+
+    def may_be_done(self, executor: Executor) -> bool:
+        return not self.alias or _alias(self, executor) in ("", self.alias)
+
+    def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
+        if was_interrupted and _alias(self, executor) == "":
+            return SetLink(self.name, "alias", self.alias, "", self.place)
+        return self
 
 
+@recorded()
 @dataclass(frozen=True, slots=True)
-class DeleteLink:
-    """Delete a link (a veth's other end goes with it). `again` makes it anew; its addresses, master and
-    routes are taken away by operations of their own before."""
+class DeleteLink(Operation):
+    """Delete a link, with its peer if it is a veth; `again` is its undo.
+
+    Operations before it remove its addresses, routes and master, so that an undo restores them.
+    """
 
     name: str
     place: NetnsTarget = HOST
@@ -83,11 +156,26 @@ class DeleteLink:
     def describe(self) -> str:
         return f"delete the link {self.name} in {self.place}"
 
+    def affects(self) -> tuple[str, ...]:
+        return self.again.affects() if self.again else (self.place.link(self.name),)
 
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        index = executor.index(self.place, self.name)
+        with executor.rtnetlink(self.place) as iproute:
+            iproute.link("del", index=index)
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetLink:
-    """Set one attribute of a link: `attribute` is "up" (values "up", "down"), "mtu", "alias", "master" (""
-    for none), "address" (the MAC) or "name"; `before` is the value until now."""
+class SetLink(Operation):
+    """Set one attribute of a link; `before` is its current value.
+
+    `attribute` is "up" (values "up", "down"), "mtu", "alias", "master" ("" for none), "address" (the MAC) or
+    "name".
+    """
 
     name: str
     attribute: str
@@ -114,14 +202,45 @@ class SetLink:
             return (
                 f"make {self.name} a port of {self.value}"
                 if self.value
-                else f"take {self.name} off {self.before}"
+                else f"detach {self.name} from {self.before}"
             )
         return f"set the {self.attribute} of {self.name} in {self.place} to {self.value}"
 
+    def affects(self) -> tuple[str, ...]:
+        names = {"name": (self.value,), "master": (self.value, self.before)}.get(self.attribute, ())
+        return tuple(self.place.link(name) for name in (self.name, *names) if name)
 
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        if self.attribute == "alias":
+            _set_alias(self.name, self.value, self.place, executor)
+            return
+        index, setting = executor.index(self.place, self.name), self._setting(executor)
+        with executor.rtnetlink(self.place) as iproute:
+            iproute.link("set", index=index, **setting)
+
+    def _setting(self, executor: Executor) -> dict[str, Any]:
+        match self.attribute:
+            case "up":
+                return {"state": self.value}
+            case "mtu":
+                return {"mtu": int(self.value)}
+            case "master":
+                return {"master": executor.index(self.place, self.value) if self.value else 0}
+            case "name":
+                return {"ifname": os.fsencode(self.value)}
+            case "address":
+                return {"address": self.value}
+            case unknown:
+                raise ValueError(f"links have no attribute {unknown!r} to set")
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetBridge:
-    """Set one setting of a bridge, in ip-link(8)'s words ("stp_state", "ageing_time" in 1/100 s, ...)."""
+class SetBridge(Operation):
+    """Set one setting of a bridge; names and units of ip-link(8) ("ageing_time" in 1/100 s)."""
 
     name: str
     setting: str
@@ -138,10 +257,30 @@ class SetBridge:
     def describe(self) -> str:
         return f"set {self.setting} of the bridge {self.name} to {self.value}"
 
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
 
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        index = executor.index(self.place, self.name)
+        with _vlans_needed("vlan" in self.setting), executor.rtnetlink(self.place) as iproute:
+            iproute.link("set", index=index, kind="bridge", **{f"br_{self.setting}": self.value})
+
+
+# IFLA_BRPORT_* by the names of bridge(8).
+_PORT_FLAGS = {
+    "hairpin": "MODE", "guard": "GUARD", "root_block": "PROTECT", "fastleave": "FAST_LEAVE",
+    "learning": "LEARNING", "flood": "UNICAST_FLOOD", "mcast_flood": "MCAST_FLOOD",
+    "bcast_flood": "BCAST_FLOOD", "neigh_suppress": "NEIGH_SUPPRESS", "isolated": "ISOLATED",
+}  # fmt: skip
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetPort:
-    """Set one flag of a bridge port, in bridge(8)'s words ("isolated", "hairpin", "learning", ...)."""
+class SetPort(Operation):
+    """Set one flag of a bridge port; names of bridge(8) ("isolated", "hairpin", "learning")."""
 
     name: str
     flag: str
@@ -158,11 +297,32 @@ class SetPort:
     def describe(self) -> str:
         return f"switch {self.flag} of the port {self.name} {'on' if self.on else 'off'}"
 
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
 
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        flag = f"IFLA_BRPORT_{_PORT_FLAGS[self.flag]}", int(self.on)
+        port = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": [flag]})]
+        index = executor.index(self.place, self.name)
+        with executor.rtnetlink(self.place) as iproute:
+            iproute.link("set", index=index, linkinfo={"attrs": port})
+
+
+# linux/if_bridge.h
+_BRIDGE_FLAGS_SELF = 2
+_PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class AddVlan:
-    """Let a bridge port take part in a VLAN, or in those of a range; `own` where the link is the bridge
-    itself. `pvid` and `untagged` as bridge(8) has them."""
+class AddVlan(Operation):
+    """Add a bridge port to a VLAN or to a range of VLANs.
+
+    `own`: the link is the bridge itself. `pvid` and `untagged` are those of bridge(8).
+    """
 
     name: str
     vid: int
@@ -181,12 +341,12 @@ class AddVlan:
         return (DeleteVlan(self),)
 
     def describe(self) -> str:
-        return f"let {self.name} take part in {self.which}"
+        return f"add {self.name} to {self.which}"
 
     @property
     def which(self) -> str:
-        """The VLANs for a person."""
-        return f"VLAN {self.vid}" if self.vid == self.vid_end else f"the VLANs {self.vid}-{self.vid_end}"
+        """Return the VLANs as text."""
+        return f"VLAN {self.vid}" if self.vid == self.vid_end else f"VLANs {self.vid}-{self.vid_end}"
 
     def _words(self, verb: str) -> str:
         vids = str(self.vid) if self.vid == self.vid_end else f"{self.vid}-{self.vid_end}"
@@ -195,10 +355,30 @@ class AddVlan:
     def _end(self) -> list[str]:
         return ["self"] if self.own else []
 
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
 
+    def execute(self, executor: Executor) -> None:
+        self._request("add", _PVID * self.pvid | _UNTAGGED * self.untagged, executor)
+
+    def _request(self, command: str, flags: int, executor: Executor) -> None:
+        index = executor.index(self.place, self.name)
+        with executor.rtnetlink(self.place) as iproute:
+            iproute.vlan_filter(command, index=index, IFLA_AF_SPEC={"attrs": self._attributes(flags)})
+
+    def _attributes(self, flags: int) -> list[tuple[str, Any]]:
+        """Return IFLA_AF_SPEC. (pyroute2's `vlan_info` can't express the flags of a range.)"""
+        ends = [(self.vid, 0)]
+        if self.vid_end != self.vid:
+            ends = [(self.vid, _RANGE_BEGIN), (self.vid_end, _RANGE_END)]
+        found: list[tuple[str, Any]] = [("IFLA_BRIDGE_FLAGS", _BRIDGE_FLAGS_SELF)] if self.own else []
+        return found + [("IFLA_BRIDGE_VLAN_INFO", {"vid": vid, "flags": flags | end}) for vid, end in ends]
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class DeleteVlan:
-    """Let a bridge port, or a bridge, take part in a VLAN no longer; `vlan` lets it anew."""
+class DeleteVlan(Operation):
+    """Remove a bridge port, or a bridge, from a VLAN or a range; `vlan` is its undo."""
 
     vlan: AddVlan
 
@@ -209,8 +389,47 @@ class DeleteVlan:
         return (self.vlan,)
 
     def describe(self) -> str:
-        return f"let {self.vlan.name} take part in {self.vlan.which} no longer"
+        return f"remove {self.vlan.name} from {self.vlan.which}"
+
+    def affects(self) -> tuple[str, ...]:
+        return self.vlan.affects()
+
+    def execute(self, executor: Executor) -> None:
+        self.vlan._request("del", 0, executor)
 
 
-def _set_alias(place: NetnsTarget, name: str, alias: str) -> str:
+def _alias_command(place: NetnsTarget, name: str, alias: str) -> str:
     return place.ip(f"link set {quoted(name)} alias {quoted(alias)}")
+
+
+def _attributes(name: str, mtu: int, mac: str) -> dict[str, Any]:
+    """Return the attributes that every new link has."""
+    return {"ifname": os.fsencode(name), "mtu": mtu, **({"address": mac} if mac else {})}
+
+
+def _set_alias(name: str, alias: str, place: NetnsTarget, executor: Executor) -> None:
+    """Set an alias. The message that creates a link can't contain it (rtnl_create_link)."""
+    from core.operations.rtnetlink import set_link
+
+    index = executor.index(place, name)
+    with executor.rtnetlink(place) as iproute:
+        set_link(iproute, index, [("IFLA_IFALIAS", os.fsencode(alias))])
+
+
+def _alias(step: CreateBridge | CreateVeth, executor: Executor) -> str | None:
+    """Return the alias of the link of that name, None if there is no such link."""
+    try:
+        return executor.alias(step.place, step.name)
+    except (LookupError, NamespaceGone):
+        return None
+
+
+@contextmanager
+def _vlans_needed(needed: bool) -> Iterator[None]:
+    """Explain the error of a kernel without VLAN filtering."""
+    try:
+        yield
+    except OSError as error:
+        if needed and error.errno == errno.EOPNOTSUPP:
+            raise OSError(error.errno, _NO_VLANS) from error
+        raise

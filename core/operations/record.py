@@ -1,46 +1,40 @@
-"""Operations as JSON's own types and back, for the journal."""
+"""Convert operations to JSON types and back, for the journal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from core.operations import (
-    addresses,
-    attachments,
-    connections,
-    docker,
-    links,
-    namespaces,
-    settings,
-    target,
-    tuning,
-)
-
-_CLASSES = {
-    name: member
-    for module in (addresses, attachments, connections, docker, links, namespaces, settings, target, tuning)
-    for name, member in vars(module).items()
-    if is_dataclass(member) and isinstance(member, type)
-}
-
-# What the journal calls the classes that have got another name since it was first written.
-_RECORDED = {"NetnsTarget": "Place", "PersistAttachment": "Want", "ForgetAttachment": "Unwant"}
-_BY_RECORD = {_RECORDED.get(name, name): member for name, member in _CLASSES.items()}
+_CLASSES: dict[str, type] = {}
+_BY_RECORD: dict[str, type] = {}
+_NAMES: dict[type, str] = {}
 
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": int, "tuple": tuple, "None": type(None)}
 
 
+def recorded[T: type](name: str = "") -> Callable[[T], T]:
+    """Register a dataclass for the journal, under `name` if the class was renamed since then."""
+
+    def register(kind: T) -> T:
+        _CLASSES[kind.__name__] = kind
+        _NAMES[kind] = name or kind.__name__
+        _BY_RECORD[_NAMES[kind]] = kind
+        return kind
+
+    return register
+
+
 def to_record(value: Any) -> Any:
-    """An operation, and what it is made of, as objects with the class's name under "op"."""
+    """Convert an operation and its parts to objects with the name of their class under "op"."""
     if is_dataclass(value) and not isinstance(value, type):
         made = {field.name: to_record(getattr(value, field.name)) for field in fields(value)}
-        return {"op": _RECORDED.get(kind := type(value).__name__, kind), **made}
+        return {"op": _NAMES[type(value)], **made}
     return [to_record(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_record(record: Any) -> Any:
-    """The operation again. Raises ValueError for a record that no version of ours wrote."""
+    """Convert a record back to an operation. Raises ValueError for an invalid record."""
     if isinstance(record, list):
         return tuple(from_record(item) for item in record)
     if not isinstance(record, dict):
@@ -61,6 +55,6 @@ def from_record(record: Any) -> Any:
 
 
 def _fits(wanted: str, value: Any) -> bool:
-    """Whether a value is of the type that a field names; of tuples not what is in them."""
+    """Return whether a value has the type of a field; the members of tuples are not checked."""
     kinds = [_PLAIN.get(kind) or _CLASSES.get(kind) for kind in wanted.split("[")[0].split(" | ")]
     return any(kind is None or isinstance(value, kind) for kind in kinds) and wanted != "?"

@@ -1,19 +1,35 @@
-"""Operations on the firewall's table of ours and on kernel settings."""
+"""Operations on vnet's nftables tables, Docker's DNS rules and kernel settings."""
 
 from __future__ import annotations
 
+import errno
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from core.collect.iptables import read_iptables
+from core.collect.nft_netlink import read_filters
+from core.netlink.client import NETFILTER, Netlink
+from core.operations.base import Operation
+from core.operations.connections import delete_all
+from core.operations.executor import Executor, inside
+from core.operations.nft import run_holding_lock
+from core.operations.record import recorded
 from core.operations.target import HOST, NetnsTarget
+from core.state import StateError, boot_id, read_state, write_state
 from core.text import quoted
+from core.tools import find_tool
+
+_RULES = "rules.json"
 
 
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetRules:
-    """Replace our own nftables tables, all at once: `text` is what `nft -f` reads, `before` what was there.
+class SetRules(Operation):
+    """Replace vnet's nftables tables in one transaction, as `nft -f` does with `text`.
 
-    Both begin by emptying what is ours ("table inet vnet; delete table inet vnet"), so that either is the
-    whole truth about our tables and touches nobody else's (nft(8)).
+    `before` restores the current rules. Both begin by deleting vnet's tables ("table inet vnet; delete table
+    inet vnet"), so that each is complete, and change no other table.
     """
 
     text: str
@@ -29,11 +45,44 @@ class SetRules:
     def describe(self) -> str:
         return f"replace the rules of vnet's own table in {self.place}"
 
+    def affects(self) -> tuple[str, ...]:
+        return (f"rules of {self.place}",)
 
+    def execute(self, executor: Executor) -> None:
+        at_host = self.place == HOST
+        earlier = noted_rules() if at_host else ""
+        if at_host:
+            note_rules(self.text)
+        try:
+            executor.load_rules(self.place, self.text)
+        except BaseException:
+            if at_host:
+                with suppress(StateError):
+                    note_rules(earlier)
+            raise
+
+
+def note_rules(text: str) -> None:
+    """Store the rules of vnet's tables, for the agent. Raises StateError."""
+    write_state(_RULES, {"boot": boot_id(), "text": text}, durable=False)
+
+
+def noted_rules() -> str:
+    """Return the rules of vnet's tables that were last loaded since boot, "" if unknown."""
+    try:
+        noted = read_state(_RULES)
+        return str(noted["text"]) if noted["boot"] == boot_id() else ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetDockerDns:
-    """Write or delete the rules by which Docker leads DNS to its resolver in a container's namespace: all
-    that is in the table nat of iptables-nft there. `rules` is what iptables-restore(8) reads."""
+class SetDockerDns(Operation):
+    """Write or delete Docker's rules for its DNS resolver in the namespace of a container.
+
+    They are all that its table nat of iptables-nft contains. `rules` is the input of iptables-restore(8).
+    """
 
     rules: str
     there: bool
@@ -50,10 +99,42 @@ class SetDockerDns:
     def describe(self) -> str:
         return f"{'write' if self.there else 'delete'} Docker's rules for DNS in {self.place}"
 
+    def affects(self) -> tuple[str, ...]:
+        return (f"rules of {self.place}",)
 
+    def execute(self, executor: Executor) -> None:
+        with inside(self.place):
+            chains = ((chain.family, chain.table, chain.name) for chain in read_filters()[0])
+            if (("ip", "nat", "DOCKER_OUTPUT") in chains) == self.there:
+                return  # Docker may have written them itself, with other ports
+            if self.there:
+                self._restore()
+            else:
+                self._delete(executor)
+            delete_all()  # the rules don't apply to connections that are tracked already
+
+    def _delete(self, executor: Executor) -> None:
+        found = {rule.text for rule in read_iptables("ip", "iptables-nft").rules if rule.table == "nat"}
+        if found != {line for line in self.rules.splitlines() if line.startswith("-A ")}:
+            raise OSError(errno.EBUSY, "its rules of iptables have changed")
+        executor.load_rules(self.place, "delete table ip nat\n")
+        with Netlink(NETFILTER):
+            pass  # closing it waits until the rules are freed, and the hooks of conntrack with them
+
+    def _restore(self) -> None:
+        tool = find_tool("iptables-nft-restore", "iptables-restore")
+        done = run_holding_lock([tool or "iptables-restore", "--noflush"], self.rules)
+        if done.returncode:
+            raise OSError(errno.EIO, (done.stderr or f"{tool} ended with {done.returncode}").strip())
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetSysctl:
-    """Set one kernel setting (sysctl(8)), `key` with dots; slashes where a link's name holds a dot."""
+class SetSysctl(Operation):
+    """Set one kernel setting (sysctl(8)).
+
+    `key` has dots, and a slash for each dot in the name of a link.
+    """
 
     key: str
     value: str
@@ -70,3 +151,12 @@ class SetSysctl:
         if self.value == self.before:
             return f"keep {self.key} in {self.place} at {self.value}"
         return f"set {self.key} in {self.place} from {self.before} to {self.value}"
+
+    def affects(self) -> tuple[str, ...]:
+        return (f"{self.key} in {self.place}",)
+
+    def execute(self, executor: Executor) -> None:
+        # sysctl(8): dots separate the parts of a key, and a slash stands for a dot within a part.
+        parts = (part.replace("/", ".") for part in self.key.split("."))
+        with inside(self.place):
+            Path("/proc/sys", *parts).write_text(self.value)

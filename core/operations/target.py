@@ -1,19 +1,20 @@
-"""Where an operation acts: the host's network namespace, a named one, or that of a process."""
+"""Targets of operations: the host's network namespace, a named one, or that of a process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.operations.record import recorded
 from core.text import quoted
 
 
+@recorded("Place")
 @dataclass(frozen=True, slots=True)
 class NetnsTarget:
     """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in.
 
-    `inode` is the namespace's, where it is known: a pid or a name that leads to another one by then, because
-    it was used again, counts as gone. `others` are further processes in it, by which it is found should
-    `pid` have ended.
+    `inode` is that of the namespace, if known: when the pid or the name was reused for another namespace, the
+    target counts as gone. `others` are more processes in it, for the case that `pid` has ended.
     """
 
     name: str = ""
@@ -21,34 +22,38 @@ class NetnsTarget:
     inode: int | None = None
     others: tuple[int, ...] = field(default=(), compare=False)
 
+    def link(self, name: str) -> str:
+        """Return the name of a link with its namespace, as Operation.affects() uses it."""
+        return f"{name} in {self}"
+
     @property
     def path(self) -> str:
-        """The nsfs path that leads there, "" for the host."""
+        """Return the path of the namespace in nsfs, "" for the host."""
         if self.name:
             return f"/run/netns/{self.name}"
         return f"/proc/{self.pid}/ns/net" if self.pid is not None else ""
 
     def ip(self, arguments: str) -> str:
-        """The ip(8) command that acts there."""
+        """Return an ip(8) command for that namespace."""
         if self.name:
             return f"ip -n {quoted(self.name)} {arguments}"
         return self.inside(f"ip {arguments}")
 
     def bridge(self, arguments: str) -> str:
-        """The bridge(8) command that acts there."""
+        """Return a bridge(8) command for that namespace."""
         if self.name:
             return f"bridge -n {quoted(self.name)} {arguments}"
         return self.inside(f"bridge {arguments}")
 
     def inside(self, command: str) -> str:
-        """Any command, run there."""
+        """Return any command, run in that namespace."""
         if self.name:
             return f"ip netns exec {quoted(self.name)} {command}"
         return f"nsenter -t {self.pid} -n {command}" if self.pid is not None else command
 
     @property
     def netns_argument(self) -> str:
-        """The place as the value of ip(8)'s `netns` argument; the host is the namespace of process 1."""
+        """Return the value of ip(8)'s `netns` argument; the host is the namespace of process 1."""
         return quoted(self.name) if self.name else str(self.pid if self.pid is not None else 1)
 
     def __str__(self) -> str:

@@ -1,21 +1,34 @@
-"""Operations that tune how a link handles packets: their sizes, offloads, and who takes them over."""
+"""Operations that tune links: largest packets, offloads, and receive packet steering."""
 
 from __future__ import annotations
 
 import shlex
+import struct
 from dataclasses import dataclass, replace
 
+from core.collect import offloads
+from core.collect.offloads import ethtool_family
+from core.netlink.client import GENERIC, NLA_NESTED, Netlink, attribute
+from core.operations.base import Operation
+from core.operations.executor import Executor, inside
+from core.operations.record import recorded
 from core.operations.target import HOST, NetnsTarget
 from core.text import quoted
 
+# linux/ethtool_netlink_generated.h
+_FEATURES_SET = 12
+_HEADER, _HEADER_INDEX, _HEADER_FLAGS, _OMIT_REPLY = 1, 1, 3, 2
+_WANTED, _BITSET_BITS, _BITS_BIT, _BIT_NAME, _BIT_VALUE = 3, 3, 1, 2, 3
 
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetSizes:
-    """Set the largest packets of a link, all at once: pairs of ip-link(8)'s word ("gso_max_size",
-    "gro_max_size", "gso_ipv4_max_size", "gro_ipv4_max_size") and bytes; `before` in the same order.
+class SetSizes(Operation):
+    """Set the largest packet sizes of a link in one message, in bytes; `before` in the same order.
 
-    A small gso_max_size sets that of IPv4 as well (netif_set_gso_max_size): in one message, and in this
-    order, each has its own value in the end.
+    The names are those of ip-link(8): "gso_max_size", "gro_max_size", "gso_ipv4_max_size" and
+    "gro_ipv4_max_size". A small gso_max_size also sets that of IPv4 (netif_set_gso_max_size); in one message
+    each gets its own value.
     """
 
     name: str
@@ -32,13 +45,29 @@ class SetSizes:
 
     def describe(self) -> str:
         most = max(size for _, size in self.sizes)
-        return f"have {self.name} in {self.place} take packets of up to {most} bytes"
+        return f"set the largest packets of {self.name} in {self.place} to {most} bytes"
+
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
+
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        from core.operations.rtnetlink import set_link
+
+        index = executor.index(self.place, self.name)
+        with executor.rtnetlink(self.place) as iproute:
+            set_link(iproute, index, [(f"IFLA_{word.upper()}", size) for word, size in self.sizes])
 
 
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetOffloads:
-    """Switch offloads of a link: pairs of the kernel's name ("tx-tcp-segmentation", ...) and whether it is
-    wanted on; `before` in the same order (ethtool(8), -K)."""
+class SetOffloads(Operation):
+    """Switch offloads of a link on or off (ethtool(8), -K); `before` in the same order.
+
+    The names are the kernel's ("tx-tcp-segmentation", ...).
+    """
 
     name: str
     features: tuple[tuple[str, bool], ...]
@@ -56,10 +85,38 @@ class SetOffloads:
         words = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in self.features)
         return f"switch offloads of {self.name} in {self.place}: {words}"
 
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
 
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        index = executor.index(self.place, self.name)
+        with inside(self.place), Netlink(GENERIC) as sock:
+            sock.request(ethtool_family(), self._request(index))
+
+    def _request(self, index: int) -> bytes:
+        """Return ETHTOOL_MSG_FEATURES_SET for these features; it leaves others as they are."""
+        header = attribute(_HEADER_INDEX, struct.pack("=I", index))
+        header += attribute(_HEADER_FLAGS, struct.pack("=I", _OMIT_REPLY))
+        bits = b"".join(_nest(_BITS_BIT, _bit(name, on)) for name, on in self.features)
+        wanted = _nest(_WANTED, _nest(_BITSET_BITS, bits))
+        return struct.pack("=BBH", _FEATURES_SET, 1, 0) + _nest(_HEADER, header) + wanted
+
+
+def _bit(name: str, on: bool) -> bytes:
+    return attribute(_BIT_NAME, name.encode() + b"\0") + (attribute(_BIT_VALUE, b"") if on else b"")
+
+
+def _nest(kind: int, content: bytes) -> bytes:
+    return attribute(kind | NLA_NESTED, content)
+
+
+@recorded()
 @dataclass(frozen=True, slots=True)
-class SetSteering:
-    """Set the CPUs that take over the packets of one receive queue (RPS), a mask as the kernel writes it."""
+class SetSteering(Operation):
+    """Set the CPUs of one receive queue (RPS), as a mask in the format of the kernel."""
 
     name: str
     queue: int
@@ -69,7 +126,7 @@ class SetSteering:
 
     @property
     def path(self) -> str:
-        """The file in sysfs, from its root."""
+        """Return the path of the file from the root of sysfs."""
         return f"class/net/{self.name}/queues/rx-{self.queue}/rps_cpus"
 
     def command(self) -> str:
@@ -85,4 +142,17 @@ class SetSteering:
         return (replace(self, cpus=self.before, before=self.cpus),)
 
     def describe(self) -> str:
-        return f"have the CPUs {self.cpus} take over what {self.name} in {self.place} receives"
+        return f"set the CPUs of receive queue {self.queue} of {self.name} in {self.place} to {self.cpus}"
+
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
+
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
+
+    def execute(self, executor: Executor) -> None:
+        with inside(self.place), offloads.opened_sysfs() as root:
+            try:
+                offloads.write_text(root, self.path, self.cpus)
+            except FileNotFoundError:
+                raise LookupError(f"there is no link {self.name} in {self.place}") from None

@@ -10,7 +10,6 @@ from core.nat.describe import allow_words, drop_words
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import Kind
 from core.operations import HOST, Operation, SetSysctl
-from core.operations.affected import changed_link
 from core.plan.builder import PlanBuilder
 from core.tags import TABLE
 from core.text import safe
@@ -23,7 +22,7 @@ def reach_lifeline(steps: Iterable[Operation], topology: Topology, session: str 
     draft = PlanBuilder(topology, session=session)
     held = {link.name for link in draft.host.links.values() if is_lifeline(link.key, draft)}
     held -= {member.port for member in draft.ours.members}
-    return any(place == HOST and name in held for name, place in map(changed_link, steps))
+    return any(place == HOST and name in held for name, place in (step.changed_link() for step in steps))
 
 
 def is_lifeline(key: LinkKey, draft: PlanBuilder) -> bool:

@@ -122,12 +122,12 @@ def without(net: NetState, link: Link, place: NetnsTarget) -> Iterator[DeleteRou
 
 def has_gateway(route: AddRoute) -> bool:
     """Whether a way to a gateway has to be there before."""
-    return any(hop.gateway for hop in route.ways)
+    return any(hop.gateway for hop in route.next_hops)
 
 
 def moved(route: AddRoute, link: str, to: str) -> AddRoute:
     """The same route with the link `to` instead of `link`."""
-    return _by(route, tuple(replace(hop, link=to) if hop.link == link else hop for hop in route.ways))
+    return _by(route, tuple(replace(hop, link=to) if hop.link == link else hop for hop in route.next_hops))
 
 
 def _by(route: AddRoute, ways: tuple[Hop, ...]) -> AddRoute:

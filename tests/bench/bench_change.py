@@ -18,11 +18,11 @@ from pathlib import Path
 
 from core.apply import journal
 from core.apply import run as engine
-from core.apply.state import planning
 from core.collect.snapshot import read_snapshot
 from core.plan import Plan, plan_all
 from core.plan.desired_state import difference, parse
 from core.plan.requests import Attach, CreateNetwork, Request
+from core.state import planning
 from core.topology import Topology
 from tests.bench.report import Figure, paired, percentile
 from tests.bench.size import sized

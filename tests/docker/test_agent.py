@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from core.agent import Agent, Attachments
-from core.apply import journal, run, wanted
+from core.apply import journal, run
 from core.operations import (
     AddAddress,
     CreateBridge,
@@ -24,6 +24,7 @@ from core.operations import (
     PersistAttachment,
     SetLink,
     SetRules,
+    attachments,
 )
 from tests.docker.engine import DockerHost
 from tests.support.machine import ROOT
@@ -181,7 +182,7 @@ def test_an_attachment_taken_back_stays_away(
     entry = journal.find(outcome.entry_id)
     assert entry is not None
     assert run.undo(entry).errors == ()
-    assert wanted.attachments() == ()
+    assert attachments.kept() == ()
     assert "v-app" not in engine.host.run("ip link")
     said.clear()
     engine.run("restart", "-t", "0", "app")
@@ -222,7 +223,7 @@ def app(engine: DockerHost) -> Iterator[str]:
     # The kernel takes the namespace's links away a little later.
     wait_until(lambda: f"v-{name}" not in engine.host.run("ip link"), "the end of the veth pair")
     told("cleanup", "--yes")
-    assert wanted.attachments() == ()
+    assert attachments.kept() == ()
 
 
 @pytest.fixture
@@ -242,26 +243,26 @@ def test_what_a_person_attached_is_attached_again(
     # Taken back by its own id, the agent's changes go with it.
     first = next(entry for entry in journal.history() if entry.title == f"attach {app} to shop")
     told("undo", first.entry_id)
-    assert wanted.attachments() == () and address not in link_of(engine, app, "shop0")
+    assert attachments.kept() == () and address not in link_of(engine, app, "shop0")
 
 
 def test_what_is_detached_or_moved_is_kept_so(engine: DockerHost, app: str, address: str) -> None:
     told("attach", app, "shop", "--address", address)
     told("network", "create", "lab")
     told("move", app, "shop", "lab")
-    (want,) = wanted.attachments()
+    (want,) = attachments.kept()
     assert want.network == "lab"
     told("undo")
-    (want,) = wanted.attachments()
+    (want,) = attachments.kept()
     assert want.network == "shop"
     told("detach", app, "shop")
-    assert wanted.attachments() == ()
+    assert attachments.kept() == ()
     told("undo")
-    assert [one.network for one in wanted.attachments()] == ["shop"]
+    assert [one.network for one in attachments.kept()] == ["shop"]
     told("network", "rm", "shop")
-    assert wanted.attachments() == ()
+    assert attachments.kept() == ()
     told("undo")
-    assert [one.network for one in wanted.attachments()] == ["shop"]
+    assert [one.network for one in attachments.kept()] == ["shop"]
 
 
 def test_a_stopped_containers_address_is_kept_for_it(engine: DockerHost, app: str, address: str) -> None:
@@ -274,7 +275,7 @@ def test_a_stopped_containers_address_is_kept_for_it(engine: DockerHost, app: st
     assert address in link_of(engine, app, "eth1")
     engine.run("stop", "-t", "0", app)
     told("detach", app, "shop")
-    assert wanted.attachments() == ()
+    assert attachments.kept() == ()
     told("attach", "other", "shop", "--address", address)
 
 
@@ -282,14 +283,14 @@ def test_a_network_that_is_not_there_yet_is_waited_for(
     engine: DockerHost, app: str, address: str, said: list[str]
 ) -> None:
     told("attach", app, "shop", "--address", address)
-    (want,) = wanted.attachments()
+    (want,) = attachments.kept()
     told("network", "rm", "shop")
-    wanted.add(want)  # as after a restart of the machine: the file outlives the network
+    attachments.keep(want)  # as after a restart of the machine: the file outlives the network
     restart(engine, app)
-    attachments = Attachments(said.append)
-    assert attachments.look() and said == []
+    agent = Attachments(said.append)
+    assert agent.look() and said == []
     told("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
-    wait_until(lambda: attachments.look() and address in link_of(engine, app, "eth1"), "the attachment")
+    wait_until(lambda: agent.look() and address in link_of(engine, app, "eth1"), "the attachment")
 
 
 @pytest.mark.needs("systemd-analyze")
@@ -320,4 +321,4 @@ def test_a_removed_container_is_forgotten(
     engine.run("restart", "-t", "0", "app")
     wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
     engine.run("rm", "-f", "app")
-    wait_until(lambda: not wanted.attachments(), "the attachment to be forgotten")
+    wait_until(lambda: not attachments.kept(), "the attachment to be forgotten")

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from core.apply import journal, run
-from core.apply.kernel import Kernel
 from core.collect.snapshot import read_snapshot
 from core.operations import (
     CreateBridge,
@@ -25,6 +24,7 @@ from core.operations import (
     Operation,
     SetLink,
 )
+from core.operations.executor import Executor
 from core.plan import Plan, plan_all
 from core.plan.requests import Detach, Request
 from core.topology import Topology
@@ -165,12 +165,12 @@ def test_docker_answers_500(
     steps = steps_of()
     real = run.execute
 
-    def execute(operation: Operation, kernel: Kernel) -> None:
+    def execute(operation: Operation, kernel: Executor) -> None:
         if operation is not steps[at]:
             return real(operation, kernel)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/broken")
         try:
-            with Kernel() as other:
+            with Executor() as other:
                 return real(operation, other)
         finally:
             monkeypatch.setenv("DOCKER_HOST", engine.url)
@@ -179,7 +179,7 @@ def test_docker_answers_500(
     with BadEngine(tmp_path / "broken", _broken):
         outcome = run.apply("refused", steps)
     assert outcome.end == "undone", outcome.errors
-    assert outcome.errors == (f"could not {steps[at].describe()}: Docker says: out of luck",)
+    assert outcome.errors == (f"can't {steps[at].describe()}: Docker says: out of luck",)
     assert whole(engine) == before
 
 
@@ -233,7 +233,7 @@ def test_a_detachment_is_taken_back_wherever_docker_lets_one(engine: DockerHost,
     # Who chooses an address is told that it cannot be had.
     if network == "auto":
         chosen = DockerConnect("auto", "app", "172.31.255.9")
-        assert "could not" in run.apply("chosen", (chosen,)).errors[0]
+        assert "can't" in run.apply("chosen", (chosen,)).errors[0]
 
 
 def test_somebody_elses_network_is_not_removed(engine: DockerHost) -> None:
@@ -241,7 +241,7 @@ def test_somebody_elses_network_is_not_removed(engine: DockerHost) -> None:
     before = whole(engine)
     outcome = run.apply("in the way", steps_of())
     assert outcome.end == "undone"
-    assert "File exists" in outcome.errors[0] or "there already" in outcome.errors[0]
+    assert "File exists" in outcome.errors[0] or "exists already" in outcome.errors[0]
     assert whole(engine) == before
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.apply import entries, journal, run, state
-from core.apply import execute as execution
-from core.apply.state import StateError
+from core import state
+from core.apply import entries, journal, run
 from core.operations import (
     AddAddress,
     AddRoute,
@@ -29,6 +28,7 @@ from core.operations import (
     SetSysctl,
     undo_of,
 )
+from core.state import StateError
 from tests.support.host import ThrowawayHost
 from tests.support.state import state as host_state
 from tui.change.session import Session
@@ -159,7 +159,7 @@ def test_killed_while_a_failed_change_is_taken_back(
     at: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = host_state(names)
-    steps, real = steps_of(*names[1:]), execution.execute
+    steps, real = steps_of(*names[1:]), run.execute
 
     def refusing(operation: Operation, kernel: object) -> None:
         if operation is steps[-1]:
@@ -239,7 +239,7 @@ def test_refused_at_any_step(
 ) -> None:
     before = host_state(names)
     steps = steps_of(*names[1:])
-    real = execution.execute
+    real = run.execute
 
     def refusing(operation: Operation, kernel: object) -> None:
         if operation is steps[at]:
@@ -249,7 +249,7 @@ def test_refused_at_any_step(
     monkeypatch.setattr(run, "execute", refusing)
     outcome = run.apply("refused", steps)
     assert outcome.end == "undone"
-    assert outcome.errors == (f"could not {steps[at].describe()}: {os.strerror(number)}",)
+    assert outcome.errors == (f"can't {steps[at].describe()}: {os.strerror(number)}",)
     assert outcome.undone_commands == tuple(undo.command() for undo in undo_of(steps[:at]))
     assert host_state(names) == before
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.apply import execute as execution
-from core.apply import journal, run, wanted
+from core.apply import journal, run
 from core.operations import (
     HOST,
     AddAddress,
@@ -25,6 +24,7 @@ from core.operations import (
     Operation,
     PersistAttachment,
     SetLink,
+    attachments,
 )
 from core.operations.record import from_record, to_record
 from tests.support.host import ThrowawayHost
@@ -109,7 +109,7 @@ def test_what_was_refused_is_not_undone_later(
     """A namespace of somebody else in the way, and an undo that fails too: the namespace must survive it."""
     theirs = inside_host.namespace("theirs")
     steps = (*bridge(), CreateNamespace(theirs))
-    real = execution.execute
+    real = run.execute
 
     def execute(operation: Operation, kernel: object) -> None:
         if operation == steps[0].inverse()[0]:
@@ -179,15 +179,15 @@ def test_wanted_attachments_survive_writing() -> None:
     steps = (CreateVeth("v-app", "eth1", peer_place=place), AddAddress("eth1", "10.0.0.2/24", place))
     want = PersistAttachment("docker:abc", "shop", steps)
     assert from_record(to_record(want)) == want
-    wanted.add(want)
-    wanted.add(PersistAttachment("docker:abc", "shop", steps[:1]))
-    wanted.add(want)
-    assert wanted.attachments() == (want,)
+    attachments.keep(want)
+    attachments.keep(PersistAttachment("docker:abc", "shop", steps[:1]))
+    attachments.keep(want)
+    assert attachments.kept() == (want,)
     now = NetnsTarget(pid=43, inode=4712)
     moved = want.steps_at(now)
     assert moved == (
         CreateVeth("v-app", "eth1", peer_place=now),
         AddAddress("eth1", "10.0.0.2/24", now),
     )
-    wanted.remove(want)
-    assert wanted.attachments() == ()
+    attachments.forget(want)
+    assert attachments.kept() == ()

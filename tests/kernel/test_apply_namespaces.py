@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from core.apply.execute import execute
-from core.apply.kernel import Kernel
 from core.operations import CreateNamespace
+from core.operations.executor import Executor
 
 pytestmark = pytest.mark.root
 
@@ -20,8 +19,8 @@ _NAME = "made"
 
 
 def by_operation() -> None:
-    with Kernel() as kernel:
-        execute(CreateNamespace(_NAME), kernel)
+    with Executor() as executor:
+        CreateNamespace(_NAME).execute(executor)
 
 
 def by_ip() -> None:
@@ -77,12 +76,12 @@ def test_as_ip_netns_makes_it(again: bool) -> None:
 def test_only_the_new_name_leads_there() -> None:
     before = Path("/proc/self/ns/net").stat().st_ino
     name = f"vt{os.getpid()}new"
-    with Kernel() as kernel:
-        execute(CreateNamespace(name), kernel)
+    with Executor() as executor:
+        CreateNamespace(name).execute(executor)
         try:
             assert Path("/run/netns", name).stat().st_ino != before
             assert Path("/proc/self/ns/net").stat().st_ino == before
             with pytest.raises(FileExistsError):
-                execute(CreateNamespace(name), kernel)
+                CreateNamespace(name).execute(executor)
         finally:
             subprocess.run(["ip", "netns", "del", name], check=True)

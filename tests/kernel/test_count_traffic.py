@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from core.apply.kernel import Kernel
 from core.model import Host, Namespace, Snapshot
 from core.operations import SetSysctl, undo_of
+from core.operations.executor import Executor
 from core.plan.builder import Plan, Refused
 from core.plan.plan import plan
 from core.plan.requests import CountTraffic
@@ -25,8 +25,6 @@ def planned(host: ThrowawayHost, *namespaces: int) -> Plan | Refused:
 
 
 def test_counting_goes_on_and_off_again(host: ThrowawayHost) -> None:
-    from core.apply.execute.dispatch import execute
-
     host.run(f"sysctl -qw {SETTING}=0")
     made = planned(host, host.inode)
     assert isinstance(made, Plan)
@@ -34,8 +32,8 @@ def test_counting_goes_on_and_off_again(host: ThrowawayHost) -> None:
     for wanted, steps in (("1", made.steps), ("0", undo_of(made.steps))):
         for step in steps:
             assert isinstance(step, SetSysctl)
-            with Kernel() as kernel:
-                execute(step, kernel)
+            with Executor() as executor:
+                step.execute(executor)
         assert host.run(f"sysctl -n {SETTING}").strip() == wanted
 
 

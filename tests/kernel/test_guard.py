@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.apply import guard, journal, run, state
+from core import state
+from core.apply import guard, journal, run
 from core.operations import (
     AddAddress,
     AddNeighbour,

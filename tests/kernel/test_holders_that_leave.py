@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from core.apply import run
-from core.apply.kernel import Kernel, inside
 from core.collect.snapshot import WIRING, read_snapshot
 from core.netlink.netns import NamespaceGone
 from core.operations import NetnsTarget
+from core.operations.executor import Executor, inside
 from core.plan import Plan, plan_all
 from core.plan.requests import ChangeLink
 from core.topology import Topology
@@ -57,5 +57,5 @@ def test_none_of_another_namespace_is_taken_for_it() -> None:
         one.wait()
         with pytest.raises(NamespaceGone), inside(NetnsTarget(pid=one.pid, inode=inode, others=(other.pid,))):
             pass
-        with Kernel() as kernel, pytest.raises(NamespaceGone):
+        with Executor() as kernel, pytest.raises(NamespaceGone):
             kernel.descriptor(NetnsTarget(pid=one.pid, inode=inode, others=(other.pid,)))

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from core.apply import journal, nft, run
-from core.apply.execute import execute
-from core.apply.kernel import Kernel
+from core.apply import journal, run
 from core.collect import nft as nft_reader
 from core.collect.snapshot import read_snapshot
-from core.operations import NetnsTarget, SetRules, SetSysctl
+from core.operations import NetnsTarget, SetRules, SetSysctl, nft
+from core.operations.executor import Executor
 from core.plan import Plan, plan_all
 from core.plan.requests import CreateContainer, CreateNetwork, Publish
 from core.topology import Topology
@@ -101,8 +100,8 @@ def test_it_acts_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> Non
     place = NetnsTarget(inside_host.full("web"))
 
     def load() -> None:
-        with Kernel() as kernel:
-            execute(SetRules(RULES, EMPTY, place), kernel)
+        with Executor() as executor:
+            SetRules(RULES, EMPTY, place).execute(executor)
 
     thread = threading.Thread(target=load)
     thread.start()

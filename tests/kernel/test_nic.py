@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from core.apply import journal, run
-from core.apply.kernel import Kernel
 from core.model import link_ref
 from core.operations import Operation
+from core.operations.executor import Executor
 from core.plan import Refused, plan
 from core.plan.requests import ChangeLink, CreateNetwork, Delete, RemoveNetwork
 from tests.kernel.test_ops_agree import Stage, differences, kept, key, settled, stage, state_directory
@@ -174,7 +174,7 @@ def test_refused_half_way_nothing_has_changed(laden: Stage, monkeypatch: pytest.
     untouched, steps, real = look(laden), laden.plan(WIRE).steps, run.execute
     for at in range(2, len(steps), 5):
 
-        def refusing(operation: Operation, kernel: Kernel, refused: Operation = steps[at]) -> None:
+        def refusing(operation: Operation, kernel: Executor, refused: Operation = steps[at]) -> None:
             if operation == refused:
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
             real(operation, kernel)

@@ -104,7 +104,7 @@ def test_a_person_is_shown_the_difference_and_asked(machine: Machine) -> None:
     for answer, there in (("n", False), ("y", True)):
         with Terminal(machine.words(*PROGRAM, "apply", str(file)), **machine.environment) as terminal:
             terminal.wait_for("[y/N]")
-            assert "make the bridge br-shop" in terminal.output.decode()
+            assert "create the bridge br-shop" in terminal.output.decode()
             terminal.press(f"{answer}\n")
             terminal.settle(quiet=1.0)
         assert ("br-shop" in machine.run("ip link")) is there
@@ -202,7 +202,7 @@ def test_a_change_that_fails_is_taken_back(machine: Machine) -> None:
     machine.run("mount -o remount,ro,bind /proc/sys")
     before = picture(machine)
     said = refused(machine, "network", "create", "shop")
-    assert "could not set net.ipv4.ip_forward" in said and "as it was before" in said
+    assert "can't set net.ipv4.ip_forward" in said and "as it was before" in said
     assert picture(machine) == before
 
 

@@ -100,7 +100,7 @@ def test_a_state_directory_that_cannot_be_written(machine: Machine) -> None:
 
 
 def test_a_second_instance_is_told_who_is_at_it(machine: Machine) -> None:
-    code = "from core.apply.state import writing\nwith writing(): print('held', flush=True); input()"
+    code = "from core.state import writing\nwith writing(): print('held', flush=True); input()"
     words = machine.words(sys.executable, "-c", code)
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=machine.environment

@@ -287,7 +287,7 @@ async def test_a_failure_is_told_and_all_is_taken_back(
         await keys(person, "n")
         await keys(person, *NET)
         await person.press("enter")
-        await shows(person, "could not", "busy", "Everything was taken back")
+        await shows(person, "can't", "busy", "Everything was taken back")
         await person.press("escape")
         await closed(person)
         await person.press("L")

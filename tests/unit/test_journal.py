@@ -13,8 +13,8 @@ import pytest
 
 from core.apply import journal
 from core.apply.entries import Entry, read
-from core.apply.state import StateError, boot_id
 from core.operations import AddAddress, CreateBridge, CreateVeth, NetnsTarget, Operation, SetSizes
+from core.state import StateError, boot_id
 
 STEPS: tuple[Operation, ...] = (CreateBridge("br-t"), AddAddress("br-t", "10.77.0.1/24"))
 

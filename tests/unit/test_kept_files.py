@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from core.apply import wanted
-from core.apply.state import StateError, boot_id
-from core.operations import PersistAttachment
+from core.operations import PersistAttachment, attachments
+from core.operations.settings import note_rules, noted_rules
+from core.state import StateError, boot_id
 
 WANT = PersistAttachment("docker:abc", "shop", ())
 BAD = {
@@ -28,14 +28,14 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_kept_comes_back_and_is_the_owners_alone(state: Path) -> None:
-    wanted.add(WANT)
-    wanted.note_rules("table inet vnet {}")
-    assert wanted.attachments() == (WANT,) and wanted.rules() == "table inet vnet {}"
+    attachments.keep(WANT)
+    note_rules("table inet vnet {}")
+    assert attachments.kept() == (WANT,) and noted_rules() == "table inet vnet {}"
     assert {path.name: path.stat().st_mode & 0o777 for path in state.iterdir()} == {
         "wanted.json": 0o600, "rules.json": 0o600,
     }  # fmt: skip
-    wanted.remove(WANT)
-    assert wanted.attachments() == ()
+    attachments.forget(WANT)
+    assert attachments.kept() == ()
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -43,11 +43,11 @@ def test_what_no_version_wrote(state: Path, name: str) -> None:
     for file in ("wanted.json", "rules.json"):
         (state / file).write_bytes(BAD[name])
     with pytest.raises(StateError, match=r"can't read .*wanted\.json: .+\. Try: move it away") as caught:
-        wanted.attachments()
+        attachments.kept()
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
-    assert wanted.rules() == ""
+    assert noted_rules() == ""
 
 
 def test_rules_of_another_start_of_the_machine(state: Path) -> None:
     (state / "rules.json").write_text(json.dumps({"boot": boot_id() + "x", "text": "x"}))
-    assert wanted.rules() == ""
+    assert noted_rules() == ""

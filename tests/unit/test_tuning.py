@@ -9,7 +9,6 @@ import pytest
 
 from core.model import BridgePort, BridgeSettings, Link, LinkTuning, PacketSizes
 from core.operations import NetnsTarget, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
-from core.operations.affected import changed_link, touched
 from core.operations.record import from_record, to_record
 from core.plan import Plan, Refused, plan, tuning
 from core.plan.requests import Tune
@@ -232,8 +231,8 @@ def test_no_bridge_is_refused() -> None:
 def test_steps_are_kept_by_the_journal_and_know_their_link() -> None:
     for step in planned(big_tcp=131072, offloads=False, rps="3").steps:
         assert from_record(to_record(step)) == step
-        name, place = changed_link(step)
-        assert touched([step]) == {f"{name} in {place}"}
+        name, place = step.changed_link()
+        assert set(step.affects()) == {f"{name} in {place}"}
 
 
 @pytest.mark.parametrize(("text", "number"), [("0-1", 3), ("0,2", 5), ("0-3,8-9", 0x30F), ("", 0)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from pyroute2 import IPRoute
 
-from core.apply import route
 from core.model import BridgePort, BridgeSettings, PortVlan
-from core.operations import AddVlan, DeleteVlan, Operation, SetBridge, undo_of
-from core.operations.affected import touched
+from core.operations import AddVlan, DeleteVlan, Operation, SetBridge, affected, undo_of
 from core.operations.links import CreateBridge, DeleteLink
 from core.operations.record import from_record, to_record
 from core.plan import Plan, plan
@@ -29,13 +30,33 @@ MESSAGES = {
 }
 
 
+class Compiler:
+    """An executor that keeps the message in place of sending it."""
+
+    def __init__(self, iproute: IPRoute) -> None:
+        self.iproute = iproute
+
+    def index(self, place: object, link: str) -> int:
+        return 4
+
+    @contextmanager
+    def rtnetlink(self, place: object) -> Iterator[IPRoute]:
+        self.iproute.asyncore.batch = bytearray()
+        yield self.iproute
+
+
 @pytest.mark.parametrize("case", MESSAGES)
 def test_messages_are_those_of_bridge(case: tuple[str, AddVlan]) -> None:
     verb, vlan = case
     msg_type, rest = MESSAGES[case]
-    request = route.set_vlan(4, vlan, there=verb == "add")
-    assert request.msg_type == msg_type
-    assert request.body == struct.pack("=BxHiII", 7, 0, 4, 0, 0) + bytes.fromhex(rest)
+    with IPRoute() as iproute:
+        operation = vlan if verb == "add" else DeleteVlan(vlan)
+        operation.execute(Compiler(iproute))  # type: ignore[arg-type]
+        message = bytes(iproute.asyncore.batch)
+    assert struct.unpack_from("=H", message, 4) == (msg_type,)
+    body = message[16:]
+    assert (body[0], struct.unpack_from("=i", body, 4)) == (7, (4,))
+    assert body[16:] == bytes.fromhex(rest)
 
 
 def test_commands() -> None:
@@ -48,7 +69,7 @@ def test_commands() -> None:
     assert both.command() == "bridge vlan add dev br0 vid 40-41 self"
     assert DeleteVlan(both).command() == "bridge vlan del dev br0 vid 40-41 self"
     assert from_record(to_record(DeleteVlan(both))) == DeleteVlan(both)
-    assert touched([vlan, DeleteVlan(both)]) == {"eth0 in the host", "br0 in the host"}
+    assert affected([vlan, DeleteVlan(both)]) == {"eth0 in the host", "br0 in the host"}
 
 
 def removal(port: tuple[PortVlan, ...], **settings: object) -> tuple[Operation, ...]:

@@ -11,20 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from core.apply import guard, journal, run
-from core.apply.engine import EngineError
 from core.apply.guard import GuardError
 from core.apply.run import Outcome
-from core.apply.state import Busy, StateError
 from core.collect.host import missing_capabilities
-from core.operations import (
-    DockerConnect,
-    DockerCreateNetwork,
-    DockerDisconnect,
-    DockerRemoveNetwork,
-    Operation,
-    is_final,
-)
+from core.operations import Operation, is_final
+from core.operations.engine import EngineError
 from core.plan import Plan, Refused
+from core.state import Busy, StateError
 from core.text import safe, split_commands
 from tui.command import CommandError
 
@@ -139,9 +132,6 @@ def printable(command: str) -> str:
     return "\n".join("\t".join(map(safe, line.split("\t"))) for line in command.split("\n"))
 
 
-_BY_DOCKER = (DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork)
-
-
 @contextmanager
 def in_words() -> Iterator[None]:
     """Turn what keeps a change from being made into CommandError."""
@@ -154,7 +144,7 @@ def in_words() -> Iterator[None]:
 def require_rights(steps: Iterable[Operation] | None = None) -> None:
     """Raises CommandError where this process lacks what changing networks needs (capabilities(7)), or what
     these steps need: those that Docker does need no more than a way to its socket."""
-    if steps is not None and all(isinstance(step, _BY_DOCKER) for step in steps):
+    if steps is not None and all(step.by_docker for step in steps):
         return
     lacking = [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]
     if lacking:

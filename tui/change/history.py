@@ -12,13 +12,12 @@ from itertools import takewhile
 from core.apply import guard, journal, run
 from core.apply.entries import Entry
 from core.apply.run import Outcome
-from core.apply.state import planning
 from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
-from core.operations import Operation, PersistAttachment, undo_of
-from core.operations.affected import touched
+from core.operations import Operation, PersistAttachment, affected, undo_of
 from core.plan import Plan
 from core.plan.connectivity import reach_lifeline
+from core.state import planning
 from core.text import safe
 from core.topology import Topology
 from tui.change.console import (
@@ -219,11 +218,11 @@ def refuse_under_later(entry: Entry) -> None:
 
 def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
     """The ids of those of the later changes that stand on what this one changed."""
-    mine = touched(entry.steps)
+    mine = affected(entry.steps)
     return [
         one.entry_id
         for one in later
-        if one.end != "undone" and mine & touched(one.steps) and not _made_again(entry, one)
+        if one.end != "undone" and mine & affected(one.steps) and not _made_again(entry, one)
     ]
 
 

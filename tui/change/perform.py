@@ -6,26 +6,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
-from core.apply import guard, journal, run, wanted
-from core.apply.state import StateError, planning
+from core.apply import guard, journal, run
 from core.collect.host import missing_capabilities
 from core.collect.nft_netlink import read_tables
 from core.collect.processes import remote_session
 from core.collect.snapshot import FILTERS, HOST_FIREWALL, TUNING, WIRING, read_snapshot
-from core.operations import (
-    AddAddress,
-    AddNeighbour,
-    AddRoute,
-    DeleteAddress,
-    DeleteNeighbour,
-    DeleteRoute,
-    Operation,
-    PersistAttachment,
-)
+from core.operations import AddAddress, Operation, PersistAttachment, attachments
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
+from core.state import StateError, planning
 from core.tags import TABLE
 from core.text import safe
 from core.topology import Topology
@@ -199,27 +189,15 @@ def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None)
 
 
 def _lasting(steps: Sequence[Operation]) -> list[Operation]:
-    """The steps but those on neighbours, which come and go by the second."""
-    return [_timeless(step) for step in steps if not isinstance(step, (AddNeighbour, DeleteNeighbour))]
-
-
-def _timeless(step: Operation) -> Operation:
-    """The same without the time until which an address or a route lasts: a lease may be renewed meanwhile."""
-    match step:
-        case AddAddress() | DeleteAddress():
-            return replace(step, valid_until=0, preferred_until=0)
-        case AddRoute():
-            return replace(step, valid_until=0)
-        case DeleteRoute():
-            return DeleteRoute(replace(step.route, valid_until=0))
-        case _:
-            return step
+    """The steps without what changes by the second, such as neighbours and the time that is left of a
+    lease."""
+    return [step for one in steps if (step := one.lasting())]
 
 
 def kept() -> tuple[PersistAttachment, ...]:
     """The attachments that the agent makes again; none where that may not be read."""
     try:
-        return wanted.attachments()
+        return attachments.kept()
     except StateError:
         return ()
 

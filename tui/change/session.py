@@ -9,10 +9,10 @@ from dataclasses import replace
 from core.apply import guard, journal
 from core.apply.entries import Entry
 from core.apply.run import Outcome
-from core.apply.state import planning, writing
 from core.operations import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
+from core.state import planning, writing
 from core.topology import Topology
 from tui.change import perform
 from tui.change.console import in_words, require_rights

@@ -1,4 +1,4 @@
-"""The state directory: where the journal and the writers' lock live."""
+"""The state directory, its files, and the writers' lock."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from core.files import write_whole
 from core.tools import roots_folder
 
 _SYSTEMS = Path("/var/lib/vnet-tui")
 
 
 class StateError(Exception):
-    """The state directory cannot be used; the text says why and what to try."""
+    """The state directory can't be used; the text says why and what to try."""
 
 
 def state_directory() -> Path:
-    """The directory ($VNET_STATE, else /var/lib/vnet-tui, else for who may not write there, and can change
-    no more than Docker's networks, a person's own), made where it is missing. Raises StateError."""
-    # Absolute, and so for the programs started from here, which work in other folders.
+    """Return the state directory; create it if it is missing. Raises StateError.
+
+    It is $VNET_STATE, else /var/lib/vnet-tui, else, for users who can't write there (they can change only
+    Docker's networks), a folder in their home.
+    """
+    # Absolute, for the programs that are started here and work in other folders.
     path = Path(os.environ.get("VNET_STATE") or _usual()).absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,19 +47,19 @@ def state_directory() -> Path:
 def _usual() -> Path:
     if os.geteuid() == 0 or os.access(_SYSTEMS, os.W_OK):
         return _SYSTEMS
-    # Where the XDG Base Directory Specification puts the state of one person's programs.
-    told = os.environ.get("XDG_STATE_HOME", "")
-    states = told if told.startswith("/") else f"{os.environ.get('HOME', '')}/.local/state"
+    # XDG Base Directory Specification
+    xdg = os.environ.get("XDG_STATE_HOME", "")
+    states = xdg if xdg.startswith("/") else f"{os.environ.get('HOME', '')}/.local/state"
     return Path(states, "vnet-tui")
 
 
 def boot_id() -> str:
-    """What tells this run of the machine from the others (random(4))."""
+    """Return the id that the kernel chose at boot (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def unusable(path: Path, error: OSError) -> str:
-    """What to tell a person about a state directory that cannot be written."""
+    """Return the message for a state directory that can't be written."""
     remedy = ""
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = "run it as root, such as with sudo, or "
@@ -66,8 +71,37 @@ def unusable(path: Path, error: OSError) -> str:
     )
 
 
+_MOST_BYTES = 1 << 24
+
+
+def state_path(name: str) -> Path:
+    """The path of a file in the state directory. Raises StateError."""
+    return state_directory() / name
+
+
+def read_state(name: str) -> Any:
+    """Return the content of a JSON file. Raises OSError, ValueError and StateError."""
+    with state_path(name).open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+    return json.loads(content)
+
+
+def write_state(name: str, value: Any, durable: bool) -> None:
+    """Replace a JSON file. Raises StateError.
+
+    Readers find the old or the new content, also after a crash of this process (`durable`: of the machine).
+    """
+    path = state_path(name)
+    try:
+        write_whole(path, json.dumps(value).encode("ascii"), durable=durable)
+    except OSError as error:
+        raise StateError(unusable(path.parent, error)) from error
+
+
 def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on disk (fsync(2))."""
+    """Write the entries of a directory to disk (fsync(2))."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -75,25 +109,24 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-# Seconds that each writer before us has to end: most changes, and all of the agent's, take less.
+# Seconds to wait for each writer that comes first: most changes, and all of the agent's, take less.
 _GRACE = 5.0
 _BETWEEN_TRIES = 0.02
 _NOTE = 4096  # bytes
-# Whether this thread plans under the lock: what it then applies does not take it again.
+# Whether this thread holds the lock while it plans; the change that follows doesn't take it again.
 _planning = threading.local()
 
 
 class Busy(Exception):
-    """Another instance is changing things, or has meanwhile; the text says so."""
+    """Another process is changing the network, or has changed it meanwhile."""
 
 
 @contextmanager
 def writing(wait: bool = False) -> Iterator[None]:
-    """Hold the writers' lock. Where another process holds it, `wait` for that one, else raise Busy when it
-    has not ended within 5 s.
+    """Hold the writers' lock.
 
-    Raises StateError without a directory to hold it in. The kernel lets go of it when the holder is dead, and
-    the tools that it ran are, which inherit it (flock(2)).
+    If another process holds it, `wait` for that one, else raise Busy after 5 s. Raises StateError. The kernel
+    releases the lock when its holder and the tools that inherited it have ended (flock(2)).
     """
     if getattr(_planning, "now", False):
         yield
@@ -105,7 +138,7 @@ def writing(wait: bool = False) -> Iterator[None]:
         raise StateError(unusable(path.parent, error)) from error
     try:
         _take(descriptor, wait)
-        with suppress(OSError):  # who holds it is for the others' message only
+        with suppress(OSError):  # only for the message of other processes
             note = {"pid": os.getpid(), "command": " ".join(sys.argv)[:200], "since": time.monotonic()}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
@@ -123,7 +156,7 @@ def _take(descriptor: int, wait: bool) -> None:
             return
         except BlockingIOError:
             before, holder = holder, os.pread(descriptor, _NOTE, 0)
-            if holder != before or not deadline:  # where many wait, each has its time
+            if holder != before or not deadline:  # each of several holders has its time
                 deadline = time.monotonic() + _GRACE
             elif time.monotonic() > deadline:
                 raise Busy(_under_way(holder)) from None
@@ -132,8 +165,7 @@ def _take(descriptor: int, wait: bool) -> None:
 
 @contextmanager
 def planning() -> Iterator[None]:
-    """Hold the writers' lock from the look at what is until the change is made: nobody else changes anything
-    in between. Raises Busy and StateError."""
+    """Hold the writers' lock from reading the network until it is changed. Raises Busy and StateError."""
     with writing():
         _planning.now = True
         try:
@@ -144,11 +176,13 @@ def planning() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[bool]:
-    """Whether no other process changes anything while the body runs: none begins before it ends. It waits
-    for nobody. Raises StateError."""
+    """Give whether no other process is changing the network.
+
+    If so, none can begin to while the body runs. Never waits. Raises StateError.
+    """
     try:
         descriptor = os.open(state_directory() / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # nobody has changed anything yet
+    except OSError:  # nothing was ever changed
         yield True
         return
     try:

@@ -1,4 +1,4 @@
-"""The way to the Docker Engine for a change, and what it refuses, in words."""
+"""The client of the Docker Engine for changes, and its errors."""
 
 from __future__ import annotations
 
@@ -7,46 +7,54 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-from core.collect.engine_http import Unreachable, connected, find_socket
-from core.collect.engines import DOCKER
+from core.model import Engine
 
 _SECONDS = 30.0
 _LONGEST = 300
 
 
 class EngineError(Exception):
-    """Docker did not do it; the text says why. `answered` where Docker itself says so; `already` where what
-    was asked for is so already; `doubtful` where it may have been done, in whole or in part, all the same."""
+    """Docker did not execute a request; the text is the reason.
+
+    `answered`: Docker itself refused it. `already`: the requested state exists already. `uncertain`: the
+    request may have been executed, in whole or in part.
+    """
 
     def __init__(
-        self, text: str, answered: bool = False, already: bool = False, doubtful: bool = False
+        self, text: str, answered: bool = False, already: bool = False, uncertain: bool = False
     ) -> None:
         super().__init__(text)
         self.answered = answered
         self.already = already
-        self.doubtful = doubtful
+        self.uncertain = uncertain
 
 
 def open_docker() -> Any:
-    """The Docker SDK's low-level client, at DOCKER_HOST where that is a unix socket, else at the usual
-    one. Raises EngineError."""
+    """Return the low-level client of the Docker SDK. Raises EngineError.
+
+    It connects to DOCKER_HOST if that is a unix socket, else to Docker's default socket.
+    """
+    # Imported late, like the SDK: only changes of Docker networks need it.
+    from core.collect.engine_http import Unreachable, connected, find_socket
+    from core.collect.engines import DOCKER
+
     try:
         path = find_socket(DOCKER, None)
         with connected(DOCKER, path):
             pass
     except Unreachable as error:
-        raise EngineError(_why(error)) from error
-    from docker.api import APIClient  # loaded for those alone who change something of Docker's
+        raise EngineError(_why(error.engine)) from error
+    from docker.api import APIClient
     from docker.errors import DockerException
 
     try:
         return APIClient(f"unix://{path}", timeout=_SECONDS)
     except (DockerException, OSError) as error:
-        raise EngineError(f"Docker does not answer as it should: {error}"[:_LONGEST]) from error
+        raise EngineError(f"Docker gives an unexpected answer: {error}"[:_LONGEST]) from error
 
 
 def post(client: Any, path: str, body: Any) -> None:
-    """Ask Docker's API for what the SDK has no words for. Raises what the SDK's client raises."""
+    """Post a request that the SDK has no function for. Raises the exceptions of the SDK's client."""
     from docker.errors import create_api_error_from_http_exception
     from requests import HTTPError
 
@@ -58,9 +66,11 @@ def post(client: Any, path: str, body: Any) -> None:
 
 
 @contextmanager
-def asked(already: Collection[int] = ()) -> Iterator[None]:
-    """Turn what the client raises in the body into EngineError; the HTTP states in `already` mean that what
-    was asked for is so already."""
+def engine_errors(already: Collection[int] = ()) -> Iterator[None]:
+    """Raise the errors of the client in the body as EngineError.
+
+    HTTP states in `already` mean that the requested state exists already.
+    """
     from docker.errors import APIError, DockerException
     from requests.exceptions import RequestException
 
@@ -72,12 +82,12 @@ def asked(already: Collection[int] = ()) -> Iterator[None]:
         broken = status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raise EngineError(f"Docker says: {text}", True, status in already, broken) from error
     except (RequestException, DockerException, OSError) as error:
-        text = "Docker did not answer to the end (it stopped, perhaps): systemctl status docker"
-        raise EngineError(text, doubtful=True) from error
+        text = "Docker did not finish its answer. Try: systemctl status docker"
+        raise EngineError(text, uncertain=True) from error
 
 
-def _why(error: Unreachable) -> str:
-    problems = error.engine.problems
+def _why(engine: Engine) -> str:
+    problems = engine.problems
     if not problems:
         return "Docker is not installed here"
     words = "; ".join(
