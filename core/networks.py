@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import cached_property
 
 from core.model import Firewall, Link, Namespace, Network, Snapshot
-from core.nat.filters import is_shut_in
-from core.nat.owners import host_of
-from core.nat.packets import PlacedRule, Prefix, covers, placed_rules, prefixes, split, takes_link
+from core.nat.filters import is_isolated
+from core.nat.owners import host_netns
+from core.nat.packets import PlacedRule, Prefix, covers, matches_link, placed_rules, prefixes, split
 from core.tags import words_of
 
 _DRIVER_KINDS = {
@@ -42,7 +42,7 @@ def all_networks(snapshot: Snapshot) -> tuple[Network, ...]:
 
 def uplinks(snapshot: Snapshot) -> tuple[Link, ...]:
     """The links of the host that default routes leave by, the one of the lowest metric first."""
-    net = snapshot.nets.get(host_of(snapshot))
+    net = snapshot.nets.get(host_netns(snapshot))
     if net is None:
         return ()
     defaults = sorted(
@@ -75,7 +75,7 @@ class _Decider:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self.host = host_of(snapshot)
+        self.host = host_netns(snapshot)
         self._source_nat: dict[int, tuple[PlacedRule, ...]] = {}
 
     def complete(self, network: Network) -> Network:
@@ -160,7 +160,7 @@ class _Decider:
         ]
         if any(rule.iif or set(prefixes(rule.src) or ()) & set(subnets) for rule in translating):
             return "nat"
-        if self._keeps_in(ns) or is_shut_in(firewall, network.bridge, subnets[0]):
+        if self._keeps_in(ns) or is_isolated(firewall, network.bridge, subnets[0]):
             return "internal"
         return "nat" if translating else "routed"
 
@@ -193,7 +193,7 @@ def _translates(placed: PlacedRule, bridge: str, subnet: Prefix) -> bool:
     sources = ",".join(one.src for one in rule.translations) if rule.translations else rule.src
     return (
         not (only_to or back_only or vague)
-        and takes_link(rule.iif, bridge)
+        and matches_link(rule.iif, bridge)
         and covers(sources, subnet) is True
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.model import Chain, Choice, FirewallRule
-from core.nat.forward_policy import is_on_the_way
+from core.nat.forward_policy import is_forward_chain
 from core.netlink import client
 from core.netlink.client import NETFILTER, Message, Netlink, attribute, attribute_list, attributes, text
 from core.tags import TABLE
@@ -151,7 +151,7 @@ def read_filters() -> tuple[list[Chain], list[FirewallRule]]:
 
 def _dropping(kernel: Netlink, chains: Sequence[Chain]) -> Iterator[FirewallRule]:
     """The rules of others' tables that drop: by a chain's policy, or by a rule of any chain."""
-    on_the_way = [chain for chain in chains if is_on_the_way(chain) and chain.table != TABLE]
+    on_the_way = [chain for chain in chains if is_forward_chain(chain) and chain.table != TABLE]
     by_policy = {(chain.family, chain.table) for chain in on_the_way if chain.policy == "drop"}
     for family, table in sorted({(chain.family, chain.table) for chain in on_the_way}):
         body = NFGENMSG.pack(_NUMBERS[family], 0, 0) + attribute(_RULE_TABLE, table.encode() + b"\0")

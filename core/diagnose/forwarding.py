@@ -17,7 +17,7 @@ from core.model import (
     network_ref,
 )
 from core.model.problem import Finding
-from core.nat.describe import allow_words, drop_words, gatekeeper, restrict_words
+from core.nat.describe import describe_drop, describe_remedy, host_firewall, restrict_command
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import is_loopback, targets
 from core.tags import TABLE
@@ -93,8 +93,12 @@ def shut_networks(topology: Topology) -> Iterator[Finding]:
         ref, about = network_ref(network.id), (link_ref(bridge.key),)
         dropped = (one for one in judge.dropping(way, ("out", "answers")) if one.certain)
         for chain, kinds in by_chain(dropped):
-            words = f"{drop_words(judge.firewall, chain, kinds, way)}: its containers get no answer outside."
-            yield Finding("forward", ref, "no way out", words, "bad", about, allow_words(chain, kinds, way))
+            words = (
+                f"{describe_drop(judge.firewall, chain, kinds, way)}: its containers get no answer outside."
+            )
+            yield Finding(
+                "forward", ref, "no way out", words, "bad", about, describe_remedy(chain, kinds, way)
+            )
 
 
 def shut_ports(topology: Topology) -> Iterator[Finding]:
@@ -110,8 +114,8 @@ def shut_ports(topology: Topology) -> Iterator[Finding]:
         about = tuple(container_ref(*uid.split(":", 1)) for uid in entry.containers)
         dropped = (one for one in judge.dropping(way, ("published", "replies")) if one.certain)
         for chain, kinds in by_chain(dropped):
-            words = f"{drop_words(judge.firewall, chain, kinds, way)}: nothing outside reaches that port."
-            ref, advice = nat_ref(entry.ns, entry.entry_id), allow_words(chain, kinds, way)
+            words = f"{describe_drop(judge.firewall, chain, kinds, way)}: nothing outside reaches that port."
+            ref, advice = nat_ref(entry.ns, entry.entry_id), describe_remedy(chain, kinds, way)
             yield Finding("forward", ref, "not reached", words, "bad", about, advice)
 
 
@@ -132,7 +136,7 @@ def bypassing_ports(topology: Topology, shut: Iterable[Finding]) -> Iterator[Fin
     """Published ports that the host's own firewall program has no say in, one finding for all of them but
     those that nothing reaches anyway."""
     firewall, found = topology.snapshot.firewalls.get(topology.host), topology.uplink(topology.host)
-    program = gatekeeper(firewall) if firewall else ""
+    program = host_firewall(firewall) if firewall else ""
     if not firewall or not program:
         return
     dropped = {finding.ref for finding in shut}
@@ -151,7 +155,9 @@ def bypassing_ports(topology: Topology, shut: Iterable[Finding]) -> Iterator[Fin
             f"these are open to all that reach this host."
         )
         one, uplink = open_ones[0], found[0].name if found else ""
-        way = restrict_words(firewall, one.l4_proto, ports[0].partition("/")[2], one.family == "ip6", uplink)
+        way = restrict_command(
+            firewall, one.l4_proto, ports[0].partition("/")[2], one.family == "ip6", uplink
+        )
         about = tuple(nat_ref(one.ns, one.entry_id) for one in open_ones)
         advice = f"to restrict one of them, run: {way}"
         yield Finding("bypass", namespace_ref(topology.host), f"past {program}", words, "warn", about, advice)

@@ -1,4 +1,4 @@
-"""Address translation and forward filters, understood: from firewall rules to entries with names."""
+"""Turn firewall rules into NAT entries, and decide what they drop of forwarded packets."""
 
 from core.nat.entries import nat_entries
 

@@ -1,4 +1,4 @@
-"""Names and sentences of entries. Names of containers and networks are text from outside, verbatim."""
+"""Describe rules and dropped packets as text. Names of containers and networks are untrusted text."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from core.nat.packets import split
 from core.text import quoted as quote
 from core.text import safe
 
-# Of longer lists only the first few are said.
-_SAID = 3
+# Longer lists are shortened.
+_MAX_LISTED = 3
 _KNOWN_FLOWS = {"established", "related"}
-# The packet's mark as nft and iptables-save print it: all of it, or with a mask.
+# The packet mark as printed by nft and iptables-save, with or without a mask.
 _MARK = re.compile(
     r"(?<!ct )(?:meta )?mark (?:(?:and|&) (?P<mask>0x[0-9a-f]+) )?== (?P<value>0x[0-9a-f]+)"
     r"|meta mark (?P<plain>0x[0-9a-f]+)|-m mark --mark (?P<both>0x[0-9a-f]+(?:/0x[0-9a-f]+)?)"
 )
 
 
-def listed(texts: Sequence[str]) -> str:
-    """A list for a sentence, cut short where it is long."""
-    said = ", ".join(texts[:_SAID])
-    return said if len(texts) <= _SAID else f"{said} and {len(texts) - _SAID} more"
+def join_short(texts: Sequence[str]) -> str:
+    """Join a list for a sentence; of a long one only the first items."""
+    text = ", ".join(texts[:_MAX_LISTED])
+    return text if len(texts) <= _MAX_LISTED else f"{text} and {len(texts) - _MAX_LISTED} more"
 
 
 def host_port(address: str, port: str) -> str:
-    """ "172.18.0.2:80", "[fd00::2]:80", or what there is of it."""
+    """Return "172.18.0.2:80", "[fd00::2]:80", or the part that is known."""
     if not port:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def names_of(ties: Owners, containers: Iterable[str]) -> str:
-    """The name of the first of these containers, "" where there is none: the others joined it."""
-    return next((ties.containers[uid].name for uid in containers), "")
+def first_name(owners: Owners, containers: Iterable[str]) -> str:
+    """Return the name of the first container, "" for none: the others joined it."""
+    return next((owners.containers[uid].name for uid in containers), "")
 
 
-def traffic(l4_proto: str, port: str) -> str:
-    """ "tcp 80", "tcp" or ""."""
+def describe_traffic(l4_proto: str, port: str) -> str:
+    """Return "tcp 80", "tcp" or ""."""
     return f"{l4_proto} {port}".strip()
 
 
-def some_packets(rule: FirewallRule) -> str:
-    """The packets of a rule that names neither addresses nor links: "everything" where it matches all."""
+def describe_packets(rule: FirewallRule) -> str:
+    """Describe the packets of a rule without addresses and links: "everything" if it matches all."""
     if rule.understood:
         return "everything"
     found = _MARK.search(rule.text)
@@ -56,8 +56,8 @@ def some_packets(rule: FirewallRule) -> str:
     return f"packets marked {mark}" + (f"/{found['mask']}" if found["mask"] else "")
 
 
-def where_to(rule: FirewallRule) -> str:
-    """The address or link that packets come in by, for a rule that leads them elsewhere."""
+def describe_destination(rule: FirewallRule) -> str:
+    """Describe the destination address or incoming link that a DNAT rule matches."""
     if rule.dst and not rule.dst.startswith("!"):
         return f"on {rule.dst}"
     if rule.iif and not rule.iif.startswith("!"):
@@ -65,71 +65,71 @@ def where_to(rule: FirewallRule) -> str:
     return "on every address"
 
 
-def conditions(rule: FirewallRule) -> str:
-    """What else must hold, for the end of a sentence about a rule that translates."""
+def describe_conditions(rule: FirewallRule) -> str:
+    """Describe the other conditions of a NAT rule, for the end of a sentence."""
     parts = []
     if rule.src and rule.verdict in ("dnat", "redirect"):
         negated, sources = split(rule.src)
-        parts.append(f"not from {listed(sources)}" if negated else f"only from {listed(sources)}")
+        parts.append(f"not from {join_short(sources)}" if negated else f"only from {join_short(sources)}")
     if not rule.understood:
         parts.append("under further conditions")
     return "".join(f", {part}" for part in parts)
 
 
-def side(ties: Owners, ns: int, link: str, addresses: str) -> str:
-    """Where packets come from or go to, by a link match and an address match: "anywhere" without both."""
-    parts = [_by_address(ties, ns, addresses)] if addresses else []
+def describe_side(owners: Owners, ns: int, link: str, addresses: str) -> str:
+    """Describe the source or destination by a link match and an address match: "anywhere" without both."""
+    parts = [_describe_addresses(owners, ns, addresses)] if addresses else []
     if link and not (
-        addresses and set(ties.networks_behind(ns, link)) & set(ties.networks_in(ns, addresses))
+        addresses and set(owners.networks_behind(ns, link)) & set(owners.networks_in(ns, addresses))
     ):
-        parts.append(_by_link(ties, ns, link))
-    return " by ".join(parts) or "anywhere"
+        parts.append(_describe_links(owners, ns, link))
+    return " via ".join(parts) or "anywhere"
 
 
-def network_and(ties: Owners, network_id: str, text: str) -> str:
-    """ "shop (172.18.0.0/16)"; the text alone where that is the network's name."""
-    name = ties.networks[network_id].name
+def with_network_name(owners: Owners, network_id: str, text: str) -> str:
+    """Return "shop (172.18.0.0/16)", or only the text if it is the network's name."""
+    name = owners.networks[network_id].name
     return name if name == text else f"{name} ({text})"
 
 
-def _by_address(ties: Owners, ns: int, addresses: str) -> str:
+def _describe_addresses(owners: Owners, ns: int, addresses: str) -> str:
     negated, members = split(addresses)
-    said = listed([_address(ties, ns, member) for member in members])
-    return f"anywhere but {said}" if negated else said
+    listed = join_short([_describe_address(owners, ns, member) for member in members])
+    return f"anywhere except {listed}" if negated else listed
 
 
-def _address(ties: Owners, ns: int, address: str) -> str:
-    name = names_of(ties, ties.containers_at(ns, address))
+def _describe_address(owners: Owners, ns: int, address: str) -> str:
+    name = first_name(owners, owners.containers_at(ns, address))
     if name:
         return f"{name} ({address})"
     exact = [
-        network for network in ties.networks_in(ns, address) if address in ties.networks[network].subnets
+        network for network in owners.networks_in(ns, address) if address in owners.networks[network].subnets
     ]
-    return network_and(ties, exact[0], address) if exact else address
+    return with_network_name(owners, exact[0], address) if exact else address
 
 
-def _by_link(ties: Owners, ns: int, links: str) -> str:
+def _describe_links(owners: Owners, ns: int, links: str) -> str:
     negated, members = split(links)
-    said = listed([_link(ties, ns, member) for member in members])
-    return f"anywhere but {said}" if negated else said
+    listed = join_short([_describe_link(owners, ns, member) for member in members])
+    return f"anywhere except {listed}" if negated else listed
 
 
-def _link(ties: Owners, ns: int, link: str) -> str:
-    networks = ties.networks_behind(ns, link)
+def _describe_link(owners: Owners, ns: int, link: str) -> str:
+    networks = owners.networks_behind(ns, link)
     if networks:
-        return network_and(ties, networks[0], link)
-    name = names_of(ties, ties.containers_behind(ns, link))
+        return with_network_name(owners, networks[0], link)
+    name = first_name(owners, owners.containers_behind(ns, link))
     return f"{name} ({link})" if name else link
 
 
-def filtered(rule: FirewallRule) -> str:
-    """What a filter lets by or stops: "tcp 80", "answers and related flows", "everything"."""
-    what = traffic(rule.l4_proto, rule.dport and _ports(rule.dport))
+def describe_filter(rule: FirewallRule) -> str:
+    """Describe the packets of a filter rule: "tcp 80", "packets of known connections", "everything"."""
+    what = describe_traffic(rule.l4_proto, rule.dport and _ports(rule.dport))
     if rule.sport:
         what = f"{what} from port {_ports(rule.sport)}".strip()
     negated, states = split(rule.ct_state)
     if states and not negated and set(states) <= _KNOWN_FLOWS:
-        return f"{what or 'packets'} of known flows"
+        return f"{what or 'packets'} of known connections"
     if states:
         return f"{what or 'packets'} {'not ' if negated else ''}in state {' or '.join(states)}"
     return what or "everything"
@@ -140,7 +140,7 @@ def _ports(text: str) -> str:
     return f"{'not ' if negated else ''}{','.join(members)}"
 
 
-_WORDS = {
+_DROPPED = {
     "out": "new connections out of {bridge}",
     "answers": "answers to {bridge}",
     "published": "new connections to {port} on {bridge}",
@@ -151,145 +151,149 @@ _WORDS = {
 _DOCKER_TABLE, _FIREWALLD_TABLE = "docker-bridges", "firewalld"
 _ZONE_BYTES = 17
 _UFW_INPUT = re.compile("ufw6?-before-input")
-# What firewalld's policy lets pass; what is known or translated passes firewalld without one.
+# Kinds that a firewalld policy allows; known and translated connections pass without one.
 _BY_ZONE = ("out", "same", "joined")
 
 
-def drop_words(firewall: Firewall, chain: Chain, found: Sequence[DroppingChain], way: ForwardPath) -> str:
-    """What a chain drops, as the beginning of a sentence."""
+def describe_drop(firewall: Firewall, chain: Chain, found: Sequence[DroppingChain], path: ForwardPath) -> str:
+    """Describe what a chain drops, as the beginning of a sentence."""
     certain = any(one.certain for one in found)
-    said = [one for one in found if one.certain == certain]
-    owner = maker(firewall, said[0])
-    who = f"{owner}'s rules" if owner else f"table {safe(chain.table)}"
+    drops = [one for one in found if one.certain == certain]
+    owner = rule_owner(firewall, drops[0])
+    actor = f"{owner}'s rules" if owner else f"table {safe(chain.table)}"
     verb = ("drop" if owner else "drops") if certain else "may drop"
-    families = {family for one in said for family in one.families}
+    families = {family for one in drops for family in one.families}
     which = "" if len(families) > 1 else " (IPv6)" if True in families else " (IPv4)"
-    port = f"{way.published.address} {way.published.l4_proto}/{way.published.ports}" if way.published else ""
-    what = ", ".join(_WORDS[one.kind].format(bridge=way.bridge, port=port, to=way.to) for one in said)
-    return f"{who} {verb} {what}{which}"
+    end = path.published
+    port = f"{end.address} {end.l4_proto}/{end.ports}" if end else ""
+    what = ", ".join(_DROPPED[one.kind].format(bridge=path.bridge, port=port, to=path.to) for one in drops)
+    return f"{actor} {verb} {what}{which}"
 
 
-def maker(firewall: Firewall, found: DroppingChain) -> str:
-    """The program whose rule, or whose policy, it is: "" where it is none of those that are known."""
+def rule_owner(firewall: Firewall, found: DroppingChain) -> str:
+    """Return the program that made a rule or policy, "" if it isn't known."""
     chain = found.chain
     if chain.table == _FIREWALLD_TABLE:
         return "firewalld"
     if chain.table == _DOCKER_TABLE:
         return "Docker"
     if found.rule is not None:
-        # What a person has put into DOCKER-USER is not Docker's.
+        # Rules in DOCKER-USER are the user's.
         own = found.rule.chain != "DOCKER-USER" and found.rule.chain.startswith("DOCKER")
-        return "Docker" if own else "ufw" if _is_of_ufw(found.rule.chain) else ""
-    there = [
+        return "Docker" if own else "ufw" if _is_ufw_chain(found.rule.chain) else ""
+    chains = [
         one.name
         for one in firewall.chains
         if (one.backend, one.family, one.table) == (chain.backend, chain.family, chain.table)
     ]
-    if any(map(_is_of_ufw, there)):
+    if any(map(_is_ufw_chain, chains)):
         return "ufw"
-    return "Docker" if chain.backend != "nft" and "DOCKER-USER" in there else ""
+    return "Docker" if chain.backend != "nft" and "DOCKER-USER" in chains else ""
 
 
-def gatekeeper(firewall: Firewall) -> str:
-    """The program whose rules for incoming connections are in force: "ufw", "firewalld", or "" for none. It
-    has no say in published ports: these are translated before rules about what the host itself takes."""
+def host_firewall(firewall: Firewall) -> str:
+    """Return the active firewall program for incoming connections: "ufw", "firewalld" or "".
+
+    It doesn't filter published ports: DNAT comes before the rules for the host's own input."""
     if any(chain.table == "firewalld" and chain.hook == "input" for chain in firewall.chains):
         return "firewalld"
-    # `ufw disable` leaves its chains, and the jumps to them, but no rule in them.
+    # `ufw disable` leaves its chains and the jumps to them, but no rules in them.
     return "ufw" if any(_UFW_INPUT.fullmatch(rule.chain) for rule in firewall.rules) else ""
 
 
-def restrict_words(firewall: Firewall, l4_proto: str, host_ports: str, ipv6: bool, uplink: str) -> str:
-    """The command that lets one network alone come to a published port."""
-    tool, by = "ip6tables" if ipv6 else "iptables", f" -i {quote(uplink)}" if uplink else ""
+def restrict_command(firewall: Firewall, l4_proto: str, host_ports: str, ipv6: bool, uplink: str) -> str:
+    """Return the command that restricts a published port to one network."""
+    tool, link = "ip6tables" if ipv6 else "iptables", f" -i {quote(uplink)}" if uplink else ""
     ports = safe(host_ports.replace("-", ":"))
     return (
-        f"{tool} -I {_place_for_others(firewall, ipv6)}{by} -p {l4_proto} ! -s NETWORK -m conntrack "
+        f"{tool} -I {_user_chain(firewall, ipv6)}{link} -p {l4_proto} ! -s NETWORK -m conntrack "
         f"--ctorigdstport {ports} --ctdir ORIGINAL -j DROP"
     )
 
 
-def _place_for_others(firewall: Firewall, ipv6: bool) -> str:
-    """The chain of iptables for rules of one's own about what is forwarded."""
+def _user_chain(firewall: Firewall, ipv6: bool) -> str:
+    """Return the iptables chain for the user's own forward rules."""
     family = "ip6" if ipv6 else "ip"
-    there = any(one.name == "DOCKER-USER" and one.family == family for one in firewall.chains)
-    return "DOCKER-USER" if there else "FORWARD"
+    exists = any(one.name == "DOCKER-USER" and one.family == family for one in firewall.chains)
+    return "DOCKER-USER" if exists else "FORWARD"
 
 
-def _is_of_ufw(chain: str) -> bool:
+def _is_ufw_chain(chain: str) -> bool:
     return re.match(r"ufw6?-", chain) is not None
 
 
-def allow_words(chain: Chain, found: Sequence[DroppingChain], way: ForwardPath) -> str:
-    """How to let that pass: the commands, which follow the last colon; rules of others are not edited."""
+def describe_remedy(chain: Chain, found: Sequence[DroppingChain], path: ForwardPath) -> str:
+    """Describe how to allow the packets: the commands follow the last colon."""
     when = " (again whenever Docker starts)" if chain.table == _DOCKER_TABLE else ""
-    ways = "; ".join(commands(chain, found, way))
-    return f"vnet doesn't edit other tools' rules; to allow it, run{when}: {ways}"
+    commands = "; ".join(accept_commands(chain, found, path))
+    return f"vnet doesn't edit other tools' rules; to allow it, run{when}: {commands}"
 
 
-def commands(chain: Chain, found: Sequence[DroppingChain], way: ForwardPath) -> tuple[str, ...]:
-    """The commands that let pass what a chain drops."""
+def accept_commands(chain: Chain, found: Sequence[DroppingChain], path: ForwardPath) -> tuple[str, ...]:
+    """Return the commands that allow the packets that a chain drops."""
     if chain.table == _FIREWALLD_TABLE and all(one.kind in _BY_ZONE for one in found):
-        return tuple(_by_firewalld(way.bridge))
-    made = _by_nft if chain.backend == "nft" else _by_iptables
-    return tuple(dict.fromkeys(line for one in found for line in made(chain, one, way)))
+        return tuple(_firewalld_commands(path.bridge))
+    make = _nft_commands if chain.backend == "nft" else _iptables_commands
+    return tuple(dict.fromkeys(line for one in found for line in make(chain, one, path)))
 
 
-def _by_iptables(chain: Chain, found: DroppingChain, way: ForwardPath) -> Iterator[str]:
+def _iptables_commands(chain: Chain, found: DroppingChain, path: ForwardPath) -> Iterator[str]:
     tool = "ip6tables" if chain.family == "ip6" else "iptables"
     tool += "-legacy" if chain.backend == "iptables-legacy" else ""
     table = "" if chain.table == "filter" else f" -t {quote(chain.table)}"
-    for match in _iptables_matches(chain, found, way):
-        yield f"{tool}{table} -I {quote(found.where)} {match} -j ACCEPT"
+    for match in _iptables_matches(chain, found, path):
+        yield f"{tool}{table} -I {quote(found.accept_chain)} {match} -j ACCEPT"
 
 
-def _iptables_matches(chain: Chain, found: DroppingChain, way: ForwardPath) -> Iterator[str]:
-    bridge, port = quote(way.bridge), way.published
-    outwards = f" -o {quote(way.to or way.uplink)}" if way.to or way.uplink else f" ! -o {bridge}"
+def _iptables_matches(chain: Chain, found: DroppingChain, path: ForwardPath) -> Iterator[str]:
+    bridge, port = quote(path.bridge), path.published
+    outgoing = f" -o {quote(path.to or path.uplink)}" if path.to or path.uplink else f" ! -o {bridge}"
     early = chain.hook == "prerouting"
     match found.kind:
         case "out":
-            yield f"-i {bridge}" if early else f"-i {bridge}{outwards}"
+            yield f"-i {bridge}" if early else f"-i {bridge}{outgoing}"
         case "answers":
             yield f"-o {bridge} -m conntrack --ctstate ESTABLISHED,RELATED"
         case "same":
             yield f"-i {bridge} -o {bridge}"
         case "joined":
-            yield f"-i {bridge}{outwards}"
+            yield f"-i {bridge}{outgoing}"
         case "published" if port and early:
             at = f"-d {port.host_ip}" if port.host_ip else "-m addrtype --dst-type LOCAL"
-            yield f"{at} -p {port.l4_proto} --dport {_colon(port.host_ports)}"
+            yield f"{at} -p {port.l4_proto} --dport {_with_colon(port.host_ports)}"
         case "published" if port:
-            at = f"-o {bridge} -d {port.address} -p {port.l4_proto} --dport {_colon(port.ports)}"
+            at = f"-o {bridge} -d {port.address} -p {port.l4_proto} --dport {_with_colon(port.ports)}"
             yield f"{at} -m conntrack --ctstate DNAT"
         case "replies" if port:
-            at = f"-i {bridge} -s {port.address} -p {port.l4_proto} --sport {_colon(port.ports)}"
+            at = f"-i {bridge} -s {port.address} -p {port.l4_proto} --sport {_with_colon(port.ports)}"
             yield at if early else f"{at} -m conntrack --ctstate ESTABLISHED,RELATED"
 
 
-def _colon(ports: str) -> str:
+def _with_colon(ports: str) -> str:
     return ports.replace("-", ":")
 
 
-def _by_nft(chain: Chain, found: DroppingChain, way: ForwardPath) -> Iterator[str]:
-    where = f"{chain.family} {quote(chain.table)} {quote(found.where)}"
-    for match in _nft_matches(chain, found, way):
+def _nft_commands(chain: Chain, found: DroppingChain, path: ForwardPath) -> Iterator[str]:
+    where = f"{chain.family} {quote(chain.table)} {quote(found.accept_chain)}"
+    for match in _nft_matches(chain, found, path):
         yield f"nft insert rule {where} {match} accept"
 
 
-def _nft_matches(chain: Chain, found: DroppingChain, way: ForwardPath) -> Iterator[str]:
-    bridge, port = quote(way.bridge), way.published
-    outwards = f"oifname {quote(way.to or way.uplink)}" if way.to or way.uplink else f"oifname != {bridge}"
+def _nft_matches(chain: Chain, found: DroppingChain, path: ForwardPath) -> Iterator[str]:
+    bridge, port = quote(path.bridge), path.published
+    outgoing = (
+        f"oifname {quote(path.to or path.uplink)}" if path.to or path.uplink else f"oifname != {bridge}"
+    )
     early = chain.hook == "prerouting"
     match found.kind:
         case "out":
-            yield f"iifname {bridge}" if early else f"iifname {bridge} {outwards}"
+            yield f"iifname {bridge}" if early else f"iifname {bridge} {outgoing}"
         case "answers":
             yield f"oifname {bridge} ct state established,related"
         case "same":
             yield f"iifname {bridge} oifname {bridge}"
         case "joined":
-            yield f"iifname {bridge} {outwards}"
+            yield f"iifname {bridge} {outgoing}"
         case "published" if port and early:
             family = _family(port)
             at = f"{family} daddr {port.host_ip}" if port.host_ip else "fib daddr type local"
@@ -306,9 +310,10 @@ def _family(port: Published) -> str:
     return "ip6" if ":" in port.address else "ip"
 
 
-def _by_firewalld(bridge: str) -> Iterator[str]:
-    """It alone writes its table (the kernel refuses other processes), and forwards by zones: the bridge gets
-    one of its own, and a policy that lets out of it."""
+def _firewalld_commands(bridge: str) -> Iterator[str]:
+    """Yield commands for a zone with the bridge, and a policy that allows packets from it.
+
+    firewalld forwards by zones, and the kernel only lets firewalld change its table."""
     zone = re.sub(r"[^A-Za-z0-9_-]", "-", bridge)[:_ZONE_BYTES]
     policy = f"{zone}-out"
     for words in (

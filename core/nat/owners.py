@@ -1,4 +1,4 @@
-"""Whose address or link a rule carries: the containers and networks of one snapshot, ready to be asked."""
+"""Look up the containers and networks that own the addresses and links of firewall rules."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from core.model import Container, Network, Snapshot
 from core.nat.packets import Prefix, overlap, prefixes, split
 from core.peers import resolve
 
-# Keys are (namespace whose rules are being read, address or link name); the uids keep their order.
+# (namespace of the rules, address or link name) to container uids, in order.
 _ByAddress = dict[tuple[int, str], dict[str, None]]
 
 
 class Owners:
-    """Looks up owners. `ns` is always the namespace whose rules are being read."""
+    """Index of the owners in one snapshot. `ns` is always the namespace of the rules."""
 
     def __init__(self, snapshot: Snapshot, networks: Sequence[Network]) -> None:
-        self.host = host_of(snapshot)
+        self.host = host_netns(snapshot)
         self.networks = {network.id: network for network in networks}
         self.containers = {container.uid: container for container in snapshot.containers()}
         self._at: _ByAddress = {}
@@ -37,28 +37,28 @@ class Owners:
         of_ns += [(prefix, network.id) for subnet in network.subnets for prefix in prefixes(subnet) or ()]
 
     def _add_links(self, snapshot: Snapshot) -> None:
-        """Enter the addresses that pairs lead to, and which containers are at their other ends."""
-        members, ways_out = self._members(), _ways_out(snapshot)
+        """Add the containers at the peers of veth pairs, and their addresses."""
+        members, uplinks = self._members(), _uplinks(snapshot)
         for inner_key, outer_key in resolve(snapshot.nets).items():
             inner, outer = snapshot.link(inner_key), snapshot.link(outer_key)
             uids = dict.fromkeys(members.get(inner_key.ns, ()))
             if not (inner and outer and uids) or inner.ns in (outer.ns, self.host):
                 continue
-            if (outer.ns, outer.ifindex) not in ways_out:
+            if (outer.ns, outer.ifindex) not in uplinks:
                 self._behind.setdefault((outer.ns, outer.name), {}).update(uids)
             for address in inner.addresses:
                 self._at.setdefault((outer.ns, address.address), {}).update(uids)
 
     def _members(self) -> Mapping[int, list[str]]:
-        """The containers in each namespace, those that made it before those that joined it."""
+        """Return the containers in each namespace; those that joined another container's come last."""
         members: dict[int, list[str]] = {}
-        for container in sorted(self.containers.values(), key=_joins):
+        for container in sorted(self.containers.values(), key=_is_joined):
             if container.netns is not None:
                 members.setdefault(container.netns, []).append(container.uid)
         return members
 
     def _add_endpoints(self, container: Container) -> None:
-        """Enter what the engine says, for links whose other end is out of sight."""
+        """Add the engine's endpoints, for links whose peer isn't visible."""
         by_name = {
             name: network.ns or self.host
             for network in self.networks.values() if network.engine == container.runtime
@@ -71,31 +71,31 @@ class Owners:
                     self._at.setdefault(key, {})[container.uid] = None
 
     def containers_at(self, ns: int, address: str) -> tuple[str, ...]:
-        """The uids of the containers at an address."""
+        """Return the uids of the containers at an address."""
         return tuple(self._at.get((ns, address.partition("/")[0]), ()))
 
     def containers_behind(self, ns: int, links: str) -> tuple[str, ...]:
-        """The uids of the containers at the other ends of the links that a match names."""
+        """Return the uids of the containers behind the links of a match."""
         return tuple(uid for name in split(links)[1] for uid in self._behind.get((ns, name), ()))
 
     def network_at(self, ns: int, address: str) -> str | None:
-        """The id of the network that an address lies in, of several the one with the longest prefix."""
-        wanted = (prefixes(address) or (None,))[0]
-        inside = [(prefix.prefixlen, network) for prefix, network in self._near(ns, wanted)]
+        """Return the id of the network of an address, by the longest prefix."""
+        target = (prefixes(address) or (None,))[0]
+        inside = [(prefix.prefixlen, network) for prefix, network in self._overlapping(ns, target)]
         return max(inside, key=lambda one: one[0])[1] if inside else None
 
-    def _near(self, ns: int, prefix: Prefix | None) -> Iterator[tuple[Prefix, str]]:
-        """The subnets that share an address with a prefix."""
-        near = self._subnets.get(ns, ()) if prefix and prefix.prefixlen else ()
-        return ((one, network) for one, network in near if prefix and overlap(one, prefix))
+    def _overlapping(self, ns: int, prefix: Prefix | None) -> Iterator[tuple[Prefix, str]]:
+        """Return the subnets that overlap a prefix."""
+        overlapping = self._subnets.get(ns, ()) if prefix and prefix.prefixlen else ()
+        return ((one, network) for one, network in overlapping if prefix and overlap(one, prefix))
 
     def networks_behind(self, ns: int, links: str) -> tuple[str, ...]:
-        """The ids of the networks whose bridges a match names, negated or not."""
+        """Return the ids of the networks whose bridges a match names, negated or not."""
         keys = ((ns, name) for name in split(links)[1])
         return tuple(self._bridges[key] for key in keys if key in self._bridges)
 
     def translated_networks(self, ns: int, links: str) -> tuple[str, ...]:
-        """The ids of the networks of kind "nat" whose packets leave by a link that a match names."""
+        """Return the ids of the networks of kind "nat" whose packets leave by the links of a match."""
         return tuple(
             network.id
             for network in self.networks.values()
@@ -103,19 +103,19 @@ class Owners:
         )
 
     def networks_in(self, ns: int, addresses: str) -> tuple[str, ...]:
-        """The ids of the networks that an address match touches, those of that very prefix alone where there
-        are such; none for a match that is everything."""
-        near = [
+        """Return the ids of the networks that overlap an address match, only those of exactly that prefix if
+        there are any; none for a match of all addresses."""
+        overlapping = [
             (prefix == one, network)
             for prefix in prefixes(addresses) or ()
-            for one, network in self._near(ns, prefix)
+            for one, network in self._overlapping(ns, prefix)
         ]
-        exact = any(same for same, _ in near)
-        return tuple(dict.fromkeys(network for same, network in near if same or not exact))
+        exact = any(same for same, _ in overlapping)
+        return tuple(dict.fromkeys(network for same, network in overlapping if same or not exact))
 
 
-def _ways_out(snapshot: Snapshot) -> frozenset[tuple[int, int]]:
-    """The links that default routes leave by: what is behind them is the world, not one container."""
+def _uplinks(snapshot: Snapshot) -> frozenset[tuple[int, int]]:
+    """Return the links of default routes: outside addresses are behind them, not one container."""
     return frozenset(
         (ns, hop.ifindex)
         for ns, net in snapshot.nets.items()
@@ -126,11 +126,11 @@ def _ways_out(snapshot: Snapshot) -> frozenset[tuple[int, int]]:
     )
 
 
-def host_of(snapshot: Snapshot) -> int:
-    """The inode of the namespace that plays the host, 0 where it is not known yet."""
+def host_netns(snapshot: Snapshot) -> int:
+    """Return the inode of the host namespace, 0 if it isn't known yet."""
     marked = (space.inode for space in snapshot.namespaces.values() if space.is_host)
     return snapshot.host.netns or next(marked, 0)
 
 
-def _joins(container: Container) -> bool:
+def _is_joined(container: Container) -> bool:
     return container.network_mode.startswith("container:")

@@ -1,4 +1,4 @@
-"""Packets of one kind, and whether a rule matches them: all, none, or some of them."""
+"""Decide whether a firewall rule matches all, none or some packets of a kind."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from core.model import Chain, Firewall, FirewallRule
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Fields of FirewallRule that match, and that a chain inherits from the rules that jump to it.
+# Matching fields of FirewallRule; a chain inherits them from the rules that jump to it.
 MATCHES = ("iif", "oif", "src", "dst", "l4_proto", "sport", "dport", "ct_state")
 
 
 def split(text: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether a match is negated, and its members."""
+    """Split a match into whether it is negated, and its members."""
     return text.startswith("!"), tuple(part for part in text.removeprefix("!").split(",") if part)
 
 
 @lru_cache(4096)
 def prefixes(text: str) -> tuple[Prefix, ...] | None:
-    """The prefixes of an address match without its "!", ranges taken apart; None where a set hides them."""
+    """Return the prefixes of an address match (ignoring "!"), with ranges split; None for a set."""
     found: list[Prefix] = []
     try:
         for part in split(text)[1]:
@@ -40,7 +40,7 @@ def prefixes(text: str) -> tuple[Prefix, ...] | None:
 
 
 def within(inner: Prefix, outer: Prefix) -> bool:
-    """Whether all of one prefix lies in another; never across families."""
+    """Whether a prefix is contained in another one of the same family."""
     return (
         inner.version == outer.version
         and inner.prefixlen >= outer.prefixlen
@@ -54,8 +54,8 @@ def overlap(one: Prefix, other: Prefix) -> bool:
 
 
 def covers(text: str, prefix: Prefix) -> bool | None:
-    """Whether an address match holds for every address of a prefix (True), for none (False), or for some or
-    nobody can tell (None)."""
+    """Whether an address match holds for every address of a prefix (True), for none (False), or for some, or
+    isn't known (None)."""
     if not text:
         return True
     negated, _ = split(text)
@@ -68,65 +68,64 @@ def covers(text: str, prefix: Prefix) -> bool | None:
 
 
 def are_disjoint(field: str, one: str, other: str) -> bool:
-    """Whether no packet can meet both of two matches on that field of FirewallRule; False where that is not
-    plain to see."""
+    """Whether no packet can satisfy two matches on a field of FirewallRule; False if that isn't certain."""
     if one == other:
         return False
     (negated, members), (other_negated, others) = split(one), split(other)
     if negated:
-        return not other_negated and _lie_within(field, others, members)
+        return not other_negated and _are_contained(field, others, members)
     if other_negated:
-        return _lie_within(field, members, others)
+        return _are_contained(field, members, others)
     if field in ("iif", "oif"):
-        return not any(_is_named(a, b) or _is_named(b, a) for a in members for b in others)
+        return not any(_link_name_matches(a, b) or _link_name_matches(b, a) for a in members for b in others)
     if field in ("src", "dst"):
-        these, those = prefixes(one), prefixes(other)
-        return bool(these and those) and not any(overlap(a, b) for a in these or () for b in those or ())
+        left, right = prefixes(one), prefixes(other)
+        return bool(left and right) and not any(overlap(a, b) for a in left or () for b in right or ())
     return field == "l4_proto" and not set(members) & set(others)
 
 
-def _lie_within(field: str, members: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether each member of one list is in the other."""
+def _are_contained(field: str, members: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Whether each member of one list is contained in the other."""
     if field in ("iif", "oif"):
-        return all(any(_is_named(one, other) for other in others) for one in members)
+        return all(any(_link_name_matches(one, other) for other in others) for one in members)
     if field in ("src", "dst"):
         parts = [(prefixes(one), one) for one in members]
-        return all(one in others or (found and _are_in(found, others)) for found, one in parts)
+        return all(one in others or (found and _all_within(found, others)) for found, one in parts)
     return field == "l4_proto" and set(members) <= set(others)
 
 
-def _are_in(found: tuple[Prefix, ...], others: tuple[str, ...]) -> bool:
+def _all_within(found: tuple[Prefix, ...], others: tuple[str, ...]) -> bool:
     outer = prefixes(",".join(others)) or ()
     return all(any(within(one, each) for each in outer) for one in found)
 
 
-def takes_link(text: str, name: str) -> bool:
-    """Whether a link match holds for the link of that name."""
+def matches_link(text: str, name: str) -> bool:
+    """Whether a link match holds for a link name."""
     negated, members = split(text)
-    return not text or negated != any(_is_named(name, member) for member in members)
+    return not text or negated != any(_link_name_matches(name, member) for member in members)
 
 
-def _is_named(name: str, member: str) -> bool:
+def _link_name_matches(name: str, member: str) -> bool:
     return name == member or (member.endswith("*") and name.startswith(member[:-1]))
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, "" for any, is one of the loopback link."""
+    """Whether an address is a loopback address; False for "" (any)."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
 
 
-# "out" opens a connection from the bridge to elsewhere, "answers" belong to one of these, "published" come
-# from outside to a published port, "replies" go back from there, "same" opens a connection between two ports
-# of the bridge, "joined" from the bridge to another one.
+# "out": new connections from the bridge to other links; "answers": answers to these; "published": packets to
+# a published port from outside; "replies": answers of a published port; "same": new connections between ports
+# of the bridge; "joined": packets from the bridge to another bridge.
 Kind = Literal["out", "answers", "published", "replies", "same", "joined"]
 
 _DNAT = re.compile(r"ct status dnat\b|--ct(?:status|state) DNAT\b", re.IGNORECASE)
 _FAMILY = re.compile(r"meta (?:nfproto|protocol) (ipv4|ipv6|ip|ip6)\b")
-# What only odd packets match: forged sources, routing headers, TCP flags that no connection begins with.
-_ODD = re.compile(
+# Matches of unusual packets only: forged sources, routing headers, TCP flags that start no connection.
+_UNUSUAL = re.compile(
     r"fib saddr\b.* oif missing|-m rpfilter --invert|-m (?:rt|frag|hbh|dst|mh) |\b(?:rt|frag|hbh|mh) \w+ "
     r"|(?:--dst-type|fib daddr type) (?:BROADCAST|MULTICAST|ANYCAST|LOCAL)\b"
     r"|--tcp-flags (?!FIN,SYN,RST,ACK SYN)|tcp flags (?!syn\b|& \(fin \| syn \| rst \| ack\) == syn)",
@@ -137,9 +136,9 @@ _ICMP = {"icmp", "icmpv6", "ipv6-icmp"}
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What is known of them as they come by a hook; "" is anything. `iif` and `oif` are links other than the
-    bridge where they are "" (in a prerouting chain `oif` is not known), `src` and `dst` addresses or
-    prefixes, `sport` and `dport` ports ("80", "80-82")."""
+    """Known properties of packets at a hook; "" is any value. `iif` and `oif` "" are any link but the bridge
+    (in a prerouting chain `oif` isn't known), `src` and `dst` are addresses or prefixes, `sport` and `dport`
+    ports ("80", "80-82")."""
 
     kind: Kind
     bridge: str
@@ -153,11 +152,11 @@ class Packet:
     dport: str = ""
     states: frozenset[str] = frozenset()
 
-    def meets(self, rule: FirewallRule) -> bool | None:
-        """Whether the rule matches all of them, none, or some (None)."""
-        # The links first: they rule out most, and cost least.
+    def match(self, rule: FirewallRule) -> bool | None:
+        """Whether the rule matches all of the packets, none, or some (None)."""
+        # Links first: cheapest, and they exclude most rules.
         found = [self._link(rule.iif, self.iif), self._link(rule.oif, self.oif)]
-        if False in found or self._other_kind(rule):
+        if False in found or self._is_other_traffic(rule):
             return False
         found += [
             self._address(rule.src, self.src),
@@ -172,8 +171,8 @@ class Packet:
         return None if None in found else True
 
     def is_narrow(self, rule: FirewallRule) -> bool:
-        """Whether the rule picks some of them by what is not known of them: an address or port that it names
-        at the other end. What it drops concerns that address or port alone."""
+        """Whether the rule only matches packets of one remote address or port. A drop then only concerns that
+        address or port."""
         return bool(
             (rule.src and not self.src and rule.src[0] != "!")
             or (rule.dst and not self.dst and rule.dst[0] != "!")
@@ -181,39 +180,39 @@ class Packet:
             or (rule.dport and not self.dport and rule.dport[0] != "!")
         )
 
-    def of(self, name: str) -> str:
-        """What is known of a field of FirewallRule."""
+    def get(self, name: str) -> str:
+        """Return the value for a field of FirewallRule, "" for any."""
         return str(getattr(self, name, ""))
 
     def _link(self, text: str, name: str) -> bool | None:
         if not text:
             return True
         if name:
-            return takes_link(text, name)
+            return matches_link(text, name)
         negated, members = split(text)
         if members == (self.bridge,):
             return negated
         return negated if members == ("lo",) else None
 
-    def _other_kind(self, rule: FirewallRule) -> bool:
-        """Whether the rule is about another family, or about packets that are out of the ordinary."""
+    def _is_other_traffic(self, rule: FirewallRule) -> bool:
+        """Whether the rule only matches the other address family, or unusual packets."""
         if rule.understood or not rule.text:
             return False
         family = _FAMILY.search(rule.text)
         if family and family[1].endswith("6") != self.ipv6:
             return True
-        return _ODD.search(rule.text) is not None
+        return _UNUSUAL.search(rule.text) is not None
 
-    def _address(self, text: str, own: str) -> bool | None:
+    def _address(self, text: str, known: str) -> bool | None:
         if not text:
             return True
         if "@" not in text and (":" in text) != self.ipv6:
             return False
-        if not own:
+        if not known:
             return None
-        if "/" not in own and not any(mark in text for mark in "/,-!@"):
-            return _same(text, own)
-        return covers(text, ipaddress.ip_network(own, strict=False))
+        if "/" not in known and not any(mark in text for mark in "/,-!@"):
+            return _is_same_address(text, known)
+        return covers(text, ipaddress.ip_network(known, strict=False))
 
     def _protocol(self, text: str) -> bool | None:
         if not text or not self.l4_proto:
@@ -231,26 +230,26 @@ class Packet:
             return True if rule.understood or rule.verdict == "vmap" else None
         negated, states = split(rule.ct_state)
         fits = bool(self.states & set(states)) != negated
-        # A further match beside the state may not hold.
+        # Other matches of the rule may not hold.
         return fits if not fits or rule.understood or translated else None
 
 
 @lru_cache(1024)
-def _same(one: str, other: str) -> bool:
+def _is_same_address(one: str, other: str) -> bool:
     if ":" not in one:
         return one == other
     found = prefixes(one)
     return found == prefixes(other) and found is not None
 
 
-def _port(text: str, own: str) -> bool | None:
-    """Whether a match of ports holds for a port or a range of them."""
+def _port(text: str, known: str) -> bool | None:
+    """Whether a port match holds for a port or a range."""
     if not text:
         return True
     negated, members = split(text)
-    if not own or any(not _is_range(one) for one in members):
+    if not known or any(not _is_range(one) for one in members):
         return None
-    first, last = bounds(own)
+    first, last = bounds(known)
     named = list(map(bounds, members))
     if any(low <= first and last <= high for low, high in named):
         return not negated
@@ -258,7 +257,7 @@ def _port(text: str, own: str) -> bool | None:
 
 
 def bounds(ports: str) -> tuple[int, int]:
-    """The first and the last of "80" or "80-82"."""
+    """Return the first and last port of "80" or "80-82"."""
     first, _, last = ports.partition("-")
     return int(first), int(last or first)
 
@@ -267,24 +266,27 @@ def _is_range(text: str) -> bool:
     return all(part.isascii() and part.isdigit() for part in text.split("-"))
 
 
-def families_of(family: str, wanted: Iterable[bool] = (False, True)) -> tuple[bool, ...]:
-    """Which of the families wanted (IPv6 or not) come by chains of a family."""
-    own = {"ip": (False,), "ip6": (True,), "inet": (False, True)}.get(family, ())
-    return tuple(one for one in own if one in set(wanted))
+def families_of(family: str, families: Iterable[bool] = (False, True)) -> tuple[bool, ...]:
+    """Return which of these families (True: IPv6) pass chains of an nftables family."""
+    possible = {"ip": (False,), "ip6": (True,), "inet": (False, True)}.get(family, ())
+    return tuple(one for one in possible if one in set(families))
 
 
 ChainKey = tuple[str, str, str, str]
-# What a packet has matched before it comes to a chain, by the names of FirewallRule's fields.
+# Matches on the path to a chain, by field names of FirewallRule.
 Matched = Mapping[str, str]
-# Of more ways to one chain only what all have in common is kept.
-_MOST_WAYS = 256
+# With more paths to a chain only their common matches are kept.
+_MAX_PATHS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedRule:
-    """A rule with what leads to it. `rule` is the rule as it stands; `effective` the same with the matches
-    that all jumps to its chain have in common, or that together name all links or addresses; `hooks` and
-    `kinds` the hooks and types of the base chains that it is reached from, none where nothing can match."""
+    """A rule with the matches on all paths to it.
+
+    `effective` is `rule` with the matches that all jumps to its chain have in common, or the union of their
+    links or addresses; `hooks` and `kinds` are the hooks and types of the base chains that lead to it, empty
+    if no packet can reach it.
+    """
 
     rule: FirewallRule
     effective: FirewallRule
@@ -294,47 +296,47 @@ class PlacedRule:
 
 @dataclass(frozen=True, slots=True)
 class _ChainPath:
-    """One way to a chain: from which base chains, and what a packet has matched on it."""
+    """One path to a chain: its base chains, and the matches on it."""
 
     bases: frozenset[Chain]
     matched: Matched
 
 
-def chain_key(thing: FirewallRule) -> ChainKey:
-    """The key of the chain that a rule is in."""
-    return (thing.backend, thing.family, thing.table, thing.chain)
+def chain_key(rule: FirewallRule) -> ChainKey:
+    """Return the key of a rule's chain."""
+    return (rule.backend, rule.family, rule.table, rule.chain)
 
 
 def placed_rules(firewall: Firewall) -> tuple[PlacedRule, ...]:
-    """Every rule of a firewall with what leads to it, in their order."""
+    """Return all rules of a firewall with the matches on the paths to them, in order."""
     paths = _ChainPaths(firewall)
     return tuple(paths.place(rule) for rule in firewall.rules)
 
 
 def targets(rule: FirewallRule) -> tuple[ChainKey, ...]:
-    """The keys of the chains that a rule may lead to."""
+    """Return the keys of the chains that a rule may jump to."""
     names = rule.target.split(",") if rule.verdict in ("jump", "goto", "vmap") and rule.target else ()
     return tuple((rule.backend, rule.family, rule.table, name) for name in names)
 
 
 def matches_of(rule: FirewallRule) -> dict[str, str]:
-    """What a rule matches, by the names of its fields."""
+    """Return a rule's matches by field name."""
     return {name: text for name in MATCHES if (text := getattr(rule, name))}
 
 
 def branches(rule: FirewallRule) -> Iterator[FirewallRule]:
-    """The rule, or of one with a verdict map whose elements are known a rule for each of them."""
+    """Yield the rule, or one rule for each element of its verdict map if that is known."""
     if not rule.choices:
         yield rule
     for choice in rule.choices:
-        known: dict[str, Any] = {} if choice.value == "*" else {rule.chosen_by: choice.value}
+        matches: dict[str, Any] = {} if choice.value == "*" else {rule.chosen_by: choice.value}
         yield replace(
-            rule, verdict=choice.verdict, target=choice.target, choices=(), understood=True, **known
+            rule, verdict=choice.verdict, target=choice.target, choices=(), understood=True, **matches
         )
 
 
 class _ChainPaths:
-    """The ways to each chain, worked out once."""
+    """Find all paths to each chain, once."""
 
     def __init__(self, firewall: Firewall) -> None:
         self._bases: dict[ChainKey, Chain] = {
@@ -346,15 +348,15 @@ class _ChainPaths:
         for rule in firewall.rules:
             for key in targets(rule):
                 self._callers.setdefault(key, []).append(rule)
-        self._ways: dict[ChainKey, Sequence[_ChainPath]] = {}
+        self._paths: dict[ChainKey, Sequence[_ChainPath]] = {}
 
     def place(self, rule: FirewallRule) -> PlacedRule:
-        """The rule with what leads to it."""
-        own = matches_of(rule)
-        ways = [way for way in self._ways_to(chain_key(rule)) if not _contradicts(way.matched, own)]
-        common = _common([way.matched for way in ways])
-        inherited: dict[str, Any] = {name: text for name, text in common.items() if name not in own}
-        bases = frozenset().union(*(way.bases for way in ways))
+        """Return a rule with the matches on all paths to it."""
+        matches = matches_of(rule)
+        paths = [path for path in self._paths_to(chain_key(rule)) if not _contradicts(path.matched, matches)]
+        common = _common([path.matched for path in paths])
+        inherited: dict[str, Any] = {name: text for name, text in common.items() if name not in matches}
+        bases = frozenset().union(*(path.bases for path in paths))
         return PlacedRule(
             rule,
             replace(rule, **inherited) if inherited else rule,
@@ -362,64 +364,66 @@ class _ChainPaths:
             frozenset(base.kind for base in bases),
         )
 
-    def _ways_to(self, key: ChainKey) -> Sequence[_ChainPath]:
-        """All ways to a chain, but those on which no packet can come."""
-        if key not in self._ways:
-            # Set before the callers are asked: a loop, which the kernel refuses, must not hang us.
-            self._ways[key] = ()
+    def _paths_to(self, key: ChainKey) -> Sequence[_ChainPath]:
+        """Return all paths to a chain that a packet can take."""
+        if key not in self._paths:
+            # Set before the callers: a loop of jumps (the kernel refuses it) must not recurse forever.
+            self._paths[key] = ()
             if key in self._bases:
-                self._ways[key] = [_ChainPath(frozenset({self._bases[key]}), {})]
+                self._paths[key] = [_ChainPath(frozenset({self._bases[key]}), {})]
             else:
-                callers = self._callers.get(key, ())
-                self._ways[key] = _distinct(way for rule in callers for way in self._through(rule, key[-1]))
-        return self._ways[key]
+                jumps = self._callers.get(key, ())
+                self._paths[key] = _distinct(
+                    path for one in jumps for path in self._paths_through(one, key[-1])
+                )
+        return self._paths[key]
 
-    def _through(self, jump: FirewallRule, target: str) -> Iterator[_ChainPath]:
-        """The ways that a jump to that chain sends packets on."""
-        for way in self._ways_to(chain_key(jump)):
-            for own in _sent_to(jump, target):
-                if not _contradicts(way.matched, own):
-                    yield _ChainPath(way.bases, _narrowed(way.matched, own))
+    def _paths_through(self, jump: FirewallRule, target: str) -> Iterator[_ChainPath]:
+        """Yield the paths through a jump to a chain."""
+        for path in self._paths_to(chain_key(jump)):
+            for matches in _sent_to(jump, target):
+                if not _contradicts(path.matched, matches):
+                    yield _ChainPath(path.bases, _merge(path.matched, matches))
 
 
 def _sent_to(jump: FirewallRule, target: str) -> Iterator[Matched]:
-    """What a rule matches of the packets that it sends to a chain, once for each element of a verdict map."""
-    own = matches_of(jump)
+    """Yield the matches of a jump to a chain, one for each element of a verdict map."""
+    matches = matches_of(jump)
     if not jump.choices:
-        yield own
+        yield matches
     for choice in jump.choices:
         if choice.target == target:
-            yield own if choice.value == "*" else _narrowed(own, {jump.chosen_by: choice.value})
+            yield matches if choice.value == "*" else _merge(matches, {jump.chosen_by: choice.value})
 
 
-def _narrowed(matched: Matched, more: Matched) -> Matched:
-    """What has been matched after one more match; of two on one thing that which names it."""
-    vague = {name for name, text in more.items() if text.startswith("!") and name in matched}
-    return {**matched, **{name: text for name, text in more.items() if name not in vague}}
+def _merge(matched: Matched, more: Matched) -> Matched:
+    """Add matches; a negated match doesn't replace an existing one."""
+    negated = {name for name, text in more.items() if text.startswith("!") and name in matched}
+    return {**matched, **{name: text for name, text in more.items() if name not in negated}}
 
 
-def _contradicts(matched: Matched, own: Matched) -> bool:
-    """Whether no packet that has matched one can match the other."""
-    return any(name in own and are_disjoint(name, text, own[name]) for name, text in matched.items())
+def _contradicts(matched: Matched, matches: Matched) -> bool:
+    """Whether no packet can satisfy both sets of matches."""
+    return any(name in matches and are_disjoint(name, text, matches[name]) for name, text in matched.items())
 
 
-def _distinct(ways: Iterable[_ChainPath]) -> Sequence[_ChainPath]:
-    """Ways that match the same put together; where there are very many, all of them."""
+def _distinct(paths: Iterable[_ChainPath]) -> Sequence[_ChainPath]:
+    """Merge paths with equal matches; merge all paths if there are too many."""
     found: dict[frozenset[tuple[str, str]], _ChainPath] = {}
-    for way in ways:
-        known = found.setdefault(frozenset(way.matched.items()), way)
-        if not way.bases <= known.bases:
-            found[frozenset(way.matched.items())] = _ChainPath(known.bases | way.bases, way.matched)
-    if len(found) <= _MOST_WAYS:
+    for path in paths:
+        previous = found.setdefault(frozenset(path.matched.items()), path)
+        if not path.bases <= previous.bases:
+            found[frozenset(path.matched.items())] = _ChainPath(previous.bases | path.bases, path.matched)
+    if len(found) <= _MAX_PATHS:
         return tuple(found.values())
-    bases = frozenset[Chain]().union(*(way.bases for way in found.values()))
-    return (_ChainPath(bases, _common([way.matched for way in found.values()])),)
+    bases = frozenset[Chain]().union(*(path.bases for path in found.values()))
+    return (_ChainPath(bases, _common([path.matched for path in found.values()])),)
 
 
-def _common(ways: Sequence[Matched]) -> Matched:
-    """What several ways have in common; where each names links or addresses of its own, all of these."""
-    names = [name for name in ways[0] if all(name in way for way in ways)] if ways else ()
-    joined = {name: _union([way[name] for way in ways]) for name in names}
+def _common(paths: Sequence[Matched]) -> Matched:
+    """Return the common matches of several paths: equal ones, or the union of links or addresses."""
+    names = [name for name in paths[0] if all(name in path for path in paths)] if paths else ()
+    joined = {name: _union([path[name] for path in paths]) for name in names}
     return {name: text for name, text in joined.items() if text}
 
 

@@ -1,4 +1,4 @@
-"""An entry in the making."""
+"""Build NAT entries: merge rules that do the same, and attach helper rules to published ports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from core.nat.packets import PlacedRule
 
 @dataclass(slots=True)
 class RawEntry:
-    """What becomes a NatEntry. `same` is what entries that do the same have in common; `doing` the rules that
-    do it, `helping` the ids of those behind them; `address` and `port` where a published port leads."""
+    """A NatEntry before merging. Entries with the same `key` are merged. `rules` translate or filter,
+    `helper_ids` are the ids of rules that support them, `address` and `port` the destination of a published
+    port."""
 
-    same: tuple[str, ...]
+    key: tuple[str, ...]
     kind: str
     name: str
     sentence: str
     family: str
-    doing: list[FirewallRule]
+    rules: list[FirewallRule]
     entry_id: str
     l4_proto: str = ""
     outside: str = ""
@@ -28,24 +29,24 @@ class RawEntry:
     containers: tuple[str, ...] = ()
     address: str = ""
     port: str = ""
-    helping: list[str] = field(default_factory=list)
+    helper_ids: list[str] = field(default_factory=list)
 
-    def take_in(self, other: RawEntry) -> None:
-        """Add the rules of a draft that does the same."""
-        self.doing += other.doing
+    def merge(self, other: RawEntry) -> None:
+        """Add the rules of an entry with the same key."""
+        self.rules += other.rules
         protos = dict.fromkeys((self.l4_proto, other.l4_proto))
         self.l4_proto = "" if "" in protos else ",".join(protos)
 
-    def entry(self, ns: int) -> NatEntry:
-        """The finished entry."""
+    def build(self, ns: int) -> NatEntry:
+        """Return the finished entry."""
         return NatEntry(
             ns, self.entry_id, self.kind, self.name, self.sentence, self.family, self.l4_proto, self.outside,
-            self.inside, self.doing[0].verdict,
-            packets=_sum([rule.packets for rule in self.doing]),
-            bytes=_sum([rule.bytes for rule in self.doing]),
+            self.inside, self.rules[0].verdict,
+            packets=_sum([rule.packets for rule in self.rules]),
+            bytes=_sum([rule.bytes for rule in self.rules]),
             networks=self.networks, containers=self.containers,
-            rules=tuple(dict.fromkeys([*(rule.rule_id for rule in self.doing), *self.helping])),
-            doing=tuple(dict.fromkeys(rule.rule_id for rule in self.doing)),
+            rules=tuple(dict.fromkeys([*(rule.rule_id for rule in self.rules), *self.helper_ids])),
+            doing=tuple(dict.fromkeys(rule.rule_id for rule in self.rules)),
         )  # fmt: skip
 
 
@@ -55,36 +56,36 @@ def _sum(counts: list[int | None]) -> int | None:
 
 
 def family_of(rule: FirewallRule, address: str) -> str:
-    """ "ip" or "ip6" where an address tells, else the rule's own family."""
+    """Return "ip" or "ip6" if the address shows it, else the rule's family."""
     if rule.family != "inet" or not address or address.startswith("@"):
         return rule.family
     return "ip6" if ":" in address else "ip"
 
 
-# What a helper does, the address and port it is for, and the protocol.
+# A helper's kind, and the address, port and protocol of the published port.
 Key = tuple[str, str, str, str]
 
 
-def fold_helpers(placed: Iterable[PlacedRule], drafts: Sequence[RawEntry]) -> frozenset[str]:
-    """Put the helpers among these rules behind the published ports they belong to; returns their ids.
+def fold_helpers(placed: Iterable[PlacedRule], entries: Sequence[RawEntry]) -> frozenset[str]:
+    """Attach helper rules to the published ports that they support; returns their ids.
 
-    Where several ports lead to one place, an engine makes a helper for each: they are dealt out in their
-    order; a helper that there are fewer of than ports stands behind each of them."""
+    If several ports forward to one destination, an engine makes a helper for each: they are distributed in
+    order. If there are fewer helpers than ports, each port gets all of them."""
     groups: dict[Key, list[str]] = {}
     for one in placed:
         if key := _key(one):
             groups.setdefault(key, []).append(one.rule.rule_id)
     folded: set[str] = set()
     for key, rules in groups.items():
-        helped = [draft for draft in drafts if _is_for(key, draft)]
+        helped = [entry for entry in entries if _is_for(key, entry)]
         if helped:
-            _deal(rules, helped)
+            _distribute(rules, helped)
             folded.update(rules)
     return frozenset(folded)
 
 
 def _key(one: PlacedRule) -> Key | None:
-    """What a rule is a helper for, None where it is none."""
+    """Return the key of the published port that a rule supports, None for other rules."""
     rule = one.effective
     address = rule.dst.removesuffix("/32" if ":" not in rule.dst else "/128")
     if not address or address.startswith("!") or not rule.dport:
@@ -96,18 +97,18 @@ def _key(one: PlacedRule) -> Key | None:
     return None
 
 
-def _is_for(key: Key, draft: RawEntry) -> bool:
+def _is_for(key: Key, entry: RawEntry) -> bool:
     _, address, port, l4_proto = key
-    return draft.kind == "published port" and (draft.address, draft.port, draft.l4_proto) == (
+    return entry.kind == "published port" and (entry.address, entry.port, entry.l4_proto) == (
         address,
         port,
         l4_proto,
     )
 
 
-def _deal(rules: Sequence[str], drafts: Sequence[RawEntry]) -> None:
-    for number, draft in enumerate(drafts):
-        if len(rules) < len(drafts):
-            draft.helping += rules
+def _distribute(rules: Sequence[str], entries: Sequence[RawEntry]) -> None:
+    for number, entry in enumerate(entries):
+        if len(rules) < len(entries):
+            entry.helper_ids += rules
         else:
-            draft.helping += rules[number :: len(drafts)]
+            entry.helper_ids += rules[number :: len(entries)]

@@ -1,4 +1,4 @@
-"""Plans: what a request would do to this host, worked out from a snapshot alone."""
+"""Compute from a snapshot which operations a request needs on this host."""
 
 from core.plan.builder import Plan, Refused
 from core.plan.plan import plan, plan_all

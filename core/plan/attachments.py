@@ -1,4 +1,4 @@
-"""Plans that attach containers to our own bridges, detach and move them."""
+"""Plan attachments of containers to networks: attach, detach and move."""
 
 from __future__ import annotations
 
@@ -20,110 +20,110 @@ from core.operations import (
     SetLink,
 )
 from core.plan import ipam, validate
-from core.plan.builder import CannotPlan, PlanBuilder, Target, draft_steps, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
-from core.plan.ports import withdraw
+from core.plan.ports import unpublish
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork, OurPort
 from core.plan.teardown import delete_pair
 from core.text import safe
 
-# Engines whose containers get another network namespace with each start.
+# Engines that give a container a new network namespace at each start.
 _RUNTIMES = ("docker", "podman")
 
 
 def persist_steps(
-    target: Target, network: OurNetwork, steps: Iterable[Operation], draft: PlanBuilder
+    target: Target, network: OurNetwork, steps: Iterable[Operation], builder: PlanBuilder
 ) -> None:
-    """Have the agent do the steps of an attachment again whenever its container restarts."""
-    forget(target.uid, network.name, draft)
+    """Have the agent repeat the steps of an attachment whenever the container restarts."""
+    forget_attachment(target.uid, network.name, builder)
     if target.uid.partition(":")[0] in _RUNTIMES:
-        persist(PersistAttachment(target.uid, network.name, tuple(steps)), draft)
+        persist_attachment(PersistAttachment(target.uid, network.name, tuple(steps)), builder)
 
 
-def forget(container: str, network: str, draft: PlanBuilder) -> bool:
-    """Have the agent do it no more; says whether it would have."""
-    before = draft.kept.pop((container, network), None)
+def forget_attachment(container: str, network: str, builder: PlanBuilder) -> bool:
+    """Remove a persistent attachment; returns whether there was one."""
+    before = builder.persistent.pop((container, network), None)
     if before is None:
         return False
-    draft.do(ForgetAttachment(before))
+    builder.add(ForgetAttachment(before))
     return True
 
 
 def persist_routes(
     target: Target,
     network: OurNetwork,
-    draft: PlanBuilder,
+    builder: PlanBuilder,
     more: Collection[AddRoute] = (),
     less: Collection[AddRoute] = (),
 ) -> None:
-    """Have the agent make other routes when it makes an attachment again."""
-    before = draft.kept.get((target.uid, network.name))
+    """Add routes to a persistent attachment, and remove routes from it."""
+    before = builder.persistent.get((target.uid, network.name))
     if before is None:
         return
-    left = tuple(step for step in before.steps_at(target.place) if step not in (*more, *less))
-    forget(before.container, before.network, draft)
-    persist(replace(before, steps=(*left, *more)), draft)
+    steps = tuple(step for step in before.steps_at(target.place) if step not in (*more, *less))
+    forget_attachment(before.container, before.network, builder)
+    persist_attachment(replace(before, steps=(*steps, *more)), builder)
 
 
-def persistent_addresses(target: Target, network: OurNetwork, draft: PlanBuilder) -> tuple[str, ...]:
-    """The addresses that are kept for a container that is to be attached anew, given free for it."""
-    before = draft.kept.get((target.uid, network.name))
+def persistent_addresses(target: Target, network: OurNetwork, builder: PlanBuilder) -> tuple[str, ...]:
+    """Return the addresses of a persistent attachment, and free them for the container."""
+    before = builder.persistent.get((target.uid, network.name))
     adding = [step for step in before.steps if isinstance(step, AddAddress)] if before else []
     found = [ipaddress.ip_interface(step.address) for step in adding]
-    draft.used.difference_update(str(one.ip) for one in found)
+    builder.used.difference_update(str(one.ip) for one in found)
     return tuple(str(one.ip) for one in found if str(one.network) in network.subnets)
 
 
-def persist(wanted: PersistAttachment, draft: PlanBuilder) -> None:
-    """Have the agent do it."""
-    draft.do(wanted)
-    draft.kept[wanted.container, wanted.network] = wanted
+def persist_attachment(attachment: PersistAttachment, builder: PlanBuilder) -> None:
+    """Make an attachment persistent."""
+    builder.add(attachment)
+    builder.persistent[attachment.container, attachment.network] = attachment
 
 
-@draft_steps.register
-def _(request: Attach, draft: PlanBuilder) -> str:
-    if request.network not in draft.ours.networks:
-        docker = find_docker_network(request.network, draft)
+@plan_steps.register
+def plan_attach(request: Attach, builder: PlanBuilder) -> str:
+    if request.network not in builder.ours.networks:
+        docker = find_docker_network(request.network, builder)
         if docker is not None:
-            return attach_by_docker(request, docker, draft)
-    target, network = draft.target(request.container), draft.network(request.network)
-    attach(target, network, request.addresses, request.link, draft)
+            return attach_by_docker(request, docker, builder)
+    target, network = builder.target(request.container), builder.network(request.network)
+    attach(target, network, request.addresses, request.link, builder)
     return f"attach {safe(target.name)} to {network.name}"
 
 
 def attach(
-    target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, draft: PlanBuilder
+    target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, builder: PlanBuilder
 ) -> OurMember:
-    """Add the steps that join a container to a bridge of ours by a veth pair."""
-    there = any(_is(member, target, network.name) for member in draft.ours.members)
-    require(when(there, f"{safe(target.name)} is attached to {network.name} already"))
+    """Add the steps that connect a container to a bridge of vnet by a veth pair."""
+    attached = any(_is_of(member, target, network.name) for member in builder.ours.members)
+    require(when(attached, f"{safe(target.name)} is already attached to {network.name}"))
     inner = link or _free_link(target)
     require(
         validate.link_name(inner),
-        when(inner in target.links, f"{safe(target.name)} has a link {safe(inner)} already"),
+        when(inner in target.links, f"{safe(target.name)} already has a link {safe(inner)}"),
     )
-    held = persistent_addresses(target, network, draft)
-    chosen = _addresses(target, network, addresses or held, draft)
-    member = OurMember(target.uid, network.name, _port_name(target.name, draft), inner, chosen)
+    previous = persistent_addresses(target, network, builder)
+    chosen = _addresses(target, network, addresses or previous, builder)
+    member = OurMember(target.uid, network.name, _port_name(target.name, builder), inner, chosen)
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan([f"the name of {safe(target.name)} is too long for the tag of its link"])
-    steps = tuple(_wiring(member, target, network, draft))
-    draft.do(*steps)
-    persist_steps(target, network, steps, draft)
-    draft.host_names.add(member.port)
+    steps = tuple(_attach_steps(member, target, network, builder))
+    builder.add(*steps)
+    persist_steps(target, network, steps, builder)
+    builder.host_names.add(member.port)
     target.links.add(inner)
-    target.ways.update(network.subnets)
-    draft.add_member(member)
+    target.destinations.update(network.subnets)
+    builder.add_member(member)
     return member
 
 
-def _is(member: OurMember, target: Target, network: str) -> bool:
+def _is_of(member: OurMember, target: Target, network: str) -> bool:
     return member.container == target.uid and member.network == network
 
 
-def _wiring(
-    member: OurMember, target: Target, network: OurNetwork, draft: PlanBuilder
+def _attach_steps(
+    member: OurMember, target: Target, network: OurNetwork, builder: PlanBuilder
 ) -> Iterator[Operation]:
     port, inner, place = member.port, member.link, target.place
     yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag())
@@ -131,15 +131,17 @@ def _wiring(
     yield SetLink(port, "up", "up", "down")
     yield from (AddAddress(inner, address, place) for address in member.addresses)
     yield SetLink(inner, "up", "up", "down", place)
-    yield from _routes(member, target, network, draft)
+    yield from _routes(member, target, network, builder)
 
 
-def _routes(member: OurMember, target: Target, network: OurNetwork, draft: PlanBuilder) -> Iterator[AddRoute]:
-    """A default route for each family in which the container has none; on an internal network only the ways
-    to the networks that it is joined with."""
+def _routes(
+    member: OurMember, target: Target, network: OurNetwork, builder: PlanBuilder
+) -> Iterator[AddRoute]:
+    """Yield a default route for each address family that has none; on an internal network only the routes to
+    the networks that it is joined with."""
     if network.kind == "internal":
-        for other in joined_with(network, draft):
-            yield from routes_to(network, other, target, member.link)
+        for other in joined_with(network, builder):
+            yield from missing_routes(network, other, target, member.link)
         return
     for gateway in network.gateways:
         family = 6 if ":" in gateway else 4
@@ -151,19 +153,22 @@ def _routes(member: OurMember, target: Target, network: OurNetwork, draft: PlanB
             )  # fmt: skip
 
 
-# What the kernel gives an IPv6 route without a metric (IP6_RT_PRIO_USER), said so that it can be taken away.
+# The kernel's metric for an IPv6 route without one (IP6_RT_PRIO_USER): deleting needs it.
 _V6_METRIC = 1024
 
 
-def routes_to(network: OurNetwork, other: OurNetwork, target: Target, link: str) -> tuple[AddRoute, ...]:
-    """The ways that a container on one network lacks to the subnets of another, by the host."""
-    missing = [way for way in ways_to(network, other, target.place, link) if way.dst not in target.ways]
-    target.ways.update(way.dst for way in missing)
+def missing_routes(network: OurNetwork, other: OurNetwork, target: Target, link: str) -> tuple[AddRoute, ...]:
+    """Return the routes that a container on one network lacks to the subnets of another, via the host."""
+    routes = routes_between(network, other, target.place, link)
+    missing = [one for one in routes if one.dst not in target.destinations]
+    target.destinations.update(one.dst for one in missing)
     return tuple(missing)
 
 
-def ways_to(network: OurNetwork, other: OurNetwork, place: NetnsTarget, link: str) -> tuple[AddRoute, ...]:
-    """The ways from a container on one network to the subnets of another, by the host."""
+def routes_between(
+    network: OurNetwork, other: OurNetwork, place: NetnsTarget, link: str
+) -> tuple[AddRoute, ...]:
+    """Return the routes from a container on one network to the subnets of another, via the host."""
     gateways = {":" in gateway: gateway for gateway in network.gateways}
     return tuple(
         AddRoute(
@@ -175,156 +180,156 @@ def ways_to(network: OurNetwork, other: OurNetwork, place: NetnsTarget, link: st
     )  # fmt: skip
 
 
-def joined_with(network: OurNetwork, draft: PlanBuilder) -> Iterator[OurNetwork]:
-    """The networks that one is routed to."""
-    for names in sorted(draft.ours.joined):
+def joined_with(network: OurNetwork, builder: PlanBuilder) -> Iterator[OurNetwork]:
+    """Yield the networks that this one is joined with."""
+    for names in sorted(builder.ours.joined):
         if network.name in names:
             other = names[1] if names[0] == network.name else names[0]
-            if other in draft.ours.networks:
-                yield draft.ours.networks[other]
+            if other in builder.ours.networks:
+                yield builder.ours.networks[other]
 
 
-def shut_in(network: OurNetwork, draft: PlanBuilder) -> Iterator[tuple[Target, str]]:
-    """The containers on an internal network and their links there: they have no default route by it."""
-    for member in draft.ours.members if network.kind == "internal" else ():
+def isolated_members(network: OurNetwork, builder: PlanBuilder) -> Iterator[tuple[Target, str]]:
+    """Yield the containers on an internal network and their links: they have no default route there."""
+    for member in builder.ours.members if network.kind == "internal" else ():
         if member.network == network.name:
-            yield draft.target(member.container), member.link
+            yield builder.target(member.container), member.link
 
 
 def _free_link(target: Target) -> str:
     return next(name for number in count() if (name := f"eth{number}") not in target.links)
 
 
-def _port_name(container: str, draft: PlanBuilder) -> str:
-    """A name for the host's end: "v-" and the container's, cut and numbered until it is free."""
+def _port_name(container: str, builder: PlanBuilder) -> str:
+    """Return a free name for the host's end: "v-CONTAINER", shortened and numbered if needed."""
     base = re.sub(r"[^A-Za-z0-9_.-]", "", container) or "c"
     size = validate.NAME_BYTES - len("v-")
     ends = chain([""], (f"-{number}" for number in count(2)))
     names = (f"v-{base[: size - len(end)]}{end}" for end in ends)
-    return next(name for name in names if name not in draft.host_names)
+    return next(name for name in names if name not in builder.host_names)
 
 
 def _addresses(
-    target: Target, network: OurNetwork, wanted: tuple[str, ...], draft: PlanBuilder
+    target: Target, network: OurNetwork, requested: tuple[str, ...], builder: PlanBuilder
 ) -> tuple[str, ...]:
-    """An address with prefix length in each subnet of the network: those wanted, else the next free that no
-    port of another container leads to, which that may have left behind."""
-    led = {port.address: port for port in draft.ours.ports if port.container != target.uid}
-    require(*(validate.address(one, network.subnets, draft.used) for one in wanted))
-    given = {":" in one: str(ipaddress.ip_address(one)) for one in wanted}
-    require(when(len(given) != len(wanted), "one address of each family at most"))
+    """Return an address with prefix length in each subnet: the requested one, or the next free one that no
+    published port of another (perhaps removed) container forwards to."""
+    published = {port.address: port for port in builder.ours.ports if port.container != target.uid}
+    require(*(validate.address(one, network.subnets, builder.used) for one in requested))
+    given = {":" in one: str(ipaddress.ip_address(one)) for one in requested}
+    require(when(len(given) != len(requested), "only one address of each family is allowed"))
     chosen = []
     for subnet in network.subnets:
         try:
-            address = given.get(":" in subnet) or ipam.next_address(subnet, draft.used | led.keys())
+            address = given.get(":" in subnet) or ipam.next_address(subnet, builder.used | published.keys())
         except ipam.Exhausted as error:
             raise CannotPlan([f"{network.name} is full: {error}"]) from error
-        draft.warn(_led(led.get(address), target))
-        draft.used.add(address)
+        builder.warn(_port_warning(published.get(address), target))
+        builder.used.add(address)
         chosen.append(f"{address}/{ipaddress.ip_network(subnet).prefixlen}")
     return tuple(chosen)
 
 
-def _led(port: OurPort | None, target: Target) -> str:
+def _port_warning(port: OurPort | None, target: Target) -> str:
     if port is None:
         return ""
     return (
-        f"{safe(target.name)} gets what comes to {port.port_id}, which leads to {port.address} since it was "
-        f"published of {safe(port.container)}: vnet-tui unpublish ends that"
+        f"port {port.port_id} still forwards to {port.address} (published for {safe(port.container)}), so "
+        f"{safe(target.name)} receives it. Try: vnet-tui unpublish {port.port_id}"
     )
 
 
-@draft_steps.register
-def _(request: Detach, draft: PlanBuilder) -> str:
-    if request.network not in draft.ours.networks:
-        docker = find_docker_network(request.network, draft)
+@plan_steps.register
+def plan_detach(request: Detach, builder: PlanBuilder) -> str:
+    if request.network not in builder.ours.networks:
+        docker = find_docker_network(request.network, builder)
         if docker is not None:
-            return detach_by_docker(request, docker, draft)
-    # A network whose bridge somebody deleted is known by its attachments alone.
-    known = any(one.network == request.network for one in draft.ours.members)
+            return detach_by_docker(request, docker, builder)
+    # A network that lost its bridge is only known by its attachments.
+    known = any(one.network == request.network for one in builder.ours.members)
     name, uid = (
-        request.network if known else draft.network(request.network).name,
-        draft.uid_of(request.container),
+        request.network if known else builder.network(request.network).name,
+        builder.container_uid(request.container),
     )
-    there = any((one.container, one.network) == (uid, name) for one in draft.ours.members)
-    if (not there or _has_ended(uid, draft)) and forget(uid, name, draft):
-        return f"attach {safe(request.container)} to {safe(name)} no more when it starts"
-    target = draft.target(request.container)
-    draft.removing()
-    detach_member(_member(target, name, draft), draft)
+    attached = any((one.container, one.network) == (uid, name) for one in builder.ours.members)
+    if (not attached or _has_ended(uid, builder)) and forget_attachment(uid, name, builder):
+        return f"forget the attachment of {safe(request.container)} to {safe(name)}"
+    target = builder.target(request.container)
+    builder.defer_rules()
+    detach_member(_member(target, name, builder), builder)
     return f"detach {safe(target.name)} from {safe(name)}"
 
 
-def _has_ended(uid: str, draft: PlanBuilder) -> bool:
-    """Whether the container runs no more: its veth pair goes with its namespace, a moment later."""
-    container = draft.topology.containers.get(uid)
+def _has_ended(uid: str, builder: PlanBuilder) -> bool:
+    """Whether the container has stopped: its veth pair disappears a moment later, with its namespace."""
+    container = builder.topology.containers.get(uid)
     return container is not None and container.netns is None
 
 
-def _member(target: Target, network: str, draft: PlanBuilder) -> OurMember:
-    found = next((member for member in draft.ours.members if _is(member, target, network)), None)
+def _member(target: Target, network: str, builder: PlanBuilder) -> OurMember:
+    found = next((member for member in builder.ours.members if _is_of(member, target, network)), None)
     if found is None:
-        raise CannotPlan([f"{safe(target.name)} is not attached to {safe(network)} by vnet"])
+        raise CannotPlan([f"vnet hasn't attached {safe(target.name)} to {safe(network)}"])
     return found
 
 
-def detach_member(member: OurMember, draft: PlanBuilder) -> None:
-    """Add the steps that take an attachment away whole, its published ports before."""
-    port = draft.link(member.port)
+def detach_member(member: OurMember, builder: PlanBuilder) -> None:
+    """Add the steps that remove published ports and the attachment."""
+    port = builder.link(member.port)
     if port is None:
-        raise CannotPlan([f"the link {member.port} is not there yet"])
+        raise CannotPlan([f"the link {member.port} doesn't exist yet"])
     addresses = {address.partition("/")[0] for address in member.addresses}
-    published = [one for one in draft.ours.ports if one.address in addresses]
+    published = [one for one in builder.ours.ports if one.address in addresses]
     for one in published:
-        draft.hit(f"its port {one.port_id} is published no more")
-    withdraw(published, draft)
-    inner = draft.topology.peer(port)
-    forget(member.container, member.network, draft)
-    delete_pair(draft, port)
-    draft.drop_member(member)
-    draft.used.difference_update(addresses)
-    if inner is not None and member.container in draft.topology.containers:
-        _forget(draft.target(member.container), inner.ifindex, member, draft)
+        builder.add_hit(f"its port {one.port_id} is no longer published")
+    unpublish(published, builder)
+    inner = builder.topology.peer(port)
+    forget_attachment(member.container, member.network, builder)
+    delete_pair(builder, port)
+    builder.drop_member(member)
+    builder.used.difference_update(addresses)
+    if inner is not None and member.container in builder.topology.containers:
+        _drop_link(builder.target(member.container), inner.ifindex, member, builder)
 
 
-def _forget(target: Target, ifindex: int, member: OurMember, draft: PlanBuilder) -> None:
-    """Note that a link inside a container is gone, and the routes over it."""
+def _drop_link(target: Target, ifindex: int, member: OurMember, builder: PlanBuilder) -> None:
+    """Drop a link of a container and its routes from the target."""
     target.links.discard(member.link)
-    net = draft.snapshot.nets.get(target.ns or 0)
+    net = builder.snapshot.nets.get(target.ns or 0)
     for route in net.routes if net else ():
         if any(hop.ifindex == ifindex for hop in route.nexthops):
-            target.ways.discard(route.dst)
+            target.destinations.discard(route.dst)
             if route.dst == "default":
                 target.defaults.discard(route.family)
 
 
-@draft_steps.register
-def _(request: Move, draft: PlanBuilder) -> str:
-    dockers = [_dockers_network(name, draft) for name in (request.network, request.to)]
-    if any(dockers):
-        return _move_by_docker(request, dockers, draft)
-    target = draft.target(request.container)
-    network, to = draft.network(request.network), draft.network(request.to)
-    require(when(network == to, f"{safe(target.name)} is on {to.name} already"))
-    member = _member(target, network.name, draft)
-    draft.removing()
-    detach_member(member, draft)
-    attach(target, to, request.addresses, member.link, draft)
+@plan_steps.register
+def plan_move(request: Move, builder: PlanBuilder) -> str:
+    networks = [_docker_network(name, builder) for name in (request.network, request.to)]
+    if any(networks):
+        return _move_by_docker(request, networks, builder)
+    target = builder.target(request.container)
+    network, to = builder.network(request.network), builder.network(request.to)
+    require(when(network == to, f"{safe(target.name)} is already on {to.name}"))
+    member = _member(target, network.name, builder)
+    builder.defer_rules()
+    detach_member(member, builder)
+    attach(target, to, request.addresses, member.link, builder)
     return f"move {safe(target.name)} from {network.name} to {to.name}"
 
 
-def _dockers_network(name: str, draft: PlanBuilder) -> Network | None:
-    return None if name in draft.ours.networks else find_docker_network(name, draft)
+def _docker_network(name: str, builder: PlanBuilder) -> Network | None:
+    return None if name in builder.ours.networks else find_docker_network(name, builder)
 
 
-def _move_by_docker(request: Move, networks: list[Network | None], draft: PlanBuilder) -> str:
-    """Have Docker attach before it detaches, so that there is a way at each moment."""
-    there, to = networks
-    if there is None or to is None:
-        raise CannotPlan(["one of the two networks is Docker's, the other is not: attach, then detach"])
-    container = draft.container(request.container)
-    is_there = any(end.network == there.name for end in container.endpoints)
-    asked = Attach(request.container, to.name, request.addresses)
-    attach_by_docker(asked, to, draft, there if is_there else None)
-    detach_by_docker(Detach(request.container, there.name), there, draft)
-    return f"have Docker move {safe(container.name)} from {safe(there.name)} to {safe(to.name)}"
+def _move_by_docker(request: Move, networks: list[Network | None], builder: PlanBuilder) -> str:
+    """Plan to attach before detaching, so that the container is always connected."""
+    source, to = networks
+    if source is None or to is None:
+        raise CannotPlan(["can't move between a Docker network and another one: attach, then detach"])
+    container = builder.container(request.container)
+    is_attached = any(end.network == source.name for end in container.endpoints)
+    attach_request = Attach(request.container, to.name, request.addresses)
+    attach_by_docker(attach_request, to, builder, source if is_attached else None)
+    detach_by_docker(Detach(request.container, source.name), source, builder)
+    return f"move {safe(container.name)} from {safe(source.name)} to {safe(to.name)}"

@@ -1,4 +1,4 @@
-"""A plan in the making: what is, what the steps so far would make of it, and the steps."""
+"""Build a plan: the current state, the steps so far, and the state after them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from core.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would be done: `steps` in their order; `warnings` what a person should know before; `hits` what
-    goes as well, in words; `guarded` where it can cut off the person who asks for it."""
+    """The operations of a change (`steps`, in order), with `warnings`, and `hits`: sentences about what else
+    is removed or changes. `guarded`: the change can cut off the user's own session."""
 
     title: str
     steps: tuple[Operation, ...]
@@ -29,13 +29,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why there is no plan, a sentence each."""
+    """The reasons why there is no plan, one sentence each."""
 
     reasons: tuple[str, ...]
 
 
 class CannotPlan(Exception):
-    """Raised inside planning; becomes Refused."""
+    """Raised by planners; plan_all turns it into Refused."""
 
     def __init__(self, reasons: Iterable[str]) -> None:
         self.reasons = tuple(reasons)
@@ -43,24 +43,24 @@ class CannotPlan(Exception):
 
 
 def require(*reasons: str) -> None:
-    """Raise Refusal with those of the reasons that are not empty."""
+    """Raise CannotPlan with the reasons that aren't empty."""
     if given := tuple(reason for reason in reasons if reason):
         raise CannotPlan(given)
 
 
-def when(so: object, reason: str) -> str:
-    """The reason where it is so, else ""."""
-    return reason if so else ""
+def when(condition: object, reason: str) -> str:
+    """Return the reason if the condition holds, else ""."""
+    return reason if condition else ""
 
 
-# As many further processes as a place names by which it may be reached, should the first have ended.
-_OTHERS = 8
+# Further processes of a namespace that NetnsTarget names, in case that the first one ends.
+_MAX_OTHER_PIDS = 8
 
 
 @dataclass
 class Target:
-    """A container to plan for: its uid and name, where it is, the names of the links in there, the
-    families in which it has a default route, and the prefixes that its routes lead to."""
+    """A container to plan for: uid, name, network namespace, the names of the links inside, the address
+    families that have a default route (`defaults`), and the destinations of its routes."""
 
     uid: str
     name: str
@@ -68,14 +68,14 @@ class Target:
     ns: int | None = None
     links: set[str] = field(default_factory=set)
     defaults: set[int] = field(default_factory=set)
-    ways: set[str] = field(default_factory=set)
+    destinations: set[str] = field(default_factory=set)
 
 
 class PlanBuilder:
-    """Collects the steps of one plan, for one request or many, and keeps what follows from them in mind.
+    """Collect the steps of one plan and track the state that they lead to.
 
-    `reserved` are addresses and prefixes of plans that are not done yet, `session` the address of the other
-    end of the person's own remote session ("" for none), `kept` what the agent makes again at restarts.
+    `reserved` are addresses and prefixes of plans that aren't applied yet, `session` is the remote address
+    of the user's own session ("" for none), `persistent` what the agent makes again at restarts.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PlanBuilder:
         topology: Topology,
         reserved: Iterable[str] = (),
         session: str = "",
-        kept: Iterable[PersistAttachment] = (),
+        persistent: Iterable[PersistAttachment] = (),
     ) -> None:
         self.topology = topology
         self.snapshot = topology.snapshot
@@ -91,157 +91,159 @@ class PlanBuilder:
         self.before = ours(topology.snapshot, topology.host)
         self.ours: Ours = self.before
         self.reserved = tuple(reserved)
-        # By container and network, as the steps so far would leave it.
-        self.kept = {(want.container, want.network): want for want in kept}
+        # By container and network, after the steps so far.
+        self.persistent = {(one.container, one.network): one for one in persistent}
         self.steps: list[Operation] = []
         self.warnings: dict[str, None] = {}
         self.hits: dict[str, None] = {}
         self.guarded = False
-        # Names of namespaces that the steps so far would take away.
-        self.gone: set[str] = set()
-        self._removed = self._concerns_rules = False
-        # The alias that the loopback link of a named namespace would have, by the namespace's name.
+        # Names of namespaces that the steps so far remove.
+        self.removed_names: set[str] = set()
+        self._rules_last = self._rules_change = False
+        # The alias of a named namespace's loopback link after the steps so far, by the namespace's name.
         self.tags: dict[str, str] = {}
         self._sysctls: dict[str, str] = {}
         self._targets: dict[str, Target] = {}
 
-    def do(self, *operations: Operation) -> None:
+    def add(self, *operations: Operation) -> None:
         """Add steps."""
         self.steps += operations
 
     def warn(self, sentence: str) -> None:
-        """Say something before, once."""
+        """Add a warning, once."""
         if sentence:
             self.warnings.setdefault(sentence)
 
-    def hit(self, sentence: str) -> None:
-        """Tell what goes as well, once."""
+    def add_hit(self, sentence: str) -> None:
+        """Add a sentence about what else is removed or changes, once."""
         self.hits.setdefault(sentence)
 
-    def now(self, **changes: Any) -> None:
-        """Note that what is ours would differ in these fields of Ours."""
+    def update_ours(self, **changes: Any) -> None:
+        """Change these fields of Ours for the following steps."""
         self.ours = replace(self.ours, **changes)
-        self._concerns_rules = True
+        self._rules_change = True
 
-    def removing(self) -> None:
-        """The rules must hold until what they protect is gone: replace them at the end."""
-        self._removed = True
+    def defer_rules(self) -> None:
+        """Replace the firewall rules at the end: they must hold until what they protect is removed."""
+        self._rules_last = True
 
     def plan(self, title: str) -> Plan:
-        """The finished plan, with the rules replaced once if they would differ, or are gone."""
+        """Return the finished plan; it replaces vnet's rules once if they differ or are missing."""
         steps = list(self.steps)
         after = rules.render(self.ours)
         before = rules.render(self.before) if self.before.table else rules.EMPTY
-        if self._concerns_rules and after != before:
+        if self._rules_change and after != before:
             change = SetRules(after, before)
-            steps.insert(len(steps) if self._removed else 0, change)
+            steps.insert(len(steps) if self._rules_last else 0, change)
         return Plan(title, tuple(steps), tuple(self.warnings), tuple(self.hits), self.guarded)
 
-    # What is there
+    # Current state
 
     @property
     def host(self) -> NetState:
-        """The host's links, routes and neighbours."""
+        """Return the host's links, routes and neighbours."""
         return self.snapshot.nets.get(self.topology.host) or NetState(self.topology.host)
 
     @cached_property
     def host_names(self) -> set[str]:
-        """The names of the host's links, those that the steps so far would make among them."""
+        """Return the names of the host's links, including those that the steps so far create."""
         names = {link.name for link in self.host.links.values()}
         return names | {name for link in self.host.links.values() for name in link.altnames}
 
     @cached_property
     def used(self) -> set[str]:
-        """Every address in use or handed out by this plan."""
-        held = {one for one in self.reserved if "/" not in one}
-        return ipam.used_addresses(self.snapshot) | held | set(self._kept_addresses())
+        """Return every address in use, or assigned by this plan."""
+        reserved = {one for one in self.reserved if "/" not in one}
+        return ipam.used_addresses(self.snapshot) | reserved | set(self._persistent_addresses())
 
-    def _kept_addresses(self) -> Iterator[str]:
-        """The addresses of containers that get them back when they start."""
-        for want in self.kept.values():
-            if want.container in self.topology.containers:
-                adding = (step for step in want.steps if isinstance(step, AddAddress))
+    def _persistent_addresses(self) -> Iterator[str]:
+        """Yield the addresses that the agent gives to containers when they start."""
+        for one in self.persistent.values():
+            if one.container in self.topology.containers:
+                adding = (step for step in one.steps if isinstance(step, AddAddress))
                 yield from (step.address.partition("/")[0] for step in adding)
 
     @cached_property
     def prefixes(self) -> dict[ipam.Prefix, str]:
-        """What a new subnet must not overlap with, this plan's own new subnets among them."""
+        """Return the prefixes that a new subnet must not overlap, including this plan's own subnets."""
         taken = ipam.taken_prefixes(self.snapshot, everywhere=False)
-        held = [one for one in self.reserved if "/" in one]
-        return taken | {ipam.parse_prefix(one): "a plan that is under way" for one in held}
+        reserved = [one for one in self.reserved if "/" in one]
+        return taken | {ipam.parse_prefix(one): "a plan in progress" for one in reserved}
 
     def link(self, name: str) -> Link | None:
-        """The host's link of that name."""
+        """Return the host's link of that name."""
         return next((link for link in self.host.links.values() if link.name == name), None)
 
-    def place_of(self, ns: int) -> NetnsTarget:
-        """How a namespace is reached. Raises Refusal where it has neither name nor process."""
+    def netns_target(self, ns: int) -> NetnsTarget:
+        """Return how to enter a namespace. Raises CannotPlan if it has neither name nor process."""
         if ns == self.topology.host:
             return HOST
         space = self.snapshot.namespaces.get(ns)
-        names = [name for name in space.names if name not in self.gone] if space else []
+        names = [name for name in space.names if name not in self.removed_names] if space else []
         if names:
             return NetnsTarget(names[0])
         if space and space.pids:
-            return self._by_process(self.holder(space), space.pids, ns)
+            return self._by_process(self.main_pid(space), space.pids, ns)
         raise CannotPlan(
-            [f"{safe(self.topology.label(ns))} has neither a name nor a process to be reached by"]
+            [f"can't enter {safe(self.topology.label(ns))}: the namespace has neither a name nor a process"]
         )
 
-    def sysctl(self, key: str, value: str, before: str) -> None:
-        """Set one kernel setting of the host, once."""
+    def set_sysctl(self, key: str, value: str, before: str) -> None:
+        """Add the step that sets a sysctl of the host, once."""
         if self._sysctls.get(key, before) != value:
-            self.do(SetSysctl(key, value, self._sysctls.get(key, before)))
+            self.add(SetSysctl(key, value, self._sysctls.get(key, before)))
             self._sysctls[key] = value
 
     # Containers
 
     def target(self, text: str) -> Target:
-        """The container that a person means by its name, "runtime:name", uid or the beginning of its id.
-        Raises Refusal where it is none, several, or without a namespace of its own."""
+        """Find a container by name, "runtime:name", uid or the beginning of its id.
+        Raises CannotPlan for none, for several, and for one without a namespace of its own."""
         if text in self._targets:
             return self._targets[text]
         container = self.container(text)
         ns = container.netns
         label = safe(container.name)
         if ns is None:
-            raise CannotPlan([f"{label} is not running: it has no network namespace to attach to"])
+            raise CannotPlan(
+                [f"can't use {label}: it isn't running, so it has no network namespace. Start it first"]
+            )
         if ns == self.topology.host:
-            raise CannotPlan([f"{label} shares the host's own network: there is nothing to attach"])
+            raise CannotPlan([f"can't use {label}: it shares the host's network namespace"])
         net = self.snapshot.nets.get(ns)
         links = {link.name for link in net.links.values()} if net else set()
         routes = [route for route in net.routes if route.table == "main"] if net else []
         defaults = {route.family for route in routes if route.dst == "default"}
-        ways = {route.dst for route in routes}
+        destinations = {route.dst for route in routes}
         place = NetnsTarget(container.id) if container.runtime == "netns" else self._process(container)
-        made = Target(container.uid, container.name, place, ns, links, defaults, ways)
-        return self._targets.setdefault(container.uid, made)
+        target = Target(container.uid, container.name, place, ns, links, defaults, destinations)
+        return self._targets.setdefault(container.uid, target)
 
-    def uid_of(self, text: str) -> str:
-        """The uid of the container that a text names, running or not. Raises Refusal."""
-        made = self._targets.get(text)
-        return made.uid if made else self.container(text).uid
+    def container_uid(self, text: str) -> str:
+        """Return the uid of a container, running or not. Raises CannotPlan."""
+        target = self._targets.get(text)
+        return target.uid if target else self.container(text).uid
 
     def _process(self, container: Container) -> NetnsTarget:
         if container.pid is None or container.netns is None:
-            raise CannotPlan([f"{safe(container.name)} has no process to be reached by"])
+            raise CannotPlan([f"can't enter {safe(container.name)}: it has no process"])
         space = self.snapshot.namespaces.get(container.netns)
-        pid = self.holder(space) if space and space.pids else container.pid
+        pid = self.main_pid(space) if space and space.pids else container.pid
         return self._by_process(pid, space.pids if space else (), container.netns)
 
-    def holder(self, space: Namespace) -> int:
-        """The process by which a namespace is best reached: a container's own one, that lasts, before others,
-        which may have entered it for a moment."""
+    def main_pid(self, space: Namespace) -> int:
+        """Return the process to enter a namespace by: preferably a container's main process, because others
+        may have entered only for a moment."""
         inside = self.topology.containers_in(space.inode)
         own = (one.pid for one in inside if one.pid is not None)
         return next(own, space.pids[0])
 
     def _by_process(self, pid: int, pids: Iterable[int], ns: int) -> NetnsTarget:
-        others = tuple(one for one in pids if one != pid)[:_OTHERS]
+        others = tuple(one for one in pids if one != pid)[:_MAX_OTHER_PIDS]
         return NetnsTarget(pid=pid, inode=ns, others=others)
 
     def container(self, text: str) -> Container:
-        """The container that a text names. Raises Refusal where it is none or several."""
+        """Find a container, running or not. Raises CannotPlan for none and for several."""
         every = self.topology.containers
         for fits in _fits(text):
             found = [container for container in every.values() if fits(container)]
@@ -249,42 +251,42 @@ class PlanBuilder:
                 return found[0]
             if found:
                 names = ", ".join(f"{one.runtime}:{safe(one.name)}" for one in found)
-                raise CannotPlan([f'"{safe(text)}" may be {names}: say which'])
+                raise CannotPlan([f'"{safe(text)}" is ambiguous: it matches {names}'])
         raise CannotPlan([f'there is no container "{safe(text)}"'])
 
-    def made(self, target: Target) -> None:
-        """Note a container that the steps so far would make."""
+    def add_target(self, target: Target) -> None:
+        """Add a container that the steps so far create."""
         self._targets[target.name] = self._targets[target.uid] = target
 
-    def also(self, name: str, of: str) -> None:
-        """Note a further name of a named namespace that the steps so far would make."""
-        if made := self._targets.get(f"netns:{of}"):
-            self.made(replace(made, uid=f"netns:{name}", name=name))
+    def add_name(self, name: str, of: str) -> None:
+        """Add a further name of a named namespace that the steps so far create."""
+        if target := self._targets.get(f"netns:{of}"):
+            self.add_target(replace(target, uid=f"netns:{name}", name=name))
 
-    # Networks of ours
+    # vnet's networks
 
     def network(self, name: str) -> OurNetwork:
-        """A network of ours by its name, or by its bridge's. Raises Refusal."""
+        """Find a network of vnet by its name or its bridge's name. Raises CannotPlan."""
         by_bridge = (one for one in self.ours.networks.values() if one.bridge == name)
         found = self.ours.networks.get(name) or next(by_bridge, None)
         if found is None:
-            there = ", ".join(map(safe, sorted(self.ours.networks))) or "none yet"
-            shown = any(name in (one.name, one.bridge) for one in self.topology.networks)
-            told = f'"{safe(name)}" is no network' if shown else f'there is no network "{safe(name)}"'
-            raise CannotPlan([f"{told} of vnet's (those are: {there})"])
+            known = ", ".join(map(safe, sorted(self.ours.networks))) or "none yet"
+            exists = any(name in (one.name, one.bridge) for one in self.topology.networks)
+            reason = "wasn't made by vnet" if exists else "doesn't exist"
+            raise CannotPlan([f'network "{safe(name)}" {reason} (networks of vnet: {known})'])
         return found
 
     def add_member(self, member: OurMember) -> None:
-        """Note an attachment that the steps so far would make."""
-        self.now(members=(*self.ours.members, member))
+        """Add an attachment that the steps so far create."""
+        self.update_ours(members=(*self.ours.members, member))
 
     def drop_member(self, member: OurMember) -> None:
-        """Note an attachment that the steps so far would take away."""
-        self.now(members=tuple(one for one in self.ours.members if one != member))
+        """Drop an attachment that the steps so far remove."""
+        self.update_ours(members=tuple(one for one in self.ours.members if one != member))
 
 
 def _fits(text: str) -> tuple[Callable[[Container], bool], ...]:
-    """How a text may name a container, the surest way first."""
+    """Return the ways to match a container by a text, the most exact first."""
     return (
         lambda one: text in (one.uid, f"{one.runtime}:{one.name}"),
         lambda one: one.name == text,
@@ -293,6 +295,6 @@ def _fits(text: str) -> tuple[Callable[[Container], bool], ...]:
 
 
 @singledispatch
-def draft_steps(request: object, draft: PlanBuilder) -> str:
-    """Add the steps that a request needs to a draft; returns its title. Raises Refusal."""
-    raise TypeError(f"no way to plan {request!r}")
+def plan_steps(request: object, builder: PlanBuilder) -> str:
+    """Add the steps that a request needs, and return the plan's title. Raises CannotPlan."""
+    raise TypeError(f"no planner for {request!r}")

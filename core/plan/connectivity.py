@@ -1,4 +1,4 @@
-"""The links by which a person is connected to the host, and the host to the world."""
+"""Find links that the user's session or the host's default route depends on, and warn about filters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
 from core.model import Link, LinkKey
-from core.nat.describe import allow_words, drop_words
+from core.nat.describe import describe_drop, describe_remedy
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import Kind
 from core.operations import HOST, Operation, SetSysctl
@@ -16,121 +16,127 @@ from core.text import safe
 from core.topology import Topology
 
 
-def reach_lifeline(steps: Iterable[Operation], topology: Topology, session: str = "") -> bool:
-    """Whether these steps change a link, as it is now, that `is_lifeline` tells of, a container's own port of
-    such a bridge aside; `session` as for a plan."""
-    draft = PlanBuilder(topology, session=session)
-    held = {link.name for link in draft.host.links.values() if is_lifeline(link.key, draft)}
-    held -= {member.port for member in draft.ours.members}
-    return any(place == HOST and name in held for name, place in (step.changed_link() for step in steps))
+def changes_critical_link(steps: Iterable[Operation], topology: Topology, session: str = "") -> bool:
+    """Whether these steps change a critical link (`is_critical_link`), except for ports that connect a
+    container; `session` as for a plan."""
+    builder = PlanBuilder(topology, session=session)
+    critical = {link.name for link in builder.host.links.values() if is_critical_link(link.key, builder)}
+    critical -= {member.port for member in builder.ours.members}
+    return any(place == HOST and name in critical for name, place in (step.changed_link() for step in steps))
 
 
-def is_lifeline(key: LinkKey, draft: PlanBuilder) -> bool:
-    """Whether a change of this link can cut off the person's session, or the host: the link of a default
-    route or of the route to the session's other end, its ports and its master."""
-    if key.ns != draft.topology.host:
+def is_critical_link(key: LinkKey, builder: PlanBuilder) -> bool:
+    """Whether a change of this link can disconnect the user's session or the host: a link of a default route
+    or of the route to the session's remote address, its ports and its master."""
+    if key.ns != builder.topology.host:
         return False
-    held = set(_ways(draft))
-    masters = {link.master for index in held if (link := draft.host.links.get(index))} - {None}
-    ports = {link.ifindex for link in draft.host.links.values() if link.master in held}
-    return key.ifindex in held | masters | ports
+    uplinks = set(_uplinks(builder))
+    masters = {link.master for index in uplinks if (link := builder.host.links.get(index))} - {None}
+    ports = {link.ifindex for link in builder.host.links.values() if link.master in uplinks}
+    return key.ifindex in uplinks | masters | ports
 
 
-def _ways(draft: PlanBuilder) -> Iterator[int]:
-    """The indexes of links that default routes, and the route to the session's other end, leave by."""
-    for route in draft.host.routes:
+def _uplinks(builder: PlanBuilder) -> Iterator[int]:
+    """Yield the indexes of links of default routes, and of the route to the session's remote address."""
+    for route in builder.host.routes:
         if route.dst == "default":
             yield from (hop.ifindex for hop in route.nexthops if hop.ifindex)
-    if draft.session:
-        yield from _way_to(draft.session, draft)
+    if builder.session:
+        yield from _route_links(builder.session, builder)
 
 
-def _way_to(text: str, draft: PlanBuilder) -> Iterator[int]:
+def _route_links(text: str, builder: PlanBuilder) -> Iterator[int]:
+    """Yield the indexes of the links of the most specific route to an address."""
     address = ipaddress.ip_address(text.partition("%")[0])
     best = -1
-    for route in draft.host.routes:
+    for route in builder.host.routes:
         if route.dst == "default" or route.kind != "unicast" or (route.family == 6) != (address.version == 6):
             continue
         prefix = ipaddress.ip_network(route.dst)
         if address in prefix and prefix.prefixlen > best:
-            best, ways = prefix.prefixlen, [hop.ifindex for hop in route.nexthops if hop.ifindex]
+            best, links = prefix.prefixlen, [hop.ifindex for hop in route.nexthops if hop.ifindex]
     if best >= 0:
-        yield from ways
+        yield from links
 
 
 _FORWARD = "net.ipv4.ip_forward"
 _FORWARD6 = "net.ipv6.conf.all.forwarding"
-BRIDGED = "net.bridge.bridge-nf-call-iptables"
+BRIDGE_NF_SYSCTL = "net.bridge.bridge-nf-call-iptables"
 
 
 def warn_of_filters(
-    draft: PlanBuilder,
+    builder: PlanBuilder,
     bridge: str,
     kinds: Sequence[Kind],
     subnets: Sequence[str] = (),
     published: Published | None = None,
     to: str = "",
 ) -> None:
-    """Warn where another table drops what is forwarded: our own accept cannot overrule it, and rules that are
-    not ours are not edited. Without subnets both families count. What is switched is judged as well where
-    rules see it (br_netfilter)."""
-    judge = draft.topology.judge
-    if judge is None:
+    """Warn if another table drops forwarded packets: vnet's accept can't override that.
+
+    Without `subnets` both address families count. With br_netfilter bridged packets are checked as well.
+    """
+    evaluator = builder.topology.judge
+    if evaluator is None:
         return
-    if draft.snapshot.host.sysctls.get(BRIDGED) == "1" and not published and not to:
+    if builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) == "1" and not published and not to:
         kinds = (*kinds, "same")
-    found = draft.topology.uplink(draft.topology.host)
-    way = ForwardPath(bridge, found[0].name if found else "", tuple(subnets), published, to)
-    for chain, dropped in by_chain(judge.dropping(way, kinds)):
-        draft.warn(f"{drop_words(judge.firewall, chain, dropped, way)}; {allow_words(chain, dropped, way)}")
+    found = builder.topology.uplink(builder.topology.host)
+    path = ForwardPath(bridge, found[0].name if found else "", tuple(subnets), published, to)
+    for chain, dropped in by_chain(evaluator.dropping(path, kinds)):
+        drop = describe_drop(evaluator.firewall, chain, dropped, path)
+        builder.warn(f"{drop}; {describe_remedy(chain, dropped, path)}")
 
 
-def warn_of_move(source: Link, to: str, draft: PlanBuilder) -> None:
-    """Warn of what does not follow by itself when the host's addresses and routes move to another link."""
+def warn_of_move(source: Link, to: str, builder: PlanBuilder) -> None:
+    """Warn about leases and rules that don't move with the host's addresses and routes to another link."""
     name = safe(source.name)
-    lent = [str(one) for one in source.addresses if one.valid_until]
-    if lent:
-        draft.warn(
-            f"{', '.join(lent)} of {name} is lent for a time (by DHCP or router advertisements): it moves "
-            f"with the time that is left, and what renews it must do so for {to}"
+    leased = [str(one) for one in source.addresses if one.valid_until]
+    if leased:
+        builder.warn(
+            f"{', '.join(leased)} of {name} is leased (DHCP or router advertisements): it keeps its "
+            f"remaining lifetime, and must be renewed on {to}"
         )
-    rules = [one.priority for one in draft.host.rules if source.name in (one.iif, one.oif)]
+    rules = [one.priority for one in builder.host.rules if source.name in (one.iif, one.oif)]
     if rules:
-        told = ", ".join(map(str, dict.fromkeys(rules)))
-        draft.warn(f"the routing rules of priority {told} name {name}: what they mean comes by {to} then")
-    firewall = draft.snapshot.firewalls.get(draft.topology.host)
-    named = [one for one in (firewall.rules if firewall else ()) if source.name in (one.iif, one.oif)]
-    tables = dict.fromkeys(safe(one.table) for one in named if one.table != TABLE)
+        priorities = ", ".join(map(str, dict.fromkeys(rules)))
+        builder.warn(
+            f"routing rules with priority {priorities} match {name}, but packets will use {to}: change them"
+        )
+    firewall = builder.snapshot.firewalls.get(builder.topology.host)
+    matching = [one for one in (firewall.rules if firewall else ()) if source.name in (one.iif, one.oif)]
+    tables = dict.fromkeys(safe(one.table) for one in matching if one.table != TABLE)
     if tables:
-        draft.warn(f"rules of table {', '.join(tables)} name {name}: what they mean comes by {to} then")
+        builder.warn(
+            f"rules of table {', '.join(tables)} match {name}, but packets will use {to}: change them"
+        )
 
 
-def forward(draft: PlanBuilder, ipv4: bool, ipv6: bool) -> None:
-    """Have the host forward; what it is set to now is not known where it cannot be read."""
-    sysctls = draft.snapshot.host.sysctls
+def enable_forwarding(builder: PlanBuilder, ipv4: bool, ipv6: bool) -> None:
+    """Switch on forwarding for these address families; a sysctl that can't be read counts as 0."""
+    sysctls = builder.snapshot.host.sysctls
     if ipv4 and sysctls.get(_FORWARD, "0") != "1":
-        _keep_links_forwarding(draft, "net.ipv4.conf.")
-        draft.sysctl(_FORWARD, "1", sysctls.get(_FORWARD, "0"))
+        _keep_links_forwarding(builder, "net.ipv4.conf.")
+        builder.set_sysctl(_FORWARD, "1", sysctls.get(_FORWARD, "0"))
     if ipv6 and sysctls.get(_FORWARD6, "0") == "0":
-        _warn_of_router_advertisements(draft)
-        _keep_links_forwarding(draft, "net.ipv6.conf.")
-        draft.sysctl(_FORWARD6, "1", "0")
+        _warn_of_router_advertisements(builder)
+        _keep_links_forwarding(builder, "net.ipv6.conf.")
+        builder.set_sysctl(_FORWARD6, "1", "0")
 
 
-def _keep_links_forwarding(draft: PlanBuilder, prefix: str) -> None:
-    """Have an undo switch forwarding on again where links forward although the host does not: what it does
-    before, to switch the host's off, switches off theirs as well."""
-    for key, value in sorted(draft.snapshot.host.sysctls.items()):
-        kept = SetSysctl(key, value, value)
-        if key.startswith(prefix) and key != _FORWARD6 and kept not in draft.steps:
-            draft.do(kept)
+def _keep_links_forwarding(builder: PlanBuilder, prefix: str) -> None:
+    """Have an undo keep forwarding of single links: switching off the host's switches off theirs as well."""
+    for key, value in sorted(builder.snapshot.host.sysctls.items()):
+        step = SetSysctl(key, value, value)
+        if key.startswith(prefix) and key != _FORWARD6 and step not in builder.steps:
+            builder.add(step)
 
 
-def _warn_of_router_advertisements(draft: PlanBuilder) -> None:
-    for route in draft.host.routes:
+def _warn_of_router_advertisements(builder: PlanBuilder) -> None:
+    for route in builder.host.routes:
         if route.protocol == "ra" and route.dst == "default":
-            draft.guarded = True
-            draft.warn(
-                "the host has its IPv6 default route by router advertisement and stops taking those once it "
-                "forwards IPv6; set net.ipv6.conf.LINK.accept_ra=2 on the link of that route to keep it"
+            builder.guarded = True
+            builder.warn(
+                "the host's IPv6 default route comes from router advertisements, which are ignored once the "
+                "host forwards IPv6. To keep it, set net.ipv6.conf.LINK.accept_ra=2 for its link"
             )

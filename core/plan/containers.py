@@ -1,4 +1,4 @@
-"""Plans that make and delete plain containers: named namespaces."""
+"""Plan unmanaged containers (named namespaces), and changes of their connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from core.operations import (
 )
 from core.plan import validate
 from core.plan.attachments import attach, detach_member
-from core.plan.builder import CannotPlan, PlanBuilder, Target, draft_steps, require, when
+from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.requests import CountTraffic, CreateContainer, DeleteFlow, RemoveContainer
 from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
@@ -33,212 +33,217 @@ from core.topology import Topology
 from core.topology.index import names_in
 
 
-@draft_steps.register
-def _(request: CreateContainer, draft: PlanBuilder) -> str:
-    taken = _named(request.name, draft) or request.name in draft.tags
+@plan_steps.register
+def plan_create_container(request: CreateContainer, builder: PlanBuilder) -> str:
+    exists = _namespace_named(request.name, builder) or request.name in builder.tags
     require(
         validate.name(request.name, "container's name"),
         validate.model(request.model),
-        when(taken, f"there is a namespace {request.name} already"),
+        when(exists, f"there is already a namespace {request.name}"),
         when(request.model == "bridged" and not request.network, "a bridged container needs a network"),
-        when(request.model != "bridged" and request.network, "only a bridged container is on a network"),
-        when(request.model == "joined" and not request.joined_with, "joined with which container?"),
+        when(request.model != "bridged" and request.network, "only a bridged container can be on a network"),
+        when(
+            request.model == "joined" and not request.joined_with,
+            "a joined container needs the name of the container that it joins",
+        ),
         when(request.model != "joined" and request.joined_with, "only a joined container joins another"),
     )
     if request.model in ("joined", "open"):
-        _share(request, draft)
+        _join_namespace(request, builder)
     else:
-        _make(request, draft)
-    return f"make the {request.model} container {request.name}"
+        _make(request, builder)
+    return f"create the {request.model} container {request.name}"
 
 
-def _named(name: str, draft: PlanBuilder) -> Namespace | None:
-    spaces = draft.snapshot.namespaces.values()
+def _namespace_named(name: str, builder: PlanBuilder) -> Namespace | None:
+    spaces = builder.snapshot.namespaces.values()
     return next((space for space in spaces if name in space.names), None)
 
 
-def _make(request: CreateContainer, draft: PlanBuilder) -> None:
+def _make(request: CreateContainer, builder: PlanBuilder) -> None:
     place = NetnsTarget(request.name)
-    draft.tags[request.name] = _tag((request.name,))
-    draft.do(
+    builder.tags[request.name] = _tag((request.name,))
+    builder.add(
         CreateNamespace(request.name),
-        SetLink("lo", "alias", draft.tags[request.name], "", place),
+        SetLink("lo", "alias", builder.tags[request.name], "", place),
         SetLink("lo", "up", "up", "down", place),
     )
     target = Target(f"netns:{request.name}", request.name, place, links={"lo"})
-    draft.made(target)
+    builder.add_target(target)
     if request.network:
-        attach(target, draft.network(request.network), request.addresses, "", draft)
+        attach(target, builder.network(request.network), request.addresses, "", builder)
 
 
-def _share(request: CreateContainer, draft: PlanBuilder) -> None:
-    """Give the namespace of another container, or the host's, one name more."""
-    of = "" if request.model == "open" else _joinable(request.joined_with, draft)
-    if of not in draft.tags:
-        space = _named(of, draft)
-        draft.tags[of] = _loopback(space.inode if space else draft.topology.host, draft).alias
-    before = draft.tags[of]
-    draft.tags[of] = _tag((*_names(before), request.name))
-    draft.also(request.name, of)
-    draft.do(JoinNamespace(request.name, of), SetLink("lo", "alias", draft.tags[of], before, NetnsTarget(of)))
+def _join_namespace(request: CreateContainer, builder: PlanBuilder) -> None:
+    """Add a name to the namespace of another container, or of the host."""
+    of = "" if request.model == "open" else _joinable(request.joined_with, builder)
+    if of not in builder.tags:
+        space = _namespace_named(of, builder)
+        builder.tags[of] = _loopback(space.inode if space else builder.topology.host, builder).alias
+    before = builder.tags[of]
+    builder.tags[of] = _tag((*_names(before), request.name))
+    builder.add_name(request.name, of)
+    builder.add(
+        JoinNamespace(request.name, of), SetLink("lo", "alias", builder.tags[of], before, NetnsTarget(of))
+    )
 
 
-def _joinable(text: str, draft: PlanBuilder) -> str:
-    """The named namespace that a container to join with is. Raises Refusal."""
+def _joinable(text: str, builder: PlanBuilder) -> str:
+    """Return the named namespace of the container to join. Raises CannotPlan."""
     name = text.removeprefix("netns:")
-    if name in draft.tags:
+    if name in builder.tags:
         return name
-    container = draft.container(text)
+    container = builder.container(text)
     if container.runtime != "netns":
         raise CannotPlan(
-            [f"{safe(container.name)} is no named namespace: its own engine joins others with it"]
+            [f"can't join {safe(container.name)}: only the host and named namespaces can be joined"]
         )
     return container.id
 
 
-def _loopback(ns: int, draft: PlanBuilder) -> Link:
-    net = draft.snapshot.nets.get(ns)
+def _loopback(ns: int, builder: PlanBuilder) -> Link:
+    net = builder.snapshot.nets.get(ns)
     found = next((link for link in net.links.values() if link.kind == "loopback"), None) if net else None
     if found is None:
-        raise CannotPlan([f"the namespace of {safe(draft.topology.label(ns))} could not be read"])
+        raise CannotPlan([f"can't read the namespace of {safe(builder.topology.label(ns))}"])
     return found
 
 
 def _names(alias: str) -> tuple[str, ...]:
-    """The names that the tag on a loopback link tells."""
-    words = words_of(alias)
-    if words is None and alias:
-        raise CannotPlan(["its loopback link has an alias of somebody else's, where our tag would go"])
-    return (words or {}).get("name", ())
+    """Return the names in the tag of a loopback link."""
+    values = words_of(alias)
+    if values is None and alias:
+        raise CannotPlan(["its loopback link already has an alias, so vnet can't put its tag there"])
+    return (values or {}).get("name", ())
 
 
 def _tag(names: tuple[str, ...]) -> str:
     alias = tag(("name", name) for name in names) if names else ""
     if len(alias.encode()) > ALIAS_BYTES:
-        raise CannotPlan(["too many containers share this namespace: their names do not fit its tag"])
+        raise CannotPlan(["too many containers share this namespace: their names don't fit in its tag"])
     return alias
 
 
-@draft_steps.register
-def _(request: RemoveContainer, draft: PlanBuilder) -> str:
-    space = _named(request.name, draft)
+@plan_steps.register
+def plan_remove_container(request: RemoveContainer, builder: PlanBuilder) -> str:
+    space = _namespace_named(request.name, builder)
     if space is None:
         raise CannotPlan([f'there is no named namespace "{safe(request.name)}"'])
-    draft.removing()
-    others = tuple(name for name in space.names if name != request.name and name not in draft.gone)
-    if space.inode == draft.topology.host or others:
-        of = "" if space.inode == draft.topology.host else others[0]
-        _leave(request.name, of, space, draft)
+    builder.defer_rules()
+    others = tuple(name for name in space.names if name != request.name and name not in builder.removed_names)
+    if space.inode == builder.topology.host or others:
+        of = "" if space.inode == builder.topology.host else others[0]
+        _leave(request.name, of, space, builder)
     else:
-        _delete(request.name, space, draft)
-    draft.gone.add(request.name)
+        _delete(request.name, space, builder)
+    builder.removed_names.add(request.name)
     return f"delete the container {safe(request.name)}"
 
 
-def _leave(name: str, of: str, space: Namespace, draft: PlanBuilder) -> None:
-    before = _loopback(space.inode, draft).alias
+def _leave(name: str, of: str, space: Namespace, builder: PlanBuilder) -> None:
+    before = _loopback(space.inode, builder).alias
     if name in (words_of(before) or {}).get("name", ()):
         left = tuple(one for one in _names(before) if one != name)
-        draft.do(SetLink("lo", "alias", _tag(left), before, NetnsTarget(of)))
-    draft.do(LeaveNamespace(name, of))
+        builder.add(SetLink("lo", "alias", _tag(left), before, NetnsTarget(of)))
+    builder.add(LeaveNamespace(name, of))
 
 
-def _delete(name: str, space: Namespace, draft: PlanBuilder) -> None:
+def _delete(name: str, space: Namespace, builder: PlanBuilder) -> None:
     """Empty a namespace link by link, then delete it."""
     left = tag((("left", name), ("ns", str(space.inode)))) if space.pids else ""
     if left:
-        draft.hit(_staying(space))
-    firewall = draft.snapshot.firewalls.get(space.inode)
+        builder.add_hit(_describe_processes(space))
+    firewall = builder.snapshot.firewalls.get(space.inode)
     if firewall and firewall.rules and not left:
-        draft.hit("its own firewall rules go with it, and an undo does not bring them back")
-    inside = {one.uid for one in draft.topology.containers_in(space.inode)}
-    for member in [one for one in draft.ours.members if one.container in inside]:
-        draft.hit(f"it is detached from {member.network}")
-        detach_member(member, draft)
-    gone = {one.link for one in draft.before.members if one.container in inside}
-    net = draft.snapshot.nets.get(space.inode)
+        builder.add_hit("its own firewall rules are deleted, and an undo can't restore them")
+    inside = {one.uid for one in builder.topology.containers_in(space.inode)}
+    for member in [one for one in builder.ours.members if one.container in inside]:
+        builder.add_hit(f"it is detached from {member.network}")
+        detach_member(member, builder)
+    gone = {one.link for one in builder.before.members if one.container in inside}
+    net = builder.snapshot.nets.get(space.inode)
     links = [link for link in net.links.values() if link.name not in gone] if net else []
     for link in sorted(links, key=lambda one: one.kind == "bridge"):
-        _delete_inside(link, left, draft)
-    draft.do(DeleteNamespace(name, left, draft.holder(space) if left else 0))
+        _delete_inside(link, left, builder)
+    builder.add(DeleteNamespace(name, left, builder.main_pid(space) if left else 0))
 
 
-def _staying(space: Namespace) -> str:
-    """What becomes of the processes inside, in words."""
+def _describe_processes(space: Namespace) -> str:
+    """Describe what happens to the processes of a namespace that loses its name."""
     command, more = safe(space.command), len(space.pids) - 1
     first = f"process {space.pids[0]}{f' ({command})' if command else ''}"
-    who = f"{first} and {more} more go on in it" if more else f"{first} goes on in it"
+    who = f"{first} and {more} more keep running" if more else f"{first} keeps running"
     return (
-        f"{who} without a network: an undo gives the same namespace its name and links back, as long as one "
-        "of its processes runs; after that, only an empty one"
+        f"{who} without a network: while one of them runs, an undo restores the name and the links of the "
+        "same namespace; later it creates an empty one"
     )
 
 
-def _delete_inside(link: Link, left: str, draft: PlanBuilder) -> None:
-    place = draft.place_of(link.ns)
+def _delete_inside(link: Link, left: str, builder: PlanBuilder) -> None:
+    place = builder.netns_target(link.ns)
     if link.kind == "loopback":
-        _reset_loopback(link, left, place, draft)
+        _reset_loopback(link, left, place, builder)
     elif link.kind == "veth":
-        draft.hit(f"its link {safe(link.name)} goes, with the other end")
-        delete_pair(draft, link)
+        builder.add_hit(f"its link {safe(link.name)} is deleted, with its peer")
+        delete_pair(builder, link)
     elif link.kind == "bridge":
-        draft.hit(f"its bridge {safe(link.name)} goes")
-        for port in draft.topology.ports_of(link.key):
+        builder.add_hit(f"its bridge {safe(link.name)} is deleted")
+        for port in builder.topology.ports_of(link.key):
             if port.kind != "veth":
-                release_port(draft, port, place)
-        delete_bridge(draft, link)
+                release_port(builder, port, place)
+        delete_bridge(builder, link)
     else:
         raise CannotPlan(
-            [f"its link {safe(link.name)} ({safe(link.kind)}) could not be brought back: move it out"]
+            [f"can't delete its link {safe(link.name)} ({safe(link.kind)}): an undo couldn't restore it"]
         )
 
 
-def _reset_loopback(link: Link, alias: str, place: NetnsTarget, draft: PlanBuilder) -> None:
+def _reset_loopback(link: Link, alias: str, place: NetnsTarget, builder: PlanBuilder) -> None:
     for address in reversed(link.addresses):
         if address.scope not in ("host", "link"):
-            draft.do(DeleteAddress("lo", str(address), place))
+            builder.add(DeleteAddress("lo", str(address), place))
     if link.admin_up:
-        draft.do(SetLink("lo", "up", "down", "up", place))
+        builder.add(SetLink("lo", "up", "down", "up", place))
     if link.alias != alias:
-        draft.do(SetLink("lo", "alias", alias, link.alias, place))
+        builder.add(SetLink("lo", "alias", alias, link.alias, place))
 
 
-SETTING = "net.netfilter.nf_conntrack_acct"
+ACCOUNTING_SYSCTL = "net.netfilter.nf_conntrack_acct"
 
 
-@draft_steps.register
-def _accounting(request: CountTraffic, draft: PlanBuilder) -> str:
-    found = [ns for ns in request.namespaces if ns in draft.snapshot.namespaces]
-    require(when(not found, "every namespace with connections counts their traffic already"))
+@plan_steps.register
+def plan_count_traffic(request: CountTraffic, builder: PlanBuilder) -> str:
+    found = [ns for ns in request.namespaces if ns in builder.snapshot.namespaces]
+    require(when(not found, "traffic is already counted in every namespace with connections"))
     for ns in found:
-        draft.do(SetSysctl(SETTING, "1", "0", draft.place_of(ns)))
-    draft.warn("only connections that begin from now on are counted")
-    names = [safe(draft.topology.label(ns)) for ns in found]
+        builder.add(SetSysctl(ACCOUNTING_SYSCTL, "1", "0", builder.netns_target(ns)))
+    builder.warn("only new connections are counted")
+    names = [safe(builder.topology.label(ns)) for ns in found]
     return (
         f"count the traffic of connections in {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
     )
 
 
 _GRE = 47
-_COARSE = (
-    "conntrack(8) cannot tell GRE connections between the same two addresses apart: typed by hand, "
-    "the command forgets all of them"
+_GRE_WARNING = (
+    "conntrack(8) can't distinguish GRE connections between the same two addresses: if you run the command "
+    "yourself, it deletes all of them"
 )
-_FINAL = "a connection that is forgotten cannot be brought back: this has no undo"
+_NO_UNDO = "a deleted connection can't be restored: this has no undo"
 
 
 def delete_flow(
     ns: int, entry: ConntrackEntry, names: Mapping[bytes, str] = MappingProxyType({})
 ) -> DeleteFlow:
-    """The request to forget a conntrack entry of the namespace `ns`; `names` are core.flows.flow_of's."""
+    """Return the request to delete a conntrack entry of a namespace; `names` as for core.flows.flow_of."""
     flow = flow_of(entry, names)
     ends = (address_text(entry.orig_src), address_text(entry.orig_dst), entry.orig_sport, entry.orig_dport)
-    said, translated = sentence(flow), bool(flow.snat or flow.dnat)
-    return DeleteFlow(ns, entry.id, entry.l4_proto, *ends, entry.zone, said, translated)
+    translated = bool(flow.snat or flow.dnat)
+    return DeleteFlow(ns, entry.id, entry.l4_proto, *ends, entry.zone, sentence(flow), translated)
 
 
 def delete_flow_at(topology: Topology, ref: Ref) -> DeleteFlow | None:
-    """The request to forget the entry that a reference points at; None where it is gone."""
+    """Return the request to delete the entry that a reference points at; None if it is gone."""
     ns, entry_id = (int(part) for part in ref.key)
     table = topology.snapshot.conntracks.get(ns)
     places = np.flatnonzero(table.entries["id"] == entry_id).tolist() if table else []
@@ -247,36 +252,31 @@ def delete_flow_at(topology: Topology, ref: Ref) -> DeleteFlow | None:
     return delete_flow(ns, entry_of(table.entries[places[0]]), names_in(topology, ns))
 
 
-@draft_steps.register
-def _flows(request: DeleteFlow, draft: PlanBuilder) -> str:
-    require(
-        when(request.ns not in draft.snapshot.namespaces, "its namespace is gone, and the connection with it")
-    )
+@plan_steps.register
+def plan_delete_flow(request: DeleteFlow, builder: PlanBuilder) -> str:
+    require(when(request.ns not in builder.snapshot.namespaces, "the connection is gone with its namespace"))
     ends = (request.src, request.dst, request.l4_proto, request.sport, request.dport)
-    draft.do(DeleteConnection(*ends, request.entry_id, draft.place_of(request.ns), request.zone))
-    for words in _what_it_hits(request):
-        draft.hit(words)
-    draft.warn(_FINAL)
+    builder.add(DeleteConnection(*ends, request.entry_id, builder.netns_target(request.ns), request.zone))
+    for effect in _effects(request):
+        builder.add_hit(effect)
+    builder.warn(_NO_UNDO)
     if request.l4_proto == _GRE:
-        draft.warn(_COARSE)
-    return f"forget the connection {safe(request.sentence) or _told(request)}"
+        builder.warn(_GRE_WARNING)
+    return f"delete the connection {safe(request.sentence) or _describe_ends(request)}"
 
 
-def _what_it_hits(request: DeleteFlow) -> list[str]:
-    """What becomes of the packets that are still to come."""
-    words = ["its next packet counts as a new connection and meets all rules again: one of them may drop it"]
+def _effects(request: DeleteFlow) -> list[str]:
+    """Describe what happens to later packets of the connection."""
+    effects = ["its next packet starts a new connection and passes all rules again: one of them may drop it"]
     if request.translated:
-        words.append(
-            "it is translated: by then its port may be another one, and what is under way breaks off"
-        )
+        effects.append("NAT may choose another port for it, which breaks the connection")
     elif request.l4_proto == TCP:
-        words.append("if it was established, it goes on only where the kernel takes up connections half-way")
-    return words
+        effects.append(
+            "an established connection continues only if conntrack picks it up (nf_conntrack_tcp_loose)"
+        )
+    return effects
 
 
-def _told(request: DeleteFlow) -> str:
+def _describe_ends(request: DeleteFlow) -> str:
     ends = end_text(request.src, request.sport or None), end_text(request.dst, request.dport or None)
     return f"{' -> '.join(ends)} {protocol_name(request.l4_proto)}"
-
-
-__all__ = ["delete_flow", "delete_flow_at"]

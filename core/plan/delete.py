@@ -1,140 +1,143 @@
-"""Plans that delete what a reference points at."""
+"""Plan to delete the object that a reference points at."""
 
 from __future__ import annotations
 
 from core.model import Container, Link, LinkKey, Ref
 from core.plan.attachments import detach_member
-from core.plan.builder import CannotPlan, PlanBuilder, draft_steps, require, when
-from core.plan.connectivity import is_lifeline
-from core.plan.ports import withdraw
+from core.plan.builder import CannotPlan, PlanBuilder, plan_steps
+from core.plan.connectivity import is_critical_link
+from core.plan.ports import unpublish
 from core.plan.requests import Delete, RemoveContainer, RemoveNetwork
 from core.plan.teardown import delete_bridge, delete_pair, release_port
 from core.tags import TABLE
 from core.text import safe
 
 
-@draft_steps.register
-def _(request: Delete, draft: PlanBuilder) -> str:
+@plan_steps.register
+def plan_delete(request: Delete, builder: PlanBuilder) -> str:
     match request.ref:
         case Ref("link", (int(ns), int(ifindex))):
-            return _delete_link(LinkKey(ns, ifindex), draft)
+            return _delete_link(LinkKey(ns, ifindex), builder)
         case Ref("network", (str(network_id),)):
-            return _delete_network(network_id, draft)
+            return _delete_network(network_id, builder)
         case Ref("container", (str(runtime), str(container_id))):
-            return _delete_container(runtime, container_id, draft)
+            return _delete_container(runtime, container_id, builder)
         case Ref("namespace", (int(inode),)):
-            return _delete_namespace(inode, draft)
+            return _delete_namespace(inode, builder)
         case Ref("nat", (int(_), str(entry_id))):
-            return _withdraw(entry_id, draft)
+            return _unpublish(entry_id, builder)
         case Ref(kind, _):
-            raise CannotPlan([f"a {kind} cannot be deleted here"])
+            raise CannotPlan([f"can't delete a {kind}"])
 
 
-def _delete_link(key: LinkKey, draft: PlanBuilder) -> str:
-    link = draft.snapshot.link(key)
+def _delete_link(key: LinkKey, builder: PlanBuilder) -> str:
+    link = builder.snapshot.link(key)
     if link is None:
-        raise CannotPlan(["that link is gone already"])
-    ends = {link.name} | {peer.name for peer in [draft.topology.peer(link)] if peer}
+        raise CannotPlan(["the link no longer exists"])
+    ends = {link.name} | {peer.name for peer in [builder.topology.peer(link)] if peer}
     network = next(
-        (one for one in draft.ours.networks.values() if _is_bridge_of(link, one.bridge, draft)), None
+        (one for one in builder.ours.networks.values() if _is_bridge_of(link, one.bridge, builder)), None
     )
     if network:
-        return draft_steps(RemoveNetwork(network.name), draft)
-    draft.guarded = is_lifeline(key, draft)
-    draft.removing()
-    for member in draft.ours.members:
-        if member.port in ends and draft.topology.host in _spaces(link, draft):
-            detach_member(member, draft)
-            container = draft.topology.containers.get(member.container)
+        return plan_steps(RemoveNetwork(network.name), builder)
+    builder.guarded = is_critical_link(key, builder)
+    builder.defer_rules()
+    for member in builder.ours.members:
+        if member.port in ends and builder.topology.host in _namespaces(link, builder):
+            detach_member(member, builder)
+            container = builder.topology.containers.get(member.container)
             return f"detach {safe(container.name if container else member.container)} from {member.network}"
-    _say_what_it_carries(link, draft)
-    _delete_other(link, draft)
+    _describe_effects(link, builder)
+    _delete_other(link, builder)
     return f"delete the link {safe(link.name)}"
 
 
-def _say_what_it_carries(link: Link, draft: PlanBuilder) -> None:
-    """Who loses its network with a link that others made: containers, published ports, the way out."""
-    topology, name = draft.topology, safe(link.name)
-    draft.warn(f"vnet did not make {name}: whatever made it may need it, or make it again")
+def _describe_effects(link: Link, builder: PlanBuilder) -> None:
+    """Describe what depends on a link that vnet didn't make: containers, published ports, the uplink."""
+    topology, name = builder.topology, safe(link.name)
+    builder.warn(f"vnet didn't make {name}: the program that did may need it, or create it again")
     ends = topology.ports_of(link.key) if link.kind == "bridge" else [link]
     sides = [side for end in ends for side in (end, topology.peer(end)) if side]
-    cut = {one.uid: safe(one.name) for side in sides for one in _inside(side, draft)}
+    cut = {one.uid: safe(one.name) for side in sides for one in _containers_of(side, builder)}
     if cut:
-        draft.hit(f"cut off from {name}: {', '.join(cut.values())}")
+        builder.add_hit(f"disconnected from {name}: {', '.join(cut.values())}")
     entries = [one for one in topology.nat if one.kind == "published port"]
     ports = [safe(one.name) for one in entries if cut.keys() & set(one.containers)]
     if ports:
-        draft.hit(f"published ports that lead nowhere any more: {'; '.join(ports)}")
-    if draft.guarded:
-        draft.warn(
-            "the host's way out, or your own session, goes by it: the change is taken back by itself after "
-            "60 s, unless you say that you keep it"
+        builder.add_hit(f"published ports that stop working: {'; '.join(ports)}")
+    if builder.guarded:
+        builder.warn(
+            "the host's default route or your own session uses it: the change is undone after 60 s unless "
+            "you confirm it"
         )
 
 
-def _inside(link: Link, draft: PlanBuilder) -> tuple[Container, ...]:
-    return () if link.ns == draft.topology.host else draft.topology.containers_in(link.ns)
+def _containers_of(link: Link, builder: PlanBuilder) -> tuple[Container, ...]:
+    return () if link.ns == builder.topology.host else builder.topology.containers_in(link.ns)
 
 
-def _is_bridge_of(link: Link, bridge: str, draft: PlanBuilder) -> bool:
-    return link.ns == draft.topology.host and link.name == bridge
+def _is_bridge_of(link: Link, bridge: str, builder: PlanBuilder) -> bool:
+    return link.ns == builder.topology.host and link.name == bridge
 
 
-def _spaces(link: Link, draft: PlanBuilder) -> set[int]:
-    peer = draft.topology.peer(link)
+def _namespaces(link: Link, builder: PlanBuilder) -> set[int]:
+    peer = builder.topology.peer(link)
     return {link.ns} | ({peer.ns} if peer else set())
 
 
-def _delete_other(link: Link, draft: PlanBuilder) -> None:
-    """Delete a veth pair or a bridge that is not ours; what else there is could not be brought back."""
+def _delete_other(link: Link, builder: PlanBuilder) -> None:
+    """Delete a veth pair or a bridge that vnet didn't make; other links couldn't be restored by an undo."""
     if link.kind == "veth":
-        peer = draft.topology.peer(link)
+        peer = builder.topology.peer(link)
         if peer:
-            draft.hit(f"its other end goes: {safe(peer.name)} in {safe(draft.topology.label(peer.ns))}")
-        delete_pair(draft, link)
+            builder.add_hit(
+                f"its peer is deleted: {safe(peer.name)} in {safe(builder.topology.label(peer.ns))}"
+            )
+        delete_pair(builder, link)
     elif link.kind == "bridge":
-        place = draft.place_of(link.ns)
-        for port in draft.topology.ports_of(link.key):
-            draft.hit(f"its port {safe(port.name)} is taken off")
-            release_port(draft, port, place)
-        delete_bridge(draft, link)
+        place = builder.netns_target(link.ns)
+        for port in builder.topology.ports_of(link.key):
+            builder.add_hit(f"its port {safe(port.name)} is detached")
+            release_port(builder, port, place)
+        delete_bridge(builder, link)
     else:
-        raise CannotPlan(
-            [f"{safe(link.name)} ({safe(link.kind)}) could not be brought back: vnet leaves it alone"]
-        )
+        raise CannotPlan([f"can't delete {safe(link.name)} ({safe(link.kind)}): an undo couldn't restore it"])
 
 
-def _delete_network(network_id: str, draft: PlanBuilder) -> str:
-    network = draft.topology.network(network_id)
+def _delete_network(network_id: str, builder: PlanBuilder) -> str:
+    network = builder.topology.network(network_id)
     if network is None:
-        raise CannotPlan(["that network is gone already"])
-    bridge = draft.topology.bridge_link(network)
+        raise CannotPlan(["the network no longer exists"])
+    bridge = builder.topology.bridge_link(network)
     if network.engine == "kernel" and bridge:
-        return _delete_link(bridge.key, draft)
-    return draft_steps(RemoveNetwork(network.name), draft)
+        return _delete_link(bridge.key, builder)
+    return plan_steps(RemoveNetwork(network.name), builder)
 
 
-def _delete_container(runtime: str, container_id: str, draft: PlanBuilder) -> str:
-    container = draft.topology.containers.get(f"{runtime}:{container_id}")
+def _delete_container(runtime: str, container_id: str, builder: PlanBuilder) -> str:
+    container = builder.topology.containers.get(f"{runtime}:{container_id}")
     name = safe(container.name if container else container_id)
-    require(when(runtime != "netns", f"{name} is {runtime}'s: {runtime} deletes it"))
-    return draft_steps(RemoveContainer(container_id), draft)
+    if runtime == "process":
+        raise CannotPlan([f"can't delete {name}: it has no name in /run/netns, and ends with its processes"])
+    if runtime != "netns":
+        raise CannotPlan([f"can't delete {name}: it belongs to {runtime}. Try: {runtime} rm {name}"])
+    return plan_steps(RemoveContainer(container_id), builder)
 
 
-def _delete_namespace(inode: int, draft: PlanBuilder) -> str:
-    space = draft.snapshot.namespaces.get(inode)
+def _delete_namespace(inode: int, builder: PlanBuilder) -> str:
+    space = builder.snapshot.namespaces.get(inode)
     if space is None or space.is_host or not space.names:
-        raise CannotPlan(["only a named namespace can be deleted"])
-    return draft_steps(RemoveContainer(space.names[0]), draft)
+        raise CannotPlan(["only named namespaces can be deleted"])
+    return plan_steps(RemoveContainer(space.names[0]), builder)
 
 
-def _withdraw(entry_id: str, draft: PlanBuilder) -> str:
-    entry = next((one for one in draft.topology.nat if one.entry_id == entry_id), None)
-    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+def _unpublish(entry_id: str, builder: PlanBuilder) -> str:
+    entry = next((one for one in builder.topology.nat if one.entry_id == entry_id), None)
+    firewall = builder.snapshot.firewalls.get(builder.topology.host)
     rules = [one for one in firewall.rules if one.rule_id in entry.rules] if firewall and entry else []
     comments = {one.comment for one in rules if one.table == TABLE}
-    found = [port for port in draft.ours.ports if port.comment() in comments]
+    found = [port for port in builder.ours.ports if port.comment() in comments]
     if not found:
-        raise CannotPlan(["only what vnet published can be withdrawn: other rules are left alone"])
-    withdraw(found, draft)
-    return f"withdraw the published port {found[0].port_id}"
+        raise CannotPlan(["can't remove the rule: vnet only removes ports that it published itself"])
+    unpublish(found, builder)
+    return f"unpublish {found[0].port_id}"

@@ -1,4 +1,4 @@
-"""Desired state as a TOML file: read with every mistake named, and written for what exists."""
+"""Read desired state from a TOML file, write it, and compare it with the host."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from core.plan.tags import OurMember, OurNetwork, OurPort, Ours, ours, pair, por
 from core.text import safe
 from core.topology import Topology
 
-# The label of Docker networks that vnet had Docker make.
+# The label of Docker networks that vnet created.
 DOCKER_LABEL = ("vnet", "1")
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What a file asks for; `joined` holds pairs of network names."""
+    """The content of a file; `joined` holds pairs of network names."""
 
     networks: tuple[CreateNetwork, ...] = ()
     containers: tuple[CreateContainer, ...] = ()
@@ -46,87 +46,90 @@ class Desired:
 
 
 class BadFile(Exception):
-    """The file cannot be taken; `reasons` are sentences, each with its line."""
+    """The file is invalid; `reasons` are sentences with line numbers."""
 
     def __init__(self, reasons: list[str]) -> None:
         self.reasons = tuple(reasons)
         super().__init__("; ".join(reasons))
 
 
-# Each kind of table, and the class that its keys are fields of.
+# Each kind of table, and the class whose fields are its keys.
 _NAMED: dict[str, type] = {"network": CreateNetwork, "container": CreateContainer}
 _LISTED: dict[str, type] = {"attach": Attach, "publish": Publish}
-# A container's networks are its [[attach]] tables.
+# The networks of a container are [[attach]] tables.
 _LEFT_OUT: dict[type, tuple[str, ...]] = {CreateContainer: ("network", "addresses")}
 _KINDS: dict[str, type] = {"str": str, "int": int, "bool": bool, "tuple[str, ...]": list}
-_WORDS: dict[type, str] = {
-    str: "a text",
-    int: "a whole number",
+_TYPE_NAMES: dict[type, str] = {
+    str: "text",
+    int: "an integer",
     bool: "true or false",
-    list: "a list of texts",
+    list: "a list of text",
 }
 
 
 def parse(text: str) -> Desired:
-    """The desired state that a file's text asks for. Raises BadFile."""
+    """Parse the text of a file. Raises BadFile with all mistakes."""
     try:
-        told = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: no TOML, or a number of thousands of digits
+        tables = tomllib.loads(text)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not TOML, or a number with thousands of digits
         raise BadFile([str(error)]) from error
     reader = _Reader(text)
-    found = reader.read(told)
+    found = reader.read(tables)
     if reader.reasons:
         raise BadFile(reader.reasons)
     return found
 
 
 class _Reader:
-    """Reads one file's tables and collects what is wrong with them."""
+    """Read the tables of one file and collect all mistakes."""
 
     def __init__(self, text: str) -> None:
         self.lines = text.splitlines()
         self.reasons: list[str] = []
 
-    def read(self, told: Mapping[str, Any]) -> Desired:
-        for key in told:
+    def read(self, tables: Mapping[str, Any]) -> Desired:
+        for key in tables:
             if key not in (*_NAMED, *_LISTED, "joined"):
                 known = ", ".join((*_NAMED, *_LISTED, "joined"))
-                self.wrong(f'"{safe(key)}" is not known here: {known}', _line(self.lines, "", key))
+                self.add_mistake(f'unknown table "{safe(key)}": use {known}', _line(self.lines, "", key))
         return Desired(
-            tuple(self._named("network", told)),
-            tuple(self._named("container", told)),
-            tuple(self._listed("attach", told)),
-            tuple(self._listed("publish", told)),
-            tuple(self._pairs(told.get("joined", []))),
+            tuple(self._named("network", tables)),
+            tuple(self._named("container", tables)),
+            tuple(self._listed("attach", tables)),
+            tuple(self._listed("publish", tables)),
+            tuple(self._pairs(tables.get("joined", []))),
         )
 
-    def wrong(self, reason: str, line: int) -> None:
+    def add_mistake(self, reason: str, line: int) -> None:
         self.reasons.append(f"line {line}: {reason}" if line else reason)
 
-    def _named(self, kind: str, told: Mapping[str, Any]) -> Iterator[Any]:
-        tables = told.get(kind, {})
+    def _named(self, kind: str, file: Mapping[str, Any]) -> Iterator[Any]:
+        tables = file.get(kind, {})
         if not isinstance(tables, dict):
-            self.wrong(f"[{kind}.NAME] should be a table for each {kind}", _line(self.lines, "", kind))
+            self.add_mistake(f"[{kind}.NAME] must be a table for each {kind}", _line(self.lines, "", kind))
             return
         for name, table in tables.items():
-            made = self._made(_NAMED[kind], table, f"{kind}.{name}", 0, {"name": name})
-            if made is not None:
-                yield made
+            parsed = self._parse_table(_NAMED[kind], table, f"{kind}.{name}", 0, {"name": name})
+            if parsed is not None:
+                yield parsed
 
-    def _listed(self, kind: str, told: Mapping[str, Any]) -> Iterator[Any]:
-        tables = told.get(kind, [])
+    def _listed(self, kind: str, file: Mapping[str, Any]) -> Iterator[Any]:
+        tables = file.get(kind, [])
         if not isinstance(tables, list):
-            self.wrong(f"[[{kind}]] should be a list of tables", _line(self.lines, "", kind))
+            self.add_mistake(f"[[{kind}]] must be a list of tables", _line(self.lines, "", kind))
             return
         for number, table in enumerate(tables):
-            made = self._made(_LISTED[kind], table, kind, number, {})
-            if made is not None:
-                yield made
+            parsed = self._parse_table(_LISTED[kind], table, kind, number, {})
+            if parsed is not None:
+                yield parsed
 
-    def _made(self, owner: type, table: Any, path: str, number: int, given: dict[str, Any]) -> Any:
-        """One object from one table; None where the table is wrong."""
+    def _parse_table(self, owner: type, table: Any, path: str, number: int, given: dict[str, Any]) -> Any:
+        """Make an `owner` object of a table; None if the table is invalid."""
         if not isinstance(table, dict):
-            self.wrong(f"{safe(path)} should be a table", _line(self.lines, "", path))
+            self.add_mistake(f"{safe(path)} must be a table", _line(self.lines, "", path))
             return None
         before = len(self.reasons)
         types = {one.name: str(one.type) for one in fields(owner) if one.name not in _LEFT_OUT.get(owner, ())}
@@ -135,13 +138,13 @@ class _Reader:
             line = _line(self.lines, path, key, number)
             if key not in types or key in given:
                 known = ", ".join(name for name in types if name not in given)
-                self.wrong(f'"{safe(key)}" is not known in [{safe(path)}]: {known}', line)
+                self.add_mistake(f'unknown key "{safe(key)}" in [{safe(path)}]: use {known}', line)
                 continue
             value = str(value) if key.endswith("_ports") and type(value) is int else value
-            wanted = _KINDS[types[key]]
+            expected = _KINDS[types[key]]
             texts = type(value) is not list or all(type(one) is str for one in value)
-            if type(value) is not wanted or not texts:
-                self.wrong(f'"{key}" in [{safe(path)}] should be {_WORDS[wanted]}', line)
+            if type(value) is not expected or not texts:
+                self.add_mistake(f'"{key}" in [{safe(path)}] must be {_TYPE_NAMES[expected]}', line)
                 continue
             values[key] = tuple(value) if isinstance(value, list) else value
         if len(self.reasons) > before:
@@ -150,20 +153,22 @@ class _Reader:
             return owner(**values)
         except TypeError:
             missing = [one.name for one in fields(owner)[:2] if one.name not in values]
-            self.wrong(f"[{safe(path)}] lacks {' and '.join(missing)}", _line(self.lines, path, "", number))
+            self.add_mistake(
+                f"[{safe(path)}] needs {' and '.join(missing)}", _line(self.lines, path, "", number)
+            )
             return None
 
-    def _pairs(self, told: Any) -> Iterator[tuple[str, str]]:
-        for each in told if isinstance(told, list) else [told]:
+    def _pairs(self, value: Any) -> Iterator[tuple[str, str]]:
+        for each in value if isinstance(value, list) else [value]:
             if isinstance(each, list) and len(each) == 2 and all(type(name) is str for name in each):
                 yield each[0], each[1]
             else:
                 line = _line(self.lines, "", "joined")
-                self.wrong('"joined" should be a list of pairs, [["one", "other"]]', line)
+                self.add_mistake('"joined" must be a list of pairs, [["one", "other"]]', line)
 
 
 def _bare(path: str) -> str:
-    """A table's path without the quotes and spaces that it may be written with."""
+    """Return the path of a table without quotes and spaces."""
     return re.sub(r"[\s\"']", "", path)
 
 
@@ -171,9 +176,9 @@ _HEADER = re.compile(r"\s*\[\[?\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
 
 
 def _line(lines: list[str], path: str, key: str, number: int = 0) -> int:
-    """The line of a key (or, where it is "", of the header) in the table of that path, the `number`th of its
-    name; 0 where the file is written in another way."""
-    wanted = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""")
+    """Return the line of a key, or of the header for key "", in the `number`th table of that path; 0 where
+    the file uses another notation."""
+    pattern = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""")
     here, seen = path == "", -1
     for at, line in enumerate(lines, 1):
         header = _HEADER.match(line)
@@ -183,16 +188,16 @@ def _line(lines: list[str], path: str, key: str, number: int = 0) -> int:
             here = (name == _bare(path) and seen == number) or (not path and name.partition(".")[0] == key)
             if here and (not path or not key):
                 return at
-        elif here and key and wanted.match(line):
+        elif here and key and pattern.match(line):
             return at
     return 0
 
 
 def export(topology: Topology) -> str:
-    """The file for what is ours on this host: read again, it asks for nothing that is not there."""
-    mine = ours(topology.snapshot, topology.host)
+    """Return the file for vnet's networks on this host; `difference` finds nothing to do for it."""
+    existing = ours(topology.snapshot, topology.host)
     parts = []
-    for network in sorted(mine.networks.values(), key=lambda one: one.name):
+    for network in sorted(existing.networks.values(), key=lambda one: one.name):
         values: dict[str, Any] = {
             "kind": network.kind, "subnets": network.subnets, "gateways": network.gateways,
             "mtu": network.mtu, "bridge": network.bridge, "uplink": network.uplink,
@@ -200,23 +205,23 @@ def export(topology: Topology) -> str:
         }  # fmt: skip
         parts.append(_table(f"[network.{_key(network.name)}]", values))
     parts += _docker_networks(topology)
-    for name, ns in sorted(mine.containers.items()):
+    for name, ns in sorted(existing.containers.items()):
         parts.append(_table(f"[container.{_key(name)}]", _container(name, ns, topology)))
-    for member in mine.members:
+    for member in existing.members:
         plain = tuple(one.partition("/")[0] for one in member.addresses)
         container = topology.containers.get(member.container)
-        named = f"{container.runtime}:{container.name}" if container else member.container
-        values = {"container": named, "network": member.network, "addresses": plain, "link": member.link}
+        label = f"{container.runtime}:{container.name}" if container else member.container
+        values = {"container": label, "network": member.network, "addresses": plain, "link": member.link}
         parts.append(_table("[[attach]]", values))
-    for port in {one.port_id: one for one in mine.ports}.values():
+    for port in {one.port_id: one for one in existing.ports}.values():
         container = topology.containers.get(port.container)
-        named = f"{container.runtime}:{container.name}" if container else port.container
+        label = f"{container.runtime}:{container.name}" if container else port.container
         values = {
-            "container": named, "host_ports": port.host_ports, "container_ports": port.container_ports,
+            "container": label, "host_ports": port.host_ports, "container_ports": port.container_ports,
             "l4_proto": port.l4_proto, "host_ip": port.host_ip,
         }  # fmt: skip
         parts.append(_table("[[publish]]", values))
-    pairs = [list(names) for names in sorted(mine.joined)]
+    pairs = [list(names) for names in sorted(existing.joined)]
     return "\n".join([*([f"joined = {toml_value(pairs)}\n"] if pairs else []), *parts])
 
 
@@ -246,7 +251,7 @@ def _docker_networks(topology: Topology) -> Iterator[str]:
 
 
 def _table(header: str, values: Mapping[str, Any]) -> str:
-    """One table; what is empty or off is left out."""
+    """Return one table without empty and false values."""
     lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if value]
     return "\n".join([header, *lines, ""])
 
@@ -256,14 +261,14 @@ def _key(name: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML: as JSON, but TOML has no escapes for surrogates (an emoji is two in JSON), and wants
-    DEL escaped."""
+    """Write a value as TOML: like JSON, but without surrogate escapes (JSON's for emoji), and with DEL
+    escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def difference(desired: Desired, topology: Topology, prune: bool = False) -> tuple[Request, ...]:
-    """The requests that lead from what is to what is desired, in an order that works. `prune` removes what
-    is ours and not in the file as well; what is not ours stays in any case."""
+    """Return the requests that lead from the current to the desired state, in order. `prune` also removes
+    what vnet made and the file doesn't name; nothing else is ever removed."""
     return tuple(_Comparison(desired, topology, prune).requests())
 
 
@@ -273,19 +278,21 @@ class _Comparison:
         self.ours: Ours = ours(topology.snapshot, topology.host)
         engine = topology.snapshot.engines.get("docker")
         self.docker = {network.name: network for network in engine.networks} if engine else {}
-        self.wanted_networks = {one.name: one for one in desired.networks}
+        self.desired_networks = {one.name: one for one in desired.networks}
         self.replaced = {one.name for one in desired.networks if self._differs(one)}
         self.surplus = self._surplus() if prune else set()
-        self.gone = set(self.ours.containers) - {one.name for one in desired.containers} if prune else set()
+        self.removed_containers = (
+            set(self.ours.containers) - {one.name for one in desired.containers} if prune else set()
+        )
 
     def requests(self) -> Iterator[Request]:
         yield from self._remove_ports()
         yield from self._part()
         yield from self._detach()
-        yield from (RemoveContainer(name) for name in sorted(self.gone))
+        yield from (RemoveContainer(name) for name in sorted(self.removed_containers))
         yield from (RemoveNetwork(name) for name in sorted(self.surplus | self.replaced))
         for network in self.desired.networks:
-            if network.name in self.replaced or not self._there(network.name):
+            if network.name in self.replaced or not self._exists(network.name):
                 yield network
         yield from self._resize()
         yield from self._containers()
@@ -299,27 +306,27 @@ class _Comparison:
 
     # Networks
 
-    def _there(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         return name in self.ours.networks or name in self.docker
 
     def _surplus(self) -> set[str]:
         key, value = DOCKER_LABEL
-        made = {one.name for one in self.docker.values() if one.labels.get(key) == value}
-        return (set(self.ours.networks) | made) - set(self.wanted_networks)
+        created = {one.name for one in self.docker.values() if one.labels.get(key) == value}
+        return (set(self.ours.networks) | created) - set(self.desired_networks)
 
-    def _differs(self, wanted: CreateNetwork) -> bool:
-        """Whether a network of that name is there and is another one."""
-        if wanted.engine == "docker":
-            there = self.docker.get(wanted.name)
-            return there is not None and _docker_differs(wanted, there)
-        found = self.ours.networks.get(wanted.name)
-        return found is not None and _differs(wanted, found)
+    def _differs(self, network: CreateNetwork) -> bool:
+        """Whether a network of that name exists with other settings."""
+        if network.engine == "docker":
+            existing = self.docker.get(network.name)
+            return existing is not None and _docker_differs(network, existing)
+        found = self.ours.networks.get(network.name)
+        return found is not None and _differs(network, found)
 
     def _resize(self) -> Iterator[Request]:
-        for wanted in self.desired.networks:
-            found = self.ours.networks.get(wanted.name)
-            if found and wanted.name not in self.replaced and wanted.mtu not in (0, found.mtu):
-                yield ChangeMtu(wanted.name, wanted.mtu)
+        for network in self.desired.networks:
+            found = self.ours.networks.get(network.name)
+            if found and network.name not in self.replaced and network.mtu not in (0, found.mtu):
+                yield ChangeMtu(network.name, network.mtu)
 
     # Containers
 
@@ -331,12 +338,12 @@ class _Comparison:
                 yield replace(container, model="closed") if bare else container
 
     def _uid(self, text: str) -> str:
-        """The uid of the container that a text names; of a plain one of that name where it is not there."""
+        """Return the uid of a container; for an unknown name that of an unmanaged container."""
         return self._uids.get(text) or (text if ":" in text else f"netns:{text}")
 
     @cached_property
     def _uids(self) -> dict[str, str]:
-        """The uid of each container by all that it may be called, the first one's where several are."""
+        """Map every name, id and uid to a container's uid; of several containers the first counts."""
         found: dict[str, str] = {}
         for one in self.topology.containers.values():
             for text in (one.uid, one.id, one.name, f"{one.runtime}:{one.name}"):
@@ -345,112 +352,114 @@ class _Comparison:
 
     # Attachments
 
-    def _wanted_members(self) -> dict[tuple[str, str], Attach]:
+    def _desired_members(self) -> dict[tuple[str, str], Attach]:
         return {(self._uid(one.container), one.network): one for one in self.desired.attachments}
 
     def _detach(self) -> Iterator[Request]:
-        wanted = self._wanted_members()
+        desired = self._desired_members()
         for member in self.ours.members:
             name = member.container.removeprefix("netns:")
-            if member.network in self.surplus | self.replaced or name in self.gone:
-                continue  # goes with its network or its container
-            asked = wanted.get((member.container, member.network))
-            if (asked is None and self.prune) or (asked is not None and not _same_end(asked, member)):
+            if member.network in self.surplus | self.replaced or name in self.removed_containers:
+                continue  # removed with its network or container
+            request = desired.get((member.container, member.network))
+            if (request is None and self.prune) or (request is not None and not _same_end(request, member)):
                 yield Detach(member.container, member.network)
 
     def _attach(self) -> Iterator[Request]:
-        there = {(one.container, one.network): one for one in self.ours.members}
-        for key, asked in self._wanted_members().items():
-            member = there.get(key)
-            if member is None and self._attached_by_docker(asked):
+        existing = {(one.container, one.network): one for one in self.ours.members}
+        for key, request in self._desired_members().items():
+            member = existing.get(key)
+            if member is None and self._attached_by_docker(request):
                 continue
-            if member is None or asked.network in self.replaced or not _same_end(asked, member):
-                yield asked
+            if member is None or request.network in self.replaced or not _same_end(request, member):
+                yield request
 
-    def _attached_by_docker(self, asked: Attach) -> bool:
-        container = self.topology.containers.get(self._uid(asked.container))
+    def _attached_by_docker(self, request: Attach) -> bool:
+        container = self.topology.containers.get(self._uid(request.container))
         ends = container.endpoints if container and container.runtime == "docker" else ()
-        return any(end.network == asked.network for end in ends) and asked.network not in self.replaced
+        return any(end.network == request.network for end in ends) and request.network not in self.replaced
 
     # Ports and pairs
 
-    def _published(self, asked: Publish) -> bool:
-        return any(self._same_port(asked, port) for port in self._lasting_ports())
+    def _published(self, request: Publish) -> bool:
+        return any(self._same_port(request, port) for port in self._remaining_ports())
 
-    def _same_port(self, asked: Publish, port: OurPort) -> bool:
-        inside = asked.container_ports or asked.host_ports
+    def _same_port(self, request: Publish, port: OurPort) -> bool:
+        inside = request.container_ports or request.host_ports
         return (
-            _id_of(asked) == port.port_id
+            _port_id(request) == port.port_id
             and inside == port.container_ports
-            and self._uid(asked.container) == port.container
+            and self._uid(request.container) == port.container
         )
 
-    def _lasting_ports(self) -> list[OurPort]:
-        """The published ports whose network stays."""
+    def _remaining_ports(self) -> list[OurPort]:
+        """Return the published ports whose network isn't removed."""
         ends = {
             address.partition("/")[0]: member for member in self.ours.members for address in member.addresses
         }
-        going = self.surplus | self.replaced
+        removed = self.surplus | self.replaced
         return [
             port
             for port in self.ours.ports
-            if port.address not in ends or ends[port.address].network not in going
+            if port.address not in ends or ends[port.address].network not in removed
         ]
 
     def _remove_ports(self) -> Iterator[Request]:
-        wanted = {_id_of(asked): asked for asked in self.desired.ports}
-        for port in {one.port_id: one for one in self._lasting_ports()}.values():
-            asked = wanted.get(port.port_id)
-            if (asked is None and self.prune) or (asked is not None and not self._same_port(asked, port)):
+        desired = {_port_id(request): request for request in self.desired.ports}
+        for port in {one.port_id: one for one in self._remaining_ports()}.values():
+            request = desired.get(port.port_id)
+            if (request is None and self.prune) or (
+                request is not None and not self._same_port(request, port)
+            ):
                 yield Unpublish(port.host_ports, port.l4_proto, port.host_ip)
 
     def _part(self) -> Iterator[Request]:
-        wanted = {pair(*names) for names in self.desired.joined}
-        for names in sorted(self.ours.joined - wanted):
+        desired = {pair(*names) for names in self.desired.joined}
+        for names in sorted(self.ours.joined - desired):
             if self.prune and not (self.surplus | self.replaced).intersection(names):
                 yield Part(*names)
 
 
-def _differs(wanted: CreateNetwork, found: OurNetwork) -> bool:
-    """Whether a network has to be made again to be as the file says; what it leaves open is as it is, and
-    an MTU changes in place, unless the card's goes with it."""
-    asked = {
-        "kind": wanted.kind,
-        "subnets": tuple(sorted(map(_prefix, wanted.subnets))),
-        "mtu": wanted.mtu if found.kind == "nic-bridged" else 0,
-        "bridge": wanted.bridge,
-        "uplink": wanted.uplink,
+def _differs(network: CreateNetwork, found: OurNetwork) -> bool:
+    """Whether a network must be created again. Values that the file leaves out don't matter, and the MTU
+    changes in place, except with NIC-bridged networks."""
+    desired = {
+        "kind": network.kind,
+        "subnets": tuple(sorted(map(_prefix, network.subnets))),
+        "mtu": network.mtu if found.kind == "nic-bridged" else 0,
+        "bridge": network.bridge,
+        "uplink": network.uplink,
     }
-    there = {
+    existing = {
         "kind": found.kind,
         "subnets": tuple(sorted(found.subnets)),
         "mtu": found.mtu,
         "bridge": found.bridge,
         "uplink": found.uplink,
     }
-    other = any(value and value != there[key] for key, value in asked.items())
-    gateways = {str(ipaddress.ip_address(one)) for one in wanted.gateways}
-    return other or wanted.nat66 != found.nat66 or not gateways <= set(found.gateways)
+    other = any(value and value != existing[key] for key, value in desired.items())
+    gateways = {str(ipaddress.ip_address(one)) for one in network.gateways}
+    return other or network.nat66 != found.nat66 or not gateways <= set(found.gateways)
 
 
-def _docker_differs(wanted: CreateNetwork, there: Network) -> bool:
-    subnets = bool(wanted.subnets) and set(map(_prefix, wanted.subnets)) != set(there.subnets)
-    return subnets or (wanted.kind == "internal") != there.internal
+def _docker_differs(network: CreateNetwork, existing: Network) -> bool:
+    subnets = bool(network.subnets) and set(map(_prefix, network.subnets)) != set(existing.subnets)
+    return subnets or (network.kind == "internal") != existing.internal
 
 
 def _prefix(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
     except ValueError:
-        return text  # planning says what is wrong with it
+        return text  # the planner refuses it, with the reason
 
 
-def _same_end(asked: Attach, member: OurMember) -> bool:
+def _same_end(request: Attach, member: OurMember) -> bool:
     plain = {one.partition("/")[0] for one in member.addresses}
-    wanted = {str(ipaddress.ip_address(one)) for one in asked.addresses}
-    return wanted <= plain and asked.link in ("", member.link)
+    desired = {str(ipaddress.ip_address(one)) for one in request.addresses}
+    return desired <= plain and request.link in ("", member.link)
 
 
-def _id_of(asked: Publish) -> str:
-    host_ip = str(ipaddress.ip_address(asked.host_ip)) if asked.host_ip else ""
-    return port_id(asked.l4_proto, host_ip, asked.host_ports)
+def _port_id(request: Publish) -> str:
+    host_ip = str(ipaddress.ip_address(request.host_ip)) if request.host_ip else ""
+    return port_id(request.l4_proto, host_ip, request.host_ports)

@@ -1,4 +1,4 @@
-"""Plans that have the Docker Engine make, remove, attach and detach."""
+"""Plan changes of Docker networks, made by the Docker Engine."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ from core.text import safe
 _BUILT_IN = ("bridge", "host", "none")
 
 
-def find_docker_network(name: str, draft: PlanBuilder) -> Network | None:
-    """Docker's network of that name, None where there is none."""
-    engine = draft.snapshot.engines.get("docker")
+def find_docker_network(name: str, builder: PlanBuilder) -> Network | None:
+    """Find a Docker network by name."""
+    engine = builder.snapshot.engines.get("docker")
     return next((one for one in engine.networks if one.name == name), None) if engine else None
 
 
-def create_docker_network(request: CreateNetwork, draft: PlanBuilder) -> str:
-    """Have Docker make a bridge network; it chooses what the request leaves open."""
-    engine = draft.snapshot.engines.get("docker")
-    unfit = request.kind not in ("nat", "internal") or request.nat66 or request.uplink
+def create_docker_network(request: CreateNetwork, builder: PlanBuilder) -> str:
+    """Plan a Docker bridge network; Docker chooses what the request leaves open."""
+    engine = builder.snapshot.engines.get("docker")
+    unsupported = request.kind not in ("nat", "internal") or request.nat66 or request.uplink
     require(
-        when(engine is None or engine.state != "ok", "the Docker Engine does not answer: is it running?"),
-        when(find_docker_network(request.name, draft), f"Docker has a network {request.name} already"),
-        when(request.name in draft.ours.networks, f"there is a network {request.name} of vnet's already"),
-        when(unfit, "Docker makes NAT and internal networks only: choose the engine vnet"),
-        when(request.vlan_filtering, "Docker makes no VLAN-aware bridges: choose the engine vnet"),
-        *(validate.subnet(one, draft.prefixes) for one in request.subnets),
+        when(
+            engine is None or engine.state != "ok",
+            "the Docker Engine doesn't answer. Try: systemctl start docker",
+        ),
+        when(find_docker_network(request.name, builder), f"Docker already has a network {request.name}"),
+        when(request.name in builder.ours.networks, f"vnet already has a network {request.name}"),
+        when(unsupported, "Docker only makes NAT and internal networks: choose the engine vnet"),
+        when(request.vlan_filtering, "Docker doesn't make VLAN-aware bridges: choose the engine vnet"),
+        *(validate.subnet(one, builder.prefixes) for one in request.subnets),
         *(validate.address(one, request.subnets) for one in request.gateways),
         when(request.bridge, validate.name(request.bridge, "bridge's name")),
-        when(request.bridge in draft.host_names, f"there is a link {request.bridge} already"),
+        when(request.bridge in builder.host_names, f"there is already a link {request.bridge}"),
         when(request.mtu, validate.mtu(request.mtu, request.ipv6)),
     )
     given = {":" in one: one for one in request.gateways}
-    draft.do(
+    builder.add(
         DockerCreateNetwork(
             request.name,
             request.subnets,
@@ -51,27 +54,29 @@ def create_docker_network(request: CreateNetwork, draft: PlanBuilder) -> str:
             bridge=request.bridge,
         )
     )
-    return f"have Docker make the {request.kind} network {request.name}"
+    return f"create the Docker network {request.name} ({request.kind})"
 
 
-def remove_docker_network(network: Network, draft: PlanBuilder) -> str:
-    """Have Docker remove a network, its containers detached before."""
+def remove_docker_network(network: Network, builder: PlanBuilder) -> str:
+    """Plan to remove a Docker network, after its containers are detached."""
     require(
-        when(network.name in _BUILT_IN, f"Docker's own network {network.name} cannot be removed"),
+        when(
+            network.name in _BUILT_IN, f"can't remove {network.name}: it is one of Docker's built-in networks"
+        ),
         when(
             network.driver != "bridge",
-            f"{safe(network.name)} has the driver {safe(network.driver)}: bridge only",
+            f"can't remove {safe(network.name)}: its driver is {safe(network.driver)}, not bridge",
         ),
     )
-    for container in _attached(network, draft):
-        draft.hit(f"{safe(container.name)} is detached from {safe(network.name)}")
-        _disconnect(container, network, draft)
-    draft.do(DockerRemoveNetwork(as_operation(network)))
-    return f"have Docker remove the network {safe(network.name)}"
+    for container in _attached(network, builder):
+        builder.add_hit(f"{safe(container.name)} is detached from {safe(network.name)}")
+        _disconnect(container, network, builder)
+    builder.add(DockerRemoveNetwork(as_operation(network)))
+    return f"remove the Docker network {safe(network.name)}"
 
 
 def as_operation(network: Network) -> DockerCreateNetwork:
-    """The operation that makes a Docker network anew as it is."""
+    """Return the operation that re-creates a Docker network as it is."""
     gateways = {":" in one: one for one in network.gateways}
     return DockerCreateNetwork(
         network.name,
@@ -90,24 +95,24 @@ def as_operation(network: Network) -> DockerCreateNetwork:
     )
 
 
-def _attached(network: Network, draft: PlanBuilder) -> list[Container]:
+def _attached(network: Network, builder: PlanBuilder) -> list[Container]:
     return [
         one
-        for one in draft.snapshot.containers()
+        for one in builder.snapshot.containers()
         if one.runtime == "docker" and any(end.network == network.name for end in one.endpoints)
     ]
 
 
 def connection(container: Container, network: Network) -> DockerConnect:
-    """The operation that attaches a container to a Docker network as it is now."""
+    """Return the operation that re-attaches a container to a Docker network as it is now."""
     end = _end(container, network)
-    # Docker takes chosen addresses only on networks with a subnet of the person's own.
+    # Docker accepts chosen addresses only on networks with a subnet that the user chose.
     chosen = network.name not in _BUILT_IN
     ipv4, ipv6 = (one.partition("/")[0] if chosen else "" for one in (end.ipv4, end.ipv6))
     return DockerConnect(
         network.name,
         container.name,
-        # One that does not run has no addresses now, but those that somebody chose.
+        # A stopped container has no addresses, except those that were chosen.
         ipv4 or next((one for one in end.chosen if ":" not in one), ""),
         ipv6 or next((one for one in end.chosen if ":" in one), ""),
         end.aliases,
@@ -121,34 +126,36 @@ def connection(container: Container, network: Network) -> DockerConnect:
 
 
 def _derived_mac(end: Endpoint) -> str:
-    """The MAC address that Docker before 28 makes of an IPv4 address."""
+    """Return the MAC address that Docker before 28 derives from the IPv4 address."""
     address = ipaddress.ip_interface(end.ipv4 or "0.0.0.0").ip.packed
     return b"\x02\x42".hex(":") + ":" + address.hex(":")
 
 
-def _disconnect(container: Container, network: Network, draft: PlanBuilder) -> None:
-    """Detach it, telling where an undo cannot bring its address back: Docker lets nobody choose addresses on
-    its own networks, nor on those whose subnet it chose itself (with the gateway, which others leave out)."""
+def _disconnect(container: Container, network: Network, builder: PlanBuilder) -> None:
+    """Detach a container, and warn if an undo can't restore its address or MAC address.
+
+    Docker doesn't accept addresses on its built-in networks, nor where it chose the subnet itself (then it
+    reports a gateway)."""
     key, value = next(iter(LABELS.items()))
     end = _end(container, network)
-    open_ones = {one.partition("/")[0] for one in (end.ipv4, end.ipv6) if one} - set(end.chosen)
+    assigned = {one.partition("/")[0] for one in (end.ipv4, end.ipv6) if one} - set(end.chosen)
     by_docker = network.name in _BUILT_IN or (network.gateways and network.labels.get(key) != value)
-    if open_ones and by_docker:
-        draft.warn(
-            f"taken back, {safe(container.name)} may have another address on {safe(network.name)}: where "
-            "Docker chose the network's subnet itself, it lets nobody choose addresses"
+    if assigned and by_docker:
+        builder.warn(
+            f"after an undo {safe(container.name)} may have another address on {safe(network.name)}: Docker "
+            "chose the network's subnet, so it doesn't accept addresses there"
         )
-    if end.mac and end.mac != _derived_mac(end) and not _restores_macs(draft):
-        draft.warn(
-            f"taken back, {safe(container.name)} has another MAC address on {safe(network.name)}, for Docker "
-            "lets nobody choose one there"
+    if end.mac and end.mac != _derived_mac(end) and not _restores_macs(builder):
+        builder.warn(
+            f"after an undo {safe(container.name)} has another MAC address on {safe(network.name)}: Docker "
+            "doesn't accept one there"
         )
-    draft.do(DockerDisconnect(connection(container, network)))
+    builder.add(DockerDisconnect(connection(container, network)))
 
 
-def _restores_macs(draft: PlanBuilder) -> bool:
-    """Docker before 25 had one chosen MAC address for a container, whenever it came to that network."""
-    engine = draft.snapshot.engines.get("docker")
+def _restores_macs(builder: PlanBuilder) -> bool:
+    """Whether Docker restores a chosen MAC address: before 25 it kept one for each container."""
+    engine = builder.snapshot.engines.get("docker")
     major = engine.version.partition(".")[0] if engine else ""
     return major.isdigit() and int(major) < 25
 
@@ -158,32 +165,37 @@ def _end(container: Container, network: Network) -> Endpoint:
 
 
 def attach_by_docker(
-    request: Attach, network: Network, draft: PlanBuilder, like: Network | None = None
+    request: Attach, network: Network, builder: PlanBuilder, like: Network | None = None
 ) -> str:
-    """Have Docker attach one of its containers to one of its networks; `like` it is attached to another, as
-    far as that can be."""
-    container = _docker_container(request.container, network, draft)
+    """Plan to attach a Docker container to a Docker network, with the settings that it has on the network
+    `like` as far as possible."""
+    container = _docker_container(request.container, network, builder)
     require(
         when(
-            container in _attached(network, draft), f"{container.name} is attached to {network.name} already"
+            container in _attached(network, builder),
+            f"{container.name} is already attached to {network.name}",
         ),
-        when(request.link, "Docker names the link itself: give no link name"),
-        *(validate.address(one, network.subnets, draft.used) for one in request.addresses),
+        when(request.link, "Docker chooses the link name: leave it empty"),
+        *(validate.address(one, network.subnets, builder.used) for one in request.addresses),
     )
     given = {":" in one: str(ipaddress.ip_address(one)) for one in request.addresses}
-    asked = DockerConnect(network.name, container.name, given.get(False, ""), given.get(True, ""))
-    draft.do(_alike(asked, _end(container, like), network, draft) if like else asked)
-    return f"have Docker attach {safe(container.name)} to {safe(network.name)}"
+    connect = DockerConnect(network.name, container.name, given.get(False, ""), given.get(True, ""))
+    builder.add(_copy_settings(connect, _end(container, like), network, builder) if like else connect)
+    return f"attach {safe(container.name)} to {safe(network.name)}"
 
 
-def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: PlanBuilder) -> DockerConnect:
-    """Keep of an attachment what means the same on another network, and say what is not kept."""
-    name, there, to = safe(asked.container), safe(end.network), safe(network.name)
+def _copy_settings(
+    connect: DockerConnect, end: Endpoint, network: Network, builder: PlanBuilder
+) -> DockerConnect:
+    """Copy the settings of an attachment that are valid on another network, and warn about the others."""
+    name, source, to = safe(connect.container), safe(end.network), safe(network.name)
     aliases = end.aliases if network.name not in _BUILT_IN else ()
     if end.aliases and not aliases:
-        draft.warn(f"{name} has no other names on {to}, where Docker has no DNS: {_words(end.aliases)}")
+        builder.warn(
+            f"{name} loses its DNS names on {to}, where Docker has no DNS: {_join_values(end.aliases)}"
+        )
     lost = {
-        "address": () if asked.ipv4 or asked.ipv6 else end.chosen,
+        "address": () if connect.ipv4 or connect.ipv6 else end.chosen,
         "MAC address": (end.mac,) if end.mac_chosen else (),
         "link-local addresses": end.link_local,
         "links": end.links,
@@ -191,31 +203,31 @@ def _alike(asked: DockerConnect, end: Endpoint, network: Network, draft: PlanBui
     }
     for what, values in lost.items():
         if values:
-            draft.warn(f"{name} does not keep on {to} the {what} chosen on {there}: {_words(values)}")
-    return replace(asked, aliases=aliases, gateway_priority=end.gateway_priority)
+            builder.warn(f"{name} loses the {what} chosen on {source}: {_join_values(values)}")
+    return replace(connect, aliases=aliases, gateway_priority=end.gateway_priority)
 
 
-def _words(values: tuple[str, ...]) -> str:
+def _join_values(values: tuple[str, ...]) -> str:
     return ", ".join(map(safe, values))
 
 
-def detach_by_docker(request: Detach, network: Network, draft: PlanBuilder) -> str:
-    """Have Docker detach one of its containers from one of its networks."""
-    container = _docker_container(request.container, network, draft)
+def detach_by_docker(request: Detach, network: Network, builder: PlanBuilder) -> str:
+    """Plan to detach a Docker container from a Docker network."""
+    container = _docker_container(request.container, network, builder)
     require(
         when(
-            container not in _attached(network, draft),
-            f"{safe(container.name)} is not attached to {safe(network.name)}",
+            container not in _attached(network, builder),
+            f"{safe(container.name)} isn't attached to {safe(network.name)}",
         )
     )
-    _disconnect(container, network, draft)
-    return f"have Docker detach {safe(container.name)} from {safe(network.name)}"
+    _disconnect(container, network, builder)
+    return f"detach {safe(container.name)} from {safe(network.name)}"
 
 
-def _docker_container(text: str, network: Network, draft: PlanBuilder) -> Container:
-    container = draft.container(text)
+def _docker_container(text: str, network: Network, builder: PlanBuilder) -> Container:
+    container = builder.container(text)
     if container.runtime != "docker":
         raise CannotPlan(
-            [f"{safe(container.name)} is not Docker's: only Docker's containers go on {safe(network.name)}"]
+            [f"{safe(container.name)} isn't a Docker container: {safe(network.name)} only takes those"]
         )
     return container

@@ -1,4 +1,4 @@
-"""Free subnets and free addresses: none that overlaps or is in use anywhere on the host."""
+"""Find free subnets and addresses that nothing on the host uses."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from core.plan.tags import ours
 type Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Where free IPv4 subnets are looked for, in this order; engines hand out others first.
+# Free IPv4 subnets are searched here, in this order; engines assign from other pools first.
 _POOLS = tuple(map(ipaddress.IPv4Network, ("10.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 _SUBNET_BITS = {4: 24, 6: 64}
-# A neighbour in one of these states did not answer: its address is not in use.
+# A neighbour in one of these states didn't answer: its address isn't in use.
 _SILENT = ("failed", "incomplete", "none")
-# Beyond this many addresses tried in vain a subnet counts as exhausted.
-_MOST_TRIED = 70_000
+# After this many used addresses a subnet counts as exhausted.
+_MAX_TRIED = 70_000
 
 
 class Exhausted(Exception):
-    """Nothing free is left; the text says where."""
+    """No free subnet or address is left; the message says where."""
 
 
 def taken_prefixes(snapshot: Snapshot, everywhere: bool = True) -> dict[Prefix, str]:
-    """What is taken by whom, in words: prefixes of links' addresses, routes and engines' networks, of all
-    namespaces or (`everywhere` False) of the host's alone; default routes and what each host has (loopback,
-    link-local, multicast) are left out."""
+    """Return the prefixes in use and a description of each user.
+
+    These are the prefixes of addresses, routes and engines' networks, of all namespaces or (`everywhere`
+    False) of the host alone, without default routes and without loopback, link-local and multicast.
+    """
     found: dict[Prefix, str] = {}
     host = snapshot.host.netns
     for own in ours(snapshot, host).networks.values():
@@ -49,23 +51,24 @@ def taken_prefixes(snapshot: Snapshot, everywhere: bool = True) -> dict[Prefix, 
         for route in net.routes:
             if route.dst != "default" and route.kind not in ("local", "broadcast", "anycast", "multicast"):
                 found.setdefault(parse_prefix(route.dst), f"the route to {route.dst}")
-    return {prefix: who for prefix, who in found.items() if not _everyones(prefix)}
+    return {prefix: who for prefix, who in found.items() if not _is_common(prefix)}
 
 
 @lru_cache(4096)
 def parse_prefix(text: str) -> Prefix:
-    """A prefix, or that of an address with its prefix length. Raises ValueError."""
+    """Parse a prefix, or an address with prefix length. Raises ValueError."""
     return ipaddress.ip_network(text.partition("%")[0], strict=False)
 
 
-def _everyones(prefix: Prefix) -> bool:
+def _is_common(prefix: Prefix) -> bool:
+    """Whether every host may have this prefix."""
     first = prefix.network_address
-    # Shorter than /8 is a default route in pieces ("0.0.0.0/1", as a VPN sets it).
+    # A prefix shorter than /8 is half of a default route ("0.0.0.0/1", as VPNs set it).
     return first.is_loopback or first.is_link_local or first.is_multicast or prefix.prefixlen < 8
 
 
 def overlap(prefix: Prefix, taken: dict[Prefix, str]) -> str:
-    """Whom a prefix overlaps with, in words; "" where with nobody."""
+    """Describe the user of a prefix that overlaps this one, "" for none."""
     return next((who for other, who in taken.items() if overlaps(prefix, other)), "")
 
 
@@ -75,22 +78,22 @@ def overlaps(one: Prefix, other: Prefix) -> bool:
 
 
 def propose_subnet(snapshot: Snapshot, family: int = 4, reserved: Iterable[str] = ()) -> str:
-    """A free /24, or a free IPv6 /64 of this host's own unique local prefix (RFC 4193). `reserved` are
-    prefixes of plans that are not done yet. Raises Exhausted."""
+    """Propose a free IPv4 /24, or an IPv6 /64 of this host's own unique local prefix (RFC 4193). `reserved`
+    are prefixes of plans that aren't applied yet. Raises Exhausted."""
     taken = set(taken_prefixes(snapshot)) | set(map(parse_prefix, reserved))
-    mine = sorted(
+    ranges = sorted(
         (int(one.network_address), int(one.broadcast_address)) for one in taken if one.version == family
     )
     for pool in _POOLS if family == 4 else (_local_prefix(snapshot),):
-        found = _gap(pool, 1 << (pool.max_prefixlen - _SUBNET_BITS[family]), mine)
+        found = _gap(pool, 1 << (pool.max_prefixlen - _SUBNET_BITS[family]), ranges)
         if found is not None:
             first = ipaddress.IPv4Address(found) if family == 4 else ipaddress.IPv6Address(found)
             return f"{first}/{_SUBNET_BITS[family]}"
-    raise Exhausted(f"no IPv{family} subnet is free: give one yourself")
+    raise Exhausted(f"no IPv{family} subnet is free: choose one yourself")
 
 
 def _gap(pool: Prefix, size: int, taken: list[tuple[int, int]]) -> int | None:
-    """The first address of the first aligned gap of that size; `taken` are (first, last), ascending."""
+    """Return the first address of the first aligned gap of that size; `taken`: (first, last), ascending."""
     at, end = int(pool.network_address), int(pool.broadcast_address)
     for first, last in taken:
         if at + size <= first:
@@ -100,14 +103,14 @@ def _gap(pool: Prefix, size: int, taken: list[tuple[int, int]]) -> int | None:
 
 
 def _local_prefix(snapshot: Snapshot) -> ipaddress.IPv6Network:
-    """An fdXX:XXXX:XXXX::/48 that is the same on this host each time."""
+    """Return an fdXX:XXXX:XXXX::/48 that depends on the host name only."""
     global_id = hashlib.sha256(snapshot.host.hostname.encode()).digest()[:5]
     return ipaddress.IPv6Network((b"\xfd" + global_id + bytes(10), 48))
 
 
 def used_addresses(snapshot: Snapshot) -> set[str]:
-    """Every address in use, in text: links' of all namespaces, neighbours that answered, engines' endpoints
-    and gateways."""
+    """Return every address in use as text: links of all namespaces, neighbours that answered, endpoints and
+    gateways of engines."""
     found: set[str] = set()
     for net in snapshot.nets.values():
         for link in net.links.values():
@@ -125,8 +128,8 @@ def used_addresses(snapshot: Snapshot) -> set[str]:
 
 
 def hosts(prefix: Prefix) -> Iterator[Address]:
-    """The addresses that a prefix has for its members: without network and broadcast address (IPv4, shorter
-    than /31), without the subnet-router anycast address (IPv6, shorter than /127)."""
+    """Yield the host addresses of a prefix: without network and broadcast address (IPv4, shorter than /31),
+    without the subnet-router anycast address (IPv6, shorter than /127)."""
     first, last = int(prefix.network_address), int(prefix.broadcast_address)
     if prefix.num_addresses > 2:
         first += 1
@@ -136,9 +139,9 @@ def hosts(prefix: Prefix) -> Iterator[Address]:
 
 
 def next_address(subnet: str, used: Collection[str]) -> str:
-    """The lowest free address of a subnet, without prefix length. Raises Exhausted."""
+    """Return the lowest free address of a subnet, without prefix length. Raises Exhausted."""
     prefix = ipaddress.ip_network(subnet)
-    for address in islice(hosts(prefix), _MOST_TRIED):
+    for address in islice(hosts(prefix), _MAX_TRIED):
         if str(address) not in used:
             return str(address)
     raise Exhausted(f"no address is free in {subnet}")

@@ -1,4 +1,4 @@
-"""From requests to one plan: what would be done, step by step, or why it cannot be."""
+"""Turn requests into one plan, or into the reasons why there is none."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from core.plan import (
     ports,
     tuning,
 )
-from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, draft_steps
+from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, plan_steps
 from core.plan.requests import Request
 from core.topology import Topology
 
-# Each of these registers with draft_steps what it plans.
-PLANNERS = (containers, attachments, containers, delete, containers, links, networks, ports, links, tuning)
+# Importing these modules registers their planners with plan_steps.
+PLANNERS = (attachments, containers, delete, links, networks, ports, tuning)
 
 
 def plan(
@@ -27,12 +27,12 @@ def plan(
     topology: Topology,
     reserved: Iterable[str] = (),
     session: str = "",
-    kept: Iterable[PersistAttachment] = (),
+    persistent: Iterable[PersistAttachment] = (),
 ) -> Plan | Refused:
-    """The plan for one request. `reserved` are addresses and prefixes that plans under way hold, `session`
-    the address of the other end of the person's remote session ("" for none), `kept` the attachments that
-    the agent makes again when containers restart."""
-    return plan_all((request,), topology, reserved, session, kept=kept)
+    """Plan one request. `reserved` are addresses and prefixes of plans that aren't applied yet, `session` is
+    the remote address of the user's own session ("" for none), `persistent` are the attachments that the
+    agent makes again when containers restart."""
+    return plan_all((request,), topology, reserved, session, persistent=persistent)
 
 
 def plan_all(
@@ -41,17 +41,17 @@ def plan_all(
     reserved: Iterable[str] = (),
     session: str = "",
     title: str = "",
-    kept: Iterable[PersistAttachment] = (),
+    persistent: Iterable[PersistAttachment] = (),
 ) -> Plan | Refused:
-    """One plan for several requests, each building on those before it; all of them or none."""
-    draft = PlanBuilder(topology, reserved, session, kept)
+    """Plan several requests together, each building on those before it; all of them or none."""
+    builder = PlanBuilder(topology, reserved, session, persistent)
     titles: list[str] = []
     reasons: list[str] = []
     for request in requests:
         try:
-            titles.append(draft_steps(request, draft))
+            titles.append(plan_steps(request, builder))
         except CannotPlan as refusal:
             reasons += refusal.reasons
     if reasons:
         return Refused(tuple(dict.fromkeys(reasons)))
-    return draft.plan(title or "; ".join(titles))
+    return builder.plan(title or "; ".join(titles))

@@ -1,4 +1,4 @@
-"""Plans that publish ports of running containers, and withdraw them."""
+"""Plan to publish ports of running containers, and to unpublish them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from core.model import FirewallRule
-from core.nat.describe import gatekeeper, restrict_words
+from core.nat.describe import host_firewall, restrict_command
 from core.nat.entries import expanded
 from core.nat.forward_policy import ForwardPath, Published
 from core.nat.packets import Kind, PlacedRule, covers, is_loopback, split
 from core.operations import SetPort
 from core.plan import validate
-from core.plan.builder import CannotPlan, PlanBuilder, Target, draft_steps, require, when
-from core.plan.connectivity import BRIDGED, forward, warn_of_filters
+from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
+from core.plan.connectivity import BRIDGE_NF_SYSCTL, enable_forwarding, warn_of_filters
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, OurPort, Ours, ours, port_id
 from core.tags import TABLE
@@ -23,9 +23,8 @@ from core.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
-class _ContainerAddress:
-    """Where a container is reached: a network's name and bridge, whether it is internal by intent, and the
-    container's addresses."""
+class _Endpoint:
+    """A container's addresses on a network: the network's name and bridge, and whether it is internal."""
 
     network: str
     bridge: str
@@ -33,8 +32,8 @@ class _ContainerAddress:
     addresses: tuple[str, ...]
 
 
-@draft_steps.register
-def _(request: Publish, draft: PlanBuilder) -> str:
+@plan_steps.register
+def plan_publish(request: Publish, builder: PlanBuilder) -> str:
     inside = request.container_ports or request.host_ports
     require(
         validate.protocol(request.l4_proto),
@@ -45,91 +44,93 @@ def _(request: Publish, draft: PlanBuilder) -> str:
     require(
         when(
             host_ports[1] - host_ports[0] != container_ports[1] - container_ports[0],
-            f"{request.host_ports} and {inside} are not equally many ports",
+            f"{request.host_ports} and {inside} are ranges of different sizes",
         ),
-        _host_ip(request.host_ip, draft),
+        _check_host_ip(request.host_ip, builder),
     )
-    target = draft.target(request.container)
-    home = _home(target, request, draft)
-    made = tuple(_published(request, inside, target, home))
-    require(*dict.fromkeys(clash(port, draft.ours, draft.topology) for port in made))
-    for port in made:
-        for sentence in in_part(port, draft.topology):
-            draft.warn(sentence)
-    draft.now(ports=(*draft.ours.ports, *made))
-    _let_in(made, home, target, draft)
-    return f"publish {made[0].port_id} of {safe(target.name)}"
+    target = builder.target(request.container)
+    endpoint = _choose_endpoint(target, request, builder)
+    ports = tuple(_new_ports(request, inside, target, endpoint))
+    require(*dict.fromkeys(port_conflict(port, builder.ours, builder.topology) for port in ports))
+    for port in ports:
+        for sentence in partial_conflicts(port, builder.topology):
+            builder.warn(sentence)
+    builder.update_ours(ports=(*builder.ours.ports, *ports))
+    _allow_forwarding(ports, endpoint, target, builder)
+    return f"publish {ports[0].port_id} of {safe(target.name)}"
 
 
-def _host_ip(text: str, draft: PlanBuilder) -> str:
+def _check_host_ip(text: str, builder: PlanBuilder) -> str:
     if not text:
         return ""
     address = validate.parse_address(text)
     if address is None:
-        return f'"{safe(text)}" is no address of this host'
+        return f'"{safe(text)}" isn\'t an address of this host'
     if address.version == 6 and address.is_loopback:
-        return "what comes to ::1 cannot be led elsewhere: the kernel keeps it on the loopback link"
-    own = {one.address for link in draft.host.links.values() for one in link.addresses}
-    there = str(address) in own or (address.version == 4 and address.is_loopback)
-    return "" if there else f"{address} is no address of this host"
+        return "can't publish on ::1: the kernel doesn't forward packets from the loopback link"
+    own = {one.address for link in builder.host.links.values() for one in link.addresses}
+    exists = str(address) in own or (address.version == 4 and address.is_loopback)
+    return "" if exists else f"{address} isn't an address of this host"
 
 
-def _home(target: Target, request: Publish, draft: PlanBuilder) -> _ContainerAddress:
-    """The network to reach the container by. Raises Refusal where there is none."""
-    homes = [home for home in _homes(target, draft) if request.network in ("", home.network)]
+def _choose_endpoint(target: Target, request: Publish, builder: PlanBuilder) -> _Endpoint:
+    """Return the network to forward through. Raises CannotPlan if there is none."""
+    endpoints = [
+        endpoint for endpoint in _endpoints(target, builder) if request.network in ("", endpoint.network)
+    ]
     name = safe(target.name)
-    if not homes:
+    if not endpoints:
         where = f" on {safe(request.network)}" if request.network else ""
         raise CannotPlan(
-            [f"{name} has no address{where} that the host could lead a port to: attach it first"]
+            [f"{name} has no address{where} that the host can forward a port to. Attach it first"]
         )
-    open_ones = [home for home in homes if not home.internal]
-    if not open_ones:
+    reachable = [endpoint for endpoint in endpoints if not endpoint.internal]
+    if not reachable:
         raise CannotPlan(
-            [f"{name} is on an internal network only, which nothing enters: attach it to another"]
+            [f"{name} is only on an internal network, which can't be reached. Attach it to another one"]
         )
-    fitting = [home for home in open_ones if _families(request, home)]
-    if not fitting:
-        raise CannotPlan([f"{name} has no address of the family of {request.host_ip}"])
-    return fitting[0]
+    usable = [endpoint for endpoint in reachable if _endpoint_addresses(request, endpoint)]
+    if not usable:
+        raise CannotPlan([f"{name} has no address of the address family of {request.host_ip}"])
+    return usable[0]
 
 
-def _homes(target: Target, draft: PlanBuilder) -> Iterator[_ContainerAddress]:
-    """Networks of ours before those of others."""
-    for member in draft.ours.members:
-        network = draft.ours.networks.get(member.network)
+def _endpoints(target: Target, builder: PlanBuilder) -> Iterator[_Endpoint]:
+    """Yield the container's networks, those of vnet first."""
+    for member in builder.ours.members:
+        network = builder.ours.networks.get(member.network)
         if member.container == target.uid and network and member.addresses:
             plain = tuple(one.partition("/")[0] for one in member.addresses)
-            yield _ContainerAddress(network.name, network.bridge, network.kind == "internal", plain)
-    container = draft.topology.containers.get(target.uid)
+            yield _Endpoint(network.name, network.bridge, network.kind == "internal", plain)
+    container = builder.topology.containers.get(target.uid)
     if container is None:
         return
-    for other in draft.topology.networks_of(container):
-        if other.name in draft.ours.networks or other.ns not in (None, draft.topology.host):
+    for other in builder.topology.networks_of(container):
+        if other.name in builder.ours.networks or other.ns not in (None, builder.topology.host):
             continue
         inside = [ipaddress.ip_network(subnet) for subnet in other.subnets]
         plain = tuple(
             one
-            for one in draft.topology.addresses_of(container)
+            for one in builder.topology.addresses_of(container)
             if any(ipaddress.ip_address(one) in subnet for subnet in inside)
         )
         if plain and other.bridge:
-            # What others' rules drop is a warning with a remedy; only an engine's word refuses.
-            yield _ContainerAddress(other.name, other.bridge, other.internal, plain)
+            # Rules that drop only lead to a warning; the engine's "internal" leads to a refusal.
+            yield _Endpoint(other.name, other.bridge, other.internal, plain)
 
 
-def _families(request: Publish, home: _ContainerAddress) -> tuple[str, ...]:
-    """The container's addresses of the families asked for, one of each."""
-    wanted = {":" in request.host_ip} if request.host_ip else {False, True}
+def _endpoint_addresses(request: Publish, endpoint: _Endpoint) -> tuple[str, ...]:
+    """Return the container's addresses of the requested families, one of each."""
+    families = {":" in request.host_ip} if request.host_ip else {False, True}
     first: dict[bool, str] = {}
-    for address in home.addresses:
+    for address in endpoint.addresses:
         first.setdefault(":" in address, address)
-    return tuple(first[family] for family in sorted(wanted & first.keys()))
+    return tuple(first[family] for family in sorted(families & first.keys()))
 
 
-def _published(request: Publish, inside: str, target: Target, home: _ContainerAddress) -> Iterator[OurPort]:
+def _new_ports(request: Publish, inside: str, target: Target, endpoint: _Endpoint) -> Iterator[OurPort]:
     host_ip = str(ipaddress.ip_address(request.host_ip)) if request.host_ip else ""
-    for address in _families(request, home):
+    for address in _endpoint_addresses(request, endpoint):
         port = OurPort(
             target.uid, request.l4_proto, host_ip, _short(request.host_ports), address, _short(inside)
         )
@@ -143,64 +144,71 @@ def _short(ports: str) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _let_in(made: tuple[OurPort, ...], home: _ContainerAddress, target: Target, draft: PlanBuilder) -> None:
-    """Have the host forward to the container, from its own loopback address as well."""
-    families = {":" in port.address for port in made}
-    forward(draft, ipv4=False in families, ipv6=True in families)
-    for port in (port for port in made if not is_loopback(port.host_ip)):
-        warn_of_filters(draft, home.bridge, ("published", "replies"), published=_judged(port))
-    _warn_of_bypass([port for port in made if not is_loopback(port.host_ip)], draft)
-    if home.network in draft.ours.networks:
-        _hairpin(made, True, draft)
-        if any(_by_loopback(port) for port in made):
-            draft.sysctl(_route_localnet(home.bridge), "1", _localnet_now(home.bridge, draft))
+def _allow_forwarding(
+    ports: tuple[OurPort, ...], endpoint: _Endpoint, target: Target, builder: PlanBuilder
+) -> None:
+    """Add the steps by which the host forwards to the container, also from its own loopback address."""
+    families = {":" in port.address for port in ports}
+    enable_forwarding(builder, ipv4=False in families, ipv6=True in families)
+    for port in (port for port in ports if not is_loopback(port.host_ip)):
+        warn_of_filters(builder, endpoint.bridge, ("published", "replies"), published=_as_published(port))
+    _warn_of_bypass([port for port in ports if not is_loopback(port.host_ip)], builder)
+    if endpoint.network in builder.ours.networks:
+        _hairpin(ports, True, builder)
+        if any(_uses_loopback(port) for port in ports):
+            builder.set_sysctl(
+                _route_localnet(endpoint.bridge), "1", _current_localnet(endpoint.bridge, builder)
+            )
     else:
-        _warn_of_unanswered(made, home, target, draft)
+        _warn_of_unreachable(ports, endpoint, target, builder)
     if True in families:
-        draft.warn(f"{made[0].port_id} does not answer at ::1: the kernel keeps that on the loopback link")
-
-
-def _warn_of_bypass(made: Sequence[OurPort], draft: PlanBuilder) -> None:
-    """Say that the host's firewall program has no say in these ports, and how to restrict them."""
-    firewall = draft.snapshot.firewalls.get(draft.topology.host)
-    program = gatekeeper(firewall) if firewall else ""
-    if firewall and program and made:
-        found = draft.topology.uplink(draft.topology.host)
-        uplink = found[0].name if found else ""
-        ways = [
-            restrict_words(firewall, port.l4_proto, port.host_ports, ":" in port.address, uplink)
-            for port in made
-        ]
-        draft.warn(
-            f"{program}'s rules for incoming connections don't apply to published ports such as "
-            f"{made[0].port_id}; to restrict it, run: {'; '.join(ways)}"
+        builder.warn(
+            f"{ports[0].port_id} isn't reachable at ::1: the kernel doesn't forward from the loopback link"
         )
 
 
-def _warn_of_unanswered(
-    made: Sequence[OurPort], home: _ContainerAddress, target: Target, draft: PlanBuilder
+def _warn_of_bypass(ports: Sequence[OurPort], builder: PlanBuilder) -> None:
+    """Warn that the host's firewall program doesn't filter these ports, and say how to restrict them."""
+    firewall = builder.snapshot.firewalls.get(builder.topology.host)
+    program = host_firewall(firewall) if firewall else ""
+    if firewall and program and ports:
+        found = builder.topology.uplink(builder.topology.host)
+        uplink = found[0].name if found else ""
+        commands = [
+            restrict_command(firewall, port.l4_proto, port.host_ports, ":" in port.address, uplink)
+            for port in ports
+        ]
+        builder.warn(
+            f"{program}'s rules for incoming connections don't apply to published ports such as "
+            f"{ports[0].port_id}; to restrict it, run: {'; '.join(commands)}"
+        )
+
+
+def _warn_of_unreachable(
+    ports: Sequence[OurPort], endpoint: _Endpoint, target: Target, builder: PlanBuilder
 ) -> None:
-    """Say from where a port of a container on another engine's network is not reached: what our own bridges
-    are set to for it is left as that engine has set it."""
-    bridge, first = draft.link(home.bridge), made[0]
+    """Warn about sources that can't reach a port on another engine's network.
+
+    vnet doesn't change that bridge (route_localnet, hairpin mode)."""
+    bridge, first = builder.link(endpoint.bridge), ports[0]
     localnet = bool(bridge and bridge.bridge and bridge.bridge.route_localnet)
-    if not localnet and any(map(_by_loopback, made)):
-        draft.warn(f"{first.port_id} does not answer at 127.0.0.1: {home.bridge} is not vnet's")
-    closed = [] if _is_turned_back(first, target, draft) else [f"{safe(target.name)} itself"]
-    if draft.snapshot.host.sysctls.get(BRIDGED) != "1":
-        closed.append(f"other containers on {home.bridge}")
-    closed += [f"containers on {name}" for name in _kept_apart(first, home, draft)]
-    if closed:
-        draft.warn(f"{first.port_id} does not answer {', '.join(closed)} by the host's addresses")
+    if not localnet and any(map(_uses_loopback, ports)):
+        builder.warn(f"{first.port_id} isn't reachable at 127.0.0.1: vnet didn't make {endpoint.bridge}")
+    unreachable = [] if _has_hairpin(first, target, builder) else [f"{safe(target.name)} itself"]
+    if builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) != "1":
+        unreachable.append(f"other containers on {endpoint.bridge}")
+    unreachable += [f"containers on {name}" for name in _isolated_networks(first, endpoint, builder)]
+    if unreachable:
+        builder.warn(f"{first.port_id} isn't reachable at the host's addresses from {', '.join(unreachable)}")
 
 
-def _is_turned_back(port: OurPort, target: Target, draft: PlanBuilder) -> bool:
-    """Whether what a container sends to its own published port comes back to it: by the bridge's port that
-    it came from, and from another address than its own."""
-    links = [link for link in draft.snapshot.links() if link.ns == target.ns]
-    ends = [draft.topology.peer(link) for link in links]
+def _has_hairpin(port: OurPort, target: Target, builder: PlanBuilder) -> bool:
+    """Whether a container can reach its own published port: by hairpin mode of its bridge port, and a
+    masquerade rule for its own address."""
+    links = [link for link in builder.snapshot.links() if link.ns == target.ns]
+    ends = [builder.topology.peer(link) for link in links]
     hairpin = any(end and end.port and end.port.hairpin for end in ends)
-    firewall = draft.snapshot.firewalls.get(draft.topology.host)
+    firewall = builder.snapshot.firewalls.get(builder.topology.host)
     return hairpin and any(
         rule.verdict == "masquerade"
         and rule.src == rule.dst == port.address
@@ -209,64 +217,69 @@ def _is_turned_back(port: OurPort, target: Target, draft: PlanBuilder) -> bool:
     )
 
 
-def _kept_apart(port: OurPort, home: _ContainerAddress, draft: PlanBuilder) -> Iterator[str]:
-    """The engine's other networks whose containers it keeps from that port, also where what is dropped of
-    those outside is let pass."""
-    judge, uplink = draft.topology.judge, draft.topology.uplink(draft.topology.host)
-    if judge is None:
+def _isolated_networks(port: OurPort, endpoint: _Endpoint, builder: PlanBuilder) -> Iterator[str]:
+    """Yield the engine's other networks whose containers can't reach the port because of isolation rules."""
+    evaluator, uplink = builder.topology.judge, builder.topology.uplink(builder.topology.host)
+    if evaluator is None:
         return
     kinds: tuple[Kind, ...] = ("published", "replies")
 
     def dropped(link: str) -> set[str]:
-        way = ForwardPath(home.bridge, link, published=_judged(port))
-        return {one.kind for one in judge.dropping(way, kinds) if one.certain}
+        path = ForwardPath(endpoint.bridge, link, published=_as_published(port))
+        return {one.kind for one in evaluator.dropping(path, kinds) if one.certain}
 
     outside = dropped(uplink[0].name if uplink else "")
-    for other in draft.topology.networks:
-        apart = other.bridge and other.bridge != home.bridge and other.engine != "kernel"
-        if apart and dropped(other.bridge) - outside:
+    for other in builder.topology.networks:
+        is_other = other.bridge and other.bridge != endpoint.bridge and other.engine != "kernel"
+        if is_other and dropped(other.bridge) - outside:
             yield safe(other.name)
 
 
-def _judged(port: OurPort) -> Published:
+def _as_published(port: OurPort) -> Published:
     return Published(port.address, port.l4_proto, port.container_ports, port.host_ip, port.host_ports)
 
 
-def _hairpin(ports: Iterable[OurPort], on: bool, draft: PlanBuilder) -> None:
-    """Let the bridge send a container's own frames back to it: with br_netfilter on, what a container sends
-    to its own published port is translated in the bridge and leaves by the port that it came in by."""
+def _hairpin(ports: Iterable[OurPort], on: bool, builder: PlanBuilder) -> None:
+    """Switch hairpin mode of bridge ports.
+
+    With br_netfilter, packets of a container to its own published port are translated in the bridge and leave
+    by the port that they came in by."""
     addresses = {port.address for port in ports}
-    for member in draft.ours.members:
+    for member in builder.ours.members:
         if addresses & {one.partition("/")[0] for one in member.addresses}:
-            link = draft.link(member.port)
+            link = builder.link(member.port)
             before = bool(link and link.port and link.port.hairpin)
             if before != on:
-                draft.do(SetPort(member.port, "hairpin", on, before))
+                builder.add(SetPort(member.port, "hairpin", on, before))
 
 
-def reopen(ports: Collection[OurPort], bridge: str, draft: PlanBuilder) -> None:
-    """What a new bridge must let pass of ports that were published before it was made."""
-    _hairpin(ports, True, draft)
-    if any(map(_by_loopback, ports)):
-        draft.sysctl(_route_localnet(bridge), "1", "0")
+def restore_ports(ports: Collection[OurPort], bridge: str, builder: PlanBuilder) -> None:
+    """Set up a new bridge for ports that were published before it was created."""
+    _hairpin(ports, True, builder)
+    if any(map(_uses_loopback, ports)):
+        builder.set_sysctl(_route_localnet(bridge), "1", "0")
 
 
-def _by_loopback(port: OurPort) -> bool:
+def _uses_loopback(port: OurPort) -> bool:
     every = not port.host_ip
     return ":" not in port.address and (every or is_loopback(port.host_ip))
 
 
-def _localnet_now(bridge: str, draft: PlanBuilder) -> str:
-    """What it is set to: only a published port of ours sets it."""
-    return "1" if any(_on(bridge, port, draft) for port in draft.before.ports if _by_loopback(port)) else "0"
+def _current_localnet(bridge: str, builder: PlanBuilder) -> str:
+    """Return the current route_localnet: only ports that vnet published set it."""
+    return (
+        "1"
+        if any(_is_behind(bridge, port, builder) for port in builder.before.ports if _uses_loopback(port))
+        else "0"
+    )
 
 
-def _on(bridge: str, port: OurPort, draft: PlanBuilder) -> bool:
-    """Whether a port's container is reached over that bridge."""
+def _is_behind(bridge: str, port: OurPort, builder: PlanBuilder) -> bool:
+    """Whether a port's container is connected to that bridge."""
     address = ipaddress.ip_address(port.address)
     return any(
         network.bridge == bridge and any(address in ipaddress.ip_network(one) for one in network.subnets)
-        for network in draft.before.networks.values()
+        for network in builder.before.networks.values()
     )
 
 
@@ -274,29 +287,33 @@ def _route_localnet(bridge: str) -> str:
     return f"net.ipv4.conf.{bridge.replace('.', '/')}.route_localnet"
 
 
-@draft_steps.register
-def _(request: Unpublish, draft: PlanBuilder) -> str:
+@plan_steps.register
+def plan_unpublish(request: Unpublish, builder: PlanBuilder) -> str:
     require(validate.protocol(request.l4_proto), validate.ports(request.host_ports))
     host_ip = str(validate.parse_address(request.host_ip) or request.host_ip)
-    wanted = port_id(request.l4_proto, host_ip, _short(request.host_ports))
-    found = [port for port in draft.ours.ports if port.port_id == wanted]
+    requested = port_id(request.l4_proto, host_ip, _short(request.host_ports))
+    found = [port for port in builder.ours.ports if port.port_id == requested]
     if not found:
-        there = ", ".join(dict.fromkeys(port.port_id for port in draft.ours.ports)) or "nothing"
-        raise CannotPlan([f"{safe(wanted)} is not published by vnet ({there} is)"])
-    withdraw(found, draft)
-    return f"withdraw the published port {wanted}"
+        known = ", ".join(dict.fromkeys(port.port_id for port in builder.ours.ports)) or "none"
+        raise CannotPlan([f"vnet doesn't publish {safe(requested)} (published ports: {known})"])
+    unpublish(found, builder)
+    return f"unpublish {requested}"
 
 
-def withdraw(ports: list[OurPort], draft: PlanBuilder) -> None:
-    """Take published ports back; with the last one of a network that way from the host's loopback closes."""
-    left = tuple(port for port in draft.ours.ports if port not in ports)
-    draft.now(ports=left)
-    kept = {port.address for port in left}
-    _hairpin([port for port in ports if port.address not in kept], False, draft)
-    for network in draft.before.networks.values():
-        were = [port for port in ports if _by_loopback(port) and _on(network.bridge, port, draft)]
-        if were and not any(_by_loopback(port) and _on(network.bridge, port, draft) for port in left):
-            draft.sysctl(_route_localnet(network.bridge), "0", "1")
+def unpublish(ports: list[OurPort], builder: PlanBuilder) -> None:
+    """Unpublish ports; with the last one of a network its route_localnet is switched off as well."""
+    remaining = tuple(port for port in builder.ours.ports if port not in ports)
+    builder.update_ours(ports=remaining)
+    addresses = {port.address for port in remaining}
+    _hairpin([port for port in ports if port.address not in addresses], False, builder)
+    for network in builder.before.networks.values():
+        removed = [
+            port for port in ports if _uses_loopback(port) and _is_behind(network.bridge, port, builder)
+        ]
+        if removed and not any(
+            _uses_loopback(port) and _is_behind(network.bridge, port, builder) for port in remaining
+        ):
+            builder.set_sysctl(_route_localnet(network.bridge), "0", "1")
 
 
 _FIRST, _LAST = 8080, 9080
@@ -306,8 +323,8 @@ _EVERY_PORT = (1, 65535)
 
 @dataclass(frozen=True, slots=True)
 class ForeignRedirect:
-    """Ports that a rule of others leads elsewhere: `matched` is its address match, `partly` whether only some
-    of what comes to them, `to` what it does in short, `place` its table."""
+    """Ports that a rule of another program redirects. `matched`: its address match. `partly`: only some
+    packets. `to`: short description of the destination. `table`: its table, with family."""
 
     ipv6: bool
     l4_proto: str
@@ -315,63 +332,64 @@ class ForeignRedirect:
     ports: tuple[int, int]
     partly: bool
     to: str
-    place: str
+    table: str
 
 
-def clash(port: OurPort, now: Ours, topology: Topology) -> str:
-    """Who has a port already, in words; "" where nobody has. `now` is what is ours by then."""
+def port_conflict(port: OurPort, now: Ours, topology: Topology) -> str:
+    """Describe what already uses a port, "" for nothing. `now` is Ours after the steps so far."""
     number = validate.port_range(port.host_ports)
     for other in now.ports:
-        if (":" in other.address) == (":" in port.address) and _meet(
+        if (":" in other.address) == (":" in port.address) and _conflicts(
             port, other.l4_proto, other.host_ip, validate.port_range(other.host_ports)
         ):
-            return f"{other.port_id} is published already, to {other.address}"
+            return f"{other.port_id} is already published, to {other.address}"
     for container in topology.snapshot.containers():
-        for held in container.ports:
-            if _meet(port, held.l4_proto, held.host_ip, (held.host_port, held.host_port)):
-                return f"{held.l4_proto}/{held.host_port} is published already, by {safe(container.name)}"
-    for led in _on_address(port, topology):
-        if not led.partly:
+        for one in container.ports:
+            if _conflicts(port, one.l4_proto, one.host_ip, (one.host_port, one.host_port)):
+                return f"{one.l4_proto}/{one.host_port} is already published, by {safe(container.name)}"
+    for redirect in _redirects_of(port, topology):
+        if not redirect.partly:
             return (
-                f"{port.l4_proto} port {_shared(led.ports, number)} of the host is taken already: {led.to}, "
-                f"by a rule of {led.place} that is not vnet's; take another port{_such_as(port, topology)}"
+                f"{port.l4_proto} port {_common_ports(redirect.ports, number)} of the host is in use: a rule "
+                f"in {redirect.table} (not vnet's) {redirect.to}. "
+                f"Choose another port{_suggestion(port, topology)}"
             )
     for listener in topology.snapshot.host.listening:
         every = listener.address in _EVERY
         address = "" if every else listener.address
-        if _meet(port, listener.l4_proto, address, (listener.port, listener.port)):
-            return f"a process of the host listens on {listener.l4_proto} port {listener.port} already"
+        if _conflicts(port, listener.l4_proto, address, (listener.port, listener.port)):
+            return f"a process of the host already listens on {listener.l4_proto} port {listener.port}"
     return ""
 
 
-def in_part(port: OurPort, topology: Topology) -> Iterator[str]:
-    """Warnings of rules of others that take some of what comes to a port."""
-    for led in _on_address(port, topology):
-        if led.partly:
+def partial_conflicts(port: OurPort, topology: Topology) -> Iterator[str]:
+    """Yield warnings about rules of other programs that redirect some packets of a port."""
+    for redirect in _redirects_of(port, topology):
+        if redirect.partly:
             yield (
-                f"a rule of {led.place} that is not vnet's leads some of what comes to "
-                f"{port.l4_proto} port {port.host_ports} elsewhere ({led.to}): {port.port_id} may not get all"
+                f"a rule in {redirect.table} (not vnet's) {redirect.to} for some packets to "
+                f"{port.l4_proto} port {port.host_ports}: {port.port_id} may not receive those"
             )
 
 
 def free_port(topology: Topology, l4_proto: str) -> str:
-    """The first port from 8080 on that nobody holds, "" where all are held."""
-    held = {one.port for one in topology.snapshot.host.listening if one.l4_proto == l4_proto}
-    held |= {port.host_port for one in topology.snapshot.containers() for port in one.ports}
+    """Return the first unused port from 8080 on, "" if there is none."""
+    used = {one.port for one in topology.snapshot.host.listening if one.l4_proto == l4_proto}
+    used |= {port.host_port for one in topology.snapshot.containers() for port in one.ports}
     ranges = [validate.port_range(port.host_ports) for port in ours(topology.snapshot, topology.host).ports]
-    some = (led for led in _led(topology) if led.ports != _EVERY_PORT)
-    ranges += [led.ports for led in some if led.l4_proto in ("", l4_proto)]
+    redirects = (one for one in _redirects(topology) if one.ports != _EVERY_PORT)
+    ranges += [one.ports for one in redirects if one.l4_proto in ("", l4_proto)]
     for first, last in ranges:
-        held.update(range(max(first, _FIRST), min(last, _LAST) + 1))
-    return next((str(port) for port in range(_FIRST, _LAST) if port not in held), "")
+        used.update(range(max(first, _FIRST), min(last, _LAST) + 1))
+    return next((str(port) for port in range(_FIRST, _LAST) if port not in used), "")
 
 
-def _such_as(port: OurPort, topology: Topology) -> str:
+def _suggestion(port: OurPort, topology: Topology) -> str:
     free = free_port(topology, port.l4_proto)
     return f" ({free} is free)" if free else ""
 
 
-def _meet(port: OurPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
+def _conflicts(port: OurPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
     same = port.host_ip == host_ip or "" in (port.host_ip, host_ip)
     if host_ip in _EVERY:
         same = host_ip == _EVERY[":" in port.address]
@@ -382,22 +400,22 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _shared(one: tuple[int, int], other: tuple[int, int]) -> str:
+def _common_ports(one: tuple[int, int], other: tuple[int, int]) -> str:
     first, last = max(one[0], other[0]), min(one[1], other[1])
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _on_address(port: OurPort, topology: Topology) -> Iterator[ForeignRedirect]:
-    """What rules of others lead elsewhere of a port."""
+def _redirects_of(port: OurPort, topology: Topology) -> Iterator[ForeignRedirect]:
+    """Yield the redirects of other programs that match a port."""
     ipv6, number = ":" in port.address, validate.port_range(port.host_ports)
-    for led in _led(topology):
-        same = led.ipv6 == ipv6 and led.l4_proto in ("", port.l4_proto)
-        if same and _overlap(led.ports, number) and _reaches(led.matched, port, topology):
-            yield led
+    for one in _redirects(topology):
+        same = one.ipv6 == ipv6 and one.l4_proto in ("", port.l4_proto)
+        if same and _overlap(one.ports, number) and _matches(one.matched, port, topology):
+            yield one
 
 
-def _reaches(matched: str, port: OurPort, topology: Topology) -> bool:
-    """Whether an address match holds for an address of the host that the port would be published on."""
+def _matches(matched: str, port: OurPort, topology: Topology) -> bool:
+    """Whether an address match covers an address of the host that the port is published on."""
     own = [port.host_ip] if port.host_ip else _own_addresses(":" in port.address, topology)
     return any(covers(matched, ipaddress.ip_network(one)) is not False for one in own)
 
@@ -408,42 +426,42 @@ def _own_addresses(ipv6: bool, topology: Topology) -> list[str]:
     return [one.address for link in links for one in link.addresses if (one.family == 6) == ipv6]
 
 
-def _led(topology: Topology) -> Iterator[ForeignRedirect]:
+def _redirects(topology: Topology) -> Iterator[ForeignRedirect]:
     for placed in topology.led_in:
         if placed.rule.table != TABLE:
             for rule in expanded(placed.effective):
-                yield from _parts(placed, rule, topology)
+                yield from _rule_redirects(placed, rule, topology)
 
 
-def _parts(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> Iterator[ForeignRedirect]:
+def _rule_redirects(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> Iterator[ForeignRedirect]:
     negated, numbers = split(rule.dport)
     ranges = [validate.port_range(one) for one in numbers if not validate.ports_shape(one)]
     if numbers and not ranges:
-        return  # a set that only its name is known of
-    # Ports that come from jumps together belong to one of these each: which one cannot be told.
+        return  # a set whose elements aren't known
+    # Ports from several jumps each belong to one jump; which one isn't known.
     joined = len(numbers) > 1 and not placed.rule.dport and not placed.rule.translations
     some = bool(rule.src) or (bool(rule.iif) and not split(rule.iif)[0]) or "prerouting" not in placed.hooks
     partly = some or joined or negated or not numbers
-    for family in _families_of(rule):
+    for family in _rule_families(rule):
         for ports in [_EVERY_PORT] if negated or not numbers else ranges:
             for l4_proto in split(rule.l4_proto)[1] or ("",):
-                to, place = _to(placed, rule, topology), f"table {rule.family} {safe(rule.table)}"
-                yield ForeignRedirect(family, l4_proto, rule.dst, ports, partly, to, place)
+                to, table = _destination(placed, rule, topology), f"table {rule.family} {safe(rule.table)}"
+                yield ForeignRedirect(family, l4_proto, rule.dst, ports, partly, to, table)
 
 
-def _families_of(rule: FirewallRule) -> tuple[bool, ...]:
+def _rule_families(rule: FirewallRule) -> tuple[bool, ...]:
     address = "" if rule.to_address.startswith("@") else rule.to_address
     if rule.family in ("ip", "ip6"):
         return (rule.family == "ip6",)
     return (":" in address,) if address else (False, True)
 
 
-def _to(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> str:
-    """Where the rule leads, by the name of whoever lives there."""
+def _destination(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> str:
+    """Describe the destination of a rule, with the name of its owner."""
     port = rule.to_port or rule.dport
     if rule.verdict == "redirect":
-        return f"it leads to port {safe(port)} of the host" if port else "it leads to the host"
+        return f"redirects it to port {safe(port)} of the host" if port else "redirects it to the host"
     address = rule.to_address
     owner = topology.container_at(topology.host, address) if address else None
     at = (f"[{address}]:{port}" if ":" in address else f"{address}:{port}").rstrip(":")
-    return f"it leads to {f'{safe(owner.name)}, ' if owner else ''}{safe(at) or 'another address'}"
+    return f"redirects it to {f'{safe(owner.name)}, ' if owner else ''}{safe(at) or 'another address'}"

@@ -1,4 +1,4 @@
-"""Requests: what a person wants changed, as a form, a command or a file puts it."""
+"""Define requests: the changes that a form, a command or a file asks for."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 
 @dataclass(frozen=True, slots=True)
 class CreateNetwork:
-    """Make a network. `kind` is one of KINDS; `subnets` are at most one of IPv4 and one of IPv6, none of them
-    has one of IPv4 chosen, and one of IPv6 as well where `ipv6` is set; `gateways` belong to the subnets in
-    order, missing ones are the first address. `mtu` 0 is that of the way out. `bridge` "" is "br-NAME".
-    `uplink` names the link that a NIC-bridged network takes as its port. `engine` is "vnet" or "docker"."""
+    """Create a network.
+
+    `kind` is one of KINDS. `subnets`: at most one of IPv4 and one of IPv6; without any, a free IPv4 subnet
+    is chosen, and with `ipv6` a free IPv6 subnet as well. `gateways` are in the order of `subnets`; the
+    default is the first address. `mtu` 0 takes the MTU of the default route's link. `bridge` "" is "br-NAME".
+    `uplink` is the link that becomes the port of a NIC-bridged network. `engine` is "vnet" or "docker".
+    """
 
     name: str
     kind: str = "nat"
@@ -33,7 +36,7 @@ class CreateNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ChangeMtu:
-    """Give a network, not a NIC-bridged one, another MTU: its bridge, its ports and the links inside."""
+    """Change the MTU of a network (not NIC-bridged): its bridge, its ports and the links in containers."""
 
     name: str
     mtu: int
@@ -41,15 +44,15 @@ class ChangeMtu:
 
 @dataclass(frozen=True, slots=True)
 class RemoveNetwork:
-    """Remove a network and detach what is on it."""
+    """Remove a network, and detach its containers."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Attach a container (its name, "runtime:name" or id) to a network. `addresses` are at most one of each
-    family, without prefix length; free ones are chosen for the rest. `link` "" is the first free "ethN"."""
+    """Attach a container (name, "runtime:name" or id) to a network. `addresses`: at most one of each family,
+    without prefix length; missing ones are chosen. `link` "" is the first free "ethN"."""
 
     container: str
     network: str
@@ -59,7 +62,7 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """Take a container off a network."""
+    """Detach a container from a network."""
 
     container: str
     network: str
@@ -67,7 +70,7 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Take a container off one network and attach it to another by the same link name."""
+    """Detach a container from one network and attach it to another, with the same link name."""
 
     container: str
     network: str
@@ -77,8 +80,8 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish a port, or a range "8000-8010", of a running container: `host_ip` "" on every address of the
-    host, `container_ports` "" as on the host. `network` "" is the first that can."""
+    """Publish a port, or a range "8000-8010", of a running container. `host_ip` "" is every address of the
+    host, `container_ports` "" the same as `host_ports`, `network` "" the first one that works."""
 
     container: str
     host_ports: str
@@ -90,7 +93,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Unpublish:
-    """Withdraw a published port, or range."""
+    """Remove a published port, or a range."""
 
     host_ports: str
     l4_proto: str = "tcp"
@@ -99,8 +102,8 @@ class Unpublish:
 
 @dataclass(frozen=True, slots=True)
 class CreateContainer:
-    """Make a plain container: a named namespace. `model` is one of MODELS: "bridged" needs a `network`,
-    "joined" the container `joined_with`, "open" gets the host's own namespace."""
+    """Create an unmanaged container: a named namespace. `model` is one of MODELS: "bridged" needs a
+    `network`, "joined" the container `joined_with`, "open" shares the host's namespace."""
 
     name: str
     model: str = "closed"
@@ -111,14 +114,14 @@ class CreateContainer:
 
 @dataclass(frozen=True, slots=True)
 class RemoveContainer:
-    """Delete a plain container."""
+    """Delete an unmanaged container: a named namespace."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeLink:
-    """Change settings of a link; None leaves one as it is."""
+    """Change settings of a link; None leaves a setting unchanged."""
 
     key: LinkKey
     up: bool | None = None
@@ -129,7 +132,7 @@ class ChangeLink:
 
 @dataclass(frozen=True, slots=True)
 class ChangeBridge:
-    """Change one setting of a bridge, named and counted as by ip-link(8)."""
+    """Change one setting of a bridge, with the name and unit of ip-link(8)."""
 
     key: LinkKey
     setting: str
@@ -138,7 +141,7 @@ class ChangeBridge:
 
 @dataclass(frozen=True, slots=True)
 class ChangePort:
-    """Switch one flag of a bridge port, named as by bridge(8)."""
+    """Switch one flag of a bridge port, named as in bridge(8)."""
 
     key: LinkKey
     flag: str
@@ -147,19 +150,18 @@ class ChangePort:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete what a reference points at."""
+    """Delete the object that a reference points at."""
 
     ref: Ref
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteFlow:
-    """Have the kernel forget a tracked connection: the entry `entry_id` in the table of the namespace `ns`
-    (its inode), whose original direction is this. Addresses in text, ports in host order as conntrack's
-    columns have them: for ICMP the echo id, and type << 8 | code. `core.plan.containers.delete_flow` makes
-    one of an entry.
+    """Delete a conntrack entry: `entry_id` in the table of the namespace `ns` (inode).
 
-    `sentence` says who talks to whom, for the preview; `translated` tells that NAT is at work.
+    Addresses and ports are those of the original direction. Addresses are text, ports in host order as in
+    conntrack's columns: for ICMP the echo id, and type << 8 | code. `sentence` describes the connection for
+    the preview; `translated`: NAT applies to it. `core.plan.containers.delete_flow` makes one of an entry.
     """
 
     ns: int
@@ -176,18 +178,20 @@ class DeleteFlow:
 
 @dataclass(frozen=True, slots=True)
 class CountTraffic:
-    """Have the kernel count the traffic of connections in these namespaces (their inodes)."""
+    """Switch on traffic counters of connections (conntrack accounting) in these namespaces (inodes)."""
 
     namespaces: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """Tune a bridge, its ports and the other ends of these; None leaves one thing as it is. `big_tcp` is the
-    size of the largest packets in bytes, 65536 without BIG TCP; `offloads` is about TSO, GSO, GRO and
-    transmit checksums; `br_netfilter` about whether what it forwards passes the host's firewall; `rps` is
-    "all", "off" or a hexadecimal mask of the CPUs that take over received packets. `no_track_dns` is about
-    whether Docker's DNS does without conntrack inside its containers, or inside those named in `only`."""
+    """Tune a bridge, its ports and their peers; None leaves a setting unchanged.
+
+    `big_tcp`: size of the largest packets in bytes, 65536 without BIG TCP. `offloads`: TSO, GSO, GRO and
+    transmit checksums. `br_netfilter`: bridged packets pass the host's firewall. `rps`: "all", "off" or a
+    hexadecimal mask of the CPUs that process received packets. `no_track_dns`: Docker's DNS works without
+    conntrack in the bridge's containers, or only in those named in `only`.
+    """
 
     key: LinkKey
     big_tcp: int | None = None
@@ -200,7 +204,7 @@ class Tune:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Let two networks of ours reach each other, routed, without translation."""
+    """Route between two networks of vnet, without NAT."""
 
     network: str
     other: str
@@ -208,7 +212,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Keep two networks of ours apart again."""
+    """Stop routing between two networks of vnet."""
 
     network: str
     other: str

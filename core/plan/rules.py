@@ -1,4 +1,4 @@
-"""The text of our own nftables table, rendered whole from what is ours."""
+"""Render vnet's nftables table from its networks and ports."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from core.plan.tags import OurNetwork, OurPort, Ours
 from core.plan.validate import port_range
 from core.tags import TABLE, escape
 
-# What both texts of SetRules begin with: the table is emptied, whether it was there or not.
+# Both texts of SetRules begin with this: it deletes the table, whether it existed or not.
 EMPTY = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
 _LOOPBACK = "127.0.0.0/8"
 
 
 def render(ours: Ours) -> str:
-    """What `nft -f` reads to make our table say exactly this; without networks and ports, to remove it.
+    """Return the input of `nft -f` that replaces vnet's table, or removes it if there is nothing to do.
 
-    Translation and filter are one table of family inet (kernel 5.2 on). Our forward chain decides for our own
-    bridges only; what it accepts, another table may still drop.
+    NAT and filter chains are in one table of family inet (since Linux 5.2). The forward chain only decides
+    for vnet's own bridges; another table may still drop what it accepts.
     """
     if not ours.networks and not ours.ports:
         return EMPTY
@@ -47,20 +47,22 @@ def _chain(name: str, hook: str, rules: Iterable[str]) -> str:
     return f"\tchain {name} {{\n{body}\t}}\n"
 
 
-def _said(*words: str) -> str:
+def _comment(*words: str) -> str:
     return f'comment "{" ".join((TABLE, *words))}"'
 
 
 def _guard(networks: Sequence[OurNetwork]) -> Iterator[str]:
-    """Publishing on 127.0.0.1 needs route_localnet on the bridge: its containers must not get in by that."""
+    """Yield the drops that keep containers off the host's 127.0.0.0/8.
+
+    A port published on 127.0.0.1 needs route_localnet on the bridge, which would let its containers in."""
     for network in networks:
         if network.subnets:
-            said = _said("loopback", escape(network.name))
-            yield f'iifname "{network.bridge}" ip daddr {_LOOPBACK} drop {said}'
+            comment = _comment("loopback", escape(network.name))
+            yield f'iifname "{network.bridge}" ip daddr {_LOOPBACK} drop {comment}'
 
 
 def _publish(port: OurPort) -> str:
-    """The rule that leads a published port to its container."""
+    """Return the DNAT rule of a published port."""
     family = "ip6" if ":" in port.address else "ip"
     if port.host_ip:
         local = f"{family} daddr {port.host_ip}"
@@ -98,17 +100,17 @@ def _postrouting(
 
 
 def _hairpin(address: str, networks: Sequence[OurNetwork]) -> Iterator[str]:
-    """A container that comes to a published port from its own network, itself perhaps, and the host from its
-    loopback address: the answer must come back through the host."""
+    """Yield the masquerade rules for a container that uses a port published on its own network, and for the
+    host's loopback address: answers must come back through the host."""
     family = "ip6" if ":" in address else "ip"
-    home = next(((network, subnet) for network in networks for subnet in _of_family(network, family)
+    found = next(((network, subnet) for network in networks for subnet in _of_family(network, family)
                  if ipaddress.ip_address(address) in ipaddress.ip_network(subnet)), None)  # fmt: skip
-    sources = [home[1]] if home else []
+    sources = [found[1]] if found else []
     sources += [_LOOPBACK] if family == "ip" else []
     for source in sources:
         yield (
             f"ct status dnat {family} saddr {source} {family} daddr {address} counter masquerade "
-            f"{_said('hairpin', address)}"
+            f"{_comment('hairpin', address)}"
         )
 
 
@@ -124,7 +126,7 @@ def _masquerade(network: OurNetwork) -> Iterator[str]:
         for subnet in _of_family(network, family):
             yield (
                 f'{family} saddr {subnet} oifname != "{network.bridge}" counter masquerade '
-                f"{_said('nat', escape(network.name))}"
+                f"{_comment('nat', escape(network.name))}"
             )
 
 
@@ -133,35 +135,36 @@ def _of_family(network: OurNetwork, family: str) -> tuple[str, ...]:
 
 
 def _join(network: OurNetwork, other: OurNetwork) -> str:
-    return _said("join", *sorted(map(escape, (network.name, other.name))))
+    return _comment("join", *sorted(map(escape, (network.name, other.name))))
 
 
 def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
-    """Same bridge, published ports, joined pairs; then apart; then each kind's way out and in."""
-    ways = {kind: [one for one in networks if one.kind == kind] for kind in ("nat", "internal", "routed")}
-    apart = [one for group in ways.values() for one in group]
+    """Yield the forward chain: same bridge, published ports, joined pairs, isolation, then each kind."""
+    by_kind = {kind: [one for one in networks if one.kind == kind] for kind in ("nat", "internal", "routed")}
+    isolated = [one for group in by_kind.values() for one in group]
     for network in networks:
-        # Switched packets come by here where br_netfilter is on.
-        bridge, said = network.bridge, _said("in", escape(network.name))
-        yield f'iifname "{bridge}" oifname "{bridge}" accept {said}'
+        # With br_netfilter bridged packets pass this chain as well.
+        bridge, comment = network.bridge, _comment("in", escape(network.name))
+        yield f'iifname "{bridge}" oifname "{bridge}" accept {comment}'
     if ours.ports:
-        yield f"ct status dnat accept {_said('published')}"
+        yield f"ct status dnat accept {_comment('published')}"
     for one, other in sorted(ours.joined):
         if one in ours.networks and other in ours.networks:
             first, second = ours.networks[one], ours.networks[other]
             for source, target in ((first, second), (second, first)):
-                words = f'iifname "{source.bridge}" oifname "{target.bridge}"'
-                yield f"{words} counter accept {_join(source, target)}"
-    if len(apart) > 1:
-        yield f"iifname {_any(apart)} oifname {_any(apart)} counter drop {_said('apart')}"
-    for direction in ("iifname", "oifname") if ways["internal"] else ():
-        yield f"{direction} {_any(ways['internal'])} counter drop {_said('internal')}"
-    if ways["nat"]:
-        yield f"iifname {_any(ways['nat'])} counter accept {_said('out')}"
-        yield f"oifname {_any(ways['nat'])} ct state established,related counter accept {_said('answers')}"
-        yield f"oifname {_any(ways['nat'])} counter drop {_said('unasked')}"
-    for direction in ("iifname", "oifname") if ways["routed"] else ():
-        yield f"{direction} {_any(ways['routed'])} counter accept {_said('routed')}"
+                match = f'iifname "{source.bridge}" oifname "{target.bridge}"'
+                yield f"{match} counter accept {_join(source, target)}"
+    if len(isolated) > 1:
+        yield f"iifname {_any(isolated)} oifname {_any(isolated)} counter drop {_comment('apart')}"
+    for direction in ("iifname", "oifname") if by_kind["internal"] else ():
+        yield f"{direction} {_any(by_kind['internal'])} counter drop {_comment('internal')}"
+    if by_kind["nat"]:
+        yield f"iifname {_any(by_kind['nat'])} counter accept {_comment('out')}"
+        states = "ct state established,related"
+        yield f"oifname {_any(by_kind['nat'])} {states} counter accept {_comment('answers')}"
+        yield f"oifname {_any(by_kind['nat'])} counter drop {_comment('unasked')}"
+    for direction in ("iifname", "oifname") if by_kind["routed"] else ():
+        yield f"{direction} {_any(by_kind['routed'])} counter accept {_comment('routed')}"
 
 
 def _any(networks: Sequence[OurNetwork]) -> str:

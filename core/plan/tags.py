@@ -1,8 +1,8 @@
-"""What is ours on a host, found by the tags in links' aliases (core.tags) and the comments of our rules.
+"""Find vnet's networks, attachments and ports by link aliases (core.tags) and rule comments.
 
-A network's bridge carries "vnet:net=NAME kind=nat subnet=... gateway=...", the host's end of an attachment
-"vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a namespace that was made here
-"vnet:name=NAME", once for each of its names.
+Aliases: a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", the host's end of an
+attachment "vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a namespace
+that vnet made "vnet:name=NAME", with one `name` for each of its names.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from core.model import FirewallRule, Link, Snapshot
 from core.tags import TABLE, Words, escape, tag, unescape, words_of
 
-# IFALIASZ of linux/if.h, less the closing zero; what nft(8) allows for a rule's comment.
+# IFALIASZ of linux/if.h without the closing zero, and the limit of nft(8) for a rule's comment.
 ALIAS_BYTES = 255
 COMMENT_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
 class OurNetwork:
-    """A network of ours; `gateways` in the order of `subnets`; `uplink` the port of a NIC-bridged one."""
+    """A network that vnet made; `gateways` in the order of `subnets`, `uplink` the port if NIC-bridged."""
 
     name: str
     kind: str
@@ -32,19 +32,19 @@ class OurNetwork:
     mtu: int = 1500
 
     def tag(self) -> str:
-        """What its bridge's alias says."""
-        words = [("net", self.name), ("kind", self.kind)]
+        """Return the alias of its bridge."""
+        values = [("net", self.name), ("kind", self.kind)]
         for subnet, gateway in zip(self.subnets, self.gateways, strict=True):
-            words += [("subnet", subnet), ("gateway", gateway)]
-        words += [("nat66", "yes")] if self.nat66 else []
-        words += [("uplink", self.uplink)] if self.uplink else []
-        return tag(words)
+            values += [("subnet", subnet), ("gateway", gateway)]
+        values += [("nat66", "yes")] if self.nat66 else []
+        values += [("uplink", self.uplink)] if self.uplink else []
+        return tag(values)
 
 
 @dataclass(frozen=True, slots=True)
 class OurMember:
-    """An attachment of ours: the container's uid, the network, the host's end `port`, the name of the `link`
-    inside and its addresses with prefix length."""
+    """An attachment that vnet made: container uid, network, the host's end `port`, the name of the `link`
+    in the container, and its addresses with prefix length."""
 
     container: str
     network: str
@@ -53,15 +53,15 @@ class OurMember:
     addresses: tuple[str, ...] = ()
 
     def tag(self) -> str:
-        """What the alias of the host's end says."""
-        words = [("of", self.container), ("net", self.network), ("link", self.link)]
-        return tag([*words, *(("address", address) for address in self.addresses)])
+        """Return the alias of the host's end."""
+        values = [("of", self.container), ("net", self.network), ("link", self.link)]
+        return tag([*values, *(("address", address) for address in self.addresses)])
 
 
 @dataclass(frozen=True, slots=True)
 class OurPort:
-    """A published port, or range ("8000-8010"), of ours in one address family; `address` is the container's,
-    `host_ip` "" means every address of the host."""
+    """A port, or range ("8000-8010"), that vnet published, in one address family. `address` is the
+    container's; `host_ip` "" is every address of the host."""
 
     container: str
     l4_proto: str
@@ -72,19 +72,18 @@ class OurPort:
 
     @property
     def port_id(self) -> str:
-        """What a person calls it: "tcp/8080", "tcp/192.0.2.1:8080", "udp/[2001:db8::1]:53"."""
+        """Return the short form: "tcp/8080", "tcp/192.0.2.1:8080", "udp/[2001:db8::1]:53"."""
         return port_id(self.l4_proto, self.host_ip, self.host_ports)
 
     def comment(self) -> str:
-        """What its rule's comment says."""
+        """Return the comment of its rule."""
         return f"{TABLE} publish {self.port_id} {self.container_ports} {escape(self.container)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """All that is ours on the host. `joined` holds pairs of network names, each in alphabetical order;
-    `containers` maps each name made here to the inode of its namespace; `table` tells whether our nft table
-    is there."""
+    """Everything that vnet made on the host. `joined`: pairs of network names, each in alphabetical order.
+    `containers`: name of a namespace to its inode. `table`: whether vnet's nftables table exists."""
 
     networks: Mapping[str, OurNetwork] = field(default_factory=dict)
     members: tuple[OurMember, ...] = ()
@@ -95,20 +94,22 @@ class Ours:
 
 
 def port_id(l4_proto: str, host_ip: str, host_ports: str) -> str:
-    """See OurPort.port_id."""
+    """Return OurPort.port_id for these values."""
     host = f"[{host_ip}]" if ":" in host_ip else host_ip
     return f"{l4_proto}/{host}:{host_ports}" if host else f"{l4_proto}/{host_ports}"
 
 
 def pair(one: str, other: str) -> tuple[str, str]:
-    """Two network names in the order that Ours.joined keeps."""
+    """Return two network names in the order of Ours.joined."""
     return (one, other) if one < other else (other, one)
 
 
 def ours(snapshot: Snapshot, host: int) -> Ours:
-    """What is ours, seen from the namespace `host`."""
+    """Find everything that vnet made, by links and rules of the namespace `host`."""
     net = snapshot.nets.get(host)
-    tagged = [(link, words) for link in net.links.values() if (words := words_of(link.alias))] if net else []
+    tagged = (
+        [(link, values) for link in net.links.values() if (values := words_of(link.alias))] if net else []
+    )
     firewall = snapshot.firewalls.get(host)
     rules = [rule for rule in firewall.rules if rule.table == TABLE] if firewall else []
     return Ours(
@@ -122,49 +123,49 @@ def ours(snapshot: Snapshot, host: int) -> Ours:
 
 
 def _networks(tagged: list[tuple[Link, Words]]) -> Iterator[OurNetwork]:
-    for link, words in tagged:
-        if link.kind == "bridge" and "net" in words:
-            subnets = words.get("subnet", ())
+    for link, values in tagged:
+        if link.kind == "bridge" and "net" in values:
+            subnets = values.get("subnet", ())
             yield OurNetwork(
-                words["net"][0],
-                words.get("kind", ("",))[0],
+                values["net"][0],
+                values.get("kind", ("",))[0],
                 link.name,
                 subnets,
-                words.get("gateway", ())[: len(subnets)],
-                "nat66" in words,
-                words.get("uplink", ("",))[0],
+                values.get("gateway", ())[: len(subnets)],
+                "nat66" in values,
+                values.get("uplink", ("",))[0],
                 link.mtu,
             )
 
 
 def _members(tagged: list[tuple[Link, Words]]) -> Iterator[OurMember]:
-    for link, words in tagged:
-        if "of" in words and "net" in words:
-            inner = words.get("link", ("",))[0]
-            yield OurMember(words["of"][0], words["net"][0], link.name, inner, words.get("address", ()))
+    for link, values in tagged:
+        if "of" in values and "net" in values:
+            inner = values.get("link", ("",))[0]
+            yield OurMember(values["of"][0], values["net"][0], link.name, inner, values.get("address", ()))
 
 
 def _containers(snapshot: Snapshot) -> Iterator[tuple[str, int]]:
     for ns, net in snapshot.nets.items():
         space = snapshot.namespaces.get(ns)
         for link in net.links.values():
-            if link.kind == "loopback" and (words := words_of(link.alias)):
-                names = words.get("name", ())
+            if link.kind == "loopback" and (values := words_of(link.alias)):
+                names = values.get("name", ())
                 yield from ((name, ns) for name in names if space is None or name in space.names)
 
 
 def _ports(rules: list[FirewallRule]) -> Iterator[OurPort]:
     for rule in rules:
-        words = rule.comment.split(" ")
-        if words[:2] == [TABLE, "publish"] and len(words) == 5:
-            l4_proto, _, where = words[2].partition("/")
-            host, _, host_ports = where.rpartition(":")
+        values = rule.comment.split(" ")
+        if values[:2] == [TABLE, "publish"] and len(values) == 5:
+            l4_proto, _, port_part = values[2].partition("/")
+            host, _, host_ports = port_part.rpartition(":")
             address = rule.to_address or next((one.to_address for one in rule.translations), "")
-            yield OurPort(unescape(words[4]), l4_proto, host.strip("[]"), host_ports, address, words[3])
+            yield OurPort(unescape(values[4]), l4_proto, host.strip("[]"), host_ports, address, values[3])
 
 
 def _joined(rules: list[FirewallRule]) -> Iterator[tuple[str, str]]:
     for rule in rules:
-        words = rule.comment.split(" ")
-        if words[:2] == [TABLE, "join"] and len(words) == 4:
-            yield pair(unescape(words[2]), unescape(words[3]))
+        values = rule.comment.split(" ")
+        if values[:2] == [TABLE, "join"] and len(values) == 4:
+            yield pair(unescape(values[2]), unescape(values[3]))

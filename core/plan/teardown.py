@@ -1,4 +1,4 @@
-"""Taking links down step by step, each step carrying what brings it back."""
+"""Plan to delete links step by step, so that an undo can restore all their settings."""
 
 from __future__ import annotations
 
@@ -30,35 +30,36 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target
 from core.plan.tuning import PLAIN_SIZE, resize
 from core.text import safe
 
-# The names of the options that AddRoute carries.
-_CARRIED = {*METRICS.values(), "tos", "pref"}
+# Names of route options that AddRoute supports.
+_SUPPORTED = {*METRICS.values(), "tos", "pref"}
 
 
-def leads_over(route: Route, link: Link) -> bool:
-    """Whether it is a route of somebody's of which one way at least leaves by that link."""
-    return is_over(route, link) and not _by_itself(route, link)
+def is_static_over(route: Route, link: Link) -> bool:
+    """Whether a route uses that link and wasn't made by the kernel."""
+    return is_over(route, link) and not _is_automatic(route, link)
 
 
 def is_over(route: Route, link: Link) -> bool:
-    """Whether one way at least leaves by that link."""
+    """Whether a next hop of the route uses that link."""
     return any(hop.ifindex == link.ifindex for hop in route.nexthops)
 
 
-def _by_itself(route: Route, link: Link) -> bool:
-    """Whether the kernel makes it, and takes it away, with the address, the link or the next advertisement.
-    Network managers, too, call what they make for a subnet the kernel's."""
+def _is_automatic(route: Route, link: Link) -> bool:
+    """Whether the route comes and goes with an address, the link or router advertisements.
+
+    Network managers also use the protocol "kernel" for their routes to subnets."""
     if route.protocol == "kernel":
         return route.table == "local" or route.dst in set(_prefixes(link))
     return route.protocol == "redirect" or by_advertisement(route)
 
 
 def by_advertisement(route: Route) -> bool:
-    """Whether a router told of it itself."""
+    """Whether the route has a gateway from router advertisements."""
     return route.protocol == "ra" and any(hop.gateway for hop in route.nexthops)
 
 
 def _prefixes(link: Link) -> Iterator[str]:
-    """The prefixes that the kernel makes a route to with an address."""
+    """Yield the prefixes to which the kernel makes routes with the link's addresses."""
     yield "fe80::/64"
     for one in link.addresses:
         if one.prefix_route:
@@ -67,19 +68,17 @@ def _prefixes(link: Link) -> Iterator[str]:
 
 
 def prefix_of(address: Address) -> str:
-    """The subnet of an address."""
+    """Return the subnet of an address."""
     return str(ipaddress.ip_network(str(address), strict=False))
 
 
 def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
-    """The operation that makes a route of `net`. Raises Refusal for one that no operation makes."""
-    wrong = [option for option in route.options if _is_foreign(option)]
+    """Return the operation that adds a route of `net`. Raises CannotPlan for unsupported options."""
+    unsupported = [option for option in route.options if not _is_supported(option)]
     hops = tuple(_hop(hop, net) for hop in route.nexthops)
-    if wrong or not all(hop.link for hop in hops):
-        why = f" ({', '.join(wrong)})" if wrong else ""
-        raise CannotPlan(
-            [f"the route to {route.dst}{why} could not be made anew: take it away by hand before"]
-        )
+    if unsupported or not all(hop.link for hop in hops):
+        options = f" ({', '.join(unsupported)})" if unsupported else ""
+        raise CannotPlan([f"can't move the route to {route.dst}{options}: delete it first with ip route"])
     several = len(hops) > 1
     return AddRoute(
         route.dst,
@@ -100,9 +99,9 @@ def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
     )
 
 
-def _is_foreign(option: str) -> bool:
+def _is_supported(option: str) -> bool:
     name, _, value = option.partition(" ")
-    return name not in _CARRIED or (name == "features" and value != "ecn")
+    return name in _SUPPORTED and (name != "features" or value == "ecn")
 
 
 def _hop(hop: NextHop, net: NetState) -> Hop:
@@ -110,30 +109,32 @@ def _hop(hop: NextHop, net: NetState) -> Hop:
     return Hop(link.name if link else "", hop.gateway, hop.weight, hop.onlink)
 
 
-def without(net: NetState, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
-    """What takes away the routes that somebody made over a link, those by a gateway first; a route with other
-    ways as well keeps these."""
-    over = [as_operation(route, net, place) for route in net.routes if leads_over(route, link)]
-    for route in sorted(over, key=lambda one: not has_gateway(one)):
+def delete_routes(net: NetState, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
+    """Yield the operations that delete the static routes over a link, those with a gateway first; a multipath
+    route keeps its other next hops."""
+    routes = [as_operation(route, net, place) for route in net.routes if is_static_over(route, link)]
+    for route in sorted(routes, key=lambda one: not has_gateway(one)):
         yield DeleteRoute(route)
-        if left := tuple(hop for hop in route.hops if hop.link != link.name):
-            yield _by(route, left)
+        if hops := tuple(hop for hop in route.hops if hop.link != link.name):
+            yield _with_hops(route, hops)
 
 
 def has_gateway(route: AddRoute) -> bool:
-    """Whether a way to a gateway has to be there before."""
+    """Whether the route needs another route, to its gateway."""
     return any(hop.gateway for hop in route.next_hops)
 
 
-def moved(route: AddRoute, link: str, to: str) -> AddRoute:
-    """The same route with the link `to` instead of `link`."""
-    return _by(route, tuple(replace(hop, link=to) if hop.link == link else hop for hop in route.next_hops))
+def with_link(route: AddRoute, link: str, to: str) -> AddRoute:
+    """Return the route with the link `to` instead of `link`."""
+    return _with_hops(
+        route, tuple(replace(hop, link=to) if hop.link == link else hop for hop in route.next_hops)
+    )
 
 
-def _by(route: AddRoute, ways: tuple[Hop, ...]) -> AddRoute:
-    if len(ways) > 1:
-        return replace(route, hops=ways)
-    (only,) = ways
+def _with_hops(route: AddRoute, hops: tuple[Hop, ...]) -> AddRoute:
+    if len(hops) > 1:
+        return replace(route, hops=hops)
+    (only,) = hops
     return replace(route, link=only.link, gateway=only.gateway, onlink=only.onlink, hops=())
 
 
@@ -152,64 +153,65 @@ _PORT_FLAGS = (
 _USER_HZ = 100
 
 
-def delete_pair(draft: PlanBuilder, end: Link) -> None:
-    """Delete a veth pair of which one end is given, both ends emptied before. Raises Refusal where the other
-    end is out of sight."""
-    peer = draft.topology.peer(end)
+def delete_pair(builder: PlanBuilder, end: Link) -> None:
+    """Plan to delete a veth pair, after all its settings. Raises CannotPlan if the peer isn't visible."""
+    peer = builder.topology.peer(end)
     if peer is None:
-        raise CannotPlan([f"the other end of {safe(end.name)} is out of sight: it could not be brought back"])
-    place, peer_place = draft.place_of(end.ns), draft.place_of(peer.ns)
-    empty_link(draft, peer)
-    empty_link(draft, end)
+        raise CannotPlan(
+            [f"can't delete {safe(end.name)}: its peer isn't visible, so an undo couldn't restore it"]
+        )
+    place, peer_place = builder.netns_target(end.ns), builder.netns_target(peer.ns)
+    empty_link(builder, peer)
+    empty_link(builder, end)
     for inner, where in ((peer, peer_place), (end, place)):
-        # One message makes the pair with one MTU and the first end's alias: the rest is set before.
+        # CreateVeth carries one MTU and the first end's alias: other values are reset before.
         if inner is peer and peer.alias:
-            draft.do(SetLink(inner.name, "alias", "", inner.alias, where))
+            builder.add(SetLink(inner.name, "alias", "", inner.alias, where))
         if inner is peer and inner.mtu != end.mtu:
-            draft.do(SetLink(inner.name, "mtu", str(end.mtu), str(inner.mtu), where))
-        draft.do(*resize(inner, PLAIN_SIZE, where))
+            builder.add(SetLink(inner.name, "mtu", str(end.mtu), str(inner.mtu), where))
+        builder.add(*resize(inner, PLAIN_SIZE, where))
     again = CreateVeth(end.name, peer.name, place, peer_place, end.mtu, end.mac, peer.mac, end.alias)
-    draft.do(DeleteLink(end.name, place, again))
+    builder.add(DeleteLink(end.name, place, again))
 
 
-def delete_bridge(draft: PlanBuilder, bridge: Link) -> None:
-    """Delete a bridge that has no port any more."""
-    empty_link(draft, bridge)
-    delete_empty_bridge(draft, bridge)
+def delete_bridge(builder: PlanBuilder, bridge: Link) -> None:
+    """Plan to delete a bridge without ports."""
+    empty_link(builder, bridge)
+    delete_empty_bridge(builder, bridge)
 
 
-def delete_empty_bridge(draft: PlanBuilder, bridge: Link) -> None:
-    """Delete a bridge that is down and has neither ports nor addresses any more."""
-    place, settings = draft.place_of(bridge.ns), bridge.bridge or BridgeSettings()
+def delete_empty_bridge(builder: PlanBuilder, bridge: Link) -> None:
+    """Plan to delete a bridge that is down and has neither ports nor addresses."""
+    place, settings = builder.netns_target(bridge.ns), bridge.bridge or BridgeSettings()
     own = _vlans_to_default(bridge.name, settings.vlans, settings.vlan_default_pvid, place, own=True)
-    draft.do(*own, *_settings_to_defaults(bridge.name, settings, place))
-    # A bridge allows large packets once it has ports: what takes this back must come last.
-    draft.steps[:0] = resize(bridge, PLAIN_SIZE, place)
-    filtering = settings.vlan_filtering and not _filters_late(settings)
+    builder.add(*own, *_settings_to_defaults(bridge.name, settings, place))
+    # A bridge only allows large packets while it has ports: an undo must set the size last.
+    builder.steps[:0] = resize(bridge, PLAIN_SIZE, place)
+    filtering = settings.vlan_filtering and not _must_filter_late(settings)
     again = CreateBridge(bridge.name, place, bridge.mac, bridge.mtu, bridge.alias, settings.stp, filtering)
-    draft.do(DeleteLink(bridge.name, place, again))
+    builder.add(DeleteLink(bridge.name, place, again))
 
 
-def empty_link(draft: PlanBuilder, link: Link) -> None:
-    """Take a link's routes and addresses away, take it off its bridge and set it down."""
-    place = draft.place_of(link.ns)
-    # With a link's last address the kernel forgets its neighbours.
-    draft.do(*routes_of(draft, link, place), *permanent_neighbours(draft, link, place))
-    # Later addresses of a subnet are secondary to the first: they go first.
+def empty_link(builder: PlanBuilder, link: Link) -> None:
+    """Plan to remove a link's routes and addresses, set it down and detach it from its bridge."""
+    place = builder.netns_target(link.ns)
+    # The kernel deletes a link's neighbours with its last address.
+    builder.add(*routes_of(builder, link, place), *permanent_neighbours(builder, link, place))
+    # Later addresses of a subnet are secondary to the first: delete them first.
     for address in reversed(own_addresses(link)):
-        draft.do(*address_operation(link.name, address, place).inverse())
+        builder.add(*address_operation(link.name, address, place).inverse())
     if link.admin_up:
-        draft.do(SetLink(link.name, "up", "down", "up", place))
-    release_port(draft, link, place)
+        builder.add(SetLink(link.name, "up", "down", "up", place))
+    release_port(builder, link, place)
 
 
 def own_addresses(link: Link) -> tuple[Address, ...]:
-    """A link's addresses but those that the kernel gives by itself."""
+    """Return a link's addresses without the kernel's own link-local ones."""
     return tuple(one for one in link.addresses if one.family == 4 or one.scope != "link")
 
 
 def address_operation(link: str, address: Address, place: NetnsTarget) -> AddAddress:
-    """The operation that gives a link this address."""
+    """Return the operation that adds an address to a link."""
     return AddAddress(
         link,
         str(address),
@@ -225,39 +227,39 @@ def address_operation(link: str, address: Address, place: NetnsTarget) -> AddAdd
     )
 
 
-def permanent_neighbours(draft: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteNeighbour]:
-    """What takes away the neighbours that somebody told a link; they go when it is set down."""
-    net = draft.snapshot.nets.get(link.ns)
+def permanent_neighbours(builder: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteNeighbour]:
+    """Yield operations that delete a link's permanent neighbours, as the kernel does at link down."""
+    net = builder.snapshot.nets.get(link.ns)
     for one in net.neighbours if net else ():
         if one.ifindex == link.ifindex and one.state == "permanent" and one.mac and not one.proxy:
             yield DeleteNeighbour(AddNeighbour(link.name, one.address, one.mac, place))
 
 
-def release_port(draft: PlanBuilder, link: Link, place: NetnsTarget) -> None:
-    """Take a link off its master, its flags and VLANs as a port put to their defaults before."""
-    master = draft.snapshot.link((link.ns, link.master)) if link.master is not None else None
+def release_port(builder: PlanBuilder, link: Link, place: NetnsTarget) -> None:
+    """Plan to detach a link from its master, after resetting its port flags and VLANs."""
+    master = builder.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master is None:
         return
     if link.port:
-        # Some of them a port that is withdrawn has set already.
+        # Unpublishing a port may have reset some of them.
         flags = _flags_to_defaults(link.name, link.port, place)
-        draft.do(*(step for step in flags if step not in draft.steps))
+        builder.add(*(step for step in flags if step not in builder.steps))
         default = (master.bridge or BridgeSettings()).vlan_default_pvid
-        draft.do(*_vlans_to_default(link.name, link.port.vlans, default, place))
-    draft.do(SetLink(link.name, "master", "", master.name, place))
+        builder.add(*_vlans_to_default(link.name, link.port.vlans, default, place))
+    builder.add(SetLink(link.name, "master", "", master.name, place))
 
 
-def routes_of(draft: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
-    """What takes away the routes that somebody made over a link."""
-    net = draft.snapshot.nets.get(link.ns)
-    yield from without(net, link, place) if net else ()
+def routes_of(builder: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
+    """Yield operations that delete the static routes over a link."""
+    net = builder.snapshot.nets.get(link.ns)
+    yield from delete_routes(net, link, place) if net else ()
 
 
-def made_routes(draft: PlanBuilder, target: Target, link: str) -> tuple[AddRoute, ...]:
-    """The routes that somebody made in a container over the link of that name."""
-    net = draft.snapshot.nets.get(target.ns or 0)
-    there = [one for one in net.links.values() if one.name == link] if net else []
-    found = [route for one in there for route in (net.routes if net else ()) if leads_over(route, one)]
+def static_routes(builder: PlanBuilder, target: Target, link: str) -> tuple[AddRoute, ...]:
+    """Return the static routes in a container over the link of that name."""
+    net = builder.snapshot.nets.get(target.ns or 0)
+    links = [one for one in net.links.values() if one.name == link] if net else []
+    found = [route for one in links for route in (net.routes if net else ()) if is_static_over(route, one)]
     return tuple(as_operation(route, net, target.place) for route in found if net)
 
 
@@ -272,26 +274,26 @@ def _flags_to_defaults(name: str, port: BridgePort, place: NetnsTarget) -> Itera
 def _vlans_to_default(
     name: str, vlans: tuple[PortVlan, ...], default: int, place: NetnsTarget, own: bool = False
 ) -> Iterator[Operation]:
-    """What leaves a port, or the bridge's `own` end, in the VLAN alone that the kernel puts a new one in."""
+    """Yield operations that reset the VLANs of a port, or of the bridge itself (`own`), to the default."""
     if not vlans:
-        return  # a kernel without VLANs, or one that was not asked
-    wanted = PortVlan(default, default, True, True)
+        return  # the kernel has no VLAN support, or the VLANs weren't read
+    default_vlan = PortVlan(default, default, True, True)
     for one in vlans:
-        if one != wanted:
+        if one != default_vlan:
             yield DeleteVlan(AddVlan(name, one.vid, one.vid_end, one.pvid, one.untagged, own, place))
-    if default and wanted not in vlans:
+    if default and default_vlan not in vlans:
         yield AddVlan(name, default, default, True, True, own, place)
 
 
-def _filters_late(settings: BridgeSettings) -> bool:
-    """Whether filtering has to be off while the default VLAN is set, as the kernel demands."""
+def _must_filter_late(settings: BridgeSettings) -> bool:
+    """Whether the default VLAN must be set first: the kernel refuses that while filtering is on."""
     return settings.vlan_filtering and settings.vlan_default_pvid != BridgeSettings().vlan_default_pvid
 
 
 def _settings_to_defaults(name: str, settings: BridgeSettings, place: NetnsTarget) -> Iterator[Operation]:
-    """What CreateBridge does not carry; times in 1/100 s as ip-link(8) takes them."""
+    """Yield operations for settings that CreateBridge doesn't have; times in 1/100 s as in ip-link(8)."""
     default = BridgeSettings()
-    if _filters_late(settings):
+    if _must_filter_late(settings):
         yield SetBridge(name, "vlan_filtering", 0, 1, place)
     for setting, field in (
         ("ageing_time", "ageing_time"),

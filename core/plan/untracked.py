@@ -1,8 +1,8 @@
-"""Plans that take conntrack out of containers where nothing but Docker's DNS needs it.
+"""Plan to run Docker's DNS without conntrack in containers that need conntrack for nothing else.
 
-In the namespace of a container on a user-defined network Docker translates 127.0.0.11:53 to its own resolver.
-With that, every packet of the container passes conntrack and NAT. Rules where loopback receives can change
-the ports without either, for both ends are local: they replace Docker's.
+In the namespace of a container on a user-defined network Docker translates 127.0.0.11:53 to its own resolver
+by NAT, so every packet of the container passes conntrack. Both ends are local: rules at ingress of the
+loopback link change the ports without conntrack and replace Docker's.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from core.topology import Topology
 _DNS = "127.0.0.11"
 _TABLE = f"table netdev {UNTRACKED_TABLE}"
 OFF = f"{_TABLE}\ndelete {_TABLE}\n"
-# In the order in which Docker makes them: nft lists them so.
+# In Docker's order, which nft list keeps.
 _CHAINS = (
     ":DOCKER_OUTPUT - [0:0]",
     ":OUTPUT ACCEPT [0:0]",
     ":DOCKER_POSTROUTING - [0:0]",
     ":POSTROUTING ACCEPT [0:0]",
 )
-# iptables-save lists the base chains that are not there as well.
+# iptables-save also lists base chains that don't exist.
 _NAMES = {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING", "DOCKER_OUTPUT", "DOCKER_POSTROUTING"}
 
 
 class ResolverPorts(NamedTuple):
-    """Where Docker's resolver listens in a container."""
+    """The ports on which Docker's resolver listens in a container."""
 
     tcp: str
     udp: str
@@ -41,8 +41,8 @@ class ResolverPorts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AttachedNamespace:
-    """A container's namespace on a bridge: its inode and name, `why` its rules allow nothing here ("" where
-    they do), and the ports of its resolver by Docker's rules and by ours, None where these are not there."""
+    """A container's namespace on a bridge: inode, name, the reason why it can't be changed (`why`, "" for
+    none), and the resolver's ports in Docker's rules and in vnet's (None without such rules)."""
 
     ns: int
     name: str
@@ -52,24 +52,24 @@ class AttachedNamespace:
 
     @property
     def on(self) -> bool:
-        """Whether ours have replaced Docker's, which Docker may have written again since."""
+        """Whether vnet's rules replace Docker's; Docker may have added its own again since."""
         return self.ours is not None and self.docker is None
 
 
 def rules(ports: ResolverPorts) -> str:
-    """The text of our table that leads DNS to these ports."""
+    """Return vnet's nftables table that redirects DNS to these ports."""
     hook = 'type filter hook ingress device "lo" priority filter; policy accept;'
     lines = "".join(f"\t\t{line}\n" for line in (hook, *_our_rules(ports)))
     return f"{OFF}{_TABLE} {{\n\tchain lo {{\n{lines}\t}}\n}}\n"
 
 
 def saved(ports: ResolverPorts) -> str:
-    """Docker's rules, as iptables-restore reads them."""
+    """Return Docker's rules as input of iptables-restore."""
     return "\n".join(("*nat", *_CHAINS, *_docker_rules(ports), "COMMIT\n"))
 
 
-def spaces(topology: Topology, bridge: Link) -> Iterator[AttachedNamespace]:
-    """The containers' namespaces that hang on a bridge, each once."""
+def attached_namespaces(topology: Topology, bridge: Link) -> Iterator[AttachedNamespace]:
+    """Yield the namespaces of containers on a bridge, each once."""
     peers = (topology.peer(port) for port in topology.ports_of(bridge.key))
     for ns in dict.fromkeys(peer.ns for peer in peers if peer):
         if ns != topology.host:
@@ -79,47 +79,49 @@ def spaces(topology: Topology, bridge: Link) -> Iterator[AttachedNamespace]:
 
 
 def states(topology: Topology, bridge: Link) -> frozenset[bool]:
-    """Whether Docker's rules are replaced, of those containers where that is possible."""
-    return frozenset(one.on for one in spaces(topology, bridge) if not one.why)
+    """Return whether Docker's rules are replaced, for all containers where that is possible."""
+    return frozenset(one.on for one in attached_namespaces(topology, bridge) if not one.why)
 
 
-def switch(draft: PlanBuilder, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
-    """Add the steps for the containers of a bridge, or for those named in `only`. Raises Refusal."""
-    found = list(_chosen(draft, list(spaces(draft.topology, bridge)), only))
+def switch_dns_tracking(builder: PlanBuilder, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
+    """Add the steps for a bridge's containers, or for those named in `only`. Raises CannotPlan."""
+    found = list(_chosen(builder, list(attached_namespaces(builder.topology, bridge)), only))
     refused = [one.why for one in found if one.why]
     if (only and refused) or len(refused) == len(found):
-        raise CannotPlan(refused or ["no container is on this bridge"])
+        raise CannotPlan(refused or ["the bridge has no containers"])
     for why in refused:
-        draft.warn(f"{why}: it stays as it is")
+        builder.warn(f"{why}: it isn't changed")
     changed = [one for one in found if not one.why and (not one.on if on else one.ours)]
     for one in changed:
-        draft.do(*(_replaced if on else _restored)(one.docker, one.ours, draft.place_of(one.ns)))
+        builder.add(
+            *(_replace_steps if on else _restore_steps)(one.docker, one.ours, builder.netns_target(one.ns))
+        )
     if on and changed:
         names = ", ".join(one.name for one in changed)
-        draft.warn(
-            f"Docker's own rules for DNS inside {names} are replaced by vnet's, until the container stops or "
-            "this is taken back: names are resolved as before"
+        builder.warn(
+            f"vnet's rules replace Docker's DNS rules in {names} until the container stops or you undo this: "
+            "names are resolved as before"
         )
-        draft.warn(f"conntrack no longer knows of connections inside {names}")
-        draft.warn(
-            "rules that a container adds later and that ask for a connection's state find those under way "
-            "unknown: take this back before. A container that starts again has Docker's rules alone"
+        builder.warn(f"conntrack no longer tracks connections in {names}")
+        builder.warn(
+            "if a container adds rules with conntrack states later, they don't match existing connections: "
+            "undo this first. A container that restarts only has Docker's rules"
         )
 
 
-def track_again(topology: Topology) -> Iterator[Operation]:
-    """The steps that put Docker's rules in place of ours in every namespace that has these."""
-    draft = PlanBuilder(topology)
+def restore_tracking(topology: Topology) -> Iterator[Operation]:
+    """Yield the steps that restore Docker's rules in every namespace with vnet's."""
+    builder = PlanBuilder(topology)
     for ns, firewall in topology.snapshot.firewalls.items():
         if ours := _ports(firewall, _is_ours, _our_rules):
             docker = _ports(firewall, _is_nat, _docker_rules)
-            yield from _restored(docker, ours, draft.place_of(ns))
+            yield from _restore_steps(docker, ours, builder.netns_target(ns))
 
 
-# At every moment one of the two tables is there; where both are, either works.
+# One of the two tables exists at any time; with both, either works.
 
 
-def _replaced(
+def _replace_steps(
     docker: ResolverPorts | None, ours: ResolverPorts | None, place: NetnsTarget
 ) -> Iterator[Operation]:
     assert docker
@@ -127,7 +129,7 @@ def _replaced(
     yield SetDockerDns(saved(docker), False, place)
 
 
-def _restored(
+def _restore_steps(
     docker: ResolverPorts | None, ours: ResolverPorts | None, place: NetnsTarget
 ) -> Iterator[Operation]:
     assert ours
@@ -137,44 +139,42 @@ def _restored(
 
 
 def _chosen(
-    draft: PlanBuilder, found: list[AttachedNamespace], only: tuple[str, ...]
+    builder: PlanBuilder, found: list[AttachedNamespace], only: tuple[str, ...]
 ) -> Iterator[AttachedNamespace]:
     if not only:
         yield from found
     for name in only:
-        target = draft.target(name)
+        target = builder.target(name)
         space = next((one for one in found if one.ns == target.ns), None)
         if space is None:
-            raise CannotPlan([f"{safe(name)} is not on this bridge"])
+            raise CannotPlan([f"{safe(name)} isn't on this bridge"])
         yield space
 
 
 def _why_not(
     name: str, firewall: Firewall | None, docker: ResolverPorts | None, ours: ResolverPorts | None
 ) -> str:
-    """Why it stays as it is: "" where its rules are Docker's for DNS, or ours instead, and no others."""
+    """Return why a namespace can't be changed, "" if it only has Docker's DNS rules, or vnet's instead."""
     if firewall is None:
-        return f"the firewall rules of {name} were not read"
+        return f"the firewall rules of {name} weren't read"
     if firewall.problems:
-        return f"the firewall rules of {name} could not be read: {safe(firewall.problems[0].why)}"
+        return f"can't read the firewall rules of {name}: {safe(firewall.problems[0].why)}"
     if any(chain.backend == "iptables-legacy" for chain in firewall.chains):
-        return (
-            f"{name} has rules of iptables-legacy: it would gain nothing, as these pass packets to conntrack"
-        )
+        return f"{name} has rules of iptables-legacy, which pass packets to conntrack anyway"
     for text in _others(firewall, docker, ours):
-        return f"{name} has firewall rules besides those of iptables-nft for Docker's DNS: {safe(text)}"
+        return f"{name} has other firewall rules than those for Docker's DNS (iptables-nft): {safe(text)}"
     if not docker and not ours:
-        return f"{name} has no rules for Docker's DNS: nothing of it is tracked for their sake"
+        return f"{name} has no rules for Docker's DNS, so they cause no tracking"
     return ""
 
 
 def _others(firewall: Firewall, docker: ResolverPorts | None, ours: ResolverPorts | None) -> Iterator[str]:
-    """The other rules and chains there, in words."""
-    written = {
-        *_docker_rules(_named(filter(_is_nat, firewall.rules))),
-        *_our_rules(_named(filter(_is_ours, firewall.rules))),
+    """Yield the other rules and chains as text."""
+    expected = {
+        *_docker_rules(_ports_in(filter(_is_nat, firewall.rules))),
+        *_our_rules(_ports_in(filter(_is_ours, firewall.rules))),
     }
-    yield from (rule.text for rule in firewall.rules if rule.text not in written)
+    yield from (rule.text for rule in firewall.rules if rule.text not in expected)
     for rule in firewall.rules:
         if not (docker and _is_nat(rule)) and not (ours and _is_ours(rule)):
             yield rule.text
@@ -195,18 +195,18 @@ def _is_ours(one: FirewallRule | Chain) -> bool:
 def _ports(
     firewall: Firewall | None,
     belongs: Callable[[FirewallRule], bool],
-    written: Callable[[ResolverPorts], Sequence[str]],
+    expected: Callable[[ResolverPorts], Sequence[str]],
 ) -> ResolverPorts | None:
-    """The ports for which the rules that belong there are exactly the `written` ones."""
-    there = list(filter(belongs, firewall.rules)) if firewall else []
-    found = _named(there)
+    """Return the ports for which the rules are exactly the `expected` ones, None for other rules."""
+    found = list(filter(belongs, firewall.rules)) if firewall else []
+    ports = _ports_in(found)
     # Older versions of iptables-save list the chains in another order.
-    same = _by_chain([rule.text for rule in there]) == _by_chain(written(found))
-    return found if same else None
+    same = _by_chain([rule.text for rule in found]) == _by_chain(expected(ports))
+    return ports if same else None
 
 
-def _named(rules: Iterable[FirewallRule]) -> ResolverPorts:
-    """The ports that the first rules for answers name, of Docker's or of ours."""
+def _ports_in(rules: Iterable[FirewallRule]) -> ResolverPorts:
+    """Return the ports in the first rules for answers, Docker's or vnet's."""
     ports = {rule.l4_proto: rule.sport for rule in reversed(list(rules)) if rule.src == _DNS}
     return ResolverPorts(ports.get("tcp", ""), ports.get("udp", ""))
 
@@ -224,7 +224,7 @@ def _our_rules(ports: ResolverPorts) -> tuple[str, ...]:
 
 
 def _docker_rules(ports: ResolverPorts) -> tuple[str, ...]:
-    """As iptables-save prints what dockerd's libnetwork/resolver_unix.go writes."""
+    """Return the rules of dockerd's libnetwork/resolver_unix.go as iptables-save prints them."""
     pairs = tuple((f"-p {protocol} -m {protocol}", port) for protocol, port in ports._asdict().items())
     inner = f"-A DOCKER_OUTPUT -d {_DNS}/32", f"-A DOCKER_POSTROUTING -s {_DNS}/32"
     return (

@@ -1,4 +1,4 @@
-"""Moving what a link is for the host (addresses, routes, neighbours) to a bridge over it, and back."""
+"""Plan to move the host's addresses, routes and neighbours from a NIC to a bridge over it, and back."""
 
 from __future__ import annotations
 
@@ -26,141 +26,142 @@ from core.plan.teardown import (
     delete_empty_bridge,
     has_gateway,
     is_over,
-    leads_over,
-    moved,
+    is_static_over,
     own_addresses,
     prefix_of,
     release_port,
+    with_link,
 )
 from core.plan.validate import NAME_BYTES
 from core.text import safe
 
-_UNFIT = ("loopback", "bridge", "ovs-bridge", "tun", "wireguard", "ipip", "sit", "gre")
-# Links that take in a card's frames themselves: the kernel lets no bridge have it then.
-_TAKERS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
-_ANSWERED = ("reachable", "stale", "delay", "probe")
+_UNSUPPORTED_KINDS = ("loopback", "bridge", "ovs-bridge", "tun", "wireguard", "ipip", "sit", "gre")
+# Links on top of a NIC with which the kernel refuses to make it a bridge port.
+_UPPER_KINDS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
+_REACHABLE = ("reachable", "stale", "delay", "probe")
 
 
-def bridge_nic(network: OurNetwork, request: CreateNetwork, draft: PlanBuilder) -> None:
-    """Make a bridge with the card's own MAC, make the card its port, and move the host over to it."""
-    card = _card(request, draft)
-    draft.do(
+def bridge_nic(network: OurNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
+    """Plan to create a bridge with the NIC's MAC address, attach the NIC and move the host's addresses."""
+    nic = _nic(request, builder)
+    builder.add(
         CreateBridge(
-            network.bridge, mac=card.mac, mtu=network.mtu, alias=network.tag(),
+            network.bridge, mac=nic.mac, mtu=network.mtu, alias=network.tag(),
             vlan_filtering=request.vlan_filtering,
         ),
         SetLink(network.bridge, "up", "up", "down"),
     )  # fmt: skip
-    if network.mtu != card.mtu:
-        draft.do(SetLink(card.name, "mtu", str(network.mtu), str(card.mtu)))
-    if not card.admin_up:
-        draft.do(SetLink(card.name, "up", "up", "down"))
-    draft.do(SetLink(card.name, "master", network.bridge, ""))
-    _move(card, network.bridge, draft)
-    draft.guarded = True
-    draft.warn(
-        f"what configures {safe(card.name)} (NetworkManager, systemd-networkd, a DHCP client) may give it "
-        f"its address back: let it configure {network.bridge} instead"
+    if network.mtu != nic.mtu:
+        builder.add(SetLink(nic.name, "mtu", str(network.mtu), str(nic.mtu)))
+    if not nic.admin_up:
+        builder.add(SetLink(nic.name, "up", "up", "down"))
+    builder.add(SetLink(nic.name, "master", network.bridge, ""))
+    _move(nic, network.bridge, builder)
+    builder.guarded = True
+    builder.warn(
+        f"the program that configures {safe(nic.name)} (NetworkManager, systemd-networkd, a DHCP client) may "
+        f"restore its address: configure {network.bridge} there instead"
     )
 
 
-def _card(request: CreateNetwork, draft: PlanBuilder) -> Link:
+def _nic(request: CreateNetwork, builder: PlanBuilder) -> Link:
     if not request.uplink:
-        raise CannotPlan(["a NIC-bridged network needs the link that becomes its port"])
-    card = draft.link(request.uplink)
-    if card is None:
-        raise CannotPlan([f'there is no link "{safe(request.uplink)}" on the host'])
+        raise CannotPlan(["a NIC-bridged network needs an uplink: the NIC that becomes its port"])
+    nic = builder.link(request.uplink)
+    if nic is None:
+        raise CannotPlan([f'the host has no link "{safe(request.uplink)}"'])
     require(
-        when(card.kind in _UNFIT, f"{safe(card.name)} ({card.kind}) cannot be a port of a bridge"),
-        when(card.master is not None, f"{safe(card.name)} is a port of another link already"),
-        *(_carries(card, one, draft) for one in _on_top(card, draft)),
+        when(nic.kind in _UNSUPPORTED_KINDS, f"{safe(nic.name)} ({nic.kind}) can't be a bridge port"),
+        when(nic.master is not None, f"{safe(nic.name)} is already a port of another link"),
+        *(_refusal(nic, one, builder) for one in _upper_links(nic, builder)),
     )
-    return card
+    return nic
 
 
-def _carries(card: Link, top: Link, draft: PlanBuilder) -> str:
-    where = safe(draft.topology.label(top.ns))
+def _refusal(nic: Link, top: Link, builder: PlanBuilder) -> str:
+    namespace = safe(builder.topology.label(top.ns))
     return (
-        f"{safe(card.name)} carries the {top.kind} {safe(top.name)} in {where}: "
-        "the kernel does not let such a link be a port of a bridge"
+        f"can't attach {safe(nic.name)} to a bridge: the kernel refuses it because of "
+        f"the {top.kind} {safe(top.name)} in {namespace}"
     )
 
 
-def _on_top(card: Link, draft: PlanBuilder) -> Iterator[Link]:
-    """The links, in whichever namespace, that take in the card's frames."""
-    for net in draft.snapshot.nets.values():
+def _upper_links(nic: Link, builder: PlanBuilder) -> Iterator[Link]:
+    """Yield links of these kinds on top of a NIC, in any namespace."""
+    for net in builder.snapshot.nets.values():
         for link in net.links.values():
             parent = net.ns if link.lower_nsid is None else net.nsids.get(link.lower_nsid)
-            if link.kind in _TAKERS and (parent, link.lower) == card.key:
+            if link.kind in _UPPER_KINDS and (parent, link.lower) == nic.key:
                 yield link
 
 
-def restore_nic(network: OurNetwork, bridge: Link, draft: PlanBuilder) -> None:
-    """Give the card back what its bridge has, and delete the bridge."""
-    card = draft.link(network.uplink)
-    if card is None:
+def restore_nic(network: OurNetwork, bridge: Link, builder: PlanBuilder) -> None:
+    """Plan to move addresses and routes from the bridge back to the NIC, and to delete the bridge."""
+    nic = builder.link(network.uplink)
+    if nic is None:
         raise CannotPlan(
-            [f"its card {safe(network.uplink)} is gone: move the addresses of {bridge.name} first"]
+            [f"its NIC {safe(network.uplink)} no longer exists: move the addresses of {bridge.name} first"]
         )
-    release_port(draft, card, HOST)
-    _move(bridge, card.name, draft)
-    draft.guarded = True
+    release_port(builder, nic, HOST)
+    _move(bridge, nic.name, builder)
+    builder.guarded = True
     if bridge.admin_up:
-        draft.do(SetLink(bridge.name, "up", "down", "up"))
-    delete_empty_bridge(draft, bridge)
+        builder.add(SetLink(bridge.name, "up", "down", "up"))
+    delete_empty_bridge(builder, bridge)
 
 
-def _move(source: Link, to: str, draft: PlanBuilder) -> None:
-    """The new link has every address before the old one loses it, and a route is gone for a moment only."""
-    given = [address_operation(source.name, one, HOST) for one in own_addresses(source)]
-    routes = [as_operation(route, draft.host, HOST) for route in _routes(source, draft)]
-    lingering = [
-        replace(as_operation(route, draft.host, HOST), beside=True) for route in _lingering(source, draft)
+def _move(source: Link, to: str, builder: PlanBuilder) -> None:
+    """Move addresses, neighbours and routes: add each address before it is deleted from the old link, and
+    replace routes one by one."""
+    addresses = [address_operation(source.name, one, HOST) for one in own_addresses(source)]
+    routes = [as_operation(route, builder.host, HOST) for route in _routes(source, builder)]
+    expiring = [
+        replace(as_operation(route, builder.host, HOST), beside=True)
+        for route in _expiring_routes(source, builder)
     ]
-    warn_of_move(source, to, draft)
-    draft.do(*(moved(route, source.name, to) for route in lingering))
-    draft.do(*(_relabelled(one, source.name, to, draft) for one in given))
-    draft.do(*_neighbours(source, to, draft))
-    # Ways over a gateway need the way to the gateway: that goes first.
+    warn_of_move(source, to, builder)
+    builder.add(*(with_link(route, source.name, to) for route in expiring))
+    builder.add(*(_relabelled(one, source.name, to, builder) for one in addresses))
+    builder.add(*_neighbours(source, to, builder))
+    # Routes with a gateway need the route to the gateway: add that first.
     for route in sorted(routes, key=has_gateway):
-        draft.do(DeleteRoute(route), moved(route, source.name, to))
-    # Later addresses of a subnet are secondary to the first, and those that expire leave the subnet's route.
-    given.reverse()
-    for one in sorted(given, key=lambda one: not one.valid_until):
-        draft.do(*one.inverse())
-    draft.do(*map(DeleteRoute, lingering))
+        builder.add(DeleteRoute(route), with_link(route, source.name, to))
+    # Later addresses of a subnet are secondary to the first; expiring ones leave the subnet's route behind.
+    addresses.reverse()
+    for one in sorted(addresses, key=lambda one: not one.valid_until):
+        builder.add(*one.inverse())
+    builder.add(*map(DeleteRoute, expiring))
 
 
-def _lingering(source: Link, draft: PlanBuilder) -> Iterator[Route]:
-    """The routes to the subnets of IPv6 addresses that expire: the kernel does not take them away with the
-    address (ipv6_del_addr), unless another one in the subnet stays for ever."""
+def _expiring_routes(source: Link, builder: PlanBuilder) -> Iterator[Route]:
+    """Yield the routes to subnets of expiring IPv6 addresses: the kernel doesn't delete them with the address
+    (ipv6_del_addr), unless the subnet has a permanent address."""
     addresses = [one for one in own_addresses(source) if one.family == 6 and one.prefix_route]
-    lasting = {prefix_of(one) for one in addresses if not one.valid_until}
-    expiring = {prefix_of(one) for one in addresses} - lasting
-    for route in draft.host.routes:
+    permanent = {prefix_of(one) for one in addresses if not one.valid_until}
+    expiring = {prefix_of(one) for one in addresses} - permanent
+    for route in builder.host.routes:
         if route.dst in expiring and route.protocol == "kernel" and is_over(route, source):
             yield route
 
 
-def _relabelled(address: AddAddress, link: str, to: str, draft: PlanBuilder) -> AddAddress:
-    """The same address for the link `to`. Labels begin with the link's name, as ip-address(8) demands."""
+def _relabelled(address: AddAddress, link: str, to: str, builder: PlanBuilder) -> AddAddress:
+    """Return the address for the link `to`; by ip-address(8) a label must begin with the link's name."""
     label = f"{to}{address.label.removeprefix(link)}" if address.label.startswith(link) else ""
     if len(label) > NAME_BYTES or (address.label and not label):
-        draft.warn(f"{address.address} loses its label {safe(address.label)}: {to} can have none like it")
+        builder.warn(f"{address.address} loses its label {safe(address.label)}: {to} can't have it")
         label = ""
     return replace(address, link=to, label=label)
 
 
-def _routes(source: Link, draft: PlanBuilder) -> Iterator[Route]:
-    for route in draft.host.routes:
-        if leads_over(route, source) or (by_advertisement(route) and is_over(route, source)):
+def _routes(source: Link, builder: PlanBuilder) -> Iterator[Route]:
+    for route in builder.host.routes:
+        if is_static_over(route, source) or (by_advertisement(route) and is_over(route, source)):
             yield route
 
 
-def _neighbours(source: Link, to: str, draft: PlanBuilder) -> Iterator[AddNeighbour | DeleteNeighbour]:
-    """Permanent neighbours move; those that answered of late are told to the new link, which asks again when
-    it must."""
-    for one in draft.host.neighbours:
+def _neighbours(source: Link, to: str, builder: PlanBuilder) -> Iterator[AddNeighbour | DeleteNeighbour]:
+    """Move permanent neighbours; copy reachable ones as stale, so that the kernel verifies them."""
+    for one in builder.host.neighbours:
         if one.ifindex == source.ifindex and one.mac and not one.proxy:
             yield from _neighbour(one, source.name, to)
 
@@ -169,5 +170,5 @@ def _neighbour(one: Neighbour, source: str, to: str) -> Iterator[AddNeighbour | 
     if one.state == "permanent":
         yield AddNeighbour(to, one.address, one.mac, state="permanent")
         yield DeleteNeighbour(AddNeighbour(source, one.address, one.mac, state="permanent"))
-    elif one.state in _ANSWERED:
+    elif one.state in _REACHABLE:
         yield AddNeighbour(to, one.address, one.mac, state="stale")

@@ -1,4 +1,4 @@
-"""What is wrong with an input, in words: each function returns "" for a good one."""
+"""Validate input: each function returns the reason why it is wrong, or ""."""
 
 from __future__ import annotations
 
@@ -22,61 +22,61 @@ _RESERVED = {"lo", "all", "default", "host", "none", "bridge"}
 
 
 def name(text: str, what: str = "name") -> str:
-    """A new network's, container's or bridge's name; it becomes a link's or a file's name."""
+    """Check the name of a new network, container or bridge: it becomes the name of a link or a file."""
     size = len(text.encode(errors="surrogatepass"))
     if not text:
         return f"the {what} is empty"
     if size > NAME_BYTES:
-        return f"the {what} {_shown(text)} has {size} bytes: the kernel takes {NAME_BYTES} at most"
+        return f"the {what} {_shown(text)} has {size} bytes: the kernel allows {NAME_BYTES}"
     if text in (".", ".."):
-        return f"the {what} cannot be {text}: that is a directory"
+        return f"the {what} can't be {text}: that is a directory"
     if text.startswith("-"):
-        return f"the {what} {_shown(text)} begins with a dash: commands would take it for an option"
+        return f"the {what} {_shown(text)} begins with a dash: commands would read it as an option"
     if text in _RESERVED:
-        return f"the {what} cannot be {text}: that word is taken"
+        return f"the {what} can't be {text}: that word is reserved"
     if not _NAME.match(text):
-        bad = next((sign for sign in text if not re.match(r"[A-Za-z0-9_.-]", sign)), text[0])
-        return f"the {what} {_shown(text)} holds {_shown(bad)}: letters, digits, - _ and . only, no dot first"
+        bad = next((char for char in text if not re.match(r"[A-Za-z0-9_.-]", char)), text[0])
+        return f"the {what} {_shown(text)} contains {_shown(bad)}: use letters, digits, - _ and . (not first)"
     return ""
 
 
 def link_name(text: str) -> str:
-    """A new name for a link that exists or is made inside a container: what the kernel and ip(8) take."""
+    """Check the new name of a link, in a container or elsewhere, by the rules of the kernel and ip(8)."""
     if not text or len(text.encode(errors="surrogatepass")) > NAME_BYTES or text in (".", ".."):
         return name(text, "link name")
     if text.startswith("-") or not _LINK.match(text):
-        return name(text, "link name") or f"the link name {_shown(text)} cannot be used"
+        return name(text, "link name") or f"the link name {_shown(text)} can't be used"
     return ""
 
 
 def kind(text: str) -> str:
-    """A network's kind."""
-    return "" if text in KINDS else f"there is no kind of network {_shown(text)}: {_choice(KINDS)}"
+    """Check the kind of a network."""
+    return "" if text in KINDS else f"unknown kind of network {_shown(text)}: choose {_choice(KINDS)}"
 
 
 def model(text: str) -> str:
-    """A container's network model."""
-    return "" if text in MODELS else f"there is no model {_shown(text)}: {_choice(MODELS)}"
+    """Check the network model of a container."""
+    return "" if text in MODELS else f"unknown model {_shown(text)}: choose {_choice(MODELS)}"
 
 
 def protocol(text: str) -> str:
-    """A protocol that has ports."""
-    return "" if text in PROTOCOLS else f"there is no protocol {_shown(text)}: {_choice(PROTOCOLS)}"
+    """Check a protocol that has ports."""
+    return "" if text in PROTOCOLS else f"unknown protocol {_shown(text)}: choose {_choice(PROTOCOLS)}"
 
 
 def subnet(text: str, taken: Mapping[Prefix, str] | None = None) -> str:
-    """A new network's subnet; `taken` from `ipam.taken_prefixes`."""
+    """Check the subnet of a new network; `taken` from `ipam.taken_prefixes`."""
     shown = _shown(text)
     try:
         given = ipaddress.ip_interface(text)
     except ValueError:
-        return f"{shown} is no subnet: write it as 10.9.0.0/24 or fd00:9::/64"
+        return f"{shown} isn't a subnet: write it like 10.9.0.0/24 or fd00:9::/64"
     if "/" not in text:
         return f"{shown} has no prefix length: write {text}/{24 if given.version == 4 else 64}"
     if "%" in text:
-        return f"{shown} has a zone (%): a subnet has none"
+        return f"{shown} has a zone (%): subnets have none"
     if isinstance(given, ipaddress.IPv6Interface) and given.ip.ipv4_mapped is not None:
-        return f"{shown} is an IPv4 address in IPv6's dress: write the IPv4 subnet"
+        return f"{shown} is an IPv4-mapped address: write the IPv4 subnet"
     prefix = given.network
     problem = _special(prefix, shown) or _size(prefix, shown)
     if problem:
@@ -90,13 +90,13 @@ def subnet(text: str, taken: Mapping[Prefix, str] | None = None) -> str:
 def _special(prefix: Prefix, shown: str) -> str:
     first = prefix.network_address
     if prefix.prefixlen == 0:
-        return f"{shown} is every address there is"
+        return f"{shown} contains every address"
     if first.is_multicast:
-        return f"{shown} is multicast: no host has such an address"
+        return f"{shown} is multicast: hosts have no such address"
     if first.is_link_local:
         return f"{shown} is link-local: each link has it already"
     if first.is_loopback:
-        return f"{shown} is loopback: it never leaves a host"
+        return f"{shown} is loopback: it is only valid inside a host"
     if first.is_unspecified or (prefix.version == 4 and int(first) >= _RESERVED_FROM):
         return f"{shown} is reserved"
     return ""
@@ -104,32 +104,36 @@ def _special(prefix: Prefix, shown: str) -> str:
 
 def _size(prefix: Prefix, shown: str) -> str:
     if prefix.prefixlen == prefix.max_prefixlen:
-        return f"{shown} is a single address: there is no room for a gateway and a container"
+        return f"{shown} is a single address: too small for a gateway and a container"
     if prefix.version == 6 and prefix.prefixlen > 126:
-        return f"{shown} has no room for a gateway and a container"
+        return f"{shown} is too small for a gateway and a container"
     if prefix.prefixlen < 8:
-        return f"{shown} is larger than any network should be: take /8 or longer"
+        return f"{shown} is too large: use /8 or longer"
     return ""
 
 
 def address(text: str, subnets: Collection[str], used: Collection[str] = ()) -> str:
-    """An address for a container or a gateway in one of these subnets; `used` from `ipam.used_addresses`."""
+    """Check an address for a container or gateway in these subnets; `used` from `ipam.used_addresses`."""
     shown = _shown(text)
     found = parse_address(text)
     if found is None:
-        return f"{shown} is no address: write it as 10.9.0.5, without prefix length"
-    home = next((one for one in map(ipaddress.ip_network, subnets) if found in one), None)
-    if home is None:
+        return f"{shown} isn't an address: write it like 10.9.0.5, without prefix length"
+    found_subnet = next((one for one in map(ipaddress.ip_network, subnets) if found in one), None)
+    if found_subnet is None:
         return f"{shown} is not in {' or '.join(subnets) or 'any subnet: the network has none'}"
-    if home.num_addresses > 2 and found == home.network_address:
-        return f"{shown} is the address of the network {home} itself"
-    if home.version == 4 and home.num_addresses > 2 and found == home.broadcast_address:
-        return f"{shown} is the broadcast address of {home}"
+    if found_subnet.num_addresses > 2 and found == found_subnet.network_address:
+        return f"{shown} is the network address of {found_subnet}"
+    if (
+        found_subnet.version == 4
+        and found_subnet.num_addresses > 2
+        and found == found_subnet.broadcast_address
+    ):
+        return f"{shown} is the broadcast address of {found_subnet}"
     return f"{shown} is in use" if str(found) in used else ""
 
 
 def parse_address(text: str) -> Address | None:
-    """The address, None for what is none or has a zone."""
+    """Parse an address; None for other text and for an address with a zone."""
     try:
         found = ipaddress.ip_address(text)
     except ValueError:
@@ -138,54 +142,54 @@ def parse_address(text: str) -> Address | None:
 
 
 def mtu(value: int, ipv6: bool = False) -> str:
-    """A link's or a network's MTU."""
+    """Check the MTU of a link or a network."""
     least = LEAST_MTU[6 if ipv6 else 4]
     if least <= value <= MOST_MTU:
         return ""
     return f"the MTU {value} is out of range: {least} to {MOST_MTU}{' with IPv6' if ipv6 else ''}"
 
 
-def mtu_of_path(value: int, way: str, most: int) -> str:
-    """An MTU against that of the link `way` that the packets leave by."""
+def mtu_of_path(value: int, link: str, most: int) -> str:
+    """Check an MTU against the MTU `most` of the link that the packets leave by."""
     if not most or value <= most:
         return ""
     return (
-        f"the MTU {value} is over that of the way out, {safe(way)} ({most}): larger packets are cut or lost"
+        f"the MTU {value} is above that of {safe(link)} ({most}), where packets leave: larger ones are lost"
     )
 
 
 def ports(text: str) -> str:
-    """A port "8080" or a range "8000-8010"."""
+    """Check a port "8080" or a range "8000-8010"."""
     shown = _shown(text)
     found = _RANGE.match(text) if text.isascii() else None
     if not found:
-        return f"{shown} is no port: write it as 8080 or 8000-8010"
+        return f"{shown} isn't a port: write it like 8080 or 8000-8010"
     first, last = port_range(text)
     if not 1 <= first <= 65535 or not 1 <= last <= 65535:
         return f"{shown} is out of range: ports are 1 to 65535"
     if last < first:
-        return f"{shown} runs backwards: write {last}-{first}"
+        return f"{shown} is in reverse order: write {last}-{first}"
     if last - first >= _MOST_PORTS:
-        return f"{shown} is {last - first + 1} ports: at most {_MOST_PORTS} at once"
+        return f"{shown} is {last - first + 1} ports: {_MOST_PORTS} at most"
     return ""
 
 
 def ports_shape(text: str) -> str:
-    """Whether a text reads as a port or a range at all, of any size."""
-    return "" if text.isascii() and _RANGE.match(text) else f"{_shown(text)} is no port"
+    """Check that a text is a port or a range, of any size."""
+    return "" if text.isascii() and _RANGE.match(text) else f"{_shown(text)} isn't a port"
 
 
 def port_range(text: str) -> tuple[int, int]:
-    """First and last port of a text that `ports` found good."""
+    """Return the first and last port of a text that `ports` accepts."""
     first, _, last = text.partition("-")
     return int(first), int(last or first)
 
 
-def _choice(words: tuple[str, ...]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+def _choice(options: tuple[str, ...]) -> str:
+    return f"{', '.join(options[:-1])} or {options[-1]}"
 
 
 def _shown(text: str) -> str:
-    """Text from a person, fit for a sentence."""
+    """Quote the user's text, shortened to 40 characters, without control characters."""
     cut = text if len(text) <= 40 else text[:39] + "…"
     return f'"{safe(cut)}"'

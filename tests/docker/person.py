@@ -1,4 +1,4 @@
-"""Who types commands on an engine's host, and what Docker says before and after."""
+"""Run commands on an engine's host, and compare Docker's state before and after."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.docker.engine import IMAGE, DockerHost
 
 MAC = "02:aa:bb:cc:dd:01"
 SYSCTLS = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1"
-# What the engine makes afresh, and what it says in passing.
+# Values that the engine chooses again, or that change over time.
 FRESH = {
     "Created", "EndpointID", "SandboxID", "SandboxKey", "NetworkID", "Pid", "StartedAt", "FinishedAt",
     "LastTagTime", "Health", "DNSNames",
@@ -20,7 +20,7 @@ FRESH = {
 
 
 class Person:
-    """Who types commands of vnet-tui on the engine's host."""
+    """A user who runs vnet-tui on the engine's host."""
 
     def __init__(self, engine: DockerHost, state: Path) -> None:
         self.engine, self.state = engine, state
@@ -35,20 +35,20 @@ class Person:
         return done.stdout + done.stderr
 
     def inspects(self) -> dict[str, str]:
-        """All that Docker says of its networks and containers, by the way that leads to it."""
+        """Return Docker's description of all networks and containers by key path."""
         networks = json.loads(self.engine.run("network", "inspect", *self._ids("network", "ls", "-q")))
         for network in networks:
             network.pop("Id")
         containers = json.loads(self.engine.run("inspect", *self._ids("ps", "-aq")))
         for one in containers:
             for end in one["NetworkSettings"]["Networks"].values():
-                # Docker before 25 counts the id among the names, from the first attachment that it makes on.
+                # Docker before 25 adds the id to the names, from its first attachment on.
                 end["Aliases"] = [name for name in end["Aliases"] or () if name != one["Id"][:12]]
         named = {one["Name"]: one for one in (*networks, *containers)}
         return {" ".join(path): value for path, value in flat(named) if not FRESH & set(path)}
 
     def end(self, container: str, network: str) -> dict[str, Any]:
-        """What Docker says of one attachment."""
+        """Return Docker's description of one attachment."""
         ends = self.engine.run("inspect", "-f", "{{json .NetworkSettings.Networks}}", container)
         return dict(json.loads(ends)[network])
 
@@ -63,7 +63,7 @@ class Person:
 
 
 def flat(found: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each value and the way to it; null, {} and [] are the same to Docker."""
+    """Yield each value with its key path; null, {} and [] are the same to Docker."""
     if isinstance(found, dict):
         for key, value in found.items():
             yield from flat(value, *path, key)
@@ -72,7 +72,7 @@ def flat(found: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """What is another now, but for MAC addresses that do not follow from an IPv4 address."""
+    """Return the differences, except MAC addresses that Docker doesn't derive from an IPv4 address."""
     names = sorted(before.keys() | after.keys())
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
@@ -83,8 +83,8 @@ def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def furnished(engine: DockerHost, state: Path) -> Person:
-    """Someone on a host that has a network with everything that can be chosen, one that Docker chose all of,
-    and containers on both."""
+    """A user on a host with a network with all settings chosen, one with all settings by Docker, and
+    containers on both."""
     engine.run(
         "network", "create", "--subnet", "10.203.0.0/24", "--ip-range", "10.203.0.64/26",
         "--aux-address", "router=10.203.0.65", "--gateway", "10.203.0.1", "--ipv6", "--subnet", "fd00:3::/64",

@@ -1,4 +1,4 @@
-"""The folder that a test's container engine lives in, and removing all that ever came from there."""
+"""Create the folder of a test's container engine, and remove everything that belongs to it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _START_SECONDS = PATIENCE
 
 
 class Place:
-    """A folder of an engine in the namespace of that name. Its lock ends with this process, however that
-    ends; `teardown` is a command that removes what the engine alone can find again."""
+    """The folder of an engine in the namespace of that name. Its lock ends with this process; `teardown`
+    is a command that removes what only the engine can find."""
 
     def __init__(self, namespace: str, teardown: Callable[[Path], Sequence[str]] | None = None) -> None:
         self.namespace = namespace
@@ -34,8 +34,8 @@ class Place:
         (self.folder / "teardown").write_text(json.dumps(teardown(self.folder) if teardown else []))
 
     def start(self, ready: Callable[[], object], program: str, *words: str) -> None:
-        """Start a daemon in the namespace and wait until `ready()`; AssertionError with its log's end if that
-        does not come."""
+        """Start a daemon in the namespace and wait until `ready()`. Raises AssertionError with the end of
+        its log."""
         log = self.folder / f"{program}.log"
         with log.open("ab") as output:
             daemon = subprocess.Popen(
@@ -51,7 +51,7 @@ class Place:
             time.sleep(0.05)
 
     def reload(self) -> None:
-        """Have the daemon that was started last read its configuration again."""
+        """Have the last started daemon reload its configuration."""
         self._processes[-1].send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
@@ -66,14 +66,14 @@ class Place:
                 daemon.wait()
 
     def close(self) -> None:
-        """Stop the daemons and remove all processes, mounts, cgroups and files that came from them."""
+        """Stop the daemons and remove all their processes, mounts, cgroups and files."""
         self.stop()
         _remove(self.folder)
         os.close(self._lock)
 
 
 def remove_stale() -> None:
-    """Remove what earlier runs left that were killed: folders whose lock nobody holds any more."""
+    """Remove remains of killed runs: folders without a lock."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
             with _one_at_a_time():
@@ -90,14 +90,14 @@ def remove_stale() -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """A folder is made and taken in one, lest another run takes it for one that was left."""
+    """Create and lock a folder in one step, so that another run doesn't remove it."""
     with (Path(tempfile.gettempdir()) / "vnet-engines.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _locked(folder: Path) -> int:
-    """Take the folder for this process; the lock ends with the process, however that ends."""
+    """Lock the folder for this process; the lock ends with the process."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +108,7 @@ def _locked(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """End the processes of the engine that lives in `folder`, then remove its mounts, cgroups and files."""
+    """Kill the processes of the engine in `folder`, then remove its mounts, cgroups and files."""
     teardown = folder / "teardown"
     if teardown.exists() and (words := json.loads(teardown.read_text() or "[]")):
         subprocess.run(words, check=False, capture_output=True, timeout=PATIENCE)
@@ -122,7 +122,7 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_empty_cgroups(name: str) -> None:
-    """Remove the cgroup of that name at the top of each hierarchy, as far as nobody is in it."""
+    """Remove the cgroup of that name in each hierarchy, except for groups with processes."""
     root = Path("/sys/fs/cgroup")
     for parent in [*root.glob(name), *root.glob(f"*/{name}")]:
         for path, _, _ in os.walk(parent, topdown=False):
@@ -131,7 +131,7 @@ def _remove_empty_cgroups(name: str) -> None:
 
 
 def _kill(folder: Path) -> bool:
-    """Kill every process that names the folder in its command line or cgroup; says whether there was one."""
+    """Kill every process with the folder in its command line or cgroup; returns whether there was one."""
     found = list(_processes_of(folder))
     for pid in found:
         with contextlib.suppress(ProcessLookupError):

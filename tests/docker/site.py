@@ -1,4 +1,4 @@
-"""A real Docker Engine on a host with an uplink to the world, and who reaches whose web server there."""
+"""A real Docker Engine on a host with an uplink, and tests of which web servers are reachable."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.docker.engine import DockerHost
 from tests.docker.place import remove_stale
 
 HTTPD = "httpd -f -p 80"
-# Docker's networks, as far as the world has a way to their addresses by the host.
+# Docker networks whose addresses the world has a route to, via the host.
 _INSIDE = ("10.192.0.0/11", "fd00:7::/32")
 HOST, WORLD = "192.0.2.2", "192.0.2.1"
 HOST6, WORLD6 = "fd00:2::2", "fd00:2::1"
 
 
 class Site:
-    """An engine's host, and the namespace `world` beyond its uplink `up0`."""
+    """An engine's host, and the namespace `world` behind its uplink `up0`."""
 
     def __init__(self, engine: DockerHost, state: Path) -> None:
         self.engine, self.host = engine, engine.host
@@ -31,7 +31,7 @@ class Site:
         return done.stdout
 
     def shown(self) -> dict[str, Any]:
-        """What `show all` says; it returns 1 where a finding is bad."""
+        """Return the output of `show all`; its exit code is 1 with bad findings."""
         done = self.host.vnet("show", "all", "--json", **self._environment)
         assert done.returncode in (0, 1), done.stderr
         return dict(json.loads(done.stdout))
@@ -41,13 +41,13 @@ class Site:
         return found
 
     def obey(self, advice: str) -> None:
-        """Run the commands that a warning or a finding ends with, as they stand."""
+        """Run the commands at the end of a warning or finding, unchanged."""
         commands = advice.partition("to allow it, run: ")[2]
         assert commands, advice
         self.host.run(["sh", "-c", commands])
 
     def reaches(self, asker: str, address: str, port: int) -> bool:
-        """Whether the web server answers (that there is no such page)."""
+        """Whether the web server answers (with 404)."""
         at = f"[{address}]" if ":" in address else address
         ask = f"busybox wget -T1 -qO- http://{at}:{port} 2>&1"
         if asker in ("world", "host"):
@@ -57,8 +57,8 @@ class Site:
 
 @contextmanager
 def engine_site(state: Path, forwards: bool = False, **settings: Any) -> Iterator[Site]:
-    """An engine with these settings of its own (those of daemon.json, with `_` for `-`); whether the host
-    `forwards` already when it starts, for then Docker leaves the policy for forwarded packets as it is."""
+    """An engine with these settings (of daemon.json, with `_` for `-`). `forwards`: the host already
+    forwards when it starts; then Docker doesn't change the forward policy."""
     remove_stale()
     engine = DockerHost()
     try:

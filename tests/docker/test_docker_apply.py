@@ -1,4 +1,4 @@
-"""Docker's part in a change: killed, refused or left alone by the engine, nothing of it remains."""
+"""Changes of Docker networks: killed, refused or failed, they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def whole(engine: DockerHost) -> dict[str, Any]:
-    """The host's network, the container's, and the networks as Docker tells them; without what the engine
-    itself chooses afresh: its bridges' MACs, its veths' names and MACs, the order of its rules."""
-    told = json.loads(engine.run("network", "inspect", *engine.run("network", "ls", "-q").split()))
+    """Return the state of host, container and Docker networks, without what the engine chooses again: MAC
+    addresses of bridges and veths, names of veths, rule order."""
+    inspected = json.loads(engine.run("network", "inspect", *engine.run("network", "ls", "-q").split()))
     ends = json.loads(engine.run("inspect", "-f", "{{json .NetworkSettings.Networks}}", "app"))
     inside = f"nsenter -t {engine.pid('app')} -n ip -j addr"
     host = state([engine.namespace])[engine.namespace]
@@ -86,7 +86,7 @@ def whole(engine: DockerHost) -> dict[str, Any]:
         "veths": sum(link["ifname"].startswith("veth") for link in links),
         "rules": sorted(json.dumps(rule, sort_keys=True) for rule in host["rules"]["nftables"]),
         "sysctls": host["sysctls"],
-        "networks": {one["Name"]: [one[key] for key in ("IPAM", "Internal", "Options")] for one in told},
+        "networks": {one["Name"]: [one[key] for key in ("IPAM", "Internal", "Options")] for one in inspected},
         "ends": {
             name: [end["IPAddress"], mac_of(end, engine), sorted({*(end["Aliases"] or ())} & {"db", "api"})]
             for name, end in ends.items()
@@ -96,7 +96,7 @@ def whole(engine: DockerHost) -> dict[str, Any]:
 
 
 def mac_of(end: dict[str, Any], engine: DockerHost) -> str:
-    """Docker from 28 on chooses a random one each time, before that one that follows from the address."""
+    """Docker chooses a random MAC address since 28, before that one derived from the address."""
     return "" if engine.version >= (28, 0) else str(end["MacAddress"])
 
 
@@ -118,7 +118,7 @@ def test_done_and_undone(engine: DockerHost) -> None:
 
 
 def killed_at(step: int, after: float) -> None:
-    """A process that applies the steps and is killed some seconds after it has begun a step."""
+    """Apply the steps in a process that is killed some seconds after it begins a step."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -221,7 +221,7 @@ def planned(*requests: Request) -> Plan:
 
 @pytest.mark.parametrize("network", ["auto", "bridge", "keep"])
 def test_a_detachment_is_taken_back_wherever_docker_lets_one(engine: DockerHost, network: str) -> None:
-    """Docker refuses chosen addresses where it chose the subnet itself."""
+    """Docker refuses addresses on networks whose subnet it chose itself."""
     engine.run("network", "create", "auto")
     engine.container("other", "--network", network)
     plan = planned(Detach("other", network))
@@ -230,7 +230,7 @@ def test_a_detachment_is_taken_back_wherever_docker_lets_one(engine: DockerHost,
     assert "other" not in engine.run("network", "inspect", network)
     assert run.undo(next(journal.history())).errors == ()
     assert "other" in engine.run("network", "inspect", network)
-    # Who chooses an address is told that it cannot be had.
+    # A chosen address leads to an error.
     if network == "auto":
         chosen = DockerConnect("auto", "app", "172.31.255.9")
         assert "can't" in run.apply("chosen", (chosen,)).errors[0]

@@ -1,4 +1,4 @@
-"""What was asked for when a container was attached to Docker's networks outlives detach, move and undo."""
+"""The settings of Docker attachments survive detach, move and undo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_moved_container_keeps_its_names(person: Person) -> None:
     before = person.inspects()
     mac = person.end("front", "app")["MacAddress"]
     text = person.types("move", "front", "app", "other")
-    assert "front does not keep on other the address chosen on app: 10.203.0.99, fd00:3::99" in text
+    assert "front loses the address chosen on app: 10.203.0.99, fd00:3::99" in text
     assert "links chosen on app: api:backend" in text
     assert person.finds("www", asked_by="asks") and person.finds("frontend", asked_by="asks")
     moved = person.end("front", "other")
@@ -66,13 +66,13 @@ def test_a_moved_container_keeps_its_names(person: Person) -> None:
 
 
 def test_a_mac_address_that_cannot_be_kept_is_named(person: Person) -> None:
-    """Docker before 25 brings back the one of the network that a container was made for."""
+    """Docker before 25 restores the one of the network that the container was created for."""
     lost = person.engine.version >= (25, 0)
     text = person.types("detach", "front", "auto", "--dry-run")
     assert ("another MAC address on auto" in text) == lost
     person.engine.run("network", "create", "other")
     text = person.types("move", "front", "auto", "other")
-    assert f"front does not keep on other the MAC address chosen on auto: {MAC}" in text
+    assert f"front loses the MAC address chosen on auto: {MAC}" in text
     assert "face" in person.end("front", "other")["Aliases"]
     person.types("undo")
     assert (person.end("front", "auto")["MacAddress"] == MAC) != lost
@@ -81,7 +81,7 @@ def test_a_mac_address_that_cannot_be_kept_is_named(person: Person) -> None:
 def test_where_docker_has_no_dns_the_lost_names_are_said(person: Person) -> None:
     before = person.inspects()
     text = person.types("move", "front", "app", "bridge")
-    assert "front has no other names on bridge, where Docker has no DNS: www, frontend" in text
+    assert "front loses its DNS names on bridge, where Docker has no DNS: www, frontend" in text
     person.types("undo")
     assert differences(before, person.inspects()) == []
 
@@ -111,7 +111,7 @@ def test_what_is_made_and_taken_back_leaves_nothing(person: Person) -> None:
 
 
 def test_an_address_comes_back_although_docker_would_choose_another(person: Person) -> None:
-    """Docker gives the lowest that is free. An address is no fixed one after that, where it need not be."""
+    """Docker assigns the lowest free address. Restored without need, it isn't a fixed address."""
     for name in ("low", "high"):
         person.engine.container(name, "--network", "app")
     at = person.end("high", "app")["IPAddress"]
@@ -119,7 +119,7 @@ def test_an_address_comes_back_although_docker_would_choose_another(person: Pers
     person.engine.run("rm", "-f", "low")
     person.types("undo")
     assert person.end("high", "app")["IPAddress"] == at
-    # Somebody else has it by then: it gets another, for on it must go.
+    # Another container has the address meanwhile: Docker assigns a different one.
     person.types("detach", "high", "app")
     person.engine.container("quick", "--network", "app", "--ip", at)
     person.types("undo")

@@ -1,4 +1,4 @@
-"""Docker's networks and containers in the dashboard's forms and on the command line, with a real engine."""
+"""Docker networks and containers in forms and commands, with a real engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tui.cli import main
 
 pytestmark = pytest.mark.root
 
-# Other hosts on the same machine may be in sight.
+# Other hosts on the same machine may be visible.
 SHOP, LAN, MINE = (f"{name}{os.getpid()}" for name in ("s", "l", "m"))
 
 
@@ -35,8 +35,8 @@ def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def network(engine: DockerHost, name: str) -> dict[str, Any]:
-    (told,) = json.loads(engine.run("network", "inspect", name))
-    return dict(told)
+    (inspected,) = json.loads(engine.run("network", "inspect", name))
+    return dict(inspected)
 
 
 def networks_of(engine: DockerHost, container: str) -> dict[str, Any]:
@@ -53,11 +53,11 @@ def links(engine: DockerHost, container: str) -> dict[str, Any]:
 
 
 async def make_dockers(person: Person, name: str, subnet: str) -> None:
-    """A network of Docker's by the form."""
+    """Create a Docker network by the form."""
     await keys(person, "n")
     await keys(person, *name, "tab", "tab", *subnet, "up", "up", "up", "right")
     assert values(person)["engine"] == "docker"
-    await shows(person, f"have Docker make the nat network {name}", "docker network create")
+    await shows(person, f"create the Docker network {name} (nat)", "docker network create")
     await do(person)
 
 
@@ -65,23 +65,23 @@ async def test_a_network_of_dockers_and_a_container_on_it(engine: DockerHost) ->
     engine.container("app")
     async with writer() as person:
         await make_dockers(person, SHOP, "10.201.0.0/24")
-        told = network(engine, SHOP)
-        assert told["IPAM"]["Config"] == [{"Subnet": "10.201.0.0/24", "Gateway": "10.201.0.1"}]
+        inspected = network(engine, SHOP)
+        assert inspected["IPAM"]["Config"] == [{"Subnet": "10.201.0.0/24", "Gateway": "10.201.0.1"}]
         await keys(person, "a")
         await keys(person, *"app", "tab", *SHOP)
         assert "link" not in values(person)
-        await shows(person, f"have Docker attach app to {SHOP}", "docker network connect")
+        await shows(person, f"attach app to {SHOP}", "docker network connect")
         await do(person)
         assert networks_of(engine, "app")[SHOP]["IPAddress"] == "10.201.0.2"
         await select(person, "containers", "app")
         await keys(person, "D")
         await keys(person, "tab", *SHOP)
-        await shows(person, f"have Docker detach app from {SHOP}")
+        await shows(person, f"detach app from {SHOP}")
         await do(person)
         assert set(networks_of(engine, "app")) == {"bridge"}
         await select(person, "networks", SHOP)
         await keys(person, "d")
-        await shows(person, f"have Docker remove the network {SHOP}")
+        await shows(person, f"remove the Docker network {SHOP}")
         await do(person, "y")
         assert SHOP not in names(engine)
 
@@ -124,7 +124,7 @@ async def test_a_container_of_dockers_on_a_bridge_of_ours(engine: DockerHost) ->
         await select(person, "containers", "app")
         await keys(person, "D")
         await keys(person, "tab", *MINE)
-        await shows(person, f"detach app from {MINE}", "is published no more")
+        await shows(person, f"detach app from {MINE}", "is no longer published")
         await do(person)
         assert set(links(engine, "app")) == {"lo", "eth0"}
 
@@ -135,7 +135,7 @@ async def test_d_on_a_link_of_dockers_has_docker_detach(engine: DockerHost) -> N
     async with writer() as person:
         await select(person, "links", port)
         await keys(person, "d")
-        await shows(person, "have Docker detach app from bridge", "docker network disconnect bridge app")
+        await shows(person, "detach app from bridge", "docker network disconnect bridge app")
         await do(person, "y")
         assert networks_of(engine, "app") == {} and set(links(engine, "app")) == {"lo"}
 
@@ -166,7 +166,7 @@ def test_dockers_networks_by_command(engine: DockerHost, capsys: pytest.CaptureF
     assert "10.203.0.2" in held
     capsys.readouterr()
     assert main(["attach", "app", SHOP]) == 1
-    assert f"attached to {SHOP} already" in capsys.readouterr().err
+    assert f"already attached to {SHOP}" in capsys.readouterr().err
     assert main(["move", "app", SHOP, MINE]) == 1
     assert "attach, then detach" in capsys.readouterr().err
     for words in (f"detach app {MINE}", f"detach app {SHOP}", f"network rm {SHOP}"):
@@ -175,4 +175,4 @@ def test_dockers_networks_by_command(engine: DockerHost, capsys: pytest.CaptureF
     assert main(["network", "create", "x", "--engine", "docker", "--kind", "routed"]) == 1
     assert "choose the engine vnet" in capsys.readouterr().err
     assert main(["network", "rm", "bridge"]) == 1
-    assert "cannot be removed" in capsys.readouterr().err
+    assert "can't remove bridge" in capsys.readouterr().err

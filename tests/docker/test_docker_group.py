@@ -1,4 +1,4 @@
-"""Who may use Docker and is not root: Docker's networks can be changed, nothing else can."""
+"""A user with access to Docker but without root can change Docker networks, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUP = 65534
 
 
 class Member:
-    """A member of the group that Docker's socket belongs to, with a home of its own."""
+    """A member of the group of Docker's socket, with a home directory."""
 
     def __init__(self, engine: DockerHost, folder: Path) -> None:
         self.engine, self.folder = engine, folder
@@ -69,7 +69,7 @@ def test_dockers_networks_can_be_changed(member: Member) -> None:
     member.does("attach", "app", "shop")
     member.does("detach", "app", "shop")
     again = member.vnet("network", "create", "shop", "--engine", "docker")
-    assert again.returncode == 1 and "has a network shop already" in again.stderr
+    assert again.returncode == 1 and "already has a network shop" in again.stderr
     member.does("network", "rm", "shop")
     assert "shop" not in engine.run("network", "ls")
     assert (member.folder / ".local/state/vnet-tui/journal").is_dir()

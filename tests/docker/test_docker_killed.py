@@ -1,4 +1,4 @@
-"""A change of Docker's networks is killed between two things that it does: recovery leaves no difference."""
+"""A change of Docker networks is killed at different calls: recovery leaves no difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.killing import COUNTED, KILL_AT
 
 pytestmark = pytest.mark.root
 
-_KILLS = 5  # of each change, at calls that are evenly apart
+_KILLS = 5  # calls of each change, evenly distributed
 CHANGES = (
     ("network", "create", "shop", "--engine", "docker"),
     ("network", "rm", "app"),
@@ -49,5 +49,5 @@ def test_a_killed_change_or_undo_leaves_nothing(
         assert ended.returncode == -9, f"call {at} of {total}: {ended.stderr}"
         person.types("recover")
         if differences(before, person.inspects()):
-            person.types("undo")  # it was complete, or its undo was not begun
+            person.types("undo")  # the change was complete, or its undo hadn't begun
         assert differences(before, person.inspects()) == [], f"call {at} of {total}"

@@ -1,5 +1,5 @@
-"""Docker's gateway modes, and ports of ours on such networks: what is shown is what packets from outside
-find, whether or not Docker has set the policy for forwarded packets to drop."""
+"""Docker's gateway modes, and ports that vnet publishes on such networks: the views agree with traffic
+from outside, with either policy of Docker's forward chain."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _PORT, _HIDDEN = 80, 81
 
 @dataclass(frozen=True)
 class Mode:
-    """A network `number` with these options: its kind, its mode by family, and what the world reaches of its
-    container's `ends` by IPv4 and by IPv6."""
+    """A network with these options: its kind, its mode by address family, and which `ends` of its
+    container are reachable from the world by IPv4 and IPv6."""
 
     number: int
     options: tuple[str, ...]
@@ -34,7 +34,7 @@ class Mode:
     ipv6: tuple[bool, bool, bool]
 
     def ends(self, ipv6: bool) -> tuple[tuple[str, int], ...]:
-        """The published port, another, and the first by the host's address."""
+        """The published port, another one, and the first by the host's address."""
         own, host = self.address(2, ipv6), HOST6 if ipv6 else HOST
         return (own, _PORT), (own, _HIDDEN), (host, self.host_port)
 
@@ -70,7 +70,7 @@ MODES = {
 
 @pytest.fixture(scope="module", params=[False, True], ids=["drop", "accept"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Each network with a container of its name that has a port published, and `by-led`, which has none."""
+    """Create each network with a container of its name with a published port, and `by-led` without one."""
     forwards = request.param
     with engine_site(tmp_path_factory.mktemp("state"), forwards=forwards, live_restore=True) as made:
         run, container = made.engine.run, made.engine.container
@@ -89,7 +89,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def findings(site: Site) -> list[dict[str, Any]]:
-    """Those about the engine's host, its networks and containers."""
+    """Return findings about the engine's host, its networks and containers."""
     shown = site.shown()
     own = {str(site.engine.inode)}
     own |= {one["id"] for one in (*shown["networks"], *shown["containers"]) if one.get("engine") == "docker"}
@@ -98,13 +98,14 @@ def findings(site: Site) -> list[dict[str, Any]]:
 
 
 def answers(site: Site, ends: Sequence[tuple[str, int]]) -> list[bool]:
-    """Which of these addresses and ports the world reaches; asked all at once, for silence takes its time."""
+    """Return which of these addresses and ports are reachable from the world; all at once, because
+    time-outs take long."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(lambda end: site.reaches("world", *end), ends))
 
 
 def sender(site: Site, name: str) -> str:
-    """The address that the world sees of what a container sends there, "" where nothing gets out."""
+    """Return the source address that the world sees of a container's packets, "" if none arrive."""
     address = MODES[name].address(2)
     site.engine.run("exec", name, "ping", "-c1", "-W1", WORLD, check=False)
     found = re.findall(r"dst=(\S+)", site.host.run(f"conntrack -L -p icmp -s {address}", check=False))

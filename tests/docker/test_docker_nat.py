@@ -1,4 +1,4 @@
-"""The rules that real engines make become entries tied to their containers and networks."""
+"""NAT entries from the rules of real engines, with their containers and networks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTSIDE, CLIENT = "192.0.2.1", "192.0.2.2"
 
 
 class Seen:
-    """The networks and entries of an engine's host, as they are now."""
+    """The current networks and entries of an engine's host."""
 
     def __init__(self, engine: Engine, host: ThrowawayHost) -> None:
         assert engine.problems == ()
@@ -51,7 +51,7 @@ class Seen:
         return [entry for entry in self.entries if entry.kind == kind]
 
     def text(self, entry: NatEntry) -> list[str]:
-        """The rules behind an entry, as their tool prints them."""
+        """Return the rules of an entry as their tool prints them."""
         (firewall,) = self.snapshot.firewalls.values()
         texts = {rule.rule_id: rule.text for rule in firewall.rules}
         return [texts[rule_id] for rule_id in entry.rules]
@@ -62,14 +62,14 @@ def see(engine: DockerHost) -> Seen:
 
 
 def counter(host: ThrowawayHost, text: str) -> tuple[int, int]:
-    """(packets, bytes) of a rule, as iptables-save prints it."""
+    """Return (packets, bytes) of a rule, as iptables-save prints it."""
     (found,) = re.findall(rf"^\[(\d+):(\d+)\] {re.escape(text)}$", host.run("iptables-save -c"), re.MULTILINE)
     return int(found[0]), int(found[1])
 
 
 @pytest.fixture
 def client(docker_host: DockerHost) -> Iterator[str]:
-    """The short name of a namespace outside, that the engine's host has an uplink to."""
+    """Return the short name of a namespace behind the uplink of the engine's host."""
     host = docker_host.host
     name = host.namespace("client")
     host.run(f"ip link add up0 type veth peer name eth0 netns {name}")
@@ -103,7 +103,7 @@ def test_the_rules_that_help_a_port_stand_behind_it(docker_host: DockerHost) -> 
     (entry,) = seen.of("published port")
     translating, *helping = seen.text(entry)
     assert translating.endswith("-j DNAT --to-destination 10.200.0.2:80")
-    # Docker before 28 masquerades what a container sends to its own published port.
+    # Docker before 28 masquerades packets of a container to its own published port.
     own = [] if docker_host.version >= (28, 0) else ["MASQUERADE"]
     assert [text.split(" -j ")[1] for text in helping] == ["ACCEPT", *own]
     assert not [one for one in seen.entries if "10.200.0.2" in one.inside and one is not entry]
@@ -114,10 +114,10 @@ def test_each_bridge_network_has_its_masquerade(docker_host: DockerHost) -> None
     seen = see(docker_host)
     found = {entry.networks: entry.sentence for entry in seen.of("masquerade")}
     assert found == {
-        (seen.networks["bridge"].id,): "masquerade: what leaves bridge (10.200.0.0/24) gets "
-        "the address of the way out",
-        (seen.networks["shop"].id,): "masquerade: what leaves shop (10.201.0.0/24) gets "
-        "the address of the way out",
+        (seen.networks["bridge"].id,): "masquerade: packets from bridge (10.200.0.0/24) get "
+        "the source address of the outgoing link",
+        (seen.networks["shop"].id,): "masquerade: packets from shop (10.201.0.0/24) get "
+        "the source address of the outgoing link",
     }
 
 
@@ -133,7 +133,7 @@ def test_networks_have_their_kinds_and_bridges(docker_host: DockerHost) -> None:
 
 
 def test_dockers_internal_rules_alone_show_that_a_network_is_internal(docker_host: DockerHost) -> None:
-    """A bridge like an internal network's, which the engine says nothing about."""
+    """A bridge like that of an internal network, without one in the engine."""
     docker_host.run("network", "create", "--internal", "vault")
     seen = see(docker_host)
     bare = Engine("docker", "ok")
@@ -154,8 +154,8 @@ def test_dockers_internal_rules_alone_show_that_a_network_is_internal(docker_hos
 def test_filters_are_told_by_networks_names(docker_host: DockerHost) -> None:
     docker_host.run("network", "create", "shop", "--opt", "com.docker.network.bridge.name=br-shop")
     sentences = {entry.sentence for entry in see(docker_host).of("filter")}
-    # Docker from 28 on leaves what stays on a network to another rule.
-    way = "anywhere" if docker_host.version >= (28, 0) else "anywhere but shop (br-shop)"
+    # Since Docker 28 another rule handles packets that stay on a network.
+    way = "anywhere" if docker_host.version >= (28, 0) else "anywhere except shop (br-shop)"
     assert f"accept: everything from shop (br-shop) to {way}" in sentences
     assert "drop: everything from bridge (docker0) to shop (br-shop)" in sentences
 

@@ -1,5 +1,5 @@
-"""A port of ours of a container on a real engine's network, with its userland proxy and without: what the
-preview says is what packets find."""
+"""Ports that vnet publishes for containers on an engine's network, with and without its userland proxy:
+the preview agrees with traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tune --no-track-dns` on containers of a real engine: names are resolved, nothing is tracked."""
+"""`tune --no-track-dns` on containers of a real engine: DNS works without conntrack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS, DOCKERS = "table netdev vnet_untracked", "table ip nat"
 
 
 def inside(engine: DockerHost, name: str, *words: str) -> str:
-    """What a command of the machine prints in a container's network namespace."""
+    """Return the output of a command in a container's network namespace."""
     done = subprocess.run(
         ["nsenter", "-t", str(engine.pid(name)), "-n", *words], capture_output=True, text=True, check=True
     )
@@ -28,7 +28,7 @@ def inside(engine: DockerHost, name: str, *words: str) -> str:
 
 
 def rules(engine: DockerHost, name: str) -> list[str]:
-    """A container's rules in both tools' words, without what they counted."""
+    """Return a container's rules from nft and iptables-save, without counters."""
     saved = re.sub(r"\[\d+:\d+\]", "", inside(engine, name, "iptables-nft-save")).splitlines()
     return [
         inside(engine, name, "nft", "-s", "list", "ruleset"),
@@ -41,12 +41,12 @@ def tables(engine: DockerHost, name: str) -> list[str]:
 
 
 def resolves_and_reaches(engine: DockerHost) -> bool:
-    """Whether web finds log by its name, and fetches a page from it."""
+    """Whether web resolves log's name and fetches a page from it."""
     return "fetched" in engine.run("exec", "web", "wget", "-qO-", "http://log:8000/page", check=False)
 
 
 class Shop:
-    """The containers web and log on one network of an engine, and a DNS server that it forwards to."""
+    """The containers web and log on one network, and a DNS server that the engine forwards to."""
 
     def __init__(self, engine: DockerHost, folder: Path) -> None:
         self.engine, self._folder = engine, folder
@@ -66,7 +66,7 @@ class Shop:
         assert done.returncode == 0, done.stderr + done.stdout
 
     def ask(self) -> None:
-        """Ask for a container's address and for a long text of outside, from each address, by UDP and TCP."""
+        """Query a container's address and a long external TXT record, from each address, by UDP and TCP."""
         web = f"/proc/{self.engine.pid('web')}/ns/net"
         inspected = "{{.NetworkSettings.Networks.shop.IPAddress}}"
         own, log = (self.engine.run("inspect", "-f", inspected, name) for name in ("web", "log"))
@@ -112,12 +112,12 @@ def test_names_are_resolved_and_nothing_is_tracked(shop: Shop) -> None:
     assert rules(engine, "web") == before
     assert eventually(lambda: resolves_and_reaches(engine))
     shop.ask()
-    assert ":OUTPUT ACCEPT [0:0]" not in inside(engine, "web", "iptables-nft-save")  # it counts again
+    assert ":OUTPUT ACCEPT [0:0]" not in inside(engine, "web", "iptables-nft-save")  # conntrack is used again
     assert shop.tracks("web")
 
 
 def test_an_engine_that_starts_again(shop: Shop) -> None:
-    """With live-restore its containers stay, and it writes its rules again."""
+    """With live-restore the containers stay, and the engine writes its rules again."""
     engine = shop.engine
     engine.keep_containers(True)
     try:

@@ -1,4 +1,4 @@
-"""Traffic of connections counted where it was not: planned, applied, and taken back."""
+"""Switching on conntrack accounting: plan, apply and undo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a plan is made from a shallow look at the namespaces, and when that is not enough."""
+"""When plans need a search of all processes for namespaces."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hidden(inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The inode of a namespace that only another process's descriptor holds while the test runs (`held`).
-
-    It and the host are all that there is: what else runs on the machine may lead out of sight, too.
-    """
+    """Yield the inode of a namespace that only a descriptor of another process keeps alive. No other
+    namespace but the host's is visible: others on the machine could have links to it, too."""
     inside_host.namespace("hidden")
     inode = inside_host.inode_of("hidden")
     read = namespaces.read_namespaces
@@ -48,7 +46,7 @@ def hidden(inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def held(host: ThrowawayHost) -> tuple[str, ...]:
-    """The words of a process that alone holds the namespace, its name taken away."""
+    """Return the command of a process that alone keeps the namespace alive, after its name is removed."""
     path = f"/run/netns/{host.full('hidden')}"
     return shell(f"exec 7< {path}\nip netns del {host.full('hidden')}")
 
@@ -103,7 +101,7 @@ def test_refusals_and_guarded_plans_look_deep(
 
 
 def test_a_card_with_a_macvlan_out_of_sight_is_left_alone(inside_host: ThrowawayHost, hidden: int) -> None:
-    """The kernel would refuse the bridge its port half way through the change."""
+    """The kernel would refuse the bridge port half-way through the change."""
     inside_host.run("ip link add up0 type veth peer name far")
     inside_host.run("ip addr add 192.0.2.2/24 dev up0")
     inside_host.run("ip link set up0 up")
@@ -118,5 +116,5 @@ def test_a_card_with_a_macvlan_out_of_sight_is_left_alone(inside_host: Throwaway
             perform.run_plan,
         )
         assert isinstance(made, Refused) and outcome is None
-        assert [one for one in made.reasons if "up0 carries the macvlan mv0" in one], made.reasons
+        assert [one for one in made.reasons if "because of the macvlan mv0" in one], made.reasons
         assert state([inside_host.name]) == before

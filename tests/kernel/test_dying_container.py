@@ -1,4 +1,4 @@
-"""A container that ends while it is attached: nothing is left of the attachment, whenever it ends."""
+"""A container that ends while it is being attached: nothing of the attachment remains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
-# A container that no engine runs: the first process of namespaces of its own, its network's without a name.
+# An unmanaged container: the first process of its own namespaces, the network namespace without a name.
 CONTAINER = [
     "unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
     "sh", "-c", "hostname dying && exec sleep 1000",
@@ -62,7 +62,7 @@ def test_it_ends_before_any_step(
 ) -> None:
     network = planned(CreateNetwork("shop", subnets=("10.77.0.0/24",)))
     assert run.apply(network.title, network.steps).done
-    # What the kernel gives a bridge with its first port, it keeps: a link-local address, larger packets.
+    # A bridge keeps what the kernel adds with the first port: a link-local address, larger packets.
     inside_host.run("ip link add first type veth peer name second")
     inside_host.run("ip link set first up master br-shop")
     inside_host.run("ip link set second up")

@@ -1,4 +1,4 @@
-"""Rule sets of several engines and versions, as the views of networks and of rules show them."""
+"""The networks and rules views, with rule sets of several engines and versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def engine(host: ThrowawayHost) -> ThrowawayHost:
-    """The bridges and containers that the rules are about."""
+    """Create the bridges and containers that the rules match."""
     for bridge, address in engine_rules.BRIDGES.items():
         host.run(f"ip link add {bridge} type bridge")
         host.run(f"ip addr add {address} dev {bridge}")
@@ -39,7 +39,7 @@ def load(host: ThrowawayHost, command: str, text: str) -> None:
 
 
 def shown(host: ThrowawayHost) -> dict[str, Any]:
-    """What the views of rules and networks have: entries and networks by their names."""
+    """Return entries and networks by name, as the views show them."""
     spaces = {
         host.inode_of(short): Namespace(
             host.inode_of(short), names=(host.full(short),), entry=f"/run/netns/{host.full(short)}"
@@ -77,7 +77,7 @@ def test_docker_28_shows_what_it_drops_before_routing(engine: ThrowawayHost) -> 
     }
     web = engine.full("web")
     assert (
-        f"drop: everything from anywhere but br-app to {web} (10.201.0.2), before it is routed or translated"
+        f"drop: everything from anywhere except br-app to {web} (10.201.0.2), before routing and NAT"
         in found["sentences"]
     )
     assert found["containers"]["drop !br-app -> 10.201.0.2"] == [f"netns:{web}"]
@@ -154,7 +154,7 @@ table inet late {
 
 
 def test_drops_that_name_no_side_are_shown(engine: ThrowawayHost) -> None:
-    """By a port alone, by a set, at a link's ingress, and of all that is left; not what is invalid."""
+    """Drops by port, by set, at a link's ingress, and of all other packets; not of invalid ones."""
     load(engine, "nft -f -", DROPS)
     found = shown(engine)
     assert found["names"] == {

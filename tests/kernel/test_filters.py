@@ -1,4 +1,4 @@
-"""What plans of networks ask of the host's rules, held against what nft and iptables-save tell."""
+"""Forward filters in the host's rules, compared with nft and iptables-save."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def chains(firewall: Firewall) -> set[tuple[str, ...]]:
 
 
 def accepting(firewall: Firewall) -> list[tuple[str, str, str]]:
-    """By table, of others' rules, those that a network's bridge would pass by."""
+    """Return by table the rules of other programs that a network's bridge passes."""
     found = [rule for rule in firewall.rules if rule.table != "vnet" and rule.verdict == "accept"]
     drop = {(chain.family, chain.table) for chain in firewall.chains
             if chain.policy == "drop" and chain.hook == "forward"}  # fmt: skip
@@ -75,7 +75,7 @@ def accepting(firewall: Firewall) -> list[tuple[str, str, str]]:
 
 @pytest.fixture(params=["library", "tool"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """By libnftables, and where the dynamic loader does not find it."""
+    """With libnftables, and without it."""
     load = ctypes.CDLL
 
     def refuse(name: str | None, *more: Any, **named: Any) -> ctypes.CDLL:
@@ -123,7 +123,8 @@ table inet fw {
 def test_what_a_chain_of_others_drops(
     host: ThrowawayHost, bridge: str, out: bool | None, same: bool | None
 ) -> None:
-    """None of what it lets pass; what cannot be judged as uncertain. Told briefly it is the same as whole."""
+    """Nothing that it accepts is reported; what isn't certain is reported as that. The short dump gives
+    the same result."""
     host.run(["nft", FORWARDING])
     for firewall in both(host):
         kinds: tuple[Kind, ...] = ("out", "answers", "published", "same")
@@ -156,23 +157,21 @@ WAYS = (
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_rules_of_engines_and_firewalls_are_judged_alike_briefly_and_whole(
-    host: ThrowawayHost, name: str
-) -> None:
+def test_short_and_full_dumps_give_the_same_result(host: ThrowawayHost, name: str) -> None:
     file = Path(__file__).parents[1] / "support/rules" / name
     tool = {"nft": "nft -f", "ip4": "iptables-restore", "ip6": "ip6tables-restore"}[name.rpartition(".")[2]]
     host.run(f"{tool} {file}")
     kinds: tuple[Kind, ...] = ("out", "answers", "published", "replies", "same", "joined")
     brief, whole = (
         [
-            (number, one.chain.table, one.kind, one.certain, one.families, one.where)
+            (number, one.chain.table, one.kind, one.certain, one.families, one.accept_chain)
             for number, way in enumerate(WAYS)
             for one in PolicyEvaluator(firewall).dropping(way, kinds)
         ]
         for firewall in both(host)
     )
     assert brief == whole
-    # What goes to docker0 depends on where to: a port that Docker publishes there is let in.
+    # Packets to docker0: a port that Docker publishes there is accepted.
     assert all(certain for number, _, _, certain, _, _ in whole if number != 5)
     assert bool(whole)
     if name.startswith("docker"):
@@ -199,7 +198,7 @@ JUDGED = {
 
 @pytest.mark.parametrize("name", JUDGED)
 def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, name: str) -> None:
-    """True: it drops what comes to it, False: it lets that pass, None: it depends."""
+    """Return True if all packets are dropped, False if none, None if it depends."""
     match, expected = JUDGED[name]
     rule = match if "vmap" in match else f"{match} drop"
     chain = f"type filter hook forward priority 0; policy accept; {rule};"

@@ -1,4 +1,4 @@
-"""Connections that the kernel is made to forget: by our plan, and by the command that it prints."""
+"""Deleting connections: by a plan, and by the command that it prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.host import ThrowawayHost
 pytestmark = pytest.mark.root
 
 PORTS = "-s 1.2.3.4 -d 5.6.7.8 --sport 5 --dport 6 -t 300"
-# Each kind, and a neighbour of it that differs in one thing and has to stay.
+# Each kind, and a similar entry with one difference that must remain.
 KINDS: Mapping[str, tuple[str, str]] = {
     "udp": (f"-p udp {PORTS}", f"-p tcp {PORTS} --state ESTABLISHED"),
     "tcp": (f"-p tcp {PORTS} --state ESTABLISHED -u SEEN_REPLY,ASSURED", f"-p tcp {PORTS} --state NONE -w 3"),
@@ -46,7 +46,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-# What conntrack(8) cannot tell apart from others by its options.
+# Entries that conntrack(8) can't distinguish by its options.
 COARSE = ("orig-zone", "gre")
 
 
@@ -61,7 +61,7 @@ def entries(host: ThrowawayHost, inside: str = "host") -> list[ConntrackEntry]:
 
 
 def listed(host: ThrowawayHost, inside: str = "host") -> list[str]:
-    """The ids that `conntrack -L` knows."""
+    """Return the ids in `conntrack -L`."""
     lines = host.run("conntrack -L -o id", inside).splitlines() if inside else []
     lines += host.run("conntrack -L -f ipv6 -o id", inside).splitlines()
     return sorted({line.rpartition("id=")[2] for line in lines})
@@ -74,7 +74,8 @@ def planned(request: DeleteFlow) -> Plan:
 
 
 def only_one(host: ThrowawayHost, kind: str) -> tuple[DeleteFlow, str]:
-    """Make the entry of a kind and its neighbour; the request to forget the first, and the second's id."""
+    """Create an entry of a kind and a similar one; returns the request to delete the first, and the
+    other's id."""
     host.run(f"conntrack -I {KINDS[kind][0]}")
     (target,) = entries(host)
     host.run(f"conntrack -I {KINDS[kind][1]}")
@@ -128,8 +129,8 @@ def test_the_journal_knows_that_it_is_final(inside_host: ThrowawayHost) -> None:
     assert entry is not None and entry.end == "done" and entry.is_final and entry.steps == made.steps
     earlier = journal.find(bridge.entry_id)
     assert earlier is not None and not earlier.is_final and run.undo(earlier).end == "undone"
-    told = run.undo(entry)
-    assert told.end == "failed" and "no undo" in told.errors[0]
+    outcome = run.undo(entry)
+    assert outcome.end == "failed" and "no undo" in outcome.errors[0]
     assert journal.open_intents() == (), "what has no undo is not offered for one"
 
 

@@ -1,4 +1,4 @@
-"""A namespace without a name is reached by whichever of its processes is still there."""
+"""Entering an unnamed namespace by any of its remaining processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sleeping(*words: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    """A process until the end, started by these words."""
+    """Start a process that runs until the end of the block."""
     return running(["setpriv", "--pdeathsig", "KILL", *words, "sh", "-c", "echo ready; exec sleep 1000"])
 
 

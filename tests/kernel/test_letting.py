@@ -1,7 +1,5 @@
-"""What others' rules drop, said before a change: the commands that are printed are run, and then it passes.
-
-Each set of rules is as its program writes it (tests/support/rules); no engine and no such program runs.
-"""
+"""Warnings about rules of other programs that drop packets: after the printed commands, the packets pass.
+Each rule set is as its program writes it (tests/support/rules); no engine and no such program runs."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ FIREWALLD = [
 
 @dataclass(frozen=True)
 class Others:
-    """A set of rules: the files and commands that make it, and whose rules drop what."""
+    """A rule set: the files and commands that make it, and which program's rules drop which packets."""
 
     files: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
@@ -85,7 +83,7 @@ OTHERS = {
 
 
 class Site:
-    """A machine with docker0 and the containers a and b on it, and the world behind its uplink."""
+    """A machine with docker0, the containers a and b on it, and the world behind its uplink."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -106,7 +104,7 @@ class Site:
         return bool(self.machine.run(words, asker, check=False).strip())
 
     def answered(self, *ways: tuple[str, str, int]) -> list[bool]:
-        """Which of these (who asks, address, port) are answered, asked at once."""
+        """Return which of these (client, address, port) are answered; all are asked at once."""
         with ThreadPoolExecutor(len(ways)) as pool:
             return list(pool.map(lambda way: self.ask(*way), ways))
 
@@ -120,7 +118,7 @@ class Site:
         return found
 
     def follow(self, sentences: list[str]) -> list[str]:
-        """Run all commands that the sentences print."""
+        """Run all commands in the sentences."""
         run = [command for one in sentences for command in commands(one)]
         if any(one.startswith("firewall-cmd") for one in run):
             assert run == FIREWALLD
@@ -140,7 +138,7 @@ class Site:
 
 
 def commands(sentence: str) -> list[str]:
-    """The commands that a warning or a finding prints."""
+    """Return the commands in a warning or a finding."""
     _, found, after = sentence.partition(" to allow it, run")
     return after.partition(": ")[2].split("; ") if found else []
 
@@ -155,7 +153,7 @@ def site() -> Iterator[Site]:
         machine.run("ip link add docker0 type bridge")
         machine.run("ip addr add 172.17.0.1/16 dev docker0")
         machine.run("ip link set docker0 up")
-        # From the world, the containers' addresses lead here: what isn't published must stay closed.
+        # The world has a route to the containers' addresses: unpublished ports must stay closed.
         machine.run("ip route add 172.17.0.0/16 via 192.0.2.2", inside="world")
         for name, number in (("a", 2), ("b", 4)):
             machine.run(f"ip netns add {name}")
@@ -180,8 +178,8 @@ def serve(machine: Machine, name: str, ends: ExitStack) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_docker0])
 def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None:
-    """From outside it answers once the printed commands were run; what isn't published stays closed: itself
-    by its own address, its other port, and its neighbour."""
+    """After the printed commands the port is reachable from outside. Unpublished ports stay closed: the
+    container's own address, its other port, and its neighbour."""
     others = OTHERS[name]
     site.load(others)
     from_outside = ("world", "192.0.2.2", 7080)
@@ -201,8 +199,8 @@ def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_shop or name == "docker 28"])
 def test_a_network_of_ours(site: Site, name: str) -> None:
-    """What it sends out is answered after all printed commands were run, what was published as well; half of
-    them leave the finding there, and what isn't published stays closed."""
+    """After all printed commands, outgoing connections and the published port work; after half of them the
+    finding remains. Unpublished ports stay closed."""
     others, machine = OTHERS[name], site.machine
     site.load(others)
     create = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
@@ -256,7 +254,7 @@ def test_ufw_that_is_disabled_is_in_nobodys_way(site: Site) -> None:
 
 
 def test_each_command_stands_on_a_line_of_its_own(site: Site) -> None:
-    """So that it can be copied; in JSON the sentence holds them all."""
+    """Commands have lines of their own, to be copied; in JSON they are in the sentence."""
     site.load(OTHERS["own tables"])
     words = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
     expected = [command for one in site.warnings(*words) for command in commands(one)]
@@ -266,7 +264,7 @@ def test_each_command_stands_on_a_line_of_its_own(site: Site) -> None:
 
 
 def test_a_network_of_ipv6(site: Site) -> None:
-    """Its commands are ip6tables', and let pass as those of IPv4 do."""
+    """IPv6 commands use ip6tables, and allow the same packets as those of IPv4."""
     machine = site.machine
     for inside, link, number in (("", "up0", 2), ("world", "far", 1)):
         machine.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)

@@ -1,7 +1,5 @@
-"""Rule sets as Docker's own tests document them: what is shown of them is what their packets do.
-
-The documents lie in VNET_MOBY_RULES: the folders iptablesdoc and nftablesdoc of moby's integration tests.
-"""
+"""Rule sets in the documents of Docker's own tests: the views agree with traffic. The documents are in
+VNET_MOBY_RULES: the folders iptablesdoc and nftablesdoc of moby's integration tests."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from tests.support.machine import Machine, read_json
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("VNET_MOBY_RULES") or ROOT.parent / "shared/data/moby-rules")
-# A swarm's networks need more than bridges.
+# Swarm networks need more than bridges.
 DOCUMENTS = [path for path in sorted(FOLDER.glob("*doc/*.md")) if "swarm" not in path.name]
 SUBNETS = {"docker0": "172.17.0", "bridge1": "192.0.2", "bridgeICC": "192.0.2", "bridgeNoICC": "198.51.100"}
 HOST, WORLD = "10.77.0.1", "10.77.0.2"
@@ -31,7 +29,7 @@ pytestmark = [
 
 
 def load(machine: Machine, document: Path) -> list[str]:
-    """Make the bridges that a document's rules name, and load the rules; the bridges."""
+    """Create the bridges in a document's rules, and load the rules; returns the bridges."""
     rules = _rules(document.read_text())
     bridges = [name for name in SUBNETS if re.search(rf"\b{name}\b", rules)]
     for name in bridges:
@@ -44,7 +42,8 @@ def load(machine: Machine, document: Path) -> list[str]:
 
 
 def _rules(text: str) -> str:
-    """The rules of a document, which indents them: nft's table, or a part for each table of iptables."""
+    """Return the rules in a document (indented there): an nft table, or one part for each table of
+    iptables."""
     if table := re.search(r"^    table ip docker-bridges \{\n.*?^    \}\n", text, re.MULTILINE | re.DOTALL):
         return table[0]
     blocks = re.findall(r"(?:^    -[PNA] .*\n)+", text, re.MULTILINE)
@@ -52,7 +51,7 @@ def _rules(text: str) -> str:
 
 
 def _restored(commands: list[str]) -> str:
-    """Commands of one table in the form of iptables-restore; its chains say which table it is."""
+    """Convert the commands of one table to iptables-restore input; its chains show which table it is."""
     chains = {one.split()[1] for one in commands if one.startswith("-P")}
     table = "nat" if "POSTROUTING" in chains else "raw" if "PREROUTING" in chains else "filter"
     policies = [re.sub(r"^-P (\S+) (\S+)", r":\1 \2 [0:0]", one) for one in commands if one.startswith("-P")]
@@ -62,7 +61,7 @@ def _restored(commands: list[str]) -> str:
 
 
 def container(machine: Machine, name: str, bridge: str, address: str) -> None:
-    """A namespace on a bridge."""
+    """Create a namespace on a bridge."""
     machine.run(f"ip netns add {name}")
     machine.run(f"ip link add v-{name} type veth peer name eth0 netns {name}")
     if bridge:
@@ -87,7 +86,7 @@ def site(tmp_path: Path) -> Iterator[Machine]:
 
 
 def published(entries: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """The addresses ("*" for every one) and ports at which something is published."""
+    """Return the addresses ("*" for all) and ports of published ports."""
     ends = [one["outside"].rpartition(":") for one in entries if one["kind"] == "published port"]
     return {(host, port) for host, _, port in ends}
 

@@ -1,4 +1,4 @@
-"""Where libnftables cannot be loaded, nft(8) does the same: one transaction in the right namespace."""
+"""nft(8) instead of libnftables: one transaction in the right namespace."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def library_missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The dynamic loader does not find libnftables."""
+    """Hide libnftables from the dynamic loader."""
     load = ctypes.CDLL
 
     def refuse(name: str | None, *more: Any, **named: Any) -> ctypes.CDLL:
@@ -54,7 +54,7 @@ def library_missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def tool_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was given to nft(8)."""
+    """Return the input of nft(8)."""
     given: list[str] = []
     run_tool = nft._run_tool
 
@@ -95,7 +95,7 @@ def test_what_nft_refuses_is_undone_and_told_in_its_words(inside_host: Throwaway
 
 
 def test_it_acts_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> None:
-    """Also from another thread than the one that entered the host."""
+    """From another thread than the one that entered the host."""
     inside_host.namespace("web")
     place = NetnsTarget(inside_host.full("web"))
 
@@ -145,6 +145,6 @@ def test_a_whole_plan_makes_the_same_rules(inside_host: ThrowawayHost, tool_runs
 
 
 def _ruleset(host: ThrowawayHost) -> str:
-    """The rules as JSON, less their handles."""
+    """Return the rules as JSON, without handles."""
     found = [one for one in host.json("nft -j list ruleset")["nftables"] if "metainfo" not in one]
     return json.dumps([{k: {**v, "handle": 0} for k, v in one.items()} for one in found])

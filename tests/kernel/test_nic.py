@@ -1,4 +1,4 @@
-"""A card with all that a host can hang on it becomes a bridge's port, and gets all of it back."""
+"""A NIC with all kinds of settings becomes a bridge port, and gets them back."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tui.change import perform
 pytestmark = pytest.mark.root
 __all__ = ["state_directory"]
 
-# Seconds: each look, and each way from and to the kernel, rounds to whole ones.
+# Seconds: each reading and each conversion in the kernel rounds to whole ones.
 _ROUNDING = 6
 WIRE = CreateNetwork("wire", "nic-bridged", uplink="up0")
-# On top of what `stage` gives up0: what DHCP clients, network managers and policy routing leave.
+# In addition to what `stage` gives up0: settings of DHCP clients, network managers and policy routing.
 ADDRESSES = (
     "ip addr add 192.0.2.4/24 label up0:web dev up0",
     "ip addr add 198.51.100.9/25 brd 198.51.100.127 dev up0 valid_lft 3600 preferred_lft 1800",
@@ -78,18 +78,18 @@ def load(made: Stage) -> None:
 
 
 def look(made: Stage) -> Any:
-    """The state, the routes of IPv6's other tables among it."""
+    """Return the state, including the routes of other IPv6 tables."""
     more = ("ip -j -d -6 route show table all", "ip -j -d route show table all")
     return made.state() | {command: kept(_undated(made.host.json(command))) for command in more}
 
 
 def _undated(routes: Any) -> Any:
-    """Routes less what counts down; that is compared by `left`."""
+    """Return routes without lifetimes; `left` compares those."""
     return [{name: value for name, value in one.items() if name != "expires"} for one in routes]
 
 
 def left(made: Stage, link: str) -> dict[str, int]:
-    """The seconds left of what expires on a link, by address or destination."""
+    """Return the remaining seconds of expiring addresses and routes of a link."""
     found = {}
     for address in made.host.json(f"ip -j -d addr show dev {link}")[0]["addr_info"]:
         for name in ("valid_life_time", "preferred_life_time"):
@@ -102,7 +102,7 @@ def left(made: Stage, link: str) -> dict[str, int]:
 
 
 def alike(before: dict[str, int], after: dict[str, int], since: float) -> bool:
-    """Whether the same things expire at the same times, but for the time that has passed and rounding."""
+    """Whether lifetimes are equal, except for the elapsed time and rounding."""
     least = time.monotonic() - since + _ROUNDING
     return before.keys() == after.keys() and all(
         before[name] - least <= after[name] <= before[name] + _ROUNDING for name in before
@@ -110,7 +110,7 @@ def alike(before: dict[str, int], after: dict[str, int], since: float) -> bool:
 
 
 def carried(made: Stage, link: str) -> list[str]:
-    """What the host has by a link, with the link's name replaced."""
+    """Return the host's settings of a link, with the link's name replaced."""
     found: list[str] = []
     for family in ("-4", "-6"):
         for route in made.host.json(f"ip -j -d {family} route show table all"):
@@ -132,8 +132,8 @@ def test_all_of_it_moves_and_comes_back(laden: Stage) -> None:
     made = laden.plan(WIRE)
     assert made.guarded
     warned = " ".join(made.warnings)
-    assert "198.51.100.9/25" in warned and "2001:db8:3::2/64" in warned and "lent for a time" in warned
-    assert "routing rules of priority 901 name up0" in warned
+    assert "198.51.100.9/25" in warned and "2001:db8:3::2/64" in warned and "is leased" in warned
+    assert "routing rules with priority 901 match up0" in warned
     outcome = run.apply(made.title, made.steps)
     assert outcome.done, outcome
     assert carried(laden, "br-wire") == by_card
@@ -191,7 +191,7 @@ def test_two_looks_tell_the_same_ends(laden: Stage) -> None:
 
     before = addresses()
     assert sum(bool(one.valid_until) for one in before) == 2
-    time.sleep(1.1)  # what is left of them has become less
+    time.sleep(1.1)  # the remaining lifetime has decreased
     assert addresses() == before
 
 
@@ -229,15 +229,15 @@ def test_a_link_set_down_loses_nothing(laden: Stage) -> None:
     [
         (
             ("ip nexthop add id 5 via 192.0.2.1 dev up0", "ip route add 10.9.0.0/16 nhid 5"),
-            "the route to 10.9.0.0/16 (nhid 5) could not be made anew",
+            "can't move the route to 10.9.0.0/16 (nhid 5)",
         ),
         (
             ("ip route add 10.9.0.0/16 via 192.0.2.1 dev up0 realms 3/4",),
-            "the route to 10.9.0.0/16 (realms 3/4) could not be made anew",
+            "can't move the route to 10.9.0.0/16 (realms 3/4)",
         ),
         (
             ("ip link add mv0 link up0 type macvlan",),
-            "up0 carries the macvlan mv0 in host: the kernel does not let such a link be a port of a bridge",
+            "can't attach up0 to a bridge: the kernel refuses it because of the macvlan mv0 in host",
         ),
     ],
 )
@@ -272,7 +272,7 @@ VLANS = (
 
 @pytest.fixture
 def switched() -> Iterator[Stage]:
-    """A bridge that filters VLANs, with two ports that have some of their own."""
+    """A VLAN-aware bridge with two ports that have VLANs of their own."""
     with stage() as made:
         made.host.run("ip link add br0 type bridge vlan_filtering 1")
         for number in (0, 1):
@@ -284,7 +284,7 @@ def switched() -> Iterator[Stage]:
 
 
 def both_ways(made: Stage, request: Any) -> None:
-    """Do it and take it back, then do it again by its commands: each time the same."""
+    """Apply and undo, then apply by the printed commands: the same result each time."""
     untouched = made.state()
     plan_made = made.plan(request)
     assert run.apply(plan_made.title, plan_made.steps).done

@@ -1,4 +1,4 @@
-"""RULE 4: a plan and its printed commands do one and the same, and its undo leaves nothing."""
+"""RULE 4: a plan and its printed commands have the same effect, and its undo leaves nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.state import state
 pytestmark = pytest.mark.root
 
 WEB, LOG = f"w{os.getpid()}", f"l{os.getpid()}"
-# Subnets of this run alone: an address in any namespace of the machine is in use.
+# Subnets of this run only: an address in any namespace of the machine is in use.
 N = os.getpid() % 256
 SHOP = CreateNetwork("shop", subnets=(f"10.91.{N}.0/24", f"fd91:{N}::/64"), nat66=True)
 VAULT = CreateNetwork("vault", "internal", (f"10.92.{N}.0/24",))
@@ -55,7 +55,7 @@ Place = Callable[[Topology], Request]
 
 
 def key(name: str) -> Callable[[Topology], LinkKey]:
-    """The key of the host's link of that name."""
+    """Return the key of the host's link of that name."""
 
     def find(topology: Topology) -> LinkKey:
         return next(
@@ -124,7 +124,8 @@ CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
 
 @dataclass
 class Stage:
-    """A throw-away host with a way out, which this thread is in, and the containers that plans make there."""
+    """A throw-away host with an uplink, entered by this thread, and the containers that plans create
+    there."""
 
     host: ThrowawayHost
 
@@ -144,7 +145,7 @@ class Stage:
         assert outcome.done, outcome
 
     def state(self) -> dict[str, Any]:
-        """The state of host, world and containers, by what they are called everywhere."""
+        """Return the state of host, world and containers, by stable names."""
         names = {"host": self.host.name, "world": self.host.full("world"), "web": WEB, "log": LOG}
         found = state(names.values())
         return {short: kept(found[name]) for short, name in names.items() if name in found}
@@ -188,13 +189,13 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _MAC = re.compile(r"\b(?:[0-9a-f]{1,2}:){5}[0-9a-f]{1,2}\b")
-# What the kernel learns, or makes by itself some time after a link is up.
+# Values that the kernel learns, or sets some time after a link is up.
 _LEARNED = ("fdb_n_learned", "mcast_n_groups", "tso_max_size", "tentative", "nodad", "link")
 _BY_ITSELF = ("fe80::", "ff00::/8")
 
 
 def kept(value: Any) -> Any:
-    """A state without what the kernel adds to it in its own time."""
+    """Return a state without values that the kernel adds later."""
     if isinstance(value, dict):
         return {name: kept(item) for name, item in value.items() if name not in _LEARNED}
     if isinstance(value, list):
@@ -203,7 +204,7 @@ def kept(value: Any) -> Any:
 
 
 def _by_itself(item: Any) -> bool:
-    """Whether the kernel makes it, an IPv6 address's own route after duplicate address detection included."""
+    """Whether the kernel makes the route, including the one after duplicate address detection."""
     if not isinstance(item, dict):
         return False
     address = str(item.get("dst") or item.get("local") or "")
@@ -212,7 +213,7 @@ def _by_itself(item: Any) -> bool:
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two states differ, a line each."""
+    """Return the differences of two states, one line each."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted({*one, *other}, key=str)
         return [line for key in keys for line in differences(one.get(key), other.get(key), f"{path}.{key}")]
@@ -223,7 +224,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def settled(value: Any) -> Any:
-    """The same without addresses that the kernel drew by lot."""
+    """Return the state without addresses that the kernel chose at random."""
     if isinstance(value, dict):
         return {name: settled(item) for name, item in value.items()}
     if isinstance(value, list):

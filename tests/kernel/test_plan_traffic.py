@@ -1,4 +1,4 @@
-"""What plans make carries traffic as it should: NAT, internal, apart, joined, published ports."""
+"""Traffic over planned networks: NAT, internal, isolated, joined, published ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.root
 
 WEB, LOG, TILL = f"w{os.getpid()}", f"l{os.getpid()}", f"t{os.getpid()}"
-# Subnets of this run alone: an address in any namespace of the machine is in use.
+# Subnets of this run only: an address in any namespace of the machine is in use.
 N = os.getpid() % 256
 NETWORKS = (
     CreateNetwork("shop", subnets=(f"10.91.{N}.0/24", f"fd91:{N}::/64")),
@@ -46,12 +46,12 @@ class Site:
         assert outcome.done, outcome
 
     def ask(self, name: str, address: str, port: int = 80) -> str:
-        """The client's address as the server saw it, "" where it did not answer."""
+        """Return the client's address that the server saw, "" without an answer."""
         words = ["ip", "netns", "exec", name, sys.executable, "-c", ASK, address, str(port)]
         return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
     def answer(self, name: str, address: str, port: int = 80) -> str:
-        """The same, asked again until there is an answer."""
+        """Repeat until there is an answer."""
         return str(eventually(lambda: self.ask(name, address, port)))
 
     def pings(self, name: str, address: str) -> bool:
@@ -59,7 +59,7 @@ class Site:
         return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
     def reaches(self, name: str, address: str) -> bool:
-        """Whether a ping is answered in the end."""
+        """Whether a ping is answered before the time-out."""
         return bool(eventually(lambda: self.pings(name, address)))
 
 
@@ -91,7 +91,7 @@ def site(inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def _settle(*names: str) -> None:
-    """Wait until no address is being tried out any more (DAD): links answer only then."""
+    """Wait for the end of duplicate address detection: links only answer after it."""
     words = [["ip", "-n", name, "-6", "addr", "show", "tentative"] for name in names]
     assert eventually(
         lambda: not any(subprocess.run(one, capture_output=True, check=True).stdout for one in words)
@@ -150,7 +150,7 @@ def test_containers_do_not_reach_what_listens_on_the_hosts_loopback(site: Site) 
 
 
 def _send_loopback_out(container: str, gateway: str) -> None:
-    """Have a container send what is for 127.0.0.1 to its gateway."""
+    """Have a container send packets for 127.0.0.1 to its gateway."""
     for command in (
         "sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
         "ip addr flush dev lo",

@@ -1,4 +1,4 @@
-"""Tuning: plan and commands do one and the same, the undo is complete, and it does what it is for."""
+"""Tuning: plan and printed commands have the same effect, the undo is complete, and the settings work."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LOG_ON_SHOP = CreateContainer(LOG, "bridged", "shop")
 SHOP_AND_LOG = (*BOTH[:3], LOG_ON_SHOP)
 _BRIDGE_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
 
-# The words of ip-link(8) and the fields of PacketSizes.
+# Names in ip-link(8), and the fields of PacketSizes.
 SIZES = {
     "gso_max_size": "gso",
     "gro_max_size": "gro",
@@ -66,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Tuning(Stage):
-    """The same stage, looked at more closely."""
+    """The stage with tuning settings in its state."""
 
     def topology(self) -> Topology:
         return Topology(read_snapshot(PARTS))
@@ -82,12 +82,14 @@ class Tuning(Stage):
 
     def state(self) -> dict[str, Any]:
         names = {"host": self.host.name, "web": WEB, "log": LOG}
-        told = state(names.values())
-        return {short: agree.kept(told[name]) | closer(name) for short, name in names.items() if name in told}
+        states = state(names.values())
+        return {
+            short: agree.kept(states[name]) | closer(name) for short, name in names.items() if name in states
+        }
 
 
 def closer(name: str) -> dict[str, Any]:
-    """Offloads, steering and br_netfilter of a named namespace, as the system's tools tell them."""
+    """Return offloads, steering and br_netfilter of a named namespace, as printed by the system's tools."""
     inside = ["ip", "netns", "exec", name]
     links = json.loads(run_out([*inside, "ip", "-j", "link"]))
     features = (json.loads(run_out([*inside, "ethtool", "--json", "-k", one["ifname"]])) for one in links)
@@ -112,7 +114,7 @@ def tuning_stage() -> Iterator[Tuning]:
 
 
 def typed(command: str) -> None:
-    """As a person would on a host whose /sys is its own."""
+    """Run a command where /sys is that of the host's namespace."""
     words = ["unshare", "-m", "sh", "-euc", 'mount -t sysfs sysfs /sys; exec bash -euc "$0"', command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert not done.returncode, f"{command}: {done.stderr}"
@@ -138,7 +140,7 @@ def test_plan_and_commands_agree(case: str) -> None:
 
 @contextmanager
 def nameless(here: Tuning) -> Iterator[str]:
-    """A process in a namespace without a name, on br-shop; yields its pid."""
+    """Attach a process in an unnamed namespace to br-shop; yields its pid."""
     words = ["unshare", "-n", "sh", "-c", "echo there; exec sleep 100"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -148,12 +150,12 @@ def nameless(here: Tuning) -> Iterator[str]:
             yield str(process.pid)
         finally:
             process.kill()
-    # The kernel ends a namespace, and with it the pair, some time after its last process.
+    # The kernel removes a namespace and its veth pair some time after its last process.
     assert eventually(lambda: f"v-{os.getpid()}" not in here.host.run("ip -br link"))
 
 
 def picture(pid: str) -> tuple[Any, ...]:
-    """Sizes, offloads and steering of eth0 in the namespace of a process."""
+    """Return sizes, offloads and steering of eth0 in the namespace of a process."""
     inside = ["nsenter", "-t", pid, "-n"]
     (link,) = json.loads(run_out([*inside, "ip", "-j", "-d", "link", "show", "dev", "eth0"]))
     (features,) = json.loads(run_out([*inside, "ethtool", "--json", "-k", "eth0"]))
@@ -195,10 +197,10 @@ def test_sizes_are_read_as_ip_tells_them() -> None:
         here.host.run(f"ip link set v-{WEB} gso_max_size 70000 gro_max_size 80000")
         here.host.run(f"ip link set v-{WEB} gso_ipv4_max_size 90000 gro_ipv4_max_size 100000")
         link = here.topology().snapshot.link(key(f"v-{WEB}")(here.topology()))
-        (told,) = here.host.json(f"ip -j -d link show dev v-{WEB}")
+        (shown,) = here.host.json(f"ip -j -d link show dev v-{WEB}")
         assert link
         assert {word: getattr(link.sizes, field) for word, field in SIZES.items()} == {
-            word: told[word] for word in SIZES
+            word: shown[word] for word in SIZES
         }
         before = here.state()
         made = here.plan(Tune(here.bridge(), USUAL_SIZE))
@@ -210,11 +212,11 @@ def test_sizes_are_read_as_ip_tells_them() -> None:
 
 
 def sizes_there(here: Tuning) -> dict[tuple[str, str], list[Any]]:
-    """The sizes of every link, by its place and name."""
+    """Return the sizes of every link by namespace and name."""
     return {
         (place, name): [link.get(word) for word in SIZES]
-        for place, told in here.state().items()
-        for name, link in told["links"].items()
+        for place, state in here.state().items()
+        for name, link in state["links"].items()
     }
 
 
@@ -237,7 +239,7 @@ def address_of(name: str, family: int = 4) -> str:
 
 
 def send_bulk(sender: str, receiver: str, family: int) -> None:
-    """16 MiB over TCP from one container to the other."""
+    """Send 16 MiB over TCP from one container to the other."""
     with entered(f"/run/netns/{receiver}"):
         server = socket.create_server(("::", 5001), family=socket.AF_INET6, dualstack_ipv6=True)
     with server:
@@ -288,9 +290,9 @@ def test_without_br_netfilter_rules_between_containers_stop_working() -> None:
         here.host.run("nft add rule ip theirs forward iifname br-shop oifname br-shop drop")
         assert here.tuned().br_netfilter and not reaches(WEB, LOG, 1)
         made = here.plan(Tune(here.bridge(), br_netfilter=False))
-        told = " ".join(made.warnings)
-        assert "no longer sees packets between containers of br-shop" in told
-        assert 'iifname "br-shop" oifname "br-shop" drop' in told
+        text = " ".join(made.warnings)
+        assert "no longer sees packets between containers of br-shop" in text
+        assert 'iifname "br-shop" oifname "br-shop" drop' in text
         outcome = run.apply(made.title, made.steps)
         assert outcome.done and not here.tuned().br_netfilter and reaches(WEB, LOG)
         now = here.topology()
@@ -303,9 +305,9 @@ def test_without_br_netfilter_rules_between_containers_stop_working() -> None:
 
 
 def online() -> list[int]:
-    """The CPUs at work, as lscpu(1) lists them."""
-    told = json.loads(run_out(["lscpu", "--json", "--online", "--extended=CPU"]))
-    return [int(one["cpu"]) for one in told["cpus"]]
+    """Return the online CPUs, from lscpu(1)."""
+    output = json.loads(run_out(["lscpu", "--json", "--online", "--extended=CPU"]))
+    return [int(one["cpu"]) for one in output["cpus"]]
 
 
 def test_masks_are_as_the_kernel_writes_them() -> None:
@@ -322,5 +324,5 @@ def test_only_bridges_are_tuned() -> None:
     with stage() as here:
         made = Tuning(here.host)
         made.do(SHOP)
-        told = plan(Tune(key("up0")(made.topology()), 131072), made.topology())
-        assert isinstance(told, Refused) and told.reasons == ("up0 is no bridge",)
+        found = plan(Tune(key("up0")(made.topology()), 131072), made.topology())
+        assert isinstance(found, Refused) and found.reasons == ("up0 isn't a bridge",)

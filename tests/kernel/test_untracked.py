@@ -1,4 +1,4 @@
-"""`tune --no-track-dns`: a container's packets pass no conntrack, Docker's DNS works as before."""
+"""`tune --no-track-dns`: packets bypass conntrack, and Docker's DNS works as before."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Pair:
         return ended.stderr + ended.stdout
 
     def rules(self) -> tuple[Any, str]:
-        """All of b's rules in both tools' words, without the counters' values and numbers."""
+        """Return all rules of b from nft and iptables-save, without counter values and numbers."""
         found = self.host.json("nft -j list ruleset", "b")["nftables"]
         saved = re.sub(r"\[\d+:\d+\]", "", self.host.run("iptables-nft-save", "b")).splitlines()
         lines = [line for line in saved if not line.startswith("#")]
@@ -121,15 +121,15 @@ def test_nothing_is_tracked_and_names_are_resolved(pair: Pair) -> None:
     pair.talk()
     pair.resolve()
     assert pair.entries()
-    told = json.loads(pair.done(*TUNE, "--json"))
-    assert any("Docker's own rules for DNS" in one and "replaced" in one for one in told["warnings"])
+    output = json.loads(pair.done(*TUNE, "--json"))
+    assert any("replace Docker's DNS rules" in one for one in output["warnings"])
     assert pair.tables() == [OURS]
     assert pair.entries() == []
     pair.talk()
     pair.resolve()
     assert pair.entries() == []
-    # Again, there is nothing to do; and what we wrote is neither wrong nor foreign.
-    assert "so already" in pair.refused(*TUNE)
+    # Repeated, it changes nothing: vnet's rules are recognized.
+    assert "nothing to change" in pair.refused(*TUNE)
     pair.done("undo")
     assert pair.rules() == before
     pair.talk()
@@ -168,7 +168,7 @@ def _checksum(data: bytes) -> int:
 
 @contextmanager
 def asking(pair: Pair) -> Iterator[list[str]]:
-    """Ask all the time, and collect what failed."""
+    """Send DNS queries continuously, and collect the failed ones."""
     failed: list[str] = []
     over = threading.Event()
 
@@ -198,7 +198,7 @@ def test_names_are_resolved_all_the_while(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "why"), [("iptables-legacy", "would gain nothing"), ("nft", "besides those of iptables-nft")]
+    ("backend", "why"), [("iptables-legacy", "rules of iptables-legacy"), ("nft", "other firewall rules")]
 )
 def test_other_forms_of_dockers_rules_stay(pair: Pair, backend: str, why: str) -> None:
     pair.host.run("nft delete table ip nat", "b")
@@ -241,7 +241,7 @@ def test_the_commands_do_the_same(pair: Pair) -> None:
 
 
 def test_docker_may_write_its_rules_again(pair: Pair) -> None:
-    """As dockerd does when it starts again, for a resolver at other ports."""
+    """Write Docker's rules for a resolver at other ports, as dockerd does when it restarts."""
     pair.done(*TUNE)
     pair.close()
     pair._resolver = dns.Server(pair.path, ADDRESS, OTHER_UDP, OTHER_TCP)
@@ -269,7 +269,7 @@ def test_off_leaves_what_docker_has_written_again(pair: Pair) -> None:
 def test_rules_that_changed_meanwhile_stay(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What was read is not what is there: the table of ours that came first goes again."""
+    """The rules change after they were read: vnet's table, which was added first, is removed again."""
     monkeypatch.setenv("VNET_STATE", str(tmp_path))
     before = pair.rules()
     ports = untracked.ResolverPorts(str(OTHER_TCP), str(OTHER_UDP))
@@ -293,8 +293,8 @@ def test_other_rules_are_a_reason_to_leave_it(pair: Pair, rule: str) -> None:
     pair.host.run(["nft", "add chain ip own out { type nat hook output priority 0; }"], "b")
     pair.host.run(["nft", f"add rule ip own out {rule}"], "b")
     before = pair.rules()
-    told = pair.refused(*TUNE)
-    assert f"{pair.host.full('b')} has firewall rules besides" in told and rule in told
+    output = pair.refused(*TUNE)
+    assert f"{pair.host.full('b')} has other firewall rules" in output and rule in output
     assert pair.rules() == before
 
 
@@ -311,10 +311,10 @@ def test_nothing_is_shown_as_wrong(pair: Pair) -> None:
     inode = pair.host.inode_of("b")
 
     def shown() -> list[str]:
-        """What is wrong with b, or could not be read of it."""
-        told = json.loads(pair.done("show", "--json"))
-        wrong = [json.dumps(one) for one in (*told["findings"], *told["problems"])]
-        assert bool([one for one in told["nat"] if one["ns"] == inode]) is (DOCKERS in pair.tables())
+        """Return findings and problems of b."""
+        output = json.loads(pair.done("show", "--json"))
+        wrong = [json.dumps(one) for one in (*output["findings"], *output["problems"])]
+        assert bool([one for one in output["nat"] if one["ns"] == inode]) is (DOCKERS in pair.tables())
         return [one for one in wrong if str(inode) in one or pair.host.full("b") in one]
 
     before = shown()

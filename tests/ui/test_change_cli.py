@@ -1,4 +1,4 @@
-"""The commands that make and change networks, as a person or a script runs them, on a machine in small."""
+"""Commands that change networks, as used by users and scripts, on a simulated machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_person_is_asked_before_what_hits_others(machine: Machine) -> None:
             terminal.press(f"{reply}\r")
             assert terminal.read_to_the_end() == 0
         assert bool([one for one in machine.json("ip -j link") if one["ifname"] == "br-shop"]) == left
-    assert 'there is no network "shopp"' in refused(machine, "network", "rm", "shopp")
+    assert 'network "shopp" doesn\'t exist' in refused(machine, "network", "rm", "shopp")
 
 
 def test_kinds_bridges_and_pairs(machine: Machine) -> None:
@@ -111,14 +111,14 @@ def test_on_an_internal_network_and_on_one_that_it_is_joined_with(machine: Machi
     ok(machine, "network join shop vault")
     ok(machine, "container create web --network shop")
     ok(machine, "attach web vault")
-    # Joined while it is on both; by cell there is one way to shop already, its own.
+    # Joined while it is on both networks: cell already has one route to shop, its own.
     ok(machine, "attach web cell")
     ok(machine, "network join shop cell")
     ok(machine, "network join vault cell")
     ways = machine.json("ip -j route", "web")
     assert [one["dev"] for one in ways if one["dst"] == "10.91.0.0/24"] == ["eth0"]
     assert [one["dev"] for one in ways if one["dst"] == "10.92.0.0/24"] == ["eth1"]
-    # One that is on the internal networks alone gets each way once.
+    # A container that is only on internal networks gets each route once.
     ok(machine, "container create log --network vault")
     ok(machine, "attach log cell")
     ways = machine.json("ip -j route", "log")

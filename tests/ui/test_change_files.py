@@ -1,4 +1,4 @@
-"""Networks made by a file, previews, and changes taken back: the commands, on a machine in small."""
+"""Networks from a file, previews and undo by commands, on a simulated machine."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def test_a_person_is_shown_the_difference_and_asked(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ('[network.shop]\nkind = "nat"\nsubnet = "10.9.0.0/24"\n', 3, '"subnet" is not known'),
-        ("[netwrok.shop]\n", 1, '"netwrok" is not known'),
-        ('[network.shop]\nmtu = "big"\n', 2, "should be a whole number"),
+        ('[network.shop]\nkind = "nat"\nsubnet = "10.9.0.0/24"\n', 3, 'unknown key "subnet"'),
+        ("[netwrok.shop]\n", 1, 'unknown table "netwrok"'),
+        ('[network.shop]\nmtu = "big"\n', 2, "must be an integer"),
         ("[network.shop\n", 1, "line 1"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_dry_run_prints_the_commands_and_changes_nothing(shared: Machine, comm
 
 
 def test_the_printed_commands_do_what_we_do() -> None:
-    """One after the other on two machines: by a shell, and by the program itself."""
+    """The same sequence on two machines: by the printed commands, and by the program."""
     commands = ["network create shop --subnet 10.91.0.0/24", "container create web --network shop",
                 "publish web 8080:80", "container rm web"]  # fmt: skip
     by_hand, ours = Machine(), Machine()
@@ -235,7 +235,7 @@ def test_changes_that_were_cut_off_are_offered(machine: Machine) -> None:
     assert "br-shop" in machine.run("ip link")
 
 
-# Makes a network by our own means and kills itself before the last step.
+# Creates a network with vnet's code, and kills itself before the last step.
 _KILLED = """
 import os, sys
 from core.apply import run
@@ -264,7 +264,7 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
 
 
 def test_a_name_that_is_no_text_is_not_exported(machine: Machine) -> None:
-    """TOML is UTF-8. Everything else takes such a name."""
+    """TOML is UTF-8. All other commands accept such a name."""
     ok(machine, "network create shop --subnet 10.91.0.0/24")
     machine.run(["sh", "-c", "ip netns add $(printf 'w\\377b')"])
     assert machine.vnet("attach", "w\udcffb", "shop").returncode == 0

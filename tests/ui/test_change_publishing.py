@@ -1,4 +1,4 @@
-"""Ports published by the command line, with real traffic: IPv6, UDP, ranges; SCTP by its rule."""
+"""Publishing ports by command, with real traffic: IPv6, UDP, ranges; SCTP by its rule only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 
-# A server on UDP ports 53 and 54 that tells each caller its address and the port it came to.
+# A server on UDP ports 53 and 54 that answers with the client's address and its port.
 SERVE_UDP = (
     "import select, socket\n"
     "all = [socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) for _ in (53, 54)]\n"
@@ -37,7 +37,8 @@ ASK_UDP = (
 
 @pytest.fixture
 def site(machine: Machine) -> Machine:
-    """A machine with a way out in both families, and the containers web and till on its network shop."""
+    """A machine with an uplink in both address families, and the containers web and till on its network
+    shop."""
     uplink(machine)
     for inside, link, number in (("", "up0", 2), ("world", "far", 1)):
         machine.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)
@@ -84,7 +85,7 @@ def test_udp_single_and_by_ranges(site: Machine) -> None:
 
 
 def matches(rule: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What a rule compares packets with: "protocol field" and the value."""
+    """Yield the matches of a rule: "protocol field" and value."""
     found = [one["match"] for one in rule["expr"] if "match" in one]
     payloads = [(one["left"].get("payload"), one["right"]) for one in found]
     return [(f"{left['protocol']} {left['field']}", right) for left, right in payloads if left]

@@ -1,4 +1,4 @@
-"""What the commands that change networks refuse, in words, changing nothing."""
+"""Refusals of commands that change networks: they give a reason and change nothing."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ BAD = [
     *((f"network create lab --subnet {subnet}", words) for subnet, words in (
         ("10.91.0.0/25", "overlaps"), ("10.92.0.1/24", "host bits"), ("10.92.0.0/32", "single address"),
         ("0.0.0.0/0", "every address"), ("fe80::/64", "link-local"), ("ff00::/64", "multicast"),
-        ("::ffff:10.0.0.0/120", "IPv4"), ("fd00::1%eth0/64", "zone"), ("rubbish", "no subnet"))),
-    ("network create shop", "already"), ("network rm nothing", "no network"),
+        ("::ffff:10.0.0.0/120", "IPv4"), ("fd00::1%eth0/64", "zone"), ("rubbish", "isn't a subnet"))),
+    ("network create shop", "already"), ("network rm nothing", "doesn't exist"),
     ("network create lab --mtu 7", "out of range"), ("network create lab --nat66", "NAT66"),
     ("network create lab --kind nic-bridged --uplink nope", "no link"),
     ("network create lab --engine docker", "Docker"), ("network join shop shop", "two different"),
-    ("attach nobody shop", "no container"), ("attach web nothing", "no network"),
-    ("attach web shop", "already"), ("detach web nothing", "no network"), ("move web shop shop", "already"),
-    ("container create web", "already"), ("container create log --network nothing", "no network"),
+    ("attach nobody shop", "no container"), ("attach web nothing", "doesn't exist"),
+    ("attach web shop", "already"), ("move web shop shop", "already"),
+    ("detach web nothing", "doesn't exist"),
+    ("container create web", "already"), ("container create log --network nothing", "doesn't exist"),
     ("container create log --network shop --address 10.91.0.2", "in use"),
     ("container create log --network shop --address 10.9.0.2", "is not in"),
-    ("container create log --model joined", "which"), ("container rm nobody", "no named namespace"),
+    ("container create log --model joined", "needs the name"), ("container rm nobody", "no named namespace"),
     ("publish web 8080", "already"), ("publish web 99999", "out of range"),
     ("publish web 1:2:3:4:5", "parts"),
-    ("publish web 80/quic", "no protocol"), ("publish web 9.9.9.9:80", "no address of this host"),
-    ("unpublish 9", "not published"), ("link set nope --up", "no link"), ("link set v-web --mtu 1", "range"),
-    ("link set v-web --ns nobody --up", "no namespace"), ("bridge set br-shop rubbish 1", "no setting"),
-    ("port set v-web rubbish on", "no flag"), ("undo nothing", "no change"),
+    ("publish web 80/quic", "unknown protocol"), ("publish web 9.9.9.9:80", "isn't an address of this host"),
+    ("unpublish 9", "publish"), ("link set nope --up", "no link"), ("link set v-web --mtu 1", "range"),
+    ("link set v-web --ns nobody --up", "no namespace"), ("bridge set br-shop rubbish 1", "unknown setting"),
+    ("port set v-web rubbish on", "unknown flag"), ("undo nothing", "no change"),
     ("recover nothing", "not cut off"), ("tune nothing --big-tcp", "no bridge or network"),
-    ("tune shop", "say what to tune"), ("tune shop --big-tcp 7", "write 65536"),
-    ("tune shop --big-tcp off", "already"), ("tune shop --rps zz", "no mask of CPUs"),
-    ("tune shop --rps ffffffff,ffffffff,ffffffff", "are not there"),
+    ("tune shop", "say what to tune"), ("tune shop --big-tcp 7", "use 65536"),
+    ("tune shop --big-tcp off", "already"), ("tune shop --rps zz", "isn't a CPU mask"),
+    ("tune shop --rps ffffffff,ffffffff,ffffffff", "don't exist"),
 ]  # fmt: skip
 
 
-# Runs command lines one after the other in one process; prints exit code, output and error of each as JSON.
+# Runs command lines in one process; prints exit code, output and error of each as JSON.
 _EACH = """
 import contextlib, io, json, shlex, sys
 from tui.cli import main
@@ -60,7 +61,7 @@ for command in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def said(shared: Machine) -> dict[str, tuple[int, str, str]]:
-    """What each of the bad commands says; none of them changes anything."""
+    """Return the output of each bad command; none of them changes anything."""
     before = picture(shared)
     commands = [command for command, _ in BAD]
     printed = shared.run([sys.executable, "-c", _EACH], text=json.dumps(commands))

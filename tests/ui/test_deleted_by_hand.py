@@ -1,4 +1,4 @@
-"""A bridge or a container that somebody deleted behind our back: put right, or cleaned up."""
+"""A bridge or container that was deleted by another program: repaired or cleaned up."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
     file.write_text(ok(machine, "export"))
     machine.run("ip link del br-shop")
     again = {"create": "network create shop", "create as it was": SHOP, "apply": f"apply {file} --yes"}[way]
-    before = picture(machine) | {"rules": ""}  # of the bridge that is gone no rule comes back
+    before = picture(machine) | {"rules": ""}  # the rules of the deleted bridge don't come back
     done = read_json(machine, again)
-    assert any("web" in one and "on it again" in one for one in done["hits"]), done
+    assert any("web" in one and "attached again" in one for one in done["hits"]), done
     assert ports(machine) == {"v-web": "br-shop"}
     assert addresses(machine, "br-shop") == ["10.91.0.1/24"]
     with serving(machine, "web"):
@@ -60,7 +60,7 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
 def test_on_another_subnet_they_stay_cut_off_and_it_is_said(machine: Machine) -> None:
     without_its_bridge(machine)
     done = read_json(machine, "network create shop --subnet 10.92.0.0/24")
-    assert any("web stays cut off" in one for one in done["warnings"]), done
+    assert any("web stays disconnected" in one for one in done["warnings"]), done
     assert ports(machine) == {}
     ok(machine, "detach web shop")
     ok(machine, "attach web shop")
@@ -70,7 +70,7 @@ def test_on_another_subnet_they_stay_cut_off_and_it_is_said(machine: Machine) ->
 
 def test_a_container_is_detached_from_what_is_gone(machine: Machine) -> None:
     without_its_bridge(machine)
-    assert "not attached to shop" in refused(machine, "detach", "world", "shop")
+    assert "hasn't attached" in refused(machine, "detach", "world", "shop")
     ok(machine, "detach web shop")
     assert "eth0" not in machine.run("ip link", inside="web")
     assert not [one for one in machine.json("ip -j link") if one["ifname"] == "v-web"]

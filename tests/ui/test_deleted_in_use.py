@@ -1,4 +1,4 @@
-"""A namespace that processes hold: deleted and given back."""
+"""Deleting a namespace with processes, and undoing that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 
 def sleeping(machine: Machine) -> AbstractContextManager[subprocess.Popen[str]]:
-    """A process in the container api until the end."""
+    """Run a process in the container api until the end of the block."""
     program = "echo ready; exec sleep 1000"
     return running(machine.words("setpriv", "--pdeathsig", "KILL", "sh", "-c", program, inside="api"))
 
@@ -36,12 +36,12 @@ def test_an_undo_gives_the_same_namespace_back(api: Machine) -> None:
     before, was = picture(api), inode(api, "api")
     with sleeping(api) as process:
         done = api.vnet("container", "rm", "api")
-        assert done.returncode == 0 and "(sleep) goes on in it without a network" in done.stderr
+        assert done.returncode == 0 and "(sleep) keeps running without a network" in done.stderr
         assert api.run("ip netns list").strip() == ""
         ok(api, "undo")
         assert inode(api, "api") == was
         assert picture(api) == before
-        # The process, wherever it is, reaches its network again.
+        # The process reaches its network again.
         pid = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
         assert Path(f"/proc/{pid}/ns/net").stat().st_ino == int(was)
         entered = ["nsenter", "-t", pid, "--net"]
@@ -52,7 +52,7 @@ def test_where_its_processes_have_ended_an_empty_one_is_made(api: Machine) -> No
     before = picture(api)
     with sleeping(api):
         ok(api, "container rm api")
-    # Another namespace, that may get the number of the one that ended, is never taken for it.
+    # A new namespace with the same inode number is never confused with the deleted one.
     api.run("ip netns add other")
     ok(api, "undo")
     assert inode(api, "api") != inode(api, "other")

@@ -64,12 +64,12 @@ async def test_a_connection_is_forgotten(tracked: ThrowawayHost, size: tuple[int
         await person.press("W", "d")
         await person.until(lambda: "conntrack -D" in person.text, "the command")
         said = prose(person)
-        assert "--sport 4002" in said and "meets all rules again" in said, person.text
+        assert "--sport 4002" in said and "passes all rules again" in said, person.text
         assert ports(tracked) == ["4001", "4002"], "nothing is done before a yes"
         await person.press("y")
         await person.until(lambda: len(person.app.screen_stack) == 1, "the form's end")
         assert ports(tracked) == ["4001"]
-        await person.until(lambda: "Forgot" in person.text, "the word that it is done")
+        await person.until(lambda: "Deleted" in person.text, "the word that it is done")
         assert "takes it back" not in person.text
         await person.press("u")
         await person.until(lambda: "has no undo" in prose(person), "why not")

@@ -35,7 +35,7 @@ async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: Throwawa
     name = inside_host.namespace("web")
     async with writer() as person:
         await make_network(person)
-        await shows(person, f"Made the nat network {NET}")
+        await shows(person, f"Created the nat network {NET}")
         (bridge,) = inside_host.json(f"ip -j -d addr show dev {BRIDGE}")
         assert bridge["linkinfo"]["info_kind"] == "bridge" and "UP" in bridge["flags"]
         assert "masquerade" in inside_host.run("nft list table inet vnet")
@@ -53,7 +53,9 @@ async def test_form_and_preview_fit(inside_host: ThrowawayHost, size: tuple[int,
     async with writer(size) as person:
         await keys(person, "n")
         await keys(person, *NET)
-        await shows(person, f"make the nat network {NET}", f"ip link add {BRIDGE}", "Enter does it", "subnet")
+        await shows(
+            person, f"create the nat network {NET}", f"ip link add {BRIDGE}", "Enter does it", "subnet"
+        )
         assert "WRITE" in person.lines[0] or size != (80, 24)
         await person.press("escape")
         await closed(person)
@@ -95,7 +97,7 @@ async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: Thr
     ("typed", "message"),
     [
         (("x" * 16,), "16 bytes"),
-        (("[b]x",), '"[b]x" holds "["'),
+        (("[b]x",), '"[b]x" contains "["'),
         (("ok", "tab", "tab", "10.99.0.0/24"), "overlaps"),
         (("ok", "tab", "tab", "10.98.0.1/24"), "has host bits set"),
         (("ok", "tab", "tab", "tab", "tab", "tab", "9x"), "is no MTU"),
@@ -176,7 +178,7 @@ async def test_undo_takes_a_change_back_whole(inside_host: ThrowawayHost) -> Non
         await make_network(person, NET, "tab", "tab", "tab", "tab", "right")
         assert len(inside_host.json(f"ip -j addr show dev {BRIDGE}")[0]["addr_info"]) == 2
         await person.press("u")
-        await shows(person, f"make the nat network {NET}", f"ip link del {BRIDGE}")
+        await shows(person, f"create the nat network {NET}", f"ip link del {BRIDGE}")
         await person.press("enter")
         await shows(person, "y does it", "take back")
         await keys(person)
@@ -224,7 +226,7 @@ async def test_a_plain_container_is_made_and_deleted(inside_host: ThrowawayHost)
         await make_network(person)
         await keys(person, "c")
         await keys(person, *name, "tab", *"bridged")
-        await shows(person, f"make the bridged container {name}")
+        await shows(person, f"create the bridged container {name}")
         await person.press("enter")
         await closed(person)
         assert inside_host.json("ip -j addr show dev eth0", inside="box")[0]["addr_info"]
@@ -258,7 +260,7 @@ async def test_the_command_log(inside_host: ThrowawayHost) -> None:
         await person.press("escape")
         await make_network(person)
         await person.press("L")
-        await shows(person, f"make the nat network {NET}  done", f"✓ ip link add {BRIDGE}")
+        await shows(person, f"create the nat network {NET}  done", f"✓ ip link add {BRIDGE}")
 
 
 async def test_what_changed_meanwhile_is_shown_before_anything_is_done(inside_host: ThrowawayHost) -> None:
@@ -304,7 +306,7 @@ async def test_a_guarded_change_wants_to_be_kept(inside_host: ThrowawayHost, ans
     async with writer() as person:
         await keys(person, "n")
         await keys(person, *"lan", "tab", *"nic")
-        await shows(person, "make the nic-bridged network lan", "ip link set up0 master br-lan")
+        await shows(person, "create the nic-bridged network lan", "ip link set up0 master br-lan")
         await person.press("enter")
         await shows(person, "Keep it? y / n", "taken back in")
         assert [one["local"] for one in _addresses(inside_host, "br-lan")] == ["192.0.2.2"]

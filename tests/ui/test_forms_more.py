@@ -147,7 +147,7 @@ async def test_d_on_a_published_port_withdraws_it(inside_host: ThrowawayHost) ->
         assert "dnat" in rules(inside_host)
         await select(person, "nat", "port:8088")
         await keys(person, "d")
-        await shows(person, "withdraw the published port tcp/8088")
+        await shows(person, "unpublish tcp/8088")
         await do(person, "y")
         assert rules(inside_host) == before
 
@@ -159,7 +159,7 @@ async def test_rules_of_others_are_not_withdrawn(inside_host: ThrowawayHost) -> 
     async with writer() as person:
         await select(person, "nat", "port:7070")
         await keys(person, "d")
-        await shows(person, "only what vnet published can be withdrawn")
+        await shows(person, "vnet only removes ports that it published itself")
         await person.press("y")
         assert len(person.app.screen_stack) == 2
 
@@ -242,12 +242,12 @@ async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHos
         await person.press("y")
         await closed(person)
         await person.press("u")
-        await shows(person, "make the nic-bridged network lan")
+        await shows(person, "create the nic-bridged network lan")
         await person.press("enter")
         await keys(person)
         await shows(person, "y does it")
         await person.press("y")
-        await shows(person, "Keep it? y / n", "take back: make the nic-bridged network lan")
+        await shows(person, "Keep it? y / n", "take back: create the nic-bridged network lan")
         assert address(inside_host, "up0") == "192.0.2.2" and "br-lan" not in links(inside_host)
         assert len(guard.pending_guards()) == 1
         await person.press(answer)
@@ -256,7 +256,7 @@ async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHos
     assert address(inside_host, "up0" if answer == "y" else "br-lan") == "192.0.2.2"
     wait_until(lambda: not guard.pending_guards(), "the end of the guard")
     ends = {entry.title: entry.end for entry in journal.history()}
-    bridged = "make the nic-bridged network lan"
+    bridged = "create the nic-bridged network lan"
     assert ends == (
         {bridged: "undone"} if answer == "y" else {bridged: "done", f"take back: {bridged}": "undone"}
     )

@@ -28,9 +28,9 @@ def test_confirmed_it_is_as_if_the_change_had_never_been(bridged: Machine) -> No
     done = bridged.vnet("undo")
     assert done.returncode == 0 and "vnet-tui confirm" in done.stderr
     assert addresses(bridged, "up0") == held
-    assert ends(bridged)["make the nic-bridged network lan"] == "done"
+    assert ends(bridged)["create the nic-bridged network lan"] == "done"
     ok(bridged, "confirm")
-    assert ends(bridged) == {"make the nic-bridged network lan": "undone"}
+    assert ends(bridged) == {"create the nic-bridged network lan": "undone"}
     assert addresses(bridged, "up0") == held
 
 
@@ -38,7 +38,9 @@ def test_unconfirmed_the_change_is_made_again(bridged: Machine) -> None:
     held = addresses(bridged, "br-lan")
     ok(bridged, "undo")
     bridged.run("pkill -TERM -x vnet-guard")  # asked to end, a guard waits no longer
-    wait_until(lambda: ends(bridged)["take back: make the nic-bridged network lan"] == "undone", "the guard")
+    wait_until(
+        lambda: ends(bridged)["take back: create the nic-bridged network lan"] == "undone", "the guard"
+    )
     assert addresses(bridged, "br-lan") == held
     ok(bridged, "undo")
     assert addresses(bridged, "up0") == held
@@ -50,7 +52,7 @@ def test_what_waits_is_taken_back_without_a_guard_of_its_own(machine: Machine) -
     ok(machine, "network create lan --kind nic-bridged --uplink up0")
     assert "vnet-tui confirm" not in machine.vnet("undo").stderr
     assert addresses(machine, "up0") == held
-    assert ends(machine) == {"make the nic-bridged network lan": "undone"}
+    assert ends(machine) == {"create the nic-bridged network lan": "undone"}
 
 
 def test_other_changes_are_taken_back_at_once(bridged: Machine) -> None:

@@ -72,7 +72,7 @@ async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
             "rps": "off",
         }
         await choose(person, "big_tcp", *"262144")
-        await shows(person, "gso_max_size 262144", "connections that are there keep their size")
+        await shows(person, "gso_max_size 262144", "only new connections use the new size")
         await choose(person, "br_netfilter", "left")
         await shows(person, "no longer sees packets")
         await do(person)
@@ -103,7 +103,7 @@ async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
         await shows(person, "nothing differs", "DNS untracked")
         assert values(person)["no_track_dns"] == "off"
         await choose(person, "no_track_dns", "right")
-        await shows(person, "table netdev vnet_untracked", "Docker's own rules for DNS")
+        await shows(person, "table netdev vnet_untracked", "replace Docker's DNS rules")
         await do(person)
         assert inside_host.run("nft list tables", inside="web") == "table netdev vnet_untracked\n"
         await keys(person, "T")

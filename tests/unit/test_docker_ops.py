@@ -1,4 +1,4 @@
-"""Docker's operations: what a person would type, and what Docker's API is asked."""
+"""Docker operations: their commands, and the requests to Docker's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Docker's gateway modes and their like: from the engine's answer to what the view of networks says."""
+"""Docker's gateway modes: from the engine's answer to the networks view."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOTH = ("172.30.0.0/16", "fd30::/64")
 
 
 def answered(subnets: tuple[str, ...] = BOTH[:1], internal: bool = False, **options: str) -> dict[str, Any]:
-    """One network of `GET /networks`, its options without their common beginning."""
+    """Return one network of `GET /networks`, with options without their common prefix."""
     begins = "com.docker.network.bridge."
     return {
         "Id": "ab" * 32, "Name": "shop", "Driver": "bridge", "Internal": internal,
@@ -26,8 +26,8 @@ def answered(subnets: tuple[str, ...] = BOTH[:1], internal: bool = False, **opti
 
 
 def shown(answer: dict[str, Any], translated: tuple[str, ...] = BOTH) -> tuple[str, dict[str, str]]:
-    """The kind in the list, and the details about the ways in and out; `translated` are the
-    subnets that a rule translates."""
+    """Return the kind in the list, and the details about incoming and outgoing packets; `translated` are
+    subnets with a NAT rule."""
     host = HostBuilder()
     host.bridge("br-shop", ("172.30.0.1/16", "fd30::1/64"))
     host.networks = [network_of("docker", HOST, answer)]

@@ -1,4 +1,4 @@
-"""Proposals of subnets and addresses: never one that is taken."""
+"""Free subnets and addresses: none that is in use."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_proposed_ipv6_subnet_overlaps_with_nothing(routes: list[str]) -> None
     assert found.prefixlen == 64 and not any(found.overlaps(one) for one in taken)
 
 
-def test_engines_networks_and_addresses_are_taken() -> None:
+def test_networks_and_addresses_of_engines_are_in_use() -> None:
     host = HostBuilder()
     host.link(HOST, "eth0", "physical", ["10.64.0.7/24"])
     host.container("docker", "web", None)
@@ -55,14 +55,14 @@ def test_engines_networks_and_addresses_are_taken() -> None:
     assert ipam.propose_subnet(host.snapshot(), reserved=["10.64.2.128/25"]) == "10.64.3.0/24"
 
 
-def test_a_default_route_in_two_halves_takes_nothing() -> None:
+def test_halves_of_a_default_route_are_ignored() -> None:
     host = HostBuilder()
     host.routes[HOST] = [Route(4, "0.0.0.0/1"), Route(4, "128.0.0.0/1"), Route(4, "default")]
     assert ipam.propose_subnet(host.snapshot()) == "10.64.0.0/24"
 
 
 @given(st.integers(20, 32), st.data())
-def test_next_address_is_free_and_fit(length: int, data: st.DataObject) -> None:
+def test_next_address_is_a_free_host_address(length: int, data: st.DataObject) -> None:
     subnet = ipaddress.ip_network(f"10.9.16.0/{length}")
     used = data.draw(st.sets(st.sampled_from([str(one) for one in list(subnet)[:40]])))
     try:

@@ -1,4 +1,4 @@
-"""The files that the agent goes by, changed by others or cut short: refused in words, or as if not there."""
+"""The agent's files, changed by others or truncated: refused with a reason, or ignored."""
 
 from __future__ import annotations
 

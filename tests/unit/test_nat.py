@@ -1,4 +1,4 @@
-"""Rules of hand-built hosts become entries with names, tied to containers and networks."""
+"""NAT entries from firewall rules, with names, containers and networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from core.model import Chain, Choice, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
 from core.nat import nat_entries
-from core.nat.packets import are_disjoint, covers, placed_rules, prefixes, takes_link
+from core.nat.packets import are_disjoint, covers, matches_link, placed_rules, prefixes
 from core.networks import all_networks
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import HOSTILE_NAME, small_builder
@@ -34,13 +34,13 @@ def rule(chain: str, verdict: str, rule_id: str = "", **fields: Any) -> Firewall
 
 
 def with_rules(*rules: FirewallRule, chains: tuple[Chain, ...] = CHAINS) -> tuple[NatEntry, ...]:
-    """The entries that these rules give on the small host."""
+    """Return the entries of these rules on the small host."""
     snapshot = small_builder().snapshot(firewalls={HOST: Firewall(HOST, chains, rules)})
     return entries_of(snapshot)
 
 
 def docker_port(host_port: str, address: str, number: int) -> tuple[FirewallRule, ...]:
-    """The three rules that Docker makes for a published port."""
+    """Return Docker's three rules for a published port."""
     where = {"l4_proto": "tcp", "dport": "80"}
     return (
         rule("DOCKER", "dnat", f"dnat{number}", iif="!br-app", l4_proto="tcp", dport=host_port,
@@ -59,7 +59,7 @@ JUMPS = (
 )
 
 
-def test_a_published_port_is_one_entry_with_its_helpers_behind_it() -> None:
+def test_a_published_port_is_one_entry_with_its_helper_rules() -> None:
     found = with_rules(*JUMPS, *docker_port("8080", "172.18.0.2", 7))
     assert [entry.kind for entry in found] == ["published port"]
     entry = found[0]
@@ -75,14 +75,14 @@ def test_counters_are_those_of_the_rules_that_translate() -> None:
     assert (entry.packets, entry.bytes) == (7, 420)
 
 
-def test_a_port_is_tied_to_the_container_and_to_those_who_joined_it() -> None:
+def test_a_port_belongs_to_the_container_and_those_that_joined_it() -> None:
     builder = small_builder()
     uids = {container.name: container.uid for container in builder.containers}
     (entry,) = with_rules(*JUMPS, *docker_port("8080", "172.18.0.2", 7))
     assert entry.containers == (uids["web1"], uids["sidecar"])
 
 
-def test_two_ports_to_one_place_keep_a_helper_each() -> None:
+def test_two_ports_to_one_destination_have_a_helper_each() -> None:
     both = (*docker_port("8080", "172.18.0.2", 1), *docker_port("9090", "172.18.0.2", 2))
     found = with_rules(*JUMPS, *both)
     assert [entry.rules for entry in found] == [
@@ -91,7 +91,7 @@ def test_two_ports_to_one_place_keep_a_helper_each() -> None:
     ]
 
 
-def test_two_ports_to_one_place_share_a_single_helper() -> None:
+def test_two_ports_to_one_destination_share_a_helper() -> None:
     first, second = docker_port("8080", "172.18.0.2", 1), docker_port("9090", "172.18.0.2", 2)
     found = with_rules(*JUMPS, *first, second[0])
     assert [entry.rules for entry in found] == [
@@ -109,7 +109,7 @@ def test_an_accept_for_another_port_is_an_entry_of_its_own() -> None:
     ]
 
 
-def test_the_same_translation_in_two_hooks_is_one_entry_with_both_counted() -> None:
+def test_the_same_nat_in_two_hooks_is_one_entry_with_both_counters() -> None:
     fields = {"l4_proto": "tcp", "dport": "8080", "to_address": "172.18.0.2", "to_port": "80"}
     found = with_rules(
         rule("PREROUTING", "dnat", "one", packets=3, bytes=30, **fields),
@@ -127,7 +127,7 @@ def test_the_same_port_on_two_addresses_is_two_entries() -> None:
     assert [entry.outside for entry in found] == ["127.0.0.1:8080", "192.0.2.1:8080"]
 
 
-def test_ipv6_addresses_stand_in_brackets() -> None:
+def test_ipv6_addresses_have_brackets() -> None:
     (entry,) = with_rules(
         rule("PREROUTING", "dnat", family="ip6", dst="2001:db8::1", l4_proto="udp", dport="53",
              to_address="fd00::2", to_port="5353", src="2001:db8:1::/48"),
@@ -137,7 +137,7 @@ def test_ipv6_addresses_stand_in_brackets() -> None:
     assert entry.sentence == "dnat: udp 53 on 2001:db8::1 -> [fd00::2]:5353, only from 2001:db8:1::/48"
 
 
-def test_a_translation_that_leads_to_no_network_is_a_dnat() -> None:
+def test_nat_to_an_unknown_address_is_a_dnat() -> None:
     (entry,) = with_rules(
         rule("PREROUTING", "dnat", l4_proto="tcp", dport="25", to_address="203.0.113.9", iif="eth0")
     )
@@ -158,7 +158,7 @@ def test_a_map_gives_an_entry_for_each_element() -> None:
     assert len({entry.entry_id for entry in found}) == 2
 
 
-def test_a_redirect_leads_to_a_port_of_the_host_itself() -> None:
+def test_a_redirect_to_a_port_of_the_host() -> None:
     (entry,) = with_rules(rule("PREROUTING", "redirect", l4_proto="tcp", dport="80", to_port="3128"))
     assert (entry.kind, entry.inside) == ("redirect", ":3128")
     assert entry.sentence == "redirect: tcp 80 on every address -> port 3128 of this host"
@@ -166,12 +166,15 @@ def test_a_redirect_leads_to_a_port_of_the_host_itself() -> None:
 
 def test_a_masquerade_is_named_after_its_network() -> None:
     (entry,) = with_rules(rule("POSTROUTING", "masquerade", src="172.18.0.0/16", oif="!br-app"))
-    assert entry.sentence == "masquerade: what leaves app (172.18.0.0/16) gets the address of the way out"
+    assert (
+        entry.sentence
+        == "masquerade: packets from app (172.18.0.0/16) get the source address of the outgoing link"
+    )
     assert (entry.kind, entry.networks, entry.inside) == ("masquerade", ("net-app",), "172.18.0.0/16")
 
 
 def test_masquerades_by_protocol_are_one_entry() -> None:
-    """As libvirt makes them: TCP, UDP, then the rest."""
+    """The rules of libvirt: TCP, UDP, then the rest."""
     fields = {"src": "172.18.0.0/16", "dst": "!172.18.0.0/16"}
     found = with_rules(
         rule("POSTROUTING", "masquerade", "t", l4_proto="tcp", to_port="1024-65535", packets=1, **fields),
@@ -181,26 +184,29 @@ def test_masquerades_by_protocol_are_one_entry() -> None:
     assert [(one.rules, one.packets, one.l4_proto) for one in found] == [(("t", "u", "a"), 7, "")]
 
 
-def test_a_masquerade_of_all_that_leaves_by_a_link_is_tied_to_every_translated_network() -> None:
+def test_a_masquerade_of_a_link_belongs_to_every_nat_network() -> None:
     (entry,) = with_rules(rule("POSTROUTING", "masquerade", oif="eth0"))
-    assert entry.sentence == "masquerade: everything that leaves by eth0 gets eth0's address"
+    assert entry.sentence == "masquerade: all packets via eth0 get the source address of eth0"
     assert set(entry.networks) == {"net-bridge", "net-app"}
 
 
 def test_a_masquerade_inherits_what_the_jump_to_its_chain_matches() -> None:
-    """As netavark makes them."""
+    """The rules of netavark."""
     (entry,) = with_rules(
         rule("POSTROUTING", "jump", target="NETAVARK-1", table="nat", src="172.18.0.0/16"),
         rule("NETAVARK-1", "accept", dst="172.18.0.0/16", table="nat"),
         rule("NETAVARK-1", "masquerade", dst="!224.0.0.0/4"),
     )
     assert (entry.inside, entry.networks) == ("172.18.0.0/16", ("net-app",))
-    assert entry.sentence == "masquerade: what leaves app (172.18.0.0/16) gets the address of the way out"
+    assert (
+        entry.sentence
+        == "masquerade: packets from app (172.18.0.0/16) get the source address of the outgoing link"
+    )
 
 
-def test_source_nat_tells_the_address_it_gives() -> None:
+def test_source_nat_describes_the_new_address() -> None:
     (entry,) = with_rules(rule("POSTROUTING", "snat", src="172.18.0.3", oif="eth0", to_address="192.0.2.9"))
-    assert entry.sentence == "snat: what leaves web2 (172.18.0.3) by eth0 gets the address 192.0.2.9"
+    assert entry.sentence == "snat: packets from web2 (172.18.0.3) via eth0 get the source address 192.0.2.9"
     assert (entry.outside, entry.inside, len(entry.containers)) == ("192.0.2.9", "172.18.0.3", 1)
 
 
@@ -214,7 +220,7 @@ def test_rules_that_only_jump_return_or_count_are_no_entries() -> None:
     )
 
 
-def test_a_filter_tells_what_it_stops_and_from_whom() -> None:
+def test_a_filter_describes_packets_and_source() -> None:
     (entry,) = with_rules(rule("FORWARD", "drop", src="172.18.0.3", l4_proto="udp", dport="53", packets=17))
     assert entry.sentence == "drop: udp 53 from web2 (172.18.0.3) to anywhere"
     assert (entry.name, entry.verdict, entry.packets) == ("drop 172.18.0.3 -> * udp 53", "drop", 17)
@@ -222,23 +228,23 @@ def test_a_filter_tells_what_it_stops_and_from_whom() -> None:
     assert [uid.partition(":")[0] for uid in entry.containers] == ["docker"]
 
 
-def test_filters_out_of_the_way_of_forwarded_packets_are_no_entries() -> None:
+def test_filters_off_the_forward_path_have_no_entry() -> None:
     chains = (replace(FORWARD, name="INPUT", hook="input"),)
     assert not with_rules(rule("INPUT", "drop", src="172.18.0.3", table="filter"), chains=chains)
 
 
-def test_a_filter_is_told_by_its_links() -> None:
+def test_a_filter_is_described_by_its_links() -> None:
     (entry,) = with_rules(rule("FORWARD", "accept", iif="br-app", oif="!br-app"))
-    assert entry.sentence == "accept: everything from app (br-app) to anywhere but app (br-app)"
+    assert entry.sentence == "accept: everything from app (br-app) to anywhere except app (br-app)"
     (entry,) = with_rules(rule("FORWARD", "accept", oif="br-app", ct_state="related,established"))
-    assert entry.sentence == "accept: packets of known flows from anywhere to app (br-app)"
+    assert entry.sentence == "accept: packets of known connections from anywhere to app (br-app)"
     (entry,) = with_rules(rule("FORWARD", "reject", iif="veth-web2"))
     assert entry.sentence == "reject: everything from web2 (veth-web2) to anywhere"
     assert len(entry.containers) == 1
 
 
-def test_a_filter_behind_several_jumps_is_told_with_those_that_may_lead_to_it() -> None:
-    """As Docker keeps its networks apart."""
+def test_a_filter_behind_several_jumps_inherits_their_matches() -> None:
+    """The rules that isolate Docker networks."""
     jump = {"target": "STAGE-2", "table": "filter"}
     found = with_rules(
         rule("FORWARD", "jump", iif="br-app", oif="!br-app", **jump),
@@ -252,12 +258,12 @@ def test_a_filter_behind_several_jumps_is_told_with_those_that_may_lead_to_it() 
     ]
 
 
-def test_what_the_fields_do_not_tell_is_said() -> None:
+def test_further_conditions_are_described() -> None:
     (entry,) = with_rules(rule("FORWARD", "drop", iif="br-app", understood=False))
     assert entry.sentence.endswith(", under further conditions")
 
 
-def test_entries_come_by_kind_then_by_place() -> None:
+def test_entries_are_sorted_by_kind_and_rule_order() -> None:
     found = with_rules(
         rule("FORWARD", "drop", src="172.18.0.3"),
         rule("POSTROUTING", "masquerade", src="172.18.0.0/16"),
@@ -272,7 +278,7 @@ def test_entries_come_by_kind_then_by_place() -> None:
 
 
 def test_addresses_belong_to_the_namespace_whose_rules_are_read() -> None:
-    """The same address behind another namespace's bridge is another container's."""
+    """The same address behind another namespace's bridge belongs to another container."""
     builder = small_builder()
     other = builder.namespace(HOST + 5000)
     fields = {"l4_proto": "tcp", "dport": "8080", "to_address": "172.18.0.2", "to_port": "80"}
@@ -281,7 +287,7 @@ def test_addresses_belong_to_the_namespace_whose_rules_are_read() -> None:
     assert (entry.ns, entry.kind, entry.containers, entry.networks) == (other, "dnat", (), ())
 
 
-def test_names_from_outside_stay_as_they_are() -> None:
+def test_untrusted_names_are_unchanged() -> None:
     host = HostBuilder()
     inside = host.namespace(HOST + 1)
     host.wire(inside, host.bridge("br0", ("10.0.0.1/24",)), "v0", ("10.0.0.2/24",))
@@ -292,7 +298,7 @@ def test_names_from_outside_stay_as_they_are() -> None:
     assert entry.kind == "published port"
 
 
-def test_chains_in_a_circle_end() -> None:
+def test_loops_of_chains_end() -> None:
     circle = (
         rule("A", "jump", target="B", table="filter", iif="x"),
         rule("B", "jump", target="A", table="filter", iif="y"),
@@ -332,10 +338,10 @@ def test_address_matches(text: str, prefix: str, held: bool | None) -> None:
     ],
 )
 def test_link_matches(text: str, name: str, taken: bool) -> None:
-    assert takes_link(text, name) is taken
+    assert matches_link(text, name) is taken
 
 
-def test_a_rule_that_contradicts_every_way_to_it_is_reached_from_no_hook() -> None:
+def test_a_rule_that_contradicts_every_path_has_no_hook() -> None:
     jump = rule("FORWARD", "jump", target="ONE", table="filter", iif="br-app", oif="!br-app")
     further = rule("ONE", "jump", target="TWO", table="filter")
     shut = rule("TWO", "drop", oif="br-app", src="172.18.0.2")
@@ -368,7 +374,7 @@ DISJOINT = {
 
 
 @pytest.mark.parametrize("case", DISJOINT)
-def test_whether_two_matches_exclude_each_other(case: tuple[str, str, str]) -> None:
+def test_disjoint_matches(case: tuple[str, str, str]) -> None:
     field, one, other = case
     assert are_disjoint(field, one, other) == are_disjoint(field, other, one) == DISJOINT[case]
 
@@ -384,13 +390,13 @@ MARKS = {
 
 
 @pytest.mark.parametrize("text", MARKS)
-def test_a_masquerade_by_marks_or_the_like_is_not_of_everything(text: str) -> None:
+def test_a_masquerade_by_marks_is_not_of_everything(text: str) -> None:
     (entry,) = with_rules(rule("POSTROUTING", "masquerade", text=text, understood=False))
     assert entry.name == MARKS[text]
-    assert entry.sentence.endswith("get the address of the way out, under further conditions")
+    assert entry.sentence.endswith("get the source address of the outgoing link, under further conditions")
 
 
-def test_each_branch_of_a_verdict_map_has_its_own_verdict_and_no_share_of_the_counter() -> None:
+def test_branches_of_a_verdict_map_have_verdicts_without_counters() -> None:
     choices = (Choice("eth8", "drop"), Choice("eth9", "accept"))
     fields = {"table": "filter", "chosen_by": "iif", "choices": choices, "packets": 7, "bytes": 70}
     found = with_rules(rule("FORWARD", "vmap", "map", **fields))

@@ -1,4 +1,4 @@
-"""Plans: the steps, what they warn of and hit, and why there is none."""
+"""Plans: steps, warnings, side effects and refusals."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ PUBLISHED = "vnet publish tcp/8080 80 netns:web"
 
 
 def host(chains: tuple[Chain, ...] = ()) -> HostBuilder:
-    """A host with an uplink, the network shop of ours with the container web on it, and a bare container."""
+    """A host with an uplink, the network shop with the container web, and a container without links."""
     made = HostBuilder()
     uplink = made.link(HOST, "eth0", "physical", ["192.0.2.2/24"])
     bridge = made.bridge("br-shop", ["10.9.0.1/24"], alias=SHOP_TAG)
@@ -82,10 +82,10 @@ def host(chains: tuple[Chain, ...] = ()) -> HostBuilder:
 
 def topology(made: HostBuilder, rules: tuple[FirewallRule, ...] = (), **fields: Any) -> Topology:
     made.rules += rules
-    told = made.snapshot()
-    firewall = told.firewalls[HOST]
+    snapshot = made.snapshot()
+    firewall = snapshot.firewalls[HOST]
     whole = replace(firewall, chains=(*firewall.chains, Chain("nft", "inet", "vnet", "publish")))
-    return Topology(replace(told, host=replace(told.host, **fields), firewalls={HOST: whole}))
+    return Topology(replace(snapshot, host=replace(snapshot.host, **fields), firewalls={HOST: whole}))
 
 
 def planned(request: Request, now: Topology | None = None) -> Plan:
@@ -131,52 +131,52 @@ def test_an_internal_network_forwards_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "told"),
+    ("request_", "reason"),
     [
-        (CreateNetwork("shop"), "there is a network shop of vnet's already"),
+        (CreateNetwork("shop"), "vnet already has a network shop"),
         (CreateNetwork("a/b"), '"/"'),
-        (CreateNetwork("new", "bogus"), "no kind"),
+        (CreateNetwork("new", "bogus"), "unknown kind"),
         (CreateNetwork("new", subnets=("10.9.0.0/25",)), "overlaps with network shop"),
         (CreateNetwork("new", subnets=("192.0.2.0/25",)), "eth0's address 192.0.2.2/24"),
-        (CreateNetwork("new", subnets=("10.44.0.0/24", "10.45.0.0/24")), "one subnet of each family"),
-        (CreateNetwork("new", bridge="eth0"), "there is a link eth0 already"),
+        (CreateNetwork("new", subnets=("10.44.0.0/24", "10.45.0.0/24")), "one subnet of each address family"),
+        (CreateNetwork("new", bridge="eth0"), "there is already a link eth0"),
         (CreateNetwork("new", gateways=("10.1.1.1",), subnets=("10.44.0.0/24",)), "not in 10.44.0.0/24"),
         (CreateNetwork("new", mtu=10), "68 to 65535"),
         (CreateNetwork("new", nat66=True), "NAT66"),
         (CreateNetwork("new", uplink="eth0"), "only a NIC-bridged"),
-        (CreateNetwork("new", "nic-bridged"), "needs the link"),
-        (CreateNetwork("new", "nic-bridged", uplink="lo"), "cannot be a port"),
+        (CreateNetwork("new", "nic-bridged"), "needs an uplink"),
+        (CreateNetwork("new", "nic-bridged", uplink="lo"), "can't be a bridge port"),
         (CreateNetwork("new", "nic-bridged", uplink="eth9"), 'no link "eth9"'),
         (CreateNetwork("new", "nic-bridged", uplink="v-web"), "a port of another link"),
-        (CreateNetwork("new", "nic-bridged", uplink="eth0", mtu=9000), "over that of the way out"),
-        (CreateNetwork("new", engine="docker"), "does not answer"),
-        (CreateNetwork("new", engine="lxc"), "no engine"),
-        (RemoveNetwork("none"), 'no network "none"'),
+        (CreateNetwork("new", "nic-bridged", uplink="eth0", mtu=9000), "above that of eth0"),
+        (CreateNetwork("new", engine="docker"), "doesn't answer"),
+        (CreateNetwork("new", engine="lxc"), "unknown engine"),
+        (RemoveNetwork("none"), 'network "none" doesn\'t exist'),
         (Attach("nobody", "shop"), 'no container "nobody"'),
-        (Attach("web", "shop"), "attached to shop already"),
+        (Attach("web", "shop"), "already attached to shop"),
         (Attach("bare", "shop", ("10.9.0.2",)), "in use"),
         (Attach("bare", "shop", ("10.9.1.2",)), "not in"),
-        (Attach("bare", "shop", link="lo"), "has a link lo already"),
+        (Attach("bare", "shop", link="lo"), "already has a link lo"),
         (Attach("bare", "shop", link="x" * 16), "16 bytes"),
-        (Detach("bare", "shop"), "not attached"),
-        (CreateContainer("web"), "a namespace web already"),
+        (Detach("bare", "shop"), "hasn't attached bare"),
+        (CreateContainer("web"), "already a namespace web"),
         (CreateContainer("new", "bridged"), "needs a network"),
-        (CreateContainer("new", "joined"), "joined with which"),
-        (CreateContainer("new", "odd"), "no model"),
+        (CreateContainer("new", "joined"), "a joined container needs"),
+        (CreateContainer("new", "odd"), "unknown model"),
         (RemoveContainer("none"), 'no named namespace "none"'),
         (Publish("web", "99999"), "out of range"),
-        (Publish("web", "80-90", "80"), "not equally many"),
-        (Publish("web", "80", l4_proto="icmp"), "no protocol"),
-        (Publish("web", "80", host_ip="203.0.113.1"), "no address of this host"),
+        (Publish("web", "80-90", "80"), "different sizes"),
+        (Publish("web", "80", l4_proto="icmp"), "unknown protocol"),
+        (Publish("web", "80", host_ip="203.0.113.1"), "isn't an address of this host"),
         (Publish("web", "80", host_ip="::1"), "::1"),
         (Publish("bare", "80"), "has no address"),
-        (Unpublish("80"), "tcp/80 is not published"),
+        (Unpublish("80"), "vnet doesn't publish tcp/80"),
         (Join("shop", "shop"), "two different"),
-        (Join("shop", "none"), 'no network "none"'),
+        (Join("shop", "none"), 'network "none" doesn\'t exist'),
     ],
 )  # fmt: skip
-def test_refusals(request_: Request, told: str) -> None:
-    assert told in refused(request_)
+def test_refusals(request_: Request, reason: str) -> None:
+    assert reason in refused(request_)
 
 
 def test_attach() -> None:
@@ -203,7 +203,7 @@ def test_attach_a_process_of_an_engine() -> None:
     assert veth.peer_place == NetnsTarget(pid=4711, inode=90)
 
 
-def test_a_name_that_two_containers_have() -> None:
+def test_an_ambiguous_container_name() -> None:
     made = host()
     made.namespace(90)
     made.container("docker", "bare", 90)
@@ -211,7 +211,7 @@ def test_a_name_that_two_containers_have() -> None:
     assert planned(Attach("docker:bare", "shop"), topology(made))
 
 
-def test_reserved_addresses_are_not_handed_out() -> None:
+def test_reserved_addresses_are_not_assigned() -> None:
     made = plan(Attach("bare", "shop"), topology(host()), reserved=["10.9.0.3"])
     assert isinstance(made, Plan)
     assert AddAddress("eth0", "10.9.0.4/24", NetnsTarget("bare")) in made.steps
@@ -227,7 +227,7 @@ def test_many_attachments_in_one_plan() -> None:
     assert isinstance(full, Refused) and "shop is full" in full.reasons[0]
 
 
-def test_detach_is_the_whole_reverse() -> None:
+def test_detach_reverses_attach() -> None:
     made = planned(Detach("web", "shop"))
     delete = made.steps[-1]
     assert isinstance(delete, DeleteLink) and isinstance(delete.again, CreateVeth)
@@ -237,9 +237,9 @@ def test_detach_is_the_whole_reverse() -> None:
     assert AddAddress("eth0", "10.9.0.2/24", NetnsTarget("web")) in undo
 
 
-def test_removing_a_network_detaches_and_withdraws() -> None:
+def test_removing_a_network_detaches_and_unpublishes() -> None:
     made = planned(RemoveNetwork("shop"), topology(host(), (RULE,)))
-    assert made.hits == ("web is detached from shop", "its port tcp/8080 is published no more")
+    assert made.hits == ("web is detached from shop", "its port tcp/8080 is no longer published")
     deleted = [step.name for step in made.steps if isinstance(step, DeleteLink)]
     assert deleted == ["v-web", "br-shop"]
     rules = [step for step in made.steps if isinstance(step, SetRules)]
@@ -255,7 +255,7 @@ def test_publish() -> None:
 
 def test_a_port_is_published_once() -> None:
     now = topology(host(), (RULE,))
-    assert "tcp/8080 is published already, to 10.9.0.2" in refused(Publish("web", "8000-8100"), now)
+    assert "tcp/8080 is already published, to 10.9.0.2" in refused(Publish("web", "8000-8100"), now)
     assert planned(Publish("web", "8080", l4_proto="udp"), now)
     listening = topology(host(), listening=(Listener("tcp", "0.0.0.0", 22),))
     assert "listens on tcp port 22" in refused(Publish("web", "22"), listening)
@@ -267,11 +267,11 @@ def test_a_port_that_a_container_has_on_one_family_is_free_on_the_other() -> Non
     four = PublishedPort("tcp", "0.0.0.0", 8092, 80)
     made.container("docker", "api", None, ports=(six, four))
     assert planned(Publish("web", "8091", "80"), topology(made))
-    assert "tcp/8092 is published already, by api" in refused(Publish("web", "8092", "80"), topology(made))
+    assert "tcp/8092 is already published, by api" in refused(Publish("web", "8092", "80"), topology(made))
 
 
-def led(**fields: Any) -> Topology:
-    """The host with a rule of others that leads tcp port 8080 to the address 10.8.0.3."""
+def redirecting_host(**fields: Any) -> Topology:
+    """A host where another program's rule redirects tcp port 8080 to 10.8.0.3."""
     made = host()
     usual = {"verdict": "dnat", "l4_proto": "tcp", "dport": "8080", "to_address": "10.8.0.3", "to_port": "80"}
     usual |= {"backend": "nft", "table": "hostnat"}
@@ -283,16 +283,16 @@ def led(**fields: Any) -> Topology:
     return Topology(replace(now.snapshot, firewalls={HOST: whole}))
 
 
-def test_a_port_that_rules_of_others_lead_elsewhere_is_not_taken_over() -> None:
-    told = refused(Publish("web", "8080", "80"), led())
-    assert "tcp port 8080 of the host is taken already: it leads to 10.8.0.3:80" in told
-    assert "table ip hostnat that is not vnet's; take another port (8081 is free)" in told
-    assert "port 8080 " in refused(Publish("web", "8000-8100"), led())
-    assert "port 8070-8080 " in refused(Publish("web", "8000-8080"), led(dport="8070-8090"))
+def test_a_port_that_another_rule_redirects_is_refused() -> None:
+    reason = refused(Publish("web", "8080", "80"), redirecting_host())
+    assert "tcp port 8080 of the host is in use: a rule in table ip hostnat (not vnet's)" in reason
+    assert "redirects it to 10.8.0.3:80. Choose another port (8081 is free)" in reason
+    assert "port 8080 " in refused(Publish("web", "8000-8100"), redirecting_host())
+    assert "port 8070-8080 " in refused(Publish("web", "8000-8080"), redirecting_host(dport="8070-8090"))
     assert "to port 3128 of the host" in refused(
-        Publish("web", "8080"), led(verdict="redirect", to_address="", to_port="3128")
+        Publish("web", "8080"), redirecting_host(verdict="redirect", to_address="", to_port="3128")
     )
-    assert "8080" in refused(Publish("web", "8080", host_ip="192.0.2.2"), led(dst="192.0.2.2"))
+    assert "8080" in refused(Publish("web", "8080", host_ip="192.0.2.2"), redirecting_host(dst="192.0.2.2"))
 
 
 @pytest.mark.parametrize(
@@ -305,21 +305,21 @@ def test_a_port_that_rules_of_others_lead_elsewhere_is_not_taken_over() -> None:
         (Publish("web", "8080"), {"dst": "10.43.0.9"}),
     ],
 )
-def test_what_does_not_meet_another_rule_is_published(request_: Publish, rule: dict[str, Any]) -> None:
-    assert not any("may not get all" in one for one in planned(request_, led(**rule)).warnings)
+def test_redirects_of_other_packets_do_not_conflict(request_: Publish, rule: dict[str, Any]) -> None:
+    assert not any("may not receive" in one for one in planned(request_, redirecting_host(**rule)).warnings)
 
 
 @pytest.mark.parametrize("rule", [{"iif": "br-x"}, {"src": "10.0.0.0/8"}, {"dport": "", "l4_proto": ""}])
-def test_a_rule_that_takes_some_of_a_port_is_warned_of(rule: dict[str, str]) -> None:
-    warned = planned(Publish("web", "8080"), led(**rule)).warnings
-    assert any("hostnat" in one and "tcp/8080 may not get all" in one for one in warned)
+def test_a_redirect_of_some_packets_is_warned_of(rule: dict[str, str]) -> None:
+    warned = planned(Publish("web", "8080"), redirecting_host(**rule)).warnings
+    assert any("hostnat" in one and "tcp/8080 may not receive those" in one for one in warned)
 
 
 def test_a_free_port_is_proposed() -> None:
     assert free_port(topology(host()), "tcp") == "8080"
     assert free_port(topology(host(), (RULE,)), "tcp") == "8081"
-    assert free_port(led(dport="8080-8085"), "tcp") == "8086"
-    assert free_port(led(), "udp") == "8080"
+    assert free_port(redirecting_host(dport="8080-8085"), "tcp") == "8086"
+    assert free_port(redirecting_host(), "udp") == "8080"
 
 
 def test_unpublish() -> None:
@@ -336,7 +336,7 @@ def test_a_dropping_forward_chain_is_warned_of() -> None:
     assert any("FORWARD" in sentence and "br-new" in sentence for sentence in warned)
 
 
-def test_nic_bridged_is_guarded_and_moves_the_host_over() -> None:
+def test_a_nic_bridged_network_is_guarded_and_moves_the_address() -> None:
     made = planned(CreateNetwork("wire", "nic-bridged", uplink="eth0"))
     assert made.guarded and made.warnings
     words = [step.command() for step in made.steps if not isinstance(step, SetRules)]
@@ -359,14 +359,14 @@ def test_the_link_of_the_default_route_is_guarded() -> None:
 def test_changes_of_links_bridges_and_ports() -> None:
     now = topology(host())
     keys = {one.name: one.key for one in now.snapshot.nets[HOST].links.values()}
-    assert "is so already" in refused(ChangeLink(keys["eth0"], mtu=1500), now)
-    assert "the tag" in refused(ChangeLink(keys["br-shop"], alias="x"), now)
-    assert "a tag of vnet's own" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
-    assert "no setting" in refused(ChangeBridge(keys["br-shop"], "colour", 1), now)
+    assert "already has these settings" in refused(ChangeLink(keys["eth0"], mtu=1500), now)
+    assert "a tag that vnet needs" in refused(ChangeLink(keys["br-shop"], alias="x"), now)
+    assert "reserved for tags of vnet" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
+    assert "unknown setting" in refused(ChangeBridge(keys["br-shop"], "colour", 1), now)
     assert "200 to 3000" in refused(ChangeBridge(keys["br-shop"], "forward_delay", 1), now)
-    assert "no bridge" in refused(ChangeBridge(keys["eth0"], "stp_state", 1), now)
-    assert "no port of a bridge" in refused(ChangePort(keys["eth0"], "isolated", True), now)
-    assert "no flag" in refused(ChangePort(keys["v-web"], "colour", True), now)
+    assert "isn't a bridge" in refused(ChangeBridge(keys["eth0"], "stp_state", 1), now)
+    assert "isn't a bridge port" in refused(ChangePort(keys["eth0"], "isolated", True), now)
+    assert "unknown flag" in refused(ChangePort(keys["v-web"], "colour", True), now)
     assert planned(ChangePort(keys["v-web"], "isolated", True), now)
     assert 'iifname "br-new"' in next(
         step.text for step in planned(ChangeLink(keys["br-shop"], name="br-new"), now).steps
@@ -374,10 +374,10 @@ def test_changes_of_links_bridges_and_ports() -> None:
     )  # fmt: skip
 
 
-def test_what_could_not_be_brought_back_is_not_deleted() -> None:
+def test_a_link_that_undo_could_not_restore_is_not_deleted() -> None:
     now = topology(host())
     eth0 = next(one for one in now.snapshot.links() if one.name == "eth0")
-    assert "leaves it alone" in refused(Delete(link_ref(eth0.key)), now)
+    assert "an undo couldn't restore it" in refused(Delete(link_ref(eth0.key)), now)
 
 
 def docker_host() -> Topology:
@@ -392,7 +392,7 @@ def docker_host() -> Topology:
     return topology(made)
 
 
-def test_docker_does_docker_networks() -> None:
+def test_docker_changes_docker_networks() -> None:
     now = docker_host()
     asked = CreateNetwork("new", subnets=("172.30.0.0/16",), engine="docker")
     assert planned(asked, now).steps == (DockerCreateNetwork("new", ("172.30.0.0/16",), ("",)),)
@@ -400,17 +400,17 @@ def test_docker_does_docker_networks() -> None:
     gone = planned(RemoveNetwork("front"), now)
     assert [type(step) for step in gone.steps] == [DockerDisconnect, DockerRemoveNetwork]
     assert gone.hits == ("api is detached from front",)
-    assert "Docker's containers" in refused(Attach("web", "front"), now)
+    assert "isn't a Docker container" in refused(Attach("web", "front"), now)
     assert "NAT and internal" in refused(replace(asked, kind="routed"), now)
     assert "overlaps with docker's network front" in refused(replace(asked, subnets=("172.20.0.0/24",)), now)
 
 
-def test_without_a_host_namespace_nothing_breaks() -> None:
+def test_planning_without_a_host_namespace() -> None:
     empty = Topology(replace(HostBuilder().snapshot(), host=Host()))
     assert isinstance(plan(CreateNetwork("x"), empty), Plan)
 
 
-def test_a_bridges_usual_name_that_is_taken_gets_a_number() -> None:
+def test_a_bridge_name_in_use_gets_a_number() -> None:
     made = host()
     made.bridge("br-store", ["10.77.0.1/24"])
     made.bridge("br-fifteen-byte", ["10.78.0.1/24"])
@@ -419,18 +419,18 @@ def test_a_bridges_usual_name_that_is_taken_gets_a_number() -> None:
         assert [step.name for step in steps if isinstance(step, CreateBridge)] == [bridge]
 
 
-def test_a_name_that_is_on_the_screen_is_refused_or_warned_of() -> None:
+def test_names_of_other_networks_are_refused() -> None:
     made = host()
     made.bridge("br-store", ["10.77.0.1/24"])
     now = topology(made)
     refused = plan(CreateNetwork("br-store"), now)
-    assert isinstance(refused, Refused) and "not vnet's" in refused.reasons[0]
+    assert isinstance(refused, Refused) and "vnet didn't make" in refused.reasons[0]
     assert any("br-store2" in one for one in planned(CreateNetwork("store"), now).warnings)
     unknown = plan(RemoveNetwork("shopp"), now)
-    assert isinstance(unknown, Refused) and "shop" in unknown.reasons[0].partition("those are")[2]
+    assert isinstance(unknown, Refused) and "shop" in unknown.reasons[0].partition("networks of vnet")[2]
 
 
-def test_deleting_what_others_made_says_what_it_carries() -> None:
+def test_deleting_a_foreign_bridge_lists_what_depends_on_it() -> None:
     made = host()
     space = made.namespace(99, names=("app",))
     made.container("netns", "app", space, id="app", namespaces={"net": space})
@@ -438,17 +438,17 @@ def test_deleting_what_others_made_says_what_it_carries() -> None:
     made.rule("PREROUTING", "-j DNAT", verdict="dnat", l4_proto="tcp", dport="8080", to_address="10.77.0.2")
     now = topology(made)
     bridge = next(one for one in now.snapshot.links() if one.name == "br-store")
-    told = planned(Delete(link_ref(bridge.key)), now)
-    assert "cut off from br-store: app" in told.hits
-    assert any(one.startswith("published ports that lead nowhere") and "8080" in one for one in told.hits)
-    assert any("vnet did not make br-store" in one for one in told.warnings)
+    deleting = planned(Delete(link_ref(bridge.key)), now)
+    assert "disconnected from br-store: app" in deleting.hits
+    assert any(one.startswith("published ports that stop working") and "8080" in one for one in deleting.hits)
+    assert any("vnet didn't make br-store" in one for one in deleting.warnings)
 
 
-def test_a_table_of_others_drops_in_the_singular() -> None:
+def test_another_table_drops_in_the_singular() -> None:
     chain = Chain("nft", "inet", "hostfw", "forward", hook="forward", policy="drop")
     made = host()
-    told = made.snapshot()
-    firewall = replace(told.firewalls[HOST], chains=(chain,))
-    now = Topology(replace(told, firewalls={HOST: firewall}))
+    snapshot = made.snapshot()
+    firewall = replace(snapshot.firewalls[HOST], chains=(chain,))
+    now = Topology(replace(snapshot, firewalls={HOST: firewall}))
     warned = planned(CreateNetwork("new"), now).warnings
     assert any("hostfw drops new connections out of br-new, answers to br-new" in each for each in warned)

@@ -1,4 +1,4 @@
-"""Published ports, from an engine's answer to the model."""
+"""Published ports: from an engine's answer to the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from core.collect.engine_decode import container_of
 
 BOTH = ("0.0.0.0", "::")
-# (addresses, port of the host) of what leads to port 80: what is known of it.
+# (addresses, host port) that forward to port 80, and the expected model.
 CASES = {
     "both families": ([(one, 8080) for one in BOTH], [("", 8080)]),
     "IPv4 alone": ([("0.0.0.0", 8080)], [("0.0.0.0", 8080)]),

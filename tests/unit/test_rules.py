@@ -1,4 +1,4 @@
-"""The text of our table: nft takes it, and what is ours is read back from it."""
+"""The nftables table of vnet: nft accepts it, and vnet's objects are read back from it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def text_of(*networks: OurNetwork, ports: tuple[OurPort, ...] = (), joined: froz
 
 
 def chain(text: str, name: str) -> list[str]:
-    """The rules of one chain, its first line (type and hook) left out."""
+    """Return the rules of one chain, without its first line (type and hook)."""
     body = re.search(rf"\tchain {name} \{{\n(.*?)\t\}}\n", text, re.DOTALL)
     assert body
     return [line.strip() for line in body[1].splitlines() if "hook" not in line]
 
 
-def test_nothing_of_ours_leaves_no_table() -> None:
+def test_without_networks_there_is_no_table() -> None:
     assert render(Ours()) == EMPTY == "table inet vnet\ndelete table inet vnet\n"
 
 
-def test_the_text_replaces_the_table_whole() -> None:
+def test_the_text_replaces_the_table() -> None:
     assert text_of(SHOP).startswith(f"{EMPTY}table inet vnet {{\n")
 
 
@@ -49,7 +49,7 @@ def test_the_text_replaces_the_table_whole() -> None:
         (OurPort("netns:web", "tcp", "", "8000-8002", "fd09::2", "80-82"),),
     ],
 )
-def test_nft_takes_it(ports: tuple[OurPort, ...]) -> None:
+def test_nft_accepts_the_table(ports: tuple[OurPort, ...]) -> None:
     text = text_of(SHOP, VAULT, LAN, ports=ports, joined=frozenset({("shop", "vault")}))
     words = ["unshare", "--net", "nft", "--check", "-f", "-"]
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def test_nat_network() -> None:
     assert 'oifname "br-shop" counter drop comment "vnet unasked"' in chain(text, "forward")
 
 
-def test_nat66_only_where_asked() -> None:
+def test_nat66_only_on_request() -> None:
     assert "ip6 saddr" not in text_of(SHOP)
     asked = OurNetwork("shop", "nat", "br-shop", SHOP.subnets, SHOP.gateways, nat66=True)
     assert 'ip6 saddr fd09::/64 oifname != "br-shop"' in text_of(asked)
@@ -77,7 +77,7 @@ def test_internal_and_routed_networks_are_not_translated() -> None:
     assert 'oifname "br-lan" counter accept comment "vnet routed"' in chain(text, "forward")
 
 
-def test_networks_are_apart_unless_joined() -> None:
+def test_networks_are_isolated_unless_joined() -> None:
     apart = 'iifname { "br-shop", "br-vault" } oifname { "br-shop", "br-vault" } counter drop'
     alone = chain(text_of(SHOP, VAULT), "forward")
     assert any(rule.startswith(apart) for rule in alone)
@@ -99,7 +99,7 @@ def test_published_port() -> None:
     assert chain(text, "postrouting")[0].startswith(hairpin)
 
 
-def test_containers_do_not_come_in_by_the_loopback_address() -> None:
+def test_containers_cannot_reach_the_loopback_address() -> None:
     assert chain(text_of(SHOP), "guard") == [
         'iifname "br-shop" ip daddr 127.0.0.0/8 drop comment "vnet loopback shop"'
     ]
@@ -112,5 +112,5 @@ def test_tags_keep_any_text(text: str) -> None:
     assert words_of(made) == {"of": (text, "more"), "net": ("shop",)}
 
 
-def test_other_aliases_are_no_tags() -> None:
+def test_other_aliases_are_not_tags() -> None:
     assert words_of("uplink to vnet:") is None and words_of("") is None

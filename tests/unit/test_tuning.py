@@ -1,4 +1,4 @@
-"""Tuning: what is planned, limited, warned of and refused, on hosts that do not exist."""
+"""Tuning: steps, limits, warnings and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = "web"
 
 
 def host(sizes: PacketSizes = USUAL, card: bool = False) -> HostBuilder:
-    """br0 with the container web on it, and br1 beside it; `card`: with eth0 as a port as well."""
+    """br0 with the container web, and br1; `card`: with the NIC eth0 as a port."""
     made = HostBuilder()
     bridge = made.bridge("br0", ["10.9.0.1/24"])
     made.bridge("br1", ["10.8.0.1/24"])
@@ -49,12 +49,14 @@ def host(sizes: PacketSizes = USUAL, card: bool = False) -> HostBuilder:
 
 
 def topology(made: HostBuilder | None = None, sysctls: dict[str, str] = SYSCTLS) -> Topology:
-    told = (made or host()).snapshot()
+    snapshot = (made or host()).snapshot()
     tuning = {
         ns: {index: VETH for index, link in net.links.items() if link.kind in ("veth", "physical")}
-        for ns, net in told.nets.items()
+        for ns, net in snapshot.nets.items()
     }
-    return Topology(replace(told, tuning=tuning, host=replace(told.host, sysctls=sysctls, cpus="0-3")))
+    return Topology(
+        replace(snapshot, tuning=tuning, host=replace(snapshot.host, sysctls=sysctls, cpus="0-3"))
+    )
 
 
 def bridge_of(now: Topology) -> Link:
@@ -75,7 +77,7 @@ def refused(now: Topology | None = None, **wanted: Any) -> str:
     return "; ".join(made.reasons)
 
 
-def test_big_tcp_is_for_the_bridge_its_ports_and_their_other_ends() -> None:
+def test_big_tcp_sets_the_bridge_its_ports_and_peers() -> None:
     steps = planned(big_tcp=131072).steps
     assert [(step.name, step.place) for step in steps if isinstance(step, SetSizes)] == [
         ("br0", NetnsTarget()),
@@ -87,9 +89,9 @@ def test_big_tcp_is_for_the_bridge_its_ports_and_their_other_ends() -> None:
     assert steps[2].inverse()[0].command() == steps[2].command().replace("131072", "65536")
 
 
-def test_a_card_keeps_what_its_device_allows() -> None:
+def test_a_nic_is_limited_by_its_device() -> None:
     made = planned(topology(host(card=True)), big_tcp=131072)
-    assert "eth0 in the host allows no more than 65536 bytes" in made.warnings
+    assert "eth0 in the host allows 65536 bytes at most" in made.warnings
     assert not any(
         step.name == "eth0" and step.place == NetnsTarget()
         for step in made.steps
@@ -104,34 +106,34 @@ def test_sizes_stay_within_the_device(size: int, most: int) -> None:
     assert isinstance(first, SetSizes) and {value for _, value in first.sizes} == {min(size, most)}
 
 
-def test_kernels_that_know_less() -> None:
+def test_older_kernels() -> None:
     only_ipv6 = topology(host(PacketSizes(65536, 65536, 0, 0, 524280)))
     made = planned(only_ipv6, big_tcp=131072)
     (first, *_) = made.steps
     assert isinstance(first, SetSizes)
     assert [word for word, _ in first.sizes] == ["gso_max_size", "gro_max_size"]
-    assert any("for IPv6 alone" in one for one in made.warnings)
+    assert any("for IPv6 only" in one for one in made.warnings)
     assert "Linux 5.19" in refused(topology(host(PacketSizes(65536, 0, 0, 0, 0))), big_tcp=131072)
     nothing = topology()
     bare = Topology(replace(nothing.snapshot, tuning={}))
-    assert "no offload" in refused(bare, offloads=False)
-    assert "RPS is not told of" in refused(bare, rps="all")
+    assert "has offloads that can be switched" in refused(bare, offloads=False)
+    assert "can't set RPS" in refused(bare, rps="all")
 
 
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        ({"big_tcp": 7}, "write 65536"),
+        ({"big_tcp": 7}, "use 65536"),
         ({"big_tcp": 524281}, "to 524280"),
-        ({"big_tcp": 65536}, "so already"),
-        ({"rps": "off"}, "so already"),
-        ({"rps": "0"}, "so already"),
-        ({"rps": "1f"}, "CPUs that are not there"),
-        ({"rps": "2-3"}, "no mask"),
-        ({"br_netfilter": True}, "so already"),
+        ({"big_tcp": 65536}, "nothing to change"),
+        ({"rps": "off"}, "nothing to change"),
+        ({"rps": "0"}, "nothing to change"),
+        ({"rps": "1f"}, "CPUs that don't exist"),
+        ({"rps": "2-3"}, "isn't a CPU mask"),
+        ({"br_netfilter": True}, "nothing to change"),
     ],
 )
-def test_what_cannot_be(wanted: dict[str, Any], words: str) -> None:
+def test_refusals(wanted: dict[str, Any], words: str) -> None:
     assert words in refused(**wanted)
 
 
@@ -139,14 +141,16 @@ def test_ipv6_that_is_routed_is_warned_of() -> None:
     six = host()
     bridge = next(index for index, link in six.links[HOST].items() if link.name == "br0")
     plain = six.links[HOST][bridge]
-    for addresses, told in (((), False), (("fe80::1/64",), False), (("fd09::1/64",), True)):
+    for addresses, expected in (((), False), (("fe80::1/64",), False), (("fd09::1/64",), True)):
         six.links[HOST][bridge] = replace(plain, addresses=tuple(map(address, addresses)))
         warnings = planned(topology(six), big_tcp=131072).warnings
-        assert any("IPv6 that leaves the bridge" in one for one in warnings) is told
-        assert not any("IPv6 that leaves" in one for one in planned(topology(six), rps="1").warnings)
+        assert any("IPv6 connections that leave the bridge" in one for one in warnings) is expected
+        assert not any(
+            "IPv6 connections that leave" in one for one in planned(topology(six), rps="1").warnings
+        )
 
 
-def test_offloads_are_switched_one_by_one_as_they_were() -> None:
+def test_undo_restores_each_offload() -> None:
     steps = planned(offloads=False).steps
     assert {step.name for step in steps} == {"v-web", "eth0"}  # type: ignore[attr-defined]
     words = "tx-checksum-ip-generic off tx-generic-segmentation off tx-tcp-segmentation off"
@@ -156,13 +160,13 @@ def test_offloads_are_switched_one_by_one_as_they_were() -> None:
     assert isinstance(first, SetOffloads) and first.features == (("rx-gro", True),)
 
 
-def test_the_offloads_of_a_card_are_left_alone() -> None:
+def test_the_offloads_of_a_nic_are_not_changed() -> None:
     made = planned(topology(host(card=True)), offloads=False)
-    assert any("eth0 is a card" in one for one in made.warnings)
+    assert any("eth0 is a NIC" in one for one in made.warnings)
     assert not any(step.name == "eth0" and step.place == NetnsTarget() for step in made.steps)  # type: ignore[attr-defined]
 
 
-def test_rps_writes_a_mask_where_it_differs() -> None:
+def test_rps_writes_masks_that_differ() -> None:
     steps = planned(rps="all").steps
     assert [step.cpus for step in steps if isinstance(step, SetSteering)] == ["f", "f"]
     assert steps[0].command() == "echo f > /sys/class/net/v-web/queues/rx-0/rps_cpus"
@@ -171,7 +175,7 @@ def test_rps_writes_a_mask_where_it_differs() -> None:
     assert steps[1].inverse() == (replace(steps[1], cpus="0", before="f"),)  # type: ignore[type-var]
 
 
-def test_br_netfilter_off_leaves_the_other_bridges_as_they_are() -> None:
+def test_br_netfilter_off_does_not_change_other_bridges() -> None:
     made = host()
     made.rule(
         "DOCKER-USER", "-A X -i br0 -o br0 -j DROP", table="filter", verdict="drop", iif="br0", oif="br0"
@@ -183,10 +187,10 @@ def test_br_netfilter_off_leaves_the_other_bridges_as_they_are() -> None:
         SetBridge("br1", "nf_call_ip6tables", 1, 0),
         SetSysctl("net.bridge.bridge-nf-call-ip6tables", "0", "1"),
     )
-    told = " ".join(steps.warnings)
-    assert "no longer sees packets between containers of br0" in told and "icc=false" in told
-    assert "this rule stops working: DOCKER-USER: -A X -i br0 -o br0 -j DROP" in told
-    assert "those made later do not" in told
+    text = " ".join(steps.warnings)
+    assert "no longer sees packets between containers of br0" in text and "icc=false" in text
+    assert "this rule stops working: DOCKER-USER: -A X -i br0 -o br0 -j DROP" in text
+    assert "new ones don't" in text
 
 
 def test_br_netfilter_of_one_bridge_alone() -> None:
@@ -203,16 +207,16 @@ def test_br_netfilter_of_one_bridge_alone() -> None:
     assert tuned(now, bridge_of(now)).br_netfilter
     assert planned(now, br_netfilter=False).steps == (SetBridge("br0", "nf_call_iptables", 0, 1),)
     assert "modprobe br_netfilter" in refused(topology(host(), {}), br_netfilter=True)
-    assert "so already" in refused(topology(host(), {}), br_netfilter=False)
+    assert "nothing to change" in refused(topology(host(), {}), br_netfilter=False)
 
 
-def test_nothing_but_what_is_asked_for() -> None:
+def test_only_requested_settings_change() -> None:
     assert not any(
         isinstance(step, (SetBridge, SetSysctl)) for step in planned(big_tcp=131072, rps="1").steps
     )
 
 
-def test_how_it_is_tuned_now() -> None:
+def test_current_tuning() -> None:
     now = topology()
     assert tuned(now, bridge_of(now)) == TuningState(65536, None, True, "off")
     mixed = host()
@@ -225,10 +229,10 @@ def test_no_bridge_is_refused() -> None:
     now = topology()
     port = next(link for link in now.snapshot.nets[HOST].links.values() if link.name == "v-web")
     made = plan(Tune(port.key, 131072), now)
-    assert isinstance(made, Refused) and made.reasons == ("v-web is no bridge",)
+    assert isinstance(made, Refused) and made.reasons == ("v-web isn't a bridge",)
 
 
-def test_steps_are_kept_by_the_journal_and_know_their_link() -> None:
+def test_steps_in_the_journal_name_their_link() -> None:
     for step in planned(big_tcp=131072, offloads=False, rps="3").steps:
         assert from_record(to_record(step)) == step
         name, place = step.changed_link()
@@ -249,5 +253,5 @@ def test_masks_of_cpus(number: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "g", "1,2", "-1", "0x", "f f", "٣"])
-def test_what_is_no_mask(text: str) -> None:
+def test_invalid_masks(text: str) -> None:
     assert tuning.cpus_of_mask(text) is None

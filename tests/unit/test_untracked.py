@@ -1,4 +1,4 @@
-"""Docker's DNS without conntrack: for whom it is planned, and who is refused with which reason."""
+"""Docker's DNS without conntrack: plans and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORTS = untracked.ResolverPorts(str(TCP), str(UDP))
 
 
 def ours(ports: untracked.ResolverPorts = PORTS) -> tuple[FirewallRule, ...]:
-    """The rules of our table as they are read."""
+    """Return the rules of vnet's table."""
     lines = untracked.rules(ports).split("\n\t\t")[2:]
     texts = [line.split("\n")[0] for line in lines]
     return tuple(_our_rule(text) for text in texts)
@@ -38,7 +38,7 @@ def _our_rule(text: str) -> FirewallRule:
 
 
 def dns(ns: int, more: str = "", backend: str = "iptables-nft", **changes: Any) -> Firewall:
-    """The rules for Docker's DNS, with one more line of iptables-save in their table."""
+    """Return Docker's DNS rules, and one more line of iptables-save in their table."""
     saved = iptables.parse(
         SAVED.replace("COMMIT", f"[0:0] {more}\nCOMMIT" if more else "COMMIT"), "ip", backend
     )
@@ -46,16 +46,16 @@ def dns(ns: int, more: str = "", backend: str = "iptables-nft", **changes: Any) 
 
 
 def topology(*firewalls: Firewall) -> Topology:
-    """br0 with the containers web and log, both of an engine, and bare, without rules."""
+    """br0 with the containers web and log of an engine, and bare without rules."""
     made = HostBuilder()
     bridge = made.bridge("br0", ["10.9.0.1/24"])
     for place, (ns, name) in enumerate(((WEB, "web"), (LOG, "log"), (BARE, "bare")), 2):
         made.namespace(ns, pids=(ns,))
         made.container("docker", name, ns, pid=ns)
         made.wire(ns, bridge, f"v-{name}", [f"10.9.0.{place}/24"])
-    told = made.snapshot()
+    snapshot = made.snapshot()
     others = {one.ns: one for one in firewalls} if firewalls else {WEB: dns(WEB), LOG: dns(LOG)}
-    return Topology(replace(told, firewalls={**told.firewalls, BARE: Firewall(BARE), **others}))
+    return Topology(replace(snapshot, firewalls={**snapshot.firewalls, BARE: Firewall(BARE), **others}))
 
 
 def planned(now: Topology, on: bool = True, *only: str) -> Plan | Refused:
@@ -88,9 +88,9 @@ def test_every_container_with_dockers_dns_alone() -> None:
     )
     assert made.title == "tune br0: Docker's DNS without conntrack in its containers"
     assert any(
-        "bare has no rules for Docker's DNS" in one and "stays as it is" in one for one in made.warnings
+        "bare has no rules for Docker's DNS" in one and "isn't changed" in one for one in made.warnings
     )
-    assert any("rules for DNS inside web, log are replaced" in one for one in made.warnings)
+    assert any("replace Docker's DNS rules in web, log" in one for one in made.warnings)
     assert (
         made.steps[0].command().startswith(f"nsenter -t {WEB} -n nft -f - <<'RULES'\ntable netdev vnet_untr")
     )
@@ -106,17 +106,17 @@ def test_one_container_by_name() -> None:
 
 
 def tuned_in(made: Plan) -> list[int | None]:
-    """Whose rules are replaced, by pid."""
+    """Return the pids of the containers whose rules are replaced."""
     return [step.place.pid for step in made.steps if isinstance(step, SetRules)]
 
 
 def replaced(ns: int) -> Firewall:
-    """With our rules in place of Docker's."""
+    """vnet's rules instead of Docker's."""
     return Firewall(ns, rules=ours())
 
 
 def both(ns: int) -> Firewall:
-    """Where Docker has written its rules again, for a resolver at other ports than ours know."""
+    """vnet's rules, and new rules of Docker for a resolver at other ports."""
     docker = dns(ns)
     return replace(docker, rules=(*docker.rules, *ours(OLD)))
 
@@ -124,7 +124,7 @@ def both(ns: int) -> Firewall:
 OLD = untracked.ResolverPorts("1001", "1002")
 
 
-def test_what_is_so_already_is_left_alone_and_off_takes_it_back() -> None:
+def test_repeating_changes_nothing_and_off_restores() -> None:
     now, place = topology(replaced(WEB), dns(LOG)), NetnsTarget(pid=WEB, inode=WEB)
     assert tuned_in(done(now)) == [LOG]
     restore, remove = done(now, False).steps
@@ -132,11 +132,11 @@ def test_what_is_so_already_is_left_alone_and_off_takes_it_back() -> None:
     assert remove == SetRules(untracked.OFF, untracked.rules(PORTS), place)
     assert restore.inverse() == (SetDockerDns(untracked.saved(PORTS), False, place),)
     assert from_record(to_record(restore)) == restore
-    assert "so already" in refused(topology(replaced(WEB), replaced(LOG)))
-    assert "so already" in refused(topology(), False)
+    assert "nothing to change" in refused(topology(replaced(WEB), replaced(LOG)))
+    assert "nothing to change" in refused(topology(), False)
 
 
-def test_docker_may_have_written_its_rules_again() -> None:
+def test_docker_added_its_rules_again() -> None:
     now, place = topology(both(WEB), replaced(LOG)), NetnsTarget(pid=WEB, inode=WEB)
     assert done(now).steps == (
         SetRules(untracked.rules(PORTS), untracked.rules(OLD), place),
@@ -145,7 +145,7 @@ def test_docker_may_have_written_its_rules_again() -> None:
     assert done(now, False, "web").steps == (SetRules(untracked.OFF, untracked.rules(OLD), place),)
 
 
-def test_how_it_is_now() -> None:
+def test_current_state() -> None:
     def held(*firewalls: Firewall) -> bool | None:
         now = topology(*firewalls)
         return tuned(
@@ -171,31 +171,31 @@ def test_how_it_is_now() -> None:
         "-A DOCKER_POSTROUTING -s 127.0.0.11/32 -o eth0 -p udp -m udp --sport 9 -j SNAT --to-source :53",
     ],
 )  # fmt: skip
-def test_any_other_rule_is_a_reason(line: str) -> None:
+def test_other_rules_are_a_reason_to_refuse(line: str) -> None:
     now = topology(dns(WEB, line), dns(LOG))
-    told = refused(now, True, "web")
-    assert "web has firewall rules besides" in told and line in told
+    reason = refused(now, True, "web")
+    assert "web has other firewall rules" in reason and line in reason
     made = done(now)
     assert tuned_in(made) == [LOG]
     assert any(line in one for one in made.warnings)
 
 
-def test_rules_that_are_not_known() -> None:
+def test_unknown_rules() -> None:
     drop = Chain("nft", "inet", "own", "in", "input", "filter", 0, "drop")
     assert "chain in of table own" in refused(topology(dns(WEB, chains=(drop,))), True, "web")
     policy = Chain("iptables-nft", "ip", "nat", "OUTPUT", "output", "nat", -100, "drop")
     assert "chain OUTPUT of table nat" in refused(topology(dns(WEB, chains=(policy,))), True, "web")
     legacy = dns(WEB, backend="iptables-legacy")
-    assert "iptables-legacy: it would gain nothing" in refused(topology(legacy), True, "web")
+    assert "iptables-legacy, which pass packets to conntrack" in refused(topology(legacy), True, "web")
     problem = Problem("nat", "iptables-save", "it is not installed", "", WEB)
     assert "it is not installed" in refused(topology(dns(WEB, problems=(problem,))), True, "web")
-    assert "were not read" in refused(topology(dns(WEB)), True, "log")
-    told = refused(topology(Firewall(WEB), Firewall(LOG)))
-    assert told.count("no rules for Docker's DNS") == 3
+    assert "weren't read" in refused(topology(dns(WEB)), True, "log")
+    reason = refused(topology(Firewall(WEB), Firewall(LOG)))
+    assert reason.count("no rules for Docker's DNS") == 3
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_a_changed_table_of_that_name_is_nobody_elses_to_replace(place: int) -> None:
+def test_a_changed_table_is_not_replaced(place: int) -> None:
     changed = [
         replace(rule, text=f"{rule.text} counter") if n == place else rule for n, rule in enumerate(ours())
     ]
@@ -204,7 +204,7 @@ def test_a_changed_table_of_that_name_is_nobody_elses_to_replace(place: int) -> 
     )
 
 
-def test_what_changed_is_said_in_a_sentence() -> None:
+def test_the_error_names_the_change() -> None:
     off, on = topology(), topology(replaced(WEB), dns(LOG))
     assert [one.sentence for one in changes(off.snapshot, on.snapshot, 0)] == [
         "conntrack no longer tracks connections of web"

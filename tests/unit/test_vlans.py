@@ -1,4 +1,4 @@
-"""VLANs of bridge ports: what the kernel is told, and what keeps them over a change."""
+"""VLANs of bridge ports: netlink messages, and restoring them after a change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.plan.requests import RemoveNetwork
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
 
-# What follows ifinfomsg in the messages of bridge(8) 6.15, as strace(1) shows them, and their type.
+# The payload after ifinfomsg in messages of bridge(8) 6.15 (strace(1)), and their type.
 MESSAGES = {
     ("add", AddVlan("p", 10, 20, untagged=True)): (19, "14001a00 080002000c000a00 0800020014001400"),
     ("add", AddVlan("p", 7, 7, pvid=True, untagged=True)): (19, "0c001a00 0800020006000700"),
@@ -73,7 +73,7 @@ def test_commands() -> None:
 
 
 def removal(port: tuple[PortVlan, ...], **settings: object) -> tuple[Operation, ...]:
-    """The steps that remove a NIC-bridged network whose card has those VLANs."""
+    """Return the steps that remove a NIC-bridged network whose NIC has those VLANs."""
     made = HostBuilder()
     bridge = made.link(
         HOST, "br-wire", "bridge", alias="vnet:net=wire kind=nic-bridged uplink=eth0",
@@ -113,7 +113,7 @@ def test_where_they_are_as_the_kernel_makes_them_nothing_is_done(vlans: tuple[Po
 
 
 def test_a_bridge_with_another_default_vlan() -> None:
-    """The kernel changes the default VLAN only while the bridge does not filter."""
+    """The kernel only changes the default VLAN while filtering is off."""
     own = (PortVlan(5, 5, True, True), PortVlan(9, 9))
     steps = removal((PortVlan(5, 5, True, True),), vlan_filtering=True, vlan_default_pvid=5, vlans=own)
     assert vlans_in(steps) == ["bridge vlan del dev br-wire vid 9 self"]

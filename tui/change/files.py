@@ -16,7 +16,7 @@ from core.operations import ForgetAttachment, SetRules
 from core.plan import OurNetwork, Ours, Plan, Refused, ours, rules
 from core.plan.desired_state import BadFile, Desired, difference, export, parse
 from core.plan.requests import Delete, Request, Unpublish
-from core.plan.untracked import track_again
+from core.plan.untracked import restore_tracking
 from core.text import safe
 from core.topology import Topology
 from tui.change.console import agreed, is_person, print_json, print_plan
@@ -48,7 +48,9 @@ def cleanup(options: argparse.Namespace) -> int:
         requests = (*first, *_strays(topology), *rest)
         plan = _without_kept(_without_table(planned(requests, topology, "clean up"), topology))
         return (
-            plan if isinstance(plan, Refused) else replace(plan, steps=(*track_again(topology), *plan.steps))
+            plan
+            if isinstance(plan, Refused)
+            else replace(plan, steps=(*restore_tracking(topology), *plan.steps))
         )
 
     return perform(options, planner, WHOLE, None if options.yes else _ask)

@@ -16,7 +16,7 @@ from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
 from core.operations import Operation, PersistAttachment, affected, undo_of
 from core.plan import Plan
-from core.plan.connectivity import reach_lifeline
+from core.plan.connectivity import changes_critical_link
 from core.state import planning
 from core.text import safe
 from core.topology import Topology
@@ -277,4 +277,4 @@ def needs_guard(entry: Entry) -> bool:
     if entry.end != "done" or any(one.entry_id == entry.entry_id for one in guard.pending_guards()):
         return False
     steps = undo_of(entry.steps[: entry.begun])
-    return reach_lifeline(steps, Topology(read_snapshot(("links",))), remote_session())
+    return changes_critical_link(steps, Topology(read_snapshot(("links",))), remote_session())

@@ -1,4 +1,4 @@
-"""What the agent is told to attach again, and to forget, by plans."""
+"""Plans that change persistent attachments."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ APP, DB, PLAIN = 70, 71, 72
 DB_TAG = "vnet:of=docker:db0 net=shop link=eth0 address=10.9.0.2/24"
 LAB_DB_TAG = "vnet:of=docker:db0 net=lab link=eth1 address=10.8.0.2/24"
 WIRING = (AddAddress("eth0", "10.9.0.2/24", NetnsTarget(pid=9, inode=9)),)
-KEPT = PersistAttachment("docker:db0", "shop", WIRING)
+PERSISTENT = PersistAttachment("docker:db0", "shop", WIRING)
 
 
 def topology() -> Topology:
-    """Docker's app on nothing of ours, its db on shop and lab, its gone stopped, and a plain container."""
+    """The containers of Docker: app without an attachment, db on shop and lab, gone stopped; plain is
+    unmanaged."""
     made = HostBuilder()
     made.link(HOST, "eth0", "physical", ["192.0.2.2/24"])
     bridges = [
@@ -51,17 +52,17 @@ def topology() -> Topology:
     return Topology(made.snapshot())
 
 
-def planned(*requests: Request, kept: tuple[PersistAttachment, ...] = ()) -> Plan:
-    found = plan_all(requests, topology(), kept=kept)
+def planned(*requests: Request, persistent: tuple[PersistAttachment, ...] = ()) -> Plan:
+    found = plan_all(requests, topology(), persistent=persistent)
     assert isinstance(found, Plan), found
     return found
 
 
-def wishes(found: Plan) -> list[Operation]:
+def attachment_steps(found: Plan) -> list[Operation]:
     return [step for step in found.steps if isinstance(step, (PersistAttachment, ForgetAttachment))]
 
 
-def test_an_engines_container_is_kept_attached() -> None:
+def test_attachments_of_engine_containers_are_persistent() -> None:
     found = planned(Attach("app", "shop"))
     want = found.steps[-1]
     assert isinstance(want, PersistAttachment) and (want.container, want.network) == ("docker:app0", "shop")
@@ -72,75 +73,79 @@ def test_an_engines_container_is_kept_attached() -> None:
     assert undo_of(found.steps)[0] == ForgetAttachment(want)
 
 
-def test_a_plain_one_is_not() -> None:
-    assert wishes(planned(Attach("plain", "shop"))) == []
+def test_attachments_of_unmanaged_containers_are_not() -> None:
+    assert attachment_steps(planned(Attach("plain", "shop"))) == []
 
 
-def test_what_is_detached_or_moved_is_forgotten_first() -> None:
-    found = planned(Detach("db", "shop"), kept=(KEPT,))
-    assert wishes(found) == [ForgetAttachment(KEPT)] and found.steps[0] == ForgetAttachment(KEPT)
-    forgotten, wanted = wishes(planned(CreateNetwork("side"), Move("db", "shop", "side"), kept=(KEPT,)))
+def test_detach_and_move_forget_the_attachment_first() -> None:
+    found = planned(Detach("db", "shop"), persistent=(PERSISTENT,))
+    assert attachment_steps(found) == [ForgetAttachment(PERSISTENT)] and found.steps[0] == ForgetAttachment(
+        PERSISTENT
+    )
+    forgotten, wanted = attachment_steps(
+        planned(CreateNetwork("side"), Move("db", "shop", "side"), persistent=(PERSISTENT,))
+    )
     assert (
-        forgotten == ForgetAttachment(KEPT)
+        forgotten == ForgetAttachment(PERSISTENT)
         and isinstance(wanted, PersistAttachment)
         and wanted.network == "side"
     )
 
 
-def test_one_that_is_down_is_detached_by_being_forgotten() -> None:
-    down = replace(KEPT, container="docker:gone0")
-    found = planned(Detach("gone", "shop"), kept=(down,))
+def test_detaching_a_stopped_container_forgets_the_attachment() -> None:
+    down = replace(PERSISTENT, container="docker:gone0")
+    found = planned(Detach("gone", "shop"), persistent=(down,))
     assert found.steps == (ForgetAttachment(down),)
     refused = plan(Detach("gone", "shop"), topology())
     assert isinstance(refused, Refused)
 
 
-def test_one_that_has_just_ended_is_detached_though_its_pair_is_in_sight() -> None:
-    """The kernel takes the pair away some time after the namespace's last process."""
+def test_detaching_a_container_that_just_ended() -> None:
+    """The kernel removes the veth pair some time after the namespace's last process."""
     found = topology().snapshot
     port = next(link for link in found.links() if link.name == "v-db")
     tag = "vnet:of=docker:gone0 net=shop link=eth0 address=10.9.0.3/24"
     lingering = replace(port, ifindex=99, name="v-gone", alias=tag, lower=2, lower_nsid=None)
     host = replace(found.nets[HOST], links=found.nets[HOST].links | {99: lingering})
-    down = replace(KEPT, container="docker:gone0")
+    down = replace(PERSISTENT, container="docker:gone0")
     after = Topology(replace(found, nets=found.nets | {HOST: host}))
-    made = plan_all((Detach("gone", "shop"),), after, kept=(down,))
+    made = plan_all((Detach("gone", "shop"),), after, persistent=(down,))
     assert isinstance(made, Plan) and made.steps == (ForgetAttachment(down),)
 
 
-def test_with_its_network_everything_is_forgotten() -> None:
-    down = replace(KEPT, container="docker:gone0")
-    elsewhere = replace(KEPT, network="lab")
-    found = planned(RemoveNetwork("shop"), kept=(KEPT, down, elsewhere))
-    assert wishes(found) == [ForgetAttachment(KEPT), ForgetAttachment(down)]
-    assert any("gone is attached to shop no more" in hit for hit in found.hits)
+def test_removing_a_network_forgets_its_attachments() -> None:
+    down = replace(PERSISTENT, container="docker:gone0")
+    elsewhere = replace(PERSISTENT, network="lab")
+    found = planned(RemoveNetwork("shop"), persistent=(PERSISTENT, down, elsewhere))
+    assert attachment_steps(found) == [ForgetAttachment(PERSISTENT), ForgetAttachment(down)]
+    assert any("gone is no longer attached to shop" in hit for hit in found.hits)
 
 
-def test_the_address_of_one_that_is_down_is_its_own() -> None:
+def test_a_stopped_container_keeps_its_address() -> None:
     steps = (AddAddress("eth0", "10.9.0.3/24", NetnsTarget(pid=9, inode=9)),)
     down = PersistAttachment("docker:gone0", "shop", steps)
-    found = planned(Attach("plain", "shop"), kept=(down,))
+    found = planned(Attach("plain", "shop"), persistent=(down,))
     assert [step.address for step in found.steps if isinstance(step, AddAddress)] == ["10.9.0.4/24"]
-    back = planned(Attach("app", "shop"), kept=(replace(down, container="docker:app0"),))
+    back = planned(Attach("app", "shop"), persistent=(replace(down, container="docker:app0"),))
     assert [step.address for step in back.steps if isinstance(step, AddAddress)] == ["10.9.0.3/24"]
-    removed = planned(Attach("plain", "shop"), kept=(replace(down, container="docker:nobody"),))
+    removed = planned(Attach("plain", "shop"), persistent=(replace(down, container="docker:nobody"),))
     assert [step.address for step in removed.steps if isinstance(step, AddAddress)] == ["10.9.0.3/24"]
 
 
-def test_the_ways_of_a_joined_network_are_kept_as_well() -> None:
+def test_routes_to_joined_networks_are_persistent() -> None:
     inside = NetnsTarget(pid=DB, inode=DB)
-    kept = PersistAttachment("docker:db0", "lab", (AddAddress("eth1", "10.8.0.2/24", inside),))
-    found = planned(CreateNetwork("side", subnets=("10.7.0.0/24",)), Join("lab", "side"), kept=(kept,))
+    lab = PersistAttachment("docker:db0", "lab", (AddAddress("eth1", "10.8.0.2/24", inside),))
+    found = planned(CreateNetwork("side", subnets=("10.7.0.0/24",)), Join("lab", "side"), persistent=(lab,))
     (way,) = [step for step in found.steps if isinstance(step, AddRoute)]
     assert (way.dst, way.gateway, way.place) == ("10.7.0.0/24", "10.8.0.1", inside)
-    longer = replace(kept, steps=(*kept.steps, way))
-    assert wishes(found) == [ForgetAttachment(kept), longer]
+    longer = replace(lab, steps=(*lab.steps, way))
+    assert attachment_steps(found) == [ForgetAttachment(lab), longer]
     again = planned(
         CreateNetwork("side", subnets=("10.7.0.0/24",)),
         Join("lab", "side"),
         Part("lab", "side"),
-        kept=(kept,),
+        persistent=(lab,),
     )
-    assert wishes(again)[-1] == kept
-    there = planned(Join("lab", "shop"), kept=(kept,))
+    assert attachment_steps(again)[-1] == lab
+    there = planned(Join("lab", "shop"), persistent=(lab,))
     assert not [step for step in there.steps if isinstance(step, AddRoute)], "it is on shop itself"

@@ -1,4 +1,4 @@
-"""How a plan reaches a namespace."""
+"""The process by which a plan enters a namespace."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.snapshots import small_builder
 
 @pytest.mark.parametrize("visitor", [2, 99_000])
 def test_a_container_is_reached_by_its_own_process(visitor: int) -> None:
-    """Others, of a lower or a higher number, may have entered it for a moment."""
+    """Other processes, with a lower or higher pid, may only be there for a moment."""
     builder = small_builder()
     container = next(one for one in builder.snapshot().containers() if one.name == "api")
     ns, pid = container.netns, container.pid
     assert ns and pid
     builder.spaces[ns] = replace(builder.spaces[ns], pids=tuple(sorted((visitor, pid))))
-    draft = PlanBuilder(Topology(builder.snapshot()))
-    assert draft.target("api").place == draft.place_of(ns)
-    assert (draft.place_of(ns).pid, draft.place_of(ns).others) == (pid, (visitor,))
+    plan = PlanBuilder(Topology(builder.snapshot()))
+    assert plan.target("api").place == plan.netns_target(ns)
+    assert (plan.netns_target(ns).pid, plan.netns_target(ns).others) == (pid, (visitor,))
