@@ -26,10 +26,10 @@ from core.netlink.client import (
     Netlink,
     attribute_list,
     attributes,
-    headed,
     listener,
     text,
     walk,
+    walk_events,
 )
 
 # RTNLGRP_* of linux/rtnetlink.h: links, IPv4 routes and rules, IPv6 routes and rules, settings of links by
@@ -320,7 +320,7 @@ class RuleWatch:
                     raise
                 found.rules = True
                 continue
-            for kind, port, payload in headed(data):
+            for kind, port, payload in walk_events(data):
                 if kind == _NFT_NEW_GENERATION:
                     self._end_transaction(found, is_own=port == own_port)
                 elif kind in _NFT_ELEMENTS:

@@ -1,4 +1,4 @@
-"""Decodes ctnetlink dumps into columns by the thousand: messages of equal layout share one walk."""
+"""Decode ctnetlink dumps into columns, messages of equal layout at once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ _HEADER_WORDS = 4
 _WORD = struct.Struct("=I")
 _TYPE_AND_FLAGS = struct.Struct("=HH")
 
-# The second word of the header of every entry in a dump.
+# The second word in the header of each entry of a dump.
 _SIGNATURE = np.frombuffer(_TYPE_AND_FLAGS.pack(CT_ENTRY, NLM_F_MULTI), np.uint32)[0]
 
 
 def message_starts(words: Words) -> tuple[Words, Words, int]:
-    """Where the chunk's entries start and how long they are, both in words, and the end of the last whole
-    message.
+    """Return starts and lengths of a chunk's entries, and the end of the last message.
 
-    Entries are found by the second word of their header; only where each ends exactly at the next one's start
-    is that taken for the truth, else the messages are walked one by one.
+    All are in 32-bit words. Entries are found by the second word of their header. That counts only if each
+    entry ends where the next one starts; else the messages are walked one by one.
     """
     found = np.flatnonzero(words == _SIGNATURE) - 1
     if found.size:
@@ -37,30 +36,32 @@ def message_starts(words: Words) -> tuple[Words, Words, int]:
 
 
 def _walked_starts(words: Words) -> tuple[Words, Words, int]:
-    """The same, one message after another, those of other types left out."""
+    """Find entries by walking all messages; other types are skipped."""
     starts: list[int] = []
     lengths: list[int] = []
-    at, plain = 0, words.tolist()
-    while at + _HEADER_WORDS <= len(plain):
-        length = (plain[at] + 3) >> 2
-        if length < _HEADER_WORDS or at + length > len(plain):
+    offset, numbers = 0, words.tolist()
+    while offset + _HEADER_WORDS <= len(numbers):
+        length = (numbers[offset] + 3) >> 2
+        if length < _HEADER_WORDS or offset + length > len(numbers):
             break
-        if _kind(plain[at + 1]) == CT_ENTRY:
-            starts.append(at)
+        if _message_type(numbers[offset + 1]) == CT_ENTRY:
+            starts.append(offset)
             lengths.append(length)
-        at += length
-    return np.array(starts, np.uint32), np.array(lengths, np.uint32), at
+        offset += length
+    return np.array(starts, np.uint32), np.array(lengths, np.uint32), offset
 
 
-def _kind(word: int) -> int:
-    """The message type in the second word of a header."""
+def _message_type(word: int) -> int:
+    """Return the message type in the second word of a header."""
     return int(_TYPE_AND_FLAGS.unpack(_WORD.pack(word))[0])
 
 
 class Decoder:
-    """Takes a dump chunk by chunk, each a run of whole messages; finds room for `expected` entries at once.
-    `ignored` counts the messages that could not be understood; what follows a broken one in its chunk counts
-    as one."""
+    """Decodes a dump chunk by chunk; each chunk holds whole messages.
+
+    Memory for `expected` entries is allocated first. `ignored` counts malformed messages; everything after a
+    truncated one in its chunk counts as one.
+    """
 
     def __init__(self, expected: int = 0) -> None:
         self.ignored = 0
@@ -70,13 +71,13 @@ class Decoder:
 
     @property
     def entries(self) -> np.ndarray[Any, Any]:
-        """All entries so far, read-only."""
+        """Return all entries so far, read-only."""
         rows = self._table[: self._used]
         rows.flags.writeable = False
         return rows
 
     def feed(self, chunk: bytes) -> None:
-        """Decode one chunk; the bytes are not kept."""
+        """Decode one chunk; the bytes aren't kept."""
         words = np.frombuffer(chunk, np.uint32, len(chunk) // 4)
         starts, lengths, end = message_starts(words)
         self.ignored += end * 4 != len(chunk)
@@ -84,28 +85,28 @@ class Decoder:
             self._decode(words, starts[lengths == length], length)
 
     def _decode(self, words: Words, starts: Words, length: int) -> None:
-        """Decode messages of `length` words: by the layouts met before, then by new ones."""
+        """Decode messages of `length` words, by the known layouts, then by new ones."""
         messages: Words = np.lib.stride_tricks.sliding_window_view(words, length)[starts]
         known = self._layouts.setdefault(length, [])
         for layout in known:
-            messages = self._take(layout, messages)
+            messages = self._decode_layout(layout, messages)
         while messages.size:
             known.append(layout_of(messages[0].tobytes()))
-            messages = self._take(known[-1], messages)
+            messages = self._decode_layout(known[-1], messages)
 
-    def _take(self, layout: Layout, messages: Words) -> Words:
-        """Decode those messages that have this layout and return the others."""
+    def _decode_layout(self, layout: Layout, messages: Words) -> Words:
+        """Decode the messages with this layout and return the others."""
         fits = layout.fits(messages)
-        everyone = bool(fits.all())
-        mine = messages if everyone else messages[fits]
+        all_fit = bool(fits.all())
+        fitting = messages if all_fit else messages[fits]
         if layout.record is None:
-            self.ignored += len(mine)
+            self.ignored += len(fitting)
         else:
-            write_entries(layout.record, mine, self._claim(len(mine)))
-        return messages[:0] if everyone else messages[~fits]
+            write_entries(layout.record, fitting, self._allocate(len(fitting)))
+        return messages[:0] if all_fit else messages[~fits]
 
-    def _claim(self, count: int) -> np.ndarray[Any, Any]:
-        """The next `count` zeroed rows; the table grows by half where it is full."""
+    def _allocate(self, count: int) -> np.ndarray[Any, Any]:
+        """Return the next `count` zeroed rows; a full table grows by half."""
         end = self._used + count
         if end > len(self._table):
             grown = np.zeros(max(end, len(self._table) * 3 // 2), CONNTRACK_DTYPE)
@@ -126,26 +127,26 @@ _FAMILY_AT = 16
 Path = tuple[int, ...]
 
 
-def _tuple_leaves(kind: int, way: str) -> dict[Path, tuple[str, str]]:
-    """What one tuple (CTA_TUPLE_ORIG or CTA_TUPLE_REPLY) may hold: path to column and format."""
+def _tuple_leaves(kind: int, direction: str) -> dict[Path, tuple[str, str]]:
+    """Return column and format by path in a tuple (CTA_TUPLE_ORIG or CTA_TUPLE_REPLY)."""
     leaves = {
-        (kind, 1, 1): (f"{way}_src", "4u1"),
-        (kind, 1, 2): (f"{way}_dst", "4u1"),
-        (kind, 1, 3): (f"{way}_src", "16u1"),
-        (kind, 1, 4): (f"{way}_dst", "16u1"),
-        (kind, 2, 1): (f"{way}_l4_proto", "u1"),
-        (kind, 2, 2): (f"{way}_sport", ">u2"),
-        (kind, 2, 3): (f"{way}_dport", ">u2"),
-        (kind, 3): (f"{way}_zone", ">u2"),
+        (kind, 1, 1): (f"{direction}_src", "4u1"),
+        (kind, 1, 2): (f"{direction}_dst", "4u1"),
+        (kind, 1, 3): (f"{direction}_src", "16u1"),
+        (kind, 1, 4): (f"{direction}_dst", "16u1"),
+        (kind, 2, 1): (f"{direction}_l4_proto", "u1"),
+        (kind, 2, 2): (f"{direction}_sport", ">u2"),
+        (kind, 2, 3): (f"{direction}_dport", ">u2"),
+        (kind, 3): (f"{direction}_zone", ">u2"),
     }
     for number in (4, 7):  # CTA_PROTO_ICMP_ID, CTA_PROTO_ICMPV6_ID; type and code follow each
-        leaves[(kind, 2, number)] = (f"{way}_sport", ">u2")
-        leaves[(kind, 2, number + 1)] = (f"{way}_icmp_type", "u1")
-        leaves[(kind, 2, number + 2)] = (f"{way}_icmp_code", "u1")
+        leaves[(kind, 2, number)] = (f"{direction}_sport", ">u2")
+        leaves[(kind, 2, number + 1)] = (f"{direction}_icmp_type", "u1")
+        leaves[(kind, 2, number + 2)] = (f"{direction}_icmp_code", "u1")
     return leaves
 
 
-# linux/netfilter/nfnetlink_conntrack.h: the attributes that are read, by their path from the message down.
+# linux/netfilter/nfnetlink_conntrack.h: column and format by path of nested attributes.
 _LEAVES: dict[Path, tuple[str, str]] = {
     **_tuple_leaves(1, "orig"),
     **_tuple_leaves(2, "reply"),
@@ -170,15 +171,15 @@ _COPIED = (
 
 
 class _Malformed(Exception):
-    """The attributes of a message do not fit into it, or have another size than they must."""
+    """A message has attributes that exceed it or have an unexpected size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Where messages of one length and one attribute structure keep their values.
+    """The offsets of values in messages of one length and attribute structure.
 
-    `mask` has ones where a message must equal `template` bit by bit: its length and family and every
-    attribute header down the tree. `record` names the values' places; None for messages that are malformed.
+    `mask` has ones where a message must equal `template`: in its length, family and all attribute headers.
+    `record` has the offsets; None for malformed messages.
     """
 
     template: Words
@@ -186,14 +187,14 @@ class Layout:
     record: np.dtype[Any] | None
 
     def fits(self, messages: Words) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which of the messages (rows of words) have exactly this layout."""
+        """Return a mask of the messages (rows of words) with exactly this layout."""
         different: Words = messages ^ self.template
         different &= self.mask
         return np.asarray(~different.any(axis=1))
 
 
 def layout_of(message: bytes) -> Layout:
-    """Walk one message's attribute tree once; never raises."""
+    """Walk the attributes of a message and return its layout; never raises."""
     mask = bytearray(len(message))
     mask[0:4] = b"\xff" * 4
     mask[_FAMILY_AT : _FAMILY_AT + 1] = b"\xff"[: len(message) - _FAMILY_AT]
@@ -206,7 +207,7 @@ def layout_of(message: bytes) -> Layout:
             record = np.dtype(
                 {
                     "names": list(fields),
-                    "formats": [form for form, _ in fields.values()],
+                    "formats": [number_format for number_format, _ in fields.values()],
                     "offsets": [offset for _, offset in fields.values()],
                     "itemsize": len(message),
                 }
@@ -217,27 +218,27 @@ def layout_of(message: bytes) -> Layout:
 
 
 def _walk(
-    message: bytes, at: int, end: int, path: Path, fields: dict[str, tuple[str, int]], mask: bytearray
+    message: bytes, offset: int, end: int, parent: Path, fields: dict[str, tuple[str, int]], mask: bytearray
 ) -> None:
-    """Note where the attributes from `at` to `end` keep their values, and mark their headers in `mask`."""
-    while at + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(message, at)
-        mask[at : at + 4] = b"\xff" * 4
-        if length < 4 or at + length > end:
+    """Add the values from `offset` to `end` to `fields`, and their headers to `mask`."""
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        mask[offset : offset + 4] = b"\xff" * 4
+        if length < 4 or offset + length > end:
             raise _Malformed
-        here = (*path, kind & NLA_TYPE_MASK)
-        if here in _NESTS:
-            _walk(message, at + 4, at + length, here, fields, mask)
-        elif here in _LEAVES:
-            name, form = _LEAVES[here]
-            if np.dtype(form).itemsize != length - 4:
+        path = (*parent, kind & NLA_TYPE_MASK)
+        if path in _NESTS:
+            _walk(message, offset + 4, offset + length, path, fields, mask)
+        elif path in _LEAVES:
+            name, number_format = _LEAVES[path]
+            if np.dtype(number_format).itemsize != length - 4:
                 raise _Malformed
-            fields[name] = (form, at + 4)
-        at += length + 3 & ~3
+            fields[name] = (number_format, offset + 4)
+        offset += length + 3 & ~3
 
 
 def write_entries(record: np.dtype[Any], messages: Words, rows: np.ndarray[Any, Any]) -> None:
-    """Fill zeroed `rows` (CONNTRACK_DTYPE) from messages whose values lie where `record` says."""
+    """Fill zeroed `rows` (CONNTRACK_DTYPE) from messages with the layout `record`."""
     values = messages.view(record)[:, 0]
     names = record.names or ()
     for name in _COPIED:
@@ -251,18 +252,18 @@ def write_entries(record: np.dtype[Any], messages: Words, rows: np.ndarray[Any, 
         if name in names:
             rows["zone"] = values[name]
             break
-    for index, way in enumerate(("orig", "reply")):
-        if f"{way}_icmp_type" in names and f"{way}_icmp_code" in names:
-            rows[f"{way}_dport"] = values[f"{way}_icmp_type"].astype(np.uint16) << 8
-            rows[f"{way}_dport"] |= values[f"{way}_icmp_code"]
+    for index, direction in enumerate(("orig", "reply")):
+        if f"{direction}_icmp_type" in names and f"{direction}_icmp_code" in names:
+            rows[f"{direction}_dport"] = values[f"{direction}_icmp_type"].astype(np.uint16) << 8
+            rows[f"{direction}_dport"] |= values[f"{direction}_icmp_code"]
         for count in ("packets", "bytes"):
-            if f"{way}_{count}" in names:
-                rows[count][:, index] = values[f"{way}_{count}"]
+            if f"{direction}_{count}" in names:
+                rows[count][:, index] = values[f"{direction}_{count}"]
                 rows["counted"] = True
 
 
 def _write_address(value: np.ndarray[Any, Any], column: np.ndarray[Any, Any]) -> None:
-    """Write IPv6 addresses as they are and IPv4 addresses mapped into sixteen bytes."""
+    """Write IPv6 addresses as they are, IPv4 addresses as IPv4-mapped ones."""
     if value.shape[1] == 4:
         column[:, 10:12] = 0xFF
         column[:, 12:16] = value

@@ -1,10 +1,10 @@
-"""The packet filter rules of one namespace: finds out who made them and asks the tool that reads them."""
+"""Read firewall rules of namespaces with the tools of the backends that made them."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,22 +18,22 @@ from core.netlink.netns import NamespaceGone, entered, entry_of
 from core.tags import TABLE
 from core.tools import OutOfTime, ToolFailed, ToolMissing, bounded
 
-# The legacy tables that exist in the thread's namespace; reading these makes none.
+# The legacy tables that exist in the thread's namespace; reading these files creates none.
 _LEGACY = {
     "ip": Path("/proc/thread-self/net/ip_tables_names"),
     "ip6": Path("/proc/thread-self/net/ip6_tables_names"),
 }
-_OURS = ("inet", TABLE)
-# For a namespace other than the host's: seconds for each, for all of them, and bytes that a tool prints.
-_EACH_OTHER, _ALL_OTHERS = 3.0, 30.0
-_MOST_PRINTED = 16 << 20
-_slow: set[int] = set()  # inodes of those that took too long
-_DENIED = "CAP_NET_ADMIN and CAP_SYS_ADMIN are needed"
+_VNET_TABLE = ("inet", TABLE)
+# Limits for namespaces other than the host's: seconds for each and for all, bytes of a tool's output.
+_SECONDS_EACH, _SECONDS_ALL = 3.0, 30.0
+_MAX_OUTPUT = 16 << 20
+_slow: set[int] = set()  # inodes of namespaces that took too long
+_DENIED = "needs CAP_NET_ADMIN and CAP_SYS_ADMIN"
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A firewall in the making."""
+    """Collects chains, rules and problems of one namespace."""
 
     ns: int
     chains: list[Chain] = field(default_factory=list)
@@ -47,31 +47,33 @@ class _Reading:
         self.problems.append(Problem("nat", what, why, try_, self.ns))
 
     def attempt(self, read: Callable[[], None]) -> None:
-        """Read one part; a tool that fails becomes a problem."""
+        """Call `read`; a failing tool becomes a problem."""
         try:
             read()
         except ToolFailed as error:
-            self.failed(error)
+            self.add_failure(error)
 
-    def failed(self, error: ToolFailed) -> None:
-        """A tool that fails becomes a problem."""
+    def add_failure(self, error: ToolFailed) -> None:
+        """Add the failure of a tool as a problem."""
         if isinstance(error, OutOfTime):
             _slow.add(self.ns)
         self.problem(error.what, error.why, error.try_)
 
 
 def read_firewall(namespace: Namespace) -> Firewall:
-    """All rules of one namespace, by nft(8) and iptables-save(8); neither runs where there are no rules.
+    """Read all rules of one namespace with nft(8) and iptables-save(8).
 
-    Raises NamespaceGone; what else stands in the way becomes a problem of the result.
+    The tools run only if there are rules. Raises NamespaceGone; other errors become problems of the result.
     """
     return _read(namespace, _read_tables)
 
 
 def read_firewalls(found: Mapping[int, Namespace]) -> dict[int, Firewall]:
-    """The rules of each namespace, by inode; those that vanished meanwhile are left out. The host is read
-    first. Who may change the rules of another namespace may make them many: each has its own time, all have
-    some together, and those that took too long come last the next time."""
+    """Read the rules of namespaces by inode, the host first.
+
+    The owner of another namespace can add any number of rules, so time is limited for each one and for all
+    together. Namespaces that took too long come last the next time. Those that are gone are left out.
+    """
     parts: dict[int, Firewall] = {}
     end = math.inf
     for namespace in sorted(found.values(), key=lambda one: (not one.is_host, one.inode in _slow)):
@@ -79,20 +81,22 @@ def read_firewalls(found: Mapping[int, Namespace]) -> dict[int, Firewall]:
             if namespace.is_host:
                 parts[namespace.inode] = read_firewall(namespace)
                 continue
-            end = min(end, time.monotonic() + _ALL_OTHERS)
-            with bounded(min(_EACH_OTHER, end - time.monotonic()), _MOST_PRINTED):
+            end = min(end, time.monotonic() + _SECONDS_ALL)
+            with bounded(min(_SECONDS_EACH, end - time.monotonic()), _MAX_OUTPUT):
                 parts[namespace.inode] = read_firewall(namespace)
     return parts
 
 
 def read_filters(namespace: Namespace) -> Firewall:
-    """What plans of networks are made from: our own table whole, and of others what
-    `core.collect.nft_netlink.read_filters` tells and all that is of iptables-legacy. Raises NamespaceGone."""
-    return _read(namespace, _read_brief)
+    """Read what plans of networks need. Raises NamespaceGone.
+
+    That is vnet's table, iptables-legacy, and the rules that `core.collect.nft_netlink.read_filters` returns.
+    """
+    return _read(namespace, _read_filtering)
 
 
 def _read(namespace: Namespace, read: Callable[[_Reading], None]) -> Firewall:
-    """What `read` takes in there, and iptables-legacy's tables."""
+    """Enter the namespace, call `read`, and read iptables-legacy's tables."""
     reading = _Reading(namespace.inode)
     _slow.discard(namespace.inode)
     try:
@@ -101,51 +105,51 @@ def _read(namespace: Namespace, read: Callable[[_Reading], None]) -> Firewall:
             for family in _LEGACY:
                 _read_legacy(reading, family)
     except OutOfTime as error:
-        reading.failed(error)
+        reading.add_failure(error)
     except PermissionError:
-        reading.problem("the firewall rules of this namespace could not be read", _DENIED, "run as root")
+        reading.problem("can't read the firewall rules of this namespace", _DENIED, "run it as root")
     return reading.result()
 
 
-def _read_brief(reading: _Reading) -> None:
+def _read_filtering(reading: _Reading) -> None:
     chains, rules = nft_netlink.read_filters()
-    others = [chain for chain in chains if (chain.family, chain.table) != _OURS]
+    others = [chain for chain in chains if (chain.family, chain.table) != _VNET_TABLE]
     reading.chains, reading.rules = others, rules
     if len(others) < len(chains):
-        reading.attempt(lambda: _take(reading, *read_table(_OURS)))
+        reading.attempt(lambda: _add(reading, *read_table(_VNET_TABLE)))
 
 
 def _read_tables(reading: _Reading) -> None:
-    """Read what nftables holds: iptables-nft's tables by iptables-save, all others by nft."""
+    """Read nftables: tables of iptables-nft with iptables-save, all others with nft."""
     rest = []
     tables = read_tables()
     for family in _LEGACY:
-        rest += _read_by_iptables(reading, family, [table for table in tables if table.family == family])
+        rest += _read_iptables_nft(reading, family, [table for table in tables if table.family == family])
     others = [(table.family, table.name) for table in tables if table.family not in _LEGACY]
     if wanted := {*rest, *others}:
-        reading.attempt(lambda: _take(reading, *read_nft(wanted)))
+        reading.attempt(lambda: _add(reading, *read_nft(wanted)))
 
 
-def _take(reading: _Reading, chains: list[Chain], rules: list[FirewallRule]) -> None:
+def _add(reading: _Reading, chains: Iterable[Chain], rules: Iterable[FirewallRule]) -> None:
     reading.chains += chains
     reading.rules += rules
 
 
-def _read_by_iptables(reading: _Reading, family: str, tables: list[Table]) -> list[tuple[str, str]]:
-    """Read the tables of iptables-nft among these; the names of those that nft has to read."""
+def _read_iptables_nft(reading: _Reading, family: str, tables: list[Table]) -> list[tuple[str, str]]:
+    """Read iptables-nft's tables among these; return the tables that nft has to read."""
     names = {table.name for table in tables}
-    ours = {table.name for table in tables if table.by_iptables}
+    by_iptables = {table.name for table in tables if table.by_iptables}
     done: set[str] = set()
-    if ours:
+    if by_iptables:
         try:
             saved = read_iptables(family, "iptables-nft")
         except ToolMissing as error:
-            why = "nft alone does not tell all that rules of iptables do"
+            why = "nft alone doesn't show everything that rules of iptables do"
             reading.problem(error.what, f"{error.why}; {why}", error.try_)
         except ToolFailed as error:
-            reading.failed(error)
+            reading.add_failure(error)
         else:
-            done = ours & set(saved.tables)
+            done = by_iptables & set(saved.tables)
             reading.chains += [chain for chain in saved.chains if chain.table in done]
             reading.rules += [rule for rule in saved.rules if rule.table in done]
     return [(family, name) for name in sorted(names - done)]
@@ -157,10 +161,9 @@ def _read_legacy(reading: _Reading, family: str) -> None:
     except FileNotFoundError:
         return
     if names:
-        reading.attempt(lambda: _take_legacy(reading, family))
+        reading.attempt(lambda: _add_legacy(reading, family))
 
 
-def _take_legacy(reading: _Reading, family: str) -> None:
+def _add_legacy(reading: _Reading, family: str) -> None:
     saved = read_iptables(family, "iptables-legacy")
-    reading.chains += saved.chains
-    reading.rules += saved.rules
+    _add(reading, saved.chains, saved.rules)

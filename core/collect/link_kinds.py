@@ -1,4 +1,4 @@
-"""What is special to each kind of link: decodes IFLA_INFO_DATA (linux/if_link.h) into `Link.details`."""
+"""Decode what is specific to a kind of link (IFLA_INFO_DATA of linux/if_link.h)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ BOND_MODES = (
 
 
 def details(kind: str, data: bytes) -> dict[str, Scalar]:
-    """The details of a link of that kind, for bridges none: `core.collect.link_kinds` has them.
+    """Decode IFLA_INFO_DATA into `Link.details`; for bridges see `bridge_settings`.
 
     vxlan: vni, remote (or the multicast group), local, link (the underlay's ifindex), port, learning, proxy,
     external; macvlan, macvtap, ipvlan: mode, for ipvlan also flag; vlan: id, protocol; bond: mode,
     active_slave (ifindex), miimon (ms); tun: mode ("tun" or "tap"), owner, group, persist, multi_queue;
-    vrf: table. What the kernel does not tell is left out.
+    vrf: table. Missing attributes are left out.
     """
     decode = _DECODERS.get(kind)
     return decode(attributes(data)) if decode else {}
 
 
 def address(value: bytes) -> str:
-    """An IPv4 or IPv6 address in text form."""
+    """Format an IPv4 or IPv6 address."""
     return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
 
 
@@ -55,15 +55,15 @@ def _vxlan(data: Attributes) -> dict[str, Scalar]:
 
 
 def _macvlan(data: Attributes) -> dict[str, Scalar]:
-    return {"mode": _word(MACVLAN_MODES, u32(data[1]))} if 1 in data else {}
+    return {"mode": _enum_name(MACVLAN_MODES, u32(data[1]))} if 1 in data else {}
 
 
 def _ipvlan(data: Attributes) -> dict[str, Scalar]:
     found: dict[str, Scalar] = {}
     if 1 in data:
-        found["mode"] = _word(IPVLAN_MODES, u16(data[1]))
+        found["mode"] = _enum_name(IPVLAN_MODES, u16(data[1]))
     if 2 in data:
-        found["flag"] = _word(IPVLAN_FLAGS, u16(data[2]))
+        found["flag"] = _enum_name(IPVLAN_FLAGS, u16(data[2]))
     return found
 
 
@@ -72,14 +72,14 @@ def _vlan(data: Attributes) -> dict[str, Scalar]:
     if 1 in data:
         found["id"] = u16(data[1])
     if 5 in data:
-        found["protocol"] = _word(VLAN_PROTOCOLS, int.from_bytes(data[5], "big"))
+        found["protocol"] = _enum_name(VLAN_PROTOCOLS, int.from_bytes(data[5], "big"))
     return found
 
 
 def _bond(data: Attributes) -> dict[str, Scalar]:
     found: dict[str, Scalar] = {}
     if 1 in data:
-        found["mode"] = _word(dict(enumerate(BOND_MODES)), data[1][0])
+        found["mode"] = _enum_name(dict(enumerate(BOND_MODES)), data[1][0])
     for name, number in (("active_slave", 2), ("miimon", 3)):
         if number in data:
             found[name] = u32(data[number])
@@ -89,7 +89,7 @@ def _bond(data: Attributes) -> dict[str, Scalar]:
 def _tun(data: Attributes) -> dict[str, Scalar]:
     found: dict[str, Scalar] = {}
     if 3 in data:
-        found["mode"] = _word({1: "tun", 2: "tap"}, data[3][0])
+        found["mode"] = _enum_name({1: "tun", 2: "tap"}, data[3][0])
     for name, number in (("owner", 1), ("group", 2)):
         if number in data:
             found[name] = u32(data[number])
@@ -104,8 +104,8 @@ def _flags(data: Attributes, numbers: Mapping[str, int]) -> dict[str, Scalar]:
     return {name: bool(data[number][0]) for name, number in numbers.items() if data.get(number)}
 
 
-def _word(words: Mapping[int, str], number: int) -> str:
-    return words.get(number, str(number))
+def _enum_name(names: Mapping[int, str], number: int) -> str:
+    return names.get(number, str(number))
 
 
 _DECODERS: Mapping[str, Callable[[Attributes], dict[str, Scalar]]] = {
@@ -142,12 +142,12 @@ _USER_HZ = 100.0
 _GET_VLANS = struct.pack("=BxHiII", _PF_BRIDGE, 0, 0, 0, 0) + attribute(
     _IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_BRVLAN_COMPRESSED)
 )
-# An ifinfomsg, not an ndmsg: what every kernel takes for a dump of all forwarding tables (rtnl_fdb_dump).
+# All kernels accept an ifinfomsg for a dump of all forwarding tables, unlike an ndmsg (rtnl_fdb_dump).
 _GET_FDB = struct.pack("=BxHiII", _PF_BRIDGE, 0, 0, 0, 0)
 
 
-def settings(data: bytes, families: bytes = b"") -> BridgeSettings:
-    """A bridge's settings, from its IFLA_INFO_DATA (IFLA_BR_*) and its IFLA_AF_SPEC."""
+def bridge_settings(data: bytes, families: bytes = b"") -> BridgeSettings:
+    """Decode a bridge's IFLA_INFO_DATA (IFLA_BR_*) and IFLA_AF_SPEC."""
     found = attributes(data)
 
     def number(attr_type: int, default: int) -> int:
@@ -175,14 +175,14 @@ def settings(data: bytes, families: bytes = b"") -> BridgeSettings:
 
 
 def _route_localnet(families: bytes) -> bool:
-    """One of the numbers of IFLA_INET_CONF, the sysctls of net.ipv4.conf.LINK in the order of linux/ip.h."""
+    """Read route_localnet from IFLA_INET_CONF, sysctls in the order of linux/ip.h."""
     conf = attributes(attributes(families).get(_AF_INET, b"")).get(_INET_CONF, b"")
-    place = 4 * (_ROUTE_LOCALNET - 1)
-    return len(conf) >= place + 4 and u32(conf[place : place + 4]) != 0
+    offset = 4 * (_ROUTE_LOCALNET - 1)
+    return len(conf) >= offset + 4 and u32(conf[offset : offset + 4]) != 0
 
 
-def port(data: bytes) -> BridgePort:
-    """A port's side of a bridge, from the link's IFLA_INFO_SLAVE_DATA (IFLA_BRPORT_*)."""
+def bridge_port(data: bytes) -> BridgePort:
+    """Decode a bridge port's IFLA_INFO_SLAVE_DATA (IFLA_BRPORT_*)."""
     found = attributes(data)
 
     def flag(attr_type: int, default: bool = False) -> bool:
@@ -209,17 +209,17 @@ def port(data: bytes) -> BridgePort:
 
 
 def read_vlans(sock: Netlink) -> dict[int, tuple[PortVlan, ...]]:
-    """The VLANs of every bridge port, and of the bridges themselves, by ifindex (bridge(8) `vlan`)."""
+    """Return the VLANs of bridge ports and bridges by ifindex (bridge(8) `vlan`)."""
     found = {}
     for message in sock.dump(_RTM_GETLINK, _GET_VLANS):
         spec = attributes(message.payload, 16).get(_IFLA_AF_SPEC)
         if spec:
-            found[struct.unpack_from("=i", message.payload, 4)[0]] = vlans(spec)
+            found[struct.unpack_from("=i", message.payload, 4)[0]] = port_vlans(spec)
     return {ifindex: entries for ifindex, entries in found.items() if entries}
 
 
-def vlans(spec: bytes) -> tuple[PortVlan, ...]:
-    """The VLANs in a port's IFLA_AF_SPEC, runs of alike ones as one range (struct bridge_vlan_info)."""
+def port_vlans(spec: bytes) -> tuple[PortVlan, ...]:
+    """Decode a port's IFLA_AF_SPEC, VLANs and VLAN ranges (bridge_vlan_info)."""
     found = []
     begin = 0
     for attr_type, value in attribute_list(spec):
@@ -235,8 +235,11 @@ def vlans(spec: bytes) -> tuple[PortVlan, ...]:
 
 
 def read_fdb(sock: Netlink, tunnels: set[int]) -> tuple[FdbEntry, ...]:
-    """The forwarding tables of all bridges, and those that `tunnels` (the ifindexes of vxlan links) keep
-    themselves; sorted, so that equal tables compare equal. A NIC's own address filters are left out."""
+    """Return the forwarding tables of all bridges and of the vxlan links `tunnels`.
+
+    `tunnels` are ifindexes. The entries are sorted, so that equal tables compare equal. Address filters of
+    NICs are left out.
+    """
     found = []
     for message in sock.dump(_RTM_GETNEIGH, _GET_FDB):
         entry = fdb_entry(message.payload)
@@ -246,19 +249,19 @@ def read_fdb(sock: Netlink, tunnels: set[int]) -> tuple[FdbEntry, ...]:
 
 
 def fdb_entry(payload: bytes) -> FdbEntry:
-    """One RTM_NEWNEIGH message of family PF_BRIDGE."""
+    """Decode an RTM_NEWNEIGH message of family PF_BRIDGE."""
     _, ifindex, state, flags, _ = _NEIGHBOUR.unpack_from(payload)
     found = attributes(payload, _NEIGHBOUR.size)
-    words = [word for bit, word in _FDB_FLAGS.items() if flags & bit]
+    names = [name for bit, name in _FDB_FLAGS.items() if flags & bit]
     if _NDA_FLAGS_EXT in found and u32(found[_NDA_FLAGS_EXT]) & _NTF_EXT_LOCKED:
-        words.append("locked")
+        names.append("locked")
     return FdbEntry(
         mac=found.get(_NDA_LLADDR, b"").hex(":"),
         port=ifindex,
         bridge=u32(found[_NDA_MASTER]) if _NDA_MASTER in found else None,
         vlan=u16(found[_NDA_VLAN]) if _NDA_VLAN in found else None,
         state=_fdb_state(state),
-        flags=tuple(words),
+        flags=tuple(names),
         dst=address(found[_NDA_DST]) if _NDA_DST in found else "",
     )
 

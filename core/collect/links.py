@@ -1,4 +1,4 @@
-"""Links of network namespaces, with all else that rtnetlink(7) tells of a namespace, read in one visit."""
+"""Read links, addresses, routes and rules of namespaces (rtnetlink(7)); counters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from core.collect import link_kinds, routes
 from core.collect.link_kinds import address, details
 from core.collect.names import scope
-from core.collect.namespaces import entry_of
+from core.collect.namespaces import find_entry
 from core.collect.offloads import read_offloads
 from core.model import (
     LONG_AGO,
@@ -57,12 +57,12 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS
 )  # fmt: skip
 _IFA_F_DEPRECATED, _IFA_F_PERMANENT, _IFA_F_NOPREFIXROUTE = 0x20, 0x80, 0x200
 _CACHEINFO = struct.Struct("=IIII")
-_FOR_EVER = 0xFFFFFFFF
+_INFINITY = 0xFFFFFFFF
 
-# A link that did not change sends an equal message, and stays the same object from one look to the next.
-_REMEMBERED = 2048
+# An unchanged link sends an equal message, and so stays the same object in the next snapshot.
+_CACHE_SIZE = 2048
 _ROUNDING = 2
-_ends: dict[tuple[bytes | int | str, ...], int] = {}
+_expiries: dict[tuple[bytes | int | str, ...], int] = {}
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -71,14 +71,17 @@ _GET_LINKS = _LINK.pack(0, 0, 0, 0, 0) + attribute(
 )
 _GET_ADDRESSES = _ADDRESS.pack(0, 0, 0, 0, 0)
 _NONE: Mapping[int, tuple[str, ...]] = {}
-# Reads what is wanted of one namespace.
+# Reads one namespace, which the thread has entered.
 type _Dump = Callable[[Netlink, Namespace, NsidResolver], NetState]
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
-    """All that rtnetlink tells of one namespace. `known` are the namespaces among which those that its links
-    lead to are looked for. Raises NamespaceGone; what the kernel refuses becomes a problem in the answer."""
+    """Read one namespace by rtnetlink.
+
+    The namespaces of its links' other ends are looked up among `known`. Raises NamespaceGone; other errors
+    become problems of the result.
+    """
     with NsidResolver(tuple(known)) as resolver:
         return _read_net(namespace, resolver, _dump)
 
@@ -86,15 +89,16 @@ def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
 def read_nets(
     namespaces: Iterable[Namespace], known: Iterable[Namespace] | None = None
 ) -> dict[int, NetState]:
-    """The same of many namespaces by inode; those that vanished are left out. `known` are those among which
-    peers are looked for (None: the same as `namespaces`)."""
+    """Read several namespaces, by inode; those that no longer exist are left out.
+
+    Peers are looked up among `known` (None: `namespaces`).
+    """
     namespaces = tuple(namespaces)
     return _read_each(namespaces, namespaces if known is None else tuple(known), _dump)
 
 
 def read_wiring(namespaces: Iterable[Namespace]) -> dict[int, NetState]:
-    """What plans are made from: the same without offloads, forwarding tables and rules of others than the
-    host."""
+    """Read what plans need: no offloads and forwarding tables, rules of the host only."""
     namespaces = tuple(namespaces)
     return _read_each(namespaces, namespaces, _dump_wiring)
 
@@ -111,44 +115,44 @@ def _read_each(
 
 
 def _read_net(namespace: Namespace, resolver: NsidResolver, dump: _Dump) -> NetState:
-    """By its entry, or by another way that leads there still."""
+    """Enter the namespace by its entry, or any other valid reference, and read it."""
     try:
         try:
-            return _visit(namespace.entry, namespace, resolver, dump)
+            return _enter_and_dump(namespace.entry, namespace, resolver, dump)
         except NamespaceGone:
-            return _visit(entry_of(namespace), namespace, resolver, dump)
+            return _enter_and_dump(find_entry(namespace), namespace, resolver, dump)
     except OSError as error:
         return NetState(namespace.inode, problems=(_problem(namespace, error),))
 
 
-def _visit(entry: str, namespace: Namespace, resolver: NsidResolver, dump: _Dump) -> NetState:
+def _enter_and_dump(entry: str, namespace: Namespace, resolver: NsidResolver, dump: _Dump) -> NetState:
     with netns.entered(entry, namespace.inode), Netlink() as sock:
         return dump(sock, namespace, resolver)
 
 
 def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
     with Netlink(GENERIC) as generic:
-        offloads: Mapping[int, tuple[str, ...]] = _or_nothing(read_offloads, generic, {})
+        offloads: Mapping[int, tuple[str, ...]] = _if_supported(read_offloads, generic, {})
     links = _with_vlans(read_links(sock, namespace.inode, offloads), sock)
     fdb: tuple[FdbEntry, ...] = ()
     if {link.kind for link in links.values()} & {"bridge", "vxlan"}:
         tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
         fdb = link_kinds.read_fdb(sock, tunnels)
-    return _net(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
+    return _net_state(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
 
 
 def _dump_wiring(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
     links = _with_vlans(read_links(sock, namespace.inode), sock)
     rules = _read_rules(sock) if namespace.is_host else ()
-    return _net(sock, namespace, resolver, links, rules=rules)
+    return _net_state(sock, namespace, resolver, links, rules=rules)
 
 
 def _read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:
-    return _or_nothing(routes.read_rules, sock, ())
+    return _if_supported(routes.read_rules, sock, ())
 
 
-def _net(
-    sock: Netlink, namespace: Namespace, resolver: NsidResolver, links: dict[int, Link], **more: Any
+def _net_state(
+    sock: Netlink, namespace: Namespace, resolver: NsidResolver, links: dict[int, Link], **parts: Any
 ) -> NetState:
     return NetState(
         namespace.inode,
@@ -156,12 +160,12 @@ def _net(
         routes=routes.read_routes(sock),
         neighbours=routes.read_neighbours(sock),
         nsids=resolver.resolve(sock, namespace, {link.lower_nsid for link in links.values()}),
-        **more,
+        **parts,
     )
 
 
 def read_links(sock: Netlink, ns: int, offloads: Mapping[int, tuple[str, ...]] = _NONE) -> dict[int, Link]:
-    """The links of the namespace of `sock`, whose inode is `ns`, with addresses, by ifindex."""
+    """Return the links, with addresses, of the namespace `ns` of `sock`, by ifindex."""
     messages = sock.dump(_RTM_GETLINK, _GET_LINKS)
     addresses = read_addresses(sock)
     found = {}
@@ -171,17 +175,17 @@ def read_links(sock: Netlink, ns: int, offloads: Mapping[int, tuple[str, ...]] =
     return found
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHE_SIZE)
 def link(
     payload: bytes, ns: int, addresses: tuple[Address, ...] = (), offloads: tuple[str, ...] = ()
 ) -> Link:
-    """One RTM_NEWLINK message."""
+    """Decode an RTM_NEWLINK message."""
     _, hardware, ifindex, flags, _ = _LINK.unpack_from(payload)
     found = attributes(payload, 16)
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     kind = _kind(text(info.get(_INFO_KIND, b"")), hardware)
-    special = details(kind, info.get(_INFO_DATA, b""))
-    lower = u32(found.get(_IFLA_LINK, b"")) or special.get("link")
+    kind_details = details(kind, info.get(_INFO_DATA, b""))
+    lower = u32(found.get(_IFLA_LINK, b"")) or kind_details.get("link")
     operstate = found.get(_IFLA_OPERSTATE, b"\0")[0]
     mac = found.get(_IFLA_ADDRESS, b"")
     per_family = found.get(_IFLA_AF_SPEC, b"")
@@ -204,9 +208,11 @@ def link(
         addresses=addresses,
         qdisc=text(found.get(_IFLA_QDISC, b"")),
         offloads=offloads,
-        details=special,
-        port=link_kinds.port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
-        bridge=link_kinds.settings(info.get(_INFO_DATA, b""), per_family) if kind == "bridge" else None,
+        details=kind_details,
+        port=link_kinds.bridge_port(info[_INFO_SLAVE_DATA]) if _is_port(info) else None,
+        bridge=link_kinds.bridge_settings(info.get(_INFO_DATA, b""), per_family)
+        if kind == "bridge"
+        else None,
         sizes=_sizes(found),
     )
 
@@ -222,8 +228,10 @@ def _sizes(found: Mapping[int, bytes]) -> PacketSizes:
 
 
 def _kind(kernel_kind: str, hardware: int) -> str:
-    """The kernel's word for the kind; it has none for loopback and for hardware. Every device of an Open
-    vSwitch datapath is a port of it, the bridge's own device too."""
+    """Return the kind of a link; the kernel names none for loopback and hardware.
+
+    Every device of an Open vSwitch datapath is a port, also the bridge's own device.
+    """
     if kernel_kind == "openvswitch":
         return "ovs-port"
     return kernel_kind or ("loopback" if hardware == _ARPHRD_LOOPBACK else "physical")
@@ -238,28 +246,28 @@ def _altnames(properties: bytes) -> tuple[str, ...]:
 
 
 def read_addresses(sock: Netlink) -> dict[int, tuple[Address, ...]]:
-    """IPv4 and IPv6 addresses by ifindex, in the kernel's order, IPv4 first."""
+    """Return IPv4 and IPv6 addresses by ifindex, in the kernel's order, IPv4 first."""
     found: defaultdict[int, tuple[Address, ...]] = defaultdict(tuple)
     for message in sock.dump(_RTM_GETADDR, _GET_ADDRESSES):
         family, prefixlen, _, scope_number, ifindex = _ADDRESS.unpack_from(message.payload)
         if family not in (2, 10):
             continue
-        given = attributes(message.payload, 8)
-        far = given.get(_IFA_ADDRESS, b"")
-        own = given.get(_IFA_LOCAL) or far
-        flags = u32(given.get(_IFA_FLAGS, b"\0"))
-        valid, preferred = _lifetimes(own, given.get(_IFA_CACHEINFO, b""), flags)
+        values = attributes(message.payload, 8)
+        peer = values.get(_IFA_ADDRESS, b"")
+        own = values.get(_IFA_LOCAL) or peer
+        flags = u32(values.get(_IFA_FLAGS, b"\0"))
+        valid, preferred = _lifetimes(own, values.get(_IFA_CACHEINFO, b""), flags)
         found[ifindex] += (
             Address(
                 4 if family == 2 else 6,
                 address(own),
                 prefixlen,
                 scope(scope_number),
-                peer=address(far) if far and far != own else "",
-                broadcast=address(given[_IFA_BROADCAST]) if _IFA_BROADCAST in given else "",
+                peer=address(peer) if peer and peer != own else "",
+                broadcast=address(values[_IFA_BROADCAST]) if _IFA_BROADCAST in values else "",
                 prefix_route=not flags & _IFA_F_NOPREFIXROUTE,
-                label=text(given.get(_IFA_LABEL, b"")),
-                metric=u32(given.get(_IFA_RT_PRIORITY, b"")),
+                label=text(values.get(_IFA_LABEL, b"")),
+                metric=u32(values.get(_IFA_RT_PRIORITY, b"")),
                 valid_until=valid,
                 preferred_until=preferred,
             ),
@@ -268,32 +276,35 @@ def read_addresses(sock: Netlink) -> dict[int, tuple[Address, ...]]:
 
 
 def _lifetimes(own: bytes, cacheinfo: bytes, flags: int) -> tuple[int, int]:
-    """Until when an address is valid and preferred (struct ifa_cacheinfo of linux/if_addr.h)."""
+    """Return until when an address is valid and preferred (struct ifa_cacheinfo)."""
     if len(cacheinfo) < _CACHEINFO.size or flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT:
         return 0, 0
     preferred, valid, _, changed = _CACHEINFO.unpack_from(cacheinfo)
     deprecated = flags & _IFA_F_DEPRECATED or not preferred
-    return _end((own, changed, "valid"), valid), LONG_AGO if deprecated else _end((own, changed), preferred)
+    preferred_until = LONG_AGO if deprecated else _expiry((own, changed), preferred)
+    return _expiry((own, changed, "valid"), valid), preferred_until
 
 
-def _end(which: tuple[bytes | int | str, ...], left: int) -> int:
-    """When the seconds left will be over. The kernel tells whole seconds: what one look made of them, the
-    next one keeps, as long as the address was not changed."""
-    if left == _FOR_EVER:
+def _expiry(key: tuple[bytes | int | str, ...], left: int) -> int:
+    """Return the time at which `left` seconds are over, 0 for never.
+
+    The kernel rounds to seconds. The same result is returned until the address changes.
+    """
+    if left == _INFINITY:
         return 0
-    told = round(time.time() + left)
-    if abs(told - _ends.get(which, 0)) > _ROUNDING:
-        if len(_ends) >= _REMEMBERED:
-            _ends.clear()
-        _ends[which] = told
-    return _ends[which]
+    expiry = round(time.time() + left)
+    if abs(expiry - _expiries.get(key, 0)) > _ROUNDING:
+        if len(_expiries) >= _CACHE_SIZE:
+            _expiries.clear()
+        _expiries[key] = expiry
+    return _expiries[key]
 
 
 def _with_vlans(links: dict[int, Link], sock: Netlink) -> dict[int, Link]:
-    """The links with the VLANs of those that are bridges or ports."""
+    """Add the VLANs of bridges and ports."""
     if not any(link.kind == "bridge" for link in links.values()):
         return links
-    vlans: Mapping[int, tuple[PortVlan, ...]] = _or_nothing(link_kinds.read_vlans, sock, {})
+    vlans: Mapping[int, tuple[PortVlan, ...]] = _if_supported(link_kinds.read_vlans, sock, {})
     found = dict(links)
     for ifindex, entries in vlans.items():
         old = links.get(ifindex)
@@ -304,23 +315,23 @@ def _with_vlans(links: dict[int, Link], sock: Netlink) -> dict[int, Link]:
     return found
 
 
-def _or_nothing[Answer](read: Callable[[Netlink], Answer], sock: Netlink, nothing: Answer) -> Answer:
-    """What a dump tells, or `nothing` where this kernel was built without what it dumps."""
+def _if_supported[Result](read: Callable[[Netlink], Result], sock: Netlink, default: Result) -> Result:
+    """Call `read`; return `default` if this kernel was built without the feature."""
     try:
         return read(sock)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
-            return nothing
+            return default
         raise
 
 
 def _problem(namespace: Namespace, error: OSError) -> Problem:
     name = namespace.names[0] if namespace.names else str(namespace.inode)
-    what = f"the links of namespace {name} cannot be read"
+    what = f"can't read the links of namespace {name}"
     if isinstance(error, PermissionError):
-        why = f"entering a namespace needs CAP_SYS_ADMIN ({error.strerror})"
+        why = f"entering it needs CAP_SYS_ADMIN ({error.strerror})"
         return Problem("links", what, why, "run it as root", namespace.inode)
-    return Problem("links", what, f"the kernel refused: {error.strerror}", "read again", namespace.inode)
+    return Problem("links", what, f"kernel error: {error.strerror}", "read again", namespace.inode)
 
 
 _RTM_GETSTATS = 94
@@ -332,21 +343,21 @@ _COUNTERS = struct.Struct("=9Q")
 
 
 def read_stats(namespaces: Iterable[Namespace]) -> LinkStats:
-    """The counters of every link in those namespaces, as far as they exist and may be entered."""
+    """Read the counters of every link in the namespaces that exist and can be entered."""
     taken_at = time.monotonic()
-    rows = [row for namespace in namespaces for row in _read(namespace)]
+    rows = [row for namespace in namespaces for row in _read_counters(namespace)]
     return LinkStats(taken_at, np.array(rows, STATS_DTYPE))
 
 
-def _read(namespace: Namespace) -> list[tuple[int, ...]]:
+def _read_counters(namespace: Namespace) -> list[tuple[int, ...]]:
     try:
         with netns.entered(namespace.entry, namespace.inode), Netlink() as sock:
-            return list(_rows(sock, namespace.inode))
+            return list(_counter_rows(sock, namespace.inode))
     except (NamespaceGone, PermissionError):
         return []
 
 
-def _rows(sock: Netlink, ns: int) -> Iterator[tuple[int, ...]]:
+def _counter_rows(sock: Netlink, ns: int) -> Iterator[tuple[int, ...]]:
     for message in sock.dump(_RTM_GETSTATS, _GET_STATS):
         _, ifindex, _ = _STATS_MESSAGE.unpack_from(message.payload)
         counters = attributes(message.payload, _STATS_MESSAGE.size).get(_IFLA_STATS_LINK_64)

@@ -1,11 +1,11 @@
-"""iproute2's words for routing tables, protocols and scopes, with this machine's own additions."""
+"""iproute2's names of routing tables, protocols and scopes, including local ones."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
 
-# In the order in which iproute2 reads them; what comes later wins.
+# In the order in which iproute2 reads them; later entries win.
 _FOLDERS = ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2")
 _TABLES = {253: "default", 254: "main", 255: "local"}
 _PROTOCOLS = {
@@ -17,63 +17,63 @@ _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 
 
 def table(number: int) -> str:
-    """The name of a routing table, else its number as text."""
-    return _words("rt_tables").get(number) or str(number)
+    """Return the name of a routing table, or its number as text."""
+    return _read_names("rt_tables").get(number) or str(number)
 
 
 def protocol(number: int) -> str:
-    """Who made a route, else the number as text."""
-    return _words("rt_protos").get(number) or str(number)
+    """Return the name of a route's protocol, or its number as text."""
+    return _read_names("rt_protos").get(number) or str(number)
 
 
 def scope(number: int) -> str:
-    """The scope of an address or a route, else the number as text."""
-    return _words("rt_scopes").get(number) or str(number)
+    """Return the name of a scope, or its number as text."""
+    return _read_names("rt_scopes").get(number) or str(number)
 
 
-def table_number(word: str) -> int:
-    """The number of a routing table from its name or number. Raises ValueError."""
-    return _number("rt_tables", word)
+def table_number(text: str) -> int:
+    """Return the number of a routing table given by name or number; raises ValueError."""
+    return _number("rt_tables", text)
 
 
-def protocol_number(word: str) -> int:
-    """The same of who made a route."""
-    return _number("rt_protos", word)
+def protocol_number(text: str) -> int:
+    """Return the number of a protocol given by name or number; raises ValueError."""
+    return _number("rt_protos", text)
 
 
-def scope_number(word: str) -> int:
-    """The same of a scope."""
-    return _number("rt_scopes", word)
+def scope_number(text: str) -> int:
+    """Return the number of a scope given by name or number; raises ValueError."""
+    return _number("rt_scopes", text)
 
 
-def _number(file: str, word: str) -> int:
-    for number, name in _words(file).items():
-        if name == word:
+def _number(file: str, text: str) -> int:
+    for number, name in _read_names(file).items():
+        if name == text:
             return number
-    return int(word, 0)
+    return int(text, 0)
 
 
 @cache
-def _words(file: str) -> dict[int, str]:
-    """Numbers and names in the files of that name and in the folders `FILE.d`, over the built-in ones."""
-    words = dict({"rt_tables": _TABLES, "rt_protos": _PROTOCOLS, "rt_scopes": _SCOPES}[file])
+def _read_names(file: str) -> dict[int, str]:
+    """Return built-in names by number, overridden by files `file` and `file.d/*.conf`."""
+    names = dict({"rt_tables": _TABLES, "rt_protos": _PROTOCOLS, "rt_scopes": _SCOPES}[file])
     for folder in map(Path, _FOLDERS):
         for path in (folder / file, *sorted((folder / f"{file}.d").glob("*.conf"))):
-            words |= _read(path)
-    return words
+            names |= _read_file(path)
+    return names
 
 
-def _read(path: Path) -> dict[int, str]:
-    """The `NUMBER NAME` lines of one file; numbers may be hexadecimal, `#` begins a comment."""
+def _read_file(path: Path) -> dict[int, str]:
+    """Parse `NUMBER NAME` lines; numbers may be hexadecimal, `#` starts a comment."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return {}
     found = {}
     for line in lines:
-        words = line.split("#", 1)[0].split()
+        fields = line.split("#", 1)[0].split()
         try:
-            found[int(words[0], 0)] = words[1]
+            found[int(fields[0], 0)] = fields[1]
         except (ValueError, IndexError):
             continue
     return found

@@ -1,4 +1,4 @@
-"""Read from /proc what refers to network namespaces: processes, threads, mounts and open descriptors.
+"""Find references to network namespaces in /proc.
 
 psutil has neither namespaces nor descriptors of other kinds than files and sockets. Creating its Process
 alone takes 8 us for each process, reading the namespace 1.2 us.
@@ -18,45 +18,48 @@ NAMES_DIR = "/run/netns"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
-class TooMany(Exception):
-    """There is more to read of a process than was asked for."""
+class LimitExceeded(Exception):
+    """A process has more threads, descriptors or mounts than the given limit."""
 
 
 class NamespaceRef(NamedTuple):
-    """One thing that leads to the namespace `inode`: a name under /run/netns, a process (or thread) id, the
-    path of an nsfs mount, or a (pid, fd) pair."""
+    """A reference to the namespace `inode`.
+
+    `value` is a name under /run/netns, a process or thread id, the path of an nsfs mount, or a (pid, fd)
+    pair.
+    """
 
     inode: int
     kind: Literal["names", "pids", "mounts", "held_fds"]
     value: str | int | tuple[int, int]
 
 
-def path_of(trace: NamespaceRef) -> str:
-    """The path by which a trace leads into its namespace."""
-    match trace.value:
+def path_of(ref: NamespaceRef) -> str:
+    """Return the path by which a reference leads to its namespace."""
+    match ref.value:
         case int(pid):
             return f"/proc/{pid}/ns/net"
         case (pid, descriptor):
             return f"/proc/{pid}/fd/{descriptor}"
         case name:
-            return f"{NAMES_DIR}/{name}" if trace.kind == "names" else str(name)
+            return f"{NAMES_DIR}/{name}" if ref.kind == "names" else str(name)
 
 
-def still_leads(trace: NamespaceRef) -> bool:
-    """Whether the trace leads to its namespace now."""
+def is_valid(ref: NamespaceRef) -> bool:
+    """Return whether the reference still leads to its namespace."""
     try:
-        return inode_of(path_of(trace)) == trace.inode
+        return inode_of(path_of(ref)) == ref.inode
     except OSError:
         return False
 
 
 def all_pids() -> list[int]:
-    """Every process in sight, ascending."""
+    """Return the ids of all visible processes in ascending order."""
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def in_processes(pids: Iterable[int], unreadable: list[int]) -> Iterator[NamespaceRef]:
-    """The namespace of each process's main thread; those that may not be looked into go to `unreadable`."""
+def process_refs(pids: Iterable[int], unreadable: list[int]) -> Iterator[NamespaceRef]:
+    """Yield the namespaces of main threads; append unreadable pids to `unreadable`."""
     for pid in pids:
         try:
             inode = _link_inode(f"/proc/{pid}/ns/net")
@@ -67,21 +70,26 @@ def in_processes(pids: Iterable[int], unreadable: list[int]) -> Iterator[Namespa
             yield NamespaceRef(inode, "pids", pid)
 
 
-def in_mounts(pid: int | None = None, most: int | None = None) -> Iterator[NamespaceRef]:
-    """Every nsfs mount in this process's mount namespace, or in that of another, seen through that one.
-    Raises TooMany where the list of its mounts has more than `most` bytes."""
-    seen_through = "" if pid is None else f"/proc/{pid}/root"
-    for path, inode in _nsfs_mounts(f"/proc/{'self' if pid is None else pid}/mountinfo", most):
-        yield NamespaceRef(inode, "mounts", f"{seen_through}{path}")
+def mount_refs(pid: int | None = None, limit: int | None = None) -> Iterator[NamespaceRef]:
+    """Yield nsfs mounts in this process's mount namespace, or in that of `pid`.
+
+    Raises LimitExceeded if the list of mounts has more than `limit` bytes.
+    """
+    root = "" if pid is None else f"/proc/{pid}/root"
+    for path, inode in _nsfs_mounts(f"/proc/{'self' if pid is None else pid}/mountinfo", limit):
+        yield NamespaceRef(inode, "mounts", f"{root}{path}")
 
 
 def mount_namespace(pid: int | Literal["self"]) -> str:
-    """What identifies the mount namespace of a process, "" where that is gone or may not be read."""
-    return _link(f"/proc/{pid}/ns/mnt")
+    """Return a key of a process's mount namespace, "" if it is gone or unreadable."""
+    return _read_link(f"/proc/{pid}/ns/mnt")
 
 
-def in_threads(pid: int, most: int | None = None) -> Iterator[NamespaceRef]:
-    """Threads of a process that left its namespace, by thread id. Raises TooMany after `most` threads."""
+def thread_refs(pid: int, limit: int | None = None) -> Iterator[NamespaceRef]:
+    """Yield the threads in another namespace than their process, by thread id.
+
+    Raises LimitExceeded after `limit` threads.
+    """
     tasks = f"/proc/{pid}/task"
     try:
         if Path(tasks).stat().st_nlink <= 3:
@@ -89,7 +97,7 @@ def in_threads(pid: int, most: int | None = None) -> Iterator[NamespaceRef]:
         home = _link_inode(f"/proc/{pid}/ns/net")
     except OSError:
         return
-    for tid in _entries(tasks, most):
+    for tid in _entries(tasks, limit):
         try:
             inode = _link_inode(f"/proc/{tid}/ns/net")
         except OSError:
@@ -98,58 +106,64 @@ def in_threads(pid: int, most: int | None = None) -> Iterator[NamespaceRef]:
             yield NamespaceRef(inode, "pids", int(tid))
 
 
-def in_descriptors(pid: int, places: Container[str], most: int | None = None) -> Iterator[NamespaceRef]:
-    """Descriptors that hold a namespace open; `places` are the paths where namespaces are mounted. Raises
-    TooMany after `most` descriptors."""
+def descriptor_refs(
+    pid: int, mount_paths: Container[str], limit: int | None = None
+) -> Iterator[NamespaceRef]:
+    """Yield the descriptors of a process that hold a namespace open.
+
+    `mount_paths` are the paths where namespaces are mounted. Raises LimitExceeded after `limit` descriptors.
+    """
     folder = f"/proc/{pid}/fd"
-    for descriptor in _entries(folder, most):
+    for descriptor in _entries(folder, limit):
         path = f"{folder}/{descriptor}"
-        link = _link(path)
+        link = _read_link(path)
         inode = _net_inode(link)
-        # Opened at a mount it bears that path, and "/" once that mount is gone. No other file is touched:
-        # looking at one on a dead network file system would never end.
-        if not inode and (link == "/" or link in places):
+        # A descriptor opened at a mount shows that path, or "/" once the mount is gone. Other files aren't
+        # touched: a stat on a dead network file system would never return.
+        if not inode and (link == "/" or link in mount_paths):
             inode = net_inode(path)
         if inode:
             yield NamespaceRef(inode, "held_fds", (pid, int(descriptor)))
 
 
-def _entries(folder: str, most: int | None) -> Iterator[str]:
-    """The names in a folder, no more of them read than asked for; none where it may not be read."""
+def _entries(folder: str, limit: int | None) -> Iterator[str]:
+    """Yield the names in a folder; nothing if it is unreadable. Raises LimitExceeded."""
     try:
         with os.scandir(folder) as entries:
             for number, entry in enumerate(entries):
-                if number == most:
-                    raise TooMany
+                if number == limit:
+                    raise LimitExceeded
                 yield entry.name
     except OSError:
         return
 
 
-def _nsfs_mounts(mountinfo: str, most: int | None) -> Iterator[tuple[str, int]]:
-    """(path, inode) of the network namespaces mounted, those hidden under a later mount left out
-    (proc_pid_mountinfo(5))."""
+def _nsfs_mounts(mountinfo: str, limit: int | None) -> Iterator[tuple[str, int]]:
+    """Yield path and inode of mounted network namespaces (proc_pid_mountinfo(5)).
+
+    A mount that is hidden under a later one is left out. Raises LimitExceeded at the end.
+    """
     try:
         with open(mountinfo, "rb") as file:
-            content = file.read() if most is None else file.read(most + 1)
+            content = file.read() if limit is None else file.read(limit + 1)
     except OSError:
         return
-    too_many = most is not None and len(content) > most
+    exceeded = limit is not None and len(content) > limit
     lines = os.fsdecode(content).split("\n")
     found: dict[str, int] = {}
-    for line in lines[:-1]:  # what follows the last line's end is nothing, or half a line
+    for line in lines[:-1]:  # the last one is empty or incomplete
         if " nsfs " not in line:
             continue
-        words = line.split(" ", 5)
-        inode = _net_inode(words[3])
+        fields = line.split(" ", 5)
+        inode = _net_inode(fields[3])
         if inode:
-            found[_OCTAL.sub(lambda match: chr(int(match[1], 8)), words[4])] = inode
+            found[_OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])] = inode
     yield from found.items()
-    if too_many:
-        raise TooMany
+    if exceeded:
+        raise LimitExceeded
 
 
-def _link(path: str) -> str:
+def _read_link(path: str) -> str:
     try:
         return os.readlink(path)
     except OSError:
@@ -157,7 +171,10 @@ def _link(path: str) -> str:
 
 
 def _link_inode(path: str) -> int:
-    """The inode that a /proc/PID/ns/net link names, 0 where the process is gone. Raises PermissionError."""
+    """Return the inode of a /proc/PID/ns/net link, 0 if the process is gone.
+
+    Raises PermissionError.
+    """
     try:
         return _net_inode(os.readlink(path))
     except (FileNotFoundError, ProcessLookupError):
@@ -165,5 +182,5 @@ def _link_inode(path: str) -> int:
 
 
 def _net_inode(text: str) -> int:
-    """The inode in "net:[4026531840]", 0 for other text."""
+    """Parse the inode in "net:[4026531840]"; 0 for other text."""
     return int(text[5:-1]) if text.startswith("net:[") else 0

@@ -1,4 +1,4 @@
-"""nftables' own tables: what nft(8) prints of them, as chains and rules."""
+"""Parse the output of nft(8) into chains and rules; call libnftables."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ from core.model import Chain, Choice, FirewallRule, Translation
 from core.netlink.client import NETFILTER, Netlink
 from core.tools import ToolFailed, run_tool
 
-# NFT_CTX_OUTPUT_* of nftables/libnftables.h: what `nft -s`, `-a` and `-j` ask for.
+# NFT_CTX_OUTPUT_* of nftables/libnftables.h, as for `nft -s`, `-a` and `-j`.
 STATELESS, HANDLES, JSON = 1 << 2, 1 << 3, 1 << 4
-# Parts of the library, such as its names of links, are the whole process's.
-_one_at_a_time = threading.Lock()
+# The library has global state, such as its cache of link names.
+_library_lock = threading.Lock()
 
 
 class NftError(Exception):
-    """What the library says is wrong, in nft's own words."""
+    """The library refused a command; the text is nft's error message."""
 
 
 class Context:
-    """A socket of nftables in the network namespace in which it is made. `run` it there; close it at the end.
+    """A context of libnftables with a socket in the thread's network namespace.
 
-    The kernel frees rules that went some milliseconds after they ceased to count. A socket of nftables that
-    closes meanwhile waits for that, and whoever makes a link waits for the socket.
+    Call `run` in that namespace, and `close` at the end. The kernel frees deleted rules some milliseconds
+    later. Closing a socket meanwhile waits for that, and then the creation of links waits as well.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         with Netlink(NETFILTER):
-            pass  # where the kernel has no such sockets, libnftables would end the process
-        with _one_at_a_time:
+            pass  # libnftables would exit if the kernel had no such sockets
+        with _library_lock:
             self._context: Any = library.nft_ctx_new(0)
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
 
     def run(self, text: str, output: int = 0) -> str:
-        """Do what `text` says; what was printed for it, as `output` asks, bytes that are no UTF-8 kept as
-        surrogates. Raises Refused."""
+        """Run nft commands and return the output. Raises NftError.
+
+        `output` are flags such as JSON. Invalid UTF-8 becomes surrogates.
+        """
         library, context = self._library, self._context
         library.nft_ctx_output_set_flags(context, output)
-        with _one_at_a_time:
+        with _library_lock:
             failed = library.nft_run_cmd_from_buffer(context, text.encode("utf-8", "surrogateescape"))
         printed = _string(library.nft_ctx_get_output_buffer(context))
         if failed:
@@ -59,13 +61,13 @@ class Context:
         self._library.nft_ctx_free(self._context)
 
 
-def _string(told: bytes | None) -> str:
-    return (told or b"").decode("utf-8", "surrogateescape")
+def _string(buffer: bytes | None) -> str:
+    return (buffer or b"").decode("utf-8", "surrogateescape")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """libnftables, None where it is not installed."""
+    """Load libnftables; return None if it isn't installed."""
     try:
         found = ctypes.CDLL("libnftables.so.1")
     except OSError:
@@ -86,47 +88,50 @@ Texts = Mapping[tuple[TableName, int], str]
 _TABLE = re.compile(r"table (\S+) (.+) \{ # handle \d+(?: progname .*)?$")
 _CHAIN = re.compile(r"\tchain .+ \{ # handle \d+$")
 _RULE = re.compile(r"(.*) # handle (\d+)$", re.DOTALL)
-_TRANSLATING = ("dnat", "snat", "redirect")
+_NAT_VERDICTS = ("dnat", "snat", "redirect")
 _DESTINATIONS = {"to_address", "to_port", "translations"}
 _TO = re.compile(r"(?:dnat|snat|redirect) to (\S+)")
-# Lines of a chain that are no rules.
-_OWN_LINES = ("\t\ttype ", "\t\tcomment ")
+# Lines of a chain that aren't rules.
+_CHAIN_LINES = ("\t\ttype ", "\t\tcomment ")
 
 
 def read_nft(tables: Collection[TableName]) -> tuple[list[Chain], list[FirewallRule]]:
-    """The chains and rules of these tables, (family, name), in the thread's network namespace; raises
-    ToolFailed. `nft -j` tells what a rule means (libnftables-json(5)), `nft -a` how a person writes it."""
-    told = run_tool("nft", "-j", "list", "ruleset", package="nftables")
+    """Read chains and rules of these tables in the thread's network namespace.
+
+    `tables` are (family, name). `nft -j` gives the meaning of rules (libnftables-json(5)), `nft -a` their
+    text. Raises ToolFailed.
+    """
+    json_text = run_tool("nft", "-j", "list", "ruleset", package="nftables")
     printed = run_tool("nft", "-a", "-s", "list", "ruleset", package="nftables")
-    return _understood(told, printed, tables)
+    return _parse(json_text, printed, tables)
 
 
-def _understood(
-    told: str, printed: str, tables: Collection[TableName]
+def _parse(
+    json_text: str, printed: str, tables: Collection[TableName]
 ) -> tuple[list[Chain], list[FirewallRule]]:
     try:
         objects = [
             (kind, item)
-            for entry in json.loads(told)["nftables"]
+            for entry in json.loads(json_text)["nftables"]
             for kind, item in entry.items()
             if kind == "table" or (item.get("family"), item.get("table")) in tables
         ]
-        return _chains(objects), list(_rules(objects, _texts(printed)))
+        return _chains(objects), list(_rules(objects, _rule_texts(printed)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = f"its answer is not what libnftables-json(5) describes ({type(error).__name__}: {error})"
-        raise ToolFailed("nft was not understood", why, "run `nft -j list ruleset` to see it") from error
+        why = f"it isn't as libnftables-json(5) describes it ({type(error).__name__}: {error})"
+        try_ = "run `nft -j list ruleset` to see it"
+        raise ToolFailed("can't parse the output of nft", why, try_) from error
 
 
 def read_table(name: TableName) -> tuple[list[Chain], list[FirewallRule]]:
-    """The same of one table that is there; by libnftables in this process, where it is installed. The rules'
-    text is left out."""
-    words = ("list", "table", *name)
-    told = _told_by_library(" ".join(words)) or run_tool("nft", "-j", *words, package="nftables")
-    return _understood(told, "", [name])
+    """Read one existing table, without the rules' text; with libnftables if installed."""
+    command = ("list", "table", *name)
+    json_text = _run_by_library(" ".join(command)) or run_tool("nft", "-j", *command, package="nftables")
+    return _parse(json_text, "", [name])
 
 
-def _told_by_library(command: str) -> str:
-    """The answer in JSON, "" where the library is missing, or cannot tell."""
+def _run_by_library(command: str) -> str:
+    """Return the library's output in JSON, "" if it is missing or fails."""
     if not (found := library()):
         return ""
     try:
@@ -153,8 +158,9 @@ def _rules(objects: list[tuple[str, Any]], texts: Texts) -> Iterator[FirewallRul
     named: dict[TableName, NamedObjects] = {}
     for kind, item in objects:
         if kind in ("map", "counter"):
-            of_table = named.setdefault((item["family"], item["table"]), NamedObjects())
-            (of_table.maps if kind == "map" else of_table.counters)[item["name"]] = item
+            objects_of_table = named.setdefault((item["family"], item["table"]), NamedObjects())
+            by_name = objects_of_table.maps if kind == "map" else objects_of_table.counters
+            by_name[item["name"]] = item
     for kind, rule in objects:
         if kind == "rule":
             table = (rule["family"], rule["table"])
@@ -163,10 +169,10 @@ def _rules(objects: list[tuple[str, Any]], texts: Texts) -> Iterator[FirewallRul
 
 def _rule(rule: Mapping[str, Any], named: NamedObjects, texts: Texts) -> FirewallRule:
     family, table, handle = rule["family"], rule["table"], rule["handle"]
-    # A rule that came between the two looks is shown as JSON until the next one.
+    # A rule that was added between both runs of nft is shown as JSON until the next read.
     text = texts.get(((family, table), handle)) or json.dumps(rule["expr"])
-    fields = understand(rule["expr"], named)
-    if fields.get("verdict") in _TRANSLATING and not fields.keys() & _DESTINATIONS:
+    fields = rule_fields(rule["expr"], named)
+    if fields.get("verdict") in _NAT_VERDICTS and not fields.keys() & _DESTINATIONS:
         fields |= _destination(text)
     return FirewallRule(
         "nft", family, table, rule["chain"], f"nft/{family}/{table}/{handle}", text,
@@ -175,29 +181,29 @@ def _rule(rule: Mapping[str, Any], named: NamedObjects, texts: Texts) -> Firewal
 
 
 def _destination(text: str) -> dict[str, Any]:
-    """Where a rule leads whose target is one of iptables': nft's JSON tells only its name."""
+    """Parse a destination in the text; nft's JSON lacks it for targets of iptables."""
     found = _TO.search(text)
     return destination(found[1]) if found else {}
 
 
-def _texts(printed: str) -> Texts:
-    """Each rule as nft prints it, by its table and handle."""
+def _rule_texts(printed: str) -> Texts:
+    """Return the text of each rule by table and handle."""
     texts: dict[tuple[TableName, int], str] = {}
     table: TableName = ("", "")
-    in_chain, waiting = False, ""
+    in_chain, incomplete = False, ""
     for line in printed.split("\n"):
         if not in_chain:
             if found := _TABLE.match(line):
                 table = (found[1], found[2])
             in_chain = bool(_CHAIN.match(line))
-        elif line == "\t}" and not waiting:
+        elif line == "\t}" and not incomplete:
             in_chain = False
-        elif waiting or not line.startswith(_OWN_LINES):
-            # A comment may hold newlines: a rule ends with its handle.
-            waiting += f"\n{line}" if waiting else line.strip()
-            if found := _RULE.match(waiting):
+        elif incomplete or not line.startswith(_CHAIN_LINES):
+            # A comment may contain newlines: a rule ends with its handle.
+            incomplete += f"\n{line}" if incomplete else line.strip()
+            if found := _RULE.match(incomplete):
                 texts[table, int(found[2])] = found[1]
-                waiting = ""
+                incomplete = ""
     return texts
 
 
@@ -207,7 +213,7 @@ _TRANSPORTS = ("tcp", "udp", "udplite", "sctp", "dccp", "th")
 _IP_FIELDS = {"saddr": "src", "daddr": "dst", "protocol": "l4_proto", "nexthdr": "l4_proto"}
 _PLAIN_VERDICTS = {"accept", "drop", "return", "reject", "notrack", "queue", "tproxy"}
 _TRANSLATIONS = {"dnat", "snat", "masquerade", "redirect"}
-# Statements that neither match nor decide.
+# Statements that neither match nor give a verdict.
 _SILENT = {"log", "mangle", "counter", "set", "map", "flow", "dup", "secmark", "ct helper", "continue"}
 _XT_VERDICTS = {
     "MASQUERADE": "masquerade", "DNAT": "dnat", "SNAT": "snat", "REDIRECT": "redirect", "REJECT": "reject",
@@ -216,24 +222,26 @@ _XT_VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class NamedObjects:
-    """What the rules of one table refer to by name, as nft -j lists it."""
+    """The maps and counters of one table by name, as `nft -j` prints them."""
 
     maps: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     counters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def understand(expressions: Sequence[Mapping[str, Any]], named: NamedObjects) -> dict[str, Any]:
-    """The fields of FirewallRule that these expressions give. Raises KeyError, TypeError and the like for
-    what is no answer of nft's."""
-    meaning = _Meaning(named)
+def rule_fields(expressions: Sequence[Mapping[str, Any]], named: NamedObjects) -> dict[str, Any]:
+    """Convert the expressions of a rule into fields of FirewallRule.
+
+    Raises KeyError, TypeError and the like for malformed expressions.
+    """
+    builder = _FieldBuilder(named)
     for expression in expressions:
         for kind, value in expression.items():
-            meaning.add(kind, value)
-    return meaning.fields
+            builder.add(kind, value)
+    return builder.fields
 
 
-class _Meaning:
-    """A rule's fields in the making."""
+class _FieldBuilder:
+    """Builds the fields of FirewallRule from expressions."""
 
     def __init__(self, named: NamedObjects) -> None:
         self.named = named
@@ -257,9 +265,9 @@ class _Meaning:
         elif kind == "xt":
             self._extension(value)
         elif kind not in _SILENT:
-            self._not_told()
+            self._mark_incomplete()
 
-    def _not_told(self) -> None:
+    def _mark_incomplete(self) -> None:
         self.fields["understood"] = False
 
     def _match(self, match: Mapping[str, Any]) -> None:
@@ -267,14 +275,14 @@ class _Meaning:
         text = _text(match["right"])
         self._set("l4_proto", implied)
         if not name or text is None or match["op"] not in ("==", "in", "!="):
-            self._not_told()
+            self._mark_incomplete()
             return
         self._set(name, f"!{text}" if match["op"] == "!=" else text)
 
     def _set(self, name: str, text: str) -> None:
         if text and self.fields.setdefault(name, text) != text:
-            # Two matches on one thing: the fields hold the first.
-            self._not_told()
+            # The fields hold the first of two matches on the same value.
+            self._mark_incomplete()
 
     def _counter(self, value: Any) -> None:
         counter = self.named.counters.get(value) if isinstance(value, str) else value
@@ -291,17 +299,17 @@ class _Meaning:
             port = _text(value["port"])
             self.fields["to_port"] = port or ""
             if port is None:
-                self._not_told()
+                self._mark_incomplete()
 
     def _translate_by_map(self, mapped: Mapping[str, Any]) -> None:
         found = tuple(self._translations(mapped))
         if found:
             self.fields["translations"] = found
             return
-        # The key is a number drawn, a mark or the like: only the addresses to choose from can be told.
+        # The key is a random number, a mark or the like: only the possible addresses are known.
         addresses = [_text(_parts(data)[0]) for _, data in self._elements(mapped["data"])]
         self.fields["to_address"] = ",".join(address for address in addresses if address)
-        self._not_told()
+        self._mark_incomplete()
 
     def _elements(self, data: Any) -> Sequence[Any]:
         if isinstance(data, str):
@@ -311,7 +319,7 @@ class _Meaning:
         return elements
 
     def _translations(self, mapped: Mapping[str, Any]) -> Iterator[Translation]:
-        """What a map's elements translate; none where its key is not among the fields."""
+        """Yield the translations of a map; none if its key isn't a known field."""
         keys = [_field(part) for part in _parts(mapped["key"])]
         if not all(name for name, _ in keys):
             return
@@ -341,16 +349,18 @@ class _Meaning:
             yield Choice(_text(key) or "", kind, target["target"] if target else "")
 
     def _extension(self, value: Mapping[str, Any]) -> None:
-        """An extension of iptables, of which nft's JSON tells the name alone."""
+        """Add an extension of iptables, of which nft's JSON has only the name."""
         if value["type"] == "target":
             self.fields["verdict"] = _XT_VERDICTS.get(value["name"], "")
         elif value["name"] != "comment":
-            self._not_told()
+            self._mark_incomplete()
 
 
 def _field(left: Any) -> tuple[str, str]:
-    """The field of FirewallRule that the left side of a match is ("" where none), and the transport protocol
-    that it implies."""
+    """Return the field for the left side of a match, and the protocol that it implies.
+
+    The field is one of FirewallRule, "" if there is none.
+    """
     if not isinstance(left, Mapping):
         return "", ""
     if "meta" in left:
@@ -370,7 +380,7 @@ def _field(left: Any) -> tuple[str, str]:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """The members of a concatenation, the value alone where it is none; timeouts and the like left out."""
+    """Return the members of a concatenation, or the value alone, without timeouts."""
     if isinstance(value, Mapping) and "elem" in value:
         value = value["elem"]["val"]
     if isinstance(value, Mapping) and "concat" in value:
@@ -380,7 +390,7 @@ def _parts(value: Any) -> Sequence[Any]:
 
 
 def _text(value: Any) -> str | None:
-    """A value as FirewallRule writes it, None where it is more than that."""
+    """Return a value in the notation of FirewallRule, None if that is impossible."""
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, list):

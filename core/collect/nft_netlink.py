@@ -1,5 +1,7 @@
-"""The chains of nftables, and the rules of those tables that may drop what is forwarded, from the kernel
-itself: what plans of networks ask of others' rules, which may be many, and the tools for them slow."""
+"""Read nftables over netlink: tables, chains, rules that drop forwarded packets.
+
+Plans of networks use it, because there may be many rules, and nft(8) is slow then.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _IPTABLES_FAMILIES = (2, 10)
 IPTABLES_TABLES = {"filter", "nat", "mangle", "raw", "security"}
 IPTABLES_CHAINS = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
-# What iptables-nft builds its rules of; of sets, maps and the like iptables-save prints rules that lie.
+# The expressions of iptables-nft; iptables-save prints others, such as sets and maps, wrongly.
 _IPTABLES_EXPRESSIONS = {
     "bitwise", "cmp", "counter", "immediate", "limit", "log", "masq", "match", "meta", "nat", "payload",
     "range", "redir", "target",
@@ -40,7 +42,10 @@ _IPTABLES_EXPRESSIONS = {
 
 
 class Table(NamedTuple):
-    """One table: `by_iptables` where iptables-nft made all of it, so that iptables-save prints it truly."""
+    """A table; `by_iptables` if iptables-nft made all of it.
+
+    Only then iptables-save prints it correctly.
+    """
 
     family: str
     name: str
@@ -48,7 +53,10 @@ class Table(NamedTuple):
 
 
 def read_tables() -> tuple[Table, ...]:
-    """The tables of the thread's network namespace. Raises PermissionError without CAP_NET_ADMIN there."""
+    """Return the tables of the thread's network namespace.
+
+    Raises PermissionError without CAP_NET_ADMIN there.
+    """
     if would_load_module():
         return ()
     try:
@@ -58,7 +66,7 @@ def read_tables() -> tuple[Table, ...]:
     except PermissionError:
         raise
     except OSError:
-        # A kernel without nftables refuses the question.
+        # A kernel without nftables refuses the request.
         return ()
 
 
@@ -66,12 +74,14 @@ def _table(kernel: client.Netlink, message: client.Message) -> Table:
     family = message.payload[0]
     name = client.text(client.attributes(message.payload, 4)[_TABLE_NAME])
     candidate = family in _IPTABLES_FAMILIES and name in IPTABLES_TABLES
-    by_iptables = candidate and _has_iptables_chains(kernel, family, name) and _is_plain(kernel, family, name)
+    by_iptables = (
+        candidate and _has_iptables_chains(kernel, family, name) and _has_iptables_rules(kernel, family, name)
+    )
     return Table(FAMILIES.get(family, str(family)), name, by_iptables)
 
 
 def _has_iptables_chains(kernel: client.Netlink, family: int, table: str) -> bool:
-    """Whether the base chains are those of iptables, and there is one at least."""
+    """Return whether there are base chains, and all have names of iptables."""
     found = [
         client.attributes(message.payload, 4)
         for message in kernel.dump(GET_CHAIN, NFGENMSG.pack(family, 0, 0))
@@ -84,8 +94,8 @@ def _has_iptables_chains(kernel: client.Netlink, family: int, table: str) -> boo
     return bool(hooked) and hooked <= IPTABLES_CHAINS
 
 
-def _is_plain(kernel: client.Netlink, family: int, table: str) -> bool:
-    """Whether every rule is made of what iptables-nft uses."""
+def _has_iptables_rules(kernel: client.Netlink, family: int, table: str) -> bool:
+    """Return whether all rules have only expressions of iptables-nft."""
     body = NFGENMSG.pack(family, 0, 0) + client.attribute(_RULE_TABLE, table.encode() + b"\0")
     return all(
         _expressions(message.payload) <= _IPTABLES_EXPRESSIONS for message in kernel.dump(GET_RULE, body)
@@ -101,7 +111,7 @@ def _expressions(payload: bytes) -> set[str]:
 
 
 def would_load_module() -> bool:
-    """Whether nftables is a module that is not loaded: asking would load it, and there can be no table."""
+    """Return whether nftables is a module that isn't loaded: then there are no tables."""
     return _is_module() and not any(
         line.startswith("nf_tables ") for line in Path("/proc/modules").read_text().splitlines()
     )
@@ -115,13 +125,13 @@ def _is_module() -> bool:
         return False
 
 
-# linux/netfilter/nf_tables.h; numbers are in network order.
+# linux/netfilter/nf_tables.h; numbers are in network byte order.
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _SET_TABLE, _SET_NAME, _SET_ELEMENTS = 1, 2, 3
 _KEY, _ELEMENT_DATA, _ELEMENT_FLAGS, _KEY_END, _VALUE, _VERDICT = 1, 2, 3, 10, 1, 2
-# What a rule that drops holds: the verdict drop, a reject, a queue, or a verdict map.
+# In every rule that may drop: the verdict drop, a reject, a queue, or a verdict map.
 _MAY_DROP = re.compile(
     rb"\x0c\0\x02[\x80\0]\x08\0\x01\0\0\0\0\0|reject\0|REJECT\0|queue\0|NFQUEUE\0|lookup\0.*\x08\0\x03\0\0\0\0\0",
     re.DOTALL,
@@ -134,26 +144,28 @@ type _TableName = tuple[str, str]
 
 
 def read_filters() -> tuple[list[Chain], list[FirewallRule]]:
-    """The chains of the thread's network namespace, and the rules, as far as filter_rules has them, of those
-    tables in which anything that is forwarded is dropped. Raises PermissionError."""
+    """Return all chains, and the rules of tables that may drop forwarded packets.
+
+    They are those of the thread's network namespace, without vnet's rules. Raises PermissionError.
+    """
     if would_load_module():
         return [], []
     try:
         with Netlink(NETFILTER) as kernel:
             chains = [_chain(message.payload) for message in kernel.dump(GET_CHAIN, NFGENMSG.pack(0, 0, 0))]
-            return chains, list(_dropping(kernel, chains))
+            return chains, list(_dropping_rules(kernel, chains))
     except PermissionError:
         raise
     except OSError:
-        # A kernel without nftables refuses the question.
+        # A kernel without nftables refuses the request.
         return [], []
 
 
-def _dropping(kernel: Netlink, chains: Sequence[Chain]) -> Iterator[FirewallRule]:
-    """The rules of others' tables that drop: by a chain's policy, or by a rule of any chain."""
-    on_the_way = [chain for chain in chains if is_forward_chain(chain) and chain.table != TABLE]
-    by_policy = {(chain.family, chain.table) for chain in on_the_way if chain.policy == "drop"}
-    for family, table in sorted({(chain.family, chain.table) for chain in on_the_way}):
+def _dropping_rules(kernel: Netlink, chains: Sequence[Chain]) -> Iterator[FirewallRule]:
+    """Yield the rules of tables that drop, by a chain's policy or by a rule."""
+    forwarding = [chain for chain in chains if is_forward_chain(chain) and chain.table != TABLE]
+    by_policy = {(chain.family, chain.table) for chain in forwarding if chain.policy == "drop"}
+    for family, table in sorted({(chain.family, chain.table) for chain in forwarding}):
         body = NFGENMSG.pack(_NUMBERS[family], 0, 0) + attribute(_RULE_TABLE, table.encode() + b"\0")
         rules = kernel.dump(GET_RULE, body)
         if (family, table) in by_policy or any(_MAY_DROP.search(rule.payload) for rule in rules):
@@ -169,11 +181,11 @@ def _chain(payload: bytes) -> Chain:
         return Chain(backend, family, table, name)
     if name not in IPTABLES_CHAINS:
         backend = "nft"
-    hooked, (priority,) = number(hook[_HOOK_NUMBER]), struct.unpack("!i", hook[_HOOK_PRIORITY])
+    hook_number, (priority,) = number(hook[_HOOK_NUMBER]), struct.unpack("!i", hook[_HOOK_PRIORITY])
     policy = ("drop", "accept")[bool(number(found[_CHAIN_POLICY]))] if _CHAIN_POLICY in found else ""
     hooks = _OTHER_HOOKS.get(family, _HOOKS)
-    where = hooks[hooked] if hooked < len(hooks) else str(hooked)
-    return Chain(backend, family, table, name, where, text(found.get(_CHAIN_TYPE, b"")), priority, policy)
+    hook_name = hooks[hook_number] if hook_number < len(hooks) else str(hook_number)
+    return Chain(backend, family, table, name, hook_name, text(found.get(_CHAIN_TYPE, b"")), priority, policy)
 
 
 def _rules(kernel: Netlink, table: _TableName, messages: Sequence[Message]) -> Iterator[FirewallRule]:
@@ -181,22 +193,22 @@ def _rules(kernel: Netlink, table: _TableName, messages: Sequence[Message]) -> I
     backend = _backend(*table)
     sets: dict[str, Sequence[Element]] = {}
 
-    def elements(of: str) -> Sequence[Element]:
-        if of not in sets:
-            sets[of] = list(_elements(kernel, table, of))
-        return sets[of]
+    def elements(set_name: str) -> Sequence[Element]:
+        if set_name not in sets:
+            sets[set_name] = list(_elements(kernel, table, set_name))
+        return sets[set_name]
 
     for message in messages:
         found = attributes(message.payload, 4)
-        fields = Meaning(elements).read(found.get(_RULE_EXPRESSIONS, b""))
+        fields = RuleDecoder(elements).read(found.get(_RULE_EXPRESSIONS, b""))
         rule_id = f"nft/{family}/{name}/{int.from_bytes(found[_RULE_HANDLE])}"
         yield FirewallRule(backend, family, name, text(found[_RULE_CHAIN]), rule_id, **fields)
 
 
 def _elements(kernel: Netlink, table: _TableName, name: str) -> Iterator[Element]:
-    family, of = table
-    words = attribute(_SET_TABLE, of.encode() + b"\0") + attribute(_SET_NAME, name.encode() + b"\0")
-    for message in kernel.dump(GET_ELEMENTS, NFGENMSG.pack(_NUMBERS[family], 0, 0) + words):
+    family, table_name = table
+    names = attribute(_SET_TABLE, table_name.encode() + b"\0") + attribute(_SET_NAME, name.encode() + b"\0")
+    for message in kernel.dump(GET_ELEMENTS, NFGENMSG.pack(_NUMBERS[family], 0, 0) + names):
         listed = attributes(message.payload, 4).get(_SET_ELEMENTS, b"")
         for _, one in attribute_list(listed):
             found = attributes(one)
@@ -210,20 +222,19 @@ def _backend(family: str, table: str) -> str:
     return "iptables-nft" if family in ("ip", "ip6") and table in IPTABLES_TABLES else "nft"
 
 
-# What a rule of nftables matches and does, from the expressions that the kernel gives (linux/netfilter/
-# nf_tables.h), as far as it takes to judge what becomes of forwarded packets.
+# Decode the expressions of a rule (linux/netfilter/nf_tables.h), as far as they matter for forwarded packets.
 
-# One element of a set: the key, the key's end ("" where it is in an element of its own), flags, a verdict.
+# An element of a set: the key, the key's end ("" if that is a separate element), flags, a verdict.
 type Element = tuple[bytes, bytes, int, Mapping[int, bytes]]
 type Elements = Callable[[str], Sequence[Element]]
 type _Expression = tuple[str, Mapping[int, bytes]]
 
-# Numbers are in network order, values that ct and meta give in the machine's.
+# Numbers are in network byte order, values of ct and meta in host byte order.
 _NAME, _DATA = 1, 2
 _META = {4: "iif", 5: "oif", 6: "iif", 7: "oif", 15: "nfproto", 16: "l4_proto"}
 _CT = {0: "state", 2: "status"}
 _BY_INDEX = (4, 5)
-# Where in a packet it is: network or transport header, and from which byte on.
+# By position in the packet: network or transport header, and offset in bytes.
 _PAYLOADS = {
     (1, 12): "src", (1, 16): "dst", (1, 8): "src", (1, 24): "dst", (1, 9): "l4_proto", (1, 6): "l4_proto",
     (2, 0): "sport", (2, 2): "dport",
@@ -236,22 +247,25 @@ _CODES = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 _SILENT = {"counter", "log", "last"}
 _TARGETS = {"REJECT": "reject", "NFQUEUE": "queue"}
 _INTERVAL_END, _CATCH_ALL = 1, 2
-# xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h: where flags, inverted ones and states are.
+# xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h: offset of flags, inverted flags and states.
 _MATCH_FLAGS = 146
 _HEADERS = ("rt", "frag", "hbh", "dst", "mh")
 
 
-class Meaning:
-    """The fields of FirewallRule in the making; `elements` has those of a set of the rule's table."""
+class RuleDecoder:
+    """Decodes one rule into fields of FirewallRule.
+
+    `elements` returns the elements of a set of the rule's table.
+    """
 
     def __init__(self, elements: Elements) -> None:
         self.fields: dict[str, Any] = {"text": ""}
         self._elements = elements
-        self._asked, self._index, self._mask = "", False, b""
+        self._loaded, self._by_index, self._mask = "", False, b""
         self._family = ""
 
     def read(self, payload: bytes) -> dict[str, Any]:
-        """The fields that a rule's list of expressions gives."""
+        """Decode a rule's list of expressions."""
         for _, one in attribute_list(payload):
             found = attributes(one)
             self._expression(text(found[_NAME]), attributes(found.get(_DATA, b"")))
@@ -259,27 +273,27 @@ class Meaning:
             self._unknown(f"meta nfproto {self._family}")
         return self.fields
 
-    def _unknown(self, said: str = "") -> None:
-        """Note a match that the fields do not tell, in the words of its tool where these matter."""
+    def _unknown(self, match: str = "") -> None:
+        """Record a match that the fields can't express, with its text if that matters."""
         self.fields["understood"] = False
-        self.fields["text"] = f"{self.fields['text']} {said}".strip()
+        self.fields["text"] = f"{self.fields['text']} {match}".strip()
 
     def _expression(self, name: str, data: Mapping[int, bytes]) -> None:
         match name:
             case "meta" | "ct":
                 key = number(data.get(2, b""))
-                asked = (_META if name == "meta" else _CT).get(key, "")
-                self._ask(asked, name == "meta" and key in _BY_INDEX)
+                field = (_META if name == "meta" else _CT).get(key, "")
+                self._load(field, name == "meta" and key in _BY_INDEX)
             case "payload":
-                place = number(data[2]), number(data[3])
-                self._ask(_PAYLOADS.get(place, ""))
+                position = number(data[2]), number(data[3])
+                self._load(_PAYLOADS.get(position, ""))
             case "bitwise":
                 self._mask = attributes(data[4])[1]
             case "cmp":
                 self._compare(attributes(data[3])[1], number(data[2]) == 0)
             case "range":
                 values = attributes(data[3])[1], attributes(data[4])[1]
-                self._set(_joined_range(self._asked, *values), number(data[2]) == 0)
+                self._set(_range_text(self._loaded, *values), number(data[2]) == 0)
             case "lookup":
                 self._look_up(data)
             case "immediate":
@@ -295,91 +309,94 @@ class Meaning:
             case _ if name not in _SILENT:
                 self._unknown()
 
-    def _ask(self, asked: str, by_index: bool = False) -> None:
-        self._asked, self._index = asked, by_index
-        if not asked:
+    def _load(self, field: str, by_index: bool = False) -> None:
+        """Set the loaded field, "" for an unknown one; `by_index` if it is an ifindex."""
+        self._loaded, self._by_index = field, by_index
+        if not field:
             self._unknown()
 
     def _compare(self, value: bytes, equal: bool) -> None:
-        asked, mask = self._asked, self._mask
+        field, mask = self._loaded, self._mask
         self._mask = b""
-        if asked == "nfproto" and equal:
+        if field == "nfproto" and equal:
             self._family = _NFPROTO.get(value[0], "")
-        elif asked == "state" and mask and not equal:
+        elif field == "state" and mask and not equal:
             self._set(_states(int.from_bytes(mask, sys.byteorder)), True)
-        elif asked == "status" and int.from_bytes(mask, sys.byteorder) == _DNAT_STATUS and not equal:
+        elif field == "status" and int.from_bytes(mask, sys.byteorder) == _DNAT_STATUS and not equal:
             self._unknown("ct status dnat")
-        elif asked in ("src", "dst"):
+        elif field in ("src", "dst"):
             self._set(_prefix(value, mask), equal)
-        elif asked in ("iif", "oif") and not self._index:
+        elif field in ("iif", "oif") and not self._by_index:
             self._set(text(value) + ("" if value.endswith(b"\0") else "*"), equal)
-        elif asked != "fib":
-            self._set("" if mask else self._word(value), equal)
+        elif field != "fib":
+            self._set("" if mask else self._value_text(value), equal)
 
-    def _word(self, value: bytes) -> str:
-        """One value of what was asked for, "" where it is not known."""
-        asked = self._asked
-        if asked in ("iif", "oif") and self._index:
+    def _value_text(self, value: bytes) -> str:
+        """Format a value of the loaded field, "" if it is unknown."""
+        field = self._loaded
+        if field in ("iif", "oif") and self._by_index:
             with suppress(OSError):
                 return socket.if_indextoname(int.from_bytes(value, sys.byteorder))
-        elif asked in ("iif", "oif"):
+        elif field in ("iif", "oif"):
             return text(value)
-        elif asked in ("src", "dst"):
+        elif field in ("src", "dst"):
             return str(ipaddress.ip_address(value))
-        elif asked in ("sport", "dport"):
+        elif field in ("sport", "dport"):
             return str(number(value))
-        elif asked == "l4_proto":
+        elif field == "l4_proto":
             return _PROTOCOLS.get(value[0], str(value[0]))
-        elif asked == "state":
+        elif field == "state":
             return _states(int.from_bytes(value, sys.byteorder))
         return ""
 
-    def _set(self, said: str, equal: bool) -> None:
-        """Fill the field that was asked for; the first match on it counts."""
-        field = "ct_state" if self._asked == "state" else self._asked
-        said = said if equal or not said else f"!{said}"
-        if not said or self.fields.setdefault(field, said) != said:
+    def _set(self, value: str, equal: bool) -> None:
+        """Set the loaded field; a second match with another value is recorded as unknown."""
+        field = "ct_state" if self._loaded == "state" else self._loaded
+        value = value if equal or not value else f"!{value}"
+        if not value or self.fields.setdefault(field, value) != value:
             self._unknown()
 
     def _look_up(self, data: Mapping[int, bytes]) -> None:
-        """A set, or a verdict map, whose name comes first."""
+        """Decode a lookup in a set or a verdict map, whose name is the first attribute."""
         name = text(data[1])
         if number(data.get(3, b"\1")) == 0 and 3 in data:
-            self._choose(name)
+            self._add_verdict_map(name)
         elif not name.startswith("__"):
-            self._set(f"@{name}" if self._asked in ("src", "dst", "sport", "dport", "iif", "oif") else "",
+            self._set(f"@{name}" if self._loaded in ("src", "dst", "sport", "dport", "iif", "oif") else "",
                       not number(data.get(5, b"")))  # fmt: skip
         else:
-            words = self._words(self._elements(name))
-            self._set(",".join(words) if all(words) else "", not number(data.get(5, b"")))
+            members = self._members(self._elements(name))
+            self._set(",".join(members) if all(members) else "", not number(data.get(5, b"")))
 
-    def _words(self, elements: Iterable[Element]) -> list[str]:
-        """The members of a set; where it holds ranges, their ends are elements of their own."""
-        asked, found = self._asked, sorted(elements, key=lambda one: (one[0], -one[2]))
+    def _members(self, elements: Iterable[Element]) -> list[str]:
+        """Format the members of a set; the ends of ranges may be separate elements."""
+        field, found = self._loaded, sorted(elements, key=lambda one: (one[0], -one[2]))
         if not any(flags & _INTERVAL_END for _, _, flags, _ in found):
-            return [_joined_range(asked, key, end) if end else self._word(key) for key, end, _, _ in found]
-        words, start = [], b""
+            return [
+                _range_text(field, key, end) if end else self._value_text(key) for key, end, _, _ in found
+            ]
+        members, start = [], b""
         for key, _, flags, _ in found:
             if not flags & _INTERVAL_END:
                 start = key
             elif start:
                 last = (int.from_bytes(key) - 1).to_bytes(len(key)) if any(key) else key
-                words.append(self._word(start) if last == start else _joined_range(self._asked, start, last))
+                members.append(self._value_text(start) if last == start else _range_text(field, start, last))
                 start = b""
-        return [*words, *([_joined_range(self._asked, start, b"\xff" * len(start))] if start else [])]
+        return [*members, *([_range_text(field, start, b"\xff" * len(start))] if start else [])]
 
-    def _choose(self, name: str) -> None:
+    def _add_verdict_map(self, name: str) -> None:
         choices = []
         for key, _, flags, verdict in self._elements(name):
             if not flags & _INTERVAL_END and 1 in verdict:
-                value = "*" if flags & _CATCH_ALL else self._word(key)
+                value = "*" if flags & _CATCH_ALL else self._value_text(key)
                 code = _CODES.get(int.from_bytes(verdict[1], signed=True), "")
                 choices.append(Choice(value, code or "continue", text(verdict.get(2, b""))))
         targets = dict.fromkeys(one.target for one in choices if one.target)
         self.fields |= {"verdict": "vmap", "target": ",".join(targets), "understood": False}
-        if self._asked in ("iif", "oif", "state") and choices:
-            by = "ct_state" if self._asked == "state" else self._asked
-            self.fields |= {"chosen_by": by, "choices": tuple(choices)}
+        if self._loaded in ("iif", "oif", "state") and choices:
+            field = "ct_state" if self._loaded == "state" else self._loaded
+            self.fields |= {"chosen_by": field, "choices": tuple(choices)}
 
     def _verdict(self, verdict: Mapping[int, bytes]) -> None:
         code = int.from_bytes(verdict.get(1, b""), signed=True)
@@ -387,19 +404,19 @@ class Meaning:
             self.fields |= {"verdict": _CODES[code], "target": text(verdict.get(2, b""))}
 
     def _fib(self, result: int, flags: int) -> None:
-        self._asked = "fib"
+        self._loaded = "fib"
         by_source, of_type = flags & 1, result == 3
         self._unknown("" if of_type else "fib saddr . iif oif missing" if by_source else "")
 
     def _extension(self, name: str, info: bytes) -> None:
-        """A match of iptables by the structures of linux/netfilter/xt_*.h."""
+        """Decode a match of iptables by the structures of linux/netfilter/xt_*.h."""
         if name == "conntrack":
             self._conntrack(info)
         elif name in ("tcp", "udp") and len(info) >= 9:
             self._ports(info, name)
         elif name == "set" and len(info) >= 4:
             source, inverted = info[3] & 2, info[3] & 1
-            self._asked = "src" if source else "dst"
+            self._loaded = "src" if source else "dst"
             self._set("@ipset", not inverted)
         elif name == "rpfilter":
             self._unknown("-m rpfilter --invert" if info[0] & 8 else "")
@@ -407,12 +424,12 @@ class Meaning:
             self._unknown(f"-m {name} -" if name in _HEADERS else "")
 
     def _ports(self, info: bytes, name: str) -> None:
-        """xt_tcp and xt_udp: source and destination ports from and to, then what is inverted."""
+        """Decode xt_tcp and xt_udp: source and destination port ranges, inversion flags."""
         numbers = struct.unpack_from("=4H", info)
         inverted = info[11] if name == "tcp" and len(info) > 11 else info[8]
         for field, (first, last), bit in (("sport", numbers[:2], 1), ("dport", numbers[2:], 2)):
             if (first, last) != (0, 65535):
-                self._asked = field
+                self._loaded = field
                 self._set(str(first) if first == last else f"{first}-{last}", not inverted & bit)
         if name == "tcp" and any(info[8:11]):
             self._unknown()
@@ -421,20 +438,20 @@ class Meaning:
         known = len(info) >= 154
         flags, inverted, mask = struct.unpack_from("=3H", info, _MATCH_FLAGS) if known else (0, 0, 0)
         if flags == 1:
-            self._asked = "state"
+            self._loaded = "state"
             self._set(_states(mask), not inverted & 1)
         else:
             self._unknown()
 
 
-def _joined_range(asked: str, first: bytes, last: bytes) -> str:
-    if asked in ("src", "dst"):
+def _range_text(field: str, first: bytes, last: bytes) -> str:
+    if field in ("src", "dst"):
         return f"{ipaddress.ip_address(first)}-{ipaddress.ip_address(last)}"
-    return f"{number(first)}-{number(last)}" if asked in ("sport", "dport") else ""
+    return f"{number(first)}-{number(last)}" if field in ("sport", "dport") else ""
 
 
 def _prefix(value: bytes, mask: bytes) -> str:
-    """An address, or where a mask or the first bytes alone are compared, a prefix."""
+    """Format an address, or a prefix if only some of its bits are compared."""
     size = 4 if len(value) <= 4 else 16
     bits = int.from_bytes(mask).bit_count() if mask else 8 * len(value)
     address = ipaddress.ip_address(value.ljust(size, b"\0"))
@@ -446,5 +463,5 @@ def _states(mask: int) -> str:
 
 
 def number(value: bytes) -> int:
-    """A number in network order."""
+    """Decode a number in network byte order."""
     return int.from_bytes(value)

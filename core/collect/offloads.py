@@ -1,4 +1,4 @@
-"""Offloads of the links of one namespace, by ethtool's netlink interface (kernel 5.7 on)."""
+"""Read offloads by ethtool's netlink interface (Linux 5.7), and RPS from sysfs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STRINGSETS, _STRINGSET, _STRINGSET_ID, _STRINGSET_STRINGS = 2, 1, 1, 3
 _STRING_INDEX, _STRING_VALUE = 1, 2
 _FEATURE_NAMES = 4  # ETH_SS_FEATURES
 
-# What `ethtool -K` switches together, by its short words; other features keep the kernel's names.
+# Features that `ethtool -K` switches together, with its short names; others keep the kernel's names.
 _GROUPS = {
     "rx-checksum": "rx-checksumming",
     "tx-checksum-ipv4": "tx-checksumming",
@@ -51,26 +51,26 @@ _GROUPS = {
 
 
 def read_offloads(sock: Netlink) -> dict[int, tuple[str, ...]]:
-    """The offloads that are on, by ifindex; `sock` is of protocol GENERIC. Empty on kernels too old."""
+    """Return the active offloads by ifindex, for a socket of protocol GENERIC."""
     return {
-        ifindex: words(_bits(features, _FEATURES_ACTIVE), _feature_names())
+        ifindex: offload_names(_bits(features, _FEATURES_ACTIVE), _feature_names())
         for ifindex, features in _dump_features(sock)
     }
 
 
 def read_features(sock: Netlink) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The kernel's names of the offloads that can be switched, and of those wanted on, by ifindex."""
+    """Return the kernel's names of changeable and of wanted offloads, by ifindex."""
     return {
         ifindex: (
-            _named(_bits(features, _FEATURES_CHANGEABLE)),
-            _named(_bits(features, _FEATURES_WANTED)),
+            _names_of_bits(_bits(features, _FEATURES_CHANGEABLE)),
+            _names_of_bits(_bits(features, _FEATURES_WANTED)),
         )
         for ifindex, features in _dump_features(sock)
     }
 
 
 def _dump_features(sock: Netlink) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Each link's features, as ETHTOOL_MSG_FEATURES_GET tells them, by ifindex."""
+    """Yield the ifindex and the attributes of ETHTOOL_MSG_FEATURES_GET for each link."""
     family = ethtool_family()
     if not family:
         return
@@ -86,15 +86,18 @@ def _bits(features: dict[int, bytes], which: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _named(bits: bytes) -> tuple[str, ...]:
-    """The kernel's names of the features whose bits are set."""
+def _names_of_bits(bits: bytes) -> tuple[str, ...]:
+    """Return the kernel's names of the features whose bits are set."""
     numbers = struct.unpack(f"={len(bits) // 4}I", bits)
     return tuple(name for i, name in enumerate(_feature_names()) if name and _is_set(numbers, i))
 
 
 @lru_cache(maxsize=256)
-def words(bits: bytes, feature_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The words for the features whose bits are set (32-bit words in host order), groups first."""
+def offload_names(bits: bytes, feature_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ethtool's names of the features whose bits are set, groups first.
+
+    `bits` are 32-bit words in host order.
+    """
     numbers = struct.unpack(f"={len(bits) // 4}I", bits)
     active = [name for i, name in enumerate(feature_names) if _is_set(numbers, i)]
     groups = dict.fromkeys(_GROUPS[name] for name in _GROUPS if name in active)
@@ -107,7 +110,7 @@ def _is_set(numbers: Sequence[int], index: int) -> bool:
 
 @cache
 def ethtool_family() -> int:
-    """The number that the kernel gave to ethtool's generic netlink family, 0 where there is none."""
+    """Return the number of ethtool's generic netlink family, 0 if the kernel has none."""
     request = _genl(_CTRL_GETFAMILY) + attribute(_CTRL_ATTR_FAMILY_NAME, b"ethtool\0")
     with Netlink(GENERIC) as sock:
         try:
@@ -119,7 +122,7 @@ def ethtool_family() -> int:
 
 @cache
 def _feature_names() -> tuple[str, ...]:
-    """The kernel's names of all features, at their bits' places."""
+    """Return the kernel's names of all features by bit number."""
     wanted = attribute(_STRINGSET | _NESTED, attribute(_STRINGSET_ID, struct.pack("=I", _FEATURE_NAMES)))
     request = (
         _genl(_STRSET_GET) + attribute(_HEADER | _NESTED, b"") + attribute(_STRINGSETS | _NESTED, wanted)
@@ -143,8 +146,11 @@ _NONE = ((), ())
 def read_tuning(
     namespaces: Mapping[int, Namespace], nets: Mapping[int, NetState]
 ) -> dict[int, dict[int, LinkTuning]]:
-    """Of the links in `nets`, by inode and ifindex; what the kernel does not tell is empty, and namespaces
-    that vanished, or may not be entered, are left out."""
+    """Return the tuning of the links in `nets` by inode and ifindex.
+
+    What this kernel doesn't report is empty. Namespaces that no longer exist or can't be entered are left
+    out.
+    """
     found = {}
     for inode, net in nets.items():
         with suppress(NamespaceGone, OSError), netns.entered(netns.entry_of(namespaces[inode]), inode):
@@ -153,7 +159,7 @@ def read_tuning(
 
 
 def _read(net: NetState) -> dict[int, LinkTuning]:
-    """Of the namespace that this thread is in."""
+    """Read the tuning of the links of the thread's namespace."""
     features: Mapping[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     with suppress(OSError), Netlink(GENERIC) as sock:
         features = read_features(sock)
@@ -166,7 +172,7 @@ def _read(net: NetState) -> dict[int, LinkTuning]:
 
 
 def _rps_cpus(root: int, name: str) -> tuple[str, ...]:
-    """The masks of a link's receive queues; none on a kernel without RPS."""
+    """Return the RPS masks of a link's receive queues; empty on a kernel without RPS."""
     try:
         queues = os.open(f"class/net/{name}/queues", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
         try:
@@ -186,10 +192,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def opened_sysfs() -> Iterator[int]:
-    """A descriptor of the root of a sysfs of the thread's own network namespace, to open files by (`dir_fd`).
+    """Mount a sysfs of the thread's network namespace; yield its root's descriptor.
 
-    What is mounted at /sys shows the links of the namespace that it was mounted in, whoever looks. Raises
-    OSError: ENOSYS before kernel 5.2, EPERM without CAP_SYS_ADMIN.
+    /sys always shows the links of the namespace in which it was mounted. Raises OSError: ENOSYS before Linux
+    5.2, EPERM without CAP_SYS_ADMIN.
     """
     context = _call(_FSOPEN, b"sysfs", ctypes.c_uint(_CLOEXEC))
     try:
@@ -204,14 +210,14 @@ def opened_sysfs() -> Iterator[int]:
 
 
 def read_text(root: int, path: str) -> str:
-    """The content of one file, without the line's end. Raises OSError."""
+    """Return the content of a file, stripped. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
     with open(descriptor, encoding="ascii") as file:
         return file.read().strip()
 
 
 def write_text(root: int, path: str, text: str) -> None:
-    """Write one file at once. Raises OSError."""
+    """Write a file with one write(2). Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=root)
     try:
         os.write(descriptor, text.encode("ascii"))

@@ -1,4 +1,4 @@
-"""Reads Open vSwitch's database through ovs-vsctl(8)."""
+"""Read Open vSwitch's database with ovs-vsctl(8)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from core.model import OvsBridge, OvsInterface, OvsPort, Problem
 from core.tools import ToolFailed, find_tool, is_engine_enabled, run_tool
 
 TIMEOUT = 5  # seconds
+_CANT_READ = "can't read the Open vSwitch bridges"
 _PACKAGE = "openvswitch-switch"
 _TABLES = {
     "Bridge": "name,datapath_type,fail_mode,stp_enable,rstp_enable,ports,external_ids",
@@ -20,35 +21,36 @@ Row = Mapping[str, Any]
 
 
 def read_ovs(db: str | None = None) -> tuple[tuple[OvsBridge, ...], tuple[Problem, ...]]:
-    """All Open vSwitch bridges, sorted by name, and what kept them from being read.
+    """Return all Open vSwitch bridges sorted by name, and problems.
 
-    `db` is the database's address as `ovs-vsctl --db` takes it (None: its default, which OVS_RUNDIR moves).
-    A host without ovs-vsctl has no Open vSwitch: nothing, and no problem; the same where VNET_ENGINES leaves
-    it out.
+    `db` is the database's address as for `ovs-vsctl --db` (None: its default, which depends on OVS_RUNDIR).
+    Both results are empty without ovs-vsctl, and if VNET_ENGINES excludes Open vSwitch.
     """
     if not find_tool("ovs-vsctl") or (db is None and not is_engine_enabled("ovs")):
         return (), ()
-    words = ["ovs-vsctl", f"--timeout={TIMEOUT}", "--format=json", *([f"--db={db}"] if db else [])]
+    command = ["ovs-vsctl", f"--timeout={TIMEOUT}", "--format=json", *([f"--db={db}"] if db else [])]
     for table, columns in _TABLES.items():
-        words += ["--", f"--columns={columns}", "list", table]
+        command += ["--", f"--columns={columns}", "list", table]
     try:
-        return bridges(run_tool(*words, package=_PACKAGE)), ()
+        return bridges(run_tool(*command, package=_PACKAGE)), ()
     except ToolFailed as failure:
-        return (), (Problem("ovs", "the Open vSwitch bridges cannot be read", failure.why, _try(failure)),)
+        return (), (Problem("ovs", _CANT_READ, failure.why, _remedy(failure)),)
     except (ValueError, KeyError, TypeError) as error:
-        why = f"its answer is not understood ({type(error).__name__}: {error})"
-        return (), (Problem("ovs", "the Open vSwitch bridges cannot be read", why, "run: ovs-vsctl show"),)
+        why = f"unexpected output of ovs-vsctl ({type(error).__name__}: {error})"
+        return (), (Problem("ovs", _CANT_READ, why, "run: ovs-vsctl show"),)
 
 
-def _try(failure: ToolFailed) -> str:
+def _remedy(failure: ToolFailed) -> str:
     if "connection failed" in failure.why:
-        return "start it: systemctl start openvswitch-switch, or remove the package if it is not wanted"
+        return "start it: systemctl start openvswitch-switch, or remove the package if you don't need it"
     return failure.try_
 
 
 def bridges(output: str) -> tuple[OvsBridge, ...]:
-    """The bridges in what ovs-vsctl printed: one JSON table a line, in the order of `_TABLES`. Raises
-    ValueError, KeyError or TypeError where it is something else."""
+    """Parse the output of ovs-vsctl: a JSON table per line, in the order of `_TABLES`.
+
+    Raises ValueError, KeyError or TypeError.
+    """
     bridge_rows, port_rows, interface_rows = (_rows(json.loads(line)) for line in output.splitlines())
     interfaces = {row["_uuid"]: _interface(row) for row in interface_rows}
     ports = {row["_uuid"]: _port(row, interfaces) for row in port_rows}
@@ -60,7 +62,7 @@ def _rows(table: Row) -> list[Row]:
 
 
 def _value(value: Any) -> Any:
-    """A value of the OVSDB protocol (RFC 7047, 5.1) as Python has it; an empty set is None, a set a list."""
+    """Convert an OVSDB value (RFC 7047, 5.1); a set is a list, an empty one None."""
     match value:
         case ["uuid", str(uuid)]:
             return uuid
@@ -73,14 +75,14 @@ def _value(value: Any) -> Any:
     return value
 
 
-def _many(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
 def _bridge(row: Row, ports: Mapping[str, OvsPort]) -> OvsBridge:
-    found = [ports[uuid] for uuid in _many(row["ports"]) if uuid in ports]
+    found = [ports[uuid] for uuid in _as_list(row["ports"]) if uuid in ports]
     return OvsBridge(
         name=row["name"],
         datapath=row["datapath_type"] or "system",
@@ -93,11 +95,11 @@ def _bridge(row: Row, ports: Mapping[str, OvsPort]) -> OvsBridge:
 
 
 def _port(row: Row, interfaces: Mapping[str, OvsInterface]) -> OvsPort:
-    found = [interfaces[uuid] for uuid in _many(row["interfaces"]) if uuid in interfaces]
+    found = [interfaces[uuid] for uuid in _as_list(row["interfaces"]) if uuid in interfaces]
     return OvsPort(
         name=row["name"],
         tag=row["tag"],
-        trunks=tuple(sorted(_many(row["trunks"]))),
+        trunks=tuple(sorted(_as_list(row["trunks"]))),
         vlan_mode=row["vlan_mode"] or "",
         bond_mode=row["bond_mode"] or "",
         interfaces=tuple(sorted(found, key=lambda interface: interface.name)),

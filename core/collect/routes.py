@@ -1,4 +1,4 @@
-"""Routes, policy rules and neighbours of one namespace, as rtnetlink(7) tells them."""
+"""Read routes, policy rules and neighbours of a namespace by rtnetlink(7)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ NEIGHBOUR_STATES = {
     0x20: "failed", 0x40: "noarp", 0x80: "permanent",
 }  # fmt: skip
 
-# Most namespaces have the same few routes and rules: equal messages are decoded once, into one object.
-_REMEMBERED = 8192
+# Most namespaces have the same few routes and rules: equal messages are decoded only once.
+_CACHE_SIZE = 8192
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _RULE = struct.Struct("=BBBBBBBBI")
@@ -48,25 +48,28 @@ _GET_PROXIES = _NEIGHBOUR.pack(0, 0, 0, _NTF_PROXY, 0)
 
 
 def read_routes(sock: Netlink) -> tuple[Route, ...]:
-    """All IPv4 and IPv6 routes of all tables, in the kernel's order."""
+    """Return all IPv4 and IPv6 routes of all tables, in the kernel's order."""
     found = (_route(message.payload) for message in sock.dump(_RTM_GETROUTE, _GET_ROUTES))
-    return tuple(_dated(entry, left) for entry, left in found if entry)
+    return tuple(_with_expiry(entry, left) for entry, left in found if entry)
 
 
-def _dated(entry: Route, left: int) -> Route:
-    """With the time at which it ends, where 1/100 s are left."""
+def _with_expiry(entry: Route, left: int) -> Route:
+    """Set the time at which the route expires; `left` is in 1/100 s, 0 for ever."""
     return replace(entry, valid_until=round(time.time() + left / 100)) if left else entry
 
 
 def read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:
-    """All IPv4 and IPv6 policy rules, in the order in which the kernel asks them."""
+    """Return all IPv4 and IPv6 policy rules in the order in which they apply."""
     found = (rule(message.payload) for message in sock.dump(_RTM_GETRULE, _GET_RULES))
     return tuple(entry for entry in found if entry)
 
 
 def read_neighbours(sock: Netlink) -> tuple[Neighbour, ...]:
-    """ARP and NDP entries, proxies among them; like ip-neighbour(8) without those that need no resolving
-    (multicast, loopback). Sorted, so that equal tables compare equal."""
+    """Return ARP and NDP entries including proxies.
+
+    Like ip-neighbour(8) it leaves out entries that need no resolution (multicast, loopback). The result is
+    sorted, so that equal tables compare equal.
+    """
     messages = sock.dump(_RTM_GETNEIGH, _GET_NEIGHBOURS) + sock.dump(_RTM_GETNEIGH, _GET_PROXIES)
     found = (neighbour(message.payload) for message in messages)
     entries = (entry for entry in found if entry and entry.state != "noarp")
@@ -74,13 +77,13 @@ def read_neighbours(sock: Netlink) -> tuple[Neighbour, ...]:
 
 
 def route(payload: bytes) -> Route | None:
-    """One RTM_NEWROUTE message; None for a cached clone and for other families (multicast routing, MPLS)."""
+    """Decode an RTM_NEWROUTE message; None for clones, multicast routing and MPLS."""
     return _route(payload)[0]
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _route(payload: bytes) -> tuple[Route | None, int]:
-    """The same, and how long it lasts in 1/100 s, 0 for ever."""
+    """Return the route, and in how many 1/100 s it expires (0: never)."""
     family, dst_len, src_len, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
     if family not in _FAMILIES or flags & _RTM_F_CLONED:
         return None, 0
@@ -103,7 +106,7 @@ def _route(payload: bytes) -> tuple[Route | None, int]:
 
 
 def _options(found: Mapping[int, bytes], family: int, tos: int, src_len: int) -> Iterator[str]:
-    """The rarer properties, in the words of ip-route(8)."""
+    """Yield the rarer properties as ip-route(8) prints them."""
     if tos:
         yield f"tos 0x{tos:02x}"
     if src_len:
@@ -132,7 +135,7 @@ def _metric(name: str, value: int) -> str:
 
 
 def _nexthops(found: Mapping[int, bytes], flags: int) -> tuple[NextHop, ...]:
-    """RTA_MULTIPATH's ways, else the one that RTA_GATEWAY (or RTA_VIA) and RTA_OIF make."""
+    """Return RTA_MULTIPATH, or one next hop of RTA_GATEWAY or RTA_VIA and RTA_OIF."""
     if 9 in found:
         return tuple(_multipath(found[9]))
     ifindex = u32(found[4]) if 4 in found else None
@@ -145,11 +148,11 @@ def _multipath(data: bytes) -> list[NextHop]:
     hops = []
     offset = 0
     while offset + 8 <= len(data):
-        length, flags, hops_less_one, ifindex = _NEXTHOP.unpack_from(data, offset)
+        length, flags, weight_minus_one, ifindex = _NEXTHOP.unpack_from(data, offset)
         if length < 8:
             break
         found = attributes(data[offset : offset + length], 8)
-        hops.append(NextHop(_gateway(found), ifindex, hops_less_one + 1, bool(flags & _RTNH_F_ONLINK)))
+        hops.append(NextHop(_gateway(found), ifindex, weight_minus_one + 1, bool(flags & _RTNH_F_ONLINK)))
         offset += (length + 3) & ~3
     return hops
 
@@ -165,9 +168,9 @@ def _mtu(metrics: bytes) -> int:
     return u32(found[2]) if 2 in found else 0
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHE_SIZE)
 def rule(payload: bytes) -> PolicyRule | None:
-    """One RTM_NEWRULE message; None for the families of multicast routing."""
+    """Decode an RTM_NEWRULE message; None for families other than IPv4 and IPv6."""
     family, dst_len, src_len, tos, table, _, _, action, flags = _RULE.unpack_from(payload)
     if family not in _FAMILIES:
         return None
@@ -185,38 +188,38 @@ def rule(payload: bytes) -> PolicyRule | None:
         action=RULE_ACTIONS.get(action, str(action)),
         inverted=bool(flags & _FIB_RULE_INVERT),
         goto=u32(found[4]) if 4 in found else None,
-        suppress_prefixlen=_suppress(found.get(14)),
-        more=tuple(_more(found, tos)),
+        suppress_prefixlen=_suppress_prefixlen(found.get(14)),
+        more=tuple(_selectors(found, tos)),
     )
 
 
-def _suppress(value: bytes | None) -> int | None:
+def _suppress_prefixlen(value: bytes | None) -> int | None:
     number = u32(value) if value else 0xFFFFFFFF
     return None if number == 0xFFFFFFFF else number
 
 
-def _more(found: Mapping[int, bytes], tos: int) -> list[str]:
-    """The rarer selectors, in the words of ip-rule(8)."""
-    words = [f"tos 0x{tos:02x}"] if tos else []
+def _selectors(found: Mapping[int, bytes], tos: int) -> list[str]:
+    """Return the rarer selectors as ip-rule(8) prints them."""
+    selectors = [f"tos 0x{tos:02x}"] if tos else []
     if found.get(19, b"\0")[0]:
-        words.append("l3mdev")
+        selectors.append("l3mdev")
     if 20 in found:
-        words.append("uidrange {}-{}".format(*struct.unpack("=II", found[20])))
+        selectors.append("uidrange {}-{}".format(*struct.unpack("=II", found[20])))
     if 22 in found:
-        words.append(f"ipproto {found[22][0]}")
+        selectors.append(f"ipproto {found[22][0]}")
     for name, number in (("sport", 23), ("dport", 24)):
         if number in found:
             first, last = struct.unpack("=HH", found[number])
-            words.append(f"{name} {first}" if first == last else f"{name} {first}-{last}")
+            selectors.append(f"{name} {first}" if first == last else f"{name} {first}-{last}")
     if 12 in found and any(found[12]):
-        words.append(f"tun_id {int.from_bytes(found[12], 'big')}")
+        selectors.append(f"tun_id {int.from_bytes(found[12], 'big')}")
     if 13 in found and u16(found[13][:2]) != 0xFFFF:
-        words.append(f"suppress_ifgroup {u32(found[13])}")
-    return words
+        selectors.append(f"suppress_ifgroup {u32(found[13])}")
+    return selectors
 
 
 def neighbour(payload: bytes) -> Neighbour | None:
-    """One RTM_NEWNEIGH message; None for families other than IPv4 and IPv6."""
+    """Decode an RTM_NEWNEIGH message; None for families other than IPv4 and IPv6."""
     family, ifindex, state, flags, _ = _NEIGHBOUR.unpack_from(payload)
     if family not in _FAMILIES:
         return None

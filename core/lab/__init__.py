@@ -1,4 +1,7 @@
-"""The demo lab: a small, busy container host in namespaces of its own, for demos, tests and screenshots."""
+"""The demo lab: a small, busy container host in namespaces of its own.
+
+It is used for demos, tests and screenshots.
+"""
 
 from core.lab.blueprint import LabSettings
 from core.lab.lab import Lab, LabError, check_rights

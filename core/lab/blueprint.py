@@ -1,4 +1,4 @@
-"""What the lab consists of, as data: networks, containers, their traffic, and the faults among them."""
+"""The lab as data: networks, containers, their traffic, and deliberate faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UPLINK = "eth0"
 UPLINK_ADDRESSES = ("192.0.2.10/24", "2001:db8::10/64")
 UPLINK_GATEWAYS = ("192.0.2.1", "2001:db8::1")
 
-# What answers in the internet, on its lo: there an IPv4 prefix is local as a whole, an IPv6 one is not.
+# Addresses of servers in the internet, on lo: an IPv4 prefix is local as a whole, an IPv6 prefix isn't.
 INTERNET_ADDRESSES = (
     "198.51.100.1/24", "203.0.113.1/24", "2001:db8:80::80/128", "2001:db8:80::53/128", "2001:db8:77::9/128",
 )  # fmt: skip
@@ -18,8 +18,11 @@ INTERNET_ADDRESSES = (
 
 @dataclass(frozen=True, slots=True)
 class LabNetwork:
-    """One bridge of the host: `addresses` are its own, with prefix length; `nat` whether its containers reach
-    the uplink, masqueraded; without it the network is internal."""
+    """A bridge of the host.
+
+    `addresses` are those of the bridge, with prefix length. With `nat` its containers reach the uplink,
+    masqueraded; without it the network is internal.
+    """
 
     bridge: str
     addresses: tuple[str, ...]
@@ -29,7 +32,7 @@ class LabNetwork:
 
 @dataclass(frozen=True, slots=True)
 class LabPort:
-    """A veth pair from a container to a bridge: `inside` is the link's name in the container."""
+    """A veth pair from a container to a bridge; `inside` is its name in the container."""
 
     bridge: str
     addresses: tuple[str, ...]
@@ -41,24 +44,24 @@ class LabPort:
 class LabContainer:
     """A process in pid, mount, uts and ipc namespaces of its own.
 
-    Its network namespace is a new one with `ports` (none: closed), that of the container `joins`, or the
-    host's where `is_open`. With `left_behind`, the joined container is made anew, in another namespace,
-    after this one has joined. `command` is what its process shows as its command line; `jobs` are
-    what it really does, see `core.lab.traffic`.
+    Its network namespace is a new one with `ports` (none: isolated), that of the container `joins`, or the
+    host's with `host_network`. With `joins_old` the joined container is recreated, in another namespace,
+    after this one has joined. `command` is the command line that the process shows; `jobs` are what it does,
+    see `core.lab.traffic`.
     """
 
     name: str
     command: str
     ports: tuple[LabPort, ...] = ()
     joins: str = ""
-    is_open: bool = False
-    left_behind: bool = False
+    host_network: bool = False
+    joins_old: bool = False
     jobs: tuple[str, ...] = ()
 
     @property
     def own_netns(self) -> bool:
-        """Whether it has a network namespace of its own, named after it."""
-        return not (self.joins or self.is_open)
+        """Return whether it has a network namespace of its own, with the same name."""
+        return not (self.joins or self.host_network)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,11 @@ NETWORKS = (
     LabNetwork("br-data", ("10.89.0.1/24",), nat=False),
 )
 
-# Fault: this bridge claims addresses in the middle of br-shop's subnet.
+# Fault: this bridge has a subnet within br-shop's.
 OVERLAP = LabNetwork("br-old", ("172.18.240.1/20",), nat=False)
 
 # Fault: a forgotten rule keeps this container from the uplink.
-DROPPED = "172.18.0.3"
+DROPPED_ADDRESS = "172.18.0.3"
 
 PUBLISHED = (
     LabPublish("tcp", 8080, "172.18.0.2", 80, "shop front page on web1"),
@@ -124,9 +127,9 @@ CONTAINERS = (
         "db", "postgres -D /var/lib/postgresql/data", (LabPort("br-data", ("10.89.0.2/24",)),),
         jobs=("serve-http 5432",),
     ),
-    # Fault: this sidecar joined a `cache` that no longer exists.
+    # Fault: this sidecar joined a `cache` container that no longer exists.
     LabContainer(
-        "cache-stats", "redis_exporter", joins="cache", left_behind=True,
+        "cache-stats", "redis_exporter", joins="cache", joins_old=True,
         jobs=("http 10.89.0.3 6379 size=300 every=3 keep=1",),
     ),
     LabContainer(
@@ -150,7 +153,7 @@ CONTAINERS = (
         jobs=("udp 203.0.113.14 514 size=300 every=1 keep=500",),
     ),
     LabContainer(
-        "monitor", "blackbox", is_open=True,
+        "monitor", "blackbox", host_network=True,
         jobs=(
             "ping 192.0.2.1 every=1",
             "ping 172.18.0.2 every=2",
@@ -176,14 +179,17 @@ CONTAINERS = (
 )  # fmt: skip
 
 
-READY = "ready"  # the supervisor's last line; each line before it names a step
+READY = "ready"  # the supervisor's last line of output; each line before it is a step
 
 
 @dataclass(frozen=True, slots=True)
 class LabSettings:
-    """`traffic`: whether clients talk (servers always listen); `namespaces`: how many further, plain named
-    namespaces to add, each with `lo` and an `eth0` whose other end lies on the lab's host; `changes`: after
-    how many seconds, again and again, something harmless changes (0: never)."""
+    """Options of the lab.
+
+    `traffic`: clients send traffic (servers always listen). `namespaces`: number of additional named
+    namespaces, each with `lo` and an `eth0` whose peer is on the lab's host. `changes`: interval of a
+    harmless change in seconds (0: never).
+    """
 
     traffic: bool = True
     namespaces: int = 0

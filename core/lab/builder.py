@@ -1,4 +1,4 @@
-"""The lab's links, addresses and routes, as batches for ip(8)."""
+"""The lab's links, addresses, routes (batches for ip(8)), nft rules and mounts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from core.lab.blueprint import (
     CONTAINERS,
-    DROPPED,
+    DROPPED_ADDRESS,
     INTERNET,
     INTERNET_ADDRESSES,
     NETWORKS,
@@ -29,12 +29,12 @@ from core.lab.blueprint import (
 
 
 def netns_names() -> list[str]:
-    """The named network namespaces of the lab, in the order in which they are made."""
+    """Return the named network namespaces of the lab in the order of creation."""
     return [container.name for container in CONTAINERS if container.own_netns]
 
 
 def host_batch() -> list[str]:
-    """What makes the host's links: bridges, the host ends of veth pairs, the uplink, routes."""
+    """Return the batch for the host: bridges, host ends of veth pairs, uplink, routes."""
     lines = ["link set lo up"]
     for network in (*NETWORKS, OVERLAP):
         lines += _bridge(network)
@@ -45,19 +45,19 @@ def host_batch() -> list[str]:
 
 
 def container_batch(container: LabContainer) -> list[str]:
-    """What makes a container's own side: addresses, and default routes where a NAT network leads out."""
+    """Return the batch for a container: addresses, default routes by NAT networks."""
     lines = ["link set lo up"]
     for port in container.ports:
         lines += _addresses(port.inside, port.addresses)
         lines.append(f"link set {port.inside} up")
         network = network_of(port)
         if network.nat:
-            lines += [f"route add default via {_plain(gateway)}" for gateway in network.addresses]
+            lines += [f"route add default via {_address(gateway)}" for gateway in network.addresses]
     return lines
 
 
 def internet_batch() -> list[str]:
-    """What makes the internet's side of the uplink, and everything that answers behind it."""
+    """Return the batch for the internet: its side of the uplink, and server addresses."""
     gateways = [f"{gateway}/{64 if ':' in gateway else 24}" for gateway in UPLINK_GATEWAYS]
     return [
         "link set lo up",
@@ -68,23 +68,23 @@ def internet_batch() -> list[str]:
 
 
 def extra_host_batch(name: str) -> list[str]:
-    """What joins one further plain namespace to the host by a veth pair."""
+    """Return the batch for the veth pair of an additional namespace."""
     return [f"link add v-{name} type veth peer name eth0 netns {name}", f"link set v-{name} up"]
 
 
 def extra_batch(number: int) -> list[str]:
-    """What gives that namespace, the number-th, an address and a running loopback."""
+    """Return the batch in the additional namespace `number`: an address, and lo up."""
     address = ipaddress.ip_address("10.99.0.1") + number
     return ["link set lo up", f"addr add {address}/32 dev eth0", "link set eth0 up"]
 
 
 def network_of(port: LabPort) -> LabNetwork:
-    """The network that a container's port belongs to."""
+    """Return the network of a container's port."""
     return next(network for network in NETWORKS if network.bridge == port.bridge)
 
 
 def without_ipv6(lines: list[str]) -> list[str]:
-    """The lines that a machine with IPv6 switched off can still take (MAC addresses have no "::")."""
+    """Remove lines with IPv6 addresses (MAC addresses have no "::")."""
     return [line for line in lines if "::" not in line]
 
 
@@ -122,17 +122,17 @@ def _addresses(link: str, addresses: tuple[str, ...] | list[str]) -> list[str]:
 
 
 def _mac(address: str) -> str:
-    # As Docker makes them: locally administered 02:42, then the IPv4 address.
+    # Like Docker: locally administered 02:42, then the IPv4 address.
     packed = ipaddress.ip_interface(address).ip.packed
     return "02:42:" + ":".join(f"{byte:02x}" for byte in packed)
 
 
-def _plain(address: str) -> str:
+def _address(address: str) -> str:
     return str(ipaddress.ip_interface(address).ip)
 
 
 def ruleset(ipv6: bool = True) -> str:
-    """The whole script: two tables that translate and one that filters what is forwarded."""
+    """Return the nft script: tables for NAT, and one that filters forwarded packets."""
     tables = [_nat_table("ip"), _forward_table()]
     if ipv6:
         tables.append(_nat_table("ip6"))
@@ -177,22 +177,22 @@ table inet hostfw {{
 {chains}
     chain forward {{
         type filter hook forward priority filter; policy drop;
-        ct state established,related counter accept comment "answers and known flows"
-        ct state invalid counter drop comment "out of any known flow"
-        oifname "{UPLINK}" ip saddr {DROPPED} counter drop comment "web2 stays in during the audit"
+        ct state established,related counter accept comment "established connections"
+        ct state invalid counter drop comment "invalid packets"
+        oifname "{UPLINK}" ip saddr {DROPPED_ADDRESS} counter drop comment "web2 stays in during the audit"
         ct status dnat counter accept comment "published ports"
 {jumps}
-        counter comment "between networks or from outside: the policy drops it"
+        counter comment "between networks or from outside: dropped by policy"
     }}
 }}"""
 
 
 def _network_chain(network: LabNetwork) -> str:
     bridge = network.bridge
-    # Switched packets come by here as well where br_netfilter is loaded.
-    rules = [f'oifname "{bridge}" counter accept comment "inside {bridge}"']
+    # With br_netfilter, bridged packets pass here too.
+    rules = [f'oifname "{bridge}" counter accept comment "within {bridge}"']
     if network.nat:
-        rules.append(f'oifname "{UPLINK}" counter accept comment "{bridge} may go out"')
+        rules.append(f'oifname "{UPLINK}" counter accept comment "{bridge} to the uplink"')
     else:
         rules.append(f'counter drop comment "{bridge} is internal"')
     body = "\n".join(f"        {rule}" for rule in rules)
@@ -211,7 +211,7 @@ def _masquerade(network: LabNetwork, address: str) -> str:
     subnet = ipaddress.ip_interface(address).network
     return (
         f'        {_family(address)} saddr {subnet} oifname != "{network.bridge}" counter masquerade '
-        f'comment "{network.bridge} goes out as the host"'
+        f'comment "{network.bridge} with the host address"'
     )
 
 
@@ -232,35 +232,35 @@ _MNT_DETACH = 2
 
 
 def make_mounts_private() -> None:
-    """From here on, no mount of this mount namespace shows in another, nor another's in this."""
+    """Stop the propagation of mounts from and to other mount namespaces."""
     mount("none", "/", "", _MS_REC | _MS_PRIVATE)
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0) -> None:
-    """Mount a filesystem of that kind; raises OSError (mount(2))."""
+    """Mount a file system of that kind; raises OSError (mount(2))."""
     _check(_libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None), target)
 
 
 def unmount(target: str) -> None:
-    """Take off the topmost mount at `target` even while it is in use; raises OSError (umount2(2))."""
+    """Detach the top mount at `target`, even if in use; raises OSError (umount2(2))."""
     _check(_libc.umount2(target.encode(), _MNT_DETACH), target)
 
 
-def fresh_run() -> None:
-    """Replace /run by an empty one, and let go of all namespaces that are mounted anywhere.
+def mount_empty_run() -> None:
+    """Mount an empty /run, and unmount all namespaces.
 
-    So no engine's socket and no other namespace can be seen, and none is kept alive by our copy of its mount.
+    This hides the sockets of engines and other namespaces, and keeps no namespace alive by a copied mount.
     """
-    for target in reversed(_mount_points_to_drop()):
-        with suppress(OSError):  # hidden under a later mount: out of reach already
+    for target in reversed(_mounts_to_remove()):
+        with suppress(OSError):  # hidden under a later mount, so unreachable already
             unmount(target)
     for folder in ("/run", "/var/run"):
         if not Path(folder).is_symlink():
             mount("run", folder, "tmpfs")
 
 
-def _mount_points_to_drop() -> list[str]:
-    # Fields of proc_pid_mountinfo(5): 4 the mount point, with octal escapes; the kind follows " - ".
+def _mounts_to_remove() -> list[str]:
+    # Fields of proc_pid_mountinfo(5): 4 is the mount point, with octal escapes; the type follows " - ".
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")

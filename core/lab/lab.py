@@ -1,4 +1,4 @@
-"""The launcher's side of the lab: start it, run commands inside it, end it."""
+"""Start the lab, run commands in it, and end it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from typing import Any, Self
 from core.lab.blueprint import READY, LabSettings
 from core.tools import ENGINES, with_packages
 
-_STATE = "/run/vnet-tui"  # in the lab's own /run: it ends with the lab
+_STATE = "/run/vnet-tui"  # in the lab's own /run, so removed with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
-# These would lead a program inside to an engine or to a tmux server outside.
-_LEADING_OUT = ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "TMUX", "TMUX_PANE")
+# Variables that lead to an engine or a tmux server outside the lab.
+_OUTSIDE_VARIABLES = ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "TMUX", "TMUX_PANE")
 
-# What the lab can't be built without.
-_NEEDED = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 
 
 class LabError(Exception):
-    """The lab can't be built here: `reason` says why, `try_` what may help ("" where nothing is known to)."""
+    """The lab can't be built: `reason` says why, `try_` what may help ("" if unknown)."""
 
     def __init__(self, reason: str, try_: str = "") -> None:
         self.reason, self.try_ = reason, try_
@@ -34,10 +33,10 @@ class LabError(Exception):
 
 
 class Lab:
-    """One lab; several may run at the same time. Use as a context manager.
+    """A running lab, as a context manager; several may run at the same time.
 
-    The lab lives in pid, mount, net, uts and ipc namespaces of its own and dies with this process, however
-    that ends: nothing of it is left on the machine, so there is nothing to clean up.
+    It has pid, mount, net, uts and ipc namespaces of its own. However this process ends, the kernel removes
+    the lab with it, so there is nothing to clean up.
     """
 
     def __init__(
@@ -58,14 +57,16 @@ class Lab:
 
     @property
     def pid(self) -> int:
-        """The lab's first process, as this process's pid namespace numbers it."""
+        """Return the id of the lab's first process in this process's pid namespace."""
         if self._supervisor is None:
             raise RuntimeError("the lab is not running")
         return self._supervisor.pid
 
     def start(self) -> None:
-        """Build the lab; returns when it is complete. Raises LabError without the rights or where a step
-        fails."""
+        """Build the lab and wait until it is complete.
+
+        Raises LabError without the privileges, and if a step fails.
+        """
         check_rights()
         try:
             with _children_in_new_pid_namespace():
@@ -75,7 +76,7 @@ class Lab:
         self._await_ready(self._supervisor)
 
     def close(self) -> None:
-        """End the lab; when this returns, none of its processes is left."""
+        """End the lab and wait until all its processes have ended."""
         if self._supervisor is not None:
             self._supervisor.kill()
             self._supervisor.communicate()
@@ -84,31 +85,31 @@ class Lab:
     def popen_inside(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[Any]:
-        """Start a command inside the lab, as on the lab's host; `options` are those of subprocess.Popen.
+        """Start a command on the lab's host; `options` are those of subprocess.Popen.
 
-        It is a child of this process (wait for it, signal it) and dies with the lab.
+        It is a child of this process, and the kernel kills it with the lab.
         """
         variables = {**(os.environ if env is None else env)}
-        for name in _LEADING_OUT:
+        for name in _OUTSIDE_VARIABLES:
             variables.pop(name, None)
-        variables[ENGINES] = "none"  # those of the machine are no part of the lab
-        variables["TMUX_TMPDIR"] = "/run"  # /tmp is the machine's, with its tmux servers
-        variables["VNET_STATE"] = _STATE  # nor is its journal, and a change in here is none of the machine's
+        variables[ENGINES] = "none"  # the machine's engines aren't part of the lab
+        variables["TMUX_TMPDIR"] = "/run"  # /tmp is shared with the machine and its tmux servers
+        variables["VNET_STATE"] = _STATE  # the lab has a journal of its own
         supervisor = os.pidfd_open(self.pid)
         try:
             with _children_in_pid_namespace(supervisor):
-                enter = _entering(supervisor, os.getcwd())  # makes system calls only: safe beside threads
+                enter = _enter_lab(supervisor, os.getcwd())  # only system calls: safe with threads
                 return subprocess.Popen(argv, env=variables, preexec_fn=enter, **options)  # noqa: PLW1509
         finally:
             os.close(supervisor)
 
     def run_inside(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-        """Run a command inside the lab on this terminal and return its exit code (negative: the signal).
+        """Run a command in the lab on this terminal; return its exit code (or -signal).
 
-        For the main thread only: meanwhile it leaves Ctrl-C to the command and passes SIGTERM on to it.
+        Call it on the main thread only: it ignores Ctrl-C, which the command gets, and forwards SIGTERM.
         """
         process = self.popen_inside(argv, env)
-        with _signals_left_to(process):
+        with _signals_forwarded(process):
             return _wait(process)
 
     def _supervise(self) -> subprocess.Popen[str]:
@@ -120,35 +121,35 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is for what runs inside
+            start_new_session=True,  # Ctrl-C is for the command in the lab
         )
 
     def _await_ready(self, supervisor: subprocess.Popen[str]) -> None:
-        said = []
+        last_line = ""
         for line in supervisor.stdout or ():
             if line.strip() == READY:
                 return
-            said.append(line.rstrip())
-            self._progress(said[-1])
+            last_line = line.rstrip()
+            self._progress(last_line)
         self.close()
-        raise LabError(said[-1] if said else "no reason given")
+        raise LabError(last_line or "unknown error")
 
 
 def check_rights() -> None:
-    """Raise LabError where this process may not make network namespaces."""
+    """Raise LabError if this process can't create network namespaces."""
     if os.geteuid() != 0:
         raise LabError("needs root", "sudo vnet-tui demo")
-    from core.collect.host import missing_capabilities  # not for the supervisor, which has no site-packages
+    from core.collect.host import missing_capabilities  # the supervisor has no site-packages
 
-    missing = [name for name in missing_capabilities() if name in _NEEDED]
-    if missing:  # root without them: nearly always in a container
+    missing = [name for name in missing_capabilities() if name in _CAPABILITIES]
+    if missing:  # root without capabilities is nearly always in a container
         raise LabError(f"needs {' and '.join(missing)}", "docker run --privileged")
 
 
-def _entering(supervisor: int, folder: str) -> Callable[[], None]:
+def _enter_lab(supervisor: int, folder: str) -> Callable[[], None]:
     def enter() -> None:
         os.setns(supervisor, _NAMESPACES)
-        with suppress(OSError):  # setns(2) of a mount namespace moves to its root; stay there where need be
+        with suppress(OSError):  # setns(2) to a mount namespace changes to its root; the folder may not exist
             os.chdir(folder)
 
     return enter
@@ -156,7 +157,7 @@ def _entering(supervisor: int, folder: str) -> Callable[[], None]:
 
 @contextmanager
 def _children_in_new_pid_namespace() -> Iterator[None]:
-    """The next child that this thread starts is pid 1 of a new pid namespace; this process stays outside."""
+    """Make the next child of this thread pid 1 of a new pid namespace."""
     with _pid_namespace_of_children_restored():
         os.unshare(os.CLONE_NEWPID)
         yield
@@ -164,7 +165,7 @@ def _children_in_new_pid_namespace() -> Iterator[None]:
 
 @contextmanager
 def _children_in_pid_namespace(process: int) -> Iterator[None]:
-    """Children that this thread starts belong to the pid namespace of `process`, a pidfd."""
+    """Start children of this thread in the pid namespace of `process`, a pidfd."""
     with _pid_namespace_of_children_restored():
         os.setns(process, os.CLONE_NEWPID)
         yield
@@ -181,8 +182,8 @@ def _pid_namespace_of_children_restored() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Meanwhile Ctrl-C is the child's affair (the terminal sends it to both), and SIGTERM is passed on."""
+def _signals_forwarded(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Ignore Ctrl-C, which the terminal sends to the child too, and forward SIGTERM."""
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
@@ -195,7 +196,7 @@ def _signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 
 def _wait(process: subprocess.Popen[Any]) -> int:
-    """Wait for the end; when the child is stopped (Ctrl-Z), stop as well, so that the shell takes over."""
+    """Wait for the child; if it stops (Ctrl-Z), stop too, so the shell takes over."""
     while True:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
@@ -206,11 +207,14 @@ def _wait(process: subprocess.Popen[Any]) -> int:
 
 
 def main(argv: list[str], settings: LabSettings | None = None, env: Mapping[str, str] | None = None) -> int:
-    """Build the lab, run `argv` inside it on this terminal and return its exit code. Raises LabError."""
-    with Lab(settings, progress=_say) as lab:
+    """Build the lab, run `argv` in it on this terminal and return its exit code.
+
+    Raises LabError.
+    """
+    with Lab(settings, progress=_print_progress) as lab:
         code = lab.run_inside(argv, env)
-        return code if code >= 0 else 128 - code  # ended by a signal: as a shell says it
+        return code if code >= 0 else 128 - code  # 128 + signal, as in a shell
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(f"demo lab: {text} ...", file=sys.stderr, flush=True)

@@ -1,12 +1,12 @@
-"""What runs in a container of the lab: small servers and clients of bounded rate.
+"""The program of the lab's containers: small servers and clients of limited rate.
 
-Run as `traffic.py COMMAND JOB...`, by path and without site-packages, so that it starts fast. COMMAND is the
-command line that the process shows from then on. A JOB is one argument:
+Run it as `traffic.py COMMAND JOB...`, by path and without site-packages, so that it starts fast. COMMAND
+replaces the command line that the process shows. A JOB is one argument:
 
 - `serve-http PORT`: answers `GET /SIZE` with SIZE bytes, at all addresses.
 - `serve-udp ADDRESS PORT`: answers each datagram with its first 64 bytes.
-- `http ADDRESS PORT size=BYTES every=SECONDS keep=REQUESTS [from=ADDRESS]`: asks for about `size` bytes
-  every so often, over connections of `keep` requests each.
+- `http ADDRESS PORT size=BYTES every=SECONDS keep=REQUESTS [from=ADDRESS]`: requests about `size` bytes
+  every `every` seconds, over connections of `keep` requests each.
 - `udp ADDRESS PORT size=BYTES every=SECONDS keep=DATAGRAMS [from=ADDRESS]`: the same, over sockets of
   `keep` datagrams each.
 - `ping ADDRESS every=SECONDS`: ICMP echo.
@@ -24,13 +24,13 @@ import threading
 import time
 from collections.abc import Callable
 
-_PATIENCE = 2.0  # seconds for a connection or an answer
+_TIMEOUT = 2.0  # seconds for a connection or an answer
 _RETRY = 1.0  # seconds after a failure
 _BODY = bytes(65536)
 
 
 def serve_http(port: str) -> None:
-    """Serve for ever, a thread for each connection."""
+    """Serve HTTP for ever, with a thread for each connection."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     with socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual) as server:
@@ -40,7 +40,7 @@ def serve_http(port: str) -> None:
 
 
 def serve_udp(address: str, port: str) -> None:
-    """Echo for ever; bound to one address, so that answers come from the one that was asked."""
+    """Echo datagrams for ever; bound to an address, so that answers come from it."""
     with _udp_socket(address) as server:
         server.bind((address, int(port)))
         while True:
@@ -49,18 +49,18 @@ def serve_udp(address: str, port: str) -> None:
 
 
 def http(address: str, port: str, *, size: str, every: str, keep: str, source: str = "") -> None:
-    """One connection after another, each with `keep` requests."""
+    """Open one connection after another, each with `keep` requests."""
     origin = (source, 0) if source else None
     while True:
-        with socket.create_connection((address, int(port)), _PATIENCE, origin) as connection:
+        with socket.create_connection((address, int(port)), _TIMEOUT, origin) as connection:
             for _ in range(int(keep)):
-                _request(connection, _wave(int(size)))
+                _request(connection, _varying(int(size)))
                 time.sleep(float(every))
         time.sleep(float(every))
 
 
 def udp(address: str, port: str, *, size: str, every: str, keep: str, source: str = "") -> None:
-    """One socket after another, each with `keep` datagrams; answers are not waited for."""
+    """Open one socket after another and send `keep` datagrams; answers are ignored."""
     while True:
         with _udp_socket(address) as client:
             if source:
@@ -72,7 +72,7 @@ def udp(address: str, port: str, *, size: str, every: str, keep: str, source: st
 
 
 def ping(address: str, *, every: str) -> None:
-    """ICMP echo requests of 64 bytes with one id and rising sequence numbers."""
+    """Send ICMP echo requests of 64 bytes with one id and rising sequence numbers."""
     v6 = ":" in address
     family, protocol = (
         (socket.AF_INET6, socket.IPPROTO_ICMPV6) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
@@ -124,8 +124,8 @@ def _received(connection: socket.socket) -> bytes:
     return data
 
 
-def _wave(size: int) -> int:
-    """Sizes swell and ebb, so that rates have a shape."""
+def _varying(size: int) -> int:
+    """Vary a size over time as a sine wave, so that rates vary."""
     return int(size * (1 + math.sin(time.monotonic() / 9) / 2))
 
 
@@ -142,27 +142,27 @@ _JOBS: dict[str, Callable[..., None]] = {
 }
 
 
-def _work(job: str) -> None:
-    """Do a job for ever; what fails is tried again."""
+def _run_job(job: str) -> None:
+    """Run a job for ever; restart it after an error."""
     kind, *words = job.split()
-    places = [word for word in words if "=" not in word]
+    arguments = [word for word in words if "=" not in word]
     options = dict(word.replace("from=", "source=").split("=") for word in words if "=" in word)
     while True:
         try:
-            _JOBS[kind](*places, **options)
+            _JOBS[kind](*arguments, **options)
         except OSError:
             time.sleep(_RETRY)
 
 
-def _in_background(work: Callable[..., None], *arguments: object) -> None:
-    threading.Thread(target=work, args=arguments, daemon=True).start()
+def _in_background(function: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=function, args=arguments, daemon=True).start()
 
 
-def _show_as(command: str) -> None:
-    """Be COMMAND for ps(1): its first word as the name, all of it written over the command line."""
+def _set_command_line(command: str) -> None:
+    """Show `command` in ps(1): its first word as name, all of it as command line."""
     with open("/proc/self/comm", "w") as comm:
         comm.write(command.split()[0])
-    with open("/proc/self/stat") as stat:  # fields 48 and 49: where the command line lies (proc_pid_stat(5))
+    with open("/proc/self/stat") as stat:  # fields 48 and 49: addresses of the command line
         start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
         memory.seek(start)
@@ -170,12 +170,12 @@ def _show_as(command: str) -> None:
 
 
 def main() -> None:
-    """Start every job; stay until a signal ends the process."""
+    """Start every job; run until a signal ends the process."""
     command, *jobs = sys.argv[1:]
-    _show_as(command)
+    _set_command_line(command)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     for job in jobs:
-        _in_background(_work, job)
+        _in_background(_run_job, job)
     while True:
         signal.pause()
 

@@ -1,4 +1,7 @@
-"""Prometheus metrics of a host's networks, read when they are asked for; needs `prometheus_client`."""
+"""Serve Prometheus metrics of a host's networks, read at each scrape.
+
+Needs `prometheus_client`.
+"""
 
 from core.metrics.samples import FastPathNumbers, FastPathSource
 from core.metrics.server import MetricsError, MetricsServer

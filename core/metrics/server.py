@@ -1,4 +1,4 @@
-"""The HTTP server that Prometheus scrapes."""
+"""HTTP server for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,119 +17,119 @@ from core.collect.engine_http import DeadlineSocket
 from core.metrics.collector import HostCollector
 from core.metrics.samples import FastPathSource
 
-_MOST_CLIENTS = 16
-_PATIENCE = 5.0
+_MAX_CLIENTS = 16
+_TIMEOUT = 5.0
 
 
 class MetricsError(Exception):
-    """Metrics cannot be served; the text says why and what to try."""
+    """The metrics server can't be started; the text says why."""
 
 
 class MetricsServer:
-    """Serves the metrics of this host at `address`, "HOST:PORT" or "[IPV6]:PORT" ("" for the host: every
-    address), until it is closed; scrapes run on threads of their own.
+    """Serves the metrics of this host until `close`; each scrape has its own thread.
 
-    `say` hears of what cannot be read; `fast_path` gives the fast path's numbers. Raises MetricsError.
+    `address` is "HOST:PORT", "[IPV6]:PORT" or ":PORT" for all addresses. `log` gets messages about what can't
+    be read, `fast_path` returns the fast path's numbers. Raises MetricsError.
     """
 
     def __init__(
-        self, address: str, say: Callable[[str], None], fast_path: FastPathSource | None = None
+        self, address: str, log: Callable[[str], None], fast_path: FastPathSource | None = None
     ) -> None:
-        host, port = parsed(address)
+        host, port = parse_address(address)
         registry = CollectorRegistry()
-        registry.register(HostCollector(say, fast_path))
+        registry.register(HostCollector(log, fast_path))
         ProcessCollector(registry=registry)
         try:
-            self._server, self._thread = _started(port, host, registry)
+            self._server, self._thread = _start(port, host, registry)
         except OSError as error:
             why = error.strerror or str(error)
-            raise MetricsError(f"metrics cannot be served at {address}: {why}") from error
+            raise MetricsError(f"can't serve metrics at {address}: {why}") from error
 
     @property
     def port(self) -> int:
-        """The TCP port that it listens on."""
+        """Return the TCP port of the server."""
         return int(self._server.server_port)
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Has so many clients at once: a further one takes the place of the one that has been silent longest."""
+    """Serves up to _MAX_CLIENTS; a further one replaces the one idle for longest."""
 
     daemon_threads = True
-    request_queue_size = 128  # that wait for their turn in the kernel
+    request_queue_size = 128  # connections waiting in the kernel
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = found[0]
         self._clients: set[Any] = set()
-        self._silent: dict[Any, None] = {}
+        self._idle: dict[Any, None] = {}
         self._lock = threading.Lock()
         super().__init__(address, handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a client, which has `_PATIENCE` seconds for its request."""
+        """Accept a client, which has `_TIMEOUT` seconds for its request."""
         client, address = super().get_request()
-        deadline = time.monotonic() + _PATIENCE
-        return DeadlineSocket(_PATIENCE, deadline, fileno=client.detach()), address
+        deadline = time.monotonic() + _TIMEOUT
+        return DeadlineSocket(_TIMEOUT, deadline, fileno=client.detach()), address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the client a thread, if there is one for it."""
+        """Serve the client on a thread, or refuse it if all others are busy."""
         with self._lock:
-            full = len(self._clients) >= _MOST_CLIENTS
-            silent = next(iter(self._silent), None) if full else None
-        if silent is not None:
-            self._forget(silent)
+            full = len(self._clients) >= _MAX_CLIENTS
+            idle = next(iter(self._idle), None) if full else None
+        if idle is not None:
+            self._forget(idle)
             with suppress(OSError):
-                silent.shutdown(socket.SHUT_RDWR)  # its thread, which waits for it, ends
+                idle.shutdown(socket.SHUT_RDWR)  # ends its thread, which waits for a request
         elif full:
             self.shutdown_request(request)
             return
         with self._lock:
             self._clients.add(request)
-            self._silent[request] = None
+            self._idle[request] = None
         super().process_request(request, client_address)
 
-    def asked(self, client: Any) -> None:
-        """A client has sent its whole request."""
+    def request_received(self, client: Any) -> None:
+        """Mark a client as busy: its request is complete."""
         with self._lock:
-            self._silent.pop(client, None)
+            self._idle.pop(client, None)
 
     def _forget(self, client: Any) -> None:
         with self._lock:
             self._clients.discard(client)
-            self._silent.pop(client, None)
+            self._idle.pop(client, None)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a client's connection."""
+        """Close the connection of a client."""
         self._forget(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or was too slow, is no matter for the log."""
+        """Ignore errors of clients that disconnected or were too slow."""
 
 
 class _Handler(WSGIRequestHandler):
-    """Gives a client so long for its request, however it is cut into bytes, and as long for the answer."""
+    """Handles a client with a time limit for the whole request and for the response."""
 
     server: _Server
 
     def parse_request(self) -> bool:
-        """Read the head of the request."""
-        whole = super().parse_request()
-        self.server.asked(self.connection)
-        self.connection.settimeout(_PATIENCE)
-        return whole
+        """Read the request line and headers."""
+        complete = super().parse_request()
+        self.server.request_received(self.connection)
+        self.connection.settimeout(_TIMEOUT)
+        return complete
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not worth a line each."""
+        """Don't log scrapes."""
 
 
-def _started(port: int, host: str, registry: CollectorRegistry) -> tuple[_Server, threading.Thread]:
+def _start(port: int, host: str, registry: CollectorRegistry) -> tuple[_Server, threading.Thread]:
     server = _Server((host or "0.0.0.0", port), _Handler)
     server.set_app(make_wsgi_app(registry))
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
@@ -137,11 +137,11 @@ def _started(port: int, host: str, registry: CollectorRegistry) -> tuple[_Server
     return server, thread
 
 
-def parsed(address: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT". Raises MetricsError."""
+def parse_address(address: str) -> tuple[str, int]:
+    """Parse "HOST:PORT" or "[IPV6]:PORT". Raises MetricsError."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise MetricsError(f"{address!r} is no HOST:PORT, such as 127.0.0.1:9742 or [::1]:9742")
+        raise MetricsError(f"{address!r} isn't HOST:PORT, such as 127.0.0.1:9742 or [::1]:9742")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

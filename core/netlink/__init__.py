@@ -1,1 +1,1 @@
-"""Talk netlink: requests and dumps, events, and entering network namespaces."""
+"""Netlink: requests, dumps and events; entering network namespaces."""

@@ -1,4 +1,4 @@
-"""Hears that something changed in the network of any namespace; what it is now, a dump must tell.
+"""Receive netlink events of all namespaces: which part changed, not its new state.
 
 pyroute2 (0.9) can't read these sockets: it receives with recvfrom(), which drops the ancillary data that
 names the namespace of an event (NETLINK_LISTEN_ALL_NSID), it asks for its receive buffer without
@@ -27,10 +27,10 @@ from core.netlink.client import (
 )
 
 RECV_BUFFER = 16 << 20
-# What stands for "events were lost: look at everything again".
+# Reported when events were lost: everything must be read again.
 EVERYTHING = (None, "everything")
 
-# (namespace id as the host knows it, None for the host itself; what may have changed there)
+# (namespace id in the host namespace, None for the host itself; the part that may have changed)
 Event = tuple[int | None, str]
 
 # RTNLGRP_* of linux/rtnetlink.h: link, neighbours (forwarding tables too), queueing disciplines, IPv4 and
@@ -43,17 +43,18 @@ _PARTS = {
     28: "links",
 }  # fmt: skip
 _HEADER = struct.Struct("=IHHII")
-# No more than the first header is read of an event: a multicast datagram holds messages of one kind.
+# Only the first header of an event is read: a multicast datagram holds messages of one kind.
 _PEEK = 64
 _CMSG = socket.CMSG_SPACE(4)
 _BURST = 4096
 
 
 class EventSocket:
-    """Netlink sockets in the host namespace that hear the events of every namespace that the host has an id
-    for (see `assign_nsids`): of links, addresses, neighbours, routes, rules and nftables rule sets.
+    """Receives events about links, addresses, neighbours, routes, rules and nftables.
 
-    Without CAP_NET_BROADCAST only the host's own events are heard. Raises OSError where netlink is refused.
+    Its sockets are in the host namespace and receive the events of every namespace that has an id there (see
+    `assign_nsids`). Without CAP_NET_BROADCAST only the host's own events arrive. Raises OSError if the kernel
+    refuses netlink.
     """
 
     def __init__(self, recv_buffer: int = RECV_BUFFER) -> None:
@@ -63,16 +64,16 @@ class EventSocket:
             self._nft = _listener(NETFILTER, (_NFNLGRP_NFTABLES,), recv_buffer)
 
     def filenos(self) -> tuple[int, ...]:
-        """The descriptors to wait for, as selectors take them."""
+        """Return the descriptors to poll."""
         return self._route.fileno(), self._nft.fileno()
 
     def read(self) -> set[Event]:
-        """Where what may have changed since the last call, as (nsid, part); never waits, and takes in a flood
-        piece by piece.
+        """Return (nsid, part) for what may have changed, without blocking.
 
         The nsid is None for the host itself; the part is "links" (addresses and bridge VLANs too), "routes"
-        (rules too), "neighbours" (forwarding tables too), "nsid" (an id was given or taken) or "nft". An
-        overrun counts in `overruns`, and the answer then contains EVERYTHING.
+        (rules too), "neighbours" (forwarding tables too), "nsid" (an id was assigned or removed) or "nft".
+        A call reads a limited number of events. After an overrun, which `overruns` counts, the result
+        contains EVERYTHING.
         """
         return self._drain(self._route) | self._drain(self._nft)
 
@@ -82,8 +83,10 @@ class EventSocket:
         self._nft.close()
 
     def _drain(self, sock: socket.socket) -> set[Event]:
-        """After an overrun the kernel drops silently until the queue is empty, so all of it is read: only
-        what is looked at later is sure to be complete."""
+        """Read pending events; after an overrun, until the queue is empty.
+
+        Until then the kernel drops further events silently, so a dump made earlier might miss a change.
+        """
         found: set[Event] = set()
         left = _BURST
         while left > 0 or EVERYTHING in found:
@@ -105,12 +108,12 @@ class EventSocket:
 
 
 def assign_nsids(namespaces: Iterable[Namespace]) -> None:
-    """Give an id in the host namespace to every namespace that has none yet.
+    """Assign an id in the host namespace to every namespace that has none.
 
-    The kernel hands a namespace's events to a listener elsewhere only where the listener's namespace has an
-    id for it (NETLINK_LISTEN_ALL_NSID, netlink(7)), and it makes ids by itself only for namespaces that a
-    link leads to. An id is a number in a table of the host namespace that vanishes with either; it changes
-    nothing else. Without CAP_NET_ADMIN none is given.
+    The kernel delivers a namespace's events to another namespace only if that one has an id for it
+    (NETLINK_LISTEN_ALL_NSID, netlink(7)), and it assigns ids by itself only to namespaces at the other end of
+    a link. An id is an entry in a table of the host namespace, removed with either namespace; it has no other
+    effect. Without CAP_NET_ADMIN nothing is assigned.
     """
     unknown = [(ns.inode, ns.entry) for ns in namespaces if ns.nsid is None and not ns.is_host]
     if unknown:
@@ -123,18 +126,18 @@ def _listener(protocol: int, groups: Iterable[int], recv_buffer: int) -> socket.
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
     )
     set_recv_buffer(sock, recv_buffer)
-    # A socket without an address of its own is passed over (do_one_broadcast, net/netlink/af_netlink.c).
+    # The kernel skips sockets without an address (do_one_broadcast, net/netlink/af_netlink.c).
     sock.bind((0, 0))
     with suppress(PermissionError):
         sock.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
-    for group in groups:  # one that this kernel lacks, or does not grant, is not heard
+    for group in groups:  # the kernel may lack a group, or refuse it
         with suppress(OSError):
             sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
     return sock
 
 
 def _nsid(ancillary: Iterable[tuple[int, int, bytes]]) -> int | None:
-    """The namespace id that the kernel adds to another namespace's event."""
+    """Return the namespace id that the kernel adds to events of other namespaces."""
     for level, kind, value in ancillary:
         if (level, kind) == (SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
             return int.from_bytes(value[:4], sys.byteorder, signed=True)

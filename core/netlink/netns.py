@@ -1,4 +1,4 @@
-"""Entering network namespaces: the one place that calls setns(2)."""
+"""Enter network namespaces with setns(2), open their files, resolve their ids."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from core.model import Namespace
 from core.netlink.client import Netlink, attribute, attributes, s32
 
 HOST_PATH = "/proc/self/ns/net"
-# Where the thread is: a thread beside the main one is in the host while that one visits others.
+# The calling thread's namespace; HOST_PATH follows the main thread, which enters others.
 THREAD_PATH = "/proc/thread-self/ns/net"
 
 
 class NamespaceGone(Exception):
-    """The namespace to enter is no longer there."""
+    """The namespace to enter no longer exists."""
 
 
 def entry_of(namespace: Namespace) -> str:
-    """The path by which it can be entered; raises NamespaceGone where there is none."""
+    """Return a path by which the namespace can be entered; raises NamespaceGone."""
     if namespace.entry:
         return namespace.entry
     if namespace.is_host:
@@ -37,11 +37,11 @@ def entry_of(namespace: Namespace) -> str:
 
 @contextmanager
 def entered(path: str, inode: int | None = None) -> Iterator[None]:
-    """Run the body with this thread inside the network namespace at `path`; other threads stay.
+    """Run the body with this thread, and no other, in the network namespace at `path`.
 
-    Sockets opened and processes started in the body belong to that namespace. Do not keep such a socket
-    open: it would hold the namespace after its owner let it go. Raises NamespaceGone when `path` no longer
-    leads to a namespace, or to another one than `inode`; PermissionError without CAP_SYS_ADMIN.
+    Sockets opened and processes started in the body belong to that namespace. Don't keep such a socket open:
+    it would keep the namespace alive after its owner is gone. Raises NamespaceGone if `path` isn't a
+    namespace any more or not the one with `inode`; PermissionError without CAP_SYS_ADMIN.
     """
     home = os.open(THREAD_PATH, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -69,26 +69,26 @@ def entered(path: str, inode: int | None = None) -> Iterator[None]:
         os.close(home)
 
 
-# Opening the files of namespaces, and of nothing else.
+# Open files of namespaces and of nothing else.
 #
-# Any user can have a path that should lead to a namespace lead to a FIFO or a device instead, by mounting
-# in a mount namespace of their own or by moving a folder at the right moment. So a file is first reached
-# without being opened (O_PATH of open(2)), and opened only where it is a namespace: nsfs, where these files
-# are, is one file system with one device number.
+# Any user can replace a path of a namespace by a FIFO or a device, with a mount in an own mount namespace or
+# by moving a folder at the right moment. So a path is first resolved without opening the file (O_PATH of
+# open(2)), and opened only if it is a namespace: these files are on nsfs, a single file system with one
+# device number.
 
 _NS_GET_NSTYPE = 0xB703  # ioctl_nsfs(2)
-_LINK = re.compile(r"/proc/(?:\d+|self|thread-self)/ns/[a-z_]+")  # the kernel's own: leads nowhere else
+_LINK = re.compile(r"/proc/(?:\d+|self|thread-self)/ns/[a-z_]+")  # magic links, which can't be replaced
 _THROUGH_PROCESS = re.compile(r"(/proc/\d+/root)/(.*)", re.DOTALL)
-# Folders that only root may write: what is there is the same a moment later.
-_ROOTS = ("/run/netns/", "/run/docker/netns/")
-# What leads there may be a link: people make names of /proc/PID/ns/net.
-_FOLLOWED = ("/run/netns/", "/proc/")
+# Only root can write to these folders, so their content doesn't change between check and use.
+_ROOT_FOLDERS = ("/run/netns/", "/run/docker/netns/")
+# Symlinks are followed here: names may be symlinks to /proc/PID/ns/net.
+_SYMLINK_FOLDERS = ("/run/netns/", "/proc/")
 _O_PATH = os.O_PATH | os.O_CLOEXEC
 
 _OPENAT2 = 437  # on every architecture
 _OPEN_HOW = struct.Struct("=QQQ")  # flags, mode, resolve
 _NO_MAGICLINKS, _NO_SYMLINKS, _IN_ROOT, _CACHED = 0x02, 0x04, 0x10, 0x20
-_TRIES = 5  # of a look into the cache: a mount made elsewhere at the same moment spoils one
+_TRIES = 5  # a concurrent mount can make RESOLVE_CACHED fail
 
 _STATX = struct.Struct("=32xQ96xII112x")  # stx_ino, stx_dev_major, stx_dev_minor
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC, _STATX_INO = 0x1000, 0x4000, 0x100
@@ -97,16 +97,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_namespace(path: str, inode: int | None = None) -> int:
-    """A descriptor of the namespace at `path`, for setns(2). Raises FileNotFoundError where there is none, or
-    another one than `inode`."""
-    if path.startswith(_ROOTS) and (status := os.lstat(path)).st_dev == device():
+    """Return a descriptor of the namespace at `path` for setns(2).
+
+    Raises FileNotFoundError if there is none, or not the one with `inode`.
+    """
+    if path.startswith(_ROOT_FOLDERS) and (status := os.lstat(path)).st_dev == device():
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         found = status.st_ino
     elif _LINK.fullmatch(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         found = os.fstat(descriptor).st_ino
     else:
-        handle = _reach(path)
+        handle = _resolve(path)
         try:
             found = _inode(handle, path)
             descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
@@ -114,21 +116,23 @@ def open_namespace(path: str, inode: int | None = None) -> int:
             os.close(handle)
     if inode is not None and found != inode:
         os.close(descriptor)
-        raise _absent(path)
+        raise _not_found(path)
     return descriptor
 
 
 def inode_of(path: str) -> int:
-    """The inode that identifies the namespace at `path` (namespaces(7)). Raises FileNotFoundError where there
-    is none."""
-    if path.startswith(_ROOTS):
+    """Return the inode that identifies the namespace at `path` (namespaces(7)).
+
+    Raises FileNotFoundError if there is none.
+    """
+    if path.startswith(_ROOT_FOLDERS):
         status = os.stat(path)  # noqa: PTH116 (called for each namespace of the machine)
         if status.st_dev != device():
-            raise _absent(path)
+            raise _not_found(path)
         return status.st_ino
     if _LINK.fullmatch(path):
         return os.stat(path).st_ino  # noqa: PTH116
-    handle = _reach(path)
+    handle = _resolve(path)
     try:
         return _inode(handle, path)
     finally:
@@ -136,7 +140,7 @@ def inode_of(path: str) -> int:
 
 
 def net_inode(path: str) -> int:
-    """The inode of the network namespace at `path`, 0 for everything else."""
+    """Return the inode of the network namespace at `path`, 0 for any other file."""
     try:
         descriptor = open_namespace(path)
         try:
@@ -150,30 +154,33 @@ def net_inode(path: str) -> int:
 
 @functools.cache
 def device() -> int:
-    """The device number that all namespaces' files have in common, and no other file."""
+    """Return the device number of nsfs, which all namespace files share."""
     return os.stat("/proc/self/ns/net").st_dev  # noqa: PTH116
 
 
-def _absent(path: str) -> FileNotFoundError:
+def _not_found(path: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "no such namespace", path)
 
 
-def _reach(path: str) -> int:
-    """A descriptor that stands for the file at `path` without having opened it."""
+def _resolve(path: str) -> int:
+    """Return an O_PATH descriptor for the file at `path`, which isn't opened."""
     if through := _THROUGH_PROCESS.fullmatch(path):
         root = os.open(through[1], _O_PATH | os.O_DIRECTORY)
         try:
-            return _reach_mount(through[2], root, _IN_ROOT)
+            return _resolve_mount(through[2], root, _IN_ROOT)
         finally:
             os.close(root)
-    if path.startswith(_FOLLOWED):
+    if path.startswith(_SYMLINK_FOLDERS):
         return os.open(path, _O_PATH)
-    return _reach_mount(path)
+    return _resolve_mount(path)
 
 
-def _reach_mount(path: str, root: int = -1, resolve: int = 0) -> int:
-    """Reach a mount. Its path has no symlinks, and the kernel keeps all of it in memory while it is mounted:
-    no file system is asked on the way, for one that a user provides (FUSE) might never answer."""
+def _resolve_mount(path: str, root: int = -1, resolve: int = 0) -> int:
+    """Return an O_PATH descriptor of a mount point, from the kernel's cache only.
+
+    The path of a mount has no symlinks, and the kernel keeps all of it in memory while it is mounted. No file
+    system is asked, because a user's (FUSE) might never answer.
+    """
     resolve |= _NO_MAGICLINKS | _NO_SYMLINKS | _CACHED
     for _ in range(_TRIES):
         how = _OPEN_HOW.pack(_O_PATH, 0, resolve)
@@ -187,12 +194,14 @@ def _reach_mount(path: str, root: int = -1, resolve: int = 0) -> int:
             break
     if number in (errno.EACCES, errno.EPERM):
         raise PermissionError(number, os.strerror(number), path)
-    raise _absent(path)
+    raise _not_found(path)
 
 
 def _inode(handle: int, path: str) -> int:
-    """The inode of a namespace's file. Raises FileNotFoundError for every other file. Asks no file system for
-    what it does not hold in memory."""
+    """Return the inode of a namespace file; raises FileNotFoundError for other files.
+
+    It uses only what the kernel has in memory, without asking the file system.
+    """
     found = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if _libc.statx(handle, b"", flags, _STATX_INO, found):
@@ -200,7 +209,7 @@ def _inode(handle: int, path: str) -> int:
         raise OSError(number, os.strerror(number), path)
     inode, major, minor = _STATX.unpack(found.raw)
     if os.makedev(major, minor) != device():
-        raise _absent(path)
+        raise _not_found(path)
     return int(inode)
 
 
@@ -208,37 +217,43 @@ _RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _RTGENMSG = struct.pack("=Bxxx", 0)
 # Descriptors held open at once: far below the usual limit of 1024.
-_AT_ONCE = 64
-_LIKELY = 6
+_OPEN_DESCRIPTORS = 64
+_MAX_LIKELY = 6
 
-# A namespace to ask about: its inode and a path by which it can be entered.
+# A namespace to resolve: its inode and a path by which it can be entered.
 Known = tuple[int, str]
 
 
 def read_nsids(sock: Netlink, known: Iterable[Known]) -> dict[int, int]:
-    """By inode the id that the namespace of `sock` has given to each of `known`; without those that have none
-    or vanished."""
+    """Return the ids of `known` namespaces in the namespace of `sock`, by inode.
+
+    Namespaces without an id and those that no longer exist are left out.
+    """
     found = {}
-    for group in batched(known, _AT_ONCE):
-        with _opened(group) as descriptors:
-            found.update(_ids_of(sock, descriptors))
+    for group in batched(known, _OPEN_DESCRIPTORS):
+        with _open_all(group) as descriptors:
+            found.update(_request_ids(sock, descriptors))
     return found
 
 
 def assign_nsids(sock: Netlink, known: Iterable[Known]) -> None:
-    """Give each of `known` an id in the namespace of `sock`, the next free one; those that have one keep it,
-    those that vanished are passed over. Without CAP_NET_ADMIN the kernel refuses, and none gets one."""
+    """Assign the next free id in the namespace of `sock` to each of `known`.
+
+    Existing ids stay, namespaces that no longer exist are skipped. Without CAP_NET_ADMIN nothing is assigned.
+    """
     any_id = attribute(_NETNSA_NSID, struct.pack("=i", -1))
-    for group in batched(known, _AT_ONCE):
-        with _opened(group) as descriptors:
-            sock.batch([(_RTM_NEWNSID, _about(descriptor) + any_id) for descriptor in descriptors.values()])
+    for group in batched(known, _OPEN_DESCRIPTORS):
+        with _open_all(group) as descriptors:
+            sock.batch([(_RTM_NEWNSID, _nsid_body(one) + any_id) for one in descriptors.values()])
 
 
 class NsidResolver:
-    """Finds which namespaces the ids that links refer to stand for, with few questions: the kernel translates
-    a namespace into an id only, not back, so the host and the hubs found so far are asked about first.
+    """Resolves the namespace ids that links refer to.
 
-    A context manager: it holds these few open, as /proc/self leads elsewhere while the main thread visits."""
+    The kernel translates namespaces to ids only, not back. So the likely namespaces are tried first: the host
+    and a few found before. They are held open, as /proc/self changes while the main thread is in another
+    namespace; use the resolver as a context manager.
+    """
 
     def __init__(self, known: Collection[Namespace]) -> None:
         self._ids = {namespace.nsid: namespace.inode for namespace in known if namespace.nsid is not None}
@@ -254,8 +269,10 @@ class NsidResolver:
             os.close(descriptor)
 
     def resolve(self, sock: Netlink, namespace: Namespace, wanted: set[int | None]) -> dict[int, int]:
-        """The inode for each id of `wanted` as seen from `namespace`, the one of `sock`; without those that
-        none of the known namespaces has."""
+        """Return inodes for the ids `wanted` in `namespace`, the one of `sock`.
+
+        Ids that belong to none of the known namespaces are left out.
+        """
         missing = {nsid for nsid in wanted if nsid is not None and nsid >= 0}
         if not missing:
             return {}
@@ -263,42 +280,44 @@ class NsidResolver:
             found = {nsid: self._ids[nsid] for nsid in missing & self._ids.keys()}
         else:
             found = {}
-            for likely in self._guesses():
-                found |= _inodes(_ids_of(sock, likely), missing)
+            for likely in self._candidates():
+                found |= _inodes(_request_ids(sock, likely), missing)
                 if not missing - found.keys():
                     break
         if missing - found.keys():
             found |= _inodes(read_nsids(sock, self._known.items()), missing)
-            self._remember([namespace.inode] if len(found) >= _LIKELY else found.values())
+            self._remember([namespace.inode] if len(found) >= _MAX_LIKELY else found.values())
         return found
 
-    def _guesses(self) -> Iterator[dict[int, int]]:
-        """The host alone, where nearly every link leads, then the others that are likely."""
-        yield {inode: one for inode, one in self._likely.items() if one == self._host}
-        yield {inode: one for inode, one in self._likely.items() if one != self._host}
+    def _candidates(self) -> Iterator[dict[int, int]]:
+        """Yield the host, where nearly every link leads, then the other likely ones."""
+        yield {inode: fd for inode, fd in self._likely.items() if fd == self._host}
+        yield {inode: fd for inode, fd in self._likely.items() if fd != self._host}
 
     def _remember(self, inodes: Iterable[int]) -> None:
-        """Hold open those that are likely to be the answer again, the latest few."""
-        with _opened((inode, self._known[inode]) for inode in inodes if inode in self._known) as descriptors:
+        """Hold open the last few namespaces found."""
+        with _open_all(
+            (inode, self._known[inode]) for inode in inodes if inode in self._known
+        ) as descriptors:
             self._likely |= {
                 inode: os.dup(descriptor)
                 for inode, descriptor in descriptors.items()
                 if inode not in self._likely
             }
         oldest = [inode for inode, descriptor in self._likely.items() if descriptor != self._host]
-        for inode in oldest[:-_LIKELY]:
+        for inode in oldest[:-_MAX_LIKELY]:
             os.close(self._likely.pop(inode))
 
 
 def _inodes(nsids: Mapping[int, int], wanted: Collection[int]) -> dict[int, int]:
-    """The inodes by those ids that are wanted."""
+    """Invert `nsids` (ids by inode), for the ids `wanted`."""
     return {nsid: inode for inode, nsid in nsids.items() if nsid in wanted}
 
 
-def _ids_of(sock: Netlink, descriptors: Mapping[int, int]) -> dict[int, int]:
-    """The id of each namespace that has one, by inode, asked by its open descriptor."""
+def _request_ids(sock: Netlink, descriptors: Mapping[int, int]) -> dict[int, int]:
+    """Return the ids of the namespaces that have one, by inode."""
     found = {}
-    answers = sock.batch([(_RTM_GETNSID, _about(descriptor)) for descriptor in descriptors.values()])
+    answers = sock.batch([(_RTM_GETNSID, _nsid_body(descriptor)) for descriptor in descriptors.values()])
     for inode, answer in zip(descriptors, answers, strict=True):
         if isinstance(answer, list) and answer:
             nsid = s32(attributes(answer[0].payload, 4)[_NETNSA_NSID])
@@ -307,13 +326,13 @@ def _ids_of(sock: Netlink, descriptors: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
-def _about(descriptor: int) -> bytes:
+def _nsid_body(descriptor: int) -> bytes:
     return _RTGENMSG + attribute(_NETNSA_FD, struct.pack("=I", descriptor))
 
 
 @contextmanager
-def _opened(known: Iterable[Known]) -> Iterator[dict[int, int]]:
-    """Open descriptors by inode, of those of `known` that are still there."""
+def _open_all(known: Iterable[Known]) -> Iterator[dict[int, int]]:
+    """Open the `known` namespaces that still exist; yield descriptors by inode."""
     descriptors: dict[int, int] = {}
     try:
         for inode, path in known:

@@ -11,7 +11,7 @@ import numpy as np
 
 from core.collect import conntrack
 from core.collect import sockets as reading
-from core.collect.conntrack import askable, read_some
+from core.collect.conntrack import lookup, lookup_mask
 from core.collect.host import PeerNames
 from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
@@ -75,10 +75,10 @@ class FlowReader:
         parts, wanted, start = {}, [], 0
         for table in self._meter.table.tables:
             mine = rows[(rows >= start) & (rows < start + len(table.entries))]
-            mine = mine[askable(table.entries[mine - start])]
+            mine = mine[lookup_mask(table.entries[mine - start])]
             if len(mine) and table.ns in namespaces and table.ns not in parts:
                 try:
-                    parts[table.ns] = read_some(namespaces[table.ns], table.entries[mine - start])
+                    parts[table.ns] = lookup(namespaces[table.ns], table.entries[mine - start])
                     wanted.append(mine)
                 except (NamespaceGone, OSError):
                     pass

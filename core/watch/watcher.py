@@ -176,7 +176,7 @@ class Watcher:
         found, problems = namespaces.read_namespaces(deep=deep)
         old = self.board.snapshot.namespaces
         if not deep:
-            found = namespaces.keep_deep(old, found)
+            found = namespaces.merge_scans(old, found)
         if found.keys() - old.keys():
             assign_nsids(found.values())
             found = namespaces.with_nsids(found)

@@ -1,4 +1,4 @@
-"""Rule sets as container engines of several versions make them, for the bridges of `BRIDGES`.
+"""Rule sets of container engines in several versions, for the bridges of `BRIDGES`.
 
 `docker0` has no container, `br-app` has one at 10.201.0.2 with port 80 published at 8080 and port 81 at
 127.0.0.1:8081, `br-lan` another one at 10.202.0.2.
@@ -185,7 +185,7 @@ table ip docker-bridges {
 }
 """
 
-# netavark 2: three isolated networks, and the mark of what a port of the host was called by.
+# netavark 2: three isolated networks, and the mark of packets to published ports.
 NETAVARK_2 = """
 table inet netavark {
     chain FORWARD {

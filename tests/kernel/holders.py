@@ -1,4 +1,4 @@
-"""Helper processes that hold network namespaces in every way there is."""
+"""Helper processes that hold network namespaces by each kind of reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 NOBODY = 65534
 _PR_SET_DUMPABLE = 4
 
-# A thread that leaves the namespace of its process and says its id.
+# A thread that leaves the namespace of its process and prints its id.
 THREAD = """
 import os, threading, time
 def leave():
@@ -27,9 +27,9 @@ time.sleep(60)
 
 
 @contextmanager
-def holder(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that runs until the body ends, and the first line that it printed."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+def holder(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a process until the body ends; yield it and its first line of output."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         yield process, process.stdout.readline().strip()
@@ -39,17 +39,17 @@ def holder(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def shell(script: str) -> tuple[str, ...]:
-    """The words of a shell that runs `script`, says "ready" and waits; the process is the waiting one."""
+    """Return the command of a shell that runs `script`, prints "ready" and waits with exec."""
     return "sh", "-c", f"{script}\necho ready\nexec sleep 60"
 
 
 def thread_outside() -> tuple[str, ...]:
-    """The words of a process with a thread in a namespace of its own."""
+    """Return the command of a process with a thread in another namespace."""
     return sys.executable, "-c", THREAD
 
 
 def as_nobody(work: Callable[[], Any]) -> Any:
-    """What `work` returns (JSON) in a child process that has no rights."""
+    """Return the result of `work` (as JSON) in a child process without privileges."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -57,7 +57,7 @@ def as_nobody(work: Callable[[], Any]) -> Any:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1)  # else /proc/self stays root's
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1)  # otherwise /proc/self stays owned by root
             os.write(writing, json.dumps(work()).encode())
         finally:
             os._exit(0)

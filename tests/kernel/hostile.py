@@ -1,7 +1,7 @@
-"""What an unprivileged user can put in the way of someone who looks at the machine: run as a program.
+"""Traps that an unprivileged user can set for a program that reads the machine: run as a program.
 
-`python hostile.py KIND FOLDER`, as any user: makes user, mount and network namespaces of its own, puts a FIFO
-where a namespace is expected, says "ready" and stays. Only the standard library: it runs with no rights.
+`python hostile.py KIND FOLDER`, as any user: creates user, mount and network namespaces, puts a FIFO
+where a namespace is expected, prints "ready" and stays. It needs only the standard library and no privileges.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def _checked(result: int) -> None:
 
 def mount(source: str, target: Path, kind: str = "none", flags: int = 0, options: str = "") -> None:
     """mount(2)."""
-    words = source.encode(), os.fsencode(target), kind.encode()
-    _checked(_libc.mount(*words, ctypes.c_ulong(flags), options.encode()))
+    arguments = source.encode(), os.fsencode(target), kind.encode()
+    _checked(_libc.mount(*arguments, ctypes.c_ulong(flags), options.encode()))
 
 
 def become_root_inside() -> None:
-    """Root in a user namespace of our own, with mounts and a network of our own."""
+    """Become root in a new user namespace, with new mount and network namespaces."""
     user, group = os.getuid(), os.getgid()
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWNET)
     Path("/proc/self/setgroups").write_text("deny")
@@ -50,7 +50,7 @@ def become_root_inside() -> None:
 
 
 def leave_behind(path: Path) -> None:
-    """Mount our network namespace there and go on in another: nothing but the mount leads to it."""
+    """Mount our network namespace at `path` and enter another: only the mount leads to it."""
     mount("/proc/self/ns/net", path, flags=_MS_BIND)
     os.unshare(os.CLONE_NEWNET)
 
@@ -62,8 +62,8 @@ def behind_descriptor(folder: Path, other: str = "") -> int:
         trap.touch()
         mount(other, trap, flags=_MS_BIND)
     descriptor = os.open(trap if other else folder / "fifo", os.O_PATH)
-    place = trap if other else folder / "fifo"
-    mount("/proc/self/ns/net", place, flags=_MS_BIND)
+    path = trap if other else folder / "fifo"
+    mount("/proc/self/ns/net", path, flags=_MS_BIND)
     return descriptor
 
 
@@ -79,8 +79,10 @@ def behind_lost_mount(folder: Path) -> int:
 
 
 def swapped(folder: Path) -> None:
-    """Mount our namespace in `here`, and exchange that folder again and again with one where the same name is
-    the FIFO, or a symlink to it in the file system of the one who looks."""
+    """Mount our namespace in `here`, and keep swapping that folder with one of other content.
+
+    There the same name is the FIFO, or a symlink to it.
+    """
     for name in ("here", "there", "linked"):
         (folder / name).mkdir()
     (folder / "here" / "ns").touch()
@@ -96,8 +98,10 @@ def swapped(folder: Path) -> None:
 
 
 def silent_file_system(folder: Path) -> None:
-    """Mount our namespace on a file of a FUSE file system of our own, which stops answering. An overlay above
-    it asks in our name, not in that of the one who looks, who would be refused."""
+    """Mount our namespace on a file of a FUSE file system that stops answering.
+
+    An overlay on top makes requests with our credentials; those of the reader would be refused.
+    """
     for name in ("fuse", "upper", "work", "merged"):
         (folder / name).mkdir()
     device = os.open("/dev/fuse", os.O_RDWR)
@@ -106,7 +110,7 @@ def silent_file_system(folder: Path) -> None:
     if not server:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _serve(device)
-    os.close(device)  # the server's end ends the file system
+    os.close(device)  # the file system ends with its server
     layers = ",".join(f"{layer}dir={folder / name}" for layer, name in _LAYERS)
     mount("overlay", folder / "merged", "overlay", options=f"{layers},userxattr")
     leave_behind(folder / "merged" / "file")
@@ -114,7 +118,7 @@ def silent_file_system(folder: Path) -> None:
 
 
 def _serve(device: int) -> None:
-    """Answer what a kernel asks of a FUSE file system (linux/fuse.h) with nothing but a folder and a file."""
+    """Serve a FUSE file system (linux/fuse.h) with only a folder and a file."""
     attributes = {1: (1, stat.S_IFDIR | 0o755), 2: (2, stat.S_IFREG | 0o644)}
     while True:
         request = os.read(device, 1 << 18)
@@ -133,7 +137,7 @@ def _serve(device: int) -> None:
 
 
 def many_descriptors(count: int) -> None:
-    """Hold a file open so often."""
+    """Open a file many times."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     one = os.open("/", os.O_PATH)
@@ -142,7 +146,7 @@ def many_descriptors(count: int) -> None:
 
 
 def many_processes(count: int, descriptors: int) -> None:
-    """Processes with many descriptors each, which end with this one."""
+    """Start processes with many descriptors each, which end with this one."""
     many_descriptors(descriptors)
     for _ in range(count):
         if not os.fork():
@@ -151,7 +155,7 @@ def many_processes(count: int, descriptors: int) -> None:
 
 
 def many_threads(count: int) -> None:
-    """Threads that do nothing."""
+    """Start threads that do nothing."""
     threading.stack_size(1 << 16)
     for _ in range(count):
         threading.Thread(target=time.sleep, args=(10_000,), daemon=True).start()
@@ -171,7 +175,7 @@ def many_mounts(folder: Path, rows: int, columns: int) -> None:
 
 
 def main(kind: str, folder: Path) -> None:
-    """Set the trap and stay."""
+    """Set the trap and wait."""
     os.mkfifo(folder / "fifo")
     become_root_inside()
     match kind:

@@ -1,5 +1,5 @@
-"""A machine in small, for tests that must see that nothing is left: this program runs alone in new pid, mount
-and net namespaces. Usage: `python -m tests.kernel.lab_sandbox STORY`; prints what it saw as JSON."""
+"""A small machine for tests that check that nothing is left: this program in new pid, mount
+and net namespaces. Usage: `python -m tests.kernel.lab_sandbox STORY`; prints the results as JSON."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ with Lab(progress=lambda text: print(text, flush=True)):
 """
 
 
-def tell(story: str) -> dict[str, Any]:
-    """Run a story in a sandbox and return what it saw."""
+def run_story(story: str) -> dict[str, Any]:
+    """Run a story in a sandbox and return its results."""
     done = subprocess.run(
         [*_UNSHARE, *_REAPING, sys.executable, "-m", "tests.kernel.lab_sandbox", story],
         capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
@@ -38,7 +38,7 @@ def tell(story: str) -> dict[str, Any]:
 
 
 def picture() -> dict[str, list[str]]:
-    """Everything in sight that a lab could leave behind."""
+    """Return everything visible that a lab could leave."""
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ def picture() -> dict[str, list[str]]:
 
 
 def _namespaces() -> list[str]:
-    """What lsns(8) lists; it fails where something goes while it looks, so it may look again."""
+    """Return the output of lsns(8), which fails if a namespace vanishes meanwhile; then retry."""
     for _ in range(5):
         lsns = subprocess.run(["lsns", "-n", "-o", "TYPE,NS"], capture_output=True, text=True, check=False)
         if not lsns.returncode:
@@ -65,12 +65,12 @@ def _namespaces() -> list[str]:
 
 
 def _mounts() -> list[str]:
-    """Mount points, also of other tests' engines, which the kernel takes away here when they go there."""
+    """Return mount points, without those of other tests' engines, which come and go."""
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def orderly() -> dict[str, Any]:
-    """Start a lab, end it."""
+    """Start a lab and end it."""
     before = picture()
     with Lab():
         during = picture()
@@ -78,7 +78,7 @@ def orderly() -> dict[str, Any]:
 
 
 def killed(until: str = "up") -> dict[str, Any]:
-    """Start a launcher, kill it -9 when it has said `until`, start a lab again."""
+    """Start a launcher, kill it with SIGKILL after it printed `until`, start a lab again."""
     before = picture()
     launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
@@ -96,12 +96,12 @@ def killed(until: str = "up") -> dict[str, Any]:
 
 
 def killed_while_building() -> dict[str, Any]:
-    """The same, when the lab is half there."""
+    """Kill the launcher while it builds the lab."""
     return killed("packet filter")
 
 
 def _hide_tmp() -> None:
-    """Mount an empty /tmp, but for this very checkout where it lies there, and shared memory of our own."""
+    """Mount an empty /tmp and /dev/shm; a checkout in /tmp stays visible."""
     checkout = Path.cwd()
     here = os.open(checkout, os.O_PATH)
     subprocess.run(["mount", "-t", "tmpfs", "tmp", "/tmp"], check=True)
@@ -115,7 +115,7 @@ def _hide_tmp() -> None:
 
 
 def _hide_named_namespaces() -> None:
-    """An empty /run without the namespaces of other tests, which come and go meanwhile."""
+    """Mount an empty /run without the namespaces of other tests, which come and go."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if " - nsfs " in line:
             subprocess.run(["umount", "-l", line.split()[4]], check=False, capture_output=True)
@@ -125,10 +125,10 @@ def _hide_named_namespaces() -> None:
 def _main() -> None:
     _hide_tmp()
     _hide_named_namespaces()
-    words = os.dup(1)
-    os.dup2(2, 1)  # what runs inside the lab prints elsewhere
+    stdout = os.dup(1)
+    os.dup2(2, 1)  # commands in the lab print elsewhere
     stories = {story.__name__: story for story in (orderly, killed, killed_while_building)}
-    os.write(words, json.dumps(stories[sys.argv[1]]()).encode())
+    os.write(stdout, json.dumps(stories[sys.argv[1]]()).encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the collectors read of a throw-away host, for tests to hold against what iproute2 prints."""
+"""Read a throw-away host with the collectors, for comparison with iproute2."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tests.support.host import ThrowawayHost
 
 
 def net_of(host: ThrowawayHost, short: str = "host") -> NetState:
-    """One of the host's namespaces, its peers looked for in all namespaces."""
+    """Read one of the host's namespaces; peers are looked up in all of them."""
     found, _ = read_namespaces(deep=False)
     return read_net(found[host.inode_of(short)], found.values())
 
 
 def nets_of(host: ThrowawayHost) -> dict[str, NetState]:
-    """All of the host's namespaces by their short names."""
+    """Read all of the host's namespaces, by short name."""
     found, _ = read_namespaces(deep=False)
     shorts = {inode: name.removeprefix(f"{host.prefix}-") for inode, ns in found.items() for name in ns.names}
     nets = read_nets([ns for ns in found.values() if ns.names and ns.names[0] in host.names], found.values())
@@ -23,5 +23,5 @@ def nets_of(host: ThrowawayHost) -> dict[str, NetState]:
 
 
 def links_of(host: ThrowawayHost, short: str = "host") -> dict[str, Link]:
-    """The links of one namespace by name."""
+    """Read the links of one namespace, by name."""
     return {link.name: link for link in net_of(host, short).links.values()}

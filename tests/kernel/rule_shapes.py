@@ -1,4 +1,4 @@
-"""Rules of nftables and iptables in many shapes, each with what it must be understood as."""
+"""Rules of nftables and iptables in many shapes, each with its expected fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from core.model import Choice, Translation
 
-# Sets, maps and chains that the rules below refer to.
+# Sets, maps and chains used by the rules below.
 BEFORE = """
 table inet t {
     counter web { }
@@ -110,7 +110,7 @@ LEAVING: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# By table, chain and what iptables is told.
+# By table, chain and arguments of iptables.
 IPTABLES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("nat", "PREROUTING", "! -i br0 -p tcp --dport 8080 -j DNAT --to-destination 172.18.0.2:80"): {
         "iif": "!br0", "l4_proto": "tcp", "dport": "8080", "verdict": "dnat", "to_address": "172.18.0.2",

@@ -1,4 +1,4 @@
-"""Bridges, ports and forwarding tables as read are those that `ip -j -d` and `bridge -j` print."""
+"""Check bridges, ports and forwarding tables against `ip -j -d` and `bridge -j`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PORT_FLAGS = (
 
 
 def settings_from_ip(data: dict[str, Any]) -> dict[str, Any]:
-    """A bridge's `linkinfo.info_data` in the model's words."""
+    """Convert a bridge's `linkinfo.info_data` to the names of the model."""
     return {
         "stp": bool(data["stp_state"]),
         "vlan_filtering": bool(data["vlan_filtering"]),
@@ -40,21 +40,21 @@ def settings_from_ip(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def short_octets(bridge_id: str) -> str:
-    """A bridge id as `ip` prints it: octets without leading zeros."""
+    """Format a bridge id like `ip`, with octets without leading zeros."""
     priority, _, mac = bridge_id.partition(".")
     return priority + "." + ":".join(f"{int(octet, 16):x}" for octet in mac.split(":"))
 
 
-def settings(bridge: BridgeSettings) -> dict[str, Any]:
-    """The same of what was read."""
+def settings_of(bridge: BridgeSettings) -> dict[str, Any]:
+    """Pick the same properties of the model."""
     found = {name: getattr(bridge, name) for name in BridgeSettings.__slots__ if not name.startswith("vlan")}
     found["vlan_filtering"] = bridge.vlan_filtering
-    found.pop("route_localnet")  # a sysctl, which ip-link(8) does not print
+    found.pop("route_localnet")  # a sysctl, which ip-link(8) doesn't print
     return found | {"bridge_id": short_octets(bridge.bridge_id), "root_id": short_octets(bridge.root_id)}
 
 
 def two_ports(host: ThrowawayHost) -> None:
-    """br0 with ports p1 and p2, all up."""
+    """Create br0 with ports p1 and p2, all up."""
     host.run("ip link add br0 type bridge")
     for name in ("p1", "p2"):
         host.run(f"ip link add {name} type veth peer name {name}-peer")
@@ -64,7 +64,7 @@ def two_ports(host: ThrowawayHost) -> None:
 
 
 def port_of(link: Link) -> BridgePort:
-    """The bridge's side of a link that is a port."""
+    """Return the port settings of a link."""
     assert link.port
     return link.port
 
@@ -83,7 +83,7 @@ def test_settings_are_those_that_ip_prints(host: ThrowawayHost, options: str) ->
     (printed,) = host.json("ip -j -d link show br0")
     bridge = links_of(host)["br0"].bridge
     assert bridge
-    assert settings(bridge) == settings_from_ip(printed["linkinfo"]["info_data"])
+    assert settings_of(bridge) == settings_from_ip(printed["linkinfo"]["info_data"])
 
 
 @pytest.mark.parametrize(("stp", "state"), [(0, "forwarding"), (1, "listening")])
@@ -116,7 +116,7 @@ def test_port_states_and_flags_are_those_that_bridge_prints(
 
 
 def fdb_from_bridge(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells forwarding entries apart, of `bridge -j fdb`."""
+    """Pick the properties of the entries of `bridge -j fdb`."""
     state = entry["state"] if entry["state"] in ("permanent", "static") else "learned"
     return (
         entry["mac"], entry["ifname"], entry.get("master"), entry.get("vlan"), state, sorted(entry["flags"]),
@@ -125,17 +125,17 @@ def fdb_from_bridge(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def fdb_of(host: ThrowawayHost) -> list[tuple[Any, ...]]:
-    """The same of what was read."""
+    """Pick the same properties of the model."""
     net = net_of(host)
     names = {ifindex: link.name for ifindex, link in net.links.items()}
 
-    def words(entry: FdbEntry) -> tuple[Any, ...]:
+    def properties(entry: FdbEntry) -> tuple[Any, ...]:
         bridge = names[entry.bridge] if entry.bridge else None
         # `bridge` shows the master flag by naming the bridge.
         flags = sorted(set(entry.flags) - {"master"})
         return entry.mac, names[entry.port], bridge, entry.vlan, entry.state, flags, entry.dst
 
-    return sorted(map(words, net.fdb), key=repr)
+    return sorted(map(properties, net.fdb), key=repr)
 
 
 def test_forwarding_entries_are_those_that_bridge_prints(host: ThrowawayHost) -> None:
@@ -171,8 +171,8 @@ def test_a_learned_address_names_its_port(host: ThrowawayHost) -> None:
 def test_vlans_are_those_that_bridge_prints(host: ThrowawayHost) -> None:
     two_ports(host)
     host.run("ip link set br0 type bridge vlan_filtering 1 vlan_default_pvid 3", check=False)
-    for words in ("vid 10 pvid untagged dev p1", "vid 20-29 dev p1", "vid 5 dev br0 self"):
-        host.run(f"bridge vlan add {words}", check=False)
+    for arguments in ("vid 10 pvid untagged dev p1", "vid 20-29 dev p1", "vid 5 dev br0 self"):
+        host.run(f"bridge vlan add {arguments}", check=False)
     read = links_of(host)
     printed = {
         entry["ifname"]: [
@@ -197,7 +197,7 @@ def test_vlans_are_those_that_bridge_prints(host: ThrowawayHost) -> None:
     assert found == printed
 
 
-def test_whether_the_hosts_loopback_address_is_led_to_containers(host: ThrowawayHost) -> None:
+def test_route_localnet_is_read(host: ThrowawayHost) -> None:
     two_ports(host)
     host.run("ip link add br1 type bridge")
     host.run("sysctl -qw net.ipv4.conf.br1.route_localnet=1")

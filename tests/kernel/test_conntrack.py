@@ -1,4 +1,4 @@
-"""Conntrack tables of real traffic and of made entries, against `conntrack -L` of the same moment."""
+"""Check conntrack tables of traffic and of inserted entries against `conntrack -L`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def talk(host: ThrowawayHost, inside: str, l4_proto: str, address: str, port: in
 
 @pytest.fixture
 def routed(host: ThrowawayHost) -> ThrowawayHost:
-    """A container behind a bridge, a host that masquerades and publishes port 8080, a server outside."""
+    """Create a container on a bridge, a host with NAT and published port 8080, and a server."""
     host.run("ip link add br0 type bridge")
     host.run("ip link set br0 up")
     host.run("ip addr add 172.30.0.1/24 dev br0")
@@ -110,7 +110,7 @@ def routed(host: ThrowawayHost) -> ThrowawayHost:
 
 
 def listed(host: ThrowawayHost, inside: str = "host") -> dict[int, dict[str, Any]]:
-    """What `conntrack -L` says, by id."""
+    """Return the entries of `conntrack -L` by id."""
     text = host.run("conntrack -L -o xml,id,ktimestamp", inside)
     icmp = host.run("conntrack -L -o extended,id", inside)
     found = {}
@@ -125,11 +125,11 @@ def listed(host: ThrowawayHost, inside: str = "host") -> dict[int, dict[str, Any
         found[entry["id"]] = entry
     for line in icmp.splitlines():
         number = int(re.findall(r" id=(\d+)", line)[-1])
-        for way, (kind, code, echo) in zip(
+        for direction, (kind, code, echo) in zip(
             ("orig", "reply"), re.findall(r"type=(\d+) code=(\d+) id=(\d+)", line), strict=False
         ):
             found.get(number, {}).update(
-                {f"{way}_sport": int(echo), f"{way}_dport": int(kind) << 8 | int(code)}
+                {f"{direction}_sport": int(echo), f"{direction}_dport": int(kind) << 8 | int(code)}
             )
     return found
 
@@ -138,7 +138,7 @@ def _number(node: ET.Element, path: str) -> int:
     return int(node.findtext(path) or "0", 0)
 
 
-def _side(meta: ET.Element, way: str, index: int) -> dict[str, Any]:
+def _side(meta: ET.Element, direction: str, index: int) -> dict[str, Any]:
     layer4 = meta.find("layer4")
     assert layer4 is not None
     sport, dport = (
@@ -147,11 +147,11 @@ def _side(meta: ET.Element, way: str, index: int) -> dict[str, Any]:
     )
     zone = {"zone": _number(meta, "zone")} if meta.find("zone") is not None else {}
     return zone | {
-        f"{way}_src": meta.findtext("layer3/src"),
-        f"{way}_dst": meta.findtext("layer3/dst"),
+        f"{direction}_src": meta.findtext("layer3/src"),
+        f"{direction}_dst": meta.findtext("layer3/dst"),
         "l4_proto": int(layer4.get("protonum", "0")),
-        f"{way}_sport": sport,
-        f"{way}_dport": dport,
+        f"{direction}_sport": sport,
+        f"{direction}_dport": dport,
         f"packets{index}": _number(meta, "counters/packets"),
         f"bytes{index}": _number(meta, "counters/bytes"),
         "counted": meta.find("counters") is not None,
@@ -172,18 +172,18 @@ def _independent(meta: ET.Element) -> dict[str, Any]:
     }
 
 
-def ours(row: np.void) -> dict[str, Any]:
-    """The same of one decoded entry."""
+def decoded(row: np.void) -> dict[str, Any]:
+    """Convert a decoded entry to the form of `listed`."""
     entry = entry_of(row)
-    ways = {
-        f"{way}_{end}": address_text(getattr(entry, f"{way}_{end}"))
-        for way in ("orig", "reply")
+    addresses = {
+        f"{direction}_{end}": address_text(getattr(entry, f"{direction}_{end}"))
+        for direction in ("orig", "reply")
         for end in ("src", "dst")
     }
     ports = {
         name: getattr(entry, name) for name in ("orig_sport", "orig_dport", "reply_sport", "reply_dport")
     }
-    return ways | ports | {
+    return addresses | ports | {
         "id": entry.id,
         "l4_proto": entry.l4_proto,
         "timeout": entry.timeout,
@@ -201,12 +201,12 @@ def ours(row: np.void) -> dict[str, Any]:
 
 
 def assert_as_listed(host: ThrowawayHost, inside: str = "host") -> np.ndarray:
-    """Our table between two listings: whatever stood still must be in it, and be the same; returns it."""
+    """Read the table between two listings; unchanged entries must be in it and equal. Return it."""
     before = listed(host, inside)
     table = read_conntrack(namespace_of(host, inside))
     after = listed(host, inside)
     assert not table.problems
-    found = {entry["id"]: entry for entry in map(ours, table.entries)}
+    found = {entry["id"]: entry for entry in map(decoded, table.entries)}
     assert len(found) == len(table.entries)
     assert found.keys() <= before.keys() | after.keys()
     still = {key for key in before.keys() & after.keys() if is_same(before[key], after[key])}
@@ -218,7 +218,7 @@ def assert_as_listed(host: ThrowawayHost, inside: str = "host") -> np.ndarray:
 
 
 def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal but for the timeout, which runs."""
+    """Return whether entries are equal except for the timeout."""
     if abs(one["timeout"] - other["timeout"]) > 3:
         return False
     return {**one, "timeout": 0} == {**other, "timeout": 0}
@@ -234,7 +234,7 @@ def test_real_traffic(routed: ThrowawayHost) -> None:
         talk(routed, "host", "udp", "192.0.2.9", 53)
         entries = assert_as_listed(routed)
     names = {bytes(10) + b"\xff\xff" + bytes([172, 30, 0, 2]): "web"}
-    told = [sentence(flow_of(entry_of(row), names)) for row in entries]
+    sentences = [sentence(flow_of(entry_of(row), names)) for row in entries]
     patterns = [
         r"web 172\.30\.0\.2:(\d+) -> \[SNAT 192\.0\.2\.1:\d+\] -> 192\.0\.2\.9:53 tcp TIME_WAIT",
         r"web 172\.30\.0\.2:(\d+) -> \[SNAT 192\.0\.2\.1:\d+\] -> 192\.0\.2\.9:53 udp REPLIED",
@@ -245,7 +245,7 @@ def test_real_traffic(routed: ThrowawayHost) -> None:
         r"192\.0\.2\.1:\d+ -> 192\.0\.2\.9:53 udp REPLIED",
     ]
     for pattern in patterns:
-        assert sum(bool(re.fullmatch(pattern, one)) for one in told) == 1, (pattern, told)
+        assert sum(bool(re.fullmatch(pattern, one)) for one in sentences) == 1, (pattern, sentences)
     assert (entries["status"] & IPS_SRC_NAT != 0).sum() == 6
     assert (entries["status"] & IPS_DST_NAT != 0).sum() == 1
 
@@ -271,7 +271,7 @@ def test_entries_of_every_protocol(host: ThrowawayHost) -> None:
 
 
 def test_entries_with_and_without_counters(host: ThrowawayHost) -> None:
-    """Entries older than accounting carry no counters, and lie among those that do."""
+    """Entries older than accounting have no counters; they are mixed with others that have."""
     host.run("conntrack -I -p udp -s 1.1.1.1 -d 2.2.2.2 --sport 1 --dport 2 -t 100")
     host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
     host.run("conntrack -I -p udp -s 1.1.1.1 -d 2.2.2.2 --sport 3 --dport 4 -t 100")
@@ -294,9 +294,11 @@ def test_many_entries(host: ThrowawayHost) -> None:
     pattern = re.compile(r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
     lines = host.run("conntrack -L -o extended,id").splitlines()
     wanted = sorted((int(line.rpartition("id=")[2]), *sum(pattern.findall(line), ())) for line in lines)
-    told = [ours(row) for row in table.entries]
-    names = [f"{way}_{what}" for way in ("orig", "reply") for what in ("src", "dst", "sport", "dport")]
-    assert sorted((one["id"], *(str(one[name]) for name in names)) for one in told) == wanted
+    read = [decoded(row) for row in table.entries]
+    names = [
+        f"{direction}_{what}" for direction in ("orig", "reply") for what in ("src", "dst", "sport", "dport")
+    ]
+    assert sorted((one["id"], *(str(one[name]) for name in names)) for one in read) == wanted
     assert not table.problems
 
 
@@ -317,7 +319,7 @@ def test_vanished_namespace(host: ThrowawayHost) -> None:
 
 
 def test_no_socket_stays_behind(host: ThrowawayHost) -> None:
-    """A socket left open would hold the namespace."""
+    """An open socket would keep the namespace alive."""
     before = len(os.listdir("/proc/self/fd"))
     read_conntrack(namespace_of(host))
     count_conntrack(namespace_of(host))
@@ -325,7 +327,7 @@ def test_no_socket_stays_behind(host: ThrowawayHost) -> None:
 
 
 def test_without_rights(host: ThrowawayHost) -> None:
-    """A problem in words, in the own namespace and in another one."""
+    """The result has a problem, in the own namespace and in another one."""
     script = (
         "import os, sys\n"
         "from core.collect.conntrack import read_conntrack\nfrom core.model import Namespace\n"
@@ -340,4 +342,4 @@ def test_without_rights(host: ThrowawayHost) -> None:
          f"/run/netns/{host.name}"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["0 ['CAP_NET_ADMIN and CAP_SYS_ADMIN are needed']"] * 2
+    assert done.stdout.splitlines() == ["0 ['needs CAP_NET_ADMIN and CAP_SYS_ADMIN']"] * 2

@@ -1,4 +1,4 @@
-"""Conntrack's counters over all CPUs, against `conntrack -S`, and where they are shown."""
+"""Check conntrack statistics against `conntrack -S`, and where they are shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 
 MADE = "conntrack -I -p udp -d 2.2.2.2 --dport 2 -t 100 -s"
 TRACK = "table inet t { chain out { type filter hook output priority 0; ct state new counter; }; }"
-# Answers that nobody has asked for: five ICMP echo replies.
+# Five unsolicited ICMP echo replies.
 UNASKED = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
@@ -38,7 +38,7 @@ def machine() -> Iterator[Machine]:
 
 
 def stats(host: ThrowawayHost) -> dict[str, int]:
-    """What `conntrack -S` prints, all CPUs together, by our names."""
+    """Return the output of `conntrack -S`, summed over CPUs, by our names."""
     sums = dict.fromkeys(asdict(ConntrackStats()), 0)
     for name, count in re.findall(r"(\w+)=(\d+)", host.run("conntrack -S")):
         key = {"chaintoolong": "chain_too_long"}.get(name, name)
@@ -54,14 +54,14 @@ def test_counters_as_conntrack_prints_them(host: ThrowawayHost) -> None:
     host.run([sys.executable, "-c", UNASKED])
     namespace = Namespace(host.inode, entry=f"/run/netns/{host.name}")
     before = stats(host)
-    told = read_conntrack(namespace)
+    table = read_conntrack(namespace)
     count, limit, alone = read_usage(namespace)
     after = stats(host)
-    assert told.stats is not None and alone is not None
-    assert told.stats.insert == 3 and told.stats.invalid >= 5
-    for one in (told.stats, alone):
+    assert table.stats is not None and alone is not None
+    assert table.stats.insert == 3 and table.stats.invalid >= 5
+    for one in (table.stats, alone):
         assert all(before[name] <= value <= after[name] for name, value in asdict(one).items())
-    assert (count, limit) == (int(host.run("conntrack -C")), told.limit)
+    assert (count, limit) == (int(host.run("conntrack -C")), table.limit)
 
 
 def test_show_and_json(machine: Machine) -> None:

@@ -37,11 +37,11 @@ def hidden(inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> int:
     inode = inside_host.inode_of("hidden")
     read = namespaces.read_namespaces
 
-    def ours(deep: bool = True) -> Any:
+    def read_two(deep: bool = True) -> Any:
         found, problems = read(deep)
         return {ns: space for ns, space in found.items() if ns in (inode, inside_host.inode)}, problems
 
-    monkeypatch.setattr(namespaces, "read_namespaces", ours)
+    monkeypatch.setattr(namespaces, "read_namespaces", read_two)
     return inode
 
 
@@ -51,7 +51,7 @@ def held(host: ThrowawayHost) -> tuple[str, ...]:
     return shell(f"exec 7< {path}\nip netns del {host.full('hidden')}")
 
 
-def test_what_nothing_in_sight_leads_to_stays_out_of_sight(inside_host: ThrowawayHost, hidden: int) -> None:
+def test_an_unreferenced_namespace_needs_a_deep_scan(inside_host: ThrowawayHost, hidden: int) -> None:
     with holder(*held(inside_host)):
         shallow, deep = (read_snapshot(("links",), deep=deep) for deep in (False, True))
         assert hidden not in shallow.namespaces and hidden not in shallow.nets
@@ -59,7 +59,7 @@ def test_what_nothing_in_sight_leads_to_stays_out_of_sight(inside_host: Throwawa
         assert {inside_host.inode, *shallow.nets} <= {*deep.nets}
 
 
-def test_a_link_that_leads_out_of_sight_makes_the_look_deep(inside_host: ThrowawayHost, hidden: int) -> None:
+def test_a_link_to_an_unknown_namespace_causes_a_deep_scan(inside_host: ThrowawayHost, hidden: int) -> None:
     inside_host.run(f"ip link add v0 type veth peer name inner netns {inside_host.full('hidden')}")
     with holder(*held(inside_host)):
         snapshot = read_snapshot(("links",), deep=False)
@@ -80,7 +80,7 @@ def test_a_link_that_leads_out_of_sight_makes_the_look_deep(inside_host: Throwaw
         ("refused once", [False, True]),
     ],
 )
-def test_refusals_and_guarded_plans_look_deep(
+def test_refusals_and_guarded_plans_scan_deep(
     kind: str, looks: list[bool], ask_deep: bool, inside_host: ThrowawayHost, hidden: int
 ) -> None:
     seen: list[bool] = []

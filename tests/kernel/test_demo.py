@@ -1,4 +1,4 @@
-"""`vnet-tui demo` as root: the lab where it can be built, the recording and the reason where it can't."""
+"""Check `vnet-tui demo` as root: it opens the lab, or the recording with the reason."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[2]
 LACKING = ["capsh", "--drop=cap_sys_admin,cap_net_admin,cap_bpf,cap_sys_ptrace", "--", "-c"]
-# Root in a user namespace has every capability there, but no pid namespace is left for the lab.
+# Root in a user namespace has every capability there, but can't create a pid namespace.
 REFUSED = [
     "unshare", "--user", "--map-root-user", "sh", "-c",
     'echo 0 > /proc/sys/user/max_pid_namespaces && exec "$@"', "sh",
 ]  # fmt: skip
-# A machine with nothing on it but its loopback.
+# A machine with only a loopback link.
 LONELY = [
     "unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c",
     'umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run && "$@"; echo "left with $?"', "sh",
@@ -36,7 +36,7 @@ def test_root_without_capabilities_sees_the_recording_and_why() -> None:
         assert terminal.read_to_the_end() == 0
 
 
-def test_what_the_kernel_refuses_is_told() -> None:
+def test_errors_of_the_kernel_are_shown() -> None:
     with Terminal([*REFUSED, *PROGRAM, "demo"]) as terminal:
         terminal.wait_for("Can't build the lab: no new pid namespace (")
         terminal.wait_for("br-shop")
@@ -54,7 +54,7 @@ def test_a_command_cannot_run_in_a_recording(words: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"vnet-tui: {why}\n")
 
 
-def test_without_a_terminal_both_reasons_are_told() -> None:
+def test_without_a_terminal_both_reasons_are_shown() -> None:
     done = subprocess.run(
         [*LACKING, shlex.join([*PROGRAM, "demo"])],
         cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
@@ -63,7 +63,7 @@ def test_without_a_terminal_both_reasons_are_told() -> None:
     assert "needs CAP_NET_ADMIN and CAP_SYS_ADMIN" in done.stderr and "needs a terminal" in done.stderr
 
 
-def test_e_opens_the_lab_and_q_leads_back_to_the_host() -> None:
+def test_e_opens_the_lab_and_q_returns_to_the_host() -> None:
     with Terminal([*LONELY, *PROGRAM], VNET_ENGINES="none") as terminal:
         terminal.wait_for("No virtual network on this host yet")
         seen = len(terminal.output)

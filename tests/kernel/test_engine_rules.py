@@ -34,7 +34,7 @@ def engine(host: ThrowawayHost) -> ThrowawayHost:
 
 
 def load(host: ThrowawayHost, command: str, text: str) -> None:
-    """Run a command that reads rules."""
+    """Run a command that loads rules."""
     host.run(["sh", "-c", f"{command} <<'END'\n{text}END\n"])
 
 
@@ -84,7 +84,7 @@ def test_docker_28_shows_what_it_drops_before_routing(engine: ThrowawayHost) -> 
     assert found["kinds"] == {"docker0": "nat", "br-app": "nat", "br-lan": "internal"}
 
 
-def test_docker_20_shows_no_rule_that_nothing_can_reach(engine: ThrowawayHost) -> None:
+def test_docker_20_shows_no_unreachable_rule(engine: ThrowawayHost) -> None:
     load(engine, "iptables-nft-restore", engine_rules.DOCKER_20)
     load(engine, "ip6tables-nft-restore", engine_rules.DOCKER_20_IPV6)
     found = shown(engine)

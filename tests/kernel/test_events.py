@@ -1,4 +1,4 @@
-"""Every change in any namespace is heard, in a flood too; an overrun heals by looking again."""
+"""Check that events of all namespaces arrive, also in a flood, and after an overrun."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LINKS_AT_ONCE = 1000
 
 @pytest.fixture
 def events(inside_host: ThrowawayHost) -> Iterator[EventSocket]:
-    """A listener in the throw-away host."""
+    """Open an event socket in the throw-away host."""
     listener = EventSocket()
     yield listener
     listener.close()
 
 
 def heard(listener: EventSocket, wanted: Event) -> set[Event]:
-    """All that is heard until `wanted` is."""
+    """Return the events until `wanted` is among them."""
     found: set[Event] = set()
 
     def listen() -> bool:
@@ -43,7 +43,7 @@ def heard(listener: EventSocket, wanted: Event) -> set[Event]:
 
 
 def nsid_of(host: ThrowawayHost, short: str) -> int:
-    """The id of one of the host's namespaces, given if need be; the machine's others stay unheard."""
+    """Return the id of one of the host's namespaces, assigned if needed."""
     assign_nsids(ns for ns in read_namespaces(deep=False)[0].values() if set(ns.names) & set(host.names))
     nsid = read_namespaces(deep=False)[0][host.inode_of(short)].nsid
     assert nsid is not None
@@ -69,7 +69,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("inside", ["host", "other"])
 @pytest.mark.parametrize(("command", "part"), CHANGES.items())
-def test_a_change_is_heard(
+def test_a_change_causes_an_event(
     events: EventSocket, inside_host: ThrowawayHost, command: str, part: str, inside: str
 ) -> None:
     nsid = None
@@ -83,7 +83,7 @@ def test_a_change_is_heard(
     assert {where for where, _ in heard(events, (nsid, part))} == {nsid}
 
 
-def test_what_the_kernel_does_by_itself_is_heard(events: EventSocket, inside_host: ThrowawayHost) -> None:
+def test_changes_by_the_kernel_cause_events(events: EventSocket, inside_host: ThrowawayHost) -> None:
     other = inside_host.namespace("other")
     inside_host.run(f"ip link add v0 type veth peer name w0 netns {other}")
     inside_host.run("ip link set v0 up")
@@ -93,7 +93,7 @@ def test_what_the_kernel_does_by_itself_is_heard(events: EventSocket, inside_hos
     heard(events, (None, "links"))
 
 
-def test_silence_is_an_empty_answer_at_once(events: EventSocket) -> None:
+def test_without_events_the_result_is_empty_at_once(events: EventSocket) -> None:
     wait_until(lambda: not events.read())
     assert events.read() == set()
     assert events.overruns == 0
@@ -107,7 +107,9 @@ def test_a_selector_wakes(events: EventSocket, inside_host: ThrowawayHost) -> No
         assert selector.select(timeout=PATIENCE)
 
 
-def test_a_namespace_is_heard_once_it_has_an_id(events: EventSocket, inside_host: ThrowawayHost) -> None:
+def test_events_of_a_namespace_arrive_once_it_has_an_id(
+    events: EventSocket, inside_host: ThrowawayHost
+) -> None:
     inside_host.namespace("other")
     inside_host.run("ip link add br0 type bridge", inside="other")
     assert not [event for event in events.read() if event[1] == "links"]
@@ -167,7 +169,7 @@ def test_a_thousand_links_come_and_go_while_we_read(
     assert names[-1] in links_of(host)
 
 
-def test_an_overrun_is_counted_and_heals(inside_host: ThrowawayHost, tmp_path: Path) -> None:
+def test_an_overrun_is_counted_and_recovered_from(inside_host: ThrowawayHost, tmp_path: Path) -> None:
     host = inside_host
     listener = EventSocket(recv_buffer=4096)
     try:

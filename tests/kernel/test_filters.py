@@ -90,7 +90,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     nft.library.cache_clear()
 
 
-def test_our_own_table_is_told_whole(host: ThrowawayHost, way: str) -> None:
+def test_the_own_table_is_read_whole(host: ThrowawayHost, way: str) -> None:
     host.run(["nft", OURS])
     brief, whole = both(host)
     assert own(brief) == own(whole)
@@ -120,7 +120,7 @@ table inet fw {
 @pytest.mark.parametrize(
     ("bridge", "out", "same"), [("br-a", None, None), ("br-b", True, True), ("br-c", False, False)]
 )
-def test_what_a_chain_of_others_drops(
+def test_what_chains_of_other_programs_drop(
     host: ThrowawayHost, bridge: str, out: bool | None, same: bool | None
 ) -> None:
     """Nothing that it accepts is reported; what isn't certain is reported as that. The short dump gives
@@ -209,7 +209,7 @@ def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, na
         assert found == {True: [True], False: [], None: [False]}[expected]
 
 
-def test_others_chains_and_whom_they_accept(host: ThrowawayHost) -> None:
+def test_chains_of_other_programs_and_what_they_accept(host: ThrowawayHost) -> None:
     host.run(["nft", OURS + OTHERS])
     brief, whole = both(host)
     assert chains(brief) == chains(whole)
@@ -231,7 +231,7 @@ def test_rules_of_iptables(host: ThrowawayHost) -> None:
     assert accepting(brief) == accepting(whole) == [("ip", "filter", "br-a"), ("ip", "filter", "br-b")]
 
 
-def test_rules_of_iptables_legacy_are_told_as_ever(host: ThrowawayHost) -> None:
+def test_rules_of_iptables_legacy_are_read_as_usual(host: ThrowawayHost) -> None:
     host.run("iptables-legacy -P FORWARD DROP")
     host.run("iptables-legacy -A FORWARD -i br-a -j ACCEPT")
     brief, whole = both(host)
@@ -239,7 +239,7 @@ def test_rules_of_iptables_legacy_are_told_as_ever(host: ThrowawayHost) -> None:
     assert [chain.policy for chain in brief.chains if chain.hook == "forward"] == ["drop"]
 
 
-def test_no_tool_is_run_for_the_rules_of_others(
+def test_no_tool_is_run_for_rules_of_other_programs(
     host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host.run("iptables-nft -P FORWARD DROP")

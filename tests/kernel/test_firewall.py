@@ -1,4 +1,4 @@
-"""Rules that nft and iptables made in throw-away hosts, held against what nft and iptables-save print."""
+"""Check rules of nft and iptables against the output of nft and iptables-save."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.root
 
 NoTools = Callable[[], Path]
 BACKENDS = ("nft", "legacy")
-# The fields that say what a rule means.
+# The fields with the meaning of a rule.
 MEANING = [field.name for field in fields(FirewallRule)[6:]]
 
 
@@ -36,7 +36,7 @@ def read(host: ThrowawayHost, short: str = "host") -> Firewall:
 
 
 def whole(host: ThrowawayHost) -> Firewall:
-    """The firewall, of which nothing may be missing."""
+    """Read the firewall; there must be no problems."""
     firewall = read(host)
     assert firewall.problems == ()
     return firewall
@@ -53,21 +53,21 @@ def nft_objects(host: ThrowawayHost, kind: str) -> list[dict[str, Any]]:
 
 
 def saved(host: ThrowawayHost, backend: str, program: str = "iptables") -> list[tuple[int, int, str]]:
-    """(packets, bytes, rule) as iptables-save prints them."""
+    """Return (packets, bytes, rule) of iptables-save."""
     lines = host.run(f"{program}-{backend}-save -c").splitlines()
     found = (re.fullmatch(r"\[(\d+):(\d+)\] (-A .*)", line) for line in lines)
     return [(int(one[1]), int(one[2]), one[3]) for one in found if one]
 
 
 def meaning(rule: FirewallRule) -> dict[str, Any]:
-    """What a rule is understood as, without what it leaves open."""
+    """Return the set fields of a rule."""
     unset = {"understood": True, "packets": None, "bytes": None, "translations": (), "choices": ()}
     return {name: getattr(rule, name) for name in MEANING if getattr(rule, name) != unset.get(name, "")}
 
 
 @pytest.fixture
 def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Path]:
-    """Empties PATH when it is called; what the test puts into the folder is then all that is there."""
+    """Return a function that makes an empty folder the PATH; the test may put programs there."""
 
     def empty() -> Path:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -77,7 +77,7 @@ def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Pa
 
 
 def put(folder: Path, name: str, script: str) -> None:
-    """Put a program of that name on the PATH of `no_tools`."""
+    """Create a program of that name on the PATH of `no_tools`."""
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
 
@@ -110,12 +110,12 @@ def test_a_comment_may_hold_newlines(host: ThrowawayHost) -> None:
     ]
 
 
-def test_rules_of_a_table_that_a_process_owns_are_not_taken_for_anothers(host: ThrowawayHost) -> None:
-    """nft names the owner behind the handle of the table."""
+def test_rules_of_a_table_that_a_process_owns_are_attributed_to_it(host: ThrowawayHost) -> None:
+    """nft prints the owner after the handle of the table."""
     nft(host, "table ip a { chain c { tcp dport 1 accept; tcp dport 2 accept; }; }")
     script = "table inet own { flags owner; chain c { tcp dport 81 accept; tcp dport 82 accept; }; }\n"
-    words = ["nsenter", f"--net=/run/netns/{host.name}", "nft", "-i"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as owner:
+    command = ["nsenter", f"--net=/run/netns/{host.name}", "nft", "-i"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as owner:
         assert owner.stdin is not None
         owner.stdin.write(script)
         owner.stdin.flush()
@@ -254,7 +254,7 @@ def test_nft_ids_stay_when_other_rules_come_and_go(host: ThrowawayHost) -> None:
     assert [rule.rule_id for rule in whole(host).rules if rule.verdict == "drop"] == [second.rule_id]
 
 
-def test_what_iptables_cannot_print_truly_is_read_by_nft(host: ThrowawayHost) -> None:
+def test_what_iptables_prints_wrongly_is_read_by_nft(host: ThrowawayHost) -> None:
     """iptables-save would print the rule below as `-A FORWARD -p tcp -j DROP`."""
     host.run("iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80")
     host.run("iptables-nft -A FORWARD -s 10.0.0.1 -j DROP")
@@ -279,10 +279,10 @@ def test_threads_read_different_namespaces_at_once(host: ThrowawayHost) -> None:
     assert [[rule.oif or rule.table for rule in one.rules] for one in found] == [[one, one] for one in shorts]
 
 
-# Looking changes nothing and costs little
+# Reading changes nothing and costs little
 
 
-def test_looking_makes_no_tables(host: ThrowawayHost) -> None:
+def test_reading_creates_no_tables(host: ThrowawayHost) -> None:
     assert whole(host) == Firewall(host.inode)
     assert not host.run("nft list ruleset")
     nft(host, "table ip nat { }")
@@ -311,11 +311,11 @@ def test_one_process_reads_all_that_iptables_made(host: ThrowawayHost, no_tools:
     assert (folder / "log").read_text() == "ran\n"
 
 
-# What stands in the way becomes a problem in words
+# Errors become problems
 
 
 def problem_of(host: ThrowawayHost) -> tuple[str, str, str]:
-    """The one problem that reading the host has, with words for all three questions."""
+    """Return what, why and try_ of the only problem."""
     (problem,) = read(host).problems
     assert (problem.part, problem.ns) == ("nat", host.inode)
     assert problem.what and problem.why and problem.try_
@@ -336,7 +336,7 @@ def test_without_nft(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
     assert "install nftables" in try_
 
 
-def test_without_iptables_nft_still_tells_what_it_can(host: ThrowawayHost, no_tools: NoTools) -> None:
+def test_without_iptables_nft_reads_what_it_can(host: ThrowawayHost, no_tools: NoTools) -> None:
     host.run("iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80")
     program = shutil.which("nft")
     (no_tools() / "nft").symlink_to(str(program))
@@ -361,14 +361,14 @@ def test_without_iptables_nft_still_tells_what_it_can(host: ThrowawayHost, no_to
 )
 def test_garbage_from_nft(host_with_rule: ThrowawayHost, no_tools: NoTools, answer: str) -> None:
     put(no_tools(), "nft", f"PATH=/usr/bin:/bin; {answer}")
-    assert problem_of(host_with_rule)[0] == "nft was not understood"
+    assert problem_of(host_with_rule)[0] == "can't parse the output of nft"
     assert read(host_with_rule).rules == ()
 
 
 def test_garbage_from_iptables_save(host: ThrowawayHost, no_tools: NoTools) -> None:
     host.run("iptables-legacy -A FORWARD -j DROP")
     put(no_tools(), "iptables-legacy-save", "echo '*filter'; echo surprise")
-    assert problem_of(host)[0] == "iptables-save was not understood"
+    assert problem_of(host)[0] == "can't parse the output of iptables-save"
 
 
 def test_a_tool_that_fails_says_why(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
@@ -386,7 +386,7 @@ def test_a_tool_that_hangs_is_given_up(
 
 @pytest.fixture
 def three(host_with_rule: ThrowawayHost) -> dict[str, Namespace]:
-    """The host and two others, a rule in each; that of the name "huge" has a set of 40,000 addresses too."""
+    """Create the host and two namespaces with a rule each; "huge" has a set of 40,000 addresses."""
     for short in ("huge", "plain"):
         host_with_rule.namespace(short)
         host_with_rule.run(["nft", "add table inet t; add chain inet t c; add rule inet t c accept"], short)
@@ -410,7 +410,7 @@ def by_inode(spaces: dict[str, Namespace]) -> dict[int, Namespace]:
 def test_a_huge_set_of_a_container_hides_no_rules_but_its_own(
     three: dict[str, Namespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(firewall, "_MOST_PRINTED", 1 << 19)
+    monkeypatch.setattr(firewall, "_MAX_OUTPUT", 1 << 19)
     read_ = {name: firewall.read_firewalls(by_inode(three))[one.inode] for name, one in three.items()}
     assert [len(read_[name].rules) for name in ("host", "plain", "huge")] == [1, 1, 0]
     ((what, why),) = [(one.what, one.why) for one in read_["huge"].problems]
@@ -424,7 +424,7 @@ def test_a_container_that_takes_too_long_is_read_last(
     asked: list[int] = []
     read_one = firewall.read_firewall
     monkeypatch.setattr(firewall, "read_firewall", lambda one: asked.append(one.inode) or read_one(one))
-    monkeypatch.setattr(firewall, "_EACH_OTHER", 0.0)
+    monkeypatch.setattr(firewall, "_SECONDS_EACH", 0.0)
     found = firewall.read_firewalls(by_inode(three))
     host, plain, huge = (three[name].inode for name in ("host", "plain", "huge"))
     assert found[host].rules and not found[host].problems, "the host's are read in any case"
@@ -445,9 +445,9 @@ def test_without_rights(inside_host: ThrowawayHost) -> None:
         return [[one.what, one.why, one.try_] for one in firewall.problems]
 
     ((what, why, try_),) = as_nobody(look)
-    assert "could not be read" in what
+    assert "can't read" in what
     assert "CAP_NET_ADMIN" in why
-    assert try_ == "run as root"
+    assert try_ == "run it as root"
 
 
 def test_a_namespace_that_is_gone(host: ThrowawayHost) -> None:
@@ -459,7 +459,7 @@ def test_a_namespace_that_is_gone(host: ThrowawayHost) -> None:
 
 
 def table(host: ThrowawayHost, backend: str) -> None:
-    """Make all of IPTABLES and IP6TABLES."""
+    """Create all of IPTABLES and IP6TABLES."""
     host.run(f"iptables-{backend} -N own")
     for program, rules in (("iptables", IPTABLES), ("ip6tables", IP6TABLES)):
         for table, chain, text in rules:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpf.client import FastFlowReader as FastFlowReader
-from core.collect.conntrack import askable, read_conntrack, read_some
+from bpf.client import FastFlowReader
+from core.collect.conntrack import lookup, lookup_mask, read_conntrack
 from core.collect.sockets import Holders, read_sockets
 from core.flows import address_text
 from core.flows.merge import FAST, KERNEL, FlowTable
@@ -139,15 +139,15 @@ def test_entries_read_again_are_the_same(host: ThrowawayHost) -> None:
     code = "from tests.support.bulk_conntrack import insert; insert(1000)"
     host.run([sys.executable, "-c", code])
     table = read_conntrack(namespace_of(host))
-    wanted = table.entries[askable(table.entries)]
+    wanted = table.entries[lookup_mask(table.entries)]
     assert {4, 6} == set(wanted["family"].tolist())
-    again = read_some(namespace_of(host), wanted)
+    again = lookup(namespace_of(host), wanted)
     columns = [name for name in wanted.dtype.names or () if name != "timeout"]
     order, other = np.argsort(wanted["id"]), np.argsort(again["id"])
     for name in columns:
         assert np.array_equal(wanted[name][order], again[name][other]), name
     host.run("conntrack -F")
-    assert len(read_some(namespace_of(host), wanted)) == 0
+    assert len(lookup(namespace_of(host), wanted)) == 0
 
 
 @pytest.mark.needs("iperf3")

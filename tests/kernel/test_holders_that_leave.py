@@ -34,7 +34,7 @@ def sleeping(*words: str) -> AbstractContextManager[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("leaves", ["the lower", "the higher"])
-def test_one_that_leaves_between_plan_and_change(leaves: str) -> None:
+def test_a_process_that_leaves_between_plan_and_change(leaves: str) -> None:
     with sleeping("unshare", "--net") as first, sleeping(*_VISIT, str(first.pid), "--net") as second:
         leaving, staying = (first, second) if leaves == "the lower" else (second, first)
         inode = Path(f"/proc/{first.pid}/ns/net").stat().st_ino
@@ -50,7 +50,7 @@ def test_one_that_leaves_between_plan_and_change(leaves: str) -> None:
         assert "alias marked" in subprocess.check_output(command, text=True)
 
 
-def test_none_of_another_namespace_is_taken_for_it() -> None:
+def test_a_process_in_another_namespace_is_not_used() -> None:
     with sleeping("unshare", "--net") as one, sleeping("unshare", "--net") as other:
         inode = Path(f"/proc/{one.pid}/ns/net").stat().st_ino
         one.kill()

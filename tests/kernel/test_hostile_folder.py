@@ -1,4 +1,4 @@
-"""Root works in a folder, and with folders, that another user may write: nothing from there is run."""
+"""Check that root runs nothing from folders that another user can write to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOOLS = (
 
 
 class Trap:
-    """A folder of an unprivileged user, with modules and programs that leave a trace when they are run."""
+    """A folder of an unprivileged user; its modules and programs leave a trace if run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.trace = folder, folder / "TRACE"
@@ -49,15 +49,15 @@ class Trap:
             (folder / name).chmod(0o755)
         os.chown(folder, USER, USER)
 
-    def run(self, machine: Machine, *words: str, **environment: str) -> str:
-        """Run a command there, which succeeds without a trace; what it printed."""
-        words = tuple(machine.words("env", f"--chdir={self.folder}", *words))
+    def run(self, machine: Machine, *command: str, **environment: str) -> str:
+        """Run a command there, which must succeed without a trace; return its output."""
+        command = tuple(machine.words("env", f"--chdir={self.folder}", *command))
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False,
+            command, capture_output=True, text=True, check=False,
             env=machine.environment | {"PYTHONPATH": str(ROOT)} | environment, timeout=200,
         )  # fmt: skip
         assert not self.trace.exists(), self.trace.read_text()
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
 
@@ -102,14 +102,14 @@ def test_the_fast_path(machine: Machine, trap: Trap) -> None:
 
 @pytest.mark.needs("fastpath", "bcc")
 def test_compiling_it(machine: Machine, trap: Trap, tmp_path: Path) -> None:
-    words = (sys.executable, "-P", "-c", _COMPILE, str(tmp_path / "cache"))
-    assert trap.run(machine, *words) == "done\n"
+    command = (sys.executable, "-P", "-c", _COMPILE, str(tmp_path / "cache"))
+    assert trap.run(machine, *command) == "done\n"
 
 
 def test_the_demo_lab(machine: Machine, trap: Trap) -> None:
-    words = ("demo", "--no-traffic", "--")
-    assert trap.run(machine, *PROGRAM, *words, "pwd").strip() == str(trap.folder)
-    assert "v-web2" in trap.run(machine, *PROGRAM, *words, "vnet-tui", "show", "bridges")
+    command = ("demo", "--no-traffic", "--")
+    assert trap.run(machine, *PROGRAM, *command, "pwd").strip() == str(trap.folder)
+    assert "v-web2" in trap.run(machine, *PROGRAM, *command, "vnet-tui", "show", "bridges")
 
 
 def test_programs_of_another_user_are_not_run(machine: Machine, trap: Trap) -> None:

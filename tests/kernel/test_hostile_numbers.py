@@ -1,4 +1,4 @@
-"""However much a user without rights holds, a look for namespaces stays short, and says what it left out."""
+"""Check that scans stay short whatever a user holds, and report what they leave out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.machine import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel_has("user_namespaces")]
 
-# One deep look: how many links were read for it, and what it found.
+# A deep scan: the number of links read, and its results.
 _LOOK = """
 import json, os
 from core.collect.namespaces import read_namespaces
@@ -24,10 +24,10 @@ read, links = os.readlink, []
 os.readlink = lambda path: links.append(path) or read(path)
 found, problems = read_namespaces()
 spaces = [[space.names, len(space.pids), len(space.mounts), space.held_fds] for space in found.values()]
-said = [f"{problem.what}: {problem.why}" for problem in problems]
-print(json.dumps({"links": len(links), "problems": said, "found": spaces}))
+problems_text = [f"{problem.what}: {problem.why}" for problem in problems]
+print(json.dumps({"links": len(links), "problems": problems_text, "found": spaces}))
 """
-# Holds a namespace that nothing else leads to, as another user than the trap's.
+# Holds a namespace without other references, as another user than the trap's.
 _HOLDER = """
 import os
 os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
@@ -40,14 +40,14 @@ os.read(0, 1)
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A machine with a named namespace, and one that a descriptor of another user holds."""
+    """Create a machine with a named namespace, and one that only a user's descriptor holds."""
     made = Machine(VNET_ENGINES="none")
     made.run("ip netns add web")
-    words = made.words(
+    command = made.words(
         "setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", sys.executable, "-c", _HOLDER
     )
     try:
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "ready\n"
             yield made
@@ -57,36 +57,36 @@ def machine() -> Iterator[Machine]:
 
 
 def look(machine: Machine) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(machine.run([sys.executable, "-c", _LOOK]))
-    return told
+    result: dict[str, Any] = json.loads(machine.run([sys.executable, "-c", _LOOK]))
+    return result
 
 
 @pytest.mark.parametrize(
-    ("kind", "most", "said"),
+    ("kind", "limit", "message"),
     [
         (
             "descriptors",
-            namespaces.MOST_DESCRIPTORS,
-            f"it has more than {namespaces.MOST_DESCRIPTORS} descriptors",
+            namespaces.MAX_DESCRIPTORS,
+            f"it has more than {namespaces.MAX_DESCRIPTORS} descriptors",
         ),
-        ("threads", namespaces.MOST_THREADS, f"it has more than {namespaces.MOST_THREADS} threads"),
+        ("threads", namespaces.MAX_THREADS, f"it has more than {namespaces.MAX_THREADS} threads"),
         ("mounts", 0, "it has a list of mounts longer than 1 MiB"),
     ],
 )
-def test_a_process_that_holds_too_much_is_left_and_named(
-    machine: Machine, kind: str, most: int, said: str
+def test_a_process_above_the_limits_is_left_out_and_named(
+    machine: Machine, kind: str, limit: int, message: str
 ) -> None:
     before = look(machine)
     with trap(machine, kind):
         beside = look(machine)
     (problem,) = [one for one in beside["problems"] if "namespaces held by process" in one]
-    assert problem.endswith(said)
-    assert beside["links"] <= before["links"] + most + 100
+    assert problem.endswith(message)
+    assert beside["links"] <= before["links"] + limit + 100
     assert all(space in beside["found"] for space in before["found"] if space[0] or space[3])
     assert all(mounts < 100 for _, _, mounts, _ in beside["found"])
 
 
-def test_many_processes_share_a_budget_that_spares_what_is_in_a_namespace_of_its_own(
+def test_many_processes_share_a_budget_and_those_in_other_namespaces_come_first(
     machine: Machine,
 ) -> None:
     before = look(machine)
@@ -102,7 +102,7 @@ def test_many_processes_share_a_budget_that_spares_what_is_in_a_namespace_of_its
     assert all(space in beside["found"] for space in before["found"] if space[0] or space[3])
 
 
-def test_roots_own_processes_are_looked_through_whole(machine: Machine) -> None:
+def test_processes_of_root_are_scanned_completely(machine: Machine) -> None:
     with trap(machine, "descriptors", user=0):
         found = look(machine)
     assert found["links"] > 19_000 and not [one for one in found["problems"] if "descriptors" in one]

@@ -1,4 +1,4 @@
-"""A user without rights, but with namespaces of their own, hangs nobody who looks and passes for no one."""
+"""Check that users with own namespaces can't block vnet-tui or pretend to be another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAPS = (
     pytest.param("file system that never answers", marks=_FUSE),
 )
 _DEVICES = ("/dev/loop-control", "/dev/kmsg")
-# Says on standard error which files are opened that are neither regular files nor folders.
+# Prints opened files that are neither regular files nor folders to standard error.
 _WATCHED = """
 import os, stat, sys
 def watch(event, arguments):
@@ -43,7 +43,7 @@ main()
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A machine with one container."""
+    """Create a machine with one container."""
     made = Machine(VNET_ENGINES="none")
     try:
         ok(made, "network create shop")
@@ -54,9 +54,9 @@ def machine() -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("kind", _TRAPS)
-def test_no_command_opens_what_is_no_namespace_or_waits_for_it(machine: Machine, kind: str) -> None:
+def test_no_command_opens_or_waits_for_files_that_are_no_namespaces(machine: Machine, kind: str) -> None:
     dump = machine.folder / "dump"
-    with trap(machine, kind):  # no one ever writes into the FIFO: a command that opened it would not end
+    with trap(machine, kind):  # no process writes to the FIFO: a command that opened it would block
         for _ in range(3 if kind == "swapped" else 1):
             links = read_json(machine, "show links")["links"]
             assert {("lo", "web"), ("eth0", "web")} <= {(one["name"], one["namespace"]) for one in links}
@@ -67,7 +67,7 @@ def test_no_command_opens_what_is_no_namespace_or_waits_for_it(machine: Machine,
             assert "web" in ok(machine, "undo --dry-run")
 
 
-def test_a_change_can_be_taken_back_beside_a_trap(machine: Machine) -> None:
+def test_a_change_can_be_undone_beside_a_trap(machine: Machine) -> None:
     with trap(machine, "name of a mount"):
         ok(machine, "container create db --network shop")
         ok(machine, "undo")

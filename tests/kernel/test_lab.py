@@ -1,4 +1,4 @@
-"""The demo lab: what it promises is there, by the word of the system's own tools, and nothing stays."""
+"""Check the demo lab with the system's own tools, and that it leaves nothing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from core.lab import Lab, LabError, LabSettings, lab
-from tests.kernel.lab_sandbox import tell
+from tests.kernel.lab_sandbox import run_story
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
-# Every process in sight: its name and namespaces, and the environment it was started with.
+# Every visible process: its name, namespaces and initial environment.
 _PROCESSES = """
 import json, os
 KINDS = ("net", "pid", "mnt", "uts", "ipc")
@@ -41,49 +41,49 @@ _FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], time
 
 
 class Inside:
-    """A lab, and words to ask in it."""
+    """A lab, and commands to run in it."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
-    def run(self, *words: str, check: bool = True) -> str:
-        """Run a command on the lab's host and return what it printed."""
-        process = self.lab.popen_inside(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a command on the lab's host and return its output."""
+        process = self.lab.popen_inside(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         out, err = process.communicate(timeout=PATIENCE)
         assert not check or process.returncode == 0, err
         return out
 
-    def json(self, *words: str) -> Any:
-        """The same for a command that prints JSON."""
-        return json.loads(self.run(*words) or "[]")
+    def json(self, *command: str) -> Any:
+        """Run a command and parse its output as JSON."""
+        return json.loads(self.run(*command) or "[]")
 
     def fetch(self, netns: str, url: str) -> int:
-        """How many bytes that address answers to a namespace, -1 where it does not answer."""
-        words = ("ip", "netns", "exec", netns, sys.executable, "-I", "-S", "-c", _FETCH, url)
-        return int(self.run(*words, check=False) or -1)
+        """Fetch a URL in a namespace; return the number of bytes, -1 without an answer."""
+        command = ("ip", "netns", "exec", netns, sys.executable, "-I", "-S", "-c", _FETCH, url)
+        return int(self.run(*command, check=False) or -1)
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """The processes of the lab by name; of several with one name, any."""
+        """Return the processes of the lab by name; any of several with the same name."""
         return {
             process["comm"]: process for process in self.json(sys.executable, "-I", "-S", "-c", _PROCESSES)
         }
 
     def netns(self, name: str) -> int:
-        """The inode of a named namespace."""
+        """Return the inode of a named namespace."""
         return int(self.run("stat", "-c", "%i", f"/run/netns/{name}"))
 
-    def counter(self, link: str, name: str = "bytes", way: str = "rx") -> int:
-        """One counter of a link on the lab's host."""
-        return self.json("ip", "-j", "-s", "link", "show", link)[0]["stats64"][way][name]
+    def counter(self, link: str, name: str = "bytes", direction: str = "rx") -> int:
+        """Return a counter of a link on the lab's host."""
+        return self.json("ip", "-j", "-s", "link", "show", link)[0]["stats64"][direction][name]
 
     def rule(self, comment: str) -> tuple[dict[str, Any], int]:
-        """The rule of that comment, and how many packets it has counted."""
+        """Return the rule with that comment, and its packet counter."""
         for item in self.json("nft", "-j", "list", "ruleset")["nftables"]:
             rule = item.get("rule", {})
             if rule.get("comment") == comment:
                 counters = [part["counter"]["packets"] for part in rule["expr"] if "counter" in part]
                 return rule, counters[0]
-        raise AssertionError(f"no rule says {comment!r}")
+        raise AssertionError(f"no rule has comment {comment!r}")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_the_nat_networks_reach_the_internet(inside: Inside) -> None:
     assert eventually(lambda: inside.fetch("blog", "http://[2001:db8:80::80]:443/77") == 77)
 
 
-def test_the_internal_network_has_no_way_out(inside: Inside) -> None:
+def test_the_internal_network_has_no_uplink(inside: Inside) -> None:
     assert inside.json("ip", "-j", "-n", "db", "route", "show", "default") == []
     before = inside.rule("br-data is internal")[1]
     inside.run("ip", "-n", "db", "route", "add", "default", "via", "10.89.0.1")
@@ -162,10 +162,10 @@ def test_traffic_flows_at_a_bounded_rate(inside: Inside) -> None:
         assert eventually(lambda link=link: inside.counter(link) > before[link]), link
     assert eventually(lambda: time.monotonic() - began > 3)
     rate = (inside.counter("eth0") - before["eth0"]) / (time.monotonic() - began)
-    assert rate < 250_000  # bytes a second: 2 Mbit/s
+    assert rate < 250_000  # bytes per second: 2 Mbit/s
 
 
-def test_conntrack_knows_every_protocol_and_flows_that_ended(inside: Inside) -> None:
+def test_conntrack_has_every_protocol_and_ended_flows(inside: Inside) -> None:
     def table(*options: str) -> str:
         return inside.run("conntrack", "-L", *options)
 
@@ -211,7 +211,7 @@ def test_fault_overlapping_subnet(inside: Inside) -> None:
     assert subnets["br-old"].subnet_of(subnets["br-shop"])
 
 
-def test_nothing_of_the_machine_shows_inside(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_machine_is_visible_inside(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inside.run("ls", "/run").split() == ["netns"]
     mounts = [line.split() for line in inside.run("cat", "/proc/self/mountinfo").splitlines()]
     named = {int(fields[3][5:-1]) for fields in mounts if fields[3].startswith("net:[")}
@@ -231,15 +231,15 @@ _DEMO = "import sys; from core.lab.lab import main; sys.exit(main(sys.argv[1:]))
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for that signal (proc_pid_status(5))."""
+    """Return whether a process handles that signal (proc_pid_status(5))."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def launch_demo(script: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", _DEMO, "sh", "-c", script]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [sys.executable, "-c", _DEMO, "sh", "-c", script]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 def test_the_launcher_passes_sigterm_on() -> None:
@@ -264,20 +264,20 @@ def test_a_command_ended_by_a_signal_gives_the_code_that_a_shell_gives() -> None
 
 
 def test_an_orderly_end_leaves_nothing() -> None:
-    seen = tell("orderly")
+    seen = run_story("orderly")
     assert len(seen["during"]["namespaces"]) > len(seen["before"]["namespaces"]) + 8
     assert seen["after"] == seen["before"]
 
 
 @pytest.mark.parametrize("story", ["killed", "killed_while_building"])
 def test_a_killed_launcher_leaves_nothing(story: str) -> None:
-    seen = tell(story)
+    seen = run_story(story)
     assert len(seen["during"]["namespaces"]) > len(seen["before"]["namespaces"]) + 8
     assert seen["after"] == seen["before"]
     assert seen["again"] == 0
 
 
-def test_two_labs_do_not_meet(inside: Inside) -> None:
+def test_two_labs_are_separate(inside: Inside) -> None:
     with Lab(LabSettings(traffic=False, namespaces=3)) as lab:
         other = Inside(lab)
         assert {process["net"] for process in inside.processes().values()}.isdisjoint(
@@ -299,10 +299,10 @@ def test_a_lab_without_traffic_has_servers_and_further_namespaces() -> None:
         assert link["operstate"] == "UP" and link["addr_info"][0]["local"] == "10.99.0.3"
 
 
-def test_an_address_moves_where_changes_are_asked_for() -> None:
+def test_an_address_moves_with_changes() -> None:
     def holders() -> list[str]:
-        told = {name: inside.run("ip", "-n", name, "addr", "show", "eth0") for name in ("web1", "web2")}
-        return [name for name, text in told.items() if "172.18.0.100/32" in text]
+        outputs = {name: inside.run("ip", "-n", name, "addr", "show", "eth0") for name in ("web1", "web2")}
+        return [name for name, text in outputs.items() if "172.18.0.100/32" in text]
 
     with Lab(LabSettings(traffic=False, changes=0.2)) as lab:
         inside = Inside(lab)
@@ -312,7 +312,7 @@ def test_an_address_moves_where_changes_are_asked_for() -> None:
         assert eventually(lambda: inside.fetch("internet", "http://192.0.2.10:8081/55") == 55)
 
 
-def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match=r"needs root\. Try: sudo vnet-tui demo"):
         lab.main(["true"])
@@ -324,7 +324,7 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Lab().start()
 
 
-def test_a_tmux_server_outside_is_out_of_reach(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tmux_server_outside_is_unreachable(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
     assert inside.run("sh", "-c", "echo $TMUX $TMUX_TMPDIR") == "/run\n"
 

@@ -1,4 +1,4 @@
-"""Links as read are links as `ip -j -d` and `ethtool` print them."""
+"""Check links against `ip -j -d` and `ethtool`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
-# Every kind with something special to it; a kernel without a kind refuses to make it.
+# Every kind with details of its own; the kernel may lack some.
 KINDS = (
     "name bridge0 type bridge",
     "name veth0 type veth peer name veth1",
@@ -42,7 +42,7 @@ ALWAYS_THERE = {"lo", "bridge0", "veth0", "veth1", "vx0", "vx6", "vxe", "macvlan
 
 
 def make_all_kinds(host: ThrowawayHost) -> None:
-    """One link of each kind that this kernel has."""
+    """Create a link of each kind that this kernel has."""
     for words in KINDS:
         host.run(f"ip link add {words}", check=False)
     host.run("ip tuntap add tap0 mode tap multi_queue")
@@ -55,7 +55,7 @@ def make_all_kinds(host: ThrowawayHost) -> None:
 
 
 def as_ip_prints(link: Link, links: dict[str, Link]) -> dict[str, Any]:
-    """A link in the words of `ip -j -d link`, as far as the model has them."""
+    """Convert a link to the fields of `ip -j -d link` that the model has."""
     names = {other.ifindex: name for name, other in links.items()}
     special = {"link": names[int(link.details["link"])]} if "link" in link.details else {}
     return {
@@ -76,7 +76,7 @@ def as_ip_prints(link: Link, links: dict[str, Link]) -> dict[str, Any]:
 
 
 def from_ip(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same of what `ip -j -d link` printed."""
+    """Pick the same fields from the output of `ip -j -d link`."""
     info = entry.get("linkinfo", {})
     kind = info.get("info_kind")
     return {
@@ -97,7 +97,7 @@ def from_ip(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def special_from_ip(kind: str | None, data: dict[str, Any]) -> dict[str, Any]:
-    """`linkinfo.info_data` in the model's words."""
+    """Convert `linkinfo.info_data` to the names of the model."""
     match kind:
         case "vxlan":
             words = {
@@ -226,7 +226,7 @@ def test_namespace_ids_lead_where_ip_netns_says(inside_host: ThrowawayHost) -> N
 
 
 def peer_name(host: ThrowawayHost, found: dict[int, Namespace], name: str) -> tuple[int, str] | None:
-    """The namespace and the name of the peer of one of the host's links, seen among all namespaces."""
+    """Return the namespace and the name of the peer of one of the host's links."""
     nets = read_nets(found.values())
     (end,) = (link for link in nets[host.inode].links.values() if link.name == name)
     peer = resolve(nets).get(end.key)
@@ -251,7 +251,7 @@ def test_peers_are_found_in_namespaces_without_name_and_process(
         pids = (*found[inode].pids, os.getpid())
         found[inode] = replace(found[inode], pids=pids, entry=f"/proc/{os.getpid()}/ns/net")
         assert peer_name(host, found, "two") == (inode, "far2"), (
-            "by another way where the entry leads elsewhere"
+            "by another reference where the entry leads elsewhere"
         )
         assert peer_name(host, found, "here1") == (host.inode, "here2")
         del found[inode]

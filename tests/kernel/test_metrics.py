@@ -1,4 +1,4 @@
-"""The agent's metrics, scraped over HTTP from its own process, against ip(8), nft(8) and conntrack(8)."""
+"""Check the agent's metrics over HTTP against ip(8), nft(8) and conntrack(8)."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ type Samples = dict[str, dict[frozenset[tuple[str, str]], float]]
 
 
 class Agent:
-    """`vnet-tui agent --metrics` at work on a machine; what it says goes to a file."""
+    """`vnet-tui agent --metrics` on a machine; its output goes to a file."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.said = machine.folder / "said"
-        words = machine.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent", "--metrics", ADDRESS)
-        with self.said.open("w") as out:
+        self.output = machine.folder / "output"
+        command = machine.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent", "--metrics", ADDRESS)
+        with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                words, stdout=out, stderr=subprocess.STDOUT, env=machine.environment
+                command, stdout=out, stderr=subprocess.STDOUT, env=machine.environment
             )
 
     def scrape(self) -> Samples:
@@ -53,7 +53,7 @@ class Agent:
         return found
 
     def until(self, so: Callable[[Samples], object]) -> Samples:
-        """Scrape until something is so: scrapes within a second share one look."""
+        """Scrape until a condition holds; scrapes within a second share their result."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -61,12 +61,12 @@ class Agent:
                 if so(found):
                     return found
             except AssertionError:
-                assert self.process.poll() is None, self.said.read_text()
-            assert time.monotonic() < end, self.said.read_text()
+                assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < end, self.output.read_text()
             time.sleep(0.1)
 
     def close(self) -> int:
-        """End it as systemd would; its exit code, which nsenter passes on."""
+        """End it as systemd does; return its exit code, which nsenter forwards."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for child in children.read_text().split():
             os.kill(int(child), signal.SIGTERM)
@@ -75,7 +75,7 @@ class Agent:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A host with a network and a container on it, rules that count, and connections."""
+    """Create a host with a network, a container, rules with counters, and connections."""
     made = Machine()
     try:
         ok(made, "network create shop --subnet 10.91.0.0/24")
@@ -104,7 +104,7 @@ def of(**labels: str) -> frozenset[tuple[str, str]]:
 
 
 def next_look(agent: Agent) -> Samples:
-    """A scrape that looked at the host after this call."""
+    """Return a scrape that read the host after this call."""
     first = agent.scrape()["vnet_scrape_part_duration_seconds"]
     return agent.until(lambda found: found["vnet_scrape_part_duration_seconds"] != first)
 
@@ -113,9 +113,9 @@ def next_look(agent: Agent) -> Samples:
 def test_links_as_ip_counts_them(agent: Agent, inside: str) -> None:
     counters = {"bytes": "bytes", "packets": "packets", "errors": "errors", "drops": "dropped"}
     names = {
-        f"vnet_link_{way}_{ours}_total": (short, theirs)
-        for way, short in (("receive", "rx"), ("transmit", "tx"))
-        for ours, theirs in counters.items()
+        f"vnet_link_{direction}_{name}_total": (short, counter)
+        for direction, short in (("receive", "rx"), ("transmit", "tx"))
+        for name, counter in counters.items()
     }
     before = {one["ifname"]: one for one in agent.machine.json("ip -j -s link", inside)}
     found = next_look(agent)
@@ -123,9 +123,9 @@ def test_links_as_ip_counts_them(agent: Agent, inside: str) -> None:
     assert len(before) == (3 if not inside else 2)
     for name, link in after.items():
         labels = of(namespace=inside or "host", link=name)
-        for metric, (way, counter) in names.items():
+        for metric, (direction, counter) in names.items():
             value = found[metric][labels]
-            assert before[name]["stats64"][way][counter] <= value <= link["stats64"][way][counter]
+            assert before[name]["stats64"][direction][counter] <= value <= link["stats64"][direction][counter]
         assert found["vnet_link_mtu_bytes"][labels] == link["mtu"]
         assert found["vnet_link_up"][labels] == ("LOWER_UP" in link["flags"] and "UP" in link["flags"])
     assert found["vnet_link_receive_bytes_total"][of(namespace="web", link="eth0")] > 0
@@ -179,7 +179,7 @@ def test_networks_and_containers(agent: Agent) -> None:
     assert set(found["vnet_scrape_part_success"].values()) == {1}
 
 
-def test_the_agent_goes_on_whatever_scrapers_do(agent: Agent) -> None:
+def test_the_agent_survives_bad_requests(agent: Agent) -> None:
     cut_off = (
         "import socket\n"
         "for text in (b'GET /metrics HTTP/1.1\\r\\n\\r\\n', b'\\0' * 5000, b'POST / HTTP/9\\r\\n\\r\\n'):\n"
@@ -190,14 +190,14 @@ def test_the_agent_goes_on_whatever_scrapers_do(agent: Agent) -> None:
     good = agent.machine.run("nft -s list table inet vnet")
     agent.machine.run("nft delete table inet vnet")
     assert eventually(lambda: agent.machine.run("nft -s list table inet vnet", check=False) == good), (
-        agent.said.read_text()
+        agent.output.read_text()
     )
     assert agent.scrape()["vnet_link_up"]
 
 
-def test_it_is_off_unless_asked_for_and_says_why_it_cannot(agent: Agent) -> None:
-    told = refused(agent.machine, "agent", "--metrics", ADDRESS)
-    assert told == f"vnet-tui: metrics cannot be served at {ADDRESS}: Address already in use\n"
+def test_it_is_off_by_default_and_errors_have_a_reason(agent: Agent) -> None:
+    message = refused(agent.machine, "agent", "--metrics", ADDRESS)
+    assert message == f"vnet-tui: can't serve metrics at {ADDRESS}: Address already in use\n"
     assert "HOST:PORT" in refused(agent.machine, "agent", "--metrics", "9742")
     unit = ok(agent.machine, "agent --unit --metrics [::1]:9742")
     assert "agent --metrics [::1]:9742\n" in unit and "AF_INET6" in unit

@@ -1,4 +1,4 @@
-"""Every way to hold a network namespace is found; what is gone is said, or passed over."""
+"""Check that every kind of reference to a namespace is found, and stale ones reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.collect.links import read_net
-from core.collect.namespaces import keep_deep, read_namespaces
+from core.collect.namespaces import merge_scans, read_namespaces
 from core.model import Namespace
 from core.netlink.netns import NamespaceGone, inode_of
 from tests.kernel.holders import as_nobody, holder, shell, thread_outside
@@ -20,19 +20,19 @@ pytestmark = pytest.mark.root
 
 
 def names_of(namespace: Namespace) -> list[str]:
-    """The links inside, as the reader sees them by the namespace's entry."""
+    """Read the links inside by the namespace's entry."""
     return [link.name for link in read_net(namespace).links.values()]
 
 
 @pytest.fixture
 def file_in_run(host: ThrowawayHost) -> Iterator[Path]:
-    """A path in /run/netns that is removed after the test, whatever it became."""
+    """Yield a path in /run/netns, and remove it after the test."""
     path = Path(f"/run/netns/{host.full('file')}")
     yield path
     path.unlink(missing_ok=True)
 
 
-def test_names_are_those_that_ip_netns_lists(host: ThrowawayHost) -> None:
+def test_names_are_those_of_ip_netns(host: ThrowawayHost) -> None:
     host.namespace("a")
     listed = {line.split()[0] for line in host.run("ip netns list").splitlines() if host.prefix in line}
     found, _ = read_namespaces(deep=False)
@@ -91,7 +91,7 @@ def test_held_by_a_mount_in_another_mount_namespace(tmp_path: Path) -> None:
         assert names_of(deep[inode]) == ["lo"]
 
 
-def test_mounts_copied_into_other_mount_namespaces_are_told_once(host: ThrowawayHost) -> None:
+def test_mounts_copied_into_other_mount_namespaces_are_reported_once(host: ThrowawayHost) -> None:
     with holder("unshare", "--mount", "--propagation=private", *shell("")):
         deep, _ = read_namespaces(deep=True)
     assert deep[host.inode].mounts == (f"/run/netns/{host.name}",)
@@ -108,8 +108,8 @@ def test_held_by_a_descriptor_alone(host: ThrowawayHost) -> None:
         assert (process.pid, 7) in deep[inode].held_fds
         assert process.pid not in deep[inode].pids
         assert names_of(deep[inode]) == ["lo"]
-        assert (process.pid, 7) in keep_deep(deep, shallow)[inode].held_fds
-    assert inode not in keep_deep(deep, read_namespaces(deep=False)[0])
+        assert (process.pid, 7) in merge_scans(deep, shallow)[inode].held_fds
+    assert inode not in merge_scans(deep, read_namespaces(deep=False)[0])
 
 
 def test_what_this_process_holds_open_does_not_count(host: ThrowawayHost) -> None:
@@ -130,7 +130,7 @@ def test_a_thread_in_a_namespace_of_its_own() -> None:
         assert names_of(deep[inode]) == ["lo"]
 
 
-def test_ids_are_those_that_ip_netns_tells(inside_host: ThrowawayHost) -> None:
+def test_ids_are_those_that_ip_netns_lists(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("a")
     inside_host.namespace("b")
     inside_host.run(["ip", "netns", "set", name, "77"])
@@ -175,7 +175,9 @@ def test_a_namespace_that_vanished_cannot_be_read(host: ThrowawayHost) -> None:
         read_net(other)
 
 
-def test_without_rights_the_own_namespace_is_there_and_the_rest_is_said(inside_host: ThrowawayHost) -> None:
+def test_without_rights_the_own_namespace_is_read_and_the_rest_is_a_problem(
+    inside_host: ThrowawayHost,
+) -> None:
     inside_host.namespace("a")
     other = inside_host.inode_of("a")
 

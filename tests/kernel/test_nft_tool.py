@@ -71,7 +71,7 @@ def comments(host: ThrowawayHost, inside: str = "host") -> list[str]:
     return [rule.get("comment", "") for rule in rules]
 
 
-def test_rules_are_replaced_and_taken_back(inside_host: ThrowawayHost, tool_runs: list[str]) -> None:
+def test_rules_are_replaced_and_restored(inside_host: ThrowawayHost, tool_runs: list[str]) -> None:
     inside_host.run("nft add table inet theirs")
     before = state(inside_host.names)
     assert run.apply("rules", (SetRules(RULES, EMPTY),)).done
@@ -82,7 +82,7 @@ def test_rules_are_replaced_and_taken_back(inside_host: ThrowawayHost, tool_runs
     assert tool_runs == [RULES, EMPTY]
 
 
-def test_what_nft_refuses_is_undone_and_told_in_its_words(inside_host: ThrowawayHost) -> None:
+def test_what_nft_refuses_is_undone_with_its_message(inside_host: ThrowawayHost) -> None:
     assert run.apply("rules", (SetRules(RULES, EMPTY),)).done
     before = state(inside_host.names)
     forward = inside_host.run("sysctl -n net.ipv4.ip_forward").strip()
@@ -110,7 +110,7 @@ def test_it_acts_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> Non
     assert comments(inside_host) == []
 
 
-def test_without_the_tool_too_it_is_told_what_to_install(
+def test_without_the_tool_the_error_says_what_to_install(
     inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state(inside_host.names)

@@ -1,4 +1,4 @@
-"""Open vSwitch bridges, read from a real database with a user space datapath; what is broken is said."""
+"""Check Open vSwitch bridges of a real database with a user space datapath, and errors."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ pytestmark = pytest.mark.root
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
 
-def start(*words: str | Path) -> subprocess.Popen[bytes]:
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     """Start a daemon of Open vSwitch in the foreground."""
     return subprocess.Popen(
-        [*words, "--log-file=/dev/null"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*arguments, "--log-file=/dev/null"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
 @pytest.fixture
 def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThrowawayHost]:
-    """A host with a running Open vSwitch of its own, found through OVS_RUNDIR."""
+    """Create a host with a running Open vSwitch, found through OVS_RUNDIR."""
     monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
     database, address = tmp_path / "conf.db", f"unix:{tmp_path}/db.sock"
     subprocess.run(["ovsdb-tool", "create", database, SCHEMA], check=True, capture_output=True)
@@ -46,20 +46,20 @@ def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         daemon.wait(timeout=PATIENCE)
 
 
-def vsctl(host: ThrowawayHost, words: str) -> str:
+def vsctl(host: ThrowawayHost, arguments: str) -> str:
     """Run ovs-vsctl on the host's own database."""
-    return host.run(f"ovs-vsctl --timeout=60 {words}")
+    return host.run(f"ovs-vsctl --timeout=60 {arguments}")
 
 
 def only_bridge() -> OvsBridge:
-    """The bridge, where there is one and no problem."""
+    """Return the only bridge; there must be no problem."""
     (bridge,), problems = read_ovs()
     assert problems == ()
     return bridge
 
 
 def port(name: str) -> OvsPort:
-    """One port of the only bridge."""
+    """Return a port of the only bridge."""
     return {port.name: port for port in only_bridge().ports}[name]
 
 
@@ -144,7 +144,7 @@ def test_an_answer_that_is_garbage_is_a_problem(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     bridges, (problem,) = read_ovs()
-    assert (bridges, "not understood" in problem.why) == ((), True)
+    assert (bridges, "unexpected output" in problem.why) == ((), True)
 
 
 def test_a_switch_that_hangs_is_given_up(

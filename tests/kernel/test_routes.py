@@ -1,4 +1,4 @@
-"""Routes, rules and neighbours as read are those that `ip -j` prints."""
+"""Check routes, rules and neighbours against `ip -j`."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ RULES = (
 
 @pytest.fixture
 def routed(host: ThrowawayHost) -> ThrowawayHost:
-    """A host with a link v0 that has addresses and is up."""
+    """Create a host with a link v0 that has addresses and is up."""
     host.run("ip link add v0 type veth peer name w0")
-    for words in ("10.0.0.1/24", "fd00::1/64 nodad"):
-        host.run(f"ip addr add {words} dev v0")
+    for arguments in ("10.0.0.1/24", "fd00::1/64 nodad"):
+        host.run(f"ip addr add {arguments} dev v0")
     host.run("ip link set w0 up")
     host.run("ip link set v0 up")
     return host
 
 
 def from_ip(entry: dict[str, Any], family: int) -> tuple[Any, ...]:
-    """What tells routes apart, of `ip -j -d route`."""
+    """Pick the properties of a route of `ip -j -d route`."""
     hops = entry.get("nexthops") or ([entry] if {"dev", "gateway", "via"} & entry.keys() else [])
-    ways = [
+    nexthops = [
         (h.get("gateway") or h.get("via", {}).get("host", ""), h.get("dev"), h.get("weight", 1)) for h in hops
     ]
     mtus = [metrics["mtu"] for metrics in entry.get("metrics", ()) if "mtu" in metrics]
     return (
         entry["dst"] if entry["dst"] == "default" else str(ipaddress.ip_network(entry["dst"])),
         entry.get("type", "unicast"),
-        tuple(sorted(ways)),
+        tuple(sorted(nexthops)),
         entry.get("prefsrc", ""), entry.get("metric", 0), entry.get("table", "main"), entry["protocol"],
         entry["scope"], mtus[0] if mtus else 0, family,
     )  # fmt: skip
 
 
-def of_model(route: Route, names: dict[int | None, str]) -> tuple[Any, ...]:
-    """The same of what was read."""
+def route_of_model(route: Route, names: dict[int | None, str]) -> tuple[Any, ...]:
+    """Pick the same properties of the model."""
     hops = tuple(sorted((hop.gateway, names.get(hop.ifindex), hop.weight) for hop in route.nexthops))
     return (
         route.dst, route.kind, hops, route.source, route.metric, route.table, route.protocol, route.scope,
@@ -79,21 +79,21 @@ def of_model(route: Route, names: dict[int | None, str]) -> tuple[Any, ...]:
 
 
 def test_routes_of_all_tables_are_those_that_ip_prints(routed: ThrowawayHost) -> None:
-    for words in ROUTES:
-        routed.run(f"ip route add {words}")
-    for words in ROUTES_6:
-        routed.run(f"ip -6 route add {words}")
+    for arguments in ROUTES:
+        routed.run(f"ip route add {arguments}")
+    for arguments in ROUTES_6:
+        routed.run(f"ip -6 route add {arguments}")
     net = net_of(routed)
     names: dict[int | None, str] = {ifindex: link.name for ifindex, link in net.links.items()}
     for family in (4, 6):
         printed = [from_ip(e, family) for e in routed.json(f"ip -{family} -j -d route show table all")]
-        read = [of_model(route, names) for route in net.routes if route.family == family]
+        read = [route_of_model(route, names) for route in net.routes if route.family == family]
         assert sorted(read, key=repr) == sorted(printed, key=repr)
         assert len(read) > len(ROUTES)
 
 
 def rule_from_ip(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells rules apart, of `ip -j rule`."""
+    """Pick the properties of a rule of `ip -j rule`."""
     action = entry.get("action") or ("goto" if "goto" in entry else "lookup")
     prefixes = [
         "" if end == "all" else f"{end}/{entry.get(f'{name}len', 32)}"
@@ -109,7 +109,7 @@ def rule_from_ip(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def rule_of_model(rule: PolicyRule) -> tuple[Any, ...]:
-    """The same of what was read."""
+    """Pick the same properties of the model."""
     return (
         rule.priority, rule.src, rule.dst, rule.iif, rule.oif, rule.fwmark, rule.fwmask,
         rule.table if rule.action == "lookup" else None, rule.action, rule.inverted, rule.goto,
@@ -118,8 +118,8 @@ def rule_of_model(rule: PolicyRule) -> tuple[Any, ...]:
 
 
 def test_rules_are_those_that_ip_prints(routed: ThrowawayHost) -> None:
-    for words in RULES:
-        routed.run(f"ip rule add {words}")
+    for arguments in RULES:
+        routed.run(f"ip rule add {arguments}")
     routed.run("ip -6 rule add priority 200 from fd00::/64 table 77")
     net = net_of(routed)
     for family in (4, 6):
@@ -130,18 +130,18 @@ def test_rules_are_those_that_ip_prints(routed: ThrowawayHost) -> None:
 
 
 def neighbour_of_model(entry: Neighbour, names: dict[int, str]) -> tuple[Any, ...]:
-    """What tells neighbours apart."""
+    """Pick the properties of a neighbour."""
     return entry.address, names[entry.ifindex], entry.mac, entry.state.upper(), entry.router, entry.proxy
 
 
 def test_neighbours_are_those_that_ip_prints(routed: ThrowawayHost) -> None:
-    for words in (
+    for arguments in (
         "10.0.0.50 lladdr 02:00:00:00:00:50 nud permanent",
         "10.0.0.51 lladdr 02:00:00:00:00:51 nud stale",
         "fd00::50 lladdr 02:00:00:00:00:52 nud stale router",
         "10.0.0.52 nud failed",
     ):
-        routed.run(f"ip neigh add {words} dev v0")
+        routed.run(f"ip neigh add {arguments} dev v0")
     routed.run("ip neigh add proxy 10.0.0.60 dev v0")
     net = net_of(routed)
     names = {ifindex: link.name for ifindex, link in net.links.items()}

@@ -1,4 +1,4 @@
-"""Real broadcasts on real bridges: counted without a copy, told as a storm, with the port they come by."""
+"""Check that broadcasts on bridges are counted, and reported as a storm with the port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.watching import Watched
 pytestmark = pytest.mark.root
 
 BROADCAST, GROUP, OTHER = "ff" * 6, "01005e0a0b0c", "02aabbccdd01"
-# frames a second (0: as fast as it goes), how many, destination
+# frames per second (0: unlimited), their number, destination
 _SENDER = """
 import socket, sys, time
 rate, count, destination = int(sys.argv[1]), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
@@ -47,7 +47,7 @@ def send(host: ThrowawayHost, inside: str, count: int, destination: str) -> None
 
 @pytest.fixture
 def bridged(inside_host: ThrowawayHost) -> ThrowawayHost:
-    """A host with br0 and the containers web and db on it; no IPv6, which sends to groups by itself."""
+    """Create a host with br0 and the containers web and db, without IPv6, which multicasts by itself."""
     inside_host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
     inside_host.run("ip link add br0 type bridge")
     inside_host.run("ip link set br0 up")
@@ -75,7 +75,7 @@ def test_each_broadcast_is_counted_and_nothing_else(bridged: ThrowawayHost, taps
     for destination in (GROUP, OTHER, BROADCAST):
         send(bridged, "web", 3000, destination)
     wait_until(lambda: taps.read()[br0] >= before + 3000)
-    assert taps.read()[br0] < before + 3100  # ARP may have its say
+    assert taps.read()[br0] < before + 3100  # ARP requests may count
     assert taps.problems == ()
 
 
@@ -91,7 +91,7 @@ def test_a_storm_takes_no_memory(bridged: ThrowawayHost, taps: Broadcasts) -> No
     assert queued < 20
 
 
-def test_bridges_come_go_and_are_made_anew(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+def test_bridges_come_go_and_are_recreated(bridged: ThrowawayHost, taps: Broadcasts) -> None:
     old = ifindex(bridged, "br0")
     taps.follow({old: "br0"})
     bridged.run("ip link del br0")
@@ -108,7 +108,7 @@ def test_bridges_come_go_and_are_made_anew(bridged: ThrowawayHost, taps: Broadca
     assert taps.read() == {} and taps.problems == ()
 
 
-def test_without_the_right_to_it_that_is_said(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+def test_without_the_capability_there_is_a_problem(bridged: ThrowawayHost, taps: Broadcasts) -> None:
     br0 = ifindex(bridged, "br0")
     os.seteuid(65534)
     try:
@@ -143,13 +143,13 @@ def watched(bridged: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> Iterator
     [("bridges", BROADCAST, 3000, "broadcast"), ("routes", BROADCAST, 3000, "broadcast"),
      ("bridges", GROUP, 15_000, "multicast")],
 )  # fmt: skip
-def test_a_storm_is_told_with_its_port_whatever_is_in_sight(
+def test_a_storm_is_reported_with_its_port_whatever_is_shown(
     watched: Watched, bridged: ThrowawayHost, view: str, destination: str, rate: int, kind: str
 ) -> None:
     watched.watcher.show(view)
     sending = subprocess.Popen(sender(bridged, "web", rate, rate * 40, destination))
     try:
-        # The first share may be of a second in which other packets were counted as well.
+        # The first share may include other packets of the same second.
         snapshot = watched.until(lambda s: any(storm.ports and storm.share > 0.3 for storm in s.storms))
     finally:
         sending.kill()
@@ -164,8 +164,8 @@ def test_a_storm_is_told_with_its_port_whatever_is_in_sight(
         f"A storm of {kind}s on br0" in finding.sentence and "they come in by v-web (from" in finding.sentence
     )
     watched.until(lambda s: not s.storms)
-    told = [change.sentence for change in watched.changes if "storm" in change.sentence]
+    sentences = [change.sentence for change in watched.changes if "storm" in change.sentence]
     assert (
-        told[0].startswith(f"A storm of {kind}s on br0")
-        and told[-1] == f"the storm of {kind}s on br0 is over"
+        sentences[0].startswith(f"A storm of {kind}s on br0")
+        and sentences[-1] == f"the storm of {kind}s on br0 is over"
     )

@@ -1,4 +1,4 @@
-"""The traps of `tests.kernel.hostile`, set by a user on a machine."""
+"""Set the traps of `tests.kernel.hostile` as a user of a machine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ _SETPRIV = ("setpriv", "--regid=1234", "--clear-groups", "--pdeathsig", "KILL")
 
 @contextmanager
 def trap(machine: Machine, kind: str, user: int = 1234) -> Iterator[Path]:
-    """A user's trap, and its folder."""
+    """Set a trap as a user; yield its folder."""
     with TemporaryDirectory(prefix="vnet-hostile-") as folder:
         os.chown(folder, user, user)
         Path(folder).chmod(0o755)
-        words = machine.words(
+        command = machine.words(
             *_SETPRIV, f"--reuid={user}", sys.executable, "-P", hostile.__file__, kind, folder
         )
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
                 assert process.stdout.readline() == "ready\n"
                 yield Path(folder)
             finally:
                 process.kill()
-                os.close(os.open(f"{folder}/fifo", os.O_RDWR))  # lets go who waits for it all the same
+                os.close(
+                    os.open(f"{folder}/fifo", os.O_RDWR)
+                )  # releases a process that waits for it nevertheless

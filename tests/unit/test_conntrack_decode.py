@@ -1,4 +1,4 @@
-"""ctnetlink messages in, columns out: every mixture of layouts, and messages that are broken."""
+"""Check the decoding of ctnetlink messages: mixtures of layouts, malformed messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAPPED = bytes(10) + b"\xff\xff"
 
 @dataclass(frozen=True)
 class Sample:
-    """One entry as a test wants it; None for what the message shall not carry."""
+    """An expected entry; None for attributes that the message lacks."""
 
     id: int
     src: bytes = bytes([10, 0, 0, 1])
@@ -46,7 +46,7 @@ class Sample:
         return len(self.src) == 16
 
     def encoded(self, flags: int = NLM_F_MULTI) -> bytes:
-        """The message as the kernel sends it in a dump, attributes in the kernel's order."""
+        """Encode the message as the kernel does in a dump, attributes in the kernel's order."""
         body = self._tuple(1, self.src, self.dst, self.sport, self.dport, 8, 128)
         body += self._tuple(2, self.dst, self.seen_as, self.dport, self.sport, 0, 129)
         body += optional(18, "!H", self.zone) + attribute(3, struct.pack("!I", self.status))
@@ -82,7 +82,7 @@ class Sample:
         return nest(kind, *parts)
 
     def expected(self) -> dict[str, Any]:
-        """The row that must come out."""
+        """Return the expected row."""
         sport, dport = (self.sport, self.dport) if self.l4_proto in (6, 17, 132, 47) else (0, 0)
         ports = (sport, dport, dport, sport)
         if self.l4_proto == 1:
@@ -157,7 +157,7 @@ def test_every_kind_of_entry() -> None:
 
 
 def test_equal_length_with_different_layout() -> None:
-    """A mark and a timeout have the same size: only the headers tell them apart."""
+    """A mark and a timeout have the same size: only the headers differ."""
     marked = [Sample(n, mark=n, timeout=None) for n in range(10, 20)]
     timed = [Sample(n, timeout=n) for n in range(30, 40)]
     assert len(marked[0].encoded()) == len(timed[0].encoded())
@@ -166,7 +166,7 @@ def test_equal_length_with_different_layout() -> None:
 
 
 def test_values_that_look_like_headers() -> None:
-    """A value equal to the word by which entries are found must not be taken for one."""
+    """A value equal to the word that marks entries must not be taken for an entry."""
     signature = int.from_bytes(struct.pack("=HH", 0x100, NLM_F_MULTI))
     samples = [Sample(n, mark=signature, counters=(signature, 1, 2, signature << 32)) for n in range(5)]
     assert_decoded(decode(b"".join(sample.encoded() for sample in samples)), samples)
@@ -177,7 +177,7 @@ def test_entries_of_an_interrupted_dump() -> None:
     assert_decoded(decode(b"".join(s.encoded(NLM_F_MULTI | NLM_F_DUMP_INTR) for s in samples)), samples)
 
 
-def test_messages_of_other_types_are_stepped_over() -> None:
+def test_messages_of_other_types_are_skipped() -> None:
     samples = [Sample(1), Sample(2)]
     noop = struct.pack("=IHHII", 16, 1, 0, 0, 0)
     assert_decoded(decode(samples[0].encoded() + noop + samples[1].encoded()), samples)
@@ -203,8 +203,8 @@ def test_attributes_beyond_the_message_are_ignored_and_counted() -> None:
 
 
 @pytest.mark.parametrize("kind", [1, 2, 12])
-def test_what_an_entry_needs(kind: int) -> None:
-    """Without a tuple or the id there is no entry."""
+def test_an_entry_needs_tuples_and_id(kind: int) -> None:
+    """An entry without a tuple or the id is ignored."""
     body = Sample(1).encoded()[20:]
     kept, at = b"", 0
     while at < len(body):

@@ -1,4 +1,4 @@
-"""Details of links by kind, from messages as kernels send them, of rarely built-in features too."""
+"""Check details of links by kind with messages of kernels, also of rare features."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from core.collect.link_kinds import details, fdb_entry, port, settings, vlans
+from core.collect.link_kinds import bridge_port, bridge_settings, details, fdb_entry, port_vlans
 from core.collect.links import link
 from core.model import PortVlan
 from core.netlink.client import attribute
 
 
 def message(*attributes: tuple[int, bytes]) -> bytes:
-    """Attributes one after the other."""
+    """Return the attributes joined."""
     return b"".join(attribute(number, value) for number, value in attributes)
 
 
@@ -69,7 +69,7 @@ def test_details_that_a_kernel_leaves_out_are_left_out(kind: str) -> None:
 
 
 def ifinfo(hardware: int, *attributes: tuple[int, bytes]) -> bytes:
-    """An RTM_NEWLINK message of ifindex 3."""
+    """Return an RTM_NEWLINK message of ifindex 3."""
     return struct.pack("=BxHiII", 0, hardware, 3, 0, 0) + message((3, b"x\0"), *attributes)
 
 
@@ -100,7 +100,7 @@ def test_the_id_of_a_dying_namespace_is_minus_one() -> None:
 
 
 def vlan_info(vid: int, flags: int) -> tuple[int, bytes]:
-    """One struct bridge_vlan_info."""
+    """Return a struct bridge_vlan_info."""
     return 2, struct.pack("=HH", flags, vid)
 
 
@@ -110,7 +110,7 @@ def test_vlans_of_a_port() -> None:
         vlan_info(1, 0x06), vlan_info(10, 0), vlan_info(20, 0x08), vlan_info(29, 0x10),
         (3, message((1, u32(7)))), vlan_info(30, 0x0C), vlan_info(31, 0x14),
     )  # fmt: skip
-    assert vlans(spec) == (
+    assert port_vlans(spec) == (
         PortVlan(1, 1, pvid=True, untagged=True),
         PortVlan(10, 10),
         PortVlan(20, 29),
@@ -119,14 +119,14 @@ def test_vlans_of_a_port() -> None:
 
 
 def test_vlan_settings_of_a_bridge() -> None:
-    found = settings(message((7, u8(1)), (39, u16(20)), (11, bytes.fromhex("8000024200000001"))))
+    found = bridge_settings(message((7, u8(1)), (39, u16(20)), (11, bytes.fromhex("8000024200000001"))))
     assert (found.vlan_filtering, found.vlan_default_pvid) == (True, 20)
     assert found.bridge_id == "8000.02:42:00:00:00:01"
 
 
-def test_a_port_in_a_state_of_tomorrow() -> None:
-    assert port(message((1, u8(9)))).state == "9"
-    assert port(b"").state == "disabled"
+def test_a_port_in_an_unknown_state() -> None:
+    assert bridge_port(message((1, u8(9)))).state == "9"
+    assert bridge_port(b"").state == "disabled"
 
 
 def test_a_forwarding_entry_with_vlan_and_lock() -> None:

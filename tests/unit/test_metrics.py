@@ -1,4 +1,4 @@
-"""Metrics: names keep Prometheus' conventions, the page has each, what comes from outside is clean."""
+"""Check metrics: Prometheus' naming conventions, the docs page, clean external text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from core.metrics import FastPathNumbers, MetricsError, MetricsServer
 from core.metrics import collector as collecting
 from core.metrics import server as serving
 from core.metrics.collector import _TABLE_COUNTERS, HostCollector, LinkMetrics
-from core.metrics.samples import METRICS, SampleSet, cleaned, unique
+from core.metrics.samples import METRICS, SampleSet, clean_label, unique_labels
 from core.metrics.samples import fill_fast_path as fill_fast_path
-from core.metrics.server import parsed
+from core.metrics.server import parse_address
 from core.model import ConntrackStats, LinkStats
 from core.topology import Topology
 from tests.support.snapshots import hostile_host, small_host
@@ -34,7 +34,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 class Fixed:
-    """A collector of families that are there already."""
+    """A collector of given families."""
 
     def __init__(self, families: list[Family]) -> None:
         self._families = families
@@ -43,14 +43,14 @@ class Fixed:
         return self._families
 
 
-def text_of(sheet: SampleSet) -> str:
+def text_of(samples: SampleSet) -> str:
     registry = CollectorRegistry()
-    registry.register(Fixed([*sheet.families()]))
+    registry.register(Fixed([*samples.families()]))
     return generate_latest(registry).decode()
 
 
 def values(text: str, name: str) -> dict[tuple[str, ...], float]:
-    """The samples of a metric by their labels' values, in the order in which the table has them."""
+    """Return the samples of a metric by the values of their labels, in METRICS' order."""
     labels = next(one.labels for one in METRICS if one.name == name)
     found = [one for family in text_string_to_metric_families(text) for one in family.samples]
     return {tuple(one.labels[each] for each in labels): one.value for one in found if one.name == name}
@@ -84,8 +84,8 @@ def test_names_keep_the_conventions(metric: object) -> None:
 
 def test_the_page_has_them_all() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", PAGE.read_text(), re.M)
-    told = [(name, kind, labels.replace("`", ""), text) for name, kind, labels, text in rows]
-    assert told == [(one.name, one.kind, ", ".join(one.labels), one.help) for one in METRICS]
+    listed = [(name, kind, labels.replace("`", ""), text) for name, kind, labels, text in rows]
+    assert listed == [(one.name, one.kind, ", ".join(one.labels), one.help) for one in METRICS]
 
 
 def test_every_conntrack_counter_has_its_metric() -> None:
@@ -94,13 +94,13 @@ def test_every_conntrack_counter_has_its_metric() -> None:
     assert {f"vnet_conntrack_{name}_total" for name in _TABLE_COUNTERS.values()} <= names
 
 
-def wired(topology: Topology, most: int = 2000) -> SampleSet:
-    sheet = SampleSet(most)
-    labels = unique((inode, topology.label(inode)) for inode in topology.snapshot.namespaces)
-    wiring = LinkMetrics(sheet, topology, LinkStats(0.0), labels)
-    for fill in (wiring.links, wiring.bridges, wiring.networks, wiring.containers):
+def wired(topology: Topology, limit: int = 2000) -> SampleSet:
+    samples = SampleSet(limit)
+    labels = unique_labels((inode, topology.label(inode)) for inode in topology.snapshot.namespaces)
+    link_metrics = LinkMetrics(samples, topology, LinkStats(0.0), labels)
+    for fill in (link_metrics.links, link_metrics.bridges, link_metrics.networks, link_metrics.containers):
         fill()
-    return sheet
+    return samples
 
 
 def test_a_small_host() -> None:
@@ -120,32 +120,32 @@ def test_a_small_host() -> None:
 
 
 def test_text_from_outside_is_cleaned() -> None:
-    sheet = wired(Topology(hostile_host()))
-    text = text_of(sheet)
-    parsed_again = [one for family in text_string_to_metric_families(text) for one in family.samples]
-    said = [value for one in parsed_again for value in one.labels.values()]
-    assert said and all(value == cleaned(value) and len(value) <= 128 for value in said)
+    samples = wired(Topology(hostile_host()))
+    text = text_of(samples)
+    samples_parsed = [one for family in text_string_to_metric_families(text) for one in family.samples]
+    texts = [value for one in samples_parsed for value in one.labels.values()]
+    assert texts and all(value == clean_label(value) and len(value) <= 128 for value in texts)
     assert "\x1b" not in text and "\u202e" not in text
-    assert cleaned("a\nb\udcff") == r"a\nb\xff" and len(cleaned("x" * 500)) == 128
+    assert clean_label("a\nb\udcff") == r"a\nb\xff" and len(clean_label("x" * 500)) == 128
 
 
-def test_namesakes_are_told_apart() -> None:
-    assert unique([(1, "web"), (2, "web"), (3, "db")]) == {1: "web [1]", 2: "web [2]", 3: "db"}
-    assert len({*unique([(number, "y" * 300) for number in range(9)]).values()}) == 9
+def test_equal_names_become_unique() -> None:
+    assert unique_labels([(1, "web"), (2, "web"), (3, "db")]) == {1: "web [1]", 2: "web [2]", 3: "db"}
+    assert len({*unique_labels([(number, "y" * 300) for number in range(9)]).values()}) == 9
 
 
 def test_the_number_of_series_is_bounded() -> None:
     topology = Topology(small_host())
-    text = text_of(wired(topology, most=4))
+    text = text_of(wired(topology, limit=4))
     assert len(values(text, "vnet_link_up")) == 4
     links = len([*topology.snapshot.links()])
     assert values(text, "vnet_left_out")["link",] == links - 4
 
 
 def test_fast_path_numbers() -> None:
-    sheet = SampleSet()
-    fill_fast_path(sheet, FastPathNumbers(flows=7, packets=100, left={"fragment": 3, "new\nflow": 1}))
-    text = text_of(sheet)
+    samples = SampleSet()
+    fill_fast_path(samples, FastPathNumbers(flows=7, packets=100, left={"fragment": 3, "new\nflow": 1}))
+    text = text_of(samples)
     assert values(text, "vnet_fast_path_active")[()] == 1
     assert values(text, "vnet_fast_path_packets_total")[()] == 100
     assert values(text, "vnet_fast_path_kernel_packets_total") == {("fragment",): 3, (r"new\nflow",): 1}
@@ -156,10 +156,10 @@ def test_fast_path_numbers() -> None:
 
 
 def test_fast_path_numbers_by_link_and_while_it_is_paused() -> None:
-    sheet = SampleSet(most=1)
+    samples = SampleSet(limit=1)
     counted = {"v-web": {"fast": 9, "paused": 1}, "v-db": {"fast": 1}}
-    fill_fast_path(sheet, FastPathNumbers(packets=10, by_link=counted, forwarding=False))
-    text = text_of(sheet)
+    fill_fast_path(samples, FastPathNumbers(packets=10, by_link=counted, forwarding=False))
+    text = text_of(samples)
     assert values(text, "vnet_fast_path_active")[()] == 0
     assert values(text, "vnet_fast_path_running")[()] == 1
     found = values(text, "vnet_fast_path_link_packets_total")
@@ -167,14 +167,14 @@ def test_fast_path_numbers_by_link_and_while_it_is_paused() -> None:
     assert values(text, "vnet_left_out")["fast path link",] == 1
 
 
-def test_a_part_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_part_does_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no such thing")
 
-    said: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(collecting.firewall, "read_firewall", broken)
-    monkeypatch.setattr(collecting, "_SHARED", 0.0)
-    server = MetricsServer("127.0.0.1:0", said.append, broken)
+    monkeypatch.setattr(collecting, "_SHARED_SECONDS", 0.0)
+    server = MetricsServer("127.0.0.1:0", messages.append, broken)
     try:
         for _ in range(2):
             with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=20) as answer:
@@ -185,12 +185,12 @@ def test_a_part_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatc
     failed = {part for (part,), value in good.items() if not value}
     assert failed - {"conntrack"} == {"firewall", "fast path"}, "conntrack needs CAP_NET_ADMIN"
     assert values(text, "vnet_link_up")
-    told = [f"metrics: {part} could not be read: no such thing" for part in ("firewall", "fast path")]
-    assert [one for one in said if one in told] == told, "each said once"
+    expected = [f"metrics: can't read {part}: no such thing" for part in ("firewall", "fast path")]
+    assert [one for one in messages if one in expected] == expected, "each messages once"
 
 
-def test_scrapers_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "_SHARED", 1000.0)
+def test_concurrent_scrapes_share_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "_SHARED_SECONDS", 1000.0)
     collector = HostCollector(lambda _: None)
     found: list[object] = []
     threads = [threading.Thread(target=lambda: found.append(collector.collect())) for _ in range(8)]
@@ -203,7 +203,7 @@ def test_scrapers_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsServer]:
-    """One that has nothing to read."""
+    """Start a server that reads nothing."""
     monkeypatch.setattr(HostCollector, "collect", lambda _: ())
     made = MetricsServer("127.0.0.1:0", print)
     yield made
@@ -228,10 +228,8 @@ def test_idle_clients_hold_few_threads_and_keep_no_scraper_out(server: MetricsSe
         assert "process_" in scraped(server)
 
 
-def test_a_request_that_comes_byte_by_byte_has_an_end(
-    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serving, "_PATIENCE", 0.5)
+def test_a_request_byte_by_byte_times_out(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_TIMEOUT", 0.5)
     with socket.create_connection(("127.0.0.1", server.port)) as slow:
         slow.settimeout(0.05)
 
@@ -251,22 +249,22 @@ def test_a_request_that_comes_byte_by_byte_has_an_end(
 @pytest.mark.parametrize(
     "text", ["", "9742", "localhost", "::1:9742", "[::1]", "h:70000", "h:x", "h:-1", "h:٣"]
 )
-def test_addresses_that_are_none(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(MetricsError, match=r"HOST:PORT|ADDRESS"):
-        parsed(text)
+        parse_address(text)
 
 
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(MetricsError, match=f"served at 127.0.0.1:{port}: Address already in use"):
+        with pytest.raises(MetricsError, match=f"serve metrics at 127.0.0.1:{port}: Address already in use"):
             MetricsServer(f"127.0.0.1:{port}", print)
-    with pytest.raises(MetricsError, match=r"cannot be served at nowhere\.invalid:1"):
+    with pytest.raises(MetricsError, match=r"can't serve metrics at nowhere\.invalid:1"):
         MetricsServer("nowhere.invalid:1", print)
-    assert parsed("[::1]:9742") == ("::1", 9742) and parsed(":9742") == ("", 9742)
+    assert parse_address("[::1]:9742") == ("::1", 9742) and parse_address(":9742") == ("", 9742)
 
 
-def test_nobody_pays_who_does_not_ask() -> None:
+def test_the_client_library_is_loaded_only_for_metrics() -> None:
     script = "import sys, tui.cli, tui.change.agent, core.agent; print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -1,4 +1,4 @@
-"""The systemd unit behind a cgroup."""
+"""Check the systemd unit of a cgroup."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The netlink client: what it makes of messages, errors, interrupted dumps and garbage."""
+"""Check the netlink client with messages, errors, interrupted dumps and garbage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INTERRUPTED = NLM_F_DUMP_INTR
 
 
 class Kernel:
-    """A socket that answers each request with what it was told to, under the request's sequence number."""
+    """A socket that returns given answers, with the request's sequence number."""
 
     def __init__(self, *answers: list[tuple[int, int, bytes]]) -> None:
         self.answers = iter(answers)
@@ -47,7 +47,7 @@ class Kernel:
 
 
 def client(kernel: Kernel) -> Netlink:
-    """A client on that kernel."""
+    """Create a client with that fake kernel."""
     made: Any = Netlink.__new__(Netlink)
     made._socket = kernel
     return made
@@ -72,7 +72,7 @@ def test_an_interrupted_dump_is_repeated() -> None:
     assert kernel.requests == 2
 
 
-def test_a_table_that_never_stands_still_still_answers() -> None:
+def test_a_table_that_keeps_changing_is_returned() -> None:
     kernel = Kernel(*[[(16, 2, b"%04d" % n), (NLMSG_DONE, 2 | INTERRUPTED, bytes(4))] for n in range(50)])
     assert len(client(kernel).dump(18, b"")) == 1
     assert kernel.requests < 10
@@ -104,12 +104,12 @@ def test_attributes_know_their_flags_and_padding() -> None:
     assert attribute_list(data) == [(1, b"abc"), (2, b""), (2, b"x")]
 
 
-def test_text_keeps_bytes_that_are_no_text() -> None:
+def test_text_keeps_invalid_utf8() -> None:
     assert text(b"a\xff\x1b\0rest") == "a\udcff\x1b"
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_walked_without_harm(data: bytes) -> None:
+def test_malformed_messages_are_walked_without_errors(data: bytes) -> None:
     assert len(list(walk(data))) <= len(data)
     assert sum(len(value) for _, value in attribute_list(data)) <= len(data)
     assert attributes(data).keys() == dict(attribute_list(data)).keys()

@@ -1,4 +1,4 @@
-"""No Python process that we start imports from the current directory."""
+"""Check that Python processes that we start don't import from the current directory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("core", "bpf", "tui") for path in (ROOT / folder).rglob("*.py"))
 SAFE = ("-P", "-I")
-# Where the interpreter's path is used without being run with arguments, by file and function.
+# Functions that use the interpreter's path without running it with arguments.
 NOT_STARTED = {
-    ("core/lab/supervisor.py", "_become"): "the program of execve(2); the words after it have -I",
+    ("core/lab/supervisor.py", "_exec_container"): "the program of execve(2); its arguments have -I",
     ("tui/change/agent.py", "render"): "what the unit must be able to read",
     ("tui/change/agent.py", "_program"): "where the installed program lies",
 }
 
 
 def uses(text: str) -> Iterator[tuple[str, bool]]:
-    """Each use of sys.executable: the function that it is in, and whether -P or -I follows it in a list."""
+    """Yield each use of sys.executable: its function, and whether -P or -I follows in a list."""
     tree = ast.parse(text)
     safe = {
         id(one)
-        for words in ast.walk(tree)
-        if isinstance(words, ast.List | ast.Tuple)
-        for one, after in pairwise(words.elts)
+        for listed in ast.walk(tree)
+        if isinstance(listed, ast.List | ast.Tuple)
+        for one, after in pairwise(listed.elts)
         if isinstance(after, ast.Constant) and after.value in SAFE
     }
     for function in ast.walk(tree):
@@ -47,5 +47,7 @@ def test_our_own_python_runs_without_the_current_directory() -> None:
 
 
 def test_a_use_without_it_is_found() -> None:
-    words = 'def start():\n    run([sys.executable, "-m", "x"])\n    run([sys.executable, "-P", "-m", "x"])\n'
-    assert list(uses(words)) == [("start", False), ("start", True)]
+    source = (
+        'def start():\n    run([sys.executable, "-m", "x"])\n    run([sys.executable, "-P", "-m", "x"])\n'
+    )
+    assert list(uses(source)) == [("start", False), ("start", True)]
