@@ -1,6 +1,6 @@
-"""The headless part: the model, pure code over it, and the collectors and watcher that fill it."""
+"""The headless core: model, collectors, watcher, diagnosis, plans and changes."""
 
 import os
 
-# Numpy's linear algebra, which nothing here uses, would start and spin a thread for each CPU.
+# Numpy's linear algebra isn't used, but would start one spinning thread per CPU.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""The agent: puts our rules back when something wiped them, and attaches restarted containers again."""
+"""The agent: restores vnet's firewall rules, and reattaches restarted containers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from core.operations.settings import noted_rules
 from core.state import writing
 from core.watch.poller import Poller
 
-_RULES_EVERY = 30.0  # seconds; events come at once
-_CONTAINERS_EVERY = 30.0
-_AGAIN_SOON = 0.2  # seconds after which what could not be attached, or put back, is tried again
-_MOST_TRIES = 20  # for one process of a container
-# Of these, so many at most pass while the kernel clears away what the container had before its restart.
-_CLEARING = 15
+# Intervals in seconds; kernel and engine events poll at once.
+_RULES_INTERVAL = 30.0
+_CONTAINERS_INTERVAL = 30.0
+_RETRY_INTERVAL = 0.2
+_MAX_TRIES = 20  # per process of a container
+# Of these, the most to skip while the kernel still deletes the veth pair of the container's previous run.
+_MAX_TRIES_CLEARING = 15
 _ENGINES = {"docker": engines.read_docker, "podman": engines.read_podman}
-_PATIENCE = 1.0
+_SELECT_TIMEOUT = 1.0
 
 
 class Agent:
-    """Works until `stop` is set. `say` gets a sentence for each thing done, and for each that failed.
+    """Restores rules and attachments until `stop` is set.
 
-    It acts under the writers' lock and touches no rule outside our own tables; each attachment that it makes
-    is a change in the journal.
+    `say` is called with a sentence for each action and each failure. The agent acts under the writers' lock
+    and touches no rule outside vnet's own tables; each attachment is a change in the journal.
     """
 
     def __init__(self, say: Callable[[str], None], stop: threading.Event) -> None:
@@ -43,52 +44,52 @@ class Agent:
         self._rules = Rules(say)
         self._attachments = Attachments(say)
         self._failures: dict[str, str] = {}
-        self._look_rules = self._looker("rules", self._keep_rules, _RULES_EVERY)
-        self._look_containers = self._looker("containers", self._keep_attached, _CONTAINERS_EVERY)
+        self._rules_poller = self._poller("rules", self._restore_rules, _RULES_INTERVAL)
+        self._containers_poller = self._poller("containers", self._attach_containers, _CONTAINERS_INTERVAL)
 
     def run(self) -> None:
-        """Blocks until told to stop. Raises OSError where kernel events cannot be heard."""
-        hearing = threading.Thread(
-            target=engines.watch_docker, args=(self._stop, self._look_containers.mark), daemon=True
+        """Run until `stop` is set. Raises OSError if kernel events can't be received."""
+        docker_events = threading.Thread(
+            target=engines.watch_docker, args=(self._stop, self._containers_poller.mark), daemon=True
         )
-        lookers = (self._look_rules, self._look_containers)
+        pollers = (self._rules_poller, self._containers_poller)
         events = EventSocket()
         try:
-            for looker in lookers:
-                looker.mark()
-                looker.start()
-            hearing.start()
-            self._hear(events)
+            for poller in pollers:
+                poller.mark()
+                poller.start()
+            docker_events.start()
+            self._watch_rules(events)
         finally:
             events.close()
-            for looker in lookers:
-                looker.stop()
+            for poller in pollers:
+                poller.stop()
 
-    def _looker(self, part: str, look: Callable[[], None], every: float) -> Poller:
-        return Poller(part, look, self._failed, every, settle=0.05)
+    def _poller(self, part: str, poll: Callable[[], None], interval: float) -> Poller:
+        return Poller(part, poll, self._report_failure, interval, settle=0.05)
 
-    def _hear(self, events: EventSocket) -> None:
+    def _watch_rules(self, events: EventSocket) -> None:
         with selectors.DefaultSelector() as selector:
             for descriptor in events.filenos():
                 selector.register(descriptor, selectors.EVENT_READ)
             while not self._stop.is_set():
-                if selector.select(_PATIENCE) and events.read() & {(None, "nft"), EVERYTHING}:
-                    self._look_rules.mark()
+                if selector.select(_SELECT_TIMEOUT) and events.read() & {(None, "nft"), EVERYTHING}:
+                    self._rules_poller.mark()
 
-    def _keep_rules(self) -> None:
-        self._rules.look()
+    def _restore_rules(self) -> None:
+        self._rules.restore()
         self._failures.pop("rules", None)
-        self._look_rules.set_every(_RULES_EVERY)
+        self._rules_poller.set_every(_RULES_INTERVAL)
 
-    def _keep_attached(self) -> None:
-        complete = self._attachments.look()
+    def _attach_containers(self) -> None:
+        complete = self._attachments.restore()
         self._failures.pop("containers", None)
-        self._look_containers.set_every(_CONTAINERS_EVERY if complete else _AGAIN_SOON)
+        self._containers_poller.set_every(_CONTAINERS_INTERVAL if complete else _RETRY_INTERVAL)
 
-    def _failed(self, part: str, error: Exception) -> None:
-        """Say what went wrong, once for as long as it does."""
+    def _report_failure(self, part: str, error: Exception) -> None:
+        """Report an error once for as long as it stays the same."""
         if part == "rules":
-            self._look_rules.set_every(_AGAIN_SOON)
+            self._rules_poller.set_every(_RETRY_INTERVAL)
         sentence = f"{part}: {error or type(error).__name__}"
         if self._failures.get(part) != sentence:
             self._failures[part] = sentence
@@ -96,106 +97,112 @@ class Agent:
 
 
 class Rules:
-    """Our own nftables tables: what they were last made to say, and whether they still do."""
+    """Keeps vnet's own nftables tables as the last change wrote them."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._text: str | None = None  # the text that `_good` belongs to
-        self._good = nft.Lines()
+        self._text: str | None = None  # the text that `_expected` was derived from
+        self._expected = nft.Lines()
 
-    def look(self) -> None:
-        """Put the tables back where something of theirs is missing. What was added by hand is left alone.
+    def restore(self) -> None:
+        """Load the tables again if one of their rules is missing; manual additions stay.
 
-        What must be there is known from the text alone: a listing may be one that others have shrunk already.
+        The expected rules come from the saved text: a listing may lack rules that were just deleted.
         """
-        if self._is_whole(noted_rules()):
+        if self._is_complete(noted_rules()):
             return
-        # Another writer may be in the middle of a change of them: look again once it has ended.
+        # Another writer may be changing them: check again when it has finished.
         with writing(wait=True):
             text = noted_rules()
-            if self._is_whole(text):
+            if self._is_complete(text):
                 return
             with Executor() as executor:
                 SetRules(text, text).execute(executor)
         self._say("rules of vnet's own table were gone: put back")
 
-    def _is_whole(self, text: str) -> bool:
+    def _is_complete(self, text: str) -> bool:
         if text != self._text:
-            self._good = nft.expected(text) if text else nft.Lines()
+            self._expected = nft.expected(text) if text else nft.Lines()
             self._text = text
-        return not self._good - nft.present()
+        return not self._expected - nft.present()
 
 
 class Attachments:
-    """The attachments of engines' containers to our own networks that are kept across restarts."""
+    """Restores the persistent attachments of engines' containers to vnet's networks."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._seen: set[str] = set()
         self._tries: Counter[tuple[str, str, int]] = Counter()
 
-    def look(self) -> bool:
-        """Attach what should be attached and is not; says whether nothing is left to be tried again."""
-        found = kept()
+    def restore(self) -> bool:
+        """Make the missing attachments; return whether none must be tried again."""
+        persistent = kept()
         done = []
-        for runtime in sorted({_runtime(want) for want in found} & _ENGINES.keys()):
+        for runtime in sorted({_runtime(attachment) for attachment in persistent} & _ENGINES.keys()):
             engine = _ENGINES[runtime]()
             if engine.state != "ok":
-                continue  # its events, or the next look, will tell
+                continue  # until an event of it, or the next poll
             containers = {container.uid: container for container in engine.containers}
-            asked = [want for want in found if _runtime(want) == runtime]
-            self._forget_removed(asked, containers.keys())
+            own = [attachment for attachment in persistent if _runtime(attachment) == runtime]
+            self._forget_removed(own, containers.keys())
             self._seen |= containers.keys()
-            done += [self._attached(want, containers.get(want.container)) for want in asked]
+            done += [self._restore(attachment, containers.get(attachment.container)) for attachment in own]
         return all(done)
 
-    def _attached(self, want: PersistAttachment, container: Container | None) -> bool:
+    def _restore(self, attachment: PersistAttachment, container: Container | None) -> bool:
         if container is None or container.pid is None or container.state != "running":
             return True  # nothing to attach to before its next start
-        steps = want.steps_at(NetnsTarget(pid=container.pid, inode=container.netns))
-        tried = (want.container, want.network, container.pid)
-        if _is_there(steps) or not _has_bridge(steps) or self._tries[tried] >= _MOST_TRIES:
+        steps = attachment.steps_at(NetnsTarget(pid=container.pid, inode=container.netns))
+        tried = (attachment.container, attachment.network, container.pid)
+        if _is_attached(steps) or not _has_bridge(steps) or self._tries[tried] >= _MAX_TRIES:
             return True
         self._tries[tried] += 1
-        if _is_clearing(steps) and self._tries[tried] <= _CLEARING:
+        if _is_clearing(steps) and self._tries[tried] <= _MAX_TRIES_CLEARING:
             return False
-        return self._attach(want, container, steps)
+        return self._attach(attachment, container, steps)
 
-    def _attach(self, want: PersistAttachment, container: Container, steps: tuple[Operation, ...]) -> bool:
-        # With the wish itself, so that who takes this back is rid of the attachment.
-        again = (*steps, replace(want, steps=steps))
-        outcome = run.apply(f"attach {container.name} to {want.network} again", again, wait=True)
+    def _attach(
+        self, attachment: PersistAttachment, container: Container, steps: tuple[Operation, ...]
+    ) -> bool:
+        # The attachment is part of the change, so that its undo removes it as well.
+        operations = (*steps, replace(attachment, steps=steps))
+        outcome = run.apply(f"attach {container.name} to {attachment.network} again", operations, wait=True)
         if outcome.done:
-            self._say(f"{container.name} has started: attached to {want.network} again")
+            self._say(f"{container.name} has started: attached to {attachment.network} again")
         else:
-            self._say(f"{container.name} is not attached to {want.network}: {'; '.join(outcome.errors)}")
+            self._say(
+                f"{container.name} is not attached to {attachment.network}: {'; '.join(outcome.errors)}"
+            )
         return outcome.done
 
     def _forget_removed(self, found: Collection[PersistAttachment], present: Collection[str]) -> None:
-        """Containers that were there and are not any more will never start again."""
-        for want in found:
-            if want.container in self._seen and want.container not in present:
+        """Forget the attachments of containers that were removed: they never start again."""
+        for attachment in found:
+            if attachment.container in self._seen and attachment.container not in present:
                 with writing(wait=True):
-                    forget(want)
-                self._say(f"{want.container} is gone: its attachment to {want.network} is forgotten")
-                self._seen.discard(want.container)
+                    forget(attachment)
+                self._say(
+                    f"{attachment.container} was removed: its attachment to {attachment.network} is forgotten"
+                )
+                self._seen.discard(attachment.container)
 
 
-def _is_there(steps: tuple[Operation, ...]) -> bool:
-    """Whether both ends of every veth pair among the steps are where they belong."""
+def _is_attached(steps: tuple[Operation, ...]) -> bool:
+    """Return whether both ends of every veth pair among the steps exist."""
     ends = [
         end
         for step in steps
         if isinstance(step, CreateVeth)
         for end in ((step.place, step.name), (step.peer_place, step.peer))
     ]
-    return _are_there(ends)
+    return _all_exist(ends)
 
 
 def _has_bridge(steps: tuple[Operation, ...]) -> bool:
-    """Whether the network that the steps attach to is there: after a restart of the machine it may not be."""
+    """Return whether the network's bridge exists: after a reboot it may not."""
     masters = [(step.place, step.value) for step in steps if isinstance(step, SetLink) and _enslaves(step)]
-    return _are_there(masters)
+    return _all_exist(masters)
 
 
 def _enslaves(step: SetLink) -> bool:
@@ -203,14 +210,14 @@ def _enslaves(step: SetLink) -> bool:
 
 
 def _is_clearing(steps: tuple[Operation, ...]) -> bool:
-    """Whether the host's end of the veth pair that the container had before is still about to go."""
+    """Return whether the host's end of the previous veth pair still exists."""
     with Executor() as executor, suppress(LookupError, NamespaceGone):
-        made = [step for step in steps if isinstance(step, CreateVeth)]
-        return any(step.alias and executor.alias(step.place, step.name) == step.alias for step in made)
+        pairs = [step for step in steps if isinstance(step, CreateVeth)]
+        return any(step.alias and executor.alias(step.place, step.name) == step.alias for step in pairs)
     return False
 
 
-def _are_there(links: Collection[tuple[NetnsTarget, str]]) -> bool:
+def _all_exist(links: Collection[tuple[NetnsTarget, str]]) -> bool:
     with Executor() as executor:
         try:
             for place, name in links:
@@ -220,5 +227,5 @@ def _are_there(links: Collection[tuple[NetnsTarget, str]]) -> bool:
     return True
 
 
-def _runtime(want: PersistAttachment) -> str:
-    return want.container.partition(":")[0]
+def _runtime(attachment: PersistAttachment) -> str:
+    return attachment.container.partition(":")[0]

@@ -1,4 +1,4 @@
-"""Values of the model to JSON's own types and back, strictly, by the type hints of their dataclasses."""
+"""Convert dataclasses of the model to JSON types and back, strictly by type hints."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ Encoder = Callable[[Any], Any]
 Decoder = Callable[[Any], Any]
 
 _SCALARS = (str, int, float, bool)
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 class WrongValue(Exception):
-    """A value that is not what the model holds there; `path` leads to it, outermost first."""
+    """A value of the wrong type or range; `path` is where, outermost first."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.path: list[str] = []
 
     def inside(self, step: str) -> WrongValue:
-        """The same, seen from one level further out."""
+        """Prepend a step to the path."""
         self.path.insert(0, step)
         return self
 
 
-def _mismatch(wanted: str, got: object) -> WrongValue:
-    return WrongValue(f"{wanted} should be here, not {_KINDS.get(type(got), 'a number')}")
+def _mismatch(expected: str, got: object) -> WrongValue:
+    return WrongValue(f"expected {expected}, not {_JSON_TYPES.get(type(got), 'a number')}")
 
 
 @functools.cache
 def encoder(hint: Any) -> Encoder | None:
-    """How values of that type become JSON; None where they are JSON already. TypeError for a type unknown."""
+    """Return the encoder of a type, None if its values are JSON types already.
+
+    Raises TypeError for an unknown type."""
     if is_dataclass(hint):
         return _class_encoder(typing.cast(type, hint))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -53,15 +55,15 @@ def encoder(hint: Any) -> Encoder | None:
     if origin is Mapping:
         return _mapping_encoder(encoder(arguments[1]))
     if origin in (types.UnionType, typing.Union):
-        special = [each for each in map(encoder, arguments) if each]
-        if not special:
+        encoders = [each for each in map(encoder, arguments) if each]
+        if not encoders:
             return None
-        return lambda value: None if value is None else special[0](value)
+        return lambda value: None if value is None else encoders[0](value)
     raise TypeError(f"no JSON form for {hint!r}")
 
 
 def plain(value: Any) -> Any:
-    """A dataclass of the model as JSON's own types."""
+    """Encode a dataclass of the model as JSON types."""
     hint: Any = type(value)
     encode = encoder(hint)
     return encode(value) if encode else value
@@ -83,19 +85,20 @@ def _class_encoder(owner: type) -> Encoder:
 
     def encode(value: Any) -> dict[str, Any]:
         return {
-            said: form(getattr(value, name)) if form else getattr(value, name) for name, said, form in parts
+            key: encode_field(getattr(value, name)) if encode_field else getattr(value, name)
+            for name, key, encode_field in parts
         }
 
     return encode
 
 
 def json_name(name: str) -> str:
-    """What a field is called in JSON: without the underscore that tells it from a word of Python's."""
+    """Return a field's JSON key: its name without the underscore of `try_`."""
     return name.rstrip("_")
 
 
 def encode_columns(rows: np.ndarray) -> dict[str, Any]:
-    """A structured array as one list (bytes: one hexadecimal text) a column, all rows' values in turn."""
+    """Encode a structured array as a list (bytes: a hexadecimal string) per column."""
     columns: dict[str, Any] = {}
     for name in rows.dtype.names or ():
         column = np.ascontiguousarray(rows[name])
@@ -106,7 +109,9 @@ def encode_columns(rows: np.ndarray) -> dict[str, Any]:
 
 @functools.cache
 def decoder(hint: Any) -> Decoder:
-    """How JSON becomes values of that type; the function raises WrongValue. TypeError for a type unknown."""
+    """Return the decoder of a type; it raises WrongValue.
+
+    Raises TypeError for an unknown type."""
     if is_dataclass(hint):
         return _class_decoder(typing.cast(type, hint))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -124,11 +129,11 @@ def decoder(hint: Any) -> Decoder:
 
 
 def _scalar_decoder(kind: type) -> Decoder:
-    wanted = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    expected = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}[kind]
 
     def decode(value: Any) -> Any:
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise _mismatch(wanted, value)
+            raise _mismatch(expected, value)
         return _bounded(value, kind) if kind in (int, float) else value
 
     return decode
@@ -136,7 +141,7 @@ def _scalar_decoder(kind: type) -> Decoder:
 
 def _bounded(value: Any, kind: type) -> Any:
     if not -(1 << 63) <= value < 1 << 64:
-        raise WrongValue("a number here is too large")
+        raise WrongValue("the number is too large")
     return kind(value)
 
 
@@ -160,7 +165,7 @@ def _sequence_decoder(item_hint: Any, build: Callable[[list[Any]], Any]) -> Deco
 def _fixed_decoder(items: tuple[Decoder, ...]) -> Decoder:
     def decode(value: Any) -> Any:
         if type(value) is not list or len(value) != len(items):
-            raise WrongValue(f"a list of {len(items)} should be here")
+            raise WrongValue(f"expected a list of {len(items)}")
         return tuple(item(each) for item, each in zip(items, value, strict=True))
 
     return decode
@@ -172,68 +177,68 @@ def _mapping_decoder(key_hint: Any, item_hint: Any) -> Decoder:
     def decode(value: Any) -> Any:
         if type(value) is not dict:
             raise _mismatch("an object", value)
-        made: dict[Any, Any] = {}
+        decoded: dict[Any, Any] = {}
         for key, each in value.items():
             try:
-                made[_whole(key) if key_hint is int else key] = item(each)
+                decoded[_integer(key) if key_hint is int else key] = item(each)
             except WrongValue as error:
                 raise error.inside(f".{key[:40]}") from None
-        return made
+        return decoded
 
     return decode
 
 
-def _whole(key: str) -> int:
+def _integer(key: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 20):
-        raise WrongValue("a whole number should be the key here")
+        raise WrongValue("expected an integer as the key")
     return int(key)
 
 
 def _union_decoder(arguments: tuple[Any, ...]) -> Decoder:
-    some = [each for each in arguments if each is not type(None)]
-    if len(some) == 1:
-        only = decoder(some[0])
-        return lambda value: None if value is None else only(value)
-    kinds = {kind: decoder(kind) for kind in some}
+    members = [each for each in arguments if each is not type(None)]
+    if len(members) == 1:
+        decode_member = decoder(members[0])
+        return lambda value: None if value is None else decode_member(value)
+    decoders = {member: decoder(member) for member in members}
 
     def decode(value: Any) -> Any:
-        if type(value) not in kinds:
-            raise _mismatch("a text, a number or true or false", value)
-        return kinds[type(value)](value)
+        if type(value) not in decoders:
+            raise _mismatch("a string, a number or true or false", value)
+        return decoders[type(value)](value)
 
     return decode
 
 
 def _class_decoder(owner: type) -> Decoder:
     hints = typing.get_type_hints(owner)
-    parts = {json_name(each.name): _field_decoder(each, hints[each.name]) for each in fields(owner)}
+    decoders = {json_name(each.name): _field_decoder(each, hints[each.name]) for each in fields(owner)}
     names = {json_name(each.name): each.name for each in fields(owner)}
     needed = {json_name(each.name) for each in fields(owner) if not has_default(each)}
 
     def decode(value: Any) -> Any:
         if type(value) is not dict:
             raise _mismatch("an object", value)
-        if value.keys() != parts.keys() and not needed <= value.keys() <= parts.keys():
-            raise _other_keys(value.keys(), parts.keys(), needed)
-        made: dict[str, Any] = {}
-        for name, part in parts.items():
-            if name not in value:
-                continue  # written before there was such a field: its default says so
+        if value.keys() != decoders.keys() and not needed <= value.keys() <= decoders.keys():
+            raise _key_error(value.keys(), decoders.keys(), needed)
+        decoded: dict[str, Any] = {}
+        for key, decode_field in decoders.items():
+            if key not in value:
+                continue  # an older version had no such field: its default applies
             try:
-                made[names[name]] = part(value[name])
+                decoded[names[key]] = decode_field(value[key])
             except WrongValue as error:
-                raise error.inside(f".{name}") from None
-        return owner(**made)
+                raise error.inside(f".{key}") from None
+        return owner(**decoded)
 
     return decode
 
 
 def has_default(field: Field[Any]) -> bool:
-    """Whether a value may be made without the field."""
+    """Return whether a dataclass can be created without the field."""
     return field.default is not MISSING or field.default_factory is not MISSING
 
 
-def _other_keys(
+def _key_error(
     got: typing.AbstractSet[str], known: typing.AbstractSet[str], needed: typing.AbstractSet[str]
 ) -> WrongValue:
     missing, more = sorted(needed - got), sorted(got - known)
@@ -243,12 +248,12 @@ def _other_keys(
 
 
 def unknown(name: str) -> WrongValue:
-    """A field that this program's model does not have."""
-    return WrongValue(f'"{name[:40]}" is not known here: a newer vnet-tui may have written it')
+    """Return the error for a field that the model doesn't have."""
+    return WrongValue(f'unknown key "{name[:40]}": a newer vnet-tui may have written it')
 
 
 def _field_decoder(field: Field[Any], hint: Any) -> Decoder:
-    """An array's columns are not in its type hint: the field's default, an empty array, has them."""
+    """Return a field's decoder; an array's columns are those of the field's default."""
     if hint is not np.ndarray:
         return decoder(hint)
     empty: Any = field.default_factory
@@ -257,12 +262,14 @@ def _field_decoder(field: Field[Any], hint: Any) -> Decoder:
 
 
 def decode_columns(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
-    """A read-only structured array from what `encode_columns` made; raises WrongValue where it is not so."""
+    """Decode the output of `encode_columns` to a read-only structured array.
+
+    Raises WrongValue."""
     names = dtype.names or ()
     if type(value) is not dict:
         raise _mismatch("an object", value)
     if value.keys() != set(names):
-        raise _other_keys(value.keys(), set(names), set(names))
+        raise _key_error(value.keys(), set(names), set(names))
     columns: dict[str, np.ndarray] = {}
     for name in names:
         try:
@@ -271,7 +278,7 @@ def decode_columns(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
             raise error.inside(f".{name}") from None
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
-        raise WrongValue("the columns are not of one length")
+        raise WrongValue("the columns differ in length")
     rows = np.zeros(lengths.pop(), dtype)
     for name, column in columns.items():
         rows[name] = column
@@ -288,9 +295,7 @@ def _column(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
         elif type(value) is list and set(map(type, value)) <= {bool if base == np.bool_ else int}:
             flat = np.array(value, base)
         else:
-            raise _mismatch(
-                "a list of true and false" if base == np.bool_ else "a list of whole numbers", value
-            )
+            raise _mismatch("a list of true and false" if base == np.bool_ else "a list of integers", value)
         return flat.reshape(len(flat) // width, *shape)
     except (TypeError, ValueError, OverflowError):
-        raise WrongValue("the values of this column do not fit it") from None
+        raise WrongValue("a value of this column is out of range or of the wrong type") from None

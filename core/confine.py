@@ -1,7 +1,7 @@
-"""Give up what a process that only reads doesn't need: capabilities, writing files, TCP. Never to be undone.
+"""Drop privileges that a read-only process doesn't need; they can't be regained.
 
-Each function does what this kernel and the process's own rights allow, and leaves out the rest. Call them
-while the process has one thread: others keep what they have.
+Each function does what this kernel and the process's own rights allow, and skips the rest. Call them while
+the process has one thread: other threads keep their privileges.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-# linux/capability.h: what reading takes, and why.
-NET_ADMIN, SYS_PTRACE, SYS_ADMIN = 12, 19, 21  # rules and conntrack; others' /proc/PID/ns; entering these
+# linux/capability.h: the capabilities that reading needs, and for what.
+NET_ADMIN, SYS_PTRACE, SYS_ADMIN = 12, 19, 21  # rules and conntrack; /proc/PID/ns; setns(2)
 NET_BROADCAST, NET_RAW = 11, 13  # events of other namespaces; counting broadcasts, rules of iptables-legacy
-DAC_READ_SEARCH, DAC_OVERRIDE = 2, 1  # others' /proc/PID/fd; an engine's socket, a folder of another user
+DAC_READ_SEARCH, DAC_OVERRIDE = 2, 1  # /proc/PID/fd; an engine's socket, a folder of another user
 READING = frozenset((NET_ADMIN, SYS_PTRACE, SYS_ADMIN, NET_BROADCAST, NET_RAW, DAC_READ_SEARCH))
 
 _CAPBSET_DROP, _NO_NEW_PRIVS = 24, 38  # linux/prctl.h
 _VERSION_3 = 0x20080522  # of capset(2)
-# linux/landlock.h: all by which files are changed, with the version that knows it; and programs started.
+# linux/landlock.h: the rights that change files (some need a newer version), and the one that runs programs.
 _EXECUTE, _WRITING = 1 << 0, 0b1_1111_1111_0010
 _WRITE_FILE, _REFER, _TRUNCATE = 1 << 1, 1 << 13, 1 << 14
 _TCP, _SIGNALS = 0b11, 0b10
@@ -35,28 +35,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def drop_capabilities(kept: Collection[int]) -> None:
-    """Keep at most these, also in programs that are started; set-user-ID programs give none back."""
+    """Drop all other capabilities, also of child processes and set-user-ID programs."""
     with suppress(OSError):
         _prctl(_NO_NEW_PRIVS, 1)
     for number in range(64):
         if number not in kept:
-            with suppress(OSError):  # EINVAL: there are no more; EPERM: there is nothing to drop
+            with suppress(OSError):  # EINVAL: no such capability; EPERM: not allowed to drop any
                 _prctl(_CAPBSET_DROP, number)
     header, left = struct.pack("=Ii", _VERSION_3, 0), _permitted() & sum(1 << number for number in kept)
-    words = (left & 0xFFFFFFFF, left & 0xFFFFFFFF, 0, left >> 32, left >> 32, 0)
+    data = (left & 0xFFFFFFFF, left & 0xFFFFFFFF, 0, left >> 32, left >> 32, 0)
     with suppress(OSError):
-        _checked(_libc.capset(header, struct.pack("=6I", *words)))
+        _checked(_libc.capset(header, struct.pack("=6I", *data)))
 
 
 def forbid_writing(folder: Path) -> bool:
-    """With Landlock: change no file but below `folder`, start no program, speak no TCP, signal no other
-    process. It also hides other processes' namespaces (ptrace(2)), so it is for those who look at files."""
+    """With Landlock forbid writes outside `folder`, programs, TCP and signals.
+
+    It also hides other processes' namespaces (ptrace(2)), so it is only for a dashboard of a file. Returns
+    False if the kernel doesn't support it."""
     version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
     if version < 1:
         return False
     files = _WRITING | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    asked = (files | _EXECUTE, *((_TCP,) if version >= 4 else ()), *((_SIGNALS,) if version >= 6 else ()))
-    attributes = struct.pack(f"={len(asked)}Q", *asked)
+    access = (files | _EXECUTE, *((_TCP,) if version >= 4 else ()), *((_SIGNALS,) if version >= 6 else ()))
+    attributes = struct.pack(f"={len(access)}Q", *access)
     with suppress(OSError):
         _prctl(_NO_NEW_PRIVS, 1)
         rules = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
@@ -71,16 +73,17 @@ def forbid_writing(folder: Path) -> bool:
 
 
 def mount_read_only(folder: Path) -> bool:
-    """See every file system read-only but `folder`, in mounts of this process's own; False without the right
-    to. It is for those who look at others' processes, which Landlock forbids. Who keeps SYS_ADMIN could mount
-    again: this stops mistakes, and programs that are started, not a process that was taken over."""
+    """Make all file systems but `folder` read-only, in an own mount namespace.
+
+    Returns False if not permitted. Unlike Landlock it allows access to other processes' namespaces. With
+    SYS_ADMIN they can be remounted: this stops mistakes and child programs, not a compromised process."""
     with suppress(OSError):
         os.unshare(os.CLONE_NEWNS)
         _mount(None, "/", _REC | _SLAVE)
         _mount(str(folder), str(folder), _BIND)
         _set_read_only("/", True)
         _set_read_only(str(folder), False)
-        os.chdir(Path.cwd())  # what was the present folder is below the mount that came over it
+        os.chdir(Path.cwd())  # the current folder may be hidden below the new mount
         return True
     return False
 
@@ -100,8 +103,8 @@ def _permitted() -> int:
 
 
 def _mount(source: str | None, target: str, flags: int) -> None:
-    words = [each.encode() if each else None for each in (source, target, None)]
-    _checked(_libc.mount(*words, ctypes.c_ulong(flags), None))
+    arguments = [each.encode() if each else None for each in (source, target, None)]
+    _checked(_libc.mount(*arguments, ctypes.c_ulong(flags), None))
 
 
 def _set_read_only(path: str, on: bool) -> None:

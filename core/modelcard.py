@@ -1,4 +1,4 @@
-"""The model card: how a container is connected, whom it shares its namespaces with, and why we say so."""
+"""Derive model cards: how containers are connected, and who shares namespaces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _JOIN = "container:"
 _ID = re.compile(r"[0-9a-f]{64}")
 _RUNNING = ("running", "paused", "restarting", "stopping")
 
-# Links that the kernel itself puts into every new namespace once a tunnel module is loaded
+# Links that the kernel creates in every namespace once a tunnel module is loaded
 # (net.core.fb_tunnels_only_for_init_net): they connect nothing.
 _FALLBACK_TUNNELS = frozenset(
     {"tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0"}
@@ -28,29 +28,29 @@ _FALLBACK_TUNNELS = frozenset(
 
 
 def cards(snapshot: Snapshot, peers: Mapping[LinkKey, LinkKey] | None = None) -> dict[str, ModelCard]:
-    """The card of every container by its uid; `peers` are core.peers.resolve's, where known already."""
-    maker = _Cards(snapshot, resolve(snapshot.nets) if peers is None else peers)
-    return {container.uid: maker.card(container) for container in maker.containers}
+    """Derive the cards of all containers by uid; `peers` is of core.peers.resolve."""
+    builder = _CardBuilder(snapshot, resolve(snapshot.nets) if peers is None else peers)
+    return {container.uid: builder.card(container) for container in builder.containers}
 
 
-class _Cards:
-    """All containers of one snapshot, by what they may be looked up with."""
+class _CardBuilder:
+    """Derives the cards of one snapshot, with indexes of its containers."""
 
     def __init__(self, snapshot: Snapshot, peers: Mapping[LinkKey, LinkKey]) -> None:
         self.snapshot = snapshot
         self.peers = peers
         self.containers: tuple[Container, ...] = tuple(snapshot.containers())
         self._hosts = {**snapshot.host.namespaces, "net": snapshot.host.netns}
-        self._inside: dict[tuple[str, int], list[Container]] = {}
-        self._named: dict[str, list[Container]] = {}
+        self._by_namespace: dict[tuple[str, int], list[Container]] = {}
+        self._by_name: dict[str, list[Container]] = {}
         for container in self.containers:
             for kind, inode in container.namespaces.items():
-                self._inside.setdefault((kind, inode), []).append(container)
-            for word in {container.id, container.name}:
-                self._named.setdefault(word, []).append(container)
+                self._by_namespace.setdefault((kind, inode), []).append(container)
+            for name in {container.id, container.name}:
+                self._by_name.setdefault(name, []).append(container)
 
     def card(self, container: Container) -> ModelCard:
-        """The container's card."""
+        """Derive the container's card."""
         model, why, dead = self._model(container)
         return ModelCard(
             container.uid,
@@ -67,31 +67,27 @@ class _Cards:
         return NamespaceUse(kind, inode, with_host, () if with_host else self._sharers(container, kind))
 
     def _sharers(self, container: Container, kind: str) -> tuple[str, ...]:
-        """The uids of the others in the container's namespace of that kind."""
-        inside = self._inside.get((kind, container.namespaces.get(kind, 0)), ())
+        """Return the uids of the others in the container's namespace of that kind."""
+        inside = self._by_namespace.get((kind, container.namespaces.get(kind, 0)), ())
         return tuple(other.uid for other in inside if other.uid != container.uid)
 
     def _model(self, container: Container) -> tuple[str, str, bool]:
-        """The model, why it is that, and whether what was joined is dead."""
+        """Return the model, the reason, and whether the joined container is gone."""
         if container.netns is None:
             return "unknown", self._without_namespace(container), False
         if container.netns == self._hosts["net"]:
-            return (
-                "open",
-                "It uses the host's own network namespace: nothing separates it from the host.",
-                False,
-            )
+            return "open", "It uses the host's network namespace: it isn't isolated from the host.", False
         if container.network_mode.startswith(_JOIN):
             fault = self._fault(container)
             return "joined", fault or self._joined_by_name(container), bool(fault)
-        others = self._joined_unasked(container)
+        others = self._joined_implicitly(container)
         if others:
-            return "joined", f"It lives in one network namespace with {_listed(others)}.", False
+            return "joined", f"It shares one network namespace with {_listed(others)}.", False
         return (*self._by_links(container), False)
 
     def _without_namespace(self, container: Container) -> str:
         if container.state in _RUNNING:
-            return "It runs, but its namespaces cannot be seen from here."
+            return "It runs, but its namespaces can't be read."
         mode = container.network_mode
         joins = mode.removeprefix(_JOIN) if mode.startswith(_JOIN) else ""
         target = self._target(container) if joins else None
@@ -105,9 +101,9 @@ class _Cards:
         )
 
     def _target(self, container: Container) -> Container | None:
-        """Whom a container asked to join: of its own runtime first, running ones before others."""
-        word = container.network_mode.removeprefix(_JOIN)
-        found = [other for other in self._named.get(word, ()) if other.uid != container.uid]
+        """Return the container that another is to join: first of its runtime, and running."""
+        name = container.network_mode.removeprefix(_JOIN)
+        found = [other for other in self._by_name.get(name, ()) if other.uid != container.uid]
         return min(
             found,
             key=lambda other: (other.runtime != container.runtime, other.state not in _RUNNING),
@@ -115,29 +111,30 @@ class _Cards:
         )
 
     def _fault(self, container: Container) -> str:
-        """What is wrong with what a container joined; "" where nothing is."""
+        """Return why the joined namespace is dead, "" if it isn't."""
         target = self._target(container)
-        cut_off = "so it has no network."
         if target is None:
             gone = _short(container.network_mode.removeprefix(_JOIN))
-            return f"It joined the container {gone}, which no longer exists, {cut_off}"
+            return f"It joined the container {gone}, which no longer exists, so it has no network."
         if target.state not in _RUNNING:
-            return f"It joined {target.name}, which is not running ({target.state}), {cut_off}"
+            return f"It joined {target.name}, which is not running ({target.state}), so it has no network."
         if target.netns is not None and target.netns != container.netns:
             return (
-                f"It joined {target.name} before that was restarted with another network namespace, {cut_off}"
+                f"It joined {target.name}, which was restarted with another network namespace, "
+                f"so it has no network."
             )
         return ""
 
     def _joined_by_name(self, container: Container) -> str:
         target = self._target(container)
-        name = target.name if target else ""
-        return f"It was made to join {name} and lives in the same network namespace."
+        return f"It shares the network namespace of {target.name if target else ''}, as configured."
 
-    def _joined_unasked(self, container: Container) -> list[Container]:
-        """The others in its namespace, unless the namespace is its own and they came to it: it asked for a
-        network, another one asked to join it, or the namespace bears its name alone."""
-        inside = self._inside.get(("net", container.netns or 0), ())
+    def _joined_implicitly(self, container: Container) -> list[Container]:
+        """Return the others in its namespace, unless the namespace is its own.
+
+        It is if it requested a network, if another container joins it by name, or if it is a named namespace
+        with nothing but processes inside."""
+        inside = self._by_namespace.get(("net", container.netns or 0), ())
         others = [other for other in inside if other.uid != container.uid]
         owns = (
             container.network_mode != ""
@@ -155,33 +152,33 @@ class _Cards:
             return "unknown", "The links in its network namespace could not be read."
         links = [link for link in net.links.values() if _connects(link)]
         if not links:
-            return "closed", "Its network namespace has no link but loopback: nothing leads in or out."
-        model = "routed" if all(map(self._is_bare_wire, links)) else "bridged"
-        return model, " ".join(self._says(link) for link in links[:4])
+            return "closed", "Its network namespace has no link except loopback, so it has no network."
+        model = "routed" if all(map(self._is_routed, links)) else "bridged"
+        return model, " ".join(self._connection(link) for link in links[:4])
 
-    def _is_bare_wire(self, link: Link) -> bool:
-        """Whether a link's other end is in sight and in no bridge."""
+    def _is_routed(self, link: Link) -> bool:
+        """Return whether a link's peer is known and isn't a bridge port."""
         peer = self.snapshot.link(self.peers[link.key]) if link.key in self.peers else None
         return peer is not None and peer.master is None
 
-    def _says(self, link: Link) -> str:
-        """What a link connects a container to, in a sentence."""
+    def _connection(self, link: Link) -> str:
+        """Describe in a sentence what a link connects a container to."""
         peer = self.snapshot.link(self.peers[link.key]) if link.key in self.peers else None
         if peer is not None:
-            return f"{link.name} is a {link.kind}{self._other_end(peer)}."
+            return f"{link.name} is a {link.kind} {self._peer_end(peer)}."
         parent = self._parent(link)
-        on = f" on {parent.name} {self._where(parent.ns)}" if parent else ""
+        on = f" with parent {parent.name} {self._where(parent.ns)}" if parent else ""
         return f"{link.name} is a {link.kind} link{on}."
 
-    def _other_end(self, peer: Link) -> str:
+    def _peer_end(self, peer: Link) -> str:
         bridge = self.snapshot.link((peer.ns, peer.master)) if peer.master is not None else None
         where = self._where(peer.ns)
         if bridge is None:
-            return f" to {peer.name} {where}, which is in no bridge: traffic is routed there"
-        return f" into the {bridge.kind} {bridge.name} {where}, by its port {peer.name}"
+            return f"to {peer.name} {where}, which isn't a bridge port: traffic is routed there"
+        return f"to port {peer.name} of {bridge.kind} {bridge.name} {where}"
 
     def _parent(self, link: Link) -> Link | None:
-        """The link that a macvlan, vlan or the like sits on, where it is in sight."""
+        """Return the lower link of a macvlan, vlan or the like, if it is known."""
         net = self.snapshot.nets.get(link.ns)
         if link.lower is None or net is None:
             return None
@@ -190,11 +187,11 @@ class _Cards:
 
     def _where(self, ns: int) -> str:
         if ns == self._hosts["net"]:
-            return "of the host"
-        inside = self._inside.get(("net", ns), ())
-        space = self.snapshot.namespaces.get(ns)
-        names = [other.name for other in inside] or list(space.names if space else ())
-        return f"of {names[0]}" if names else f"of namespace {ns}"
+            return "on the host"
+        inside = self._by_namespace.get(("net", ns), ())
+        namespace = self.snapshot.namespaces.get(ns)
+        names = [other.name for other in inside] or list(namespace.names if namespace else ())
+        return f"in {names[0]}" if names else f"in namespace {ns}"
 
 
 def _connects(link: Link) -> bool:
@@ -206,6 +203,6 @@ def _listed(containers: Sequence[Container]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _short(word: str) -> str:
-    """A container's id as the engines' tools shorten it; a name as it is."""
-    return word[:12] if _ID.fullmatch(word) else word[:64]
+def _short(name: str) -> str:
+    """Shorten a container id as engines do; leave a name."""
+    return name[:12] if _ID.fullmatch(name) else name[:64]

@@ -1,4 +1,4 @@
-"""Every network: those of the engines and one for each bridge that no engine made; and the host's uplinks."""
+"""List all networks: those of engines, and one per other bridge; find uplinks."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ _DRIVER_KINDS = {
     "overlay": "overlay",
 }
 _BRIDGE_KINDS = ("bridge", "ovs-bridge")
-_CARD_KINDS = ("physical", "bond", "team", "vlan")
+_NIC_KINDS = ("physical", "bond", "team", "vlan")
 _FORWARDING = "net.ipv4.ip_forward"
 _SANDBOX = re.compile(r"/netns/([^/]+)$")
 
 
 def all_networks(snapshot: Snapshot) -> tuple[Network, ...]:
-    """The engines' networks with bridge, MTU and kind filled in, then a network of engine "kernel" for each
-    other bridge of each namespace, with id "kernel:INODE:IFINDEX" and the bridge's name, or that which our
-    tag on it tells. A veth pair that leads into a container without a bridge is no network."""
-    decider = _Decider(snapshot)
-    owned = [decider.complete(network) for engine in snapshot.engines.values() for network in engine.networks]
+    """List all networks of a snapshot.
+
+    First the engines' with bridge, MTU and kind completed, then one of engine "kernel" for each other bridge
+    of each namespace, with id "kernel:INODE:IFINDEX" and the name of its tag, or of the bridge. A veth pair
+    without a bridge isn't a network."""
+    builder = _NetworkBuilder(snapshot)
+    owned = [builder.complete(network) for engine in snapshot.engines.values() for network in engine.networks]
     taken = {(network.ns, network.bridge) for network in owned if network.bridge}
     bridges = [
         link for link in snapshot.links() if link.kind in _BRIDGE_KINDS and (link.ns, link.name) not in taken
     ]
-    return (*owned, *(decider.of_bridge(bridge) for bridge in bridges))
+    return (*owned, *(builder.of_bridge(bridge) for bridge in bridges))
 
 
 def uplinks(snapshot: Snapshot) -> tuple[Link, ...]:
-    """The links of the host that default routes leave by, the one of the lowest metric first."""
+    """Return the host's links with a default route, lowest metric first."""
     net = snapshot.nets.get(host_netns(snapshot))
     if net is None:
         return ()
@@ -54,24 +56,27 @@ def uplinks(snapshot: Snapshot) -> tuple[Link, ...]:
 
 
 def sandbox_of(space: Namespace) -> str:
-    """What Docker calls a namespace, by the name of its file under /run/docker/netns: "ingress_sbox", "1-ID"
-    of an overlay, "lb_ID", or a container's; "" where there is none."""
+    """Return the name of a namespace's file under /run/docker/netns, or "".
+
+    It is "ingress_sbox", "1-ID" for an overlay, "lb_ID", or that of a container."""
     found = (_SANDBOX.search(mount) for mount in space.mounts)
     return next((match[1] for match in found if match), "")
 
 
 def gateways_of(network: Network, bridge: Link | None) -> tuple[str, ...]:
-    """A network's gateways: those its engine tells, and its bridge's addresses in its subnets of a family
-    without one, for Docker does not tell the one that it chose in a subnet that a person gave."""
-    told = {":" in one for one in network.gateways}
+    """Return a network's gateways: those of its engine, else its bridge's addresses.
+
+    Docker doesn't report the gateway that it chose in a user-defined subnet, so for a family without one the
+    bridge's addresses in the network's subnets are taken."""
+    has_ipv6 = {":" in one for one in network.gateways}
     subnets = [prefix for subnet in network.subnets for prefix in prefixes(subnet) or ()]
     found = (one.address for one in (bridge.addresses if bridge else ()) if one.scope == "global")
     inside = (one for one in found if any(ipaddress.ip_address(one) in subnet for subnet in subnets))
-    return (*network.gateways, *(one for one in inside if (":" in one) not in told))
+    return (*network.gateways, *(one for one in inside if (":" in one) not in has_ipv6))
 
 
-class _Decider:
-    """Decides about the networks of one snapshot."""
+class _NetworkBuilder:
+    """Completes the networks of one snapshot from its links and rules."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -79,7 +84,7 @@ class _Decider:
         self._source_nat: dict[int, tuple[PlacedRule, ...]] = {}
 
     def complete(self, network: Network) -> Network:
-        """An engine's network with what the kernel tells of it."""
+        """Complete an engine's network with its bridge, MTU and kind."""
         ns = network.ns or self.host
         bridge = self._bridge(ns, network.bridge) or self._of_overlay(network)
         return replace(
@@ -91,7 +96,7 @@ class _Decider:
         )
 
     def of_bridge(self, bridge: Link) -> Network:
-        """The network that a bridge without an engine makes."""
+        """Return the network of a bridge without an engine."""
         addresses = [address for address in bridge.addresses if address.scope == "global"]
         found = Network(
             "kernel",
@@ -106,8 +111,9 @@ class _Decider:
         return replace(found, kind=self._kind(found, bridge))
 
     def _of_overlay(self, network: Network) -> Link | None:
-        """The bridge of a swarm's overlay, in the sandbox that Docker calls NUMBER-ID; None where it has none
-        on this host."""
+        """Return the bridge of a swarm overlay, None if it has none on this host.
+
+        It is in the namespace that Docker calls NUMBER-ID."""
         if network.driver != "overlay":
             return None
         sandbox = next((ns for name, ns in self._sandboxes if name == network.id[:10]), None)
@@ -117,8 +123,8 @@ class _Decider:
 
     @cached_property
     def _sandboxes(self) -> tuple[tuple[str, int], ...]:
-        """The id of each overlay's network, and the namespace that its bridge is in."""
-        named = ((sandbox_of(space), ns) for ns, space in self.snapshot.namespaces.items())
+        """The network id of each overlay, and its bridge's namespace."""
+        named = ((sandbox_of(namespace), ns) for ns, namespace in self.snapshot.namespaces.items())
         return tuple((name.partition("-")[2], ns) for name, ns in named if "-" in name)
 
     def _bridge(self, ns: int, name: str) -> Link | None:
@@ -138,13 +144,14 @@ class _Decider:
         if bridge is None or net is None:
             return ""
         kinds = {link.kind for link in net.links.values() if link.master == bridge.ifindex}
-        if kinds & set(_CARD_KINDS):
+        if kinds & set(_NIC_KINDS):
             return "nic-bridged"
         return "overlay" if "vxlan" in kinds else ""
 
     def _kind_by_rules(self, network: Network, bridge: Link | None) -> str:
-        """What becomes of packets that leave a network: a rule that translates its very addresses is more
-        telling than filters, filters more than a rule that translates others' as well."""
+        """Derive the kind from the rules for packets that leave a network.
+
+        SNAT of exactly its subnet takes precedence over filters, filters over SNAT of a larger prefix."""
         subnets = [prefix for subnet in network.subnets for prefix in prefixes(subnet) or ()]
         if not subnets:
             own = [one for one in bridge.addresses if one.scope == "global"] if bridge else ()
@@ -160,11 +167,11 @@ class _Decider:
         ]
         if any(rule.iif or set(prefixes(rule.src) or ()) & set(subnets) for rule in translating):
             return "nat"
-        if self._keeps_in(ns) or is_isolated(firewall, network.bridge, subnets[0]):
+        if self._is_forwarding_off(ns) or is_isolated(firewall, network.bridge, subnets[0]):
             return "internal"
         return "nat" if translating else "routed"
 
-    def _keeps_in(self, ns: int) -> bool:
+    def _is_forwarding_off(self, ns: int) -> bool:
         return ns == self.host and self.snapshot.host.sysctls.get(_FORWARDING) == "0"
 
     def _source_nat_of(self, firewall: Firewall) -> tuple[PlacedRule, ...]:
@@ -174,7 +181,7 @@ class _Decider:
 
 
 def _name(bridge: Link) -> str:
-    """What the network of a bridge is called."""
+    """Return the name of a bridge's network."""
     return ((words_of(bridge.alias) or {}).get("net") or (bridge.name,))[0]
 
 
@@ -185,14 +192,14 @@ def _source_nat(firewall: Firewall) -> Iterator[PlacedRule]:
 
 
 def _translates(placed: PlacedRule, bridge: str, subnet: Prefix) -> bool:
-    """Whether a rule gives another source address to what leaves a subnet by another link than its bridge."""
+    """Return whether a rule does SNAT for packets that leave a subnet by another link."""
     rule = placed.effective
-    only_to = bool(rule.dst) and not rule.dst.startswith("!") and not _is_everything(rule.dst)
-    back_only = split(rule.oif) == (False, (bridge,))
-    vague = not placed.rule.understood and not rule.src
+    has_destination = bool(rule.dst) and not rule.dst.startswith("!") and not _is_everything(rule.dst)
+    is_hairpin = split(rule.oif) == (False, (bridge,))
+    is_unclear = not placed.rule.understood and not rule.src
     sources = ",".join(one.src for one in rule.translations) if rule.translations else rule.src
     return (
-        not (only_to or back_only or vague)
+        not (has_destination or is_hairpin or is_unclear)
         and matches_link(rule.iif, bridge)
         and covers(sources, subnet) is True
     )

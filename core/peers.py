@@ -1,4 +1,4 @@
-"""Which two links are the ends of one pair, also where they lie in different namespaces."""
+"""Find the two ends of each veth or netkit pair, also across namespaces."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PAIR_KINDS = frozenset({"veth", "netkit"})
 
 
 def resolve(nets: Mapping[int, NetState]) -> dict[LinkKey, LinkKey]:
-    """For each end of a pair the other end, both ways; ends whose other end is not in `nets` are left out.
+    """Map each end of a pair to its peer, if both are in `nets`.
 
-    An end names its peer by ifindex and by a namespace id, which the namespace's `nsids` translate. Where an
-    id is not translated, the peer is the one end anywhere that names this one's ifindex in turn; where there
-    are several such, nothing is guessed.
+    An end names its peer by ifindex and namespace id, which the namespace's `nsids` map to an inode. If an id
+    isn't mapped, the peer is the only end anywhere that names this one's ifindex in turn; if there are
+    several, none is chosen.
     """
     ends = [link for net in nets.values() for link in net.links.values() if link.kind in PAIR_KINDS]
     found: dict[LinkKey, LinkKey] = {}
@@ -28,29 +28,31 @@ def resolve(nets: Mapping[int, NetState]) -> dict[LinkKey, LinkKey]:
 
 
 def _named_peer(end: Link, nets: Mapping[int, NetState]) -> Link | None:
-    """The peer that an end names, if it is there and names that end's ifindex back."""
+    """Return the peer that an end names, if it exists and names that end in turn."""
     net = nets.get(_peer_ns(end, nets) or 0)
     peer = net.links.get(end.lower) if net and end.lower else None
     return peer if peer and peer.kind == end.kind and peer.lower == end.ifindex else None
 
 
 def _peer_ns(end: Link, nets: Mapping[int, NetState]) -> int | None:
-    """The namespace of an end's peer, None where it is not known."""
+    """Return the namespace of an end's peer, None if unknown."""
     return end.ns if end.lower_nsid is None else nets[end.ns].nsids.get(end.lower_nsid)
 
 
 def _match_rest(ends: Iterable[Link], nets: Mapping[int, NetState], found: dict[LinkKey, LinkKey]) -> None:
-    """Pair the ends whose namespace id nobody translates, where the ifindexes leave one possibility."""
-    lost = [end for end in ends if end.lower and _peer_ns(end, nets) is None]
+    """Pair ends with an unmapped namespace id if their ifindexes allow only one match."""
+    unmapped = [end for end in ends if end.lower and _peer_ns(end, nets) is None]
     by_indexes: defaultdict[tuple[int, int | None], list[Link]] = defaultdict(list)
-    for end in lost:
+    for end in unmapped:
         by_indexes[end.ifindex, end.lower].append(end)
-    for end in lost:
-        there = [peer for peer in by_indexes.get((end.lower or 0, end.ifindex), ()) if _may_pair(end, peer)]
-        here = [peer for peer in by_indexes[end.ifindex, end.lower] if there and _may_pair(there[0], peer)]
-        if len(there) == 1 and len(here) == 1:
-            found[end.key] = there[0].key
+    for end in unmapped:
+        peers = [peer for peer in by_indexes.get((end.lower or 0, end.ifindex), ()) if _can_pair(end, peer)]
+        ends_back = [
+            other for other in by_indexes[end.ifindex, end.lower] if peers and _can_pair(peers[0], other)
+        ]
+        if len(peers) == 1 and len(ends_back) == 1:
+            found[end.key] = peers[0].key
 
 
-def _may_pair(end: Link, other: Link) -> bool:
+def _can_pair(end: Link, other: Link) -> bool:
     return end.ns != other.ns and end.kind == other.kind

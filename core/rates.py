@@ -1,4 +1,4 @@
-"""Rates from counters: what link statistics, read again and again, say about speed."""
+"""Compute rates of links and firewall rules from successive counter readings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from core.history import History, Past, Window
 from core.model import Firewall, LinkKey, LinkStats
 
 HISTORY = 60
-_AVERAGED = 5  # samples; sorting by a single tick would make rows jump
-# No link is that fast: a counter that rose by more was written anew, it did not count.
+_AVERAGED = 5  # samples; sorting by a single one would make rows jump
+# No link is that fast: a counter that rose by more was overwritten, it didn't count.
 _IMPOSSIBLE = 1e13  # bits or packets a second
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRate:
-    """The speed of one link: bits and packets a second, averaged over the last few samples; `history` holds
-    rx+tx bits a second of up to HISTORY samples, oldest first."""
+    """The rates of one link in bits and packets a second, averaged over a few samples.
+
+    `history` holds rx+tx bits a second of up to HISTORY samples, oldest first."""
 
     rx_bps: float
     tx_bps: float
@@ -30,10 +31,11 @@ class LinkRate:
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """The last hour of all that is counted: of `links` by their LinkKey (rx and tx bits, rx and tx packets a
-    second), of `rules` by (namespace, rule id) (packets and bits a second), of connections that a rule has
-    `translated` by the same, of bridges' frames to everybody, `group`, by (the bridge's LinkKey, "broadcast"
-    or "multicast") (frames a second)."""
+    """The last hour of all rates, per second.
+
+    `links` by LinkKey (rx and tx bits, rx and tx packets); `rules` by (namespace, rule id) (packets and
+    bits); `translated`, the connections that a rule translated, by the same (packets and bits); `group`, a
+    bridge's broadcast or multicast frames, by (LinkKey, "broadcast" or "multicast") (frames)."""
 
     links: History = field(default_factory=lambda: History(4))
     rules: History = field(default_factory=lambda: History(2))
@@ -43,9 +45,11 @@ class Histories:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rates:
-    """The speeds of many links. `speeds` has shape (links, samples, 4): rx and tx bits, rx and tx packets a
-    second, newest last, NaN where a link was not there yet; `counters` are the statistics behind them;
-    `histories` goes on growing while this is looked at, so that it is read up to the counters' time only."""
+    """The rates of many links; `places` maps a LinkKey to its row.
+
+    `speeds` has shape (links, samples, 4): rx and tx bits, rx and tx packets a second, newest last, NaN if a
+    link didn't exist yet; `counters` are the newest readings. `histories` keeps growing, so it must only be
+    read up to the counters' time."""
 
     places: Mapping[LinkKey, int] = field(default_factory=dict)
     speeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 4), "f4"))
@@ -53,7 +57,7 @@ class Rates:
     histories: Histories | None = None
 
     def of(self, key: LinkKey) -> LinkRate | None:
-        """That link's speed, None where fewer than two samples of it were taken."""
+        """Return a link's rate, None before its second sample."""
         place = self.places.get(key)
         if place is None or not self.speeds.shape[1]:
             return None
@@ -65,21 +69,22 @@ class Rates:
         return LinkRate(rx_bps, tx_bps, rx_pps, tx_pps, tuple(seen[:, :2].sum(axis=1).tolist()))
 
     def past(self, what: str, keys: Iterable[Hashable], window: Window) -> Past | None:
-        """What these series of Histories.`what` add up to in the window before these rates were read; None
-        where nothing is known of them."""
+        """Return the sum of series of Histories.`what` in a window, None without any.
+
+        The window ends when these rates were read."""
         if self.histories is None or self.counters is None:
             return None
         history: History = getattr(self.histories, what)
         return history.of(keys, window, self.counters.taken_at)
 
     def counters_of(self, key: LinkKey) -> np.void | None:
-        """That link's counters, a row of STATS_DTYPE."""
+        """Return a link's counters, a row of STATS_DTYPE."""
         place = self.places.get(key)
         return None if place is None or self.counters is None else self.counters.rows[place]
 
 
 class RateMeter:
-    """Turns one reading of the counters after another into rates."""
+    """Computes links' rates from successive readings of their counters."""
 
     def __init__(self) -> None:
         self.histories = Histories()
@@ -87,26 +92,26 @@ class RateMeter:
         self._keys: list[LinkKey] = []
 
     def feed(self, stats: LinkStats) -> Rates:
-        """Take the next reading. A counter that went backwards (a link made anew) counts as no sample."""
+        """Add a reading. A counter that decreased (a recreated link) gives no sample."""
         before = self.rates
         keys = [LinkKey(*key) for key in stats.rows[["ns", "ifindex"]].tolist()]
         places: Mapping[LinkKey, int] = {key: place for place, key in enumerate(keys)}
-        if places == before.places:  # the same objects again: nobody need look them through
+        if places == before.places:  # reuse the objects, so that History uses its cached rows
             keys, places = self._keys, before.places
         self._keys = keys
         old = np.array([before.places.get(key, -1) for key in keys], dtype=int)
-        newest = _speeds(before.counters, stats, old)
+        newest = _link_speeds(before.counters, stats, old)
         samples = before.speeds.shape[1]
-        past = np.full((len(keys), samples, 4), np.nan, "f4")
-        past[old >= 0] = before.speeds[old[old >= 0]]
-        speeds = np.concatenate([past, newest[:, None, :]], axis=1)[:, -HISTORY:]
+        earlier = np.full((len(keys), samples, 4), np.nan, "f4")
+        earlier[old >= 0] = before.speeds[old[old >= 0]]
+        speeds = np.concatenate([earlier, newest[:, None, :]], axis=1)[:, -HISTORY:]
         if before.counters is not None:
             self.histories.links.feed(keys, newest, before.counters.taken_at, stats.taken_at)
         self.rates = Rates(places, speeds, stats, self.histories)
         return self.rates
 
 
-def _speeds(before: LinkStats | None, now: LinkStats, old: np.ndarray) -> np.ndarray:
+def _link_speeds(before: LinkStats | None, now: LinkStats, old: np.ndarray) -> np.ndarray:
     speeds = np.full((len(now.rows), 4), np.nan, "f4")
     if before is None or now.taken_at <= before.taken_at:
         return speeds
@@ -115,15 +120,15 @@ def _speeds(before: LinkStats | None, now: LinkStats, old: np.ndarray) -> np.nda
     for column, name, unit in (
         (0, "rx_bytes", 8), (1, "tx_bytes", 8), (2, "rx_packets", 1), (3, "tx_packets", 1),
     ):  # fmt: skip
-        risen = now.rows[name][known].astype("i8") - before.rows[name][old[known]].astype("i8")
-        speed = risen * unit / seconds
-        speeds[known, column] = np.where((risen >= 0) & (speed < _IMPOSSIBLE), speed, np.nan)
+        increase = now.rows[name][known].astype("i8") - before.rows[name][old[known]].astype("i8")
+        speed = increase * unit / seconds
+        speeds[known, column] = np.where((increase >= 0) & (speed < _IMPOSSIBLE), speed, np.nan)
     speeds[np.isnan(speeds).any(axis=1)] = np.nan
     return speeds
 
 
 class RuleMeter:
-    """Turns one reading of the rules' counters after another into their history."""
+    """Adds rules' rates to a history from successive readings of their counters."""
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -131,22 +136,23 @@ class RuleMeter:
         self._last = 0.0
 
     def feed(self, firewalls: Iterable[Firewall], at: float) -> None:
-        """Take in the rules read at `at` (monotonic seconds). A rule that was not among those read before, or
-        whose counter went backwards, says nothing this time."""
+        """Add the rules read at `at` (monotonic seconds).
+
+        A rule without an earlier reading, or with a decreased counter, gives no sample."""
         now = {
             (firewall.ns, rule.rule_id): (at, rule.packets, rule.bytes or 0)
             for firewall in firewalls
             for rule in firewall.rules
             if rule.packets is not None
         }
-        figures = np.array([_speed(self._before.get(key), value) for key, value in now.items()])
+        speeds = np.array([_rule_speed(self._before.get(key), value) for key, value in now.items()])
         if self._last:
-            self._history.feed([*now], figures.reshape(-1, 2), self._last, at)
+            self._history.feed([*now], speeds.reshape(-1, 2), self._last, at)
         self._before, self._last = now, at
 
 
-def _speed(before: tuple[float, int, int] | None, now: tuple[float, int, int]) -> tuple[float, float]:
-    """Packets and bits a second."""
+def _rule_speed(before: tuple[float, int, int] | None, now: tuple[float, int, int]) -> tuple[float, float]:
+    """Return packets and bits a second."""
     seconds = now[0] - before[0] if before else 0.0
     if before is None or seconds <= 0 or now[1] < before[1] or now[2] < before[2]:
         return np.nan, np.nan

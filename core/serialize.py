@@ -1,4 +1,4 @@
-"""Snapshots as JSON, and dump files: the same JSON under gzip."""
+"""Convert snapshots to JSON and back, and read and write dump files (gzip)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from core.text import is_address, is_interface, is_prefix
 
 SCHEMA = 1
 _TAR_MAGIC, _TAR_AT = b"ustar", 257
-# What every version of the program wrote of a snapshot: without it there would be an empty host to see.
+# Fields that every version wrote: their defaults would show an empty host.
 ALWAYS = ("taken_at", "host", "namespaces", "nets", "firewalls", "engines")
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-_DEEP = 6  # levels of objects that are written piece by piece: down to a namespace's links
-_PIECE = 1000  # items of a list
-_PIECE_OF_TEXT = 1 << 18  # characters
+_MAX_DEPTH = 6  # levels of objects that are encoded in pieces: down to a namespace's links
+_LIST_PIECE = 1000  # items
+_TEXT_PIECE = 1 << 18  # characters
 SNAPSHOT_FILE, FAST_FILE = "snapshot.json", "fastflows.json"  # in a bundle
-_NOT_OURS = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
-_WRITE_AGAIN = "Write or copy the dump again: it was cut short, changed, or written by another vnet-tui."
+_TRY_OTHER_FILE = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
+_WRITE_AGAIN = "Write or copy the dump again: it was truncated, changed, or written by another version."
 
 
 class CorruptFile(Exception):
-    """A dump that cannot be read: `what` is wrong, `where` in it ("" for the whole), and what to `try_`."""
+    """A dump can't be read: `what` is wrong, `where` in it, and what to `try_`."""
 
     def __init__(self, what: str, where: str = "", try_: str = _WRITE_AGAIN) -> None:
         super().__init__(f"{what}{f' (at {where})' if where else ''}. {try_}")
@@ -36,98 +36,96 @@ class CorruptFile(Exception):
 
 
 def to_json(snapshot: Snapshot) -> bytes:
-    """The whole snapshot as ASCII JSON, {"schema": 1, "snapshot": {...}}, every field by its model's name.
-    A field that the model gained since a file was written takes its default when that is read.
+    """Encode a snapshot as ASCII JSON, {"schema": 1, "snapshot": {...}}.
 
-    Keys that are numbers in the model become text; a structured array becomes an object of columns.
+    Keys are the model's field names; numeric keys become strings, and a structured array becomes an object of
+    columns. A field that an older file lacks gets its default when read.
     """
     return "".join(json_pieces(snapshot)).encode("ascii")
 
 
 def json_pieces(snapshot: Snapshot) -> Iterator[str]:
-    """The same text in pieces: json.dumps of a large whole would keep every other thread waiting."""
+    """Yield the same JSON in pieces: one json.dumps would block all other threads."""
     encode = encoder(Snapshot)
     assert encode is not None
-    yield from _pieces({"schema": SCHEMA, "snapshot": encode(snapshot)}, _DEEP)
+    yield from _pieces({"schema": SCHEMA, "snapshot": encode(snapshot)}, _MAX_DEPTH)
 
 
-def _pieces(value: Any, deep: int) -> Iterator[str]:
-    if deep and isinstance(value, dict):
-        between = "{"
+def _pieces(value: Any, depth: int) -> Iterator[str]:
+    if depth and isinstance(value, dict):
+        separator = "{"
         for key, each in value.items():
-            yield f"{between}{_ENCODE(key)}:"
-            yield from _pieces(each, deep - 1)
-            between = ","
+            yield f"{separator}{_ENCODE(key)}:"
+            yield from _pieces(each, depth - 1)
+            separator = ","
         yield "}" if value else "{}"
-    elif isinstance(value, list) and len(value) > _PIECE:
-        for start in range(0, len(value), _PIECE):
-            yield f"{',' if start else '['}{_ENCODE(value[start : start + _PIECE])[1:-1]}"
+    elif isinstance(value, list) and len(value) > _LIST_PIECE:
+        for start in range(0, len(value), _LIST_PIECE):
+            yield f"{',' if start else '['}{_ENCODE(value[start : start + _LIST_PIECE])[1:-1]}"
         yield "]"
-    elif isinstance(value, str) and len(value) > _PIECE_OF_TEXT:
+    elif isinstance(value, str) and len(value) > _TEXT_PIECE:
         yield '"'
-        for start in range(0, len(value), _PIECE_OF_TEXT):
-            yield _ENCODE(value[start : start + _PIECE_OF_TEXT])[1:-1]
+        for start in range(0, len(value), _TEXT_PIECE):
+            yield _ENCODE(value[start : start + _TEXT_PIECE])[1:-1]
         yield '"'
     else:
         yield _ENCODE(value)
 
 
 def from_json(data: bytes | bytearray) -> Snapshot:
-    """The snapshot that `to_json` wrote; CorruptFile where anything in it is not as it must be."""
-    with _in_words():
+    """Decode the output of `to_json`. Raises CorruptFile."""
+    with _as_corrupt():
         SizeCounter().add(data)
-    whole = _parsed(data)
-    if type(whole) is not dict or "schema" not in whole or "snapshot" not in whole:
-        raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS)
-    if type(whole["schema"]) is not int or whole["schema"] != SCHEMA:
+    document = _parsed(data)
+    if type(document) is not dict or "schema" not in document or "snapshot" not in document:
+        raise CorruptFile("this isn't a dump of vnet-tui", try_=_TRY_OTHER_FILE)
+    if type(document["schema"]) is not int or document["schema"] != SCHEMA:
         raise CorruptFile(
-            f"the dump has schema {str(whole['schema'])[:20]!r}, this program reads schema {SCHEMA}",
+            f"the dump has schema {str(document['schema'])[:20]!r}, this version reads schema {SCHEMA}",
             "schema", "Open it with the version of vnet-tui that wrote it.",
         )  # fmt: skip
     try:
-        check_always(whole["snapshot"])
-        snapshot: Snapshot = decoder(Snapshot)(whole["snapshot"])
+        check_always(document["snapshot"])
+        snapshot: Snapshot = decoder(Snapshot)(document["snapshot"])
     except WrongValue as error:
         raise CorruptFile(str(error), "snapshot" + "".join(error.path)) from None
     check(snapshot)
     return snapshot
 
 
-def check_always(told: Any) -> None:
-    """Refuse an object from a file that lacks what every snapshot has; raises WrongValue."""
-    missing = [name for name in ALWAYS if isinstance(told, dict) and name not in told]
+def check_always(value: Any) -> None:
+    """Raise WrongValue if an object from a file lacks a field of ALWAYS."""
+    missing = [name for name in ALWAYS if isinstance(value, dict) and name not in value]
     if missing:
         raise WrongValue(f'"{missing[0]}" is missing')
 
 
 def check(snapshot: Snapshot) -> None:
-    """Refuse what has the right form, but which no host can be: raises CorruptFile."""
+    """Check keys and addresses of a decoded snapshot. Raises CorruptFile."""
     _check_keys(snapshot)
     _check_addresses(snapshot)
 
 
 def pack(snapshot: Snapshot) -> bytes:
-    """The content of a dump file."""
+    """Encode a snapshot as a dump file."""
     return gzip.compress(to_json(snapshot), compresslevel=3)
 
 
 def unpack(data: bytes) -> Snapshot:
-    """The snapshot in the content of a dump file (gzip or plain JSON) or of a bundle; CorruptFile where it
-    cannot be read."""
+    """Decode the snapshot of a dump file or a bundle. Raises CorruptFile."""
     return unpack_both(data)[0]
 
 
 def unpack_both(data: bytes) -> tuple[Snapshot, FastFlows | None]:
-    """The same, and what the fast path had counted: None where that is missing or cannot be read, for a
-    bundle is good without."""
+    """Decode snapshot and fast-path flows; the latter None if missing or unreadable."""
     files = _files_in(data)
     if SNAPSHOT_FILE not in files:
-        raise CorruptFile(f"this archive holds no {SNAPSHOT_FILE}", try_=_NOT_OURS)
+        raise CorruptFile(f"this archive doesn't contain {SNAPSHOT_FILE}", try_=_TRY_OTHER_FILE)
     return from_json(files.pop(SNAPSHOT_FILE)), _fast_in(files)
 
 
 def unpack_fast(data: bytes) -> FastFlows | None:
-    """What the fast path had counted, in the content of a bundle."""
+    """Decode the fast-path flows of a bundle, None if missing or unreadable."""
     try:
         return _fast_in(_files_in(data))
     except CorruptFile:
@@ -145,14 +143,14 @@ def _fast_in(files: Mapping[str, bytes | bytearray]) -> FastFlows | None:
 
 
 def _files_in(data: bytes) -> dict[str, bytes | bytearray]:
-    """The JSON files that are read of a dump file or bundle, by name."""
+    """Return the JSON files of a dump file or bundle by name."""
     files: dict[str, bytes | bytearray] = {}
-    with _in_words():
+    with _as_corrupt():
         source = UnpackedFile(data)
-        start = source.start(_TAR_AT + len(_TAR_MAGIC))
+        start = source.peek(_TAR_AT + len(_TAR_MAGIC))
         if start[_TAR_AT:] != _TAR_MAGIC:
             if start.lstrip()[:1] not in (b"{", b""):
-                raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS)
+                raise CorruptFile("this isn't a dump of vnet-tui", try_=_TRY_OTHER_FILE)
             files[SNAPSHOT_FILE] = json_text(source)
         else:
             for name, size in archived(source):
@@ -165,12 +163,12 @@ def _files_in(data: bytes) -> dict[str, bytes | bytearray]:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
-    """What is unfit about a file becomes CorruptFile."""
+def _as_corrupt() -> Iterator[None]:
+    """Raise CorruptFile for UnpackError."""
     try:
         yield
     except TooLarge as error:
-        raise CorruptFile(f"the dump is too large to be read: {error.what}", try_=_NOT_OURS) from None
+        raise CorruptFile(f"the dump is too large: {error.what}", try_=_TRY_OTHER_FILE) from None
     except UnpackError as error:
         raise CorruptFile(error.what, error.where) from None
 
@@ -180,15 +178,15 @@ def _parsed(data: bytes | bytearray) -> Any:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         if not data.lstrip().startswith(b"{"):
-            raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS) from None
+            raise CorruptFile("this isn't a dump of vnet-tui", try_=_TRY_OTHER_FILE) from None
         early = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
         raise CorruptFile(
-            "the dump ends too early" if early else "the dump is not JSON", f"character {error.pos}"
+            "the dump ends too early" if early else "the dump isn't valid JSON", f"character {error.pos}"
         ) from None
     except UnicodeDecodeError:
-        raise CorruptFile("this is not a dump of vnet-tui", try_=_NOT_OURS) from None
+        raise CorruptFile("this isn't a dump of vnet-tui", try_=_TRY_OTHER_FILE) from None
     except (ValueError, RecursionError):
-        raise CorruptFile("the dump holds values that no dump holds", try_=_NOT_OURS) from None
+        raise CorruptFile("the dump contains invalid values", try_=_TRY_OTHER_FILE) from None
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -196,7 +194,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _check_keys(snapshot: Snapshot) -> None:
-    """What is found under a key must be what the key names: the whole program relies on it."""
+    """Check that each mapping's key is the key of its value: the program relies on it."""
     pairs = [
         *((key, each.inode, "namespaces") for key, each in snapshot.namespaces.items()),
         *((key, each.ns, "nets") for key, each in snapshot.nets.items()),
@@ -210,23 +208,21 @@ def _check_keys(snapshot: Snapshot) -> None:
     for key, value, where in pairs:
         if key != value:
             raise CorruptFile(
-                f"what is called {str(key)[:40]!r} says of itself that it is {str(value)[:40]!r}",
-                f"snapshot.{where}",
+                f"the value of key {str(key)[:40]!r} has the key {str(value)[:40]!r}", f"snapshot.{where}"
             )
 
 
 def _check_addresses(snapshot: Snapshot) -> None:
-    """What the kernel and the engines tell are addresses, and the whole program takes them for such; engines'
-    answers were looked at when they were read."""
-    for is_one, text, where in chain(_of_nets(snapshot), _of_engines(snapshot)):
-        if not is_one(text):
-            raise CorruptFile(f"{text[:40]!r} is no address", f"snapshot.{where}")
+    """Check the addresses of links, routes and engines: the program relies on them."""
+    for is_valid, text, where in chain(_net_addresses(snapshot), _engine_addresses(snapshot)):
+        if not is_valid(text):
+            raise CorruptFile(f"{text[:40]!r} isn't an address", f"snapshot.{where}")
 
 
 type _Addresses = Iterator[tuple[Callable[[str], bool], str, str]]
 
 
-def _of_nets(snapshot: Snapshot) -> _Addresses:
+def _net_addresses(snapshot: Snapshot) -> _Addresses:
     for ns, net in snapshot.nets.items():
         for index, link in net.links.items():
             for address in link.addresses:
@@ -236,7 +232,7 @@ def _of_nets(snapshot: Snapshot) -> _Addresses:
                 yield is_prefix, route.dst, f"nets.{ns}.routes"
 
 
-def _of_engines(snapshot: Snapshot) -> _Addresses:
+def _engine_addresses(snapshot: Snapshot) -> _Addresses:
     for name, engine in snapshot.engines.items():
         for network in engine.networks:
             for subnet in network.subnets:

@@ -1,4 +1,4 @@
-"""When frames to everybody are a storm: limits, how long they must be passed, and when it is over."""
+"""Detect broadcast and multicast storms on bridges."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ import numpy as np
 from core.model import LinkKey, NetState, Storm
 from core.rates import Rates
 
-LASTING = 3.0  # seconds that a limit must be passed for
-CALM = 10.0  # seconds that it must be well kept again, before a storm is over
-MOSTLY = 0.5  # the share of a bridge's frames from which on a smaller rate is a storm as well
+LASTING = 3.0  # seconds above the limit before a storm begins
+CALM = 10.0  # seconds below half the limit before it ends
+MOSTLY = 0.5  # the share of a bridge's frames above which the lower limit applies
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Frames a second: `plain` is a storm whatever else there is, `considerable` where most frames are."""
+    """Limits in frames a second: always, and if most frames are of that kind."""
 
-    plain: float
-    considerable: float
+    always: float
+    if_mostly: float
 
 
-# Multicast may be wanted, as television over IP is, ten thousand frames a second are not.
+# Some multicast is normal, such as television over IP, but not ten thousand frames a second.
 LIMITS: Mapping[str, Limit] = {"broadcast": Limit(1000, 200), "multicast": Limit(10_000, 2000)}
-# A storm is reported again when its rate has changed by more than this part, or its share by more than this.
+# A storm is reported again when its rate changes by more than this fraction, or its share by more than this.
 _STEADY = 0.25
-# Ports are named that bring in this share of a storm each, where together they bring in most of it.
-_TELLING, _TOGETHER = 0.25, 0.7
+# A port is named if it receives this share of a storm, provided all named ones together receive most of it.
+_PORT_SHARE, _PORTS_SHARE = 0.25, 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class GroupFrames:
-    """One bridge over the last interval, frames a second: to everybody by kind (NaN where nobody counted),
-    all that `entered`, and how many came in by each port, by its ifindex."""
+    """Frames a second that entered one bridge in the last interval.
+
+    `broadcast` and `multicast` are NaN if not counted; `entered` is the total, `by_port` that of each port by
+    its ifindex."""
 
     bridge: LinkKey
     broadcast: float
     multicast: float
     entered: float
-    came: Mapping[int, float] = field(default_factory=dict)
+    by_port: Mapping[int, float] = field(default_factory=dict)
 
 
 def group_frames(
@@ -49,8 +51,9 @@ def group_frames(
     broadcast: Mapping[LinkKey, float],
     multicast: Mapping[LinkKey, float],
 ) -> Iterator[GroupFrames]:
-    """Every bridge of which anything is counted, with the frames to everybody that were; its frames enter by
-    its ports, or from its own link's side."""
+    """Iterate over bridges that have rates, with broadcast and multicast frames.
+
+    Frames enter a bridge by its ports, or from the host by its own link."""
     if not rates.speeds.shape[1]:
         return
     newest = rates.speeds[:, -1]
@@ -63,93 +66,94 @@ def group_frames(
             place = rates.places.get(bridge.key)
             if place is None or np.isnan(newest[place]).any():
                 continue
-            came = {
-                port: float(newest[where, 2])
+            by_port = {
+                port: float(newest[row, 2])
                 for port in ports.get(bridge.ifindex, ())
-                if (where := rates.places.get(LinkKey(net.ns, port))) is not None
-                and not np.isnan(newest[where, 2])
+                if (row := rates.places.get(LinkKey(net.ns, port))) is not None
+                and not np.isnan(newest[row, 2])
             }
             yield GroupFrames(
                 bridge.key, broadcast.get(bridge.key, np.nan), multicast.get(bridge.key, np.nan),
-                sum(came.values()) + float(newest[place, 3]), came,
+                sum(by_port.values()) + float(newest[place, 3]), by_port,
             )  # fmt: skip
 
 
 @dataclass(slots=True)
-class _Watched:
-    """One kind of frames on one bridge: since when its limit is passed, since when it is kept again, and the
-    storm that it is."""
+class _StormState:
+    """One kind of frames on one bridge: when it went above or below the limit."""
 
-    passed: float | None = None
-    calm: float | None = None
+    above_since: float | None = None
+    below_since: float | None = None
     storm: Storm | None = None
 
 
 class StormWatch:
-    """Turns one reading after another into the storms that there are."""
+    """Detects storms in successive readings."""
 
     def __init__(self) -> None:
-        self._watched: dict[tuple[LinkKey, str], _Watched] = {}
+        self._states: dict[tuple[LinkKey, str], _StormState] = {}
 
     def feed(self, frames: Iterable[GroupFrames], since: float, until: float) -> tuple[Storm, ...]:
-        """The storms at `until`, as the frames from `since` on tell (monotonic seconds). One that goes on as
-        it was stays the same object."""
-        kept: dict[tuple[LinkKey, str], _Watched] = {}
+        """Add the frames from `since` to `until` (monotonic seconds); return the storms.
+
+        A storm that doesn't change much stays the same object."""
+        states: dict[tuple[LinkKey, str], _StormState] = {}
         for each in frames:
             for kind, rate in (("broadcast", each.broadcast), ("multicast", each.multicast)):
                 key = each.bridge, kind
-                watched = self._watched.get(key) or _Watched()
+                state = self._states.get(key) or _StormState()
                 if not np.isnan(rate):
-                    _judge(watched, _storm(each, kind, rate), since, until)
-                if watched != _Watched():
-                    kept[key] = watched
-        self._watched = kept
-        return tuple(watched.storm for watched in kept.values() if watched.storm is not None)
+                    _update(state, _storm(each, kind, rate), since, until)
+                if state != _StormState():
+                    states[key] = state
+        self._states = states
+        return tuple(state.storm for state in states.values() if state.storm is not None)
 
 
 def _storm(frames: GroupFrames, kind: str, rate: float) -> Storm:
     share = min(1.0, rate / frames.entered) if frames.entered > 0 else 1.0
-    return Storm(*frames.bridge, kind, rounded(rate), round(share, 2), _senders(frames.came, rate))
+    return Storm(*frames.bridge, kind, rounded(rate), round(share, 2), _source_ports(frames.by_port, rate))
 
 
-def _senders(came: Mapping[int, float], rate: float) -> tuple[int, ...]:
-    """The ports by which a storm may have come in; none where most of it is not explained by them."""
-    found = sorted((port for port in came if came[port] >= rate * _TELLING), key=lambda port: -came[port])
-    return tuple(found) if sum(came[port] for port in found) >= rate * _TOGETHER else ()
+def _source_ports(by_port: Mapping[int, float], rate: float) -> tuple[int, ...]:
+    """Return the ports that a storm enters by, none unless they explain most of it."""
+    found = [port for port in by_port if by_port[port] >= rate * _PORT_SHARE]
+    found.sort(key=lambda port: -by_port[port])
+    return tuple(found) if sum(by_port[port] for port in found) >= rate * _PORTS_SHARE else ()
 
 
 def rounded(rate: float) -> float:
-    """A rate in two digits: more would differ with each reading."""
+    """Round a rate to two digits: more would differ with each reading."""
     return float(f"{rate:.2g}")
 
 
-def _judge(watched: _Watched, now: Storm, since: float, until: float) -> None:
-    """A storm begins once its limit was passed for LASTING, and ends once half of it was kept for CALM."""
+def _update(state: _StormState, now: Storm, since: float, until: float) -> None:
+    """Begin a storm after LASTING above its limit; end it after CALM below half of it."""
     limit = LIMITS[now.kind]
-    if watched.storm is None:
-        if not _beyond(now, limit, 1.0):
-            watched.passed = None
+    if state.storm is None:
+        if not _is_above(now, limit, 1.0):
+            state.above_since = None
             return
-        watched.passed = since if watched.passed is None else watched.passed
-        if until - watched.passed >= LASTING:
-            watched.passed, watched.calm, watched.storm = None, None, now
+        state.above_since = since if state.above_since is None else state.above_since
+        if until - state.above_since >= LASTING:
+            state.above_since, state.below_since, state.storm = None, None, now
         return
-    if _beyond(now, limit, 0.5):
-        watched.calm = None
-        watched.storm = _told(watched.storm, now)
+    if _is_above(now, limit, 0.5):
+        state.below_since = None
+        state.storm = _steadied(state.storm, now)
         return
-    watched.calm = since if watched.calm is None else watched.calm
-    if until - watched.calm >= CALM:
-        watched.calm = watched.storm = None
+    state.below_since = since if state.below_since is None else state.below_since
+    if until - state.below_since >= CALM:
+        state.below_since = state.storm = None
 
 
-def _beyond(storm: Storm, limit: Limit, part: float) -> bool:
-    mostly = storm.share > MOSTLY * part and storm.rate >= limit.considerable * part
-    return storm.rate >= limit.plain * part or mostly
+def _is_above(storm: Storm, limit: Limit, factor: float) -> bool:
+    mostly = storm.share > MOSTLY * factor and storm.rate >= limit.if_mostly * factor
+    return storm.rate >= limit.always * factor or mostly
 
 
-def _told(before: Storm, now: Storm) -> Storm:
-    """The storm as it was, where it goes on at about that rate and share; ports once named stay named."""
+def _steadied(before: Storm, now: Storm) -> Storm:
+    """Return the storm as before if rate and share are about the same; keep its ports."""
     changed = abs(now.rate - before.rate) > _STEADY * before.rate or abs(now.share - before.share) > _STEADY
     if changed or (now.ports and not before.ports):
         return replace(now, ports=now.ports or before.ports)

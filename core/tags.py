@@ -1,4 +1,4 @@
-"""The text of a tag in a link's alias: "vnet:" and words of the form key=value."""
+"""Format and parse tags: a link's alias of "vnet:" and key=value words."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
 PREFIX = "vnet:"
-# Our nftables table, of family inet.
+# vnet's nftables table, of family inet.
 TABLE = "vnet"
-# Our table in containers whose packets are left untracked, of family netdev.
+# vnet's table in containers whose packets aren't tracked, of family netdev.
 UNTRACKED_TABLE = "vnet_untracked"
-_PLAIN = "/:,[]*"
+_UNESCAPED = "/:,[]*"
 
 Words = Mapping[str, tuple[str, ...]]
 
 
 def escape(text: str) -> str:
-    """Text as one word without spaces, quotes, "=" or control characters."""
-    return quote(text, safe=_PLAIN, errors="surrogateescape")
+    """Escape text to one word without spaces, quotes, "=" or control characters."""
+    return quote(text, safe=_UNESCAPED, errors="surrogateescape")
 
 
 def unescape(word: str) -> str:
-    """The text that `escape` took."""
+    """Return the text that `escape` was given."""
     return unquote(word, errors="surrogateescape")
 
 
 def tag(words: Iterable[tuple[str, str]]) -> str:
-    """The alias that says so."""
+    """Format a tag of keys and values as an alias."""
     return PREFIX + " ".join(f"{key}={escape(value)}" for key, value in words)
 
 
 def words_of(alias: str) -> Words | None:
-    """What a tag says, a key's values in order; None for an alias that is no tag of ours."""
+    """Parse a tag: each key's values in order; None if the alias isn't a tag of vnet."""
     if not alias.startswith(PREFIX):
         return None
     found: dict[str, tuple[str, ...]] = {}

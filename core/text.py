@@ -1,4 +1,4 @@
-"""Text from outside (names, labels, comments) made fit to print."""
+"""Make untrusted text (names, labels, comments) safe to print; check addresses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_interface, ip_network
 
-# Whatever a terminal would act on or not show at all: controls (C0, DEL, C1), line and paragraph separators,
+# Characters that act on a terminal or are invisible: controls (C0, DEL, C1), line and paragraph separators,
 # lone surrogates, every format character (Unicode category Cf: bidi overrides and isolates, zero-width ones,
 # tags) and the other default-ignorable code points (fillers, variation selectors).
-_UNFIT = re.compile(
+_UNSAFE = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0"
@@ -20,12 +20,12 @@ _UNFIT = re.compile(
 )
 # A sentence that ends with commands to run.
 _WITH_COMMANDS = re.compile(r"(.*\brun(?: \([^)]*\))?:) (.+)", re.DOTALL)
-_SPECIAL = re.compile(rf"{_UNFIT.pattern}|[\\']")  # in bash's $'...'
+_SPECIAL = re.compile(rf"{_UNSAFE.pattern}|[\\']")  # in bash's $'...'
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def _escaped(match: re.Match[str]) -> str:
-    """One unfit character as a Python literal has it; an undecodable byte (PEP 383) as that byte."""
+    """Escape a character as a Python literal does, a surrogate (PEP 383) as its byte."""
     char = match.group()
     if char in _SHORT:
         return _SHORT[char]
@@ -38,32 +38,33 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def safe(text: str) -> str:
-    r"""The text with all that could act on a terminal, or hide there, written out (`\n`, `\x1b`, `\u202e`).
+    r"""Escape characters that are invisible or act on a terminal (`\n`, `\x1b`).
 
-    Ordinary letters of every script stay as they are. What comes back can always be encoded as UTF-8 and fits
-    on one line. Cheap for plain ASCII: it may be called for every cell.
+    Ordinary letters of every script stay as they are. The result can always be encoded as UTF-8 and fits on
+    one line. Cheap for plain ASCII: it may be called for every cell.
     """
     if text.isascii() and text.isprintable():
         return text
-    return _UNFIT.sub(_escaped, text)
+    return _UNSAFE.sub(_escaped, text)
 
 
 def quoted(word: str) -> str:
-    r"""The text as one word for a shell, in one line and with nothing that acts on a terminal: bash, zsh and
-    ksh understand `$'\x1b'`."""
-    if not _UNFIT.search(word):
+    r"""Quote text as one word for a shell, on one line and safe to print.
+
+    bash, zsh and ksh understand `$'\x1b'`."""
+    if not _UNSAFE.search(word):
         return shlex.quote(word)
     return f"$'{_SPECIAL.sub(_shell_escaped, word)}'"
 
 
 def split_commands(text: str) -> tuple[str, tuple[str, ...]]:
-    """A sentence up to the commands that it ends with ("..., run: A; B"), and these, for a line each."""
+    """Split the commands off a sentence that ends with them ("..., run: A; B")."""
     found = _WITH_COMMANDS.fullmatch(text)
     return (found[1], tuple(found[2].split("; "))) if found else (text, ())
 
 
 def joined(words: Iterable[str]) -> str:
-    """The words as a command for a shell."""
+    """Quote and join words as a command for a shell."""
     return " ".join(map(quoted, words))
 
 
@@ -73,23 +74,23 @@ def _shell_escaped(match: re.Match[str]) -> str:
         return f"\\{char}"
     try:
         octets = char.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+    except UnicodeEncodeError:  # a lone surrogate that isn't an escaped byte
         octets = char.encode("utf-8", "surrogatepass")
     return "".join(f"\\x{octet:02x}" for octet in octets)
 
 
 def is_address(text: str) -> bool:
-    """Whether it is an IPv4 or IPv6 address."""
+    """Return whether the text is an IPv4 or IPv6 address."""
     return _parses(ip_address, text)
 
 
 def is_interface(text: str) -> bool:
-    """Whether it is an address with its prefix length, or without."""
+    """Return whether the text is an address, with or without a prefix length."""
     return _parses(ip_interface, text)
 
 
 def is_prefix(text: str) -> bool:
-    """Whether it is a prefix, or that of an address with its prefix length."""
+    """Return whether the text is a prefix; host bits may be set."""
     return _parses(lambda prefix: ip_network(prefix, strict=False), text)
 
 

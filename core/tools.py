@@ -1,4 +1,4 @@
-"""Running the tools that print what the kernel holds, in the thread's own network namespace."""
+"""Run system tools with bounded time and output, in root's cleaned environment."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 TIMEOUT = 10.0
-_MOST_MEMORY = 1 << 30  # that a tool may take: nft holds whole sets in it
-_PIECE = 1 << 18
-_QUOTED = 300
+_MAX_MEMORY = 1 << 30  # of a tool: nft holds whole sets
+_CHUNK = 1 << 18
+_MAX_QUOTED = 300  # characters of a tool's error message
 
 
 class ToolFailed(Exception):
-    """A tool gave no answer; `what`, `why` and `try_` say so for a person, as core.model.Problem has them."""
+    """A tool failed; `what`, `why` and `try_` are those of core.model.Problem."""
 
     def __init__(self, what: str, why: str, try_: str) -> None:
         super().__init__(f"{what}: {why}")
@@ -35,34 +35,34 @@ class ToolFailed(Exception):
 
 
 class OutOfTime(ToolFailed):
-    """It took too long."""
+    """A tool took too long."""
 
 
 class ToolMissing(ToolFailed):
-    """The tool is not installed."""
+    """A tool is not installed."""
 
 
 def find_tool(*names: str) -> str:
-    """The first of these names that is on PATH, "" where none is."""
+    """Return the first of these names that is on PATH, "" if none is."""
     return next((name for name in names if shutil.which(name)), "")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long a tool may take, in seconds of `time.monotonic`, and how many bytes it may print."""
+    """Limits of a tool: deadline in seconds of `time.monotonic`, and bytes of output."""
 
     end: float = math.inf
-    most: int = 64 << 20
+    max_bytes: int = 64 << 20
 
 
-_USUAL = Bounds()
-_bounds: ContextVar[Bounds] = ContextVar("bounds", default=_USUAL)
+_DEFAULT_BOUNDS = Bounds()
+_bounds: ContextVar[Bounds] = ContextVar("bounds", default=_DEFAULT_BOUNDS)
 
 
 @contextmanager
-def bounded(seconds: float, most: int) -> Iterator[None]:
-    """Within this all tools together have so many seconds, and each prints so many bytes at most."""
-    before = _bounds.set(Bounds(time.monotonic() + seconds, most))
+def bounded(seconds: float, max_bytes: int) -> Iterator[None]:
+    """Limit the time of all tools run inside together, and the output of each."""
+    before = _bounds.set(Bounds(time.monotonic() + seconds, max_bytes))
     try:
         yield
     finally:
@@ -70,90 +70,92 @@ def bounded(seconds: float, most: int) -> Iterator[None]:
 
 
 def check_time(what: str) -> None:
-    """Raise OutOfTime where the time that `bounded` gives is over."""
+    """Raise OutOfTime if the deadline of `bounded` has passed."""
     if time.monotonic() > _bounds.get().end:
         raise OutOfTime(f"{what} took too long", "the others are read first", "see how many rules there are")
 
 
-def run_tool(*words: str, package: str) -> str:
-    """What a tool printed, bytes that are no UTF-8 kept as surrogates. The tool runs in the network namespace
-    of the calling thread. Raises ToolMissing, or ToolFailed where it failed, printed too much or did not end
-    within TIMEOUT or the bounds."""
-    check_time(words[0])
+def run_tool(*command: str, package: str) -> str:
+    """Run a tool and return its output, undecodable bytes as surrogates.
+
+    It runs in the network namespace of the calling thread. Raises ToolMissing, or ToolFailed if it fails,
+    prints too much or doesn't end within TIMEOUT or the bounds."""
+    tool = command[0]
+    check_time(tool)
     seconds = min(TIMEOUT, _bounds.get().end - time.monotonic())
     try:
-        output, errors, code = _output_of(words, max(0.0, seconds), _bounds.get().most)
+        output, errors, code = _output_of(command, max(0.0, seconds), _bounds.get().max_bytes)
     except FileNotFoundError:
-        raise missing(words[0], package) from None
+        raise missing(tool, package) from None
     except TimeoutError:
-        why = f"`{' '.join(words)}` did not end within {seconds:.2g} seconds"
-        raise OutOfTime(
-            f"{words[0]} gave no answer", why, "see whether it hangs in a shell as well"
-        ) from None
+        why = f"`{' '.join(command)}` did not end within {seconds:.2g} seconds"
+        raise OutOfTime(f"{tool} gave no answer", why, "see whether it hangs in a shell as well") from None
     except OSError as error:
-        raise ToolFailed(f"{words[0]} cannot be run", str(error), f"reinstall {package}") from error
+        raise ToolFailed(f"can't run {tool}", str(error), f"reinstall {package}") from error
     if code:
-        why = _first_words(errors) or f"it ended with exit code {code}"
-        raise ToolFailed(f"{words[0]} failed", why, f"run `{' '.join(words)}` in a shell to see more")
+        why = _excerpt(errors) or f"it ended with exit code {code}"
+        raise ToolFailed(f"{tool} failed", why, f"run `{' '.join(command)}` in a shell to see more")
     return output.decode("utf-8", "surrogateescape")
 
 
-def _output_of(words: tuple[str, ...], seconds: float, most: int) -> tuple[bytes, bytes, int]:
-    """What a tool prints, its errors and its exit code; it is killed where it takes too long or too much."""
+def _output_of(command: tuple[str, ...], seconds: float, max_bytes: int) -> tuple[bytes, bytes, int]:
+    """Return output, errors and exit code of a tool; kill it if it exceeds a limit."""
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
             env={**os.environ, "LC_ALL": "C"},
         ) as tool:  # fmt: skip
             try:
                 with suppress(OSError):  # it has ended already
-                    resource.prlimit(tool.pid, resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-                output = _read(tool, time.monotonic() + seconds, most)
+                    resource.prlimit(tool.pid, resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+                output = _read(tool, time.monotonic() + seconds, max_bytes)
             except BaseException:
                 tool.kill()
                 raise
         errors.seek(0)
-        return output, errors.read(_QUOTED * 4), tool.returncode
+        return output, errors.read(_MAX_QUOTED * 4), tool.returncode
 
 
-def _read(tool: subprocess.Popen[bytes], end: float, most: int) -> bytes:
+def _read(tool: subprocess.Popen[bytes], end: float, max_bytes: int) -> bytes:
     assert tool.stdout is not None
     output, descriptor = bytearray(), tool.stdout.fileno()
     ready = select.poll()
     ready.register(descriptor, select.POLLIN)
     while ready.poll(max(0.0, end - time.monotonic()) * 1000):
-        piece = os.read(descriptor, _PIECE)
-        if not piece:
+        chunk = os.read(descriptor, _CHUNK)
+        if not chunk:
             tool.wait(max(0.0, end - time.monotonic()))
             return bytes(output)
-        output += piece
-        if len(output) > most:
-            name, why = str(tool.args[0]), f"more than {most >> 10} KiB"  # type: ignore[index]
+        output += chunk
+        if len(output) > max_bytes:
+            name, why = str(tool.args[0]), f"more than {max_bytes >> 10} KiB"  # type: ignore[index]
             raise ToolFailed(f"{name} printed too much", why, "see how many rules and sets there are")
     raise TimeoutError
 
 
 def missing(name: str, package: str) -> ToolMissing:
-    """The failure to raise where a tool is not on PATH."""
+    """Return the error for a tool that isn't on PATH."""
     return ToolMissing(
-        f"{name} is not there", f"no program `{name}` on PATH", f"install {package}, or add /usr/sbin to PATH"
+        f"{name} is not installed",
+        f"no program `{name}` on PATH",
+        f"install {package}, or add /usr/sbin to PATH",
     )
 
 
-def _first_words(output: bytes) -> str:
-    return output.decode("utf-8", "replace").strip()[:_QUOTED]
+def _excerpt(output: bytes) -> str:
+    return output.decode("utf-8", "replace").strip()[:_MAX_QUOTED]
 
 
-# The environment in which root's programs run: cleaned at the start, and what our own Python processes get.
+# The environment of root's programs and of vnet's own Python processes.
 #
-# sudo(8) cleans most of it; `sudo -E`, make and a root shell do not. Only what is listed here is kept, so
-# that no variable makes us, a tool or a library load code from a folder that another user may write, or
-# write there.
+# sudo(8) cleans most of it; `sudo -E`, make and a root shell don't. Only the variables listed here are kept,
+# so that none makes this process, a tool or a library load code from, or write to, a folder that another user
+# may write.
 
 PACKAGES = Path(__file__).parents[1]  # the folder that holds `core`
 _ROOT = 0
-_USUAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-_KEPT = (
+_DEFAULT_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_KEPT_VARIABLES = (
     "VNET_*", "DOCKER_HOST", "CONTAINER_HOST",
     "USER", "LOGNAME", "SHELL", "PWD", "LANG", "LANGUAGE", "LC_*", "TZ", "SSH_*",
     "TERM", "COLORTERM", "TERM_PROGRAM*", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TMUX", "STY",
@@ -162,15 +164,20 @@ _KEPT = (
 
 
 def clean() -> None:
-    """Leave in the environment what root can rely on; other users keep theirs. Of PATH, HOME and TMPDIR the
-    folders are kept where only root may write, TMPDIR also where it is one like /tmp."""
+    """Remove variables that root can't trust; other users keep their environment.
+
+    PATH, HOME and TMPDIR keep only folders that only root may write, TMPDIR also one like /tmp."""
     if os.geteuid() != _ROOT:
         return
     given = dict(os.environ)
-    kept = {name: text for name, text in given.items() if any(fnmatch(name, each) for each in _KEPT)}
-    folders = [whole for each in given.get("PATH", "").split(":") if (whole := roots_folder(each))]
-    # Tools such as nft lie in sbin, which a root shell by plain `su` lacks.
-    kept["PATH"] = ":".join(dict.fromkeys([*folders, *_USUAL_PATH.split(":")]))
+    kept = {
+        name: text
+        for name, text in given.items()
+        if any(fnmatch(name, pattern) for pattern in _KEPT_VARIABLES)
+    }
+    folders = [resolved for each in given.get("PATH", "").split(":") if (resolved := roots_folder(each))]
+    # Tools such as nft are in sbin, which a root shell by plain `su` lacks.
+    kept["PATH"] = ":".join(dict.fromkeys([*folders, *_DEFAULT_PATH.split(":")]))
     kept["HOME"] = roots_folder(given.get("HOME", "")) or pwd.getpwuid(_ROOT).pw_dir
     if scratch := roots_folder(given.get("TMPDIR", ""), shared=True):
         kept["TMPDIR"] = scratch
@@ -179,22 +186,23 @@ def clean() -> None:
 
 
 def roots_folder(folder: str, shared: bool = False) -> str:
-    """The folder without symlinks, where only root can change what lies in it or put another in its place; ""
-    else. With `shared` others may add to it, as to /tmp, but not touch what is not theirs."""
+    """Resolve a folder that only root can change or replace; return "" for any other.
+
+    With `shared` others may add files to it, as to /tmp, but not change those of other users."""
     if not folder.startswith("/"):
         return ""
     try:
-        whole = Path(folder).resolve(strict=True)
-        # As root of a user namespace the machine's root is someone else, who has / all the same.
+        resolved = Path(folder).resolve(strict=True)
+        # In a user namespace the machine's root has another uid, but still owns /.
         owners = {_ROOT, Path("/").stat().st_uid}
-        for each in (whole, *whole.parents):
+        for each in (resolved, *resolved.parents):
             status = each.stat()
-            sticky = status.st_mode & stat.S_ISVTX and (shared or each != whole)
+            sticky = status.st_mode & stat.S_ISVTX and (shared or each != resolved)
             if status.st_uid not in owners or (_others_may_write(status) and not sticky):
                 return ""
     except (OSError, RuntimeError):
         return ""
-    return str(whole)
+    return str(resolved)
 
 
 def _others_may_write(status: os.stat_result) -> bool:
@@ -203,20 +211,20 @@ def _others_may_write(status: os.stat_result) -> bool:
 
 
 def own_python(module: str, *arguments: str) -> list[str]:
-    """The words that run a module of ours: with -P, or it would import from the current directory first."""
+    """Return the command for a vnet module; -P: don't import from the cwd."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def with_packages(**more: str) -> dict[str, str]:
-    """Our environment with what `own_python` needs to find the module, and more variables."""
+    """Return this environment with PYTHONPATH for `own_python`, and more variables."""
     return os.environ | {"PYTHONPATH": str(PACKAGES)} | more
 
 
-# A list such as "docker,podman"; "none" for none of them. Engines: "docker", "podman", "ovs".
+# A list of "docker", "podman" and "ovs", such as "docker,podman"; "none" for none of them.
 ENGINES = "VNET_ENGINES"
 
 
 def is_engine_enabled(engine: str) -> bool:
-    """Whether that engine is to be looked at; without the variable, each is."""
-    told = os.environ.get(ENGINES, "").strip()
-    return not told or engine in (word.strip().lower() for word in told.split(","))
+    """Return whether to read an engine; without the variable, all are read."""
+    enabled = os.environ.get(ENGINES, "").strip()
+    return not enabled or engine in (name.strip().lower() for name in enabled.split(","))

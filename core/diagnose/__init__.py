@@ -1,4 +1,4 @@
-"""What is wrong with a host's networks: each finding in a sentence, with the things that it concerns."""
+"""Find what is wrong with a host's networks, and the objects that it concerns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from weakref import WeakKeyDictionary
 
 from core.diagnose import forwarding, links, loads
 from core.diagnose.links import joined
-from core.diagnose.loads import storm_words
+from core.diagnose.loads import storm_text
 from core.model import Ref
 from core.model.problem import Finding, Severity
 from core.topology import Topology
 
-__all__ = ["Finding", "Severity", "findings", "findings_of", "joined", "storm_words"]
+__all__ = ["Finding", "Severity", "findings", "findings_of", "joined", "storm_text"]
 
 _FOUND: WeakKeyDictionary[Topology, tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]] = (
     WeakKeyDictionary()
@@ -20,28 +20,25 @@ _FOUND: WeakKeyDictionary[Topology, tuple[tuple[Finding, ...], Mapping[Ref, tupl
 
 
 def findings(topology: Topology) -> tuple[Finding, ...]:
-    """Find everything that is wrong with a host's networks; worked out once for each topology.
-
-    Findings with severity "bad" come first.
-    """
+    """Return all findings of a topology, those with severity "bad" first; cached."""
     return _found(topology)[0]
 
 
 def findings_of(topology: Topology, ref: Ref) -> tuple[Finding, ...]:
-    """Return the findings about a thing, or that concern it."""
+    """Return the findings about an object, or that concern it."""
     return _found(topology)[1].get(ref, ())
 
 
 def _found(topology: Topology) -> tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]:
-    known = _FOUND.get(topology)
-    if known is None:
+    cached = _FOUND.get(topology)
+    if cached is None:
         found = _diagnose(topology)
-        known = _FOUND[topology] = (found, _by_ref(found))
-    return known
+        cached = _FOUND[topology] = (found, _by_ref(found))
+    return cached
 
 
 def _diagnose(topology: Topology) -> tuple[Finding, ...]:
-    shut = tuple(forwarding.shut_ports(topology))
+    blocked_ports = tuple(forwarding.blocked_ports(topology))
     found = [
         *links.dead_joins(topology),
         *links.of_links(topology),
@@ -49,10 +46,10 @@ def _diagnose(topology: Topology) -> tuple[Finding, ...]:
         *links.overlaps(topology),
         *forwarding.docker_without_rules(topology),
         *forwarding.drops(topology),
-        *forwarding.shut_networks(topology),
-        *shut,
-        *forwarding.bypassing_ports(topology, shut),
-        *forwarding.no_way_out(topology),
+        *forwarding.blocked_networks(topology),
+        *blocked_ports,
+        *forwarding.bypassing_ports(topology, blocked_ports),
+        *forwarding.no_default_route(topology),
         *loads.full_tables(topology),
         *loads.failing_tables(topology),
         *loads.storms(topology),

@@ -1,4 +1,4 @@
-"""What rules drop, and networks and hosts without a way out."""
+"""Find packets that rules drop, and missing default routes and Docker rules."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from core.text import quoted as quote
 from core.topology import Topology
 
 REFUSING = ("drop", "reject")
-# Of longer lists of ports only the first few are said.
-_SAID = 8
+_MAX_LISTED_PORTS = 8
 
 
 def drops(topology: Topology) -> Iterator[Finding]:
-    """Containers whose own packets a rule has dropped, one finding for each container."""
+    """Find containers whose packets a rule has dropped, one finding per container."""
     refused: dict[str, list[NatEntry]] = {}
     for entry in topology.nat:
         if entry.verdict in REFUSING and entry.packets:
@@ -38,7 +37,7 @@ def drops(topology: Topology) -> Iterator[Finding]:
                 refused.setdefault(uid, []).append(entry)
     for uid, entries in refused.items():
         container = topology.containers[uid]
-        # One that joined another's namespace is held up as that one is.
+        # One that joined another's namespace has the same finding as that one.
         if container.netns is None or topology.container_of(container.netns) == container:
             yield from _drop(topology, container, entries)
 
@@ -49,78 +48,77 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
     count = sum(entry.packets or 0 for entry in own)
     if own:
         packets = f"{count:,} packet{'s' * (count != 1)}"
-        words = f"A rule has dropped {packets} of {container.name}: {own[0].name}."
+        sentence = f"A rule has dropped {packets} of {container.name}: {own[0].name}."
         related = tuple(nat_ref(entry.ns, entry.entry_id) for entry in own)
-        advice = _without_rule(topology, own[0])
+        advice = _delete_rule(topology, own[0])
         yield Finding(
             "dropped",
             container_ref(container.runtime, container.id),
             f"{packets} dropped",
-            words,
+            sentence,
             "warn",
             related,
             advice,
         )
 
 
-def _without_rule(topology: Topology, entry: NatEntry) -> str:
-    """How to let pass what an entry's rule drops."""
+def _delete_rule(topology: Topology, entry: NatEntry) -> str:
+    """Return the command that deletes an entry's rule, as advice."""
     firewall = topology.snapshot.firewalls.get(entry.ns)
     rule = next((one for one in firewall.rules if one.rule_id in entry.doing), None) if firewall else None
     if rule is None:
-        return "see the rule, and remove or narrow it"
-    where = f"{rule.family} {quote(rule.table)} {quote(rule.chain)}"
+        return "check the rule, and delete it or make it more specific"
+    chain = f"{rule.family} {quote(rule.table)} {quote(rule.chain)}"
     if rule.backend == "nft":
-        way = f"nft delete rule {where} handle {rule.rule_id.rpartition('/')[2]}"
+        command = f"nft delete rule {chain} handle {rule.rule_id.rpartition('/')[2]}"
     else:
         tool = "ip6tables" if rule.family == "ip6" else "iptables"
-        way = f"{tool} -t {quote(rule.table)} {rule.text.replace('-A ', '-D ', 1)}"
-    return f"where that is not meant, take the rule away: {way}"
+        command = f"{tool} -t {quote(rule.table)} {rule.text.replace('-A ', '-D ', 1)}"
+    return f"if that isn't intended, delete the rule: {command}"
 
 
-def shut_networks(topology: Topology) -> Iterator[Finding]:
-    """Networks in use whose new connections, or the answers to these, a chain of others drops."""
-    judge, found = topology.judge, topology.uplink(topology.host)
-    if judge is None or found is None:
+def blocked_networks(topology: Topology) -> Iterator[Finding]:
+    """Find networks whose connections, or the replies, other tools' rules drop."""
+    evaluator, uplink = topology.judge, topology.uplink(topology.host)
+    if evaluator is None or uplink is None:
         return
     for network in topology.networks:
         bridge = topology.bridge_link(network)
         if bridge is None or bridge.ns != topology.host or network.kind not in ("nat", "routed"):
             continue
         if not bridge.addresses:
-            continue  # an engine's that is stopped: nothing is led out of it
-        way = ForwardPath(bridge.name, found[0].name, network.subnets)
-        ref, about = network_ref(network.id), (link_ref(bridge.key),)
-        dropped = (one for one in judge.dropping(way, ("out", "answers")) if one.certain)
+            continue  # its engine is stopped, so it isn't routed
+        path = ForwardPath(bridge.name, uplink[0].name, network.subnets)
+        ref, related = network_ref(network.id), (link_ref(bridge.key),)
+        dropped = (one for one in evaluator.dropping(path, ("out", "answers")) if one.certain)
         for chain, kinds in by_chain(dropped):
-            words = (
-                f"{describe_drop(judge.firewall, chain, kinds, way)}: its containers get no answer outside."
-            )
-            yield Finding(
-                "forward", ref, "no way out", words, "bad", about, describe_remedy(chain, kinds, way)
-            )
+            cause = describe_drop(evaluator.firewall, chain, kinds, path)
+            sentence = f"{cause}: its containers can't connect to the outside."
+            advice = describe_remedy(chain, kinds, path)
+            yield Finding("forward", ref, "no outside access", sentence, "bad", related, advice)
 
 
-def shut_ports(topology: Topology) -> Iterator[Finding]:
-    """Published ports of ours that a chain of others drops what comes from outside to."""
-    judge, found = topology.judge, topology.uplink(topology.host)
-    if judge is None or found is None:
+def blocked_ports(topology: Topology) -> Iterator[Finding]:
+    """Find vnet's published ports whose packets from outside other tools' rules drop."""
+    evaluator, uplink = topology.judge, topology.uplink(topology.host)
+    if evaluator is None or uplink is None:
         return
     for entry, port in published(topology):
         network = next((one for one in map(topology.network, entry.networks) if one and one.bridge), None)
         if network is None or is_loopback(port.host_ip):
             continue
-        way = ForwardPath(network.bridge, found[0].name, published=port)
-        about = tuple(container_ref(*uid.split(":", 1)) for uid in entry.containers)
-        dropped = (one for one in judge.dropping(way, ("published", "replies")) if one.certain)
+        path = ForwardPath(network.bridge, uplink[0].name, published=port)
+        related = tuple(container_ref(*uid.split(":", 1)) for uid in entry.containers)
+        dropped = (one for one in evaluator.dropping(path, ("published", "replies")) if one.certain)
         for chain, kinds in by_chain(dropped):
-            words = f"{describe_drop(judge.firewall, chain, kinds, way)}: nothing outside reaches that port."
-            ref, advice = nat_ref(entry.ns, entry.entry_id), describe_remedy(chain, kinds, way)
-            yield Finding("forward", ref, "not reached", words, "bad", about, advice)
+            cause = describe_drop(evaluator.firewall, chain, kinds, path)
+            sentence = f"{cause}: that port can't be reached from outside."
+            ref, advice = nat_ref(entry.ns, entry.entry_id), describe_remedy(chain, kinds, path)
+            yield Finding("forward", ref, "unreachable", sentence, "bad", related, advice)
 
 
 def published(topology: Topology) -> Iterator[tuple[NatEntry, Published]]:
-    """The ports that vnet publishes, each with its entry."""
+    """Iterate over the ports that vnet publishes, each with its NAT entry."""
     entries = {entry.doing[0]: entry for entry in reversed(topology.nat) if entry.ns == topology.host}
     firewall = topology.snapshot.firewalls.get(topology.host)
     for rule in firewall.rules if firewall else ():
@@ -132,15 +130,16 @@ def published(topology: Topology) -> Iterator[tuple[NatEntry, Published]]:
             yield entry, Published(address, rule.l4_proto, ports, rule.dst, rule.dport)
 
 
-def bypassing_ports(topology: Topology, shut: Iterable[Finding]) -> Iterator[Finding]:
-    """Published ports that the host's own firewall program has no say in, one finding for all of them but
-    those that nothing reaches anyway."""
+def bypassing_ports(topology: Topology, blocked: Iterable[Finding]) -> Iterator[Finding]:
+    """Find the published ports that bypass ufw or firewalld, as one finding.
+
+    Ports that are `blocked` anyway are left out."""
     firewall, found = topology.snapshot.firewalls.get(topology.host), topology.uplink(topology.host)
     program = host_firewall(firewall) if firewall else ""
     if not firewall or not program:
         return
-    dropped = {finding.ref for finding in shut}
-    open_ones = [
+    dropped = {finding.ref for finding in blocked}
+    entries = [
         entry
         for entry in topology.nat
         if entry.kind == "published port"
@@ -148,77 +147,80 @@ def bypassing_ports(topology: Topology, shut: Iterable[Finding]) -> Iterator[Fin
         and not is_loopback(entry.outside.rpartition(":")[0].strip("[]"))
         and nat_ref(entry.ns, entry.entry_id) not in dropped
     ]
-    ports = list(dict.fromkeys(f"{one.l4_proto}/{one.outside.rpartition(':')[2]}" for one in open_ones))
+    ports = list(dict.fromkeys(f"{one.l4_proto}/{one.outside.rpartition(':')[2]}" for one in entries))
     if ports:
-        words = (
+        sentence = (
             f"{program}'s rules for incoming connections don't apply to published ports ({_listed(ports)}): "
-            f"these are open to all that reach this host."
+            f"any host that can reach this one can connect to them."
         )
-        one, uplink = open_ones[0], found[0].name if found else ""
-        way = restrict_command(
-            firewall, one.l4_proto, ports[0].partition("/")[2], one.family == "ip6", uplink
-        )
-        about = tuple(nat_ref(one.ns, one.entry_id) for one in open_ones)
-        advice = f"to restrict one of them, run: {way}"
-        yield Finding("bypass", namespace_ref(topology.host), f"past {program}", words, "warn", about, advice)
+        first, uplink = entries[0], found[0].name if found else ""
+        port = ports[0].partition("/")[2]
+        command = restrict_command(firewall, first.l4_proto, port, first.family == "ip6", uplink)
+        related = tuple(nat_ref(one.ns, one.entry_id) for one in entries)
+        advice = f"to restrict one of them, run: {command}"
+        ref, short = namespace_ref(topology.host), f"bypasses {program}"
+        yield Finding("bypass", ref, short, sentence, "warn", related, advice)
 
 
 def _listed(ports: list[str]) -> str:
-    more = len(ports) - _SAID
-    return ", ".join(ports[:_SAID]) + (f" and {more} more" if more > 0 else "")
+    more = len(ports) - _MAX_LISTED_PORTS
+    return ", ".join(ports[:_MAX_LISTED_PORTS]) + (f" and {more} more" if more > 0 else "")
 
 
-def no_way_out(topology: Topology) -> Iterator[Finding]:
-    """A host with networks that lead outside, and no default route to get there by: of IPv4, or of any."""
+def no_default_route(topology: Topology) -> Iterator[Finding]:
+    """Find a host without a default route (or IPv4's) that has NAT or routed networks."""
     net = topology.snapshot.nets.get(topology.host)
-    leading = [one for one in topology.networks if one.kind in ("nat", "routed")]
-    by_ipv4 = [one for one in leading if any(":" not in subnet for subnet in one.subnets)]
+    outgoing = [one for one in topology.networks if one.kind in ("nat", "routed")]
+    with_ipv4 = [one for one in outgoing if any(":" not in subnet for subnet in one.subnets)]
     defaults = {route.family for route in net.routes if route.dst == "default"} if net else set()
-    needing = leading if not defaults else by_ipv4 if 4 not in defaults else []
-    if net and net.routes and needing:
-        which = "default route" if not defaults else "default route for IPv4"
-        names = ", ".join(one.name for one in needing)
-        words = (
-            f"The host has no {which}: it and {names} reach nothing outside{' by it' if defaults else ''}."
+    affected = outgoing if not defaults else with_ipv4 if 4 not in defaults else []
+    if net and net.routes and affected:
+        family = " over IPv4" if defaults else ""
+        names = ", ".join(one.name for one in affected)
+        sentence = (
+            f"The host has no default route{' for IPv4' if defaults else ''}: "
+            f"it and {names} can't reach the outside{family}."
         )
-        advice = "take back what removed it (u, or vnet-tui undo), or: ip route add default via GATEWAY"
-        yield Finding("way out", namespace_ref(topology.host), "no way out", words, "warn", (), advice)
+        advice = "undo the change that removed it (u, or vnet-tui undo), or: ip route add default via GATEWAY"
+        yield Finding(
+            "way out", namespace_ref(topology.host), "no default route", sentence, "warn", (), advice
+        )
 
 
-_OWN = "DOCKER"  # what the names of Docker's chains begin with
-_NFT_TABLE = "docker-bridges"  # of its backend for nftables
+_CHAIN_PREFIX = "DOCKER"
+_NFT_TABLE = "docker-bridges"  # of Docker's nftables backend
 _PURPOSES = {
     "nat": "published ports and masquerading don't work",
-    "filter": "nothing keeps its networks apart, and the policy of FORWARD alone decides what passes",
+    "filter": "its networks aren't isolated from each other, and only the policy of FORWARD filters packets",
 }
 
 
 def docker_without_rules(topology: Topology) -> Iterator[Finding]:
-    """Docker's chains that no packet comes to any more, as after `iptables -F` or `nft flush ruleset`."""
-    firewall, networks = topology.snapshot.firewalls.get(topology.host), _translated(topology)
+    """Find Docker's rules missing, as after `iptables -F` or `nft flush ruleset`."""
+    firewall, networks = topology.snapshot.firewalls.get(topology.host), _networks_with_rules(topology)
     if not networks or firewall is None or firewall.problems:
         return
-    reached, left = _reached(firewall), any(map(_is_dockers, firewall.chains))
+    reached, left = _reached_tables(firewall), any(map(_is_dockers, firewall.chains))
     lost = [table for table in _PURPOSES if table not in reached]
-    # Where nothing of Docker's is left, it may also run with iptables=false, and a person's rules translate.
+    # Without any chain of Docker's, it may also run with iptables=false, and the user's rules do the NAT.
     if not lost or (not left and all(one.kind != "routed" for one in networks)):
         return
-    what = "; ".join(_PURPOSES[table] for table in lost)
-    words = f"Docker's rules are gone from {' and '.join(lost)}: {what}."
+    consequences = "; ".join(_PURPOSES[table] for table in lost)
+    sentence = f"Docker's rules are gone from {' and '.join(lost)}: {consequences}."
     unless = "" if left else ' (unless it runs with "iptables": false)'
     yield Finding(
         "engine rules",
         namespace_ref(topology.host),
         "Docker's rules are gone",
-        words,
+        sentence,
         "bad" if left else "warn",
         tuple(network_ref(one.id) for one in networks),
         f"systemctl restart docker{unless}",
     )
 
 
-def _translated(topology: Topology) -> list[Network]:
-    """Docker's networks for which it makes rules on this host."""
+def _networks_with_rules(topology: Topology) -> list[Network]:
+    """Return the Docker networks that have rules on this host."""
     engine = topology.snapshot.engines.get("docker")
     if engine is None or engine.state != "ok":
         return []
@@ -234,8 +236,8 @@ def _translated(topology: Topology) -> list[Network]:
     ]
 
 
-def _reached(firewall: Firewall) -> set[str]:
-    """The tables of iptables in which packets come to a chain of Docker's; all, where it uses nftables."""
+def _reached_tables(firewall: Firewall) -> set[str]:
+    """Return the iptables tables that jump to Docker's chains; all if it uses nft."""
     if any(chain.table == _NFT_TABLE for chain in firewall.chains):
         return set(_PURPOSES)
     hooked = {(chain.backend, chain.table, chain.name) for chain in firewall.chains if chain.hook}
@@ -244,9 +246,9 @@ def _reached(firewall: Firewall) -> set[str]:
         for rule in firewall.rules
         if rule.family == "ip" and (rule.backend, rule.table, rule.chain) in hooked
         for *_, target in targets(rule)
-        if target.startswith(_OWN)
+        if target.startswith(_CHAIN_PREFIX)
     }
 
 
 def _is_dockers(chain: Chain) -> bool:
-    return chain.family == "ip" and chain.name.startswith(_OWN) and not chain.hook
+    return chain.family == "ip" and chain.name.startswith(_CHAIN_PREFIX) and not chain.hook

@@ -1,4 +1,4 @@
-"""Joins that died; links and bridges that let nothing through; MTUs that do not fit."""
+"""Find dead joins, links and bridges that are down, MTU mismatches and overlaps."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ _QUIET_STATES = ("forwarding", "disabled")
 
 
 def dead_joins(topology: Topology) -> Iterator[Finding]:
+    """Find containers whose joined network namespace is gone."""
     for container in topology.containers.values():
         card = topology.cards.get(container.uid)
         if card is not None and card.joined_dead:
             target = joined(topology, container)
-            about = (container_ref(target.runtime, target.id),) if target else ()
-            words = f"{container.name}: {card.why}"
+            related = (container_ref(target.runtime, target.id),) if target else ()
+            sentence = f"{container.name}{card.why.removeprefix('It')}"
             advice = f"restart {container.name} after the container that it joins, or remove it"
             yield Finding(
                 "dead join",
                 container_ref(container.runtime, container.id),
-                "joined namespace is dead",
-                words,
+                "joined namespace is gone",
+                sentence,
                 "bad",
-                about,
+                related,
                 advice,
             )
 
 
 def joined(topology: Topology, container: Container) -> Container | None:
-    """Whom a container asked to join, by name or id; None where that one is gone."""
-    kind, _, wanted = container.network_mode.partition(":")
+    """Return the container that another is to join, None if it no longer exists."""
+    kind, _, name = container.network_mode.partition(":")
     others = (one for one in topology.containers.values() if one.uid != container.uid)
-    found = (one for one in others if kind == "container" and wanted in (one.id, one.name))
+    found = (one for one in others if kind == "container" and name in (one.id, one.name))
     return next(found, None)
 
 
 def of_links(topology: Topology) -> Iterator[Finding]:
-    """What is wrong with the links of containers, each link once."""
+    """Find what is wrong with the links of containers, once per link."""
     for ns, net in topology.snapshot.nets.items():
         container = topology.container_of(ns)
         if container is not None:
@@ -51,7 +52,7 @@ def of_links(topology: Topology) -> Iterator[Finding]:
 
 
 def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[Finding]:
-    """An end that is off, a port that does not forward, MTUs that differ along the way."""
+    """Find an end that is down, a port that doesn't forward, or MTUs that differ."""
     peer, bridge = topology.peer(link), topology.bridge_of(link)
     if bridge is None and peer is None:
         return
@@ -60,84 +61,94 @@ def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[F
         container_ref(container.runtime, container.id),
         *(link_ref(end.key) for end in ends if end is not None),
     )
-    here, ref = f"{link.name} of {container.name}", link_ref(link.key)
-    dead = _off(link, peer, here)
-    if dead:
-        words = f"{dead[1]}: nothing gets in or out by it."
-        yield Finding("link", ref, dead[0], words, "bad", related, _switch_on(topology, link, peer))
+    name, ref = f"{link.name} of {container.name}", link_ref(link.key)
+    down = _down(link, peer, name)
+    if down:
+        sentence = f"{down[1]}: it can't send or receive packets."
+        yield Finding("link", ref, down[0], sentence, "bad", related, _set_up(topology, link, peer))
     if peer is not None and peer.port is not None and peer.port.state not in _QUIET_STATES:
-        words = f"{peer.name}, the bridge port of {here}, does not forward: it is {peer.port.state}."
-        advice = f"wait, where it listens or learns; else see the bridge: bridge -d link show dev {peer.name}"
-        yield Finding("port", ref, f"port is {peer.port.state}", words, "warn", related, advice)
+        sentence = (
+            f"{peer.name}, the bridge port of {name}, doesn't forward: its STP state is {peer.port.state}."
+        )
+        advice = (
+            "wait if it is listening or learning; otherwise check the bridge: "
+            f"bridge -d link show dev {peer.name}"
+        )
+        yield Finding("port", ref, f"port is {peer.port.state}", sentence, "warn", related, advice)
     for role, end in (("bridge", bridge), ("port", peer)):
         if end is not None and end.mtu != link.mtu:
             short = f"mtu {link.mtu}, {role} {end.mtu}"
             advice = _set(topology, link, f"--mtu {end.mtu}")
-            yield Finding("mtu", ref, short, _mtu_words(link, end, here, role), "warn", related, advice)
+            yield Finding("mtu", ref, short, _mtu_sentence(link, end, name, role), "warn", related, advice)
             return
 
 
-def _switch_on(topology: Topology, link: Link, peer: Link | None) -> str:
+def _set_up(topology: Topology, link: Link, peer: Link | None) -> str:
     if peer is not None and link.admin_up and not peer.admin_up:
         return _set(topology, peer, "--up")
-    return _set(topology, link, "--up") if not link.admin_up else "see its other end"
+    return _set(topology, link, "--up") if not link.admin_up else "check its other end"
 
 
-def _set(topology: Topology, link: Link, change: str) -> str:
-    """How to change a link, by the command; in the dashboard its form opens by a key."""
-    place = "" if link.ns == topology.host else f" --ns {quote(topology.label(link.ns))}"
-    return f"vnet-tui link set {quote(link.name)} {change}{place} (or e on it)"
+def _set(topology: Topology, link: Link, option: str) -> str:
+    """Return the command that changes a link; in the dashboard a key opens its form."""
+    namespace = "" if link.ns == topology.host else f" --ns {quote(topology.label(link.ns))}"
+    return f"vnet-tui link set {quote(link.name)} {option}{namespace} (or e on it)"
 
 
-def _off(link: Link, peer: Link | None, here: str) -> tuple[str, str] | None:
-    """Why nothing passes a link, in a few words and in more; None where it is up at both ends."""
+def _down(link: Link, peer: Link | None, name: str) -> tuple[str, str] | None:
+    """Return why a link is down, in short and as a clause; None if both ends are up."""
     if not link.admin_up:
-        return "link is off", f"{here} is switched off"
+        return "link is down", f"{name} is down"
     if peer is not None and not peer.admin_up:
-        return "port is off", f"{peer.name}, the other end of {here}, is switched off"
-    # A bridge without ports has no carrier either, and nothing is wrong with it.
-    return None if link.carrier or link.kind == "bridge" else ("no carrier", f"{here} has no carrier")
+        return "port is down", f"{peer.name}, the other end of {name}, is down"
+    # A bridge without ports has no carrier either, which is normal.
+    return None if link.carrier or link.kind == "bridge" else ("no carrier", f"{name} has no carrier")
 
 
-def _mtu_words(link: Link, other: Link, here: str, role: str) -> str:
+def _mtu_sentence(link: Link, other: Link, name: str, role: str) -> str:
     other_end = "its bridge" if role == "bridge" else "its other end"
     return (
-        f"{here} has MTU {link.mtu}, {other_end} {other.name} {other.mtu}: "
-        f"packets of more than {min(link.mtu, other.mtu)} bytes are lost on the way."
+        f"{name} has MTU {link.mtu}, {other_end} {other.name} {other.mtu}: "
+        f"packets larger than {min(link.mtu, other.mtu)} bytes are lost."
     )
 
 
 def of_bridges(topology: Topology) -> Iterator[Finding]:
-    """Networks whose bridge is gone or off."""
+    """Find networks whose bridge is missing or down."""
     for network in topology.networks:
         bridge = topology.bridge_link(network)
-        ref, there = network_ref(network.id), network.ns in topology.snapshot.nets
-        if network.bridge and bridge is None and there:
-            words = f"The bridge {network.bridge} of network {network.name} is gone: nothing carries it."
-            yield Finding(
-                "bridge", ref, "bridge is gone", words, "bad", (), "remove the network, and make it anew"
+        ref, is_read = network_ref(network.id), network.ns in topology.snapshot.nets
+        if network.bridge and bridge is None and is_read:
+            sentence = (
+                f"The bridge {network.bridge} of network {network.name} is gone: "
+                "the network can't carry any packets."
             )
+            advice = "remove the network and create it again"
+            yield Finding("bridge", ref, "bridge is gone", sentence, "bad", (), advice)
         elif bridge is not None and not bridge.admin_up:
             count = len(topology.ports_of(bridge.key))
-            left = f"its {count} port{'s' * (count != 1)} cannot" if count else "a port on it could not"
-            words = f"The bridge {bridge.name} is switched off: {left} reach anything."
-            about = (link_ref(bridge.key),)
-            yield Finding("bridge", ref, "bridge is off", words, "bad", about, _set(topology, bridge, "--up"))
+            ports = f"its {count} port{'s' * (count != 1)} can't" if count else "a port on it couldn't"
+            sentence = f"The bridge {bridge.name} is down: {ports} reach anything."
+            related = (link_ref(bridge.key),)
+            advice = _set(topology, bridge, "--up")
+            yield Finding("bridge", ref, "bridge is down", sentence, "bad", related, advice)
 
 
-# Links of the host that share a card with networks of the same kinds.
-_ON_PARENTS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
+# Links of the host that may share a parent with networks of the same kinds.
+_CHILD_KINDS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
 Span = tuple[int, int, int]  # IP version, first and last address
 
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """Addresses that a network, or a link outside any, claims in a namespace. `links` are the names of its
-    own link and of the one below that; `parent` the link that a macvlan or ipvlan network sits on."""
+    """Addresses that a network, or a link outside any network, uses in a namespace.
+
+    `links` are the names of its link and of that link's parent; `parent` is the parent of a macvlan or ipvlan
+    network."""
 
     ns: int
     ref: Ref
-    also: tuple[Ref, ...]
+    related: tuple[Ref, ...]
     name: str
     subnets: tuple[str, ...]
     ports: int = 0
@@ -145,30 +156,30 @@ class _Claim:
     parent: str = ""
 
     def shares_with(self, other: _Claim) -> bool:
-        """Whether it sits on the other's link, so that both are meant to have the same subnet."""
+        """Return whether its parent is the other's link: then the subnet is shared."""
         return bool(self.parent) and self.parent in other.links
 
 
 def overlaps(topology: Topology) -> Iterator[Finding]:
-    """Each pair of claims in one namespace that share an address, one of them at least a network's."""
+    """Find pairs of subnets in one namespace that overlap, at least one of a network."""
     spans: dict[tuple[int, int], list[tuple[int, int, _Claim]]] = {}
     for claim in _claims(topology):
         for version, first, last in _spans(claim.subnets):
             spans.setdefault((claim.ns, version), []).append((first, last, claim))
     pairs: dict[tuple[Ref, Ref], tuple[_Claim, _Claim]] = {}
     for group in spans.values():
-        for one, other in _meeting(sorted(group, key=lambda span: span[:2])):
-            networks_only = "network" in (one.ref.kind, other.ref.kind)
+        for one, other in _overlapping(sorted(group, key=lambda span: span[:2])):
+            has_network = "network" in (one.ref.kind, other.ref.kind)
             shared = one.shares_with(other) or other.shares_with(one)
-            if networks_only and one.ref != other.ref and not shared and (other.ref, one.ref) not in pairs:
+            if has_network and one.ref != other.ref and not shared and (other.ref, one.ref) not in pairs:
                 pairs.setdefault((one.ref, other.ref), (one, other))
     return (_overlap(one, other) for one, other in pairs.values())
 
 
-def _meeting(ordered: list[tuple[int, int, _Claim]]) -> Iterator[tuple[_Claim, _Claim]]:
-    """Those of spans in order that share an address, pair by pair."""
-    for place, (_, last, one) in enumerate(ordered):
-        for first, _, other in ordered[place + 1 :]:
+def _overlapping(ordered: list[tuple[int, int, _Claim]]) -> Iterator[tuple[_Claim, _Claim]]:
+    """Iterate over the pairs of sorted spans that have a common address."""
+    for index, (_, last, one) in enumerate(ordered):
+        for first, _, other in ordered[index + 1 :]:
             if first > last:
                 break
             yield one, other
@@ -177,19 +188,19 @@ def _meeting(ordered: list[tuple[int, int, _Claim]]) -> Iterator[tuple[_Claim, _
 def _claims(topology: Topology) -> Iterator[_Claim]:
     for network in topology.networks:
         bridge = topology.bridge_link(network)
-        also = (link_ref(bridge.key),) if bridge else ()
+        related = (link_ref(bridge.key),) if bridge else ()
         ports = len(topology.ports_of(bridge.key)) if bridge else 0
         ns, ref = network.ns or topology.host, network_ref(network.id)
         own = (network.bridge,) if bridge else ()
-        yield _Claim(ns, ref, also, network.name, network.subnets, ports, own, network.parent)
+        yield _Claim(ns, ref, related, network.name, network.subnets, ports, own, network.parent)
     bridges = {(network.ns or topology.host, network.bridge) for network in topology.networks}
     for ns in {network.ns or topology.host for network in topology.networks}:
         net = topology.snapshot.nets.get(ns)
         for link in net.links.values() if net else ():
             if (ns, link.name) not in bridges and link.kind != "loopback":
-                beside = link.kind in _ON_PARENTS and link.lower_nsid is None
-                below = topology.snapshot.link((ns, link.lower or 0)) if beside else None
-                links = (link.name, below.name) if below else (link.name,)
+                has_parent = link.kind in _CHILD_KINDS and link.lower_nsid is None
+                parent = topology.snapshot.link((ns, link.lower or 0)) if has_parent else None
+                links = (link.name, parent.name) if parent else (link.name,)
                 subnets = tuple(map(str, link.addresses))
                 yield _Claim(ns, link_ref(link.key), (), link.name, subnets, 0, links)
 
@@ -207,14 +218,15 @@ def _spans(subnets: Iterable[str]) -> Iterator[Span]:
 def _overlap(one: _Claim, other: _Claim) -> Finding:
     if one.ref.kind != "network":
         one, other = other, one
-    words = (
+    sentence = (
         f"{one.name} ({' '.join(one.subnets)}) and {other.name} ({' '.join(other.subnets)}) overlap: "
-        "an address in both is reached in one of them only."
+        "an address in both can be reached in only one of them."
     )
     short = f"overlaps {other.name}"
     smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: each.ports)
     advice = (
-        f"give {smaller.name}, the one with fewer ports, another subnet: delete it (d), make it again (n), "
-        "or change it with the tool that made it"
+        f"give {smaller.name}, which has fewer ports, another subnet: delete it (d) and create it again (n), "
+        "or change it with the tool that created it"
     )
-    return Finding("overlap", one.ref, short, words, "bad", (other.ref, *one.also, *other.also), advice)
+    related = (other.ref, *one.related, *other.related)
+    return Finding("overlap", one.ref, short, sentence, "bad", related, advice)

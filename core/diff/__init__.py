@@ -1,4 +1,4 @@
-"""What differs between two snapshots, in sentences for the Events view; text from outside stays verbatim."""
+"""Compare two snapshots as sentences for the Events view, untrusted text verbatim."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PARTS = {
 
 
 def changes(old: Snapshot, new: Snapshot, at: float) -> tuple[Change, ...]:
-    """What happened between two snapshots, each change stamped `at` (Unix time in seconds).
+    """Return the changes between two snapshots, stamped `at` (Unix time in seconds).
 
-    A part that was never read in one of them is left out, and one that is the same object in both costs
-    nothing. Counters, timers and other things that always move are no changes.
+    A part that one of them hasn't read is skipped; a part that is the same object in both costs nothing.
+    Counters, timers and other values that always change aren't compared.
     """
     log = ChangeList(old, new, at)
     unread = old.pending | new.pending

@@ -1,4 +1,4 @@
-"""The list of changes while it grows, and the names that its sentences use."""
+"""The list of changes of a comparison, and helpers to describe them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from core.model import Change, Link, Ref, Snapshot
 from core.topology import Topology
 
-# From this many on, things that come or go together become one sentence.
+# From this number on, additions or removals at once become one sentence.
 MANY = 12
-_PLAIN_KINDS = ("physical", "loopback", "")
+_UNNAMED_KINDS = ("physical", "loopback", "")
 
 
 class ChangeList:
@@ -21,25 +21,25 @@ class ChangeList:
         self._at = at
 
     def add(self, action: str, ref: Ref, sentence: str) -> None:
-        """Add one change; `action` as core.model.Change has it."""
+        """Add one change; `action` as in core.model.Change."""
         self.changes.append(Change(self._at, action, ref, sentence))
 
     def add_each(self, action: str, found: Sequence[tuple[Ref, str]], together: str, ref: Ref) -> None:
-        """Add a change for each (reference, sentence), or one for all, `ref`'s, where they are many."""
+        """Add a change for each (ref, sentence), or one of `ref` for all if they are many."""
         if len(found) < MANY:
             for each, sentence in found:
                 self.add(action, each, sentence)
         else:
             self.add(action, ref, f"{len(found)} {together}")
 
-    def place(self, ns: int) -> str:
-        """What a person calls a namespace, also one that is gone."""
+    def label(self, ns: int) -> str:
+        """Return the label of a namespace, even if it no longer exists."""
         side = self.new if ns in self.new.snapshot.namespaces else self.old
         return side.label(ns)
 
 
 def in_both[Part](old: Mapping[int, Part], new: Mapping[int, Part]) -> Iterator[tuple[int, Part, Part]]:
-    """The parts that were read anew: (key, old, new) for each in both that is not the same object."""
+    """Iterate over (key, old, new) of the parts in both that aren't the same object."""
     for key, value in new.items():
         before = old.get(key)
         if before is not None and before is not value:
@@ -47,10 +47,10 @@ def in_both[Part](old: Mapping[int, Part], new: Mapping[int, Part]) -> Iterator[
 
 
 def missing_in[Key](others: Container[Key], keys: Iterable[Key]) -> list[Key]:
-    """The keys that the others lack, in their order."""
+    """Return the keys that aren't in others, in their order."""
     return [key for key in keys if key not in others]
 
 
-def link_words(link: Link) -> str:
-    """A link with its kind: "veth v-web1", "link eth0"."""
-    return f"{'link' if link.kind in _PLAIN_KINDS else link.kind} {link.name}"
+def link_text(link: Link) -> str:
+    """Name a link with its kind: "veth v-web1", "link eth0"."""
+    return f"{'link' if link.kind in _UNNAMED_KINDS else link.kind} {link.name}"

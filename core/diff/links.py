@@ -1,4 +1,4 @@
-"""Links that appear, go or change, with their addresses and their place on a bridge."""
+"""Compare links, their addresses and bridge ports; routes, rules and neighbours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-from core.diff.change_list import ChangeList, in_both, link_words, missing_in
+from core.diff.change_list import ChangeList, in_both, link_text, missing_in
 from core.model import (
     BridgePort,
     BridgeSettings,
@@ -21,12 +21,12 @@ from core.model import (
 )
 
 _STATES = {"lowerlayerdown": "down: its other end is down", "notpresent": "not present"}
-# What a bridge says of the spanning tree at large, not of its own settings.
-_LEARNED = ("root_id", "root_port", "bridge_id", "vlans")
+# Fields that aren't settings of the bridge itself, or are compared separately.
+_IGNORED = ("root_id", "root_port", "bridge_id", "vlans")
 
 
 def compare_links(log: ChangeList) -> None:
-    """Tell what happened to links in namespaces that were there before and after."""
+    """Report changes of links in namespaces that are in both snapshots."""
     for ns, old, new in in_both(log.old.snapshot.nets, log.new.snapshot.nets):
         if old.links is not new.links:
             _compare_net(log, ns, old, new)
@@ -38,15 +38,15 @@ def _compare_net(log: ChangeList, ns: int, old: NetState, new: NetState) -> None
         for index in old.links.keys() & new.links.keys()
         if old.links[index].kind == new.links[index].kind
     }
-    gone = [link for index, link in old.links.items() if index not in same]
-    come = [link for index, link in new.links.items() if index not in same]
-    where = log.place(ns)
+    removed = [link for index, link in old.links.items() if index not in same]
+    added = [link for index, link in new.links.items() if index not in same]
+    where = log.label(ns)
     log.add_each(
-        "removed", [(link_ref(link.key), f"{link_words(link)} is gone from {where}") for link in gone],
+        "removed", [(link_ref(link.key), f"{link_text(link)} is gone from {where}") for link in removed],
         f"links are gone from {where}", namespace_ref(ns),
     )  # fmt: skip
     log.add_each(
-        "added", [(link_ref(link.key), _appeared(link, new, where)) for link in come],
+        "added", [(link_ref(link.key), _appeared(link, new, where)) for link in added],
         f"links appeared in {where}", namespace_ref(ns),
     )  # fmt: skip
     for index in sorted(same):
@@ -57,44 +57,44 @@ def _compare_net(log: ChangeList, ns: int, old: NetState, new: NetState) -> None
 
 
 def _appeared(link: Link, net: NetState, where: str) -> str:
-    addresses = f" with {', '.join(_chosen(link))}" if _chosen(link) else ""
+    addresses = f" with {', '.join(_configured(link))}" if _configured(link) else ""
     port = f" as a port of {_master(link, net)}" if link.master is not None else ""
-    return f"{link_words(link)} appeared in {where}{port}{addresses}"
+    return f"{link_text(link)} appeared in {where}{port}{addresses}"
 
 
 def _differences(old: Link, new: Link, before: NetState, after: NetState, where: str) -> Iterator[str]:
-    what = f"{link_words(new)} in {where}"
+    name = f"{link_text(new)} in {where}"
     if old.name != new.name:
-        yield f"{link_words(old)} in {where} is called {new.name} now"
+        yield f"{link_text(old)} in {where} was renamed to {new.name}"
     toggled = old.admin_up != new.admin_up
     if toggled:
-        yield f"{what} was switched {'on' if new.admin_up else 'off'}"
+        yield f"{name} was set {'up' if new.admin_up else 'down'}"
     if old.state != new.state and not (toggled and new.state == ("up" if new.admin_up else "down")):
-        yield f"{what} is {_STATES.get(new.state, new.state)} (was {old.state})"
+        yield f"{name} is {_STATES.get(new.state, new.state)} (was {old.state})"
     if old.mtu != new.mtu:
-        yield f"the MTU of {what} changed from {old.mtu} to {new.mtu}"
+        yield f"the MTU of {name} changed from {old.mtu} to {new.mtu}"
     if old.sizes.gso != new.sizes.gso:
-        yield f"the largest packets of {what} changed from {old.sizes.gso} to {new.sizes.gso} bytes"
+        yield f"gso_max_size of {name} changed from {old.sizes.gso} to {new.sizes.gso} bytes"
     if old.mac != new.mac:
-        yield f"the MAC address of {what} changed from {old.mac or 'none'} to {new.mac or 'none'}"
+        yield f"the MAC address of {name} changed from {old.mac or 'none'} to {new.mac or 'none'}"
     if old.alias != new.alias:
-        yield f"the alias of {what} changed from {old.alias or 'none'} to {new.alias or 'none'}"
+        yield f"the alias of {name} changed from {old.alias or 'none'} to {new.alias or 'none'}"
     if old.master != new.master:
-        yield _moved(old, new, before, after, what)
-    yield from _addresses(old, new, what)
+        yield _moved(old, new, before, after, name)
+    yield from _addresses(old, new, name)
     if old.port and new.port:
-        port = replace(old.port, state=new.port.state) if toggled else old.port  # it follows the switch
+        port = replace(old.port, state=new.port.state) if toggled else old.port  # it follows admin_up
         yield from _settings(port, new.port, f"port {new.name} of {_master(new, after)} in {where}")
     if old.bridge and new.bridge:
-        yield from _settings(old.bridge, new.bridge, what)
+        yield from _settings(old.bridge, new.bridge, name)
 
 
-def _moved(old: Link, new: Link, before: NetState, after: NetState, what: str) -> str:
+def _moved(old: Link, new: Link, before: NetState, after: NetState, name: str) -> str:
     if new.master is None:
-        return f"{what} is no longer a port of {_master(old, before)}"
+        return f"{name} is no longer a port of {_master(old, before)}"
     if old.master is None:
-        return f"{what} became a port of {_master(new, after)}"
-    return f"{what} moved from {_master(old, before)} to {_master(new, after)}"
+        return f"{name} became a port of {_master(new, after)}"
+    return f"{name} moved from {_master(old, before)} to {_master(new, after)}"
 
 
 def _master(link: Link, net: NetState) -> str:
@@ -102,26 +102,26 @@ def _master(link: Link, net: NetState) -> str:
     return master.name if master else f"the link with index {link.master}"
 
 
-def _addresses(old: Link, new: Link, what: str) -> Iterator[str]:
-    before, after = _chosen(old), _chosen(new)
+def _addresses(old: Link, new: Link, name: str) -> Iterator[str]:
+    before, after = _configured(old), _configured(new)
     for address in missing_in(before, after):
-        yield f"{what} got the address {address}"
+        yield f"{name} got the address {address}"
     for address in missing_in(after, before):
-        yield f"{what} lost the address {address}"
+        yield f"{name} lost the address {address}"
 
 
-def _chosen(link: Link) -> list[str]:
-    """The addresses that someone chose; link-local ones come by themselves."""
+def _configured(link: Link) -> list[str]:
+    """Return the addresses but the link-local ones, which the kernel adds itself."""
     return [str(address) for address in link.addresses if address.scope != "link"]
 
 
-def _settings[Kind: (BridgePort, BridgeSettings)](old: Kind, new: Kind, what: str) -> Iterator[str]:
+def _settings[Kind: (BridgePort, BridgeSettings)](old: Kind, new: Kind, name: str) -> Iterator[str]:
     for field in fields(new):
         before, after = getattr(old, field.name), getattr(new, field.name)
-        if before != after and field.name not in _LEARNED:
-            yield f"{field.name} of {what} changed from {_word(before)} to {_word(after)}"
+        if before != after and field.name not in _IGNORED:
+            yield f"{field.name} of {name} changed from {_value_text(before)} to {_value_text(after)}"
     if old.vlans != new.vlans:
-        yield f"the VLANs of {what} changed from {_vlans(old)} to {_vlans(new)}"
+        yield f"the VLANs of {name} changed from {_vlans(old)} to {_vlans(new)}"
 
 
 def _vlans(holder: BridgePort | BridgeSettings) -> str:
@@ -129,7 +129,7 @@ def _vlans(holder: BridgePort | BridgeSettings) -> str:
     return ",".join(ranges) or "none"
 
 
-def _word(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -139,7 +139,7 @@ RouteKey = tuple[int, str, str, str, int]
 
 
 def compare_routing(log: ChangeList) -> None:
-    """Tell what happened to routes, rules and neighbours in namespaces that were there before and after."""
+    """Report changes of routes, rules and neighbours in namespaces in both snapshots."""
     for ns, old, new in in_both(log.old.snapshot.nets, log.new.snapshot.nets):
         if old.routes is not new.routes:
             _compare_routes(log, ns, old, new)
@@ -151,21 +151,20 @@ def compare_routing(log: ChangeList) -> None:
 
 def _compare_routes(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
     before, after = _keyed(old.routes), _keyed(new.routes)
-    ref, where = namespace_ref(ns), log.place(ns)
-    gone = [_route_words(before[key], old) for key in before if key not in after]
-    come = [_route_words(after[key], new) for key in after if key not in before]
-    log.add_each("removed", [(ref, f"route {words} is gone from {where}") for words in gone],
-                   f"routes are gone from {where}", ref)  # fmt: skip
-    log.add_each("added", [(ref, f"route {words} appeared in {where}") for words in come],
-                   f"routes appeared in {where}", ref)  # fmt: skip
+    ref, where = namespace_ref(ns), log.label(ns)
+    removed = [_route_text(before[key], old) for key in before if key not in after]
+    added = [_route_text(after[key], new) for key in after if key not in before]
+    log.add_each("removed", [(ref, f"route {route} is gone from {where}") for route in removed],
+                 f"routes are gone from {where}", ref)  # fmt: skip
+    log.add_each("added", [(ref, f"route {route} appeared in {where}") for route in added],
+                 f"routes appeared in {where}", ref)  # fmt: skip
     for key in after:
-        if key in before and _route_words(before[key], old) != _route_words(after[key], new):
-            words = f"route {_route_words(after[key], new)} in {where} was {_route_words(before[key], old)}"
-            log.add("changed", ref, words)
+        if key in before and (was := _route_text(before[key], old)) != (now := _route_text(after[key], new)):
+            log.add("changed", ref, f"route {was} in {where} changed to {now}")
 
 
 def _keyed(routes: Iterable[Route]) -> dict[RouteKey, Route]:
-    """The routes that someone chose; the kernel's own only follow addresses, which are told already."""
+    """Map the configured routes by key; the kernel's own only follow addresses."""
     return {
         (route.family, route.dst, route.kind, route.table, route.metric): route
         for route in routes
@@ -173,7 +172,7 @@ def _keyed(routes: Iterable[Route]) -> dict[RouteKey, Route]:
     }
 
 
-def _route_words(route: Route, net: NetState) -> str:
+def _route_text(route: Route, net: NetState) -> str:
     words = [] if route.kind == "unicast" else [route.kind]
     words.append(route.dst)
     for hop in route.nexthops:
@@ -186,14 +185,14 @@ def _route_words(route: Route, net: NetState) -> str:
 def _compare_rules(
     log: ChangeList, ns: int, old: tuple[PolicyRule, ...], new: tuple[PolicyRule, ...]
 ) -> None:
-    ref, where = namespace_ref(ns), log.place(ns)
+    ref, where = namespace_ref(ns), log.label(ns)
     for rule in missing_in(new, old):
-        log.add("removed", ref, f"routing rule {_rule_words(rule)} is gone from {where}")
+        log.add("removed", ref, f"routing rule {_rule_text(rule)} is gone from {where}")
     for rule in missing_in(old, new):
-        log.add("added", ref, f"routing rule {_rule_words(rule)} appeared in {where}")
+        log.add("added", ref, f"routing rule {_rule_text(rule)} appeared in {where}")
 
 
-def _rule_words(rule: PolicyRule) -> str:
+def _rule_text(rule: PolicyRule) -> str:
     words = [f"{rule.priority}:", *(["not"] if rule.inverted else []), "from", rule.src or "all"]
     for name, value in (("to", rule.dst), ("iif", rule.iif), ("oif", rule.oif)):
         words += [name, value] if value else []
@@ -204,18 +203,18 @@ def _rule_words(rule: PolicyRule) -> str:
 
 
 def _compare_neighbours(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
-    """Only who stopped answering and who answers again: the states between come and go all the time."""
+    """Report neighbours that fail or answer again: other states change all the time."""
     before = {(each.ifindex, each.address): each.state for each in old.neighbours}
     for neighbour in new.neighbours:
         was = before.get((neighbour.ifindex, neighbour.address))
         if was in _ANSWERING and neighbour.state == "failed":
-            _compare_neighbour(log, ns, new, neighbour, "does not answer any more")
+            _report_neighbour(log, ns, new, neighbour, "no longer answers")
         elif was == "failed" and neighbour.state in _ANSWERING:
-            _compare_neighbour(log, ns, new, neighbour, "answers again")
+            _report_neighbour(log, ns, new, neighbour, "answers again")
 
 
-def _compare_neighbour(log: ChangeList, ns: int, net: NetState, neighbour: Neighbour, what: str) -> None:
+def _report_neighbour(log: ChangeList, ns: int, net: NetState, neighbour: Neighbour, text: str) -> None:
     link = net.links.get(neighbour.ifindex)
     on = f" on {link.name}" if link else ""
     ref = link_ref(LinkKey(ns, neighbour.ifindex))
-    log.add("changed", ref, f"neighbour {neighbour.address}{on} in {log.place(ns)} {what}")
+    log.add("changed", ref, f"neighbour {neighbour.address}{on} in {log.label(ns)} {text}")

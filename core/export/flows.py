@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from core.flows.columns import Column, folded
+from core.flows.columns import Column, row_keys
 from core.flows.describe import (
     ICMP,
     ICMPV6,
@@ -107,7 +107,7 @@ def _ends(picture: FlowPicture, name: str, rows: Column, spaces: Column) -> list
     index = picture.index
     addresses = index.columns.column(name)[rows]
     _, first, place = np.unique(
-        folded(addresses[:, 0], addresses[:, 1], spaces), return_index=True, return_inverse=True
+        row_keys(addresses[:, 0], addresses[:, 1], spaces), return_index=True, return_inverse=True
     )
     owners = (index.origin if name == "orig_src" else index.responder)[rows[first]]
     names = _names(picture, addresses[first], spaces[first], owners >= 0)
@@ -141,7 +141,7 @@ def _translated(columns: Any, where: Column, address: str, port: str, rows: Colu
     if not places.size:
         return texts
     raws = columns.column(address)[rows[places]]
-    _, first, code = np.unique(folded(raws[:, 0], raws[:, 1]), return_index=True, return_inverse=True)
+    _, first, code = np.unique(row_keys(raws[:, 0], raws[:, 1]), return_index=True, return_inverse=True)
     heads = [f'{{"address":"{address_text(raw.astype(">u8").tobytes())}","port":' for raw in raws[first]]
     numbers = _port(columns.column(port)[rows[places]], columns.has_ports[rows[places]])
     for place, head, number in zip(places.tolist(), code.tolist(), _listed(numbers), strict=True):

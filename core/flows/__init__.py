@@ -1,4 +1,4 @@
-"""What conntrack entries mean: who talks to whom through which translation, entry by entry or as columns."""
+"""Interpret conntrack entries: ends and translation, one by one or in columns."""
 
 from core.flows.columns import FlowColumns
 from core.flows.describe import (

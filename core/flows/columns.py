@@ -1,4 +1,4 @@
-"""Many conntrack entries understood at once: the columns of several tables, made when first asked for."""
+"""Interpret many conntrack entries at once, as columns over several tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 
 
-def folded(*parts: Column) -> Column:
-    """One key for each row of several columns of whole numbers; the order of the columns matters."""
+def row_keys(*parts: Column) -> Column:
+    """Hash several integer columns to one key per row; the columns' order matters."""
     key = np.zeros(len(parts[0]), np.uint64)
     for part in parts:
         key ^= part if part.dtype == np.uint64 else part.astype(np.uint64)
@@ -27,41 +27,43 @@ def folded(*parts: Column) -> Column:
     return key
 
 
-def halves_of(addresses: Column) -> tuple[Column, Column]:
-    """Addresses of 16 bytes each (shape (n, 16)) as two columns of numbers, good for comparing alone."""
-    pairs = np.ascontiguousarray(addresses).view(np.uint64)
-    return pairs[:, 0], pairs[:, 1]
+def address_halves(addresses: Column) -> tuple[Column, Column]:
+    """Split addresses of 16 bytes, shape (n, 16), into two columns for comparison."""
+    halves = np.ascontiguousarray(addresses).view(np.uint64)
+    return halves[:, 0], halves[:, 1]
 
 
-def one_way(rows: Column, src: str, sport: str, dst: str, dport: str) -> Column:
-    """The key of what packets carry one way; `rows` are structured, the names those of their fields."""
-    return folded(*halves_of(rows[src]), *halves_of(rows[dst]), rows[sport], rows[dport], rows["l4_proto"])
+def tuple_keys(rows: Column, src: str, sport: str, dst: str, dport: str) -> Column:
+    """Return the key of one direction's tuple; the names are fields of `rows`."""
+    ends = (*address_halves(rows[src]), *address_halves(rows[dst]), rows[sport], rows[dport])
+    return row_keys(*ends, rows["l4_proto"])
 
 
-def before(entries: Column) -> Column:
-    """The packets of who opened it, as they came in."""
-    return one_way(entries, "orig_src", "orig_sport", "orig_dst", "orig_dport")
+def original_keys(entries: Column) -> Column:
+    """Return the keys of the original direction's tuples, before translation."""
+    return tuple_keys(entries, "orig_src", "orig_sport", "orig_dst", "orig_dport")
 
 
-def after(entries: Column) -> Column:
-    """The same packets as they went on, translated."""
-    return one_way(entries, "reply_dst", "reply_dport", "reply_src", "reply_sport")
+def translated_keys(entries: Column) -> Column:
+    """Return the keys of the original direction's tuples, after translation."""
+    return tuple_keys(entries, "reply_dst", "reply_dport", "reply_src", "reply_sport")
 
 
-def back(entries: Column) -> Column:
-    """The packets back, as they came in."""
-    return one_way(entries, "reply_src", "reply_sport", "reply_dst", "reply_dport")
+def reply_keys(entries: Column) -> Column:
+    """Return the keys of the reply direction's tuples, before translation."""
+    return tuple_keys(entries, "reply_src", "reply_sport", "reply_dst", "reply_dport")
 
 
-def identity(ns: int, entries: Column) -> Column:
-    """What makes an entry this one and no other, among all namespaces and over time."""
-    whose = np.full(len(entries), ns, np.uint64)
-    return folded(before(entries), entries["id"], entries["zone"], entries["start"], whose)
+def entry_keys(ns: int, entries: Column) -> Column:
+    """Return keys that are unique among all namespaces and over time."""
+    namespace = np.full(len(entries), ns, np.uint64)
+    return row_keys(original_keys(entries), entries["id"], entries["zone"], entries["start"], namespace)
 
 
 def any_of(rows: Column) -> Column:
-    """Where any of a row's values is not 0 (or true); column by column, for numpy's any(axis=1) takes several
-    times as long on short rows."""
+    """Return a mask of rows with a value that isn't 0.
+
+    numpy's any(axis=1) takes several times as long on short rows."""
     found = rows[:, 0] != 0
     for column in range(1, rows.shape[1]):
         found |= rows[:, column] != 0
@@ -69,7 +71,7 @@ def any_of(rows: Column) -> Column:
 
 
 class KeyPositions:
-    """Where each key of a column stands."""
+    """Finds the rows of keys in a column."""
 
     def __init__(self, keys: Column) -> None:
         self.keys = keys
@@ -77,7 +79,7 @@ class KeyPositions:
         self._sorted = keys[self._order]
 
     def of(self, wanted: Column) -> Column:
-        """The place of each wanted key, -1 where it is not there."""
+        """Return the row of each wanted key, -1 if there is none."""
         if not len(self.keys):
             return np.full(len(wanted), -1, np.intp)
         found = np.minimum(np.searchsorted(self._sorted, wanted), len(self.keys) - 1)
@@ -95,16 +97,16 @@ _PORT_OF = {
 _HAS_PORTS = np.isin(np.arange(256), sorted(WITH_PORTS))
 _IS_ICMP = np.isin(np.arange(256), (ICMP, ICMPV6))
 _STATE_BITS = IPS_SEEN_REPLY | IPS_ASSURED
-# The index in STATES of every protocol but TCP, by the two status bits that decide it.
+# The index in STATES for protocols other than TCP, by the two status bits.
 _OTHER_STATES = np.array([state_code(0, 0, status) for status in range(_STATE_BITS + 1)], np.uint8)
 _TCP_STATES = np.array([state_code(TCP, state, 0) for state in range(256)], np.uint8)
 
 
 class FlowColumns:
-    """The entries of several tables as if they stood in one, table after table.
+    """The entries of several tables, one after the other, as lazily computed columns.
 
-    Addresses are columns of two unsigned 64-bit numbers, the upper and lower half. `names_in` gives, for a
-    namespace, the names of those whose addresses are known there, by the address's 16 bytes.
+    Addresses are columns of two unsigned 64-bit numbers, the upper and lower half. `names_in` returns the
+    owners' names of the addresses known in a namespace, by the address's 16 bytes.
     """
 
     def __init__(
@@ -120,60 +122,60 @@ class FlowColumns:
         return self.starts[-1]
 
     def place(self, row: int) -> tuple[Conntrack, int]:
-        """The table that holds a row, and the entry's index there."""
+        """Return the table of a row, and the entry's index in it."""
         table = bisect_right(self.starts, row) - 1
         return self.tables[table], row - self.starts[table]
 
     def names(self, ns: int) -> Mapping[bytes, str]:
-        """Whose addresses are known in a namespace."""
+        """Return the owners' names of the addresses known in a namespace."""
         if ns not in self._names:
             self._names[ns] = self._names_in(ns)
         return self._names[ns]
 
     def renamed(self, names_in: Callable[[int], Mapping[bytes, str]]) -> FlowColumns:
-        """The same entries with other names; what was copied out of them already is shared."""
-        made = FlowColumns(self.tables, names_in)
-        made._columns = self._columns
-        return made
+        """Return the same entries with other names; computed columns are shared."""
+        renamed = FlowColumns(self.tables, names_in)
+        renamed._columns = self._columns
+        return renamed
 
     def column(self, name: str) -> Column:
-        """One field of CONNTRACK_DTYPE of all entries, contiguous; addresses as two numbers each."""
+        """Return a field of CONNTRACK_DTYPE, contiguous; addresses as two numbers each."""
         if name not in self._columns:
             parts = [np.ascontiguousarray(table.entries[name]) for table in self.tables]
             parts = parts or [empty_entries()[name]]
-            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            if whole.dtype == np.uint8 and whole.ndim == 2:
-                whole = whole.view(">u8").astype(np.uint64)
-            self._columns[name] = whole
+            column = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if column.dtype == np.uint8 and column.ndim == 2:
+                column = column.view(">u8").astype(np.uint64)
+            self._columns[name] = column
         return self._columns[name]
 
     def raw(self, name: str, rows: Column) -> Column:
-        """The addresses of some rows as 16 bytes each."""
+        """Return the addresses of some rows as 16 bytes each."""
         return self.column(name)[rows].astype(">u8").view(np.uint8).reshape(-1, 16)
 
     def by_table(self, values: Column) -> Column:
-        """A column that holds one value for each whole table."""
+        """Repeat one value per table for each of its rows."""
         return np.repeat(values, [len(table.entries) for table in self.tables])
 
     @cached_property
     def has_ports(self) -> Column:
-        """Where the ports are ports; the rule is Entry's."""
+        """Mask of rows with real ports (see ConntrackEntry.has_ports)."""
         tracked = (self.column("orig_sport") | self.column("orig_dport")) != 0
         return np.asarray(_HAS_PORTS[self.column("l4_proto")] & tracked)
 
     @cached_property
     def source_translated(self) -> Column:
-        """Where the responder sees another source than the real one."""
+        """Mask of rows whose source is translated."""
         icmp = _IS_ICMP[self.column("l4_proto")]
-        found = differ(self.column("orig_src"), self.column("reply_dst"))
+        found = addresses_differ(self.column("orig_src"), self.column("reply_dst"))
         found |= self.has_ports & (self.column("reply_dport") != self.column("orig_sport"))
         found |= icmp & (self.column("reply_sport") != self.column("orig_sport"))
         return np.asarray(found)
 
     @cached_property
     def destination_translated(self) -> Column:
-        """Where another destination answers than the one addressed."""
-        found = differ(self.column("reply_src"), self.column("orig_dst"))
+        """Mask of rows whose destination is translated."""
+        found = addresses_differ(self.column("reply_src"), self.column("orig_dst"))
         found |= self.has_ports & (self.column("reply_sport") != self.column("orig_dport"))
         return np.asarray(found)
 
@@ -191,41 +193,41 @@ class FlowColumns:
 
     @cached_property
     def _answers_inside(self) -> Column:
-        """Where the inside is the end that answers; the rule is Flow's."""
+        """Mask of rows whose inside is the responder (see Flow.inside)."""
         origin, responder = (self.owned(self.column(name)) for name in ("orig_src", "reply_src"))
         return self.destination_translated | (~self.source_translated & responder & ~origin)
 
     def owned(self, addresses: Column, is_wanted: Callable[[str], bool] = bool) -> Column:
-        """Where an address (one for each entry) is somebody's whose name is wanted."""
+        """Return a mask of addresses (one per entry) whose owner's name is wanted."""
         found = np.zeros(len(self), bool)
         for table, start, end in zip(self.tables, self.starts, self.starts[1:], strict=False):
             wanted = [raw for raw, owner in self.names(table.ns).items() if is_wanted(owner)]
-            found[start:end] = among(addresses[start:end], wanted)
+            found[start:end] = is_among(addresses[start:end], wanted)
         return found
 
     def inside(self) -> tuple[Column, Column]:
-        """Address and port (0 where there is none) of the end on this host's side."""
+        """Return address and port (0 if none) of the end on this host's side."""
         return self._either(self._answers_inside, "reply_src", "orig_src")
 
     def peer(self) -> tuple[Column, Column]:
-        """Address and port of the other end."""
+        """Return address and port of the other end."""
         return self._either(~self._answers_inside, "reply_src", "orig_src")
 
     def outside(self) -> tuple[Column, Column]:
-        """Address and port of what a translation shows instead, 0 where there is no translation."""
+        """Return the translated address and port, 0 if there is no translation."""
         address, port = self._either(self.destination_translated, "orig_dst", "reply_dst")
-        is_there = self.translation != 0
-        return address * is_there[:, None], port * is_there
+        is_translated = self.translation != 0
+        return address * is_translated[:, None], port * is_translated
 
     def _either(self, choice: Column, chosen: str, other: str) -> tuple[Column, Column]:
-        """Address and port from one column or another."""
+        """Return address and port of one column or the other, by a mask."""
         address = np.where(choice[:, None], self.column(chosen), self.column(other))
         port = np.where(choice, self.column(_PORT_OF[chosen]), self.column(_PORT_OF[other]))
         return address, port * self.has_ports
 
     @cached_property
     def ranks(self) -> Column:
-        """The place of each entry in the order of its inside, its peer and its id."""
+        """The rank of each entry when sorted by inside, peer and id."""
         keys = [self.column("id")]
         for addresses, ports in (self.peer(), self.inside()):
             keys += [ports, addresses[:, 1], addresses[:, 0]]
@@ -234,26 +236,26 @@ class FlowColumns:
         return ranks
 
     def port_of(self, end: str) -> Column:
-        """The port that belongs to an address ("orig_src", ...)."""
+        """Return the port column of an address column ("orig_src", ...)."""
         return self.column(_PORT_OF[end])
 
     def total(self, counter: str) -> Column:
-        """ "packets" or "bytes" of both directions together."""
+        """Return "packets" or "bytes", the sum of both directions."""
         return np.asarray(self.column(counter).sum(axis=1))
 
 
-def differ(one: Column, other: Column) -> Column:
-    """Where two columns of addresses differ."""
+def addresses_differ(one: Column, other: Column) -> Column:
+    """Return a mask of rows whose addresses differ."""
     return np.asarray((one[:, 0] != other[:, 0]) | (one[:, 1] != other[:, 1]))
 
 
 def halves(raw: Collection[bytes]) -> Column:
-    """Addresses of 16 bytes as columns hold them: shape (n, 2)."""
+    """Convert addresses of 16 bytes to a column of shape (n, 2)."""
     return np.frombuffer(b"".join(raw), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def among(addresses: Column, wanted: Collection[bytes]) -> Column:
-    """Where an address is one of those wanted."""
+def is_among(addresses: Column, wanted: Collection[bytes]) -> Column:
+    """Return a mask of addresses that are among the wanted ones."""
     if not wanted or not len(addresses):
         return np.zeros(len(addresses), bool)
     table = halves(wanted)
@@ -267,6 +269,6 @@ def among(addresses: Column, wanted: Collection[bytes]) -> Column:
 
 
 def _found(ordered: Column, values: Column) -> tuple[Column, Column]:
-    """The place of each value in `ordered`, and whether it is there at all."""
-    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return place, ordered[place] == values
+    """Return the position of each value in a sorted array, and whether it is in it."""
+    position = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return position, ordered[position] == values

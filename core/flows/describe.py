@@ -1,4 +1,4 @@
-"""Numbers of conntrack entries in words: addresses, protocols, ICMP types, states, status bits."""
+"""Format conntrack values: addresses, protocols, ICMP types, states, status bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WITH_PORTS = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})
 
 _IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
-# IANA's protocol numbers, those that a host is likely to meet.
+# IANA's protocol numbers, the common ones.
 _PROTOCOLS = {
     0: "hopopt", ICMP: "icmp", 2: "igmp", 4: "ipip", TCP: "tcp", UDP: "udp", DCCP: "dccp", 41: "ipv6",
     47: "gre", 50: "esp", 51: "ah", ICMPV6: "icmpv6", 88: "eigrp", 89: "ospf", 94: "ipip", 103: "pim",
@@ -36,7 +36,7 @@ _ICMPV6_TYPES = {
     136: "neighbour-advertisement", 137: "redirect", 139: "node-info-query", 140: "node-info-reply",
 }  # fmt: skip
 
-# What `state_code` counts by: TCP's states, then what is known of a connection of another protocol.
+# The states that `state_code` numbers: TCP's, then those of other protocols.
 _UNREPLIED = len(TCP_STATES)
 STATES = (*TCP_STATES, "UNREPLIED", "REPLIED", "ASSURED")
 
@@ -62,55 +62,56 @@ _STATUS_WORDS = {
 
 
 def address_text(raw: bytes) -> str:
-    """An address of 16 bytes in text; an IPv4-mapped one as IPv4."""
+    """Format an address of 16 bytes; an IPv4-mapped one as IPv4."""
     if raw[:12] == _IPV4_MAPPED:
         return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}"
     return str(ipaddress.IPv6Address(raw))
 
 
 def address_texts(addresses: np.ndarray[Any, Any]) -> list[str]:
-    """Many addresses in text, given as two numbers each, the upper and lower half."""
+    """Format many addresses, given as two numbers each, the upper and lower half."""
     texts = [""] * len(addresses)
     mapped = (addresses[:, 0] == 0) & (addresses[:, 1] >> np.uint64(32) == 0xFFFF)
     octets = addresses[:, 1].astype(">u8").view(np.uint8).reshape(-1, 8)[:, 4:]
-    for place, (one, two, three, four) in zip(
+    for row, (one, two, three, four) in zip(
         np.flatnonzero(mapped).tolist(), octets[mapped].tolist(), strict=True
     ):
-        texts[place] = f"{one}.{two}.{three}.{four}"
-    for place in np.flatnonzero(~mapped).tolist():
-        texts[place] = address_text(addresses[place].astype(">u8").tobytes())
+        texts[row] = f"{one}.{two}.{three}.{four}"
+    for row in np.flatnonzero(~mapped).tolist():
+        texts[row] = address_text(addresses[row].astype(">u8").tobytes())
     return texts
 
 
 def address_bytes(text: str) -> bytes:
-    """An address in text as conntrack columns hold it; raises ValueError where it is none."""
+    """Parse an address to its 16 bytes in conntrack columns. Raises ValueError."""
     packed = ipaddress.ip_address(text.partition("%")[0]).packed
     return packed if len(packed) == 16 else _IPV4_MAPPED + packed
 
 
 def end_text(address: str, port: int | None) -> str:
-    """An address with its port, if there is one: "10.0.0.1:80", "[fd00::1]:80"."""
+    """Format an address with its port, if any: "10.0.0.1:80", "[fd00::1]:80"."""
     if port is None:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def protocol_name(l4_proto: int) -> str:
-    """A protocol's name, "proto N" for an uncommon one."""
+    """Return a protocol's name, "proto N" for an uncommon one."""
     return PROTOCOLS[l4_proto]
 
 
 def icmp_text(l4_proto: int, type_and_code: int) -> str:
-    """An ICMP or ICMPv6 type in words, and its code where it is not 0; `type_and_code` as a dport column has
-    it: type << 8 | code."""
+    """Format an ICMP or ICMPv6 type, and its code if it isn't 0.
+
+    `type_and_code` is as in a dport column: type << 8 | code."""
     kind, code = type_and_code >> 8, type_and_code & 0xFF
-    known = _ICMPV6_TYPES if l4_proto == ICMPV6 else _ICMP_TYPES
-    name = known.get(kind, f"type {kind}")
+    types = _ICMPV6_TYPES if l4_proto == ICMPV6 else _ICMP_TYPES
+    name = types.get(kind, f"type {kind}")
     return f"{name} code {code}" if code else name
 
 
 def state_code(l4_proto: int, tcp_state: int, status: int) -> int:
-    """The index of an entry's state in STATES: TCP's own, else whether there was an answer."""
+    """Return the index in STATES: TCP's state, or whether there was a reply."""
     if l4_proto == TCP:
         return min(tcp_state, _UNREPLIED - 1)
     if status & IPS_ASSURED:
@@ -119,11 +120,11 @@ def state_code(l4_proto: int, tcp_state: int, status: int) -> int:
 
 
 def state_text(l4_proto: int, tcp_state: int, status: int) -> str:
-    """An entry's state in the kernel's word."""
+    """Return an entry's state as the kernel names it."""
     return STATES[state_code(l4_proto, tcp_state, status)]
 
 
 def status_words(status: int) -> tuple[str, ...]:
-    """The status bits in words, "unreplied" where no answer was seen."""
+    """Return descriptions of the status bits, "unreplied" without a reply."""
     words = [word for bit, word in _STATUS_WORDS.items() if status >> bit & 1]
     return tuple(words) if status & IPS_SEEN_REPLY else ("unreplied", *words)

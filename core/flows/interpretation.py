@@ -1,4 +1,4 @@
-"""One conntrack entry understood: its two ends, the translation between them, and a sentence about it."""
+"""Interpret one conntrack entry: both ends, the translation, and its rules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENTRY = struct.Struct("=IIIIHBBB?16s16s16s16sHHHHQQQQQ")
 
 
 class ConntrackEntry(NamedTuple):
-    """One row of CONNTRACK_DTYPE as plain values; addresses are 16 bytes."""
+    """One row of CONNTRACK_DTYPE as Python values; addresses are 16 bytes."""
 
     id: int
     status: int
@@ -58,22 +58,22 @@ class ConntrackEntry(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The state in the kernel's word."""
+        """The state as the kernel names it."""
         return state_text(self.l4_proto, self.tcp_state, self.status)
 
     @property
     def has_ports(self) -> bool:
-        """Whether the ports are ports: not every kernel tracks those of DCCP and UDP-Lite."""
+        """Whether it has ports: not every kernel tracks those of DCCP and UDP-Lite."""
         return self.l4_proto in WITH_PORTS and bool(self.orig_sport or self.orig_dport)
 
     @property
     def is_icmp(self) -> bool:
-        """Whether the ports hold ICMP's id, type and code."""
+        """Whether the port fields hold ICMP's id, type and code."""
         return self.l4_proto in (ICMP, ICMPV6)
 
 
 class End(NamedTuple):
-    """One end of a connection: its real address, its port (None for protocols without), whose it is."""
+    """One end of a connection: real address, port (None without ports), owner's name."""
 
     address: str
     port: int | None
@@ -86,9 +86,11 @@ class End(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The meaning of one entry. `origin` opened the connection, `responder` answers it; these are the real
-    ends behind all translation. `snat` is the source that the responder sees, `dnat` the destination that the
-    origin addressed; "" where they are the real ones."""
+    """One interpreted entry.
+
+    `origin` opened the connection, `responder` answers it; both are the real ends, before and after all
+    translation. `snat` is the source that the responder sees, `dnat` the destination that the origin
+    addressed, "" if not translated."""
 
     entry: ConntrackEntry
     origin: End
@@ -98,7 +100,7 @@ class Flow:
 
     @property
     def inside(self) -> End:
-        """The end on this host's side: who was published, who was masqueraded, else who is known here."""
+        """The end on this host's side: published, masqueraded, or with a known owner."""
         return self.responder if self._answers_inside else self.origin
 
     @property
@@ -114,18 +116,18 @@ class Flow:
 
     @property
     def translation(self) -> str:
-        """The translations in the order in which the first packet meets them, "" where there is none."""
+        """The translations in the order of their execution, "" if there is none."""
         parts = (f"DNAT {self.dnat}" if self.dnat else "", f"SNAT {self.snat}" if self.snat else "")
         return ", ".join(part for part in parts if part)
 
 
 def entry_of(row: Any) -> ConntrackEntry:
-    """One element of a CONNTRACK_DTYPE array as plain values."""
+    """Convert one element of a CONNTRACK_DTYPE array to Python values."""
     return ConntrackEntry._make(_ENTRY.unpack(row.tobytes()))
 
 
 def flow_of(entry: ConntrackEntry, names: Mapping[bytes, str] = MappingProxyType({})) -> Flow:
-    """Understand an entry; `names` tells, by an address's 16 bytes, whose it is in the entry's namespace."""
+    """Interpret an entry; `names` maps addresses (16 bytes) to their owners' names."""
     has_ports = entry.has_ports
     return Flow(
         entry,
@@ -141,7 +143,7 @@ def _end(address: bytes, port: int | None, names: Mapping[bytes, str]) -> End:
 
 
 def _seen_source(entry: ConntrackEntry, has_ports: bool) -> str:
-    """The translated source; "" where the source is not translated."""
+    """Return the translated source, "" if the source isn't translated."""
     port_changed = has_ports and entry.reply_dport != entry.orig_sport
     id_changed = entry.is_icmp and entry.reply_sport != entry.orig_sport
     if entry.reply_dst == entry.orig_src and not port_changed and not id_changed:
@@ -151,26 +153,26 @@ def _seen_source(entry: ConntrackEntry, has_ports: bool) -> str:
 
 
 def _addressed_destination(entry: ConntrackEntry, has_ports: bool) -> str:
-    """The destination before translation; "" where the destination is not translated."""
+    """Return the destination before translation, "" if it isn't translated."""
     if entry.reply_src == entry.orig_dst and not (has_ports and entry.reply_sport != entry.orig_dport):
         return ""
     return end_text(address_text(entry.orig_dst), entry.orig_dport if has_ports else None)
 
 
 def sentence(flow: Flow) -> str:
-    """The entry in one line, such as
-    `web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED`.
+    """Format a flow in one line.
 
-    Names are text from outside, verbatim.
+    For example `web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED`. Names are
+    untrusted text, verbatim.
     """
     entry = flow.entry
-    way = f"{flow.origin} -> {flow.responder}"
+    ends = f"{flow.origin} -> {flow.responder}"
     if flow.translation:
-        way = f"{flow.origin} -> [{flow.translation}] -> {flow.responder}"
-    what = protocol_name(entry.l4_proto)
+        ends = f"{flow.origin} -> [{flow.translation}] -> {flow.responder}"
+    protocol = protocol_name(entry.l4_proto)
     if entry.is_icmp:
-        what = f"{what} {icmp_text(entry.l4_proto, entry.orig_dport)} id {entry.orig_sport}"
-    return f"{way} {what} {entry.state}"
+        protocol = f"{protocol} {icmp_text(entry.l4_proto, entry.orig_dport)} id {entry.orig_sport}"
+    return f"{ends} {protocol} {entry.state}"
 
 
 _DESTINATION = frozenset({"dnat", "redirect"})
@@ -181,35 +183,37 @@ TRANSLATING = _DESTINATION | _SOURCE
 def translators(
     columns: FlowColumns, entries: Iterable[NatEntry], rules: Iterable[FirewallRule]
 ) -> Iterator[NatEntry]:
-    """Those NAT entries of which a rule fits the translation of any of the columns' connections. Interfaces
-    are not compared, so that of rules alike but for these each one is named."""
-    fitting = {rule.rule_id for rule in rules if translated_by(columns, rule).any()}
+    """Find the NAT entries with a rule that may have translated any of the flows.
+
+    Interfaces aren't compared, so rules that differ only in these are all returned."""
+    matching = {rule.rule_id for rule in rules if translated_by(columns, rule).any()}
     for entry in entries:
-        if fitting.intersection(entry.rules):
+        if matching.intersection(entry.rules):
             yield entry
 
 
 def translated_by(columns: FlowColumns, rule: FirewallRule) -> Column:
-    """Where the rule matches the first packet of a connection, and leads to what became of it."""
+    """Return a mask of flows that a rule matches, and whose translation is the rule's."""
     if rule.verdict in _DESTINATION:
-        translated, given, towards = columns.destination_translated, "reply_src", "orig_dst"
+        translated, new, destination = columns.destination_translated, "reply_src", "orig_dst"
     elif rule.verdict in _SOURCE:  # source NAT comes after destination NAT
-        translated, given, towards = columns.source_translated, "reply_dst", "reply_src"
+        translated, new, destination = columns.source_translated, "reply_dst", "reply_src"
     else:
         return np.zeros(len(columns), bool)
     protocols = rule.l4_proto.split(",")
     is_protocol = np.array([not rule.l4_proto or name in protocols for name in PROTOCOLS])
     found = translated & is_protocol[columns.column("l4_proto")]
-    for end, text in (("orig_src", rule.src), (towards, rule.dst), (given, rule.to_address)):
+    for end, text in (("orig_src", rule.src), (destination, rule.dst), (new, rule.to_address)):
         found = found & in_prefixes(columns.column(end), text)
-    for end, text in (("orig_src", rule.sport), (towards, rule.dport), (given, rule.to_port)):
+    for end, text in (("orig_src", rule.sport), (destination, rule.dport), (new, rule.to_port)):
         found = found & _in_ranges(columns.port_of(end), text)
     return np.asarray(found)
 
 
 def in_prefixes(addresses: Column, text: str) -> Column:
-    """Where an address lies in one of the prefixes ("10.0.0.0/8,192.0.2.1"; a leading "!" negates);
-    everywhere for no prefix at all, nowhere for what cannot be read."""
+    """Return a mask of addresses in the prefixes ("10.0.0.0/8,192.0.2.1").
+
+    A leading "!" negates; an empty text matches all, an invalid one none."""
     return _in_any(addresses, text, _in_prefix)
 
 
@@ -222,7 +226,7 @@ def _in_prefix(addresses: Column, text: str) -> Column:
 
 
 def _below(addresses: Column, raw: bytes, above: bool = False) -> Column:
-    """Where an address stands before that one, or `above`, after it."""
+    """Return a mask of addresses less than that one, or with `above` greater."""
     upper, lower = (np.uint64(int.from_bytes(half)) for half in (raw[:8], raw[8:]))
     compare = np.greater if above else np.less
     same = addresses[:, 0] == upper
@@ -230,7 +234,7 @@ def _below(addresses: Column, raw: bytes, above: bool = False) -> Column:
 
 
 def _in_ranges(ports: Column, text: str) -> Column:
-    """The same for ports ("80", "8000-8010", "80,443")."""
+    """Return a mask of ports in the ranges ("80", "8000-8010", "80,443")."""
     return _in_any(ports, text, _in_range)
 
 
@@ -239,13 +243,13 @@ def _in_range(ports: Column, text: str) -> Column:
     return np.asarray((int(first) <= ports) & (ports <= int(last or first)))
 
 
-def _in_any(values: Column, text: str, fits: Callable[[Column, str], Column]) -> Column:
+def _in_any(values: Column, text: str, matches: Callable[[Column, str], Column]) -> Column:
     found = np.zeros(len(values), bool)
     if not text:
         return ~found
     try:
         for part in text.lstrip("! ").split(","):
-            found |= fits(values, part)
+            found |= matches(values, part)
     except ValueError:
         return np.zeros(len(values), bool)
     return ~found if text.startswith("!") else found

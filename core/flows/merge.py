@@ -1,4 +1,4 @@
-"""All flows of all namespaces at one moment: conntrack and the fast path merged, in columns."""
+"""Merge conntrack and fast-path flows of all namespaces into one table of columns."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from core.flows.columns import FlowColumns, KeyPositions, any_of, back, before, one_way
+from core.flows.columns import FlowColumns, KeyPositions, any_of, original_keys, reply_keys, tuple_keys
 from core.flows.describe import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, FastFlows, Sockets
 from core.model.conntrack import IPS_ASSURED, IPS_CONFIRMED, IPS_SEEN_REPLY
 
-# What carries a connection's packets now: the kernel, the fast path, the kernel again after the fast path has
-# handed it back, or the fast path a part of them only.
+# What forwards a connection's packets now: the kernel, the fast path, the kernel again after the fast path
+# handed the flow back, or the fast path only a part of them.
 PATHS = ("kernel", "fast", "kernel again", "part fast")
 KERNEL, FAST, AGAIN, PART = range(4)
-_FEW = 4  # packets that the kernel may carry all the same, for those that a connection is learned by
-_SLIGHT = 0.05  # the part of all packets below which a direction says nothing
+_LEARNING_PACKETS = 4  # of a fast flow that the kernel may forward, until the fast path has learned it
+_INSIGNIFICANT = 0.05  # the fraction of all packets below which a direction is ignored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FastPathColumns:
-    """What the fast path adds: `counters` has shape (n, 4), packets of both directions, then bytes, one row
-    for each conntrack entry and after them one for each of `loose`; `path` an index into PATHS for each,
-    `since` when the first packet of them was seen, Unix time in seconds, infinite where none was. `loose` are
-    connections that conntrack does not know, as a table. None where the fast path has nothing."""
+    """The fast path's part of a FlowTable; None without any fast flows.
+
+    `counters` has shape (n, 4), packets of both directions, then bytes: one row per conntrack entry, then one
+    per row of `loose`. `path` is an index into PATHS, `since` the time of the first packet, Unix time in
+    seconds, infinite without any. `loose` are connections that conntrack doesn't know, as a table."""
 
     counters: Column | None = None
     path: Column | None = None
@@ -39,119 +40,124 @@ class FastPathColumns:
 NO_PATHS = FastPathColumns()
 
 
-def ways_of(table: Conntrack) -> tuple[Column, Column]:
-    """The keys of what comes in by the two directions of each entry."""
-    return before(table.entries), back(table.entries)
+def direction_keys(table: Conntrack) -> tuple[Column, Column]:
+    """Return the keys of both directions of each entry."""
+    return original_keys(table.entries), reply_keys(table.entries)
 
 
-def joined(
+def merge_fast_path(
     tables: Sequence[Conntrack],
     fast: FastFlows,
-    ways: Callable[[Conntrack], tuple[Column, Column]] = ways_of,
+    keys_of: Callable[[Conntrack], tuple[Column, Column]] = direction_keys,
 ) -> FastPathColumns:
-    """Find for each direction that the fast path counted the conntrack entry it belongs to."""
+    """Match each direction that the fast path counted with its conntrack entry."""
     flows = fast.entries
     count = sum(len(table.entries) for table in tables)
     counters, path = np.zeros((count, 4), np.uint64), np.zeros(count, np.uint8)
     live, since = np.zeros((count, 2), bool), np.full(count, np.inf)
-    began = _began(flows["first_seen"])
-    places = KeyPositions(one_way(flows, "src", "sport", "dst", "dport"))
+    first_seen = _first_seen(flows["first_seen"])
+    positions = KeyPositions(tuple_keys(flows, "src", "sport", "dst", "dport"))
     used = np.zeros(len(flows), bool)
     start = 0
     for table in tables:
         end = start + len(table.entries)
         if table.ns == fast.ns:
-            for way, key in enumerate(ways(table)):
-                found = places.of(key)
+            for direction, keys in enumerate(keys_of(table)):
+                found = positions.of(keys)
                 rows = np.flatnonzero(found >= 0)
-                _add(counters[start:end], path[start:end], rows, flows[found[rows]], way)
-                live[start + rows, way] = flows["live"][found[rows]]
-                since[start + rows] = np.minimum(since[start + rows], began[found[rows]])
+                _add_counters(counters[start:end], path[start:end], rows, flows[found[rows]], direction)
+                live[start + rows, direction] = flows["live"][found[rows]]
+                since[start + rows] = np.minimum(since[start + rows], first_seen[found[rows]])
                 used[found[rows]] = True
             packets = table.entries["packets"]
-            _part(path[start:end], counters[start:end, :2], live[start:end], packets)
+            _mark_part_fast(path[start:end], counters[start:end, :2], live[start:end], packets)
         start = end
-    loose = _loose(flows[~used], fast) if not used.all() else None
+    loose = _fast_only_entries(flows[~used], fast) if not used.all() else None
     if loose is None:
         return FastPathColumns(counters, path, since)
-    table, extra, its_path = loose
-    counters, path = np.concatenate((counters, extra)), np.concatenate((path, its_path))
-    return FastPathColumns(counters, path, np.concatenate((since, _began(table.entries["start"]))), table)
+    table, loose_counters, loose_path = loose
+    counters, path = np.concatenate((counters, loose_counters)), np.concatenate((path, loose_path))
+    since = np.concatenate((since, _first_seen(table.entries["start"])))
+    return FastPathColumns(counters, path, since, table)
 
 
-def _began(nanoseconds: Column) -> Column:
+def _first_seen(nanoseconds: Column) -> Column:
     return np.where(nanoseconds > 0, nanoseconds / 1e9, np.inf)
 
 
-def _add(counters: Column, path: Column, rows: Column, flows: Column, way: int) -> None:
-    counters[rows, way] += flows["packets"]
-    counters[rows, way + 2] += flows["bytes"]
+def _add_counters(counters: Column, path: Column, rows: Column, flows: Column, direction: int) -> None:
+    counters[rows, direction] += flows["packets"]
+    counters[rows, direction + 2] += flows["bytes"]
     path[rows] = np.where(flows["live"], FAST, np.where(path[rows] == FAST, FAST, AGAIN))
 
 
-def _part(path: Column, fast: Column, live: Column, kernel: Column) -> None:
-    """Say so where a direction that carries packets is not on the fast path; all but the path have shape
-    (n, 2). What the kernel carried before a direction was learned says nothing of now."""
+def _mark_part_fast(path: Column, fast: Column, live: Column, kernel: Column) -> None:
+    """Set PART where a direction with packets isn't on the fast path.
+
+    All but the path have shape (n, 2). Packets that the kernel forwarded before a direction was learned don't
+    count."""
     rows = np.flatnonzero(path == FAST)
     total = (fast[rows] + kernel[rows]).astype(float)
-    path[rows[any_of(_matters(total) & ~live[rows])]] = PART
+    path[rows[any_of(_is_significant(total) & ~live[rows])]] = PART
 
 
-def _matters(packets: Column) -> Column:
-    return np.asarray(packets > _SLIGHT * (packets[:, :1] + packets[:, 1:]))
+def _is_significant(packets: Column) -> Column:
+    return np.asarray(packets > _INSIGNIFICANT * (packets[:, :1] + packets[:, 1:]))
 
 
-def is_part(total: Column, fast: Column) -> Column:
-    """Where some direction that carries packets is not nearly all on the fast path; both have shape (n, 2):
-    packets of late."""
+def is_part_fast(total: Column, fast: Column) -> Column:
+    """Return a mask of rows with a direction that isn't nearly all on the fast path.
+
+    Both have shape (n, 2): recent packets."""
     total, fast = total.astype(float), fast.astype(float)
-    carried = (fast > 0) & (total - fast <= _FEW + total / 10)
-    return any_of(_matters(total) & ~carried)
+    is_fast = (fast > 0) & (total - fast <= _LEARNING_PACKETS + total / 10)
+    return any_of(_is_significant(total) & ~is_fast)
 
 
-def _loose(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:
-    """Flows without a conntrack entry as entries of their own: a direction and the one that answers it are
-    one."""
-    own = one_way(flows, "src", "sport", "dst", "dport")
-    answer = one_way(flows, "new_dst", "new_dport", "new_src", "new_sport")
-    partner = KeyPositions(own).of(answer)
-    place = np.arange(len(flows))
-    began = flows["first_seen"]
-    other = began[np.maximum(partner, 0)]
-    later = (partner >= 0) & ((began > other) | ((began == other) & (partner < place)))
-    first, mate = flows[~later], partner[~later]
+def _fast_only_entries(flows: Column, fast: FastFlows) -> tuple[Conntrack, Column, Column]:
+    """Make an entry of each flow without one in conntrack, both directions together."""
+    keys = tuple_keys(flows, "src", "sport", "dst", "dport")
+    reply_keys = tuple_keys(flows, "new_dst", "new_dport", "new_src", "new_sport")
+    reply_row = KeyPositions(keys).of(reply_keys)
+    row = np.arange(len(flows))
+    first_seen = flows["first_seen"]
+    other = first_seen[np.maximum(reply_row, 0)]
+    is_reply = (reply_row >= 0) & ((first_seen > other) | ((first_seen == other) & (reply_row < row)))
+    first, reply = flows[~is_reply], reply_row[~is_reply]
     entries = np.zeros(len(first), CONNTRACK_DTYPE)
     for name in ("family", "l4_proto"):
         entries[name] = first[name]
-    _copy(entries, first)
-    entries["id"] = own[~later].astype(np.uint32)
+    _copy_tuples(entries, first)
+    entries["id"] = keys[~is_reply].astype(np.uint32)
     entries["counted"] = True
     entries["start"] = first["first_seen"]
-    entries["status"] = IPS_CONFIRMED | np.where(mate >= 0, IPS_SEEN_REPLY | IPS_ASSURED, 0).astype(np.uint32)
+    entries["status"] = IPS_CONFIRMED | np.where(reply >= 0, IPS_SEEN_REPLY | IPS_ASSURED, 0).astype(
+        np.uint32
+    )
     counters, path = np.zeros((len(first), 4), np.uint64), np.zeros(len(first), np.uint8)
-    _add(counters, path, place[: len(first)], first, 0)
-    answered = np.flatnonzero(mate >= 0)
-    _add(counters, path, answered, flows[mate[answered]], 1)
-    live = np.stack((first["live"], (mate >= 0) & flows["live"][mate]), axis=1)
-    _part(path, counters[:, :2], live, np.zeros((len(first), 2), np.uint64))
+    _add_counters(counters, path, row[: len(first)], first, 0)
+    replied = np.flatnonzero(reply >= 0)
+    _add_counters(counters, path, replied, flows[reply[replied]], 1)
+    live = np.stack((first["live"], (reply >= 0) & flows["live"][reply]), axis=1)
+    _mark_part_fast(path, counters[:, :2], live, np.zeros((len(first), 2), np.uint64))
     entries.flags.writeable = False
     return Conntrack(fast.ns, entries, accounting=True, taken_at=fast.taken_at), counters, path
 
 
-def _copy(entries: Column, flows: Column) -> None:
-    """The tuples of both directions, from what the fast path makes of the packets of the first."""
+def _copy_tuples(entries: Column, flows: Column) -> None:
+    """Fill the tuples of both directions from the fast path's translation."""
     pairs = (
         ("orig_src", "src"), ("orig_dst", "dst"), ("orig_sport", "sport"), ("orig_dport", "dport"),
         ("reply_src", "new_dst"), ("reply_dst", "new_src"), ("reply_sport", "new_dport"),
         ("reply_dport", "new_sport"),
     )  # fmt: skip
-    for ours, theirs in pairs:
-        entries[ours] = flows[theirs]
+    for target, source in pairs:
+        entries[target] = flows[source]
 
 
 Column = np.ndarray[Any, Any]
 
-# Numbers for sets of rows, each used once.
+# Numbers for FlowTable.generation.
 GENERATIONS = count(1)
 
 UNKNOWN = np.float32("nan")
@@ -159,15 +165,15 @@ UNKNOWN = np.float32("nan")
 
 @dataclass(frozen=True, eq=False)
 class FlowTable:
-    """One row for each connection of each namespace, in the order of `tables`, row after row.
+    """One row per connection of each namespace, in the order of `tables`.
 
     `speeds` has shape (n, 4): bits a second of the original and the reply direction, then packets a second,
-    averaged over the last seconds, NaN where not known. `packets` and `octets` have shape (n, 2), both paths
-    together; `counted` tells where either counts. `path` is an index into core.flows.merge.PATHS. `born` is
-    Unix time in seconds, NaN where not known. `taken_at` is monotonic, `at` Unix time, both in seconds.
-    `generation` rises whenever the rows are others; between, only what was measured differs. `loose` tells
-    how many rows at the end only the fast path knows. `sockets` are those of the namespaces, where they were
-    read; `names` those of addresses that are nobody's here, by their 16 bytes.
+    averaged over the last seconds, NaN if unknown. `packets` and `octets` have shape (n, 2), the sum of both
+    paths; `counted` is a mask of rows with counters. `path` is an index into PATHS. `born` is Unix time in
+    seconds, NaN if unknown. `taken_at` is monotonic, `at` Unix time, both in seconds. `generation` increases
+    when rows change, not when only measurements do. `loose` is the number of rows at the end that only the
+    fast path knows. `sockets` are those of the namespaces, if read; `names` are the names of foreign
+    addresses by their 16 bytes.
     """
 
     tables: tuple[Conntrack, ...] = ()
@@ -191,153 +197,154 @@ class FlowTable:
 
     @cached_property
     def columns(self) -> FlowColumns:
-        """The entries as columns, without names."""
+        """The entries as columns, without owners' names."""
         return FlowColumns(self.tables)
 
     @cached_property
     def bits(self) -> Column:
-        """Bits a second, both directions together; NaN where not known."""
+        """Bits a second, the sum of both directions; NaN if unknown."""
         return np.asarray(self.speeds[:, 0] + self.speeds[:, 1])
 
     def name_of(self, address: str) -> str:
-        """What a foreign address is called, "" where that is not known."""
+        """Return the name of a foreign address, "" if unknown."""
         return self.names.get(address_bytes(address), "")
 
     @cached_property
     def age(self) -> Column:
-        """Seconds since it began, NaN where not known."""
+        """Seconds since the connection began, NaN if unknown."""
         return np.maximum(self.at - self.born, 0)
 
     @cached_property
     def uncounted(self) -> tuple[int, ...]:
-        """The namespaces whose kernel does not count, though they have connections."""
+        """The namespaces with connections that conntrack doesn't count."""
         return tuple(table.ns for table in self.tables if not table.accounting)
 
 
 def counters_of(tables: Sequence[Conntrack]) -> Column:
-    """What conntrack counted: shape (n, 4), packets of both directions, then bytes."""
+    """Return conntrack's packets, then bytes, of both directions: shape (n, 4)."""
     parts = [np.concatenate((one.entries["packets"], one.entries["bytes"]), axis=1) for one in tables]
     return np.concatenate(parts) if parts else np.zeros((0, 4), np.uint64)
 
 
-def whole(name: str, tables: Sequence[Conntrack], default: Any) -> Column:
-    """One field of all tables' entries."""
+def concatenate_field(name: str, tables: Sequence[Conntrack], default: Any) -> Column:
+    """Concatenate one field of all tables' entries."""
     parts = [one.entries[name] for one in tables]
     return np.concatenate(parts) if parts else np.zeros(0, default)
 
 
 def table_of(tables: Mapping[int, Conntrack], fast: FastFlows | None = None, at: float = 0.0) -> FlowTable:
-    """The flows of one single look, which knows no speeds."""
-    kept = tuple(table for table in tables.values() if len(table.entries))
-    paths = joined(kept, fast) if fast is not None and len(fast.entries) else NO_PATHS
-    kept = (*kept, paths.loose) if paths.loose is not None else kept
-    counters = counters_of(kept)
+    """Merge the flows of a single reading, without speeds."""
+    filled = tuple(table for table in tables.values() if len(table.entries))
+    paths = merge_fast_path(filled, fast) if fast is not None and len(fast.entries) else NO_PATHS
+    filled = (*filled, paths.loose) if paths.loose is not None else filled
+    counters = counters_of(filled)
     size = len(counters)
     fast_bytes, path = np.zeros((size, 2), np.uint64), np.zeros(size, np.uint8)
     if paths.counters is not None and paths.path is not None:
         counters += paths.counters
         path, fast_bytes = paths.path, paths.counters[:, 2:]
     return FlowTable(
-        kept,
+        filled,
         next(GENERATIONS),
         at=at,
         speeds=np.full((size, 4), UNKNOWN),
         packets=counters[:, :2],
         octets=counters[:, 2:],
-        counted=whole("counted", kept, bool) | (path > 0),
+        counted=concatenate_field("counted", filled, bool) | (path > 0),
         path=path,
         fast_bytes=fast_bytes,
-        born=began(kept),
+        born=start_times(filled),
         loose=len(paths.loose.entries) if paths.loose is not None else 0,
     )
 
 
-def began(tables: Sequence[Conntrack]) -> Column:
-    """When each began by the kernel's own time stamp: Unix time in seconds, NaN where it keeps none."""
-    start = whole("start", tables, np.uint64)
+def start_times(tables: Sequence[Conntrack]) -> Column:
+    """Return the kernel's start time stamps: Unix time in seconds, NaN without one."""
+    start = concatenate_field("start", tables, np.uint64)
     return np.where(start > 0, start / 1e9, np.nan)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupSums:
-    """What was added up, one row a group: `codes` says which, `flows` how many flows, `sums` has shape
-    (groups, values)."""
+    """Group codes, numbers of flows, and sums of shape (groups, values)."""
 
     codes: Column
     flows: Column
     sums: Column
 
 
-def added(codes: Sequence[Column], values: Column) -> GroupSums:
-    """Add `values` (shape (flows, values)) up by code; a flow may belong to several groups, one for each
-    column of codes, but counts once in each. A code below 0 means none."""
-    rows, group = [], []
+def sum_by_group(codes: Sequence[Column], values: Column) -> GroupSums:
+    """Sum `values` of shape (flows, values) by group code.
+
+    A flow may be in several groups, one per column of codes, but counts once in each. A code below 0 means
+    no group."""
+    rows, groups = [], []
     for number, column in enumerate(codes):
-        mine = column >= 0
+        is_new = column >= 0
         for earlier in codes[:number]:
-            mine &= column != earlier
-        found = np.flatnonzero(mine)
+            is_new &= column != earlier
+        found = np.flatnonzero(is_new)
         rows.append(found)
-        group.append(column[found])
-    every, of = np.concatenate(rows), np.concatenate(group)
-    unique, place = np.unique(of, return_inverse=True)
-    flows = np.bincount(place, minlength=len(unique))
-    parts = [np.bincount(place, values[every, one], len(unique)) for one in range(values.shape[1])]
+        groups.append(column[found])
+    flow_rows, flow_groups = np.concatenate(rows), np.concatenate(groups)
+    unique, index = np.unique(flow_groups, return_inverse=True)
+    flows = np.bincount(index, minlength=len(unique))
+    parts = [np.bincount(index, values[flow_rows, one], len(unique)) for one in range(values.shape[1])]
     sums = np.stack(parts, axis=1) if parts else np.zeros((len(unique), 0))
     return GroupSums(unique, flows, sums)
 
 
-def crossed(senders: Column, receivers: Column, size: int, values: Column) -> Column:
-    """A matrix of sums, shape (size, size): what each sent to each; a code below 0 is left out."""
+def sum_matrix(senders: Column, receivers: Column, size: int, values: Column) -> Column:
+    """Sum values by sender and receiver, shape (size, size); ignore codes below 0."""
     known = (senders >= 0) & (receivers >= 0)
     cell = senders[known].astype(np.int64) * size + receivers[known]
     return np.bincount(cell, values[known], size * size).reshape(size, size)
 
 
-_LONGEST = 8  # entries of one tuple that are compared with one another
+_MAX_COMPARED = 8  # entries with the same tuple
 
 
-def connections(first: Column, last: Column, place: Column, neighbours: Column) -> Column:
-    """A number for each row, the same for the hops of one connection.
+def label_connections(first: Column, last: Column, namespace: Column, neighbours: Column) -> Column:
+    """Return a number per row that is the same for the hops of one connection.
 
-    `first` and `last` are the keys of the tuple as it comes in and as it goes on, `place` the number of the
-    row's namespace, `neighbours` a symmetric matrix that tells which namespaces hang together: only their
-    entries can be hops of one connection, for the same tuple may well live in strangers' namespaces.
+    `first` and `last` are the keys of the tuple before and after translation, `namespace` the number of the
+    row's namespace, `neighbours` a symmetric matrix of connected namespaces: only their entries can be hops
+    of one connection, since unrelated namespaces may have the same tuple.
     """
-    one, other = _links(first, last, place, neighbours)
+    one, other = _hop_pairs(first, last, namespace, neighbours)
     labels = np.arange(len(first))
     while True:
         least = np.minimum(labels[one], labels[other])
-        before = labels.copy()
+        previous = labels.copy()
         np.minimum.at(labels, one, least)
         np.minimum.at(labels, other, least)
         labels = labels[labels]
-        if np.array_equal(labels, before):
+        if np.array_equal(labels, previous):
             return labels
 
 
-def _links(first: Column, last: Column, place: Column, neighbours: Column) -> tuple[Column, Column]:
-    """Pairs of rows that share a tuple and stand in namespaces that hang together."""
+def _hop_pairs(first: Column, last: Column, namespace: Column, neighbours: Column) -> tuple[Column, Column]:
+    """Return pairs of rows with a common tuple in connected namespaces."""
     rows = np.arange(len(first))
     changed = np.flatnonzero(first != last)
     keys, owners = np.concatenate((first, last[changed])), np.concatenate((rows, changed))
     order = np.argsort(keys, kind="stable")
     keys, owners = keys[order], owners[order]
     ones, others = [], []
-    for step in range(1, _LONGEST):
+    for step in range(1, _MAX_COMPARED):
         same = np.flatnonzero(keys[step:] == keys[:-step])
         if not same.size:
             break
         one, other = owners[same], owners[same + step]
-        near = neighbours[place[one], place[other]] & (place[one] != place[other])
-        ones.append(one[near])
-        others.append(other[near])
+        connected = neighbours[namespace[one], namespace[other]] & (namespace[one] != namespace[other])
+        ones.append(one[connected])
+        others.append(other[connected])
     none = np.zeros(0, np.intp)
     return np.concatenate([none, *ones]), np.concatenate([none, *others])
 
 
-def edges(labels: Column, rank: Column) -> Column:
-    """Where a row stands for its connection: of its hops the one of the highest rank."""
+def edge_mask(labels: Column, rank: Column) -> Column:
+    """Return a mask of one row per connection: the hop with the highest rank."""
     order = np.lexsort((-rank, labels))
     chosen = np.ones(len(labels), bool)
     chosen[1:] = labels[order][1:] != labels[order][:-1]

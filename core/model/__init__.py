@@ -1,4 +1,4 @@
-"""The model: frozen values that say what is. No effects, no logic beyond looking things up."""
+"""The model: frozen dataclasses without side effects or logic, except lookups."""
 
 from core.model.conntrack import CONNTRACK_DTYPE, SOCKET_DTYPE, TCP_STATES, Conntrack, ConntrackStats, Sockets
 from core.model.container import (

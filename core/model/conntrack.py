@@ -1,4 +1,4 @@
-"""Connection tracking entries of one namespace, as columns."""
+"""Conntrack entries and sockets of one namespace, as numpy columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from core.model.problem import Problem
 
-# One row an entry. Addresses are 16 bytes in network order, IPv4 in the last four (an IPv4-mapped address).
+# One row per entry. Addresses are 16 bytes in network order, IPv4 as an IPv4-mapped address.
 # For ICMP the ports hold: sport the echo id, dport type << 8 | code. Port numbers are in host order.
 # `packets`/`bytes` are [original, reply], 0 where accounting is off (see `counted`); `start` is Unix time in
 # nanoseconds, 0 where time stamps are off; `timeout` in seconds; `tcp_state` as TCP_CONNTRACK_* of
@@ -53,19 +53,19 @@ TCP_STATES = (
 
 
 def empty_entries() -> np.ndarray:
-    """No entries, in the shape that entries have."""
+    """Return an empty array of dtype CONNTRACK_DTYPE."""
     return np.zeros(0, CONNTRACK_DTYPE)
 
 
 @dataclass(frozen=True, slots=True)
 class ConntrackStats:
-    """What befell a namespace's connections since it was made, over all CPUs (CTA_STATS_* of
-    linux/netfilter/nfnetlink_conntrack.h, as `conntrack -S` prints them).
+    """Conntrack counters of one namespace since it was created, summed over all CPUs.
 
-    `insert_failed` counts connections that could not be put in (another one has their addresses and ports),
-    `drop` packets lost because the table was full or memory short, `early_drop` connections thrown out of a
-    full table for a new one, `error` and `invalid` packets that could not be tracked, `clash_resolve` races
-    that ended well, `chain_too_long` packets lost because too many connections share a hash bucket."""
+    They are CTA_STATS_* of linux/netfilter/nfnetlink_conntrack.h, as `conntrack -S` prints them.
+    `insert_failed` counts connections that could not be inserted (another one has their addresses and ports),
+    `drop` packets lost because the table was full or memory short, `early_drop` connections evicted from a
+    full table for a new one, `error` and `invalid` packets that could not be tracked, `clash_resolve`
+    resolved races, `chain_too_long` packets lost because too many connections share a hash bucket."""
 
     found: int = 0
     invalid: int = 0
@@ -81,10 +81,12 @@ class ConntrackStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conntrack:
-    """The table of one namespace: `entries` has dtype CONNTRACK_DTYPE and is read-only; `limit` is
-    nf_conntrack_max, 0 where unknown; `taken_at` Unix time in seconds; `accounting` tells whether the kernel
-    counts. `stats` is None where the kernel does not tell them; `stats_before` are those of an earlier look,
-    `stats_seconds` before this one, None where there was none."""
+    """The conntrack table of one namespace.
+
+    `entries` has dtype CONNTRACK_DTYPE and is read-only; `limit` is nf_conntrack_max, 0 if unknown;
+    `taken_at` Unix time in seconds; `accounting` is True if the kernel counts packets. `stats` is None if the
+    kernel doesn't report them; `stats_before` are those of an earlier poll, `stats_seconds` before this one,
+    None if there was none."""
 
     ns: int
     entries: np.ndarray = field(default_factory=empty_entries)
@@ -98,21 +100,21 @@ class Conntrack:
 
     @property
     def is_read(self) -> bool:
-        """Whether it could be read, be it not whole; an empty table that could not be read says nothing."""
+        """Whether at least part of the table could be read."""
         return bool(self.limit or len(self.entries)) or not self.problems
 
     def grown(self, counter: str) -> int:
-        """By how much a counter of `stats` grew since the earlier look, 0 where that is not known."""
+        """Return the growth of a counter of `stats` since the earlier poll, or 0."""
         if self.stats is None or self.stats_before is None:
             return 0
         return max(0, int(getattr(self.stats, counter)) - int(getattr(self.stats_before, counter)))
 
 
-# One row a socket: of TCP the connected ones; of UDP also those without a peer, whose `remote` and `rport`
-# are 0. Addresses are 16 bytes in network order, IPv4 mapped, ports in host order (as in CONNTRACK_DTYPE).
-# `rtt` is TCP's smoothed round trip time in microseconds, 0 where the kernel keeps none; `inode` that of
-# the socket's file, 0 where no process holds it any more; `pid` the process that holds it, 0 where it is
-# not known. `tcp_state` as TCP_* of linux/tcp_states.h.
+# One row per socket: TCP only if connected; UDP also without a peer, then `remote` and `rport` are 0.
+# Addresses are 16 bytes in network order, IPv4 mapped, ports in host order (as in CONNTRACK_DTYPE).
+# `rtt` is TCP's smoothed round trip time in microseconds, 0 if the kernel has none; `inode` that of
+# the socket's file, 0 if no process holds it any more; `pid` the process that holds it, 0 if unknown.
+# `tcp_state` as TCP_* of linux/tcp_states.h.
 SOCKET_DTYPE = np.dtype(
     [
         ("family", "u1"),  # 4 or 6
@@ -130,14 +132,15 @@ SOCKET_DTYPE = np.dtype(
 
 
 def no_sockets() -> np.ndarray:
-    """No sockets, in the shape that sockets have."""
+    """Return an empty array of dtype SOCKET_DTYPE."""
     return np.zeros(0, SOCKET_DTYPE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sockets:
-    """The sockets of namespace `ns`: `entries` has dtype SOCKET_DTYPE; `commands` are the names of
-    the processes that hold them, by pid."""
+    """The sockets of namespace `ns`.
+
+    `entries` has dtype SOCKET_DTYPE; `commands` maps the pid of each process that holds one to its name."""
 
     ns: int
     entries: np.ndarray = field(default_factory=no_sockets)

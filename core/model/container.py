@@ -1,4 +1,4 @@
-"""Containers and networks, as their engines tell them, and the model card."""
+"""Containers and networks as their engines report them, and the model card."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NAMESPACE_KINDS = ("user", "mnt", "pid", "uts", "net", "ipc")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A container's attachment to the network of that name; addresses as "172.18.0.2/16".
+    """A container's attachment to a network; addresses as "172.18.0.2/16".
 
-    The rest is what was asked for when it was made: `aliases` its further names in the engine's DNS, `chosen`
-    those of its addresses that somebody chose, `mac_chosen` likewise (where the engine says so), `link_local`
-    further addresses, `links` containers and the names they have for this one alone ("db:database"),
-    `gateway_priority` the highest of which has the default route.
+    The rest was requested when the container was created: `aliases` are further names in the engine's DNS,
+    `chosen` the addresses that the user chose (`mac_chosen` likewise, if the engine reports it), `link_local`
+    further addresses, `links` other containers and their names for this one alone ("db:database"); the
+    endpoint with the highest `gateway_priority` has the default route.
     """
 
     network: str
@@ -36,8 +36,9 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A published port; `host_ip` "" means every address, "0.0.0.0" and "::" every one of that family; ports
-    are whole numbers in host order."""
+    """A published port.
+
+    `host_ip` "" means any address, "0.0.0.0" and "::" any of that family."""
 
     l4_proto: str
     host_ip: str
@@ -47,12 +48,12 @@ class PublishedPort:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container. `runtime` is "docker", "podman", "netns" (a plain named namespace) or "process" (a
-    process in namespaces of its own); `state` "running", "paused", "exited", "created", ...; `pid` its first
-    process; `namespaces` maps each of NAMESPACE_KINDS to the inode of that process's namespace.
+    """A container of an engine, or an unmanaged one.
 
-    `network_mode` is what was asked for: "host", "none", "container:ID" or a network's name. `labels` and
-    names are text from outside.
+    `runtime` is "docker", "podman", "netns" (a named namespace) or "process" (a process in namespaces of its
+    own); `state` "running", "paused", "exited", "created", ...; `pid` its first process; `namespaces` maps
+    each of NAMESPACE_KINDS to the inode of that process's namespace. `network_mode` is the requested one:
+    "host", "none", "container:ID" or a network's name. `labels` and names are untrusted text.
     """
 
     runtime: str
@@ -71,30 +72,32 @@ class Container:
 
     @property
     def uid(self) -> str:
-        """The container's id among all runtimes: "runtime:id"."""
+        """The id that is unique among all runtimes: "runtime:id"."""
         return f"{self.runtime}:{self.id}"
 
     @property
     def netns(self) -> int | None:
-        """The inode of its network namespace, None where it has none now."""
+        """The inode of its network namespace, None if it has none now."""
         return self.namespaces.get("net")
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One network. `engine` is "docker", "podman" or "kernel" (a bridge that no engine owns); `driver` as the
-    engine names it; `bridge` the bridge's link name in namespace `ns` ("" where there is none).
+    """An engine's network, or a bridge that no engine created.
 
-    `kind` is "nat" (what leaves it is translated), "internal" (nothing leaves it), "routed", "nic-bridged" (a
-    network card is a port), "switched" (a bridge without an address: the host takes no part), "host", "none",
-    "macvlan", "ipvlan", "overlay" or "" where it is not known (an engine's raw answer, or rules that were not
-    read): `core.networks` decides it from links and rules. `parent`
-    names the link that a macvlan or ipvlan network sits on. `options` are the driver's, as given when it was
-    made; `ip_ranges` the parts of its subnets that addresses are taken from, `reserved` addresses that are
-    not ("router=10.1.0.9"), `ipam` whose addresses are managed by another driver than the engine's own.
+    `engine` is "docker", "podman" or "kernel" (no engine); `driver` as the engine names it; `bridge` the
+    bridge's link name in namespace `ns`, "" if there is none.
 
-    Of a bridge of Docker's: `gateway_mode` is its mode by family ("ipv4", "ipv6"): "nat", "nat-unprotected",
-    "routed" or "isolated"; `masquerade` is False where what leaves keeps its source; `trusted_links` names
+    `kind` is "nat" (outgoing packets are translated), "internal" (no packets leave it), "routed",
+    "nic-bridged" (a network card is a port), "switched" (a bridge without an address), "host", "none",
+    "macvlan", "ipvlan", "overlay" or "" if unknown (an engine's raw answer, or rules were not read):
+    `core.networks` derives it from links and rules. `parent` names the lower link of a macvlan or ipvlan
+    network. `options` are the driver's, as given at creation; `ip_ranges` the parts of its subnets that
+    addresses are taken from, `reserved` addresses that are excluded ("router=10.1.0.9"), `ipam` the driver
+    that manages addresses, "" for the engine's own.
+
+    For a Docker bridge: `gateway_mode` is its mode by family ("ipv4", "ipv6"): "nat", "nat-unprotected",
+    "routed" or "isolated"; `masquerade` is False if outgoing packets keep their source; `trusted_links` names
     the host's links that may reach containers directly.
     """
 
@@ -125,7 +128,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What one container engine answered; `state` is "ok", "absent", "stopped", "denied" or "error"."""
+    """Containers and networks of one engine.
+
+    `state` is "ok", "absent", "stopped", "denied" or "error"."""
 
     name: str
     state: str
@@ -137,8 +142,10 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceUse:
-    """One of a container's six namespaces: its inode (0 where unknown), whether it is the host's, and, where
-    it is not, the uids of the other containers in it."""
+    """One of a container's six namespaces and who shares it.
+
+    `inode` is 0 if unknown; `with_host` is True for the host's own; otherwise `with_containers` are the uids
+    of the other containers in it."""
 
     kind: str
     inode: int
@@ -148,10 +155,12 @@ class NamespaceUse:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A container's network model: "closed" (loopback only), "bridged", "routed" (wired, but to no bridge),
-    "joined", "open" (the host's own) or "unknown"; `joined_with` the uids of those it shares a namespace
-    with; `joined_dead` where the namespace that it joined is no longer that of the container it meant; `why`
-    says it in a sentence."""
+    """How a container is connected.
+
+    `model` is "closed" (loopback only), "bridged", "routed" (connected, but not to a bridge), "joined",
+    "open" (the host's namespace) or "unknown"; `joined_with` are the uids of those in the same namespace;
+    `joined_dead` is True if the joined namespace no longer belongs to the requested container; `why` is the
+    reason as a sentence."""
 
     container: str
     model: str

@@ -1,4 +1,4 @@
-"""The fast path as it stands: what it accelerates, what it counted, and what it needs of this machine."""
+"""State, counters, flows and requirements of the fast path."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-# "off": nobody accelerates here; "changing": the rules have just changed, it is on again in a moment;
-# "silent": its process does not answer, so its lease ends and the kernel forwards; "hidden": only root may
-# ask whether there is one; "unknown": a file does not hold it.
+# "changing": the rules have just changed, it is on again in a moment; "silent": the daemon doesn't answer,
+# so its lease expires and the kernel forwards; "hidden": only root may ask for the state; "unknown": the file
+# doesn't contain it.
 FastState = Literal["off", "on", "paused", "changing", "silent", "hidden", "unknown"]
 ALL = "all"
 FAST = "FAST"
@@ -18,8 +18,10 @@ FAST = "FAST"
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """Something that the fast path needs: what was found, what follows where it is missing, what to try.
-    `needed` is False for what only makes it better."""
+    """A feature of the kernel that the fast path needs.
+
+    `found` is the check's result, `follows` the consequence if it isn't `met`, `try_` a remedy. `needed` is
+    False for an optional one."""
 
     name: str
     met: bool
@@ -31,7 +33,9 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class FastPort:
-    """One link that the program sits on, its role ("container" or "uplink"), and its packets by verdict."""
+    """A link with the program attached, and its packets by verdict.
+
+    `role` is "container" or "uplink"."""
 
     name: str
     ifindex: int
@@ -41,13 +45,13 @@ class FastPort:
 
 @dataclass(frozen=True, slots=True)
 class FastPath:
-    """The state in this network namespace; `targets` are names as given, `unknown` those that mean no bridge
-    now, `bridges` those that are accelerated, `refused` links that ought to be and are not, with the reason.
+    """State of the fast path in this network namespace.
 
-    `verdicts` are packets by verdict over all `ports`, `words` what each verdict means. `ns_per_packet` is
-    None until it was measured, `flows` until they were counted. `strict` has it stay off for rules about
-    invalid packets, `tied` has it end with the dashboard or agent that started it. `pid` is the holder's.
-    `left` says that a fast path that was killed has left something to be put right."""
+    `targets` are names as given, `unknown` those without a bridge now, `bridges` the accelerated ones,
+    `refused` the links that can't be accelerated, with the reason. `verdicts` are packets by verdict over all
+    `ports`, `words` the meaning of each verdict. `ns_per_packet` is None until measured, `flows` until
+    counted. `strict`: stay off if rules match invalid packets; `tied`: end with the dashboard or agent that
+    started it. `pid` is the daemon's. `left` is True if a killed fast path left something to clean up."""
 
     state: FastState = "off"
     targets: tuple[str, ...] = ()
@@ -72,27 +76,26 @@ class FastPath:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is known that somebody accelerates here, be it paused."""
+        """Whether the fast path is known to run, possibly paused."""
         return self.state not in ("off", "hidden", "unknown")
 
     @property
     def packets(self) -> int:
-        """Packets that the program saw."""
+        """Number of packets that the program saw."""
         return sum(self.verdicts.values())
 
     @property
     def share(self) -> float | None:
-        """The part of these that it forwarded, 0 to 1; None before the first."""
+        """The fraction of packets that it forwarded, 0 to 1; None before the first packet."""
         seen = self.packets
         return self.verdicts.get(FAST, 0) / seen if seen else None
 
 
-# One row a direction of a connection, as its packets arrive: `src`, `dst` and the ports before translation,
-# the `new_*` ones as they leave. Addresses are 16 bytes in network order, IPv4 mapped (as in
-# CONNTRACK_DTYPE), ports in host order. `packets` and `bytes` (from the IP header on) are only those that the
-# fast path forwarded: the kernel's conntrack counts the others. `first_seen` and `last_seen` are Unix time in
-# nanoseconds. `live` is False once a FIN, a RST or a changed rule has handed the flow back to the kernel for
-# good.
+# One row per direction of a connection: `src`, `dst` and the ports before translation, `new_*` after it.
+# Addresses are 16 bytes in network order, IPv4 mapped (as in CONNTRACK_DTYPE), ports in host order.
+# `packets` and `bytes` (from the IP header on) count only what the fast path forwarded: conntrack counts the
+# rest. `first_seen` and `last_seen` are Unix time in nanoseconds. `live` is False once a FIN, a RST or a
+# changed rule has handed the flow back to the kernel for good.
 FASTFLOW_DTYPE = np.dtype(
     [
         ("family", "u1"),  # 4 or 6
@@ -120,14 +123,15 @@ FAST_PATHS = ("", "same bridge", "routed", "translated")
 
 
 def no_fast_flows() -> np.ndarray:
-    """No flows, in the shape that flows have."""
+    """Return an empty array of dtype FASTFLOW_DTYPE."""
     return np.zeros(0, FASTFLOW_DTYPE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FastFlows:
-    """The fast path's flows in the host's namespace `ns`; `entries` has dtype FASTFLOW_DTYPE and is
-    read-only; `taken_at` is Unix time in seconds. No entries where the fast path is off."""
+    """The fast path's flows in the host namespace `ns`, none if it is off.
+
+    `entries` has dtype FASTFLOW_DTYPE and is read-only; `taken_at` is Unix time in seconds."""
 
     ns: int
     entries: np.ndarray = field(default_factory=no_fast_flows)

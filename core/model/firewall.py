@@ -1,4 +1,4 @@
-"""Packet filter rules of one namespace, whichever tool made them."""
+"""Firewall rules of nftables and iptables in one namespace, and NAT entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.model.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One chain; `hook` is "" for a chain that is only jumped to; `policy` "accept", "drop" or ""."""
+    """One chain; `hook` is "" for a mere jump target; `policy` "accept", "drop" or ""."""
 
     backend: str
     family: str
@@ -23,8 +23,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """One element of a map by which a rule translates: what it matches, and the address and port it gives, in
-    the form of FirewallRule's fields."""
+    """One element of a NAT map: matches, new address and port, as in FirewallRule."""
 
     src: str = ""
     dst: str = ""
@@ -37,8 +36,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One element of a verdict map: the value that it is for ("*" for every other one), in the form of
-    FirewallRule's fields, and what the rule then does."""
+    """One element of a verdict map: a value ("*" for any other) and its verdict."""
 
     value: str
     verdict: str
@@ -47,20 +45,22 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class FirewallRule:
-    """One rule. `backend` is "nft", "iptables-nft" or "iptables-legacy"; `family` "ip", "ip6", "inet", "arp",
-    "bridge" or "netdev"; `rule_id` is unique and stable within its namespace. `text` is the rule as its own
-    tool prints it (`nft -s list ruleset`, `iptables-save`), without the counters' values.
+    """One rule.
 
-    Matches, where the rule has them: `iif`, `oif` names ("eth*": all that begin so), `src`, `dst` addresses
-    or prefixes, `l4_proto`, `sport`, `dport` ("80", "8000-8010"), `ct_state` in lower case; several as
-    "80,443", a named set as "@name"; a leading "!" negates. What the rule does is `verdict`: "accept",
-    "drop", "reject", "return", "jump", "goto", "vmap", "masquerade", "snat", "dnat", "redirect", "notrack",
-    "queue", "tproxy" or "" for one that only counts, marks or logs; `to_address` and `to_port` where it
-    translates, or `translations` where a map tells; `target` the chain that it jumps to ("a,b" where a
-    verdict map chooses; `choices` are its elements and `chosen_by` the field that they match, both empty
-    where that is none of the fields, or several). `packets` and `bytes` are None where the rule carries no
-    counter. `understood` is False where the rule holds a match that these fields do not tell: read `text`
-    then.
+    `backend` is "nft", "iptables-nft" or "iptables-legacy"; `family` "ip", "ip6", "inet", "arp", "bridge" or
+    "netdev"; `rule_id` is unique and stable within its namespace. `text` is the rule as its own tool prints
+    it (`nft -s list ruleset`, `iptables-save`), without the counters' values.
+
+    Matches, if the rule has them: `iif`, `oif` names ("eth*" is a prefix), `src`, `dst` addresses or
+    prefixes, `l4_proto`, `sport`, `dport` ("80", "8000-8010"), `ct_state` in lower case; several as "80,443",
+    a named set as "@name"; a leading "!" negates.
+
+    `verdict` is "accept", "drop", "reject", "return", "jump", "goto", "vmap", "masquerade", "snat", "dnat",
+    "redirect", "notrack", "queue", "tproxy" or "" for a rule that only counts, marks or logs. A NAT rule has
+    `to_address` and `to_port`, or `translations` if it uses a map. `target` is the chain of a jump ("a,b" for
+    a verdict map; `choices` are its elements and `chosen_by` the field that they match, both empty if that
+    is none of the fields, or several). `packets` and `bytes` are None if the rule has no counter.
+    `understood` is False if the rule has a match that these fields can't hold: see `text`.
     """
 
     backend: str
@@ -92,7 +92,7 @@ class FirewallRule:
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """All chains and rules of one namespace, in the order in which their tools list them."""
+    """All chains and rules of one namespace, in the order in which tools list them."""
 
     ns: int
     chains: tuple[Chain, ...] = ()
@@ -102,18 +102,18 @@ class Firewall:
 
 @dataclass(frozen=True, slots=True)
 class NatEntry:
-    """One translation or forward filter, understood: "published port", "masquerade", "snat", "dnat",
-    "redirect" or "filter" of `ns`.
+    """One translation or forward filter of `ns`, derived from one or more rules.
 
-    `name` is a short title ("web1 tcp 8080 -> 172.18.0.2:80"); `sentence` says what it does. `outside` and
-    `inside` are the two sides in short: for what leads in "*:8080" (any address) and "172.18.0.2:80", for
-    what leads out the address or link of the way out and the prefix or link it comes from, for a filter where
-    to and where from ("" where anything goes). `networks` and `containers` are the ids ("runtime:id" for
-    containers) of those whose address or link it carries, or whose packets it translates.
+    `kind` is "published port", "masquerade", "snat", "dnat", "redirect" or "filter"; `name` a short title
+    ("web1 tcp 8080 -> 172.18.0.2:80"); `sentence` a description. `outside` and `inside` are the two sides in
+    short: for DNAT "*:8080" (any address) and "172.18.0.2:80", for SNAT the new address or outgoing link and
+    the source prefix or link, for a filter destination and source ("" for any). `networks` and `containers`
+    are the ids ("runtime:id" for containers) of those whose address or link it mentions, or whose packets it
+    translates.
 
-    `rules` are the ids of the rules behind it: those that do it (`doing`), then helpers (hairpin, accept of
-    what was let in); the counters are sums over those that do it, None where none counts. Rules that
-    translate count connections, not packets.
+    `rules` are the ids of its rules: first those with the effect (`doing`), then helpers (hairpin, accept of
+    translated packets); the counters are sums over `doing`, None if none of them counts. NAT rules count
+    connections, not packets.
     """
 
     ns: int

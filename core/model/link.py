@@ -1,4 +1,4 @@
-"""Links, bridge ports and bridges of one namespace, as rtnetlink(7) tells them."""
+"""Links, bridges, routes and neighbours (rtnetlink(7)), and Open vSwitch bridges."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ LONG_AGO = 1
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of a link: `address` in text form, `prefixlen`, `family` 4 or 6, `scope` as ip(8) names it;
-    `prefix_route` False where the kernel made no route for it (ip-address(8), "noprefixroute"), else `metric`
-    is that route's (0 for the kernel's own choice). `label` is IPv4's, by default the link's name.
-    `valid_until` and `preferred_until` are in seconds since the epoch, 0 for ever, LONG_AGO where it is
-    deprecated already."""
+    """An address of a link.
+
+    `family` is 4 or 6, `scope` as ip(8) names it; `prefix_route` is False if the kernel created no route for
+    it (ip-address(8), "noprefixroute"), otherwise `metric` is that route's (0 for the kernel's default).
+    `label` is IPv4's, by default the link's name. `valid_until` and `preferred_until` are in seconds since
+    the epoch, 0 for ever, LONG_AGO if it is deprecated already."""
 
     family: int
     address: str
@@ -49,8 +50,10 @@ class PortVlan:
 
 @dataclass(frozen=True, slots=True)
 class BridgePort:
-    """The bridge's side of a link that is a port: STP `state` ("disabled", "listening", "learning",
-    "forwarding", "blocking") and the flags of bridge(8) `link set`."""
+    """Bridge port settings of a link.
+
+    `state` is STP's ("disabled", "listening", "learning", "forwarding", "blocking"); the flags are those of
+    bridge(8) `link set`."""
 
     state: str
     cost: int = 0
@@ -71,8 +74,9 @@ class BridgePort:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSettings:
-    """A bridge's own settings; times in seconds, ids as `8000.02:42:...`; `route_localnet` is the sysctl of
-    that name, by which the host's 127.0.0.1 is led to containers."""
+    """Settings of a bridge; times in seconds, ids as `8000.02:42:...`.
+
+    `route_localnet` is the sysctl of that name, which lets ports published on 127.0.0.1 reach containers."""
 
     stp: bool = False
     vlan_filtering: bool = False
@@ -95,9 +99,10 @@ class BridgeSettings:
 
 @dataclass(frozen=True, slots=True)
 class PacketSizes:
-    """The largest packets, in bytes, that are handed to a link in one piece (`gso`; of IPv4 `gso_ipv4`), and
-    that it puts together from those it receives (`gro`, `gro_ipv4`); `tso` is the most that its device allows
-    (ip-link(8), gso_max_size). Beyond 65536 they are called BIG TCP. 0 where the kernel does not tell."""
+    """Largest segmentation-offload packets of a link in bytes, 0 if unknown.
+
+    `gso` and `gso_ipv4` limit sent packets, `gro` and `gro_ipv4` those merged on receive; `tso` is the
+    device's maximum (ip-link(8), gso_max_size). Above 65536 they are called BIG TCP."""
 
     gso: int = 0
     gro: int = 0
@@ -108,16 +113,16 @@ class PacketSizes:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One link. `kind` is "bridge", "veth", "vxlan", "macvlan", "ipvlan", "vlan", "bond", "tun", "wireguard",
-    "dummy", "loopback", "physical", "ovs-bridge", "ovs-port" or the kernel's own word for another kind.
+    """One network interface.
 
-    `state` is the operational state in lower case (RFC 2863: "up", "down", "lowerlayerdown", "unknown", ...);
-    `promiscuous` whether it takes in every frame, as bridge ports do too (IFLA_PROMISCUITY). `lower` is the
-    ifindex of IFLA_LINK (a veth's peer, a vlan's parent), for vxlan its underlay, and `lower_nsid` the
-    namespace id it lies in, as seen from this link's namespace (None: this same namespace). `details`
-    holds what is special to the kind (vni, vlan id, mode, ...). `offloads` names the offloads that are on:
-    those that ethtool(8) switches as a group by its short words ("tso", "gso", "tx-checksumming", ...),
-    others by the kernel's names. Counters are not here: see `core.model.link`.
+    `kind` is "bridge", "veth", "vxlan", "macvlan", "ipvlan", "vlan", "bond", "tun", "wireguard", "dummy",
+    "loopback", "physical", "ovs-bridge", "ovs-port" or the kernel's own word for another kind. `state` is the
+    operational state in lower case (RFC 2863: "up", "down", "lowerlayerdown", "unknown", ...); `promiscuous`
+    is IFLA_PROMISCUITY (also set on bridge ports). `lower` is the ifindex of IFLA_LINK (a veth's peer, a
+    vlan's parent), for vxlan its underlay, and `lower_nsid` the namespace id that it is in, as seen from this
+    link's namespace (None: the same one). `details` holds attributes of the kind (vni, vlan id, mode, ...).
+    `offloads` names the enabled offloads: by ethtool(8)'s short name if it switches them as a group ("tso",
+    "gso", "tx-checksumming", ...), otherwise by the kernel's name. Counters are in LinkStats.
     """
 
     ns: int
@@ -145,15 +150,16 @@ class Link:
 
     @property
     def key(self) -> LinkKey:
-        """The key of this link among all links of the host."""
+        """The key that is unique among all links of the host."""
         return LinkKey(self.ns, self.ifindex)
 
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
-    """One entry of a bridge's forwarding table (bridge(8) fdb): `port` is the port's ifindex, `bridge`
-    the bridge's; `state` "permanent", "static" or "learned"; `flags` as bridge(8) prints them; `dst` for
-    vxlan."""
+    """One entry of a bridge's forwarding table (bridge(8) fdb).
+
+    `port` and `bridge` are ifindexes; `state` is "permanent", "static" or "learned"; `flags` as bridge(8)
+    prints them; `dst` is for vxlan."""
 
     mac: str
     port: int
@@ -164,7 +170,7 @@ class FdbEntry:
     dst: str = ""
 
 
-# One row a link; counters as struct rtnl_link_stats64 (linux/if_link.h) has them, since the link was made.
+# One row per link; counters of struct rtnl_link_stats64 (linux/if_link.h), since the link was created.
 STATS_DTYPE = np.dtype(
     [
         ("ns", "u8"),
@@ -184,7 +190,7 @@ STATS_DTYPE = np.dtype(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinkStats:
-    """Counters of many links, read at `taken_at` (monotonic seconds); `rows` has dtype STATS_DTYPE."""
+    """Counters of many links at `taken_at` (monotonic seconds), of dtype STATS_DTYPE."""
 
     taken_at: float
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, STATS_DTYPE))
@@ -192,9 +198,11 @@ class LinkStats:
 
 @dataclass(frozen=True, slots=True)
 class LinkTuning:
-    """`changeable` and `wanted` name offloads as the kernel does ("tx-tcp-segmentation", ...): those that can
-    be switched, and those that are wanted on, whether they are or wait for another one (ethtool(8), -K).
-    `rps_cpus` are the CPUs that take over the packets of each receive queue, as the kernel writes them: a
+    """Offloads and receive steering of a link.
+
+    `changeable` and `wanted` are offloads by the kernel's name ("tx-tcp-segmentation", ...): those that can
+    be switched, and those requested, whether they are on or wait for another one (ethtool(8), -K).
+    `rps_cpus` are the CPUs that process the packets of each receive queue, as the kernel writes them: a
     hexadecimal mask, "0" for none (Documentation/networking/scaling.rst)."""
 
     changeable: tuple[str, ...] = ()
@@ -204,9 +212,11 @@ class LinkTuning:
 
 @dataclass(frozen=True, slots=True)
 class OvsInterface:
-    """One interface of a port: `kind` is "system" (a link that exists without it), "internal", "tap",
-    "patch", "vxlan", "geneve", ...; `ifindex` its link in the namespace of ovs-vswitchd, None where it has
-    none (patches); `error` says why it could not be opened; `options` are the tunnel's or the patch's."""
+    """One interface of an OVS port.
+
+    `kind` is "system" (a link that exists without it), "internal", "tap", "patch", "vxlan", "geneve", ...;
+    `ifindex` its link in ovs-vswitchd's namespace, None if it has none (patches); `error` is why it could
+    not be opened; `options` are the tunnel's or the patch's."""
 
     name: str
     kind: str = "system"
@@ -221,8 +231,10 @@ class OvsInterface:
 
 @dataclass(frozen=True, slots=True)
 class OvsPort:
-    """One port: `tag` its access VLAN, `trunks` the VLANs that it trunks (empty with no tag: all),
-    `vlan_mode` and `bond_mode` as ovs-vswitchd.conf.db(5) names them; a bond has several interfaces."""
+    """One OVS port; a bond has several interfaces.
+
+    `tag` is its access VLAN, `trunks` the VLANs that it trunks (empty without a tag: all); `vlan_mode` and
+    `bond_mode` as in ovs-vswitchd.conf.db(5)."""
 
     name: str
     tag: int | None = None
@@ -234,8 +246,9 @@ class OvsPort:
 
 @dataclass(frozen=True, slots=True)
 class OvsBridge:
-    """One bridge; `datapath` is "system" (the kernel's) or "netdev" (in user space). Its own link is the port
-    of its name."""
+    """One OVS bridge; `datapath` is "system" (kernel) or "netdev" (user space).
+
+    Its own link is the port with its name."""
 
     name: str
     datapath: str = "system"
@@ -246,8 +259,8 @@ class OvsBridge:
     external_ids: Mapping[str, str] = field(default_factory=dict)
 
 
-# RTAX_* of linux/rtnetlink.h in ip-route(8)'s words; times as the kernel keeps them, which ip takes bare.
-# RTO_MIN is always locked: ip has no word for it.
+# RTAX_* of linux/rtnetlink.h by ip-route(8)'s keywords; times in the kernel's units, as ip takes them bare.
+# RTO_MIN is always locked, so ip has no lock keyword for it.
 METRICS = {
     2: "mtu", 3: "window", 4: "rtt", 5: "rttvar", 6: "ssthresh", 7: "cwnd", 8: "advmss", 9: "reordering",
     10: "hoplimit", 11: "initcwnd", 12: "features", 13: "rto_min", 14: "initrwnd", 15: "quickack",
@@ -258,8 +271,10 @@ RTO_MIN = 13
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """One way on: `gateway` ("" when the destination is on the link itself) and the `ifindex` to leave by;
-    `onlink` where the gateway counts as reachable whatever its address."""
+    """One next hop of a route.
+
+    `gateway` is "" if the destination is on the link itself; `onlink` treats the gateway as reachable
+    regardless of its address."""
 
     gateway: str
     ifindex: int | None
@@ -269,10 +284,12 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route (ip-route(8)); `dst` is "default" or a prefix, `kind` "unicast", "local", "broadcast",
-    "blackhole", "unreachable", ...; `table`, `protocol` and `scope` in iproute2's words; `options` all else
-    in ip-route's words ("mtu lock 1400", "congctl bbr", "pref high", "nhid 5", ...), `mtu` among it.
-    `valid_until` in seconds since the epoch, 0 for ever."""
+    """One route (ip-route(8)).
+
+    `dst` is "default" or a prefix, `kind` "unicast", "local", "broadcast", "blackhole", "unreachable", ...;
+    `table`, `protocol` and `scope` as iproute2 names them; `options` everything else in ip-route's syntax
+    ("mtu lock 1400", "congctl bbr", "pref high", "nhid 5", ...), including `mtu`. `valid_until` is in seconds
+    since the epoch, 0 for ever."""
 
     family: int
     dst: str
@@ -290,9 +307,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """One routing policy rule (ip-rule(8)); empty text and None mean "any". `goto` is the priority that
-    action "goto" jumps to; `suppress_prefixlen` refuses what the table finds with a prefix that short or
-    shorter; `more` holds rarer selectors in ip-rule's words ("ipproto 6", "dport 53", "l3mdev", ...)."""
+    """One routing policy rule (ip-rule(8)); empty text and None mean "any".
+
+    `goto` is the priority that action "goto" jumps to; `suppress_prefixlen` rejects routes with a prefix of
+    that length or shorter; `more` holds rarer selectors in ip-rule's syntax ("ipproto 6", "dport 53",
+    "l3mdev", ...)."""
 
     family: int
     priority: int
@@ -312,7 +331,7 @@ class PolicyRule:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One neighbour entry (ARP or NDP); `state` as ip-neighbour(8) names it, in lower case."""
+    """One neighbour entry (ARP or NDP); `state` as in ip-neighbour(8), in lower case."""
 
     family: int
     address: str

@@ -1,4 +1,4 @@
-"""What could not be read, in words."""
+"""Problems (what couldn't be read) and findings (what is wrong with the networks)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from core.model.refs import Ref
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that keeps the picture from being whole.
+    """Something that could not be read.
 
     `part` names the part of the snapshot ("namespaces", "links", "nat", "conntrack", "docker", "podman",
-    "ovs", "routes"); `what` happened, `why`, and what to `try_`. `ns` is the namespace concerned, if one is.
+    "ovs", "routes"); `what` failed, `why`, and what to `try_`. `ns` is the namespace concerned, if any.
     """
 
     part: str
@@ -28,11 +28,12 @@ Severity = Literal["bad", "warn"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped",
-    "forward", "bypass", "engine rules", "way out", "conntrack" or "storm"; `ref` where it shows; `short` what
-    it is in a few words, `sentence` in full; `related` the other things that it concerns, of an overlap the
-    other side first; `advice` what to try, "" where nothing is known. Names are text from outside,
-    verbatim."""
+    """Something that is wrong with the host's networks.
+
+    `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped", "forward", "bypass",
+    "engine rules", "way out", "conntrack" or "storm"; `ref` is the object that has it; `short` and
+    `sentence` describe it; `related` are the other objects concerned, for an overlap the other side first;
+    `advice` is a remedy, "" if none is known. Names are untrusted text, verbatim."""
 
     kind: str
     ref: Ref

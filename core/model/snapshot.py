@@ -1,4 +1,4 @@
-"""The snapshot: what is, at one moment, put together from parts that are each read whole."""
+"""The snapshot of a host at one moment, made of parts that are read as a whole."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from core.model.refs import LinkKey, Ref
 
 @dataclass(frozen=True, slots=True)
 class Storm:
-    """Too many frames to everybody on one bridge (`ns`, `ifindex`): `kind` is "broadcast" or "multicast",
-    `rate` about how many frames a second, `share` of all frames that enter the bridge (0 to 1). `ports` are
-    the ifindexes of the ports that they come in by, the foremost first, none where the ports' counters do not
-    tell."""
+    """A broadcast or multicast storm on one bridge (`ns`, `ifindex`).
+
+    `kind` is "broadcast" or "multicast", `rate` in frames a second (about), `share` the fraction of all
+    frames that enter the bridge (0 to 1). `ports` are the ifindexes of the ports that they enter by, the
+    busiest first, empty if the counters don't show it."""
 
     ns: int
     ifindex: int
@@ -30,13 +31,13 @@ class Storm:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One network namespace (network_namespaces(7)), identified by the inode of its nsfs file.
+    """One network namespace (network_namespaces(7)).
 
-    `names` are its names under /run/netns; `pids` the processes inside, ascending, a thread that left the
-    namespace of its process by its own id; `mounts` every nsfs mount that holds it, one in another mount
-    namespace as /proc/PID/root/PATH; `held_fds` (pid, fd) pairs that hold it open; `nsid` its id as seen from
-    the host namespace; `unit` the systemd unit and `command` the name of its first process; `entry` a path by
-    which it can be entered now ("" where there is none).
+    `inode` is that of its nsfs file; `names` are its names under /run/netns; `pids` the processes inside,
+    ascending (a thread that left its process's namespace is listed by its own id); `mounts` every nsfs mount
+    that holds it, in another mount namespace as /proc/PID/root/PATH; `held_fds` (pid, fd) pairs that hold it
+    open; `nsid` its id as seen from the host namespace; `unit` the systemd unit and `command` the name of its
+    first process; `entry` a path that setns(2) can use now, "" if there is none.
     """
 
     inode: int
@@ -53,7 +54,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference: `action` is "added", "removed" or "changed"; `sentence` says it for a person."""
+    """One event: `action` is "added", "removed" or "changed"; `sentence` describes it."""
 
     at: float
     action: str
@@ -66,7 +67,7 @@ PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers",
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A port of the host that a process listens on; `address` "0.0.0.0" or "::" means every one."""
+    """A listening port of the host; `address` "0.0.0.0" or "::" means any."""
 
     l4_proto: str
     address: str
@@ -75,12 +76,13 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The machine and the viewer's rights. `netns` is the inode of the namespace that plays the host;
-    `namespaces` maps each kind of core.model.container.NAMESPACE_KINDS to the host's own inode;
-    `missing_capabilities` names what this process lacks ("CAP_NET_ADMIN", ...); `sysctls` holds those that
-    decide about forwarding ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables", ...), as text;
-    `listening` the ports that its own processes listen on; `cpus` those that are at work, as the kernel lists
-    them ("0-3,8")."""
+    """The machine, and the capabilities of this process.
+
+    `netns` is the inode of the host namespace; `namespaces` maps each of NAMESPACE_KINDS to the host's
+    inode; `missing_capabilities` are those this process lacks ("CAP_NET_ADMIN", ...); `sysctls` those that
+    control forwarding ("net.ipv4.ip_forward", "net.bridge.bridge-nf-call-iptables", ...), as text;
+    `listening` the ports that processes in the host namespace listen on; `cpus` the online CPUs, as the
+    kernel lists them ("0-3,8")."""
 
     hostname: str = ""
     kernel: str = ""
@@ -94,8 +96,9 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class NetState:
-    """All that rtnetlink tells of one namespace. `nsids` maps a namespace id, as seen from here, to the
-    inode of that namespace, for the ids that links here refer to."""
+    """Everything rtnetlink reports about one namespace.
+
+    `nsids` maps the namespace ids that links here refer to, as seen from here, to inodes."""
 
     ns: int
     links: Mapping[int, Link] = field(default_factory=dict)
@@ -109,9 +112,11 @@ class NetState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One immutable picture. Each part is replaced whole when it is read anew, so that an unchanged part
-    stays the same object from one snapshot to the next. `pending` names parts that were never read yet.
-    `tuning` is read for plans that change it alone, by namespace and ifindex."""
+    """An immutable snapshot of the host.
+
+    Parts are replaced as a whole when read again, so that an unchanged part stays the same object from one
+    snapshot to the next. `pending` names parts that were not read yet. `tuning`, by namespace and ifindex, is
+    read only for plans that change it."""
 
     taken_at: float = 0.0
     host: Host = field(default_factory=Host)
@@ -127,23 +132,23 @@ class Snapshot:
     pending: frozenset[str] = frozenset()
 
     def link(self, key: LinkKey | tuple[int, int]) -> Link | None:
-        """The link of that key, None where it is gone."""
+        """Return the link with that key, None if there is none."""
         net = self.nets.get(key[0])
         return net.links.get(key[1]) if net else None
 
     def links(self) -> Iterator[Link]:
-        """Every link of every namespace."""
+        """Iterate over all links of all namespaces."""
         for net in self.nets.values():
             yield from net.links.values()
 
     def containers(self) -> Iterator[Container]:
-        """Every container of every runtime."""
+        """Iterate over all containers of all runtimes."""
         for engine in self.engines.values():
             yield from engine.containers
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """All problems of all parts."""
+        """The problems of all parts."""
         groups = [*self.part_problems.values()]
         for parts in (self.nets, self.firewalls, self.conntracks, self.engines):
             groups += [part.problems for part in parts.values()]

@@ -1,4 +1,4 @@
-"""One snapshot put together: owners of addresses, whose connections, and what leads where."""
+"""Derive owners of addresses and flows, peers and related objects from a snapshot."""
 
 from core.topology.index import Topology
 

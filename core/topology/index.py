@@ -1,8 +1,7 @@
-"""One snapshot put together: whose peer, whose network, whose address, and what leads where."""
+"""Index one snapshot: peers, networks, owners of addresses, bridges and ports."""
 
 from __future__ import annotations
 
-import ipaddress
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,19 +26,22 @@ from core.nat.forward_policy import PolicyEvaluator
 from core.nat.packets import PlacedRule, placed_rules
 from core.networks import all_networks, gateways_of, sandbox_of
 from core.peers import resolve
+from core.text import is_address
 
-_ENGINES_FIRST = {"docker": 0, "podman": 0, "netns": 1, "process": 2}
+_RUNTIME_RANKS = {"docker": 0, "podman": 0, "netns": 1, "process": 2}
 
 
 def primary(containers: Sequence[Container]) -> Container | None:
-    """Of several containers in one namespace the one it is known by: an engine's before a plain one, one that
-    runs before one that does not, one that made it before one that joined it."""
+    """Choose the container that names a namespace shared by several.
+
+    An engine's comes before an unmanaged one, a running before a stopped one, and one that has the namespace
+    before one that joined it."""
     return min(containers, key=_rank, default=None)
 
 
 def _rank(container: Container) -> tuple[int, bool, bool, str]:
     return (
-        _ENGINES_FIRST.get(container.runtime, 0),
+        _RUNTIME_RANKS.get(container.runtime, 0),
         container.state != "running",
         container.network_mode.startswith("container:"),
         container.name,
@@ -48,9 +50,11 @@ def _rank(container: Container) -> tuple[int, bool, bool, str]:
 
 @dataclass(frozen=True, slots=True)
 class AddressBook:
-    """Owners of addresses. `seen` maps (namespace, address) to the container that is reached there over a
-    link of that namespace; `own` the same for a namespace's own addresses; `parents` those that a namespace's
-    links lead to; `of` a container's addresses by its uid."""
+    """Owners of addresses.
+
+    `seen` maps (namespace, address) to the container that is reached over a link of that namespace; `own`
+    likewise for a namespace's own addresses; `parents` maps a namespace to those that its links are connected
+    to; `of` maps a container's uid to its addresses."""
 
     seen: Mapping[tuple[int, str], Container]
     own: Mapping[tuple[int, str], Container]
@@ -58,23 +62,23 @@ class AddressBook:
     of: Mapping[str, tuple[str, ...]]
 
     def owner(self, ns: int, address: str) -> Container | None:
-        """Who answers at `address`, as seen from namespace `ns`."""
+        """Return the owner of an address, as seen from namespace `ns`."""
         found = self.own.get((ns, address)) or self.seen.get((ns, address))
         if found is not None:
             return found
-        beside = (self.seen.get((parent, address)) for parent in self.parents.get(ns, ()))
-        return next((container for container in beside if container is not None), None)
+        siblings = (self.seen.get((parent, address)) for parent in self.parents.get(ns, ()))
+        return next((container for container in siblings if container is not None), None)
 
 
 def address_book(topology: Topology) -> AddressBook:
-    """Gather the owners of all addresses of a snapshot: links' addresses first, then what engines say."""
+    """Find the owners of all addresses, first by links, then by engines."""
     seen: dict[tuple[int, str], Container] = {}
     own: dict[tuple[int, str], Container] = {}
     parents: dict[int, tuple[int, ...]] = {}
     of: dict[str, dict[str, None]] = {}
     for ns, net in topology.snapshot.nets.items():
         container = topology.container_of(ns)
-        parents[ns] = tuple(dict.fromkeys(_leads_to(topology, net)))
+        parents[ns] = tuple(dict.fromkeys(_all_parents(topology, net)))
         if container is None:
             continue
         for link, address in _addresses(net):
@@ -84,7 +88,7 @@ def address_book(topology: Topology) -> AddressBook:
             for parent in _parents_of(topology, net, link):
                 seen.setdefault((parent, address), container)
     for container in topology.containers.values():
-        for address in _told(container):
+        for address in _engine_addresses(container):
             seen.setdefault((topology.host, address), container)
             of.setdefault(container.uid, {})[address] = None
     return AddressBook(seen, own, parents, {uid: tuple(found) for uid, found in of.items()})
@@ -105,13 +109,13 @@ def _parents_of(topology: Topology, net: NetState, link: Link) -> Iterator[int]:
         yield net.nsids[link.lower_nsid]
 
 
-def _leads_to(topology: Topology, net: NetState) -> Iterator[int]:
+def _all_parents(topology: Topology, net: NetState) -> Iterator[int]:
     for link in net.links.values():
         yield from _parents_of(topology, net, link)
 
 
-def _told(container: Container) -> Iterator[str]:
-    """The addresses that an engine tells of a container; engines may tell anything, so only real ones."""
+def _engine_addresses(container: Container) -> Iterator[str]:
+    """Iterate over the valid addresses that an engine reports for a container."""
     for end in container.endpoints:
         for text in (end.ipv4, end.ipv6):
             address = text.partition("/")[0]
@@ -119,33 +123,23 @@ def _told(container: Container) -> Iterator[str]:
                 yield address
 
 
-def is_address(text: str) -> bool:
-    """Whether a text is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def label_of(topology: Topology, ns: int) -> str:
-    """What a person calls a namespace; see Topology.label."""
+    """Return a namespace's label; see Topology.label."""
     if ns == topology.host:
         return "host"
     container = topology.container_of(ns)
     if container is not None and container.name:
         return container.name
-    space = topology.snapshot.namespaces.get(ns)
-    if space is None:
+    namespace = topology.snapshot.namespaces.get(ns)
+    if namespace is None:
         return f"net:[{ns}]"
-    named = f"{space.command}[{space.pids[0]}]" if space.command and space.pids else ""
-    return next(
-        (text for text in (*space.names, sandbox_of(space), space.unit, named) if text), f"net:[{ns}]"
-    )
+    process = f"{namespace.command}[{namespace.pids[0]}]" if namespace.command and namespace.pids else ""
+    candidates = (*namespace.names, sandbox_of(namespace), namespace.unit, process)
+    return next(filter(None, candidates), f"net:[{ns}]")
 
 
 def names_in(topology: Topology, ns: int) -> dict[bytes, str]:
-    """Whose addresses are known in a namespace, by their 16 bytes: its own, and containers seen from it."""
+    """Map addresses (16 bytes) known in a namespace to their owners' names."""
     net = topology.snapshot.nets.get(ns)
     links = net.links.values() if net else ()
     names = {address_bytes(one.address): topology.label(ns) for link in links for one in link.addresses}
@@ -161,7 +155,7 @@ BRIDGE_KINDS = frozenset({"bridge", "ovs-bridge"})
 
 
 class Topology:
-    """A snapshot and what follows from it; each part is worked out when it is first asked for, then kept."""
+    """A snapshot and the data derived from it, each computed at first use and cached."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -169,18 +163,18 @@ class Topology:
 
     @cached_property
     def host(self) -> int:
-        """The inode of the namespace that plays the host, 0 where it is not known yet."""
-        marked = (space.inode for space in self.snapshot.namespaces.values() if space.is_host)
+        """The inode of the host namespace, 0 if not known yet."""
+        marked = (one.inode for one in self.snapshot.namespaces.values() if one.is_host)
         return self.snapshot.host.netns or next(marked, 0)
 
     @cached_property
     def peers(self) -> Mapping[LinkKey, LinkKey]:
-        """The other end of each veth."""
+        """The peer of each veth."""
         return resolve(self.snapshot.nets)
 
     @cached_property
     def networks(self) -> tuple[Network, ...]:
-        """Every network, engines' and kernel's."""
+        """All networks, engines' and kernel's."""
         return all_networks(self.snapshot)
 
     @cached_property
@@ -188,7 +182,7 @@ class Topology:
         return {network.id: network for network in self.networks}
 
     def network(self, network_id: str) -> Network | None:
-        """The network of that id, None where it is gone."""
+        """Return the network with that id, None if there is none."""
         return self._networks_by_id.get(network_id)
 
     @cached_property
@@ -198,18 +192,18 @@ class Topology:
 
     @cached_property
     def nat(self) -> tuple[NatEntry, ...]:
-        """Translations and forward filters, understood."""
+        """Translations and forward filters."""
         return nat_entries(self.snapshot, self.networks)
 
     @cached_property
     def judge(self) -> PolicyEvaluator | None:
-        """What the host's rules drop of forwarded packets, None where they were not read."""
+        """The evaluator of the host's forward policy, None if rules were not read."""
         firewall = self.snapshot.firewalls.get(self.host)
         return PolicyEvaluator(firewall) if firewall else None
 
     @cached_property
     def led_in(self) -> tuple[PlacedRule, ...]:
-        """The host's rules that change destinations, each with what leads to it; none out of reach."""
+        """The host's DNAT and redirect rules that a packet can reach, with their jumps."""
         firewall = self.snapshot.firewalls.get(self.host)
         placed = placed_rules(firewall) if firewall else ()
         return tuple(one for one in placed if one.rule.verdict in ("dnat", "redirect") and one.hooks)
@@ -219,7 +213,7 @@ class Topology:
         return {(entry.ns, entry.entry_id): entry for entry in self.nat}
 
     def nat_entry(self, ref: Ref) -> NatEntry | None:
-        """The NAT entry of that reference, None where it is gone."""
+        """Return the NAT entry with that ref, None if there is none."""
         return self._nat_by_key.get(ref.key)
 
     @cached_property
@@ -231,7 +225,7 @@ class Topology:
         return {uid: tuple(group) for uid, group in groups.items()}
 
     def nat_of(self, container: Container) -> tuple[NatEntry, ...]:
-        """The NAT entries that carry a container's own address or link."""
+        """Return the NAT entries with a container's own address or link."""
         return self._nat_by_container.get(container.uid, ())
 
     @cached_property
@@ -239,13 +233,13 @@ class Topology:
         """The conntrack entries of all namespaces, the host's first."""
         tables = self.snapshot.conntracks.values()
         ordered = sorted(tables, key=lambda table: (table.ns != self.host, self.label(table.ns)))
-        # A weak reference: in a circle, the tables of past moments would stay until a rare full collection.
-        me = weakref.ref(self)
-        return FlowColumns(ordered, lambda ns: names_in(there, ns) if (there := me()) else {})
+        # A reference cycle would keep the tables of old snapshots until a rare full collection.
+        weak = weakref.ref(self)
+        return FlowColumns(ordered, lambda ns: names_in(topology, ns) if (topology := weak()) else {})
 
     @cached_property
     def containers(self) -> Mapping[str, Container]:
-        """Every container by uid."""
+        """All containers by uid."""
         return {container.uid: container for container in self.snapshot.containers()}
 
     @cached_property
@@ -257,11 +251,11 @@ class Topology:
         return {ns: tuple(group) for ns, group in groups.items()}
 
     def containers_in(self, ns: int) -> tuple[Container, ...]:
-        """Those whose network namespace this is."""
+        """Return the containers in a network namespace."""
         return self._by_namespace.get(ns, ())
 
     def container_of(self, ns: int) -> Container | None:
-        """The one that a namespace is known by, None for the host's and for one without a container."""
+        """Return the container that names a namespace; None for the host's or without any."""
         return None if ns == self.host else primary(self.containers_in(ns))
 
     @cached_property
@@ -269,12 +263,13 @@ class Topology:
         return address_book(self)
 
     def container_at(self, ns: int, address: str) -> Container | None:
-        """Who owns an address, as seen from namespace `ns`: itself, its neighbours over a veth or macvlan,
-        or those that hang off the same namespace as it does."""
+        """Return the owner of an address, as seen from namespace `ns`.
+
+        It is in that namespace, connected to it by a veth or macvlan, or connected to the same namespace."""
         return self._addresses.owner(ns, address)
 
     def addresses_of(self, container: Container) -> tuple[str, ...]:
-        """A container's addresses without prefix length, links' before engines', none of the host's."""
+        """Return a container's addresses without prefix length, none of the host's."""
         return self._addresses.of.get(container.uid, ())
 
     @cached_property
@@ -282,26 +277,28 @@ class Topology:
         return Counter(container.name for container in self.containers.values())
 
     def title(self, container: Container) -> str:
-        """A container's name; where others bear it too, with its process or its namespace's inode."""
+        """Return a container's name; if not unique, with its pid or namespace's inode."""
         if self._names[container.name] <= 1:
             return container.name
         return f"{container.name} [{container.pid or container.netns or container.id[:12]}]"
 
     def label(self, ns: int) -> str:
-        """What a person calls a namespace: "host", a container's or namespace's name, a unit, "command[pid]"
-        or "net:[inode]"; text from outside, verbatim."""
+        """Return a namespace's label.
+
+        It is "host", a container's or namespace's name, a unit, "command[pid]" or "net:[inode]"; untrusted
+        text, verbatim."""
         if ns not in self._labels:
             self._labels[ns] = label_of(self, ns)
         return self._labels[ns]
 
     def peer(self, link: Link) -> Link | None:
-        """The other end of a veth, None for another kind or where it is out of sight."""
+        """Return the peer of a veth, None for another kind or if it isn't known."""
         key = self.peers.get(link.key)
         return self.snapshot.link(key) if key else None
 
     @cached_property
     def _masters(self) -> Mapping[LinkKey, LinkKey]:
-        """The link that each port hangs from: its master, or its Open vSwitch bridge's own link."""
+        """The master of each port; for an OVS port its bridge's own link."""
         found = {
             link.key: LinkKey(link.ns, link.master)
             for link in self.snapshot.links()
@@ -315,8 +312,8 @@ class Topology:
         return found
 
     def ovs_link(self, bridge: str) -> Link | None:
-        """The link of an Open vSwitch bridge's own, None where it is gone."""
-        return self._named(self.host, bridge)
+        """Return the own link of an Open vSwitch bridge, None if there is none."""
+        return self._link_named(self.host, bridge)
 
     @cached_property
     def _ports(self) -> Mapping[LinkKey, tuple[Link, ...]]:
@@ -328,11 +325,11 @@ class Topology:
         return {key: tuple(group) for key, group in groups.items()}
 
     def ports_of(self, bridge: LinkKey) -> tuple[Link, ...]:
-        """The links that hang from a bridge, a bond or the like."""
+        """Return the ports of a bridge, a bond or the like."""
         return self._ports.get(bridge, ())
 
     def master_of(self, link: Link) -> Link | None:
-        """The bridge, bond or the like that has taken a link."""
+        """Return the bridge, bond or the like that a link is a port of."""
         master = self._masters.get(link.key)
         return self.snapshot.link(master) if master else None
 
@@ -342,11 +339,11 @@ class Topology:
         return frozenset(link.key for link in found if link is not None)
 
     def is_bridge(self, link: Link) -> bool:
-        """Whether a link is a bridge of the kernel's or an Open vSwitch bridge's own link."""
+        """Return whether a link is a kernel bridge or an OVS bridge's own link."""
         return link.kind in BRIDGE_KINDS or link.key in self._ovs_links
 
     def bridge_of(self, link: Link) -> Link | None:
-        """The bridge that carries a link: itself, its master, or its peer's master."""
+        """Return the bridge of a link: itself, its master, or its peer's master."""
         if self.is_bridge(link):
             return link
         for end in (link, self.peer(link)):
@@ -360,30 +357,31 @@ class Topology:
         return {(net.ns, net.bridge): net for net in self.networks if net.bridge}
 
     def network_of(self, link: Link) -> Network | None:
-        """The network that a link belongs to by its bridge."""
+        """Return the network of a link's bridge."""
         bridge = self.bridge_of(link)
         return self._networks_by_bridge.get((bridge.ns, bridge.name)) if bridge else None
 
     def bridge_link(self, network: Network) -> Link | None:
-        """The bridge of a network, None where it has none or it is gone."""
-        return self._named(network.ns or self.host, network.bridge)
+        """Return the bridge of a network, None if it has none or it is gone."""
+        return self._link_named(network.ns or self.host, network.bridge)
 
     def parent_link(self, network: Network) -> Link | None:
-        """The link that a macvlan or ipvlan network sits on, None for others or where it is gone."""
-        return self._named(network.ns or self.host, network.parent)
+        """Return the parent of a macvlan or ipvlan network, None for others or if gone."""
+        return self._link_named(network.ns or self.host, network.parent)
 
-    def _named(self, ns: int, name: str) -> Link | None:
+    def _link_named(self, ns: int, name: str) -> Link | None:
         net = self.snapshot.nets.get(ns)
         links = net.links.values() if net and name else ()
         return next((link for link in links if link.name == name), None)
 
     def gateways(self, network: Network) -> tuple[str, ...]:
-        """A network's gateways, also where its engine does not tell them."""
+        """Return a network's gateways, even if its engine doesn't report them."""
         return gateways_of(network, self.bridge_link(network))
 
     def uplink(self, ns: int) -> tuple[Link, str] | None:
-        """The link that a namespace's default route leaves by, and the gateway ("" where it is on the link
-        itself); IPv4's before IPv6's, the lowest metric first."""
+        """Return link and gateway ("" if on-link) of a namespace's default route.
+
+        IPv4's comes before IPv6's, the lowest metric first."""
         net = self.snapshot.nets.get(ns)
         routes = [one for one in net.routes if one.dst == "default" and one.table == "main"] if net else []
         for route in sorted(routes, key=lambda one: (one.family, one.metric)):
@@ -399,13 +397,12 @@ class Topology:
 
     def _find_members(self, network: Network) -> tuple[Container, ...]:
         bridge = self.bridge_link(network)
-        spaces = (
-            {peer.ns for port in self.ports_of(bridge.key) if (peer := self.peer(port))} if bridge else set()
-        )
+        ports = self.ports_of(bridge.key) if bridge else ()
+        connected = {peer.ns for port in ports if (peer := self.peer(port))}
         return tuple(
             container
             for container in self.containers.values()
-            if (container.netns in spaces and container.netns != self.host)
+            if (container.netns in connected and container.netns != self.host)
             or (container.runtime == network.engine and self._is_attached(container, network))
         )
 
@@ -414,7 +411,7 @@ class Topology:
         return any(end.network in (network.name, network.id) for end in container.endpoints)
 
     def members(self, network: Network) -> tuple[Container, ...]:
-        """The containers on a network, by its bridge's ports and by what their engine says."""
+        """Return the containers on a network, by its bridge's ports and by their engine."""
         return self._members.get(network.id, ())
 
     @cached_property
@@ -426,11 +423,11 @@ class Topology:
         return {uid: tuple(group) for uid, group in groups.items()}
 
     def networks_of(self, container: Container) -> tuple[Network, ...]:
-        """The networks that a container is on."""
+        """Return the networks that a container is on."""
         return self._networks_of.get(container.uid, ())
 
     def links_of(self, container: Container) -> tuple[Link, ...]:
-        """The links in a container's namespace but loopback; none for one in the host's own."""
+        """Return a container's links but loopback, none if it is in the host namespace."""
         net = self.snapshot.nets.get(container.netns or 0)
         if net is None or net.ns == self.host:
             return ()

@@ -1,4 +1,4 @@
-"""The web of relations that Enter follows: from each thing to those that it hangs together with."""
+"""Find related objects (the targets of Enter), connections, and objects by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENTRY_ORDER = {"published port": 0, "dnat": 1, "masquerade": 2, "snat": 3, "red
 
 
 def related(topology: Topology, ref: Ref) -> tuple[Relation, ...]:
-    """What `ref` leads to, the foremost first, each once and never itself; nothing where it is gone."""
+    """Return the objects related to a ref, the most relevant first; none if it is gone."""
     find = _FINDERS.get(ref.kind)
     unique: dict[Ref, str] = {}
     for label, target in find(topology, ref) if find else ():
@@ -43,16 +43,16 @@ def related(topology: Topology, ref: Ref) -> tuple[Relation, ...]:
 
 
 def follow(topology: Topology, trail: tuple[Ref, ...]) -> Ref | None:
-    """Return where Enter leads from the last of a trail: its foremost related thing that is not on the trail.
+    """Return the target of Enter: the most relevant related object not on the trail.
 
-    If the trail came by a container, a related thing of that container is preferred.
+    If a container is on the trail, an object related to it is preferred.
     """
     if not trail:
         return None
-    fresh = [ref for _, ref in related(topology, trail[-1]) if ref not in trail]
+    new = [ref for _, ref in related(topology, trail[-1]) if ref not in trail]
     container = next((ref for ref in reversed(trail[:-1]) if ref.kind == "container"), None)
-    near = {ref for _, ref in related(topology, container)} if container else set(fresh)
-    return next((ref for ref in fresh if ref in near or ref.kind == "flows"), fresh[0] if fresh else None)
+    preferred = {ref for _, ref in related(topology, container)} if container else set(new)
+    return next((ref for ref in new if ref in preferred or ref.kind == "flows"), new[0] if new else None)
 
 
 def _of_link(topology: Topology, ref: Ref) -> Iterator[Relation]:
@@ -146,8 +146,8 @@ def _of_namespace(topology: Topology, ref: Ref) -> Iterator[Relation]:
             yield f"link {link.name}", link_ref(link.key)
 
 
-def _of_place(topology: Topology, ref: Ref) -> Iterator[Relation]:
-    """Routes, rules, neighbours and forwarding entries: their key begins with namespace and ifindex."""
+def _of_link_entry(topology: Topology, ref: Ref) -> Iterator[Relation]:
+    """Relate routes, rules, neighbours and FDB entries: keys of namespace and ifindex."""
     ns, ifindex = int(ref.key[0]), int(ref.key[1])
     link = topology.snapshot.link((ns, ifindex))
     owner = topology.container_at(ns, str(ref.key[2])) if ref.kind == "neighbour" else None
@@ -165,24 +165,24 @@ _FINDERS: dict[str, Callable[[Topology, Ref], Iterable[Relation]]] = {
     "nat": _of_nat,
     "flow": _of_flow,
     "namespace": _of_namespace,
-    "route": _of_place,
-    "rule": _of_place,
-    "neighbour": _of_place,
-    "fdb": _of_place,
+    "route": _of_link_entry,
+    "rule": _of_link_entry,
+    "neighbour": _of_link_entry,
+    "fdb": _of_link_entry,
 }
 
 
 def entries_of_container(topology: Topology, container: Container) -> tuple[NatEntry, ...]:
-    """The NAT entries that concern a container: its own first, then those of its networks."""
+    """Return the NAT entries about a container: its own, then those of its networks."""
     own = topology.nat_of(container)
     others = (entry for entry in topology.nat if not entry.containers)
     return (*own, *(entry for entry in others if _is_about(topology, entry, container)))
 
 
 def concerns(topology: Topology, entry: NatEntry, scope: Collection[int]) -> bool:
-    """Whether a NAT entry lies in one of these namespaces, or is about a container there or its networks."""
-    there = (container for ns in scope for container in topology.containers_in(ns))
-    return entry.ns in scope or any(_is_about(topology, entry, container) for container in there)
+    """Return whether a NAT entry is in these namespaces or about a container in them."""
+    inside = (container for ns in scope for container in topology.containers_in(ns))
+    return entry.ns in scope or any(_is_about(topology, entry, container) for container in inside)
 
 
 def _is_about(topology: Topology, entry: NatEntry, container: Container) -> bool:
@@ -199,7 +199,7 @@ def _connections(found: Column, what: str, name: str) -> Iterator[Relation]:
 
 def _entries(entries: Iterable[NatEntry]) -> Iterator[Relation]:
     for entry in sorted(entries, key=lambda entry: _ENTRY_ORDER.get(entry.kind, 9)):
-        # A masquerade is called after its kind and its bridge.
+        # The name of a masquerade begins with its kind.
         label = entry.name if entry.name.startswith(f"{entry.kind} ") else f"{entry.kind}: {entry.name}"
         yield label, nat_ref(entry.ns, entry.entry_id)
 
@@ -240,30 +240,29 @@ def _namespace(topology: Topology, ns: int) -> Relation:
 
 
 def of_names(columns: FlowColumns, is_wanted: Callable[[str], bool]) -> Column:
-    """Where one of the two ends is somebody whose name is wanted."""
+    """Return a mask of flows with an end whose owner's name is wanted."""
     ends = (columns.owned(columns.column(end), is_wanted) for end in ("orig_src", "reply_src"))
     return np.logical_or(*ends)
 
 
 def of_namespaces(topology: Topology, scope: Collection[int]) -> Column:
-    """Where the table is one of these namespaces', or an end is an address of one of them."""
+    """Return a mask of flows in tables of these namespaces, or with an end in them."""
     columns = topology.flows
     names = {topology.label(ns) for ns in scope if ns != topology.host}
     names |= {one.name for ns in scope if ns != topology.host for one in topology.containers_in(ns)}
-    here = columns.by_table(np.array([table.ns in scope for table in columns.tables], bool))
-    return np.asarray(here | of_names(columns, names.__contains__))
+    in_scope = columns.by_table(np.array([table.ns in scope for table in columns.tables], bool))
+    return np.asarray(in_scope | of_names(columns, names.__contains__))
 
 
 def known_as(topology: Topology, container: Container) -> str:
-    """The name that a container's addresses go by: that of the one that its namespace is known by; "" where
-    its addresses are the host's."""
+    """Return the name of a container's addresses: its namespace's label, or "" (host)."""
     if container.netns == topology.host:
         return ""
     return topology.label(container.netns) if container.netns else container.name
 
 
 def of_network(topology: Topology, network: Network) -> Column:
-    """Where one of the two ends is a container's address on that network."""
+    """Return a mask of flows with an end at a container's address on that network."""
     columns = topology.flows
     names = {known_as(topology, member) for member in topology.members(network)}
     subnets = ",".join(network.subnets)
@@ -275,17 +274,17 @@ def of_network(topology: Topology, network: Network) -> Column:
 
 
 def of_entry(topology: Topology, entry: NatEntry) -> Column:
-    """Where one of a NAT entry's rules fits the translation, in the entry's own namespace."""
+    """Return a mask of flows in the NAT entry's namespace that its rules translated."""
     columns = topology.flows
-    here = columns.by_table(np.array([table.ns == entry.ns for table in columns.tables], bool))
+    in_namespace = columns.by_table(np.array([table.ns == entry.ns for table in columns.tables], bool))
     found = np.zeros(len(columns), bool)
     for rule in _rules_of(topology, entry):
         found |= translated_by(columns, rule)
-    return np.asarray(found & here)
+    return np.asarray(found & in_namespace)
 
 
 def _rules_of(topology: Topology, entry: NatEntry) -> list[FirewallRule]:
-    """A NAT entry's rules; of a rule that translates by a map, the entry's own element."""
+    """Return a NAT entry's rules, of a NAT map only the entry's element."""
     firewall = topology.snapshot.firewalls.get(entry.ns)
     rules = [rule for rule in firewall.rules if rule.rule_id in entry.rules] if firewall else []
     base, _, number = entry.entry_id.rpartition("#")
@@ -295,7 +294,7 @@ def _rules_of(topology: Topology, entry: NatEntry) -> list[FirewallRule]:
 
 
 def found_table(topology: Topology, ref: Ref) -> Conntrack | None:
-    """The conntrack entry of a reference as a table of its own, None where it is gone."""
+    """Return the conntrack entry of a ref as a table of one row, None if it is gone."""
     table = topology.snapshot.conntracks.get(int(ref.key[0]))
     if table is None:
         return None
@@ -304,13 +303,14 @@ def found_table(topology: Topology, ref: Ref) -> Conntrack | None:
 
 
 def thing_named(topology: Topology, name: str) -> Ref | None:
-    """The container, network, link (the host's before others') or namespace of that name, whatever the case
-    of its letters, in this order; None where there is none."""
+    """Return the first object with that name, ignoring case; None if there is none.
+
+    The order is containers, networks, links (the host's first) and namespaces."""
     return next(things_named(topology, name), None)
 
 
 def things_named(topology: Topology, name: str) -> Iterator[Ref]:
-    """All of that name, in this order."""
+    """Iterate over all objects with that name, ignoring case, in the same order."""
     wanted = name.casefold()
     return (ref for known, ref in _names(topology) if known.casefold() == wanted)
 

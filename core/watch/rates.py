@@ -125,7 +125,7 @@ class FrameCounts:
         at, counts = time.monotonic(), self._taps.read()
         before_at, before = self._glanced
         self._glanced = at, counts
-        many = LIMITS["broadcast"].considerable * (at - before_at)
+        many = LIMITS["broadcast"].if_mostly * (at - before_at)
         if snapshot.storms or any(counts[one] - before.get(one, counts[one]) >= many for one in counts):
             self._hurry()
 

@@ -1,4 +1,4 @@
-"""Reading 100,000 conntrack entries into the model against `conntrack -L >/dev/null`; sorting, filtering."""
+"""Measure reading 100,000 conntrack entries, against `conntrack -L`; sorting, filtering."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = f"bench{os.getpid()}-ct"
 
 
 def run() -> list[Figure]:
-    """All figures, in a namespace of their own whose connections are counted, as a dashboard wants them."""
+    """Measure all figures in a new namespace with connection accounting, as for a dashboard."""
     with room_for_entries(2 * COUNT):
         subprocess.run(["ip", "netns", "add", NAME], check=True)
         try:
@@ -37,7 +37,7 @@ def run() -> list[Figure]:
 
 
 def measure() -> list[Figure]:
-    """The figures of the namespace that the caller stands in."""
+    """Measure the figures in the caller's namespace."""
     from core.collect.conntrack import read_conntrack
     from core.model import Namespace
     from core.netlink.netns import HOST_PATH, inode_of
@@ -85,7 +85,7 @@ def measure() -> list[Figure]:
 
 
 def _present(table) -> list[Figure]:
-    """Sorting and filtering as the view does, columns made anew each time."""
+    """Measure sorting and filtering as in the view, with new columns each time."""
     from core.model import Host, Snapshot
     from core.topology import Topology
     from tui.present.conntrack import COLUMNS, conntrack_rows
@@ -109,7 +109,7 @@ def _present(table) -> list[Figure]:
 
 
 def _slowest(work: Callable[[], object]) -> float:
-    """The slowest of five, after one that does not count."""
+    """Return the slowest of five runs, after one that doesn't count."""
     work()
     times = []
     for _ in range(5):
@@ -125,7 +125,7 @@ def _worst(times: dict[str, float]) -> tuple[str, str]:
 
 
 def _peak_memory() -> float:
-    """The most memory this process ever had resident, in MB."""
+    """Return the peak resident memory of this process in MB."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

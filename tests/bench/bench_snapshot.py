@@ -1,4 +1,4 @@
-"""The first full snapshot of a host with 200 namespaces, against `ip` asked for the addresses alone."""
+"""Measure the first snapshot of a host with 200 namespaces, against `ip addr` in each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREFIX = f"vtbench{os.getpid()}x"
 
 
 def run() -> list[Figure]:
-    """The ratios of whole snapshots and of their parts, each measured in turns with `ip`."""
+    """Measure the ratios of snapshots and of their parts, in turns with `ip`."""
     with many_namespaces():
         found, _ = read_namespaces(deep=False)
         ours = [ns for ns in found.values() if any(name.startswith(_PREFIX) for name in ns.names)]
@@ -44,13 +44,13 @@ def run() -> list[Figure]:
 
 
 def first_snapshot() -> None:
-    """All parts, with nothing remembered from a look before."""
+    """Read all parts with empty caches."""
     forget()
     read_snapshot()
 
 
 def forget() -> None:
-    """Drop the messages decoded before."""
+    """Clear the caches of decoded messages."""
     for module in (links, routes):
         for each in vars(module).values():
             if hasattr(each, "cache_clear"):
@@ -58,18 +58,18 @@ def forget() -> None:
 
 
 def read_namespaces_and_links() -> None:
-    """What a full snapshot tells by rtnetlink."""
+    """Read the rtnetlink parts of a snapshot."""
     forget()
     read_nets(read_namespaces(deep=True)[0].values())
 
 
 def ip_addresses() -> None:
-    """The same machine asked by `ip`, for addresses only."""
+    """Read the addresses of the same machine with `ip`."""
     subprocess.run(["ip", "-all", "netns", "exec", "ip", "-o", "addr"], stdout=subprocess.DEVNULL, check=True)
 
 
 def seconds(work: Callable[[], object]) -> Callable[[], float]:
-    """The same work, as something that returns how long it took."""
+    """Return a function that returns the duration of the work."""
 
     def timed() -> float:
         started = time.perf_counter()
@@ -80,14 +80,14 @@ def seconds(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def repeated(work: Callable[[], object]) -> float:
-    """The median time of some work in milliseconds."""
+    """Return the median duration of some work in milliseconds."""
     timed = seconds(work)
     return percentile([timed() for _ in range(sized(15, 2))], 0.5) * 1000
 
 
 @contextmanager
 def many_namespaces() -> Iterator[None]:
-    """A namespace with a bridge, and NAMESPACES more on it, each with lo and a veth that has an address."""
+    """Create a namespace with a bridge, and NAMESPACES on it with lo and a veth with an address."""
     host, names = f"{_PREFIX}-host", [f"{_PREFIX}-{number}" for number in range(NAMESPACES)]
     try:
         batch([f"netns add {name}" for name in (host, *names)])
@@ -103,7 +103,7 @@ def many_namespaces() -> Iterator[None]:
 
 
 def batch(lines: list[str], inside: str = "") -> None:
-    """Run `ip` commands in one process; those that fail do not stop the others."""
+    """Run `ip` commands in one process; failures don't stop the others."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "batch"
         file.write_text("\n".join(lines))

@@ -1,7 +1,7 @@
-"""What a conversation costs in CPU time, of both ends together, which other work hardly changes.
+"""Measure the CPU time of a connection, of both ends; other load hardly changes it.
 
-Both ends are processes on the CPU that is measured. What the kernel does for a packet, in any namespace, is
-done on behalf of the one that sends it.
+Both ends are processes on one CPU. The kernel's work for a packet, in any namespace, is accounted to the
+process that sends it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ type _End = Callable[[socket.socket], None]
 
 
 def bits(case: Case, size: int) -> float:
-    """Bits that a CPU second carries, of `size` bytes sent over TCP."""
+    """Return bits per CPU second, of `size` bytes sent over TCP."""
 
     def receive(here: socket.socket) -> None:
         block = bytearray(_BLOCK)
@@ -38,7 +38,7 @@ def bits(case: Case, size: int) -> float:
 
 
 def transactions(case: Case, kind: socket.SocketKind, count: int) -> float:
-    """Questions of one byte with their answers that a CPU second carries."""
+    """Return request-response pairs of one byte per CPU second."""
 
     def ask(here: socket.socket) -> None:
         byte = bytearray(1)
@@ -56,7 +56,7 @@ def transactions(case: Case, kind: socket.SocketKind, count: int) -> float:
 
 
 def _spent(case: Case, kind: socket.SocketKind, client: _End, server: _End) -> float:
-    """CPU seconds of both."""
+    """Return the CPU seconds of both."""
     family = socket.AF_INET6 if ":" in case.address else socket.AF_INET
     here, there = (_socket(namespace, family, kind) for namespace in (case.client, case.server))
     there.bind(("", _PORT))
@@ -65,7 +65,7 @@ def _spent(case: Case, kind: socket.SocketKind, client: _End, server: _End) -> f
     here.connect((case.address, _PORT))
     if kind == socket.SOCK_STREAM:
         answering = there.accept()[0]
-    else:  # the first datagram says who asks
+    else:  # the first datagram has the client's address
         here.send(b"?")
         there.connect(there.recvfrom(1)[1])
         answering = there.dup()
@@ -86,7 +86,7 @@ def _socket(namespace: str, family: int, kind: socket.SocketKind) -> socket.sock
 
 
 def _started(end: _End, own: socket.socket, other: socket.socket) -> tuple[int, int]:
-    """A process that plays one end: its pid, and where it tells what it has spent."""
+    """Start a process for one end; return its pid, and a pipe for its CPU time."""
     read, write = os.pipe()
     if pid := os.fork():
         os.close(write)
@@ -103,10 +103,10 @@ def _started(end: _End, own: socket.socket, other: socket.socket) -> tuple[int, 
 
 
 def _ended(end: tuple[int, int]) -> int:
-    """Nanoseconds on the CPU; its connection is closed then."""
+    """Return the CPU time in nanoseconds, after the connection is closed."""
     pid, read = end
     _, status = os.waitpid(pid, 0)
-    told = os.read(read, 99)
+    nanoseconds = os.read(read, 99)
     os.close(read)
-    assert not status and told, "an end of the conversation failed"
-    return int(told)
+    assert not status and nanoseconds, "an end of the conversation failed"
+    return int(nanoseconds)

@@ -287,10 +287,10 @@ def test_a_network_that_is_not_there_yet_is_waited_for(
     told("network", "rm", "shop")
     attachments.keep(want)  # as after a restart of the machine: the file outlives the network
     restart(engine, app)
-    agent = Attachments(said.append)
-    assert agent.look() and said == []
+    restarted = Attachments(said.append)
+    assert restarted.restore() and said == []
     told("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
-    wait_until(lambda: agent.look() and address in link_of(engine, app, "eth1"), "the attachment")
+    wait_until(lambda: restarted.restore() and address in link_of(engine, app, "eth1"), "the attachment")
 
 
 @pytest.mark.needs("systemd-analyze")

@@ -33,14 +33,14 @@ def test_a_restarted_container_of_podmans_is_attached_again(
         return [one["local"] for link in json.loads(told or "[]") for one in link["addr_info"]]
 
     said: list[str] = []
-    agent = Attachments(said.append)
+    restarted = Attachments(said.append)
     with entered(f"/run/netns/{podman_host.host.name}"):
         try:
             assert main(["network", "create", "shop", "--subnet", f"{subnet}.0/24"]) == 0
             assert main(["attach", name, "shop", "--address", f"{subnet}.9", "--link", "shop0"]) == 0
             podman_host.run("restart", "-t", "0", name)
             assert f"{subnet}.9" not in addresses()
-            wait_until(lambda: agent.look() and f"{subnet}.9" in addresses(), "the attachment")
+            wait_until(lambda: attachments.restore() and f"{subnet}.9" in addresses(), "the attachment")
             assert said == [f"{name} has started: attached to shop again"]
         finally:
             assert main(["cleanup", "--yes"]) == 0

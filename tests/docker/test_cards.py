@@ -50,8 +50,8 @@ def test_every_model(inside_docker_host: DockerHost) -> None:
     assert found["br"].joined_with == (f"docker:{side}",)
     assert found["jo"].joined_with == (found["br"].container,)
     assert not [card for card in found.values() if card.joined_dead]
-    assert "docker0 of the host" in found["br"].why
-    assert "user0 of the host" in found["us"].why
+    assert "docker0 on the host" in found["br"].why
+    assert "user0 on the host" in found["us"].why
     port = next(
         link["ifname"] for link in engine.host.json("ip -j -d link show master user0")
     )  # the only port of that bridge

@@ -331,7 +331,7 @@ def host_with_rule(host: ThrowawayHost) -> ThrowawayHost:
 def test_without_nft(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
     no_tools()
     what, why, try_ = problem_of(host_with_rule)
-    assert what == "nft is not there"
+    assert what == "nft is not installed"
     assert "PATH" in why
     assert "install nftables" in try_
 
@@ -341,7 +341,7 @@ def test_without_iptables_nft_reads_what_it_can(host: ThrowawayHost, no_tools: N
     program = shutil.which("nft")
     (no_tools() / "nft").symlink_to(str(program))
     what, why, _ = problem_of(host)
-    assert what == "iptables-nft-save is not there"
+    assert what == "iptables-nft-save is not installed"
     assert "nft alone" in why
     (found,) = read(host).rules
     assert (found.verdict, found.dport, found.to_address, found.to_port) == ("dnat", "8080", "10.0.0.2", "80")

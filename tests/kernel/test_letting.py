@@ -226,7 +226,7 @@ def test_a_network_of_ours(site: Site, name: str) -> None:
         assert site.all_answered(in_, ("", "127.0.0.1", 8090)), more
         assert not site.forward_findings()
         bypassing = site.findings("bypass")
-        assert [one["short"] for one in bypassing] == [f"past {one}" for one in [others.program] if one]
+        assert [one["short"] for one in bypassing] == [f"bypasses {one}" for one in [others.program] if one]
         for finding in bypassing:
             restrict = finding["advice"].partition(", run: ")[2]
             assert "tcp/8090" in finding["sentence"]
@@ -243,7 +243,7 @@ def test_ufw_that_is_disabled_is_in_nobodys_way(site: Site) -> None:
     machine = site.machine
     site.load(OTHERS["ufw"])
     ok(machine, "publish a 7080:80")
-    assert [one["short"] for one in site.findings("forward")] == ["not reached"]
+    assert [one["short"] for one in site.findings("forward")] == ["unreachable"]
     for tool in ("iptables", "ip6tables"):
         lines = machine.run(f"{tool}-save -t filter").splitlines()
         chains = [line[1:].split()[0] for line in lines if line.startswith(":ufw")]

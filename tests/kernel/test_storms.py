@@ -156,16 +156,17 @@ def test_a_storm_is_reported_with_its_port_whatever_is_shown(
         sending.wait()
     (storm,) = snapshot.storms
     assert storm.kind == kind
-    assert storm.rate >= storms.LIMITS[kind].considerable
+    assert storm.rate >= storms.LIMITS[kind].if_mostly
     assert (storm.ns, storm.ifindex) == (bridged.inode, ifindex(bridged, "br0"))
     assert storm.ports == (ifindex(bridged, "v-web"),)
     (finding,) = [one for one in findings(Topology(snapshot)) if one.kind == "storm"]
     assert (
-        f"A storm of {kind}s on br0" in finding.sentence and "they come in by v-web (from" in finding.sentence
+        f"{kind.capitalize()} storm on br0" in finding.sentence
+        and "they enter by v-web (from" in finding.sentence
     )
     watched.until(lambda s: not s.storms)
     sentences = [change.sentence for change in watched.changes if "storm" in change.sentence]
     assert (
-        sentences[0].startswith(f"A storm of {kind}s on br0")
-        and sentences[-1] == f"the storm of {kind}s on br0 is over"
+        sentences[0].startswith(f"{kind.capitalize()} storm on br0")
+        and sentences[-1] == f"the {kind} storm on br0 is over"
     )

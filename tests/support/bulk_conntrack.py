@@ -1,4 +1,4 @@
-"""Fills a namespace's connection tracking table fast: many ctnetlink messages a system call."""
+"""Fill a namespace's conntrack table fast: many ctnetlink messages per system call."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TCP, UDP = 6, 17
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One netlink attribute, padded to four bytes (linux/netlink.h, struct nlattr)."""
+    """Return a netlink attribute, padded to four bytes (struct nlattr of linux/netlink.h)."""
     return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
 
 
 def nest(kind: int, *children: bytes) -> bytes:
-    """A nested attribute."""
+    """Return a nested attribute."""
     return attribute(kind | NESTED, b"".join(children))
 
 
 def tuple_attribute(kind: int, src: bytes, dst: bytes, l4_proto: int, sport: int, dport: int) -> bytes:
-    """CTA_TUPLE_ORIG (1) or CTA_TUPLE_REPLY (2) of a protocol with ports."""
+    """Return CTA_TUPLE_ORIG (1) or CTA_TUPLE_REPLY (2) of a protocol with ports."""
     first = 1 if len(src) == 4 else 3
     return nest(
         kind,
@@ -47,13 +47,15 @@ def tuple_attribute(kind: int, src: bytes, dst: bytes, l4_proto: int, sport: int
 
 
 def message(kind: int, flags: int, body: bytes, family: int = socket.AF_INET, version: int = 0) -> bytes:
-    """A whole nfnetlink message: struct nlmsghdr, struct nfgenmsg, attributes."""
+    """Return an nfnetlink message: struct nlmsghdr, struct nfgenmsg, attributes."""
     return struct.pack("=IHHIIBBH", 20 + len(body), kind, flags, 0, 0, family, version, 0) + body
 
 
 def new_entry(number: int, timeout: int) -> bytes:
-    """The message that makes the entry of that number: a masqueraded connection of one of 200 containers, two
-    in three TCP, one in ten IPv6."""
+    """Return the message for the entry of that number.
+
+    Entries are masqueraded connections of 200 containers, two thirds TCP, a tenth IPv6.
+    """
     inside_host, port = number % 200 + 2, 1024 + number // 200 % 60000
     l4_proto = UDP if number % 3 == 0 else TCP
     peer = struct.pack("!I", 0x01000000 + number * 2654435761 % 0x5F000000)
@@ -75,8 +77,10 @@ def new_entry(number: int, timeout: int) -> bytes:
 
 
 def insert(count: int, timeout: int = 3600, first: int = 0) -> None:
-    """Make `count` different entries in the caller's network namespace; raises OSError where the kernel
-    refuses one (nf_conntrack_max of the machine's initial namespace bounds all namespaces)."""
+    """Insert `count` different entries in the caller's network namespace.
+
+    Raises OSError if the kernel refuses one; the initial namespace's nf_conntrack_max limits all namespaces.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 << 20)
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
@@ -87,15 +91,17 @@ def insert(count: int, timeout: int = 3600, first: int = 0) -> None:
 
 
 def flush_ipv6() -> None:
-    """Delete the IPv6 entries of the caller's network namespace, a tenth of what `insert` made, and no others
-    (conntrack(8) has no way to say so: the kernel heeds the family from version 1 of the message on)."""
+    """Delete only the IPv6 entries of the caller's network namespace, a tenth of those of `insert`.
+
+    conntrack(8) can't do that: the kernel regards the family since version 1 of the message.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.send(message(CT_DELETE, REQUEST, b"", socket.AF_INET6, version=1))
         _raise_refusals(sock)
 
 
 def _raise_refusals(sock: socket.socket) -> None:
-    """Raise the first error that the kernel answered; requests without NLM_F_ACK answer nothing else."""
+    """Raise the first error of the kernel; requests without NLM_F_ACK have no other answers."""
     while True:
         try:
             answer = sock.recv(1 << 16, socket.MSG_DONTWAIT)
@@ -108,7 +114,7 @@ def _raise_refusals(sock: socket.socket) -> None:
 
 @contextmanager
 def room_for_entries(count: int) -> Iterator[None]:
-    """Raise nf_conntrack_max, which one machine's namespaces share, where it is too low, and put it back."""
+    """Raise nf_conntrack_max, shared by all namespaces, if it is too low; restore it at the end."""
     limit = Path("/proc/sys/net/netfilter/nf_conntrack_max")
     before = int(limit.read_text())
     if before < count:

@@ -149,7 +149,7 @@ def agent(as_program: bool) -> Iterator[None]:
         process = subprocess.Popen([*PROGRAM, "agent"], stdout=subprocess.DEVNULL)
         pid = process.pid
     elif not (pid := os.fork()):
-        core.agent._RULES_EVERY = core.agent._CONTAINERS_EVERY = _NEVER
+        core.agent._RULES_INTERVAL = core.agent._CONTAINERS_INTERVAL = _NEVER
         Agent(lambda _: None, threading.Event()).run()
     try:
         yield

@@ -168,7 +168,7 @@ def test_a_subnet_that_meets_the_hosts_own_is_a_fault() -> None:
 @pytest.mark.parametrize(
     ("inner", "words"),
     [
-        ({"state": "down", "admin_up": False, "carrier": False}, "link is off"),
+        ({"state": "down", "admin_up": False, "carrier": False}, "link is down"),
         ({"state": "lowerlayerdown", "carrier": False}, "no carrier"),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_bridge_that_is_gone_or_off_is_a_fault() -> None:
     host.bridge("br-off", ("10.8.0.1/24",), admin_up=False, state="down", carrier=False)
     snapshot = host.snapshot()
     assert [cell.text for cell in rail_named(snapshot, "lost").faults] == ["bridge is gone"]
-    assert [cell.text for cell in rail_named(snapshot, "br-off").faults] == ["bridge is off"]
+    assert [cell.text for cell in rail_named(snapshot, "br-off").faults] == ["bridge is down"]
 
 
 def test_stopped_containers_stand_apart() -> None:

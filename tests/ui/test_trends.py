@@ -174,9 +174,9 @@ async def test_a_storm_is_told_on_top_of_its_bridge() -> None:
         await person.eventually("broadcast storm, 12,000/s")
         await person.press("2")
         await person.type("/br-app⏎")
-        await person.eventually("A storm of broadcasts on br-app")
+        await person.eventually("Broadcast storm on br-app")
         told = " ".join(line.text for line in person.dashboard.pane.lines)
-        assert "about 12,000 frames/s, 97% of all that enter it; they come in by veth-web1 (from" in told
+        assert "about 12,000 frames/s, 97% of all that enter it; they enter by veth-web1 (from" in told
 
 
 def test_what_translated_connections_carry_is_told_of_their_rule() -> None:

@@ -159,7 +159,7 @@ def test_of_a_long_list_the_text_has_the_beginning_and_the_json_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tui.bundle._MOST_ROWS", 2)
-    monkeypatch.setattr("core.serialize._PIECE", 3)
+    monkeypatch.setattr("core.serialize._LIST_PIECE", 3)
     path, snapshot = tmp_path / "b.tar.gz", connections()
     save_bundle(path, Kept(Topology(snapshot)))
     files = files_of(path)

@@ -139,15 +139,15 @@ def test_a_namespace_that_appears_tells_no_links() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"name": "v9"}, "veth veth-web1 in host is called v9 now"),
-        ({"admin_up": False}, "veth veth-web1 in host was switched off"),
-        ({"admin_up": False, "state": "down"}, "veth veth-web1 in host was switched off"),
+        ({"name": "v9"}, "veth veth-web1 in host was renamed to v9"),
+        ({"admin_up": False}, "veth veth-web1 in host was set down"),
+        ({"admin_up": False, "state": "down"}, "veth veth-web1 in host was set down"),
         ({"state": "down"}, "veth veth-web1 in host is down (was up)"),
         ({"state": "lowerlayerdown"}, "veth veth-web1 in host is down: its other end is down (was up)"),
         ({"mtu": 1400}, "the MTU of veth veth-web1 in host changed from 1500 to 1400"),
         (
             {"sizes": PacketSizes(gso=131072)},
-            "the largest packets of veth veth-web1 in host changed from 0 to 131072 bytes",
+            "gso_max_size of veth veth-web1 in host changed from 0 to 131072 bytes",
         ),
         ({"alias": "x"}, "the alias of veth veth-web1 in host changed from none to x"),
         ({"master": None}, "veth veth-web1 in host is no longer a port of br-app"),
@@ -201,7 +201,7 @@ def test_routes() -> None:
         "route default via 192.0.2.254 dev eth0 is gone from host"
     ]
     assert sentences(with_net(routes=(other, *routes[1:]))) == [
-        "route default via 192.0.2.9 dev eth0 in host was default via 192.0.2.254 dev eth0"
+        "route default via 192.0.2.254 dev eth0 in host changed to default via 192.0.2.9 dev eth0"
     ]
     kernels = tuple(route for route in routes if route.protocol != "kernel" and route.table != "local")
     assert sentences(with_net(routes=kernels)) == []
@@ -218,8 +218,8 @@ def test_routing_rules() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "sentence"),
     [
-        ("reachable", "failed", "neighbour 10.0.0.7 on br-app in host does not answer any more"),
-        ("probe", "failed", "neighbour 10.0.0.7 on br-app in host does not answer any more"),
+        ("reachable", "failed", "neighbour 10.0.0.7 on br-app in host no longer answers"),
+        ("probe", "failed", "neighbour 10.0.0.7 on br-app in host no longer answers"),
         ("failed", "reachable", "neighbour 10.0.0.7 on br-app in host answers again"),
         ("incomplete", "failed", None),
         ("reachable", "stale", None),
@@ -264,7 +264,7 @@ def test_a_table_of_ours_that_is_written_anew_tells_what_it_means() -> None:
     assert sentences(after, before) == []
     assert sentences(with_rules(*new, port), before) == ["port tcp/8080 of host is published by vnet"]
     more = with_rules(*new, replace(base, rule_id="nft/99", text="accept"))
-    assert sentences(more, before) == ["vnet's own rules in host follow its networks: 1 more, 0 less"]
+    assert sentences(more, before) == ["vnet's own rules in host were updated: 1 added, 0 removed"]
 
 
 def test_the_fast_paths_own_table_is_told_once() -> None:
@@ -273,8 +273,8 @@ def test_the_fast_paths_own_table_is_told_once() -> None:
     own = [replace(rules[0], rule_id=f"own{number}", text="{}", **place) for number in range(3)]
     anew = [replace(rule, rule_id=f"new {rule.rule_id}") for rule in own]
     on, again = with_rules(*rules, *own), with_rules(*rules, *anew)
-    assert sentences(on) == ["the fast path's table vnet_fastpath was added, it forwards: host"]
-    assert sentences(OLD, on) == ["the fast path's table vnet_fastpath is gone, it forwards nothing: host"]
+    assert sentences(on) == ["the fast path started in host: its table vnet_fastpath was added"]
+    assert sentences(OLD, on) == ["the fast path stopped in host: its table vnet_fastpath is gone"]
     assert sentences(again, on) == []
     assert len(sentences(with_rules(*rules[1:], *own))) == 2
 
@@ -302,8 +302,8 @@ def with_web1(**fields: Any) -> Snapshot:
     [
         ({"state": "exited", "pid": None}, "container web1 stopped (exited)"),
         ({"state": "paused"}, "container web1 was paused"),
-        ({"pid": 4242}, "container web1 was started again"),
-        ({"name": "web9"}, "container web1 is called web9 now"),
+        ({"pid": 4242}, "container web1 was restarted"),
+        ({"name": "web9"}, "container web1 was renamed to web9"),
         ({"endpoints": ()}, "container web1 left the network app"),
         ({"labels": {"a": "b"}}, None),
     ],
@@ -314,7 +314,7 @@ def test_container_changes(fields: dict[str, Any], sentence: str | None) -> None
 
 def test_container_starts_and_joins() -> None:
     assert sentences(OLD, with_web1(state="exited", pid=None)) == ["container web1 started"]
-    assert sentences(OLD, with_web1(state="paused")) == ["container web1 goes on"]
+    assert sentences(OLD, with_web1(state="paused")) == ["container web1 was resumed"]
     ends = (*OLD.engines["docker"].containers[0].endpoints, Endpoint("db", "172.19.0.9/24"))
     assert sentences(with_web1(endpoints=ends)) == ["container web1 joined the network db with 172.19.0.9/24"]
 
@@ -360,7 +360,9 @@ def test_nearly_full_conntrack() -> None:
         replace(OLD, conntracks={HOST: replace(table, limit=limit)}) for limit in (100, len(table.entries))
     )
     assert sentences(full, roomy) == ["the conntrack table of host is nearly full: 3 of 3 entries"]
-    assert sentences(roomy, full) == ["the conntrack table of host has room again: 3 of 100 entries"]
+    assert sentences(roomy, full) == [
+        "the conntrack table of host is no longer nearly full: 3 of 100 entries"
+    ]
     assert sentences(roomy) == sentences(replace(OLD, conntracks={HOST: replace(table, limit=0)})) == []
 
 
@@ -386,5 +388,5 @@ def test_problems_of_a_namespace_that_went_are_not_solved() -> None:
 
 def test_names_from_outside_stay_verbatim() -> None:
     assert sentences(with_link("veth-web1", name=HOSTILE_NAME)) == [
-        f"veth veth-web1 in host is called {HOSTILE_NAME} now"
+        f"veth veth-web1 in host was renamed to {HOSTILE_NAME}"
     ]

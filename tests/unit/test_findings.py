@@ -46,8 +46,7 @@ def test_mtus_that_differ_concern_container_port_and_bridge() -> None:
     assert bridge is not None and topology.peer(link) is not None
     assert one.ref == link_ref(link.key) and link_ref(bridge.key) in one.related
     assert one.sentence == (
-        "eth0 of web2 has MTU 1400, its bridge br-app 1500: "
-        "packets of more than 1400 bytes are lost on the way."
+        "eth0 of web2 has MTU 1400, its bridge br-app 1500: packets larger than 1400 bytes are lost."
     )
     web2 = next(each for each in topology.containers.values() if each.name == "web2")
     assert one in findings_of(topology, container_ref(web2.runtime, web2.id))
@@ -107,7 +106,7 @@ def test_links_alone_that_overlap_are_no_finding() -> None:
 
 def test_a_dead_join_leads_to_whom_it_meant() -> None:
     (one,) = found(small_host(), "dead join")
-    assert one.sentence.startswith("orphan: It joined the container ffff")
+    assert one.sentence.startswith("orphan joined the container ffff")
 
 
 def test_dropped_packets_are_counted_with_their_rule() -> None:
@@ -122,7 +121,7 @@ def test_a_bridge_that_is_off_is_found_with_its_ports() -> None:
     number, bridge = next((number, link) for number, link in links.items() if link.name == "br-app")
     links[number] = replace(bridge, admin_up=False, state="down", carrier=False)
     (one,) = found(host.snapshot(), "bridge")
-    assert one.sentence == "The bridge br-app is switched off: its 3 ports cannot reach anything."
+    assert one.sentence == "The bridge br-app is down: its 3 ports can't reach anything."
 
 
 def test_a_table_nearly_full_is_found() -> None:
@@ -142,8 +141,8 @@ def test_a_storm_concerns_bridge_network_port_and_sender() -> None:
     (one,) = [each for each in findings(topology) if each.kind == "storm"]
     assert one.severity == "bad" and one.ref == link_ref(bridge.key)
     assert one.sentence.startswith(
-        "A storm of broadcasts on br-app: about 12,000 frames/s, 97% of all that enter it; "
-        "they come in by veth-web1 (from web1)."
+        "Broadcast storm on br-app: about 12,000 frames/s, 97% of all that enter it; "
+        "they enter by veth-web1 (from web1)."
     )
     web1 = next(each for each in topology.containers.values() if each.name == "web1")
     for ref in (link_ref(port.key), network_ref("net-app"), container_ref(web1.runtime, web1.id)):
@@ -165,9 +164,9 @@ def test_a_storm_that_began_and_ended_is_told_once_each() -> None:
         for old, new in ((calm, storms[0]), (storms[0], storms[1]), (storms[1], calm))
     ]
     assert told == [
-        [("added", "A storm of multicasts on br-app: about 20,000 frames/s, 90% of all that enter it")],
+        [("added", "Multicast storm on br-app: about 20,000 frames/s, 90% of all that enter it")],
         [],
-        [("removed", "the storm of multicasts on br-app is over")],
+        [("removed", "the multicast storm on br-app is over")],
     ]
 
 
@@ -181,7 +180,7 @@ def test_a_network_that_others_rules_shut_in() -> None:
     back = replace(usual, iif="", oif="docker0", ct_state="related,established")
     now = host.snapshot(firewalls={HOST: Firewall(HOST, drop, (*host.rules, usual, back))})
     (one,) = found(now, "forward")
-    assert one.ref == network_ref("net-app") and one.short == "no way out"
+    assert one.ref == network_ref("net-app") and one.short == "no outside access"
     ways = [
         "iptables -I FORWARD -i br-app -o eth0 -j ACCEPT",
         "iptables -I FORWARD -o br-app -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
@@ -209,7 +208,7 @@ def test_each_says_what_to_try() -> None:
     """Of what a person can do something about."""
     told = {one.kind: one.advice for one in findings(Topology(small_host()))}
     assert all(told.values()) and "--mtu 1500" in told["mtu"]
-    assert "take the rule away: iptables -t filter" in told["dropped"]
+    assert "delete the rule: iptables -t filter" in told["dropped"]
 
 
 def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:

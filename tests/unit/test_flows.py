@@ -26,7 +26,7 @@ from core.flows import (
     status_words,
     translators,
 )
-from core.flows.columns import among, halves
+from core.flows.columns import halves, is_among
 from core.flows.describe import address_texts
 from core.model import CONNTRACK_DTYPE, FirewallRule, NatEntry
 from tests.support.flow_samples import ICMP, TCP, UDP, UNREPLIED, flow, table
@@ -205,7 +205,7 @@ def test_rows_find_their_table() -> None:
 
 @given(st.lists(ADDRESSES), st.lists(ADDRESSES))
 def test_among(addresses: list[bytes], wanted: list[bytes]) -> None:
-    assert among(halves(addresses), wanted).tolist() == [one in wanted for one in addresses]
+    assert is_among(halves(addresses), wanted).tolist() == [one in wanted for one in addresses]
 
 
 def test_many_addresses_in_text_are_those_of_each_alone() -> None:

@@ -93,14 +93,14 @@ def test_the_kernels_own_tunnels_open_nothing() -> None:
 def test_bridged_says_by_what() -> None:
     found = deal(docker("app", APP), docker("web", WEB))
     assert (found["app"].model, found["web"].model) == ("bridged", "routed")
-    assert found["app"].why == "eth0 is a veth into the bridge br0 of the host, by its port v-app."
-    assert found["web"].why.startswith("eth0 is a veth to v-web of the host, which is in no bridge")
+    assert found["app"].why == "eth0 is a veth to port v-app of bridge br0 on the host."
+    assert found["web"].why.startswith("eth0 is a veth to v-web on the host, which isn't a bridge port")
 
 
 def test_bridged_without_a_veth() -> None:
     macvlan = Link(0, 2, "eth0", "macvlan", lower=2, lower_nsid=7)
     card = deal(docker("db", DB), nets=(HOST_NET, net(DB, macvlan)))["db"]
-    assert (card.model, card.why) == ("bridged", "eth0 is a macvlan link on eth0 of the host.")
+    assert (card.model, card.why) == ("bridged", "eth0 is a macvlan link with parent eth0 on the host.")
     lonely = deal(docker("db", DB), nets=(HOST_NET, net(DB, replace(macvlan, lower_nsid=99))))["db"]
     assert (lonely.model, lonely.why) == ("bridged", "eth0 is a macvlan link.")
 
@@ -172,7 +172,7 @@ def test_a_stopped_container_says_what_it_would_be() -> None:
 def test_a_container_that_may_not_be_looked_into() -> None:
     card = deal(docker("app", None, state="running"))["app"]
     assert card.model == "unknown"
-    assert "cannot be seen" in card.why
+    assert "can't be read" in card.why
 
 
 def test_two_names_for_one_namespace_are_joined() -> None:
@@ -234,4 +234,4 @@ def test_peers_are_found_where_none_are_given() -> None:
         ),
     )
     card = cards(snapshot(docker("app", APP), nets=ends))["docker:app-id"]
-    assert card.why == "eth0 is a veth into the bridge br0 of the host, by its port v-app."
+    assert card.why == "eth0 is a veth to port v-app of bridge br0 on the host."

@@ -181,7 +181,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.vnetrec"
     path.write_text("mine")
     made = record(path, STORY[:1]).progress
-    assert made.failed and made.ended.startswith("it is there already. Try: ")
+    assert made.failed and made.ended.startswith("it exists already. Try: ")
     assert path.read_text() == "mine"
 
 

@@ -236,5 +236,5 @@ def test_other_files(text: bytes) -> None:
 
 
 def test_bytes_after_the_end() -> None:
-    with pytest.raises(CorruptFile, match="follows"):
+    with pytest.raises(CorruptFile, match="after the end"):
         unpack(PACKED + b"x")

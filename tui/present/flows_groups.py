@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from core.flows import PROTOCOLS, address_text
-from core.flows.columns import folded
+from core.flows.columns import row_keys
 from core.flows.describe import protocol_name
-from core.flows.merge import FAST, FlowTable, added, crossed
+from core.flows.merge import FAST, FlowTable, sum_by_group, sum_matrix
 from core.model import Ref
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, NO_CLIENT, FlowPicture
@@ -80,7 +80,7 @@ def _by_network(topology: Topology, picture: FlowPicture, order: Array) -> _Code
 def _by_peer(topology: Topology, picture: FlowPicture, order: Array) -> _Codes:
     columns = picture.index.columns
     addresses = columns.peer()[0][order]
-    unique, codes = np.unique(folded(addresses[:, 0], addresses[:, 1]), return_inverse=True)
+    unique, codes = np.unique(row_keys(addresses[:, 0], addresses[:, 1]), return_inverse=True)
     first = np.full(len(unique), 0)
     first[codes] = np.arange(len(codes))
 
@@ -164,7 +164,7 @@ def _grouped(
         ],
         float,
     )  # fmt: skip
-    sums = added(codes, values.T)
+    sums = sum_by_group(codes, values.T)
     biggest = np.lexsort((-sums.sums[:, 1], -sums.sums[:, 0]))[:_MOST]
     top = float(sums.sums[:, 0].max(initial=0.0))
     rows, columns = [], _columns(by)
@@ -210,10 +210,12 @@ def _matrix(picture: FlowPicture, order: Array, head: Sequence[Cell]) -> GroupRo
     size = len(index.owners) + 1
     origin, responder = index.origin[order] + 1, index.responder[order] + 1
     values = np.nan_to_num(table.speeds[order, :2]) if table.measured else table.octets[order].astype(float)
-    sent = crossed(origin, responder, size, values[:, 0]) + crossed(responder, origin, size, values[:, 1])
-    counts = crossed(origin, responder, size, np.ones(len(order)))
+    sent = sum_matrix(origin, responder, size, values[:, 0]) + sum_matrix(
+        responder, origin, size, values[:, 1]
+    )
+    counts = sum_matrix(origin, responder, size, np.ones(len(order)))
     so_far = table.octets[order].sum(axis=1).astype(float)
-    carried = crossed(origin, responder, size, so_far)
+    carried = sum_matrix(origin, responder, size, so_far)
     busy = carried.sum(axis=0) + carried.sum(axis=1)
     talked = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     ranked = talked[np.argsort(-busy[talked], kind="stable")][:_MATRIX_SIDE].tolist()
