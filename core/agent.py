@@ -66,7 +66,7 @@ class Agent:
                 poller.stop()
 
     def _poller(self, part: str, poll: Callable[[], None], interval: float) -> Poller:
-        return Poller(part, poll, self._report_failure, interval, settle=0.05)
+        return Poller(part, poll, self._report_failure, interval, debounce=0.05)
 
     def _watch_rules(self, events: EventSocket) -> None:
         with selectors.DefaultSelector() as selector:

@@ -4,7 +4,7 @@ import sys
 
 __version__ = "0.1.0"
 
-# Before anything is imported that an older Python can't parse.
+# Checked before an import that an older Python can't parse.
 if sys.version_info < (3, 12):  # noqa: UP036
     sys.exit(
         f"vnet-tui: can't run under Python {sys.version_info[0]}.{sys.version_info[1]}: "

@@ -22,16 +22,16 @@ from textual.screen import Screen
 from textual.system_commands import SystemCommandsProvider
 
 from tui import keys, themes
-from tui.present import views
 from tui.screens.dashboard import Dashboard
-from tui.source import Source
+from tui.sources import Source
+from tui.views import registry
 from tui.widgets.lines import TonedApp
 
 if TYPE_CHECKING:
-    from tui.changer import Accelerator, Changer
+    from tui.services import ChangeService, FastPathService
 
 
-class InOrder(SystemCommandsProvider):
+class OrderedCommands(SystemCommandsProvider):
     """Lists entries as the app gives them, where Textual sorts them by name."""
 
     async def discover(self) -> Hits:
@@ -41,32 +41,37 @@ class InOrder(SystemCommandsProvider):
                 yield DiscoveryHit(title, run, help=words)
 
 
-def _patient_decoder(encoding: str) -> partial[codecs.IncrementalDecoder]:
-    """Decodes what is text and drops the rest, as `codecs.getincrementaldecoder` with another default."""
+def _tolerant_decoder(encoding: str) -> partial[codecs.IncrementalDecoder]:
+    """Return a decoder that drops invalid bytes."""
     return partial(codecs.getincrementaldecoder(encoding), errors="ignore")
 
 
-def forgiving(driver: type[Driver]) -> type[Driver]:
-    """The driver, which then reads bytes that are not UTF-8 (a terminal of another encoding, noise on a
-    line) as nothing: by itself it decodes strictly, and the error ends the program (Textual's
-    `LinuxDriver.run_input_thread`)."""
-    vars(linux_driver)["getincrementaldecoder"] = _patient_decoder
+def tolerant(driver: type[Driver]) -> type[Driver]:
+    """Make the driver ignore bytes that aren't UTF-8.
+
+    By itself Textual's `LinuxDriver.run_input_thread` decodes strictly, and noise on the line would end the
+    program.
+    """
+    vars(linux_driver)["getincrementaldecoder"] = _tolerant_decoder
     return driver
 
 
 def _palette() -> type[Provider]:
 
-    return InOrder
+    return OrderedCommands
 
 
 _LATE = 3.0  # seconds after which a key that waited is dropped
-_SWITCH_EVERY = 0.001  # seconds after which a thread that computes gives up the GIL
+_SWITCH_EVERY = 0.001  # seconds after which a computing thread releases the GIL
 
 
 class VnetApp(TonedApp):
-    """Shows what a source gives. `ascii_only` draws with ASCII characters alone; `make_changer` gives who
-    makes changes, None where nothing can be changed; `write` allows them from the start; `make_accelerator`
-    gives who runs the fast path."""
+    """Run the dashboard on a source.
+
+    `ascii_only` draws with ASCII characters alone; `make_change_service` makes the service that changes
+    networks, None where nothing can be changed; `write` allows changes from the start;
+    `make_fast_path_service` makes the service that controls the fast path.
+    """
 
     TITLE = "vnet-tui"
     CSS_PATH = "app.tcss"
@@ -74,20 +79,20 @@ class VnetApp(TonedApp):
     COMMANDS = {_palette}
     CLOSE_TIMEOUT = 1.0
     _dropped_until = 0.0
-    wants_demo = False  # whether the person left it for the demo
+    wants_demo = False  # whether the user has left for the demo
 
     def __init__(
         self,
         source: Source,
         ascii_only: bool = False,
-        make_changer: Callable[[], Changer] | None = None,
+        make_change_service: Callable[[], ChangeService] | None = None,
         write: bool = False,
-        make_accelerator: Callable[[], Accelerator] | None = None,
+        make_fast_path_service: Callable[[], FastPathService] | None = None,
     ) -> None:
-        # Without colours Textual must be told before it reads the variable away, or it paints greys.
+        # Without colours: set it before Textual removes the variable, or it paints greys.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
-        self._source, self._make_changer, self._write = source, make_changer, write
-        self._make_accelerator = make_accelerator
+        self._source, self._make_change_service, self._write = source, make_change_service, write
+        self._make_fast_path_service = make_fast_path_service
         self.animation_level = "none"
         # Beside a thread that computes, the event loop waits that long after each system call. With Python's
         # 5 ms it stood still for over 100 ms while a bundle was written.
@@ -102,18 +107,17 @@ class VnetApp(TonedApp):
 
     def get_driver_class(self) -> type[Driver]:
         """The driver for this terminal, of which bytes that are no UTF-8 are no end."""
-        return forgiving(super().get_driver_class())
+        return tolerant(super().get_driver_class())
 
     def on_mount(self) -> None:
-        """Asked to end from outside, leave the terminal as it was, and end as a shell says it: 128 and the
-        signal's number."""
+        """On SIGTERM and SIGHUP restore the terminal, and exit with 128 + signal."""
         if not self.is_headless:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit, None, 128 + number)
 
     def get_default_screen(self) -> Screen[None]:
         """The one screen that lies under all others."""
-        return Dashboard(self._source, self._make_changer, self._write, self._make_accelerator)
+        return Dashboard(self._source, self._make_change_service, self._write, self._make_fast_path_service)
 
     async def on_event(self, event: events.Event) -> None:
         """Keys go to the prompt while it is open, before anything else acts upon them."""
@@ -122,13 +126,15 @@ class VnetApp(TonedApp):
             if isinstance(screen, Dashboard):
                 if await screen.feed_prompt(event) or self._comes_too_late(event):
                     return
-                await screen.caught_up()
+                await screen.catch_up()
                 await self._take_repeats(event.key, screen)
         await super().on_event(event)
 
     def _comes_too_late(self, event: events.Key) -> bool:
-        """Whether it was typed so long ago that it was meant for what is not on the screen any more; then so
-        was all that was typed after it until now."""
+        """Whether a key was typed so long ago that it was meant for another screen.
+
+        All keys that were typed after it until now are dropped as well.
+        """
         now = get_time()
         if now - event.time > _LATE:
             self._dropped_until = now
@@ -154,7 +160,7 @@ class VnetApp(TonedApp):
         """The palette's entries: every action that has a meaning here, and every view."""
         if not isinstance(screen, Dashboard):
             return
-        for each in views.VIEWS:
+        for each in registry.VIEWS:
             words = f"show {each.list.title} ({each.number or f':{each.name}'})"
             yield SystemCommand(each.list.title, words, partial(screen.go_to, each.name))
         for action in keys.those_of(screen.wheres() - {"lines", "fold", "app"}):
@@ -179,14 +185,16 @@ def wants_ascii() -> bool:
 def run(
     source: Source,
     ascii_only: bool = False,
-    make_changer: Callable[[], Changer] | None = None,
+    make_change_service: Callable[[], ChangeService] | None = None,
     write: bool = False,
-    make_accelerator: Callable[[], Accelerator] | None = None,
+    make_fast_path_service: Callable[[], FastPathService] | None = None,
     open_demo: Callable[[], int] | None = None,
 ) -> int:
-    """Open the dashboard, until the person quits; returns the exit status, or that of the demo where the
-    person leaves for it."""
-    app = VnetApp(source, ascii_only or wants_ascii(), make_changer, write, make_accelerator)
+    """Open the dashboard until the user quits; returns the exit status.
+
+    If the user opens the demo, the status is the demo's.
+    """
+    app = VnetApp(source, ascii_only or wants_ascii(), make_change_service, write, make_fast_path_service)
     app.run()
     if app.wants_demo and open_demo is not None:
         return open_demo()

@@ -1,4 +1,4 @@
-"""A moment in one file for a bug report: readable text and JSON in an archive; docs/recording.md lists it."""
+"""Write one moment into an archive for a bug report (see docs/recording.md)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from core.model import Change, FastFlows, Firewall, LinkStats
 from core.serialize import FAST_FILE, SNAPSHOT_FILE, json_pieces
 from core.text import safe
 from core.topology import Topology
-from core.topology.flow_index import FlowPicture
-from tui.changer import Earlier, Logged
-from tui.present.flows_detail import spoken
-from tui.show import write_lists
+from core.topology.flow_index import FlowView
+from tui.cli.show import write_lists
+from tui.services import LoggedChange, PastChange
+from tui.views.flows_detail import flow_text
 
 TOPICS = (
     "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
 )  # fmt: skip
 _MOST_FLOWS = 10_000  # as sentences
 _MOST_ROWS = 10_000  # of a list as text; the JSON has all
-_COMPRESSED = 3  # higher takes several times as long for a tenth less
+_COMPRESSED = 3  # higher levels take several times as long for 10 % less
 _READ_ME = """\
 One moment of the networks of a host, as vnet-tui saw it. Open it, anywhere and without root:
 
@@ -62,27 +62,29 @@ _FILES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What goes into a bundle: the picture, and what belongs to it (None or empty where there is none);
-    `flows` as they were measured."""
+class BundleContents:
+    """Contents of a bundle; None or empty where there is none.
+
+    `flows` have the speeds that were measured.
+    """
 
     topology: Topology
-    flows: FlowPicture | None = None
+    flows: FlowView | None = None
     counters: LinkStats | None = None
     fast: FastFlows | None = None
     changes: Sequence[Change] = ()
-    log: Sequence[Logged] = ()
-    earlier: Sequence[Earlier] = ()
+    log: Sequence[LoggedChange] = ()
+    history: Sequence[PastChange] = ()
 
 
-def bundle_of(name: str, kept: Kept) -> bytes:
+def bundle_of(name: str, kept: BundleContents) -> bytes:
     """The content of a bundle whose file has that name."""
     made = io.BytesIO()
     _archive(made, name.removesuffix(".tar.gz"), kept)
     return made.getvalue()
 
 
-def _archive(file: Any, name: str, kept: Kept) -> None:
+def _archive(file: Any, name: str, kept: BundleContents) -> None:
     folder = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60] or "vnet-bundle"
     moment = int(max(0.0, min(kept.topology.snapshot.taken_at, 0o77777777777)))
     with tarfile.open(
@@ -97,9 +99,11 @@ def _archive(file: Any, name: str, kept: Kept) -> None:
             archive.addfile(member, content)
 
 
-def _parts(name: str, kept: Kept) -> Iterator[tuple[str, Iterable[str]]]:
-    """The files in it, the snapshot first: names and contents, which are written in pieces because one large
-    text would keep every other thread waiting."""
+def _parts(name: str, kept: BundleContents) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield names and contents of the files, the snapshot first.
+
+    Contents come in pieces: one large text would block every other thread.
+    """
     topology = kept.topology
     yield SNAPSHOT_FILE, json_pieces(topology.snapshot)
     files = "\n".join(f"{part:<16}{words}" for part, words in _FILES.items())
@@ -115,7 +119,7 @@ def _parts(name: str, kept: Kept) -> Iterator[tuple[str, Iterable[str]]]:
     yield "problems.txt", _lines(_troubles(topology))
     yield "events.txt", _lines(f"{_clock(each.at)} {each.sentence}" for each in kept.changes)
     yield "commands.json", _json([_logged(one) for one in kept.log])
-    yield "history.json", _json([_earlier(one) for one in kept.earlier])
+    yield "history.json", _json([_earlier(one) for one in kept.history])
     if kept.counters is not None:
         yield "counters.json", _json(plain(kept.counters))
     if kept.fast is not None:
@@ -145,17 +149,17 @@ def _lists(topology: Topology) -> Iterable[str]:
     return made
 
 
-def _unmeasured(topology: Topology, fast: FastFlows | None) -> FlowPicture:
+def _unmeasured(topology: Topology, fast: FastFlows | None) -> FlowView:
     snapshot = topology.snapshot
-    return FlowPicture.of(topology, table_of(snapshot.conntracks, fast, snapshot.taken_at))
+    return FlowView.of(topology, table_of(snapshot.conntracks, fast, snapshot.taken_at))
 
 
-def _flows(picture: FlowPicture) -> Iterator[str]:
+def _flows(picture: FlowView) -> Iterator[str]:
     """At the edge, the fastest first, else the biggest."""
     table, rows = picture.table, np.flatnonzero(picture.index.edge)
     speeds, sizes = np.nan_to_num(table.bits[rows]), table.octets[rows].sum(axis=1).astype(float)
     order = rows[np.lexsort((-sizes, -speeds))]
-    yield from (spoken(picture, row) for row in order[:_MOST_FLOWS].tolist())
+    yield from (flow_text(picture, row) for row in order[:_MOST_FLOWS].tolist())
     if len(order) > _MOST_FLOWS:
         yield f"... and {len(order) - _MOST_FLOWS} more: {SNAPSHOT_FILE} has all"
 
@@ -193,7 +197,7 @@ def _finding(finding: Finding) -> str:
     return f"{finding.severity}: {finding.sentence}{advice}"
 
 
-def _logged(one: Logged) -> dict[str, Any]:
+def _logged(one: LoggedChange) -> dict[str, Any]:
     return {
         "title": one.title,
         "at": one.at,
@@ -203,7 +207,7 @@ def _logged(one: Logged) -> dict[str, Any]:
     }
 
 
-def _earlier(one: Earlier) -> dict[str, Any]:
+def _earlier(one: PastChange) -> dict[str, Any]:
     commands = [step.command() for step in one.begun]
     return {
         "id": one.entry_id, "title": one.title, "at": one.at, "commands": commands, "end": one.end,

@@ -1,11 +1,16 @@
-"""Helpers of all commands: their error, opening files, and whether a terminal is there."""
+"""Provide the commands' error type, and read and write the user's files."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from core.files import WriteError, write_whole
+from core.text import safe
 
 if TYPE_CHECKING:
     from core.model import FastFlows, Snapshot
@@ -19,10 +24,10 @@ def need_a_terminal() -> None:
     """Raise CommandError where the dashboard can't be drawn."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
-    if os.environ.get("TERM") == "dumb":  # it would wait for answers that never come, with the keys taken
+    if os.environ.get("TERM") == "dumb":  # it would wait for answers of the terminal, and ignore keys
         raise CommandError(
-            "cannot draw the dashboard: TERM=dumb says that this terminal cannot move its cursor; "
-            "try TERM=xterm-256color if it can, or `vnet-tui show`, which prints text"
+            "can't draw the dashboard: TERM=dumb means that this terminal can't move its cursor. "
+            "Try: TERM=xterm-256color if it can, or `vnet-tui show`, which prints text"
         )
 
 
@@ -32,8 +37,10 @@ def load(path: Path) -> Snapshot:
 
 
 def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
-    """The snapshot in a dump file, and what the fast path had counted, where it is a bundle that tells;
-    raises CommandError."""
+    """Read a dump or bundle: the snapshot, and the fast path's counters or None.
+
+    Raises CommandError.
+    """
     from core.files import MAX_BYTES
     from core.serialize import CorruptFile, unpack_both
     from core.text import safe
@@ -45,11 +52,13 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
         with path.open("rb") as file:
             return unpack_both(file.read(MAX_BYTES + 1))
     except OSError as error:
-        raise CommandError(f"cannot read {name}: {error.strerror}") from None
+        raise CommandError(f"can't read {name}: {error.strerror}") from None
     except CorruptFile as error:
         if is_recording(path):
-            raise CommandError(f"{name} is a recording: vnet-tui replay {name} opens it") from None
-        raise CommandError(f"cannot read {name}: {safe(str(error))}") from None
+            raise CommandError(
+                f"can't read {name} as a dump: it is a recording. Try: vnet-tui replay {name}"
+            ) from None
+        raise CommandError(f"can't read {name}: {safe(str(error))}") from None
 
 
 def is_recording(path: Path) -> bool:
@@ -61,3 +70,58 @@ def is_recording(path: Path) -> bool:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
+
+
+LOOK_FIRST = "it holds addresses and names, look before you send it"
+
+
+def free_path(what: str, hostname: str, ending: str) -> Path:
+    """Where a new file goes, in `output_folder`, named by host and time."""
+    folder = output_folder()
+    host = re.sub(r"[^A-Za-z0-9.-]", "_", hostname)[:64].lstrip(".") or "host"
+    stem = f"vnet-{what}-{host}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = folder / f"{stem}{ending}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}{ending}"
+    return path
+
+
+def save(path: Path, content: bytes) -> str:
+    """Write a file that only its owner can read; returns a sentence about it.
+
+    Raises CommandError.
+    """
+    try:
+        replaced = write_whole(path, content)
+    except WriteError as error:
+        raise CommandError(str(error)) from None
+    instead = ", in place of the file that was there" if replaced else ""
+    return f"wrote {display_path(path)}, {size_of(len(content))}{instead}"
+
+
+def output_folder() -> Path:
+    """The present folder, or the home folder where that cannot be written to."""
+    return next((each for each in (Path.cwd(), Path.home()) if os.access(each, os.W_OK)), Path("/tmp"))
+
+
+def display_path(path: Path) -> str:
+    """The path as a person would type it here, harmless to print."""
+    return safe(path.name if path.parent in (Path(), Path.cwd()) else str(path))
+
+
+def size_of(size: int) -> str:
+    """Bytes for a person: "812 B", "1.2 MB"."""
+    if size < 1000:
+        return f"{size} B"
+    number = float(size)
+    for unit in ("kB", "MB", "GB"):
+        number /= 1000
+        if number < 999.5 or unit == "GB":
+            break
+    return f"{number:.3g} {unit}"
+
+
+def span_of(seconds: float) -> str:
+    """Minutes and seconds: "1:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -1,4 +1,4 @@
-"""The one registry of actions: bindings, footer, help and command palette all derive from it."""
+"""Define all actions; bindings, footer, help and command palette derive from them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 from textual.binding import Binding, BindingType
 
-# Where an action has a meaning: "lines" in every pane of lines, "fold" where lines stand under others, "list"
+# Where an action is available: "lines" in every pane of lines, "fold" if lines are below others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
-# "any" all over the dashboard, "change" there as well, once a person has allowed changes, "replay" there
-# while a recording is open, "demo" where no container is in sight, "app" also above overlays.
+# "any" everywhere in the dashboard, "change" as well, once changes are allowed, "replay"
+# while a recording is open, "demo" if there is no container, "app" also above overlays.
 Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app"]
 
 READ_ONLY = "read-only: press W first"
@@ -27,9 +27,11 @@ GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing that a key does: `name` is Textual's action, `label` how the keys are written, `title` what
-    the footer says, `help` what the help says; the lower `rank`, the longer a narrow footer keeps it (0: it
-    never stands there)."""
+    """One action of keys.
+
+    `name` is Textual's action, `label` the keys as text, `title` the footer's text, `help` the help's; the
+    lower `rank`, the longer a narrow footer keeps it (0: never shown there).
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -103,14 +105,14 @@ ACTIONS: tuple[Action, ...] = (
         3,
     ),
     Action("hops", ("o",), "o", "Hops", "each connection once, or its entry in each namespace", "flows", 6),
-    Action("pin", ("asterisk",), "*", "Pin", "keep the selected flow on top, and let it go", "flows", 8),
+    Action("pin", ("asterisk",), "*", "Pin", "pin the selected flow on top, or unpin it", "flows", 8),
     Action("count", ("A",), "A", "Count", "have the kernel count the traffic of connections", "flows"),
     Action("log", ("L",), "L", "Log", "every command that this session has run", "any"),
     Action("make_network", ("n",), "n", "Network", "make a network", "change", 2),
     Action("attach", ("a",), "a", "Attach", "attach the selected container, or to the network", "change", 2),
     Action("detach", ("D",), "D", "Detach", "take the selected container off a network", "change", 8),
     Action("move", ("m",), "m", "Move", "move the selected container to another network", "change", 8),
-    Action("join", ("J",), "J", "Join", "let two networks reach each other, or part them", "change", 8),
+    Action("join", ("J",), "J", "Join", "connect two networks, or separate them", "change", 8),
     Action("edit", ("e",), "e", "Edit", "settings of the selected link, bridge or port", "change", 4),
     Action("delete", ("d",), "d", "Delete", "delete, withdraw or detach what is selected", "change", 3),
     Action("publish", ("P",), "P", "Publish", "publish a port of the selected container", "change", 3),
@@ -141,7 +143,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit", ("ctrl+c",), "Ctrl-c", "Quit", "quit at once, from anywhere", "app"),
 )
 
-# What moves the cursor of a pane of lines, by key.
+# Actions that move the cursor of a pane of lines, by key.
 MOVES = {
     key: action.name
     for action in ACTIONS
@@ -151,8 +153,11 @@ MOVES = {
 
 
 def bindings(*wheres: Where) -> list[BindingType]:
-    """Textual's bindings of the actions that belong there; with priority, so that keys are acted upon in the
-    order in which they were typed, also where one changes the focus."""
+    """Textual bindings of the actions of `wheres`.
+
+    They have priority, so that keys take effect in the order in which they were typed, even if one changes
+    the focus.
+    """
     return [
         Binding(",".join(action.keys), action.name, action.title, show=False, priority=True)
         for action in ACTIONS
@@ -170,7 +175,7 @@ def view_bindings(count: int) -> list[BindingType]:
 
 
 def those_of(wheres: Collection[Where]) -> Iterator[Action]:
-    """The actions that have a meaning there, in the registry's order; the arrows mean time where they do."""
+    """Actions available there, in order; with a time line, arrows move on it."""
     for action in ACTIONS:
         if action.where in wheres:
             along_time = "replay" in wheres and action.where == "fold"
@@ -188,7 +193,7 @@ def footer(wheres: Collection[Where]) -> list[Action]:
 
 
 def grouped(wheres: Collection[Where]) -> Iterable[tuple[str, list[Action]]]:
-    """The actions that have a meaning there, under the help's headings; no empty heading."""
+    """Actions available there, under the help's headings."""
     for title, group in GROUPS:
         actions = [action for action in those_of(wheres) if action.where in group]
         if actions:

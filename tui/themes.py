@@ -1,4 +1,4 @@
-"""The themes: dark, light, and the terminal's own colours. Colour marks state, focus and nothing else."""
+"""Define the themes. Colour marks state and focus, nothing else."""
 
 from __future__ import annotations
 

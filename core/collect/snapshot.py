@@ -20,17 +20,14 @@ from core.collect import (
 from core.collect.engine_http import has_socket
 from core.collect.host import read_host
 from core.collect.processes import InitProcess, init_processes
-from core.model import Engine, Firewall, Namespace, NetState, Problem, Snapshot
+from core.model import WATCHED_PARTS, Engine, Firewall, Namespace, NetState, Part, Problem, Snapshot
 from core.netlink.netns import HOST_PATH, THREAD_PATH, NamespaceGone, inode_of
 
-PARTS = ("namespaces", "links", "firewall", "conntrack", "containers", "ovs", "listeners")
-# Parts for plans: less than "links" (links.read_wiring), the firewall of the host only, less than that
-# (firewall.read_filters), and the tuning of links.
-WIRING, HOST_FIREWALL, FILTERS, TUNING = "wiring", "host firewall", "filters", "tuning"
+PARTS = WATCHED_PARTS | {Part.LISTENERS}
 _ENGINES = ((engines.DOCKER, engines.read_docker), (engines.PODMAN, engines.read_podman))
 
 
-def read_snapshot(parts: Collection[str] | None = None, deep: bool = True) -> Snapshot:
+def read_snapshot(parts: Collection[Part] | None = None, deep: bool = True) -> Snapshot:
     """Read `parts` (None: all of PARTS); errors become problems of the snapshot.
 
     Without `deep` the namespaces are those of a shallow scan (read_namespaces), unless their links lead to
@@ -47,12 +44,12 @@ class _BackgroundReads:
     The other parts are read on one thread meanwhile; more threads would only wait for Python's global lock.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, wanted: Collection[str]) -> None:
-        engines = _ENGINES if "containers" in wanted else ()
+    def __init__(self, pool: ThreadPoolExecutor, wanted: Collection[Part]) -> None:
+        engines = _ENGINES if Part.CONTAINERS in wanted else ()
         # An engine without a socket fails at once.
         self.engines = [pool.submit(read).result if has_socket(kind) else read for kind, read in engines]
         self._firewall: Future[dict[int, Firewall]] | None = None
-        if HOST_FIREWALL in wanted and "firewall" not in wanted:
+        if Part.HOST_FIREWALL in wanted and Part.FIREWALL not in wanted:
             host = Namespace(inode_of(HOST_PATH), is_host=True, entry=THREAD_PATH)
             self._firewall = pool.submit(firewall.read_firewalls, {host.inode: host})
 
@@ -61,32 +58,32 @@ class _BackgroundReads:
         return self._firewall.result() if self._firewall else {}
 
 
-def _read_parts(background: _BackgroundReads, wanted: set[str], deep: bool) -> Snapshot:
+def _read_parts(background: _BackgroundReads, wanted: set[Part], deep: bool) -> Snapshot:
     """Read the other parts while the background reads run."""
     found, problems = namespaces.read_namespaces(deep)
-    part_problems: dict[str, tuple[Problem, ...]] = {"namespaces": problems}
+    part_problems: dict[str, tuple[Problem, ...]] = {Part.NAMESPACES: problems}
     fields: dict[str, Any] = {}
-    if {"links", WIRING} & wanted or not deep:
-        read = links.read_nets if "links" in wanted else links.read_wiring
+    if {Part.LINKS, Part.WIRING} & wanted or not deep:
+        read = links.read_nets if Part.LINKS in wanted else links.read_wiring
         fields["nets"] = read(found.values())
         if not deep and any(map(_leads_to_unknown, fields["nets"].values())):
             return _read_parts(background, wanted, deep=True)
-    inits = init_processes() if "containers" in wanted else ()
+    inits = init_processes() if Part.CONTAINERS in wanted else ()
     fields["firewalls"] = background.firewalls()
-    if FILTERS in wanted:
+    if Part.FILTERS in wanted:
         host_only = {inode: namespace for inode, namespace in found.items() if namespace.is_host}
         fields["firewalls"] = read_each(firewall.read_filters, host_only)
-    if "firewall" in wanted:
+    if Part.FIREWALL in wanted:
         fields["firewalls"] = firewall.read_firewalls(found)
-    if "conntrack" in wanted:
+    if Part.CONNTRACK in wanted:
         fields["conntracks"] = read_each(conntrack.read_conntrack, found)
-    if "containers" in wanted:
+    if Part.CONTAINERS in wanted:
         fields["engines"] = _with_unmanaged([read() for read in background.engines], found, inits)
-    if TUNING in wanted:
+    if Part.TUNING in wanted:
         fields["tuning"] = offloads.read_tuning(found, fields.get("nets", {}))
-    if "ovs" in wanted:
-        fields["ovs"], part_problems["ovs"] = ovs.read_ovs()
-    host = read_host("listeners" in wanted)
+    if Part.OVS in wanted:
+        fields["ovs"], part_problems[Part.OVS] = ovs.read_ovs()
+    host = read_host(Part.LISTENERS in wanted)
     return Snapshot(taken_at=time.time(), host=host, namespaces=found, part_problems=part_problems, **fields)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from core.diff import containers, links
 from core.diff.change_list import ChangeList
-from core.model import Change, Snapshot
+from core.model import Change, Part, Snapshot
 
 _PARTS = {
-    "namespaces": (containers.compare_namespaces, containers.compare_sysctls),
-    "links": (links.compare_links, links.compare_routing),
-    "firewall": (containers.compare_rules,),
-    "conntrack": (containers.compare_conntrack,),
-    "containers": (containers.compare_containers, containers.compare_networks),
-    "storms": (containers.compare_storms,),
+    Part.NAMESPACES: (containers.compare_namespaces, containers.compare_sysctls),
+    Part.LINKS: (links.compare_links, links.compare_routing),
+    Part.FIREWALL: (containers.compare_rules,),
+    Part.CONNTRACK: (containers.compare_conntrack,),
+    Part.CONTAINERS: (containers.compare_containers, containers.compare_networks),
+    Part.STORMS: (containers.compare_storms,),
 }
 
 

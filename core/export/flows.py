@@ -24,7 +24,7 @@ from core.flows.merge import PATHS
 from core.model import CONNTRACK_DTYPE, Conntrack
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
-from core.topology.flow_index import CLIENTS, FlowPicture
+from core.topology.flow_index import CLIENTS, FlowView
 from core.topology.index import names_in
 from core.topology.related import of_namespaces
 
@@ -34,7 +34,7 @@ _UNKNOWN = '"bits_per_second":null,"packets_per_second":null'
 _NOTHING = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]}}'
 
 
-def flow_lines(picture: FlowPicture, rows: Column, label: dict[int, str]) -> Iterator[str]:
+def flow_lines(picture: FlowView, rows: Column, label: dict[int, str]) -> Iterator[str]:
     """Each of those rows as one line of JSON; `label` gives the namespaces' labels."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         columns = [
@@ -57,7 +57,7 @@ def _listed(column: Column | list[str]) -> list[Any]:
     return column if isinstance(column, list) else column.tolist()
 
 
-def _columns(picture: FlowPicture, rows: Column, label: dict[int, str]) -> list[Column | list[str]]:
+def _columns(picture: FlowView, rows: Column, label: dict[int, str]) -> list[Column | list[str]]:
     """What a line is put together from, in its order."""
     index, now = picture.index, picture.table.columns
     columns = index.columns
@@ -102,7 +102,7 @@ def _what(columns: Any, now: Any, rows: Column) -> list[str]:
     return _chosen(texts, place)
 
 
-def _ends(picture: FlowPicture, name: str, rows: Column, spaces: Column) -> list[str]:
+def _ends(picture: FlowView, name: str, rows: Column, spaces: Column) -> list[str]:
     """An end up to its port; the same address in the same namespace is written once."""
     index = picture.index
     addresses = index.columns.column(name)[rows]
@@ -118,7 +118,7 @@ def _ends(picture: FlowPicture, name: str, rows: Column, spaces: Column) -> list
     return _chosen(texts, place)
 
 
-def _names(picture: FlowPicture, addresses: Column, spaces: Column, known: Column) -> list[str]:
+def _names(picture: FlowView, addresses: Column, spaces: Column, known: Column) -> list[str]:
     """What addresses are called, in JSON; `known` are those of somebody here."""
     names, tables, foreign = ["null"] * len(addresses), picture.index.columns.tables, picture.table.names
     for place in range(len(addresses)) if foreign else np.flatnonzero(known).tolist():
@@ -157,7 +157,7 @@ def _icmp(columns: Any, rows: Column) -> list[str]:
     return texts
 
 
-def _rest(picture: FlowPicture, rows: Column) -> list[str]:
+def _rest(picture: FlowView, rows: Column) -> list[str]:
     """Kind of client, path, number of hops; few differ."""
     index = picture.index
     hops = np.bincount(index.connection, minlength=len(index))[index.connection][rows]
@@ -172,7 +172,7 @@ def _rest(picture: FlowPicture, rows: Column) -> list[str]:
     return _chosen(texts, place)
 
 
-def _measured(picture: FlowPicture, rows: Column) -> list[str]:
+def _measured(picture: FlowView, rows: Column) -> list[str]:
     """Counters, speeds, age, round trip time and processes."""
     table, ends = picture.table, picture.ends
     counts = _counts(table.counted[rows], table.packets[rows], table.octets[rows])
@@ -214,7 +214,7 @@ def _processes(pids: Sequence[int], commands: Any) -> str:
     return json.dumps([{"pid": pid, "command": commands.get(pid, "")} if pid else None for pid in pids])
 
 
-def client_counts(picture: FlowPicture, rows: Column) -> dict[str, int]:
+def client_counts(picture: FlowView, rows: Column) -> dict[str, int]:
     """How many of those flows each kind of client has opened; "" for those to nobody of ours."""
     kinds = np.bincount(picture.index.client[rows], minlength=len(CLIENTS)).tolist()
     return dict(zip(CLIENTS, kinds, strict=True))

@@ -46,7 +46,19 @@ from core.model.refs import (
     network_ref,
     talk_ref,
 )
-from core.model.snapshot import PARTS, Change, Host, Listener, Namespace, NetState, Snapshot, Storm
+from core.model.snapshot import (
+    RECORDING_DEMAND,
+    WATCHED_PARTS,
+    Change,
+    Demand,
+    Host,
+    Listener,
+    Namespace,
+    NetState,
+    Part,
+    Snapshot,
+    Storm,
+)
 
 __all__ = [
     "CONNTRACK_DTYPE",
@@ -54,10 +66,11 @@ __all__ = [
     "FAST_PATHS",
     "LONG_AGO",
     "NAMESPACE_KINDS",
-    "PARTS",
+    "RECORDING_DEMAND",
     "SOCKET_DTYPE",
     "STATS_DTYPE",
     "TCP_STATES",
+    "WATCHED_PARTS",
     "Address",
     "BridgePort",
     "BridgeSettings",
@@ -67,6 +80,7 @@ __all__ = [
     "Conntrack",
     "ConntrackStats",
     "Container",
+    "Demand",
     "Endpoint",
     "Engine",
     "FastFlows",
@@ -93,6 +107,7 @@ __all__ = [
     "OvsInterface",
     "OvsPort",
     "PacketSizes",
+    "Part",
     "PolicyRule",
     "PortVlan",
     "Problem",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
 
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
@@ -62,7 +63,49 @@ class Change:
     sentence: str
 
 
-PARTS = frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"})
+class Part(StrEnum):
+    """Pieces of a snapshot that are each read as a whole; dumps and recordings contain these names."""
+
+    NAMESPACES = "namespaces"
+    LINKS = "links"
+    FIREWALL = "firewall"
+    CONNTRACK = "conntrack"
+    CONTAINERS = "containers"
+    OVS = "ovs"
+    # Read by a watcher beside the snapshot's own parts.
+    EVENTS = "events"
+    FLOWS = "flows"
+    SOCKETS = "sockets"
+    STATS = "stats"
+    STORMS = "storms"
+    # Read for plans: ports of the host that processes listen on, offloads and steering, links without
+    # counters and forwarding tables, all rules of the host, and those of tables that may drop.
+    LISTENERS = "listeners"
+    TUNING = "tuning"
+    WIRING = "wiring"
+    HOST_FIREWALL = "host firewall"
+    FILTERS = "filters"
+
+
+# The parts of a watched snapshot; each is pending until it was read for the first time.
+WATCHED_PARTS = frozenset(
+    {Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONNTRACK, Part.CONTAINERS, Part.OVS}
+)
+
+
+class Demand(Enum):
+    """Readings that cost too much to be made often while nothing uses them."""
+
+    CONNTRACK = auto()  # the tables, every second
+    CONNECTION_COUNT = auto()  # the tables, now and then: only the number of connections shows
+    FLOWS = auto()  # flows with their speeds and sockets
+    NAT_RATES = auto()  # speeds of the connections that rules translate
+    RULE_COUNTERS = auto()
+    RATES = auto()  # speeds of links
+    FAST_FLOWS = auto()  # the fast path's counters with each conntrack table
+
+
+RECORDING_DEMAND = frozenset({Demand.CONNTRACK, Demand.RULE_COUNTERS, Demand.RATES, Demand.FAST_FLOWS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,21 +52,29 @@ def close_loop(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
+class LostAnswer(TimeoutError):
+    """The kernel did not answer a request; it may have executed it."""
+
+    uncertain = True
+
+
 @contextmanager
 def os_errors(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Raise the errors of requests in the body as OSError, with the kernel's errno and its text."""
-    late = loop.call_later(_SECONDS, loop.stop)
+    # In two turns: send() blocks for as long as others hold the kernel's lock, and the answer is there then.
+    timers: list[asyncio.TimerHandle] = []
+    timers.append(loop.call_later(_SECONDS, lambda: timers.append(loop.call_later(_SECONDS, loop.stop))))
     try:
         yield
     except NetlinkError as error:
         raise OSError(error.code, os.strerror(error.code)) from error
     except RuntimeError as error:
-        if loop.time() < late.when():
-            raise
-        # The loop was stopped.
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
+        if len(timers) > 1 and loop.time() >= timers[1].when():
+            raise LostAnswer(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
+        raise
     finally:
-        late.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 # pyroute2 0.9 silently drops attributes that it doesn't know. These classes have the missing ones.

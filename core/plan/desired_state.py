@@ -19,11 +19,11 @@ from core.plan.requests import (
     CreateNetwork,
     Detach,
     Join,
-    Part,
     Publish,
     RemoveContainer,
     RemoveNetwork,
     Request,
+    Separate,
     Unpublish,
 )
 from core.plan.tags import OurMember, OurNetwork, OurPort, Ours, ours, pair, port_id
@@ -417,7 +417,7 @@ class _Comparison:
         desired = {pair(*names) for names in self.desired.joined}
         for names in sorted(self.ours.joined - desired):
             if self.prune and not (self.surplus | self.replaced).intersection(names):
-                yield Part(*names)
+                yield Separate(*names)
 
 
 def _differs(network: CreateNetwork, found: OurNetwork) -> bool:

@@ -22,7 +22,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.connectivity import enable_forwarding, warn_of_filters
 from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
 from core.plan.ports import restore_ports
-from core.plan.requests import CreateNetwork, Join, Part, RemoveNetwork
+from core.plan.requests import CreateNetwork, Join, RemoveNetwork, Separate
 from core.plan.tags import ALIAS_BYTES, OurNetwork, pair
 from core.plan.teardown import delete_bridge, release_port, static_routes
 from core.plan.uplink import bridge_nic, restore_nic
@@ -229,7 +229,7 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
     builder.defer_rules()
     for one, other in sorted(builder.ours.joined):
         if network.name in (one, other):
-            plan_steps(Part(one, other), builder)
+            plan_steps(Separate(one, other), builder)
     for member in [one for one in builder.ours.members if one.network == network.name]:
         builder.add_hit(f"{_label(member.container, builder)} is detached from {network.name}")
         detach_member(member, builder)
@@ -301,7 +301,7 @@ def plan_join(request: Join, builder: PlanBuilder) -> str:
 
 
 @plan_steps.register
-def plan_part(request: Part, builder: PlanBuilder) -> str:
+def plan_separate(request: Separate, builder: PlanBuilder) -> str:
     one, other = _pair(request, builder)
     joined = pair(one.name, other.name)
     require(when(joined not in builder.ours.joined, f"{one.name} and {other.name} aren't joined"))
@@ -316,7 +316,7 @@ def plan_part(request: Part, builder: PlanBuilder) -> str:
     return f"disconnect {one.name} from {other.name}"
 
 
-def _pair(request: Join | Part, builder: PlanBuilder) -> tuple[OurNetwork, OurNetwork]:
+def _pair(request: Join | Separate, builder: PlanBuilder) -> tuple[OurNetwork, OurNetwork]:
     one, other = builder.network(request.network), builder.network(request.other)
     require(when(one == other, "choose two different networks"))
     return one, other

@@ -211,7 +211,7 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Separate:
     """Stop routing between two networks of vnet."""
 
     network: str
@@ -237,5 +237,5 @@ Request = (
     | CountTraffic
     | Tune
     | Join
-    | Part
+    | Separate
 )

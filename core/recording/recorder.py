@@ -9,14 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from core.files import WriteError, create_new
-from core.model import Change, FastFlows, Snapshot
-from core.rates import Rates
+from core.model import Change
 from core.recording import frames
 from core.recording.delta import NOTHING, difference
 from core.recording.frames import END, KEY, STEP, Moment
+from core.update import Update
 
 _PACE = 0.5  # seconds between two frames, at least
 _SHARE = 0.1  # of a core, at most
@@ -50,19 +49,6 @@ class Progress:
     failed: bool = False
 
 
-class Seen(Protocol):
-    """An update of the dashboard or the watcher."""
-
-    @property
-    def snapshot(self) -> Snapshot: ...
-
-    @property
-    def rates(self) -> Rates | None: ...
-
-    @property
-    def changes(self) -> tuple[Change, ...]: ...
-
-
 class Recorder(threading.Thread):
     """Records what `put` is given into a new file at `path`, until `stop` or a limit. All that is written
     stays readable, however this process ends. `clock` gives wall (Unix) and monotonic time in seconds; `pace`
@@ -80,7 +66,7 @@ class Recorder(threading.Thread):
         self.path, self.limits = path, limits
         self._ended, self._clock, self._pace = ended, clock, pace
         self._wake = threading.Condition()
-        self._newest: tuple[Seen, float, float] | None = None
+        self._newest: tuple[Update, float, float] | None = None
         self._changes: list[Change] = []
         self._why = ""
         self._began = time.monotonic()
@@ -90,7 +76,7 @@ class Recorder(threading.Thread):
         self._steps = self._step_json = self._step_tables = 0
         self._synced = 0.0
 
-    def put(self, update: Seen) -> None:
+    def put(self, update: Update) -> None:
         """Take in an update, from any thread; of a burst the last is kept, and all changes."""
         with self._wake:
             self._newest = (update, *self._clock())
@@ -165,11 +151,10 @@ class Recorder(threading.Thread):
         with self._wake:
             self._wake.wait_for(lambda: self._why, min(seconds, max(0.0, end - time.monotonic())))
 
-    def _write(self, update: Seen, wall: float, mono: float, changes: tuple[Change, ...]) -> str:
+    def _write(self, update: Update, wall: float, mono: float, changes: tuple[Change, ...]) -> str:
         """Write one frame; returns why the recording ends, where there is no room for it."""
         rates = update.rates
-        fast: FastFlows | None = getattr(update, "fast", None)  # no part of every update
-        moment = Moment(update.snapshot, rates.counters if rates else None, fast, changes)
+        moment = Moment(update.snapshot, rates.counters if rates else None, update.fast, changes)
         key = not self._progress.moments or self._far_from_a_key()
         tables: list[bytes] = []
 

@@ -411,14 +411,14 @@ def _bound_addresses(addresses: Column) -> list[tuple[Column, Column]]:
 
 
 @dataclass(frozen=True, eq=False)
-class FlowPicture:
+class FlowView:
     """A table of flows and the index of its rows."""
 
     table: FlowTable
     index: FlowIndex
 
     @classmethod
-    def of(cls, topology: Topology, table: FlowTable, before: FlowPicture | None = None) -> FlowPicture:
+    def of(cls, topology: Topology, table: FlowTable, before: FlowView | None = None) -> FlowView:
         """Index a table; reuse the index of `before` as far as it is still valid."""
         if before is not None and before.table is table and before.index.topology is topology:
             return before

@@ -1,6 +1,6 @@
-"""Live snapshots: the watcher, its threads, and the board that they fill."""
+"""Live snapshots: the watcher, its threads, and the store that they fill."""
 
-from core.watch.store import SnapshotStore, Update
+from core.watch.store import SnapshotStore
 from core.watch.watcher import Watcher
 
-__all__ = ["SnapshotStore", "Update", "Watcher"]
+__all__ = ["SnapshotStore", "Watcher"]

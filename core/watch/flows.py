@@ -1,5 +1,4 @@
-"""Reads flows for the view that shows them: all of them as often as a share of a core allows, those that move
-every second."""
+"""Sample flows: all as often as a share of a core allows, active ones each second."""
 
 from __future__ import annotations
 
@@ -21,18 +20,18 @@ from core.netlink.netns import NamespaceGone
 EVERY = 1.0
 _SHARE_OF_ALL = 0.04  # of a core, for reading whole tables
 _NAMED = 32  # the fastest flows, whose peers' names may be asked for
-_SHARE_OF_SOME = 0.025  # of a core, for reading those entries again that move
-_FORGOTTEN_AFTER = 15.0  # seconds after which an earlier look says nothing about the last seconds
+_SHARE_OF_SOME = 0.025  # of a core, for reading active entries again
+_FORGOTTEN_AFTER = 15.0  # seconds after which an earlier sample says nothing about the last seconds
 
-FastReader = Callable[[], FastFlows]
+ReadFastFlows = Callable[[], FastFlows]
 
 
-class FlowReader:
-    """Looks at the flows of all namespaces; `look` is called about once a second, from one thread."""
+class FlowSampler:
+    """Sample all flows; call `read` about once a second, from one thread."""
 
-    def __init__(self, fast: FastReader | None = None) -> None:
+    def __init__(self, fast: ReadFastFlows | None = None) -> None:
         self._fast = fast
-        self.fast: FastFlows | None = None  # what was read at the last whole look
+        self.fast: FastFlows | None = None  # of the last whole sample
         self.sockets: Mapping[int, Sockets] = {}  # given with each table
         self._names = PeerNames()
         self._meter = FlowMeter()
@@ -40,10 +39,13 @@ class FlowReader:
         self._looked = -np.inf
         self._most = 256  # entries to read again at once
 
-    def look(
+    def read(
         self, namespaces: Mapping[int, Namespace], whole: bool = False
     ) -> tuple[FlowTable, dict[int, Conntrack] | None]:
-        """The flows now, and the tables where these were read whole. `whole` asks for that."""
+        """Return the current flows, and the tables if these were read whole.
+
+        `whole` forces that.
+        """
         began = time.monotonic()
         if began - self._looked > _FORGOTTEN_AFTER:
             self._meter.rest()
@@ -60,7 +62,7 @@ class FlowReader:
         return self._completed(table), {one.table.ns: one.table for one in readings}
 
     def _completed(self, table: FlowTable) -> FlowTable:
-        """With sockets and the names of foreign addresses; those of the fastest flows are asked for."""
+        """Add sockets and DNS names; the addresses of the fastest flows are resolved."""
         if self._names.reverse:
             self._names.ask(self._meter.ends(_NAMED))
         return replace(table, sockets=self.sockets, names=self._names.known())
@@ -98,7 +100,10 @@ class FlowReader:
 
 
 def read_timed(namespaces: Mapping[int, Namespace]) -> list[Reading]:
-    """The tables of all namespaces, without those that vanish meanwhile, and when each was read."""
+    """Read the tables of all namespaces with the times of reading.
+
+    Namespaces that vanish meanwhile are left out.
+    """
     readings = []
     for namespace in namespaces.values():
         began = time.monotonic()
@@ -111,11 +116,11 @@ def read_timed(namespaces: Mapping[int, Namespace]) -> list[Reading]:
 
 
 class SocketReader:
-    """Reads the sockets behind flows, and whose they are; what processes hold is remembered."""
+    """Read sockets and their processes; descriptors of processes are cached."""
 
     def __init__(self) -> None:
         self._holders = reading.Holders()
 
-    def look(self, namespaces: Mapping[int, Namespace]) -> dict[int, Sockets]:
+    def read(self, namespaces: Mapping[int, Namespace]) -> dict[int, Sockets]:
         """The sockets of all namespaces."""
         return reading.read_all(namespaces, self._holders)

@@ -1,4 +1,4 @@
-"""A thread that looks at one part of the system when told to, and at an interval besides."""
+"""Run a reading function in a thread: after events, and at an interval."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable
 
 
 class Poller(threading.Thread):
-    """Calls `look` soon after `mark`, and every `every` seconds (None: only when marked).
+    """Call `poll` soon after `mark`, and every `every` seconds (None: only then).
 
-    A burst of marks becomes one look: it starts `settle` seconds after the first mark. Looking never takes
-    more than `share` of a core: a look that took long is followed by a pause in proportion. What `look`
-    raises is given to `failed`, and the thread goes on.
+    Several marks become one poll, which starts `debounce` seconds after the first. Polling takes no more than
+    `share` of a core: a long poll is followed by a pause in proportion. An exception of `poll` is given to
+    `failed`, and the thread goes on.
     """
 
     def __init__(
         self,
         name: str,
-        look: Callable[[], None],
+        poll: Callable[[], None],
         failed: Callable[[str, Exception], None],
         every: float | None = None,
-        settle: float = 0.02,
+        debounce: float = 0.02,
         share: float = 0.1,
     ) -> None:
-        super().__init__(name=f"look-{name}", daemon=True)
+        super().__init__(name=f"poll-{name}", daemon=True)
         self.part = name
         self.every = every
-        self._look, self._failed = look, failed
-        self._settle, self._share = settle, share
+        self._poll, self._failed = poll, failed
+        self._debounce, self._share = debounce, share
         self._dirty = threading.Event()
         self._stopped = threading.Event()
 
     def mark(self) -> None:
-        """Say that the part may have changed."""
+        """Poll soon: the part may have changed."""
         self._dirty.set()
 
     def set_every(self, every: float | None) -> None:
@@ -44,21 +44,21 @@ class Poller(threading.Thread):
                 self.mark()
 
     def stop(self) -> None:
-        """End the thread; a look under way still ends by itself."""
+        """End the thread; a poll under way still ends by itself."""
         self._stopped.set()
         self._dirty.set()
 
     def run(self) -> None:
-        """The thread's life."""
+        """Poll until stopped."""
         while True:
             if self._dirty.wait(self.every):
-                self._stopped.wait(self._settle)
+                self._stopped.wait(self._debounce)
             if self._stopped.is_set():
                 return
             self._dirty.clear()
             started = time.thread_time()
             try:
-                self._look()
+                self._poll()
             except Exception as error:
                 self._failed(self.part, error)
             spent = time.thread_time() - started

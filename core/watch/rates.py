@@ -1,5 +1,4 @@
-"""What translated connections carry, by the rule that translates them: the rule's own counter sees only the
-first packet of each."""
+"""Work out rates of NAT rules, conntrack errors and broadcasts."""
 
 from __future__ import annotations
 
@@ -15,17 +14,20 @@ from core.collect.broadcasts import Broadcasts
 from core.flows.interpretation import TRANSLATING, translated_by
 from core.flows.merge import FlowTable
 from core.history import History
-from core.model import Conntrack, ConntrackStats, Firewall, FirewallRule, LinkKey
+from core.model import Conntrack, ConntrackStats, Firewall, FirewallRule, LinkKey, Part
 from core.rates import Histories, Rates
 from core.storms import LIMITS, StormWatch, group_frames
 from core.watch.store import SnapshotStore
 
-_SHARE = 0.02  # of a core, for finding out whose connections are whose
-_FORGOTTEN_AFTER = 15.0  # seconds after which an earlier look says nothing of the time between
+_SHARE = 0.02  # of a core, for finding the connections of each rule
+_FORGOTTEN_AFTER = 15.0  # seconds after which an earlier sample says nothing about the time since
 
 
-class Translations:
-    """Feeds the history of translating rules from one table of flows after another; from one thread."""
+class NatRates:
+    """Feed the history of translating rules with the traffic of their connections.
+
+    A rule's own counter sees only the first packet of each connection. Call it from one thread.
+    """
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -68,7 +70,7 @@ class Translations:
 _SECONDS = 60.0
 
 
-class TableTrend:
+class ConntrackTrend:
     """Remembers each namespace's counters for a minute; any thread may feed it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,14 +78,13 @@ class TableTrend:
         self._lock = threading.Lock()
         self._seen: dict[int, deque[tuple[float, ConntrackStats]]] = {}
 
-    def fed(self, tables: Mapping[int, Conntrack]) -> dict[int, Conntrack]:
-        """The tables with what was counted at an earlier look: the first one of the last minute, or the last
-        one before that."""
+    def with_earlier(self, tables: Mapping[int, Conntrack]) -> dict[int, Conntrack]:
+        """Add earlier counters to tables: the first of the last minute, or those before."""
         with self._lock:
             self._seen = {ns: seen for ns, seen in self._seen.items() if ns in tables}
-            return {ns: self._with_earlier(table) for ns, table in tables.items()}
+            return {ns: self._one_with_earlier(table) for ns, table in tables.items()}
 
-    def _with_earlier(self, table: Conntrack) -> Conntrack:
+    def _one_with_earlier(self, table: Conntrack) -> Conntrack:
         if table.stats is None:
             return table
         now = self._clock()
@@ -100,40 +101,42 @@ class TableTrend:
 _Counts = dict[LinkKey, tuple[float, int]]
 
 
-class FrameCounts:
-    """Looks at the host's broadcast counters often, which costs next to nothing, and has the links read as
-    soon as they rise: `hurry` is called then."""
+class BroadcastRates:
+    """Watch the host's broadcast counters, which costs next to nothing.
 
-    def __init__(self, board: SnapshotStore, histories: Histories, hurry: Callable[[], None]) -> None:
-        self._board, self._hurry = board, hurry
+    `poll_soon` is called when they rise, to have the links read.
+    """
+
+    def __init__(self, store: SnapshotStore, histories: Histories, poll_soon: Callable[[], None]) -> None:
+        self._store, self._poll_soon = store, poll_soon
         self._history = histories.group
         self._taps = Broadcasts()
         self._watch = StormWatch()
-        self._glanced: tuple[float, dict[int, int]] = (0.0, {})
+        self._polled: tuple[float, dict[int, int]] = (0.0, {})
         self._broadcast: _Counts = {}
         self._multicast: _Counts = {}
         self._last = 0.0
 
-    def glance(self) -> None:
-        """Follow the bridges that there are, and hurry where broadcasts are many, or a storm may be over."""
-        snapshot = self._board.snapshot
+    def poll(self) -> None:
+        """Follow bridges; poll links if broadcasts rise or a storm may be over."""
+        snapshot = self._store.snapshot
         net = snapshot.nets.get(snapshot.host.netns)
         links = net.links.values() if net else ()
         self._taps.follow({link.ifindex: link.name for link in links if link.kind == "bridge"})
-        if self._taps.problems != snapshot.part_problems.get("storms", ()):
-            self._board.put("storms", problems=self._taps.problems)
+        if self._taps.problems != snapshot.part_problems.get(Part.STORMS, ()):
+            self._store.put(Part.STORMS, problems=self._taps.problems)
         at, counts = time.monotonic(), self._taps.read()
-        before_at, before = self._glanced
-        self._glanced = at, counts
+        before_at, before = self._polled
+        self._polled = at, counts
         many = LIMITS["broadcast"].if_mostly * (at - before_at)
         if snapshot.storms or any(counts[one] - before.get(one, counts[one]) >= many for one in counts):
-            self._hurry()
+            self._poll_soon()
 
-    def take(self, rates: Rates) -> None:
-        """Judge what came since the reading before, and note it."""
+    def feed(self, rates: Rates) -> None:
+        """Detect storms between the last two readings."""
         if rates.counters is None:
             return
-        snapshot, now = self._board.snapshot, rates.counters.taken_at
+        snapshot, now = self._store.snapshot, rates.counters.taken_at
         broadcast = self._rates_of_broadcast(snapshot.host.netns)
         multicast = self._rates_of_multicast(rates)
         frames = [*group_frames(snapshot.nets, rates, broadcast, multicast)]
@@ -141,7 +144,7 @@ class FrameCounts:
             keys = [(each.bridge, kind) for each in frames for kind in ("broadcast", "multicast")]
             figures = np.array([rate for each in frames for rate in (each.broadcast, each.multicast)])
             self._history.feed(keys, figures[:, None], self._last, now)
-            self._board.put("storms", storms=self._watch.feed(frames, self._last, now))
+            self._store.put(Part.STORMS, storms=self._watch.feed(frames, self._last, now))
         self._last = now
 
     def _rates_of_broadcast(self, host: int) -> dict[LinkKey, float]:
@@ -151,13 +154,16 @@ class FrameCounts:
         return _risen(before, counts)
 
     def _rates_of_multicast(self, rates: Rates) -> dict[LinkKey, float]:
-        """The kernel counts as multicast, of a bridge's own link, what its ports brought in for any group
-        (and multicast snooping did not keep from it)."""
+        """Multicast frames a second of bridges.
+
+        As multicast of a bridge's own link the kernel counts the frames that its ports received for any
+        group, except those filtered by multicast snooping.
+        """
         assert rates.counters is not None
         rows, at = rates.counters.rows["multicast"], rates.counters.taken_at
         counts = {
             link.key: (at, int(rows[place]))
-            for net in self._board.snapshot.nets.values()
+            for net in self._store.snapshot.nets.values()
             for link in net.links.values()
             if link.kind == "bridge" and (place := rates.places.get(link.key)) is not None
         }
@@ -170,7 +176,7 @@ class FrameCounts:
 
 
 def _risen(before: _Counts, now: _Counts) -> dict[LinkKey, float]:
-    """What was counted a second, of those that were there before and did not start again."""
+    """Counts a second, of keys that existed before and didn't restart."""
     found = {}
     for key, (at, count) in now.items():
         earlier, fewer = before.get(key, (at, 0))

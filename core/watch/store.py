@@ -1,56 +1,44 @@
-"""The present snapshot: threads put the parts that they read, whoever listens gets each new whole."""
+"""Hold the current snapshot: pollers put parts, and a listener gets each update."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from core.diff import changes
 from core.flows.merge import FlowTable
-from core.model import PARTS, Change, FastFlows, Problem, Snapshot
+from core.model import WATCHED_PARTS, Change, FastFlows, Part, Problem, Snapshot
 from core.rates import Rates
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Update:
-    """What listeners get: the whole picture, the rates, what changed since the update before, and, where
-    they are read, the flows, and what the fast path alone counted."""
-
-    snapshot: Snapshot
-    rates: Rates
-    changes: tuple[Change, ...] = ()
-    flows: FlowTable | None = None
-    fast: FastFlows | None = None
+from core.update import Update
 
 
 class SnapshotStore:
-    """Holds the snapshot. Every method may be called from any thread."""
+    """Hold the snapshot. Every method may be called from any thread."""
 
     def __init__(self, listener: Callable[[Update], None]) -> None:
         self._lock = threading.Lock()
         self._listener = listener
-        self.snapshot = Snapshot(pending=PARTS)
+        self.snapshot = Snapshot(pending=WATCHED_PARTS)
         self.rates = Rates()
         self.flows: FlowTable | None = None
         self.fast: FastFlows | None = None
 
     def put(
         self,
-        part: str,
+        part: Part,
         problems: tuple[Problem, ...] | None = None,
         fast: FastFlows | None = None,
         **fields: Any,
     ) -> None:
-        """Replace fields of the snapshot, read as `part`, and that part's problems (None: as they were);
-        `fast` is what was read together with conntrack.
+        """Replace fields of the snapshot and the problems of a part (None: unchanged).
 
-        The listener is told where anything differs.
+        `fast` was read together with conntrack. The listener is called if anything differs.
         """
         with self._lock:
-            if part == "conntrack":
+            if part == Part.CONNTRACK:
                 self.fast = fast
             old = self.snapshot
             first = part in old.pending
@@ -64,11 +52,11 @@ class SnapshotStore:
             found = () if first else changes(old, self.snapshot, now)
             self._listener(Update(self.snapshot, self.rates, found, self.flows, self.fast))
 
-    def put_rates(self, rates: Rates, tell: bool = True) -> None:
-        """Replace the rates; where nothing shows them, the listener gets them with what it is told next."""
+    def put_rates(self, rates: Rates, publish: bool = True) -> None:
+        """Replace the rates; without `publish` they go out with the next update."""
         with self._lock:
             self.rates = rates
-            if tell:
+            if publish:
                 self._listener(Update(self.snapshot, rates, flows=self.flows, fast=self.fast))
 
     def put_flows(self, flows: FlowTable | None) -> None:
@@ -78,6 +66,6 @@ class SnapshotStore:
             self._listener(Update(self.snapshot, self.rates, flows=flows, fast=self.fast))
 
     def note(self, change: Change) -> None:
-        """Tell the listener of something that happened to the watching itself."""
+        """Publish a change that isn't one of the snapshot, such as lost events."""
         with self._lock:
             self._listener(Update(self.snapshot, self.rates, (change,), self.flows, self.fast))

@@ -19,7 +19,7 @@ from tests.support.bulk_conntrack import insert, room_for_entries
 from tests.support.heartbeat import Heartbeat
 from tests.support.waiting import PATIENCE
 from tui.app import VnetApp
-from tui.source import LiveSource
+from tui.sources import LiveSource
 
 COUNT = sized(200_000, 2_000)
 _TIMES = sized(5, 1)

@@ -29,7 +29,7 @@ from tests.bench.size import sized
 from tests.docker.engine import DockerHost
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine
-from tui.change.perform import LIGHT
+from tui.cli.perform import LIGHT
 
 NETAVARK = "/usr/lib/podman/netavark"
 CURVE = sized((10, 100, 500), (3,))

@@ -88,7 +88,7 @@ def _present(table) -> list[Figure]:
     """Measure sorting and filtering as in the view, with new columns each time."""
     from core.model import Host, Snapshot
     from core.topology import Topology
-    from tui.present.conntrack import COLUMNS, conntrack_rows
+    from tui.views.conntrack import COLUMNS, conntrack_rows
 
     topology = Topology(Snapshot(host=Host(netns=table.ns), conntracks={table.ns: table}))
     filters = ("172.18", "443", "addr:172.18.0.0/17", "fd00::a", "state:est !port:443")

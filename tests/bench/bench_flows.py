@@ -77,19 +77,19 @@ def _repaint(spaces) -> Iterator[Figure]:
     from core.flows.meter import FlowMeter
     from core.model import Host, Snapshot
     from core.topology import Topology
-    from core.topology.flow_index import FlowPicture
+    from core.topology.flow_index import FlowView
     from core.watch.flows import read_timed
-    from tui.present.flows import COLUMNS, FlowRows
-    from tui.present.scene import GROUPINGS, Lens
+    from tui.views.flows import COLUMNS, FlowRows
+    from tui.views.rows import GROUPINGS, FlowViewOptions
 
     readings, meter = read_timed(spaces), FlowMeter()
     ns = readings[0].table.ns
     fast = _fast_flows(readings[0].table, FAST)
     topology = Topology(Snapshot(host=Host(netns=ns), conntracks={ns: readings[0].table}))
 
-    def paint(text: str = "", sort: str = "rate", lens: Lens = Lens()) -> None:  # noqa: B008
+    def paint(text: str = "", sort: str = "rate", flow_options: FlowViewOptions = FlowViewOptions()) -> None:  # noqa: B008
         table = meter.feed(readings, replace(fast, taken_at=time.time()), time.monotonic(), time.time())
-        rows = FlowRows(topology, FlowPicture.of(topology, table), lens)
+        rows = FlowRows(topology, FlowView.of(topology, table), flow_options)
         shown = rows.matching(text).grouped().sorted_by(sort, True)
         for place in range(min(50, len(shown))):
             shown.row(place)
@@ -99,7 +99,7 @@ def _repaint(spaces) -> Iterator[Figure]:
     for what, works in (
         ("merge + sort", {one.name: lambda c=one.name: paint(sort=c) for one in COLUMNS}),
         ("merge + filter + sort", {text: lambda t=text: paint(t) for text in filters}),
-        ("merge + group", {by: lambda b=by: paint(lens=Lens(by=b)) for by in groups}),
+        ("merge + group", {by: lambda b=by: paint(flow_options=FlowViewOptions(by=b)) for by in groups}),
     ):
         times = {name: _best(work) for name, work in works.items()}
         worst = max(times, key=times.__getitem__)

@@ -30,8 +30,8 @@ from tests.docker.engine import DockerHost
 from tests.support.machine import ROOT
 from tests.support.service import SERVICE
 from tests.support.waiting import PATIENCE, wait_until
-from tui.change.agent import render
 from tui.cli import main
+from tui.cli.agent import render
 
 pytestmark = pytest.mark.root
 

@@ -40,7 +40,7 @@ def test_a_restarted_container_of_podmans_is_attached_again(
             assert main(["attach", name, "shop", "--address", f"{subnet}.9", "--link", "shop0"]) == 0
             podman_host.run("restart", "-t", "0", name)
             assert f"{subnet}.9" not in addresses()
-            wait_until(lambda: attachments.restore() and f"{subnet}.9" in addresses(), "the attachment")
+            wait_until(lambda: restarted.restore() and f"{subnet}.9" in addresses(), "the attachment")
             assert said == [f"{name} has started: attached to shop again"]
         finally:
             assert main(["cleanup", "--yes"]) == 0

@@ -15,6 +15,7 @@ import pytest
 
 from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from core.operations import (
     CreateBridge,
     DockerConnect,
@@ -214,7 +215,7 @@ def test_docker_stops_half_way(engine: DockerHost) -> None:
 
 
 def planned(*requests: Request) -> Plan:
-    found = plan_all(requests, Topology(read_snapshot(("links", "containers"))))
+    found = plan_all(requests, Topology(read_snapshot((Part.LINKS, Part.CONTAINERS))))
     assert isinstance(found, Plan), found
     return found
 

@@ -24,10 +24,10 @@ from tests.support.fastpath import traces
 from tests.support.waiting import PATIENCE, wait_until
 from tests.ui.driver import Person
 from tui.app import VnetApp
-from tui.change.session import Session
-from tui.fastpath.keeping import Numbers
-from tui.fastpath.session import FastForDashboard
-from tui.source import LiveSource
+from tui.cli.fastpath_agent import FastPathMetrics
+from tui.cli.fastpath_session import DashboardFastPath
+from tui.cli.session import ChangeSession
+from tui.sources import LiveSource
 
 pytestmark = pytest.mark.root
 
@@ -57,9 +57,9 @@ def shop(
 @asynccontextmanager
 async def dashboard(size: tuple[int, int]) -> AsyncIterator[Person]:
     """The program as a person starts it on this host."""
-    fast = FastForDashboard()
+    fast = DashboardFastPath()
     source = LiveSource(fast.flows)
-    app = VnetApp(source, make_changer=Session, make_accelerator=fast.accelerator)
+    app = VnetApp(source, make_change_service=ChangeSession, make_fast_path_service=fast.fast_path_service)
     async with app.run_test(size=size) as pilot:
         yield Person(app, pilot, source)  # type: ignore[arg-type]
 
@@ -99,7 +99,7 @@ async def test_f_and_every_flow_on_the_screen(
         await person.type(f"/net:{SHOP}⏎")
         await person.eventually("filtered 3 of")
         await person.press("f")
-        await person.eventually("y does it")
+        await person.eventually("y applies")
         await person.press("y")
         await person.eventually("fast path on")
         await person.type(":flows⏎")
@@ -151,7 +151,7 @@ def dumped(shop: DockerHost, part: str = "value") -> np.ndarray:
 
 def told_by_metrics() -> int | None:
     """Packets that the fast path forwarded, as `vnet-tui agent --metrics` tells it."""
-    numbers = Numbers()()
+    numbers = FastPathMetrics()()
     return numbers.packets if numbers else None
 
 

@@ -187,7 +187,7 @@ def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Mach
 
 def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Machine) -> None:
     assert "Accelerate shop (bridge br-shop):" in ok(machine, "accelerate shop --dry-run")
-    assert "nobody to ask" in refused(machine, "accelerate", "shop")
+    assert "no terminal to ask" in refused(machine, "accelerate", "shop")
     assert is_as_before(machine) and status(machine)["state"] == "off"
     assert "no bridge or network nonsense" in refused(machine, "accelerate", "nonsense", "--yes")
     assert "say what to accelerate" in refused(machine, "accelerate")

@@ -31,7 +31,7 @@ from core.operations import (
 from core.state import StateError
 from tests.support.host import ThrowawayHost
 from tests.support.state import state as host_state
-from tui.change.session import Session
+from tui.cli.session import ChangeSession
 
 pytestmark = pytest.mark.root
 
@@ -220,13 +220,13 @@ def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: Thro
     assert os.read(told, 1) == b"x"
     try:
         assert [entry.end for entry in journal.latest(9)] == ["under way"]
-        assert [one.is_open for one in Session().earlier()] == [False]
+        assert [one.is_open for one in ChangeSession().history()] == [False]
         slow = next(journal.history())
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert [entry.end for entry in journal.latest(9)] == [""]
-    assert [one.is_open for one in Session().earlier()] == [True]
+    assert [one.is_open for one in ChangeSession().history()] == [True]
     journal.mark(slow, "done")
     with pytest.raises(state.Busy, match="it has finished meanwhile"):
         run.undo(slow)

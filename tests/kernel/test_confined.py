@@ -20,8 +20,8 @@ _TRY = """
 import os, socket, subprocess, sys
 from contextlib import suppress
 from pathlib import Path
-from tui.cli import make_parser
-from tui.confined import confine
+from tui.cli import confine
+from tui.cli.parser import make_parser
 confine(make_parser().parse_args(sys.argv[1:]))
 done = []
 for path in ("/run/x", "/etc/vnet-x", "/proc/sys/net/ipv4/ip_forward", "mine"):

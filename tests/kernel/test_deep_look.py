@@ -10,6 +10,7 @@ import pytest
 from core.apply import run
 from core.collect import namespaces
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from core.operations import SetLink
 from core.plan import Plan, Refused
 from core.plan.requests import CreateNetwork
@@ -17,7 +18,7 @@ from core.topology import Topology
 from tests.kernel.holders import holder, shell
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
-from tui.change import perform
+from tui.cli import perform
 
 pytestmark = pytest.mark.root
 
@@ -53,7 +54,7 @@ def held(host: ThrowawayHost) -> tuple[str, ...]:
 
 def test_an_unreferenced_namespace_needs_a_deep_scan(inside_host: ThrowawayHost, hidden: int) -> None:
     with holder(*held(inside_host)):
-        shallow, deep = (read_snapshot(("links",), deep=deep) for deep in (False, True))
+        shallow, deep = (read_snapshot((Part.LINKS,), deep=deep) for deep in (False, True))
         assert hidden not in shallow.namespaces and hidden not in shallow.nets
         assert hidden in deep.namespaces and hidden in deep.nets
         assert {inside_host.inode, *shallow.nets} <= {*deep.nets}
@@ -62,7 +63,7 @@ def test_an_unreferenced_namespace_needs_a_deep_scan(inside_host: ThrowawayHost,
 def test_a_link_to_an_unknown_namespace_causes_a_deep_scan(inside_host: ThrowawayHost, hidden: int) -> None:
     inside_host.run(f"ip link add v0 type veth peer name inner netns {inside_host.full('hidden')}")
     with holder(*held(inside_host)):
-        snapshot = read_snapshot(("links",), deep=False)
+        snapshot = read_snapshot((Part.LINKS,), deep=False)
         assert hidden in snapshot.namespaces
         topology = Topology(snapshot)
         (outer,) = (link for link in snapshot.nets[inside_host.inode].links.values() if link.name == "v0")
@@ -107,10 +108,12 @@ def test_a_card_with_a_macvlan_out_of_sight_is_left_alone(inside_host: Throwaway
     inside_host.run("ip link set up0 up")
     inside_host.run(f"ip link add mv0 link up0 netns {inside_host.full('hidden')} type macvlan")
     with holder(*held(inside_host)):
-        assert hidden not in read_snapshot(("links",), deep=False).namespaces
+        assert hidden not in read_snapshot((Part.LINKS,), deep=False).namespaces
         before = state([inside_host.name])
         made, outcome = perform.attempt(
-            lambda topology: perform.planned([CreateNetwork("wire", "nic-bridged", uplink="up0")], topology),
+            lambda topology: perform.plan_requests(
+                [CreateNetwork("wire", "nic-bridged", uplink="up0")], topology
+            ),
             perform.LIGHT,
             lambda _: True,
             perform.run_plan,

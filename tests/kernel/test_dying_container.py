@@ -10,6 +10,7 @@ import pytest
 
 from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from core.operations import Operation
 from core.plan import Plan, plan_all
 from core.plan.requests import Attach, CreateNetwork
@@ -42,7 +43,7 @@ def container() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def look() -> Topology:
-    return Topology(read_snapshot(("links", "containers", "host firewall")))
+    return Topology(read_snapshot((Part.LINKS, Part.CONTAINERS, Part.HOST_FIREWALL)))
 
 
 def uid() -> str:

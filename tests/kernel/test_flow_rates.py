@@ -24,10 +24,11 @@ from core.flows.merge import FAST, KERNEL, FlowTable
 from core.history import WINDOWS
 from core.model import Namespace
 from core.netlink.netns import entered
-from core.watch.flows import FastReader, FlowReader
+from core.watch.flows import FlowSampler, ReadFastFlows
 from tests.support.fastpath import FastPath
 from tests.support.host import ThrowawayHost
 from tests.support.watching import Watched
+from tui.views import nat
 
 pytestmark = pytest.mark.root
 
@@ -85,10 +86,10 @@ def program(host: ThrowawayHost, inside: str, *words: str) -> Iterator[subproces
 
 
 def measured(
-    road: ThrowawayHost, streams: int, rate: str, fast: FastReader | None = None
+    road: ThrowawayHost, streams: int, rate: str, fast: ReadFastFlows | None = None
 ) -> tuple[list[float], dict[str, Any], FlowTable]:
     """What the meter says second by second while iperf3 runs, what iperf3 says, and a table of late in it."""
-    reader, spaces = FlowReader(fast), {road.inode: namespace_of(road)}
+    reader, spaces = FlowSampler(fast), {road.inode: namespace_of(road)}
     with (
         program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server,
         tempfile.NamedTemporaryFile("r") as report,  # which is longer than a pipe holds
@@ -100,14 +101,14 @@ def measured(
         with program(road, "web", *command.split()) as client:
             tables: list[FlowTable] = []
             while client.poll() is None:
-                tables.append(reader.look(spaces)[0])
+                tables.append(reader.read(spaces)[0])
                 time.sleep(0.5)
             sums = [float(np.nansum(table.bits)) for table in tables]
             return sums, json.load(report), tables[len(tables) * 2 // 3]
 
 
 @contextmanager
-def accelerated(road: ThrowawayHost) -> Iterator[FastReader]:
+def accelerated(road: ThrowawayHost) -> Iterator[ReadFastFlows]:
     """The road's bridge on the fast path; gives what reads its counters."""
     with FastPath(road, "br0"), entered(f"/run/netns/{road.name}"):
         reader = FastFlowReader()
@@ -152,16 +153,16 @@ def test_entries_read_again_are_the_same(host: ThrowawayHost) -> None:
 
 @pytest.mark.needs("iperf3")
 def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost) -> None:
-    reader, spaces = FlowReader(), {road.inode: namespace_of(road)}
+    reader, spaces = FlowSampler(), {road.inode: namespace_of(road)}
     with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
         assert server.stdout
         while "listening" not in server.stdout.readline():
             pass
         with program(road, "web", "iperf3", "-c", "198.51.100.9", "-t", "30", "-b", "8M"):
             until = time.monotonic() + 20
-            kept, tables = reader.look(spaces)
+            kept, tables = reader.read(spaces)
             while time.monotonic() < until and not (tables is None and np.nansum(kept.bits) > 4e6):
-                kept, tables = reader.look(spaces)
+                kept, tables = reader.read(spaces)
                 time.sleep(0.2)
     assert tables is None
     assert np.nansum(kept.bits) > 4e6
@@ -179,7 +180,7 @@ def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHo
             entered(f"/run/netns/{road.name}"),
         ):
             watched = Watched()
-            watched.watcher.show("nat")
+            watched.watcher.set_demand(nat.VIEW.demand)
             watched.watcher.start()
             try:
                 told = [0.0, 0.0]
@@ -302,9 +303,9 @@ def test_namespaces_that_die_take_their_flows_along(host: ThrowawayHost, whole: 
         host.inode_of(short): Namespace(host.inode_of(short), entry=f"/run/netns/{host.full(short)}")
         for short in ("host", "short")
     }
-    reader = FlowReader()
-    assert len(reader.look(spaces, whole=True)[0]) == 120
+    reader = FlowSampler()
+    assert len(reader.read(spaces, whole=True)[0]) == 120
     subprocess.run(["ip", "netns", "del", host.full("short")], check=True)
-    reader.look(spaces, whole)  # the namespace is gone, the watcher has not noticed yet
-    assert len(reader.look(spaces, whole=True)[0]) == 50
-    assert len(reader.look({host.inode: spaces[host.inode]}, whole=True)[0]) == 50
+    reader.read(spaces, whole)  # the namespace is gone, the watcher has not noticed yet
+    assert len(reader.read(spaces, whole=True)[0]) == 50
+    assert len(reader.read({host.inode: spaces[host.inode]}, whole=True)[0]) == 50

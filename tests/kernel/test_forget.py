@@ -12,7 +12,7 @@ from core.apply import journal, run
 from core.collect.conntrack import read_conntrack
 from core.collect.snapshot import read_snapshot
 from core.flows import ConntrackEntry, entry_of
-from core.model import Namespace
+from core.model import Namespace, Part
 from core.operations import CreateBridge, DeleteConnection
 from core.plan import Plan, Refused, plan
 from core.plan.containers import delete_flow
@@ -68,7 +68,7 @@ def listed(host: ThrowawayHost, inside: str = "host") -> list[str]:
 
 
 def planned(request: DeleteFlow) -> Plan:
-    made = plan(request, Topology(read_snapshot(("links",))))
+    made = plan(request, Topology(read_snapshot((Part.LINKS,))))
     assert isinstance(made, Plan), made
     return made
 
@@ -148,7 +148,7 @@ def test_several_at_once_and_a_place_that_is_gone(inside_host: ThrowawayHost) ->
     steps = [planned(delete_flow(inside_host.inode, one)).steps[0] for one in entries(inside_host)]
     assert run.apply("forget", tuple(steps)).done
     assert listed(inside_host) == []
-    gone = plan(DeleteFlow(1, 2, 17, "1.2.3.4", "5.6.7.8"), Topology(read_snapshot(("links",))))
+    gone = plan(DeleteFlow(1, 2, 17, "1.2.3.4", "5.6.7.8"), Topology(read_snapshot((Part.LINKS,))))
     assert isinstance(gone, Refused) and "gone" in gone.reasons[0]
 
 

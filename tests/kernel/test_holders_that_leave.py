@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.apply import run
-from core.collect.snapshot import WIRING, read_snapshot
+from core.collect.snapshot import read_snapshot
+from core.model import Part
 from core.netlink.netns import NamespaceGone
 from core.operations import NetnsTarget
 from core.operations.executor import Executor, inside
@@ -38,7 +39,7 @@ def test_a_process_that_leaves_between_plan_and_change(leaves: str) -> None:
     with sleeping("unshare", "--net") as first, sleeping(*_VISIT, str(first.pid), "--net") as second:
         leaving, staying = (first, second) if leaves == "the lower" else (second, first)
         inode = Path(f"/proc/{first.pid}/ns/net").stat().st_ino
-        topology = Topology(read_snapshot((WIRING,), deep=True))
+        topology = Topology(read_snapshot((Part.WIRING,), deep=True))
         loopback = next(iter(topology.snapshot.nets[inode].links.values()))
         plan = plan_all((ChangeLink(loopback.key, alias="marked"),), topology)
         assert isinstance(plan, Plan) and plan.steps

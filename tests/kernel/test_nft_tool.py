@@ -15,6 +15,7 @@ import pytest
 from core.apply import journal, run
 from core.collect import nft as nft_reader
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from core.operations import NetnsTarget, SetRules, SetSysctl, nft
 from core.operations.executor import Executor
 from core.plan import Plan, plan_all
@@ -131,7 +132,7 @@ def test_a_whole_plan_makes_the_same_rules(inside_host: ThrowawayHost, tool_runs
         Publish(WEB, "8080", "80"),
     )
     inside_host.names.append(WEB)
-    made = plan_all(requests, Topology(read_snapshot(("links", "containers", "firewall"))))
+    made = plan_all(requests, Topology(read_snapshot((Part.LINKS, Part.CONTAINERS, Part.FIREWALL))))
     assert isinstance(made, Plan), made
     assert run.apply(made.title, made.steps).done
     assert len(tool_runs) == 1

@@ -19,7 +19,7 @@ from core.operations.executor import Executor
 from core.plan import Refused, plan
 from core.plan.requests import ChangeLink, CreateNetwork, Delete, RemoveNetwork
 from tests.kernel.test_ops_agree import Stage, differences, kept, key, settled, stage, state_directory
-from tui.change import perform
+from tui.cli import perform
 
 pytestmark = pytest.mark.root
 __all__ = ["state_directory"]
@@ -201,9 +201,9 @@ def test_a_lease_that_is_renewed_makes_no_other_plan(laden: Stage) -> None:
         "ip addr change 198.51.100.9/25 brd 198.51.100.127 dev up0 valid_lft 9000 preferred_lft 8000"
     )
     now = laden.plan(WIRE)
-    assert now.steps != shown.steps and perform.same(now, shown)
+    assert now.steps != shown.steps and perform.same_steps(now, shown)
     laden.host.run("ip addr del 198.51.100.9/25 dev up0")
-    assert not perform.same(laden.plan(WIRE), shown)
+    assert not perform.same_steps(laden.plan(WIRE), shown)
 
 
 @pytest.mark.parametrize("link", ["up1", "other"])

@@ -15,7 +15,7 @@ import pytest
 
 from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
-from core.model import LinkKey, link_ref
+from core.model import LinkKey, Part, link_ref
 from core.plan import Plan, Refused, plan, plan_all
 from core.plan.requests import (
     Attach,
@@ -28,11 +28,11 @@ from core.plan.requests import (
     Detach,
     Join,
     Move,
-    Part,
     Publish,
     RemoveContainer,
     RemoveNetwork,
     Request,
+    Separate,
     Unpublish,
 )
 from core.topology import Topology
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
     "publish-more": ((*BOTH, Publish(WEB, "53", l4_proto="udp")), Publish(WEB, "53", l4_proto="tcp")),
     "unpublish": ((*BOTH, Publish(WEB, "8080", "80")), Unpublish("8080")),
     "join": (BOTH, Join("shop", "vault")),
-    "part": ((*BOTH, Join("shop", "vault")), Part("shop", "vault")),
+    "part": ((*BOTH, Join("shop", "vault")), Separate("shop", "vault")),
     "link-mtu": ((SHOP,), lambda now: ChangeLink(key("br-shop")(now), mtu=1300)),
     "link-down": ((SHOP,), lambda now: ChangeLink(key("up0")(now), up=False)),
     "link-rename": ((SHOP,), lambda now: ChangeLink(key("br-shop")(now), name="br-new")),
@@ -130,7 +130,7 @@ class Stage:
     host: ThrowawayHost
 
     def topology(self) -> Topology:
-        return Topology(read_snapshot(("namespaces", "links", "firewall", "containers")))
+        return Topology(read_snapshot((Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONTAINERS)))
 
     def plan(self, request: Request | Place) -> Plan:
         now = self.topology()

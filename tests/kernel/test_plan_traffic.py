@@ -12,8 +12,9 @@ import pytest
 
 from core.apply import run
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from core.plan import Plan, plan_all
-from core.plan.requests import CreateContainer, CreateNetwork, Join, Part, Publish, Request, Unpublish
+from core.plan.requests import CreateContainer, CreateNetwork, Join, Publish, Request, Separate, Unpublish
 from core.topology import Topology
 from tests.support.echo import ASK, SERVE
 from tests.support.host import ThrowawayHost
@@ -40,7 +41,9 @@ class Site:
         self.host = host
 
     def do(self, *requests: Request) -> None:
-        made = plan_all(requests, Topology(read_snapshot(("namespaces", "links", "firewall", "containers"))))
+        made = plan_all(
+            requests, Topology(read_snapshot((Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONTAINERS)))
+        )
         assert isinstance(made, Plan), made
         outcome = run.apply(made.title, made.steps)
         assert outcome.done, outcome
@@ -112,7 +115,7 @@ def test_nat_internal_apart_and_joined(site: Site) -> None:
     site.do(Join("shop", "vault"))
     assert site.answer(LOG, f"10.91.{N}.2") == f"10.92.{N}.2"
     assert site.reaches(WEB, f"10.92.{N}.2")
-    site.do(Part("shop", "vault"))
+    site.do(Separate("shop", "vault"))
     assert site.ask(LOG, f"10.91.{N}.2") == ""
 
 

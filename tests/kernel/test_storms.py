@@ -16,6 +16,7 @@ from core.topology import Topology
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
 from tests.support.watching import Watched
+from tui.views.registry import view_named
 
 pytestmark = pytest.mark.root
 
@@ -146,7 +147,9 @@ def watched(bridged: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_a_storm_is_reported_with_its_port_whatever_is_shown(
     watched: Watched, bridged: ThrowawayHost, view: str, destination: str, rate: int, kind: str
 ) -> None:
-    watched.watcher.show(view)
+    shown = view_named(view)
+    assert shown is not None
+    watched.watcher.set_demand(shown.list.demand)
     sending = subprocess.Popen(sender(bridged, "web", rate, rate * 40, destination))
     try:
         # The first share may include other packets of the same second.

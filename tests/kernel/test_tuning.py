@@ -15,7 +15,7 @@ import pytest
 
 from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
-from core.model import LinkKey
+from core.model import LinkKey, Part
 from core.netlink.netns import entered
 from core.plan import Plan, Refused, plan
 from core.plan.requests import CreateContainer, CreateNetwork, Detach, RemoveNetwork, Tune
@@ -40,7 +40,7 @@ from tests.support.waiting import PATIENCE, eventually
 pytestmark = pytest.mark.root
 __all__ = ["state_directory"]  # a fixture that every test here uses as well
 
-PARTS = ("namespaces", "links", "firewall", "containers", "tuning")
+PARTS = (Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONTAINERS, Part.TUNING)
 LOG_ON_SHOP = CreateContainer(LOG, "bridged", "shop")
 SHOP_AND_LOG = (*BOTH[:3], LOG_ON_SHOP)
 _BRIDGE_SYSCTLS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")

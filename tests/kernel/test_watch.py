@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.model import FastFlows, Snapshot
+from core.model import RECORDING_DEMAND, Demand, FastFlows, Snapshot
 from core.watch import watcher
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
@@ -114,7 +114,7 @@ def test_rates_follow_real_traffic(watched: Watched, host: ThrowawayHost) -> Non
     host.run("ip addr add 10.9.0.1/24 dev br0")
     host.run("ip link set br0 up")
     host.container("web", "br0", "10.9.0.2/24")
-    watched.watcher.show("veths")
+    watched.watcher.set_demand({Demand.RATES})
     watched.until(lambda s: "v-web" in names(s, host.inode))
     key = next(link.key for link in watched.snapshot.links() if link.name == "v-web")
     pinging = subprocess.Popen(
@@ -155,8 +155,7 @@ def test_what_the_fast_path_counted_goes_out_with_connections_read_before(inside
     inside_host.run(["nft", "add chain ip t c { type filter hook input priority 0; }"])
     inside_host.run("nft add rule ip t c ct state new accept")
     made = Watched(fast_flows=lambda: FastFlows(inside_host.inode, taken_at=time.time()))
-    made.watcher.show("flows")
-    made.watcher.read_all(True)
+    made.watcher.set_demand({Demand.FLOWS, *RECORDING_DEMAND})
     made.watcher.start()
     looks: set[float] = set()
 

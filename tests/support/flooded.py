@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE
 from tests.ui.driver import screen_lines
 from tui.app import VnetApp
 from tui.screens.dashboard import Dashboard
-from tui.source import LiveSource
+from tui.sources import LiveSource
 
 _TRACKING = "table ip t { chain c { type filter hook input priority 0; ct state new accept; }; }"
 
@@ -37,7 +37,7 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         dashboard = app.screen_stack[0]
         assert isinstance(dashboard, Dashboard)
         dashboard.go_to("flows", "ns:host")
-        await _until(lambda: dashboard.desk.scene.snapshot.pending == frozenset())
+        await _until(lambda: dashboard.presenter.context.snapshot.pending == frozenset())
         before, heart = memory("VmRSS"), Heartbeat()
         heart.start()
         words = [sys.executable, "-m", "tests.support.udp_flood", str(rate), str(seconds)]
@@ -47,7 +47,10 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         whole = f"{sent:,} flows, each once"
         await _until(lambda: whole in "\n".join(screen_lines(app)))
         heart.stop()
-        table, host = dashboard.desk.scene.flow_picture.table, dashboard.desk.scene.topology.host
+        table, host = (
+            dashboard.presenter.context.flow_picture.table,
+            dashboard.presenter.context.topology.host,
+        )
         mine = np.concatenate([np.full(len(one.entries), one.ns == host) for one in table.tables])
         found = {
             "sent": sent,

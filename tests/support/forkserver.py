@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 _REQUEST = 1 << 20  # bytes, an environment included
 # What the commands import when they run.
 _PRELOADED = (
-    "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.change.agent", "tui.change.main",
-    "tui.cli", "tui.fastpath.command", "tui.flows", "tui.record", "tui.show", "bpf.client", "difflib",
+    "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.cli.agent", "tui.cli.change",
+    "tui.cli", "tui.cli.fastpath", "tui.cli.flows", "tui.cli.record", "tui.cli.show", "bpf.client", "difflib",
     "docker.api",
 )  # fmt: skip
 

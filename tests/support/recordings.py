@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,16 @@ from typing import Any
 import numpy as np
 
 from core.diff import changes
-from core.model import FASTFLOW_DTYPE, STATS_DTYPE, Change, FastFlows, LinkStats, Snapshot
-from core.rates import RateMeter, Rates
+from core.model import FASTFLOW_DTYPE, STATS_DTYPE, FastFlows, LinkStats, Snapshot
+from core.rates import RateMeter
 from core.recording import Limits, Moment, Recorder, Recording, frames
 from core.recording.frames import HEAD, START
+from core.update import Update
 from tests.support.host_builder import HOST
 from tests.support.snapshots import small_host
 from tests.support.waiting import PATIENCE, wait_until
 
 WALL = 1_700_000_000.0
-
-
-@dataclass
-class Seen:
-    """One update, as the dashboard or the watcher gives it."""
-
-    snapshot: Snapshot
-    rates: Rates | None = None
-    changes: tuple[Change, ...] = ()
-    fast: FastFlows | None = None
 
 
 def fast_flows(count: int, packets: int = 0) -> FastFlows:
@@ -41,16 +32,18 @@ def fast_flows(count: int, packets: int = 0) -> FastFlows:
     return FastFlows(HOST, entries, WALL)
 
 
-def a_story(count: int = 6) -> list[Seen]:
+def a_story(count: int = 6) -> list[Update]:
     """What happens on a small host: each second counters count on and timers run down, every other second the
     MTU of a link changes; in the fourth a link comes."""
     first = small_host()
     snapshots = [_second(first, second) for second in range(count)]
     meter = RateMeter()
-    story = [Seen(snapshots[0], meter.feed(_counted(first, 0)), (), fast_flows(3))]
+    story = [Update(snapshots[0], meter.feed(_counted(first, 0)), (), fast=fast_flows(3))]
     for second, (old, new) in enumerate(pairwise(snapshots), 1):
         found = changes(old, new, WALL + second)
-        story.append(Seen(new, meter.feed(_counted(first, second)), found, fast_flows(3 + second, second)))
+        story.append(
+            Update(new, meter.feed(_counted(first, second)), found, fast=fast_flows(3 + second, second))
+        )
     return story
 
 
@@ -79,7 +72,7 @@ def _second(first: Snapshot, second: int) -> Snapshot:
 
 
 def record(
-    path: Path, story: Sequence[Seen], steps: Sequence[tuple[float, float]] = (), **limits: Any
+    path: Path, story: Sequence[Update], steps: Sequence[tuple[float, float]] = (), **limits: Any
 ) -> Recorder:
     """Record a story, each update as a moment of its own, a second apart unless `steps` (wall and monotonic
     time) say otherwise."""
@@ -117,7 +110,7 @@ def put_together(parts: Sequence[tuple[int, int, float, float, int, bytes]]) -> 
     return frames.start() + b"".join(frames.frame(*part) for part in parts)
 
 
-def same(one: Moment, seen: Seen) -> None:
+def same(one: Moment, seen: Update) -> None:
     """A moment is what was seen, tables by their values."""
     assert seen.rates is not None and seen.rates.counters is not None and one.stats is not None
     assert seen.fast is not None and one.fast is not None

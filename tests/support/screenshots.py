@@ -49,15 +49,19 @@ _SETTLE = 12.0  # seconds of traffic, so that rates and sparklines have somethin
 async def shoot(folder: Path, names: set[str]) -> None:
     """Take the pictures; runs inside the lab."""
     from tui.app import VnetApp
-    from tui.change.session import Session
-    from tui.fastpath.session import FastForDashboard
-    from tui.source import LiveSource
+    from tui.cli.fastpath_session import DashboardFastPath
+    from tui.cli.session import ChangeSession
+    from tui.sources import LiveSource
 
     for name, keys, size in SHOTS:
         if names and name not in names:
             continue
-        fast = FastForDashboard()
-        app = VnetApp(LiveSource(fast.flows), make_changer=Session, make_accelerator=fast.accelerator)
+        fast = DashboardFastPath()
+        app = VnetApp(
+            LiveSource(fast.flows),
+            make_change_service=ChangeSession,
+            make_fast_path_service=fast.fast_path_service,
+        )
         async with app.run_test(size=size) as pilot:
             await pilot.pause(_SETTLE)
             for word in keys.split():

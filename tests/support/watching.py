@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from core.model import Change, Snapshot
-from core.watch import Update, Watcher
-from core.watch.store import PARTS
+from core.model import WATCHED_PARTS, Change, Snapshot
+from core.update import Update
+from core.watch import Watcher
 from tests.support.waiting import PATIENCE
 
 
@@ -28,7 +28,7 @@ class Watched:
 
     @property
     def snapshot(self) -> Snapshot:
-        return self.updates[-1].snapshot if self.updates else Snapshot(pending=PARTS)
+        return self.updates[-1].snapshot if self.updates else Snapshot(pending=WATCHED_PARTS)
 
     @property
     def changes(self) -> list[Change]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
@@ -14,16 +14,15 @@ from textual.app import App
 from textual.pilot import Pilot
 
 import tui.app
-from core.flows.merge import FlowTable
-from core.model import Change, Snapshot
+from core.model import Change, Demand, Snapshot
 from core.rates import Rates
+from core.update import Update
 from tests.support.snapshots import small_host
 from tests.support.waiting import PATIENCE
 from tui.app import VnetApp
-from tui.changer import Accelerator, Changer
-from tui.screens import journey
+from tui.screens import navigation
 from tui.screens.dashboard import Dashboard
-from tui.source import Update
+from tui.services import ChangeService, FastPathService
 
 _NAMES = {
     ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",
@@ -35,26 +34,15 @@ LATE = 30.0  # seconds that a key may wait here
 
 
 @dataclass
-class Picture:
-    """One update."""
-
-    snapshot: Snapshot
-    rates: Rates | None = None
-    changes: tuple[Change, ...] = ()
-    flows: FlowTable | None = None
-
-
-@dataclass
 class FedSource:
     """Gives what the test feeds it, and remembers what the dashboard asked of it."""
 
     first: Snapshot | None = None
     live: bool = True
     title: str = ""
-    shown: list[str] = field(default_factory=list)
+    demands: list[Set[Demand]] = field(default_factory=list)
     refreshes: int = 0
     stopped: bool = False
-    reads_all: bool = False
     _listener: Callable[[Update], None] | None = None
 
     def start(self, on_update: Callable[[Update], None]) -> None:
@@ -68,11 +56,8 @@ class FedSource:
     def refresh(self) -> None:
         self.refreshes += 1
 
-    def show(self, view: str) -> None:
-        self.shown.append(view)
-
-    def read_all(self, on: bool) -> None:
-        self.reads_all = on
+    def set_demand(self, demand: Set[Demand]) -> None:
+        self.demands.append(demand)
 
     @property
     def started(self) -> bool:
@@ -81,9 +66,9 @@ class FedSource:
 
     def feed(
         self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()
-    ) -> Picture:
+    ) -> Update:
         assert self._listener is not None
-        picture = Picture(snapshot, rates, changes)
+        picture = Update(snapshot, rates, changes)
         self._listener(picture)
         return picture
 
@@ -142,8 +127,8 @@ class Person:
     async def feed(self, snapshot: Snapshot, **more: object) -> None:
         """Give the dashboard an update, and wait until it is shown, unless the picture is paused."""
         picture = self.source.feed(snapshot, **more)  # type: ignore[arg-type]
-        desk = self.dashboard.desk
-        await self.until(lambda: desk.paused or desk.shown is picture, "the update")
+        presenter = self.dashboard.presenter
+        await self.until(lambda: presenter.paused or presenter.current_update is picture, "the update")
         await self.settle()
 
     @property
@@ -172,19 +157,21 @@ async def dashboard(
     size: tuple[int, int] = (130, 40),
     source: FedSource | None = None,
     ascii_only: bool = False,
-    make_changer: Callable[[], Changer] | None = None,
+    make_change_service: Callable[[], ChangeService] | None = None,
     write: bool = False,
-    make_accelerator: Callable[[], Accelerator] | None = None,
+    make_fast_path_service: Callable[[], FastPathService] | None = None,
 ) -> AsyncIterator[Person]:
     """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
     source = source or FedSource(snapshot or small_host())
-    app = VnetApp(source, ascii_only, make_changer, write, make_accelerator)
+    app = VnetApp(source, ascii_only, make_change_service, write, make_fast_path_service)
     with unhurried():
         async with app.run_test(size=size, notifications=True) as pilot:
             person = Person(app, pilot, source)
             await person.until(lambda: source.started, "the start of the source")
             if source.first is not None:
-                await person.until(lambda: person.dashboard.desk.shown is not None, "the first picture")
+                await person.until(
+                    lambda: person.dashboard.presenter.current_update is not None, "the first picture"
+                )
                 await person.settle()
             yield person
 
@@ -192,5 +179,5 @@ async def dashboard(
 @contextmanager
 def unhurried() -> Iterator[None]:
     """Keys wait for what the keys before them led to, however busy the machine, and none comes too late."""
-    with patch.object(journey, "_KEY_PATIENCE", PATIENCE), patch.object(tui.app, "_LATE", LATE):
+    with patch.object(navigation, "_KEY_PATIENCE", PATIENCE), patch.object(tui.app, "_LATE", LATE):
         yield

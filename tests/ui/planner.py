@@ -1,4 +1,5 @@
-"""A changer that plans on a snapshot and remembers what it was told to do, without a kernel below it."""
+"""A change_service that plans on a snapshot and remembers what it was told to do, without a kernel below
+it."""
 
 from __future__ import annotations
 
@@ -15,59 +16,61 @@ from core.plan.requests import Request
 from core.topology import Topology
 from tests.support.snapshots import small_host
 from tests.ui.driver import Person, dashboard
-from tui.changer import Earlier, Ended, Logged, Parts, Progress, Waiting
+from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Progress, UnconfirmedChange
 
 
-def made_earlier(title: str, end: str = "done") -> Earlier:
+def made_earlier(title: str, end: str = "done") -> PastChange:
     """A change of the journal that made one bridge."""
-    return Earlier(title, title, time.time(), end, (CreateBridge("br-old"),))
+    return PastChange(title, title, time.time(), end, (CreateBridge("br-old"),))
 
 
 @dataclass
 class Planner:
-    """A tui.changer.Changer."""
+    """A tui.services.ChangeService."""
 
     snapshot: Snapshot = field(default_factory=small_host)
-    journal: tuple[Earlier, ...] = ()
-    held: tuple[Waiting, ...] = ()
+    journal: tuple[PastChange, ...] = ()
+    held: tuple[UnconfirmedChange, ...] = ()
     done: list[str] = field(default_factory=list)
     taken_back: list[str] = field(default_factory=list)
-    log: list[Logged] = field(default_factory=list)
+    log: list[LoggedChange] = field(default_factory=list)
 
-    def lacking(self) -> str:
+    def missing_rights(self) -> str:
         return ""
 
-    def look(self, parts: Parts) -> Topology:
+    def read_topology(self, parts: PlanScope) -> Topology:
         return Topology(self.snapshot)
 
     def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
         return plan_all(requests, topology)
 
-    def change(self, requests: Sequence[Request], parts: Parts, agreed: Plan, progress: Progress) -> Ended:
+    def change(
+        self, requests: Sequence[Request], parts: PlanScope, agreed: Plan, progress: Progress
+    ) -> ChangeResult:
         self.done.append(agreed.title)
-        return Ended(agreed, "done", entry_id="1")
+        return ChangeResult(agreed, "done", entry_id="1")
 
-    def earlier(self) -> tuple[Earlier, ...]:
+    def history(self) -> tuple[PastChange, ...]:
         return self.journal
 
-    def take_back(self, earlier: Earlier, progress: Progress) -> Ended:
-        self.taken_back.append(earlier.title)
-        return Ended(Plan(earlier.title, earlier.begun), "undone", entry_id=earlier.entry_id)
+    def undo(self, past: PastChange, progress: Progress) -> ChangeResult:
+        self.taken_back.append(past.title)
+        return ChangeResult(Plan(past.title, past.begun), "undone", entry_id=past.entry_id)
 
-    def forget(self, earlier: Earlier) -> None:
+    def forget(self, past: PastChange) -> None:
         raise AssertionError("nothing is forgotten here")
 
-    def waiting(self) -> tuple[Waiting, ...]:
+    def unconfirmed(self) -> tuple[UnconfirmedChange, ...]:
         return self.held
 
-    def keep(self, entry_id: str) -> bool:
+    def confirm(self, entry_id: str) -> bool:
         return True
 
 
 @asynccontextmanager
 async def planning(size: tuple[int, int] = (130, 40), **more: Any) -> AsyncIterator[tuple[Person, Planner]]:
-    """The dashboard with such a changer, changes allowed."""
+    """The dashboard with such a change_service, changes allowed."""
     planner = Planner(**more)
-    async with dashboard(planner.snapshot, size, make_changer=lambda: planner) as person:
+    async with dashboard(planner.snapshot, size, make_change_service=lambda: planner) as person:
         await person.press("W")
         yield person, planner

@@ -14,7 +14,7 @@ from tests.support.machine import Machine, ok
 from tests.support.service import SERVICE
 from tests.support.service import service_settings as settings
 from tests.support.waiting import PATIENCE, wait_until
-from tui.change import agent
+from tui.cli import agent
 
 
 def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.support.echo import answer, ask, serving
 from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, read_json, refused, uplink
 from tests.support.terminal import Terminal
-from tui.change.requests import ports_of
+from tui.cli.change import ports_of
 
 pytestmark = pytest.mark.root
 

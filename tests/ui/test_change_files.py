@@ -46,7 +46,7 @@ container_ports = 80
 def test_a_file_is_made_true_once(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text(FILE)
-    assert "nobody to ask" in refused(machine, "apply", str(file))
+    assert "no terminal to ask" in refused(machine, "apply", str(file))
     assert machine.json("ip -j netns list") == []
     ok(machine, f"apply {file} --yes")
     assert addresses(machine, "eth0", "log") == ["10.91.0.5/24", "fd91::2/64"]
@@ -257,7 +257,7 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
     ok(machine, "container create web --network shop")
     ok(machine, "attach theirs shop")
     ok(machine, "publish theirs 8080")
-    assert "nobody to ask" in refused(machine, "cleanup")
+    assert "no terminal to ask" in refused(machine, "cleanup")
     ok(machine, "cleanup --yes")
     assert picture(machine) | {"forward": ""} == before | {"forward": ""}
     assert "nothing to do" in ok(machine, "cleanup --yes")

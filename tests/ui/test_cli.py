@@ -24,10 +24,11 @@ from tests.support.needs import AS_NOBODY, lacking
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
 from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE
-from tui.cli import PARTS, TOPICS, load, main, make_parser
-from tui.completion import script
-from tui.keepsake import LOOK_FIRST
-from tui.show import Output, show
+from tui.cli import main
+from tui.cli.completion import script
+from tui.cli.parser import TOPICS, make_parser
+from tui.cli.show import PARTS, Output, show
+from tui.command import LOOK_FIRST, load
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "tui.cli"]
@@ -109,8 +110,8 @@ def test_the_demo_opens_as_asked_before_or_behind_its_name(
 
     opened: list[list[str]] = []
     monkeypatch.setattr(lab, "main", lambda command, *_: opened.append(command) or 0)
-    monkeypatch.setattr("tui.demo.check_rights", lambda: None)
-    monkeypatch.setattr("tui.demo.need_a_terminal", lambda: None)
+    monkeypatch.setattr("tui.cli.dashboard.check_rights", lambda: None)
+    monkeypatch.setattr("tui.cli.dashboard.need_a_terminal", lambda: None)
     assert main(words.split()) == 0
     (command,) = opened
     assert [word for word in ("--ascii", "--write") if word in command] == [
@@ -284,13 +285,13 @@ def test_a_corrupt_dump_is_refused_in_words(tmp_path: Path, kind: str, command: 
     path.write_bytes(CORRUPT[kind])
     done = run("--from", str(path), *command)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"vnet-tui: cannot read .*corrupt\.vnet: .+\.\n", done.stderr)
+    assert re.fullmatch(r"vnet-tui: can't read .*corrupt\.vnet: .+\.\n", done.stderr)
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/host.vnet", "/proc/self"])
 def test_a_dump_that_cannot_be_opened(path: str) -> None:
     done = run("--from", path, "show")
-    assert done.returncode == 1 and re.fullmatch(r"vnet-tui: cannot read .+: .+\n", done.stderr)
+    assert done.returncode == 1 and re.fullmatch(r"vnet-tui: can't read .+: .+\n", done.stderr)
 
 
 def test_one_long_name_makes_no_line_long(tmp_path: Path) -> None:
@@ -375,7 +376,7 @@ def test_what_is_wrong_with_a_file_is_said_before_that_there_is_no_terminal(tmp_
     done = subprocess.run(
         [*PROGRAM, "--from", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and "cannot read" in done.stderr and "terminal" not in done.stderr
+    assert done.returncode == 1 and "can't read" in done.stderr and "terminal" not in done.stderr
 
 
 def test_the_examples_fit_a_narrow_terminal() -> None:

@@ -35,10 +35,9 @@ from core.model import (
 )
 from core.topology import Topology
 from tests.support.flow_samples import ICMP, UDP, UNREPLIED, flow, table
-from tui.present import lists, query
-from tui.present.conntrack import COLUMNS, VIEW, ConntrackRows, conntrack_rows, detail
-from tui.present.rows import Row
-from tui.present.scene import Scene
+from tui.views import lists, query
+from tui.views.conntrack import COLUMNS, VIEW, ConntrackRows, conntrack_rows, detail
+from tui.views.rows import Row, ViewContext
 
 HOST, LAB = 100, 200
 WEB1, WEB2 = "172.18.0.2", "172.18.0.3"
@@ -241,7 +240,7 @@ def test_no_entries() -> None:
 def test_the_view_fits_a_small_terminal() -> None:
     shown = {placed.column.name for placed in lists.lay_out(COLUMNS, 78)}
     assert {"proto", "state", "inside", "peer"} <= shown
-    assert len(VIEW.rows(Scene(Topology(snapshot())))) == len(NAMES)
+    assert len(VIEW.rows(ViewContext(Topology(snapshot())))) == len(NAMES)
 
 
 def lines(topology: Topology, ref: Ref) -> dict[str, list[str]]:

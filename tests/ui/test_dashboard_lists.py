@@ -11,10 +11,10 @@ from textual.widget import Widget
 from core.model import Change, Ref
 from tests.support.snapshots import HOST, rates_of, small_host
 from tests.ui.driver import FedSource, dashboard
-from tui.present import views
-from tui.stage import Stage
+from tui.view_model import ViewModel
+from tui.views import registry
 
-NAMES = [view.name for view in views.VIEWS]
+NAMES = [view.name for view in registry.VIEWS]
 
 
 # ---- filter and order
@@ -48,9 +48,9 @@ async def test_editing_the_filter() -> None:
         await person.type("/xweb1")
         await person.press("home", "delete", "end", "backspace", "2")
         assert person.dashboard.prompt.text == "web2"
-        assert person.dashboard.nav.here.state.filter == "web2"
+        assert person.dashboard.nav.current.state.filter == "web2"
         await person.press("ctrl+w")
-        assert person.dashboard.nav.here.state.filter == ""
+        assert person.dashboard.nav.current.state.filter == ""
         await person.press("backspace")
         assert not person.dashboard.prompt.display
 
@@ -60,7 +60,7 @@ async def test_sorting_by_columns_and_backwards() -> None:
         await person.type(":cont⏎")
         names = person.dashboard.table.columns_in_sight()
         await person.press("s")
-        assert person.dashboard.nav.here.state.sort == names[0]
+        assert person.dashboard.nav.current.state.sort == names[0]
         assert "▲" in person.lines[3]
         rows = person.dashboard.table.rows
         forwards = [rows.row(place).cells[0].text for place in range(len(rows))]
@@ -69,7 +69,7 @@ async def test_sorting_by_columns_and_backwards() -> None:
         rows = person.dashboard.table.rows
         assert [rows.row(place).cells[0].text for place in range(len(rows))] == forwards[::-1]
         await person.press("s")
-        assert person.dashboard.nav.here.state.sort == names[1]
+        assert person.dashboard.nav.current.state.sort == names[1]
 
 
 async def test_a_click_on_a_heading_sorts() -> None:
@@ -77,7 +77,7 @@ async def test_a_click_on_a_heading_sorts() -> None:
         await person.press("5")
         await person.pilot.click("MainPane", offset=(3, 0))
         await person.settle()
-        assert person.dashboard.nav.here.state.sort == person.dashboard.table.columns_in_sight()[0]
+        assert person.dashboard.nav.current.state.sort == person.dashboard.table.columns_in_sight()[0]
 
 
 async def test_bridges_fold() -> None:
@@ -176,7 +176,7 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
         def fail(*_: object) -> None:
             raise ValueError("[red]boom[/]\x1b")
 
-        monkeypatch.setattr(Stage, "shown", fail)
+        monkeypatch.setattr(ViewModel, "view_data", fail)
         await person.pilot.press("5")
         await person.eventually("[red]boom[/]")
         monkeypatch.undo()
@@ -192,10 +192,10 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
     [
         (":cont foo:bar⏎", "There is no column foo; there are addr,"),
         (":ct foo:bar⏎", "There is no column foo; there are addr,"),
-        (":ct port:abc⏎", "abc is no port"),
-        (":ct port:80-70⏎", "80-70 is no port and no range"),
-        (":nat port:80-70⏎", "80-70 is no port and no range"),
-        (":ct addr:10.0.0.0/99⏎", "10.0.0.0/99 is no prefix"),
+        (":ct port:abc⏎", "abc is neither a port"),
+        (":ct port:80-70⏎", "80-70 is neither a port nor a range"),
+        (":nat port:80-70⏎", "80-70 is neither a port nor a range"),
+        (":ct addr:10.0.0.0/99⏎", "10.0.0.0/99 is not a prefix"),
     ],
 )
 async def test_a_filter_that_means_nothing_is_explained(typed: str, said: str) -> None:

@@ -12,16 +12,15 @@ from core.topology import Topology
 from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui import keys, themes
-from tui.desk import Desk
-from tui.present import views
-from tui.present.fit_text import wrapped
-from tui.present.links import common_sections
-from tui.present.rows import Cell, Detail, Section
-from tui.screens.dialogs import sections_of
-from tui.screens.problems import lines_of
+from tui.presenter import Presenter
+from tui.screens.dialogs import lines_of, sections_of
+from tui.views import registry
+from tui.views.formatting import wrapped
+from tui.views.links import common_sections
+from tui.views.rows import Cell, Detail, Section
 from tui.widgets.detail import detail_lines
 
-NAMES = [view.name for view in views.VIEWS]
+NAMES = [view.name for view in registry.VIEWS]
 
 
 # ---- panes, copying, themes, overlays
@@ -96,7 +95,7 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
         await person.press("question_mark")
         for action in keys.ACTIONS:
             assert (action.help in person.text) == (action.where in wheres), action
-        for view in views.VIEWS:
+        for view in registry.VIEWS:
             assert f":{view.name} " in person.text, "every view can be jumped to"
             if view.name == name:
                 assert all(term in person.text for term, _ in view.list.help)
@@ -126,7 +125,7 @@ def test_every_action_can_be_run() -> None:
     from tui.app import VnetApp
     from tui.screens.dashboard import Dashboard
     from tui.widgets.detail import DetailPane
-    from tui.widgets.overview import MainPane
+    from tui.widgets.table import MainPane
 
     for action in keys.ACTIONS:
         owners = (MainPane, DetailPane) if action.where in ("lines", "fold") else (Dashboard,)
@@ -135,7 +134,7 @@ def test_every_action_can_be_run() -> None:
 
 
 def test_the_overview_is_not_said_to_be_sortable() -> None:
-    view = views.view_numbered(1)
+    view = registry.view_numbered(1)
     assert view is not None
     said = sections_of(view.list, [], {"any", "list", "lines"})
     assert not any(meaning == "reverse the order" for _, entries in said for _, meaning in entries)
@@ -310,7 +309,7 @@ async def test_a_rest_that_runs_out_meanwhile_is_no_timer_of_zero_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rests = itertools.cycle((0.01, 0.0))
-    monkeypatch.setattr(Desk, "wait", property(lambda _: next(rests)))
+    monkeypatch.setattr(Presenter, "delay", property(lambda _: next(rests)))
     async with dashboard() as person:
         for _ in range(3):
             await person.feed(small_host())

@@ -8,9 +8,9 @@ from rich.cells import cell_len
 from core.model import Snapshot
 from tests.support.snapshots import hostile_host, small_host
 from tests.ui.driver import Person, dashboard
-from tui.present import views
+from tui.views import registry
 
-NAMES = [view.name for view in views.VIEWS]
+NAMES = [view.name for view in registry.VIEWS]
 
 
 # ---- sizes and hostile text

@@ -9,9 +9,10 @@ import pytest
 from core.model import Change, link_ref
 from tests.support.snapshots import empty_host, small_host
 from tests.ui.driver import FedSource, dashboard
-from tui.present import views
+from tui.views import registry
+from tui.views.registry import view_named
 
-NAMES = [view.name for view in views.VIEWS]
+NAMES = [view.name for view in registry.VIEWS]
 
 
 # ---- before and while data comes
@@ -50,7 +51,8 @@ async def test_a_host_without_anything_gets_hints() -> None:
 async def test_the_source_is_told_which_view_is_in_sight() -> None:
     async with dashboard() as person:
         await person.press("7", "3")
-        assert person.source.shown == ["overview", "conntrack", "veths"]
+        wanted = [view_named(name) for name in ("overview", "conntrack", "veths")]
+        assert person.source.demands == [view.list.demand for view in wanted if view]
     assert person.source.stopped
 
 
@@ -61,7 +63,7 @@ async def test_the_source_is_told_which_view_is_in_sight() -> None:
 async def test_numbers_open_views(number: int) -> None:
     async with dashboard() as person:
         await person.press(str(number))
-        view = views.view_numbered(number)
+        view = registry.view_numbered(number)
         assert view is not None
         assert person.dashboard.view is view.list
         assert f" {number} {view.list.title}" in person.lines[1]
@@ -212,12 +214,15 @@ async def test_esc_takes_back_what_was_typed_before_it_goes_back() -> None:
     async with dashboard() as person:
         await person.type(":nat port:8080⏎")
         await person.press("enter")
-        followed = person.dashboard.nav.here.state.filter
+        followed = person.dashboard.nav.current.state.filter
         await person.press("slash", "ctrl+u")
         await person.type("udp⏎")
-        assert person.dashboard.nav.here.state.filter == "udp"
+        assert person.dashboard.nav.current.state.filter == "udp"
         await person.press("escape")
-        assert (person.dashboard.view.name, person.dashboard.nav.here.state.filter) == ("conntrack", followed)
+        assert (person.dashboard.view.name, person.dashboard.nav.current.state.filter) == (
+            "conntrack",
+            followed,
+        )
         await person.press("escape")
         assert person.dashboard.view.name == "nat"
 

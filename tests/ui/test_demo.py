@@ -24,8 +24,8 @@ from tests.support.snapshots import empty_host, small_host
 from tests.support.terminal import Terminal
 from tests.ui.driver import FedSource, Person, dashboard
 from tui.app import VnetApp
-from tui.demo import RECORDING
-from tui.replay import ReplaySource
+from tui.cli.dashboard import RECORDING
+from tui.sources import ReplaySource
 
 ROOT = Path(__file__).parents[2]
 NOBODY = AS_NOBODY if os.geteuid() == 0 else ()

@@ -41,7 +41,7 @@ async def test_where_the_commands_are_out_of_sight_the_first_enter_shows_them(si
         assert "ip link add" not in person.text
         await person.press("enter")
         await person.eventually("ip link add")
-        assert not planner.done and "Enter or y does it" in person.text
+        assert not planner.done and "Enter or y applies" in person.text
         await person.press("escape")
         await person.until(lambda: "ip link add" not in person.text, "the fields again")
         await person.press("enter")
@@ -73,7 +73,7 @@ async def test_enter_alone_answers_no_question_and_says_so() -> None:
                 await person.press("enter")
                 await keys(person)
             await person.press("enter")
-            await person.eventually("y does it, n leaves it.")
+            await person.eventually("y applies, n cancels.")
             assert not planner.done and not planner.taken_back
             await person.press("n")
             await person.press("escape")
@@ -83,7 +83,7 @@ async def test_enter_alone_answers_no_question_and_says_so() -> None:
         await person.press("f")
         await person.eventually("Do it?")
         await person.press("enter")
-        await person.eventually("y does it, n leaves it.")
+        await person.eventually("y applies, n cancels.")
         await person.press("y")
         await person.until(lambda: pretended.fast.is_running, "the fast path")
 

@@ -16,9 +16,9 @@ from tests.support.snapshots import small_builder, small_host
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource, Person, dashboard
 from tests.ui.planner import Planner
-from tui.changer import Preview
 from tui.command import CommandError
-from tui.present.fast_targets import Choice, added, removed
+from tui.services import FastPathPreview
+from tui.views.fast_targets import Choice, added, removed
 
 WORDS = {"FAST": "forwarded by the fast path", "MTU": "larger than the egress MTU"}
 VERDICTS = {"FAST": 970, "MTU": 30}
@@ -30,7 +30,7 @@ NEEDED = (
 
 @dataclass
 class Pretended:
-    """An accelerator without a kernel below it: does as told, after `go` where that is given."""
+    """An fast_path_service without a kernel below it: does as told, after `go` where that is given."""
 
     topology: Topology
     fast: FastPath = field(default_factory=FastPath)
@@ -47,20 +47,20 @@ class Pretended:
     def requirements(self) -> tuple[Requirement, ...]:
         return NEEDED
 
-    def look(self) -> Topology:
+    def read_topology(self) -> Topology:
         return self.topology
 
     def preview(
         self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
-    ) -> Preview:
+    ) -> FastPathPreview:
         after = added(choices, self.fast) if on else removed(choices, self.fast, topology)
         title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
         links = ("veth-web1 (container)", "eth0 (uplink)")
         changes = ("The sysctl is 1 while it is on.", "Bits 0xff000000 of the ct mark say which rules.")
         notes = ("tcpdump sees less.", *(["It is strict."] if strict else []))
-        return Preview(title, after, changes, links, notes, self.refused, strict=bool(strict))
+        return FastPathPreview(title, after, changes, links, notes, self.refused, strict=bool(strict))
 
-    def perform(self, preview: Preview, progress: Callable[[str], None]) -> str:
+    def perform(self, preview: FastPathPreview, progress: Callable[[str], None]) -> str:
         progress("Compiling the program for this kernel…")
         if self.go is not None:
             assert self.go.wait(PATIENCE)
@@ -97,8 +97,8 @@ async def accelerating(
     async with dashboard(
         snapshot,
         size,
-        make_changer=lambda: Planner(snapshot),
-        make_accelerator=lambda: pretended,  # type: ignore[arg-type,return-value]
+        make_change_service=lambda: Planner(snapshot),
+        make_fast_path_service=lambda: pretended,  # type: ignore[arg-type,return-value]
     ) as person:
         await person.until(lambda: pretended.asked, "the first question")
         if write:
@@ -320,11 +320,11 @@ async def test_it_is_let_go_at_the_end_and_a_file_has_none() -> None:
         await person.press("q")
     assert pretended.closed
     source = FedSource(small_host(), live=False)
-    async with dashboard(source=source, make_accelerator=lambda: pytest.fail("asked")) as person:
+    async with dashboard(source=source, make_fast_path_service=lambda: pytest.fail("asked")) as person:
         await person.press("f")
         assert len(person.app.screen_stack) == 1
         await person.type(":fastpath⏎")
-        await person.eventually("How the fast path stood is not kept in a file")
+        await person.eventually("The state of the fast path is not kept in a file")
         assert "turns it on" not in person.text
 
 

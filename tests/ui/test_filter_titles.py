@@ -7,31 +7,31 @@ import re
 import pytest
 
 from core.model import Ref
+from core.update import Update
 from tests.support.snapshots import small_host
 from tests.ui.driver import dashboard
-from tui.navigation import ViewState
-from tui.present import query, views
-from tui.present.lists import ListRows
-from tui.present.rows import Cell, Column, Row
-from tui.stage import Shown, Stage
+from tui.view_model import ViewData, ViewModel, ViewState
+from tui.views import query, registry
+from tui.views.lists import ListRows
+from tui.views.rows import Cell, Column, Row
 
 
-def _shown(view: views.View, text: str = "") -> Shown:
-    stage = Stage()
-    stage.take(small_host(), None, ())
-    return stage.shown(view.list, ViewState(filter=text))
+def _shown(view: registry.View, text: str = "") -> ViewData:
+    view_model = ViewModel()
+    view_model.apply_update(Update(small_host()), ())
+    return view_model.view_data(view.list, ViewState(filter=text))
 
 
 CASES = [
     (view, column.name, title)
-    for view in views.VIEWS
+    for view in registry.VIEWS
     for column in _shown(view).columns
     for title in query.titles((column,))
 ]
 
 
 @pytest.mark.parametrize(("view", "name", "title"), CASES, ids=[f"{v.name}-{t}" for v, _, t in CASES])
-def test_a_title_is_a_key_of_the_filter(view: views.View, name: str, title: str) -> None:
+def test_a_title_is_a_key_of_the_filter(view: registry.View, name: str, title: str) -> None:
     everything = _shown(view)
     assert not list(query.remarks(f"{title}:1", _keys(everything)))
     taken = title in {column.name for column in everything.columns}  # by a column of that very name
@@ -47,14 +47,14 @@ def test_a_title_is_a_key_of_the_filter(view: views.View, name: str, title: str)
     assert any(word.casefold() in text.casefold() for text in got)
 
 
-def _keys(shown: Shown) -> set[str]:
+def _keys(shown: ViewData) -> set[str]:
     keys = shown.rows.keys() if len(shown.rows) else ()
     return set(keys) | query.titles(shown.columns).keys()
 
 
 def test_every_column_with_a_title_was_asked_for() -> None:
     asked = {(view.name, name) for view, name, _ in CASES}
-    for view in views.VIEWS:
+    for view in registry.VIEWS:
         for column in _shown(view).columns:
             assert not column.title or (view.name, column.name) in asked
 
@@ -80,7 +80,7 @@ def test_figures_compare_and_titles_name(text: str, names: str) -> None:
 
 @pytest.mark.parametrize("key", ["bytes", "packets", "timeout"])
 def test_figures_of_connections_compare(key: str) -> None:
-    view = next(view for view in views.VIEWS if view.name == "conntrack")
+    view = next(view for view in registry.VIEWS if view.name == "conntrack")
     assert len(_shown(view, f"{key}:>0").rows) + len(_shown(view, f"{key}:<=0").rows) == len(
         _shown(view).rows
     )

@@ -10,13 +10,14 @@ import pytest
 from core.flows.merge import FlowTable, table_of
 from core.model import Ref, Snapshot, talk_ref
 from core.topology import Topology
-from core.topology.flow_index import FlowPicture
-from tests.ui.driver import FedSource, Picture, dashboard
+from core.topology.flow_index import FlowView
+from core.update import Update
+from tests.ui.driver import FedSource, dashboard
 from tests.ui.test_conntrack_rows import ENTRIES, HOST, LAB, snapshot
-from tui.present import flows_detail, views
-from tui.present.flows import COLUMNS, FlowRows
-from tui.present.lists import lay_out
-from tui.present.scene import GROUPINGS, Lens, Scene
+from tui.views import flows_detail, registry
+from tui.views.flows import COLUMNS, FlowRows
+from tui.views.lists import lay_out
+from tui.views.rows import GROUPINGS, FlowViewOptions, ViewContext
 
 NAMES = (*ENTRIES, "inner")
 REFS = {name: talk_ref(HOST, place + 1) for place, name in enumerate(ENTRIES)} | {"inner": talk_ref(LAB, 77)}
@@ -35,13 +36,13 @@ def measured(taken: Snapshot) -> FlowTable:
 
 
 @pytest.fixture
-def picture() -> FlowPicture:
+def picture() -> FlowView:
     taken = snapshot()
-    return FlowPicture.of(Topology(taken), measured(taken))
+    return FlowView.of(Topology(taken), measured(taken))
 
 
 @pytest.fixture
-def rows(picture: FlowPicture) -> FlowRows:
+def rows(picture: FlowView) -> FlowRows:
     return FlowRows(picture.index.topology, picture)
 
 
@@ -105,7 +106,7 @@ def test_every_column_has_its_term(rows: FlowRows) -> None:
 
 
 def test_pinned_ones_stay_on_top_whatever_the_filter(rows: FlowRows) -> None:
-    seen = rows.seen_through(Lens(pins=frozenset({REFS["ssh"]}))).matching("client:outside")
+    seen = rows.seen_through(FlowViewOptions(pins=frozenset({REFS["ssh"]}))).matching("client:outside")
     assert names(seen.sorted_by("rate", True)) == ["ssh", "in"]
     assert seen.sorted_by("rate", True).row(0).cells[0].text == "◆ 198.51.100.9:6000"
 
@@ -117,7 +118,7 @@ def test_a_flow_that_is_gone_is_nowhere(rows: FlowRows) -> None:
 
 
 def grouped(rows: FlowRows, by: str) -> list[list[str]]:
-    return [[cell.text for cell in row.cells] for row in rows.seen_through(Lens(by=by)).grouped()]  # type: ignore
+    return [[cell.text for cell in row.cells] for row in rows.seen_through(FlowViewOptions(by=by)).grouped()]  # type: ignore
 
 
 @pytest.mark.parametrize(
@@ -133,12 +134,14 @@ def test_groups(rows: FlowRows, by: str, first: list[str]) -> None:
     assert grouped(rows, by)[0][:3] == first
 
 
-def test_a_group_tells_how_much_of_its_traffic_is_fast(rows: FlowRows, picture: FlowPicture) -> None:
+def test_a_group_tells_how_much_of_its_traffic_is_fast(rows: FlowRows, picture: FlowView) -> None:
     shown = {line[0]: dict(zip(range(9), line, strict=False)) for line in grouped(rows, "port")}
     assert (shown["80/tcp"][6], shown["443/tcp"][6], shown["53/udp"][6]) == ("100%", "0%", "0%")
-    lens = Lens(by="client")
-    (row,) = rows.seen_through(lens).grouped()  # type: ignore[union-attr]
-    told = flows_detail.talkers(Scene(picture.index.topology, flows=picture, lens=lens), row.ref)
+    flow_options = FlowViewOptions(by="client")
+    (row,) = rows.seen_through(flow_options).grouped()  # type: ignore[union-attr]
+    told = flows_detail.talkers(
+        ViewContext(picture.index.topology, flows=picture, flow_options=flow_options), row.ref
+    )
     assert ("fast", "1 of 1 flow, 100% of the traffic") in [
         (label, cell.text) for label, cell, _ in told.sections[0].lines
     ]
@@ -153,12 +156,12 @@ def test_the_ends_have_room_before_what_is_less(width: int, ends: int) -> None:
 
 def test_a_groups_filter_selects_its_flows(rows: FlowRows) -> None:
     for by in GROUPINGS[1:-1]:
-        for row in rows.seen_through(Lens(by=by)).grouped():  # type: ignore[union-attr]
+        for row in rows.seen_through(FlowViewOptions(by=by)).grouped():  # type: ignore[union-attr]
             assert len(rows.matching(str(row.ref.key[1]))) == row.cells[1].sort, (by, row.ref)
 
 
 def test_who_sends_to_whom(rows: FlowRows) -> None:
-    table = rows.seen_through(Lens(by="matrix")).grouped()
+    table = rows.seen_through(FlowViewOptions(by="matrix")).grouped()
     titles = [column.title for column in table.columns]
     cells = {
         row.cells[0].text: dict(zip(titles, (cell.text for cell in row.cells), strict=True)) for row in table
@@ -167,26 +170,31 @@ def test_who_sends_to_whom(rows: FlowRows) -> None:
     assert cells["web1"]["elsewhere"] == "110 kbit/s"
 
 
-def test_the_matrix_keeps_its_columns_where_they_are(picture: FlowPicture) -> None:
+def test_the_matrix_keeps_its_columns_where_they_are(picture: FlowView) -> None:
     """Whoever is the fastest at the moment."""
     titles = []
     for turn in (1, -1):
         table = replace(picture.table, speeds=picture.table.speeds[::turn])
-        other = FlowPicture.of(picture.index.topology, table)
-        matrix = FlowRows(other.index.topology, other).seen_through(Lens(by="matrix")).grouped()
+        other = FlowView.of(picture.index.topology, table)
+        matrix = FlowRows(other.index.topology, other).seen_through(FlowViewOptions(by="matrix")).grouped()
         titles.append([(column.title, column.priority) for column in matrix.columns])
     assert titles[0] == titles[1]
     shown = [title for title, _ in titles[0][1:-1]]
     assert shown == [*sorted(shown[:-1]), "elsewhere"]
 
 
-def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, picture: FlowPicture) -> None:
+def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, picture: FlowView) -> None:
     text = "client:outside"
-    for lens in (Lens(by="container"), Lens(per_hop=True, by="container")):
-        for shown, asked in ((rows.seen_through(lens), ""), (rows.seen_through(lens).matching(text), text)):
-            scene = Scene(picture.index.topology, flows=picture, flows_filter=asked, lens=lens)
+    for flow_options in (FlowViewOptions(by="container"), FlowViewOptions(per_hop=True, by="container")):
+        for shown, asked in (
+            (rows.seen_through(flow_options), ""),
+            (rows.seen_through(flow_options).matching(text), text),
+        ):
+            context = ViewContext(
+                picture.index.topology, flows=picture, flows_filter=asked, flow_options=flow_options
+            )
             for row in shown.grouped():  # type: ignore[union-attr]
-                told = flows_detail.talkers(scene, row.ref).sections[0].lines
+                told = flows_detail.talkers(context, row.ref).sections[0].lines
                 values = {label: cell.text for label, cell, _ in told}
                 assert values["flows"] == row.cells[1].text, (row.ref, asked)
                 assert values["fast"].split(" of ")[1].split()[0] == row.cells[1].text
@@ -194,7 +202,11 @@ def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, pictu
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("port:abc", "abc is no port"), ("rate:>zzz", ">zzz is no figure"), ("bytes:9-1", "9-1 is no figure")],
+    [
+        ("port:abc", "abc is neither a port"),
+        ("rate:>zzz", ">zzz is neither a figure"),
+        ("bytes:9-1", "9-1 is neither a figure"),
+    ],
 )
 async def test_a_filter_that_means_nothing_is_told(text: str, reason: str) -> None:
     taken = snapshot()
@@ -249,19 +261,19 @@ async def test_columns_without_room_are_counted() -> None:
         assert f"{missing} column{'s' * (missing != 1)} not shown" in person.text
 
 
-def test_the_detail_is_a_sentence(picture: FlowPicture) -> None:
-    scene = Scene(picture.index.topology, flows=picture)
-    told = flows_detail.detail(scene, REFS["in"])
+def test_the_detail_is_a_sentence(picture: FlowView) -> None:
+    context = ViewContext(picture.index.topology, flows=picture)
+    told = flows_detail.detail(context, REFS["in"])
     assert told.copy == (
         "198.51.100.9:5000 -> [DNAT 192.0.2.1:8080] -> web1 172.18.0.2:80 tcp ESTABLISHED 1.0 Mbit/s fast"
     )
     texts = {label: cell.text for section in told.sections for label, cell, _ in section.lines}
     assert texts["client"] == "another host"
     assert texts["there"] == "1.0 Mbit/s, 1 p/s, 60 B in 1 packet, 0 B of it fast"
-    uncounted = flows_detail.detail(scene, REFS["ssh"])
+    uncounted = flows_detail.detail(context, REFS["ssh"])
     texts = {label: cell.text for section in uncounted.sections for label, cell, _ in section.lines}
     assert texts["traffic"].startswith("not counted")
-    assert views.detail(scene, talk_ref(HOST, 999)).title == "this flow is gone"
+    assert registry.detail(context, talk_ref(HOST, 999)).title == "this flow is gone"
 
 
 async def test_the_keys_of_the_view() -> None:
@@ -270,7 +282,7 @@ async def test_the_keys_of_the_view() -> None:
     async with dashboard(source=source) as person:
         await person.type(":flows⏎")
         assert source._listener is not None
-        source._listener(Picture(taken, flows=measured(taken)))
+        source._listener(Update(taken, flows=measured(taken)))
         await person.eventually("1.0 Mbit/s")
         assert person.row() == "198.51.100.9:5000"
         await person.eventually("7 flows, each once")

@@ -87,7 +87,7 @@ def test_only_so_many_groups(capsys: pytest.CaptureFixture[str], file: str) -> N
         ("rtt:<5", "a file holds none"),
         ("--by process", "a file holds none"),
         ("--follow", "a file holds one moment"),
-        ("addr:10.0.0.0/99", "is no prefix"),
+        ("addr:10.0.0.0/99", "is not a prefix"),
     ],
 )
 def test_what_makes_no_sense_is_said(

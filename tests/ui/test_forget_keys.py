@@ -13,10 +13,11 @@ import pytest
 
 from core.apply import journal
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine, ok, refused
 from tests.ui.driver import Person, dashboard
-from tui.change.session import Session
+from tui.cli.session import ChangeSession
 
 pytestmark = pytest.mark.root
 
@@ -39,8 +40,8 @@ def tracked(inside_host: ThrowawayHost) -> ThrowawayHost:
 @asynccontextmanager
 async def at_conntrack(host: ThrowawayHost, size: tuple[int, int] = (130, 40)) -> AsyncIterator[Person]:
     """The Conntrack view, the connection of port 4002 selected."""
-    snapshot = read_snapshot(("links", "containers", "conntrack"))
-    async with dashboard(snapshot, size, make_changer=Session) as person:
+    snapshot = read_snapshot((Part.LINKS, Part.CONTAINERS, Part.CONNTRACK))
+    async with dashboard(snapshot, size, make_change_service=ChangeSession) as person:
         await person.type(":conntrack⏎")
         await person.type("/ns:host sport:4002⏎")
         await person.until(lambda: person.dashboard.table.ref is not None, "the connection")
@@ -75,7 +76,7 @@ async def test_a_connection_is_forgotten(tracked: ThrowawayHost, size: tuple[int
         await person.until(lambda: "has no undo" in prose(person), "why not")
         await person.press("enter")
         await person.settle()
-        assert person.app.screen_stack[-1].__class__.__name__ == "EarlierScreen"
+        assert person.app.screen_stack[-1].__class__.__name__ == "HistoryScreen"
     (entry,) = journal.history()
     assert entry.end == "done" and entry.is_final
 
@@ -100,7 +101,7 @@ async def test_read_only_it_stays(tracked: ThrowawayHost) -> None:
 
 async def test_the_head_of_the_view(tracked: ThrowawayHost) -> None:
     limit = int(tracked.run("sysctl -n net.netfilter.nf_conntrack_max"))
-    snapshot = read_snapshot(("links", "containers", "conntrack"))
+    snapshot = read_snapshot((Part.LINKS, Part.CONTAINERS, Part.CONNTRACK))
     own = {tracked.inode: snapshot.conntracks[tracked.inode]}
     async with dashboard(replace(snapshot, conntracks=own)) as person:
         await person.type(":conntrack⏎")

@@ -17,7 +17,7 @@ from tests.support.state import state
 from tests.support.waiting import eventually
 from tests.ui.driver import FedSource, dashboard
 from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, writer
-from tui.change.session import Session
+from tui.cli.session import ChangeSession
 
 pytestmark = pytest.mark.root
 
@@ -54,7 +54,7 @@ async def test_form_and_preview_fit(inside_host: ThrowawayHost, size: tuple[int,
         await keys(person, "n")
         await keys(person, *NET)
         await shows(
-            person, f"create the nat network {NET}", f"ip link add {BRIDGE}", "Enter does it", "subnet"
+            person, f"create the nat network {NET}", f"ip link add {BRIDGE}", "Enter applies", "subnet"
         )
         assert "WRITE" in person.lines[0] or size != (80, 24)
         await person.press("escape")
@@ -100,7 +100,7 @@ async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: Thr
         (("[b]x",), '"[b]x" contains "["'),
         (("ok", "tab", "tab", "10.99.0.0/24"), "overlaps"),
         (("ok", "tab", "tab", "10.98.0.1/24"), "has host bits set"),
-        (("ok", "tab", "tab", "tab", "tab", "tab", "9x"), "is no MTU"),
+        (("ok", "tab", "tab", "tab", "tab", "tab", "9x"), "is not a valid MTU"),
         (("ok", "tab", "tab", "tab", "tab", "tab", "99999"), "out of range"),
     ],
 )
@@ -137,14 +137,16 @@ async def test_read_only_refuses(inside_host: ThrowawayHost) -> None:
 async def test_without_the_capability_it_says_which(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tui.change.console.missing_capabilities", lambda: ("CAP_NET_ADMIN",))
+    monkeypatch.setattr("tui.cli.console.missing_capabilities", lambda: ("CAP_NET_ADMIN",))
     async with writer() as person:
         await shows(person, "CAP_NET_ADMIN")
         assert "read-only" in person.lines[0]
 
 
 async def test_a_file_cannot_be_changed() -> None:
-    async with dashboard(source=FedSource(read_snapshot(()), live=False), make_changer=Session) as person:
+    async with dashboard(
+        source=FedSource(read_snapshot(()), live=False), make_change_service=ChangeSession
+    ) as person:
         await person.press("W")
         await shows(person, "cannot be changed")
         assert "read-only" in person.lines[0]
@@ -180,7 +182,7 @@ async def test_undo_takes_a_change_back_whole(inside_host: ThrowawayHost) -> Non
         await person.press("u")
         await shows(person, f"create the nat network {NET}", f"ip link del {BRIDGE}")
         await person.press("enter")
-        await shows(person, "y does it", "take back")
+        await shows(person, "y applies", "take back")
         await keys(person)
         await person.press("y")
         await closed(person)
@@ -332,7 +334,7 @@ async def test_what_was_cut_off_is_offered_for_undo(inside_host: ThrowawayHost) 
     async with writer() as person:
         await shows(person, "Changes that were cut off", "make the nat network half")
         await person.press("enter")
-        await shows(person, "y does it")
+        await shows(person, "y applies")
         await keys(person)
         await person.press("y")
         await closed(person)

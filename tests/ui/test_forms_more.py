@@ -173,7 +173,7 @@ async def test_settings_of_a_link(inside_host: ThrowawayHost) -> None:
         await shows(person, "nothing differs")
         assert values(person)["link"] == "v0"
         await keys(person, "tab", "right", "tab", *"9x")
-        await shows(person, "is no MTU")
+        await shows(person, "is not a valid MTU")
         await keys(person, "backspace", *"000", "tab", *"uplink7", "tab", *"to the rack")
         await shows(person, "ip link set v0 mtu 9000", "ip link set v0 up", "ip link set v0 name uplink7")
         await do(person)
@@ -245,7 +245,7 @@ async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHos
         await shows(person, "create the nic-bridged network lan")
         await person.press("enter")
         await keys(person)
-        await shows(person, "y does it")
+        await shows(person, "y applies")
         await person.press("y")
         await shows(person, "Keep it? y / n", "take back: create the nic-bridged network lan")
         assert address(inside_host, "up0") == "192.0.2.2" and "br-lan" not in links(inside_host)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from core.model import Ref
-from tui.present.fit_text import cut_end
-from tui.present.lists import GAP, ListRows, lay_out
-from tui.present.rows import Cell, Column, Row
+from tui.views.formatting import cut_end
+from tui.views.lists import GAP, ListRows, lay_out
+from tui.views.rows import Cell, Column, Row
 
 COLUMNS = (Column("name", "name", 10), Column("rate", "rate", 6))
 

@@ -1,45 +1,48 @@
-"""The trail, the worker and the inbox: no screen needed."""
+"""Navigation history, worker and update queue, without a screen."""
 
 from __future__ import annotations
 
 import threading
 
 from core.model import Change, Ref, Snapshot
+from core.update import Update
 from tests.support.waiting import PATIENCE
-from tests.ui.driver import Picture
-from tui.desk import Worker
-from tui.navigation import Navigation, Way
-from tui.stage import Inbox
+from tui.presenter import UpdateQueue, Worker
+from tui.view_model import Navigation, ViewTarget
 
 WEB, PEER = Ref("container", ("docker", "web")), Ref("link", (1, 2))
 
 
 def test_the_trail_leads_back() -> None:
     nav = Navigation("containers")
-    nav.here.state.ref = WEB
-    nav.follow(Way("veths", PEER), "web")
+    nav.current.state.ref = WEB
+    nav.follow(ViewTarget("veths", PEER), "web")
     assert nav.refs == (WEB, PEER)
     assert nav.back()
-    assert (nav.here.view, nav.here.state.ref, nav.here.label) == ("containers", WEB, "")
+    assert (nav.current.view, nav.current.state.ref, nav.current.label) == ("containers", WEB, "")
     assert not nav.back()
 
 
 def test_a_filter_that_was_followed_belongs_to_its_stop() -> None:
     nav = Navigation("containers")
-    nav.here.state.sort = "name"
-    nav.follow(Way("conntrack", None, "ct:=web"), "web")
-    assert (nav.here.filter, nav.here.state.filter, nav.here.state.sort) == ("ct:=web", "ct:=web", "")
-    nav.follow(Way("conntrack", WEB), "flow")
-    assert (nav.here.filter, nav.here.state.filter) == ("", "")
+    nav.current.state.sort = "name"
+    nav.follow(ViewTarget("conntrack", None, "ct:=web"), "web")
+    assert (nav.current.filter, nav.current.state.filter, nav.current.state.sort) == (
+        "ct:=web",
+        "ct:=web",
+        "",
+    )
+    nav.follow(ViewTarget("conntrack", WEB), "flow")
+    assert (nav.current.filter, nav.current.state.filter) == ("", "")
 
 
 def test_a_view_is_found_as_it_was_left() -> None:
     nav = Navigation("containers")
-    nav.here.state.filter, nav.here.state.sort = "web", "name"
+    nav.current.state.filter, nav.current.state.sort = "web", "name"
     nav.jump("nat")
-    assert nav.here.state.filter == ""
+    assert nav.current.state.filter == ""
     nav.jump("containers")
-    assert (nav.here.state.filter, nav.here.state.sort, nav.previous) == ("web", "name", "nat")
+    assert (nav.current.state.filter, nav.current.state.sort, nav.previous) == ("web", "name", "nat")
 
 
 def test_of_many_requests_of_a_kind_the_newest_is_done() -> None:
@@ -79,14 +82,14 @@ def test_what_the_work_raises_is_delivered() -> None:
 
 def test_a_burst_is_one_update_with_all_its_changes() -> None:
     rung: list[int] = []
-    inbox = Inbox(lambda: rung.append(1))
+    queue = UpdateQueue(lambda: rung.append(1))
     changes = [Change(float(number), "added", WEB, f"change {number}") for number in range(50)]
     last = Snapshot(taken_at=50)
     for number, change in enumerate(changes):
-        inbox.put(Picture(last if number == 49 else Snapshot(), changes=(change,)))
+        queue.put(Update(last if number == 49 else Snapshot(), changes=(change,)))
     assert len(rung) == 1
-    taken = inbox.take()
+    taken = queue.take()
     assert taken is not None
     assert taken[0].snapshot is last
     assert taken[1] == tuple(changes)
-    assert inbox.take() is None
+    assert queue.take() is None

@@ -13,7 +13,7 @@ from tests.support.snapshots import empty_host, many_namespaces, rates_of, small
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource
 from tui.app import VnetApp
-from tui.widgets.overview import MainPane
+from tui.widgets.table import MainPane
 
 
 async def settled(pilot: Any, holds: Callable[[MainPane], object] = lambda pane: len(pane.rows)) -> MainPane:

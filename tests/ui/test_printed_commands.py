@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from core.diagnose import Finding
 from core.model import namespace_ref
-from tui.screens.dialogs import NOT_BEGUN, change_lines
-from tui.screens.problems import lines_of
+from tui.screens.dialogs import NOT_BEGUN, change_lines, lines_of
 
 ADVICE = (
     "vnet doesn't edit other tools' rules; to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"

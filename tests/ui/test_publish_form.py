@@ -7,7 +7,7 @@ import pytest
 from core.model import container_ref
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
-from tui.screens.forms.publish import publish_form
+from tui.screens.forms.network import publish_form
 
 OWN = ("192.0.2.1/24", "2001:db8::1/64", "fe80::1/64")
 CASES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from core.model import Ref
-from tui.present.lists import ListRows
-from tui.present.query import Term, parse, remarks, term
-from tui.present.rows import Cell, Column, Row
+from tui.views.lists import ListRows
+from tui.views.query import Term, parse, remarks, term
+from tui.views.rows import Cell, Column, Row
 
 COLUMNS = (
     Column("name", "name", 10),

@@ -14,15 +14,16 @@ import pytest
 from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, FastFlows, LinkStats
 from core.recording import Recording
 from core.serialize import CorruptFile
+from core.update import Update
 from tests.support.host_builder import HOST
-from tests.support.recordings import Seen, a_story, put_together, record, taken_apart
+from tests.support.recordings import a_story, put_together, record, taken_apart
 from tests.ui.driver import FedSource, Person, unhurried
 from tui.app import VnetApp
-from tui.present import views
-from tui.replay import ReplaySource
+from tui.sources import ReplaySource
+from tui.views import registry
 
 STORY = a_story()
-VIEWS = [view.name for view in views.VIEWS]
+VIEWS = [view.name for view in registry.VIEWS]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ async def at(person: Person, place: int) -> None:
     """Until that moment is on the screen."""
     await person.until(lambda: player(person)._shown == place)
     wanted = STORY[place].snapshot
-    await person.until(lambda: person.dashboard.desk.scene.snapshot.taken_at == wanted.taken_at)
+    await person.until(lambda: person.dashboard.presenter.context.snapshot.taken_at == wanted.taken_at)
     await person.settle()
 
 
@@ -92,14 +93,14 @@ async def test_start_end_and_changes(file: Path) -> None:
 async def test_flows_have_their_speed_at_once(tmp_path: Path) -> None:
     """Not only after a step: what was recorded before tells it."""
     path = tmp_path / "counted.vnetrec"
-    story = a_story()
-    for second, seen in enumerate(story):
+    story = []
+    for second, seen in enumerate(a_story()):
         table = seen.snapshot.conntracks[HOST]
         entries = table.entries.copy()
         entries["counted"] = True
         entries["bytes"] = second * 125_000
         tables = {HOST: replace(table, entries=entries)}
-        seen.snapshot = replace(seen.snapshot, conntracks=tables)
+        story.append(replace(seen, snapshot=replace(seen.snapshot, conntracks=tables)))
     record(path, story)
     async with replayed(path) as person:
         await person.press("right", "right", "right")
@@ -163,17 +164,17 @@ async def test_rates_are_those_of_the_moment_however_it_was_reached(file: Path) 
         for _ in range(5):
             await person.press("right")
         await at(person, 5)
-        scene = person.dashboard.desk.scene
-        key = next(link.key for link in scene.snapshot.links() if link.name == "eth0")
-        stepped = scene.rate(key)
+        context = person.dashboard.presenter.context
+        key = next(link.key for link in context.snapshot.links() if link.name == "eth0")
+        stepped = context.rate(key)
         assert stepped is not None and stepped.rx_bps == 8000 * key.ifindex
         assert len(stepped.history) == 5
         await person.press("0")
         await at(person, 0)
-        assert person.dashboard.desk.scene.rate(key) is None
+        assert person.dashboard.presenter.context.rate(key) is None
         await person.press("dollar_sign")
         await at(person, 5)
-        assert person.dashboard.desk.scene.rate(key) == stepped
+        assert person.dashboard.presenter.context.rate(key) == stepped
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60), (40, 10)])
@@ -256,7 +257,9 @@ async def test_tables_of_any_bytes_are_shown_in_every_view(tmp_path: Path) -> No
         fast = rows(FASTFLOW_DTYPE)
         fast["path"] %= 4
         rates = replace(STORY[number].rates, counters=LinkStats(-1e15 * number, rows(STATS_DTYPE)))  # type: ignore[type-var]
-        story.append(Seen(replace(host, conntracks={HOST: table}), rates, (), FastFlows(HOST, fast, 1e15)))
+        story.append(
+            Update(replace(host, conntracks={HOST: table}), rates, (), fast=FastFlows(HOST, fast, 1e15))
+        )
     path = tmp_path / "a.vnetrec"
     record(path, story)
     async with replayed(path) as person:

@@ -18,8 +18,8 @@ from textual.pilot import Pilot
 from core.model import Ref
 from tests.support.snapshots import HOSTILE_NAME
 from tests.ui.driver import screen_lines
-from tui.present.lists import ListRows
-from tui.present.rows import Cell, Column, Row, Rows
+from tui.views.lists import ListRows
+from tui.views.rows import Cell, Column, Row, Rows
 from tui.widgets.lines import TonedApp, strip_of
 from tui.widgets.table import TableView
 

@@ -11,34 +11,33 @@ from core.topology import Topology
 from tests.support.host_builder import HOST
 from tests.support.snapshots import bridged, small_builder, small_host
 from tests.ui.driver import dashboard
-from tui.present import views
-from tui.present.rows import Detail, Row, Rows
-from tui.present.scene import Scene
+from tui.views import registry
+from tui.views.rows import Detail, Row, Rows, ViewContext
 
-SCENE = Scene(Topology(small_host()))
+SCENE = ViewContext(Topology(small_host()))
 
 
-def rows_of(view: str, scene: Scene = SCENE) -> Rows:
-    found = views.view_named(view)
+def rows_of(view: str, context: ViewContext = SCENE) -> Rows:
+    found = registry.view_named(view)
     assert found is not None
-    return found.list.rows(scene)
+    return found.list.rows(context)
 
 
-def matching(view: str, text: str, scene: Scene = SCENE) -> list[Row]:
-    rows = rows_of(view, scene).matching(text)
+def matching(view: str, text: str, context: ViewContext = SCENE) -> list[Row]:
+    rows = rows_of(view, context).matching(text)
     return [rows.row(place) for place in range(len(rows))]
 
 
 def cell(view: str, row: Row, column: str) -> str:
-    found = views.view_named(view)
+    found = registry.view_named(view)
     assert found is not None
     names = [each.name for each in found.list.columns]
     return row.cells[names.index(column)].text
 
 
-def detail_of(name: str, scene: Scene = SCENE) -> Detail:
-    container = next(one for one in scene.topology.containers.values() if one.name == name)
-    return views.detail(scene, container_ref(container.runtime, container.id))
+def detail_of(name: str, context: ViewContext = SCENE) -> Detail:
+    container = next(one for one in context.topology.containers.values() if one.name == name)
+    return registry.detail(context, container_ref(container.runtime, container.id))
 
 
 def attention(detail: Detail) -> list[tuple[str, Ref | None]]:
@@ -61,9 +60,9 @@ def test_an_overlap_is_explained_on_either_side() -> None:
     host = small_builder()
     host.bridge("br-old", ("172.18.7.1/24",))
     host.networks.append(bridged("old", "br-old", "172.18.7.0/24", "172.18.7.1"))
-    scene = Scene(Topology(host.snapshot()))
+    context = ViewContext(Topology(host.snapshot()))
     for mine, other in (("net-app", "net-old"), ("net-old", "net-app")):
-        ((words, ref),) = attention(views.detail(scene, network_ref(mine)))
+        ((words, ref),) = attention(registry.detail(context, network_ref(mine)))
         assert "overlap" in words and ref == network_ref(other)
 
 
@@ -84,13 +83,13 @@ def test_a_dead_join_leads_to_the_one_made_anew() -> None:
     ns = host.namespace(HOST + 50, names=("side",))
     target = next(one for one in host.containers if one.name == "db")
     host.container("docker", "side", ns, network_mode=f"container:{target.id}")
-    scene = Scene(Topology(host.snapshot()))
-    (matrix,) = [section for section in detail_of("side", scene).sections if section.title == "Namespaces"]
+    context = ViewContext(Topology(host.snapshot()))
+    (matrix,) = [section for section in detail_of("side", context).sections if section.title == "Namespaces"]
     (line,) = [line for line in matrix.lines if line[0].startswith("net")]
     assert (line[1].text, line[2]) == ("dead: was db's", container_ref("docker", target.id))
 
 
-def filters() -> Scene:
+def filters() -> ViewContext:
     host = small_builder()
     world = host.namespace(HOST + 60, names=("world",))
     host.container("netns", "world", world, id="world", namespaces={"net": world})
@@ -102,12 +101,12 @@ def filters() -> Scene:
     )
     for name, iif, oif in (("out", "br-app", "up0"), ("in", "up0", "br-app"), ("self", "br-app", "br-app")):
         host.rule("FORWARD", name, table="filter", iif=iif, oif=oif, verdict="accept", packets=1, bytes=60)
-    return Scene(Topology(host.snapshot()))
+    return ViewContext(Topology(host.snapshot()))
 
 
 def test_a_filter_is_for_those_it_names_and_says_which_way() -> None:
-    scene = filters()
-    found = {row.cells[1].text: row for row in matching("nat", "kind:filter accept", scene)}
+    context = filters()
+    found = {row.cells[1].text: row for row in matching("nat", "kind:filter accept", context)}
     told = {name: cell("nat", row, "whose") for name, row in found.items()}
     assert told == {
         "accept br-app -> up0": "from app",
@@ -116,20 +115,20 @@ def test_a_filter_is_for_those_it_names_and_says_which_way() -> None:
     }
     assert cell("nat", found["accept br-app -> br-app"], "outside") == "–"
     assert cell("nat", found["accept br-app -> up0"], "hits") == "1 packet"
-    world = next(one for one in scene.topology.containers.values() if one.name == "world")
-    assert not scene.topology.nat_of(world), "the world behind the uplink is not one container"
+    world = next(one for one in context.topology.containers.values() if one.name == "world")
+    assert not context.topology.nat_of(world), "the world behind the uplink is not one container"
 
 
 def test_translations_count_connections() -> None:
     (row,) = matching("nat", "port:8080")
     assert (cell("nat", row, "hits"), cell("nat", row, "bytes")) == ("310 conns", "–")
-    lines = [line for section in views.detail(SCENE, row.ref).sections for line in section.lines]
+    lines = [line for section in registry.detail(SCENE, row.ref).sections for line in section.lines]
     assert "310" in [text.text for title, text, _ in lines if title == "connections"]
     assert any("first packet" in text.text for _, text, _ in lines)
 
 
 def test_a_network_lists_a_members_address_on_itself() -> None:
-    sections = views.detail(SCENE, network_ref("net-app")).sections
+    sections = registry.detail(SCENE, network_ref("net-app")).sections
     (members,) = [section.lines for section in sections if section.title == "Containers"]
     assert [cell.text for name, cell, _ in members if name == "api"] == ["172.18.0.4"]
 
@@ -148,20 +147,22 @@ def test_containers_of_one_name_are_told_apart() -> None:
     host = small_builder()
     ns = host.namespace(HOST + 50, names=("web1",))
     host.container("netns", "web1", ns, id="other", pid=None, namespaces={"net": ns})
-    names = [row.cells[0].text for row in matching("containers", "web1", Scene(Topology(host.snapshot())))]
+    names = [
+        row.cells[0].text for row in matching("containers", "web1", ViewContext(Topology(host.snapshot())))
+    ]
     assert {name for name in names if name.startswith("web1")} == {"web1 [1001]", f"web1 [{ns}]"}
 
 
 def test_one_that_is_wired_without_a_bridge_is_routed() -> None:
-    scene = filters()
-    world = next(one for one in scene.topology.containers.values() if one.name == "world")
-    assert scene.topology.cards[world.uid].model == "routed"
-    (row,) = matching("containers", "name:world", scene)
+    context = filters()
+    world = next(one for one in context.topology.containers.values() if one.name == "world")
+    assert context.topology.cards[world.uid].model == "routed"
+    (row,) = matching("containers", "name:world", context)
     assert cell("containers", row, "model") == "routed"
 
 
 def test_what_hangs_from_no_rail_stands_under_its_reason() -> None:
-    from tui.present.rails import rails
+    from tui.views.rails import rails
 
     told = {
         rail.name: [figure.name for card in rail.cards for figure in card.figures]
@@ -176,18 +177,20 @@ def test_one_that_cannot_be_entered_is_unknown() -> None:
     ns = host.namespace(HOST + 50, names=("shut",))
     host.links[ns].clear()
     host.container("netns", "shut", ns, id="shut", pid=None, namespaces={"net": ns})
-    scene = Scene(Topology(host.snapshot(host=Host(netns=HOST, missing_capabilities=("CAP_SYS_ADMIN",)))))
-    (row,) = matching("containers", "name:shut", scene)
+    context = ViewContext(
+        Topology(host.snapshot(host=Host(netns=HOST, missing_capabilities=("CAP_SYS_ADMIN",))))
+    )
+    (row,) = matching("containers", "name:shut", context)
     assert cell("containers", row, "model") == "unknown"
-    (space,) = matching("namespaces", "name:shut", scene)
+    (space,) = matching("namespaces", "name:shut", context)
     assert cell("namespaces", space, "links") == "?"
-    assert [row.cells[1].text for row in matching("overview", "shut", scene)] == ["? unknown"]
+    assert [row.cells[1].text for row in matching("overview", "shut", context)] == ["? unknown"]
 
 
 def test_mtu_mismatch_outlives_the_rates_in_a_narrow_list() -> None:
-    from tui.present.lists import lay_out
+    from tui.views.lists import lay_out
 
-    found = views.view_named("veths")
+    found = registry.view_named("veths")
     assert found is not None
     for width in (78, 84, 128):
         assert "mtu" in [placed.column.name for placed in lay_out(found.list.columns, width)]
@@ -195,10 +198,10 @@ def test_mtu_mismatch_outlives_the_rates_in_a_narrow_list() -> None:
 
 @pytest.mark.parametrize("width", [78, 84, 128])
 def test_translation_way_and_published_ports_are_always_in_sight(width: int) -> None:
-    from tui.present.lists import lay_out
+    from tui.views.lists import lay_out
 
     for name, wanted in (("conntrack", {"way", "translation"}), ("containers", {"port", "addr"})):
-        found = views.view_named(name)
+        found = registry.view_named(name)
         assert found is not None
         assert wanted <= {placed.column.name for placed in lay_out(found.list.columns, width)}
 
@@ -213,4 +216,4 @@ async def test_enter_in_the_panel_goes_to_a_finding() -> None:
         assert "Veth pairs" in person.lines[2] or "Veth pairs" in person.text
         assert "eth0 of web2 has MTU 1400" in person.text
         await person.press("escape")
-        assert person.dashboard.nav.here.view == "overview"
+        assert person.dashboard.nav.current.view == "overview"

@@ -24,40 +24,39 @@ from core.topology import Topology
 from tests.support.host_builder import HOST
 from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, dashboard
-from tui.present import units, views
-from tui.present.rows import Trend
-from tui.present.scene import Scene
+from tui.views import formatting, registry
+from tui.views.rows import Trend, ViewContext
 from tui.widgets.detail import detail_lines
 
 NAN = math.nan
 
 
 def test_a_curve_shows_each_slots_highest_against_the_highest_of_all() -> None:
-    assert units.curve([0, 1, 7], 10, 3) == "▁▂█"
-    assert units.curve([0, 0, 0], 10, 3) == "▁▁▁"
-    assert units.curve([NAN, 7, NAN], 10, 3) == " █ "
-    assert units.curve([NAN, NAN], 10, 2) == "  "
-    assert units.curve([1, 7, 0, 0], 3, 2) == "█▁"
-    assert units.curve([7.0], 5, 40) == "█"
+    assert formatting.curve([0, 1, 7], 10, 3) == "▁▂█"
+    assert formatting.curve([0, 0, 0], 10, 3) == "▁▁▁"
+    assert formatting.curve([NAN, 7, NAN], 10, 3) == " █ "
+    assert formatting.curve([NAN, NAN], 10, 2) == "  "
+    assert formatting.curve([1, 7, 0, 0], 3, 2) == "█▁"
+    assert formatting.curve([7.0], 5, 40) == "█"
 
 
 @pytest.mark.parametrize("width", [1, 3, 7, 20, 59, 60, 61, 300])
 def test_a_curve_fits(width: int) -> None:
     for newest in range(100, 110):
-        assert len(units.curve([5.0] * 60, newest, width)) <= width
+        assert len(formatting.curve([5.0] * 60, newest, width)) <= width
 
 
 def test_a_bar_keeps_its_slots_as_time_goes_on() -> None:
     values = [0.0] * 60
     values[30] = 9.0
-    before = units.curve(values, 119, 12)
-    after = units.curve([*values[1:], 0.0], 120, 12)
+    before = formatting.curve(values, 119, 12)
+    after = formatting.curve([*values[1:], 0.0], 120, 12)
     assert before.index("█") - after.index("█") == 1  # five slots a bar: 120 begins the next
-    assert units.curve([*values[2:], 0.0, 0.0], 121, 12) == after
+    assert formatting.curve([*values[2:], 0.0, 0.0], 121, 12) == after
 
 
 def test_rare_events_are_not_rounded_away() -> None:
-    told = [units.each_second(rate) for rate in (0, 0.05, 3.21, 42.4, 1234)]
+    told = [formatting.each_second(rate) for rate in (0, 0.05, 3.21, 42.4, 1234)]
     assert told == ["0/s", "0.05/s", "3.2/s", "42/s", "1.2k/s"]
 
 
@@ -83,7 +82,7 @@ def speeds(snapshot: Snapshot, seconds: int = 70) -> Rates:
 
 
 def trends_of(snapshot: Snapshot, rates: Rates, ref: Ref) -> dict[str, Trend]:
-    detail = views.detail(Scene(Topology(snapshot), rates), ref)
+    detail = registry.detail(ViewContext(Topology(snapshot), rates), ref)
     lines = [line for section in detail.sections for line in section.lines]
     return {label: cell for label, cell, _ in lines if isinstance(cell, Trend)}
 
@@ -109,7 +108,7 @@ def test_a_bridge_counts_each_frame_once_and_its_network_says_the_same() -> None
     ports = len(Topology(snapshot).ports_of(named(snapshot, "br-app")))
     for ref in (link_ref(named(snapshot, "br-app")), network_ref("net-app")):
         carries = trends_of(snapshot, rates, ref)["carries"]
-        assert carries.text == units.bits(80e6 * ports + 8e6)
+        assert carries.text == formatting.bits(80e6 * ports + 8e6)
         assert max(carries.curves[0].values[1:-1]) == pytest.approx(80e6 * ports + 8e6)
 
 
@@ -137,8 +136,8 @@ def test_rules_that_translate_show_connections_and_filters_traffic() -> None:
 @pytest.mark.parametrize("width", [20, 44, 76, 200])
 def test_lines_with_curves_fit_any_pane(width: int) -> None:
     snapshot = small_host()
-    scene = Scene(Topology(snapshot), speeds(snapshot))
-    detail = views.detail(scene, link_ref(named(snapshot, "br-app")))
+    context = ViewContext(Topology(snapshot), speeds(snapshot))
+    detail = registry.detail(context, link_ref(named(snapshot, "br-app")))
     for window in range(3):
         lines = [line.lead + line.text for line in detail_lines(detail, width, window)]
         assert any(title in line for line in lines for title in (" 1 min", " 5 min", " 1 h"))

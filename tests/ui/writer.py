@@ -7,20 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from core.collect.snapshot import read_snapshot
+from core.model import Part
 from tests.ui.driver import Person, dashboard
-from tui.change.session import Session
+from tui.cli.session import ChangeSession
 
 WIDE = (130, 40)
 # Other hosts on the same machine may be in sight: what is deleted here must have a name of its own.
 NET = f"w{os.getpid()}"
 BRIDGE = f"br-{NET}"
-PARTS = ("links", "containers", "host firewall")
+PARTS = (Part.LINKS, Part.CONTAINERS, Part.HOST_FIREWALL)
 
 
 @asynccontextmanager
 async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
     """The dashboard on the throw-away host as it is, with changes allowed."""
-    async with dashboard(read_snapshot(PARTS), size, make_changer=Session) as person:
+    async with dashboard(read_snapshot(PARTS), size, make_change_service=ChangeSession) as person:
         if write:
             await person.press("W")
         yield person

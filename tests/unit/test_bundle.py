@@ -20,15 +20,14 @@ from tests.support.recordings import a_story
 from tests.support.snapshots import HOSTILE_NAME, hostile_host, small_host
 from tests.ui.test_conntrack_rows import HOST
 from tests.ui.test_conntrack_rows import snapshot as connections
-from tui.bundle import Kept, bundle_of
-from tui.changer import Logged
-from tui.command import CommandError
-from tui.keepsake import save
+from tui.bundle import BundleContents, bundle_of
+from tui.command import CommandError, save
+from tui.services import LoggedChange
 
 STORY = a_story()
 
 
-def save_bundle(path: Path, kept: Kept) -> str:
+def save_bundle(path: Path, kept: BundleContents) -> str:
     return save(path, bundle_of(path.name, kept))
 
 
@@ -56,9 +55,9 @@ def test_all_that_belongs_to_a_moment_is_in_it(tmp_path: Path) -> None:
     assert seen.rates is not None
     link = next(seen.snapshot.links())
     changes = (Change(1.7e9, "added", link_ref(link.key), HOSTILE_NAME),)
-    log = (Logged("a change", 1.7e9, ["ip link add x"], "done"),)
+    log = (LoggedChange("a change", 1.7e9, ["ip link add x"], "done"),)
     said = save_bundle(
-        path, Kept(Topology(seen.snapshot), None, seen.rates.counters, seen.fast, changes, log)
+        path, BundleContents(Topology(seen.snapshot), None, seen.rates.counters, seen.fast, changes, log)
     )
     assert said.startswith(f"wrote {path}, ") and path.stat().st_mode & 0o777 == 0o600
     files = files_of(path)
@@ -93,7 +92,7 @@ def test_what_was_fast_is_told_and_comes_back(tmp_path: Path) -> None:
     for ours, theirs in pairs:
         fast[ours] = entry[theirs]
     fast["packets"], fast["bytes"], fast["live"] = 9000, 9_000_000, True
-    save_bundle(path, Kept(Topology(taken), fast=FastFlows(HOST, fast, 5.0)))
+    save_bundle(path, BundleContents(Topology(taken), fast=FastFlows(HOST, fast, 5.0)))
     lines = files_of(path)["flows.txt"].splitlines()
     assert lines[0].endswith(" fast") and all(line.endswith(" kernel") for line in lines[1:])
     back = unpack_fast(path.read_bytes())
@@ -114,13 +113,13 @@ def test_where_no_fast_flows_can_be_read_there_are_none(archive: bytes) -> None:
 @pytest.mark.parametrize("snapshot", [Snapshot(), hostile_host(), small_host(taken_at=-1e12)])
 def test_any_host(tmp_path: Path, snapshot: Snapshot) -> None:
     path = tmp_path / "a b\n[x]\x1b.tar.gz"
-    save_bundle(path, Kept(Topology(snapshot), counters=LinkStats(0.0)))
+    save_bundle(path, BundleContents(Topology(snapshot), counters=LinkStats(0.0)))
     assert to_json(unpack(path.read_bytes())) == to_json(snapshot)
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"can't write .*No such file or directory\. Try: "):
-        save_bundle(tmp_path / "no" / "b.tar.gz", Kept(Topology(Snapshot())))
+        save_bundle(tmp_path / "no" / "b.tar.gz", BundleContents(Topology(Snapshot())))
 
 
 def test_packed_again_by_hand() -> None:
@@ -161,7 +160,7 @@ def test_of_a_long_list_the_text_has_the_beginning_and_the_json_all(
     monkeypatch.setattr("tui.bundle._MOST_ROWS", 2)
     monkeypatch.setattr("core.serialize._LIST_PIECE", 3)
     path, snapshot = tmp_path / "b.tar.gz", connections()
-    save_bundle(path, Kept(Topology(snapshot)))
+    save_bundle(path, BundleContents(Topology(snapshot)))
     files = files_of(path)
     listed = json.loads(files["show.json"])["conntrack"]
     assert len(listed) > 3

@@ -33,16 +33,16 @@ from core.model import (
 )
 from core.serialize import CorruptFile, to_json, unpack_both
 from core.text import safe
+from core.update import Update
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.mutations import mutated
 from tests.support.snapshots import small_builder
-from tui.cli import TOPICS
-from tui.navigation import ViewState
-from tui.present import views
-from tui.present.rows import Rows
-from tui.show import Output, show
-from tui.source import FileSource
-from tui.stage import Stage
+from tui.cli.parser import TOPICS
+from tui.cli.show import Output, show
+from tui.sources import FileSource
+from tui.view_model import ViewModel, ViewState
+from tui.views import registry
+from tui.views.rows import Rows
 
 SEED = int(os.environ.get("SEED", "1"))
 CASES = int(os.environ.get("CASES", "200"))
@@ -145,19 +145,19 @@ def used(data: bytes) -> None:
     for as_json in (False, True):
         show(snapshot, TOPICS, Output(io.StringIO(), as_json))
     assert "/" in FileSource(snapshot, "/", fast).title
-    stage = Stage()
-    stage.take(snapshot, None, (), fast=fast)
-    for view in views.VIEWS:
-        _look_at(stage, stage.shown(view.list, ViewState()).rows)
+    view_model = ViewModel()
+    view_model.apply_update(Update(snapshot, fast=fast), ())
+    for view in registry.VIEWS:
+        _look_at(view_model, view_model.view_data(view.list, ViewState()).rows)
 
 
-def _look_at(stage: Stage, rows: Rows) -> None:
+def _look_at(view_model: ViewModel, rows: Rows) -> None:
     for place in range(min(len(rows), 40)):
         row = rows.row(place)
         for cell in row.cells:
             cell.text.encode()  # nothing that a terminal can't be given
-        stage.detail(row.ref)
-        stage.way((row.ref,))
+        view_model.detail(row.ref)
+        view_model.target((row.ref,))
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -23,8 +23,8 @@ from core.topology import Topology
 from tests.docker.bad_engine import BadEngine, http
 from tests.support.mutations import mutated
 from tests.support.snapshots import small_builder
-from tui.cli import TOPICS
-from tui.show import Output, show
+from tui.cli.parser import TOPICS
+from tui.cli.show import Output, show
 
 SEED = int(os.environ.get("SEED", "1"))
 CASES = int(os.environ.get("CASES", "40"))  # of each engine

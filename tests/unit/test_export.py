@@ -46,7 +46,7 @@ from core.serialize import CorruptFile, from_json, to_json
 from core.topology import Topology
 from core.topology.index import names_in
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
-from tui.show import Output, show
+from tui.cli.show import Output, show
 
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
 SMALL = small_host()

@@ -29,11 +29,11 @@ from core.model import (
 )
 from core.topology import Topology
 from tests.support.flow_samples import flow, table
-from tui.fastpath import keeping
-from tui.fastpath.command import told_of_capture
-from tui.fastpath.keeping import Numbers
-from tui.fastpath.session import how_it_is
-from tui.present.fast_targets import EVERYTHING, added, chosen, is_covered, named, removed
+from tui.cli import fastpath_agent
+from tui.cli.fastpath import describe_capture
+from tui.cli.fastpath_agent import FastPathMetrics
+from tui.cli.fastpath_session import how_it_is
+from tui.views.fast_targets import EVERYTHING, added, choice_named, choices_of, is_covered, removed
 
 HOST = 1
 ON = FastPath("on", targets=("shop",))
@@ -65,17 +65,17 @@ def host() -> Topology:
 
 
 def labels(topology: Topology, ref: Ref) -> list[str]:
-    return [one.target or one.nothing for one in chosen(topology, ref)]
+    return [one.target or one.nothing for one in choices_of(topology, ref)]
 
 
 def test_a_bridge_its_port_and_its_network_mean_the_same() -> None:
     topology = host()
     for ref in (link_ref(LinkKey(HOST, 3)), link_ref(LinkKey(HOST, 4)), network_ref("0a1b2c")):
-        (choice,) = chosen(topology, ref)
+        (choice,) = choices_of(topology, ref)
         assert choice.target == "shop" and choice.label == "shop (bridge br-0a1b2c)"
         assert {"shop", "0a1b2c", "br-0a1b2c"} <= choice.names
-    assert chosen(topology, namespace_ref(HOST)) == (EVERYTHING,)
-    assert chosen(topology, link_ref(LinkKey(HOST, 5))) == () == chosen(topology, None)
+    assert choices_of(topology, namespace_ref(HOST)) == (EVERYTHING,)
+    assert choices_of(topology, link_ref(LinkKey(HOST, 5))) == () == choices_of(topology, None)
 
 
 def test_networks_without_a_bridge_have_nothing_to_do() -> None:
@@ -103,16 +103,16 @@ def test_a_container_without_a_network_says_why() -> None:
 def test_names_and_beginnings_of_ids() -> None:
     topology = host()
     for word in ("shop", "br-0a1b2c", "0a1b2c", "0a1b"):
-        found = named(topology, word)
+        found = choice_named(topology, word)
         assert found is not None and found.target == "shop", word
-    assert named(topology, "all") is EVERYTHING and named(topology, "nonsense") is None
-    docker0 = named(topology, "docker0")
+    assert choice_named(topology, "all") is EVERYTHING and choice_named(topology, "nonsense") is None
+    docker0 = choice_named(topology, "docker0")
     assert docker0 is not None and docker0.bridge == "docker0"
 
 
 def test_targets_add_up_and_are_taken_away_again() -> None:
     topology = host()
-    shop, docker0 = named(topology, "shop"), named(topology, "docker0")
+    shop, docker0 = choice_named(topology, "shop"), choice_named(topology, "docker0")
     assert shop and docker0
     assert is_covered(shop, ON) and not is_covered(docker0, ON)
     assert not is_covered(shop, FastPath(targets=("shop",))), "it is off"
@@ -132,32 +132,32 @@ def test_the_page_lists_every_verdict_in_its_words() -> None:
 
 
 def test_a_release_of_what_was_not_captured_says_so() -> None:
-    told = told_of_capture("10.9.0.3", [], [])
+    told = describe_capture("10.9.0.3", [], [])
     assert told.startswith("10.9.0.3 was not captured, nothing changed; no address is captured")
-    assert told_of_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured now")
-    assert "10.9.0.4" in told_of_capture("", ["10.9.0.4"], ["10.9.0.4"])
+    assert describe_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured now")
+    assert "10.9.0.4" in describe_capture("", ["10.9.0.4"], ["10.9.0.4"])
 
 
 def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
-    numbers = Numbers()
+    numbers = FastPathMetrics()
 
     def look(*ports: FastPort) -> FastPathNumbers:
-        keeping.read_fast_path = lambda **_: FastPath("on", ports=ports)  # type: ignore[assignment]
+        fastpath_agent.read_fast_path = lambda **_: FastPath("on", ports=ports)  # type: ignore[assignment]
         found = numbers()
         assert found is not None
         return found
 
-    before = keeping.read_fast_path
+    before = fastpath_agent.read_fast_path
     try:
         assert look(FastPort("a", 1, "container", {"FAST": 10, "MTU": 1})).packets == 10
         assert look(FastPort("b", 2, "container", {"FAST": 5})).packets == 15
         found = look(FastPort("b", 2, "container", {"FAST": 3, "TTL": 1}))
         assert found.packets == 18 and found.left == {"mtu": 1, "ttl": 1}
         assert found.by_link == {"b": {"fast": 3, "ttl": 1}}
-        keeping.read_fast_path = lambda **_: FastPath()  # type: ignore[assignment]
+        fastpath_agent.read_fast_path = lambda **_: FastPath()  # type: ignore[assignment]
         assert numbers() is None
     finally:
-        keeping.read_fast_path = before
+        fastpath_agent.read_fast_path = before
 
 
 def test_a_connection_stands_for_the_networks_of_its_containers() -> None:
@@ -174,7 +174,9 @@ def test_a_connection_stands_for_the_networks_of_its_containers() -> None:
     ]  # fmt: skip
     engines = {"docker": replace(engine, containers=containers)}
     topology = Topology(replace(before, engines=engines, conntracks={HOST: table(HOST, *rows)}))
-    targets = [[one.target for one in chosen(topology, talk_ref(HOST, number))] for number in (1, 2, 3, 4)]
+    targets = [
+        [one.target for one in choices_of(topology, talk_ref(HOST, number))] for number in (1, 2, 3, 4)
+    ]
     assert targets == [["shop", "bridge"], ["shop"], [], []]
 
 

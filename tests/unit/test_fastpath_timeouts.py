@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import pytest
 
 from bpf import client, rpc
-from tui.fastpath import command, keeping
-from tui.fastpath.session import FastSession
+from tui.cli import fastpath, fastpath_agent
+from tui.cli.fastpath_session import FastPathSession
 
 
 @pytest.fixture
@@ -20,15 +20,15 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(timeout)
         raise TimeoutError
 
-    for module in (rpc, client, keeping):
+    for module in (rpc, client, fastpath_agent):
         monkeypatch.setattr(module, "ask", ask)
     return found
 
 
 def test_commands_wait_longer_than_the_dashboard(waited: list[float]) -> None:
-    assert FastSession(tied=False).status().state == "silent"
-    command.status(as_json=True)
-    assert FastSession(tied=True).status().state == "silent"
+    assert FastPathSession(tied=False).status().state == "silent"
+    fastpath.status(as_json=True)
+    assert FastPathSession(tied=True).status().state == "silent"
     *commands, dashboard = waited
     assert dashboard < 5 and len(commands) >= 2 and set(commands) == {rpc.TIMEOUT}
     assert rpc.TIMEOUT >= 15

@@ -27,9 +27,9 @@ from core.model import (
     Sockets,
 )
 from core.topology import Topology
-from core.topology.flow_index import CLIENTS, FlowPicture
+from core.topology.flow_index import CLIENTS, FlowView
 from tests.support.flow_samples import end, flow, table
-from tui.present.flows import FlowRows
+from tui.views.flows import FlowRows
 
 HOST, WEB, DB, ALONE, MIDDLE = 100, 200, 300, 400, 500
 WEB_AT, DB_AT, PEER = "172.18.0.2", "172.18.0.3", "1.1.1.1:443"
@@ -81,12 +81,12 @@ def snapshot(*tables: Conntrack) -> Snapshot:
     )
 
 
-def picture(*tables: Conntrack) -> FlowPicture:
+def picture(*tables: Conntrack) -> FlowView:
     taken = snapshot(*tables)
-    return FlowPicture.of(Topology(taken), table_of(taken.conntracks))
+    return FlowView.of(Topology(taken), table_of(taken.conntracks))
 
 
-def edges(found: FlowPicture) -> list[int]:
+def edges(found: FlowView) -> list[int]:
     """The namespaces of the rows that stand for a connection."""
     return [found.index.columns.place(row)[0].ns for row in range(len(found)) if found.index.edge[row]]
 
@@ -186,9 +186,9 @@ def test_one_that_is_bound_to_the_address_comes_before_one_that_takes_any() -> N
 def test_an_index_serves_on_while_nobody_came_or_went() -> None:
     told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
     rows = table_of(told.conntracks)
-    first = FlowPicture.of(Topology(told), rows)
+    first = FlowView.of(Topology(told), rows)
     later = Topology(replace(told, conntracks={}, taken_at=5.0))
-    second = FlowPicture.of(later, rows, first)
+    second = FlowView.of(later, rows, first)
     assert second.index is first.index
     assert second.index.topology is later
 
@@ -196,14 +196,14 @@ def test_an_index_serves_on_while_nobody_came_or_went() -> None:
 def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
     told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
     rows = table_of(told.conntracks)
-    first = FlowPicture.of(Topology(told), rows)
+    first = FlowView.of(Topology(told), rows)
     assert (first.index.edge.tolist(), first.index.owners[first.index.origin[0]].name) == (
         [True, False],
         "web",
     )
     ties = first.index.ties
     nets = {ns: net for ns, net in told.nets.items() if ns != WEB}
-    left = FlowPicture.of(Topology(replace(told, nets=nets, engines={})), rows, first)
+    left = FlowView.of(Topology(replace(told, nets=nets, engines={})), rows, first)
     assert left.index.edge.tolist() == [True, True]
     assert left.index.origin[0] == -1
     assert left.index.columns.names(HOST) == {
@@ -215,7 +215,7 @@ def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
 def test_nothing_of_a_picture_waits_for_the_garbage_collector() -> None:
     """Tables are large, objects few: garbage would stay for long."""
     told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
-    picture = FlowPicture.of(Topology(told), table_of(told.conntracks))
+    picture = FlowView.of(Topology(told), table_of(told.conntracks))
     rows = FlowRows(picture.index.topology, picture).sorted_by("rate", True)
     assert rows.row(0).cells and rows.head
     gone = weakref.ref(picture.index)

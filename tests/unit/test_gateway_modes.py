@@ -10,7 +10,7 @@ from core.collect.engine_decode import network_of
 from core.model import network_ref
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
-from tui.present import networks
+from tui.views import networks
 
 BOTH = ("172.30.0.0/16", "fd30::/64")
 

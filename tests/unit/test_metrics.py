@@ -265,6 +265,6 @@ def test_a_port_that_is_taken() -> None:
 
 
 def test_the_client_library_is_loaded_only_for_metrics() -> None:
-    script = "import sys, tui.cli, tui.change.agent, core.agent; print('prometheus_client' in sys.modules)"
+    script = "import sys, tui.cli, tui.cli.agent, core.agent; print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -13,8 +13,8 @@ SAFE = ("-P", "-I")
 # Functions that use the interpreter's path without running it with arguments.
 NOT_STARTED = {
     ("core/lab/supervisor.py", "_exec_container"): "the program of execve(2); its arguments have -I",
-    ("tui/change/agent.py", "render"): "what the unit must be able to read",
-    ("tui/change/agent.py", "_program"): "where the installed program lies",
+    ("tui/cli/agent.py", "render"): "what the unit must be able to read",
+    ("tui/cli/agent.py", "_program"): "where the installed program lies",
 }
 
 

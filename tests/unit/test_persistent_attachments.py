@@ -15,7 +15,7 @@ from core.operations import (
     undo_of,
 )
 from core.plan import Plan, Refused, plan, plan_all
-from core.plan.requests import Attach, CreateNetwork, Detach, Join, Move, Part, RemoveNetwork, Request
+from core.plan.requests import Attach, CreateNetwork, Detach, Join, Move, RemoveNetwork, Request, Separate
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
 
@@ -143,7 +143,7 @@ def test_routes_to_joined_networks_are_persistent() -> None:
     again = planned(
         CreateNetwork("side", subnets=("10.7.0.0/24",)),
         Join("lab", "side"),
-        Part("lab", "side"),
+        Separate("lab", "side"),
         persistent=(lab,),
     )
     assert attachment_steps(again)[-1] == lab

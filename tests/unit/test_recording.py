@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, LinkStats, Snapshot
 from core.recording import Recording, delta, frames
 from core.recording.delta import NOTHING, changed, difference
+from core.update import Update
 from tests.support.host_builder import HOST
 from tests.support.recordings import (
     WALL,
-    Seen,
     a_story,
     fast_flows,
     opened,
@@ -86,7 +86,7 @@ def test_parts_that_stay_are_the_same_objects_and_take_no_room(tmp_path: Path, w
 @pytest.mark.parametrize("snapshot", [hostile_host(), many_namespaces(20), Snapshot()])
 def test_other_hosts(tmp_path: Path, snapshot: Snapshot) -> None:
     path = tmp_path / "a.vnetrec"
-    record(path, [Seen(snapshot), Seen(STORY[0].snapshot), Seen(snapshot)])
+    record(path, [Update(snapshot), Update(STORY[0].snapshot), Update(snapshot)])
     recording = Recording(path)
     for place, wanted in enumerate((snapshot, STORY[0].snapshot, snapshot)):
         same_snapshot(recording.moment(place).snapshot, wanted)
@@ -151,11 +151,11 @@ def test_any_list_after_any_other(old: tuple[Any, ...], new: tuple[Any, ...]) ->
 def test_the_size_is_kept_and_told(tmp_path: Path) -> None:
     noise = np.random.default_rng(3)
     path = tmp_path / "a.vnetrec"
-    story = [Seen(STORY[0].snapshot, rates_of(STORY[0].snapshot), fast=fast_flows(9))]
+    story = [Update(STORY[0].snapshot, rates_of(STORY[0].snapshot), fast=fast_flows(9))]
     for _ in range(40):
         stats = LinkStats(1.0, np.frombuffer(noise.bytes(STATS_DTYPE.itemsize * 50), STATS_DTYPE))
         rates = dataclasses.replace(story[0].rates, counters=stats)  # type: ignore[type-var]
-        story.append(Seen(STORY[0].snapshot, rates))
+        story.append(Update(STORY[0].snapshot, rates))
     made = record(path, story, size=40_000).progress
     assert path.stat().st_size == made.size <= 40_000
     assert "size" in made.ended and not made.failed
@@ -199,7 +199,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("core.recording.recorder.os.write", write)
     path = tmp_path / "a.vnetrec"
-    story = [Seen(hostile_host() if number % 2 else STORY[0].snapshot) for number in range(12)]
+    story = [Update(hostile_host() if number % 2 else STORY[0].snapshot) for number in range(12)]
     made = record(path, story).progress
     assert made.failed and made.ended == os.strerror(28)
     recording = Recording(path)

@@ -16,8 +16,8 @@ from core.recording import frames
 from core.serialize import CorruptFile
 from tests.support.host_builder import HOST
 from tests.support.recordings import WALL, a_story, opened, places, put_together, record, same, taken_apart
+from tui.cli.record import open_recording as open_recording
 from tui.command import CommandError
-from tui.record import opened as open_recording
 
 STORY = a_story()
 

@@ -16,11 +16,11 @@ from core.export import document_lines
 from core.flows import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, ConntrackStats, Snapshot
 from core.topology import Topology
-from core.watch.rates import TableTrend
+from core.watch.rates import ConntrackTrend
 from tests.support.flow_samples import flow, table
 from tests.support.snapshots import HOST, small_host
-from tui.present import conntrack
-from tui.present.conntrack import conntrack_rows
+from tui.views import conntrack
+from tui.views.conntrack import conntrack_rows
 
 SMALL = small_host()
 
@@ -101,10 +101,10 @@ def test_sources_are_counted_right(addresses: list[str]) -> None:
 
 def test_the_trend_looks_back_a_minute() -> None:
     now = [100.0]
-    trend = TableTrend(lambda: now[0])
+    trend = ConntrackTrend(lambda: now[0])
 
     def fed(drops: int) -> Conntrack:
-        return trend.fed({5: Conntrack(5, stats=ConntrackStats(drop=drops))})[5]
+        return trend.with_earlier({5: Conntrack(5, stats=ConntrackStats(drop=drops))})[5]
 
     assert fed(3).stats_before is None and fed(3).grown("drop") == 0
     now[0] += 10
@@ -115,6 +115,6 @@ def test_the_trend_looks_back_a_minute() -> None:
     assert fed(5).grown("drop") == 0
     now[0] += 3600
     assert (fed(9).grown("drop"), fed(9).stats_seconds >= 60) == (4, True)
-    trend.fed({})
+    trend.with_earlier({})
     now[0] += 1
     assert fed(20).stats_before is None, "a namespace that was away is another one"

@@ -7,7 +7,7 @@ import weakref
 
 from core.topology import Topology
 from tests.ui.test_conntrack_rows import snapshot
-from tui.present.conntrack import conntrack_rows
+from tui.views.conntrack import conntrack_rows
 
 
 def test_a_topology_whose_connections_were_shown_is_freed_with_its_last_user() -> None:

@@ -1,28 +1,42 @@
-"""The dashboard: what each key does."""
+"""Define the main screen: it owns the controllers, and delegates to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from textual import events
 from textual.message import Message
 
+from core.model import Ref
 from core.text import safe
 from core.topology.related import thing_named
 from tui import keys, themes
-from tui.present import views
-from tui.present.findings import nothing_to_see
-from tui.present.scene import Lens
-from tui.present.views import understood
-from tui.screens.accelerating import Accelerating
-from tui.screens.frame import NUMBERED
-from tui.screens.keeping import Replaying
-from tui.widgets.prompt import Kind
+from tui.presenter import DetailReady, Presenter, QueryFailed, RowsReady, TargetReady, UpdateArrived
+from tui.screens.change import ChangeController
+from tui.screens.fast_path import FastPathChanged, FastPathController
+from tui.screens.layout import NUMBERED, Layout
+from tui.screens.navigation import NavigationController
+from tui.screens.record import RecordController, RecordingEnded, ReplayController
+from tui.sources import ReplaySource, Source
+from tui.view_model import Navigation
+from tui.views import registry
+from tui.views.findings import nothing_to_see
+from tui.views.registry import parse_command
+from tui.views.rows import ListView
+from tui.widgets.bars import HeaderState
+from tui.widgets.detail import DetailPane
+from tui.widgets.form import Kind
+from tui.widgets.lines import LinesPane
 from tui.widgets.table import TableView
 
+if TYPE_CHECKING:
+    from tui.services import ChangeService, FastPathService
 
-class Dashboard(Accelerating, Replaying):
-    """The screen that lies under all others."""
+
+class Dashboard(Layout):
+    """The screen below all others."""
 
     BINDINGS = [
         *keys.bindings("any", "change", "flows", "replay", "demo", "list", "order", "pane"),
@@ -30,9 +44,193 @@ class Dashboard(Accelerating, Replaying):
     ]
 
     class DemoAsked(Message):
-        """The person wants to see the demo."""
+        """The user wants to see the demo."""
 
-    # ---- getting about
+    def __init__(
+        self,
+        source: Source,
+        make_change_service: Callable[[], ChangeService] | None = None,
+        write: bool = False,
+        make_fast_path_service: Callable[[], FastPathService] | None = None,
+    ) -> None:
+        super().__init__()
+        self._write = write
+        self.presenter = Presenter(source, self.post_message)
+        self.navigation = NavigationController(self, self.presenter, self._arrived)
+        self.changes = ChangeController(self, self.presenter, self.navigation, make_change_service)
+        self.recording = RecordController(self, self.presenter, self.changes)
+        self.replay = ReplayController(self, self.presenter)
+        self.fast_path = FastPathController(
+            self, self.presenter, self.navigation, self.changes, make_fast_path_service
+        )
+
+    def on_mount(self) -> None:
+        """Paint the empty screen; data is requested only after the first paint."""
+        self.fast_path.start()
+        self.replay.start()
+        if self._write:
+            self.call_after_refresh(self.action_write)
+        self.navigation.start()
+
+    def on_unmount(self) -> None:
+        """End the threads and everything that was started here."""
+        self.fast_path.close()
+        self.recording.close()
+        self.presenter.stop()
+
+    # ---- the state that tests and the app read
+
+    @property
+    def nav(self) -> Navigation:
+        """The navigation history."""
+        return self.navigation.state
+
+    @property
+    def view(self) -> ListView:
+        """The current view."""
+        return self.navigation.view
+
+    @property
+    def ref(self) -> Ref | None:
+        """The selected thing."""
+        return self.navigation.ref
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was requested is shown."""
+        return self.navigation.settled
+
+    @property
+    def player(self) -> ReplaySource | None:
+        """The recording that is open, None where there is none."""
+        return self.replay.player
+
+    def go_to(self, view: str, filter_text: str = "") -> None:
+        """Jump to a view by its name."""
+        self.navigation.go_to(view, filter_text)
+
+    async def catch_up(self) -> None:
+        """Wait a moment for the result of earlier keys."""
+        await self.navigation.catch_up()
+
+    def wheres(self) -> frozenset[keys.Where]:
+        """Where, in the terms of the key registry, keys are pressed now."""
+        found = self.navigation.wheres()
+        if self.changes.writing:
+            found.add("change")
+        if self.player:
+            found.add("replay")
+        if self._offers_demo:
+            found.add("demo")
+        return frozenset(found)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave the keys of the time line to other actions where there is none."""
+        if action == "seek" or keys.named(action, "replay"):
+            return self.player is not None
+        return super().check_action(action, parameters)
+
+    # ---- bars
+
+    def show_bars(self) -> None:
+        """Update all bars."""
+        presenter = self.presenter
+        state = HeaderState(
+            presenter.hostname, presenter.source.title, presenter.mode, len(presenter.findings),
+            len(presenter.problems), self.changes.writing, self.recording.status, presenter.progress,
+        )  # fmt: skip
+        self.header.show(state)
+        self.navigation.show_bars()
+        self.footer.show(keys.footer(self.wheres()))
+        self.replay.show_time()
+        self.fast_path.place_bar()
+
+    def _arrived(self) -> None:
+        self.fast_path.view_changed()
+
+    # ---- messages
+
+    def on_update_arrived(self, message: UpdateArrived) -> None:
+        self.navigation.take_update()
+
+    def on_rows_ready(self, message: RowsReady) -> None:
+        self.changes.select_made(message)
+        self.navigation.show_rows(message)
+
+    def on_detail_ready(self, message: DetailReady) -> None:
+        self.navigation.show_detail(message)
+
+    def on_target_ready(self, message: TargetReady) -> None:
+        self.navigation.show_target(message)
+
+    def on_query_failed(self, message: QueryFailed) -> None:
+        self.navigation.show_failure(message)
+
+    def on_fast_path_changed(self, message: FastPathChanged) -> None:
+        self.fast_path.show(message.fast)
+
+    def on_recording_ended(self, message: RecordingEnded) -> None:
+        self.recording.report_end()
+
+    def on_lines_pane_barrier(self, message: LinesPane.Barrier) -> None:
+        message.passed.set()
+
+    def on_table_view_selected(self, message: TableView.Selected) -> None:
+        self.navigation.select(message.ref)
+
+    def on_table_view_opened(self, message: TableView.Opened) -> None:
+        self.navigation.follow()
+
+    def on_detail_pane_opened(self, message: DetailPane.Opened) -> None:
+        self.navigation.follow(message.ref)
+
+    def on_table_view_sort_asked(self, message: TableView.SortAsked) -> None:
+        self.navigation.sort_by(message.column)
+
+    def on_table_view_fold_asked(self, message: TableView.FoldAsked) -> None:
+        self.navigation.fold(message.ref, message.closed)
+
+    # ---- filter and commands
+
+    def _open_prompt(self, kind: Kind, text: str) -> None:
+        self.prompt.open(kind, text)
+
+    async def feed_prompt(self, event: events.Key) -> bool:
+        """Give a key to the prompt while it is open; False where it is not."""
+        if not self.prompt.display:
+            return False
+        kind, outcome = self.prompt.kind, self.prompt.feed(event)
+        if outcome in ("accepted", "given up"):
+            self.prompt.close()
+        if kind == "/" and outcome:
+            self.navigation.set_filter("" if outcome == "given up" else self.prompt.text.strip())
+        elif outcome == "accepted" and self.prompt.text.strip():
+            await self._run_command(self.prompt.text)
+        return True
+
+    def on_paste(self, event: events.Paste) -> None:
+        """Insert pasted text into the prompt."""
+        if self.prompt.display:
+            self.prompt.insert(event.text)
+            self.prompt.repaint()
+            if self.prompt.kind == "/":
+                self.navigation.set_filter(self.prompt.text.strip())
+
+    async def _run_command(self, text: str) -> None:
+        found = parse_command(text)
+        thing = thing_named(self.presenter.context.topology, text.strip()) if found is None else None
+        if thing is not None:
+            self.navigation.follow(thing)
+        elif found is None:
+            names = " ".join(f":{view.name}" for view in registry.VIEWS)
+            words = f"No view, container, network, link or namespace is called {safe(text)!r}. Try {names}"
+            self.notify(words, severity="warning", markup=False)
+        elif isinstance(found, str):
+            await self.run_action(found)
+        else:
+            self.go_to(found[0].name, found[1])
+
+    # ---- actions: views and their rows
 
     def action_view(self, number: int) -> None:
         self.go_to(next((view.name for each, view in NUMBERED if each == number), self.view.name))
@@ -42,143 +240,39 @@ class Dashboard(Accelerating, Replaying):
             self.go_to(self.nav.previous)
 
     def action_back(self) -> None:
-        """From the detail to the list; there, show what was shown at first; where that is shown, go back."""
-        here = self.nav.here
-        if self.pane.has_focus:
-            self.to_the_table()
-        elif here.state.filter not in ("", here.filter):
-            self._set_filter(here.filter)
-        elif self.nav.back():
-            self.arrive()
-            self.to_the_table()
-
-    # ---- filter and commands
+        self.navigation.go_back()
 
     def action_filter(self) -> None:
-        self._open_prompt("/", self.nav.here.state.filter)
+        self._open_prompt("/", self.nav.current.state.filter)
 
     def action_command(self) -> None:
         self._open_prompt(":", "")
 
-    def _open_prompt(self, kind: Kind, text: str) -> None:
-        self.prompt.open(kind, text)
-
-    async def feed_prompt(self, event: events.Key) -> bool:
-        """Give a key to the prompt, as long as it is open; False where it is not."""
-        if not self.prompt.display:
-            return False
-        kind, outcome = self.prompt.kind, self.prompt.feed(event)
-        if outcome in ("accepted", "given up"):
-            self.prompt.close()
-        if kind == "/" and outcome:
-            self._set_filter("" if outcome == "given up" else self.prompt.text.strip())
-        elif outcome == "accepted" and self.prompt.text.strip():
-            await self._run_command(self.prompt.text)
-        return True
-
-    def on_paste(self, event: events.Paste) -> None:
-        """Put what is pasted into the prompt."""
-        if self.prompt.display:
-            self.prompt.insert(event.text)
-            self.prompt.repaint()
-            if self.prompt.kind == "/":
-                self._set_filter(self.prompt.text.strip())
-
-    def _set_filter(self, text: str) -> None:
-        if text != self.nav.here.state.filter:
-            self.nav.here.state.filter = text
-            self.ask()
-
-    async def _run_command(self, text: str) -> None:
-        found = understood(text)
-        thing = thing_named(self.desk.scene.topology, text.strip()) if found is None else None
-        if thing is not None:
-            self._follow(thing)
-        elif found is None:
-            names = " ".join(f":{view.name}" for view in views.VIEWS)
-            told = f"No view, container, network, link or namespace is called {safe(text)!r}. Try {names}"
-            self.notify(told, severity="warning", markup=False)
-        elif isinstance(found, str):
-            await self.run_action(found)
-        else:
-            self.go_to(found[0].name, found[1])
-
-    # ---- order and folds
-
-    def on_table_view_sort_asked(self, message: TableView.SortAsked) -> None:
-        self._sort_by(message.column)
-
-    def _sort_by(self, column: str) -> None:
-        """By that column; backwards, where it is in its order already."""
-        state = self.nav.here.state
-        state.reverse = state.sort == column and not state.reverse
-        state.sort = column
-        self.ask()
-
     def action_sort(self) -> None:
-        """By the next column in sight."""
-        names, sort = self._sortable(), self.nav.here.state.sort
-        if names:
-            self._sort_by(names[(names.index(sort) + 1) % len(names) if sort in names else 0])
+        self.navigation.sort_by_next()
 
     def action_reverse(self) -> None:
-        """By the same column, the other way round."""
-        names = self._sortable()
-        if names:
-            self._sort_by(self.nav.here.state.sort or names[0])
-
-    def _sortable(self) -> list[str]:
-        return self.table.columns_in_sight() if self.table.header_height else []
-
-    def on_table_view_fold_asked(self, message: TableView.FoldAsked) -> None:
-        state = self.nav.here.state
-        state.closed = state.closed | {message.ref} if message.closed else state.closed - {message.ref}
-        self.ask()
-
-    # ---- how flows are looked at
-
-    def _look(self, lens: Lens) -> None:
-        self.nav.here.state.lens = lens
-        self.ask()
+        self.navigation.reverse()
 
     def action_group(self) -> None:
-        """Add up by the next thing; what was selected is not among the rows of another look."""
-        lens = self.nav.here.state.lens.grouped_next()
-        self.nav.here.state.ref = None
-        self._look(lens)
-        self.notify(lens.told[0].upper() + lens.told[1:], markup=False, timeout=2)
+        options = self.navigation.flow_options.grouped_next()
+        self.navigation.set_flow_options(options, keep_selection=False)
+        self.notify(options.title[0].upper() + options.title[1:], markup=False, timeout=2)
 
     def action_hops(self) -> None:
-        lens = self.nav.here.state.lens
-        self._look(replace(lens, per_hop=not lens.per_hop))
+        options = self.navigation.flow_options
+        self.navigation.set_flow_options(replace(options, per_hop=not options.per_hop))
 
     def action_pin(self) -> None:
         if self.ref is not None and self.ref.kind == "talk":
-            self._look(self.nav.here.state.lens.pinned(self.ref))
-
-    # ---- the demo
-
-    def wheres(self) -> frozenset[keys.Where]:
-        return super().wheres() | ({"demo"} if self._offers_demo else frozenset())
-
-    @property
-    def _offers_demo(self) -> bool:
-        """Whether this host has nothing better to show."""
-        return self.desk.source.live and nothing_to_see(self.desk.scene.snapshot)
-
-    def action_demo(self) -> None:
-        """Leave for the demo, which has a terminal's worth of its own."""
-        if self._offers_demo:
-            self.post_message(self.DemoAsked())
-
-    # ---- the rest
+            self.navigation.set_flow_options(self.navigation.flow_options.pinned(self.ref))
 
     def action_window(self) -> None:
-        """Curves of the next length of time."""
+        """Show the curves of the next length of time."""
         self.pane.next_window()
 
     def action_copy(self) -> None:
-        """The line of the detail; of a list what its detail says it is called, or else its name or line."""
+        """Copy the selected line of the details, or the name of the selected thing."""
         known = self.pane.detail if self.pane.about == self.ref else None
         text = (known.copy if known else "") or self.table.selected_text()
         if self.pane.has_focus:
@@ -187,41 +281,145 @@ class Dashboard(Accelerating, Replaying):
             self.app.copy_to_clipboard(text)
             self.notify(text, title="Copied", markup=False, timeout=2)
 
+    # ---- actions: changes
+
+    def action_write(self) -> None:
+        self.changes.toggle_writing()
+
+    def action_make_network(self) -> None:
+        self.changes.make_network()
+
+    def action_attach(self) -> None:
+        self.changes.attach()
+
+    def action_detach(self) -> None:
+        self.changes.detach()
+
+    def action_move(self) -> None:
+        self.changes.move()
+
+    def action_join(self) -> None:
+        self.changes.join()
+
+    def action_edit(self) -> None:
+        self.changes.edit()
+
+    def action_tune(self) -> None:
+        self.changes.tune()
+
+    def action_publish(self) -> None:
+        self.changes.publish()
+
+    def action_make_container(self) -> None:
+        self.changes.make_container()
+
+    def action_delete(self) -> None:
+        self.changes.delete()
+
+    def action_count(self) -> None:
+        self.changes.count()
+
+    def action_undo(self) -> None:
+        self.changes.undo()
+
+    def action_log(self) -> None:
+        self.changes.show_log()
+
+    def action_accelerate(self) -> None:
+        self.fast_path.accelerate()
+
+    def action_fast_path(self) -> None:
+        """Open the fast path's view: a click on its bar."""
+        self.go_to("fastpath")
+
+    # ---- actions: recordings
+
+    def action_record(self) -> None:
+        self.recording.toggle()
+
+    def action_bundle(self) -> None:
+        self.recording.bundle()
+
+    def action_play(self) -> None:
+        self.replay.play()
+
+    def action_later(self) -> None:
+        self.replay.step(1)
+
+    def action_earlier(self) -> None:
+        self.replay.step(-1)
+
+    def action_next_change(self) -> None:
+        self.replay.seek_change(1)
+
+    def action_last_change(self) -> None:
+        self.replay.seek_change(-1)
+
+    def action_faster(self) -> None:
+        self.replay.change_speed(1)
+
+    def action_slower(self) -> None:
+        self.replay.change_speed(-1)
+
+    def action_to_start(self) -> None:
+        self.replay.seek(0.0)
+
+    def action_to_end(self) -> None:
+        self.replay.seek(1.0)
+
+    def action_seek(self, part: float) -> None:
+        """Go to that part of the time line, 0 to 1."""
+        self.replay.seek(part)
+
+    # ---- actions: everywhere
+
+    @property
+    def _offers_demo(self) -> bool:
+        """Whether this host has nothing to show."""
+        return self.presenter.source.live and nothing_to_see(self.presenter.context.snapshot)
+
+    def action_demo(self) -> None:
+        if self._offers_demo:
+            self.post_message(self.DemoAsked())
+
     def action_pause(self) -> None:
-        """Take no further picture; then the newest. A file has one only."""
+        """Pause the picture, or the recording; resume with the newest update."""
         if self.player:
-            self.action_play()
+            self.replay.play()
             return
-        if not self.desk.source.live:
+        if not self.presenter.source.live:
             self.notify("A file shows one moment: there is nothing to pause.", markup=False)
             return
-        self.desk.paused = not self.desk.paused
-        self.ask()
+        self.presenter.paused = not self.presenter.paused
+        self.navigation.request_rows()
         self.show_bars()
 
     def action_refresh(self) -> None:
-        """Read everything again; a file has nothing new to tell."""
-        if not self.desk.source.live:
+        """Read everything again."""
+        if not self.presenter.source.live:
             self.notify("What a file shows does not change: there is nothing to read again.", markup=False)
             return
-        self.desk.source.refresh()
+        self.presenter.source.refresh()
         self.notify("Reading everything again", timeout=1.5, markup=False)
 
     def action_theme(self) -> None:
         self.app.theme = themes.after(self.app.theme)
 
     def action_problems(self) -> None:
-        from tui.screens.problems import ProblemsOverlay
+        from tui.screens.dialogs import ProblemsOverlay
 
-        desk = self.desk
-        self.app.push_screen(ProblemsOverlay(desk.findings, desk.problems, desk.reading, self._follow))
+        presenter = self.presenter
+        overlay = ProblemsOverlay(
+            presenter.findings, presenter.problems, presenter.progress, self.navigation.follow
+        )
+        self.app.push_screen(overlay)
 
     def action_help(self) -> None:
         from tui.screens.dialogs import help_overlay
 
         listed = [
             (str(view.number or ""), f"{view.list.title}  :{view.list.name} :{view.list.aliases[0]}")
-            for view in views.VIEWS
+            for view in registry.VIEWS
         ]
         listed.append(("", ":web1  the container, network, link or namespace of that name"))
         self.app.push_screen(help_overlay(self.view, listed, self.wheres() | {"change"}))

@@ -1,12 +1,15 @@
-"""Panes that lie over the dashboard until Esc: text in lines, scrolled with the same keys as everything."""
+"""Show panels above the dashboard: texts, plans, help, findings and problems."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 from rich.style import Style
+from textual import events
 from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding
@@ -14,19 +17,24 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.strip import Strip
 
+from core.diagnose import Finding
+from core.model import Problem, Ref
 from core.operations import Operation
 from core.text import safe, split_commands
 from tui import keys
 from tui.keys import Where
-from tui.present import query
-from tui.present.fit_text import fit, width_of, wrapped
-from tui.present.rows import ListView
+from tui.views import query
+from tui.views.formatting import fit, width_of, wrapped
+from tui.views.rows import ListView
 from tui.widgets.lines import LinesPane, Span, strip_of
 
 
 class Dialog[Result](ModalScreen[Result]):
-    """Ends once, however often it is told to: keys typed before it was gone still reach it. Where another
-    lies over it, it ends when it is in sight again, as ending takes away whatever is on top."""
+    """A screen above the dashboard that is dismissed once.
+
+    Keys that were typed before it disappeared still reach it. If another screen is above it, it is dismissed
+    when it is on top again.
+    """
 
     _ended = False
     _late: tuple[Result | None] | None = None
@@ -63,7 +71,7 @@ class TextPane(LinesPane):
         self.text: list[Line] = []
 
     def on_resize(self) -> None:
-        """Lay the text out anew."""
+        """Lay out the text for the new size."""
         self.text = self._make(self.size.width - 2)
 
     def line_count(self) -> int:
@@ -95,7 +103,7 @@ class Overlay(Dialog[None]):
     def __init__(
         self, title: str, make: Callable[[int], list[Line]], width: int, also_closes: str = ""
     ) -> None:
-        """`make` gives the lines for a width; `width` is what it would like; `also_closes` a further key."""
+        """`make` returns the lines for a width; `also_closes` is one more key."""
         super().__init__()
         self._title, self._text_maker, self._wanted = title, make, width
         if also_closes:
@@ -126,7 +134,7 @@ class Overlay(Dialog[None]):
 
 
 NOT_BEGUN = -1
-_MARKS = ("· ", "▶ ", "✓ ")  # that stand before commands: yet to be run, being run, done
+_MARKS = ("· ", "▶ ", "✓ ")  # before commands: pending, running, done
 
 
 class PreviewPane(TextPane, can_focus=False):
@@ -173,7 +181,7 @@ def change_lines(
     done: int,
     width: int,
 ) -> list[Line]:
-    """Everything about a change; `done` is how many of its commands were run, NOT_BEGUN before that."""
+    """Lines about a change; `done` is how many commands were run (or NOT_BEGUN)."""
     lines: list[Line] = [[(part, "title")] for part in wrapped(safe(title), width)]
     for heading, sentences, tone in (("Also removed", hits, "bad"), ("Warnings", warnings, "warn")):
         if sentences:
@@ -211,7 +219,7 @@ def command_lines(command: str, mark: str, width: int) -> Iterator[Line]:
 
 
 def _sentence_lines(text: str, tone: str, width: int) -> Iterator[Line]:
-    """A sentence behind a bullet; the commands that it ends with on lines of their own."""
+    """A sentence with a bullet; commands at its end on lines of their own."""
     sentence, commands = split_commands(text)
     yield from _hanging("• ", sentence, tone, width)
     for command in commands:
@@ -237,7 +245,7 @@ def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Coll
 def sections_of(
     view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]
 ) -> list[Section]:
-    """What the help says, as titled lists of (key or term, meaning)."""
+    """The help's contents: titled lists of (key or term, meaning)."""
     made: list[Section] = [
         (title, [(action.label, action.help) for action in actions])
         for title, actions in keys.grouped(wheres)
@@ -278,3 +286,140 @@ def _lines(section: Section, width: int) -> list[Line]:
         for number, part in enumerate(wrapped(meaning, max(8, width - column - 2))):
             lines.append([(fit("" if number else key, column) + "  ", "key"), (part, "")])
     return [*lines, []]
+
+
+# A line of the panel, and the number of the finding that it belongs to.
+Marked = tuple[Line, int | None]
+Jump = Callable[[Ref], None]
+
+_WIDTH = 90
+
+
+class ProblemsPane(TextPane):
+    """Findings to choose from, then the problems."""
+
+    def __init__(self, findings: Sequence[Finding], lines: Callable[[int], list[Marked]], jump: Jump) -> None:
+        super().__init__(lambda width: [line for line, _ in lines(width)])
+        self._findings, self._marked_lines, self._jump = findings, lines, jump
+        self.chosen = 0
+
+    def _places(self) -> list[int | None]:
+        """The finding of each line."""
+        return [number for _, number in self._marked_lines(self.size.width - 2)]
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        style = self.style_of("cursor")
+        strips = super().paint_lines(first, last, width)
+        numbers = self._places()[first:last]
+        return [
+            strip.apply_style(style) if number == self.chosen else strip
+            for strip, number in zip(strips, numbers, strict=True)
+        ]
+
+    def action_cursor_down(self) -> None:
+        if self.chosen + 1 < len(self._findings):
+            self._choose(self.chosen + 1)
+        else:
+            self.scroll_by(1)
+
+    def action_cursor_up(self) -> None:
+        """Back to the findings line by line, then from one to the next."""
+        places = self._places()
+        if (self.chosen in places and self.top > places.index(self.chosen)) or not self.chosen:
+            self.scroll_by(-1)
+        else:
+            self._choose(self.chosen - 1)
+
+    def _choose(self, number: int) -> None:
+        self.chosen = number
+        mine = [place for place, each in enumerate(self._places()) if each == number]
+        if mine:
+            self.top = min(max(self.top, mine[-1] - self.page + 1), mine[0])
+        self.repaint()
+
+    def action_open(self) -> None:
+        """Go to the finding's subject."""
+        if self._findings:
+            self._jump(self._findings[self.chosen].ref)
+
+    def on_click(self, event: events.Click) -> None:
+        """A click chooses, a double click opens."""
+        places, line = self._places(), self.top + event.y
+        number = places[line] if line < len(places) else None
+        if number is not None:
+            self._choose(number)
+            if event.chain == 2:
+                self.action_open()
+
+
+class ProblemsOverlay(Overlay):
+    """The panel; a chosen finding closes it and is gone to by `jump`."""
+
+    def __init__(
+        self, findings: Sequence[Finding], problems: Sequence[Problem], reading: str, jump: Jump
+    ) -> None:
+        title = " Findings " if findings else " Problems "
+        self._marked_lines = partial(lines_of, findings, problems, reading)
+        super().__init__(
+            title, lambda width: [line for line, _ in self._marked_lines(width)], _WIDTH, "exclamation_mark"
+        )
+        self._findings, self._jump = findings, jump
+
+    def make_pane(self) -> TextPane:
+        return ProblemsPane(self._findings, self._marked_lines, self._go)
+
+    def _go(self, ref: Ref) -> None:
+        self.dismiss()
+        self._jump(ref)
+
+
+def lines_of(
+    findings: Sequence[Finding], problems: Sequence[Problem], reading: str, width: int
+) -> list[Marked]:
+    """Findings, then problems, wrapped to the width.
+
+    `reading` is the progress of the first snapshot, "" once it is complete.
+    """
+    lines: list[Marked] = []
+    for number, finding in enumerate(findings):
+        for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
+            lines.append(([("• " if not place else "  ", finding.severity), (part, "")], number))
+        advice, commands = split_commands(finding.advice)
+        for line in (f"Try: {advice}", *commands) if advice else ():
+            for part in _wrapped(line, width - 2):
+                lines.append(([("  ", ""), (part, "dim")], number))
+    if findings:
+        lines += [(line, None) for line in ([], [("Enter goes there.", "dim")])]
+    if reading:
+        lines.append(([(f"Still reading: {reading} parts are complete.", "dim")], None))
+    elif not problems:
+        told = "Everything could be read." if findings else "Nothing is wrong, and everything could be read."
+        lines.append(([(told, "ok")], None))
+    if not problems:
+        return lines
+    lines += [([], None)] if lines else []
+    lines.append(([("Not read", "heading")], None))
+    alike: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault((problem.part, problem.why, problem.try_), []).append(problem)
+    for group in alike.values():
+        lines += [(line, None) for line in _problem_lines(group, width)]
+    return lines
+
+
+def _problem_lines(alike: Sequence[Problem], width: int) -> list[Line]:
+    """Problems that have the same reason and remedy, as one."""
+    lines: list[Line] = []
+    for what, count in Counter(f"{problem.part}: {problem.what}" for problem in alike).items():
+        told = f"{what} ({count} namespaces)" if count > 1 else what
+        lines += [[(part, "warn")] for part in _wrapped(told, width)]
+    why, try_ = alike[0].why, alike[0].try_
+    if why:
+        lines += [[("  ", ""), (part, "")] for part in _wrapped(why, width - 2)]
+    if try_:
+        lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"try: {try_}", width - 2)]
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrapped(safe(text), max(10, width))

@@ -1,29 +1,34 @@
-"""The bars around the panes: product and state, the views' numbers, the breadcrumbs, the keys."""
+"""Paint the bars: header, tabs, breadcrumbs, footer, banner, fast path, time line."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from rich.style import Style
 from textual.strip import Strip
 
 from core.model import FastPath
 from core.text import safe
+from tui.command import span_of
 from tui.keys import Action
-from tui.present import units
-from tui.present.fastpath import MARK, STATES
-from tui.present.fit_text import cut, fit, width_of, wrapped
+from tui.sources import Mode
+from tui.views import formatting
+from tui.views.fastpath import MARK, STATES
+from tui.views.formatting import cut, fit, width_of, wrapped
 from tui.widgets.lines import Painted, Span, strip_of
+
+if TYPE_CHECKING:
+    from tui.sources import Position
+
 
 _LEAST_CRUMB = 6
 _NOTICE_LINES = 3  # at most
 _MODES = {
     "live": ("●", "ok"), "paused": ("■", "warn"), "offline": ("○", "dim"), "replay": ("▶", "accent"),
 }  # fmt: skip
-
-Mode = Literal["live", "paused", "offline", "replay"]
 
 
 def clickable(style: Style, action: str) -> Style:
@@ -46,9 +51,11 @@ class Bar(Painted):
 
 @dataclass(frozen=True, slots=True)
 class HeaderState:
-    """What the header says: `findings` is how many things are wrong, `problems` how many went unread,
-    `writing` whether changes are allowed, `recording` how far a recording is, `reading` how far the first
-    look is, "" where there is none."""
+    """Contents of the header.
+
+    Numbers of `findings` and `problems`, whether changes are allowed (`writing`), progress of a `recording`
+    and of the first `reading` ("" where there is none).
+    """
 
     hostname: str = ""
     source: str = ""
@@ -101,15 +108,17 @@ class HeaderBar(Bar):
 
 
 class TabsBar(Bar):
-    """The views by number, the present one marked; narrow terminals get short names, or the
-    present one alone."""
+    """Views by number, with the current one marked.
+
+    Narrow terminals get short names, or the current one alone.
+    """
 
     tabs: tuple[tuple[int, str, str], ...] = ()
     active = 0
     badge = ""
 
     def show(self, tabs: tuple[tuple[int, str, str], ...], active: int, badge: str) -> None:
-        """Show these (number, title, short name) tabs, and the badge where there is room for it."""
+        """Show (number, title, short name) tabs, and the badge if it fits."""
         self.tabs, self.active, self.badge = tabs, active, badge
         self.repaint()
 
@@ -175,7 +184,7 @@ class CrumbsBar(Bar):
 
 
 class FooterBar(Bar):
-    """The keys that have a meaning here; for a while in their place, what the program has to say."""
+    """The keys that are available; for some seconds a notice in their place."""
 
     actions: tuple[Action, ...] = ()
     notice = ("", "")
@@ -288,4 +297,64 @@ class FastBar(Bar):
         return ", ".join(map(safe, fast.targets)) + missing
 
     def _share(self) -> str:
-        return f"{self.fast.share or 0:.0%} of {units.count(self.fast.packets)} packets"
+        return f"{self.fast.share or 0:.0%} of {formatting.count(self.fast.packets)} packets"
+
+
+_LEAST_LINE = 10  # cells of the line itself, before texts beside it are shortened
+
+
+class TimeBar(Bar):
+    """One line; a click on it goes to that time."""
+
+    position: Position | None = None
+    marks: Sequence[float] = ()
+
+    def show(self, position: Position, marks: Sequence[float]) -> None:
+        """Show a position; `marks` are parts of the line, 0 to 1, with changes."""
+        self.position, self.marks = position, marks
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        at = self.position
+        if at is None:
+            return []
+        mark, tone = ("▶", "ok") if at.playing else ("■", "warn")
+        left: list[Span] = [
+            (f" {mark} ", clickable(self.style_of(tone), "play")),
+            (f"{_time_of_day(at)} ", self.style_of("title")),
+        ]
+        for words in self._wordings(at):
+            room = width - sum(width_of(text) for text, _ in left) - width_of(words)
+            if room >= _LEAST_LINE:
+                break
+        return [strip_of([*left, *self._line(at, max(1, room)), (words, self.style_of("dim"))], width)]
+
+    def _wordings(self, at: Position) -> list[str]:
+        """Texts for the right end, the longest first."""
+        place, speed = f" {at.place + 1}/{at.count}", f" {at.speed:g}x"
+        seconds = f" {span_of(at.seconds)} of {span_of(at.length)}"
+        clock = f" clock set by {at.stepped:+.0f} s" if at.stepped else ""
+        return [f"{clock}{seconds} {place} {speed} ", f"{clock}{place}{speed} ", f"{place}{speed} ", place]
+
+    def _line(self, at: Position, width: int) -> list[Span]:
+        """The line: what is past, the moment shown, what is to come; on it the changes."""
+        here = _cell(at.seconds / at.length if at.length else 0.0, width)
+        changed = {_cell(mark, width) for mark in self.marks}
+        spans: list[Span] = []
+        for cell in range(width):
+            text, tone = ("━", "accent") if cell < here else ("─", "faint")
+            if cell in changed:
+                text, tone = "◆", "warn"
+            if cell == here:
+                text, tone = "●", "title"
+            part = cell / (width - 1) if width > 1 else 0.0
+            spans.append((text, clickable(self.style_of(tone), f"seek({part:.4f})")))
+        return spans
+
+
+def _cell(part: float, width: int) -> int:
+    return min(width - 1, int(part * (width - 1) + 0.5))
+
+
+def _time_of_day(at: Position) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at.wall)) + f".{int(at.wall * 10) % 10}"

@@ -1,4 +1,4 @@
-"""The detail pane: everything about the selected thing, and the related things that Enter leads to."""
+"""The detail pane: everything about the selected thing, and related things."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from textual.strip import Strip
 from core.history import MINUTES, WINDOWS
 from core.model import Ref
 from core.text import safe
-from tui.present.cells import drawn, scale
-from tui.present.fit_text import cut, fit, width_of, wrapped
-from tui.present.rows import Cell, Detail, Section, Tone, Trend
+from tui.views.cells import drawn, scale
+from tui.views.formatting import cut, fit, width_of, wrapped
+from tui.views.rows import Cell, Detail, Section, Tone, Trend
 from tui.widgets.lines import LinesPane, Span, strip_of
 
 _LABELS_AT_MOST = 18
@@ -22,8 +22,10 @@ _FIVE_MINUTES = WINDOWS.index(MINUTES)
 
 @dataclass(frozen=True, slots=True)
 class DetailLine:
-    """One line as it is painted: `lead` in its own tone, then `text`; `ref` is where Enter leads, `marked`
-    whether the line shows that it leads there: the first of a text that is wrapped."""
+    """A painted line: `lead` in its own tone, then `text`.
+
+    `ref` is where Enter leads; `marked` is set on the first line of a wrapped text, which shows it.
+    """
 
     lead: str
     text: str
@@ -51,7 +53,7 @@ class DetailPane(LinesPane):
         self.window = _FIVE_MINUTES
 
     def show(self, about: Ref | None, detail: Detail | None) -> None:
-        """Show what is known of `about`; the cursor stays where it was while that is the same thing."""
+        """Show details of `about`; the cursor stays if it is the same thing."""
         if about != self.about:
             self.cursor = self.top = 0
         self.about, self.detail = about, detail
@@ -70,7 +72,7 @@ class DetailPane(LinesPane):
         self.cursor = max(0, min(self.cursor, len(self.lines) - 1))
 
     def on_resize(self) -> None:
-        """Wrap anew."""
+        """Wrap for the new size."""
         self._lay_out()
 
     def selected_text(self) -> str:
@@ -110,7 +112,7 @@ class DetailPane(LinesPane):
 
 
 def detail_lines(detail: Detail, width: int, window: int = _FIVE_MINUTES) -> Iterator[DetailLine]:
-    """A detail as lines of at most `width` cells; curves of that one of core.history.WINDOWS."""
+    """Details as lines of at most `width` cells, with curves of one window."""
     yield DetailLine("", cut(safe(detail.title), width), "title")
     column = _label_width(detail.sections, width)
     for section in detail.sections:
@@ -142,8 +144,7 @@ def _section_lines(section: Section, column: int, width: int, window: int) -> It
 
 
 def _trend_lines(label: str, trend: Trend, column: int, width: int, window: int) -> Iterator[DetailLine]:
-    """The figure, beside it as much of its scale as there is room for, and below it its curve with the
-    rest."""
+    """Lines for a figure: its scale beside it if it fits, its curve below."""
     text, rest = trend.text, [*scale(trend, window)]
     while rest and width_of(f"{text}, {rest[0]}") <= width - column - 2:
         text = f"{text}, {rest.pop(0)}"

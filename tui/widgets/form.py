@@ -1,15 +1,16 @@
-"""The fields of a form: one line each, typed into or chosen from; the form's screen feeds it keys."""
+"""Edit text: the fields of a form, and the prompt for filters and commands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from textual import events
 from textual.strip import Strip
 
 from core.text import safe
-from tui.present.fit_text import cut, fit, width_of, wrapped
+from tui.views.formatting import cut, fit, width_of, wrapped
 from tui.widgets.lines import Painted, Span, strip_of
 
 
@@ -36,7 +37,7 @@ class Typed:
         return True
 
     def insert(self, text: str) -> None:
-        """Put text in at the cursor; of a pasted text, what stands on its first line."""
+        """Insert text at the cursor; of several lines only the first."""
         text = "".join(char for char in text.split("\n")[0] if char.isprintable())
         self.text = self.text[: self.place] + text + self.text[self.place :]
         self.place += len(text)
@@ -73,9 +74,11 @@ _LEAST_FIELDS = 2
 
 @dataclass(slots=True)
 class Field:
-    """One field. Until a person has `touched` it, it holds what is proposed, and typing replaces that. Of
-    `options`, where there are any, the first that begins with what was typed is meant; those that a field
-    is made with are all that it takes, those that come later are some of what it takes."""
+    """A field; it holds a proposal until the user has `touched` it.
+
+    Typing replaces the proposal. With `options` the first one that begins with the typed text is meant; those
+    given at the start are the only valid values, later ones are examples.
+    """
 
     name: str
     label: str
@@ -96,7 +99,7 @@ class Field:
 
     @property
     def rest(self) -> str:
-        """What is missing in what was typed."""
+        """The rest of the option that was begun."""
         text = self.typed.text
         if not text or text in self.options:
             return ""
@@ -135,7 +138,7 @@ class Field:
 
 
 class FormPane(Painted):
-    """Shows fields and, under them, notes such as what is wrong with what they hold."""
+    """Show fields, and below them notes such as errors of their values."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ class FormPane(Painted):
         return len(self.shown) + max(3, 1 + notes) if self.shown else notes
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        """The notes always, and of the fields as many as there is room for, the current one among them."""
+        """Paint the notes, and as many fields as fit, with the current one."""
         notes = list(self._note_lines(width))
         if not self.shown:
             return notes
@@ -185,7 +188,7 @@ class FormPane(Painted):
         return [*fields, self._more(len(self.shown) - last, width), *notes]
 
     def _more(self, below: int, width: int) -> Strip:
-        """What lies above and below the fields in sight."""
+        """Hints at fields above and below those in sight."""
         told = [f"↑ {self._top} more"] if self._top else []
         told += [f"↓ {below} more"] if below else []
         return strip_of([(f" {'   '.join(told)}", self.style_of("dim"))], width)
@@ -225,14 +228,14 @@ class FormPane(Painted):
         yield "  " + cut(aside, max(0, room - used - 2)), self.style_of(tone)
 
     def _aside(self, one: Field) -> str:
-        """What else could stand there; a hint says what is proposed, so it is no remark on anything else."""
+        """Text beside a field: other options, or the hint of a proposal."""
         others = [safe(option) for option in one.options if option != one.value]
         if others:
             return f"‹ › {' · '.join(others)}"
         return "" if one.touched and one.value else one.hint
 
     def _error_of(self, one: Field) -> str:
-        """What is wrong with what a person has put there, "" where no note quotes it."""
+        """The error of a typed value, "" if a note quotes it already."""
         quoted = f'"{safe(one.value)}"'
         wrong = (safe(text) for text, tone in self.notes if tone == "bad" and one.touched and one.value)
         return next((text for text in wrong if quoted in text), "")
@@ -241,3 +244,86 @@ class FormPane(Painted):
         if self._top + event.y < len(self.shown):
             self._place = self._top + event.y
             self.repaint()
+
+
+Kind = Literal["/", ":"]
+Outcome = Literal["typed", "accepted", "given up", ""]
+
+HINTS: dict[Kind, str] = {
+    "/": "word  key:value  !not      Enter keeps it, Esc shows all",
+    ":": "the name of a view      Tab completes, Enter goes there",
+}
+
+
+class Prompt(Painted):
+    """One line of typed text.
+
+    It takes no focus: the dashboard feeds it keys in the order in which they were typed, however fast.
+    """
+
+    def __init__(self, complete: Callable[[str], str]) -> None:
+        """`complete` completes what was typed after ":"."""
+        super().__init__()
+        self.kind: Kind = "/"
+        self._typed = Typed()
+        self._complete = complete
+
+    @property
+    def text(self) -> str:
+        """The typed text."""
+        return self._typed.text
+
+    def open(self, kind: Kind, text: str = "") -> None:
+        """Come up with that text."""
+        self.kind = kind
+        self._typed.put(text)
+        self.display = True
+        self.repaint()
+
+    def close(self) -> None:
+        """Go away."""
+        self.display = False
+
+    # ---- typing
+
+    def feed(self, event: events.Key) -> Outcome:
+        """Handle one key; returns its effect."""
+        if event.key == "enter":
+            return "accepted"
+        if event.key == "escape" or (event.key == "backspace" and not self.text):
+            return "given up"
+        before = self.text
+        if event.key == "tab":
+            self._make_whole()
+        else:
+            self._typed.feed(event)
+        self.repaint()
+        return "typed" if self.text != before else ""
+
+    def insert(self, text: str) -> None:
+        """Insert text at the cursor; of several lines only the first."""
+        self._typed.insert(text)
+
+    def _make_whole(self) -> None:
+        if self.kind == ":":
+            self._typed.put(self._complete(self.text))
+
+    # ---- painting
+
+    def paint(self, width: int, height: int) -> list[Strip]:
+        before, under, after = self._parts()
+        shown = max(1, width - 6 - width_of(under))
+        while before and width_of(before) > shown:
+            before = before[1:]
+        spans: list[Span] = [(f" {self.kind} ", self.style_of("key")), (before, self.style_of(""))]
+        spans += [(under, self.style_of("caret")), (after, self.style_of(""))]
+        if self.kind == ":" and self._typed.place == len(self.text):
+            spans.append((self._complete(self.text)[len(self.text) :], self.style_of("dim")))
+        if not self.text:
+            spans.append((f" {HINTS[self.kind]}", self.style_of("dim")))
+        return [strip_of(spans, width)]
+
+    def _parts(self) -> tuple[str, str, str]:
+        """Printable text before, under and after the cursor."""
+        text, place = self._typed.text, self._typed.place
+        return safe(text[:place]), safe(text[place : place + 1]) or " ", safe(text[place + 1 :])

@@ -1,4 +1,4 @@
-"""A pane of many lines with a cursor: moving, scrolling, mouse; only the lines in sight are ever made."""
+"""A pane of many lines with a cursor; only visible lines are made."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from tui import keys
-from tui.present.fit_text import ELLIPSIS, ascii_only, width_of
-from tui.present.rows import Tone
+from tui.views.formatting import ELLIPSIS, ascii_only, width_of
+from tui.views.rows import Tone
 
 Span = tuple[str, Style]
 
 
 def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> Strip:
-    """The spans as one line of exactly `width` cells, the rest filled; an ellipsis at its end where text is
-    cut off, so that nobody takes half a figure for a whole one."""
+    """Spans as a line of exactly `width` cells.
+
+    An ellipsis marks text that is cut off, so that no part of a figure looks like the whole.
+    """
     strip = Strip([Segment(text, style) for text, style in spans if text])
     if strip.cell_length <= width or width < 1 or width_of(strip.text.rstrip()) <= width:
         return strip.adjust_cell_length(width, fill)
@@ -35,10 +37,10 @@ def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> St
 
 
 class TonedApp(App[None]):
-    """An application that holds the styles of tones once for all of its painted widgets.
+    """An application that keeps the styles of tones for all painted widgets.
 
-    Textual computes the styles of a node's components again at each change of its classes or size; on every
-    widget that took a third of the time from start to first paint.
+    Textual computes a node's component styles again at each change of its classes or size; on every widget
+    that took a third of the time to the first paint.
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -48,12 +50,12 @@ class TonedApp(App[None]):
     }  # fmt: skip
 
     def tone(self, name: str) -> Style:
-        """The style of a tone, without what it does not set."""
+        """The style of a tone, with only the attributes that it sets."""
         return self.get_component_styles(f"tone--{name}").partial_rich_style
 
 
 class Painted(Widget):
-    """A widget whose lines come from `paint`; call `repaint` whenever that may have changed."""
+    """A widget whose lines come from `paint`; call `repaint` when they may change."""
 
     ALLOW_SELECT = False
 
@@ -67,7 +69,7 @@ class Painted(Widget):
         raise NotImplementedError
 
     def style_of(self, name: Tone | str, over: str = "") -> Style:
-        """The style of a tone, on the background of another component where `over` names one."""
+        """The style of a tone, on the background of the component `over` if given."""
         key = (name, over)
         if key not in self._styles_by_name:
             app = self.app
@@ -80,7 +82,7 @@ class Painted(Widget):
         return self._styles_by_name[key]
 
     def repaint(self) -> None:
-        """Paint anew and show the lines that differ."""
+        """Paint, and show the lines that differ."""
         if not self.is_attached:
             return
         width, height = self.size
@@ -102,7 +104,7 @@ class Painted(Widget):
         self.repaint()
 
     def notify_style_update(self) -> None:
-        """Take up the colours of another theme; the component styles follow only after this call."""
+        """Take over another theme's colours; component styles follow after this call."""
         super().notify_style_update()
         self.call_later(self._restyle)
 
@@ -115,14 +117,14 @@ _WHEEL_LINES = 3
 
 
 class LinesPane(Painted, can_focus=True):
-    """Base of the panes that hold lines: subclasses say how many there are and what each looks like."""
+    """Base of panes of lines: subclasses count and paint them."""
 
     BINDINGS = keys.bindings("lines", "fold")
 
     header_height = 0
 
     class Barrier(Message):
-        """Says, by way of the same queues, that all that this pane said before was heard."""
+        """Passes the same queues as this pane's messages: all before it were handled."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -191,14 +193,14 @@ class LinesPane(Painted, can_focus=True):
         return "cursor" if self.has_focus else "cursor-blurred"
 
     def repaint(self) -> None:
-        """Paint anew, unless the next step does."""
+        """Paint, unless the next step does."""
         if not self._unseen:
             super().repaint()
 
     # ---- moving
 
     def move_unseen(self, action: str) -> None:
-        """One of several steps, of which only the last is painted and told of."""
+        """Move one of several steps, of which only the last is painted and reported."""
         self._unseen = True
         try:
             getattr(self, f"action_{action}")()
@@ -252,13 +254,13 @@ class LinesPane(Painted, can_focus=True):
         self.move_to(self.cursor + lines)
 
     def action_open(self) -> None:
-        """Enter; subclasses say what it does."""
+        """Handle Enter; implemented by subclasses."""
 
     def action_left(self) -> None:
-        """Fold; subclasses say what it does."""
+        """Fold; implemented by subclasses."""
 
     def action_right(self) -> None:
-        """Unfold; subclasses say what it does."""
+        """Unfold; implemented by subclasses."""
 
     # ---- mouse and focus
 
@@ -295,7 +297,10 @@ class LinesPane(Painted, can_focus=True):
         self.scroll_by(0)
 
     def on_click(self, event: events.Click) -> None:
-        """A click selects the line, a double click opens it; a click on the header is the subclass's."""
+        """Select the clicked line, open it at a double click.
+
+        Clicks on the header are for subclasses.
+        """
         if self._on_scroll_bar(event):
             return
         if event.y < self.header_height:
@@ -320,7 +325,7 @@ class LinesPane(Painted, can_focus=True):
 
 
 class AsciiFilter(LineFilter):
-    """Replaces drawing characters in finished lines, also those of Textual's own borders."""
+    """Replace drawing characters in finished lines, also in Textual's own borders."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """The same segments in ASCII."""

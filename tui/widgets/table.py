@@ -1,24 +1,28 @@
-"""The virtual table: asks a `Rows` for the lines in sight only; its cursor follows the thing."""
+"""Paint the virtual table, and the overview, which its rows can draw themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from rich.style import Style
+from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
 from core.model import Ref
 from core.text import safe
-from tui.present.fit_text import cut, cut_end, fit, width_of, wrapped
-from tui.present.lists import GAP, ListRows, Placed, lay_out
-from tui.present.rows import Column, Row, Rows, head_of
+from tui.views.formatting import cut, cut_end, fit, width_of, wrapped
+from tui.views.lists import GAP, ListRows, PlacedColumn, lay_out
+from tui.views.overview import RailRows
+from tui.views.rails_drawing import Drawing, Item
+from tui.views.rails_drawing import Span as Inked
+from tui.views.rows import Column, Row, Rows, head_of
 from tui.widgets.lines import LinesPane, Span, strip_of
 
 NOTHING: Rows = ListRows((), ())
 
 _GUTTER = 1
-_NEIGHBOURS = 200  # lines around a vanished thing in which to look for one that is still there
+_NEIGHBOURS = 200  # lines around a vanished thing to search for a remaining one
 
 
 class TableView(LinesPane):
@@ -51,7 +55,7 @@ class TableView(LinesPane):
             self.column = column
 
     class FoldAsked(Message):
-        """A person asks to fold or unfold what stands under this thing."""
+        """The user wants to fold or unfold the rows below a thing."""
 
         def __init__(self, ref: Ref, closed: bool) -> None:
             super().__init__()
@@ -64,13 +68,13 @@ class TableView(LinesPane):
         self.sort, self.reverse = "", False
         self.closed: frozenset[Ref] = frozenset()
         self.message = ""
-        self._placed: tuple[Placed, ...] = ()
+        self._placed: tuple[PlacedColumn, ...] = ()
         self._deep = False
 
     # ---- what is shown
 
     def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
-        """Show another list: the cursor on `ref` if it is there, scrolled to `top` as far as that allows."""
+        """Show another list, with the cursor on `ref` and scrolled to `top` if possible."""
         self.columns = columns
         self._take(rows)
         place = rows.index(ref) if ref is not None else None
@@ -89,13 +93,15 @@ class TableView(LinesPane):
         self.repaint()
 
     def update(self, rows: Rows, pinned: bool = False) -> None:
-        """Show newer rows of the same list: cursor and scroll position stay with the things that they show.
-        `pinned`: a cursor on the first line stays there, whatever thing comes to stand on it."""
+        """Show newer rows of the same list; cursor and position follow their things.
+
+        With `pinned`, a cursor on the first line stays there, whatever comes to be on it.
+        """
         before, was = self.ref, self.cursor
         offset = self.cursor - self.top
         in_sight = 0 <= offset < self.page
-        place = 0 if pinned and not self.cursor else _whereabouts(self.rows, rows, self.cursor)
-        top = None if in_sight else _whereabouts(self.rows, rows, self.top)
+        place = 0 if pinned and not self.cursor else _new_place(self.rows, rows, self.cursor)
+        top = None if in_sight else _new_place(self.rows, rows, self.top)
         self._take(rows)
         self.cursor = place
         if not (pinned and not self.top and not was):
@@ -171,8 +177,7 @@ class TableView(LinesPane):
         return [*self._paint_head(width), strip_of(spans, width)]
 
     def _paint_head(self, width: int) -> Iterator[Strip]:
-        """What is said about the whole; at the end of its first line how many columns had no room, where
-        that matters."""
+        """Paint the summary lines, with the number of dropped columns on the first."""
         words = self._left_out()
         for cell in head_of(self.rows):
             room = max(0, width - width_of(words))
@@ -238,7 +243,7 @@ class TableView(LinesPane):
             self.post_message(self.Opened(self.ref))
 
     def action_left(self) -> None:
-        """Fold what stands under this row; from within, go to the row that it stands under."""
+        """Fold the rows below this one; inside, go to the row above them."""
         row = self.selected_row()
         if row is None:
             return
@@ -252,7 +257,7 @@ class TableView(LinesPane):
             self.move_to(next(above, self.cursor))
 
     def action_right(self) -> None:
-        """Unfold what stands under this row."""
+        """Unfold the rows below this one."""
         if self.ref in self.closed:
             self.post_message(self.FoldAsked(self.ref, False))
 
@@ -262,9 +267,11 @@ class TableView(LinesPane):
                 self.post_message(self.SortAsked(placed.column.name))
 
 
-def _whereabouts(before: Rows, now: Rows, place: int) -> int:
-    """Where the thing of that old place stands now; where it is gone, its nearest neighbour that is still
-    there, those below first."""
+def _new_place(before: Rows, now: Rows, place: int) -> int:
+    """The new place of the thing at an old place.
+
+    If it is gone, that of its nearest remaining neighbour, those below first.
+    """
     if place >= len(before):
         return 0
     for step in range(_NEIGHBOURS):
@@ -274,3 +281,196 @@ def _whereabouts(before: Rows, now: Rows, place: int) -> int:
                 if found is not None:
                     return found
     return max(0, min(place, len(now) - 1))
+
+
+_BLANK = Drawing(0)
+
+
+class MainPane(TableView):
+    """A table that draws `RailRows`.
+
+    Then the cursor is on an item of the drawing: up and down move from band to band, left and right along a
+    rail.
+    """
+
+    def __init__(self, **arguments: str | None) -> None:
+        super().__init__(**arguments)
+        self.picture = _BLANK
+        self._column = 0  # the column that moving up and down keeps to
+
+    @property
+    def rails(self) -> RailRows | None:
+        """The rows as rails, None where the pane is a list."""
+        return self.rows if isinstance(self.rows, RailRows) else None
+
+    @property
+    def item(self) -> Item | None:
+        """The item of the picture that the cursor stands on."""
+        return self.picture.items[self.cursor] if self.cursor < len(self.picture.items) else None
+
+    @property
+    def foldable(self) -> bool:
+        return self.rails is not None or super().foldable
+
+    # ---- what is shown
+
+    def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
+        """Show other rows; see TableView."""
+        self._take(rows)
+        self._draw()
+        super().show(columns, rows, ref, top)
+        self._remember_column()
+
+    def _take(self, rows: Rows) -> None:
+        super()._take(rows)
+        if isinstance(rows, RailRows):
+            self.header_height = 0
+
+    def update(self, rows: Rows, pinned: bool = False) -> None:
+        """Show newer rows; the cursor stays with its thing on the same rail."""
+        before = self.rails
+        if before is None or not isinstance(rows, RailRows):
+            if isinstance(rows, RailRows) or before is not None:
+                self.show(self.columns, rows, self.ref, 0)
+            else:
+                super().update(rows, pinned)
+            return
+        was, top = self.ref, self.top
+        wanted = before.places[self.cursor] if self.cursor < len(before.places) else None
+        if wanted in rows.places:
+            self.rows, self.cursor = rows, rows.places.index(wanted)
+        else:
+            super().update(rows, pinned)
+        self._draw()
+        self.top = max(0, min(top, self.picture.height - self.page))
+        self._announce(changed=self.ref != was)
+
+    def _draw(self) -> None:
+        """Draw for the current size; narrower if a scroll bar is needed."""
+        rails, (width, height) = self.rails, self.size
+        if rails is None or not width or not height:
+            self.picture = _BLANK
+            return
+        self.picture = rails.draw(width, height)
+        if self.picture.height > height:
+            self.picture = rails.draw(width - 1, height)
+
+    def on_resize(self) -> None:
+        """Draw for the new size."""
+        self._draw()
+        self.bring_in_sight()
+        self.repaint()
+
+    # ---- lines
+
+    def line_count(self) -> int:
+        return self.picture.height if self.rails else super().line_count()
+
+    def paint_header(self, width: int) -> list[Strip]:
+        return [] if self.rails else super().paint_header(width)
+
+    def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
+        if self.rails is None:
+            return super().paint_lines(first, last, width)
+        return [self._drawn_line(y, width) for y in range(first, last)]
+
+    def _drawn_line(self, y: int, width: int) -> Strip:
+        """A line of the drawing, with the selected item highlighted."""
+        line, item = self.picture.lines[y], self.item
+        plain = self._strip(line, "", width)
+        if item is None or not item.y <= y < item.y + item.height:
+            return plain
+        chosen = self._strip(line, self.cursor_style(), width)
+        end = min(item.x + item.width, width)
+        return Strip.join([plain.crop(0, item.x), chosen.crop(item.x, end), plain.crop(end, width)])
+
+    def _strip(self, line: tuple[Inked, ...], over: str, width: int) -> Strip:
+        spans = [(text, self.style_of(ink, over)) for text, ink in line]
+        return strip_of(spans, width, self.style_of("", over) if over else None)
+
+    # ---- moving
+
+    def move_to(self, line: int) -> None:
+        """Put the cursor on an item of the picture; see LinesPane for a list."""
+        if self.rails is None:
+            super().move_to(line)
+            return
+        self.cursor = max(0, min(line, len(self.picture.items) - 1))
+        self.bring_in_sight()
+        self.repaint()
+        if self.item is not None and not self._unseen:
+            self.moved()
+
+    def bring_in_sight(self) -> None:
+        """Scroll just enough to show the selected item; to the top for the first."""
+        if self.rails is None:
+            super().bring_in_sight()
+            return
+        item = self.item
+        if item is not None:
+            lowest = 0 if self.cursor == 0 else item.y
+            self.top = max(item.y + item.height - self.page, min(self.top, lowest))
+
+    def _go(self, item: Item | None, keep_column: bool = False) -> None:
+        if item is not None:
+            self.move_to(self.picture.items.index(item))
+            if not keep_column:
+                self._remember_column()
+
+    def _remember_column(self) -> None:
+        item = self.item
+        if item is not None:
+            self._column = item.x + (0 if item.kind == "rail" else item.width // 2)
+
+    def action_cursor_down(self) -> None:
+        item = self.item
+        if item is None or self.rails is None:
+            super().action_cursor_down()
+        else:
+            self._go(self.picture.below(item, self._column), keep_column=True)
+
+    def action_cursor_up(self) -> None:
+        item = self.item
+        if item is None or self.rails is None:
+            super().action_cursor_up()
+        else:
+            self._go(self.picture.above(item, self._column), keep_column=True)
+
+    def action_left(self) -> None:
+        if self.rails is None:
+            super().action_left()
+        elif self.item is not None:
+            self._go(self.picture.along(self.item, -1))
+
+    def action_right(self) -> None:
+        if self.rails is None:
+            super().action_right()
+        elif self.item is not None:
+            self._go(self.picture.along(self.item, 1))
+
+    def action_last(self) -> None:
+        if self.rails is None:
+            super().action_last()
+        else:
+            self.move_to(len(self.picture.items) - 1)
+
+    def _turn(self, lines: int) -> None:
+        item = self.item
+        if self.rails is None or item is None:
+            super()._turn(lines)
+        else:
+            wanted = item.y + lines
+            self._go(min(self.picture.items, key=lambda each: abs(each.y - wanted)))
+
+    def on_click(self, event: events.Click) -> None:
+        """Select the clicked thing, open it at a double click."""
+        if self.rails is None:
+            return
+        event.prevent_default()
+        item = self.picture.at(event.x, event.y + self.top)
+        if item is None or self._on_scroll_bar(event):
+            return
+        if event.chain == 1:
+            self._go(item)
+        elif event.chain == 2:
+            self.action_open()

@@ -1,5 +1,4 @@
-"""The question whether the fast path shall be turned on or off for something: what changes, in words, and on
-which links."""
+"""Ask whether to turn the fast path on or off, with a preview of the changes."""
 
 from __future__ import annotations
 
@@ -13,37 +12,37 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
 
-from tui.changer import Accelerator, Preview
 from tui.command import CommandError
-from tui.present.fast_targets import Choice
-from tui.present.fit_text import wrapped
 from tui.screens.dialogs import Dialog, Line, PreviewPane
+from tui.services import FastPathPreview, FastPathService
+from tui.views.fast_targets import Choice
+from tui.views.formatting import wrapped
 
 Phase = Literal["looking", "asking", "running", "ended"]
 _KEYS = {
-    "looking": " Esc leaves it ", "asking": " y does it · n leaves it · s strict: {} · PgDn PgUp scroll ",
+    "looking": " Esc leaves it ", "asking": " y applies · n cancels · s strict: {} · PgDn PgUp scroll ",
     "running": " under way… ", "ended": " Esc closes ",
 }  # fmt: skip
 
 
-class Heard(Message):
-    """Something that the thread has found out: a preview, words on the way, the end, or an error."""
+class WorkProgress(Message):
+    """A result of the thread: a preview, progress, the end, or an error."""
 
-    def __init__(self, what: Preview | str | CommandError, ended: bool = False) -> None:
+    def __init__(self, what: FastPathPreview | str | CommandError, ended: bool = False) -> None:
         super().__init__()
         self.what, self.ended = what, ended
 
 
 class AccelerateScreen(Dialog[str]):
-    """Ends with a sentence that says how it went. Whatever takes time is done on a thread."""
+    """Preview and switch the fast path in a thread; returns a sentence about the end."""
 
     AUTO_FOCUS = ""
 
-    def __init__(self, choices: tuple[Choice, ...], on: bool, accelerator: Accelerator) -> None:
+    def __init__(self, choices: tuple[Choice, ...], on: bool, fast_path_service: FastPathService) -> None:
         super().__init__()
-        self._choices, self._on, self._accelerator = choices, on, accelerator
+        self._choices, self._on, self._fast_path_service = choices, on, fast_path_service
         self.phase: Phase = "looking"
-        self.preview: Preview | None = None
+        self.preview: FastPathPreview | None = None
         self._strict: bool | None = None
         self._words = [("looking at what is there…", "dim")]
         self._text = PreviewPane(self._lines)
@@ -68,7 +67,7 @@ class AccelerateScreen(Dialog[str]):
     # ---- on the thread
 
     def _work(self, work: Callable[[], None]) -> None:
-        # Not a daemon: what was begun is brought to an end also where the program is ended meanwhile.
+        # Not a daemon: it is completed even if the program ends meanwhile.
         threading.Thread(target=lambda: self._guarded(work), name="accelerate").start()
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -80,22 +79,26 @@ class AccelerateScreen(Dialog[str]):
             self._tell(CommandError(repr(error)))
 
     def _look(self) -> None:
-        self._tell(self._accelerator.preview(self._choices, self._on, self._accelerator.look(), self._strict))
+        self._tell(
+            self._fast_path_service.preview(
+                self._choices, self._on, self._fast_path_service.read_topology(), self._strict
+            )
+        )
 
     def _do(self) -> None:
         assert self.preview is not None
-        self._tell(self._accelerator.perform(self.preview, self._tell), ended=True)
+        self._tell(self._fast_path_service.perform(self.preview, self._tell), ended=True)
 
     def _tell(self, what: Any, ended: bool = False) -> None:
         with suppress(RuntimeError):  # the program has ended
-            self.post_message(Heard(what, ended))
+            self.post_message(WorkProgress(what, ended))
 
     # ---- what was found out
 
-    def on_heard(self, message: Heard) -> None:
+    def on_work_progress(self, message: WorkProgress) -> None:
         """Show it."""
         what = message.what
-        if isinstance(what, Preview):
+        if isinstance(what, FastPathPreview):
             self.preview = what
             self.phase = "asking" if what.can_be_done else "ended"
             self._words = []
@@ -136,13 +139,13 @@ class AccelerateScreen(Dialog[str]):
             self._say(("looking again…", "dim"))
             self._work(self._look)
         elif self.phase == "asking" and event.key == "enter":
-            self._say(("y does it, n leaves it.", "warn"))
+            self._say(("y applies, n cancels.", "warn"))
             self._text.reveal(len(self._text.text))
         elif self.phase != "running" and event.key in ("n", "escape", "q", "enter"):
             self.dismiss(None)
 
 
-def _preview_lines(preview: Preview, width: int) -> Iterator[Line]:
+def _preview_lines(preview: FastPathPreview, width: int) -> Iterator[Line]:
     yield from ([(part, "title")] for part in wrapped(preview.title, width))
     for words in preview.nothing:
         yield from _bullet(words, "dim", width)

@@ -1,4 +1,4 @@
-"""The forms that attach a container to a network, detach it, and move it to another."""
+"""Define the forms that attach, detach and move a container."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from core.plan.requests import Attach, Detach, Move
 from core.text import safe
 from core.topology import Topology
 from tui.command import CommandError
-from tui.screens.forms.change import Filled, Form, Values, form_about, words
+from tui.screens.forms.change import Form, FormState, Values, form_about, words
 from tui.widgets.form import Field
 
-# The networks of Docker's that nothing can be attached to, nor detached from.
+# Docker's networks that nothing can be attached to, or detached from.
 _NO_NETWORKS = ("host", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """The container and the network that belong to the selected thing, None where none does."""
+    """Container and network of the selected thing, each None if there is none."""
 
     container: Container | None = None
     network: str = ""
@@ -31,13 +31,13 @@ class Selected:
         return self.network if self.network in networks else next(iter(networks), "")
 
     def container_in(self, containers: dict[str, Container]) -> str:
-        """The label of the selected container, where it is one of these, else of the first of them."""
+        """The label of the selected container if it is listed, else the first label."""
         found = (label for label, one in containers.items() if one == self.container)
         return next(found, next(iter(containers), ""))
 
 
 def selected(topology: Topology, ref: Ref | None) -> Selected:
-    """What a reference stands for in a form."""
+    """Container and network of a reference."""
     match ref:
         case Ref("container", (str(runtime), str(container_id))):
             return Selected(topology.containers.get(f"{runtime}:{container_id}"))
@@ -67,7 +67,7 @@ def _name(topology: Topology, name: str, bridge: str) -> str:
 
 
 def by_label(containers: Iterable[Container]) -> dict[str, Container]:
-    """Containers by what a person calls them; those that share a name by their uid."""
+    """Containers by name; those that share a name by uid."""
     every = list(containers)
     names = [safe(one.name) for one in every]
     return {
@@ -88,7 +88,7 @@ def able(topology: Topology) -> list[Container]:
 
 
 def our_names(topology: Topology) -> tuple[str, ...]:
-    """The networks of ours."""
+    """Names of vnet's networks."""
     return tuple(sorted(ours(topology.snapshot, topology.host).networks))
 
 
@@ -107,8 +107,10 @@ def dockers_names(topology: Topology) -> tuple[str, ...]:
 
 
 def networks_for(topology: Topology, container: Container | None) -> tuple[str, ...]:
-    """The networks that take a container and that it is not on yet: ours, then, where it is Docker's or none
-    in particular, Docker's."""
+    """Networks that the container can be attached to: vnet's first, then Docker's.
+
+    Docker's are listed for its own containers, or if no container is given.
+    """
     theirs = dockers_names(topology) if container is None or container.runtime == "docker" else ()
     there = set(networks_with(topology, container)) if container else set()
     return tuple(one for one in dict.fromkeys([*our_names(topology), *theirs]) if one not in there)
@@ -123,7 +125,7 @@ def networks_with(topology: Topology, container: Container) -> tuple[str, ...]:
 
 
 def free_address(topology: Topology, network: str) -> str:
-    """The next free address of a network of ours; "" leaves it to who makes it."""
+    """The next free address of a network; "" if Docker chooses it."""
     found = ours(topology.snapshot, topology.host).networks.get(network)
     used = ipam.used_addresses(topology.snapshot)
     try:
@@ -163,7 +165,7 @@ def move_form(ref: Ref | None) -> Form:
     return form_about(ref, "Move a container to another network", fields, _fill_move, _move)
 
 
-def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> FormState:
     containers, chosen = by_label(able(topology)), selected(topology, ref)
     every = {label: networks_for(topology, one) for label, one in containers.items()}
     fitting = {label: one for label, one in containers.items() if chosen.network_in(every[label])}
@@ -172,7 +174,7 @@ def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     container = values.get("container", label)
     networks = every.get(container, networks_for(topology, None))
     network = values.get("network", chosen.network_in(networks))
-    return Filled(
+    return FormState(
         {
             "container": container, "network": network, "address": free_address(topology, network),
             "link": _link(topology, containers.get(container)),
@@ -183,8 +185,8 @@ def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     )  # fmt: skip
 
 
-def _fill_leaving(topology: Topology, values: Values, ref: Ref | None) -> Filled:
-    """For a form about a container that leaves a network: the selected one, or one that is on one."""
+def _fill_leaving(topology: Topology, values: Values, ref: Ref | None) -> FormState:
+    """Propose a container that is attached to a network: the selected one first."""
     chosen, containers = selected(topology, ref), by_label(able(topology))
     there = {label: networks_with(topology, one) for label, one in containers.items()}
     fitting = {label: one for label, one in containers.items() if there[label]}
@@ -192,20 +194,20 @@ def _fill_leaving(topology: Topology, values: Values, ref: Ref | None) -> Filled
     label = chosen.container_in(containers) if chosen.container else next(iter(on_it or fitting), "")
     container = values.get("container", label)
     networks = there.get(container, ())
-    return Filled(
+    return FormState(
         {"container": container, "network": chosen.network_in(networks)},
         {"container": tuple(dict.fromkeys([*fitting, label] if label else fitting)), "network": networks},
     )
 
 
-def _fill_move(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+def _fill_move(topology: Topology, values: Values, ref: Ref | None) -> FormState:
     filled = _fill_leaving(topology, values, ref)
     container = by_label(able(topology)).get(filled.proposals["container"])
     network = values.get("network", filled.proposals["network"])
     same = our_names(topology) if network in our_names(topology) else dockers_names(topology)
     others = tuple(one for one in networks_for(topology, container) if one in same)
     to = values.get("to", next(iter(others), ""))
-    return Filled(
+    return FormState(
         {**filled.proposals, "to": to, "address": free_address(topology, to)},
         {**filled.options, "to": others},
     )

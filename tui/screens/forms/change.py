@@ -1,4 +1,4 @@
-"""The screen on which a change is put together, previewed, agreed to and watched."""
+"""Define the screen on which a change is entered, previewed and executed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from core.plan import Plan, Refused
 from core.plan.requests import CreateContainer, CreateNetwork, Request
 from core.text import safe
 from core.topology import Topology
-from tui.changer import Changer, Ended, Parts
 from tui.command import CommandError
-from tui.desk import Worker
+from tui.presenter import Worker
 from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, PreviewPane, change_lines
+from tui.services import ChangeResult, ChangeService, PlanScope
 from tui.widgets.form import Field, FormPane
 
 type Values = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """What follows from what is: a proposal for each field, the options of those that have some of what is
-    there, and the fields that mean nothing now."""
+class FormState:
+    """Proposals and options of fields, and the fields that are hidden now."""
 
     proposals: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -41,14 +40,17 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`fill` is given what the person has typed, `requests` the values of all fields in sight; it may raise
-    CommandError. A form that `asks` has no fields: it wants a yes."""
+    """A form.
+
+    `fill` gets the typed values, `requests` the values of all visible fields; both may raise CommandError. A
+    form that `asks` has no fields and wants a yes.
+    """
 
     title: str
-    parts: Parts
+    parts: PlanScope
     requests: Callable[[Values, Topology], Sequence[Request]]
     fields: tuple[Field, ...] = ()
-    fill: Callable[[Topology, Values], Filled] = lambda topology, values: Filled()
+    fill: Callable[[Topology, Values], FormState] = lambda topology, values: FormState()
     asks: bool = False
 
 
@@ -56,11 +58,11 @@ def form_about(
     ref: Ref | None,
     title: str,
     fields: tuple[Field, ...],
-    fill: Callable[[Topology, Values, Ref | None], Filled],
+    fill: Callable[[Topology, Values, Ref | None], FormState],
     request: Callable[[Values, Topology], Request],
-    parts: Parts = "light",
+    parts: PlanScope = "light",
 ) -> Form:
-    """A form that makes one request and begins with the selected thing, which `fill` hears of."""
+    """A form that makes one request; `fill` gets the selected thing."""
     return Form(
         title,
         parts,
@@ -78,27 +80,27 @@ def words(text: str) -> tuple[str, ...]:
 def number(text: str, what: str, example: int) -> int:
     """The number that a field holds, 0 for an empty one. Raises CommandError."""
     if text and not (text.isascii() and text.isdecimal()):
-        raise CommandError(f'"{safe(text)}" is no {what}: write a number, such as {example}')
+        raise CommandError(f'"{safe(text)}" is not a valid {what}: write a number, such as {example}')
     return int(text or 0)
 
 
-_STALE = 2.0  # seconds after which the host is looked at again while somebody types
+_STALE = 2.0  # seconds after which the host is read again while the user types
 _LOOKING: list[Line] = [[("looking at what is there…", "dim")]]
 
 Phase = Literal["planning", "running", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
-class Worked:
-    """What the fields' values, as they were, lead to."""
+class PlannedForm:
+    """The plan of the values that the fields had."""
 
     values: dict[str, str]
-    filled: Filled
+    filled: FormState
     requests: Sequence[Request]
     plan: Plan | Refused
 
 
-class Told(Message):
+class WorkDone(Message):
     """Something that a thread has found out, or the exception that it ended with."""
 
     def __init__(self, what: Any) -> None:
@@ -106,20 +108,22 @@ class Told(Message):
         self.what = what
 
 
-class ChangeScreen(Dialog[Ended | None]):
-    """Fields, if the form has any, and beside or below them every command that they lead to. Keys come to the
-    screen itself, so that none is lost or overtakes another, however fast they are typed."""
+class ChangeScreen(Dialog[ChangeResult | None]):
+    """Show fields, if there are any, and every command that they lead to.
+
+    Keys go to the screen itself, so that none is lost or overtakes another, however fast they are typed.
+    """
 
     AUTO_FOCUS = ""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
 
-    def __init__(self, form: Form, changer: Changer) -> None:
+    def __init__(self, form: Form, change_service: ChangeService) -> None:
         super().__init__()
-        self.form, self.changer = form, changer
+        self.form, self.change_service = form, change_service
         self.fields = FormPane(form.fields)
         self.preview = PreviewPane(lambda width: _LOOKING)
         self.phase: Phase = "planning"
-        self.worked: Worked | None = None
+        self.worked: PlannedForm | None = None
         self._done = NOT_BEGUN
         self._topology: Topology | None = None
         self._looked = 0.0
@@ -152,15 +156,15 @@ class ChangeScreen(Dialog[Ended | None]):
         self.fields.styles.height = "1fr" if wide else min(most, self.fields.height_for(width))
 
     def _show_keys(self) -> None:
-        accepts = "Enter does it · Tab next · Esc leaves it"
+        accepts = "Enter applies · Tab next · Esc cancels"
         if self.worked is None:
             accepts = "reading… · Esc leaves it"
         elif self.form.asks and isinstance(self.worked.plan, Refused):
             accepts = "Esc closes"
         elif self.form.asks:
-            accepts = "y does it · n leaves it"
+            accepts = "y applies · n cancels"
         elif self._closer:
-            accepts = "Enter or y does it · Esc back"
+            accepts = "Enter or y applies · Esc back"
         keys = {
             "planning": f" {accepts} · PgDn PgUp scroll ",
             "running": " under way… ",
@@ -184,12 +188,12 @@ class ChangeScreen(Dialog[Ended | None]):
             self._answer(event) if self.form.asks or self._closer else self._edit(event)
 
     def _answer(self, event: events.Key) -> None:
-        """A yes, a no, or scrolling; Enter says yes to what fields have led to alone."""
+        """Handle yes, no and scrolling; Enter means yes only after fields."""
         steps = {"j": 1, "down": 1, "k": -1, "up": -1}
         if event.key == "y" or (event.key == "enter" and self._closer):
             self.begin()
         elif event.key == "enter":
-            self.say(("y does it, n leaves it.", "warn"))
+            self.say(("y applies, n cancels.", "warn"))
         elif event.key in ("n", "escape", "q"):
             self._look_closer(False) if self._closer else self.dismiss(None)
         elif event.key in steps:
@@ -233,17 +237,20 @@ class ChangeScreen(Dialog[Ended | None]):
     # ---- planning, on the worker's thread
 
     def _typed(self) -> dict[str, str]:
-        """What a person has said, apart from what is proposed."""
+        """The values that the user typed, without proposals."""
         return {one.name: one.value for one in self.form.fields if one.touched}
 
     def _ask(self) -> None:
         typed = self._typed()
         self._worker.ask("plan", lambda: self.work_out(typed))
 
-    def work_out(self, typed: dict[str, str]) -> Worked:
-        """What that leads to. Raises CommandError."""
+    def work_out(self, typed: dict[str, str]) -> PlannedForm:
+        """Make the plan of typed values. Raises CommandError."""
         if self._topology is None or time.monotonic() - self._looked > _STALE:
-            self._topology, self._looked = self.changer.look(self.form.parts), time.monotonic()
+            self._topology, self._looked = (
+                self.change_service.read_topology(self.form.parts),
+                time.monotonic(),
+            )
         topology = self._topology
         filled = self.form.fill(topology, typed)
         every = {one.name: "" for one in self.form.fields} | dict(filled.proposals) | typed
@@ -253,21 +260,21 @@ class ChangeScreen(Dialog[Ended | None]):
         try:
             _check_choices(self.form, values, typed)
             requests = self.form.requests(values, topology)
-            plan = self.changer.plan(requests, topology)
+            plan = self.change_service.plan(requests, topology)
         except CommandError as error:
             plan = Refused((str(error),))
-        return Worked(values, filled, requests, plan)
+        return PlannedForm(values, filled, requests, plan)
 
     def _tell(self, what: Any) -> None:
         with suppress(RuntimeError):  # the event loop has ended
-            self.post_message(Told(what))
+            self.post_message(WorkDone(what))
 
-    def on_told(self, message: Told) -> None:
+    def on_work_done(self, message: WorkDone) -> None:
         """A thread has found something out."""
         match message.what:
-            case Worked() as worked:
+            case PlannedForm() as worked:
                 self._take(worked)
-            case Ended() as ended:
+            case ChangeResult() as ended:
                 self._conclude(ended)
             case int() as done:
                 self._done = done
@@ -275,8 +282,8 @@ class ChangeScreen(Dialog[Ended | None]):
             case Exception() as error:
                 self._fail(error)
 
-    def _take(self, worked: Worked) -> None:
-        """Show what the fields lead to; where they have changed meanwhile, the next answer is under way."""
+    def _take(self, worked: PlannedForm) -> None:
+        """Show a plan; if the fields have changed, the next one is on its way."""
         if self.phase != "planning":
             return
         for one in self.form.fields:
@@ -289,8 +296,8 @@ class ChangeScreen(Dialog[Ended | None]):
         self._show_plan()
         self._show_keys()
 
-    def _is_current(self, worked: Worked) -> bool:
-        """Whether it is about what the fields hold now."""
+    def _is_current(self, worked: PlannedForm) -> bool:
+        """Whether a plan is about the current values."""
         held = {one.name: one.value for one in self.form.fields if not one.hidden}
         return held == worked.values
 
@@ -316,7 +323,7 @@ class ChangeScreen(Dialog[Ended | None]):
         return [[("This can't be done:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
 
     def say(self, *notes: tuple[str, str]) -> None:
-        """Say these (text, tone) under the fields, which come back for it once it has ended."""
+        """Show (text, tone) notes under the fields."""
         if self._closer and notes and self.phase != "running":
             self._look_closer(False)
         self.fields.note(notes)
@@ -341,10 +348,10 @@ class ChangeScreen(Dialog[Ended | None]):
         self._show_keys()
         self.say(("Under way…", "accent"))
         plan = worked.plan
-        # Not a daemon: what was begun is brought to an end also where the program is ended meanwhile.
+        # Not a daemon: it is completed even if the program ends meanwhile.
         threading.Thread(target=lambda: self._tell(self._run(worked, plan)), name="change").start()
 
-    def _run(self, worked: Worked, plan: Plan) -> Ended | Exception:
+    def _run(self, worked: PlannedForm, plan: Plan) -> ChangeResult | Exception:
         count = 0
 
         def progress(operation: Operation) -> None:
@@ -359,12 +366,12 @@ class ChangeScreen(Dialog[Ended | None]):
 
     def perform(
         self, requests: Sequence[Request], plan: Plan, progress: Callable[[Operation], None]
-    ) -> Ended:
+    ) -> ChangeResult:
         """Do it; on a thread of its own. Raises CommandError."""
-        return self.changer.change(requests, self.form.parts, plan, progress)
+        return self.change_service.change(requests, self.form.parts, plan, progress)
 
-    def _conclude(self, ended: Ended) -> None:
-        """Tell how it ended."""
+    def _conclude(self, ended: ChangeResult) -> None:
+        """Show how it ended."""
         if ended.end == "":
             self._ask_again(ended)
         elif ended.end == self.success:
@@ -379,11 +386,11 @@ class ChangeScreen(Dialog[Ended | None]):
         """The end that was wanted."""
         return "done"
 
-    def _ask_again(self, ended: Ended) -> None:
-        """What would be done is not what was agreed to: show that."""
+    def _ask_again(self, ended: ChangeResult) -> None:
+        """Show the plan again, as it isn't the one that was agreed to."""
         assert self.worked is not None
         self.phase, self._done, self._topology = "planning", NOT_BEGUN, None
-        self.worked = Worked(self.worked.values, self.worked.filled, self.worked.requests, ended.plan)
+        self.worked = PlannedForm(self.worked.values, self.worked.filled, self.worked.requests, ended.plan)
         self._show_plan()
         self._show_keys()
         if isinstance(ended.plan, Refused):
@@ -393,7 +400,7 @@ class ChangeScreen(Dialog[Ended | None]):
             self.say(("Things have changed meanwhile. This is what would be done now:", "warn"))
 
     def _fail(self, error: Exception) -> None:
-        """What was asked for could not be worked out, or not be begun."""
+        """Show an error of planning or execution."""
         self.log.error(repr(error))
         told = str(error) if isinstance(error, CommandError) else repr(error)
         if self.phase == "running":
@@ -408,16 +415,16 @@ class ChangeScreen(Dialog[Ended | None]):
 
 
 def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, str]) -> None:
-    """Raise CommandError where a person has written something that is none of a field's choices."""
+    """Raise CommandError if a value isn't among a field's choices."""
     for one in form.fields:
         if one.choices and one.name in values and typed.get(one.name, one.choices[0]) not in one.choices:
             what = f'"{safe(typed[one.name])}" is none of its choices' if typed[one.name] else "is empty"
             raise CommandError(f"{one.label}: {what}: {', '.join(one.choices)}")
 
 
-def _after(ended: Ended) -> tuple[str, str]:
+def _after(ended: ChangeResult) -> tuple[str, str]:
     if ended.end == "undone":
-        return "Everything was taken back: all is as it was before.", "ok"
+        return "Everything was taken back: the host is as it was before.", "ok"
     if ended.end == "kept":
-        return "Nothing was taken back: all is as it was before.", "ok"
+        return "Nothing was taken back: the host is as it was before.", "ok"
     return "It could not be taken back whole: try again by Esc, then u.", "warn"

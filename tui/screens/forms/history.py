@@ -1,4 +1,4 @@
-"""The changes that were made earlier: a list, the undo of each beside it, and the question before that."""
+"""List past changes with a preview of each undo, and confirm guarded changes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from core.operations import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.text import safe
-from tui.changer import Changer, Earlier, Ended, Logged, Waiting
 from tui.command import CommandError
-from tui.present.fit_text import cut, fit, wrapped
 from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, Overlay, PreviewPane, change_lines, command_lines
-from tui.screens.forms.change import ChangeScreen, Filled, Form, Worked
+from tui.screens.forms.change import ChangeScreen, Form, FormState, PlannedForm
+from tui.services import ChangeResult, ChangeService, LoggedChange, PastChange, UnconfirmedChange
+from tui.views.formatting import cut, fit, wrapped
 from tui.widgets.lines import LinesPane, Span, strip_of
 
 _UNDER = "later changes depend on it: take these back first"
@@ -32,7 +32,7 @@ _ENDS = {
 }  # fmt: skip
 
 
-class EarlierPane(LinesPane):
+class HistoryPane(LinesPane):
     """The changes, one a line."""
 
     class Moved(Message):
@@ -43,11 +43,11 @@ class EarlierPane(LinesPane):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entries: tuple[Earlier, ...] = ()
+        self.entries: tuple[PastChange, ...] = ()
         self.message = "reading the journal…"
 
     @property
-    def selected(self) -> Earlier | None:
+    def selected(self) -> PastChange | None:
         """The change that the cursor stands on."""
         return self.entries[self.cursor] if self.cursor < len(self.entries) else None
 
@@ -82,41 +82,43 @@ class EarlierPane(LinesPane):
 class UndoScreen(ChangeScreen):
     """The undo of one change, previewed; a yes does it."""
 
-    def __init__(self, earlier: Earlier, changer: Changer) -> None:
-        super().__init__(Form("Undo", "light", lambda values, topology: (), asks=True), changer)
-        self._earlier = earlier
+    def __init__(self, past: PastChange, change_service: ChangeService) -> None:
+        super().__init__(Form("Undo", "light", lambda values, topology: (), asks=True), change_service)
+        self._past = past
 
-    def work_out(self, typed: dict[str, str]) -> Worked:
-        return Worked({}, Filled(), (), undo_plan(self._earlier))
+    def work_out(self, typed: dict[str, str]) -> PlannedForm:
+        return PlannedForm({}, FormState(), (), undo_plan(self._past))
 
     def perform(
         self, requests: Sequence[Request], plan: Plan, progress: Callable[[Operation], None]
-    ) -> Ended:
-        return self.changer.take_back(self._earlier, progress)
+    ) -> ChangeResult:
+        return self.change_service.undo(self._past, progress)
 
     @property
     def success(self) -> str:
         return "undone"
 
 
-def undo_plan(earlier: Earlier) -> Plan | Refused:
-    """What would take it back, or why that cannot be."""
-    if earlier.end == "undone":
+def undo_plan(past: PastChange) -> Plan | Refused:
+    """The undo of a change as a plan, or the reasons why there is none."""
+    if past.end == "undone":
         return Refused(("it was taken back already",))
-    if earlier.end == "under way":
+    if past.end == "under way":
         return Refused(("it is under way",))
-    if earlier.is_final:
-        return Refused(("this has no undo: the kernel cannot be told a forgotten connection again",))
-    if earlier.under:
-        return Refused((_UNDER, *earlier.under))
-    return Plan(f"take back: {earlier.title}", undo_of(earlier.begun))
+    if past.is_final:
+        return Refused(("this has no undo: a forgotten connection can't be given back to the kernel",))
+    if past.under:
+        return Refused((_UNDER, *past.under))
+    return Plan(f"take back: {past.title}", undo_of(past.begun))
 
 
-class EarlierScreen(Dialog[Ended | None]):
-    """The list, and what the undo of the selected change would run. `only_open` leaves out what was completed
-    or taken back."""
+class HistoryScreen(Dialog[ChangeResult | None]):
+    """Show past changes, and the commands of the selected one's undo.
 
-    AUTO_FOCUS = "EarlierPane"
+    `only_open` leaves out those that were completed or undone.
+    """
+
+    AUTO_FOCUS = "HistoryPane"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
     BINDINGS = [
         Binding("escape,u,q", "dismiss", "Close", show=False),
@@ -125,10 +127,10 @@ class EarlierScreen(Dialog[Ended | None]):
         Binding("pageup", "scroll(-1)", show=False, priority=True),
     ]
 
-    def __init__(self, changer: Changer, only_open: bool = False) -> None:
+    def __init__(self, change_service: ChangeService, only_open: bool = False) -> None:
         super().__init__()
-        self._changer, self._only_open = changer, only_open
-        self._list, self._preview = EarlierPane(), PreviewPane(lambda width: [])
+        self._change_service, self._only_open = change_service, only_open
+        self._list, self._preview = HistoryPane(), PreviewPane(lambda width: [])
 
     def compose(self) -> ComposeResult:
         with Container(id="change-box") as box:
@@ -145,50 +147,50 @@ class EarlierScreen(Dialog[Ended | None]):
 
     def _read_journal(self) -> None:
         try:
-            entries, message = self._changer.earlier(), "no change was made yet"
+            entries, message = self._change_service.history(), "no change was made yet"
         except CommandError as error:
             entries, message = (), safe(str(error))
         found = tuple(one for one in entries if one.is_open or not self._only_open)
         with suppress(RuntimeError):  # the program has ended
             self.app.call_from_thread(self._show, found, message)
 
-    def _show(self, entries: tuple[Earlier, ...], message: str) -> None:
+    def _show(self, entries: tuple[PastChange, ...], message: str) -> None:
         able = (place for place, one in enumerate(entries) if isinstance(undo_plan(one), Plan))
         cursor = self._list.cursor if self._list.entries else next(able, 0)
         self._list.entries, self._list.message = entries, message
         self._list.move_to(cursor)
-        self.on_earlier_pane_moved()
+        self.on_history_pane_moved()
 
-    def on_earlier_pane_moved(self) -> None:
+    def on_history_pane_moved(self) -> None:
         """Show the undo of the selected change."""
         entry = self._list.selected
         self._preview.top = 0
         known = {one.entry_id: f"{_when(one)}  {one.title}" for one in self._list.entries}
         self._preview.show(lambda width: _undo_lines(entry, known, width) if entry else [])
 
-    def on_earlier_pane_opened(self) -> None:
+    def on_history_pane_opened(self) -> None:
         """Ask whether it shall be taken back."""
         entry = self._list.selected
         plan = undo_plan(entry) if entry else None
         if entry and isinstance(plan, Plan):
-            self.app.push_screen(UndoScreen(entry, self._changer), self._taken_back)
+            self.app.push_screen(UndoScreen(entry, self._change_service), self._taken_back)
         elif isinstance(plan, Refused):
             self.notify(f"Can't take it back: {plan.reasons[0]}.", markup=False)
 
-    def _taken_back(self, ended: Ended | None) -> None:
+    def _taken_back(self, ended: ChangeResult | None) -> None:
         if ended is not None:
             self.dismiss(ended)
         else:
             self._read()
 
     def action_forget(self) -> None:
-        """Leave what the selected change has made."""
+        """Keep what an interrupted change has made, and don't offer it again."""
         entry = self._list.selected
         if entry is None or not entry.is_open:
             self.notify("Only a change that was cut off can be forgotten.", markup=False)
             return
         try:
-            self._changer.forget(entry)
+            self._change_service.forget(entry)
         except CommandError as error:
             self.notify(str(error), severity="error", markup=False)
         self._read()
@@ -197,17 +199,17 @@ class EarlierScreen(Dialog[Ended | None]):
         self._preview.scroll_by(pages * max(1, self._preview.page - 1))
 
 
-def _when(entry: Earlier) -> str:
+def _when(entry: PastChange) -> str:
     return time.strftime("%m-%d %H:%M:%S", time.localtime(entry.at))
 
 
-def _undo_lines(earlier: Earlier, known: Mapping[str, str], width: int) -> list[Line]:
-    """The commands of its undo, or why there is none; changes are called as `known` has it, by their ids."""
-    plan = undo_plan(earlier)
-    lines: list[Line] = [[(safe(one), "bad")] for one in earlier.errors]
+def _undo_lines(past: PastChange, known: Mapping[str, str], width: int) -> list[Line]:
+    """Commands of the undo, or why there is none; `known` has titles by id."""
+    plan = undo_plan(past)
+    lines: list[Line] = [[(safe(one), "bad")] for one in past.errors]
     if isinstance(plan, Refused):
         return [
-            [(safe(earlier.title), "title")],
+            [(safe(past.title), "title")],
             *lines,
             *([(safe(known.get(one, one)), "dim")] for one in plan.reasons),
         ]
@@ -220,12 +222,12 @@ _LOG_ENDS = {
 }  # fmt: skip
 
 
-def log_overlay(log: Sequence[Logged]) -> Overlay:
+def log_overlay(log: Sequence[LoggedChange]) -> Overlay:
     """The whole log, the newest change first."""
     return Overlay(" Command log ", lambda width: lines_of(log, width), 110, "L")
 
 
-def lines_of(log: Sequence[Logged], width: int) -> list[Line]:
+def lines_of(log: Sequence[LoggedChange], width: int) -> list[Line]:
     """Each change with its commands, wrapped to the width."""
     if not log:
         return [[("No command was run in this session.", "dim")]]
@@ -258,20 +260,20 @@ def _short(command: str) -> str:
 _TICK = 0.25  # seconds
 
 
-class KeepScreen(Dialog[str]):
-    """Counts down; ends with what became of the change, in words."""
+class ConfirmScreen(Dialog[str]):
+    """Count down to the undo of a guarded change; returns a sentence about its end."""
 
     AUTO_FOCUS = ""
 
-    def __init__(self, waiting: Waiting, changer: Changer) -> None:
+    def __init__(self, waiting: UnconfirmedChange, change_service: ChangeService) -> None:
         super().__init__()
-        self._waiting, self._changer = waiting, changer
+        self._waiting, self._change_service = waiting, change_service
         self._until = time.monotonic() + waiting.seconds_left
         self._hint = ""
         self._text, self._answered = PreviewPane(self._lines), False
 
     def compose(self) -> ComposeResult:
-        with Container(id="keep-box") as box:
+        with Container(id="confirm-box") as box:
             box.border_title = " Keep it? "
             box.border_subtitle = " y keeps it · n takes it back now "
             yield self._text
@@ -298,7 +300,7 @@ class KeepScreen(Dialog[str]):
             return
         self._text.show(self._lines)
         if not self.seconds_left:
-            self.dismiss(f"Nobody said yes: taken back: {self._waiting.title}")
+            self.dismiss(f"Not confirmed, so it was taken back: {self._waiting.title}")
 
     def on_key(self, event: events.Key) -> None:
         """Yes or no, and nothing else."""
@@ -322,12 +324,12 @@ class KeepScreen(Dialog[str]):
             self.app.call_from_thread(self.dismiss, told)
 
     def _keep(self) -> str:
-        kept = self._changer.keep(self._waiting.entry_id)
-        return f"Kept: {self._waiting.title}" if kept else "It was too late: u tells how it ended."
+        kept = self._change_service.confirm(self._waiting.entry_id)
+        return f"Kept: {self._waiting.title}" if kept else "It was too late: u shows how it ended."
 
     def _take_back(self) -> str:
-        for entry in self._changer.earlier():
+        for entry in self._change_service.history():
             if entry.entry_id == self._waiting.entry_id:
-                ended = self._changer.take_back(entry, lambda operation: None)
+                ended = self._change_service.undo(entry, lambda operation: None)
                 return "; ".join(ended.errors) or f"Taken back: {entry.title}"
         return "It is not in the journal any more."

@@ -1,17 +1,32 @@
-"""The form that makes a network."""
+"""Define forms for networks, unmanaged containers, ports and deletion."""
 
 from __future__ import annotations
 
 from itertools import count
 
-from core.model import Link, Ref
+from core.model import Container, Link, Ref
 from core.plan import ipam, ours
-from core.plan.requests import KINDS, MODELS, CreateContainer, CreateNetwork, Join, Part
+from core.plan.ports import free_port
+from core.plan.requests import (
+    KINDS,
+    MODELS,
+    PROTOCOLS,
+    CountTraffic,
+    CreateContainer,
+    CreateNetwork,
+    Delete,
+    DeleteFlow,
+    Detach,
+    Join,
+    Publish,
+    Request,
+    Separate,
+)
 from core.plan.tags import pair
 from core.topology import Topology
 from tui.command import CommandError
-from tui.screens.forms.attach import by_label, free_address, our_names, selected, uid_of
-from tui.screens.forms.change import Filled, Form, Values, form_about, number, words
+from tui.screens.forms.attach import able, by_label, free_address, networks_with, our_names, selected, uid_of
+from tui.screens.forms.change import Form, FormState, Values, form_about, number, words
 from tui.widgets.form import Field
 
 _NO_PORT = ("bridge", "loopback", "ovs-bridge")
@@ -34,7 +49,7 @@ def network_form() -> Form:
     return Form("New network", "light", lambda values, topology: (_request(values),), fields, _fill)
 
 
-def _fill(topology: Topology, values: Values) -> Filled:
+def _fill(topology: Topology, values: Values) -> FormState:
     kind = values.get("kind", "nat")
     subnet = values.get("subnet", _free(topology, 4))
     free6 = _free(topology, 6)
@@ -45,7 +60,7 @@ def _fill(topology: Topology, values: Values) -> Filled:
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
     hidden |= set() if kind == "nat" and values.get("ipv6", "none") not in ("", "none") else {"nat66"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
-    return Filled(
+    return FormState(
         {
             "name": _name(topology), "kind": "nat", "uplink": card, "subnet": subnet,
             "gateway": _gateway(subnet), "ipv6": "none", "nat66": "no", "vlans": "no", "engine": "vnet",
@@ -117,14 +132,14 @@ def container_form(ref: Ref | None) -> Form:
     )
 
 
-def _fill_container(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+def _fill_container(topology: Topology, values: Values, ref: Ref | None) -> FormState:
     networks, containers = our_names(topology), by_label(topology.containers.values())
     chosen = selected(topology, ref)
     model = values.get("model", "bridged" if chosen.network in networks else "closed")
     network = values.get("network", chosen.network_in(networks))
     hidden = set() if model == "bridged" else {"network", "address"}
     hidden |= set() if model == "joined" else {"joined"}
-    return Filled(
+    return FormState(
         {
             "name": _container_name(topology), "model": model, "network": network,
             "address": free_address(topology, network), "joined": chosen.container_in(containers),
@@ -158,7 +173,7 @@ def join_form(ref: Ref | None) -> Form:
     return form_about(ref, "Join or part two networks", fields, _fill_join, _join_request)
 
 
-def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> FormState:
     """Of a network with several others, one that it is joined with comes last."""
     names, joined = our_names(topology), ours(topology.snapshot, topology.host).joined
     network = values.get("network", selected(topology, ref).network_in(names))
@@ -167,10 +182,76 @@ def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> Filled:
     )
     other = values.get("other", next(iter(others), ""))
     state = _STATES[pair(network, other) in joined]
-    return Filled({"network": network, "other": other, "state": state}, {"network": names, "other": others})
+    return FormState(
+        {"network": network, "other": other, "state": state}, {"network": names, "other": others}
+    )
 
 
-def _join_request(values: Values, topology: Topology) -> Join | Part:
+def _join_request(values: Values, topology: Topology) -> Join | Separate:
     if not values["network"] or not values["other"]:
         raise CommandError("it takes two networks of vnet's: n makes one")
-    return (Join if values["state"] == "joined" else Part)(values["network"], values["other"])
+    return (Join if values["state"] == "joined" else Separate)(values["network"], values["other"])
+
+
+def publish_form(ref: Ref | None) -> Form:
+    """One that begins with the selected container."""
+    fields = (
+        Field("container", "container", "its name"),
+        Field("host", "port of the host", "or a range, 8000-8010"),
+        Field("inside", "port inside", "as on the host"),
+        Field("proto", "protocol", options=PROTOCOLS),
+        Field("address", "host's address", "every address"),
+    )
+    return form_about(ref, "Publish a port", fields, _publish_state, _publish_request, "publishing")
+
+
+def _publish_state(topology: Topology, values: Values, ref: Ref | None) -> FormState:
+    containers = by_label(able(topology))
+    label, proto = selected(topology, ref).container_in(containers), values.get("proto", "tcp")
+    proposals = {"container": label, "host": free_port(topology, proto), "inside": "80", "proto": "tcp"}
+    addresses = _addresses(topology, containers.get(values.get("container", label)))
+    return FormState(proposals, {"container": tuple(containers), "address": addresses})
+
+
+def _addresses(topology: Topology, container: Container | None) -> tuple[str, ...]:
+    """The host's addresses of the families that a container has; ::1 leads to none."""
+    net = topology.snapshot.nets.get(topology.host)
+    own = [one for link in net.links.values() for one in link.addresses] if net else []
+    families = {":" in one for one in topology.addresses_of(container)} if container else set()
+    found = [one.address for one in own if one.scope != "link" and one.address != "::1"]
+    return tuple(dict.fromkeys(one for one in found if (":" in one) in families))
+
+
+def _publish_request(values: Values, topology: Topology) -> Publish:
+    container = uid_of(values["container"], able(topology))
+    return Publish(container, values["host"], values["inside"], values["proto"], values["address"])
+
+
+def delete_form(ref: Ref) -> Form:
+    """The question whether what is selected shall go."""
+    title = "Withdraw" if ref.kind == "nat" else "Delete"
+    return Form(title, "whole", lambda values, topology: (_delete_request(ref, topology),), asks=True)
+
+
+def _delete_request(ref: Ref, topology: Topology) -> Request:
+    """Delete a thing; Docker's containers are detached instead of their links."""
+    chosen = selected(topology, ref)
+    if ref.kind == "link" and chosen.container and chosen.container.runtime == "docker":
+        theirs = set(networks_with(topology, chosen.container)) - set(
+            ours(topology.snapshot, topology.host).networks
+        )
+        if chosen.network in theirs:
+            return Detach(chosen.container.uid, chosen.network)
+    return Delete(ref)
+
+
+def forget_form(request: DeleteFlow) -> Form:
+    """The question whether the kernel shall forget a connection."""
+    return Form("Forget a connection", "light", lambda values, topology: (request,), asks=True)
+
+
+def counting_form(namespaces: tuple[int, ...]) -> Form | None:
+    """The question for namespaces that do not count; None where there is none."""
+    request = CountTraffic(namespaces)
+    title = "Count traffic"
+    return Form(title, "light", lambda values, topology: (request,), asks=True) if namespaces else None

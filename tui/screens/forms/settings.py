@@ -1,4 +1,4 @@
-"""The form that changes settings of a link, and of the bridge or the bridge port that it is."""
+"""Define the forms for settings and tuning of links, bridges and ports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.tags import words_of
 from core.text import safe
 from core.topology import Topology
 from tui.command import CommandError
-from tui.screens.forms.change import Filled, Form, Values, form_about, number
+from tui.screens.forms.change import Form, FormState, Values, form_about, number
 from tui.widgets.form import Field
 
 _ON = ("off", "on")
@@ -48,7 +48,7 @@ def _bridge_field(name: str) -> Field:
 
 
 def _namespace(topology: Topology, ref: Ref | None) -> int:
-    """The namespace whose links are meant: the host's, unless the selected thing has one."""
+    """The namespace of the selected thing, else the host's."""
     match ref:
         case Ref("link" | "namespace", (int(ns), *_)):
             return ns
@@ -76,18 +76,18 @@ def _first(topology: Topology, ref: Ref | None) -> LinkKey | None:
     return None
 
 
-def _fill(values: Values, links: dict[str, Link], first: LinkKey | None) -> Filled:
+def _fill(values: Values, links: dict[str, Link], first: LinkKey | None) -> FormState:
     others = [name for name, one in links.items() if one.kind != "loopback"] or list(links)
     label = next((name for name, one in links.items() if one.key == first), next(iter(others), ""))
     link = links.get(values.get("link", label))
     held = {"link": label} | (dict(_held(link)) if link else {})
     every = {"state", "mtu", "name", "alias", *(f"bridge.{name}" for name in BRIDGE_SETTINGS)}
     every |= {f"port.{name}" for name in PORT_FLAGS}
-    return Filled(held, {"link": tuple(links)}, frozenset(every - held.keys()))
+    return FormState(held, {"link": tuple(links)}, frozenset(every - held.keys()))
 
 
 def _held(link: Link) -> Iterator[tuple[str, str]]:
-    """What a link's fields hold now; tags of ours, and a loopback link's name, are not for editing."""
+    """Current values of a link's fields, without vnet's tags and the name of lo."""
     yield "state", _UP[link.admin_up]
     yield "mtu", str(link.mtu)
     if link.kind != "loopback":
@@ -109,7 +109,7 @@ def _setting(link: Link, name: str) -> int:
 
 
 def _requests(values: Values, links: dict[str, Link]) -> Iterator[Request]:
-    """One for each thing that differs; the link's own last, as they may give it another name."""
+    """A request for each value that differs; the link's own last, as it may rename it."""
     link = links.get(values["link"])
     if link is None:
         raise CommandError(f'there is no link "{safe(values["link"])}" here')
@@ -157,7 +157,7 @@ def _bridges(topology: Topology) -> dict[str, Link]:
 
 
 def _bridge_of(topology: Topology, ref: Ref | None) -> Link | None:
-    """The bridge that belongs to a reference: of a link itself, its master or that of its other end."""
+    """The bridge of a reference: itself, its master, or its peer's master."""
     match ref:
         case Ref("network", (str(network_id),)):
             network = topology.network(network_id)
@@ -178,17 +178,17 @@ def _above(topology: Topology, link: Link) -> Link | None:
     return link if link.kind == "bridge" else next((one for one in masters if one), None)
 
 
-def _fill_tune(topology: Topology, values: Values, ref: Ref | None) -> Filled:
+def _fill_tune(topology: Topology, values: Values, ref: Ref | None) -> FormState:
     bridges, meant = _bridges(topology), _bridge_of(topology, ref)
     label = next((name for name, one in bridges.items() if one == meant), next(iter(bridges), ""))
     bridge = bridges.get(values.get("bridge", label))
     held = _tune_held(tuned(topology, bridge)) if bridge else {}
     hidden = set() if bridge and states(topology, bridge) else {"no_track_dns"}
-    return Filled({"bridge": label} | held, {"bridge": tuple(bridges)}, frozenset(hidden))
+    return FormState({"bridge": label} | held, {"bridge": tuple(bridges)}, frozenset(hidden))
 
 
 def _tune_held(now: TuningState) -> dict[str, str]:
-    """What the fields hold now, "" where links differ."""
+    """Current values of the fields, "" where links differ."""
     size = "" if now.big_tcp is None else str(now.big_tcp) if now.big_tcp > PLAIN_SIZE else "off"
     return {
         "big_tcp": size,
@@ -200,7 +200,7 @@ def _tune_held(now: TuningState) -> dict[str, str]:
 
 
 def _request(values: Values, topology: Topology) -> Tune:
-    """About what differs from what is."""
+    """The request for the values that differ."""
     bridge = _bridges(topology).get(values["bridge"])
     if bridge is None:
         raise CommandError(f'the host has no bridge "{safe(values["bridge"])}"')
@@ -223,7 +223,7 @@ def _size(text: str) -> int:
 
 
 def _switched(changed: Values, name: str) -> bool | None:
-    """What to switch it to, None for nothing. Raises CommandError."""
+    """The value to switch to, None for no change. Raises CommandError."""
     if name not in changed:
         return None
     if changed[name] not in _ON:

@@ -1,0 +1,84 @@
+"""An empty list says what kept it from being read, and that nothing is there only where that was seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.model import Conntrack, FastPath, Problem, Snapshot
+from core.topology import Topology
+from tests.support.snapshots import empty_host, small_host
+from tui.views import fastpath, registry
+from tui.views.findings import empty_text
+from tui.views.rails import rails
+from tui.views.rows import ListView, ViewContext
+
+LACKING = ("CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN")
+
+
+def view(name: str) -> ListView:
+    found = registry.view_named(name)
+    assert found is not None
+    return found.list
+
+
+def unprivileged(*lacking: str) -> Snapshot:
+    host = empty_host()
+    return replace(host, host=replace(host.host, missing_capabilities=lacking))
+
+
+@pytest.mark.parametrize("name", ["nat", "conntrack"])
+def test_tables_that_need_rights_say_so(name: str) -> None:
+    words = empty_text(view(name), unprivileged(*LACKING))
+    assert words.startswith("Cannot be read: needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
+
+
+@pytest.mark.parametrize("name", ["veths", "containers", "bridges", "networks", "routes"])
+def test_lists_of_other_namespaces_say_what_is_out_of_sight(name: str) -> None:
+    words = empty_text(view(name), unprivileged(*LACKING))
+    assert "needs CAP_SYS_ADMIN and CAP_SYS_PTRACE" in words and "No " not in words
+
+
+@pytest.mark.parametrize("each", registry.VIEWS, ids=lambda each: each.name)
+def test_with_all_rights_a_list_explains_itself(each: registry.View) -> None:
+    assert empty_text(each.list, empty_host()) == each.list.empty
+
+
+def test_a_part_that_failed_is_told() -> None:
+    problem = Problem("nat", "the rules could not be read", "no program nft", "install nftables")
+    failed = replace(empty_host(), part_problems={"nat": (problem,)})
+    words = "Cannot be read: the rules could not be read (no program nft). Try: install nftables."
+    assert empty_text(view("nat"), failed) == words
+    assert empty_text(view("conntrack"), failed) == view("conntrack").empty
+
+
+def test_a_stopped_engine_is_told_beside_the_rest() -> None:
+    problem = Problem("docker", "Docker is not running", "", "systemctl start docker")
+    stopped = replace(empty_host(), part_problems={"docker": (problem,)})
+    words = empty_text(view("containers"), stopped)
+    assert words.startswith(view("containers").empty) and "Docker is not running" in words
+
+
+def test_entries_that_could_not_be_read_are_not_counted() -> None:
+    refused = Problem("conntrack", "the conntrack entries of this namespace could not be read")
+    host = small_host()
+    ns = host.host.netns
+    unread = replace(host, conntracks={ns: Conntrack(ns, problems=(refused,))})
+    assert any("conntrack entries" in fact.text for fact in rails(Topology(host))[0].facts)
+    assert not any("conntrack" in fact.text for fact in rails(Topology(unread))[0].facts)
+
+
+def test_a_fast_path_that_only_root_may_ask_about_is_not_said_to_run() -> None:
+    fast = FastPath("hidden")
+    assert not fast.is_running
+    context = ViewContext(Topology(empty_host()), fast=fast)
+    assert [cell.text for cell in fastpath.rows(context).head] == [
+        "fast path not known, only root may ask: run it as root (sudo vnet-tui)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["networks", "containers"])
+def test_the_own_command_that_makes_one_comes_first(name: str) -> None:
+    words = empty_text(view(name), empty_host())
+    assert words.partition("`")[2].startswith(f"vnet-tui {name.removesuffix('s')} create NAME`")

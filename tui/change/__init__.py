@@ -1,1 +1,0 @@
-"""The commands that change networks; loaded when one of them runs."""

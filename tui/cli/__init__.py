@@ -1,0 +1,112 @@
+"""Run the commands of `vnet-tui`.
+
+Exit codes: 0 done, 1 an error with a message, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.tools import clean
+from tui.cli.parser import CHANGE_COMMANDS, FAST_PATH_COMMANDS, make_parser
+from tui.command import CommandError, output_folder
+
+__all__ = ["main"]
+
+# With these an engine's socket may belong to another user.
+_ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
+# Commands that change nothing on this host.
+_READING = (
+    "show", "dump", "record", "replay", "bundle", "flows", "export", "history", "fastpath", "completion",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (None: that of this process); returns the exit code."""
+    if arguments is None:
+        clean()
+    options = make_parser().parse_args(arguments)
+    try:
+        refuse_changes(options)
+        if arguments is None:  # this is the whole process
+            confine(options)
+        code = _run(options)
+        sys.stdout.flush()
+        return code
+    except CommandError as error:
+        print(f"vnet-tui: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader has closed the pipe; the interpreter must not flush into it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Import the module of the command, and run it."""
+    if options.command in CHANGE_COMMANDS:
+        from tui.cli.change import run
+    elif options.command in FAST_PATH_COMMANDS:
+        from tui.cli.fastpath import run
+    else:
+        match options.command:
+            case "show" | "dump":
+                from tui.cli.show import run
+            case "flows":
+                from tui.cli.flows import run
+            case "record" | "replay" | "bundle":
+                from tui.cli.record import run
+            case "completion":
+                from tui.cli.completion import run
+            case _:
+                from tui.cli.dashboard import run
+    return run(options)
+
+
+def refuse_changes(options: argparse.Namespace) -> None:
+    """Raise CommandError for a change of this host with an option that promises none."""
+    for option, given in (("--read-only", options.read_only), ("--from", options.source)):
+        if given and _changes(options):
+            raise CommandError(
+                f"can't run {options.command} with {option}: it makes changes on this host. "
+                f"Try: the same without {option}"
+            )
+
+
+def _changes(options: argparse.Namespace) -> bool:
+    if not options.command or options.command in _READING or getattr(options, "dry_run", False):
+        return False
+    return bool((options.command, getattr(options, "action", "")) != ("network", "ls"))
+
+
+def confine(options: argparse.Namespace) -> None:
+    """Give up the rights that a reading command doesn't need.
+
+    docs/security.md has the reasons.
+    """
+    from core import confine as rights
+
+    if options.command in ("show", "flows"):
+        if options.source:
+            rights.drop_capabilities((rights.DAC_READ_SEARCH,))
+        else:
+            for_engines = {rights.DAC_OVERRIDE} if any(map(os.environ.get, _ENGINES)) else set()
+            rights.drop_capabilities(rights.READING | for_engines)
+    elif options.command == "replay" or (options.command is None and options.source):
+        rights.drop_capabilities((rights.DAC_READ_SEARCH, rights.DAC_OVERRIDE))
+        rights.forbid_writing(_outputs())
+    elif options.command is None and options.read_only:
+        rights.mount_read_only(_outputs())
+        rights.drop_capabilities(rights.READING | {rights.DAC_OVERRIDE})
+
+
+def _outputs() -> Path:
+    """The folder of recordings and bundles; never all folders at once."""
+    found = output_folder()
+    return found if found != Path("/") else Path.home()

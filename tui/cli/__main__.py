@@ -1,0 +1,8 @@
+"""Run `python -m tui.cli`."""
+
+import sys
+
+from tui.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Run `vnet-tui agent`, or print its systemd unit."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.agent import Agent
+from core.text import safe
+from tui.cli.console import require_rights
+from tui.command import CommandError
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run until SIGTERM or Ctrl-C; each action is a line on standard output."""
+    if options.unit:
+        sys.stdout.write(render(options.metrics, options.accelerate, options.strict))
+        return 0
+    require_rights()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with _accelerating(options.accelerate, options.strict), _serving(options.metrics):
+        try:
+            Agent(_say, stop).run()
+        except OSError as error:
+            raise CommandError(f"can't receive kernel events: {error.strerror}") from error
+    return 0
+
+
+@contextmanager
+def _accelerating(targets: list[str], strict: bool) -> Iterator[None]:
+    """Keep the fast path up for these while the body runs."""
+    if not targets:
+        yield
+        return
+    from tui.cli.fastpath_agent import FastPathRunner
+
+    kept = FastPathRunner(targets, _say, strict)
+    kept.start()
+    try:
+        yield
+    finally:
+        kept.close()
+
+
+def _say(text: str) -> None:
+    print(safe(text), flush=True)
+
+
+@contextmanager
+def _serving(address: str) -> Iterator[None]:
+    """Serve metrics during the body if an address is given. Raises CommandError."""
+    if not address:
+        yield
+        return
+    try:
+        # Imported only if metrics are served.
+        from core.metrics import MetricsError, MetricsServer
+        from tui.cli.fastpath_agent import FastPathMetrics
+    except ImportError as error:
+        raise CommandError(
+            f"metrics need {safe(error.name or str(error))}: pip install {error.name}"
+        ) from error
+    try:
+        server = MetricsServer(address, _say, FastPathMetrics())
+    except MetricsError as error:
+        raise CommandError(safe(str(error))) from error
+    try:
+        yield
+    finally:
+        server.close()
+
+
+_PACKAGES = Path(__file__).parents[2]  # the folder that holds `tui`
+_STATE = "VNET_STATE"
+# Variables with places to look at, passed on to the agent if they are set.
+_ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
+_PASSED_ON = (_STATE, *_ENGINES, "VNET_ENGINES")
+_LOCAL = "unix://"
+# With ProtectHome=yes a service sees nothing of these.
+_HOMES = ("/home", "/root", "/run/user")
+_UNIT = """\
+[Unit]
+Description=Keeps up the networks that vnet-tui made
+After=network.target nftables.service firewalld.service docker.service podman.socket
+{module}
+[Service]
+Type=exec
+ExecStart={start}
+{settings}
+Restart=on-failure
+RestartSec=2
+
+# Changing links, addresses, routes and rules; entering containers' network namespaces; reaching these by the
+# pid of a process that has other capabilities{why}.
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_PTRACE{capabilities}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome={home}
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+PrivateDevices=yes
+PrivateTmp={tmp}
+# AF_INET: an ioctl of netdevice(7) needs such a socket; nothing is sent but metrics, if asked for.
+RestrictAddressFamilies={families}
+{addresses}
+# It enters network namespaces, and makes an empty one to try its rules in; for metrics it asks hostnames.
+RestrictNamespaces={namespaces}
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+{calls}SystemCallErrorNumber=EPERM
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+"""
+# The fast path keeps its compiled program, compiles beside it, and is asked by a socket, also by others than
+# the agent. Kernels before 5.11 count its maps as locked memory.
+_FAST = """\
+RuntimeDirectory=vnet-tui
+RuntimeDirectoryPreserve=yes
+CacheDirectory=vnet-tui
+CacheDirectoryMode=0700
+Environment=TMPDIR=/var/cache/vnet-tui
+LimitMEMLOCK=infinity"""
+# The service may not load modules, so systemd loads this one if it isn't built in.
+_MODULE = """\
+Wants=modprobe@nf_conntrack.service
+After=modprobe@nf_conntrack.service
+"""
+# With AF_INET6 a raw socket sees changes of iptables-legacy.
+_FAST_WHY = """;
+# hearing of changes in these (BROADCAST), and of those of iptables-legacy (RAW)"""
+
+
+def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = False) -> str:
+    """Return the systemd unit of this installation.
+
+    `metrics` is the address to serve metrics at ("" for none), `accelerate` what to run the fast path for,
+    `strict` its mode.
+    """
+    words, more = _program()
+    environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | more
+    settings = [f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()]
+    state, serving = os.environ.get(_STATE), ("--metrics", metrics) if metrics else ()
+    settings += [f"ReadWritePaths={_quoted(state)}"] if state else ["StateDirectory=vnet-tui"]
+    settings += [] if state else ["StateDirectoryMode=0700"]
+    settings += [_FAST] if accelerate else []
+    fast = ("--accelerate", *accelerate, *(["--strict"] if strict else [])) if accelerate else ()
+    needed = [*words[:1], sys.executable, sys.prefix, str(_PACKAGES), *([state] if state else [])]
+    needed += [url.removeprefix(_LOCAL) for url in _engines() if url.startswith(_LOCAL)]
+    return _UNIT.format(
+        start=" ".join(_quoted(word.replace("$", "$$")) for word in (*words, "agent", *serving, *fast)),
+        families="AF_UNIX AF_NETLINK AF_INET" + " AF_INET6" * ("[" in metrics or bool(accelerate)),
+        addresses=_addresses(metrics),
+        capabilities=" CAP_NET_RAW CAP_NET_BROADCAST" if accelerate else "",
+        namespaces="net uts" if metrics else "net",
+        why=_FAST_WHY if accelerate else "",
+        calls="SystemCallFilter=bpf\n" if accelerate else "",
+        module=_MODULE if accelerate else "",
+        settings="\n".join(settings),
+        home="read-only" if any(_is_below(path, _HOMES) for path in needed) else "yes",
+        tmp="no" if any(_is_below(path, ("/tmp", "/var/tmp")) for path in needed) else "yes",
+    )
+
+
+def _engines() -> list[str]:
+    """Where engines are asked for by the environment."""
+    return [os.environ.get(name, "") for name in _ENGINES]
+
+
+def _addresses(metrics: str) -> str:
+    """With which addresses its sockets may speak."""
+    if any(url and not url.startswith(_LOCAL) for url in _engines()):
+        return "# An engine at another address is asked: no IPAddressDeny=."
+    if not metrics:
+        return "IPAddressDeny=any"
+    if metrics.startswith(("127.", "[::1]", "localhost:")):
+        return "IPAddressDeny=any\nIPAddressAllow=localhost"
+    return "# Metrics are served to others: where these are known, IPAddressDeny=any and IPAddressAllow=."
+
+
+def _program() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The command of this installation, and the environment that it needs."""
+    beside = Path(sys.executable).with_name("vnet-tui")
+    if beside.is_file() and os.access(beside, os.X_OK):
+        return (str(beside),), {}
+    return (sys.executable, "-P", "-m", "tui.cli"), {"PYTHONPATH": str(_PACKAGES)}
+
+
+def _is_below(path: str, folders: tuple[str, ...]) -> bool:
+    places = (Path(path), Path(path).resolve())
+    return any(place.is_relative_to(folder) for place in places for folder in folders)
+
+
+def _quoted(word: str) -> str:
+    """Quote one word for a unit file (systemd.syntax(7))."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"' if any(one in " \t\"'\\;" for one in word) else escaped

@@ -1,0 +1,152 @@
+"""Open the dashboard on this host, a file, or the demo lab (or its recording)."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.lab import LabError, LabSettings, check_rights
+from core.tools import own_python, with_packages
+from tui.command import CommandError, is_recording, load_whole, need_a_terminal
+
+if TYPE_CHECKING:
+    from tui.cli.fastpath_session import DashboardFastPath
+    from tui.services import ChangeService
+    from tui.sources import Source
+
+RECORDING = Path(__file__).parents[1] / "demo.vnetrec"  # `make demo-recording` writes it
+
+_CHANGES = 15.0  # seconds between the lab's changes, so that the events view has something to show
+
+
+def run(options: argparse.Namespace) -> int:
+    """Open the dashboard or the demo; returns the exit code. Raises CommandError."""
+    return _demo(options) if options.command == "demo" else _dashboard(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    words = options.run[1:] if options.run[:1] == ["--"] else options.run
+    if words in ([], ["vnet-tui"]):
+        return _open_demo(options)
+    if words[0] == "vnet-tui":
+        flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
+        words = ["vnet-tui", *flags, *words[1:]]
+    elif shutil.which(words[0]) is None:
+        raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
+    return _run_command(words, traffic=not options.no_traffic)
+
+
+def _open_demo(options: argparse.Namespace) -> int:
+    quiet = getattr(options, "no_traffic", False)
+    return _open_lab(options.ascii, options.write, traffic=not quiet)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    if options.write and options.read_only:
+        raise CommandError("can't open the dashboard: --write and --read-only exclude each other")
+    if options.source:
+        return _file_dashboard(options)
+    need_a_terminal()
+    from tui.app import run
+    from tui.cli.fastpath_session import DashboardFastPath
+
+    fast = DashboardFastPath()
+    if options.read_only:
+        return run(_live_source(fast), options.ascii)
+
+    def open_demo() -> int:
+        """Open the demo, and this host again when the person has left it."""
+        return _open_demo(options) or _dashboard(options)
+
+    return run(
+        _live_source(fast), options.ascii, _change_service, options.write, fast.fast_path_service, open_demo
+    )
+
+
+def _file_dashboard(options: argparse.Namespace) -> int:
+    """The dashboard on a file; what is wrong with the file is said first."""
+    if options.write:
+        raise CommandError("--write is for this host: a file cannot be changed")
+    source = _file_source(options.source)
+    need_a_terminal()
+    from tui.app import run
+
+    return run(source, options.ascii)
+
+
+def _change_service() -> ChangeService:
+    from tui.cli.session import ChangeSession
+
+    return ChangeSession()
+
+
+def _file_source(path: str) -> Source:
+    from tui.cli.record import open_recording
+    from tui.sources import FileSource
+
+    if is_recording(Path(path)):
+        return open_recording(Path(path))
+    snapshot, fast = load_whole(Path(path))
+    return FileSource(snapshot, Path(path).name, fast)
+
+
+def _live_source(fast: DashboardFastPath) -> Source:
+    from tui.sources import LiveSource
+
+    return LiveSource(fast.flows)
+
+
+def _open_lab(ascii_only: bool = False, write: bool = False, traffic: bool = True) -> int:
+    """Open the dashboard on the lab, or else on its recording.
+
+    Returns the exit code. Raises CommandError.
+    """
+    flags = ["--ascii"] * ascii_only + ["--write"] * write
+
+    try:
+        check_rights()
+        need_a_terminal()  # checked before the lab is built
+        return _run_in_lab(["vnet-tui", *flags], traffic)
+    except LabError as error:
+        return _replay(error, ascii_only)
+
+
+def _run_command(words: list[str], traffic: bool) -> int:
+    """Run a command in the lab, where `vnet-tui` is this program.
+
+    Returns its exit code. Raises CommandError if the lab can't be built.
+    """
+    try:
+        return _run_in_lab(words, traffic)
+    except LabError as error:
+        raise CommandError(str(error)) from None
+
+
+def _run_in_lab(words: list[str], traffic: bool) -> int:
+    from core.lab import lab
+
+    settings = LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0)
+    if words[0] == "vnet-tui":
+        return lab.main(own_python("tui.cli", *words[1:]), settings, with_packages())
+    return lab.main(words, settings)
+
+
+def _replay(error: LabError, ascii_only: bool) -> int:
+    """Replay the recording over and over, and say why it is not the lab itself."""
+    from tui.app import run
+    from tui.cli.record import open_recording
+
+    try:
+        need_a_terminal()
+        source = open_recording(RECORDING)
+    except CommandError as second:
+        raise CommandError(f"{error}; and can't show its recording: {second}") from None
+    source.present("Recorded demo", _sentence(error))
+    return run(source, ascii_only)
+
+
+def _sentence(error: LabError) -> str:
+    """Why the lab itself is not shown, as a sentence for the screen."""
+    return f"Can't build the lab: {error.reason}." + (f" Try: {error.try_}" if error.try_ else "")

@@ -1,0 +1,417 @@
+"""Control the fast path: state, preview, on and off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from bpf import attachments, build, layout, rpc
+from bpf.attachments import NO_FOREIGN, Foreign
+from bpf.btf import CONNTRACK_MODULE, module_state
+from bpf.client import start
+from bpf.connections import field_mask
+from bpf.hostwatch import read_sysctl
+from bpf.link_state import engine_networks, find_bridges
+from bpf.ports import MapContents, map_contents
+from bpf.preconditions import Preconditions, read_preconditions
+from bpf.reconcile import Observer
+from bpf.requirements import requirements, unmet
+from bpf.runfile import DIRECTORY, child_pids, clean_up, lock_owner, netns_inode, unlock
+from core.collect.snapshot import read_snapshot
+from core.model import FastFlows, FastPath, Part, Requirement
+from core.model.fastpath import ALL
+from core.text import safe
+from core.topology import Topology
+from tui.cli.fastpath_agent import SOON, SharedFlows, read_fast_path
+from tui.command import CommandError
+from tui.services import FastPathPreview
+from tui.views.fast_targets import Choice, added, is_covered, removed
+from tui.views.fastpath import ENDS_WITH
+
+_MASK = f"0x{field_mask():08x}"
+
+
+def preview(
+    choices: Sequence[Choice],
+    on: bool,
+    topology: Topology,
+    fast: FastPath,
+    tied: bool,
+    strict: bool | None = None,
+) -> FastPathPreview:
+    """Preview what turning the fast path on or off would change.
+
+    With `tied` it ends with this process; `strict` as in tui/services.py.
+    """
+    wanted = [one for one in choices if one.target and _is_on(one, fast, on) != on]
+    label = ", ".join(one.label for one in wanted or choices)
+    title = f"{'Accelerate' if on else 'Stop accelerating'} {label}"
+    nothing = [f"{one.label}: {one.nothing}" for one in choices if one.nothing]
+    nothing += [
+        f"{one.label}: it is {'accelerated already' if on else 'not accelerated'}"
+        for one in choices
+        if one.target and one not in wanted
+    ]
+    strict = fast.strict if strict is None else strict
+    if not wanted and on and fast.is_running and strict != fast.strict:
+        notes = tuple(_invalid_notes(read_preconditions(), strict))
+        return FastPathPreview("Fast path", fast.targets, (_becomes(strict),), notes=notes, strict=strict)
+    if not wanted:
+        return FastPathPreview(title, fast.targets, nothing=tuple(nothing), strict=fast.strict)
+    after = added(wanted, fast) if on else removed(wanted, fast, topology)
+    if on and not fast.is_running and (lacking := unmet(requirements())):
+        return FastPathPreview(title, after, refused=tuple(map(in_words, lacking)), nothing=tuple(nothing))
+    return _whole(title, after, fast, tied, tuple(nothing), strict)
+
+
+def _is_on(choice: Choice, fast: FastPath, on: bool) -> bool:
+    """Whether it is accelerated; of all of them to be turned off, whether any is."""
+    return is_covered(choice, fast) or (choice.target == ALL and not on and fast.is_running)
+
+
+def in_words(lacking: Requirement) -> str:
+    """A requirement that is not met, as a sentence."""
+    return f"needs {lacking.name}, but {lacking.found}: {lacking.follows}. Try: {lacking.try_}"
+
+
+def _whole(
+    title: str, after: tuple[str, ...], fast: FastPath, tied: bool, nothing: tuple[str, ...], strict: bool
+) -> FastPathPreview:
+    observer = Observer()
+    try:
+        observer.read_host()
+        before, _ = _attached(observer, fast.targets, NO_FOREIGN)
+        foreign = attachments.foreign_programs(
+            ifindex for ifindex in observer.links if ifindex not in before.links
+        )
+        then, meant = _attached(observer, after, foreign)
+    finally:
+        observer.close()
+    more, fewer = _by_role(then, before.links), _by_role(before, then.links)
+    if not after:
+        changes = _ends(len(fewer))
+    elif fast.is_running:
+        changes = [_moves(len(more), len(fewer))]
+    else:
+        changes = [_on_links(len(more)), *_begins(tied)]
+    if after and strict != fast.strict:
+        changes.append(_becomes(strict))
+    refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
+    notes = [*_notes(meant, not fast.is_running, strict), *refused] if after and (more or not fewer) else []
+    return FastPathPreview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing, strict)
+
+
+def _becomes(strict: bool) -> str:
+    if strict:
+        return (
+            "All that is accelerated becomes strict: where a rule is about packets that conntrack calls "
+            "invalid, the kernel forwards everything."
+        )
+    return "Nothing is strict any more: rules about packets that conntrack calls invalid don't pause it."
+
+
+def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tuple[MapContents, set[int]]:
+    """Links that the program would be attached to for targets, and their bridges."""
+    names = tuple(names)
+    if not names:
+        return MapContents(), set()
+    meant, unknown = find_bridges(names, observer.links, {})
+    if unknown:
+        meant, _ = find_bridges(names, observer.links, engine_networks())
+    return map_contents(observer.link_state(meant, foreign), meant), meant
+
+
+def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
+    """Links with their roles, containers' links first."""
+    left = set(without)
+    links = [link for ifindex, link in found.links.items() if ifindex not in left]
+    links.sort(key=lambda link: (not link.flags & layout.LINK_CONTAINER, link.name))
+    return tuple(
+        safe(f"{link.name} ({'container' if link.flags & layout.LINK_CONTAINER else 'uplink'})")
+        for link in links
+    )
+
+
+def _on_links(count: int) -> str:
+    return (
+        f"A BPF program is attached to the ingress of {_links(count)}{' (below)' if count else ''}, and to "
+        "those that join later. What it does not handle goes on to the kernel unchanged, but for a FIN or "
+        "RST far from what its connection has acknowledged, which is dropped."
+    )
+
+
+def _links(count: int) -> str:
+    return f"{count} link{'' if count == 1 else 's'}"
+
+
+def _begins(tied: bool) -> list[str]:
+    return [*_loads(), *_held(tied)]
+
+
+def _loads() -> Iterator[str]:
+    if module_state().loadable:
+        yield f"The kernel module {CONNTRACK_MODULE} (connection tracking) is loaded, and stays loaded."
+
+
+def _held(tied: bool) -> list[str]:
+    end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
+    return [
+        "Nobody verifies checksums and TCP windows of the packets that it forwards, as with nftables' own "
+        "flowtables; conntrack still checks all other connections.",
+        f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
+        "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
+        "kernel removes the table when its process ends.",
+        "One process runs it and a second one watches that: if the first is killed, the fast path stops and "
+        f"the second puts everything back. Otherwise it ends {end}.",
+    ]
+
+
+def _moves(more: int, fewer: int) -> str:
+    if not more and not fewer:
+        return "No link is concerned now."
+    if more:
+        return f"The program is attached to {_links(more)} more."
+    return f"The program is taken off {_links(fewer)}; their connections go on through the kernel."
+
+
+def _ends(count: int) -> list[str]:
+    return [
+        f"The program is taken off {_links(count)}; connections go on through the kernel.",
+        f"The table inet vnet_fastpath and bits {_MASK} of the ct mark go.",
+    ]
+
+
+def _invalid_notes(found: Preconditions, strict: bool) -> Iterator[str]:
+    rules = "; ".join(map(safe, found.invalid))
+    if rules and strict:
+        yield f"All of it would be paused now, for it is strict: {rules}"
+    elif rules:
+        yield (
+            f"These rules are about invalid packets, and would not see those that it forwards: {rules}. "
+            "Strict (--strict, in the dashboard s) pauses it instead."
+        )
+
+
+def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
+    """Warnings."""
+    found = read_preconditions()
+    if found.reasons:
+        reasons = "; ".join(map(safe, found.reasons))
+        yield f"It would be paused now, and the kernel forward everything: {reasons}"
+    yield from _invalid_notes(found, strict)
+    with suppress(build.CompileError):
+        if begins and not build.is_compiled():
+            yield "The program is compiled for this kernel first, which takes a second or two, once."
+    if read_sysctl("net.ipv4.ip_forward") == "0":
+        yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
+    yield (
+        "tcpdump no longer sees accelerated packets on every link, and counters of rules and of conntrack "
+        "miss them; `vnet-tui accelerate --capture ADDRESS` leaves those of an address to the kernel."
+    )
+    if not bridges:
+        yield "There is no bridge to accelerate yet."
+
+
+_PARTS = {Part.LINKS, Part.CONTAINERS}
+_END_SECONDS = 60.0  # usually one; a slow machine takes its time
+_PUT_RIGHT = 10.0  # seconds in which a supervisor cleans up
+
+
+class FastPathSession:
+    """Implement FastPathService for this process's network namespace.
+
+    With `tied`, what it starts ends with this process.
+    """
+
+    def __init__(self, tied: bool) -> None:
+        self.tied = tied
+        self._lock = threading.Lock()
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._flows = SharedFlows()
+
+    def status(self, closely: bool = False) -> FastPath:
+        found = read_fast_path(closely, closely, SOON if self.tied else rpc.TIMEOUT)
+        if not found.is_running:
+            self._flows.close()  # maps live as long as they are open
+        return found
+
+    def read_flows(self) -> FastFlows:
+        """Counters of each flow; from any thread."""
+        return self._flows()
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        from bpf.requirements import read_host_features, requirements
+
+        return requirements(read_host_features(whole=True))
+
+    def read_topology(self) -> Topology:
+        return Topology(read_snapshot(_PARTS))
+
+    def preview(
+        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+    ) -> FastPathPreview:
+
+        return preview(choices, on, topology, self.status(), self.tied, strict)
+
+    def perform(self, preview: FastPathPreview, progress: Callable[[str], None]) -> str:
+        with self._lock:
+            if not preview.targets:
+                return self._off(progress)
+            if self.status().is_running:
+                return self._retarget(preview.targets, preview.strict)
+            return self._start(preview, progress)
+
+    def _retarget(self, targets: Sequence[str], strict: bool) -> str:
+        """Have the one that runs accelerate these."""
+        ask({"do": "targets", "targets": list(targets), "strict": strict})
+        found = self._settled()
+        ends = f" It ends {ENDS_WITH}." if found.tied and not self.tied else ""
+        return f"{how_it_is(found)}{ends}"
+
+    def _settled(self) -> FastPath:
+        """How it stands once the rules were read again, if that does not take too long."""
+        deadline = time.monotonic() + SOON
+        while (found := self.status()).state == "changing" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
+    def _start(self, preview: FastPathPreview, progress: Callable[[str], None]) -> str:
+        try:
+            if not build.is_compiled():
+                progress("Compiling the program for this kernel…")
+                build.compiled_program()
+            progress("Loading it…")
+            started = start(list(preview.targets), self.tied, preview.strict)
+        except build.CompileError as error:
+            raise CommandError(f"can't compile the program: {safe(str(error))}") from error
+        except OSError as error:
+            raise CommandError(f"no process can be started: {error.strerror or error}") from error
+        if not started.answer.get("ok") and (running := self._started_by_another()):
+            targets = tuple(dict.fromkeys((*running.targets, *preview.targets)))
+            return self._retarget((ALL,) if ALL in targets else targets, preview.strict or running.strict)
+        _good(started.answer)
+        self._keeper = started.supervisor if self.tied else None
+        return how_it_is(self.status())
+
+    def _started_by_another(self) -> FastPath | None:
+        """The state of a fast path that another process is starting, None without one."""
+        deadline = time.monotonic() + _END_SECONDS
+        while lock_owner() and time.monotonic() < deadline:
+            found = self.status()
+            if found.is_running and found.state != "silent":
+                return found
+            time.sleep(0.02)
+        return None
+
+    def _off(self, progress: Callable[[str], None]) -> str:
+        progress("Giving everything back…")
+        with suppress(_NotRunning):
+            ask({"do": "off"})
+        wait_for_the_end()
+        self._let_go(_END_SECONDS)
+        return "The fast path is off: the kernel forwards everything."
+
+    def end_silent(self) -> str:
+        """Kill a fast path that doesn't answer, and clean up if its supervisor doesn't."""
+        keeper = lock_owner()
+        _kill(*child_pids(keeper))
+        deadline = time.monotonic() + _PUT_RIGHT
+        while lock_owner() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if lock_owner():
+            _kill(keeper)
+            clean_up()
+            unlock()
+        return "The process was killed. The fast path is off: the kernel forwards everything."
+
+    def _let_go(self, seconds: float) -> None:
+        """Close the supervisor's standard input, which makes it end."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            if keeper.stdin:
+                with suppress(OSError):
+                    keeper.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                keeper.wait(seconds)
+
+    def close(self) -> None:
+        """End what was started here, without waiting for it."""
+        self._flows.close()
+        self._let_go(0.0)
+
+
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class _NotRunning(CommandError):
+    """Nothing is accelerated here."""
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """Ask the holder; raises CommandError where it does not do it, or there is none."""
+    try:
+        return _good(rpc.ask(request))
+    except rpc.NotRunning:
+        raise _NotRunning("nothing is accelerated here: vnet-tui accelerate NETWORK turns it on") from None
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise CommandError(
+            f"the process of the fast path does not answer ({why}): vnet-tui fastpath status"
+        ) from error
+
+
+def _good(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, unless it is a refusal."""
+    if answer.get("ok"):
+        return answer
+    words = ": ".join(safe(str(answer[key])) for key in ("what", "why") if answer.get(key))
+    more = f"; try: {safe(str(answer['try']))}" if answer.get("try") else ""
+    raise CommandError(f"{words or 'it was refused'}{more}")
+
+
+def how_it_is(fast: FastPath) -> str:
+    """The state in a sentence."""
+    names = ", ".join(map(safe, fast.targets))
+    paused = f" Paused: {'; '.join(map(safe, fast.reasons))}." if fast.state == "paused" else ""
+    return f"Accelerated: {names}.{paused}"
+
+
+def wait_for_the_end() -> None:
+    """Wait until the fast path has ended and everything is restored."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        if not any(DIRECTORY.glob(f"fastpath-{netns_inode()}.*")):
+            return
+        time.sleep(0.02)
+    raise CommandError(
+        "the fast path is off, but not everything is restored yet: see vnet-tui fastpath status"
+    )
+
+
+class DashboardFastPath:
+    """Create the session; what it turns on ends with the dashboard."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._session: FastPathSession | None = None
+
+    def fast_path_service(self) -> FastPathSession:
+        """The session."""
+
+        with self._lock:
+            if self._session is None:
+                self._session = FastPathSession(tied=True)
+            return self._session
+
+    def flows(self) -> FastFlows:
+        """Counters of each flow of the fast path."""
+        return self.fast_path_service().read_flows()

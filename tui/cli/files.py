@@ -1,0 +1,210 @@
+"""Run `vnet-tui apply`, `export`, `cleanup`, and list networks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.files import PUBLIC, WriteError, write_whole
+from core.model import Container, Network, link_ref
+from core.operations import ForgetAttachment, SetRules
+from core.plan import OurNetwork, Ours, Plan, Refused, ours, rules
+from core.plan.desired_state import BadFile, Desired, difference, export, parse
+from core.plan.requests import Delete, Request, Unpublish
+from core.plan.untracked import restore_tracking
+from core.text import safe
+from core.topology import Topology
+from tui.cli.console import agreed, is_person, print_json, print_plan
+from tui.cli.perform import WHOLE, look, perform, persistent_attachments, plan_requests
+from tui.command import CommandError
+
+_MOST_TEXT = 1 << 24
+
+
+def apply(options: argparse.Namespace) -> int:
+    """Change the host to match a file; do nothing if nothing differs."""
+    desired = _read(options.file)
+
+    def planner(topology: Topology) -> Plan | Refused:
+        requests = difference(desired, topology, options.prune)
+        return plan_requests(requests, topology, f"apply {options.file}")
+
+    return perform(options, planner, WHOLE, None if options.yes else _ask)
+
+
+def cleanup(options: argparse.Namespace) -> int:
+    """Remove all that carries our tag."""
+
+    def planner(topology: Topology) -> Plan | Refused:
+        ours_all = difference(Desired(), topology, prune=True)
+        # Ports are removed with their attachment, so they come first.
+        first = [one for one in ours_all if isinstance(one, Unpublish)]
+        rest = [one for one in ours_all if not isinstance(one, Unpublish)]
+        requests = (*first, *_strays(topology), *rest)
+        plan = _without_kept(_without_table(plan_requests(requests, topology, "clean up"), topology))
+        return (
+            plan
+            if isinstance(plan, Refused)
+            else replace(plan, steps=(*restore_tracking(topology), *plan.steps))
+        )
+
+    return perform(options, planner, WHOLE, None if options.yes else _ask)
+
+
+def write_export(options: argparse.Namespace) -> int:
+    """Write the file that describes the existing networks."""
+    text = export(look(WHOLE))
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.end].count("\n")
+        raise CommandError(
+            f"can't export a name that isn't UTF-8, which TOML is: {safe(text.splitlines()[line])}. "
+            "Try: rename it"
+        ) from None
+    if options.file == "-":
+        sys.stdout.write(text)
+        return 0
+    try:
+        write_whole(Path(options.file), content, PUBLIC)
+    except WriteError as error:
+        raise CommandError(str(error)) from None
+    return 0
+
+
+def _read(name: str) -> Desired:
+    try:
+        with nullcontext(sys.stdin) if name == "-" else Path(name).open() as file:
+            text = file.read(_MOST_TEXT + 1)
+        if len(text) > _MOST_TEXT:
+            raise CommandError(f"can't read {safe(name)}: it is too large. Try: a file that `export` wrote")
+        return parse(text)
+    except OSError as error:
+        raise CommandError(f"can't read {safe(name)}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandError(f"{safe(name)} is not UTF-8 text") from None
+    except BadFile as error:
+        raise CommandError(f"{safe(name)}: {'; '.join(map(safe, error.reasons))}") from None
+
+
+def _ask(plan: Plan) -> bool:
+    print_plan(plan)
+    sys.stdout.flush()
+    if not is_person():
+        raise CommandError("nothing was changed: no terminal to ask in. Try: the same with --yes")
+    return agreed(f"Do these {len(plan.steps)} steps?")
+
+
+def _strays(topology: Topology) -> list[Request]:
+    """Attachments whose network is gone."""
+    mine = ours(topology.snapshot, topology.host)
+    ports = {member.port for member in mine.members if member.network not in mine.networks}
+    net = topology.snapshot.nets[topology.host]
+    return [Delete(link_ref(link.key)) for link in net.links.values() if link.name in ports]
+
+
+def _without_kept(plan: Plan | Refused) -> Plan | Refused:
+    """Also remove persistent attachments to networks that don't exist any more."""
+    if isinstance(plan, Refused):
+        return plan
+    gone = {step.want for step in plan.steps if isinstance(step, ForgetAttachment)}
+    left = (ForgetAttachment(want) for want in persistent_attachments() if want not in gone)
+    return replace(plan, steps=(*plan.steps, *left))
+
+
+def _without_table(plan: Plan | Refused, topology: Topology) -> Plan | Refused:
+    """Also remove vnet's nftables table if no network is left."""
+    mine = ours(topology.snapshot, topology.host)
+    if isinstance(plan, Refused) or not mine.table or any(isinstance(step, SetRules) for step in plan.steps):
+        return plan
+    return Plan(
+        plan.title, (*plan.steps, SetRules(rules.EMPTY, rules.EMPTY)), plan.warnings, plan.hits, plan.guarded
+    )
+
+
+_COLUMNS = ("name", "engine", "kind", "subnets", "bridge", "containers")
+
+
+def list_networks(topology: Topology, as_json: bool) -> int:
+    """Print them, by name; those of vnet first."""
+    found = [*_ours(topology), *_engines(topology)]
+    if as_json:
+        print_json({"networks": found})
+        return 0
+    rows = [
+        [column.upper() for column in _COLUMNS],
+        *([_cell(one[key]) for key in _COLUMNS] for one in found),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+    return 0
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        names = [one["name"] if isinstance(one, dict) else one for one in value]
+        return safe(",".join(names)) or "-"
+    return safe(str(value)) or "-"
+
+
+def _ours(topology: Topology) -> Iterator[dict[str, Any]]:
+    mine = ours(topology.snapshot, topology.host)
+    for network in sorted(mine.networks.values(), key=lambda one: one.name):
+        yield {
+            "name": network.name, "engine": "vnet", "kind": network.kind, "bridge": network.bridge,
+            "subnets": list(network.subnets), "gateways": list(network.gateways), "mtu": network.mtu,
+            "nat66": network.nat66, "uplink": network.uplink,
+            "containers": list(_members(network, mine, topology)),
+            "joined": _joined(network, mine),
+        }  # fmt: skip
+
+
+def _joined(network: OurNetwork, mine: Ours) -> list[str]:
+    names = {name for pair in mine.joined if network.name in pair for name in pair}
+    return sorted(names - {network.name})
+
+
+def _members(network: OurNetwork, mine: Ours, topology: Topology) -> Iterator[dict[str, Any]]:
+    for member in mine.members:
+        if member.network == network.name:
+            found = topology.containers.get(member.container)
+            addresses = {one.partition("/")[0] for one in member.addresses}
+            yield {
+                "name": found.name if found else member.container.partition(":")[2],
+                "uid": member.container, "link": member.link, "port": member.port,
+                "addresses": list(member.addresses),
+                "published": [one.port_id for one in mine.ports if one.address in addresses],
+            }  # fmt: skip
+
+
+def _engines(topology: Topology) -> Iterator[dict[str, Any]]:
+    for engine in topology.snapshot.engines.values():
+        for network in sorted(engine.networks, key=lambda one: one.name):
+            kind = topology.network(network.id)
+            yield {
+                "name": network.name, "engine": engine.name, "kind": kind.kind if kind else network.kind,
+                "bridge": network.bridge, "subnets": list(network.subnets),
+                "gateways": list(network.gateways), "mtu": network.mtu, "nat66": False, "uplink": "",
+                "containers": [_end(one, network) for one in engine.containers if _is_on(one, network)],
+                "joined": [],
+            }  # fmt: skip
+
+
+def _is_on(container: Container, network: Network) -> bool:
+    return any(end.network in (network.name, network.id) for end in container.endpoints)
+
+
+def _end(container: Container, network: Network) -> dict[str, Any]:
+    end = next(end for end in container.endpoints if end.network in (network.name, network.id))
+    return {
+        "name": container.name, "uid": container.uid, "link": "", "port": "",
+        "addresses": [one for one in (end.ipv4, end.ipv6) if one],
+        "published": [],
+    }  # fmt: skip

@@ -1,0 +1,297 @@
+"""Run `vnet-tui undo`, `recover` and `history`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+
+from core.apply import guard, journal, run
+from core.apply.entries import Entry
+from core.apply.run import Outcome
+from core.collect.processes import remote_session
+from core.collect.snapshot import read_snapshot
+from core.model import Part
+from core.operations import Operation, PersistAttachment, affected, undo_of
+from core.plan import Plan
+from core.plan.connectivity import changes_critical_link
+from core.state import planning
+from core.text import safe
+from core.topology import Topology
+from tui.cli import fastpath_agent
+from tui.cli.console import (
+    agreed,
+    ask,
+    command_errors,
+    ended,
+    is_person,
+    outcome_document,
+    print_dry_run,
+    print_json,
+    require_rights,
+    steps_document,
+)
+from tui.command import CommandError
+
+_ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
+_MOST_LINES, _ALL = 50, sys.maxsize
+
+
+def undo(options: argparse.Namespace) -> int:
+    """Take back the change that is named, or the last one that holds."""
+    with command_errors():
+        options.entry = journal.id_of(options.entry)
+        entry = _chosen(options.entry)
+        if options.dry_run:
+            print_dry_run(_as_plan(entry), options.json)
+            return 0
+        require_rights(undo_of(entry.steps[: entry.begun]))
+        with planning():
+            _require_same(entry, _chosen(options.entry))
+            refuse_under_later(entry)
+            taken = _taken_back((entry,), options.json)
+        return _ended(taken, options.json)
+
+
+def recover(options: argparse.Namespace) -> int:
+    """Take back the change that is named, or all that were cut off."""
+    with command_errors():
+        options.entry = journal.id_of(options.entry)
+        if not options.dry_run:
+            require_rights(undo for entry in _cut_off(options.entry) for undo in _as_plan(entry).steps)
+        with planning():  # a change that is under way by now isn't interrupted
+            return _recover(options, _cut_off(options.entry))
+
+
+def _recover(options: argparse.Namespace, entries: tuple[Entry, ...]) -> int:
+    if options.entry and not entries:
+        raise CommandError(_not_cut_off(options.entry))
+    if options.dry_run:
+        for entry in entries:
+            print_dry_run(_as_plan(entry), options.json)
+        if not options.entry and fastpath_agent.needs_recovery():
+            print(f"vnet-tui: note: {fastpath_agent.RECOVERY}", file=sys.stderr)
+        return 0
+    repaired = "" if options.entry else fastpath_agent.recover_settings()
+    if repaired and not options.json:
+        print(repaired)
+    elif not entries and not options.json:
+        print("nothing to do: no change was cut off")
+    if options.forget:
+        for entry in entries:
+            journal.mark(entry, "undone", ("left as it was",))
+        return 0
+    return _ended(_taken_back(entries, options.json), options.json, repaired)
+
+
+def _cut_off(entry_id: str = "") -> tuple[Entry, ...]:
+    return tuple(entry for entry in journal.open_intents() if entry_id in ("", entry.entry_id))
+
+
+def _not_cut_off(entry_id: str) -> str:
+    entry = journal.find(entry_id)
+    if entry is None or entry.end != "done":
+        return f"{safe(entry_id)} was not cut off"
+    return f"{entry_id} was not cut off: it is done. Try: vnet-tui undo {entry_id}"
+
+
+def offer_recovery(options: argparse.Namespace) -> None:
+    """Offer to undo interrupted changes: the next one would depend on them.
+
+    Raises CommandError if they are not undone.
+    """
+    if not journal.open_intents():
+        return
+    with planning():  # wait for one that is under way
+        entries = journal.open_intents()
+    if not entries:
+        return
+    wanted = options.auto_undo
+    if not wanted and is_person() and not options.json:
+        print(f"An earlier change was cut off: {_names(entries)}.")
+        wanted = agreed("Take it back first?")
+    if not wanted:
+        refuse_after(entries)
+    asked = {entry.entry_id for entry in entries}
+    with planning():
+        still = [entry for entry in journal.open_intents() if entry.entry_id in asked]
+        if any(ended(run.undo(entry)) for entry in still):
+            raise CommandError("nothing else was changed")
+
+
+def refuse_after(entries: Iterable[Entry]) -> None:
+    """Raise CommandError or StateError if changes were interrupted.
+
+    The next one would depend on what they left.
+    """
+    if found := tuple(entries):
+        for entry in found:
+            journal.require_readable(entry)
+        raise CommandError(
+            f"nothing was changed: an earlier change was cut off, {_names(found)}; take it back first: "
+            "vnet-tui recover, --auto-undo, or u in the dashboard (vnet-tui recover --forget leaves what is "
+            "there)"
+        )
+
+
+def _names(entries: Iterable[Entry]) -> str:
+    return ", ".join(f'{entry.entry_id} ("{safe(entry.title)}")' for entry in entries)
+
+
+def history(options: argparse.Namespace) -> int:
+    """List the changes, the last one first."""
+    with command_errors():
+        if options.json:
+            print_json({"changes": [_document(entry) for entry in journal.latest(_ALL)]})
+            return 0
+        lines = [_line(entry) for entry in journal.latest(_MOST_LINES)]
+    nothing = "no change was made yet" if os.geteuid() == 0 else "you made no change yet"
+    print("\n".join(lines) if lines else nothing)
+    return 0
+
+
+def _line(entry: Entry) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
+    return f"{entry.entry_id}  {when}  {_how(entry):12}  {safe(entry.title)}"
+
+
+def _how(entry: Entry) -> str:
+    """How a change ended, for a person."""
+    if entry.is_open and entry.problem:
+        return "unreadable"
+    if not entry.end and entry.undoing is not None:
+        return "undo cut off"
+    return _ENDS.get(entry.end, entry.end)
+
+
+def _document(entry: Entry) -> dict[str, object]:
+    return {
+        "id": entry.entry_id,
+        "title": entry.title,
+        "at": entry.at,
+        "end": entry.end or "cut off",
+        "undo_begun": not entry.end and entry.undoing is not None,
+        "errors": [*entry.errors, *([entry.problem] if entry.problem else [])],
+        "steps": steps_document(entry.steps),
+    }
+
+
+def _chosen(entry_id: str) -> Entry:
+    """The change of that id, else the last one not undone. Raises CommandError."""
+    found = journal.latest(_ALL)
+    if not entry_id:
+        last = next((entry for entry in found if entry.end != "undone"), None)
+        if last is None:
+            raise CommandError("there is no change to take back")
+        return _possible(last)
+    chosen = next((entry for entry in found if entry.entry_id == entry_id), None)
+    if chosen is None:
+        raise CommandError(f"there is no change {safe(entry_id)}: vnet-tui history lists them")
+    if chosen.end == "undone":
+        raise CommandError(f"{chosen.entry_id} was taken back already")
+    return _possible(chosen)
+
+
+def _possible(entry: Entry) -> Entry:
+    """The entry. Raises CommandError if it can't be undone (yet), and StateError."""
+    which = f'{entry.entry_id} ("{safe(entry.title)}")'
+    if entry.is_final:
+        raise CommandError(f"{which} cannot be taken back; vnet-tui history lists earlier ones, to be named")
+    if entry.end == journal.UNDER_WAY:
+        raise CommandError(f"can't take back {which}: it is under way. Try: again in a moment")
+    journal.require_readable(entry)
+    return entry
+
+
+def _require_same(shown: Entry, now: Entry) -> None:
+    """Raise CommandError if the chosen entry has changed, or isn't the last any more."""
+    if (now.entry_id, now.end) != (shown.entry_id, shown.end):
+        raise CommandError(
+            f"can't take back {shown.entry_id}: something was changed meanwhile. Try: vnet-tui history"
+        )
+
+
+def refuse_under_later(entry: Entry) -> None:
+    """Raise CommandError if later changes depend on this one."""
+    later = takewhile(lambda one: one.entry_id != entry.entry_id, journal.history())
+    if standing := standing_on(entry, later):
+        raise CommandError(f"later changes stand on it, take these back first: {', '.join(standing)}")
+
+
+def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
+    """The ids of later changes that depend on this one."""
+    mine = affected(entry.steps)
+    return [
+        one.entry_id
+        for one in later
+        if one.end != "undone" and mine & affected(one.steps) and not _made_again(entry, one)
+    ]
+
+
+def _made_again(entry: Entry, later: Entry) -> bool:
+    """Whether the later change is the agent's, restoring an attachment of this one.
+
+    Undoing the attachment undoes both.
+    """
+    wants = {(step.container, step.network) for step in entry.steps if isinstance(step, PersistAttachment)}
+    match later.steps:
+        case (*steps, PersistAttachment() as want):
+            return tuple(steps) == want.steps and (want.container, want.network) in wants
+    return False
+
+
+def _taken_back(entries: Iterable[Entry], as_json: bool) -> list[tuple[Outcome, bool]]:
+    """Undo changes; returns each outcome, and whether it waits to be confirmed.
+
+    Raises StateError for an unreadable entry, after all others.
+    """
+    found = sorted(entries, key=lambda entry: bool(entry.problem))
+    taken = []
+    for entry in found:
+        guarded = needs_guard(entry)
+        outcome = take_back(entry, guarded)
+        taken.append((outcome, guarded and outcome.done))
+        if not as_json:
+            ended(outcome)
+        if not as_json and not outcome.errors:
+            print(f"taken back: {safe(entry.title)}")
+    return taken
+
+
+def _ended(taken: list[tuple[Outcome, bool]], as_json: bool, put_right: str = "") -> int:
+    """Print outcomes, and ask to confirm; returns the exit code.
+
+    `put_right` describes what else was repaired.
+    """
+    if as_json:
+        more = {"fast_path": put_right} if put_right else {}
+        print_json({"changes": [outcome_document(outcome) for outcome, _ in taken], **more})
+    asked = [ask(outcome, as_json) for outcome, waits in taken if waits]
+    return 1 if any(asked) or any(outcome.errors for outcome, _ in taken) else 0
+
+
+def _as_plan(entry: Entry) -> Plan:
+    return Plan(f"take back: {entry.title}", undo_of(entry.steps[: entry.begun]))
+
+
+def take_back(entry: Entry, guarded: bool, progress: Callable[[Operation], None] = lambda _: None) -> Outcome:
+    """Undo a change.
+
+    A guarded undo is a change of its own, which is reverted unless confirmed. Raises Busy, StateError and
+    GuardError.
+    """
+    return (guard.guarded_undo if guarded else run.undo)(entry, progress=progress)
+
+
+def needs_guard(entry: Entry) -> bool:
+    """Whether the undo touches the link of the default route or of this session.
+
+    Unconfirmed changes need no guard, as their undo happens by itself, nor do interrupted ones.
+    """
+    if entry.end != "done" or any(one.entry_id == entry.entry_id for one in guard.pending_guards()):
+        return False
+    steps = undo_of(entry.steps[: entry.begun])
+    return changes_critical_link(steps, Topology(read_snapshot((Part.LINKS,))), remote_session())

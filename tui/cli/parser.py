@@ -1,0 +1,438 @@
+"""Define the command line: commands, arguments, help.
+
+It imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+TOPICS = (
+    "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
+)  # fmt: skip
+EXAMPLES = """\
+examples:
+  vnet-tui                               open the dashboard (root sees all)
+  vnet-tui show veths                    every veth pair with both its ends
+  vnet-tui show links --ns web1          the links of a namespace or container
+  vnet-tui show nat --json | jq '.nat[]' for scripts; schema: docs/json.md
+  vnet-tui flows --by container          flows added up; also --follow, rate:>1M
+  vnet-tui dump host.vnet                save all that can be seen to a file
+  vnet-tui --from host.vnet              open that file, anywhere, without root
+  vnet-tui record now.vnetrec            record this host; `replay` shows it
+  vnet-tui bundle report.tar.gz          a readable file for a bug report
+  vnet-tui demo                          the dashboard on a demo lab
+  vnet-tui network create shop           a NAT network (--dry-run: only print)
+  vnet-tui container create web --network shop
+  vnet-tui publish web 8080:80           port 8080 of the host leads to web
+  vnet-tui apply net.toml                make what a file says: docs/changing.md
+  vnet-tui undo                          take back the last change
+  vnet-tui accelerate shop               turn on the fast path for a network
+  vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
+"""
+# Values of core.plan.requests, repeated here because importing it takes time.
+KINDS = ("nat", "internal", "routed", "nic-bridged")
+MODELS = ("closed", "bridged", "joined", "open")
+CHANGE_COMMANDS = (
+    "network", "container", "attach", "detach", "move", "publish", "unpublish", "link", "bridge", "port",
+    "tune", "apply", "export", "undo", "history", "recover", "confirm", "cleanup", "agent",
+)  # fmt: skip
+# As core.plan.tuning has them.
+PLAIN_SIZE, USUAL_SIZE = 65536, 262144
+_PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0.0.1:53/udp, [::]:8000-8010"
+
+FAST_PATH_COMMANDS = ("accelerate", "fastpath")
+_WHAT = "a bridge, a network of Docker, podman or vnet, or all"
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
+_LEAST_SIZE, _MOST_SIZE = 10_000, 2 * 1000**3
+_MOST_SECONDS = 24 * 3600
+
+type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def seconds_of(text: str) -> float:
+    """ "60s", "10m", "1.5h" as seconds; for argparse."""
+    found = _SPAN.fullmatch(text.strip())
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time up to a day: write 60s, 10m or 2h")
+    return seconds
+
+
+def bytes_of(text: str) -> int:
+    """ "500k", "64M", "1G" as bytes; for argparse."""
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * _BYTES[found[2].lower()]) if found else 0
+    if not _LEAST_SIZE <= size <= _MOST_SIZE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 10k to 2G: write 64M")
+    return size
+
+
+class _Parser(argparse.ArgumentParser):
+    """Suggest a similar word for a wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        from difflib import get_close_matches
+
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if found:
+            known = re.split(r",\s*", found[2].replace("'", ""))
+            near = get_close_matches(found[1], known, n=1, cutoff=0.7)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; shell completion derives from it too."""
+    parser: argparse.ArgumentParser = _Parser(
+        prog="vnet-tui",
+        description="See this host's bridges, veth pairs, network namespaces, containers, NAT and\n"
+        "conntrack, live, and change them safely. Without a command, the dashboard opens.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    _add_looks(parser, False)
+    parser.add_argument(
+        "--read-only", action="store_true",
+        help="allow no changes in the dashboard, and give up the rights to make them",
+    )  # fmt: skip
+    _add_from(parser, None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_show(commands.add_parser("show", help="print lists as text or JSON", allow_abbrev=False))
+    dump = commands.add_parser("dump", help="write a whole snapshot into a file", allow_abbrev=False)
+    dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
+    _add_from(dump, argparse.SUPPRESS)
+    _add_keeping(commands)
+    dashboard = commands.add_parser(
+        "demo", help="open the dashboard on a demo lab, or on a recording of it", allow_abbrev=False,
+        usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
+    )  # fmt: skip
+    _add_looks(dashboard, argparse.SUPPRESS)
+    dashboard.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
+    dashboard.add_argument(
+        "run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead"
+    )
+    _add_flows(commands.add_parser("flows", help="print who talks to whom and how fast", allow_abbrev=False))
+    _change_commands(commands)
+    _fast_path_commands(commands)
+    shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
+    shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete for")
+    return parser
+
+
+def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Recordings and bundles."""
+    record = commands.add_parser("record", help="record this host over time into a file", allow_abbrev=False)
+    record.add_argument("file", metavar="FILE", help="where to write it; it must not be there yet")
+    record.add_argument("--for", dest="seconds", type=seconds_of, metavar="TIME", help="how long (10m)")
+    record.add_argument("--max-size", dest="size", type=bytes_of, metavar="SIZE", help="how large (64M)")
+    replay = commands.add_parser("replay", help="open a recording, with a time line", allow_abbrev=False)
+    replay.add_argument("file", metavar="FILE", help="what `vnet-tui record` or R in the dashboard wrote")
+    bundle = commands.add_parser(
+        "bundle", help="write this moment, whole and readable, into one file", allow_abbrev=False
+    )
+    bundle.add_argument("file", metavar="FILE", help="where to write it: a .tar.gz")
+    _add_from(bundle, argparse.SUPPRESS)
+
+
+def _add_looks(parser: argparse.ArgumentParser, default: bool | str) -> None:
+    """Add options of the dashboard.
+
+    With the default argparse.SUPPRESS, the value before the command stays.
+    """
+    for name, text in (
+        ("--ascii", "draw the dashboard with ASCII characters alone"),
+        ("--write", "allow changes in the dashboard from the start"),
+    ):
+        parser.add_argument(name, action="store_true", default=default, help=text)
+
+
+def _add_from(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", default=default,
+        help="look at a file that `vnet-tui dump` or `bundle` wrote, not at this host",
+    )  # fmt: skip
+
+
+def _add_show(show: argparse.ArgumentParser) -> None:
+    show.add_argument("topic", nargs="?", default="all", choices=("all", *TOPICS), help="what to print (all)")
+    show.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    show.add_argument("--ns", metavar="NAME", help="only this namespace: its name, container, unit or inode")
+    _add_from(show, argparse.SUPPRESS)
+
+
+def _add_flows(flows: argparse.ArgumentParser) -> None:
+    flows.add_argument(
+        "filter", nargs="*", metavar="FILTER", help="as in the dashboard: ct:web1 rate:>1M port:443"
+    )
+    flows.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    flows.add_argument("--follow", action="store_true", help="print again and again; as JSON a flow a line")
+    flows.add_argument(
+        "--per-hop", action="store_true", help="a connection's entry in each namespace by itself"
+    )
+    flows.add_argument(
+        "--by", choices=("container", "network", "peer", "port", "process", "client"), default="",
+        help="add flows up",
+    )  # fmt: skip
+    flows.add_argument(
+        "--over", type=float, metavar="SECONDS", default=None,
+        help="measure speeds over that long (1; with --json 0, unless --top, --by or rate: need speeds)",
+    )  # fmt: skip
+    flows.add_argument("--top", type=int, metavar="COUNT", default=None, help="only so many, the fastest")
+    flows.add_argument(
+        "--sockets", action="store_true", help="look for round trip times and processes as well"
+    )
+    _add_from(flows, argparse.SUPPRESS)
+
+
+class _Version(argparse.Action):
+    """Print the installed version, which is looked up only here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"vnet-tui {version('vnet-tui')}")
+        parser.exit()
+
+
+def _change_commands(commands: _Commands) -> None:
+    """Add every command of CHANGE_COMMANDS."""
+    _network(_group(commands, "network", "make, remove, list, join and part networks"))
+    _container(_group(commands, "container", "make and delete plain containers (named namespaces)"))
+    _members(commands)
+    _ports(commands)
+    _links(commands)
+    _tuning(commands)
+    _files(commands)
+    _journal(commands)
+    agent = _command(commands, "agent", "keep up what vnet made when containers and firewalls restart")
+    agent.add_argument("--unit", action="store_true", help="print a systemd unit for it instead")
+    agent.add_argument(
+        "--metrics", metavar="HOST:PORT", default="",
+        help="serve Prometheus metrics there, such as 127.0.0.1:9742 (off)",
+    )  # fmt: skip
+    agent.add_argument(
+        "--accelerate", nargs="+", metavar="NETWORK", default=[],
+        help="keep the fast path up for these bridges and networks, or all (docs/fast-path.md)",
+    )  # fmt: skip
+    agent.add_argument("--strict", action="store_true", help="with --accelerate: as accelerate --strict")
+
+
+def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+
+def _group(commands: _Commands, name: str, text: str) -> _Commands:
+    group = _command(commands, name, text)
+    return group.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+
+
+def _changing(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command that changes something, with the options of all such commands."""
+    command = _command(commands, name, text)
+    command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
+    command.add_argument("--json", action="store_true", help="print what is done, and how it ended, as JSON")
+    command.add_argument(
+        "--auto-undo", action="store_true", help="first take back changes that were cut off earlier"
+    )
+    return command
+
+
+def _network(actions: _Commands) -> None:
+    create = _changing(actions, "create", "make a network")
+    create.add_argument("name", metavar="NETWORK", help="its name, 15 bytes at most")
+    create.add_argument(
+        "--kind", choices=KINDS, default="nat", help="what becomes of packets to outside (nat)"
+    )
+    create.add_argument(
+        "--subnet", action="append", default=[], help="its subnet; once for IPv4, once for IPv6 (a free one)"
+    )
+    create.add_argument("--gateway", action="append", default=[], help="the host's address on it (the first)")
+    create.add_argument("--ipv6", action="store_true", help="choose an IPv6 subnet as well")
+    create.add_argument("--mtu", type=int, default=0, help="its MTU (that of the way out)")
+    create.add_argument("--bridge", default="", help="its bridge's name (br-NETWORK)")
+    create.add_argument("--uplink", metavar="LINK", default="", help="the card of a nic-bridged network")
+    create.add_argument("--nat66", action="store_true", help="translate IPv6 as well")
+    create.add_argument("--vlan-filtering", action="store_true", help="make the bridge VLAN-aware")
+    create.add_argument("--engine", choices=("vnet", "docker"), default="vnet", help="who makes it (vnet)")
+    _yes(_named(_changing(actions, "rm", "remove a network; what is on it is detached"), "NETWORK"))
+    listing = _command(
+        actions, "ls", "list the networks of vnet and the engines (all: vnet-tui show networks)"
+    )
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    for name, text in (("join", "let two networks reach each other"), ("part", "keep two networks apart")):
+        pair = _changing(actions, name, text)
+        pair.add_argument("network", metavar="NETWORK", help="one network")
+        pair.add_argument("other", metavar="OTHER", help="the other")
+
+
+def _named(command: argparse.ArgumentParser, what: str) -> argparse.ArgumentParser:
+    command.add_argument("name", metavar=what, help=f"the {what.lower()}'s name")
+    return command
+
+
+def _yes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--yes", "-y", action="store_true", help="do not ask")
+
+
+def _container(actions: _Commands) -> None:
+    create = _named(_changing(actions, "create", "make a plain container: a named namespace"), "CONTAINER")
+    create.add_argument("--model", choices=MODELS, help="how it is connected (closed)")
+    create.add_argument("--network", default="", help="the network of a bridged container")
+    _address(create)
+    create.add_argument(
+        "--joined-with", metavar="OTHER", default="", help="the container that it is one with"
+    )
+    _named(_changing(actions, "rm", "delete a plain container"), "CONTAINER")
+
+
+def _address(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--address",
+        action="append",
+        default=[],
+        help="its address; once of each family (free ones)",
+    )
+
+
+def _members(commands: _Commands) -> None:
+    attach = _member(commands, "attach", "attach a container to a network")
+    _address(attach)
+    attach.add_argument("--link", default="", help="the link's name inside (the first free ethN)")
+    _member(commands, "detach", "take a container off a network")
+    move = _member(commands, "move", "take a container off one network and attach it to another")
+    move.add_argument("to", metavar="TO", help="the network to move it to")
+    _address(move)
+
+
+def _member(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    command = _changing(commands, name, text)
+    command.add_argument("container", metavar="CONTAINER", help="its name, RUNTIME:NAME or id")
+    command.add_argument("network", metavar="NETWORK", help="the network's name")
+    return command
+
+
+def _ports(commands: _Commands) -> None:
+    publish = _changing(commands, "publish", "publish a port of a running container")
+    publish.add_argument("container", metavar="CONTAINER", help="its name, RUNTIME:NAME or id")
+    publish.add_argument("ports", metavar="PORTS", help=_PORTS)
+    publish.add_argument("--network", default="", help="the network to reach it by (the first that can)")
+    unpublish = _changing(commands, "unpublish", "withdraw a published port")
+    unpublish.add_argument("ports", metavar="PORTS", help="[HOST_IP:]HOST_PORTS[/PROTO], as it was published")
+
+
+def _links(commands: _Commands) -> None:
+    links = _group(commands, "link", "change and delete links")
+    change = _inside(_changing(links, "set", "change a link"))
+    state = change.add_mutually_exclusive_group()
+    state.add_argument("--up", action="store_true", default=None, help="set it up")
+    state.add_argument("--down", action="store_false", dest="up", default=None, help="set it down")
+    change.add_argument("--mtu", type=int, help="set its MTU")
+    change.add_argument("--name", metavar="NEW", help="rename it")
+    change.add_argument("--alias", metavar="TEXT", help="set its alias")
+    _inside(_changing(links, "rm", "delete a veth pair or a bridge"))
+    bridge = _inside(_changing(_group(commands, "bridge", "change bridges"), "set", "change a bridge"))
+    bridge.add_argument("setting", metavar="SETTING", help="its name in ip-link(8), such as stp_state")
+    bridge.add_argument("value", metavar="VALUE", type=int, help="a number, counted as in ip-link(8)")
+    port = _inside(_changing(_group(commands, "port", "change bridge ports"), "set", "change a bridge port"))
+    port.add_argument("flag", metavar="FLAG", help="its name in bridge(8), such as isolated")
+    port.add_argument("state", choices=("on", "off"), help="what to switch it to")
+
+
+def _inside(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("link", metavar="LINK", help="the link's name")
+    command.add_argument("--ns", metavar="NAME", help="the namespace or container that it is in (the host)")
+    return command
+
+
+def _tuning(commands: _Commands) -> None:
+    tune = _changing(commands, "tune", "tune a bridge, or a network's, with its ports and containers")
+    tune.add_argument("network", metavar="NETWORK", help="the network's or the bridge's name")
+    tune.add_argument(
+        "--big-tcp", metavar="SIZE", nargs="?", const=USUAL_SIZE, type=_size,
+        help=f"the largest packets inside the host, in bytes ({USUAL_SIZE}), or off",
+    )  # fmt: skip
+    tune.add_argument("--offloads", choices=("on", "off"), help="TSO, GSO, GRO and transmit checksums")
+    tune.add_argument(
+        "--br-netfilter", choices=("on", "off"), help="whether what is bridged passes the host's firewall"
+    )
+    tune.add_argument("--rps", metavar="CPUS", help="who takes over received packets: all, off or a mask")
+    tune.add_argument(
+        "--no-track-dns", choices=("on", "off"), nargs="?", const="on",
+        help="inside containers, have Docker's DNS work without conntrack",
+    )  # fmt: skip
+    tune.add_argument(
+        "--only", metavar="CONTAINER", action="append", default=[],
+        help="--no-track-dns in this container alone; may be given several times",
+    )  # fmt: skip
+
+
+def _size(text: str) -> int:
+    return PLAIN_SIZE if text == "off" else int(text)
+
+
+def _files(commands: _Commands) -> None:
+    apply = _changing(commands, "apply", "make what a file says, showing the difference first")
+    apply.add_argument(
+        "file", metavar="FILE", help='TOML, its keys in docs/changing.md ("-": standard input)'
+    )
+    apply.add_argument("--prune", action="store_true", help="also remove what is vnet's and not in the file")
+    _yes(apply)
+    export = _command(commands, "export", "print the file that describes what vnet made")
+    export.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to (standard output)")
+    _yes(_changing(commands, "cleanup", "remove all that vnet made, and nothing else"))
+
+
+def _journal(commands: _Commands) -> None:
+    undo = _changing(commands, "undo", "take back an earlier change")
+    _entry(undo, "the change by its id or number in history (the last one)")
+    history = _command(commands, "history", "list the changes that were made, the last one first")
+    history.add_argument("--json", action="store_true", help="print JSON, each change with its commands")
+    recover = _changing(commands, "recover", "take back changes that were cut off")
+    _entry(recover, "the change (all that were cut off)")
+    recover.add_argument("--forget", action="store_true", help="leave what is there, and offer it no more")
+    confirm = _command(commands, "confirm", "keep a guarded change, which is taken back otherwise")
+    _entry(confirm, "the change (the one that waits)")
+    confirm.add_argument("--json", action="store_true", help="print how it ended as JSON")
+
+
+def _entry(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("entry", metavar="ID", nargs="?", default="", help=text)
+
+
+def _fast_path_commands(commands: _Commands) -> None:
+    """Add every command of FAST_PATH_COMMANDS."""
+    text = "forward established connections of containers in eBPF; the firewall stays in charge"
+    accelerate = commands.add_parser("accelerate", help=text, description=text, allow_abbrev=False)
+    accelerate.add_argument("targets", nargs="*", metavar="NETWORK", help=f"{_WHAT}; they add up")
+    accelerate.add_argument("--off", action="store_true", help="no longer; without a name: nothing any more")
+    accelerate.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="pause where a rule is about packets that conntrack calls invalid, which it does not look for",
+    )
+    which = accelerate.add_mutually_exclusive_group()
+    which.add_argument(
+        "--capture",
+        metavar="ADDRESS",
+        default="",
+        help="leave that address to the kernel, where tcpdump sees it",
+    )
+    which.add_argument("--release", metavar="ADDRESS", default="", help="accelerate that address again")
+    accelerate.add_argument("--dry-run", action="store_true", help="say what would change; change nothing")
+    accelerate.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    text = "how the fast path stands, and what it needs"
+    fastpath = commands.add_parser("fastpath", help=text, description=text, allow_abbrev=False)
+    actions = fastpath.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    for name, text in (
+        ("status", "what is accelerated, and what became of its packets"),
+        ("check", "what the fast path needs of this machine, one by one"),
+    ):
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")

@@ -1,0 +1,222 @@
+"""Execute changes: read the host, plan, print, and apply under one lock."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from core.apply import guard, journal, run
+from core.collect.host import missing_capabilities
+from core.collect.nft_netlink import read_tables
+from core.collect.processes import remote_session
+from core.collect.snapshot import read_snapshot
+from core.model import Part
+from core.operations import AddAddress, Operation, PersistAttachment, attachments
+from core.plan import Plan, Refused, plan_all
+from core.plan.requests import Request
+from core.state import StateError, planning
+from core.tags import TABLE
+from core.text import safe
+from core.topology import Topology
+from tui.cli.console import (
+    ask,
+    command_errors,
+    print_dry_run,
+    print_outcome,
+    print_plan,
+    print_refused,
+    require_rights,
+)
+from tui.cli.history import offer_recovery, refuse_after
+from tui.command import CommandError
+
+# Parts of a snapshot that plans need. Only plans that move a card's address or publish ports need all rules
+# of the host, the latter also the ports in use; only deleting a namespace needs the rules of others.
+type Parts = Sequence[Part]
+LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.FILTERS)
+RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.HOST_FIREWALL)
+PUBLISHING: Parts = (*RULED, Part.LISTENERS)
+TUNED: Parts = (*RULED, Part.TUNING)
+TRACKED: Parts = (Part.WIRING, Part.CONTAINERS, Part.FIREWALL, Part.TUNING)
+WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.FIREWALL, Part.LISTENERS)
+
+type Planner = Callable[[Topology], Plan | Refused]
+# Show a plan; returns whether to apply it.
+type Approve = Callable[[Plan], bool]
+
+
+def change(options: argparse.Namespace, request: Callable[[Topology], Request], parts: Parts) -> int:
+    """Execute one request; returns the exit code. Raises CommandError."""
+    return perform(options, lambda topology: plan_requests((request(topology),), topology), parts)
+
+
+def plan_requests(requests: Sequence[Request], topology: Topology, title: str = "") -> Plan | Refused:
+    """Plan requests, without addresses that changes in the journal reserve."""
+    return plan_all(requests, topology, _reserved(), remote_session(), title, persistent_attachments())
+
+
+def look(parts: Parts, deep: bool = False) -> Topology:
+    """Read the host, with `deep` every namespace, else those that known links lead to."""
+    return Topology(read_snapshot(parts, deep or parts == WHOLE))
+
+
+def perform(
+    options: argparse.Namespace, planner: Planner, parts: Parts, approve: Approve | None = None
+) -> int:
+    """Plan and apply, or print the commands (`options.dry_run`).
+
+    Returns the exit code. `approve` is called before anything is done, and again if the plan has changed by
+    then. Raises CommandError.
+    """
+    if options.dry_run:
+        return _dry_run(_planned_dry(planner, parts), options.json)
+    with command_errors():
+        _require_rights(options, planner, parts)
+        offer_recovery(options)
+        return _do(options, planner, parts, approve)
+
+
+def _require_rights(options: argparse.Namespace, planner: Planner, parts: Parts) -> None:
+    """Raise CommandError without the rights; Docker's steps need only its socket."""
+    try:
+        require_rights()
+    except CommandError:
+        if getattr(options, "engine", "") == "docker":
+            return  # Docker executes all of its steps
+        plan: Plan | Refused | None = None
+        with suppress(CommandError):
+            plan = planner(look(parts))
+        if not isinstance(plan, Plan) or not plan.steps:
+            raise
+        require_rights(plan.steps)
+
+
+def _planned_dry(planner: Planner, parts: Parts) -> Plan | Refused:
+    plan = planner(look(parts))
+    return planner(look(parts, deep=True)) if _wants_deep(plan) else plan
+
+
+def _wants_deep(plan: Plan | Refused) -> bool:
+    """Whether to read again with every namespace.
+
+    It is needed before a refusal, and before a change that can cut off the user, such as bridging a card that
+    a link in an unseen namespace may depend on.
+    """
+    return isinstance(plan, Refused) or plan.guarded
+
+
+def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
+    lacking = missing_capabilities()
+    if lacking:
+        print(f"vnet-tui: seen without {', '.join(lacking)}: not all may be in sight", file=sys.stderr)
+    if isinstance(plan, Refused):
+        return print_refused(plan, as_json)
+    print_dry_run(plan, as_json)
+    return 0
+
+
+def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Approve | None) -> int:
+    approved: Plan | None = None
+
+    def is_approved(plan: Plan) -> bool:
+        return approve is None or (approved is not None and same_steps(plan, approved))
+
+    def apply(plan: Plan) -> run.Outcome:
+        if approved is None and not options.json:
+            print_plan(plan)
+            sys.stdout.flush()
+        return run_plan(plan)
+
+    while True:
+        plan, outcome = attempt(planner, parts, is_approved, apply)
+        if isinstance(plan, Refused):
+            return print_refused(plan, options.json)
+        if outcome or not plan.steps:
+            break
+        if approved:
+            print("vnet-tui: things have changed meanwhile; this is what would be done now", file=sys.stderr)
+        if approve and not approve(plan):
+            return 0
+        approved = plan
+    code = print_outcome(plan, outcome, options.json)
+    return ask(outcome, options.json) if outcome and plan.guarded and outcome.done else code
+
+
+def attempt(
+    planner: Planner,
+    parts: Parts,
+    is_approved: Callable[[Plan], bool],
+    apply: Callable[[Plan], run.Outcome],
+    deep: bool = False,
+) -> tuple[Plan | Refused, run.Outcome | None]:
+    """Plan on a new snapshot and, if approved, apply, all under one lock.
+
+    The outcome is None if nothing was begun. With `deep` False, plans that are refused or guarded are made
+    again on a deep snapshot. Raises CommandError, Busy, StateError and GuardError.
+    """
+    with planning():
+        refuse_after(journal.open_intents())
+        plan = _planned_on(look(parts, deep), planner)
+        if _wants_deep(plan) and not deep:
+            plan = _planned_on(look(parts, deep=True), planner)
+        if isinstance(plan, Refused) or not plan.steps or not is_approved(plan):
+            return plan, None
+        return plan, apply(plan)
+
+
+def _planned_on(topology: Topology, planner: Planner) -> Plan | Refused:
+    _require_our_rules(topology)
+    return planner(topology)
+
+
+def same_steps(one: Plan, other: Plan) -> bool:
+    """Whether two plans do the same."""
+    return _lasting(one.steps) == _lasting(other.steps)
+
+
+def _require_our_rules(topology: Topology) -> None:
+    """Raise CommandError if vnet's table exists but couldn't be read.
+
+    It would be replaced without its published ports.
+    """
+    firewall = topology.snapshot.firewalls.get(topology.host)
+    known = any(chain.table == TABLE for chain in firewall.chains) if firewall else False
+    try:
+        tables = () if known else read_tables()
+    except PermissionError:
+        return  # then only Docker's steps can be executed
+    if any(table.name == TABLE for table in tables):
+        told = "; ".join(f"{one.what} ({one.why})" for one in firewall.problems) if firewall else ""
+        raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(told)}")
+
+
+def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None) -> run.Outcome:
+    """Do it, under a guard where it can cut the person off."""
+    if plan.guarded:
+        return guard.guarded_apply(plan.title, plan.steps, progress=progress)
+    return run.apply(plan.title, plan.steps, progress)
+
+
+def _lasting(steps: Sequence[Operation]) -> list[Operation]:
+    """The steps without what changes by the second, such as neighbours and the time that is left of a
+    lease."""
+    return [step for one in steps if (step := one.lasting())]
+
+
+def persistent_attachments() -> tuple[PersistAttachment, ...]:
+    """The attachments that the agent makes again; none where that may not be read."""
+    try:
+        return attachments.kept()
+    except StateError:
+        return ()
+
+
+def _reserved() -> list[str]:
+    """Addresses of interrupted changes, which stay reserved until these are undone."""
+    try:
+        open_steps = [step for entry in journal.open_intents() for step in entry.steps]
+    except (StateError, OSError):
+        return []
+    return [step.address.partition("/")[0] for step in open_steps if isinstance(step, AddAddress)]

@@ -1,0 +1,324 @@
+"""Run view queries on a worker thread; pass updates in and results out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from textual.message import Message
+
+from core.diagnose import Finding
+from core.model import RECORDING_DEMAND, WATCHED_PARTS, Change, Demand, FastPath, Problem, Ref
+from core.update import Update
+from tui.sources import Mode, ReplaySource, Source
+from tui.view_model import HistoryEntry, ViewData, ViewModel, ViewTarget
+from tui.views.rows import Detail, ListView, ViewContext
+
+if TYPE_CHECKING:
+    from core.plan.requests import DeleteFlow
+
+
+class Worker(threading.Thread):
+    """Run requests in a thread, in the order of the first request of each kind.
+
+    A request that hasn't begun is replaced by a newer one of its kind. `deliver(kind, result)` is called from
+    this thread; an exception is delivered as the result.
+    """
+
+    def __init__(self, deliver: Callable[[str, Any], None]) -> None:
+        super().__init__(name="screen-worker", daemon=True)
+        self._deliver = deliver
+        self._requests: dict[str, Callable[[], Any]] = {}
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked for or under way."""
+        with self._wake:
+            return not self._requests and not self._busy
+
+    def ask(self, kind: str, work: Callable[[], Any]) -> None:
+        """Have `work` done soon."""
+        with self._wake:
+            self._requests[kind] = work
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread after the work under way."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+
+    def run(self) -> None:
+        """The thread's life."""
+        while True:
+            with self._wake:
+                self._busy = False
+                self._wake.wait_for(lambda: self._requests or self._stopped)
+                if self._stopped:
+                    return
+                kind = next(iter(self._requests))
+                work = self._requests.pop(kind)
+                self._busy = True
+            try:
+                result = work()
+            except Exception as error:
+                result = error
+            self._deliver(kind, result)
+
+
+class UpdateQueue:
+    """Hold the newest update and all changes since the last `take`.
+
+    `ring` is called, from any thread, when an update comes into an empty queue.
+    """
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._lock = threading.Lock()
+        self._update: Update | None = None
+        self._changes: list[Change] = []
+
+    def put(self, update: Update) -> None:
+        """Take in an update, from any thread."""
+        with self._lock:
+            first = self._update is None
+            self._update = update
+            if update.replaces_log:
+                self._changes.clear()
+            self._changes += update.changes
+        if first:
+            self._ring()
+
+    def take(self) -> tuple[Update, tuple[Change, ...]] | None:
+        """Return the newest update and all changes since the last call; None without one."""
+        with self._lock:
+            update, self._update = self._update, None
+            changes, self._changes = tuple(self._changes), []
+        return (update, changes) if update else None
+
+
+_SHORTEST = 0.03  # seconds between two updates on the screen
+_SHARE = 0.25  # of the time, at most, for working updates out
+_SHARE_OF_FLOWS = 0.03  # the same for flows, which change every second; but once a second they are shown
+_EVERY_OF_FLOWS = 0.95
+
+
+class UpdateArrived(Message):
+    """Something new lies in the inbox."""
+
+
+class RowsReady(Message):
+    """The rows for a stop; `number` is that of the request."""
+
+    def __init__(self, entry: HistoryEntry, data: ViewData, number: int) -> None:
+        super().__init__()
+        self.origin, self.data, self.number = entry, data, number
+
+
+class DetailReady(Message):
+    """Everything about a thing."""
+
+    def __init__(self, ref: Ref, detail: Detail) -> None:
+        super().__init__()
+        self.ref, self.detail = ref, detail
+
+
+class TargetReady(Message):
+    """Where Enter leads from a stop; None where it leads nowhere."""
+
+    def __init__(self, entry: HistoryEntry, target: ViewTarget | None) -> None:
+        super().__init__()
+        self.origin, self.target = entry, target
+
+
+class QueryFailed(Message):
+    """A picture could not be worked out."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Presenter:
+    """Connect the source and the screen.
+
+    Call all methods from the screen's thread; results come as the messages above, given to `post`.
+    """
+
+    def __init__(self, source: Source, post: Callable[[Message], object]) -> None:
+        self.source = source
+        self.paused = False
+        self._post = post
+        self._view_model = ViewModel(offers_demo=source.live)
+        self._queue = UpdateQueue(lambda: self._post_safely(UpdateArrived()))
+        self._worker = Worker(self._deliver)
+        self._next_at = 0.0
+        self._stopped = False
+        self._listener: Callable[[Update], None] | None = None
+        self._newest: Update | None = None
+        self._taken: Update | None = None
+        self._fast: FastPath | None = None
+        self._demand: frozenset[Demand] = frozenset()
+
+    def start(self) -> None:
+        """Start the source, in a thread: its imports would delay keys."""
+        self._worker.start()
+        threading.Thread(
+            target=self.source.start, args=(self._take_in,), name="source-start", daemon=True
+        ).start()
+
+    def _take_in(self, update: Update) -> None:
+        """Queue an update, from any thread, and pass it to the listener."""
+        self._newest = update
+        self._queue.put(update)
+        listener = self._listener
+        if listener:
+            listener(update)
+
+    def set_fast_path(self, fast: FastPath) -> None:
+        """Show how the fast path stands, from the next picture on."""
+        self._fast = fast
+        self._post_safely(UpdateArrived())
+
+    def set_demand(self, demand: frozenset[Demand]) -> None:
+        """Set the readings that the view on the screen needs."""
+        self._demand = demand
+        self._pass_on_demand()
+
+    def _pass_on_demand(self) -> None:
+        self.source.set_demand(self._demand | (RECORDING_DEMAND if self._listener else frozenset()))
+
+    def set_listener(self, listener: Callable[[Update], None] | None) -> None:
+        """Give a recorder the newest update and each that comes, even while paused.
+
+        None removes it. It is called from the source's threads. All that a recording contains is read often
+        meanwhile.
+        """
+        self._listener = listener
+        self._pass_on_demand()
+        if listener and self._newest:
+            listener(self._newest)
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self._stopped = True
+        self._worker.stop()
+        self.source.stop()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was asked for was handed over."""
+        return self._worker.idle
+
+    @property
+    def player(self) -> ReplaySource | None:
+        """The source, if it plays a recording."""
+        return self.source if isinstance(self.source, ReplaySource) else None
+
+    @property
+    def mode(self) -> Mode:
+        """How the picture comes about, as the header shows it."""
+        if self.player:
+            return "replay"
+        return "paused" if self.paused else "live" if self.source.live else "offline"
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that couldn't be read for the current picture."""
+        return self._view_model.problems
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong in the present picture."""
+        return self._view_model.findings
+
+    @property
+    def progress(self) -> str:
+        """How many parts of the first whole picture were read, "" where all were."""
+        pending = self._view_model.context.snapshot.pending
+        return f"{len(WATCHED_PARTS - pending)} of {len(WATCHED_PARTS)}" if pending else ""
+
+    @property
+    def context(self) -> ViewContext:
+        """The present picture."""
+        return self._view_model.context
+
+    @property
+    def current_update(self) -> Update | None:
+        """The update that the present picture shows; None before the first."""
+        return self._taken
+
+    @property
+    def hostname(self) -> str:
+        """The host's name, "" where it is not known yet."""
+        return self._view_model.context.snapshot.host.hostname
+
+    def delete_request(self, ref: Ref) -> DeleteFlow | None:
+        """The request to forget a connection, None if it is gone."""
+        from core.plan.containers import (
+            delete_flow_at,  # imported only for changes
+        )
+
+        return delete_flow_at(self._view_model.context.topology, ref)
+
+    @property
+    def uncounted(self) -> tuple[int, ...]:
+        """The namespaces that do not count the traffic of their connections."""
+        return self._view_model.uncounted
+
+    @property
+    def delay(self) -> float:
+        """Seconds until the next update should be shown."""
+        return max(0.0, self._next_at - time.monotonic())
+
+    def request_rows(self, entry: HistoryEntry, view: ListView, number: int) -> None:
+        """Ask for the rows of a stop, from the newest update unless paused."""
+        state, take = replace(entry.state), not self.paused
+        self._worker.ask("rows", lambda: RowsReady(entry, self._view_data(view, state, take), number))
+
+    def _view_data(self, view: ListView, state: Any, take: bool) -> ViewData:
+        began = time.monotonic()
+        taken = self._queue.take() if take else None
+        if taken:
+            update, changes = taken
+            self._view_model.apply_update(update, changes)
+            self._taken = update
+        if take and self._fast is not None:
+            self._view_model.set_fast_path(self._fast)
+        data = self._view_model.view_data(view, state)
+        ended = time.monotonic()
+        self._next_at = ended + _rest(ended - began, view.name == "flows")
+        return data
+
+    def request_detail(self, ref: Ref) -> None:
+        """Ask for everything about a thing."""
+        self._worker.ask("detail", lambda: DetailReady(ref, self._view_model.detail(ref)))
+
+    def request_target(
+        self, entry: HistoryEntry, history: tuple[Ref, ...], target: Ref | None = None
+    ) -> None:
+        """Ask where Enter leads from the end of the trail."""
+        self._worker.ask("target", lambda: TargetReady(entry, self._view_model.target(history, target)))
+
+    def _deliver(self, kind: str, result: Any) -> None:
+        self._post_safely(QueryFailed(result) if isinstance(result, Exception) else result)
+
+    def _post_safely(self, message: Message) -> None:
+        if self._stopped:
+            return
+        try:
+            self._post(message)
+        except RuntimeError:  # the event loop ended meanwhile
+            self._stopped = True
+
+
+def _rest(took: float, flows: bool) -> float:
+    """Seconds to wait after a query that took so long, before showing an update."""
+    rest = max(_SHORTEST, took * (1 / _SHARE - 1))
+    return max(rest, min(_EVERY_OF_FLOWS, took / _SHARE_OF_FLOWS)) if flows else rest

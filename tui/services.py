@@ -1,0 +1,196 @@
+"""Define the services that the dashboard uses for changes and the fast path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from core.model import FastPath, Requirement
+from core.operations import Operation, is_final
+from core.plan import Plan, Refused
+from core.plan.requests import Request
+from core.topology import Topology
+from tui.views.fast_targets import Choice
+
+# How much a plan needs to be read: "publishing" adds ports in use on the host, "tuning" offloads and steering
+# of links, "whole" the rules of other namespaces, which only their deletion needs.
+PlanScope = Literal["light", "publishing", "tuning", "whole"]
+# Called with each operation before it is executed.
+type Progress = Callable[[Operation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeResult:
+    """How a change ended.
+
+    `plan` is the one made of the newest snapshot. `end` is "done", "undone" (it failed and was undone),
+    "failed" (and couldn't be undone), or "" if nothing was begun, as that plan isn't the one that was agreed
+    to. An undo ends "undone", "failed", or "kept" (it failed, and everything is as before). A guarded change
+    is undone after `seconds` unless confirmed (0: not guarded). `made` is the name of the network or
+    container that it made.
+    """
+
+    plan: Plan | Refused
+    end: str = ""
+    errors: tuple[str, ...] = ()
+    entry_id: str = ""
+    seconds: float = 0.0
+    made: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PastChange:
+    """A change in the journal.
+
+    `end` as in ChangeResult, "undone" after an undo, "" if it was interrupted, "under way" while another
+    process executes it. `begun` are the steps that were begun, `under` the ids of later changes that depend
+    on it.
+    """
+
+    entry_id: str
+    title: str
+    at: float
+    end: str
+    begun: tuple[Operation, ...] = ()
+    under: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was cut off, or taken back in part only."""
+        return self.end in ("", "failed") and not self.is_final
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can take it back."""
+        return is_final(self.begun)
+
+
+@dataclass(frozen=True, slots=True)
+class UnconfirmedChange:
+    """A guarded change that is taken back in `seconds_left` unless it is kept."""
+
+    entry_id: str
+    title: str
+    seconds_left: float
+
+
+@dataclass(slots=True)
+class LoggedChange:
+    """A change of this session, with its commands in the order of execution.
+
+    `at` is Unix time, `end` as in ChangeResult ("…" while it is under way); `undone` are the commands that
+    reverted a failed change.
+    """
+
+    title: str
+    at: float
+    commands: list[str] = field(default_factory=list)
+    end: str = "…"
+    errors: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
+
+
+class ChangeService(Protocol):
+    """Plan and execute changes. Every method may block, and raise CommandError."""
+
+    log: list[LoggedChange]
+
+    def missing_rights(self) -> str:
+        """Why this process may change nothing, "" where it may."""
+        ...
+
+    def read_topology(self, parts: PlanScope) -> Topology:
+        """The host as it is now."""
+        ...
+
+    def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
+        """Plan requests."""
+        ...
+
+    def change(
+        self, requests: Sequence[Request], parts: PlanScope, agreed: Plan, progress: Progress
+    ) -> ChangeResult:
+        """Plan on a new snapshot, and execute the plan if it is the agreed one."""
+        ...
+
+    def history(self) -> tuple[PastChange, ...]:
+        """The changes in the journal, newest first."""
+        ...
+
+    def undo(self, past: PastChange, progress: Progress) -> ChangeResult:
+        """Undo a change."""
+        ...
+
+    def forget(self, past: PastChange) -> None:
+        """Keep what an interrupted change has made, and don't offer it again."""
+        ...
+
+    def unconfirmed(self) -> tuple[UnconfirmedChange, ...]:
+        """The guarded changes that wait to be kept."""
+        ...
+
+    def confirm(self, entry_id: str) -> bool:
+        """Keep a guarded change; False where it is too late."""
+        ...
+
+
+# The fast path, for the dashboard and the command line.
+
+
+@dataclass(frozen=True, slots=True)
+class FastPathPreview:
+    """What turning the fast path on or off would change.
+
+    `targets` are those accelerated afterwards (none: it is off), `changes` sentences, `links` those that the
+    program is attached to or detached from, `notes` warnings. `refused` are reasons why it is impossible,
+    `nothing` why there is nothing to do. `strict` is the mode afterwards.
+    """
+
+    title: str
+    targets: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    nothing: tuple[str, ...] = ()
+    strict: bool = False
+
+    @property
+    def can_be_done(self) -> bool:
+        """Whether there is something to do, and nothing in the way."""
+        return not self.refused and bool(self.changes)
+
+
+class FastPathService(Protocol):
+    """Turn the fast path on and off. Every method may block, and raise CommandError."""
+
+    def status(self, closely: bool = False) -> FastPath:
+        """Read the state; `closely` also counts flows and measures the cost of a packet."""
+        ...
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """Check the requirements on this machine."""
+        ...
+
+    def read_topology(self) -> Topology:
+        """The host as it is now."""
+        ...
+
+    def preview(
+        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+    ) -> FastPathPreview:
+        """Preview turning targets on or off.
+
+        `strict` says whether rules about invalid packets pause it (None: as it is).
+        """
+        ...
+
+    def perform(self, preview: FastPathPreview, progress: Callable[[str], None]) -> str:
+        """Execute the preview; returns a sentence about the end. `progress` gets steps."""
+        ...
+
+    def close(self) -> None:
+        """End everything that was turned on by this service."""
+        ...

@@ -1,0 +1,270 @@
+"""Keep the navigation history; work out rows and details of the current view."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from core.diagnose import Finding, findings
+from core.flows.merge import FlowTable
+from core.flows.meter import FlowMeter, Reading
+from core.model import WATCHED_PARTS, Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
+from core.topology import Topology
+from core.topology.flow_index import FlowView
+from core.topology.related import follow
+from core.update import Update
+from tui.views import query, registry
+from tui.views.fastpath import state_change
+from tui.views.findings import empty_text
+from tui.views.flows import FlowRows
+from tui.views.lists import ListRows
+from tui.views.rows import (
+    DEFAULT_OPTIONS,
+    ChangeLog,
+    Column,
+    Detail,
+    FlowViewOptions,
+    ListView,
+    Rows,
+    ViewContext,
+    head_of,
+)
+
+
+@dataclass(slots=True)
+class ViewState:
+    """State of a view: order, filter, closed rows, selection, position, options."""
+
+    sort: str = ""
+    reverse: bool = False
+    filter: str = ""
+    closed: frozenset[Ref] = frozenset()
+    ref: Ref | None = None
+    top: int = 0
+    flow_options: FlowViewOptions = DEFAULT_OPTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class ViewTarget:
+    """Target of a jump: a view, with a thing in it or a filter for several."""
+
+    view: str
+    ref: Ref | None
+    filter: str = ""
+
+
+@dataclass(slots=True)
+class HistoryEntry:
+    """One entry of the history: a view and its state.
+
+    `label` names the thing from which the next entry was opened; `filter` is the one that it was opened with.
+    """
+
+    view: str
+    state: ViewState = field(default_factory=ViewState)
+    label: str = ""
+    filter: str = ""
+
+
+class Navigation:
+    """History of entries since the last jump, and the view before that jump."""
+
+    def __init__(self, view: str) -> None:
+        self.history = [HistoryEntry(view)]
+        self.previous: str | None = None
+        self._left: dict[str, ViewState] = {}
+
+    @property
+    def current(self) -> HistoryEntry:
+        """The last entry of the history."""
+        return self.history[-1]
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """The selected thing of each entry, in the same order."""
+        return tuple(entry.state.ref for entry in self.history if entry.state.ref is not None)
+
+    def jump(self, view: str) -> None:
+        """Start a new history in a view, with the state that it had before."""
+        first = self.history[0]
+        self._left[first.view] = first.state
+        if self.current.view != view:
+            self.previous = self.current.view
+        self.history = [HistoryEntry(view, self._left.get(view) or ViewState())]
+
+    def follow(self, target: ViewTarget, label: str) -> None:
+        """Append an entry; `label` names the thing that it was reached from."""
+        here = self.current
+        here.label = label
+        state = ViewState(filter=target.filter, ref=target.ref)
+        if here.view == target.view:
+            state.sort, state.reverse = here.state.sort, here.state.reverse
+            state.flow_options = replace(here.state.flow_options, by="")
+        self.history.append(HistoryEntry(target.view, state, filter=target.filter))
+
+    def back(self) -> bool:
+        """Go back one entry; False at the first."""
+        if len(self.history) == 1:
+            return False
+        self.history.pop()
+        self.current.label = ""
+        return True
+
+
+def read_at(tables: Mapping[int, Conntrack]) -> float:
+    """When the last of the tables was read, Unix time; 0 where there is none."""
+    return max((one.taken_at for one in tables.values()), default=0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewData:
+    """Data of a list view.
+
+    `total` counts its rows without the filter; `pending` is set while needed parts of the snapshot were never
+    read; `empty` explains an empty list; `remarks` say what the filter can't mean.
+    """
+
+    view: str
+    rows: Rows
+    total: int
+    pending: bool
+    empty: str
+    remarks: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+
+
+class ViewModel:
+    """Keeps the context, and the rows of the view in sight before filter and order."""
+
+    def __init__(self, offers_demo: bool = False) -> None:
+        self.context = ViewContext(Topology(Snapshot(pending=WATCHED_PARTS)), offers_demo=offers_demo)
+        self.problems: tuple[Problem, ...] = ()
+        self.findings: tuple[Finding, ...] = ()
+        self._base: tuple[str, ViewContext, Rows] | None = None
+        self._look: tuple[str, FlowViewOptions] = ("", DEFAULT_OPTIONS)
+        self._update = Update(self.context.snapshot)
+        self._fast_before: FastPath | None = None
+        self._meter = FlowMeter()
+        self._metered: Mapping[int, Conntrack] | None = None
+
+    def apply_update(self, update: Update, changes: tuple[Change, ...]) -> None:
+        """Show an update; `changes` are all since the last one that was shown."""
+        self._update = update
+        old, snapshot = self.context, update.snapshot
+        topology = old.topology
+        if snapshot is not old.snapshot:
+            topology, self.problems = Topology(snapshot), snapshot.problems
+        log = (ChangeLog() if update.replaces_log else old.log).extended(changes)
+        self.context = replace(old, topology=topology, rates=update.rates, log=log)
+
+    def set_fast_path(self, fast: FastPath) -> None:
+        """Show the state of the fast path; a change of it becomes an event."""
+        before, self._fast_before = self._fast_before, fast
+        if fast != self.context.fast:
+            log = self.context.log
+            if before is not None:
+                log = log.extended(state_change(before, fast, time.time()))
+            self.context = replace(self.context, fast=fast, log=log)
+
+    def view_data(self, view: ListView, state: ViewState) -> ViewData:
+        """The rows of a view in its present state."""
+        if view.name == "flows":
+            self._take_flows()
+        base = self._rows_of(view)
+        rows: Rows
+        if isinstance(base, FlowRows):
+            self._look = state.filter, state.flow_options
+            base = base.seen_through(state.flow_options)
+            rows = base.matching(state.filter).grouped()
+            base.make_ready()
+        else:
+            rows = base.matching(state.filter)
+        if state.sort:
+            rows = rows.sorted_by(state.sort, state.reverse)
+        folded = getattr(rows, "folded", None)
+        if folded is not None and state.closed:
+            rows = folded(state.closed)
+        pending = bool(self.context.snapshot.pending & view.parts)
+        remarks = _remarks(state.filter, base, inverted=len(rows) > 0)
+        head_of(rows)  # worked out here, on the worker thread
+        if isinstance(rows, ListRows):
+            rows.needs()
+        self.findings = () if self.context.snapshot.pending else findings(self.context.topology)
+        empty = empty_text(view, self.context.snapshot)
+        columns = getattr(rows, "columns", view.columns)
+        return ViewData(view.name, rows, len(base), pending, empty, remarks, columns)
+
+    def _take_flows(self) -> None:
+        """Put the newest flows into the context, measured or worked out from the tables."""
+        table = self._update.flows or self._measured()
+        picture = FlowView.of(self.context.topology, table, self.context.flows)
+        if picture is not self.context.flows:
+            self.context = replace(self.context, flows=picture)
+
+    @property
+    def uncounted(self) -> tuple[int, ...]:
+        """The namespaces that have connections whose traffic the kernel does not count."""
+        picture = self.context.flows
+        return picture.table.uncounted if picture else ()
+
+    def _measured(self) -> FlowTable:
+        """Flows of a source that measures none (a recording), by the times of its tables."""
+        tables, previous = self.context.snapshot.conntracks, self._update.previous
+        if tables is not self._metered:
+            self._metered = tables
+            measured = self._meter.table.taken_at
+            if previous and not read_at(previous.tables) <= measured <= read_at(tables):
+                self._meter = FlowMeter()
+                self._feed(*previous)
+            elif read_at(tables) < measured:
+                self._meter = FlowMeter()
+            self._feed(tables, self._update.fast)
+        return self._meter.table
+
+    def _feed(self, tables: Mapping[int, Conntrack], fast: FastFlows | None) -> None:
+        at = read_at(tables)
+        readings = [Reading(one, one.taken_at, one.taken_at) for one in tables.values()]
+        self._meter.feed(readings, fast, now=at, at=at)
+
+    def _rows_of(self, view: ListView) -> Rows:
+        base = self._base
+        if base is None or base[0] != view.name or base[1] is not self.context:
+            base = self._base = (view.name, self.context, view.rows(self.context))
+        return base[2]
+
+    def detail(self, ref: Ref) -> Detail:
+        """Everything about one thing."""
+        text, flow_options = self._look
+        return registry.detail(replace(self.context, flows_filter=text, flow_options=flow_options), ref)
+
+    def target(self, history: tuple[Ref, ...], target: Ref | None = None) -> ViewTarget | None:
+        """Where Enter leads from the end of the history; None if nowhere.
+
+        That is `target`, or else the foremost related thing.
+        """
+        topology = self.context.topology
+        if history and history[-1].kind == "talkers" and target is None:
+            text, _ = self._look
+            return ViewTarget("flows", None, " ".join(filter(None, (text, str(history[-1].key[1])))))
+        if history and history[-1].kind == "talk":
+            history = (*history[:-1], flow_ref(int(history[-1].key[0]), int(history[-1].key[1])))
+        ref = target or self._changed(history) or follow(topology, history)
+        if ref is not None and ref.kind == "flows":
+            return ViewTarget("conntrack", None, query.term(str(ref.key[0]), str(ref.key[1])))
+        home = registry.home_of(topology, ref) if ref else None
+        return ViewTarget(home.name, ref) if home else None
+
+    def _changed(self, history: tuple[Ref, ...]) -> Ref | None:
+        """The subject of the event at the end of the history."""
+        change = self.context.log.change(history[-1]) if history and history[-1].kind == "event" else None
+        return change.ref if change else None
+
+
+def _remarks(text: str, rows: Rows, inverted: bool) -> tuple[str, ...]:
+    """What a filter can't mean; with rows only its `inverted` terms are checked."""
+    if not text:
+        return ()
+    if isinstance(rows, FlowRows):
+        return tuple(rows.remarks(text, inverted))
+    return tuple(query.remarks(text, rows.keys(), inverted))

@@ -1,0 +1,244 @@
+"""The bridges view: each bridge with its ports folded below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import (
+    Demand,
+    FdbEntry,
+    Link,
+    LinkKey,
+    OvsBridge,
+    OvsPort,
+    Part,
+    Ref,
+    link_ref,
+    network_ref,
+)
+from core.rates import Rates
+from core.text import safe
+from core.topology import Topology
+from tui.views import cells, links, networks
+from tui.views.cells import Line, bridge_lines
+from tui.views.fastpath import marked
+from tui.views.links import (
+    common_sections,
+    gone,
+    link_of,
+    port_flags,
+    port_state,
+    vlan_flags,
+    vlan_range,
+)
+from tui.views.lists import ListRows
+from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, ViewContext
+
+COLUMNS = (
+    Column("name", "bridge / port", 18, grow=1),
+    Column("state", "state", 11),
+    Column("net", "network / other end", 18, grow=2),
+    Column("addr", "subnet / flags", 18, grow=1, priority=1),
+    Column("ports", "ports", 5, align="right", priority=3),
+    Column("stp", "stp", 4, priority=4),
+    Column("vlan", "vlans", 6, priority=5),
+    Column("mtu", "mtu", 5, align="right", priority=3),
+    Column("rate", "rate", 11, align="right", priority=1),
+    Column("trend", "trend", 8, priority=6),
+)
+FDB_SHOWN = 200
+
+
+def rows(context: ViewContext) -> ListRows:
+    """Every bridge, the host's first, each followed by its ports."""
+    topology = context.topology
+    found = [link for link in context.snapshot.links() if topology.is_bridge(link)]
+    found.sort(key=lambda link: (link.ns != topology.host, topology.label(link.ns), link.name))
+    made = []
+    for bridge in found:
+        ports = sorted(topology.ports_of(bridge.key), key=lambda port: port.name)
+        made.append(_bridge_row(context, bridge, len(ports)))
+        made += [_port_row(context, bridge, port) for port in ports]
+    return marked(context, ListRows(made, COLUMNS), 2, lambda ref: link_of(topology, ref))
+
+
+def _bridge_row(context: ViewContext, bridge: Link, ports: int) -> Row:
+    topology = context.topology
+    network = topology.network_of(bridge)
+    subnets = " ".join(network.subnets) if network and network.subnets else cells.addresses(bridge)
+    return Row(
+        link_ref(bridge.key),
+        (
+            cells.text(cells.name_and_place(topology, bridge)), cells.state(bridge),
+            cells.text(f"{network.name} ({networks.kind_words(network)})" if network else ""),
+            cells.text(subnets), cells.number(ports),
+            *_stp_and_vlans(topology, bridge),
+            cells.number(bridge.mtu), *cells.carried(context.carried(bridge.key)),
+        ),
+        {**links.terms(topology, bridge), "bridge": safe(bridge.name)},
+    )  # fmt: skip
+
+
+def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
+    """Cells for spanning tree and VLAN filtering (which Open vSwitch always does)."""
+    settings, switch = bridge.bridge, ovs_of(topology, bridge)
+    if switch is not None:
+        return cells.yes(switch.stp or switch.rstp), Cell("ovs")
+    if settings is None:
+        return cells.NONE, cells.NONE
+    return cells.yes(settings.stp), cells.yes(settings.vlan_filtering)
+
+
+def ovs_of(topology: Topology, bridge: Link) -> OvsBridge | None:
+    """The Open vSwitch bridge whose own link this is."""
+    if bridge.ns != topology.host:
+        return None
+    return next((switch for switch in topology.snapshot.ovs if switch.name == bridge.name), None)
+
+
+def _port_row(context: ViewContext, bridge: Link, port: Link) -> Row:
+    topology = context.topology
+    peer = topology.peer(port)
+    end = f"{peer.name} in {topology.label(peer.ns)}" if peer else port.kind
+    vlans = " ".join(vlan_range(vlan.vid, vlan.vid_end) for vlan in port.port.vlans) if port.port else ""
+    inside = topology.container_of(peer.ns) if peer else None
+    return Row(
+        link_ref(port.key),
+        (
+            cells.text(port.name),
+            port_state(port) if port.port and port.admin_up else cells.state(port),
+            cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
+            cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),
+            *cells.carried(context.carried(port.key)),
+        ),
+        {
+            **links.terms(topology, port),
+            "bridge": safe(bridge.name),
+            "ns": safe(" ".join(topology.label(end.ns) for end in (port, peer) if end)),
+            "ct": safe(inside.name) if inside else "",
+        },
+        depth=1,
+    )  # fmt: skip
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one bridge."""
+    bridge = link_of(topology, ref)
+    if bridge is None:
+        return gone("this bridge")
+    return Detail(
+        f"bridge {safe(bridge.name)} in {safe(topology.label(bridge.ns))}",
+        (
+            *cells.section("Traffic", bridge_lines(topology, bridge, rates)),
+            *cells.section("Bridge", _settings(topology, bridge)),
+            *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
+            *_ovs_sections(topology, bridge),
+            *common_sections(topology, bridge, rates, "Traffic of its own link"),
+            *cells.section("VLANs of the bridge itself", _own_vlans(bridge)),
+            *_fdb_section(topology, bridge),
+        ),
+        cells.related(topology, ref),
+    )
+
+
+def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
+    network, settings = topology.network_of(bridge), bridge.bridge
+    if network is not None:
+        yield (
+            "network",
+            cells.text(f"{network.name} ({networks.kind_words(network)})"),
+            network_ref(network.id),
+        )
+    if settings is None:
+        return
+    yield "spanning tree", cells.yes(settings.stp), None
+    yield "VLAN filtering", cells.yes(settings.vlan_filtering), None
+    if settings.vlan_filtering:
+        yield "default PVID", cells.number(settings.vlan_default_pvid), None
+    yield "bridge id", cells.text(settings.bridge_id), None
+    if settings.stp and settings.root_id:
+        root = "this bridge" if settings.root_id == settings.bridge_id else safe(settings.root_id)
+        yield "root of the tree", Cell(root), None
+    yield "priority", cells.number(settings.priority), None
+    yield "ageing", Cell(f"{settings.ageing_time:g} s"), None
+    yield "forward delay", Cell(f"{settings.forward_delay:g} s"), None
+    yield "multicast snooping", cells.yes(settings.mcast_snooping), None
+    yield "group forward mask", Cell(f"{settings.group_fwd_mask:#x}"), None
+    yield "iptables sees it", cells.yes(settings.nf_call_iptables), None
+    yield "ip6tables sees it", cells.yes(settings.nf_call_ip6tables), None
+
+
+def _port_line(topology: Topology, port: Link) -> Line:
+    peer = topology.peer(port)
+    end = f" to {peer.name} in {topology.label(peer.ns)}" if peer else f" ({port.kind})"
+    state = port_state(port) if port.port else cells.state(port)
+    return safe(port.name), Cell(f"{state.text}{safe(end)}", state.tone), link_ref(port.key)
+
+
+def _ovs_sections(topology: Topology, bridge: Link) -> tuple[Section, ...]:
+    """Sections with the bridge's entry in Open vSwitch's database."""
+    switch = ovs_of(topology, bridge)
+    if switch is None:
+        return ()
+    lines: list[Line] = [
+        ("datapath", Cell("in user space" if switch.datapath == "netdev" else "the kernel's"), None),
+        ("without controller", cells.text(switch.fail_mode or "standalone"), None),
+        ("spanning tree", Cell("RSTP") if switch.rstp else cells.yes(switch.stp), None),
+        *((safe(key), cells.text(value), None) for key, value in switch.external_ids.items()),
+    ]
+    ports = (_ovs_line(topology, port) for port in switch.ports if port.name != switch.name)
+    return (*cells.section("Open vSwitch", lines), *cells.section("Open vSwitch ports", ports))
+
+
+def _ovs_line(topology: Topology, port: OvsPort) -> Line:
+    words = [f"VLAN {port.tag}"] if port.tag is not None else []
+    words += [f"trunk {' '.join(map(str, port.trunks))}"] if port.trunks else []
+    words += [word for word in (port.vlan_mode, f"bond {port.bond_mode}" if port.bond_mode else "") if word]
+    for one in port.interfaces:
+        words.append(" ".join((one.kind, *(f"{key}={value}" for key, value in one.options.items()))))
+    error = next((one.error for one in port.interfaces if one.error), "")
+    ifindex = next((one.ifindex for one in port.interfaces if one.ifindex), None)
+    target = link_ref(LinkKey(topology.host, ifindex)) if ifindex else None
+    return (
+        safe(port.name),
+        cells.text(", ".join([*words, *([error] if error else [])]), "bad" if error else ""),
+        target,
+    )
+
+
+def _own_vlans(bridge: Link) -> Iterator[Line]:
+    for vlan in bridge.bridge.vlans if bridge.bridge else ():
+        yield f"VLAN {vlan_range(vlan.vid, vlan.vid_end)}", Cell(vlan_flags(vlan.pvid, vlan.untagged)), None
+
+
+def _fdb_section(topology: Topology, bridge: Link) -> tuple[Section, ...]:
+    net = topology.snapshot.nets[bridge.ns]
+    found = [entry for entry in net.fdb if entry.bridge == bridge.ifindex]
+    title = "Forwarding table"
+    if len(found) > FDB_SHOWN:
+        title += f" (the first {FDB_SHOWN} of {len(found)})"
+    return cells.section(title, (_fdb_line(topology, bridge, entry) for entry in found[:FDB_SHOWN]))
+
+
+def _fdb_line(topology: Topology, bridge: Link, entry: FdbEntry) -> Line:
+    port = topology.snapshot.link((bridge.ns, entry.port))
+    words = [port.name if port else f"port {entry.port}"]
+    words += [f"VLAN {entry.vlan}"] if entry.vlan else []
+    words += [f"to {entry.dst}"] if entry.dst else []
+    words += [entry.state, *entry.flags]
+    return entry.mac, cells.text(", ".join(words)), link_ref(port.key) if port else None
+
+
+VIEW = ListView(
+    "bridges", "Bridges", ("br", "bridge"), COLUMNS, rows,
+    empty="No bridge yet: a bridge is a switch inside the kernel. Container engines make one for each "
+    "network, `ip link add name br0 type bridge` makes one by hand.",
+    help=(
+        ("h l", "fold and unfold a bridge's ports"),
+        ("bridge:NAME", "one bridge with its ports"),
+        ("ct:NAME", "the ports of one container"),
+        ("state:blocking", "ports that spanning tree holds back"),
+    ),
+    demand=frozenset({Demand.RATES}),
+    maker_parts=(Part.OVS,),
+)  # fmt: skip

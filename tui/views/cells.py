@@ -1,0 +1,233 @@
+"""Make cells and detail lines for several views; text from outside passes `safe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from core.history import WINDOWS, Past
+from core.model import Link, LinkKey, NatEntry, Ref
+from core.rates import LinkRate, Rates
+from core.text import safe
+from core.topology import Topology
+from core.topology.related import related as related_things
+from tui.views import formatting
+from tui.views.rows import Cell, Curve, Section, Tone, Trend
+
+NONE = Cell("–", "dim")
+Line = tuple[str, Cell, Ref | None]
+
+
+def text(value: str, tone: Tone = "") -> Cell:
+    """A cell of text, made fit to print; a dash where there is none."""
+    return Cell(safe(value), tone) if value else NONE
+
+
+def number(value: float, tone: Tone = "") -> Cell:
+    """A cell of a whole number, written out."""
+    return Cell(f"{value:.0f}", tone or ("" if value else "dim"), value)
+
+
+def count(value: int | None) -> Cell:
+    """A counter in short; a dash where nothing counts."""
+    return NONE if value is None else Cell(formatting.count(value), "" if value else "dim", value)
+
+
+def size(value: int | None) -> Cell:
+    """An amount of data from bytes; a dash where nothing counts."""
+    return NONE if value is None else Cell(formatting.size(value), "" if value else "dim", value)
+
+
+def bits(per_second: float | None) -> Cell:
+    """A rate from bits a second; a dash where it is not known."""
+    if per_second is None:
+        return NONE
+    return Cell(formatting.bits(per_second), "" if per_second >= 1 else "dim", per_second)
+
+
+def carried(traffic: tuple[float, Sequence[float]] | None) -> tuple[Cell, Cell]:
+    """Cells for a link's traffic (see ViewContext.carried) and its trend."""
+    if traffic is None:
+        return NONE, NONE
+    rate, history = traffic
+    return bits(rate), trend(history, rate)
+
+
+def trend(history: Sequence[float], rate: float, width: int = 8) -> Cell:
+    """A sparkline, sorted by the rate of now."""
+    return Cell(formatting.sparkline(history, width), "" if rate >= 1 else "dim", rate)
+
+
+def name_and_place(topology: Topology, link: Link) -> str:
+    """A link's name, and where it lies if that is not the host."""
+    return link.name if link.ns == topology.host else f"{link.name} in {topology.label(link.ns)}"
+
+
+def yes(value: bool) -> Cell:
+    """ "on" or "off"."""
+    return Cell("on") if value else Cell("off", "dim")
+
+
+def state(link: Link) -> Cell:
+    """A link's state: disabled is dim, down though enabled is bad, idle is neutral."""
+    if link.kind == "loopback" and link.admin_up:
+        return Cell("up", "dim")
+    if not link.admin_up:
+        return Cell("off", "warn" if link.master is not None else "dim")
+    if link.state == "up" or (link.state == "unknown" and link.carrier):
+        return Cell("up", "ok")
+    if link.carrier:
+        return Cell(safe(link.state), "bad")
+    return Cell("idle", "dim") if link.kind == "bridge" else Cell("no carrier", "bad")
+
+
+def addresses(link: Link, with_length: bool = True) -> str:
+    """A link's addresses, IPv4 first, link-local ones left out."""
+    kept = sorted((one for one in link.addresses if one.scope != "link"), key=lambda one: one.family)
+    return " ".join(str(one) if with_length else one.address for one in kept)
+
+
+def section(title: str, lines: Iterable[Line]) -> tuple[Section, ...]:
+    """One section, or none where it would be empty."""
+    kept = tuple(lines)
+    return (Section(title, kept),) if kept else ()
+
+
+def related(topology: Topology, ref: Ref) -> Sequence[tuple[str, Ref]]:
+    """Related things with printable labels."""
+    return tuple((safe(label), target) for label, target in related_things(topology, ref))
+
+
+_SPEEDS: tuple[tuple[str, Callable[[LinkRate], float], Callable[[float], str]], ...] = (
+    ("receives", lambda rate: rate.rx_bps, formatting.bits),
+    ("sends", lambda rate: rate.tx_bps, formatting.bits),
+    ("packets in", lambda rate: rate.rx_pps, formatting.packets),
+    ("packets out", lambda rate: rate.tx_pps, formatting.packets),
+)
+_Pasts = Sequence[Past | None]
+_Wanted = Sequence[tuple[str, int, Callable[[float], str]]]
+_TRAFFIC: _Wanted = (("packets", 0, formatting.packets), ("traffic", 1, formatting.bits))
+
+
+def link_lines(keys: Sequence[LinkKey], rates: Rates | None) -> Iterator[Line]:
+    """Lines with the traffic of links together, by direction."""
+    found = [rate for key in keys if rates and (rate := rates.of(key))]
+    if rates is None or not found:
+        return
+    pasts = _pasts(rates, "links", keys)
+    for column, (title, speed, unit) in enumerate(_SPEEDS):
+        now = sum(speed(rate) for rate in found)
+        yield title, Trend(unit(now), unit=unit, curves=_curves(pasts, column)), None
+
+
+def bridge_lines(topology: Topology, bridge: Link, rates: Rates | None) -> Iterator[Line]:
+    """Lines with a bridge's traffic; each frame counts once, where it enters."""
+    own = rates.of(bridge.key) if rates else None
+    if rates is None or own is None:
+        return
+    ports = [port.key for port in topology.ports_of(bridge.key)]
+    came = [rate for key in ports if (rate := rates.of(key))]
+    within, above = _pasts(rates, "links", ports), _pasts(rates, "links", [bridge.key])
+    carried = own.tx_bps + sum(rate.rx_bps for rate in came)
+    curves = _curves([_added(one, 0, other, 1) for one, other in zip(within, above, strict=True)], 0)
+    yield "carries", Trend(formatting.bits(carried), unit=formatting.bits, curves=curves), None
+    frames = own.tx_pps + sum(rate.rx_pps for rate in came)
+    curves = _curves([_added(one, 2, other, 3) for one, other in zip(within, above, strict=True)], 0)
+    yield "frames", Trend(formatting.packets(frames), unit=formatting.packets, curves=curves), None
+    for kind in ("broadcast", "multicast"):
+        yield from _group_lines(bridge.key, kind, frames, rates)
+
+
+def _group_lines(bridge: LinkKey, kind: str, frames: float, rates: Rates) -> Iterator[Line]:
+    pasts = _pasts(rates, "group", [(bridge, kind)])
+    now = _newest(pasts[0])
+    if now is not None:
+        share = f", {min(1.0, now / frames):.0%} of its frames" if now and frames else ""
+        words = f"{formatting.each_second(now)}{share}"
+        yield kind, Trend(words, unit=formatting.each_second, curves=_curves(pasts, 0)), None
+
+
+def rule_lines(entry: NatEntry, rates: Rates | None) -> Iterator[Line]:
+    """Lines with counters of the rules behind an entry.
+
+    Rules that translate see only new connections, so their traffic is that of their connections. Rules of
+    other hooks that do the same have the same connections.
+    """
+    if rates is None:
+        return
+    counted = _pasts(rates, "rules", [(entry.ns, rule) for rule in entry.doing])
+    if entry.kind == "filter":
+        yield from _columns(counted, _TRAFFIC)
+        return
+    yield from _columns(counted, (("new connections", 0, formatting.each_second),))
+    yield from _columns(_pasts(rates, "translated", [(entry.ns, rule) for rule in entry.doing[:1]]), _TRAFFIC)
+
+
+def _columns(pasts: _Pasts, columns: _Wanted) -> Iterator[Line]:
+    for title, column, unit in columns:
+        now = _newest(pasts[0], column)
+        if now is not None:
+            yield title, Trend(unit(now), unit=unit, curves=_curves(pasts, column)), None
+
+
+_WORDS_OF_CURVE = 0.6  # of its line, at most
+
+
+def scale(trend: Trend, window: int) -> tuple[str, ...]:
+    """The maximum and the average of a window as text; () if nothing is known."""
+    known = _known(trend, window)
+    if not known:
+        return ()
+    return f"peak {trend.unit(max(known))}", f"average {trend.unit(sum(known) / len(known))}"
+
+
+def drawn(trend: Trend, window: int, width: int, more: Sequence[str] = ()) -> str:
+    """The curve of a window with its length and further text that has room.
+
+    It is "" if nothing is known.
+    """
+    if not _known(trend, window):
+        return ""
+    curve = trend.curves[window]
+    title = f" {curve.title}"
+    for words in more:
+        if len(title) + len(words) + 2 <= width * _WORDS_OF_CURVE:
+            title = f"{title}, {words}"
+    return formatting.curve(curve.values, curve.newest, max(1, width - len(title))) + title
+
+
+def _known(trend: Trend, window: int) -> list[float]:
+    return [value for value in trend.curves[window].values if value == value] if trend.curves else []
+
+
+def _pasts(rates: Rates, what: str, keys: Sequence[Hashable]) -> _Pasts:
+    return [rates.past(what, keys, window) for window in WINDOWS]
+
+
+def _curves(pasts: _Pasts, column: int) -> tuple[Curve, ...]:
+    if any(past is None for past in pasts):
+        return ()
+    return tuple(
+        Curve(past.window.title, past.newest, tuple(past.values[:, column].tolist()))
+        for past in pasts
+        if past
+    )
+
+
+def _added(one: Past | None, column: int, other: Past | None, other_column: int) -> Past | None:
+    """A column of each, added up; where only one is known, that one."""
+    parts = [past.values[:, place] for past, place in ((one, column), (other, other_column)) if past]
+    past = one or other
+    if past is None:
+        return None
+    whole = np.array(parts)
+    sums = np.where(np.isnan(whole).all(axis=0), np.nan, np.nansum(whole, axis=0))
+    return Past(past.window, past.newest, sums[:, None])
+
+
+def _newest(past: Past | None, column: int = 0) -> float | None:
+    """The last value that is known of a column."""
+    values = past.values[:, column] if past is not None else np.zeros(0)
+    known = values[~np.isnan(values)]
+    return float(known[-1]) if len(known) else None

@@ -1,0 +1,265 @@
+"""The filter of the conntrack view: each term becomes a mask over columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial, reduce
+
+import numpy as np
+
+from core.flows import PROTOCOLS, STATES, TRANSLATIONS, FlowColumns
+from core.flows.merge import FAST, PART
+from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
+from core.topology import Topology
+from core.topology.flow_index import CLIENTS, FlowView
+from core.topology.related import of_entry, of_names, of_network
+from tui.views import query
+from tui.views.query import Term, bounds, fits, port_range
+
+Mask = np.ndarray
+_SOURCES = ("orig_src", "reply_dst")
+_DESTINATIONS = ("orig_dst", "reply_src")
+_SOURCE_PORTS = ("orig_sport", "reply_dport")
+_DESTINATION_PORTS = ("orig_dport", "reply_sport")
+_NUMBERS = {"id": "id", "mark": "mark", "zone": "zone", "timeout": "timeout"}
+
+
+def conntrack_mask_of(terms: Iterable[Term], topology: Topology, columns: FlowColumns) -> Mask:
+    """Which entries all terms let through."""
+    return FlowFilter(topology, columns).all(terms)
+
+
+def conntrack_keys_of(topology: Topology, columns: FlowColumns) -> frozenset[str]:
+    """The keys of all terms that there are."""
+    return frozenset(FlowFilter(topology, columns).by_key)
+
+
+class FlowFilter:
+    """Masks over the entries of `columns`."""
+
+    def __init__(self, topology: Topology, columns: FlowColumns) -> None:
+        self._topology = topology
+        self._columns = columns
+        self._labels = [topology.label(table.ns).casefold() for table in columns.tables]
+        self.by_key: dict[str, Callable[[str], Mask]] = {
+            "ns": lambda value: self._namespace(value) | self._named(value),
+            "ct": self._named,
+            "proto": partial(self._word, PROTOCOLS, columns.column("l4_proto")),
+            "state": self._state,
+            "net": self._network,
+            "nat": self._nat,
+            "translation": self._translation,
+            "port": partial(self._port, _SOURCE_PORTS + _DESTINATION_PORTS),
+            "sport": partial(self._port, _SOURCE_PORTS),
+            "dport": partial(self._port, _DESTINATION_PORTS),
+            "addr": partial(self._address, _SOURCES + _DESTINATIONS),
+            "src": partial(self._address, _SOURCES),
+            "dst": partial(self._address, _DESTINATIONS),
+            "inside": lambda value: self._whose(columns.inside()[0], value),
+            "peer": lambda value: self._whose(columns.peer()[0], value),
+            "bytes": lambda value: self._between(columns.total("bytes"), value),
+            "packets": lambda value: self._between(columns.total("packets"), value),
+            **{key: partial(self._number, name) for key, name in _NUMBERS.items()},
+        }
+
+    def all(self, terms: Iterable[Term]) -> Mask:
+        """Where every term holds."""
+        found = np.ones(len(self._columns), bool)
+        for term in terms:
+            found &= self._holds(term) != term.inverted
+        return found
+
+    def _holds(self, term: Term) -> Mask:
+        by_key = self.by_key.get(term.key)
+        return by_key(term.value) if by_key is not None else self._anywhere(term.text)
+
+    def _nothing(self) -> Mask:
+        return np.zeros(len(self._columns), bool)
+
+    def _namespace(self, value: str) -> Mask:
+        fits = [
+            value in label or value == str(table.ns)
+            for label, table in zip(self._labels, self._columns.tables, strict=True)
+        ]
+        return self._columns.by_table(np.array(fits, bool))
+
+    def _named(self, value: str) -> Mask:
+        """Where one of the two ends is somebody of that name."""
+        return of_names(self._columns, lambda name: fits(value, name))
+
+    def _network(self, value: str) -> Mask:
+        """Where an end is a container's address on a network or bridge of that name."""
+        every = self._topology.networks
+        networks = (net for net in every if fits(value, net.name) or (net.bridge and fits(value, net.bridge)))
+        return _any((self._nothing(), *(of_network(self._topology, net) for net in networks)))
+
+    def _nat(self, value: str) -> Mask:
+        """By the word of the translation, or the NAT entry that made it.
+
+        "=" asks for the whole name or id.
+        """
+        if not value.startswith("="):
+            return self._translation(value)
+        entries = (
+            entry for entry in self._topology.nat if fits(value, entry.name) or fits(value, entry.entry_id)
+        )
+        return _any((self._nothing(), *(of_entry(self._topology, entry) for entry in entries)))
+
+    def _owned(self, addresses: np.ndarray, value: str) -> Mask:
+        return self._columns.owned(addresses, lambda name: fits(value, name))
+
+    def _word(self, words: Sequence[str], codes: np.ndarray, value: str) -> Mask:
+        """Where the word of a code contains the value."""
+        return np.asarray(np.array([value in word.casefold() for word in words])[codes])
+
+    def _state(self, value: str) -> Mask:
+        """By the state's word; "unreplied" and "assured" hold for TCP as well."""
+        found = self._word(STATES, self._columns.state, value)
+        status = self._columns.column("status")
+        if value in "unreplied":
+            found |= status & IPS_SEEN_REPLY == 0
+        if value in "assured":
+            found |= status & IPS_ASSURED != 0
+        return found
+
+    def _translation(self, value: str) -> Mask:
+        return self._word(TRANSLATIONS, self._columns.translation, value)
+
+    def _port(self, names: Sequence[str], value: str) -> Mask:
+        """Where one of the ports is the value, or lies in it ("8000-8010")."""
+        wanted = port_range(value)
+        if wanted is None:
+            return self._nothing()
+        ports = (self._columns.column(name) for name in names)
+        return _any((wanted[0] <= port) & (port <= wanted[-1]) for port in ports) & self._columns.has_ports
+
+    def _between(self, figures: np.ndarray, value: str) -> Mask:
+        """Where a figure lies in a range such as ">1M"; a bare number is the least."""
+        least, most = bounds(value)
+        return np.asarray((figures.astype(float) >= least) & (figures <= most))
+
+    def _number(self, name: str, value: str) -> Mask:
+        if value[0] in "<>":
+            return self._between(self._columns.column(name), value)
+        try:
+            return np.asarray(self._columns.column(name) == int(value, 0))
+        except ValueError:
+            return self._nothing()
+
+    def _address(self, names: Sequence[str], value: str) -> Mask:
+        """Where an address is the value, lies in it, begins with it, or has that owner."""
+        return _any(self._whose(self._columns.column(name), value) for name in names)
+
+    def _whose(self, addresses: np.ndarray, value: str) -> Mask:
+        found = query.matching(addresses, value)
+        return self._owned(addresses, value) if found is None else found
+
+    def _anywhere(self, value: str) -> Mask:
+        """Where an address, port, protocol, state, translation or name has the value."""
+        columns = self._columns
+        found = self._namespace(value)
+        found |= self._named(value)
+        found |= self._word(PROTOCOLS, columns.column("l4_proto"), value)
+        found |= self._word(STATES, columns.state, value)
+        found |= self._translation(value)
+        for address, port in zip(_SOURCES + _DESTINATIONS, _SOURCE_PORTS + _DESTINATION_PORTS, strict=True):
+            found |= query.containing(columns.column(address), value)
+            found |= self._end(columns.column(address), columns.column(port), value)
+        return found
+
+    def _end(self, addresses: np.ndarray, ports: np.ndarray, value: str) -> Mask:
+        """Where "address:port", or the port alone, contains the value."""
+        address, colon, port = value.rpartition(":")
+        if not port.isdecimal() and not (colon and not port):
+            return self._nothing()
+        found = query.numbers(ports, port, whole_start=bool(colon)) & self._columns.has_ports
+        if address:
+            found &= query.ending(addresses, address)
+        return np.asarray(found)
+
+
+def _any(masks: Iterable[Mask]) -> Mask:
+    return reduce(np.logical_or, masks)
+
+
+SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops"})
+
+
+def flows_mask_of(terms: Iterable[Term], topology: Topology, picture: FlowView) -> Mask:
+    """Which flows all terms let through."""
+    return _Filter(topology, picture).all(terms)
+
+
+def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
+    """As `query.remarks`."""
+    yield from query.remarks(text, known, inverted)
+    for each in query.parse(text):
+        if each.key in SIZES and each.inverted >= inverted and not _means_something(each.value):
+            yield f"{each.value} is neither a figure such as >1M nor a range such as 10k-1M."
+
+
+def _means_something(value: str) -> bool:
+    least, most = bounds(value)
+    return least <= most
+
+
+def flow_keys_of(topology: Topology, picture: FlowView) -> frozenset[str]:
+    """The keys of all terms that there are."""
+    return frozenset(_Filter(topology, picture).by_key)
+
+
+class _Filter(FlowFilter):
+    """Masks over the rows of a picture."""
+
+    def __init__(self, topology: Topology, picture: FlowView) -> None:
+        super().__init__(topology, picture.index.columns)
+        self._picture = picture
+        table, index = picture.table, picture.index
+        sizes: dict[str, Callable[[], np.ndarray]] = {
+            "rate": lambda: table.bits,
+            "bytes": lambda: np.where(table.counted, table.octets.sum(axis=1).astype(float), np.nan),
+            "packets": lambda: np.where(table.counted, table.packets.sum(axis=1).astype(float), np.nan),
+            "age": lambda: table.age,
+            "timeout": lambda: table.columns.column("timeout"),
+            "rtt": lambda: picture.ends.rtt * 1e3,
+            "hops": lambda: np.bincount(index.connection, minlength=len(index))[index.connection],
+        }
+        self.by_key |= {key: partial(self._sized, make) for key, make in sizes.items()}
+        self.by_key |= {
+            "state": lambda value: self._word(STATES, table.columns.state, value),
+            "path": lambda value: self._on_path(value.lstrip("=")),
+            "client": lambda value: np.array([fits(value, name) for name in CLIENTS])[index.client],
+            "proto": lambda value: np.array([fits(value, name) for name in PROTOCOLS])[
+                index.columns.column("l4_proto")
+            ],
+            "process": self._process,
+            "via": self._translation,
+            "from": partial(self._end_of, "orig_src"),
+            "to": partial(self._end_of, "reply_src"),
+        }
+
+    def _on_path(self, word: str) -> Mask:
+        """Where the fast path carries (nearly) all, a part, or nothing now."""
+        path = self._picture.table.path
+        if "fast".startswith(word):
+            return np.asarray(path == FAST)
+        if "part fast".startswith(word):
+            return np.asarray(path == PART)
+        return np.asarray((path != FAST) & (path != PART))
+
+    def _sized(self, make: Callable[[], np.ndarray], value: str) -> Mask:
+        """Where a figure is in a range: ">1M", "<10", "5-20"; a number is the minimum."""
+        least, most = bounds(value)
+        figures = make()
+        return np.asarray((figures.astype(float) >= least) & (figures <= most))
+
+    def _process(self, value: str) -> Mask:
+        ends = self._picture.ends
+        wanted = [pid for pid, name in ends.commands.items() if fits(value, name) or fits(value, str(pid))]
+        return np.isin(ends.pids, wanted).any(axis=1)
+
+    def _end_of(self, column: str, value: str) -> Mask:
+        addresses = self._columns.column(column)
+        bare = value.lstrip("=")
+        found = query.matching(addresses, bare)
+        return self._columns.owned(addresses, lambda name: fits(value, name)) if found is None else found

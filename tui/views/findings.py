@@ -1,0 +1,149 @@
+"""Present findings: in few words for the drawing, in sentences for the details."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from core.diagnose import Finding, findings_of
+from core.model import (
+    Container,
+    Link,
+    LinkKey,
+    Network,
+    Part,
+    Problem,
+    Ref,
+    Snapshot,
+    container_ref,
+    link_ref,
+    network_ref,
+)
+from core.text import safe
+from core.topology import Topology
+from tui.views import cells
+from tui.views.cells import Line
+from tui.views.rows import Cell, ListView, Section
+
+
+def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
+    """Findings of a network: its bridge, its subnet, its way out."""
+    ref = network_ref(network.id)
+    found = (
+        one for one in findings_of(topology, ref) if one.kind in ("bridge", "overlap", "storm", "forward")
+    )
+    return tuple(Cell(safe(_seen_from(topology, one, ref)), one.severity) for one in found)
+
+
+def _seen_from(topology: Topology, finding: Finding, ref: Ref) -> str:
+    """A finding's few words; of an overlap, the other side is named on either."""
+    if finding.kind == "overlap" and finding.ref != ref:
+        return f"overlaps {name_of(topology, finding.ref)}"
+    return finding.short
+
+
+def name_of(topology: Topology, ref: Ref) -> str:
+    """The name of a finding's subject, verbatim."""
+    if ref.kind == "network":
+        network = topology.network(str(ref.key[0]))
+        return network.name if network else "a network"
+    if ref.kind == "container":
+        container = topology.containers.get(":".join(map(str, ref.key)))
+        return container.name if container else "a container"
+    if ref.kind == "link":
+        link = topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
+        return f"{link.name} in {topology.label(link.ns)}" if link else "a link"
+    return "the rule" if ref.kind == "nat" else topology.label(int(ref.key[0]))
+
+
+def of_container(topology: Topology, container: Container, link: Link | None) -> tuple[Cell, ...]:
+    """Findings of a container, and of its link to the network in question."""
+    own = container_ref(container.runtime, container.id)
+    wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped") if link else ("dead join",)}
+    if link is not None:
+        wanted[link_ref(link.key)] = ("link", "port", "mtu")
+    found = (
+        one
+        for ref, kinds in wanted.items()
+        for one in findings_of(topology, ref)
+        if one.ref == ref and one.kind in kinds
+    )
+    return tuple(Cell(safe(one.short), one.severity) for one in sorted(found, key=_by_kind))
+
+
+def _by_kind(finding: Finding) -> int:
+    return ("dead join", "link", "port", "mtu", "dropped").index(finding.kind)
+
+
+def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:
+    """The section with the findings of a thing, for the top of its details."""
+    return cells.section("Attention", _lines(topology, ref))
+
+
+def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
+    for finding in findings_of(topology, ref):
+        others = (one for one in (finding.ref, *finding.related) if one != ref)
+        yield "", cells.text(finding.sentence, finding.severity), next(others, None)
+        if finding.advice:
+            yield "try", cells.text(finding.advice), None
+
+
+def port_of(topology: Topology, container: Container, bridge: LinkKey) -> Link | None:
+    """The container's link that is plugged into that bridge."""
+    for link in topology.links_of(container):
+        found = topology.bridge_of(link)
+        if found is not None and found.key == bridge:
+            return link
+    return None
+
+
+_TO_ENTER = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
+_AS_ROOT = "Run it as root (sudo vnet-tui); in a container, start that with --privileged."
+
+
+def empty_text(view: ListView, snapshot: Snapshot) -> str:
+    """Explain why the list of a view is empty: nothing exists, or it is out of sight."""
+    parts = view.problem_parts
+    lacking = snapshot.host.missing_capabilities if parts else ()
+    if missing := [name for name in view.capabilities if name in lacking]:
+        return f"Cannot be read: needs {_listed(missing)}. {_AS_ROOT}"
+    if parts and (hidden := out_of_sight(snapshot)):
+        return f"Nothing is there in what could be read; {hidden}"
+    if failed := _first(snapshot.problems, parts):
+        return f"Cannot be read: {failed}"
+    unmade = _first(snapshot.problems, view.maker_parts)
+    return f"{view.empty}\n{unmade}" if unmade else view.empty
+
+
+def nothing_to_see(snapshot: Snapshot) -> bool:
+    """Whether no container can be looked into; False until containers were read."""
+    if Part.CONTAINERS in snapshot.pending:
+        return False
+    return all(_is_hidden(snapshot, container) for container in snapshot.containers())
+
+
+def _is_hidden(snapshot: Snapshot, container: Container) -> bool:
+    """Whether it runs, and nothing is known of its network."""
+    net = snapshot.nets.get(container.netns or 0)
+    return container.state == "running" and (net is None or not net.links)
+
+
+def out_of_sight(snapshot: Snapshot) -> str:
+    """Why other namespaces are out of sight, "" if they aren't."""
+    missing = [name for name in _TO_ENTER if name in snapshot.host.missing_capabilities]
+    if not missing:
+        return ""
+    return f"to look into the other network namespaces needs {_listed(missing)}. {_AS_ROOT}"
+
+
+def _first(problems: Iterable[Problem], parts: Iterable[str]) -> str:
+    """The first problem of those parts in a sentence, "" where there is none."""
+    wanted = frozenset(parts)
+    for problem in problems:
+        if problem.part in wanted:
+            why = f" ({problem.why})" if problem.why else ""
+            return safe(f"{problem.what}{why}." + (f" Try: {problem.try_}." if problem.try_ else ""))
+    return ""
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names)

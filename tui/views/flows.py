@@ -1,0 +1,379 @@
+"""The flows view: connections, speeds, paths; only visible rows become text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from core.flows import PROTOCOLS, STATES, End, Flow, address_text, entry_of, flow_of, protocol_name
+from core.flows.merge import AGAIN, FAST, PART, PATHS
+from core.model import Demand, Part, Ref, talk_ref
+from core.text import safe
+from core.topology import Topology
+from core.topology.flow_index import CLIENTS, FlowView
+from tui.views import cells, formatting, query
+from tui.views.conntrack import state_cell
+from tui.views.filters import flow_keys_of, flows_mask_of, remarks
+from tui.views.formatting import PIN
+from tui.views.lists import ListRows
+from tui.views.rows import (
+    DEFAULT_OPTIONS,
+    TO_READ_TABLES,
+    Cell,
+    Column,
+    FlowViewOptions,
+    ListView,
+    Row,
+    ViewContext,
+)
+
+COLUMNS = (
+    Column("from", "from", 21, grow=3, full=27, ends=True),
+    Column("via", "seen as", 15, grow=1, priority=1, ends=True),
+    Column("to", "to", 21, grow=3, full=27, ends=True),
+    Column("proto", "proto", 6),
+    Column("rate", "rate", 11, align="right"),
+    Column("path", "path", 6),
+    Column("state", "state", 11, priority=2),
+    Column("client", "client", 13, priority=3),
+    Column("bytes", "bytes", 8, align="right", priority=4),
+    Column("rtt", "rtt", 7, align="right", priority=6),
+    Column("process", "process", 14, grow=1, priority=7),
+    Column("age", "age", 7, align="right", priority=8),
+    Column("timeout", "left", 7, align="right", priority=9),
+    Column("packets", "packets", 7, align="right", priority=10),
+    Column("ns", "namespace", 10, grow=1, priority=11),
+)
+
+
+def cells_of(
+    topology: Topology, picture: FlowView, row: int, flow: Flow, pinned: bool = False
+) -> tuple[Cell, ...]:
+    """A flow's cells in the order of COLUMNS."""
+    table, index = picture.table, picture.index
+    packets, octets = (
+        (int(column[row].sum()) if table.counted[row] else None) for column in (table.packets, table.octets)
+    )
+    origin, responder = (named(picture, end) for end in (flow.origin, flow.responder))
+    ns = index.columns.place(row)[0].ns
+    return (
+        cells.text(f"{PIN} {origin}" if pinned else origin, "accent" if pinned else ""),
+        cells.text(via(flow)),
+        cells.text(responder),
+        Cell(protocol_name(flow.entry.l4_proto)),
+        cells.bits(known(float(table.bits[row]))),
+        path_cell(int(table.path[row])),
+        state_cell(flow.entry),
+        cells.text(CLIENTS[index.client[row]]),
+        cells.size(octets),
+        rtt_cell(float(picture.ends.rtt[row])),
+        cells.text(processes(picture, row)),
+        duration(float(table.age[row])),
+        Cell(formatting.duration(flow.entry.timeout), sort=flow.entry.timeout),
+        cells.count(packets),
+        cells.text(topology.label(ns)),
+    )
+
+
+def named(picture: FlowView, end: End) -> str:
+    """An end with a name; an address that isn't of this host has its DNS name."""
+    name = end.name or picture.table.name_of(end.address)
+    return str(end._replace(name=name))
+
+
+def known(value: float) -> float | None:
+    """The value, None for NaN."""
+    return None if math.isnan(value) else value
+
+
+def via(flow: Flow) -> str:
+    """Short form of the translation: a destination as addressed, a source as seen."""
+    entry = flow.entry
+    words = []
+    if flow.dnat:
+        words.append(f"DNAT :{entry.orig_dport}" if entry.has_ports else f"DNAT {flow.dnat}")
+    if flow.snat:
+        words.append(f"SNAT {address_text(entry.reply_dst)}")
+    return " ".join(words)
+
+
+def path_cell(path: int) -> Cell:
+    """The path that carries a flow now."""
+    if path == PART:
+        return Cell("part", "warn")
+    return Cell("fast", "ok") if path == FAST else Cell(PATHS[0], "dim" if path == AGAIN else "")
+
+
+def rtt_cell(seconds: float) -> Cell:
+    """A round trip time."""
+    if math.isnan(seconds):
+        return cells.NONE
+    text = (
+        f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.{1 if seconds < 0.1 else 0}f} ms"
+    )
+    return Cell(text, sort=seconds)
+
+
+def duration(seconds: float) -> Cell:
+    """A length of time; a dash where it is not known."""
+    return cells.NONE if math.isnan(seconds) else Cell(formatting.duration(seconds), sort=seconds)
+
+
+def processes(picture: FlowView, row: int) -> str:
+    """The processes at the two ends, as far as they are known, without their ids."""
+    names = (picture.ends.commands.get(int(picture.ends.pids[row, end]), "") for end in (0, 1))
+    return ", ".join(dict.fromkeys(name for name in names if name))
+
+
+class FlowRows:
+    """Flows in their present order: `order` holds row numbers of the picture's table."""
+
+    columns = COLUMNS
+
+    def __init__(
+        self,
+        topology: Topology,
+        picture: FlowView,
+        flow_options: FlowViewOptions = DEFAULT_OPTIONS,
+        order: np.ndarray | None = None,
+    ) -> None:
+        self._topology, self._picture, self._lens = topology, picture, flow_options
+        if order is None:
+            order = np.arange(len(picture)) if flow_options.per_hop else np.flatnonzero(picture.index.edge)
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def row(self, index: int) -> Row:
+        """The row at that place, made into text now; raises IndexError outside."""
+        picture, row = self._picture, int(self._order[index])
+        table, place = picture.index.columns.place(row)
+        now = picture.table.columns.place(row)[0]
+        flow = flow_of(entry_of(now.entries[place]), picture.index.columns.names(table.ns))
+        ref = talk_ref(table.ns, flow.entry.id)
+        return Row(ref, cells_of(self._topology, picture, row, flow, ref in self._lens.pins))
+
+    def keys(self) -> Collection[str]:
+        """Keys that filters can use, with column titles."""
+        return flow_keys_of(self._topology, self._picture) | query.titles(COLUMNS).keys()
+
+    def remarks(self, text: str, inverted: bool = False) -> Iterable[str]:
+        """What a filter can't mean; only its `inverted` terms if others match rows."""
+        return remarks(text, self.keys(), inverted)
+
+    def index(self, ref: Ref) -> int | None:
+        """The row of a flow, or of a hop's connection; None if there is none."""
+        row = self._row_of(ref)
+        if row is None:
+            return None
+        places = np.flatnonzero(self._order == row)
+        if not places.size:
+            connection = self._picture.index.connection
+            places = np.flatnonzero(connection[self._order] == connection[row])
+        return int(places[0]) if places.size else None
+
+    def _row_of(self, ref: Ref) -> int | None:
+        if ref.kind not in ("talk", "flow"):
+            return None
+        return self._picture.row_of(int(ref.key[0]), int(ref.key[1]))
+
+    def make_ready(self) -> None:
+        """Work out values that depend on all flows, before lines are painted."""
+        picture = self._picture
+        _ = picture.ends, picture.index.client, picture.index.connection, picture.table.bits
+        _ = picture.table.age, picture.table.columns, picture.index.columns.column("id")
+
+    @cached_property
+    def head(self) -> Sequence[Cell]:
+        """What is said about the whole."""
+        return head_of(self._topology, self._picture, self._lens, self._order)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The numbers of the rows in the picture's table, in order."""
+        return self._order
+
+    # ---- another look
+
+    def seen_through(self, flow_options: FlowViewOptions) -> FlowRows:
+        """All rows, as the flow_options has them."""
+        return self if flow_options == self._lens else FlowRows(self._topology, self._picture, flow_options)
+
+    def matching(self, text: str) -> FlowRows:
+        """Those rows that a filter lets through, and those that are pinned."""
+        terms = query.parse(text)
+        if not terms or not len(self):
+            return self
+        terms = query.by_name(terms, COLUMNS, flow_keys_of(self._topology, self._picture))
+        mask = flows_mask_of(terms, self._topology, self._picture)
+        mask[self._pinned] = True
+        return self._with(self._order[mask[self._order]])
+
+    def grouped(self) -> FlowRows | ListRows:
+        """Added up, where the flow_options asks for that."""
+        if not self._lens.by:
+            return self
+        from tui.views.flows_groups import group_rows
+
+        return group_rows(self._topology, self._picture, self._order, self._lens, self.head)
+
+    def _with(self, order: np.ndarray) -> FlowRows:
+        return FlowRows(self._topology, self._picture, self._lens, order)
+
+    @cached_property
+    def _pinned(self) -> np.ndarray:
+        rows = (self._row_of(ref) for ref in self._lens.pins)
+        return np.array(sorted(row for row in rows if row is not None), np.intp)
+
+    # ---- order
+
+    def sorted_by(self, column: str, reverse: bool) -> FlowRows:
+        """Sort by a column, equal rows in a stable order.
+
+        Pinned rows come first, rows without a value last.
+        """
+        maker = self._makers().get(column)
+        if maker is None or not len(self):
+            return self
+        keys = [key[self._order] for key in maker()]
+        ordered = self._order[_order_of(keys, self._picture.index.ties[self._order], reverse)]
+        if self._pinned.size:
+            first = np.isin(ordered, self._pinned)
+            ordered = np.concatenate((ordered[first], ordered[~first]))
+        return self._with(ordered)
+
+    def _makers(self) -> Mapping[str, Callable[[], Sequence[np.ndarray]]]:
+        """Sort keys of each column, the foremost first; NaN for rows without a value."""
+        picture, index, table = self._picture, self._picture.index, self._picture.table
+        columns, now = index.columns, table.columns
+        return {
+            "from": lambda: _ends(columns.column("orig_src"), columns.column("orig_sport")),
+            "to": lambda: _ends(columns.column("reply_src"), columns.column("reply_sport")),
+            "via": lambda: (_blanked(columns.translation.astype(float), columns.translation == 0),),
+            "proto": lambda: (_rank(PROTOCOLS)[columns.column("l4_proto")],),
+            "state": lambda: (_rank(STATES)[now.state],),
+            "rate": lambda: (table.bits,),
+            "path": lambda: (_rank(PATHS)[table.path],),
+            "rtt": lambda: (picture.ends.rtt,),
+            "bytes": lambda: (_blanked(table.octets.sum(axis=1).astype(float), ~table.counted),),
+            "packets": lambda: (_blanked(table.packets.sum(axis=1).astype(float), ~table.counted),),
+            "age": lambda: (table.age,),
+            "timeout": lambda: (now.column("timeout"),),
+            "client": lambda: (_blanked(_rank(CLIENTS)[index.client].astype(float), index.client == 0),),
+            "process": lambda: (_process_keys(picture),),
+            "ns": lambda: (
+                columns.by_table(_rank([self._topology.label(one.ns) for one in columns.tables])),
+            ),
+        }
+
+
+def _order_of(keys: Sequence[np.ndarray], ties: np.ndarray, reverse: bool) -> np.ndarray:
+    """The places in order; whatever is NaN comes last in either direction."""
+    if len(keys) == 1 and keys[0].dtype.kind == "f":
+        return _order_of_floats(keys[0], ties, reverse)
+    order = np.lexsort([ties, *reversed(keys)])
+    return order[::-1] if reverse else order
+
+
+def _order_of_floats(key: np.ndarray, ties: np.ndarray, reverse: bool) -> np.ndarray:
+    """Order of float keys by one sort of integers.
+
+    The bits of a positive 32-bit float rise with its value; half of the tie is enough to tell rows apart.
+    """
+    bits = key.astype(np.float32).view(np.uint32).astype(np.uint64)
+    if reverse:
+        bits = np.uint64(0xFFFF_FFFF) - bits
+    bits[np.isnan(key)] = 0xFFFF_FFFF
+    return np.argsort((bits << np.uint64(32)) | (ties >> np.uint64(32)))
+
+
+def _rank(words: Sequence[str]) -> np.ndarray:
+    """The place of each word among them in alphabetical order."""
+    places = {word: place for place, word in enumerate(sorted(set(words), key=str.casefold))}
+    return np.array([places[word] for word in words])
+
+
+def _ends(addresses: np.ndarray, ports: np.ndarray) -> tuple[np.ndarray, ...]:
+    return addresses[:, 0], addresses[:, 1], ports
+
+
+def _blanked(values: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    return np.where(blank, np.nan, values)
+
+
+def _process_keys(picture: FlowView) -> np.ndarray:
+    """The rank of the process that is known first, NaN where none is."""
+    pids = picture.ends.pids
+    chosen = np.where(pids[:, 0] > 0, pids[:, 0], pids[:, 1])
+    unique, place = np.unique(chosen, return_inverse=True)
+    ranks = _rank([picture.ends.commands.get(int(pid), "") for pid in unique] or [""])
+    return _blanked(ranks[place].astype(float), chosen == 0)
+
+
+def rows(context: ViewContext) -> FlowRows:
+    """The rows of this view."""
+    return FlowRows(context.topology, context.flow_picture)
+
+
+VIEW = ListView(
+    "flows", "Flows", ("fl", "talkers", "traffic"), COLUMNS, rows,
+    empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
+    "translates or asks for their state; reading them needs root.",
+    sort="rate",
+    reverse=True,
+    help=(
+        ("rate:>1M", "by size: rate: in bits a second, bytes: packets: age: timeout: in seconds, rtt: in ms"),
+        ("ct:NAME net:NAME", "what begins or ends at a container, or on a network"),
+        ("from:NAME to:NAME", "by who opened it, by who answers: a name or an address"),
+        ("client:outside", "who calls a container: outside, host, beside, other network, itself"),
+        ("process:NAME", "by the process at either end"),
+        ("path:fast", "what the fast path carries (nearly) all of; path:part, path:kernel"),
+        ("port:443 proto:udp", "by port, by protocol; also sport: dport: addr: src: dst: state: nat:"),
+        ("hops:>1", "what passes several namespaces that track it"),
+    ),
+    demand=frozenset({Demand.FLOWS}),
+    problem_parts=(Part.CONNTRACK,),
+    capabilities=TO_READ_TABLES,
+    stays_on_top=True,
+)  # fmt: skip
+
+__all__ = ["COLUMNS", "VIEW", "FlowRows", "rows"]
+
+
+# The summary of the flows view: grouping, amounts, clients, uncounted flows.
+
+_PINNED = ", pinned first"
+_WORDS = {"beside": "same network"}
+_ORDER = ("outside", "host", "beside", "other network", "itself")
+
+
+def head_of(
+    topology: Topology, picture: FlowView, flow_options: FlowViewOptions, order: np.ndarray
+) -> Sequence[Cell]:
+    """Lines that stand above the columns."""
+    if not len(picture):
+        return ()
+    lines = [Cell(_summary(picture, flow_options, order), "dim")]
+    uncounted = picture.table.uncounted
+    if uncounted:
+        names = ", ".join(safe(topology.label(ns)) for ns in uncounted[:3])
+        more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
+        lines.append(Cell(f"traffic not counted (W, then A, turns it on): {names}{more}", "warn"))
+    return lines
+
+
+def _summary(picture: FlowView, flow_options: FlowViewOptions, order: np.ndarray) -> str:
+    count = f"{len(order):,} flow{'s' * (len(order) != 1)}"
+    how = " per hop" if flow_options.per_hop else ", each once"
+    words = [f"{count}{how}{_PINNED if flow_options.pins else ''}"]
+    if picture.table.measured:
+        words.append(formatting.bits(float(np.nansum(picture.table.bits[order]))))
+    kinds = np.bincount(picture.index.client[order], minlength=len(CLIENTS)).tolist()
+    counts = {name: kinds[CLIENTS.index(name)] for name in _ORDER}
+    called = [f"{_WORDS.get(name, name)} {count:,}" for name, count in counts.items() if count]
+    words += [f"into containers: {', '.join(called)}"] if called else []
+    return " · ".join(words)

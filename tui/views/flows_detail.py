@@ -1,0 +1,218 @@
+"""The detail of one flow, and of flows added up: in sentences, with its hops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from core.flows import End, Flow, end_text, entry_of, flow_of, protocol_name, sentence
+from core.flows.merge import FAST, PATHS, FlowTable
+from core.model import Ref, container_ref, flow_ref, talk_ref
+from core.text import safe
+from core.topology import Topology
+from core.topology.flow_index import CLIENTS, OUTSIDE, FlowView
+from tui.views import cells, formatting, query
+from tui.views.cells import Line
+from tui.views.conntrack import state_cell
+from tui.views.filters import flows_mask_of
+from tui.views.flows import FlowRows, duration, known, path_cell, rtt_cell
+from tui.views.flows_groups import fast_amount
+from tui.views.formatting import ARROW
+from tui.views.links import gone
+from tui.views.rows import Cell, Detail, ViewContext
+
+_CLIENT_WORDS = {
+    "host": "the host itself", "beside": "a container on the same network",
+    "other network": "a container on another network", "outside": "another host",
+    "itself": "the container itself",
+}  # fmt: skip
+_TOP = 8
+
+
+def detail(context: ViewContext, ref: Ref) -> Detail:
+    """Everything about one flow."""
+    topology, picture = context.topology, context.flow_picture
+    row = picture.row_of(int(ref.key[0]), int(ref.key[1]))
+    if row is None:
+        return gone("this flow")
+    flow = _flow(picture, row)
+    hops = picture.index.hops(row)
+    related = [(f"hop {place} in {topology.label(_ns(picture, hop))}", _ref(picture, hop))
+               for place, hop in enumerate(hops, 1)] if len(hops) > 1 else []  # fmt: skip
+    entry = flow_ref(int(ref.key[0]), int(ref.key[1]))
+    return Detail(
+        safe(f"{protocol_name(flow.entry.l4_proto)} {flow.origin} {ARROW} {flow.responder}"),
+        (
+            *cells.section("Flow", _meaning(topology, picture, row, flow)),
+            *cells.section("Traffic", _traffic(topology, picture, row)),
+            *cells.section("Hops", _hops(topology, picture, hops)),
+        ),
+        (
+            *((safe(label), target) for label, target in related if target != ref),
+            *cells.related(topology, entry),
+            ("conntrack entry", entry),
+        ),
+        safe(flow_text(picture, row)),
+    )
+
+
+def flow_text(picture: FlowView, row: int) -> str:
+    """A flow on one line; names are text from outside, verbatim.
+
+    Such as `web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED 12.4 Mbit/s fast`.
+    """
+    words = [sentence(_flow(picture, row))]
+    bits = known(float(picture.table.bits[row]))
+    words += [] if bits is None else [formatting.bits(bits)]
+    return " ".join((*words, PATHS[int(picture.table.path[row])]))
+
+
+def _flow(picture: FlowView, row: int) -> Flow:
+    table, place = picture.table.columns.place(row)
+    return flow_of(entry_of(table.entries[place]), picture.index.columns.names(table.ns))
+
+
+def _ns(picture: FlowView, row: int) -> int:
+    return picture.index.columns.place(row)[0].ns
+
+
+def _ref(picture: FlowView, row: int) -> Ref:
+    table, place = picture.index.columns.place(row)
+    return talk_ref(table.ns, int(table.entries["id"][place]))
+
+
+def _meaning(topology: Topology, picture: FlowView, row: int, flow: Flow) -> Iterator[Line]:
+    yield "", cells.text(flow_text(picture, row)), None
+    for number, (title, end) in enumerate((("opened by", flow.origin), ("answered by", flow.responder))):
+        code = int((picture.index.origin, picture.index.responder)[number][row])
+        container = picture.index.container(code)
+        target = container_ref(container.runtime, container.id) if container else None
+        yield title, cells.text(_end(picture, end)), target
+        if process := picture.command(row, number):
+            yield "process", cells.text(process), target
+    client = CLIENTS[picture.index.client[row]]
+    if client:
+        yield "client", Cell(_CLIENT_WORDS[client]), None
+    yield "translation", cells.text(flow.translation or "none"), None
+    yield "state", state_cell(flow.entry), None
+    yield "expires in", Cell(f"{formatting.duration(flow.entry.timeout)} without a packet"), None
+
+
+def _end(picture: FlowView, end: End) -> str:
+    name = picture.table.name_of(end.address)
+    return f"{end} ({name})" if name and not end.name else str(end)
+
+
+def _traffic(topology: Topology, picture: FlowView, row: int) -> Iterator[Line]:
+    table = picture.table
+    yield "path", path_cell(int(table.path[row])), None
+    if not table.counted[row]:
+        accounting = picture.index.columns.place(row)[0].accounting
+        why = "it is older than nf_conntrack_acct=1" if accounting else "nf_conntrack_acct is off; W, then A"
+        yield "traffic", Cell(f"not counted: {why}", "dim"), None
+    else:
+        for way, title in enumerate(("there", "back")):
+            yield title, _way(picture, row, way), None
+    yield "began", _began(float(table.age[row])), None
+    yield "round trip", rtt_cell(float(picture.ends.rtt[row])), None
+
+
+def _way(picture: FlowView, row: int, way: int) -> Cell:
+    table = picture.table
+    rate, pace = known(float(table.speeds[row, way])), known(float(table.speeds[row, way + 2]))
+    words = [] if rate is None or pace is None else [formatting.bits(rate), formatting.packets(pace)]
+    packets = int(table.packets[row, way])
+    words.append(f"{formatting.size(int(table.octets[row, way]))} in {formatting.several(packets, 'packet')}")
+    fast = int(table.fast_bytes[row, way])
+    if fast or table.path[row] == FAST:
+        words.append(f"{formatting.size(fast)} of it fast")
+    return Cell(", ".join(words))
+
+
+def _began(age: float) -> Cell:
+    found = duration(age)
+    return found if found is cells.NONE else Cell(f"{found.text} ago")
+
+
+def _hops(topology: Topology, picture: FlowView, hops: list[int]) -> Iterator[Line]:
+    for hop in hops if len(hops) > 1 else ():
+        flow = _flow(picture, hop)
+        bits = known(float(picture.table.bits[hop]))
+        seen = " -> ".join(
+            filter(
+                None,
+                (_bare(flow.origin), flow.translation and f"[{flow.translation}]", _bare(flow.responder)),
+            )
+        )
+        speed = f"  {formatting.bits(bits)}" if bits is not None else ""
+        yield topology.label(_ns(picture, hop)), cells.text(seen + speed), _ref(picture, hop)
+
+
+def _bare(end: End) -> str:
+    return end_text(end.address, end.port)
+
+
+def talkers(context: ViewContext, ref: Ref) -> Detail:
+    """Details of grouped flows: how many, their clients, the biggest."""
+    topology, picture = context.topology, context.flow_picture
+    selects = str(ref.key[1])
+    mask = flows_mask_of(query.parse(selects), topology, picture)
+    shown = FlowRows(topology, picture, context.flow_options).matching(context.flows_filter).numbers
+    rows = np.sort(shown[mask[shown]])
+    if not rows.size:
+        return gone("this group")
+    bits = np.nan_to_num(picture.table.bits[rows])
+    biggest = rows[np.argsort(-bits, kind="stable")[:_TOP]].tolist()
+    title = {"": "all flows"}.get(selects, selects.replace(":=", " ").replace(":", " "))
+    return Detail(
+        safe(title),
+        (
+            *cells.section("Together", _together(picture, rows)),
+            *cells.section("Clients", _clients(picture, rows)),
+            *cells.section("Biggest flows", _biggest(picture, biggest)),
+        ),
+        tuple((safe(flow_text(picture, row)), _ref(picture, row)) for row in biggest[:3]),
+    )
+
+
+def _together(picture: FlowView, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
+    table = picture.table
+    yield "flows", cells.number(len(rows)), None
+    yield "rate", cells.bits(float(np.nansum(table.bits[rows])) if table.measured else None), None
+    yield "in all", cells.size(int(table.octets[rows].sum())), None
+    yield (
+        "fast",
+        Cell(f"{int((table.path[rows] == FAST).sum())} of {_count(len(rows))}{_share(table, rows)}"),
+        None,
+    )
+
+
+def _share(table: FlowTable, rows: np.ndarray[Any, Any]) -> str:
+    """The share of the traffic as text, "" if there is none."""
+    whole = np.nansum(table.bits[rows]) if table.measured else table.octets[rows].sum()
+    return f", {fast_amount(table, rows).sum() / whole:.0%} of the traffic" if whole >= 1 else ""
+
+
+def _clients(picture: FlowView, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
+    """Kinds of clients with their numbers."""
+    kinds, bits = picture.index.client[rows], picture.table.bits[rows]
+    order = (OUTSIDE, *(kind for kind in range(1, len(CLIENTS)) if kind != OUTSIDE))
+    for kind in order:
+        here = kinds == kind
+        if here.any():
+            speed = f", {formatting.bits(float(np.nansum(bits[here])))}" if picture.table.measured else ""
+            yield CLIENTS[kind], Cell(f"{_count(int(here.sum()))}{speed}"), None
+
+
+def _count(flows: int) -> str:
+    return f"{flows} flow{'s' * (flows != 1)}"
+
+
+def _biggest(picture: FlowView, rows: list[int]) -> Iterator[Line]:
+    for row in rows:
+        yield "", cells.text(flow_text(picture, row)), _ref(picture, row)
+
+
+__all__ = ["detail", "duration", "flow_text", "talkers"]

@@ -1,0 +1,153 @@
+"""Register the views: numbers, names, and the home of each kind of thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from core.model import Link, Ref
+from core.peers import PAIR_KINDS
+from core.rates import Rates
+from core.topology import Topology
+from tui.views import (
+    bridges,
+    conntrack,
+    containers,
+    events,
+    fastpath,
+    findings,
+    flows,
+    flows_detail,
+    links,
+    namespaces,
+    nat,
+    networks,
+    overview,
+    routes,
+    veths,
+)
+from tui.views.rows import Detail, ListView, ViewContext
+
+DetailOf = Callable[[Topology, Ref, Rates | None], Detail]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A view; `number` is its key (None: opened by name only).
+
+    The overview's rows are for the command line; on the screen it is drawn.
+    """
+
+    number: int | None
+    list: ListView
+
+    @property
+    def name(self) -> str:
+        """The name that `:name` jumps to."""
+        return self.list.name
+
+
+VIEWS: tuple[View, ...] = (
+    View(1, overview.VIEW),
+    View(2, bridges.VIEW),
+    View(3, veths.VIEW),
+    View(4, namespaces.VIEW),
+    View(5, containers.VIEW),
+    View(6, nat.VIEW),
+    View(7, conntrack.VIEW),
+    View(8, routes.VIEW),
+    View(9, events.VIEW),
+    View(None, flows.VIEW),
+    View(None, links.VIEW),
+    View(None, networks.VIEW),
+    View(None, fastpath.VIEW),
+)
+
+_BY_NAME: Mapping[str, View] = {
+    name: view for view in reversed(VIEWS) for name in (*view.list.aliases, view.name)
+}
+_HOMES = {
+    "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
+    "talk": "flows", "talkers": "flows", "fast": "fastpath",
+    "flow": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
+}  # fmt: skip
+_DETAILS: Mapping[str, DetailOf] = {
+    "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
+    "nat": nat.detail, "flow": conntrack.detail, "route": routes.detail, "rule": routes.detail,
+    "neighbour": routes.detail,
+}  # fmt: skip
+_LINK_DETAILS: Mapping[str, DetailOf] = {
+    "bridges": bridges.detail, "veths": veths.detail, "links": links.detail,
+}  # fmt: skip
+
+
+def view_named(name: str) -> View | None:
+    """The view of that name or alias, or of a unique beginning."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    found = {view.name: view for known, view in _BY_NAME.items() if name and known.startswith(name)}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def view_numbered(number: int) -> View | None:
+    """The view that a number key opens."""
+    return next((view for view in VIEWS if view.number == number), None)
+
+
+def home_of(topology: Topology, ref: Ref) -> View | None:
+    """The view in whose rows a thing is found, None where there is none."""
+    if ref.kind == "link":
+        link = links.link_of(topology, ref)
+        return _BY_NAME[_home_of_link(topology, link)] if link else None
+    return _BY_NAME[_HOMES[ref.kind]] if ref.kind in _HOMES else None
+
+
+def _home_of_link(topology: Topology, link: Link) -> str:
+    if topology.is_bridge(link):
+        return "bridges"
+    return "veths" if link.kind in PAIR_KINDS else "links"
+
+
+def detail(context: ViewContext, ref: Ref) -> Detail:
+    """Everything about a thing of whichever kind, first what is wrong with it."""
+    found = _detail(context, ref)
+    return replace(found, sections=(*findings.findings_sections(context.topology, ref), *found.sections))
+
+
+def _detail(context: ViewContext, ref: Ref) -> Detail:
+    topology = context.topology
+    if ref.kind in ("event", "fast"):
+        return (events.detail if ref.kind == "event" else fastpath.detail)(context, ref)
+    if ref.kind in ("talk", "talkers"):
+        return (flows_detail.detail if ref.kind == "talk" else flows_detail.talkers)(context, ref)
+    if ref.kind == "link":
+        link = links.link_of(topology, ref)
+        home = _home_of_link(topology, link) if link else "links"
+        return _LINK_DETAILS[home](topology, ref, context.rates)
+    if ref.kind in _DETAILS:
+        return _DETAILS[ref.kind](topology, ref, context.rates)
+    return links.gone(f"this {ref.kind}")
+
+
+# Actions of the dashboard that can be called by name.
+ACTIONS = (
+    "help", "log", "pause", "problems", "quit", "refresh", "record", "theme", "undo", "write", "bundle",
+)  # fmt: skip
+
+
+def parse_command(text: str) -> tuple[View, str] | str | None:
+    """Parse a command: a view with a filter, or an action; None if unknown."""
+    word, _, rest = text.strip().partition(" ")
+    word = word.casefold()
+    view = view_named(word)
+    if view is not None:
+        return view, rest.strip()
+    return next((action for action in ACTIONS if word and action.startswith(word)), None)
+
+
+def complete_command(text: str) -> str:
+    """Complete the first word, as long as it is the only one."""
+    found = parse_command(text)
+    if found is None or " " in text:
+        return text
+    return found if isinstance(found, str) else found[0].name

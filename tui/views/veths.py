@@ -1,0 +1,167 @@
+"""The veth pairs view: one virtual cable a row, with both its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.model import Demand, Link, LinkKey, Ref, link_ref
+from core.peers import PAIR_KINDS
+from core.rates import LinkRate, Rates
+from core.text import safe
+from core.topology import Topology
+from tui.views import cells, links
+from tui.views.cells import Line
+from tui.views.formatting import NOT_EQUAL
+from tui.views.links import common_sections, gone, link_of, speed_lines
+from tui.views.lists import ListRows
+from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, ViewContext
+
+COLUMNS = (
+    Column("name", "end A", 15, grow=1),
+    Column("state", "state", 10),
+    Column("master", "bridge", 12, grow=1, priority=1),
+    Column("peer", "end B", 8, grow=1),
+    Column("ct", "lies in", 14, grow=1),
+    Column("addr", "addresses", 18, grow=1, priority=2),
+    Column("mtu", "mtu A/B", 9, align="right", priority=1),
+    Column("in", "A to B", 11, align="right", priority=2),
+    Column("out", "B to A", 11, align="right", priority=2),
+    Column("trend", "trend", 8, priority=5),
+)
+
+
+def rows(context: ViewContext) -> ListRows:
+    """Each veth pair by the name of its outer end, pairs of the host first."""
+    topology = context.topology
+    found = sorted(pairs(topology), key=lambda pair: (pair[0].ns != topology.host, pair[0].name))
+    return ListRows([_row(context, a, b) for a, b in found], COLUMNS)
+
+
+def pairs(topology: Topology) -> Iterator[tuple[Link, Link | None]]:
+    """Each veth pair once, its outer end first; the peer is None if out of sight.
+
+    The outer end is the host's, or else the one on a bridge, or else the lower key.
+    """
+    for link in topology.snapshot.links():
+        if link.kind in PAIR_KINDS:
+            peer = topology.peer(link)
+            if peer is None or _rank(topology, link) < _rank(topology, peer):
+                yield link, peer
+
+
+def _rank(topology: Topology, link: Link) -> tuple[bool, bool, LinkKey]:
+    return link.ns != topology.host, topology.master_of(link) is None, link.key
+
+
+def _row(context: ViewContext, a: Link, b: Link | None) -> Row:
+    topology, rate = context.topology, context.rate(a.key)
+    master = topology.master_of(a)
+    back = _reverse(context.rate(b.key)) if b and rate is None else None
+    rate = rate or back
+    return Row(
+        link_ref(a.key),
+        (
+            cells.text(cells.name_and_place(topology, a)), _state(a, b),
+            cells.text(master.name if master else ""),
+            *(_far_end(topology, b) if b else (Cell("out of sight", "dim"), cells.NONE, cells.NONE)),
+            mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
+            cells.trend(rate.history, rate.rx_bps + rate.tx_bps) if rate else cells.NONE,
+        ),
+        _terms(topology, a, b),
+        aliases=(link_ref(b.key),) if b else (),
+    )  # fmt: skip
+
+
+def _far_end(topology: Topology, b: Link) -> tuple[Cell, Cell, Cell]:
+    return cells.text(b.name), cells.text(topology.label(b.ns)), cells.text(cells.addresses(b))
+
+
+def _reverse(rate: LinkRate | None) -> LinkRate | None:
+    return LinkRate(rate.tx_bps, rate.rx_bps, rate.tx_pps, rate.rx_pps, rate.history) if rate else None
+
+
+def _state(a: Link, b: Link | None) -> Cell:
+    """The pair's state: the end that is off decides, and is named."""
+    if b is not None and a.admin_up and not b.admin_up:
+        return Cell("B is off", "bad")
+    if b is not None and b.admin_up and not a.admin_up:
+        return Cell("A is off", "bad")
+    return cells.state(a)
+
+
+def mtu(a: Link, b: Link | None) -> Cell:
+    """Both ends' MTU; two that differ drop large packets without a word."""
+    if b is None or a.mtu == b.mtu:
+        return cells.number(a.mtu)
+    return Cell(f"{a.mtu}/{b.mtu}", "warn", min(a.mtu, b.mtu))
+
+
+def _terms(topology: Topology, a: Link, b: Link | None) -> dict[str, str]:
+    found = links.terms(topology, a)
+    if b is not None:
+        other = links.terms(topology, b)
+        found = {key: " ".join(filter(None, (value, other[key]))) for key, value in found.items()}
+    network = topology.network_of(a)
+    return {
+        **found,
+        "net": safe(network.name) if network else "",
+        "mtu": mtu(a, b).text if b is None or a.mtu == b.mtu else f"{a.mtu} {b.mtu} differs {NOT_EQUAL}",
+        "state": _state(a, b).text,
+    }
+
+
+def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
+    """Everything about one veth end, its cable, and the end across."""
+    link = link_of(topology, ref)
+    if link is None:
+        return gone("this veth")
+    peer = topology.peer(link)
+    return Detail(
+        f"veth {safe(link.name)} in {safe(topology.label(link.ns))}",
+        (
+            *cells.section("Cable", _cable(topology, link, peer)),
+            *common_sections(topology, link, rates),
+            *_other_end(topology, peer, rates),
+        ),
+        cells.related(topology, ref),
+        " ↔ ".join(safe(f"{end.name} in {topology.label(end.ns)}") for end in (link, peer) if end),
+    )
+
+
+def _cable(topology: Topology, link: Link, peer: Link | None) -> Iterator[Line]:
+    for title, end in (("this end", link), ("other end", peer)):
+        if end is None:
+            yield title, Cell("out of sight: its namespace cannot be entered", "warn"), None
+            continue
+        yield title, cells.text(f"{end.name} in {topology.label(end.ns)}"), link_ref(end.key)
+    bridge = topology.bridge_of(link)
+    if bridge is not None:
+        yield "plugged into", cells.text(bridge.name), link_ref(bridge.key)
+    if peer is not None and peer.mtu != link.mtu:
+        yield "MTU", Cell(f"{link.mtu} here, {peer.mtu} there: large packets will be lost", "warn"), None
+
+
+def _other_end(topology: Topology, peer: Link | None, rates: Rates | None) -> tuple[Section, ...]:
+    if peer is None:
+        return ()
+    lines: list[Line] = [
+        ("state", cells.state(peer), None),
+        ("MAC", cells.text(peer.mac), None),
+        ("addresses", cells.text(cells.addresses(peer)), None),
+        *speed_lines(peer.key, rates),
+    ]
+    return cells.section(f"Other end: {safe(peer.name)} in {safe(topology.label(peer.ns))}", lines)
+
+
+VIEW = ListView(
+    "veths", "Veth pairs", ("veth", "pairs"), COLUMNS, rows,
+    empty="No veth pair yet: a veth is a cable with two ends, mostly one in a container and one in a bridge. "
+    "One appears when a container starts on a bridge network, or by `ip link add a type veth peer name b`.",
+    help=(
+        ("ct:NAME", "the cables of one container"),
+        ("master:NAME", "the cables in one bridge"),
+        ("addr:172.18", "by the address of either end"),
+        ("mtu:differs", "pairs whose ends differ in MTU"),
+    ),
+    demand=frozenset({Demand.RATES}),
+)  # fmt: skip
