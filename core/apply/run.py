@@ -185,7 +185,7 @@ class _Undo:
         for number, operation in enumerate(undo_of(steps)):
             if number not in self.done and (error := self._one(number, operation)):
                 errors.append(error)
-        errors += [f"can't undo: {step.describe()}" for step in steps if is_final((step,))]
+        errors += [f"this has no undo: {step.describe()}" for step in steps if is_final((step,))]
         end, found = "failed" if errors else "undone", ((reason,) if reason else ()) + tuple(errors)
         try:
             self.record.end(end, found)

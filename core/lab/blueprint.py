@@ -65,7 +65,7 @@ class LabContainer:
 
 
 @dataclass(frozen=True, slots=True)
-class LabPublish:
+class LabPublishedPort:
     """A published port of the host; `address` and `port` are the container's."""
 
     l4_proto: str
@@ -88,11 +88,11 @@ OVERLAP = LabNetwork("br-old", ("172.18.240.1/20",), nat=False)
 DROPPED_ADDRESS = "172.18.0.3"
 
 PUBLISHED = (
-    LabPublish("tcp", 8080, "172.18.0.2", 80, "shop front page on web1"),
-    LabPublish("tcp", 8081, "172.18.0.3", 80, "shop admin on web2"),
-    LabPublish("udp", 3478, "172.18.0.4", 3478, "events for api"),
-    LabPublish("tcp", 8090, "172.19.0.2", 80, "blog"),
-    LabPublish("tcp", 8090, "fd19:b10c::2", 80, "blog over IPv6"),
+    LabPublishedPort("tcp", 8080, "172.18.0.2", 80, "shop front page on web1"),
+    LabPublishedPort("tcp", 8081, "172.18.0.3", 80, "shop admin on web2"),
+    LabPublishedPort("udp", 3478, "172.18.0.4", 3478, "events for api"),
+    LabPublishedPort("tcp", 8090, "172.19.0.2", 80, "blog"),
+    LabPublishedPort("tcp", 8090, "fd19:b10c::2", 80, "blog over IPv6"),
 )
 
 CONTAINERS = (

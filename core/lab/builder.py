@@ -24,7 +24,7 @@ from core.lab.blueprint import (
     LabContainer,
     LabNetwork,
     LabPort,
-    LabPublish,
+    LabPublishedPort,
 )
 
 
@@ -199,7 +199,7 @@ def _network_chain(network: LabNetwork) -> str:
     return f"    chain {_chain(network)} {{\n{body}\n    }}"
 
 
-def _dnat(publish: LabPublish) -> str:
+def _dnat(publish: LabPublishedPort) -> str:
     address = f"[{publish.address}]" if ":" in publish.address else publish.address
     return (
         f"        {publish.l4_proto} dport {publish.host_port} counter "

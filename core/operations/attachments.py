@@ -118,8 +118,8 @@ def _others(want: PersistAttachment) -> list[PersistAttachment]:
     return [one for one in kept() if (one.container, one.network) != key]
 
 
-def _write(wanted: list[PersistAttachment]) -> None:
-    write_state(_FILE, [to_record(want) for want in wanted], durable=True)
+def _write(attachments: list[PersistAttachment]) -> None:
+    write_state(_FILE, [to_record(one) for one in attachments], durable=True)
 
 
 def _at(value: Any, place: NetnsTarget) -> Any:

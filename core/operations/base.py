@@ -11,16 +11,16 @@ from core.operations.target import NetnsTarget
 
 
 class Operation(ABC):
-    """One change of one thing. A value: previewed, executed, journaled and undone from the same object.
+    """One change of one object, as a value: preview, execution, journal and undo use the same object.
 
-    It carries what was there before, so that its undo is complete.
+    It contains the state before the change, so that its undo is complete.
     """
 
     __slots__ = ()
 
     # Whether what it makes is still there after a restart of the machine.
     survives_reboot: ClassVar[bool] = False
-    # Whether nothing can take it back.
+    # Whether nothing can undo it.
     is_final: ClassVar[bool] = False
     # Whether the Docker Engine executes it: this needs no rights but access to Docker's socket.
     by_docker: ClassVar[bool] = False
@@ -31,11 +31,11 @@ class Operation(ABC):
 
     @abstractmethod
     def inverse(self) -> tuple[Operation, ...]:
-        """Return the operations that take it back, in their order; none for what needs no undo."""
+        """Return the operations that undo it, in their order; none if it needs no undo."""
 
     @abstractmethod
     def describe(self) -> str:
-        """Return what it does, in one line of words."""
+        """Return a description of what it does, as one imperative phrase."""
 
     @abstractmethod
     def affects(self) -> tuple[str, ...]:
@@ -50,22 +50,24 @@ class Operation(ABC):
         return "", None
 
     def lasting(self) -> Operation | None:
-        """Return it without what changes by itself, such as remaining lifetimes; None without anything
-        else."""
+        """Return the operation without what changes by itself, such as remaining lifetimes.
+
+        None for an operation on neighbours, which come and go by the second.
+        """
         return self
 
-    # What a kill or an interrupt may leave half done.
+    # How a kill or an interrupt may leave it.
 
     def is_obstructed(self, executor: Executor) -> bool:
-        """Return whether what it would make exists already.
+        """Return whether what it would create exists already.
 
         Asked before it is begun: afterwards the owner of a link is not always known, because a link gets its
-        tag a moment after it is made.
+        tag a moment after it is created.
         """
         return False
 
     def may_be_done(self, executor: Executor) -> bool:
-        """Return whether it may have made what exists; it was begun, and may have been interrupted."""
+        """Return whether it may have created what exists, after it was begun and perhaps interrupted."""
         return True
 
     def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
@@ -77,7 +79,7 @@ class Operation(ABC):
 
 
 def undo_of(steps: tuple[Operation, ...]) -> tuple[Operation, ...]:
-    """Return the operations that take back all the steps, last one first."""
+    """Return the operations that undo all the steps, last one first."""
     return tuple(undo for step in reversed(steps) for undo in step.inverse())
 
 
@@ -87,6 +89,6 @@ def affected(steps: Iterable[Operation]) -> frozenset[str]:
 
 
 def is_final(steps: Iterable[Operation]) -> bool:
-    """Return whether none of these steps can be taken back."""
+    """Return whether none of these steps can be undone."""
     found = [step.is_final for step in steps]
     return bool(found) and all(found)

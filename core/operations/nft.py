@@ -55,7 +55,7 @@ _TOOL_SECONDS = 20.0
 
 
 def run_holding_lock(words: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a tool with `text` as its input. Raises OSError where it cannot be run or does not end in time.
+    """Run a tool with `text` as its input. Raises OSError if it can't be run or does not end in time.
 
     The tool inherits the writers' lock, the only inheritable descriptor: if this process is killed, the lock
     is held until the tool has ended, and no undo can overtake it.

@@ -44,8 +44,8 @@ def from_record(record: Any) -> Any:
     if made is None:
         raise ValueError(f"there is no operation {kind!r}")
     values = {name: from_record(value) for name, value in record.items() if name != "op"}
-    wanted = {field.name: str(field.type) for field in fields(made)}
-    odd = [name for name, value in values.items() if not _fits(wanted.get(name, "?"), value)]
+    types = {field.name: str(field.type) for field in fields(made)}
+    odd = [name for name, value in values.items() if not _fits(types.get(name, "?"), value)]
     if odd:
         raise ValueError(f"the operation {kind} has no such {odd[0]}")
     try:
@@ -54,7 +54,7 @@ def from_record(record: Any) -> Any:
         raise ValueError(f"the operation {kind} is not complete") from error
 
 
-def _fits(wanted: str, value: Any) -> bool:
+def _fits(field_type: str, value: Any) -> bool:
     """Return whether a value has the type of a field; the members of tuples are not checked."""
-    kinds = [_PLAIN.get(kind) or _CLASSES.get(kind) for kind in wanted.split("[")[0].split(" | ")]
-    return any(kind is None or isinstance(value, kind) for kind in kinds) and wanted != "?"
+    kinds = [_PLAIN.get(kind) or _CLASSES.get(kind) for kind in field_type.split("[")[0].split(" | ")]
+    return any(kind is None or isinstance(value, kind) for kind in kinds) and field_type != "?"

@@ -228,7 +228,7 @@ def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -
     inside_host.run("tc filter add dev v-a ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
     loaded = maps.load(1024)
     held = Attachments(loaded.program, tcx=False)
-    assert held.keep([ifindex]) == {}
+    assert held.sync([ifindex]) == {}
     assert _filters(inside_host) == {5, 0x766E} and list(attachments.leftover_filters()) == [ifindex]
     held.replace(maps.reload(loaded))
     assert _filters(inside_host) == {5, 0x766E}
