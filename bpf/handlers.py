@@ -31,11 +31,11 @@ from bpf import layout, syscall
 from bpf.build import CompileError
 from bpf.connections import field_mask
 from bpf.generation_chain import GenerationChain
+from bpf.layout import VERDICTS
 from bpf.maps import Loaded, Maps, possible_cpus, reload
 from bpf.ports import LinkRow
 from bpf.reconcile import Reconciler
 from bpf.rpc import Answer
-from bpf.verdicts import VERDICTS
 
 
 class DaemonState(Protocol):

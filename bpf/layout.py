@@ -5,7 +5,10 @@ The compiler checks every offset and size against these (`checks`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -158,3 +161,24 @@ def _checks() -> Iterator[str]:
         yield f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}");'
         for field, (_, offset, *_) in (dtype.fields or {}).items():
             yield f'_Static_assert(__builtin_offsetof(struct {name}, {field}) == {offset}, "{name}.{field}");'
+
+
+_LINE = re.compile(r'^VERDICT\((\w+), "(.*)"\)$', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Describe a verdict: number in the counters, name, and text for users."""
+
+    number: int
+    name: str
+    words: str
+
+
+def _read() -> tuple[Verdict, ...]:
+    text = (Path(__file__).parent / "verdicts.h").read_text()
+    return tuple(Verdict(number, *found) for number, found in enumerate(_LINE.findall(text)))
+
+
+VERDICTS = _read()
+FAST = VERDICTS[0]

@@ -21,7 +21,7 @@ from core.collect import engines, links
 from core.collect.link_kinds import address
 from core.model import Link
 from core.netlink.client import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
-from core.tags import words_of
+from core.text import words_of
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
 _TARGET_NETNSID, _EXT_MASK = 46, 29

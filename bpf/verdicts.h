@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The verdicts on a packet: the one list of them, counted per interface, and shown by name with this text.
- * bpf/verdicts.py parses this file, so every line is VERDICT(NAME, "text"). All except FAST and OUTSIDE leave the packet,
+ * bpf/layout.py parses this file, so every line is VERDICT(NAME, "text"). All except FAST and OUTSIDE leave the packet,
  * unchanged, to the kernel. */
 VERDICT(FAST, "forwarded by the fast path")
 VERDICT(NOT_IP, "neither IPv4 nor IPv6")

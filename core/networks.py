@@ -10,9 +10,9 @@ from functools import cached_property
 
 from core.model import Firewall, Link, Namespace, Network, Snapshot
 from core.nat.filters import is_isolated
-from core.nat.owners import host_netns
 from core.nat.packets import PlacedRule, Prefix, covers, matches_link, placed_rules, prefixes, split
-from core.tags import words_of
+from core.nat.raw_entries import host_netns
+from core.text import words_of
 
 _DRIVER_KINDS = {
     "host": "host",

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 program=.venv/bin/vnet-tui
-file=tui/cli/dashboard.vnetrec
+file=tui/demo.vnetrec
 new=tui/.demo.vnetrec.new
 
 if [ "${1:-}" != inside ]; then

@@ -135,7 +135,7 @@ class ViewData:
 
 
 class ViewModel:
-    """Keeps the context, and the rows of the view in sight before filter and order."""
+    """Keep the context, and the current view's rows before filter and order."""
 
     def __init__(self, offers_demo: bool = False) -> None:
         self.context = ViewContext(Topology(Snapshot(pending=WATCHED_PARTS)), offers_demo=offers_demo)

@@ -11,8 +11,7 @@ from core.apply import journal
 from core.apply.entries import Entry
 from core.netlink.netns import NamespaceGone
 from core.operations import Operation, is_final, undo_of
-from core.operations.engine import EngineError
-from core.operations.executor import Executor
+from core.operations.executor import EngineError, Executor
 from core.state import Busy, StateError, state_directory, unusable, writing
 
 # The errors of an undo whose step was never executed, or was undone by others.

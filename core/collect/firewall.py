@@ -15,7 +15,7 @@ from core.collect.nft import read_nft, read_table
 from core.collect.nft_netlink import Table, read_tables
 from core.model import Chain, Firewall, FirewallRule, Namespace, Problem
 from core.netlink.netns import NamespaceGone, entered, entry_of
-from core.tags import TABLE
+from core.text import TABLE
 from core.tools import OutOfTime, ToolFailed, ToolMissing, bounded
 
 # The legacy tables that exist in the thread's namespace; reading these files creates none.

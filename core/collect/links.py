@@ -16,9 +16,9 @@ import numpy as np
 
 from core.collect import link_kinds, routes
 from core.collect.link_kinds import address, details
-from core.collect.names import scope
 from core.collect.namespaces import find_entry
 from core.collect.offloads import read_offloads
+from core.collect.routes import scope_name
 from core.model import (
     LONG_AGO,
     STATS_DTYPE,
@@ -262,7 +262,7 @@ def read_addresses(sock: Netlink) -> dict[int, tuple[Address, ...]]:
                 4 if family == 2 else 6,
                 address(own),
                 prefixlen,
-                scope(scope_number),
+                scope_name(scope_number),
                 peer=address(peer) if peer and peer != own else "",
                 broadcast=address(values[_IFA_BROADCAST]) if _IFA_BROADCAST in values else "",
                 prefix_route=not flags & _IFA_F_NOPREFIXROUTE,

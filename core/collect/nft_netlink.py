@@ -21,7 +21,7 @@ from core.model import Chain, Choice, FirewallRule
 from core.nat.forward_policy import is_forward_chain
 from core.netlink import client
 from core.netlink.client import NETFILTER, Message, Netlink, attribute, attribute_list, attributes, text
-from core.tags import TABLE
+from core.text import TABLE
 
 # linux/netfilter/nf_tables.h and nfnetlink.h.
 _SUBSYS = 10 << 8

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
-from core.diagnose import forwarding, links, loads
-from core.diagnose.links import joined
-from core.diagnose.loads import storm_text
+from core.diagnose import forwarding, links
+from core.diagnose.links import joined, storm_text
 from core.model import Ref
 from core.model.problem import Finding, Severity
 from core.topology import Topology
@@ -50,9 +49,9 @@ def _diagnose(topology: Topology) -> tuple[Finding, ...]:
         *blocked_ports,
         *forwarding.bypassing_ports(topology, blocked_ports),
         *forwarding.no_default_route(topology),
-        *loads.full_tables(topology),
-        *loads.failing_tables(topology),
-        *loads.storms(topology),
+        *links.full_tables(topology),
+        *links.failing_tables(topology),
+        *links.storms(topology),
     ]
     return tuple(sorted(found, key=lambda one: one.severity != "bad"))
 

@@ -20,7 +20,7 @@ from core.model.problem import Finding
 from core.nat.describe import describe_drop, describe_remedy, host_firewall, restrict_command
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import is_loopback, targets
-from core.tags import TABLE
+from core.text import TABLE
 from core.text import quoted as quote
 from core.topology import Topology
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.diagnose import storm_text
-from core.diff.change_list import ChangeList, in_both, missing_in
+from core.diff.links import ChangeList, in_both, missing_in
 from core.model import (
     Chain,
     Conntrack,
@@ -22,7 +22,7 @@ from core.model import (
     network_ref,
 )
 from core.model.refs import LinkKey
-from core.tags import TABLE, UNTRACKED_TABLE
+from core.text import TABLE, UNTRACKED_TABLE
 
 # Unmanaged containers are reported as namespaces.
 _UNMANAGED = ("netns", "process")

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.codec import plain
 from core.diagnose import findings
-from core.diagnose.loads import sources
+from core.diagnose.links import sources
 from core.export import flows
 from core.model import Conntrack, Container, Link, LinkKey, NetState
 from core.topology import Topology

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from core.model import Chain, Firewall, FirewallRule
 from core.nat.forward_policy import DroppingChain, ForwardPath, Published
-from core.nat.owners import Owners
 from core.nat.packets import split
+from core.nat.raw_entries import Owners
 from core.text import quoted as quote
 from core.text import safe
 

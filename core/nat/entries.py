@@ -18,9 +18,8 @@ from core.nat.describe import (
     with_network_name,
 )
 from core.nat.filters import filter_entries
-from core.nat.owners import Owners
 from core.nat.packets import PlacedRule, placed_rules, prefixes, split
-from core.nat.raw_entries import RawEntry, family_of, fold_helpers
+from core.nat.raw_entries import Owners, RawEntry, family_of, fold_helpers
 
 _TRANSLATED = ("src", "dst", "l4_proto", "sport", "dport", "to_address", "to_port")
 

@@ -8,7 +8,6 @@ from itertools import chain
 
 from core.model import Chain, Firewall, FirewallRule
 from core.nat.describe import describe_filter, describe_packets, describe_side, describe_traffic
-from core.nat.owners import Owners
 from core.nat.packets import (
     ChainKey,
     PlacedRule,
@@ -21,7 +20,7 @@ from core.nat.packets import (
     split,
     targets,
 )
-from core.nat.raw_entries import RawEntry, family_of
+from core.nat.raw_entries import Owners, RawEntry, family_of
 
 _VERDICTS = ("accept", "drop", "reject")
 _EARLY = {"prerouting", "ingress"}

@@ -18,7 +18,7 @@ from core.nat.packets import (
     split,
     targets,
 )
-from core.tags import TABLE
+from core.text import TABLE
 
 _DROPS = ("drop", "reject")
 _DEEPEST = 16

@@ -10,8 +10,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from core.collect import names
-from core.collect.routes import ROUTE_KINDS
+from core.collect.routes import ROUTE_KINDS, protocol_number, scope_number, table_number
 from core.model.link import LONG_AGO, METRICS, RTO_MIN
 from core.operations.base import Operation
 from core.operations.executor import Executor
@@ -115,7 +114,7 @@ class AddAddress(_OfAddress):
         more |= {"rt_priority": self.metric} if self.metric else {}
         if self.valid_until or self.preferred_until:
             more |= {"valid": _lifetime(self.valid_until, 1), "preferred": _lifetime(self.preferred_until, 0)}
-        self._request("add", executor, scope=names.scope_number(self.scope or "global"), **more)
+        self._request("add", executor, scope=scope_number(self.scope or "global"), **more)
 
 
 @recorded()
@@ -272,8 +271,8 @@ class AddRoute(Operation):
             "src_len": 0,
             "tos": int(self._options.get("tos", "0"), 0),
             "table": table if table < 256 else 0,
-            "proto": names.protocol_number(protocol),
-            "scope": names.scope_number(scope),
+            "proto": protocol_number(protocol),
+            "scope": scope_number(scope),
             "type": ROUTE_KINDS.index(self.kind or "unicast"),
             "flags": _RTNH_F_ONLINK if self.onlink else 0,
         }
@@ -297,7 +296,7 @@ class AddRoute(Operation):
 
     @property
     def _table_number(self) -> int:
-        return names.table_number(self.table or "main")
+        return table_number(self.table or "main")
 
     @property
     def _options(self) -> dict[str, str]:

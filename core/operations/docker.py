@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from core.operations.base import Operation
-from core.operations.engine import EngineError, engine_errors, post
-from core.operations.executor import Executor
+from core.operations.executor import EngineError, Executor, engine_errors, post
 from core.operations.record import recorded
 from core.text import joined
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from core.collect.nft import STATELESS, Context, NftError, library
 from core.collect.nft_netlink import read_tables
 from core.netlink.netns import THREAD_PATH
-from core.tags import TABLE
+from core.text import TABLE
 
 
 class Nft:

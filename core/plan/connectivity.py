@@ -11,8 +11,7 @@ from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import Kind
 from core.operations import HOST, Operation, SetSysctl
 from core.plan.builder import PlanBuilder
-from core.tags import TABLE
-from core.text import safe
+from core.text import TABLE, safe
 from core.topology import Topology
 
 

@@ -27,8 +27,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.requests import CountTraffic, CreateContainer, DeleteFlow, RemoveContainer
 from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
-from core.tags import tag, words_of
-from core.text import safe
+from core.text import safe, tag, words_of
 from core.topology import Topology
 from core.topology.index import names_in
 

@@ -9,8 +9,7 @@ from core.plan.connectivity import is_critical_link
 from core.plan.ports import unpublish
 from core.plan.requests import Delete, RemoveContainer, RemoveNetwork
 from core.plan.teardown import delete_bridge, delete_pair, release_port
-from core.tags import TABLE
-from core.text import safe
+from core.text import TABLE, safe
 
 
 @plan_steps.register

@@ -14,8 +14,7 @@ from core.plan.connectivity import is_critical_link
 from core.plan.requests import ChangeBridge, ChangeLink, ChangeMtu, ChangePort
 from core.plan.tags import ALIAS_BYTES, OurNetwork
 from core.plan.teardown import address_operation, own_addresses, permanent_neighbours, routes_of
-from core.tags import words_of
-from core.text import safe
+from core.text import safe, words_of
 
 # Bridge settings by their names in ip-link(8): the field of BridgeSettings, ip's units for one unit of the
 # field, minimum and maximum.

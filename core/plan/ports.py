@@ -17,8 +17,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.connectivity import BRIDGE_NF_SYSCTL, enable_forwarding, warn_of_filters
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, OurPort, Ours, ours, port_id
-from core.tags import TABLE
-from core.text import safe
+from core.text import TABLE, safe
 from core.topology import Topology
 
 

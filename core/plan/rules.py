@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from core.plan.tags import OurNetwork, OurPort, Ours
 from core.plan.validate import port_range
-from core.tags import TABLE, escape
+from core.text import TABLE, escape
 
 # Both texts of SetRules begin with this: it deletes the table, whether it existed or not.
 EMPTY = f"table inet {TABLE}\ndelete table inet {TABLE}\n"

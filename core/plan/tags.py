@@ -1,4 +1,4 @@
-"""Find vnet's networks, attachments and ports by link aliases (core.tags) and rule comments.
+"""Find vnet's networks, attachments and ports by link aliases (core.text) and rule comments.
 
 Aliases: a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", the host's end of an
 attachment "vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a namespace
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from core.model import FirewallRule, Link, Snapshot
-from core.tags import TABLE, Words, escape, tag, unescape, words_of
+from core.text import TABLE, Words, escape, tag, unescape, words_of
 
 # IFALIASZ of linux/if.h without the closing zero, and the limit of nft(8) for a rule's comment.
 ALIAS_BYTES = 255

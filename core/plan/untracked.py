@@ -14,8 +14,7 @@ from typing import NamedTuple
 from core.model import Chain, Firewall, FirewallRule, Link
 from core.operations import NetnsTarget, Operation, SetDockerDns, SetRules
 from core.plan.builder import CannotPlan, PlanBuilder
-from core.tags import UNTRACKED_TABLE
-from core.text import safe
+from core.text import UNTRACKED_TABLE, safe
 from core.topology import Topology
 
 _DNS = "127.0.0.11"

@@ -15,10 +15,16 @@ from core.model import Change, Demand, Namespace, Part, Problem, Ref
 from core.netlink.events import RECV_BUFFER, EventSocket, assign_nsids
 from core.rates import RateMeter, RuleMeter
 from core.update import Update
-from core.watch.flows import EVERY as _FLOWS_EVERY
-from core.watch.flows import FlowSampler, ReadFastFlows, SocketReader
 from core.watch.poller import Poller
-from core.watch.rates import BroadcastRates, ConntrackTrend, NatRates
+from core.watch.rates import EVERY as _FLOWS_EVERY
+from core.watch.rates import (
+    BroadcastRates,
+    ConntrackTrend,
+    FlowSampler,
+    NatRates,
+    ReadFastFlows,
+    SocketReader,
+)
 from core.watch.store import SnapshotStore
 
 _SCAN_EVERY = 2.0  # seconds between cheap scans for namespaces, which send no events

@@ -78,7 +78,7 @@ def _repaint(spaces) -> Iterator[Figure]:
     from core.model import Host, Snapshot
     from core.topology import Topology
     from core.topology.flow_index import FlowView
-    from core.watch.flows import read_timed
+    from core.watch.rates import read_timed
     from tui.views.flows import COLUMNS, FlowRows
     from tui.views.rows import GROUPINGS, FlowViewOptions
 

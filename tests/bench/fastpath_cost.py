@@ -14,7 +14,7 @@ from scapy.packet import Packet
 
 from bpf import layout, syscall
 from bpf.client import fast_flows
-from bpf.verdicts import FAST
+from bpf.layout import FAST
 from core.netlink.netns import entered
 from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu

@@ -15,8 +15,8 @@ from scapy.packet import Packet, Raw
 
 from bpf import layout, maps, syscall
 from bpf.clock import Clock
+from bpf.layout import VERDICTS
 from bpf.maps import possible_cpus
-from bpf.verdicts import VERDICTS
 from tests.support.host import ThrowawayHost
 
 REDIRECT, TO_KERNEL = 7, 0xFFFFFFFF

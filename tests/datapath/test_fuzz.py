@@ -14,7 +14,7 @@ import struct
 import pytest
 
 from bpf import layout, syscall
-from bpf.verdicts import VERDICTS
+from bpf.layout import VERDICTS
 from tests.datapath.rig import CLIENT, REDIRECT, ROUTER, SERVER, TO_KERNEL, Rig, changed, flow_key, plain
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]

@@ -21,7 +21,7 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from bpf import layout
-from bpf.verdicts import VERDICTS
+from bpf.layout import VERDICTS
 from tests.datapath.rig import CLIENT, GATEWAY, ROUTER, SERVER, TO_KERNEL, Rig, changed, plain
 
 pytestmark = pytest.mark.root

@@ -24,7 +24,7 @@ from core.flows.merge import FAST, KERNEL, FlowTable
 from core.history import WINDOWS
 from core.model import Namespace
 from core.netlink.netns import entered
-from core.watch.flows import FlowSampler, ReadFastFlows
+from core.watch.rates import FlowSampler, ReadFastFlows
 from tests.support.fastpath import FastPath
 from tests.support.host import ThrowawayHost
 from tests.support.watching import Watched
@@ -264,7 +264,7 @@ def test_what_asks_for_sockets_has_them_read(road: ThrowawayHost, words: str) ->
 
 def test_a_namespace_that_vanishes_is_left_out(host: ThrowawayHost) -> None:
     from core.collect.sockets import read_all
-    from core.watch.flows import read_timed
+    from core.watch.rates import read_timed
 
     gone = Namespace(1, entry="/run/netns/there-is-none")
     spaces = {1: gone, host.inode: namespace_of(host)}

@@ -20,8 +20,8 @@ from typing import Any, Self
 import numpy as np
 
 from bpf import layout, rpc, runfile, syscall
+from bpf.layout import VERDICTS
 from bpf.maps import possible_cpus
-from bpf.verdicts import VERDICTS
 from core.netlink.netns import entered
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE

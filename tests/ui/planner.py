@@ -1,5 +1,4 @@
-"""A change_service that plans on a snapshot and remembers what it was told to do, without a kernel below
-it."""
+"""A change service that plans on a snapshot and remembers its calls, without a kernel below it."""
 
 from __future__ import annotations
 
@@ -69,7 +68,7 @@ class Planner:
 
 @asynccontextmanager
 async def planning(size: tuple[int, int] = (130, 40), **more: Any) -> AsyncIterator[tuple[Person, Planner]]:
-    """The dashboard with such a change_service, changes allowed."""
+    """The dashboard with such a service, changes allowed."""
     planner = Planner(**more)
     async with dashboard(planner.snapshot, size, make_change_service=lambda: planner) as person:
         await person.press("W")

@@ -30,7 +30,7 @@ NEEDED = (
 
 @dataclass
 class Pretended:
-    """An fast_path_service without a kernel below it: does as told, after `go` where that is given."""
+    """A fast-path service without a kernel below it: does what it is asked to, after `go` if given."""
 
     topology: Topology
     fast: FastPath = field(default_factory=FastPath)

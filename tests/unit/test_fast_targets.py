@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from bpf.verdicts import VERDICTS
+from bpf.layout import VERDICTS
 from core.metrics.samples import FastPathNumbers
 from core.model import (
     Container,

@@ -27,7 +27,9 @@ TELL = (
     "atexit.register(lambda: print(status().split('VmHWM:')[1].split()[0])); "
 )
 READ = TELL + "import sys; from core.serialize import unpack; unpack(open(sys.argv[1], 'rb').read())"
-REPLAY = TELL + "import sys; from tui.cli.record import open_recording, Path; open_recording(Path(sys.argv[1]))"
+REPLAY = (
+    TELL + "import sys; from tui.cli.record import open_recording, Path; open_recording(Path(sys.argv[1]))"
+)
 
 
 def packed(path: Path, pieces: Iterable[bytes]) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from core.plan.rules import EMPTY, render
 from core.plan.tags import OurNetwork, OurPort, Ours
-from core.tags import tag, words_of
+from core.text import tag, words_of
 
 SHOP = OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"))
 VAULT = OurNetwork("vault", "internal", "br-vault", ("10.8.0.0/24",), ("10.8.0.1",))

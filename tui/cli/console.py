@@ -15,7 +15,7 @@ from core.apply.guard import GuardError
 from core.apply.run import Outcome
 from core.collect.host import missing_capabilities
 from core.operations import Operation, is_final
-from core.operations.engine import EngineError
+from core.operations.executor import EngineError
 from core.plan import Plan, Refused
 from core.state import Busy, StateError
 from core.text import safe, split_commands

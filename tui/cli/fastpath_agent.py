@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bpf import client, runfile
+from bpf.layout import VERDICTS
 from bpf.rpc import NotRunning, ask
 from bpf.runfile import clean_up
-from bpf.verdicts import VERDICTS
 from core.metrics.samples import FastPathNumbers
 from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST

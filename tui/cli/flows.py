@@ -24,7 +24,7 @@ from core.model import Part, Problem, Snapshot
 from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import FlowView
-from core.watch.flows import SocketReader, read_timed
+from core.watch.rates import SocketReader, read_timed
 from tui.cli.fastpath_agent import SharedFlows
 from tui.cli.show import shortened
 from tui.command import CommandError, load_whole

@@ -17,8 +17,7 @@ from core.operations import AddAddress, Operation, PersistAttachment, attachment
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
 from core.state import StateError, planning
-from core.tags import TABLE
-from core.text import safe
+from core.text import TABLE, safe
 from core.topology import Topology
 from tui.cli.console import (
     ask,

@@ -131,7 +131,7 @@ def _of_this_host() -> BundleContents:
     from core.flows.meter import FlowMeter
     from core.topology import Topology
     from core.topology.flow_index import FlowView
-    from core.watch.flows import read_timed
+    from core.watch.rates import read_timed
     from tui.bundle import BundleContents
     from tui.cli.fastpath_agent import SharedFlows
     from tui.cli.session import ChangeSession

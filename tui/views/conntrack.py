@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from core.diagnose import findings_of
-from core.diagnose.loads import Source, sources
+from core.diagnose.links import Source, sources
 from core.flows import (
     PROTOCOLS,
     STATES,

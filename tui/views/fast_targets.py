@@ -10,8 +10,7 @@ import numpy as np
 from core.flows import address_text, entry_of
 from core.model import Container, FastPath, Link, Network, Ref
 from core.model.fastpath import ALL
-from core.tags import words_of
-from core.text import safe
+from core.text import safe, words_of
 from core.topology import Topology
 
 _NOTHING = {

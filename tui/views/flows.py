@@ -200,7 +200,7 @@ class FlowRows:
     # ---- another look
 
     def seen_through(self, flow_options: FlowViewOptions) -> FlowRows:
-        """All rows, as the flow_options has them."""
+        """All rows, shown with these options."""
         return self if flow_options == self._lens else FlowRows(self._topology, self._picture, flow_options)
 
     def matching(self, text: str) -> FlowRows:
@@ -214,7 +214,7 @@ class FlowRows:
         return self._with(self._order[mask[self._order]])
 
     def grouped(self) -> FlowRows | ListRows:
-        """Added up, where the flow_options asks for that."""
+        """Group the flows if the options ask for it."""
         if not self._lens.by:
             return self
         from tui.views.flows_groups import group_rows

@@ -50,7 +50,7 @@ def group_rows(
     flow_options: FlowViewOptions,
     head: Sequence[Cell],
 ) -> GroupRows:
-    """The flows of `order`, added up as the flow_options says."""
+    """Group the flows of `order` as the options say."""
     if flow_options.by == "matrix":
         return _matrix(picture, order, head)
     codes, namer = _MAKERS[flow_options.by](topology, picture, order)

@@ -17,8 +17,7 @@ from core.model import (
     network_ref,
 )
 from core.rates import Rates
-from core.tags import words_of
-from core.text import safe
+from core.text import safe, words_of
 from core.topology import Topology
 from tui.views import cells, findings
 from tui.views.cells import Line, bridge_lines

@@ -9,8 +9,7 @@ from core.plan.links import BRIDGE_SETTINGS, PORT_FLAGS
 from core.plan.requests import ChangeBridge, ChangeLink, ChangePort, Request, Tune
 from core.plan.tuning import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE, TuningState, tuned
 from core.plan.untracked import states
-from core.tags import words_of
-from core.text import safe
+from core.text import safe, words_of
 from core.topology import Topology
 from tui.command import CommandError
 from tui.screens.forms.change import Form, FormState, Values, form_about, number
