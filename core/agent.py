@@ -14,9 +14,9 @@ from core.collect import engines
 from core.model import Container
 from core.netlink.events import EVERYTHING, EventSocket
 from core.netlink.netns import NamespaceGone
-from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules, nft
+from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules
 from core.operations.attachments import forget, kept
-from core.operations.executor import Executor
+from core.operations.executor import Executor, Lines, expected_lines, present_lines
 from core.operations.settings import noted_rules
 from core.state import writing
 from core.watch.poller import Poller
@@ -102,7 +102,7 @@ class Rules:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._text: str | None = None  # the text that `_expected` was derived from
-        self._expected = nft.Lines()
+        self._expected = Lines()
 
     def restore(self) -> None:
         """Load the tables again if one of their rules is missing; manual additions stay.
@@ -118,13 +118,13 @@ class Rules:
                 return
             with Executor() as executor:
                 SetRules(text, text).execute(executor)
-        self._say("rules of vnet's own table were gone: put back")
+        self._say("rules of vnet's own table were missing: restored")
 
     def _is_complete(self, text: str) -> bool:
         if text != self._text:
-            self._expected = nft.expected(text) if text else nft.Lines()
+            self._expected = expected_lines(text) if text else Lines()
             self._text = text
-        return not self._expected - nft.present()
+        return not self._expected - present_lines()
 
 
 class Attachments:

@@ -49,7 +49,7 @@ def drop_capabilities(kept: Collection[int]) -> None:
 
 
 def forbid_writing(folder: Path) -> bool:
-    """With Landlock forbid writes outside `folder`, programs, TCP and signals.
+    """Forbid writes outside `folder`, programs, TCP and signals, by Landlock.
 
     It also hides other processes' namespaces (ptrace(2)), so it is only for a dashboard of a file. Returns
     False if the kernel doesn't support it."""

@@ -1,4 +1,4 @@
-"""What `vnet-tui show --json` prints: the model with what follows from it joined in (docs/json.md)."""
+"""Export snapshots as JSON for `vnet-tui show --json` (docs/json.md)."""
 
 from core.export.objects import SCHEMA, TOPICS, document_lines
 

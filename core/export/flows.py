@@ -1,4 +1,4 @@
-"""Flows as JSON objects, written as text from columns: there may be a hundred thousand of them."""
+"""Export flows and conntrack entries as JSON text, in bulk: there may be 100,000."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, FlowView
 from core.topology.index import names_in
-from core.topology.related import of_namespaces
+from core.topology.related import mask_by_namespace
 
 _ROWS_AT_ONCE = 8192
 _ICMPS = (ICMP, ICMPV6)
 _UNKNOWN = '"bits_per_second":null,"packets_per_second":null'
-_NOTHING = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]}}'
+_NOT_MEASURED = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]}}'
 
 
 def flow_lines(picture: FlowView, rows: Column, label: dict[int, str]) -> Iterator[str]:
-    """Each of those rows as one line of JSON; `label` gives the namespaces' labels."""
+    """Format each of the rows as one line of JSON; `label` maps namespaces to labels."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         columns = [
-            _listed(column) for column in _columns(picture, rows[start : start + _ROWS_AT_ONCE], label)
+            _as_list(column) for column in _columns(picture, rows[start : start + _ROWS_AT_ONCE], label)
         ]
-        yield from map(_LINE, *columns)
+        yield from map(_flow_line, *columns)
 
 
-def _LINE(
+def _flow_line(
     where: str, number: int, what: str, origin: str, sport: Any, responder: str, dport: Any, snat: str, dnat:
     str, icmp: str, timeout: int, rest: str, measured: str,
 ) -> str:  # fmt: skip
@@ -53,24 +53,24 @@ def _LINE(
     )
 
 
-def _listed(column: Column | list[str]) -> list[Any]:
+def _as_list(column: Column | list[str]) -> list[Any]:
     return column if isinstance(column, list) else column.tolist()
 
 
 def _columns(picture: FlowView, rows: Column, label: dict[int, str]) -> list[Column | list[str]]:
-    """What a line is put together from, in its order."""
+    """Return the arguments of `_flow_line`, as columns."""
     index, now = picture.index, picture.table.columns
     columns = index.columns
-    spaces = np.repeat(np.arange(len(columns.tables)), np.diff(columns.starts))[rows]
+    tables = np.repeat(np.arange(len(columns.tables)), np.diff(columns.starts))[rows]
     where = [f'{{"ns":{one.ns},"namespace":{json.dumps(label[one.ns])},"id":' for one in columns.tables]
     ports = columns.has_ports[rows]
     return [
-        _chosen(where, spaces),
+        _select(where, tables),
         columns.column("id")[rows],
-        _what(columns, now, rows),
-        _ends(picture, "orig_src", rows, spaces),
+        _protocol_and_state(columns, now, rows),
+        _ends(picture, "orig_src", rows, tables),
         _port(columns.column("orig_sport")[rows], ports),
-        _ends(picture, "reply_src", rows, spaces),
+        _ends(picture, "reply_src", rows, tables),
         _port(columns.column("reply_sport")[rows], ports),
         _translated(columns, columns.source_translated, "reply_dst", "reply_dport", rows),
         _translated(columns, columns.destination_translated, "orig_dst", "orig_dport", rows),
@@ -81,108 +81,111 @@ def _columns(picture: FlowView, rows: Column, label: dict[int, str]) -> list[Col
     ]
 
 
-def _chosen(texts: Sequence[str], codes: Column) -> list[str]:
+def _select(texts: Sequence[str], codes: Column) -> list[str]:
     return list(map(texts.__getitem__, codes.tolist()))
 
 
-def _what(columns: Any, now: Any, rows: Column) -> list[str]:
-    """Zone, protocol and state; few differ."""
+def _protocol_and_state(columns: Any, now: Any, rows: Column) -> list[str]:
+    """Format zone, family, protocol and state, each combination once."""
     key = (
         columns.column("l4_proto")[rows].astype(np.int64)
         | now.state[rows].astype(np.int64) << 8
         | columns.column("family")[rows].astype(np.int64) << 16
         | columns.column("zone")[rows].astype(np.int64) << 24
     )
-    codes, place = np.unique(key, return_inverse=True)
+    codes, inverse = np.unique(key, return_inverse=True)
     texts = [
         f',"zone":{code >> 24},"family":{code >> 16 & 255},"l4_proto":"{PROTOCOLS[code & 255]}",'
         f'"state":"{STATES[code >> 8 & 255]}","origin":'
         for code in codes.tolist()
     ]
-    return _chosen(texts, place)
+    return _select(texts, inverse)
 
 
-def _ends(picture: FlowView, name: str, rows: Column, spaces: Column) -> list[str]:
-    """An end up to its port; the same address in the same namespace is written once."""
+def _ends(picture: FlowView, name: str, rows: Column, tables: Column) -> list[str]:
+    """Format an end up to its port, each address of a namespace once."""
     index = picture.index
     addresses = index.columns.column(name)[rows]
-    _, first, place = np.unique(
-        row_keys(addresses[:, 0], addresses[:, 1], spaces), return_index=True, return_inverse=True
+    _, first, inverse = np.unique(
+        row_keys(addresses[:, 0], addresses[:, 1], tables), return_index=True, return_inverse=True
     )
     owners = (index.origin if name == "orig_src" else index.responder)[rows[first]]
-    names = _names(picture, addresses[first], spaces[first], owners >= 0)
+    names = _names(picture, addresses[first], tables[first], owners >= 0)
     texts = [
         f'{{"address":"{address}","name":{name},"port":'
         for address, name in zip(address_texts(addresses[first]), names, strict=True)
     ]
-    return _chosen(texts, place)
+    return _select(texts, inverse)
 
 
-def _names(picture: FlowView, addresses: Column, spaces: Column, known: Column) -> list[str]:
-    """What addresses are called, in JSON; `known` are those of somebody here."""
-    names, tables, foreign = ["null"] * len(addresses), picture.index.columns.tables, picture.table.names
-    for place in range(len(addresses)) if foreign else np.flatnonzero(known).tolist():
-        raw = addresses[place].astype(">u8").tobytes()
-        found = picture.index.columns.names(tables[spaces[place]].ns).get(raw) or foreign.get(raw)
-        names[place] = json.dumps(found) if found else "null"
+def _names(picture: FlowView, addresses: Column, tables: Column, has_owner: Column) -> list[str]:
+    """Format addresses' names as JSON: the owner's, or that of a foreign address."""
+    names, foreign = ["null"] * len(addresses), picture.table.names
+    columns = picture.index.columns
+    for row in range(len(addresses)) if foreign else np.flatnonzero(has_owner).tolist():
+        raw = addresses[row].astype(">u8").tobytes()
+        name = columns.names(columns.tables[tables[row]].ns).get(raw) or foreign.get(raw)
+        names[row] = json.dumps(name) if name else "null"
     return names
 
 
-def _port(values: Column, ports: Column) -> Column | list[Any]:
-    if ports.all():
+def _port(values: Column, has_port: Column) -> Column | list[Any]:
+    if has_port.all():
         return values
-    return [value if there else "null" for value, there in zip(values.tolist(), ports.tolist(), strict=True)]
+    return [value if has else "null" for value, has in zip(values.tolist(), has_port.tolist(), strict=True)]
 
 
-def _translated(columns: Any, where: Column, address: str, port: str, rows: Column) -> list[str]:
-    """What stands in an end's place, null where it is not translated."""
+def _translated(columns: Any, mask: Column, address: str, port: str, rows: Column) -> list[str]:
+    """Format an end's translation, null without one."""
     texts = ["null"] * len(rows)
-    places = np.flatnonzero(where[rows])
-    if not places.size:
+    positions = np.flatnonzero(mask[rows])
+    if not positions.size:
         return texts
-    raws = columns.column(address)[rows[places]]
+    raws = columns.column(address)[rows[positions]]
     _, first, code = np.unique(row_keys(raws[:, 0], raws[:, 1]), return_index=True, return_inverse=True)
     heads = [f'{{"address":"{address_text(raw.astype(">u8").tobytes())}","port":' for raw in raws[first]]
-    numbers = _port(columns.column(port)[rows[places]], columns.has_ports[rows[places]])
-    for place, head, number in zip(places.tolist(), code.tolist(), _listed(numbers), strict=True):
-        texts[place] = f"{heads[head]}{number}}}"
+    numbers = _port(columns.column(port)[rows[positions]], columns.has_ports[rows[positions]])
+    for position, head, number in zip(positions.tolist(), code.tolist(), _as_list(numbers), strict=True):
+        texts[position] = f"{heads[head]}{number}}}"
     return texts
 
 
 def _icmp(columns: Any, rows: Column) -> list[str]:
     texts = ["null"] * len(rows)
-    for place in np.flatnonzero(np.isin(columns.column("l4_proto")[rows], _ICMPS)).tolist():
-        ident, what = (int(columns.column(name)[rows[place]]) for name in ("orig_sport", "orig_dport"))
-        texts[place] = f'{{"id":{ident},"type":{what >> 8},"code":{what & 0xFF}}}'
+    for position in np.flatnonzero(np.isin(columns.column("l4_proto")[rows], _ICMPS)).tolist():
+        ident, type_and_code = (
+            int(columns.column(name)[rows[position]]) for name in ("orig_sport", "orig_dport")
+        )
+        texts[position] = f'{{"id":{ident},"type":{type_and_code >> 8},"code":{type_and_code & 0xFF}}}'
     return texts
 
 
 def _rest(picture: FlowView, rows: Column) -> list[str]:
-    """Kind of client, path, number of hops; few differ."""
+    """Format kind of client, path and number of hops, each combination once."""
     index = picture.index
     hops = np.bincount(index.connection, minlength=len(index))[index.connection][rows]
     key = index.client[rows].astype(np.int64) | picture.table.path[rows].astype(np.int64) << 8
     key |= hops << 16 | index.edge[rows].astype(np.int64) << 40
-    codes, place = np.unique(key, return_inverse=True)
+    codes, inverse = np.unique(key, return_inverse=True)
     texts = [
         f',"client":{json.dumps(CLIENTS[code & 255] or None)},"path":"{PATHS[code >> 8 & 255]}",'
         f'"hops":{code >> 16 & 0xFFFFFF},"edge":{json.dumps(bool(code >> 40))}'
         for code in codes.tolist()
     ]
-    return _chosen(texts, place)
+    return _select(texts, inverse)
 
 
 def _measured(picture: FlowView, rows: Column) -> list[str]:
-    """Counters, speeds, age, round trip time and processes."""
+    """Format counters, speeds, age, round trip time and processes."""
     table, ends = picture.table, picture.ends
     counts = _counts(table.counted[rows], table.packets[rows], table.octets[rows])
     age, rtt, pids = table.age[rows], ends.rtt[rows], ends.pids[rows]
     if not table.measured and np.isnan(age).all() and np.isnan(rtt).all() and not pids.any():
-        return [f"{each}{_NOTHING}" for each in counts]
+        return [f"{each}{_NOT_MEASURED}" for each in counts]
     return [
-        f'{each},{_speeds(speeds)},"age":{_number(old, 3)},"rtt":{_number(trip, 6)},'
-        f'"processes":{_processes(two, ends.commands) if two[0] or two[1] else "[null,null]"}}}'
-        for each, speeds, old, trip, two in zip(
+        f'{each},{_speeds(speeds)},"age":{_number(seconds, 3)},"rtt":{_number(trip, 6)},'
+        f'"processes":{_processes(pair, ends.commands) if pair[0] or pair[1] else "[null,null]"}}}'
+        for each, speeds, seconds, trip, pair in zip(
             counts, table.speeds[rows].tolist(), age.tolist(), rtt.tolist(), pids.tolist(), strict=True
         )
     ]
@@ -191,19 +194,19 @@ def _measured(picture: FlowView, rows: Column) -> list[str]:
 def _counts(counted: Column, packets: Column, octets: Column) -> list[str]:
     columns = (each.tolist() for each in (packets[:, 0], packets[:, 1], octets[:, 0], octets[:, 1]))
     texts = [
-        f',"packets":[{there},{back}],"bytes":[{sent},{answered}]'
-        for there, back, sent, answered in zip(*columns, strict=True)
+        f',"packets":[{sent_packets},{received_packets}],"bytes":[{sent},{received}]'
+        for sent_packets, received_packets, sent, received in zip(*columns, strict=True)
     ]
-    for place in np.flatnonzero(~counted).tolist():
-        texts[place] = ',"packets":null,"bytes":null'
+    for row in np.flatnonzero(~counted).tolist():
+        texts[row] = ',"packets":null,"bytes":null'
     return texts
 
 
 def _speeds(speeds: Sequence[float]) -> str:
     if speeds[0] != speeds[0]:
         return _UNKNOWN
-    one, other, there, back = (round(value, 1) for value in speeds)
-    return f'"bits_per_second":[{one},{other}],"packets_per_second":[{there},{back}]'
+    sent, received, sent_packets, received_packets = (round(value, 1) for value in speeds)
+    return f'"bits_per_second":[{sent},{received}],"packets_per_second":[{sent_packets},{received_packets}]'
 
 
 def _number(value: float, digits: int) -> str:
@@ -215,7 +218,7 @@ def _processes(pids: Sequence[int], commands: Any) -> str:
 
 
 def client_counts(picture: FlowView, rows: Column) -> dict[str, int]:
-    """How many of those flows each kind of client has opened; "" for those to nobody of ours."""
+    """Count flows by kind of client, "" for those that don't go to a container."""
     kinds = np.bincount(picture.index.client[rows], minlength=len(CLIENTS)).tolist()
     return dict(zip(CLIENTS, kinds, strict=True))
 
@@ -224,14 +227,14 @@ _CHUNK = 1024
 
 
 def _flat(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The same bytes with an address as one value and each counter as a field of its own."""
+    """Return a dtype of the same layout with whole addresses and separate counters."""
     fields: list[tuple[str, str]] = []
     for name in dtype.names or ():
         base, shape = dtype[name].subdtype or (dtype[name], ())
         if base == np.uint8 and shape:
             fields.append((name, f"V{shape[0]}"))
         else:
-            fields += [(f"{name}{place}", base.str) for place in range(shape[0] if shape else 1)]
+            fields += [(f"{name}{number}", base.str) for number in range(shape[0] if shape else 1)]
     return np.dtype(fields)
 
 
@@ -239,14 +242,14 @@ _FLAT = _flat(CONNTRACK_DTYPE)
 
 
 def flows(topology: Topology, scope: Collection[int] | None) -> Iterator[str]:
-    """Every conntrack entry as one line of JSON."""
+    """Format every conntrack entry as one line of JSON."""
     for table in topology.snapshot.conntracks.values() if scope is None else _within(topology, scope):
         yield from _table(topology, table.ns, table)
 
 
 def _within(topology: Topology, scope: Collection[int]) -> Iterator[Conntrack]:
-    """The tables with those entries alone that concern the scope."""
-    columns, wanted = topology.flows, of_namespaces(topology, scope)
+    """Filter the tables by the entries that concern the scope."""
+    columns, wanted = topology.flows, mask_by_namespace(topology, scope)
     for table, start, end in zip(columns.tables, columns.starts, columns.starts[1:], strict=False):
         yield replace(table, entries=table.entries[wanted[start:end]])
 
@@ -263,24 +266,24 @@ def _table(topology: Topology, ns: int, table: Conntrack) -> Iterator[str]:
 
 
 class _Cached[Key](dict[Key, str]):
-    """Texts by what they are made of, worked out once each: tables hold the same few again and again."""
+    """A cache of formatted texts: tables repeat the same few values."""
 
     def __init__(self, make: Callable[[Key], str]) -> None:
         super().__init__()
         self._make = make
 
     def __missing__(self, key: Key) -> str:
-        self[key] = made = self._make(key)
-        return made
+        self[key] = text = self._make(key)
+        return text
 
 
 def _end(address: str, name: str | None) -> str:
-    """An end of a connection up to its port."""
+    """Format an end of a connection up to its port."""
     return f'{{"address":"{address}","name":{json.dumps(name or None)},"port":'
 
 
 def _state(key: tuple[int, int, int]) -> str:
-    """What protocol number, TCP state and status bits say."""
+    """Format protocol number, TCP state and status bits."""
     l4_proto, tcp_state, status = key
     return (
         f'"l4_proto":"{PROTOCOLS[l4_proto]}","l4_number":{l4_proto},'
@@ -297,7 +300,7 @@ def _line(
     states: Mapping[tuple[int, int, int], str],
     known: Collection[bytes],
 ) -> str:
-    """The object from its id on; core.flows.interpretation.Flow says the same of one entry, more slowly."""
+    """Format an entry from its id on, like core.flows.interpretation.Flow, but fast."""
     (number, status, timeout, mark, zone, family, l4_proto, tcp_state, counted,
      orig_src, orig_dst, reply_src, reply_dst, orig_sport, orig_dport, reply_sport, reply_dport,
      orig_packets, reply_packets, orig_bytes, reply_bytes, start) = entry  # fmt: skip

@@ -1,4 +1,4 @@
-"""Links, bridges and veth pairs as JSON objects."""
+"""Export all topics of `show --json` but flows as JSON objects."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from core.diagnose.links import sources
 from core.export import flows
 from core.model import Conntrack, Container, Link, LinkKey, NetState
 from core.topology import Topology
-from core.topology.related import concerns
+from core.topology.related import is_in_scope
 
 Item = dict[str, Any]
 Scope = Collection[int] | None
 
 
 def links(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every link."""
+    """Export every link."""
     for link in topology.snapshot.links():
         if scope is None or link.ns in scope:
             yield _link(topology, link)
 
 
 def _link(topology: Topology, link: Link) -> Item:
-    return {**plain(link), **_joined(topology, link), "peer": _end(topology, topology.peer(link))}
+    return {**plain(link), **_owners(topology, link), "peer": _peer(topology, topology.peer(link))}
 
 
-def _joined(topology: Topology, link: Link) -> Item:
+def _owners(topology: Topology, link: Link) -> Item:
     master = topology.snapshot.link((link.ns, link.master)) if link.master is not None else None
     container, network = topology.container_of(link.ns), topology.network_of(link)
     return {
@@ -40,8 +40,8 @@ def _joined(topology: Topology, link: Link) -> Item:
     }
 
 
-def _end(topology: Topology, link: Link | None) -> Item | None:
-    """What tells a link among all links, and where it lies."""
+def _peer(topology: Topology, link: Link | None) -> Item | None:
+    """Export a link's key, name, namespace and container."""
     if link is None:
         return None
     container = topology.container_of(link.ns)
@@ -55,7 +55,7 @@ def _end(topology: Topology, link: Link | None) -> Item | None:
 
 
 def bridges(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every bridge with its ports and its forwarding table."""
+    """Export every bridge with its ports and its forwarding table."""
     for link in topology.snapshot.links():
         if link.kind in ("bridge", "ovs-bridge") and (scope is None or link.ns in scope):
             fdb = (each for each in topology.snapshot.nets[link.ns].fdb if each.bridge == link.ifindex)
@@ -67,7 +67,7 @@ def bridges(topology: Topology, scope: Scope) -> Iterator[Item]:
 
 
 def ovs(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every Open vSwitch bridge, as its database tells it; they belong to the host."""
+    """Export every Open vSwitch bridge as in OVSDB; they belong to the host."""
     if scope is None or topology.host in scope:
         yield from map(plain, topology.snapshot.ovs)
 
@@ -79,19 +79,19 @@ def _port(topology: Topology, link: Link) -> Item:
         "kind": link.kind,
         "state": link.state,
         "port": plain(link.port) if link.port else None,
-        "peer": _end(topology, topology.peer(link)),
+        "peer": _peer(topology, topology.peer(link)),
     }
 
 
 def veths(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every veth pair once; a peer that is out of sight leaves one end alone."""
-    told: set[LinkKey] = set()
+    """Export every veth pair once, with one end if its peer isn't known."""
+    exported: set[LinkKey] = set()
     for link in topology.snapshot.links():
-        if link.kind != "veth" or link.key in told:
+        if link.kind != "veth" or link.key in exported:
             continue
         peer = topology.peer(link)
         ends = [link, *([peer] if peer else [])]
-        told.update(end.key for end in ends)
+        exported.update(end.key for end in ends)
         if scope is None or any(end.ns in scope for end in ends):
             ends.sort(key=lambda end: (end.ns != topology.host, end.master is None))
             yield {"ends": [_veth_end(topology, end) for end in ends]}
@@ -107,12 +107,12 @@ def _veth_end(topology: Topology, link: Link) -> Item:
         "mac": link.mac,
         "mtu": link.mtu,
         "addresses": [str(address) for address in link.addresses],
-        **_joined(topology, link),
+        **_owners(topology, link),
     }
 
 
 def containers(topology: Topology, scope: Collection[int] | None) -> Iterator[Item]:
-    """Every container of every runtime."""
+    """Export every container of every runtime."""
     for container in topology.containers.values():
         if scope is None or container.netns in scope:
             yield _container(topology, container)
@@ -134,7 +134,7 @@ def _container(topology: Topology, container: Container) -> Item:
 
 
 def namespaces(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every network namespace."""
+    """Export every network namespace."""
     nets = topology.snapshot.nets
     for inode, namespace in topology.snapshot.namespaces.items():
         if scope is None or inode in scope:
@@ -147,7 +147,7 @@ def namespaces(topology: Topology, scope: Scope) -> Iterator[Item]:
 
 
 def networks(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every network, engines' and kernel's."""
+    """Export every network, engines' and kernel's."""
     for network in topology.networks:
         if scope is None or network.ns in scope:
             yield {
@@ -160,14 +160,14 @@ def networks(topology: Topology, scope: Scope) -> Iterator[Item]:
 
 
 def nat(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every translation and forward filter."""
+    """Export every translation and forward filter."""
     for entry in topology.nat:
-        if scope is None or concerns(topology, entry, scope):
+        if scope is None or is_in_scope(topology, entry, scope):
             yield {**plain(entry), "namespace": topology.label(entry.ns)}
 
 
 def _nets(topology: Topology, scope: Scope) -> Iterator[tuple[NetState, Item]]:
-    """The networks in scope, each with the fields that say where its things lie."""
+    """Iterate over the namespaces in scope, with the fields that name them."""
     for ns, net in topology.snapshot.nets.items():
         if scope is None or ns in scope:
             yield net, {"ns": ns, "namespace": topology.label(ns)}
@@ -179,7 +179,7 @@ def _name(net: NetState, ifindex: int | None) -> str | None:
 
 
 def routes(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every route of every table."""
+    """Export every route of every table."""
     for net, where in _nets(topology, scope):
         for route in net.routes:
             hops = [{**plain(hop), "link": _name(net, hop.ifindex)} for hop in route.nexthops]
@@ -187,24 +187,24 @@ def routes(topology: Topology, scope: Scope) -> Iterator[Item]:
 
 
 def rules(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every policy rule."""
+    """Export every policy rule."""
     for net, where in _nets(topology, scope):
         for rule in net.rules:
             yield {**where, **plain(rule)}
 
 
 def neighbours(topology: Topology, scope: Scope) -> Iterator[Item]:
-    """Every neighbour entry."""
+    """Export every neighbour entry."""
     for net, where in _nets(topology, scope):
         for neighbour in net.neighbours:
             yield {**where, **plain(neighbour), "link": _name(net, neighbour.ifindex)}
 
 
-_MOST_SOURCES = 10
+_MAX_SOURCES = 10
 
 
 def tables(topology: Topology, scope: Collection[int] | None) -> Iterator[Item]:
-    """The table of every namespace."""
+    """Export the conntrack table of every namespace, without its entries."""
     for table in topology.snapshot.conntracks.values():
         if scope is None or table.ns in scope:
             yield _table(topology, table)
@@ -220,7 +220,7 @@ def _table(topology: Topology, table: Conntrack) -> Item:
         "stats": plain(table.stats) if table.stats else None,
         "sources": [
             {"name": one.name or None, "address": one.address, "entries": one.entries}
-            for one in sources(topology, table.ns, _MOST_SOURCES)
+            for one in sources(topology, table.ns, _MAX_SOURCES)
         ],
     }
 
@@ -239,7 +239,7 @@ def _dumped(items: Callable[[Topology, Scope], Iterator[dict[str, Any]]]) -> Ite
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
-# The lists of each topic; each item is one line of the document.
+# The lists of each topic; each item becomes one line of the document.
 TOPICS: Mapping[str, Mapping[str, Items]] = {
     "namespaces": {"namespaces": _dumped(namespaces)},
     "links": {"links": _dumped(links)},
@@ -258,11 +258,11 @@ TOPICS: Mapping[str, Mapping[str, Items]] = {
 
 
 def document_lines(topology: Topology, topics: Collection[str], scope: Scope = None) -> Iterator[str]:
-    """The pieces of one JSON object: schema, taken_at, host, the topics' lists, with all topics the findings,
-    and the problems.
+    """Export topics as one JSON object in pieces, each item on a line of its own.
 
-    `scope` holds the inodes of the namespaces whose things are wanted, None for all. Each item stands on a
-    line of its own, so that the whole is never held in memory.
+    Its keys are schema, taken_at, host, the topics' lists, the findings if all topics are exported, and the
+    problems. `scope` limits them to namespaces by inode, None for all. The document is never held in memory
+    as a whole.
     """
     snapshot = topology.snapshot
     host = _ENCODE(plain(snapshot.host))
@@ -283,7 +283,7 @@ def document_lines(topology: Topology, topics: Collection[str], scope: Scope = N
 
 
 def _lines(items: Iterator[str]) -> Iterator[str]:
-    before = "\n"
+    separator = "\n"
     for item in items:
-        yield before + item
-        before = ",\n"
+        yield separator + item
+        separator = ",\n"

@@ -12,8 +12,7 @@ from core.collect.nft_netlink import read_filters
 from core.netlink.client import NETFILTER, Netlink
 from core.operations.base import Operation
 from core.operations.connections import delete_all
-from core.operations.executor import Executor, inside
-from core.operations.nft import run_holding_lock
+from core.operations.executor import Executor, inside, run_holding_lock
 from core.operations.record import recorded
 from core.operations.target import HOST, NetnsTarget
 from core.state import StateError, boot_id, read_state, write_state

@@ -1,7 +1,6 @@
-"""Recordings: the host over time in one bounded file; docs/recording.md has the format."""
+"""Record the host's state over time to a file of limited size (docs/recording.md)."""
 
-from core.recording.frames import Moment
-from core.recording.reader import Recording
+from core.recording.frames import Moment, Recording
 from core.recording.recorder import Limits, Progress, Recorder
 
 __all__ = ["Limits", "Moment", "Progress", "Recorder", "Recording"]

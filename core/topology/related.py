@@ -85,9 +85,9 @@ def _of_container(topology: Topology, ref: Ref) -> Iterator[Relation]:
     for network in topology.networks_of(container):
         yield from _network(network)
     yield from _entries(entries_of_container(topology, container))
-    name = known_as(topology, container)
+    name = owner_name(topology, container)
     if name:
-        yield from _connections(of_names(topology.flows, name.__eq__), "ct", name)
+        yield from _connections(mask_by_name(topology.flows, name.__eq__), "ct", name)
     card = topology.cards.get(container.uid)
     for uid in card.joined_with if card else ():
         yield from _containers(topology, (uid,))
@@ -106,7 +106,7 @@ def _of_network(topology: Topology, ref: Ref) -> Iterator[Relation]:
     if bridge is not None:
         yield f"bridge {bridge.name}", link_ref(bridge.key)
     yield from map(_container, topology.members(network))
-    yield from _connections(of_network(topology, network), "net", network.name)
+    yield from _connections(mask_by_network(topology, network), "net", network.name)
 
 
 def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
@@ -115,7 +115,7 @@ def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
         return
     alike = sum(one.name == entry.name for one in topology.nat)
     name = entry.name if alike == 1 else entry.entry_id
-    yield from _connections(of_entry(topology, entry), "nat", name)
+    yield from _connections(mask_by_nat_entry(topology, entry), "nat", name)
     yield from _containers(topology, entry.containers)
     for network_id in entry.networks:
         yield from _network(topology.network(network_id))
@@ -123,7 +123,7 @@ def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
 
 
 def _of_flow(topology: Topology, ref: Ref) -> Iterator[Relation]:
-    ns, table = int(ref.key[0]), found_table(topology, ref)
+    ns, table = int(ref.key[0]), entry_table(topology, ref)
     if table is None:
         return
     entry = entry_of(table.entries[0])
@@ -179,7 +179,7 @@ def entries_of_container(topology: Topology, container: Container) -> tuple[NatE
     return (*own, *(entry for entry in others if _is_about(topology, entry, container)))
 
 
-def concerns(topology: Topology, entry: NatEntry, scope: Collection[int]) -> bool:
+def is_in_scope(topology: Topology, entry: NatEntry, scope: Collection[int]) -> bool:
     """Return whether a NAT entry is in these namespaces or about a container in them."""
     inside = (container for ns in scope for container in topology.containers_in(ns))
     return entry.ns in scope or any(_is_about(topology, entry, container) for container in inside)
@@ -239,32 +239,32 @@ def _namespace(topology: Topology, ns: int) -> Relation:
     return f"namespace {topology.label(ns)}", namespace_ref(ns)
 
 
-def of_names(columns: FlowColumns, is_wanted: Callable[[str], bool]) -> Column:
+def mask_by_name(columns: FlowColumns, is_wanted: Callable[[str], bool]) -> Column:
     """Return a mask of flows with an end whose owner's name is wanted."""
     ends = (columns.owned(columns.column(end), is_wanted) for end in ("orig_src", "reply_src"))
     return np.logical_or(*ends)
 
 
-def of_namespaces(topology: Topology, scope: Collection[int]) -> Column:
+def mask_by_namespace(topology: Topology, scope: Collection[int]) -> Column:
     """Return a mask of flows in tables of these namespaces, or with an end in them."""
     columns = topology.flows
     names = {topology.label(ns) for ns in scope if ns != topology.host}
     names |= {one.name for ns in scope if ns != topology.host for one in topology.containers_in(ns)}
     in_scope = columns.by_table(np.array([table.ns in scope for table in columns.tables], bool))
-    return np.asarray(in_scope | of_names(columns, names.__contains__))
+    return np.asarray(in_scope | mask_by_name(columns, names.__contains__))
 
 
-def known_as(topology: Topology, container: Container) -> str:
+def owner_name(topology: Topology, container: Container) -> str:
     """Return the name of a container's addresses: its namespace's label, or "" (host)."""
     if container.netns == topology.host:
         return ""
     return topology.label(container.netns) if container.netns else container.name
 
 
-def of_network(topology: Topology, network: Network) -> Column:
+def mask_by_network(topology: Topology, network: Network) -> Column:
     """Return a mask of flows with an end at a container's address on that network."""
     columns = topology.flows
-    names = {known_as(topology, member) for member in topology.members(network)}
+    names = {owner_name(topology, member) for member in topology.members(network)}
     subnets = ",".join(network.subnets)
     found = np.zeros(len(columns), bool)
     for end in ("orig_src", "reply_src") if subnets else ():
@@ -273,7 +273,7 @@ def of_network(topology: Topology, network: Network) -> Column:
     return found
 
 
-def of_entry(topology: Topology, entry: NatEntry) -> Column:
+def mask_by_nat_entry(topology: Topology, entry: NatEntry) -> Column:
     """Return a mask of flows in the NAT entry's namespace that its rules translated."""
     columns = topology.flows
     in_namespace = columns.by_table(np.array([table.ns == entry.ns for table in columns.tables], bool))
@@ -293,7 +293,7 @@ def _rules_of(topology: Topology, entry: NatEntry) -> list[FirewallRule]:
     return rules
 
 
-def found_table(topology: Topology, ref: Ref) -> Conntrack | None:
+def entry_table(topology: Topology, ref: Ref) -> Conntrack | None:
     """Return the conntrack entry of a ref as a table of one row, None if it is gone."""
     table = topology.snapshot.conntracks.get(int(ref.key[0]))
     if table is None:
@@ -302,14 +302,14 @@ def found_table(topology: Topology, ref: Ref) -> Conntrack | None:
     return replace(table, entries=found[:1]) if len(found) else None
 
 
-def thing_named(topology: Topology, name: str) -> Ref | None:
+def find_by_name(topology: Topology, name: str) -> Ref | None:
     """Return the first object with that name, ignoring case; None if there is none.
 
     The order is containers, networks, links (the host's first) and namespaces."""
-    return next(things_named(topology, name), None)
+    return next(find_all_by_name(topology, name), None)
 
 
-def things_named(topology: Topology, name: str) -> Iterator[Ref]:
+def find_all_by_name(topology: Topology, name: str) -> Iterator[Ref]:
     """Iterate over all objects with that name, ignoring case, in the same order."""
     wanted = name.casefold()
     return (ref for known, ref in _names(topology) if known.casefold() == wanted)

@@ -18,7 +18,6 @@ from core.collect.host import PeerNames
 from core.flows.interpretation import TRANSLATING, translated_by
 from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
-from core.history import History
 from core.model import (
     Conntrack,
     ConntrackStats,
@@ -31,7 +30,7 @@ from core.model import (
     Sockets,
 )
 from core.netlink.netns import NamespaceGone
-from core.rates import Histories, Rates
+from core.rates import Histories, History, Rates
 from core.storms import LIMITS, StormWatch, group_frames
 from core.watch.store import SnapshotStore
 

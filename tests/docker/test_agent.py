@@ -1,4 +1,4 @@
-"""The agent: wiped rules come back, restarted containers are attached again, and nobody else's is touched."""
+"""The agent restores wiped rules and attachments, and nothing else."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def rules_again(docker_engine: DockerHost) -> Iterator[None]:
-    """Let Docker make its rules anew for the tests that follow these, which wipe them."""
+    """Let Docker restore its rules, which these tests wipe, for later tests."""
     yield
     docker_engine.stop()
     docker_engine.start()
@@ -70,7 +70,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def agent(engine: DockerHost, said: list[str]) -> Iterator[threading.Event]:
-    """An agent at work; set the event to end it."""
+    """Run an agent; set the event to end it."""
     stop = threading.Event()
     thread = threading.Thread(target=Agent(said.append, stop).run)
     thread.start()
@@ -92,8 +92,8 @@ def test_wiped_rules_come_back(engine: DockerHost, agent: threading.Event, said:
         said.clear()
         engine.host.run(f"nft {wipe}")
         wait_until(lambda: rules(engine) == good, f"the rules after {wipe}")
-        wait_until(lambda: said, "the agent to say so")
-        assert "put back" in said[0]
+        wait_until(lambda: said, "the agent's message")
+        assert "restored" in said[0]
     assert "DOCKER" not in engine.host.run("nft list ruleset"), "Docker's rules are Docker's to put back"
 
 
@@ -168,7 +168,7 @@ def test_a_restarted_container_is_attached_again(
         wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
     assert engine.host.json("ip -j link show v-app")[0]["master"] == "br-t"
     assert "10.77.0.3/24" in addresses(engine, "log")
-    wait_until(lambda: sum("attached to t again" in each for each in said) == 2, "the agent to say so")
+    wait_until(lambda: sum("attached to t again" in each for each in said) == 2, "the agent's message")
 
 
 def test_an_attachment_taken_back_stays_away(
@@ -191,8 +191,8 @@ def test_an_attachment_taken_back_stays_away(
     assert said == []
 
 
-def told(*words: str) -> None:
-    """Run one of our commands, as a person would."""
+def run_vnet(*words: str) -> None:
+    """Run a vnet-tui command."""
     assert main(list(words)) == 0, words
 
 
@@ -214,15 +214,15 @@ def restart(engine: DockerHost, name: str) -> None:
 
 @pytest.fixture
 def app(engine: DockerHost) -> Iterator[str]:
-    """A Docker container that is attached to our own network shop, with a chosen address."""
+    """Return a container attached to vnet's network shop, with a chosen address."""
     name = f"app{os.getpid()}"
     engine.container(name)
-    told("network", "create", "shop", "--subnet", f"10.77.{os.getpid() % 256}.0/24")
+    run_vnet("network", "create", "shop", "--subnet", f"10.77.{os.getpid() % 256}.0/24")
     yield name
     engine.run("rm", "-f", name, check=False)
-    # The kernel takes the namespace's links away a little later.
+    # The kernel deletes the namespace's links a little later.
     wait_until(lambda: f"v-{name}" not in engine.host.run("ip link"), "the end of the veth pair")
-    told("cleanup", "--yes")
+    run_vnet("cleanup", "--yes")
     assert attachments.kept() == ()
 
 
@@ -234,62 +234,62 @@ def address() -> str:
 def test_what_a_person_attached_is_attached_again(
     engine: DockerHost, agent: threading.Event, said: list[str], app: str, address: str
 ) -> None:
-    told("attach", app, "shop", "--address", address, "--link", "shop0")
+    run_vnet("attach", app, "shop", "--address", address, "--link", "shop0")
     for times in (1, 2):
         restart(engine, app)
         wait_until(lambda: address in link_of(engine, app, "shop0"), "the attachment")
-        wait_until(partial(has_said, times, said), "the agent to say so")
+        wait_until(partial(has_said, times, said), "the agent's message")
     assert not [each for each in said if "is not attached" in each or "already" in each]
-    # Taken back by its own id, the agent's changes go with it.
+    # Undoing it by its id also undoes the agent's changes.
     first = next(entry for entry in journal.history() if entry.title == f"attach {app} to shop")
-    told("undo", first.entry_id)
+    run_vnet("undo", first.entry_id)
     assert attachments.kept() == () and address not in link_of(engine, app, "shop0")
 
 
 def test_what_is_detached_or_moved_is_kept_so(engine: DockerHost, app: str, address: str) -> None:
-    told("attach", app, "shop", "--address", address)
-    told("network", "create", "lab")
-    told("move", app, "shop", "lab")
+    run_vnet("attach", app, "shop", "--address", address)
+    run_vnet("network", "create", "lab")
+    run_vnet("move", app, "shop", "lab")
     (want,) = attachments.kept()
     assert want.network == "lab"
-    told("undo")
+    run_vnet("undo")
     (want,) = attachments.kept()
     assert want.network == "shop"
-    told("detach", app, "shop")
+    run_vnet("detach", app, "shop")
     assert attachments.kept() == ()
-    told("undo")
+    run_vnet("undo")
     assert [one.network for one in attachments.kept()] == ["shop"]
-    told("network", "rm", "shop")
+    run_vnet("network", "rm", "shop")
     assert attachments.kept() == ()
-    told("undo")
+    run_vnet("undo")
     assert [one.network for one in attachments.kept()] == ["shop"]
 
 
 def test_a_stopped_containers_address_is_kept_for_it(engine: DockerHost, app: str, address: str) -> None:
-    told("attach", app, "shop", "--address", address)
+    run_vnet("attach", app, "shop", "--address", address)
     engine.run("stop", "-t", "0", app)
     engine.container("other")
     assert main(["attach", "other", "shop", "--address", address]) == 1
     engine.run("start", app)
-    told("attach", app, "shop")
+    run_vnet("attach", app, "shop")
     assert address in link_of(engine, app, "eth1")
     engine.run("stop", "-t", "0", app)
-    told("detach", app, "shop")
+    run_vnet("detach", app, "shop")
     assert attachments.kept() == ()
-    told("attach", "other", "shop", "--address", address)
+    run_vnet("attach", "other", "shop", "--address", address)
 
 
 def test_a_network_that_is_not_there_yet_is_waited_for(
     engine: DockerHost, app: str, address: str, said: list[str]
 ) -> None:
-    told("attach", app, "shop", "--address", address)
+    run_vnet("attach", app, "shop", "--address", address)
     (want,) = attachments.kept()
-    told("network", "rm", "shop")
-    attachments.keep(want)  # as after a restart of the machine: the file outlives the network
+    run_vnet("network", "rm", "shop")
+    attachments.keep(want)  # as after a reboot: the file outlives the network
     restart(engine, app)
     restarted = Attachments(said.append)
     assert restarted.restore() and said == []
-    told("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
+    run_vnet("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
     wait_until(lambda: restarted.restore() and address in link_of(engine, app, "eth1"), "the attachment")
 
 
@@ -297,7 +297,7 @@ def test_a_network_that_is_not_there_yet_is_waited_for(
 def test_under_its_unit_it_attaches_again_and_puts_back(
     engine: DockerHost, app: str, address: str, tmp_path: Path
 ) -> None:
-    told("attach", app, "shop", "--address", address, "--link", "shop0")
+    run_vnet("attach", app, "shop", "--address", address, "--link", "shop0")
     path = tmp_path / "agent.service"
     path.write_text(render())
     words = ["nsenter", f"--net=/run/netns/{engine.namespace}", *SERVICE, str(path)]

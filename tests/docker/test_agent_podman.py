@@ -1,4 +1,4 @@
-"""The agent and a real podman: its containers are attached to our networks again as Docker's are."""
+"""The agent reattaches containers of a real podman, as it does Docker's."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_a_restarted_container_of_podmans_is_attached_again(
 
     def addresses() -> list[str]:
         pid = podman_host.run("inspect", "-f", "{{.State.Pid}}", name)
-        told = podman_host.host.run(f"nsenter -t {pid} -n ip -j addr show dev shop0", check=False)
-        return [one["local"] for link in json.loads(told or "[]") for one in link["addr_info"]]
+        output = podman_host.host.run(f"nsenter -t {pid} -n ip -j addr show dev shop0", check=False)
+        return [one["local"] for link in json.loads(output or "[]") for one in link["addr_info"]]
 
     said: list[str] = []
     restarted = Attachments(said.append)

@@ -1,4 +1,4 @@
-"""Model cards of real containers, against the kernel."""
+"""Model cards of real containers, compared with the kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.root
 
 
 def deal(engine: DockerHost) -> dict[str, ModelCard]:
-    """The cards by container name."""
+    """Return the cards by container name."""
     namespaces, _ = read_namespaces()
     docker = read_docker(engine.socket)
     snapshot = Snapshot(

@@ -1,4 +1,4 @@
-"""That Docker's rules were wiped is noticed, whatever wiped them, and so is that they are back."""
+"""Wiped Docker rules are found, whatever wiped them, until they are back."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import pytest
 from core.model import Host, Namespace, Snapshot
 from core.operations import SetSysctl, undo_of
 from core.operations.executor import Executor
-from core.plan.builder import Plan, Refused
 from core.plan import plan
+from core.plan.builder import Plan, Refused
 from core.plan.requests import CountTraffic
 from core.topology import Topology
 from tests.support.host import ThrowawayHost

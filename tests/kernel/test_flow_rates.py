@@ -1,4 +1,4 @@
-"""Speeds of real traffic against iperf3's own report; entries read again one by one; sockets against ss."""
+"""Speeds of real traffic compared with iperf3; single entries; sockets compared with ss."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from core.collect.conntrack import lookup, lookup_mask, read_conntrack
 from core.collect.sockets import Holders, read_sockets
 from core.flows import address_text
 from core.flows.merge import FAST, KERNEL, FlowTable
-from core.history import WINDOWS
 from core.model import Namespace
 from core.netlink.netns import entered
+from core.rates import WINDOWS
 from core.watch.rates import FlowSampler, ReadFastFlows
 from tests.support.fastpath import FastPath
 from tests.support.host import ThrowawayHost
@@ -37,7 +37,7 @@ table ip nat {
   chain postrouting { type nat hook postrouting priority srcnat; oifname "wan0" masquerade; }
 }
 """
-ATTEMPTS = 3  # of a measurement on a machine that has other things to do
+ATTEMPTS = 3  # at a measurement on a busy machine
 
 
 def namespace_of(host: ThrowawayHost, short: str = "host") -> Namespace:
@@ -51,7 +51,7 @@ def road(host: ThrowawayHost) -> ThrowawayHost:
 
 
 def made_road(host: ThrowawayHost) -> ThrowawayHost:
-    """A container behind masquerade, and a server outside; the host counts."""
+    """A container behind masquerade, and a server outside; with accounting."""
     host.run("ip link add br0 type bridge")
     host.run("ip addr add 172.30.0.1/24 dev br0")
     host.run("ip link set br0 up")
@@ -88,11 +88,11 @@ def program(host: ThrowawayHost, inside: str, *words: str) -> Iterator[subproces
 def measured(
     road: ThrowawayHost, streams: int, rate: str, fast: ReadFastFlows | None = None
 ) -> tuple[list[float], dict[str, Any], FlowTable]:
-    """What the meter says second by second while iperf3 runs, what iperf3 says, and a table of late in it."""
+    """Return the meter's and iperf3's values per second, and a late table."""
     reader, spaces = FlowSampler(fast), {road.inode: namespace_of(road)}
     with (
         program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server,
-        tempfile.NamedTemporaryFile("r") as report,  # which is longer than a pipe holds
+        tempfile.NamedTemporaryFile("r") as report,  # longer than a pipe's buffer
     ):
         assert server.stdout
         while "listening" not in server.stdout.readline():
@@ -109,7 +109,7 @@ def measured(
 
 @contextmanager
 def accelerated(road: ThrowawayHost) -> Iterator[ReadFastFlows]:
-    """The road's bridge on the fast path; gives what reads its counters."""
+    """Accelerate the road's bridge; yield the reader of its counters."""
     with FastPath(road, "br0"), entered(f"/run/netns/{road.name}"):
         reader = FastFlowReader()
         try:
@@ -124,9 +124,9 @@ def accelerated(road: ThrowawayHost) -> Iterator[ReadFastFlows]:
 def test_within_three_in_a_hundred_of_iperf3(road: ThrowawayHost, streams: int, rate: str, path: int) -> None:
     with accelerated(road) if path == FAST else nullcontext() as fast:
         for attempt in range(ATTEMPTS):
-            sums, told, late = measured(road, streams, rate, fast)
+            sums, report, late = measured(road, streams, rate, fast)
             busy = statistics.median(sorted(sums)[len(sums) // 3 :])
-            theirs = statistics.median(one["sum"]["bits_per_second"] for one in told["intervals"])
+            theirs = statistics.median(one["sum"]["bits_per_second"] for one in report["intervals"])
             if abs(busy / theirs - 1) <= 0.03 or attempt == ATTEMPTS - 1:
                 break
     assert busy == pytest.approx(theirs, rel=0.03)
@@ -170,7 +170,7 @@ def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost)
 
 @pytest.mark.needs("iperf3")
 def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHost) -> None:
-    """Its own counter sees the first packet of each."""
+    """The rule's own counter has only the first packet of each connection."""
     with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
         assert server.stdout
         while "listening" not in server.stdout.readline():
@@ -183,19 +183,19 @@ def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHo
             watched.watcher.set_demand(nat.VIEW.demand)
             watched.watcher.start()
             try:
-                told = [0.0, 0.0]
+                rates = [0.0, 0.0]
                 until = time.monotonic() + 40
-                while told[1] != pytest.approx(8e6, rel=0.1) and time.monotonic() < until:
-                    told = translated(watched)
+                while rates[1] != pytest.approx(8e6, rel=0.1) and time.monotonic() < until:
+                    rates = translated(watched)
                     time.sleep(0.2)
             finally:
                 watched.watcher.stop()
-    assert told[1] == pytest.approx(8e6, rel=0.1)
-    assert told[0] > 8e6 / 8 / 65536
+    assert rates[1] == pytest.approx(8e6, rel=0.1)
+    assert rates[0] > 8e6 / 8 / 65536
 
 
 def translated(watched: Watched) -> list[float]:
-    """Packets and bits a second that the masquerade rule's connections carried last."""
+    """Return the newest packets and bits a second of the masquerade rule's connections."""
     snapshot, rates = watched.snapshot, watched.updates[-1].rates if watched.updates else None
     rules = [
         (firewall.ns, rule.rule_id)
@@ -228,7 +228,7 @@ with socket.create_connection(("198.51.100.9", 7000), 60) as one:
 """
 
 
-def test_sockets_as_ss_tells_them(road: ThrowawayHost) -> None:
+def test_sockets_as_ss_prints_them(road: ThrowawayHost) -> None:
     with program(road, "out", sys.executable, "-c", SERVE) as server:
         assert server.stdout and "ready" in server.stdout.readline()
         with program(road, "web", sys.executable, "-c", ASK) as client:
@@ -237,15 +237,15 @@ def test_sockets_as_ss_tells_them(road: ThrowawayHost) -> None:
                 road.inode_of("web"), pids=(client.pid,), entry=f"/run/netns/{road.full('web')}"
             )
             found = read_sockets(space, Holders())
-            told = road.run("ss -tniH state established", inside="web")
+            output = road.run("ss -tniH state established", inside="web")
     assert len(found.entries) == 1
     one = found.entries[0]
     ends = [
         f"{address_text(bytes(one[at]))}:{one[port]}"
         for at, port in (("local", "lport"), ("remote", "rport"))
     ]
-    assert all(each in told for each in ends), told
-    theirs = re.search(r"\brtt:([0-9.]+)/", told)
+    assert all(each in output for each in ends), output
+    theirs = re.search(r"\brtt:([0-9.]+)/", output)
     assert theirs and one["rtt"] / 1000 == pytest.approx(float(theirs[1]), abs=0.01)
     assert (int(one["pid"]), found.commands[int(one["pid"])][:6]) == (client.pid, "python")
 
@@ -256,8 +256,8 @@ def test_what_asks_for_sockets_has_them_read(road: ThrowawayHost, words: str) ->
         assert server.stdout and "ready" in server.stdout.readline()
         with program(road, "web", sys.executable, "-c", ASK) as client:
             assert client.stdout and "asked" in client.stdout.readline()
-            told = json.loads(road.vnet("flows", "--json", "dport:7000", words).stdout)["flows"]
-    mine = [one for one in told if one["ns"] == road.inode]
+            flows = json.loads(road.vnet("flows", "--json", "dport:7000", words).stdout)["flows"]
+    mine = [one for one in flows if one["ns"] == road.inode]
     assert [[end["pid"] for end in one["processes"]] for one in mine] == [[client.pid, server.pid]]
     assert mine[0]["rtt"] > 0
 
@@ -281,7 +281,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
 """
 
 
-def test_a_udp_server_that_is_connected_to_nobody(road: ThrowawayHost) -> None:
+def test_an_unconnected_udp_server(road: ThrowawayHost) -> None:
     with program(road, "out", sys.executable, "-c", UDP_SERVER) as server:
         assert server.stdout and "ready" in server.stdout.readline()
         space = Namespace(road.inode_of("out"), pids=(server.pid,), entry=f"/run/netns/{road.full('out')}")
@@ -306,6 +306,6 @@ def test_namespaces_that_die_take_their_flows_along(host: ThrowawayHost, whole: 
     reader = FlowSampler()
     assert len(reader.read(spaces, whole=True)[0]) == 120
     subprocess.run(["ip", "netns", "del", host.full("short")], check=True)
-    reader.read(spaces, whole)  # the namespace is gone, the watcher has not noticed yet
+    reader.read(spaces, whole)  # the namespace is gone, the watcher hasn't noticed yet
     assert len(reader.read(spaces, whole=True)[0]) == 50
     assert len(reader.read({host.inode: spaces[host.inode]}, whole=True)[0]) == 50

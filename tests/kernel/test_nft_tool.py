@@ -16,7 +16,7 @@ from core.apply import journal, run
 from core.collect import nft as nft_reader
 from core.collect.snapshot import read_snapshot
 from core.model import Part
-from core.operations import NetnsTarget, SetRules, SetSysctl, nft
+from core.operations import NetnsTarget, SetRules, SetSysctl, executor
 from core.operations.executor import Executor
 from core.plan import Plan, plan_all
 from core.plan.requests import CreateContainer, CreateNetwork, Publish
@@ -57,13 +57,13 @@ def library_missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def tool_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the input of nft(8)."""
     given: list[str] = []
-    run_tool = nft._run_tool
+    run_tool = executor._run_tool
 
     def note(text: str) -> None:
         given.append(text)
         run_tool(text)
 
-    monkeypatch.setattr(nft, "_run_tool", note)
+    monkeypatch.setattr(executor, "_run_tool", note)
     return given
 
 

@@ -1,4 +1,4 @@
-"""`vnet-tui record` on a throw-away host, against what ip(8) says; ended well, by its limits, by kill -9."""
+"""`vnet-tui record` compared with ip(8); ended by stop, by limits and by kill -9."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def inside(host: ThrowawayHost, *words: str) -> list[str]:
 
 
 def ran(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """A command that comes to its end."""
+    """Run a command to its end."""
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @contextmanager
 def recording(host: ThrowawayHost, path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """The program recording, from the first moment on that it wrote."""
+    """Run the program recording, from its first written moment on."""
     process = subprocess.Popen(
         inside(host, "record", str(path), *options), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -47,7 +47,7 @@ def recording(host: ThrowawayHost, path: Path, *options: str) -> Iterator[subpro
 
 
 def moments(path: Path) -> int:
-    """How many whole moments the file holds now, while it may still be written to."""
+    """Return the number of complete moments in a file that may still be written to."""
     try:
         opened = Recording(path)
     except (CorruptFile, OSError):
@@ -59,7 +59,7 @@ def moments(path: Path) -> int:
 
 
 def last_links(path: Path, inode: int) -> dict[str, int]:
-    """The links of a namespace in the last moment, with their MTU."""
+    """Return MTUs of the links of a namespace in the last moment."""
     opened = Recording(path)
     try:
         net = opened.moment(len(opened.frames) - 1).snapshot.nets.get(inode)
@@ -72,7 +72,7 @@ def told_by_ip(host: ThrowawayHost, short: str = "host") -> dict[str, int]:
     return {link["ifname"]: link["mtu"] for link in host.json("ip -j link", short)}
 
 
-def test_what_changes_is_recorded_as_ip_tells_it(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_changes_are_recorded_as_ip_prints_them(host: ThrowawayHost, tmp_path: Path) -> None:
     path = tmp_path / "host.vnetrec"
     host.run("ip link add br-shop type bridge")
     with recording(host, path) as process:
@@ -85,15 +85,15 @@ def test_what_changes_is_recorded_as_ip_tells_it(host: ThrowawayHost, tmp_path: 
         host.run("ip link del v-web")
         wait_until(lambda: last_links(path, host.inode) == told_by_ip(host))
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0 and "vnet-tui replay" in said
+        _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and "vnet-tui replay" in output
     opened = Recording(path)
     assert opened.ended == "SIGINT ended it" and not opened.notice
     before = opened.moment(0).snapshot.nets[host.inode].links.values()
     assert {link.name: link.mtu for link in before} == first
-    told = [change.sentence for changes in opened.changes() for change in changes]
-    assert any("v-web" in sentence for sentence in told)
-    assert any("br-shop" in sentence and "1400" in sentence for sentence in told)
+    sentences = [change.sentence for changes in opened.changes() for change in changes]
+    assert any("v-web" in sentence for sentence in sentences)
+    assert any("br-shop" in sentence and "1400" in sentence for sentence in sentences)
     assert opened.moment(len(opened.frames) - 1).stats is not None
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -106,7 +106,7 @@ def test_killed_at_any_time_what_was_written_opens(host: ThrowawayHost, tmp_path
         os.kill(process.pid, signal.SIGKILL)
         process.wait(PATIENCE)
     opened = Recording(path)
-    assert "does not say that it ended" in opened.notice or "cut short" in opened.notice
+    assert "has no end" in opened.notice or "is truncated" in opened.notice
     assert last_links(path, host.inode) == told_by_ip(host)
 
 
@@ -120,9 +120,9 @@ def test_the_time_given_is_kept(host: ThrowawayHost, tmp_path: Path) -> None:
     assert all(one - first <= 4.0 for one in others)
 
 
-def test_what_cannot_be_recorded_is_told(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_what_cannot_be_recorded_is_reported(host: ThrowawayHost, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
-    for name, words in (("there", "is there already"), ("no/such", "No such file")):
+    for name, words in (("there", "it exists already"), ("no/such", "No such file")):
         done = ran(inside(host, "record", str(tmp_path / name)))
         assert done.returncode == 1 and words in done.stderr
         assert "Traceback" not in done.stderr

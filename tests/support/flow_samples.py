@@ -1,4 +1,4 @@
-"""Conntrack tables made up for tests, without a kernel."""
+"""Build conntrack tables for tests, without a kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASSURED, REPLIED, UNREPLIED = 0xE, 0xA, 0x8
 
 
 def end(text: str) -> tuple[bytes, int]:
-    """ "10.0.0.1:80" or "fd00::1|80" as address bytes and port."""
+    """Parse "10.0.0.1:80" or "fd00::1|80" to address bytes and port."""
     address, _, port = text.partition("|") if "|" in text else text.partition(":")
     return address_bytes(address), int(port or 0)
 
@@ -23,7 +23,7 @@ def end(text: str) -> tuple[bytes, int]:
 def flow(
     origin: str, addressed: str, responder: str = "", seen_as: str = "", l4_proto: int = TCP, **fields: Any
 ) -> np.void:
-    """One entry: who opened it, whom it addressed, who answers, and how the origin is seen there."""
+    """Return an entry: original source and destination, reply source and destination."""
     row = np.zeros(1, CONNTRACK_DTYPE)[0]
     ends = (end(origin), end(addressed), end(responder or addressed), end(seen_as or origin))
     names = ("orig_src", "orig_dst", "reply_src", "reply_dst")
@@ -41,7 +41,7 @@ def flow(
 
 
 def table(ns: int, *rows: np.void, **fields: Any) -> Conntrack:
-    """A table of these entries, numbered from 1 where they have no id of their own."""
+    """Return a table of entries, numbered from 1 if they have no id."""
     entries = np.array([*rows], CONNTRACK_DTYPE)
     missing = entries["id"] == 0
     entries["id"][missing] = np.arange(1, len(rows) + 1)[missing]

@@ -37,7 +37,7 @@ _NEVER = 3600.0
 
 
 class Wiper:
-    """Does to our table what firewalls, scripts and people do, each wipe in one transaction."""
+    """Wipes vnet's table as firewalls, scripts and users do, one transaction each."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -48,7 +48,7 @@ class Wiper:
         )  # fmt: skip
 
     def wipe(self) -> str:
-        """Do one of them; what it was. What the table lacks already can't be taken from it."""
+        """Do a random wipe and return it; rules that are missing already can't be removed."""
         command = self._chance.choice(self._wipes)()
         try:
             nft(command)
@@ -72,7 +72,7 @@ class Wiper:
         return self._chance.choice(handles or ["flush ruleset"])
 
     def _smaller(self) -> str:
-        """The table as others may write it back: some of its rules are missing."""
+        """Return the table with some rules missing, as other tools may restore it."""
         lines = listing().splitlines()
         rules = [line for line in lines if line.startswith("\t\t") and not line.startswith("\t\ttype ")]
         left_out = set(self._chance.sample(rules, self._chance.randint(1, len(rules)))) if rules else set()
@@ -85,7 +85,7 @@ class Wiper:
 
 
 def nft(command: str, output: int = 0) -> str:
-    """Do what `nft` does with these words. Raises Refused."""
+    """Run a command as `nft` does. Raises Refused."""
     found = library()
     assert found
     context = Context(found)
@@ -96,7 +96,7 @@ def nft(command: str, output: int = 0) -> str:
 
 
 def listing(output: int = STATELESS) -> str:
-    """Our table as nft prints it, "" where it is gone."""
+    """Return vnet's table as nft prints it, "" if it is gone."""
     try:
         return nft(f"list table {_TABLE}", output)
     except NftError:
@@ -104,7 +104,7 @@ def listing(output: int = STATELESS) -> str:
 
 
 def texts() -> dict[str, str]:
-    """What our table is made to say, by turns, and what nft prints of each then. No agent may run yet."""
+    """Return contents of vnet's table and their listings, before an agent runs."""
     networks = {
         name: OurNetwork(name, kind, f"br-{name}", (f"10.7{number}.0.0/24",), (f"10.7{number}.0.1",))
         for number, (name, kind) in enumerate({"shop": "nat", "lab": "internal", "db": "nat"}.items())
@@ -122,7 +122,7 @@ def texts() -> dict[str, str]:
 
 
 def sequences(chance: random.Random, wanted: dict[str, str], count: int) -> Iterator[float]:
-    """Play them one after the other; after how many seconds the rules were back. Raises AssertionError."""
+    """Do wipes in order; return the seconds until the rules were back, or fail."""
     wiper, text = Wiper(chance), ""
     for number in range(count):
         if not text or chance.random() < 0.1:
@@ -144,7 +144,7 @@ def _says(text: str) -> bool:
 
 @contextmanager
 def agent(as_program: bool) -> Iterator[None]:
-    """An agent at work in a process of its own: the installed program, or one that only events wake."""
+    """An agent in a process: the installed program, or one without polling."""
     if as_program:
         process = subprocess.Popen([*PROGRAM, "agent"], stdout=subprocess.DEVNULL)
         pid = process.pid
@@ -165,7 +165,7 @@ def main() -> int:
         os.environ |= {"VNET_STATE": state, "VNET_ENGINES": "none"}
         wanted = texts()
         with agent("--program" in sys.argv):
-            # During the first one the agent starts.
+            # The agent starts during the first one.
             print(json.dumps(list(sequences(random.Random(seed), wanted, count + 1))[1:]))
     return 0
 

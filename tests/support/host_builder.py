@@ -1,4 +1,4 @@
-"""Builds snapshots of hosts that do not exist, link by link: nothing here reads the machine."""
+"""Build snapshots of hosts for tests, without reading the machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HOST_KINDS = {
 
 @dataclass
 class HostBuilder:
-    """A host in the making: add links, containers and rules, then `snapshot()`."""
+    """Builds a host: add links, containers and rules, then call `snapshot()`."""
 
     spaces: dict[int, Namespace] = field(default_factory=dict)
     links: dict[int, dict[int, Link]] = field(default_factory=dict)
@@ -91,7 +91,9 @@ class HostBuilder:
         name: str = "eth0",
         **fields: Any,
     ) -> Link:
-        """Join a namespace to a bridge by a veth pair; `fields` go to the inner end. Returns the outer."""
+        """Attach a namespace to a bridge by a veth pair; return the port.
+
+        `fields` are of the inner end."""
         outer_index = len(self.links[HOST]) + 1
         inner_index = len(self.links[ns]) + 1
         inner = self.link(
@@ -109,7 +111,7 @@ class HostBuilder:
         return outer
 
     def container(self, runtime: str, name: str, ns: int | None, **fields: Any) -> Container:
-        """Add a container; all its namespaces but `ns` are its own, unless `namespaces` says otherwise."""
+        """Add a container; its namespaces but `ns` are its own, or as `namespaces` says."""
         number = len(self.containers) + 1
         own = {kind: 4026540000 + number * 10 + place for place, kind in enumerate(NAMESPACE_KINDS)}
         own["user"] = HOST_KINDS["user"]
@@ -120,7 +122,7 @@ class HostBuilder:
         return made
 
     def rule(self, chain: str, text: str, **fields: Any) -> FirewallRule:
-        """Add an iptables-nft rule to the host's nat table, or to the one that `table` names."""
+        """Add an iptables-nft rule to a table of the host, by default nat."""
         usual = {"backend": "iptables-nft", "family": "ip", "table": "nat", "packets": 0, "bytes": 0}
         rule_id = f"ip/{fields.get('table', 'nat')}/{chain}/{len(self.rules) + 1}"
         made = FirewallRule(chain=chain, rule_id=rule_id, text=text, **(usual | fields))
@@ -128,13 +130,13 @@ class HostBuilder:
         return made
 
     def flow(self, l4_proto: int, original: tuple, reply: tuple, **fields: Any) -> None:
-        """Add a conntrack entry; tuples are (source, source port, destination, destination port)."""
+        """Add a conntrack entry; tuples are (src, sport, dst, dport)."""
         sides = dict(zip(("orig_src", "orig_sport", "orig_dst", "orig_dport"), original, strict=True))
         sides |= dict(zip(("reply_src", "reply_sport", "reply_dst", "reply_dport"), reply, strict=True))
         self.flows.append({"l4_proto": l4_proto, **sides, **fields})
 
     def snapshot(self, **fields: Any) -> Snapshot:
-        """The host as it stands."""
+        """Return the snapshot."""
         nets = {ns: self._net(ns) for ns in self.spaces}
         by_engine: dict[str, list[Container]] = {}
         for container in self.containers:
@@ -173,7 +175,7 @@ CHAINS = (
 
 
 def address(text: str) -> Address:
-    """An address of a link from "192.0.2.1/24"."""
+    """Parse an address such as "192.0.2.1/24"."""
     host, _, length = text.partition("/")
     parsed = ipaddress.ip_address(host)
     scope = "link" if parsed.is_link_local else "host" if parsed.is_loopback else "global"
@@ -181,7 +183,7 @@ def address(text: str) -> Address:
 
 
 def conntrack(ns: int, flows: Iterable[Mapping[str, Any]]) -> Conntrack:
-    """A conntrack table from flows as HostBuilder.flow takes them."""
+    """Build a conntrack table from flows as in HostBuilder.flow."""
     flows = list(flows)
     entries = np.zeros(len(flows), CONNTRACK_DTYPE)
     for number, flow in enumerate(flows):
@@ -193,6 +195,6 @@ def conntrack(ns: int, flows: Iterable[Mapping[str, Any]]) -> Conntrack:
 
 
 def packed(text: str) -> np.ndarray:
-    """An address as conntrack columns hold it."""
+    """Convert an address to its 16 bytes."""
     raw = ipaddress.ip_address(text).packed
     return np.frombuffer(raw if len(raw) == 16 else b"\0" * 10 + b"\xff\xff" + raw, "u1")

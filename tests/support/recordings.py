@@ -1,4 +1,4 @@
-"""Recordings for tests: written by the program's own recorder, taken apart and put together again."""
+"""Recordings for tests: written by the recorder, split into frames and joined."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WALL = 1_700_000_000.0
 
 
 def fast_flows(count: int, packets: int = 0) -> FastFlows:
-    """That many flows of the fast path, each of which carried so many packets more than its number."""
+    """Return fast flows, each with so many packets more than its number."""
     entries = np.zeros(count, FASTFLOW_DTYPE)
     entries["family"], entries["path"], entries["sport"] = 4, 3, np.arange(count) % 60_000
     entries["packets"] = np.arange(count) + packets
@@ -33,8 +33,10 @@ def fast_flows(count: int, packets: int = 0) -> FastFlows:
 
 
 def a_story(count: int = 6) -> list[Update]:
-    """What happens on a small host: each second counters count on and timers run down, every other second the
-    MTU of a link changes; in the fourth a link comes."""
+    """Iterate over the updates of a small host.
+
+    Each second counters and timers change, every other second the MTU of a link; in the fourth a link is
+    added."""
     first = small_host()
     snapshots = [_second(first, second) for second in range(count)]
     meter = RateMeter()
@@ -48,7 +50,7 @@ def a_story(count: int = 6) -> list[Update]:
 
 
 def _counted(host: Snapshot, second: int) -> LinkStats:
-    """Counters after so many seconds, in each of which a link receives a thousand bytes times its ifindex."""
+    """Return counters after so many seconds of 1,000 bytes times a link's ifindex."""
     keys = [link.key for link in host.links()]
     rows = np.zeros(len(keys), STATS_DTYPE)
     rows["ns"], rows["ifindex"] = [key.ns for key in keys], [key.ifindex for key in keys]
@@ -74,8 +76,9 @@ def _second(first: Snapshot, second: int) -> Snapshot:
 def record(
     path: Path, story: Sequence[Update], steps: Sequence[tuple[float, float]] = (), **limits: Any
 ) -> Recorder:
-    """Record a story, each update as a moment of its own, a second apart unless `steps` (wall and monotonic
-    time) say otherwise."""
+    """Record updates as one moment each.
+
+    They are a second apart, or at `steps` (wall and monotonic time)."""
     times = iter(steps or [(WALL + second, 1000.0 + second) for second in range(len(story))])
     recorder = Recorder(path, Limits(**limits), clock=lambda: next(times), pace=0.0)
     recorder.start()
@@ -91,7 +94,7 @@ def record(
 
 
 def places(data: bytes) -> list[int]:
-    """Where each frame begins, and where the last one ends."""
+    """Return the offset of each frame, and of the end of the last."""
     found = [START.size]
     while found[-1] < len(data):
         found.append(found[-1] + HEAD + int.from_bytes(data[found[-1] : found[-1] + 4], "little"))
@@ -99,19 +102,19 @@ def places(data: bytes) -> list[int]:
 
 
 def taken_apart(data: bytes) -> Iterator[tuple[int, int, float, float, int, bytes]]:
-    """Number, kind, times, changes and body of each frame: what frames.frame takes."""
+    """Iterate over number, kind, times, changes and body of the frames."""
     for start, end in pairwise(places(data)):
-        _, _, number, kind, told, wall, mono = frames._FRAME.unpack_from(data, start)
-        yield number, kind, wall, mono, told, data[start + HEAD : end]
+        _, _, number, kind, count, wall, mono = frames._FRAME.unpack_from(data, start)
+        yield number, kind, wall, mono, count, data[start + HEAD : end]
 
 
 def put_together(parts: Sequence[tuple[int, int, float, float, int, bytes]]) -> bytes:
-    """A file of those frames, with checks that are right."""
+    """Return a file of those frames, with valid checksums."""
     return frames.start() + b"".join(frames.frame(*part) for part in parts)
 
 
 def same(one: Moment, seen: Update) -> None:
-    """A moment is what was seen, tables by their values."""
+    """Compare a moment with an update, tables by their values."""
     assert seen.rates is not None and seen.rates.counters is not None and one.stats is not None
     assert seen.fast is not None and one.fast is not None
     assert np.array_equal(one.stats.rows, seen.rates.counters.rows)

@@ -27,8 +27,10 @@ HOSTILE_NAME = "[red]x[/]\x1b[31m\n\u202eevil"
 
 
 def small_builder() -> HostBuilder:
-    """A host with two NAT networks and an internal one, eight containers in all four models, and faults: an
-    MTU mismatch (web2), a dead joined namespace (orphan), a FORWARD drop."""
+    """Build a host with two NAT networks, an internal one, and eight containers.
+
+    They have all four models, and faults: an MTU mismatch (web2), a dead joined namespace (orphan), a FORWARD
+    drop."""
     host = HostBuilder()
     host.link(HOST, "eth0", "physical", ("192.0.2.1/24",))
     docker0 = host.bridge("docker0", ("172.17.0.1/16",))
@@ -58,7 +60,7 @@ def _networks(host: HostBuilder) -> None:
 
 
 def bridged(name: str, bridge: str, subnet: str, gateway: str, internal: bool = False) -> Network:
-    """A Docker network on a bridge of the host, as Docker tells of it."""
+    """A Docker network on a bridge of the host, as Docker reports it."""
     return Network(
         "docker", f"net-{name}", name, "bridge", "", HOST, bridge, (subnet,), (gateway,), internal=internal
     )  # fmt: skip
@@ -164,19 +166,19 @@ def _routes(host: HostBuilder, web1: int) -> None:
 
 
 def small_host(**fields: Any) -> Snapshot:
-    """The host of `small_builder`."""
+    """Return the host of `small_builder`."""
     return small_builder().snapshot(**fields)
 
 
 def empty_host() -> Snapshot:
-    """A host with its NIC and nothing virtual on it."""
+    """Return a host with its NIC and nothing virtual."""
     host = HostBuilder()
     host.link(HOST, "eth0", "physical", ("192.0.2.1/24",))
     return host.snapshot()
 
 
 def hostile_host() -> Snapshot:
-    """A host where every name from outside holds markup, escape sequences, newlines and bidi overrides."""
+    """Return a host whose names contain markup, escapes, newlines and bidi overrides."""
     host = HostBuilder()
     bridge = host.bridge("br-[b]\x1b[1m")
     host.networks.append(Network("docker", HOSTILE_NAME, HOSTILE_NAME, "bridge", "", HOST, bridge.name))
@@ -194,7 +196,7 @@ def hostile_host() -> Snapshot:
 
 
 def many_namespaces(count: int = 200) -> Snapshot:
-    """A host with that many plain namespaces, each with a veth to one bridge."""
+    """Return a host with that many named namespaces, each with a veth to one bridge."""
     host = HostBuilder()
     host.link(HOST, "eth0", "physical", ("192.0.2.1/24",))
     bridge = host.bridge("br-many", ("10.10.0.1/16",))
@@ -207,8 +209,9 @@ def many_namespaces(count: int = 200) -> Snapshot:
 
 
 def rates_of(snapshot: Snapshot, bits: float = 8e6) -> Rates:
-    """Rates as three readings give them: each link that is up receives `bits` a second times its ifindex and
-    sends half of that."""
+    """Return the rates of three readings.
+
+    Each link that is up receives `bits` a second times its ifindex, and sends half of that."""
     keys = [link.key for link in snapshot.links() if link.state == "up"]
     meter = RateMeter()
     for second in range(3):

@@ -223,7 +223,7 @@ async def test_a_recording_cut_short_opens_and_says_so(tmp_path: Path, file: Pat
     path = tmp_path / "a.vnetrec"
     path.write_bytes(file.read_bytes()[:-150])
     async with replayed(path, (160, 40)) as person:
-        await person.eventually("cut short")
+        await person.eventually("is truncated")
 
 
 async def test_a_moment_that_cannot_be_read_is_told_not_shown(tmp_path: Path, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sentences of the Events view, from pairs of hand-made snapshots."""
+"""The sentences of the Events view, from pairs of hand-built snapshots."""
 
 from __future__ import annotations
 
@@ -36,43 +36,43 @@ OLD = small_host()
 WEB1 = HOST + 1000
 
 
-def told(new: Snapshot, old: Snapshot = OLD) -> list[Change]:
-    """The changes between two snapshots."""
+def changes_between(new: Snapshot, old: Snapshot = OLD) -> list[Change]:
+    """Return the changes between two snapshots."""
     found = [*changes(old, new, 12.5)]
     assert all(change.at == 12.5 and change.action in ("added", "removed", "changed") for change in found)
     return found
 
 
 def sentences(new: Snapshot, old: Snapshot = OLD) -> list[str]:
-    """Their sentences."""
-    return [change.sentence for change in told(new, old)]
+    """Return the sentences of the changes between two snapshots."""
+    return [change.sentence for change in changes_between(new, old)]
 
 
 def with_net(ns: int = HOST, **fields: Any) -> Snapshot:
-    """The old host with fields of one namespace's network replaced."""
+    """Return the old host with fields of one NetState replaced."""
     return replace(OLD, nets={**OLD.nets, ns: replace(OLD.nets[ns], **fields)})
 
 
 def named(name: str) -> Link:
-    """The link of that name in the host's namespace."""
+    """Return the link with that name in the host namespace."""
     return next(link for link in OLD.nets[HOST].links.values() if link.name == name)
 
 
 def with_link(which: str, **fields: Any) -> Snapshot:
-    """The old host with fields of one link replaced."""
+    """Return the old host with fields of one link replaced."""
     link = replace(named(which), **fields)
     return with_net(links={**OLD.nets[HOST].links, link.ifindex: link})
 
 
 def without_link(name: str) -> Snapshot:
-    """The old host with a link gone."""
+    """Return the old host without one link."""
     links = {index: link for index, link in OLD.nets[HOST].links.items() if link.name != name}
     return with_net(links=links)
 
 
 def test_no_change() -> None:
-    assert told(OLD) == []
-    assert told(small_host()) == []
+    assert changes_between(OLD) == []
+    assert changes_between(small_host()) == []
 
 
 def test_everything_that_moves_by_itself_is_no_change() -> None:
@@ -85,13 +85,13 @@ def test_everything_that_moves_by_itself_is_no_change() -> None:
         conntracks={HOST: conntrack(HOST, [])},
         firewalls={HOST: replace(OLD.firewalls[HOST], rules=rules)},
     )
-    assert told(moved) == []
+    assert changes_between(moved) == []
 
 
 def test_parts_never_read_are_left_out() -> None:
     empty = Snapshot(pending=frozenset({"namespaces", "links", "firewall", "conntrack", "containers", "ovs"}))
-    assert told(OLD, empty) == []
-    assert told(replace(OLD, namespaces={}, pending=frozenset({"namespaces"})), OLD) == []
+    assert changes_between(OLD, empty) == []
+    assert changes_between(replace(OLD, namespaces={}, pending=frozenset({"namespaces"})), OLD) == []
 
 
 def test_the_same_object_is_not_looked_into() -> None:
@@ -101,14 +101,16 @@ def test_the_same_object_is_not_looked_into() -> None:
 
     net = replace(OLD.nets[HOST], links=Untouchable(), routes=(), rules=(), neighbours=())
     old = replace(OLD, nets={HOST: net, WEB1: OLD.nets[WEB1]})
-    assert told(replace(old, nets={HOST: net, WEB1: with_net(WEB1, rules=()).nets[WEB1]}), old) == []
+    assert (
+        changes_between(replace(old, nets={HOST: net, WEB1: with_net(WEB1, rules=()).nets[WEB1]}), old) == []
+    )
 
 
 def test_namespaces() -> None:
     more = replace(OLD, namespaces={**OLD.namespaces, 77: Namespace(77, names=("lab",))})
     ref = namespace_ref(77)
-    assert told(more) == [Change(12.5, "added", ref, "namespace lab appeared")]
-    assert told(OLD, more) == [Change(12.5, "removed", ref, "namespace lab is gone")]
+    assert changes_between(more) == [Change(12.5, "added", ref, "namespace lab appeared")]
+    assert changes_between(OLD, more) == [Change(12.5, "removed", ref, "namespace lab is gone")]
     renamed = replace(OLD, namespaces={**OLD.namespaces, 77: Namespace(77, names=("lab", "b"))})
     assert sentences(renamed, more) == ["namespace lab got the name b"]
     assert sentences(more, renamed) == ["namespace lab lost the name b"]
@@ -117,8 +119,8 @@ def test_namespaces() -> None:
 def test_link_appears_and_goes() -> None:
     gone = without_link("veth-web1")
     ref = link_ref(named("veth-web1").key)
-    assert told(gone) == [Change(12.5, "removed", ref, "veth veth-web1 is gone from host")]
-    assert told(OLD, gone) == [
+    assert changes_between(gone) == [Change(12.5, "removed", ref, "veth veth-web1 is gone from host")]
+    assert changes_between(OLD, gone) == [
         Change(12.5, "added", ref, "veth veth-web1 appeared in host as a port of br-app")
     ]
     assert sentences(OLD, without_link("br-app")) == ["bridge br-app appeared in host with 172.18.0.1/16"]
@@ -131,9 +133,9 @@ def test_an_index_used_again_by_another_kind_is_another_link() -> None:
     ]
 
 
-def test_a_namespace_that_appears_tells_no_links() -> None:
+def test_links_of_a_new_namespace_are_not_reported() -> None:
     more = replace(OLD, nets={**OLD.nets, 77: NetState(77, {1: Link(77, 1, "lo", "loopback")})})
-    assert told(more) == []
+    assert changes_between(more) == []
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_neighbours(before: str, after: str, sentence: str | None) -> None:
 
 
 def with_rules(*rules: FirewallRule) -> Snapshot:
-    """The old host with those packet filter rules."""
+    """Return the old host with those firewall rules."""
     return replace(OLD, firewalls={HOST: replace(OLD.firewalls[HOST], rules=rules)})
 
 
@@ -251,13 +253,13 @@ def test_firewall_rules() -> None:
     ]
 
 
-def test_a_table_of_ours_that_is_written_anew_tells_what_it_means() -> None:
-    """The rules of the same text, with other handles, are silent; a port is told as one."""
+def test_a_rewritten_own_table_is_reported_by_its_effect() -> None:
+    """Rules with the same text but other handles aren't reported; a port is, once."""
     base = replace(OLD.firewalls[HOST].rules[0], backend="nft", family="inet", table="vnet", chain="publish")
     texts = ("jump publish", "masquerade", "masquerade")
     old = [replace(base, rule_id=f"nft/{number}", text=text) for number, text in enumerate(texts)]
     new = [replace(rule, rule_id=f"nft/{number + 40}") for number, rule in enumerate(old)]
-    # Handles that are given again: one that was a masquerade's is now a jump's.
+    # Reused handles: one of a masquerade rule is now that of a jump.
     new[0] = replace(new[0], rule_id="nft/1", iif="br-x")
     port = replace(base, rule_id="nft/9", text="dnat", comment="vnet publish tcp/8080 80 netns:web")
     before, after = with_rules(*old), with_rules(*new)
@@ -267,12 +269,12 @@ def test_a_table_of_ours_that_is_written_anew_tells_what_it_means() -> None:
     assert sentences(more, before) == ["vnet's own rules in host were updated: 1 added, 0 removed"]
 
 
-def test_the_fast_paths_own_table_is_told_once() -> None:
+def test_the_fast_paths_own_table_is_reported_once() -> None:
     rules = OLD.firewalls[HOST].rules
     place: dict[str, Any] = {"backend": "nft", "family": "inet", "table": "vnet_fastpath", "chain": "mark"}
     own = [replace(rules[0], rule_id=f"own{number}", text="{}", **place) for number in range(3)]
-    anew = [replace(rule, rule_id=f"new {rule.rule_id}") for rule in own]
-    on, again = with_rules(*rules, *own), with_rules(*rules, *anew)
+    rewritten = [replace(rule, rule_id=f"new {rule.rule_id}") for rule in own]
+    on, again = with_rules(*rules, *own), with_rules(*rules, *rewritten)
     assert sentences(on) == ["the fast path started in host: its table vnet_fastpath was added"]
     assert sentences(OLD, on) == ["the fast path stopped in host: its table vnet_fastpath is gone"]
     assert sentences(again, on) == []
@@ -290,7 +292,7 @@ def test_chain_policy() -> None:
 
 
 def with_web1(**fields: Any) -> Snapshot:
-    """The old host with fields of the container web1 replaced."""
+    """Return the old host with fields of the container web1 replaced."""
     docker = OLD.engines["docker"]
     web1, *others = docker.containers
     engine = replace(docker, containers=(replace(web1, **fields), *others))
@@ -320,15 +322,15 @@ def test_container_starts_and_joins() -> None:
 
 
 def with_docker(**fields: Any) -> Snapshot:
-    """The old host with fields of its Docker replaced."""
+    """Return the old host with fields of its Docker engine replaced."""
     return replace(OLD, engines={**OLD.engines, "docker": replace(OLD.engines["docker"], **fields)})
 
 
 def test_containers_come_and_go() -> None:
     fewer = with_docker(containers=OLD.engines["docker"].containers[1:])
     ref = container_ref("docker", OLD.engines["docker"].containers[0].id)
-    assert told(fewer) == [Change(12.5, "removed", ref, "container web1 is gone")]
-    assert told(OLD, fewer) == [Change(12.5, "added", ref, "container web1 started")]
+    assert changes_between(fewer) == [Change(12.5, "removed", ref, "container web1 is gone")]
+    assert changes_between(OLD, fewer) == [Change(12.5, "added", ref, "container web1 started")]
 
 
 def test_a_silent_engine_has_not_removed_its_containers() -> None:
@@ -338,9 +340,11 @@ def test_a_silent_engine_has_not_removed_its_containers() -> None:
     assert sentences(OLD, silent)[-1] == "solved: Docker does not answer (connection refused)"
 
 
-def test_plain_namespaces_are_not_told_twice() -> None:
+def test_unmanaged_containers_are_not_reported_twice() -> None:
     assert (
-        told(replace(OLD, engines={**OLD.engines, "plain": replace(OLD.engines["plain"], containers=())}))
+        changes_between(
+            replace(OLD, engines={**OLD.engines, "plain": replace(OLD.engines["plain"], containers=())})
+        )
         == []
     )
 
@@ -348,7 +352,7 @@ def test_plain_namespaces_are_not_told_twice() -> None:
 def test_networks() -> None:
     made = Network("docker", "n1", "shop", subnets=("172.30.0.0/16",))
     more = with_docker(networks=(*OLD.engines["docker"].networks, made))
-    assert told(more) == [
+    assert changes_between(more) == [
         Change(12.5, "added", network_ref("n1"), "network shop (bridge, 172.30.0.0/16) was created")
     ]
     assert sentences(OLD, more) == ["network shop (bridge, 172.30.0.0/16) was removed"]
@@ -369,7 +373,7 @@ def test_nearly_full_conntrack() -> None:
 def test_sysctls() -> None:
     counting = replace(OLD, host=replace(OLD.host, sysctls={"net.netfilter.nf_conntrack_count": "7"}))
     assert (
-        told(
+        changes_between(
             replace(OLD, host=replace(OLD.host, sysctls={"net.netfilter.nf_conntrack_count": "8"})), counting
         )
         == []

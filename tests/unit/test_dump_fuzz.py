@@ -1,4 +1,4 @@
-"""Dumps in which anything is other than it was: they open, everywhere, or they are refused in words."""
+"""Dumps with random changes: they open in all views, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CASES = int(os.environ.get("CASES", "200"))
 
 
 def rich_host() -> Snapshot:
-    """A host that has one of everything that a dump may hold."""
+    """Return a host with one of everything that a dump may contain."""
     host = small_builder()
     uplink = host.link(
         HOST, "eth1", "physical", ("198.51.100.2/25", "fd00::2/64"), altnames=("enp3s0",), offloads=("tso",),
@@ -86,7 +86,7 @@ def rich_host() -> Snapshot:
 
 
 def _filters(host: HostBuilder) -> None:
-    """Rules of nftables, ours among them."""
+    """Return nftables rules, including vnet's."""
     nft = {"backend": "nft", "family": "inet", "table": "vnet"}
     host.rule("forward", "jump x", verdict="jump", target="x", iif="br-shop", oif="{eth0,eth1}", **nft)
     host.rule("forward", "drop", verdict="drop", ct_state="new", src="!10.9.0.0/24", dport="80-90,443", **nft)
@@ -102,7 +102,7 @@ def _filters(host: HostBuilder) -> None:
 
 
 def _beside(found: Snapshot, inside: int) -> Snapshot:
-    """What has no place in the builder."""
+    """Return objects that the builder can't create."""
     problem = Problem("links", "what", "why", "try", HOST)
     ports = (
         OvsPort(
@@ -140,7 +140,7 @@ WHOLE = json.loads(to_json(rich_host()))
 
 
 def used(data: bytes) -> None:
-    """Do with a file what the commands and the dashboard do."""
+    """Use a file as the commands and the dashboard do."""
     snapshot, fast = unpack_both(data)
     for as_json in (False, True):
         show(snapshot, TOPICS, Output(io.StringIO(), as_json))

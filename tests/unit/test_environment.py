@@ -1,4 +1,4 @@
-"""What root takes from its environment."""
+"""The variables that root keeps from its environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLEANED = "import json, os; from core.tools import clean; clean(); print(json.d
 
 
 def cleaned(**environment: str) -> dict[str, str]:
-    """What is left of an environment."""
+    """Return the cleaned environment."""
     words = [sys.executable, "-P", "-c", _CLEANED]
     given = {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
     done = subprocess.run(words, env=given, capture_output=True, text=True, check=True)
@@ -30,7 +30,7 @@ def cleaned(**environment: str) -> dict[str, str]:
 
 @pytest.fixture
 def users(tmp_path: Path) -> Path:
-    """A folder of an unprivileged user."""
+    """Return a folder of an unprivileged user."""
     folder = tmp_path / "users"
     folder.mkdir()
     os.chown(folder, USER, USER)

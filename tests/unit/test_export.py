@@ -1,4 +1,4 @@
-"""`show --json`: documents are whole, say the same as the model, and docs/json.md names every field."""
+"""`show --json`: documents are complete, equal to the model and documented."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ WEB1 = HOST + 1000
 
 
 def shown(snapshot: Snapshot, *topics: str, scope: frozenset[int] | None = None) -> Any:
-    """The document of some topics (none: all), decoded."""
+    """Return the decoded document of some topics (none: all)."""
     return json.loads("".join(document_lines(Topology(snapshot), topics or tuple(TOPICS), scope)))
 
 
@@ -175,7 +175,7 @@ PLAIN = json.loads(to_json(SMALL))
 
 
 def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The ways to every text, number and list in a JSON value."""
+    """Iterate over the paths of all strings, numbers and lists in a JSON value."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from leaves(each, (*path, key))
@@ -209,7 +209,7 @@ def test_a_dump_with_odd_values_is_refused_or_shown(path: tuple[str | int, ...],
 
 
 def tables() -> Iterator[tuple[str, set[str]]]:
-    """Each heading of the documentation with the fields that its table names."""
+    """Map each heading of the documentation to the fields in its table."""
     for section in re.split(r"^#{2,3} ", DOCS.read_text(), flags=re.M)[1:]:
         heading, _, body = section.partition("\n")
         rows = re.findall(r"^\| (`[^|]*) \|", body, flags=re.M)
@@ -217,12 +217,12 @@ def tables() -> Iterator[tuple[str, set[str]]]:
 
 
 def names(kind: type) -> set[str]:
-    """The fields of a dataclass."""
+    """Return the fields of a dataclass."""
     return {field.name for field in fields(kind)}
 
 
 def keys(item: Any) -> set[str]:
-    """The keys of an object."""
+    """Return the keys of an object."""
     return set(item)
 
 

@@ -1,4 +1,4 @@
-"""Files written where another user may write: what was planted there is neither followed nor filled."""
+"""Writing in a folder of another user: planted links and files are never followed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Iterator[Path]:
-    """A folder that another user owns and everybody may write."""
+    """Return a world-writable folder of another user."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     folder.chmod(0o777)
@@ -35,7 +35,7 @@ def theirs(tmp_path: Path) -> Iterator[Path]:
 
 
 def planted(path: Path, target: Path) -> Path:
-    """A symbolic link of that user's."""
+    """Create a symbolic link of that user."""
     path.symlink_to(target)
     os.chown(path, OTHER, OTHER, follow_symlinks=False)
     return path
@@ -49,7 +49,7 @@ def mode_of(path: Path) -> tuple[int, int]:
 
 @root
 def test_no_planted_name_is_followed(theirs: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the names that a temporary file may have, and not even the one that it does have."""
+    """Temporary files have no predictable name; one that exists isn't used either."""
     target = theirs / "host.vnet"
     names = [f".host.vnet.{pid}" for pid in range(os.getpid() - 20, os.getpid() + 20)]
     names += ["host.vnet.tmp", "host.new", ".host.vnet.tmp", "host.vnet~", ".vnet-tui.0"]

@@ -1,4 +1,4 @@
-"""What is wrong is found, once, said in a sentence, and leads to all that it concerns."""
+"""Findings: each problem is found once, with a sentence and the objects concerned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_host_in_order_has_none() -> None:
         assert findings(Topology(snapshot)) == ()
 
 
-def test_what_is_broken_comes_before_what_is_doubtful() -> None:
+def test_bad_findings_come_before_warnings() -> None:
     kinds = [(one.kind, one.severity) for one in findings(Topology(small_host()))]
     assert kinds == [("dead join", "bad"), ("mtu", "warn"), ("dropped", "warn")]
 
@@ -104,7 +104,7 @@ def test_links_alone_that_overlap_are_no_finding() -> None:
     assert not found(host.snapshot(), "overlap")
 
 
-def test_a_dead_join_leads_to_whom_it_meant() -> None:
+def test_a_dead_join_is_related_to_the_joined_container() -> None:
     (one,) = found(small_host(), "dead join")
     assert one.sentence.startswith("orphan joined the container ffff")
 
@@ -153,17 +153,17 @@ def test_a_storm_on_a_bridge_that_is_gone_is_none() -> None:
     assert not found(replace(small_host(), storms=(Storm(HOST, 999, "broadcast", 1e4, 1.0),)), "storm")
 
 
-def test_a_storm_that_began_and_ended_is_told_once_each() -> None:
+def test_begin_and_end_of_a_storm_are_reported_once() -> None:
     calm = small_host()
     bridge = next(link for link in calm.links() if link.name == "br-app")
     storms = [
         replace(calm, storms=(Storm(HOST, bridge.ifindex, "multicast", rate, 0.9),)) for rate in (2e4, 5e4)
     ]
-    told = [
+    events = [
         [(change.action, change.sentence) for change in changes(old, new, 0.0)]
         for old, new in ((calm, storms[0]), (storms[0], storms[1]), (storms[1], calm))
     ]
-    assert told == [
+    assert events == [
         [("added", "Multicast storm on br-app: about 20,000 frames/s, 90% of all that enter it")],
         [],
         [("removed", "the multicast storm on br-app is over")],
@@ -171,7 +171,7 @@ def test_a_storm_that_began_and_ended_is_told_once_each() -> None:
 
 
 def test_a_network_that_others_rules_shut_in() -> None:
-    """Where a chain's policy drops what it sends out, and no longer where a rule lets that pass."""
+    """A chain's policy drops its packets, until a rule accepts them."""
     host = small_builder()
     eth0 = next(link for link in host.links[HOST].values() if link.name == "eth0")
     host.routes[HOST] = [Route(4, "default", nexthops=(NextHop("192.0.2.254", eth0.ifindex),))]
@@ -205,10 +205,10 @@ def test_a_host_without_a_way_out_says_so() -> None:
 
 
 def test_each_says_what_to_try() -> None:
-    """Of what a person can do something about."""
-    told = {one.kind: one.advice for one in findings(Topology(small_host()))}
-    assert all(told.values()) and "--mtu 1500" in told["mtu"]
-    assert "delete the rule: iptables -t filter" in told["dropped"]
+    """Findings that the user can act on have advice."""
+    advice = {one.kind: one.advice for one in findings(Topology(small_host()))}
+    assert all(advice.values()) and "--mtu 1500" in advice["mtu"]
+    assert "delete the rule: iptables -t filter" in advice["dropped"]
 
 
 def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:

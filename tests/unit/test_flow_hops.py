@@ -1,4 +1,4 @@
-"""One connection in several namespaces is one row at the edge; strangers with the same tuple stay apart."""
+"""A connection's hops have one edge row; equal tuples of others stay separate."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def veth(ns: int, index: int, peer_ns: int, peer: int, *addresses: str, master: 
 
 
 def snapshot(*tables: Conntrack) -> Snapshot:
-    """A host with two containers on one bridge, a third on another network, and a namespace on its own."""
+    """Return a host: two containers on a bridge, a third elsewhere, a lone namespace."""
     host_links = {
         1: Link(HOST, 1, "eth0", "physical", addresses=(Address(4, "192.0.2.1", 24),)),
         2: Link(HOST, 2, "br0", "bridge", addresses=(Address(4, "172.18.0.1", 16),)),
@@ -87,7 +87,7 @@ def picture(*tables: Conntrack) -> FlowView:
 
 
 def edges(found: FlowView) -> list[int]:
-    """The namespaces of the rows that stand for a connection."""
+    """Return the namespaces of the rows of edge hops."""
     return [found.index.columns.place(row)[0].ns for row in range(len(found)) if found.index.edge[row]]
 
 
@@ -166,9 +166,9 @@ def test_sockets_are_found_in_the_namespace_of_their_end() -> None:
 def test_a_udp_server_without_a_peer_is_found_by_its_address(bound: str, family: int) -> None:
     asked = flow(f"{WEB_AT}:4000", f"{DB_AT}:53", l4_proto=17)
     found = picture(table(HOST, asked, OUT, flow(f"{WEB_AT}:4001", f"{DB_AT}:54", l4_proto=17)))
-    nobody = "::|0" if family == 6 else "0.0.0.0:0"
-    server = Sockets(DB, socket(bound, nobody, l4_proto=17, family=family, pid=8), {8: "dnsmasq"})
-    strangers = Sockets(ALONE, socket(bound, nobody, l4_proto=17, family=family, pid=7), {7: "thief"})
+    no_peer = "::|0" if family == 6 else "0.0.0.0:0"
+    server = Sockets(DB, socket(bound, no_peer, l4_proto=17, family=family, pid=8), {8: "dnsmasq"})
+    strangers = Sockets(ALONE, socket(bound, no_peer, l4_proto=17, family=family, pid=7), {7: "thief"})
     ends = found.index.process_columns({ALONE: strangers, DB: server})
     assert ends.pids.tolist() == [[0, 8], [0, 0], [0, 0]]
 
@@ -183,27 +183,27 @@ def test_one_that_is_bound_to_the_address_comes_before_one_that_takes_any() -> N
     assert ends.pids.tolist() == [[0, 2]]
 
 
-def test_an_index_serves_on_while_nobody_came_or_went() -> None:
-    told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
-    rows = table_of(told.conntracks)
-    first = FlowView.of(Topology(told), rows)
-    later = Topology(replace(told, conntracks={}, taken_at=5.0))
+def test_an_index_is_reused_while_owners_stay_the_same() -> None:
+    built = snapshot(table(HOST, OUT), table(WEB, INSIDE))
+    rows = table_of(built.conntracks)
+    first = FlowView.of(Topology(built), rows)
+    later = Topology(replace(built, conntracks={}, taken_at=5.0))
     second = FlowView.of(later, rows, first)
     assert second.index is first.index
     assert second.index.topology is later
 
 
 def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
-    told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
-    rows = table_of(told.conntracks)
-    first = FlowView.of(Topology(told), rows)
+    built = snapshot(table(HOST, OUT), table(WEB, INSIDE))
+    rows = table_of(built.conntracks)
+    first = FlowView.of(Topology(built), rows)
     assert (first.index.edge.tolist(), first.index.owners[first.index.origin[0]].name) == (
         [True, False],
         "web",
     )
     ties = first.index.ties
-    nets = {ns: net for ns, net in told.nets.items() if ns != WEB}
-    left = FlowView.of(Topology(replace(told, nets=nets, engines={})), rows, first)
+    nets = {ns: net for ns, net in built.nets.items() if ns != WEB}
+    left = FlowView.of(Topology(replace(built, nets=nets, engines={})), rows, first)
     assert left.index.edge.tolist() == [True, True]
     assert left.index.origin[0] == -1
     assert left.index.columns.names(HOST) == {
@@ -213,9 +213,9 @@ def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
 
 
 def test_nothing_of_a_picture_waits_for_the_garbage_collector() -> None:
-    """Tables are large, objects few: garbage would stay for long."""
-    told = snapshot(table(HOST, OUT), table(WEB, INSIDE))
-    picture = FlowView.of(Topology(told), table_of(told.conntracks))
+    """Tables are large, objects few: garbage would stay for a long time."""
+    built = snapshot(table(HOST, OUT), table(WEB, INSIDE))
+    picture = FlowView.of(Topology(built), table_of(built.conntracks))
     rows = FlowRows(picture.index.topology, picture).sorted_by("rate", True)
     assert rows.row(0).cells and rows.head
     gone = weakref.ref(picture.index)

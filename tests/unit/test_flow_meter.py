@@ -1,4 +1,4 @@
-"""Speeds from counters that restart, entries that come and go, clocks that step; the fast path's share."""
+"""Flow speeds with restarted counters, new entries, clock steps, the fast path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SNAT = "192.0.2.1:41822"
 
 
 def counted(octets: int, packets: int = 0, **more: Any) -> np.void:
-    """The same connection, each time with other counters."""
+    """Return the same connection with other counters."""
     return flow(*OUT, seen_as=SNAT, counted=True, bytes=(octets, 0), packets=(packets, 0), id=7, **more)
 
 
@@ -29,7 +29,7 @@ def host(*rows: np.void) -> Conntrack:
 
 
 class Clock:
-    """Feeds a meter with one table after another; Unix time may step, monotonic time does not."""
+    """Feeds tables to a meter; Unix time may step, monotonic time doesn't."""
 
     def __init__(self) -> None:
         self.meter, self.now, self.step = FlowMeter(), 1000.0, 0.0
@@ -43,7 +43,7 @@ class Clock:
 
 
 def fast_flow(src: str, dst: str, new_src: str, new_dst: str, octets: int, **more: Any) -> np.void:
-    """One direction as the fast path counts it."""
+    """Return one direction as the fast path counts it."""
     row = np.zeros(1, FASTFLOW_DTYPE)[0]
     names = (("src", "sport", src), ("dst", "dport", dst), ("new_src", "new_sport", new_src),
              ("new_dst", "new_dport", new_dst))  # fmt: skip
@@ -115,14 +115,14 @@ def test_what_a_dump_leaves_out_once_is_no_burst() -> None:
     assert found.bits[1] == pytest.approx(1e6, rel=0.01)
 
 
-@pytest.mark.parametrize("anew", [0, 60])
-def test_counters_that_restart_make_no_burst_and_go_on(anew: int) -> None:
+@pytest.mark.parametrize("restart", [0, 60])
+def test_counters_that_restart_make_no_burst_and_go_on(restart: int) -> None:
     clock = Clock()
     for second in range(1, 6):
         clock.feed(host(counted(second * 125_000)))
     speeds = []
     for second in range(5):
-        speeds.append(float(clock.feed(host(counted(anew + second * 125_000))).bits[0]))
+        speeds.append(float(clock.feed(host(counted(restart + second * 125_000))).bits[0]))
     assert speeds == pytest.approx([1e6] * 5)
 
 
@@ -285,7 +285,7 @@ def test_the_fast_path_is_read_after_the_tables() -> None:
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("gap", [1, 3])
 def test_what_was_fast_all_the_time_makes_no_burst_when_it_is_seen_again(whole: bool, gap: int) -> None:
-    """The fast path could not be read for a while, or not yet, as at the beginning of a recording."""
+    """The fast path wasn't readable for a while, or not yet, as in a recording."""
     clock = Clock()
     began = int((EPOCH + clock.now - 60) * 1e9)
     speeds = []
@@ -304,7 +304,7 @@ def test_what_was_fast_all_the_time_makes_no_burst_when_it_is_seen_again(whole: 
     assert found.octets[0].tolist() == [10**9 + 11 * 125_000 + 7, 10**9 + 11 * 125_000]
 
 
-def test_after_a_rest_speeds_begin_anew_and_what_lasts_stays() -> None:
+def test_after_a_pause_speeds_restart_and_the_rest_stays() -> None:
     clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
     clock.feed(host(other), fast=fast_flows())
     for second in range(5):

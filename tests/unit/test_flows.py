@@ -1,4 +1,4 @@
-"""What entries mean: names, translations, inside and outside, in sentences and in columns alike."""
+"""Interpretation of entries: names, translations, both ends, also in columns."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_changed_icmp_id_alone_is_a_translation() -> None:
 
 
 def test_icmp_type_is_no_translation() -> None:
-    """Request and reply differ in type by nature."""
+    """Request and reply always differ in type."""
     row = flow("10.0.0.1:5", f"10.0.0.2:{8 << 8}", l4_proto=ICMP, reply_sport=5, reply_dport=0)
     assert understood(row).translation == ""
 

@@ -1,4 +1,4 @@
-"""The past is kept slot by slot: nothing is lost or made up, and memory stays within its bounds."""
+"""History in time slots: no values are lost or invented, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from core.history import HOUR, MINUTE, MINUTES, History
+from core.rates import HOUR, MINUTE, MINUTES, History
 
 START = 100_000.0
 
 
 def fed(*seconds: float, history: History | None = None, figure: float = 8.0) -> History:
-    """A history of one series "a", read at these seconds after START, with the same figure all the time."""
+    """Return a history of one series "a", fed a constant at these seconds after START."""
     history = history or History(1)
     for since, until in pairwise(seconds):
         history.feed(["a"], np.array([[figure]]), START + since, START + until)
@@ -107,7 +107,7 @@ def test_the_least_recently_seen_gives_way() -> None:
         history.feed(keys, np.full((len(keys), 1), 5.0), START + second, START + second + 1)
     assert history.of(["b"], MINUTE, START + 3) is None
     assert len(history) == 3 and history.left_out == 0
-    assert known(history, key="d", now=3) == [5.0]  # nothing of b's
+    assert known(history, key="d", now=3) == [5.0]  # not b's
     assert known(history, now=3) == [5.0] * 3
 
 

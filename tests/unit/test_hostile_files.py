@@ -1,4 +1,4 @@
-"""Files made to take much memory or time: each is refused in words, early and in little memory."""
+"""Files made to take much memory or time are refused early, with little memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.recordings import opened
 
 MOST_MEMORY = 200_000  # kB, the interpreter and its libraries included
 MILLION = bytes(1_000_000)
-# What a process forks from counts in its ru_maxrss (getrusage(2)), but not in its own high-water mark.
+# ru_maxrss (getrusage(2)) includes the parent of a fork, the own high-water mark doesn't.
 TELL = (
     "import atexit; status = lambda: open('/proc/self/status').read(); "
     "atexit.register(lambda: print(status().split('VmHWM:')[1].split()[0])); "
@@ -45,7 +45,7 @@ def headers(path: Path) -> Path:
 
 
 def frame_of(text: Iterable[bytes], tables: int = 0) -> bytes:
-    """A recording of one frame, its check right, whose JSON is that, with a table of so many zeros."""
+    """Return a valid recording of one frame with that JSON and a table of zeros."""
     stream = zlib.compressobj(1)
     length, made = 0, b""
     for piece in text:
@@ -79,25 +79,25 @@ HOSTILE_RECORDINGS = {
 
 
 def refused_by(code: str, path: Path) -> str:
-    """The last line of what a process says that refuses the file; it takes little memory."""
+    """Return the last error line of a process that refuses a file with little memory."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
     )
-    said = done.stderr
-    assert done.returncode == 1 and int(done.stdout) < MOST_MEMORY, (said, done.stdout)
-    return said.splitlines()[-1]
+    error = done.stderr
+    assert done.returncode == 1 and int(done.stdout) < MOST_MEMORY, (error, done.stdout)
+    return error.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_dump_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
-    said = refused_by(READ, HOSTILE[name](tmp_path / "bad.vnet"))
-    assert said.startswith("core.serialize.CorruptFile: ") and "Give a file that" in said
+    error = refused_by(READ, HOSTILE[name](tmp_path / "bad.vnet"))
+    assert error.startswith("core.serialize.CorruptFile: ") and "Give a file that" in error
 
 
 @pytest.mark.parametrize("name", HOSTILE_RECORDINGS)
 def test_a_recording_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
-    said = refused_by(REPLAY, HOSTILE_RECORDINGS[name](tmp_path / "bad.vnetrec"))
-    assert said.startswith("tui.command.CommandError: can") and "too" in said
+    error = refused_by(REPLAY, HOSTILE_RECORDINGS[name](tmp_path / "bad.vnetrec"))
+    assert error.startswith("tui.command.CommandError: can") and "too" in error
 
 
 def test_more_frames_than_come_in_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

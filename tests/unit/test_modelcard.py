@@ -1,4 +1,4 @@
-"""The model card: closed, bridged, joined, open, and what has died."""
+"""Model cards: closed, bridged, joined, open, and dead joins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LO = Link(0, 1, "lo", "loopback")
 
 
 def docker(name: str, net: int | None, mode: str = "bridge", **more: object) -> Container:
-    """A Docker container in that network namespace, in five others of its own; None: it is exited."""
+    """Return a Docker container in that network namespace; None for an exited one."""
     own = {kind: (net or 0) * 10 + number for number, kind in enumerate(("mnt", "pid", "uts", "ipc"))}
     spaces = {"user": HOSTS["user"], **own, "net": net} if net else {}
     made = Container("docker", f"{name}-id", name, network_mode=mode, namespaces=spaces)
@@ -34,12 +34,12 @@ def docker(name: str, net: int | None, mode: str = "bridge", **more: object) -> 
 
 
 def named(name: str, net: int, **more: object) -> Container:
-    """A plain named namespace."""
+    """Return a named namespace."""
     return replace(Container("netns", name, name, namespaces={"net": net}), **more)
 
 
 def net(ns: int, *links: Link) -> NetState:
-    """A namespace with loopback and these links."""
+    """Return a namespace with loopback and these links."""
     mine = [replace(link, ns=ns) for link in (LO, *links)]
     return NetState(ns, {link.ifindex: link for link in mine}, nsids={7: HOST})
 
@@ -66,7 +66,7 @@ def snapshot(*containers: Container, nets: tuple[NetState, ...] = NETS) -> Snaps
 
 
 def deal(*containers: Container, nets: tuple[NetState, ...] = NETS) -> dict[str, ModelCard]:
-    """Cards by container name."""
+    """Return the cards by container name."""
     found = cards(snapshot(*containers, nets=nets), PEERS)
     assert found.keys() == {container.uid for container in containers}
     return {container.name: found[container.uid] for container in containers}
@@ -136,21 +136,21 @@ def test_joined_across_runtimes() -> None:
         (docker("else", WEB), "no longer exists"),
     ],
 )
-def test_joined_to_the_dead(target: Container, word: str) -> None:
+def test_dead_joins(target: Container, word: str) -> None:
     card = deal(target, docker("side", APP, "container:app"))["side"]
     assert (card.model, card.joined_dead) == ("joined", True)
     assert word in card.why and "has no network" in card.why
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"), [("ab" * 32, "abab" * 3), ("a-name-of-some-length", "a-name-of-some-length")]
+    ("joined", "shown"), [("ab" * 32, "abab" * 3), ("a-name-of-some-length", "a-name-of-some-length")]
 )
-def test_an_id_is_told_in_short(asked: str, told: str) -> None:
-    card = deal(docker("side", APP, f"container:{asked}"))["side"]
-    assert f"the container {told}, which" in card.why
+def test_an_id_is_shortened(joined: str, shown: str) -> None:
+    card = deal(docker("side", APP, f"container:{joined}"))["side"]
+    assert f"the container {shown}, which" in card.why
 
 
-def test_the_living_namesake_counts() -> None:
+def test_the_running_container_of_a_name_counts() -> None:
     old = replace(docker("app", None), id="old")
     assert not deal(old, docker("app", APP), docker("side", APP, "container:app"))["side"].joined_dead
 
@@ -169,7 +169,7 @@ def test_a_stopped_container_says_what_it_would_be() -> None:
         assert all(use == NamespaceUse(use.kind, 0, False) for use in card.namespaces)
 
 
-def test_a_container_that_may_not_be_looked_into() -> None:
+def test_a_container_whose_namespaces_are_unreadable() -> None:
     card = deal(docker("app", None, state="running"))["app"]
     assert card.model == "unknown"
     assert "can't be read" in card.why

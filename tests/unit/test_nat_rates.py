@@ -1,4 +1,4 @@
-"""What translated connections carry, rule by rule."""
+"""Rates of translated connections, by rule."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from core.flows.meter import FlowMeter, Reading
-from core.history import WINDOWS, History
 from core.model import Conntrack, Firewall, FirewallRule
+from core.rates import WINDOWS, History
 from core.watch.rates import NatRates
 from tests.support.flow_samples import flow, table
 
@@ -28,7 +28,7 @@ RULES = {
 
 
 def tables(second: int) -> tuple[Conntrack, Conntrack]:
-    """Two connections of each rule of the host, that carry 1 and 2 Mbit/s, and one that none translates."""
+    """Return two connections per rule (1 and 2 Mbit/s), and one without translation."""
     rows = [
         flow("10.0.0.1:1", "1.1.1.1:443", seen_as="192.0.2.1:1"),
         flow("10.0.0.1:2", "1.1.1.1:443", seen_as="192.0.2.1:2"),
@@ -43,7 +43,7 @@ def tables(second: int) -> tuple[Conntrack, Conntrack]:
 
 
 def fed(seconds: list[float]) -> History:
-    """The history after looks at these times."""
+    """Return the history after polls at these times."""
     history, meter = History(2), FlowMeter()
     translations = NatRates(history)
     for second, now in enumerate(seconds):
@@ -62,13 +62,13 @@ def newest(history: History, ns: int, name: str, now: float) -> list[float] | No
 
 def test_each_rule_has_what_its_own_connections_carry() -> None:
     history = fed([1000.0 + second for second in range(8)])
-    # Both directions count: the samples have the same in each.
+    # Both directions count, and the samples are equal in both.
     for ns, name in ((HOST, "masq"), (HOST, "dnat"), (LAB, "masq")):
         assert newest(history, ns, name, 1007.0) == pytest.approx([400.0, 6e6])
     assert newest(history, HOST, "pass", 1007.0) is None
 
 
-def test_a_time_when_nobody_looked_is_a_gap() -> None:
+def test_a_time_without_polls_is_a_gap() -> None:
     history = fed([1000.0, 1001.0, 1002.0, 1003.0, 1043.0, 1044.0])
     past = history.of([(HOST, "masq")], WINDOWS[0], 1044.0)
     assert past is not None

@@ -1,4 +1,4 @@
-"""Networks of hand-built hosts: whose they are, and what becomes of what leaves them."""
+"""Networks of hand-built hosts: their owners and kinds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rule(chain: str, verdict: str, **fields: Any) -> FirewallRule:
 
 
 def one_bridge(*addresses: str) -> HostBuilder:
-    """A host with an uplink and one bridge br0 that a namespace is on."""
+    """Return a host with an uplink and a bridge br0 with one namespace."""
     host = HostBuilder()
     host.link(HOST, "eth0", "physical", ("192.0.2.1/24",))
     host.wire(host.namespace(HOST + 1), host.bridge("br0", addresses, mtu=1400), "v0")
@@ -49,20 +49,20 @@ def test_a_bridge_that_no_engine_owns_is_a_network() -> None:
 def test_a_gateway_that_the_engine_does_not_tell_is_the_bridges_address() -> None:
     host = HostBuilder()
     host.bridge("br-a", ("172.30.0.1/24", "fd30::1/64", "10.1.1.1/24", "fe80::1/64"))
-    told = Network("docker", "a", "a", "bridge", "", HOST, "br-a", ("172.30.0.0/24", "fd30::/64"))
+    engine_network = Network("docker", "a", "a", "bridge", "", HOST, "br-a", ("172.30.0.0/24", "fd30::/64"))
     for gateways, expected in (
         ((), ("172.30.0.1", "fd30::1")),
         (("172.30.0.254",), ("172.30.0.254", "fd30::1")),
     ):
-        host.networks = [replace(told, gateways=gateways)]
+        host.networks = [replace(engine_network, gateways=gateways)]
         host.containers = []
         host.container("docker", "x", None)
         topology = Topology(host.snapshot())
         (network,) = topology.networks
         assert topology.gateways(network) == expected
         (item,) = networks(topology, None)
-        assert item["gateways"] == expected, "and scripts are told the same"
-    assert topology.gateways(replace(told, bridge="gone")) == ()
+        assert item["gateways"] == expected, "and JSON has the same"
+    assert topology.gateways(replace(engine_network, bridge="gone")) == ()
 
 
 def test_what_our_tag_says_is_its_name() -> None:

@@ -1,4 +1,4 @@
-"""Which ends belong together, and that nothing is guessed."""
+"""Peers are found where they are certain, and never guessed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ HOST, ONE, TWO = 101, 102, 103
 
 
 def end(ns: int, ifindex: int, lower: int | None, nsid: int | None = None, kind: str = "veth") -> Link:
-    """One end of a pair."""
+    """Return one end of a pair."""
     return Link(ns, ifindex, f"if{ifindex}", kind, lower=lower, lower_nsid=nsid)
 
 
 def nets(*links: Link, nsids: dict[int, dict[int, int]] | None = None) -> dict[int, NetState]:
-    """The namespaces of these links, with what each calls the others."""
+    """Return the namespaces of these links, with their nsids of each other."""
     found: dict[int, NetState] = {}
     for ns in {link.ns for link in links}:
         inside = {link.ifindex: link for link in links if link.ns == ns}
@@ -23,7 +23,7 @@ def nets(*links: Link, nsids: dict[int, dict[int, int]] | None = None) -> dict[i
 
 
 def both(one: Link, other: Link) -> dict[LinkKey, LinkKey]:
-    """That pair, both ways."""
+    """Return a pair in both directions."""
     return {one.key: other.key, other.key: one.key}
 
 
@@ -43,7 +43,7 @@ def test_one_translated_id_is_enough() -> None:
     assert resolve(nets(one, other, nsids={ONE: {3: HOST}})) == both(one, other)
 
 
-def test_containers_with_equal_indexes_are_told_apart_by_id() -> None:
+def test_containers_with_equal_indexes_are_distinguished_by_nsid() -> None:
     links = [end(HOST, 5, 2, nsid=0), end(HOST, 6, 2, nsid=1), end(ONE, 2, 5, nsid=0), end(TWO, 2, 6, nsid=0)]
     found = resolve(nets(*links, nsids={HOST: {0: ONE, 1: TWO}}))
     assert found == both(links[0], links[2]) | both(links[1], links[3])

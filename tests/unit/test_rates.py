@@ -1,4 +1,4 @@
-"""Rates come from counters, and survive links that come, go and start again."""
+"""Rates from counters, also of links that appear, disappear and restart."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from core.collect.links import read_stats
-from core.history import HOUR, MINUTE, MINUTES, History
 from core.model import STATS_DTYPE, Firewall, FirewallRule, LinkKey, LinkStats
-from core.rates import HISTORY, RateMeter, Rates, RuleMeter
+from core.rates import HISTORY, HOUR, MINUTE, MINUTES, History, RateMeter, Rates, RuleMeter
 
 
 def reading(at: float, **links: int) -> LinkStats:
@@ -57,7 +56,7 @@ def test_history_is_bounded() -> None:
 
 
 def past(rates: Rates, key: LinkKey) -> list[float]:
-    """What the history of a link knows of received bits a second."""
+    """Return a link's history of received bits a second."""
     found = rates.past("links", [key], MINUTE)
     assert found is not None
     column = found.values[:, 0]

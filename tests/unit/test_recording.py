@@ -1,4 +1,4 @@
-"""Recordings: what is written is read again, every moment in any order; size and time keep their bounds."""
+"""Recordings are read back in any order; size and time are limited."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from core.model import CONNTRACK_DTYPE, FASTFLOW_DTYPE, STATS_DTYPE, LinkStats, Snapshot
 from core.recording import Recording, delta, frames
-from core.recording.delta import NOTHING, changed, difference
+from core.recording.delta import NOTHING, apply_delta, encode_delta
 from core.update import Update
 from tests.support.host_builder import HOST
 from tests.support.recordings import (
@@ -47,7 +47,7 @@ def whole(file: Path) -> bytes:
     return file.read_bytes()
 
 
-# ---- what is written is read again
+# ---- written and read back
 
 
 @pytest.mark.parametrize("order", [range(6), range(5, -1, -1), (3, 0, 5, 5, 1)])
@@ -94,7 +94,7 @@ def test_other_hosts(tmp_path: Path, snapshot: Snapshot) -> None:
 
 
 def test_key_frames_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.recording.recorder._STEPS", 2)
+    monkeypatch.setattr("core.recording.recorder._MAX_STEPS", 2)
     path = tmp_path / "a.vnetrec"
     record(path, STORY)
     recording = Recording(path)
@@ -124,7 +124,7 @@ def test_any_table_after_any_other(dtype: Any, before: bytes, after: bytes, grow
 
 
 def table(raw: bytes, dtype: Any) -> np.ndarray:
-    """Rows of those bytes; what is true or false holds only that."""
+    """Return rows of those bytes, with valid booleans."""
     made = np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype).copy()
     for name in dtype.names:
         if dtype[name] == np.bool_:
@@ -139,16 +139,16 @@ lists = st.lists(st.sampled_from([seen.changes[0] for seen in STORY if seen.chan
 @given(lists, lists)
 def test_any_list_after_any_other(old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
     hint = tuple[type(STORY[2].changes[0]), ...]
-    found = json.loads(json.dumps(difference(hint, old, new, lambda _: 0)))
-    assert (old if found is None else changed(hint, old, found, lambda _: b"")) == new
-    whole = json.loads(json.dumps(difference(hint, NOTHING, new, lambda _: 0)))
-    assert changed(hint, NOTHING, whole, lambda _: b"") == new
+    found = json.loads(json.dumps(encode_delta(hint, old, new, lambda _: 0)))
+    assert (old if found is None else apply_delta(hint, old, found, lambda _: b"")) == new
+    whole = json.loads(json.dumps(encode_delta(hint, NOTHING, new, lambda _: 0)))
+    assert apply_delta(hint, NOTHING, whole, lambda _: b"") == new
 
 
-# ---- bounds
+# ---- limits
 
 
-def test_the_size_is_kept_and_told(tmp_path: Path) -> None:
+def test_the_size_is_limited_and_reported(tmp_path: Path) -> None:
     noise = np.random.default_rng(3)
     path = tmp_path / "a.vnetrec"
     story = [Update(STORY[0].snapshot, rates_of(STORY[0].snapshot), fast=fast_flows(9))]
@@ -164,7 +164,7 @@ def test_the_size_is_kept_and_told(tmp_path: Path) -> None:
     assert recording.ended == made.ended and not recording.notice
 
 
-def test_the_time_is_kept_and_told(tmp_path: Path) -> None:
+def test_the_time_is_limited_and_reported(tmp_path: Path) -> None:
     from core.recording import Limits, Recorder
 
     path = tmp_path / "a.vnetrec"
@@ -207,7 +207,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
     assert path.stat().st_size == made.size
 
 
-def test_a_burst_becomes_one_moment_that_tells_all_changes(tmp_path: Path) -> None:
+def test_a_burst_becomes_one_moment_with_all_changes(tmp_path: Path) -> None:
     from core.recording import Limits, Recorder
 
     path = tmp_path / "a.vnetrec"

@@ -1,4 +1,4 @@
-"""Recordings that were cut off open up to there; those that were changed or made up are refused in words."""
+"""Truncated recordings open up to the last frame; changed ones are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-# ---- cut off
+# ---- truncated
 
 
 def test_cut_at_and_around_every_frame(tmp_path: Path, whole: bytes) -> None:
@@ -46,10 +46,10 @@ def test_cut_anywhere(tmp_path: Path, whole: bytes, part: float) -> None:
 
 
 def expect_the_first(tmp_path: Path, whole: bytes, length: int) -> None:
-    """Cut to that length, the file opens up to its last whole frame, and says so."""
+    """Check that a truncated file opens up to its last complete frame, with a notice."""
     moments = sum(end <= length for end in places(whole)[1:-1])
     if not moments:
-        with pytest.raises(CorruptFile, match=r"cut off before its first moment|not a recording"):
+        with pytest.raises(CorruptFile, match=r"truncated before its first moment|isn't a recording"):
             opened(tmp_path, whole[:length])
         return
     recording = opened(tmp_path, whole[:length])
@@ -80,7 +80,7 @@ def test_a_flipped_bit_is_refused_or_ends_the_recording_there(
     except CorruptFile as error:
         assert error.what and error.try_
         return
-    assert len(recording.frames) == len(STORY) and recording.notice  # only the end's own frame can be missing
+    assert len(recording.frames) == len(STORY) and recording.notice  # only the end frame can be missing
     same(recording.moment(5), STORY[5])
 
 
@@ -103,7 +103,7 @@ def test_other_files(tmp_path: Path, data: bytes) -> None:
 
 
 def rebuilt(whole: bytes, number: int, change: Callable[[Any, list[bytes]], Any]) -> bytes:
-    """The file with another JSON or other tables in one frame, and checks that are right."""
+    """Return the file with other JSON or tables in one frame, and valid checksums."""
     parts = list(taken_apart(whole))
     body = frames.Body(parts[number][-1])
     tables = [body.part(place) for place in range(1, len(body._parts))]
@@ -121,14 +121,14 @@ def read_all(tmp_path: Path, data: bytes) -> None:
 
 
 def inside(text: Any, *path: str) -> Any:
-    """What changed in a field of a field."""
+    """Return the delta of a nested field."""
     for step in path:
         text = text[1][step]
     return text
 
 
 def conntrack_in(text: Any) -> Any:
-    """What changed in the host's conntrack table."""
+    """Return the delta of the host's conntrack table."""
     return inside(text, "snapshot", "conntracks", str(HOST))[1]
 
 
@@ -227,8 +227,10 @@ def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:
 def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, whole: bytes) -> None:
     parts = list(taken_apart(whole))
     bomb = zlib.compress(bytes(256 << 20))
-    for told in (1 << 20, (1 << 32) - 1):
-        body = (1).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + told.to_bytes(4, "little") + bomb
+    for length in (1 << 20, (1 << 32) - 1):
+        body = (
+            (1).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + length.to_bytes(4, "little") + bomb
+        )
         data = put_together([(*parts[0][:-1], body)])
         tracemalloc.start()
         try:

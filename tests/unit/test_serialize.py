@@ -1,4 +1,4 @@
-"""Dump files: what is written comes back whole, and what was damaged is refused in words."""
+"""Dump files are read back; damaged ones are refused with a reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RICH = dataclasses.replace(
 
 
 def assert_same(one: Snapshot, other: Snapshot) -> None:
-    """Equality of snapshots, arrays by their values."""
+    """Compare snapshots, arrays by their values."""
     assert one.conntracks.keys() == other.conntracks.keys()
     for key, table in one.conntracks.items():
         twin = other.conntracks[key]
@@ -65,7 +65,7 @@ def test_any_values_round_trip(link: Link, host: Host, at: float) -> None:
 
 
 def test_a_large_snapshot_is_written_in_small_pieces() -> None:
-    """Who makes a piece keeps all other threads waiting."""
+    """A piece is encoded while all other threads wait."""
     entries = np.zeros(20_000, CONNTRACK_DTYPE)
     entries["orig_src"], entries["id"] = np.arange(16), np.arange(len(entries))
     snapshot = Snapshot(
@@ -114,7 +114,7 @@ def test_truncated_plain(length: int) -> None:
 def test_a_flipped_bit_under_gzip(place: int, bit: int) -> None:
     broken = bytearray(PACKED)
     broken[place] ^= 1 << bit
-    # Some bits of a deflate stream mean nothing (padding, unused codes): the content is the same to the byte.
+    # Some bits of a deflate stream are unused (padding, unused codes): the content is identical.
     with suppress(zlib.error):
         if zlib.decompress(broken, zlib.MAX_WBITS | 16) == to_json(RICH):
             assert to_json(unpack(bytes(broken))) == to_json(RICH)
@@ -142,19 +142,19 @@ def test_any_bytes(data: bytes) -> None:
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> bytes:
-    """A plain dump with something changed in it."""
+    """Return an uncompressed dump with a change."""
     whole = copy.deepcopy(PLAIN)
     change(whole)
     return json.dumps(whole).encode()
 
 
 def net(whole: dict[str, Any]) -> dict[str, Any]:
-    """The host's network in a plain dump."""
+    """Return the host's NetState in a dump."""
     return whole["snapshot"]["nets"][str(HOST)]
 
 
 def entries(whole: dict[str, Any]) -> dict[str, Any]:
-    """The columns of the host's conntrack table in a plain dump."""
+    """Return the columns of the host's conntrack table in a dump."""
     return whole["snapshot"]["conntracks"][str(HOST)]["entries"]
 
 
@@ -215,7 +215,7 @@ def test_a_dump_from_before_a_field_opens_with_its_default() -> None:
     assert_same(unpack(changed(older)), RICH)
 
 
-def test_a_field_of_a_newer_version_is_told() -> None:
+def test_a_field_of_a_newer_version_is_reported() -> None:
     with pytest.raises(CorruptFile, match="a newer vnet-tui may have written it"):
         unpack(changed(lambda whole: net(whole).update(colour="red")))
 

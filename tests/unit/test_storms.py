@@ -1,4 +1,4 @@
-"""A storm is told when it lasts, stays told while it comes and goes, and is over when it is."""
+"""A storm is reported when it lasts, while it fluctuates, and until it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BRIDGE = LinkKey(HOST, 7)
 
 
 class Weather:
-    """A bridge whose frames a test sets, second by second."""
+    """A bridge whose frames per second a test sets."""
 
     def __init__(self) -> None:
         self.watch, self.now = StormWatch(), 100.0
@@ -61,7 +61,7 @@ def test_multicast_may_be_wanted_and_has_other_limits() -> None:
     assert Weather().passes(5, multicast=20_000)[0].kind == "multicast"
 
 
-def test_what_nobody_counts_is_no_storm() -> None:
+def test_uncounted_frames_are_no_storm() -> None:
     assert Weather().passes(5, broadcast=np.nan, multicast=np.nan) == ()
 
 
@@ -83,7 +83,7 @@ def test_between_the_limits_a_storm_goes_on_and_none_begins() -> None:
     assert weather.passes(30, broadcast=700)
 
 
-def test_a_rate_that_wavers_is_not_told_anew() -> None:
+def test_a_fluctuating_rate_is_not_reported_again() -> None:
     weather = Weather()
     (first,) = weather.passes(3, broadcast=10_000)
     for rate in (11_000, 9000, 12_000):

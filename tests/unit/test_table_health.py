@@ -1,4 +1,4 @@
-"""How full a conntrack table is, what befalls it, who fills it: findings, the list's head, JSON."""
+"""Conntrack usage, failures and sources: findings, the list's head, JSON."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_a_finding_from_four_fifths_on(count: int, severities: list[str]) -> Non
 def test_troubles_that_grow_are_found() -> None:
     now, before = ConntrackStats(drop=7, insert_failed=3, early_drop=9), ConntrackStats(drop=2, early_drop=9)
     here = host_with(stats=now, stats_before=before, stats_seconds=58.2)
-    told = [one for one in findings(here) if one.kind == "conntrack"]
-    assert [(one.severity, one.short) for one in told] == [
+    found = [one for one in findings(here) if one.kind == "conntrack"]
+    assert [(one.severity, one.short) for one in found] == [
         ("bad", "conntrack: packets dropped"), ("warn", "conntrack: inserts fail"),
     ]  # fmt: skip
-    assert "5 packets" in told[0].sentence and "within 58 s" in told[0].sentence
+    assert "5 packets" in found[0].sentence and "within 58 s" in found[0].sentence
     line, most = conntrack_rows(here).head
     assert most.text.startswith("most by web1")
     assert "3 failed inserts (+3 in 58s) · 7 drops (+5 in 58s) · 9 early drops" in line.text
@@ -76,10 +76,10 @@ def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:
 
 def test_the_json_says_the_same() -> None:
     here = host_with(stats=ConntrackStats(found=4, drop=1))
-    (told,) = json.loads("".join(document_lines(here, ("conntrack",))))["conntrack_tables"]
-    assert (told["entries"], told["limit"], told["stats"]["drop"]) == (3, 262144, 1)
-    assert sum(one["entries"] for one in told["sources"]) == 3
-    assert told["sources"][0]["name"] == "web1"
+    (table,) = json.loads("".join(document_lines(here, ("conntrack",))))["conntrack_tables"]
+    assert (table["entries"], table["limit"], table["stats"]["drop"]) == (3, 262144, 1)
+    assert sum(one["entries"] for one in table["sources"]) == 3
+    assert table["sources"][0]["name"] == "web1"
 
 
 sources = st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2", "192.0.2.1"])

@@ -1,4 +1,4 @@
-"""What `safe` lets through: letters of every script, and nothing that acts on a terminal or hides in it."""
+"""`safe` keeps letters of every script and escapes unsafe characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The topology: labels, owners of addresses, members, and every step of the way that Enter follows."""
+"""The topology: labels, owners of addresses, members, and the targets of Enter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from core.model import (
     network_ref,
 )
 from core.topology import Topology
-from core.topology.related import follow, of_entry, of_names, of_network, related
+from core.topology.related import follow, mask_by_name, mask_by_nat_entry, mask_by_network, related
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import empty_host, hostile_host, many_namespaces, small_host
 
@@ -56,7 +56,7 @@ def the_flows(topology: Topology, mask: Column) -> list[Ref]:
 
 
 def peers_of(topology: Topology, mask: Column) -> list[int]:
-    """The ports of the far ends, sorted."""
+    """Return the ports of the peers, sorted."""
     return sorted(topology.flows.peer()[1][mask].tolist())
 
 
@@ -80,7 +80,7 @@ def test_label_without_a_container(space: Namespace, label: str) -> None:
     assert Topology(Snapshot(namespaces={7: space})).label(7) == label
 
 
-def test_addresses_belong_to_whom_the_host_reaches_there(topology: Topology) -> None:
+def test_addresses_belong_to_containers_the_host_reaches(topology: Topology) -> None:
     web1 = container_named(topology, "web1")
     assert topology.container_at(HOST, "172.18.0.2") == web1
     assert topology.container_at(HOST, "192.0.2.1") is None, "the host's own address is no container's"
@@ -163,7 +163,7 @@ def test_every_step_of_the_web() -> None:
     published = first(topology, container, "published port")
     connections = first(topology, published, "1 connection")
     assert connections == Ref("flows", ("nat", "web1 tcp 8080 -> 172.18.0.2:80"))
-    (flow,) = the_flows(topology, of_entry(topology, entry_at(topology, published)))
+    (flow,) = the_flows(topology, mask_by_nat_entry(topology, entry_at(topology, published)))
     assert first(topology, flow, "container web1") == container
     assert first(topology, flow, "published port") == published
     assert first(topology, container, "namespace web1") == namespace_ref(web1.netns or 0)
@@ -173,7 +173,9 @@ def test_a_nat_entry_leads_only_to_flows_that_it_translated(topology: Topology) 
     web1 = container_named(topology, "web1")
     ref = container_ref("docker", web1.id)
     published, masquerade = first(topology, ref, "published port"), first(topology, ref, "masquerade")
-    inward, outward = (of_entry(topology, entry_at(topology, one)) for one in (published, masquerade))
+    inward, outward = (
+        mask_by_nat_entry(topology, entry_at(topology, one)) for one in (published, masquerade)
+    )
     assert peers_of(topology, inward) == [50000]
     assert peers_of(topology, outward) == [53, 443]
     assert "1 connection" in labels(topology, published)
@@ -187,13 +189,15 @@ def test_connections_are_one_relation_and_none_where_there_is_none(topology: Top
         for one in (container_named(topology, name),)
     }
     assert found == {"web1": ["2 connections"], "api": ["1 connection"], "web2": []}
-    assert peers_of(topology, of_names(topology.flows, "web1".__eq__)) == [443, 50000]
+    assert peers_of(topology, mask_by_name(topology.flows, "web1".__eq__)) == [443, 50000]
 
 
 def test_connections_of_a_network_are_those_of_its_own_addresses(topology: Topology) -> None:
     app, db = (next(net for net in topology.networks if net.name == name) for name in ("app", "db"))
-    assert peers_of(topology, of_network(topology, app)) == [53, 443, 50000]
-    assert peers_of(topology, of_network(topology, db)) == [], "api's connection begins on the other network"
+    assert peers_of(topology, mask_by_network(topology, app)) == [53, 443, 50000]
+    assert peers_of(topology, mask_by_network(topology, db)) == [], (
+        "api's connection begins on the other network"
+    )
 
 
 def test_nothing_leads_to_itself_or_twice(topology: Topology) -> None:
@@ -235,6 +239,6 @@ def test_odd_hosts_have_relations_too(snapshot: Snapshot) -> None:
 
 
 def test_a_nat_entry_called_after_its_kind_says_it_once(topology: Topology) -> None:
-    said = [label for network in topology.networks for label in labels(topology, network_ref(network.id))]
-    assert [one for one in said if one.startswith("masquerade ")]
-    assert not [one for one in said if one.startswith("masquerade: masquerade")]
+    texts = [label for network in topology.networks for label in labels(topology, network_ref(network.id))]
+    assert [one for one in texts if one.startswith("masquerade ")]
+    assert not [one for one in texts if one.startswith("masquerade: masquerade")]

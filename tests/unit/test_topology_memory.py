@@ -1,4 +1,4 @@
-"""What a topology holds goes with it at once: its large tables don't wait for the garbage collector."""
+"""A topology's large tables are freed with it, without the garbage collector."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from core.model import Part, Problem, Ref, Snapshot
 from core.serialize import pack
 from core.text import safe
 from core.topology import Topology
-from core.topology.related import concerns
+from core.topology.related import is_in_scope
 from tui.cli.parser import TOPICS
 from tui.command import LOOK_FIRST, CommandError, load, save
 from tui.views.conntrack import ConntrackRows
@@ -190,7 +190,7 @@ def _lies_in(topology: Topology, ref: Ref, scope: Collection[int]) -> bool:
         return network is not None and network.ns in scope
     if ref.kind == "nat":
         entry = topology.nat_entry(ref)
-        return entry is not None and concerns(topology, entry, scope)
+        return entry is not None and is_in_scope(topology, entry, scope)
     return ref.key[0] in scope
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from core.model import Ref, flow_ref, link_ref
 from core.text import safe
 from core.topology import Topology
-from core.topology.related import things_named
+from core.topology.related import find_all_by_name
 from tui import keys
 from tui.command import CommandError
 from tui.presenter import Presenter, RowsReady
@@ -258,7 +258,7 @@ def _done(title: str) -> str:
 
 def _made_as(topology: Topology, name: str) -> Iterator[Ref]:
     """The rows of a network or container of that name: itself, or its bridge."""
-    yield from things_named(topology, name)
+    yield from find_all_by_name(topology, name)
     for network in topology.networks:
         bridge = topology.bridge_link(network) if network.name == name else None
         if bridge:

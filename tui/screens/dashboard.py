@@ -11,7 +11,7 @@ from textual.message import Message
 
 from core.model import Ref
 from core.text import safe
-from core.topology.related import thing_named
+from core.topology.related import find_by_name
 from tui import keys, themes
 from tui.presenter import DetailReady, Presenter, QueryFailed, RowsReady, TargetReady, UpdateArrived
 from tui.screens.change import ChangeController
@@ -218,7 +218,7 @@ class Dashboard(Layout):
 
     async def _run_command(self, text: str) -> None:
         found = parse_command(text)
-        thing = thing_named(self.presenter.context.topology, text.strip()) if found is None else None
+        thing = find_by_name(self.presenter.context.topology, text.strip()) if found is None else None
         if thing is not None:
             self.navigation.follow(thing)
         elif found is None:

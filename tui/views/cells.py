@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from core.history import WINDOWS, Past
 from core.model import Link, LinkKey, NatEntry, Ref
-from core.rates import LinkRate, Rates
+from core.rates import WINDOWS, LinkRate, Past, Rates
 from core.text import safe
 from core.topology import Topology
 from core.topology.related import related as related_things

@@ -30,7 +30,7 @@ from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
 from core.topology.index import names_in
-from core.topology.related import of_namespaces
+from core.topology.related import mask_by_namespace
 from tui.views import cells, formatting, query
 from tui.views.cells import Line
 from tui.views.filters import conntrack_keys_of, conntrack_mask_of
@@ -124,7 +124,7 @@ class ConntrackRows:
 
     def within(self, scope: Collection[int]) -> ConntrackRows:
         """Those rows that lie in one of these namespaces, or whose ends do."""
-        mask = of_namespaces(self._topology, scope)
+        mask = mask_by_namespace(self._topology, scope)
         order = self._order[mask[self._order]]
         return ConntrackRows(self._topology, self._columns, order, health_line(self._topology, scope))
 

@@ -12,7 +12,7 @@ from core.flows.merge import FAST, PART
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, FlowView
-from core.topology.related import of_entry, of_names, of_network
+from core.topology.related import mask_by_name, mask_by_nat_entry, mask_by_network
 from tui.views import query
 from tui.views.query import Term, bounds, fits, port_range
 
@@ -85,13 +85,13 @@ class FlowFilter:
 
     def _named(self, value: str) -> Mask:
         """Where one of the two ends is somebody of that name."""
-        return of_names(self._columns, lambda name: fits(value, name))
+        return mask_by_name(self._columns, lambda name: fits(value, name))
 
     def _network(self, value: str) -> Mask:
         """Where an end is a container's address on a network or bridge of that name."""
         every = self._topology.networks
         networks = (net for net in every if fits(value, net.name) or (net.bridge and fits(value, net.bridge)))
-        return _any((self._nothing(), *(of_network(self._topology, net) for net in networks)))
+        return _any((self._nothing(), *(mask_by_network(self._topology, net) for net in networks)))
 
     def _nat(self, value: str) -> Mask:
         """By the word of the translation, or the NAT entry that made it.
@@ -103,7 +103,7 @@ class FlowFilter:
         entries = (
             entry for entry in self._topology.nat if fits(value, entry.name) or fits(value, entry.entry_id)
         )
-        return _any((self._nothing(), *(of_entry(self._topology, entry) for entry in entries)))
+        return _any((self._nothing(), *(mask_by_nat_entry(self._topology, entry) for entry in entries)))
 
     def _owned(self, addresses: np.ndarray, value: str) -> Mask:
         return self._columns.owned(addresses, lambda name: fits(value, name))

@@ -60,7 +60,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Trend(Cell):
-    """A figure with its history in each of core.history.WINDOWS (none if unknown).
+    """A figure with its history in each of core.rates.WINDOWS (none if unknown).
 
     `unit` formats its values.
     """

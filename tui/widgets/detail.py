@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from textual.message import Message
 from textual.strip import Strip
 
-from core.history import MINUTES, WINDOWS
 from core.model import Ref
+from core.rates import MINUTES, WINDOWS
 from core.text import safe
 from tui.views.cells import drawn, scale
 from tui.views.formatting import cut, fit, width_of, wrapped
