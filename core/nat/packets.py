@@ -315,7 +315,10 @@ def placed_rules(firewall: Firewall) -> tuple[PlacedRule, ...]:
 
 def targets(rule: FirewallRule) -> tuple[ChainKey, ...]:
     """Return the keys of the chains that a rule may jump to."""
-    names = rule.target.split(",") if rule.verdict in ("jump", "goto", "vmap") and rule.target else ()
+    if rule.verdict not in ("jump", "goto", "vmap") or not rule.target:
+        return ()
+    # Only a verdict map has several: a chain of iptables may have a comma in its name.
+    names = rule.target.split(",") if rule.verdict == "vmap" else [rule.target]
     return tuple((rule.backend, rule.family, rule.table, name) for name in names)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from core.model import Chain, Choice, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
 from core.nat import nat_entries
-from core.nat.packets import are_disjoint, covers, matches_link, placed_rules, prefixes
+from core.nat.packets import are_disjoint, covers, matches_link, placed_rules, prefixes, targets
 from core.networks import all_networks
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.snapshots import HOSTILE_NAME, small_builder
@@ -405,3 +405,11 @@ def test_branches_of_a_verdict_map_have_verdicts_without_counters() -> None:
         ("eth9", "accept", None, None),
     }
     assert {one.doing for one in found} == {("map",)}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "names"), [("jump", ["a,b"]), ("goto", ["a,b"]), ("vmap", ["a", "b"]), ("accept", [])]
+)
+def test_only_a_verdict_map_has_several_targets(verdict: str, names: list[str]) -> None:
+    """iptables allows a comma in a chain's name."""
+    assert [name for *_, name in targets(rule("forward", verdict, target="a,b"))] == names
