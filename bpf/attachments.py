@@ -1,4 +1,4 @@
-"""Attach the program to links: by tcx, or by clsact filters on older kernels.
+"""Attach the program to links: by tcx, or by clsact filters before Linux 6.6.
 
 A tcx link ends with this process, however that ends.
 """
@@ -14,12 +14,6 @@ from contextlib import suppress
 from bpf import syscall
 from core.netlink.client import ROUTE, Netlink, attribute, attributes, text
 
-# On kernels without tcx (before 6.6) the program is a filter at clsact, with our own handle and priority.
-#
-# A clsact qdisc that existed before stays; one that was created for the filter is deleted with it, unless
-# another tool has added filters meanwhile. The filter outlives a process that is killed (it then doesn't
-# forward, as the lease expires), so the cleanup looks for it; its handle says whether the qdisc is ours.
-
 NAME = "vnet_fastpath"
 _HANDLE, _HANDLE_WITH_QDISC, _PRIORITY = 0x766E, 0x766F, 0x766E
 _NEW_QDISC, _DEL_QDISC, _GET_QDISC = 36, 37, 38
@@ -33,7 +27,13 @@ _INFO = _PRIORITY << 16 | struct.unpack("=H", struct.pack(">H", 3))[0]  # ETH_P_
 
 
 def attach_clsact(program: int, ifindex: int) -> None:
-    """Attach the program to an interface's ingress, or replace our filter there."""
+    """Attach the program to an interface's ingress, or replace our filter there.
+
+    The filter has our own handle and priority. A clsact qdisc that existed before stays; one that was created
+    for the filter is deleted with it, unless another tool has added filters meanwhile. The filter outlives a
+    process that is killed (it then doesn't forward, as the lease expires), so the cleanup looks for it; its
+    handle says whether the qdisc is ours.
+    """
     options = attribute(_BPF_FD, struct.pack("=I", program)) + attribute(_BPF_NAME, NAME.encode() + b"\0")
     options += attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
     with Netlink(ROUTE) as kernel:

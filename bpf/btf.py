@@ -190,9 +190,6 @@ def _index(data: bytes, module_at: int) -> Btf:
     return btf
 
 
-# Distributions build connection tracking as a module. The kernel functions that the fast path calls are
-# then the module's (/sys/kernel/btf/nf_conntrack), and exist only while it is loaded.
-
 CONNTRACK_MODULE = "nf_conntrack"
 BTF = Path("/sys/kernel/btf") / CONNTRACK_MODULE
 _LOADED = Path("/sys/module") / CONNTRACK_MODULE / "coresize"  # of loaded modules only, not of built-in ones
@@ -204,6 +201,9 @@ _LOAD_SECONDS = 60.0
 @dataclass(frozen=True, slots=True)
 class ModuleState:
     """Describe the module nf_conntrack.
+
+    Distributions build connection tracking as a module. The kernel functions that the fast path calls are
+    then the module's (/sys/kernel/btf/nf_conntrack), and exist only while it is loaded.
 
     `present`: connection tracking is in the running kernel. `loaded`: as a module. `has_types`: with type
     information. `loadable`: not present, but a file of the module for this kernel exists.

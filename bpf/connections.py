@@ -29,7 +29,6 @@ from core.netlink.client import NETFILTER, Netlink, attribute, attributes, walk
 
 # Our bits of the ct mark hold a generation for each direction. The chain that writes them (see
 # bpf/generation_chain.py) is the last one before conntrack confirms an entry.
-
 TABLE = "vnet_fastpath"
 GENERATIONS = 15
 SHIFT = 24
@@ -146,23 +145,20 @@ def _send(kernel: Netlink, requests: Iterable[bytes]) -> int:
     return len(kernel.batch([(_NEW, body) for body in requests]))
 
 
-# Conntrack didn't see the middle of an accelerated connection, so it can't know that a RST is exact. It
-# keeps the entry as established, and one late packet renews its timeout of days
-# (net/netfilter/nf_conntrack_proto_tcp.c). The program therefore notes the RST in the flow. If the sender
-# goes on sending, the flow becomes live again; if it stays silent, the connection has ended and its entry
-# is expired.
-#
-# After any other RST that conntrack doesn't take for invalid it keeps an entry for ten seconds unless a
-# packet follows. If it knew the window, it would take a RST outside of it for invalid, so the entry gets
-# its usual timeout back.
-
 EXPIRE_AFTER = 10  # seconds: as long as conntrack keeps a connection after a RST
 RENEW_AFTER = 1  # seconds: conntrack has seen the RST, and the other side's answer to it
 _ESTABLISHED, _CLOSE = 3, 8  # enum tcp_conntrack
 
 
 def has_ended(flow: np.void, now: int, hz: int) -> bool:
-    """Return whether a flow has been silent since its RST; `now` in jiffies."""
+    """Return whether a flow has been silent since its RST; `now` in jiffies.
+
+    Conntrack didn't see the middle of an accelerated connection, so it can't know that a RST is exact. It
+    keeps the entry as established, and one late packet renews its timeout of days
+    (net/netfilter/nf_conntrack_proto_tcp.c). The program therefore notes the RST in the flow. If the sender
+    goes on sending, the flow becomes live again; if it stays silent, the connection has ended and its entry
+    is expired.
+    """
     silent = jiffies_ago(flow["last_seen"], now)
     return bool(flow["action"] == layout.ACTION_RESET and silent >= EXPIRE_AFTER * hz)
 
@@ -180,7 +176,10 @@ def expire_closed(rows: Iterable[np.void], mask: int) -> int:
 def renew_timeouts(rows: Iterable[np.void], mask: int) -> int:
     """Give these connections the timeout of established ones.
 
-    Rows and conditions as in expire_closed(). Returns how many were changed.
+    After a RST that isn't exact, but that conntrack doesn't take for invalid, it keeps the entry
+    for ten seconds unless a packet follows. If it knew the window, it would take a RST outside of it for
+    invalid, so the entry gets its usual timeout back. Rows and conditions as in expire_closed(). Returns how
+    many were changed.
     """
     seconds = conntrack_timeouts()["tcp_timeout"] // 1000
     return _change(rows, mask, attribute(_CTA_TIMEOUT, struct.pack(">I", seconds)))

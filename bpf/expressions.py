@@ -16,8 +16,7 @@ from bpf.rule_analysis import ALL_BITS, ESTABLISHED, INVALID, KNOWN_FLAGS, Chain
 from core.netlink.client import attribute_list, attributes, text
 
 # Packets that the fast path forwards are IPv4 without options or IPv6, with TCP or UDP and without a VLAN
-# tag. The following describes which bytes of their headers are the same in all packets of a connection.
-
+# tag. These constants say which bytes of their headers are the same in all packets of a connection.
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 BEHIND_MACS = 12
 ETHER_TYPE = (LINK, 12, 2)

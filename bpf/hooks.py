@@ -166,9 +166,6 @@ def _description(function: str, module: str) -> str:
     return f"{known or 'a function'} at a netfilter hook ({named}) may decide about each packet"
 
 
-# If NetLabel labels peers, by CIPSO, CALIPSO or their addresses (netlabelctl(8)), SELinux checks forwarded
-# packets one by one: see selinux_ip_forward of security/selinux/hooks.c.
-
 _CTRL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 0x10, 3, 1, 2
 # Families of generic netlink, with the commands that list labels (net/netlabel/netlabel_*.h).
 _LISTS = {"NLBL_CIPSOv4": (4,), "NLBL_CALIPSO": (4,), "NLBL_UNLBL": (5, 8)}
@@ -177,7 +174,9 @@ _LISTS = {"NLBL_CIPSOv4": (4,), "NLBL_CALIPSO": (4,), "NLBL_UNLBL": (5, 8)}
 def may_label() -> bool:
     """Return whether NetLabel labels anything, or that can't be excluded.
 
-    The kernel answers in its first network namespace only.
+    If it labels peers, by CIPSO, CALIPSO or their addresses (netlabelctl(8)), SELinux checks forwarded
+    packets one by one: see selinux_ip_forward of security/selinux/hooks.c. The kernel answers in its first
+    network namespace only.
     """
     try:
         with Netlink(GENERIC) as kernel:
@@ -199,14 +198,6 @@ def _header(command: int) -> bytes:
     """Pack struct genlmsghdr."""
     return bytes((command, 1, 0, 0))
 
-
-# Which links have tc filters (tc(8)), and which of those at egress may distinguish an accelerated packet
-# from one that the kernel forwarded.
-#
-# Both are equal on the wire, but the kernel's metadata differs: the input link is the container's, not the
-# bridge, and neither conntrack entry nor route are attached. A filter that is known to match none of that
-# may stay. Any other (BPF programs, `flower ct_state`, `route`, ...) excludes the link as an egress of the
-# fast path.
 
 _GETQDISC, _GETCLASS, _GETFILTER = 38, 42, 46
 _TC = struct.Struct("=BxxxiIII")
@@ -234,9 +225,13 @@ _PLAIN_ACTIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Hold links with filters or programs of other tools.
+    """Hold links with filters (tc(8)) or programs of other tools.
 
-    At ingress, at egress; `unsafe`: at whose egress or queues one may match more than the frame.
+    At ingress, at egress; `unsafe`: at whose egress or queues one may match more than the frame, and so
+    distinguish an accelerated packet from one that the kernel forwarded. Both are equal on the wire, but the
+    kernel's metadata differs: the input link is the container's, not the bridge, and neither conntrack entry
+    nor route are attached. A filter that is known to match none of that may stay. Any other (BPF programs,
+    `flower ct_state`, `route`, ...) excludes the link as an egress of the fast path.
     """
 
     ingress: frozenset[int] = frozenset()

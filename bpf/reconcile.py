@@ -89,11 +89,6 @@ class Observer:
         self._reader.close()
 
 
-# A rule may match the source MAC or the bridge port, which are not part of a connection's tuple. When an
-# address or a MAC moves to another port, its connections must therefore pass the rules again. If two ports
-# claim one address, the first keeps it: a container must not send packets into another's connections. The
-# kernel decides about the second.
-
 _MAX_BINDINGS = 1 << 16  # addresses that are remembered, deleted ones included
 _SEVERAL = (0, b"")  # the place of an address that was at several ports
 # Seconds between two generations that begin because something moved. A generation costs every connection of
@@ -108,6 +103,11 @@ Place = tuple[int, bytes]  # ifindex of the port and MAC
 @dataclass(slots=True)
 class Bindings:
     """Remember the port of each address and each MAC during one generation.
+
+    A rule may match the source MAC or the bridge port, which are not part of a connection's tuple. When an
+    address or a MAC moves to another port, its connections must therefore pass the rules again. If two ports
+    claim one address, the first keeps it: a container must not send packets into another's connections. The
+    kernel decides about the second.
 
     `retry_after`: seconds until a move that came too soon can be accepted, 0 if there is none.
     """

@@ -274,8 +274,6 @@ def _read_legacy(
         chains[name].append(saved_rule(rule.text, rule.ct_state, known, name, mask))
 
 
-# Changes of iptables-legacy send no event, so its tables are hashed periodically.
-
 # Reading these doesn't create tables (linux/netfilter/x_tables.h).
 _LEGACY_NAMES = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
 # getsockopt(2) of linux/netfilter_ipv4/ip_tables.h; IPv6 has the same.
@@ -305,7 +303,10 @@ def legacy_families() -> tuple[str, ...]:
 
 
 def legacy_fingerprint() -> bytes:
-    """Hash the rules of all tables without their counters; b"" if there are none."""
+    """Hash the rules of all tables without their counters; b"" if there are none.
+
+    Changes of iptables-legacy send no event, so this is called periodically.
+    """
     found = [(family, name) for family in _LEGACY_NAMES for name in legacy_tables(family)]
     digest = blake2b(repr(found).encode(), digest_size=16)
     for family, name in found:

@@ -346,10 +346,6 @@ def enable_run_stats() -> int:
     return bpf(_ENABLE_STATS, struct.pack("<I", STATS_RUN_TIME))
 
 
-# A BPF ring buffer (Documentation/bpf/ringbuf.rst) has its pages mapped: one with the position up to which
-# we have read, which we write, one with the position up to which the kernel has written, and the records,
-# mapped twice in a row so that none is ever split.
-
 _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
 _HEADER = 8
@@ -359,7 +355,10 @@ _BUSY, _DISCARDED = 1 << 31, 1 << 30
 class RingBuffer:
     """Read records of the ring buffer `map_fd` of `size` bytes, in their order.
 
-    The descriptor becomes readable when there are records. The caller keeps it open.
+    The descriptor becomes readable when there are records. The caller keeps it open. The buffer's pages are
+    mapped (Documentation/bpf/ringbuf.rst): one with the position up to which we have read, which we write,
+    one with the position up to which the kernel has written, and the records, mapped twice in a row so that
+    none is ever split.
     """
 
     def __init__(self, map_fd: int, size: int) -> None:

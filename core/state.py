@@ -75,7 +75,10 @@ _MOST_BYTES = 1 << 24
 
 
 def state_path(name: str) -> Path:
-    """The path of a file in the state directory. Raises StateError."""
+    """Return the path of a file in the state directory.
+
+    Raises StateError.
+    """
     return state_directory() / name
 
 
@@ -165,7 +168,10 @@ def _take(descriptor: int, wait: bool) -> None:
 
 @contextmanager
 def planning() -> Iterator[None]:
-    """Hold the writers' lock from reading the network until it is changed. Raises Busy and StateError."""
+    """Hold the writers' lock from reading the network until it is changed.
+
+    Raises Busy and StateError.
+    """
     with writing():
         _planning.now = True
         try:

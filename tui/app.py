@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class OrderedCommands(SystemCommandsProvider):
-    """Lists entries as the app gives them, where Textual sorts them by name."""
+    """List entries in the app's order; Textual would sort them by name."""
 
     async def discover(self) -> Hits:
-        """Every entry."""
+        """Yield every entry."""
         for title, words, run, listed in self.app.get_system_commands(self.screen):
             if listed:
                 yield DiscoveryHit(title, run, help=words)
@@ -106,21 +106,21 @@ class VnetApp(TonedApp):
             self._filters.append(AsciiFilter())
 
     def get_driver_class(self) -> type[Driver]:
-        """The driver for this terminal, of which bytes that are no UTF-8 are no end."""
+        """Return the terminal's driver; it survives bytes that aren't UTF-8."""
         return tolerant(super().get_driver_class())
 
     def on_mount(self) -> None:
-        """On SIGTERM and SIGHUP restore the terminal, and exit with 128 + signal."""
+        """Let SIGTERM and SIGHUP restore the terminal, and exit with 128 + signal."""
         if not self.is_headless:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit, None, 128 + number)
 
     def get_default_screen(self) -> Screen[None]:
-        """The one screen that lies under all others."""
+        """Return the dashboard's screen, which lies under all others."""
         return Dashboard(self._source, self._make_change_service, self._write, self._make_fast_path_service)
 
     async def on_event(self, event: events.Event) -> None:
-        """Keys go to the prompt while it is open, before anything else acts upon them."""
+        """Forward keys to the prompt while it is open, before any other handler."""
         if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
             screen = self.screen
             if isinstance(screen, Dashboard):
@@ -131,7 +131,7 @@ class VnetApp(TonedApp):
         await super().on_event(event)
 
     def _comes_too_late(self, event: events.Key) -> bool:
-        """Whether a key was typed so long ago that it was meant for another screen.
+        """Return whether a key was typed so long ago that another screen was meant.
 
         All keys that were typed after it until now are dropped as well.
         """
@@ -157,7 +157,7 @@ class VnetApp(TonedApp):
         self.exit()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette's entries: every action that has a meaning here, and every view."""
+        """Yield the palette's entries: every action available here, and every view."""
         if not isinstance(screen, Dashboard):
             return
         for each in registry.VIEWS:
@@ -172,12 +172,12 @@ class VnetApp(TonedApp):
 
 
 def _is_key(message: Message | None, key: str) -> bool:
-    """Whether that message is that key, typed."""
+    """Return whether the message is that key, typed."""
     return isinstance(message, events.Key) and message.key == key and not message.is_forwarded
 
 
 def wants_ascii() -> bool:
-    """Whether the environment asks for ASCII drawing, or cannot take anything else."""
+    """Return whether the environment wants ASCII, or can't show anything else."""
     asked = os.environ.get("VNET_ASCII", "")
     return asked not in ("", "0") or os.environ.get("TERM") == "linux"
 

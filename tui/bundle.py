@@ -78,7 +78,7 @@ class BundleContents:
 
 
 def bundle_of(name: str, kept: BundleContents) -> bytes:
-    """The content of a bundle whose file has that name."""
+    """Return the content of a bundle with that file name."""
     made = io.BytesIO()
     _archive(made, name.removesuffix(".tar.gz"), kept)
     return made.getvalue()
@@ -155,7 +155,7 @@ def _unmeasured(topology: Topology, fast: FastFlows | None) -> FlowView:
 
 
 def _flows(picture: FlowView) -> Iterator[str]:
-    """At the edge, the fastest first, else the biggest."""
+    """Yield the flows at the edge, the fastest first, then the biggest."""
     table, rows = picture.table, np.flatnonzero(picture.index.edge)
     speeds, sizes = np.nan_to_num(table.bits[rows]), table.octets[rows].sum(axis=1).astype(float)
     order = rows[np.lexsort((-sizes, -speeds))]

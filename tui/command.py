@@ -32,7 +32,10 @@ def need_a_terminal() -> None:
 
 
 def load(path: Path) -> Snapshot:
-    """The snapshot in a dump file; raises CommandError."""
+    """Return the snapshot in a dump file.
+
+    Raises CommandError.
+    """
     return load_whole(path)[0]
 
 
@@ -62,7 +65,7 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
 
 
 def is_recording(path: Path) -> bool:
-    """Whether the file begins as a recording does."""
+    """Return whether the file begins like a recording."""
     from core.recording.frames import MAGIC
 
     try:
@@ -76,7 +79,7 @@ LOOK_FIRST = "it holds addresses and names, look before you send it"
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:
-    """Where a new file goes, in `output_folder`, named by host and time."""
+    """Return the path of a new file in `output_folder`, named by host and time."""
     folder = output_folder()
     host = re.sub(r"[^A-Za-z0-9.-]", "_", hostname)[:64].lstrip(".") or "host"
     stem = f"vnet-{what}-{host}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -101,17 +104,17 @@ def save(path: Path, content: bytes) -> str:
 
 
 def output_folder() -> Path:
-    """The present folder, or the home folder where that cannot be written to."""
+    """Return the current folder, or the home folder if that isn't writable."""
     return next((each for each in (Path.cwd(), Path.home()) if os.access(each, os.W_OK)), Path("/tmp"))
 
 
 def display_path(path: Path) -> str:
-    """The path as a person would type it here, harmless to print."""
+    """Return the path as a user would type it here, safe to print."""
     return safe(path.name if path.parent in (Path(), Path.cwd()) else str(path))
 
 
 def size_of(size: int) -> str:
-    """Bytes for a person: "812 B", "1.2 MB"."""
+    """Format bytes: "812 B", "1.2 MB"."""
     if size < 1000:
         return f"{size} B"
     number = float(size)
@@ -123,5 +126,5 @@ def size_of(size: int) -> str:
 
 
 def span_of(seconds: float) -> str:
-    """Minutes and seconds: "1:05"."""
+    """Format minutes and seconds: "1:05"."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -153,7 +153,7 @@ MOVES = {
 
 
 def bindings(*wheres: Where) -> list[BindingType]:
-    """Textual bindings of the actions of `wheres`.
+    """Return the Textual bindings of the actions of `wheres`.
 
     They have priority, so that keys take effect in the order in which they were typed, even if one changes
     the focus.
@@ -166,7 +166,7 @@ def bindings(*wheres: Where) -> list[BindingType]:
 
 
 def view_bindings(count: int) -> list[BindingType]:
-    """The number keys of the first nine views."""
+    """Return the number keys of the first nine views."""
     numbers = range(1, min(count, 9) + 1)
     return [
         Binding(str(number), f"view({number})", f"View {number}", show=False, priority=True)
@@ -175,7 +175,10 @@ def view_bindings(count: int) -> list[BindingType]:
 
 
 def those_of(wheres: Collection[Where]) -> Iterator[Action]:
-    """Actions available there, in order; with a time line, arrows move on it."""
+    """Yield the actions available there, in order.
+
+    With a time line, arrows move on it.
+    """
     for action in ACTIONS:
         if action.where in wheres:
             along_time = "replay" in wheres and action.where == "fold"
@@ -183,17 +186,17 @@ def those_of(wheres: Collection[Where]) -> Iterator[Action]:
 
 
 def named(name: str, where: Where) -> bool:
-    """Whether an action of that name belongs there."""
+    """Return whether an action of that name is available there."""
     return any(action.name == name and action.where == where for action in ACTIONS)
 
 
 def footer(wheres: Collection[Where]) -> list[Action]:
-    """The actions that a footer shows there, the most important first."""
+    """Return the actions that a footer shows, the most important first."""
     return sorted((action for action in those_of(wheres) if action.rank), key=lambda action: action.rank)
 
 
 def grouped(wheres: Collection[Where]) -> Iterable[tuple[str, list[Action]]]:
-    """Actions available there, under the help's headings."""
+    """Yield the actions available there, under the help's headings."""
     for title, group in GROUPS:
         actions = [action for action in those_of(wheres) if action.where in group]
         if actions:

@@ -55,7 +55,7 @@ class Worker(threading.Thread):
             self._wake.notify()
 
     def run(self) -> None:
-        """The thread's life."""
+        """Run the thread."""
         while True:
             with self._wake:
                 self._busy = False
@@ -122,7 +122,7 @@ class RowsReady(Message):
 
 
 class DetailReady(Message):
-    """Everything about a thing."""
+    """Carry the details of an object."""
 
     def __init__(self, ref: Ref, detail: Detail) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class DetailReady(Message):
 
 
 class TargetReady(Message):
-    """Where Enter leads from a stop; None where it leads nowhere."""
+    """Carry where Enter leads from a stop; None if nowhere."""
 
     def __init__(self, entry: HistoryEntry, target: ViewTarget | None) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class Presenter:
         return self._view_model.context.snapshot.host.hostname
 
     def delete_request(self, ref: Ref) -> DeleteFlow | None:
-        """The request to forget a connection, None if it is gone."""
+        """Return the request to forget a connection, None if it is gone."""
         from core.plan.containers import (
             delete_flow_at,  # imported only for changes
         )
@@ -319,6 +319,6 @@ class Presenter:
 
 
 def _rest(took: float, flows: bool) -> float:
-    """Seconds to wait after a query that took so long, before showing an update."""
+    """Return the seconds to wait after a query of that duration before an update."""
     rest = max(_SHORTEST, took * (1 / _SHARE - 1))
     return max(rest, min(_EVERY_OF_FLOWS, took / _SHARE_OF_FLOWS)) if flows else rest

@@ -22,7 +22,7 @@ type Progress = Callable[[Operation], None]
 
 @dataclass(frozen=True, slots=True)
 class ChangeResult:
-    """How a change ended.
+    """Hold the outcome of a change.
 
     `plan` is the one made of the newest snapshot. `end` is "done", "undone" (it failed and was undone),
     "failed" (and couldn't be undone), or "" if nothing was begun, as that plan isn't the one that was agreed
@@ -98,11 +98,11 @@ class ChangeService(Protocol):
     log: list[LoggedChange]
 
     def missing_rights(self) -> str:
-        """Why this process may change nothing, "" where it may."""
+        """Return why this process may change nothing, "" where it may."""
         ...
 
     def read_topology(self, parts: PlanScope) -> Topology:
-        """The host as it is now."""
+        """Read the host as it is now."""
         ...
 
     def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
@@ -116,7 +116,7 @@ class ChangeService(Protocol):
         ...
 
     def history(self) -> tuple[PastChange, ...]:
-        """The changes in the journal, newest first."""
+        """Return the changes in the journal, newest first."""
         ...
 
     def undo(self, past: PastChange, progress: Progress) -> ChangeResult:
@@ -128,7 +128,7 @@ class ChangeService(Protocol):
         ...
 
     def unconfirmed(self) -> tuple[UnconfirmedChange, ...]:
-        """The guarded changes that wait to be kept."""
+        """Return the guarded changes that wait to be kept."""
         ...
 
     def confirm(self, entry_id: str) -> bool:
@@ -136,12 +136,9 @@ class ChangeService(Protocol):
         ...
 
 
-# The fast path, for the dashboard and the command line.
-
-
 @dataclass(frozen=True, slots=True)
 class FastPathPreview:
-    """What turning the fast path on or off would change.
+    """Describe what turning the fast path on or off would change.
 
     `targets` are those accelerated afterwards (none: it is off), `changes` sentences, `links` those that the
     program is attached to or detached from, `notes` warnings. `refused` are reasons why it is impossible,
@@ -175,7 +172,7 @@ class FastPathService(Protocol):
         ...
 
     def read_topology(self) -> Topology:
-        """The host as it is now."""
+        """Read the host as it is now."""
         ...
 
     def preview(

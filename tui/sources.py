@@ -37,11 +37,14 @@ class Source(Protocol):
         ...
 
     def start(self, on_update: Callable[[Update], None]) -> None:
-        """Begin; returns at once. `on_update` may be called from any thread."""
+        """Begin; return at once.
+
+        `on_update` may be called from any thread.
+        """
         ...
 
     def stop(self) -> None:
-        """End; no update comes after this, or it is ignored."""
+        """End; later updates are ignored."""
         ...
 
     def refresh(self) -> None:
@@ -104,7 +107,7 @@ class LiveSource:
 
 
 class FileSource:
-    """Gives the snapshot of a file, again at each refresh."""
+    """Provide the snapshot of a file, again at each refresh."""
 
     live = False
 
@@ -120,7 +123,7 @@ class FileSource:
         on_update(self._update)
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no thread runs."""
         self._on_update = None
 
     def refresh(self) -> None:
@@ -240,7 +243,7 @@ class ReplaySource:
             self._rebase()
 
     def step(self, count: int) -> None:
-        """So many moments forwards, or backwards."""
+        """Go that many moments forwards, or backwards."""
         with self._wake:
             self._playing = False
             self._go(self._wanted + count)
@@ -265,7 +268,7 @@ class ReplaySource:
         return found is not None
 
     def faster(self, steps: int) -> None:
-        """So many steps faster, or slower."""
+        """Play that many steps faster, or slower."""
         with self._wake:
             self._speed = max(0, min(len(SPEEDS) - 1, self._speed + steps))
             self._rebase()
@@ -300,7 +303,10 @@ class ReplaySource:
         self._recording.close()
 
     def _rest(self) -> float | None:
-        """Seconds until the next moment is due while it plays; call with the lock held."""
+        """Return the seconds until the next moment is due while it plays.
+
+        Call it with the lock held.
+        """
         if not self._playing:
             return None
         last = self._wanted == len(self._times) - 1
@@ -317,7 +323,7 @@ class ReplaySource:
             self._playing = self._loops or self._wanted < len(self._frames) - 1
 
     def _update(self, place: int) -> Update:
-        """The moment, or the one before it with the reason why it cannot be shown."""
+        """Return the moment, or the one before it and why it can't be shown."""
         from core.serialize import CorruptFile
 
         try:
@@ -337,7 +343,7 @@ class ReplaySource:
         )
 
     def _previous(self, place: int) -> TrackedConnections | None:
-        """The connections of the reading before, None if there is none shortly before."""
+        """Return the connections of the reading shortly before, None without one."""
         tables = self._recording.moment(place).snapshot.conntracks
         for earlier in range(place - 1, max(-1, place - 1 - _TRACKED), -1):
             moment = self._recording.moment(earlier)
@@ -346,7 +352,7 @@ class ReplaySource:
         return None
 
     def _rates(self, place: int) -> Rates | None:
-        """Rates at a moment; after a jump, counters before it are read."""
+        """Return the rates at a moment; after a jump, read the counters before it."""
         if not self._metered <= place <= self._metered + _METERED:
             self._meter, self._metered = RateMeter(), max(-1, place - _METERED)
         for stats in self._recording.stats(self._metered + 1, place + 1):

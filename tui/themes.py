@@ -85,6 +85,6 @@ THEMES = (DARK, LIGHT, ANSI)
 
 
 def after(name: str) -> str:
-    """The theme that follows the named one in the cycle."""
+    """Return the theme that follows the named one in the cycle."""
     names = [theme.name for theme in THEMES]
     return names[(names.index(name) + 1) % len(names)] if name in names else names[0]

@@ -113,7 +113,7 @@ class Navigation:
 
 
 def read_at(tables: Mapping[int, Conntrack]) -> float:
-    """When the last of the tables was read, Unix time; 0 where there is none."""
+    """Return when the last of the tables was read, as Unix time, 0 without one."""
     return max((one.taken_at for one in tables.values()), default=0.0)
 
 
@@ -168,7 +168,7 @@ class ViewModel:
             self.context = replace(self.context, fast=fast, log=log)
 
     def view_data(self, view: ListView, state: ViewState) -> ViewData:
-        """The rows of a view in its present state."""
+        """Return the rows of a view in its current state."""
         if view.name == "flows":
             self._take_flows()
         base = self._rows_of(view)
@@ -209,7 +209,10 @@ class ViewModel:
         return picture.table.uncounted if picture else ()
 
     def _measured(self) -> FlowTable:
-        """Flows of a source that measures none (a recording), by the times of its tables."""
+        """Return the flows of a source that measures none.
+
+        That is a recording; the times of its tables give the rates.
+        """
         tables, previous = self.context.snapshot.conntracks, self._update.previous
         if tables is not self._metered:
             self._metered = tables
@@ -234,12 +237,12 @@ class ViewModel:
         return base[2]
 
     def detail(self, ref: Ref) -> Detail:
-        """Everything about one thing."""
+        """Return the details of an object."""
         text, flow_options = self._look
         return registry.detail(replace(self.context, flows_filter=text, flow_options=flow_options), ref)
 
     def target(self, history: tuple[Ref, ...], target: Ref | None = None) -> ViewTarget | None:
-        """Where Enter leads from the end of the history; None if nowhere.
+        """Return where Enter leads from the end of the history; None if nowhere.
 
         That is `target`, or else the foremost related thing.
         """
@@ -256,13 +259,13 @@ class ViewModel:
         return ViewTarget(home.name, ref) if home else None
 
     def _changed(self, history: tuple[Ref, ...]) -> Ref | None:
-        """The subject of the event at the end of the history."""
+        """Return the subject of the event at the end of the history."""
         change = self.context.log.change(history[-1]) if history and history[-1].kind == "event" else None
         return change.ref if change else None
 
 
 def _remarks(text: str, rows: Rows, inverted: bool) -> tuple[str, ...]:
-    """What a filter can't mean; with rows only its `inverted` terms are checked."""
+    """Return the mistakes of a filter; if rows match, only of `inverted` terms."""
     if not text:
         return ()
     if isinstance(rows, FlowRows):

@@ -1,1 +1,4 @@
-"""Changing the system: operations executed under one lock, journaled first, undone on failure."""
+"""Change the system.
+
+Operations are executed under one lock, journaled first, and undone on failure.
+"""

@@ -58,7 +58,10 @@ class Entry:
 
     @property
     def is_final(self) -> bool:
-        """Return whether nothing can undo it; when interrupted, it leaves nothing half done."""
+        """Return whether nothing can undo it.
+
+        When interrupted, it leaves nothing half done.
+        """
         return is_final(self.steps)
 
     @property
@@ -133,7 +136,10 @@ def read(path: Path) -> Entry | None:
 
 
 def is_closed(path: Path) -> bool:
-    """Return whether the last line alone shows that nothing must be undone, which is fast to read."""
+    """Return whether the last line shows that nothing must be undone.
+
+    Reading only the last line is fast.
+    """
     try:
         descriptor = os.open(path, _READING)
     except OSError:

@@ -1,4 +1,10 @@
-"""Guards: processes that undo a change unless it is confirmed in time."""
+"""Guard changes: a process undoes a change unless it is confirmed in time.
+
+A guard is for changes that can disconnect the user. It starts before the first step, survives its caller,
+the terminal and the session, and undoes the steps executed so far if the caller dies. Its process holds a
+lock on a file in the state directory. The removal of that file decides: `confirm` removes it, or the guard
+before it reverts.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +23,6 @@ from core.apply.entries import Entry
 from core.operations import Operation, undo_of
 from core.state import StateError, boot_id, state_directory, unusable
 from core.tools import own_python, with_packages
-
-# A guard is for changes that can disconnect the user. It starts before the first step, survives its caller,
-# the terminal and the session, and undoes the steps executed so far if the caller dies. Its process holds a
-# lock on a file in the state directory. The removal of that file decides: `confirm` removes it, or the guard
-# before it reverts.
 
 SECONDS = 60.0
 _READY = b"ready\n"
@@ -82,9 +83,10 @@ def guarded_undo(
 
 
 def confirm(entry_id: str) -> bool:
-    """Confirm a guarded change; return False if it is too late or the change is incomplete.
+    """Confirm a guarded change; return whether that was possible.
 
-    Raises StateError if the guard's file can't be removed.
+    It isn't if it is too late or the change is incomplete. Raises StateError if the guard's file
+    can't be removed.
     """
     entry = journal.find(entry_id)
     if entry is None or entry.end != "done":
@@ -103,7 +105,10 @@ def confirm(entry_id: str) -> bool:
 
 
 def pending_guards() -> tuple[Guard, ...]:
-    """Return the changes that wait for confirmation, oldest first, without those undone already."""
+    """Return the changes that wait for confirmation, oldest first.
+
+    Those that are undone already are left out.
+    """
     return tuple(_pending())
 
 

@@ -1,4 +1,4 @@
-"""The guard's process: waits for the confirmation of a change, and undoes it without one.
+"""Wait for the confirmation of a change, and undo the change without one.
 
 Run as `python -m core.apply.guard_process FILE SETTINGS` by `core.apply.guard`, in the network namespace of
 its caller. It keeps no descriptors except those of its file and of its caller's process, and imports what it
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 class Guardian:
-    """Watches one change; `caller` is a pidfd of the process that executes it."""
+    """Watch one change; `caller` is a pidfd of the process that executes it."""
 
     def __init__(self, path: Path, settings: dict[str, Any], caller: int) -> None:
         self._path, self._caller, self._settings = path, caller, settings

@@ -1,4 +1,7 @@
-"""The journal: changes and undos, written before they are executed, so that a crash can be undone."""
+"""Write changes and undos to the journal.
+
+They are written before they are executed, so that they can be undone after a crash.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _NUMBERED = re.compile(r"(\d{1,12})-\d{8}-\d{6}-")
 
 
 class Writer:
-    """Appends lines to a journal file. Raises OSError, and then leaves no part of the line."""
+    """Append lines to a journal file.
+
+    Raises OSError, and then leaves no part of the line.
+    """
 
     def __init__(self, descriptor: int, entry_id: str, durable: bool) -> None:
         self.entry_id = entry_id
@@ -42,7 +48,7 @@ class Writer:
         self._write({"refused": step})
 
     def undoing(self, count: int) -> None:
-        """Note that the first `count` steps are about to be undone; on disk when this returns."""
+        """Note on disk that the first `count` steps are about to be undone."""
         self._write({"undoing": count, "boot": boot_id()})
         os.fsync(self._descriptor)
 
@@ -132,10 +138,10 @@ def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
 
 
 def settle(entry: Entry, guard_file: Path) -> None:
-    """Confirm a guarded undo: mark the earlier change as undone, and remove the undo from the journal.
+    """Confirm a guarded undo.
 
-    The rename of the guard's file decides. If this process is killed after it, the next reader of the journal
-    does the rest. Raises OSError.
+    Marks the earlier change as undone, and removes the undo from the journal. The rename of the guard's file
+    decides. If this process is killed after it, the next reader of the journal does the rest. Raises OSError.
     """
     guard_file.rename(_directory() / f"{entry.entry_id}.kept")
     _settle_kept()
@@ -191,7 +197,10 @@ def find(entry_id: str) -> Entry | None:
 
 
 def id_of(named: str) -> str:
-    """Return the id of the change that a user gives by id or by number ("12"); else the argument."""
+    """Return the id of the change that a user names by id or by number ("12").
+
+    Returns the argument if it is no number of exactly one change.
+    """
     if not named.isdecimal() or len(named) > 12:
         return named
     found = [path.stem for path in _paths() if _number(path) == int(named) > 0]

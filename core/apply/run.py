@@ -21,7 +21,7 @@ _THERE = {errno.EEXIST}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a change ended.
+    """Hold the outcome of a change.
 
     `end` is "done", "undone" or "failed". `errors` are sentences, the first one the reason. `undone_commands`
     are the commands that undid the steps executed before, including those that failed.
@@ -46,12 +46,13 @@ def apply(
     wait: bool = False,
     takes_back: str = "",
 ) -> Outcome:
-    """Execute the steps in order; after a failure undo the executed ones, last one first.
+    """Execute the steps in order; after a failure undo the executed ones.
 
-    The journal has the intent on disk before the first step. `ready` gets the id of the change after that; an
-    exception from it ends the change before its first step. `progress` gets each operation before it is
-    executed. Steps that undo an earlier change (`takes_back` is its id) may be undone already. Raises Busy
-    and StateError before anything is changed; with `wait` it waits for another writer instead.
+    The undo starts with the last step. The journal has the intent on disk before the first step. `ready` gets
+    the id of the change after that; an exception from it ends the change before its first step. `progress`
+    gets each operation before it is executed. Steps that undo an earlier change (`takes_back` is its id) may
+    be undone already. Raises Busy and StateError before anything is changed; with `wait` it waits for another
+    writer instead.
     """
     with writing(wait):
         record = journal.Record(title, steps, takes_back)
@@ -102,7 +103,10 @@ def _apply(
 
 
 def execute(step: Operation, executor: Executor) -> None:
-    """Execute one operation. Raises OSError, LookupError, NamespaceGone, EngineError and StateError."""
+    """Execute one operation.
+
+    Raises OSError, LookupError, NamespaceGone, EngineError and StateError.
+    """
     step.execute(executor)
 
 
@@ -170,7 +174,10 @@ def _steps_to_undo(entry: Entry, executor: Executor) -> tuple[Operation, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Undo:
-    """Undoes steps, last one first, continuing after errors, without the operations `done` already."""
+    """Undo steps, last one first, and continue after errors.
+
+    The operations `done` are undone already.
+    """
 
     record: journal.Writer
     executor: Executor
@@ -231,8 +238,9 @@ def _require_absent(step: Operation, executor: Executor) -> None:
 
 
 def _owned(steps: tuple[Operation, ...], executor: Executor) -> tuple[Operation, ...]:
-    """Return the steps without the last one if that was interrupted before it created anything.
+    """Return the steps without the last one if that created nothing.
 
-    What exists then under its name belongs to others, and an undo must not delete it.
+    It created nothing if it was interrupted before: what exists under its name then belongs to another
+    program, and an undo must not delete it.
     """
     return steps[:-1] if steps and not steps[-1].may_be_done(executor) else steps

@@ -29,7 +29,7 @@ _FILTER = (
 
 
 class Broadcasts:
-    """Counts broadcasts with a packet socket per bridge of the host; thread-safe.
+    """Count broadcasts with a packet socket per bridge of the host; thread-safe.
 
     The sockets are never read: once a small buffer is full the kernel only counts, and PACKET_STATISTICS
     returns how many frames passed the filter. It doesn't count frames that the host sends, nor those of VLANs

@@ -57,7 +57,7 @@ def _message_type(word: int) -> int:
 
 
 class Decoder:
-    """Decodes a dump chunk by chunk; each chunk holds whole messages.
+    """Decode a dump chunk by chunk; each chunk holds whole messages.
 
     Memory for `expected` entries is allocated first. `ignored` counts malformed messages; everything after a
     truncated one in its chunk counts as one.

@@ -1,5 +1,7 @@
-"""Decode responses of a container engine's API (Docker Engine API v1.24 or later, podman's) into the
-model."""
+"""Decode responses of a container engine's API into the model.
+
+That is Docker Engine API v1.24 or later, or podman's.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,11 @@ _MTU = "com.docker.network.driver.mtu"
 
 
 def container_of(runtime: str, listed: Answer, inspected: Answer | None) -> Container:
-    """Decode one container from its entry in `GET /containers/json` and, if it was inspected, from
-    `GET /containers/ID/json`. A malformed response raises any exception."""
+    """Decode one container.
+
+    Its parts are its entry in `GET /containers/json` and, if it was inspected, `GET /containers/ID/json`. A
+    malformed response raises any exception.
+    """
     state = (inspected or {}).get("State") or {}
     pid = int(state.get("Pid") or 0) or None
     endpoints = tuple(_endpoints(listed, inspected or {}))
@@ -51,7 +56,10 @@ def container_of(runtime: str, listed: Answer, inspected: Answer | None) -> Cont
 
 
 def network_of(engine: str, ns: int, answer: Answer) -> Network:
-    """Decode one network from Docker's `GET /networks`; `ns` is the namespace of the engine's bridges."""
+    """Decode one network from Docker's `GET /networks`.
+
+    `ns` is the namespace of the engine's bridges.
+    """
     options = string_map(answer.get("Options"))
     ipam = answer.get("IPAM") or {}
     pools = ipam.get("Config") or []
@@ -112,7 +120,10 @@ def _reserved(pools: Sequence[Answer]) -> Iterator[str]:
 
 
 def _gateway_modes(answer: Answer, options: Mapping[str, str]) -> dict[str, str]:
-    """Return the gateway mode of each address family of a Docker bridge; the default is "nat"."""
+    """Return the gateway mode of each address family of a Docker bridge.
+
+    The default is "nat".
+    """
     subnets = [str(pool.get("Subnet") or "") for pool in (answer.get("IPAM") or {}).get("Config") or []]
     families = {"ipv4": any("." in one for one in subnets), "ipv6": any(":" in one for one in subnets)}
     return {name: options.get(_GATEWAY_MODE + name) or "nat" for name, has in families.items() if has}
@@ -124,7 +135,10 @@ def string_map(answer: Answer | None) -> dict[str, str]:
 
 
 def _name(listed: Answer) -> str:
-    """Return the container's own name: the others are aliases made by links of other containers."""
+    """Return the container's own name.
+
+    The others are aliases made by links of other containers.
+    """
     names = [str(name) for name in listed.get("Names") or ()]
     return min(names, key=lambda name: name.count("/"), default=str(listed["Id"])[:12]).removeprefix("/")
 
@@ -140,7 +154,10 @@ def _network_mode(listed: Answer, inspected: Answer | None, endpoints: tuple[End
 
 
 def _endpoints(listed: Answer, inspected: Answer) -> Iterator[Endpoint]:
-    """Decode its attachments; only an inspected container has the options that they were made with."""
+    """Decode a container's attachments.
+
+    Only an inspected container has the options that they were made with.
+    """
     inside = (inspected.get("NetworkSettings") or {}).get("Networks") or {}
     networks = (listed.get("NetworkSettings") or {}).get("Networks") or {}
     asked_mac = str((inspected.get("Config") or {}).get("MacAddress") or "")
@@ -174,7 +191,10 @@ def _address(end: Answer, address: str, prefix: str) -> str:
 
 
 def _ports(listed: Answer, runtime: str) -> Iterator[PublishedPort]:
-    """Decode published ports, not those that are only exposed; a port of both IPv4 and IPv6 is one."""
+    """Decode published ports, not those that are only exposed.
+
+    A port of both IPv4 and IPv6 is one.
+    """
     found: dict[tuple[str, int, int], dict[str, None]] = {}
     for port in listed.get("Ports") or ():
         if port.get("PublicPort"):
@@ -193,8 +213,10 @@ def _by_number(port: PublishedPort) -> tuple[int, str, str, int]:
 
 
 def validated(engine: Engine) -> Engine:
-    """Return the engine without invalid addresses and subnets; each becomes a problem. Raises WrongValue for
-    values that the model can't hold."""
+    """Return the engine without invalid addresses and subnets.
+
+    Each of them becomes a problem. Raises WrongValue for values that the model can't hold.
+    """
     decoder(Engine)(plain(engine))
     found: list[Problem] = []
     networks = tuple(_validated_network(engine.name, one, found) for one in engine.networks)

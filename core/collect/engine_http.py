@@ -1,4 +1,6 @@
-"""HTTP over a container engine's API socket: find it, connect, and read within bounded time and memory.
+"""Send HTTP requests to a container engine's API socket.
+
+Finds the socket, connects, and reads within bounded time and memory.
 
 http.client parses the responses. This module sends the requests, because http.client.HTTPConnection sends one
 only after the response to the one before: with 25 containers of Docker 26 that takes 12 ms instead of 6.3 ms,
@@ -78,10 +80,10 @@ class RefusedByEngine(Exception):
 
 
 class DeadlineSocket(socket.socket):
-    """Limit the time for reading: `seconds` for each wait, and none after the `deadline` (time.monotonic).
+    """Limit the time for reading.
 
-    The limit holds for files that makefile() returns, as http.client and socketserver use them: these raise
-    TimeoutError.
+    A wait takes `seconds` at most, and none goes on after the `deadline` (time.monotonic). The limit holds
+    for files that makefile() returns, as http.client and socketserver use them: these raise TimeoutError.
     """
 
     def __init__(self, seconds: float, deadline: float, family: int = -1, fileno: int | None = None) -> None:
@@ -98,7 +100,10 @@ class DeadlineSocket(socket.socket):
 
 
 class _SharedReader(io.BufferedReader):
-    """Let consecutive HTTPResponse objects read from one buffer: each flushes and closes its file."""
+    """Let consecutive HTTPResponse objects read from one buffer.
+
+    Each of them flushes and closes its file.
+    """
 
     def makefile(self, mode: str) -> Self:
         return self
@@ -117,7 +122,7 @@ class _Response(NamedTuple):
 
 
 class EngineConnection:
-    """Send GET requests to the engine's socket at `path`, many at once on one connection.
+    """Send GET requests to the engine's socket at `path`, many on one connection.
 
     A wait for bytes takes `seconds` at most, all requests together `total`. All methods raise OSError, or
     ValueError for a malformed response.
@@ -129,7 +134,10 @@ class EngineConnection:
         self._is_reused = False
 
     def connect(self) -> None:
-        """Connect to the engine's socket; requests do so themselves if there is no connection."""
+        """Connect to the engine's socket.
+
+        Requests do so themselves if there is no connection.
+        """
         self._is_reused = False
         self._socket = DeadlineSocket(self._seconds, self._deadline, socket.AF_UNIX)
         self._reader = _SharedReader(self._socket.makefile("rb", buffering=0), _PIECE)
@@ -144,8 +152,10 @@ class EngineConnection:
             self._socket = None
 
     def peer_netns(self) -> int:
-        """Return the inode of the engine's network namespace (unix(7), SO_PEERCRED), or the host's if that
-        can't be read. Only for an open connection."""
+        """Return the inode of the engine's network namespace (unix(7), SO_PEERCRED).
+
+        Returns the host's if that can't be read. Only for an open connection.
+        """
         assert self._socket is not None
         size = struct.calcsize("3i")
         pid, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
@@ -181,7 +191,10 @@ class EngineConnection:
         return response.headers
 
     def open_stream(self, path: str) -> socket.socket:
-        """Request an endless response; return the socket that its body arrives at, after the headers."""
+        """Request an endless response; return the socket that its body arrives at.
+
+        The headers have been read from it.
+        """
         self._send([path], "Connection: close\r\n")
         assert self._socket is not None
         try:
@@ -233,7 +246,7 @@ class EngineConnection:
 
 @contextmanager
 def connected(kind: EngineKind, path: str) -> Iterator[EngineConnection]:
-    """Open a connection to the engine's socket at `path` for the body of a with statement.
+    """Open a connection to the engine's socket for the body of a with statement.
 
     Raises Unreachable if the engine is stopped, denies access or doesn't accept the connection.
     """
@@ -251,10 +264,10 @@ def has_socket(kind: EngineKind) -> bool:
 
 
 def find_socket(kind: EngineKind, path: str | None) -> str:
-    """Return the path of the engine's socket: `path`, the one in its variable, or the default.
+    """Return the path of the engine's socket.
 
-    Raises Unreachable if there is none, or if systemd would start the engine upon a connection: reading must
-    not change anything.
+    It is `path`, the one in the engine's variable, or the default. Raises Unreachable if there is none, or if
+    systemd would start the engine upon a connection: reading must not change anything.
     """
     configured = path or _from_environment(kind)
     found = configured or kind.socket
@@ -315,7 +328,10 @@ def _from_environment(kind: EngineKind) -> str:
 
 
 def _exists(path: str) -> bool:
-    """Return whether the path exists, or may exist in a folder that this user can't search."""
+    """Return whether the path exists or may exist.
+
+    It may exist in a folder that this user can't search.
+    """
     try:
         Path(path).stat()
     except PermissionError:

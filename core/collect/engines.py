@@ -1,4 +1,4 @@
-"""Docker and podman: read their containers and networks, and watch Docker's events.
+"""Read containers and networks of Docker and podman, and watch Docker's events.
 
 Events are read with http.client, not with the Docker SDK. Importing the SDK costs 50 ms of CPU time and 10 MB
 of memory (measured with docker 7.2), and its event stream waits without a limit: another thread would have to
@@ -75,22 +75,28 @@ _READ_SIZE = 1 << 16
 
 
 def read_docker(path: str | None = None) -> Engine:
-    """Read Docker's containers and networks at `path`, at DOCKER_HOST if that is a unix socket, or at the
-    default path. An engine that is absent, stopped, denied or broken says so in `Engine.state`."""
+    """Read Docker's containers and networks.
+
+    The socket is `path`, DOCKER_HOST if that is a unix socket, or the default path. If the engine is absent,
+    stopped, denied or broken, `Engine.state` says so.
+    """
     return _read_engine(DOCKER, path, _DOCKER_NETWORKS, partial(network_of, DOCKER.name))
 
 
 def read_podman(path: str | None = None) -> Engine:
-    """Read podman's containers and networks at `path`, at CONTAINER_HOST if that is a unix socket, or at
-    the default path of root's podman. States as for Docker."""
+    """Read podman's containers and networks.
+
+    The socket is `path`, CONTAINER_HOST if that is a unix socket, or the default path of root's podman.
+    States as for Docker.
+    """
     return _read_engine(PODMAN, path, _LIBPOD_NETWORKS, libpod_network_of)
 
 
 def watch_docker(stop: threading.Event, dirty: Callable[[], None], path: str | None = None) -> None:
-    """Call `dirty` whenever `read_docker` may return something else, until `stop` is set. Blocks.
+    """Call `dirty` whenever `read_docker` may return something else.
 
     That is at the start of each connection to Docker's event stream, after events, and when the connection is
-    lost.
+    lost. Blocks until `stop` is set.
     """
     if path is None and not is_engine_enabled(DOCKER.name):
         return
@@ -113,10 +119,11 @@ def watch_docker(stop: threading.Event, dirty: Callable[[], None], path: str | N
 
 
 def _follow(events: socket.socket, path: Path, stop: threading.Event, dirty: Callable[[], None]) -> None:
-    """Call `dirty` once for each burst of events until `stop` is set or the engine ends.
+    """Call `dirty` once for each burst of events.
 
-    An engine that ends closes the stream, or removes its socket at `path` and waits for its clients to close.
-    Any byte of the stream means an event, so neither chunks nor JSON are decoded.
+    Returns when `stop` is set or the engine ends. An engine that ends closes the stream, or removes its
+    socket at `path` and waits for its clients to close. Any byte of the stream means an event, so neither
+    chunks nor JSON are decoded.
     """
     events.settimeout(_POLL_SECONDS)
     while not stop.is_set() and path.exists():
@@ -175,9 +182,9 @@ def _read(
 
 
 class _Version(NamedTuple):
-    """An engine's version, that of its API, and whether it is podman (None if unknown).
+    """Hold an engine's version, that of its API, and whether it is podman.
 
-    podman may listen on Docker's socket, but is read on its own.
+    None means unknown. podman may listen on Docker's socket, but is read on its own.
     """
 
     engine: str
@@ -186,8 +193,10 @@ class _Version(NamedTuple):
 
 
 def _version(connection: EngineConnection) -> _Version:
-    """Read the version from the headers of a ping; /version, which takes an engine longer than any other
-    request, only if they lack it."""
+    """Read the version from the headers of a ping.
+
+    /version takes an engine longer than any other request, and is requested only if the headers lack it.
+    """
     with suppress(RefusedByEngine):
         headers = connection.get_headers("/_ping")
         product, _, rest = headers.get("Server", "").partition("/")
@@ -201,7 +210,10 @@ def _version(connection: EngineConnection) -> _Version:
 
 
 def _containers(kind: EngineKind, connection: EngineConnection, api: str, listed: Any) -> Iterator[Container]:
-    """Decode the listed containers, inspecting those whose process or attachments the list lacks."""
+    """Decode the listed containers.
+
+    Those whose process or attachments the list lacks are inspected.
+    """
     ids = [str(each["Id"]) for each in listed if each["State"] in _WITH_PROCESS or _is_attached(each)]
     paths = [f"{api}/containers/{quote(each, safe='')}/json" for each in ids]
     inspected = dict(zip(ids, connection.get_each(paths), strict=True))

@@ -33,7 +33,7 @@ _DENIED = "needs CAP_NET_ADMIN and CAP_SYS_ADMIN"
 
 @dataclass(slots=True)
 class _Reading:
-    """Collects chains, rules and problems of one namespace."""
+    """Collect chains, rules and problems of one namespace."""
 
     ns: int
     chains: list[Chain] = field(default_factory=list)

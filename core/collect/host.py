@@ -1,4 +1,8 @@
-"""The host: name, kernel, CPUs, forwarding settings, names of its peers, and what this process lacks."""
+"""Read the host.
+
+That is its name, kernel, CPUs, forwarding settings, names of its peers, and the capabilities that this
+process lacks.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +37,10 @@ _SYSCTLS = (
 
 
 def read_host(listeners: bool = True) -> Host:
-    """Read the host, without the sysctls that this kernel lacks, and without listening sockets if not
-    wanted."""
+    """Read the host.
+
+    Without the sysctls that this kernel lacks; without listening sockets if `listeners` is False.
+    """
     return Host(
         hostname=socket.gethostname(),
         kernel=os.uname().release,
@@ -48,7 +54,7 @@ def read_host(listeners: bool = True) -> Host:
 
 
 def missing_capabilities() -> tuple[str, ...]:
-    """Return the capabilities that reading needs and this process lacks (capabilities(7))."""
+    """Return the capabilities that this process lacks for reading (capabilities(7))."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
     effective = int(line.split()[1], 16)
@@ -56,7 +62,7 @@ def missing_capabilities() -> tuple[str, ...]:
 
 
 def _own_namespaces() -> dict[str, int]:
-    """Return the namespaces of process 1, or of this process where those can't be read."""
+    """Return the namespaces of process 1, or of this process if they can't be read."""
     found = {}
     for kind in NAMESPACE_KINDS:
         for process in ("1", "self"):
@@ -88,8 +94,10 @@ def _sysctls() -> dict[str, str]:
 
 
 def _link_forwarding(values: dict[str, str]) -> dict[str, str]:
-    """Return the settings of links that forward while the host doesn't: a change of its own overwrites
-    them."""
+    """Return the settings of links that forward while the host doesn't.
+
+    A change of the host's setting overwrites them.
+    """
     found = {}
     for family, name in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
         if values.get(name) != "0":
@@ -109,7 +117,10 @@ _MAX_QUERIES = 16  # a call
 
 
 def read_hosts(path: Path = HOSTS) -> dict[bytes, str]:
-    """Read the first name of each address in a hosts file, by its 16 bytes, without loopback addresses."""
+    """Read the first name of each address in a hosts file, by its 16 bytes.
+
+    Loopback addresses are left out.
+    """
     names: dict[bytes, str] = {}
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
@@ -121,9 +132,10 @@ def read_hosts(path: Path = HOSTS) -> dict[bytes, str]:
 
 
 class PeerNames:
-    """Look up names of foreign addresses in the hosts file and, with `reverse`, in DNS.
+    """Look up names of foreign addresses in the hosts file and, optionally, in DNS.
 
-    Reverse DNS is queried on a separate thread, once for each address. Without it nothing leaves the host.
+    With `reverse`, reverse DNS is queried on a separate thread, once for each address. Without it nothing
+    leaves the host.
     """
 
     def __init__(self, path: Path = HOSTS, reverse: bool | None = None) -> None:

@@ -192,12 +192,6 @@ def _read(path: str) -> str:
         return ""
 
 
-# The deep scan: threads, mounts and descriptors of every process, limited for those of other users.
-#
-# Any user can open a million descriptors, or create mount namespaces with any number of mounts. So processes
-# of root and of the current user are read first and completely; all others share a time budget, and each has
-# its own limits. What exceeds them becomes a problem.
-
 MAX_DESCRIPTORS = 1 << 13
 MAX_THREADS = 1 << 12
 MAX_MOUNT_BYTES = 1 << 20
@@ -209,7 +203,11 @@ _STATUS_BYTES = 1 << 10
 
 
 class DeepScan:
-    """A deep scan of processes.
+    """Scan the threads, mounts and descriptors of every process.
+
+    Any user can open a million descriptors, or create mount namespaces with any number of mounts. So
+    processes of root and of the current user are read first and completely; all others share a time budget,
+    and each has its own limits. What exceeds them becomes a problem.
 
     `process_netns` has the known network namespaces of their main threads by process id. `problems` is
     complete after the other methods.

@@ -241,7 +241,7 @@ def rule_fields(expressions: Sequence[Mapping[str, Any]], named: NamedObjects) -
 
 
 class _FieldBuilder:
-    """Builds the fields of FirewallRule from expressions."""
+    """Build the fields of FirewallRule from expressions."""
 
     def __init__(self, named: NamedObjects) -> None:
         self.named = named

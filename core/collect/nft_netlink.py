@@ -222,8 +222,6 @@ def _backend(family: str, table: str) -> str:
     return "iptables-nft" if family in ("ip", "ip6") and table in IPTABLES_TABLES else "nft"
 
 
-# Decode the expressions of a rule (linux/netfilter/nf_tables.h), as far as they matter for forwarded packets.
-
 # An element of a set: the key, the key's end ("" if that is a separate element), flags, a verdict.
 type Element = tuple[bytes, bytes, int, Mapping[int, bytes]]
 type Elements = Callable[[str], Sequence[Element]]
@@ -253,8 +251,9 @@ _HEADERS = ("rt", "frag", "hbh", "dst", "mh")
 
 
 class RuleDecoder:
-    """Decodes one rule into fields of FirewallRule.
+    """Decode one rule into fields of FirewallRule.
 
+    Its expressions (linux/netfilter/nf_tables.h) are decoded as far as they matter for forwarded packets.
     `elements` returns the elements of a set of the rule's table.
     """
 

@@ -1,4 +1,4 @@
-"""Processes: their namespaces, the containers they make up, and the SSH session of this one (proc(5)).
+"""Read processes: namespaces, unmanaged containers and this SSH session (proc(5)).
 
 psutil finds the parents of this process. What belongs to other processes is read from /proc with limits that
 psutil lacks. Its cmdline(), environ() and name() (which reads the command line to complete a name of 15
@@ -48,7 +48,10 @@ class InitProcess:
 
 
 def namespaces_of(pid: int) -> dict[str, int]:
-    """Return the inodes of the process's namespaces by kind, without those that can't be read."""
+    """Return the inodes of the process's namespaces by kind.
+
+    Those that can't be read are left out.
+    """
     found = {}
     for kind in NAMESPACE_KINDS:
         with suppress(OSError):
@@ -62,15 +65,19 @@ def _inode(pid: int, kind: str) -> int:
 
 
 def host_inodes() -> dict[str, set[int]]:
-    """Return the namespaces that count as the host's, by kind: those of this process and of process 1."""
+    """Return the namespaces that count as the host's, by kind.
+
+    They are those of this process and of process 1.
+    """
     own, first = namespaces_of(os.getpid()), namespaces_of(1)
     return {kind: {spaces[kind] for spaces in (own, first) if kind in spaces} for kind in NAMESPACE_KINDS}
 
 
 def init_processes() -> tuple[InitProcess, ...]:
-    """Return process 1 of each pid namespace with uts and mount namespaces other than the host's, by pid.
+    """Return process 1 of each foreign pid namespace, by pid.
 
-    Processes that end meanwhile, or can't be read, are left out.
+    Its uts and mount namespaces differ from the host's as well. Processes that end meanwhile, or can't be
+    read, are left out.
     """
     hosts = host_inodes()
     found = [
@@ -94,9 +101,10 @@ def _init(
 
 
 def _foreign(hosts: Mapping[str, set[int]]) -> Iterator[tuple[int, dict[str, int]]]:
-    """Yield processes outside the host's pid, uts and mount namespaces, with the inodes of all six.
+    """Yield processes outside the host's pid, uts and mount namespaces.
 
-    The pid namespace is read first: it rules out nearly every process of a host.
+    Each comes with the inodes of all six. The pid namespace is read first: it rules out nearly every process
+    of a host.
     """
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         with suppress(OSError):
@@ -123,12 +131,18 @@ def _is_init(status: Mapping[str, str]) -> bool:
 
 
 def _is_trusted(status: Mapping[str, str]) -> bool:
-    """Return whether root or the user of this process runs it: they could do more than mislead it anyway."""
+    """Return whether root or the user of this process runs it.
+
+    They could do more than mislead it anyway.
+    """
     return set(status["Uid"].split()) <= {"0", str(os.geteuid())}
 
 
 def _lineage(pid: int) -> tuple[int, ...]:
-    """Return its pid namespace and the parents of that, innermost first, as far as they can be read."""
+    """Return its pid namespace and the parents of that, innermost first.
+
+    Parents that can't be read are left out.
+    """
     inodes = []
     with suppress(OSError):
         current = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -191,11 +205,8 @@ def _beginning(path: str, size: int) -> bytes:
         return file.read(size)
 
 
-# Unmanaged containers: named network namespaces, and processes in namespaces of their own, without an engine.
-#
-# The environment variable VNET_NETWORK_MODE of such a container's first process can name its network mode as
-# Docker does: "host", "none", "container:NAME" or the name of a network. It counts only for root's processes.
-
+# This environment variable of an unmanaged container's first process can name its network mode as Docker
+# does: "host", "none", "container:NAME" or the name of a network. It counts only for root's processes.
 NETWORK_MODE_VARIABLE = "VNET_NETWORK_MODE"
 
 
@@ -236,7 +247,10 @@ def _containers(names: Iterable[tuple[str, Namespace]], inits: Iterable[InitProc
 
 
 def _of_name(name: str, space: Namespace, inits: Iterable[InitProcess]) -> InitProcess | None:
-    """Return the first process of a named namespace: the one with that hostname, or the only one in it."""
+    """Return the first process of a named namespace.
+
+    It is the one with that hostname, or the only one in the namespace.
+    """
     inside = [init for init in inits if init.namespaces["net"] == space.inode]
     matching = [init for init in inside if init.trusted and init.hostname == name]
     if matching:
@@ -246,7 +260,10 @@ def _of_name(name: str, space: Namespace, inits: Iterable[InitProcess]) -> InitP
 
 
 def _own_name(init: InitProcess) -> str:
-    """Return its hostname. An untrusted one also has its pid, so that it can't pass for another container."""
+    """Return its hostname.
+
+    An untrusted one also has its pid, so that it can't pass for another container.
+    """
     pid = f"pid {init.pid}"
     if init.trusted:
         return init.hostname or pid
@@ -286,7 +303,7 @@ _INIT = 1
 
 
 def remote_session() -> str:
-    """Return the client's address of the SSH session that this process belongs to, "" for none.
+    """Return the client's address of this process's SSH session, "" without one.
 
     sudo(8) removes SSH_CONNECTION, so the environments of the parents are read as well.
     """

@@ -155,7 +155,7 @@ class NamespaceUse:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """How a container is connected.
+    """Describe how a container is connected.
 
     `model` is "closed" (loopback only), "bridged", "routed" (connected, but not to a bridge), "joined",
     "open" (the host's namespace) or "unknown"; `joined_with` are the uids of those in the same namespace;

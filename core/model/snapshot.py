@@ -64,7 +64,10 @@ class Change:
 
 
 class Part(StrEnum):
-    """Pieces of a snapshot that are each read as a whole; dumps and recordings contain these names."""
+    """Identify a piece of a snapshot that is read as a whole.
+
+    Dumps and recordings contain these names.
+    """
 
     NAMESPACES = "namespaces"
     LINKS = "links"
@@ -139,7 +142,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class NetState:
-    """Everything rtnetlink reports about one namespace.
+    """Hold everything that rtnetlink reports about one namespace.
 
     `nsids` maps the namespace ids that links here refer to, as seen from here, to inodes."""
 

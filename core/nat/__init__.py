@@ -1,4 +1,4 @@
-"""Turn firewall rules into NAT entries, and decide what they drop of forwarded packets."""
+"""Turn firewall rules into NAT entries, and find forwarded packets that they drop."""
 
 from core.nat.entries import nat_entries
 

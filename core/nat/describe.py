@@ -1,4 +1,7 @@
-"""Describe rules and dropped packets as text. Names of containers and networks are untrusted text."""
+"""Describe rules and dropped packets as text.
+
+Names of containers and networks are untrusted text.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def describe_traffic(l4_proto: str, port: str) -> str:
 
 
 def describe_packets(rule: FirewallRule) -> str:
-    """Describe the packets of a rule without addresses and links: "everything" if it matches all."""
+    """Describe a rule's packets without addresses and links: "everything" for all."""
     if rule.understood:
         return "everything"
     found = _MARK.search(rule.text)
@@ -77,7 +80,10 @@ def describe_conditions(rule: FirewallRule) -> str:
 
 
 def describe_side(owners: Owners, ns: int, link: str, addresses: str) -> str:
-    """Describe the source or destination by a link match and an address match: "anywhere" without both."""
+    """Describe the source or destination by its link and address matches.
+
+    Without both it is "anywhere".
+    """
     parts = [_describe_addresses(owners, ns, addresses)] if addresses else []
     if link and not (
         addresses and set(owners.networks_behind(ns, link)) & set(owners.networks_in(ns, addresses))
@@ -123,7 +129,10 @@ def _describe_link(owners: Owners, ns: int, link: str) -> str:
 
 
 def describe_filter(rule: FirewallRule) -> str:
-    """Describe the packets of a filter rule: "tcp 80", "packets of known connections", "everything"."""
+    """Describe a filter rule's packets: "tcp 80", "packets of known connections".
+
+    It is "everything" for a rule that matches all packets.
+    """
     what = describe_traffic(rule.l4_proto, rule.dport and _ports(rule.dport))
     if rule.sport:
         what = f"{what} from port {_ports(rule.sport)}".strip()
@@ -192,9 +201,11 @@ def rule_owner(firewall: Firewall, found: DroppingChain) -> str:
 
 
 def host_firewall(firewall: Firewall) -> str:
-    """Return the active firewall program for incoming connections: "ufw", "firewalld" or "".
+    """Return the active firewall program: "ufw", "firewalld" or "".
 
-    It doesn't filter published ports: DNAT comes before the rules for the host's own input."""
+    It filters incoming connections, but not published ports: DNAT comes before the rules for the host's own
+    input.
+    """
     if any(chain.table == "firewalld" and chain.hook == "input" for chain in firewall.chains):
         return "firewalld"
     # `ufw disable` leaves its chains and the jumps to them, but no rules in them.
@@ -311,9 +322,10 @@ def _family(port: Published) -> str:
 
 
 def _firewalld_commands(bridge: str) -> Iterator[str]:
-    """Yield commands for a zone with the bridge, and a policy that allows packets from it.
+    """Yield commands for a zone with the bridge, and a policy for its packets.
 
-    firewalld forwards by zones, and the kernel only lets firewalld change its table."""
+    firewalld forwards by zones, and the kernel only lets firewalld change its table.
+    """
     zone = re.sub(r"[^A-Za-z0-9_-]", "-", bridge)[:_ZONE_BYTES]
     policy = f"{zone}-out"
     for words in (

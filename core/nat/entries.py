@@ -25,7 +25,7 @@ _TRANSLATED = ("src", "dst", "l4_proto", "sport", "dport", "to_address", "to_por
 
 
 def dnat_entries(ns: int, placed: Iterable[PlacedRule], owners: Owners) -> Iterator[RawEntry]:
-    """Yield an entry for each rule that changes the destination, or for each element of its map."""
+    """Yield an entry for each rule, or map element, that changes the destination."""
     for one in placed:
         if one.rule.verdict == "redirect":
             yield _redirect(one)
@@ -99,7 +99,7 @@ def _outside(rule: FirewallRule) -> str:
 
 
 def snat_entries(ns: int, placed: Iterable[PlacedRule], owners: Owners) -> Iterator[RawEntry]:
-    """Yield an entry for each rule that changes the source, or for each element of its map."""
+    """Yield an entry for each rule, or map element, that changes the source."""
     for one in placed:
         if one.rule.verdict in ("masquerade", "snat"):
             for number, rule in enumerate(expanded(one.effective)):
@@ -133,8 +133,10 @@ def _snat(ns: int, one: PlacedRule, rule: FirewallRule, number: int, owners: Own
 
 
 def _networks(ns: int, rule: FirewallRule, owners: Owners) -> tuple[str, ...]:
-    """Return the networks whose packets the rule matches, by prefix or bridge. A rule for all packets matches
-    every network of kind "nat"."""
+    """Return the networks whose packets the rule matches, by prefix or bridge.
+
+    A rule for all packets matches every network of kind "nat".
+    """
     by_source = () if rule.src.startswith("!") else owners.networks_in(ns, rule.src)
     by_link = owners.networks_behind(ns, rule.iif)
     if not rule.src and not rule.iif:
@@ -145,7 +147,7 @@ def _networks(ns: int, rule: FirewallRule, owners: Owners) -> tuple[str, ...]:
 def _source(
     rule: FirewallRule, owners: Owners, networks: tuple[str, ...], containers: tuple[str, ...]
 ) -> str:
-    """Describe the source: "shop (172.18.0.0/16)", "web1 (172.18.0.2)", "10.0.0.0/8" or ""."""
+    """Describe the source, such as "shop (172.18.0.0/16)", "10.0.0.0/8" or ""."""
     text = rule.src or rule.iif
     negated, members = split(text)
     if negated:
@@ -162,7 +164,7 @@ def _names(owners: Owners, network_id: str) -> tuple[str, ...]:
 
 
 def _destination(rule: FirewallRule) -> str:
-    """Describe the outgoing link and destination, unless that is "not the own network"."""
+    """Describe the outgoing link and destination, unless it is "not the own network"."""
     parts = []
     if rule.oif and not rule.oif.startswith("!"):
         parts.append(f" via {join_short(split(rule.oif)[1])}")
@@ -184,10 +186,12 @@ KINDS = ("published port", "dnat", "redirect", "masquerade", "snat", "filter")
 
 
 def nat_entries(snapshot: Snapshot, networks: Sequence[Network]) -> tuple[NatEntry, ...]:
-    """Return the NAT and forward filter entries of all namespaces, by namespace, kind and rule order.
+    """Return the NAT and forward filter entries of all namespaces.
 
-    Rules that do the same become one entry; hairpin masquerades and accepts of a published port belong to its
-    entry. Rules that only jump, return, count or mark have no entry."""
+    They are in the order of namespace, kind and rule. Rules that do the same become one entry; hairpin
+    masquerades and accepts of a published port belong to its entry. Rules that only jump, return, count or
+    mark have no entry.
+    """
     owners = Owners(snapshot, networks)
     return tuple(chain.from_iterable(_entries(firewall, owners) for firewall in snapshot.firewalls.values()))
 

@@ -1,4 +1,7 @@
-"""Build filter entries: rules that accept forwarded packets by address or link, or drop them."""
+"""Build filter entries: rules that accept or drop forwarded packets.
+
+An accept is listed if it matches by address or link.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _EARLY = {"prerouting", "ingress"}
 
 
 def filter_entries(ns: int, placed: Iterable[PlacedRule], owners: Owners) -> Iterator[RawEntry]:
-    """Yield an entry for each rule on the forward path that accepts by link or address, or drops."""
+    """Yield an entry for each forward rule that accepts by link or address, or drops."""
     begun: set[ChainKey] = set()
     for one in placed:
         rest = chain_key(one.rule) in begun and not matches_of(one.rule)
@@ -40,12 +43,18 @@ def filter_entries(ns: int, placed: Iterable[PlacedRule], owners: Owners) -> Ite
 
 
 def _is_on_forward_path(one: PlacedRule) -> bool:
-    """Whether forwarded packets pass the rule; in NAT chains an accept only ends translation."""
+    """Return whether forwarded packets pass the rule.
+
+    In NAT chains an accept only ends translation.
+    """
     return "forward" in one.hooks or (bool(one.hooks & _EARLY) and "filter" in one.kinds)
 
 
 def _is_listed(rule: FirewallRule) -> bool:
-    """Whether the rule matches a link or address, or drops by more than the conntrack state."""
+    """Return whether the rule matches a link or address, or drops.
+
+    A drop only by the conntrack state isn't listed.
+    """
     if rule.iif or rule.oif or rule.src or rule.dst:
         return True
     ports = rule.l4_proto or rule.sport or rule.dport
@@ -77,7 +86,7 @@ def _entry(ns: int, one: PlacedRule, rule: FirewallRule, number: int, owners: Ow
 
 
 def _counted(placed: FirewallRule, rule: FirewallRule) -> FirewallRule:
-    """Return the rule with its branch's verdict, without the counters, which count all branches."""
+    """Return the rule with its branch's verdict, without the counters of all branches."""
     if not placed.choices:
         return placed
     return replace(placed, verdict=rule.verdict, packets=None, bytes=None)
@@ -96,7 +105,10 @@ def _short(text: str) -> str:
 
 
 def _networks(ns: int, own: FirewallRule, rule: FirewallRule, owners: Owners) -> tuple[str, ...]:
-    """Return the networks whose bridge or prefix the rule, or every jump to its chain, matches."""
+    """Return the networks whose bridge or prefix the rule matches.
+
+    The match may also be on every jump to the rule's chain.
+    """
     found: dict[str, None] = {}
     for name in ("iif", "oif", "src", "dst"):
         text = getattr(rule, name)
@@ -121,10 +133,11 @@ _DEEPEST = 16
 
 
 def is_isolated(firewall: Firewall, bridge: str, subnet: Prefix) -> bool:
-    """Whether all new packets from a bridge's subnet to other networks are dropped.
+    """Return whether all new packets from a subnet to other networks are dropped.
 
     An accept counts if it matches their source, or any destination address; further conditions count as not
-    met."""
+    met.
+    """
     walk = _Walk(firewall, bridge, subnet)
     bases = [
         chain
@@ -142,7 +155,7 @@ class _Packets:
     subnet: Prefix
 
     def match(self, rule: FirewallRule) -> bool | None:
-        """Whether a rule matches all of the packets, none, or some (None)."""
+        """Return whether a rule matches all of the packets, none, or some (None)."""
         verdicts = (
             matches_link(rule.iif, self.bridge),
             self._leaves_by(rule.oif),
@@ -169,7 +182,7 @@ class _Packets:
         return covered is False if covered is not None and (covered or dst.startswith("!")) else None
 
     def is_source_named_by(self, rule: FirewallRule) -> bool:
-        """Whether a rule matches the source link or subnet."""
+        """Return whether a rule matches the source link or subnet."""
         return bool(
             (rule.iif and not rule.iif.startswith("!") and matches_link(rule.iif, self.bridge))
             or (rule.src and covers(rule.src, self.subnet))
@@ -186,7 +199,7 @@ class _Walk:
             self._rules.setdefault(chain_key(rule), []).append(rule)
 
     def drops(self, base: Chain) -> bool:
-        """Whether a base chain drops all of the packets."""
+        """Return whether a base chain drops all of the packets."""
         verdict = self._chain((base.backend, base.family, base.table, base.name), 0)
         return (verdict or base.policy) == "drop"
 
@@ -203,7 +216,10 @@ class _Walk:
         return ""
 
     def _verdict(self, rule: FirewallRule, matches_all: bool, depth: int) -> str:
-        """Return the verdict of a rule that may match: "" for none, "return" to leave its chain."""
+        """Return the verdict of a rule that may match: "" for none.
+
+        The verdict "return" leaves the rule's chain.
+        """
         if rule.verdict == "accept":
             return "accept" if matches_all or self._accepts_outgoing(rule) else ""
         if rule.verdict in ("drop", "reject"):

@@ -1,4 +1,7 @@
-"""Evaluate whether firewall rules drop packets from and to a bridge's containers, by kind of packet."""
+"""Evaluate whether firewall rules drop packets from and to a bridge's containers.
+
+Packets are evaluated by kind (core.nat.packets.Kind).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _DNAT_PRIORITY, _CONNTRACK_PRIORITY = -100, -200
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published port: the container's address and ports, and the host's (`host_ip` "" for all)."""
+    """A published port: addresses and ports of the container and of the host.
+
+    `host_ip` "" is every address of the host.
+    """
 
     address: str
     l4_proto: str
@@ -38,8 +44,11 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class ForwardPath:
-    """The path of the packets to evaluate: bridge, its `subnets` (none: any), the host's `uplink` ("" for
-    none), the `published` port, and the bridge that it is joined `to`."""
+    """The path of the packets to evaluate, from and to a bridge's containers.
+
+    `subnets` are the bridge's (none: any), `uplink` is the host's link ("" for none), `published` the
+    published port, and `to` the bridge that this one is joined with.
+    """
 
     bridge: str
     uplink: str = ""
@@ -50,9 +59,11 @@ class ForwardPath:
 
 @dataclass(frozen=True, slots=True)
 class DroppingChain:
-    """A base chain that drops a kind of packet, or may do so (not `certain`), of these families (True: IPv6).
-    `rule` is the first that drops, None for the chain's policy; an accept as the first rule of
-    `accept_chain` allows the packets."""
+    """A base chain that drops a kind of packet, or may do so (not `certain`).
+
+    `families`: True is IPv6. `rule` is the first that drops, None for the chain's policy; an accept as the
+    first rule of `accept_chain` allows the packets.
+    """
 
     chain: Chain
     kind: Kind
@@ -63,7 +74,7 @@ class DroppingChain:
 
 
 class PolicyEvaluator:
-    """Evaluates the rules of one firewall, except those of vnet's own table."""
+    """Evaluate the rules of one firewall, except those of vnet's own table."""
 
     def __init__(self, firewall: Firewall) -> None:
         self.firewall = firewall
@@ -71,7 +82,7 @@ class PolicyEvaluator:
     def dropping(
         self, path: ForwardPath, kinds: Iterable[Kind], families: Collection[bool] = (False, True)
     ) -> Iterator[DroppingChain]:
-        """Yield the chains that drop these kinds of packets of these families (True: IPv6)."""
+        """Yield the chains that drop packets of these kinds and families (True: IPv6)."""
         kinds = tuple(kinds)
         for chain in self._dropping_chains:
             for kind in kinds:
@@ -99,7 +110,7 @@ class PolicyEvaluator:
         )
 
     def _may_drop(self, key: ChainKey, seen: set[ChainKey]) -> bool:
-        """Whether a rule of a chain, or of a chain that it jumps to, drops."""
+        """Return whether a rule of a chain, or of a chain that it jumps to, drops."""
         seen.add(key)
         for rule in self._rules.get(key, ()):
             if rule.verdict in _DROPS or rule.verdict == "queue" or _chosen_drop(rule):
@@ -142,8 +153,11 @@ class PolicyEvaluator:
 
 
 class _Walk:
-    """Evaluation of a base chain for packets: whether some pass, whether some are dropped, and the first rule
-    that drops. The chain `accept_at` is evaluated as if its first rule accepted them."""
+    """Evaluate a base chain: whether some packets pass, and whether some are dropped.
+
+    `rule` is the first that drops. The chain `accept_at` is evaluated as if its first rule accepted the
+    packets.
+    """
 
     def __init__(
         self, rules: dict[ChainKey, list[FirewallRule]], packet: Packet, accept_at: ChainKey | str = ""
@@ -166,7 +180,7 @@ class _Walk:
             self.drops = True
 
     def _chain(self, key: ChainKey, narrow: bool, depth: int) -> bool:
-        """Evaluate a chain; returns whether some packets return from it."""
+        """Evaluate a chain, and return whether some packets return from it."""
         if key == self._accept_at:
             self._end("accept", None, narrow)
             return False
@@ -184,8 +198,10 @@ class _Walk:
         return True
 
     def _rule(self, rule: FirewallRule, narrow: bool, depth: int) -> tuple[bool, bool]:
-        """Apply a rule that matches; returns whether some packets leave the chain, and whether some reach the
-        next rule."""
+        """Apply a rule that matches.
+
+        Returns whether some packets leave the chain, and whether some reach the next rule.
+        """
         match rule.verdict:
             case "accept" | "drop" | "reject":
                 self._end(rule.verdict, rule, narrow)
@@ -205,7 +221,7 @@ class _Walk:
         return False, True
 
     def _choose(self, rule: FirewallRule, narrow: bool, depth: int) -> tuple[bool, bool]:
-        """Apply a verdict map: the element for these packets, or all elements if that isn't known."""
+        """Apply the element of a verdict map for these packets; all elements if unknown."""
         chosen, certain = _chosen(rule, self._packet)
         returned, goes_on = False, not certain
         for one in chosen:
@@ -216,7 +232,7 @@ class _Walk:
 
 
 def _chosen(rule: FirewallRule, packet: Packet) -> tuple[Sequence[Choice], bool]:
-    """Return the elements of a verdict map that may match, and whether one of them certainly does."""
+    """Return the elements of a verdict map that may match, and whether one must."""
     if not rule.chosen_by:
         # Neither the chain nor the verdict of an element is known.
         jumps = [Choice("", "jump", target) for target in rule.target.split(",") if target]
@@ -251,7 +267,7 @@ def _chosen_drop(rule: FirewallRule) -> bool:
 
 
 def is_forward_chain(chain: Chain) -> bool:
-    """Whether a base chain can drop forwarded packets."""
+    """Return whether a base chain can drop forwarded packets."""
     return (
         chain.hook in ("forward", "prerouting")
         and chain.family in ("ip", "ip6", "inet")
@@ -260,7 +276,7 @@ def is_forward_chain(chain: Chain) -> bool:
 
 
 def _drops_whole_family(walks: Sequence[tuple[Packet, _Walk]]) -> bool:
-    """Whether all packets of IPv4, or all of IPv6, are certainly dropped."""
+    """Return whether all packets of IPv4, or all of IPv6, are certainly dropped."""
     families = {packet.ipv6 for packet, _ in walks}
     return any(
         all(walk.drops and not walk.passes for packet, walk in walks if packet.ipv6 == family)
@@ -312,7 +328,10 @@ def _network_packets(kind: Kind, path: ForwardPath, ipv6: bool) -> Iterator[Pack
 
 
 def _received(kind: Kind, path: ForwardPath, priority: int, ipv6: bool) -> Iterator[Packet]:
-    """Yield the packets before routing: until DNAT, those to a published port are addressed to the host."""
+    """Yield the packets before routing.
+
+    Until DNAT, those to a published port are addressed to the host.
+    """
     port = path.published
     early = priority < _CONNTRACK_PRIORITY
     # Before conntrack a packet's state is invalid.

@@ -24,7 +24,10 @@ def split(text: str) -> tuple[bool, tuple[str, ...]]:
 
 @lru_cache(4096)
 def prefixes(text: str) -> tuple[Prefix, ...] | None:
-    """Return the prefixes of an address match (ignoring "!"), with ranges split; None for a set."""
+    """Return the prefixes of an address match, with ranges split; None for a set.
+
+    A "!" is ignored.
+    """
     found: list[Prefix] = []
     try:
         for part in split(text)[1]:
@@ -40,7 +43,7 @@ def prefixes(text: str) -> tuple[Prefix, ...] | None:
 
 
 def within(inner: Prefix, outer: Prefix) -> bool:
-    """Whether a prefix is contained in another one of the same family."""
+    """Return whether a prefix is contained in another one of the same family."""
     return (
         inner.version == outer.version
         and inner.prefixlen >= outer.prefixlen
@@ -49,13 +52,15 @@ def within(inner: Prefix, outer: Prefix) -> bool:
 
 
 def overlap(one: Prefix, other: Prefix) -> bool:
-    """Whether two prefixes share an address."""
+    """Return whether two prefixes share an address."""
     return within(one, other) or within(other, one)
 
 
 def covers(text: str, prefix: Prefix) -> bool | None:
-    """Whether an address match holds for every address of a prefix (True), for none (False), or for some, or
-    isn't known (None)."""
+    """Return whether an address match holds for every address of a prefix.
+
+    False: it holds for none. None: it holds for some, or that isn't known.
+    """
     if not text:
         return True
     negated, _ = split(text)
@@ -68,7 +73,10 @@ def covers(text: str, prefix: Prefix) -> bool | None:
 
 
 def are_disjoint(field: str, one: str, other: str) -> bool:
-    """Whether no packet can satisfy two matches on a field of FirewallRule; False if that isn't certain."""
+    """Return whether no packet can satisfy two matches on a field of FirewallRule.
+
+    False if that isn't certain.
+    """
     if one == other:
         return False
     (negated, members), (other_negated, others) = split(one), split(other)
@@ -85,7 +93,7 @@ def are_disjoint(field: str, one: str, other: str) -> bool:
 
 
 def _are_contained(field: str, members: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether each member of one list is contained in the other."""
+    """Return whether each member of one list is contained in the other."""
     if field in ("iif", "oif"):
         return all(any(_link_name_matches(one, other) for other in others) for one in members)
     if field in ("src", "dst"):
@@ -100,7 +108,7 @@ def _all_within(found: tuple[Prefix, ...], others: tuple[str, ...]) -> bool:
 
 
 def matches_link(text: str, name: str) -> bool:
-    """Whether a link match holds for a link name."""
+    """Return whether a link match holds for a link name."""
     negated, members = split(text)
     return not text or negated != any(_link_name_matches(name, member) for member in members)
 
@@ -110,7 +118,7 @@ def _link_name_matches(name: str, member: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is a loopback address; False for "" (any)."""
+    """Return whether an address is a loopback address; False for "" (any)."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -136,9 +144,11 @@ _ICMP = {"icmp", "icmpv6", "ipv6-icmp"}
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """Known properties of packets at a hook; "" is any value. `iif` and `oif` "" are any link but the bridge
-    (in a prerouting chain `oif` isn't known), `src` and `dst` are addresses or prefixes, `sport` and `dport`
-    ports ("80", "80-82")."""
+    """Known properties of packets at a hook; "" is any value.
+
+    `iif` and `oif` "" are any link but the bridge (in a prerouting chain `oif` isn't known), `src` and `dst`
+    are addresses or prefixes, `sport` and `dport` ports ("80", "80-82").
+    """
 
     kind: Kind
     bridge: str
@@ -153,7 +163,7 @@ class Packet:
     states: frozenset[str] = frozenset()
 
     def match(self, rule: FirewallRule) -> bool | None:
-        """Whether the rule matches all of the packets, none, or some (None)."""
+        """Return whether the rule matches all of the packets, none, or some (None)."""
         # Links first: cheapest, and they exclude most rules.
         found = [self._link(rule.iif, self.iif), self._link(rule.oif, self.oif)]
         if False in found or self._is_other_traffic(rule):
@@ -171,8 +181,10 @@ class Packet:
         return None if None in found else True
 
     def is_narrow(self, rule: FirewallRule) -> bool:
-        """Whether the rule only matches packets of one remote address or port. A drop then only concerns that
-        address or port."""
+        """Return whether the rule only matches packets of one remote address or port.
+
+        A drop then only concerns that address or port.
+        """
         return bool(
             (rule.src and not self.src and rule.src[0] != "!")
             or (rule.dst and not self.dst and rule.dst[0] != "!")
@@ -195,7 +207,7 @@ class Packet:
         return negated if members == ("lo",) else None
 
     def _is_other_traffic(self, rule: FirewallRule) -> bool:
-        """Whether the rule only matches the other address family, or unusual packets."""
+        """Return whether a rule only matches the other address family or unusual packets."""
         if rule.understood or not rule.text:
             return False
         family = _FAMILY.search(rule.text)
@@ -243,7 +255,7 @@ def _is_same_address(one: str, other: str) -> bool:
 
 
 def _port(text: str, known: str) -> bool | None:
-    """Whether a port match holds for a port or a range."""
+    """Return whether a port match holds for a port or a range."""
     if not text:
         return True
     negated, members = split(text)
@@ -328,7 +340,7 @@ def matches_of(rule: FirewallRule) -> dict[str, str]:
 
 
 def branches(rule: FirewallRule) -> Iterator[FirewallRule]:
-    """Yield the rule, or one rule for each element of its verdict map if that is known."""
+    """Yield the rule, or one rule for each element of its verdict map if known."""
     if not rule.choices:
         yield rule
     for choice in rule.choices:
@@ -406,7 +418,7 @@ def _merge(matched: Matched, more: Matched) -> Matched:
 
 
 def _contradicts(matched: Matched, matches: Matched) -> bool:
-    """Whether no packet can satisfy both sets of matches."""
+    """Return whether no packet can satisfy both sets of matches."""
     return any(name in matches and are_disjoint(name, text, matches[name]) for name, text in matched.items())
 
 
@@ -424,7 +436,10 @@ def _distinct(paths: Iterable[_ChainPath]) -> Sequence[_ChainPath]:
 
 
 def _common(paths: Sequence[Matched]) -> Matched:
-    """Return the common matches of several paths: equal ones, or the union of links or addresses."""
+    """Return the common matches of several paths.
+
+    Different links or addresses become their union, unless one is negated.
+    """
     names = [name for name in paths[0] if all(name in path for path in paths)] if paths else ()
     joined = {name: _union([path[name] for path in paths]) for name in names}
     return {name: text for name, text in joined.items() if text}

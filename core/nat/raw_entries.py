@@ -1,4 +1,4 @@
-"""Build NAT entries: merge rules that do the same, and attach helper rules to published ports."""
+"""Build NAT entries: merge equal rules, attach helper rules to published ports."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from core.peers import resolve
 
 @dataclass(slots=True)
 class RawEntry:
-    """A NatEntry before merging. Entries with the same `key` are merged. `rules` translate or filter,
-    `helper_ids` are the ids of rules that support them, `address` and `port` the destination of a published
-    port."""
+    """A NatEntry before merging: entries with the same `key` are merged.
+
+    `rules` translate or filter, `helper_ids` are the ids of rules that support them, `address` and `port` the
+    destination of a published port.
+    """
 
     key: tuple[str, ...]
     kind: str
@@ -68,10 +70,11 @@ Key = tuple[str, str, str, str]
 
 
 def fold_helpers(placed: Iterable[PlacedRule], entries: Sequence[RawEntry]) -> frozenset[str]:
-    """Attach helper rules to the published ports that they support; returns their ids.
+    """Attach helper rules to the published ports that they support; return their ids.
 
     If several ports forward to one destination, an engine makes a helper for each: they are distributed in
-    order. If there are fewer helpers than ports, each port gets all of them."""
+    order. If there are fewer helpers than ports, each port gets all of them.
+    """
     groups: dict[Key, list[str]] = {}
     for one in placed:
         if key := _key(one):
@@ -157,7 +160,7 @@ class Owners:
                 self._at.setdefault((outer.ns, address.address), {}).update(uids)
 
     def _members(self) -> Mapping[int, list[str]]:
-        """Return the containers in each namespace; those that joined another container's come last."""
+        """Return the containers in each namespace; those that joined another's come last."""
         members: dict[int, list[str]] = {}
         for container in sorted(self.containers.values(), key=_is_joined):
             if container.netns is not None:
@@ -202,7 +205,7 @@ class Owners:
         return tuple(self._bridges[key] for key in keys if key in self._bridges)
 
     def translated_networks(self, ns: int, links: str) -> tuple[str, ...]:
-        """Return the ids of the networks of kind "nat" whose packets leave by the links of a match."""
+        """Return the ids of the "nat" networks whose packets leave by a match's links."""
         return tuple(
             network.id
             for network in self.networks.values()
@@ -210,8 +213,10 @@ class Owners:
         )
 
     def networks_in(self, ns: int, addresses: str) -> tuple[str, ...]:
-        """Return the ids of the networks that overlap an address match, only those of exactly that prefix if
-        there are any; none for a match of all addresses."""
+        """Return the ids of the networks that overlap an address match.
+
+        If there are networks of exactly that prefix, only those; none for a match of all addresses.
+        """
         overlapping = [
             (prefix == one, network)
             for prefix in prefixes(addresses) or ()
@@ -222,7 +227,10 @@ class Owners:
 
 
 def _uplinks(snapshot: Snapshot) -> frozenset[tuple[int, int]]:
-    """Return the links of default routes: outside addresses are behind them, not one container."""
+    """Return the links of default routes.
+
+    Outside addresses are behind them, not one container.
+    """
     return frozenset(
         (ns, hop.ifindex)
         for ns, net in snapshot.nets.items()

@@ -1,4 +1,7 @@
-"""Operations on addresses, routes and neighbours (ip-address(8), ip-route(8), ip-neighbour(8))."""
+"""Change addresses, routes and neighbours.
+
+The names and units are those of ip-address(8), ip-route(8) and ip-neighbour(8).
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ _METRIC_NUMBERS = {name: number for number, name in METRICS.items()}
 
 @dataclass(frozen=True, slots=True)
 class _OfAddress(Operation):
-    """An address of a link with its prefix length (that of the peer, if there is a peer).
+    """Change an address of a link.
 
-    `broadcast`, `scope`, `label` and `metric` (of the prefix route) are those of ip-address(8), "" and 0 its
-    defaults; `prefix_route` False is its "noprefixroute". `valid_until` and `preferred_until` are those of
-    core.model.Address.
+    The prefix length is that of the peer, if there is a peer. `broadcast`, `scope`, `label` and `metric` (of
+    the prefix route) are those of ip-address(8), "" and 0 its defaults; `prefix_route` False is its
+    "noprefixroute". `valid_until` and `preferred_until` are those of core.model.Address.
     """
 
     link: str
@@ -147,7 +150,7 @@ def _lifetime(until: int, least: int) -> int:
 
 
 def _left(until: int) -> str:
-    """Return the seconds left until a time, as an expression that the shell calculates."""
+    """Return the seconds left until a time, as an expression for the shell."""
     return "0" if until == LONG_AGO else f"$(({until} - $(date +%s)))"
 
 
@@ -256,7 +259,10 @@ class AddRoute(Operation):
             add_route(iproute, header, attributes, self.beside)
 
     def _usual_scope(self) -> str:
-        """Return the scope that ip-route(8) fills in: IPv4 routes without gateway have scope link."""
+        """Return the scope that ip-route(8) fills in.
+
+        IPv4 routes without gateway have scope link.
+        """
         if self.family == 4 and self.kind == "local":
             return "host"
         near = self.family == 4 and not self.gateway and not self.hops
@@ -359,7 +365,10 @@ class DeleteRoute(Operation):
 
 
 def _metrics(options: dict[str, str]) -> list[tuple[str, Any]]:
-    """Return the attributes of RTA_METRICS for words of ip-route(8). Raises KeyError for an unknown word."""
+    """Return the attributes of RTA_METRICS for words of ip-route(8).
+
+    Raises KeyError for an unknown word.
+    """
     found: list[tuple[str, Any]] = []
     locked = 0
     for name, words in options.items():

@@ -1,6 +1,7 @@
-"""Operations on persistent attachments: those that the agent makes again when a container restarts.
+"""Change persistent attachments.
 
-They change a file in the state directory, not the kernel.
+The agent makes these again when a container restarts. The operations change a file in the state directory,
+not the kernel.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class ForgetAttachment(Operation):
 
 
 def keep(want: PersistAttachment) -> None:
-    """Add a persistent attachment, or replace that of this container and network. Raises StateError."""
+    """Add a persistent attachment, or replace that of this container and network.
+
+    Raises StateError.
+    """
     _write([*_others(want), want])
 
 

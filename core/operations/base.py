@@ -11,9 +11,10 @@ from core.operations.target import NetnsTarget
 
 
 class Operation(ABC):
-    """One change of one object, as a value: preview, execution, journal and undo use the same object.
+    """Represent one change of one object as a value.
 
-    It contains the state before the change, so that its undo is complete.
+    Preview, execution, journal and undo use the same object. It contains the state before the change, so that
+    its undo is complete.
     """
 
     __slots__ = ()
@@ -39,18 +40,24 @@ class Operation(ABC):
 
     @abstractmethod
     def affects(self) -> tuple[str, ...]:
-        """Return the names of all that it changes: links, namespaces, rules, settings, Docker's networks."""
+        """Return the names of all that it changes.
+
+        They name links, namespaces, rules, settings and Docker's networks.
+        """
 
     @abstractmethod
     def execute(self, executor: Executor) -> None:
         """Execute it. Raises OSError, LookupError, NamespaceGone, EngineError, StateError."""
 
     def changed_link(self) -> tuple[str, NetnsTarget | None]:
-        """Return the one link whose own state it changes, and where that is; ("", None) without one."""
+        """Return the one link whose own state it changes, and where that link is.
+
+        ("", None) if there is no such link.
+        """
         return "", None
 
     def lasting(self) -> Operation | None:
-        """Return the operation without what changes by itself, such as remaining lifetimes.
+        """Return the operation without what changes by itself, such as lifetimes.
 
         None for an operation on neighbours, which come and go by the second.
         """
@@ -67,13 +74,16 @@ class Operation(ABC):
         return False
 
     def may_be_done(self, executor: Executor) -> bool:
-        """Return whether it may have created what exists, after it was begun and perhaps interrupted."""
+        """Return whether it may have created what exists.
+
+        It was begun before, and perhaps interrupted.
+        """
         return True
 
     def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
-        """Return what remains to be done of it, as a step of an undo that was killed before.
+        """Return what remains to be done of it, as a step of an interrupted undo.
 
-        `was_interrupted` where this very step was executed at that time.
+        `was_interrupted` is True if this very step was being executed when the undo was killed.
         """
         return self
 
@@ -84,7 +94,10 @@ def undo_of(steps: tuple[Operation, ...]) -> tuple[Operation, ...]:
 
 
 def affected(steps: Iterable[Operation]) -> frozenset[str]:
-    """Return the names of all that these steps change, to find out which changes build on others."""
+    """Return the names of all that these steps change.
+
+    They show which changes build on others.
+    """
     return frozenset(name for step in steps for name in step.affects())
 
 

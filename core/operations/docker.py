@@ -1,4 +1,4 @@
-"""Operations on Docker networks, executed by the Docker Engine through its API."""
+"""Change Docker networks through the API of the Docker Engine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ class DockerCreateNetwork(_DockerOperation):
         return options | dict(self.driver_options)
 
     def request(self) -> dict[str, Any]:
-        """Return the request to Docker's API, without default values, which older versions don't know."""
+        """Return the request to Docker's API.
+
+        It has no default values, because older versions don't know them.
+        """
         return {
             "Name": self.name,
             "CheckDuplicate": True,
@@ -124,8 +127,10 @@ class DockerCreateNetwork(_DockerOperation):
         return _network_named(self.name, executor) is not None
 
     def may_be_done(self, executor: Executor) -> bool:
-        """Whether Docker has the network and it carries its labels, now or once a request in flight has
-        ended."""
+        """Return whether Docker has the network and it carries its labels.
+
+        Waits for a request in flight. Also True if Docker doesn't answer.
+        """
         deadline = time.monotonic() + _IN_FLIGHT
         try:
             while (found := _network_named(self.name, executor)) is None and time.monotonic() < deadline:
@@ -197,7 +202,10 @@ class DockerConnect(_DockerOperation):
         return every if self.insist else tuple(one for one in every if one in self.chosen)
 
     def request(self) -> dict[str, Any]:
-        """Return the request to Docker's API; older versions ignore the priority of the gateway."""
+        """Return the request to Docker's API.
+
+        Older versions ignore the priority of the gateway.
+        """
         demanded = self.demanded()
         addresses = {
             "IPv4Address": self.ipv4 if self.ipv4 in demanded else "",
@@ -262,7 +270,10 @@ class DockerConnect(_DockerOperation):
             replace(self, chosen=())._connect(executor)
 
     def _endpoint(self, executor: Executor) -> dict[str, Any] | None:
-        """Return what Docker knows of the attachment, None if there is none. Raises EngineError."""
+        """Return Docker's description of the attachment, None without one.
+
+        Raises EngineError.
+        """
         client = executor.docker()
         try:
             with engine_errors(already=[HTTPStatus.NOT_FOUND]):
@@ -307,7 +318,10 @@ class DockerDisconnect(_DockerOperation):
 
 
 def _network_named(name: str, executor: Executor) -> dict[str, Any] | None:
-    """Return what Docker knows of a network of that name, None if there is none. Raises EngineError."""
+    """Return Docker's description of the network of that name, None without one.
+
+    Raises EngineError.
+    """
     client = executor.docker()
     with engine_errors():
         return next((dict(one) for one in client.networks(names=[name]) if one["Name"] == name), None)

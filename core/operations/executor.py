@@ -26,7 +26,7 @@ from core.text import TABLE
 
 
 class Nft:
-    """Loads rules in the network namespace of the thread that makes it.
+    """Load rules in the network namespace of the thread that makes it.
 
     Close it soon: other processes wait for a socket that waits to be closed (Context).
     """
@@ -64,10 +64,11 @@ _TOOL_SECONDS = 20.0
 
 
 def run_holding_lock(words: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a tool with `text` as its input. Raises OSError if it can't be run or does not end in time.
+    """Run a tool with `text` as its input.
 
     The tool inherits the writers' lock, the only inheritable descriptor: if this process is killed, the lock
-    is held until the tool has ended, and no undo can overtake it.
+    is held until the tool has ended, and no undo can overtake it. Raises OSError if the tool can't be run or
+    does not end in time.
     """
     try:
         return subprocess.run(
@@ -92,7 +93,10 @@ Lines = Counter[str]
 
 
 def present_lines() -> Lines:
-    """Return the rules of vnet's tables in the thread's namespace. Raises OSError if nft can't be run."""
+    """Return the rules of vnet's tables in the thread's namespace.
+
+    Raises OSError if nft can't be run.
+    """
     names = [("table", table.family, table.name) for table in read_tables() if table.name == TABLE]
     return Counter(line for name in names for line in _placed(_listed(" ".join(("list", *name)))))
 
@@ -199,7 +203,10 @@ def open_docker() -> Any:
 
 
 def post(client: Any, path: str, body: Any) -> None:
-    """Post a request that the SDK has no function for. Raises the exceptions of the SDK's client."""
+    """Post a request that the SDK has no function for.
+
+    Raises the exceptions of the SDK's client.
+    """
     from docker.errors import create_api_error_from_http_exception
     from requests import HTTPError
 
@@ -338,7 +345,10 @@ class Executor:
             self._rules[place].load(text)
 
     def descriptor(self, place: NetnsTarget) -> int:
-        """Return a file descriptor of the namespace, for IFLA_NET_NS_FD. Raises NamespaceGone."""
+        """Return a file descriptor of the namespace, for IFLA_NET_NS_FD.
+
+        Raises NamespaceGone.
+        """
         if place not in self._descriptors:
             try:
                 self._descriptors[place] = open_namespace(path_of(place), place.inode)
@@ -360,7 +370,10 @@ class Executor:
             self._rules.pop(place).close(aside=place == HOST)
 
     def index(self, place: NetnsTarget, link: str) -> int:
-        """Return the ifindex of a link (netdevice(7), SIOCGIFINDEX). Raises LookupError if it is missing."""
+        """Return the ifindex of a link (netdevice(7), SIOCGIFINDEX).
+
+        Raises LookupError if the link is missing.
+        """
         if place not in self._ioctl_sockets:
             with inside(place):
                 self._ioctl_sockets[place] = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM)
@@ -374,7 +387,10 @@ class Executor:
         return int(_IFREQ.unpack(answer)[1])
 
     def alias(self, place: NetnsTarget, link: str) -> str:
-        """Return the alias of a link, "" if it has none. Raises LookupError if the link is missing."""
+        """Return the alias of a link, "" if it has none.
+
+        Raises LookupError if the link is missing.
+        """
         index = self.index(place, link)
         try:
             with inside(place), Netlink() as sock:

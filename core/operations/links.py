@@ -1,4 +1,7 @@
-"""Operations on links, bridges and bridge ports (ip-link(8), bridge(8)), by rtnetlink(7)."""
+"""Change links, bridges and bridge ports by rtnetlink(7).
+
+The names and units are those of ip-link(8) and bridge(8).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ _NO_VLANS = (
 @recorded()
 @dataclass(frozen=True, slots=True)
 class CreateBridge(Operation):
-    """Create a bridge, down and without addresses; for `mac` "" the kernel chooses one."""
+    """Create a bridge, down and without addresses.
+
+    For `mac` "" the kernel chooses one.
+    """
 
     name: str
     place: NetnsTarget = HOST
@@ -240,7 +246,10 @@ class SetLink(Operation):
 @recorded()
 @dataclass(frozen=True, slots=True)
 class SetBridge(Operation):
-    """Set one setting of a bridge; names and units of ip-link(8) ("ageing_time" in 1/100 s)."""
+    """Set one setting of a bridge.
+
+    Names and units are those of ip-link(8) ("ageing_time" in 1/100 s).
+    """
 
     name: str
     setting: str
@@ -280,7 +289,10 @@ _PORT_FLAGS = {
 @recorded()
 @dataclass(frozen=True, slots=True)
 class SetPort(Operation):
-    """Set one flag of a bridge port; names of bridge(8) ("isolated", "hairpin", "learning")."""
+    """Set one flag of a bridge port.
+
+    The names are those of bridge(8) ("isolated", "hairpin", "learning").
+    """
 
     name: str
     flag: str
@@ -367,7 +379,10 @@ class AddVlan(Operation):
             iproute.vlan_filter(command, index=index, IFLA_AF_SPEC={"attrs": self._attributes(flags)})
 
     def _attributes(self, flags: int) -> list[tuple[str, Any]]:
-        """Return IFLA_AF_SPEC. (pyroute2's `vlan_info` can't express the flags of a range.)"""
+        """Return IFLA_AF_SPEC.
+
+        pyroute2's `vlan_info` can't express the flags of a range.
+        """
         ends = [(self.vid, 0)]
         if self.vid_end != self.vid:
             ends = [(self.vid, _RANGE_BEGIN), (self.vid_end, _RANGE_END)]
@@ -408,7 +423,10 @@ def _attributes(name: str, mtu: int, mac: str) -> dict[str, Any]:
 
 
 def _set_alias(name: str, alias: str, place: NetnsTarget, executor: Executor) -> None:
-    """Set an alias. The message that creates a link can't contain it (rtnl_create_link)."""
+    """Set an alias.
+
+    The message that creates a link can't contain it (rtnl_create_link).
+    """
     from core.operations.rtnetlink import set_link
 
     index = executor.index(place, name)

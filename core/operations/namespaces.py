@@ -1,4 +1,4 @@
-"""Operations on named network namespaces (ip-netns(8))."""
+"""Create, name and delete network namespaces (ip-netns(8))."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class DeleteNamespace(Operation):
 @recorded()
 @dataclass(frozen=True, slots=True)
 class JoinNamespace(Operation):
-    """Add the name `name` to the namespace `of` ("": the host), to share it between containers."""
+    """Name the namespace `of` ("": the host) `name`, so that containers can share it."""
 
     name: str
     of: str

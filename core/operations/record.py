@@ -14,7 +14,10 @@ _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": int, "tuple": tuple, 
 
 
 def recorded[T: type](name: str = "") -> Callable[[T], T]:
-    """Register a dataclass for the journal, under `name` if the class was renamed since then."""
+    """Register a dataclass for the journal.
+
+    `name` is its name there, if the class was renamed since then.
+    """
 
     def register(kind: T) -> T:
         _CLASSES[kind.__name__] = kind
@@ -26,7 +29,10 @@ def recorded[T: type](name: str = "") -> Callable[[T], T]:
 
 
 def to_record(value: Any) -> Any:
-    """Convert an operation and its parts to objects with the name of their class under "op"."""
+    """Convert an operation and its parts to JSON objects.
+
+    "op" is the name of the class.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         made = {field.name: to_record(getattr(value, field.name)) for field in fields(value)}
         return {"op": _NAMES[type(value)], **made}
@@ -55,6 +61,9 @@ def from_record(record: Any) -> Any:
 
 
 def _fits(field_type: str, value: Any) -> bool:
-    """Return whether a value has the type of a field; the members of tuples are not checked."""
+    """Return whether a value has the type of a field.
+
+    The members of tuples are not checked.
+    """
     kinds = [_PLAIN.get(kind) or _CLASSES.get(kind) for kind in field_type.split("[")[0].split(" | ")]
     return any(kind is None or isinstance(value, kind) for kind in kinds) and field_type != "?"

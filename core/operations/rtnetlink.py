@@ -39,7 +39,10 @@ def open_iproute(loop: asyncio.AbstractEventLoop) -> IPRoute:
 
 
 def close_iproute(iproute: IPRoute, loop: asyncio.AbstractEventLoop) -> None:
-    """Close an IPRoute and its socket, which asyncio closes in the next iteration of its loop."""
+    """Close an IPRoute and its socket.
+
+    asyncio closes the socket in the next iteration of its loop.
+    """
     iproute.close()
     loop.run_until_complete(asyncio.sleep(0))
 
@@ -60,7 +63,10 @@ class LostAnswer(TimeoutError):
 
 @contextmanager
 def os_errors(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Raise the errors of requests in the body as OSError, with the kernel's errno and its text."""
+    """Raise the errors of requests in the body as OSError.
+
+    It has the kernel's errno and its text.
+    """
     # In two turns: send() blocks for as long as others hold the kernel's lock, and the answer is there then.
     timers: list[asyncio.TimerHandle] = []
     timers.append(loop.call_later(_SECONDS, lambda: timers.append(loop.call_later(_SECONDS, loop.stop))))
@@ -81,9 +87,10 @@ def os_errors(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
 
 class _LinkMessage(nlmsg):  # type: ignore[misc]
-    """An ifinfomsg with the largest packet sizes, and the alias without a closing zero.
+    """Extend ifinfomsg by the largest packet sizes and an alias of 255 bytes.
 
-    The kernel counts the zero that pyroute2 appends, so that an alias could not have 255 bytes.
+    The alias has no closing zero: the kernel counts the one that pyroute2 appends, so that an alias could not
+    have 255 bytes.
     """
 
     prefix = "IFLA_"
@@ -113,7 +120,10 @@ def set_link(iproute: IPRoute, index: int, attributes: Attributes) -> None:
 
 
 def add_route(iproute: IPRoute, header: dict[str, int], attributes: Attributes, beside: bool) -> None:
-    """Add a route; `header` has the fields of rtmsg, `beside` allows another one of the same destination."""
+    """Add a route.
+
+    `header` has the fields of rtmsg, `beside` allows another one of the same destination.
+    """
     flags = NLM_F_CREATE | (NLM_F_APPEND if beside else NLM_F_EXCL)
     _send(iproute, _route(header), RTM_NEWROUTE, flags, attributes)
 

@@ -1,4 +1,4 @@
-"""Operations on vnet's nftables tables, Docker's DNS rules and kernel settings."""
+"""Change vnet's nftables tables, Docker's DNS rules and kernel settings."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def note_rules(text: str) -> None:
 
 
 def noted_rules() -> str:
-    """Return the rules of vnet's tables that were last loaded since boot, "" if unknown."""
+    """Return the rules of vnet's tables that were last loaded since boot.
+
+    "" if they are unknown.
+    """
     try:
         noted = read_state(_RULES)
         return str(noted["text"]) if noted["boot"] == boot_id() else ""
@@ -78,7 +81,7 @@ def noted_rules() -> str:
 @recorded()
 @dataclass(frozen=True, slots=True)
 class SetDockerDns(Operation):
-    """Write or delete Docker's rules for its DNS resolver in the namespace of a container.
+    """Write or delete Docker's rules for its DNS resolver in a container's namespace.
 
     They are all that its table nat of iptables-nft contains. `rules` is the input of iptables-restore(8).
     """

@@ -1,4 +1,7 @@
-"""Targets of operations: the host's network namespace, a named one, or that of a process."""
+"""Name the network namespaces that operations change.
+
+A target is the host's namespace, a named one, or that of a process.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from core.text import quoted
 @recorded("Place")
 @dataclass(frozen=True, slots=True)
 class NetnsTarget:
-    """The host (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is in.
+    """Identify a network namespace.
 
-    `inode` is that of the namespace, if known: when the pid or the name was reused for another namespace, the
-    target counts as gone. `others` are more processes in it, for the case that `pid` has ended.
+    It is the host's (nothing set), the namespace `name` under /run/netns, or the one that process `pid` is
+    in. `inode` is that of the namespace, if known: when the pid or the name was reused for another namespace,
+    the target counts as gone. `others` are more processes in it, for the case that `pid` has ended.
     """
 
     name: str = ""
@@ -53,7 +57,10 @@ class NetnsTarget:
 
     @property
     def netns_argument(self) -> str:
-        """Return the value of ip(8)'s `netns` argument; the host is the namespace of process 1."""
+        """Return the value of ip(8)'s `netns` argument.
+
+        The host is the namespace of process 1.
+        """
         return quoted(self.name) if self.name else str(self.pid if self.pid is not None else 1)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Operations that tune links: largest packets, offloads, and receive packet steering."""
+"""Tune links: largest packets, offloads, and receive packet steering."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _WANTED, _BITSET_BITS, _BITS_BIT, _BIT_NAME, _BIT_VALUE = 3, 3, 1, 2, 3
 @recorded()
 @dataclass(frozen=True, slots=True)
 class SetSizes(Operation):
-    """Set the largest packet sizes of a link in one message, in bytes; `before` in the same order.
+    """Set the largest packet sizes of a link, in bytes, in one message.
 
     The names are those of ip-link(8): "gso_max_size", "gro_max_size", "gso_ipv4_max_size" and
-    "gro_ipv4_max_size". A small gso_max_size also sets that of IPv4 (netif_set_gso_max_size); in one message
-    each gets its own value.
+    "gro_ipv4_max_size". `before` is in the same order. A small gso_max_size also sets that of IPv4
+    (netif_set_gso_max_size); in one message each gets its own value.
     """
 
     name: str
@@ -64,9 +64,9 @@ class SetSizes(Operation):
 @recorded()
 @dataclass(frozen=True, slots=True)
 class SetOffloads(Operation):
-    """Switch offloads of a link on or off (ethtool(8), -K); `before` in the same order.
+    """Switch offloads of a link on or off (ethtool(8), -K).
 
-    The names are the kernel's ("tx-tcp-segmentation", ...).
+    The names are the kernel's ("tx-tcp-segmentation", ...). `before` is in the same order.
     """
 
     name: str
@@ -97,7 +97,10 @@ class SetOffloads(Operation):
             sock.request(ethtool_family(), self._request(index))
 
     def _request(self, index: int) -> bytes:
-        """Return ETHTOOL_MSG_FEATURES_SET for these features; it leaves others as they are."""
+        """Return ETHTOOL_MSG_FEATURES_SET for these features.
+
+        It leaves other features as they are.
+        """
         header = attribute(_HEADER_INDEX, struct.pack("=I", index))
         header += attribute(_HEADER_FLAGS, struct.pack("=I", _OMIT_REPLY))
         bits = b"".join(_nest(_BITS_BIT, _bit(name, on)) for name, on in self.features)

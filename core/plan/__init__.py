@@ -1,4 +1,4 @@
-"""Compute from a snapshot which operations requests need on this host, or why there is no plan."""
+"""Compute the operations of requests from a snapshot, or why there is no plan."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ def plan(
     session: str = "",
     persistent: Iterable[PersistAttachment] = (),
 ) -> Plan | Refused:
-    """Plan one request. `reserved` are addresses and prefixes of plans that aren't applied yet, `session` is
-    the remote address of the user's own session ("" for none), `persistent` are the attachments that the
-    agent makes again when containers restart."""
+    """Plan one request.
+
+    `reserved` are addresses and prefixes of plans that aren't applied yet, `session` is the remote address of
+    the user's own session ("" for none), `persistent` are the attachments that the agent makes again when
+    containers restart.
+    """
     return plan_all((request,), topology, reserved, session, persistent=persistent)
 
 
@@ -46,7 +49,7 @@ def plan_all(
     title: str = "",
     persistent: Iterable[PersistAttachment] = (),
 ) -> Plan | Refused:
-    """Plan several requests together, each building on those before it; all of them or none."""
+    """Plan several requests, each building on those before it; all or none."""
     builder = PlanBuilder(topology, reserved, session, persistent)
     titles: list[str] = []
     reasons: list[str] = []

@@ -35,14 +35,14 @@ _RUNTIMES = ("docker", "podman")
 def persist_steps(
     target: Target, network: OurNetwork, steps: Iterable[Operation], builder: PlanBuilder
 ) -> None:
-    """Have the agent repeat the steps of an attachment whenever the container restarts."""
+    """Have the agent repeat an attachment's steps whenever the container restarts."""
     forget_attachment(target.uid, network.name, builder)
     if target.uid.partition(":")[0] in _RUNTIMES:
         persist_attachment(PersistAttachment(target.uid, network.name, tuple(steps)), builder)
 
 
 def forget_attachment(container: str, network: str, builder: PlanBuilder) -> bool:
-    """Remove a persistent attachment; returns whether there was one."""
+    """Remove a persistent attachment, and return whether there was one."""
     before = builder.persistent.pop((container, network), None)
     if before is None:
         return False
@@ -67,7 +67,7 @@ def persist_routes(
 
 
 def persistent_addresses(target: Target, network: OurNetwork, builder: PlanBuilder) -> tuple[str, ...]:
-    """Return the addresses of a persistent attachment, and free them for the container."""
+    """Return a persistent attachment's addresses, and free them for the container."""
     before = builder.persistent.get((target.uid, network.name))
     adding = [step for step in before.steps if isinstance(step, AddAddress)] if before else []
     found = [ipaddress.ip_interface(step.address) for step in adding]
@@ -137,8 +137,10 @@ def _attach_steps(
 def _routes(
     member: OurMember, target: Target, network: OurNetwork, builder: PlanBuilder
 ) -> Iterator[AddRoute]:
-    """Yield a default route for each address family that has none; on an internal network only the routes to
-    the networks that it is joined with."""
+    """Yield a default route for each address family that has none.
+
+    On an internal network only the routes to the networks that it is joined with.
+    """
     if network.kind == "internal":
         for other in joined_with(network, builder):
             yield from missing_routes(network, other, target, member.link)
@@ -158,7 +160,10 @@ _V6_METRIC = 1024
 
 
 def missing_routes(network: OurNetwork, other: OurNetwork, target: Target, link: str) -> tuple[AddRoute, ...]:
-    """Return the routes that a container on one network lacks to the subnets of another, via the host."""
+    """Return the routes that a container on one network lacks to another's subnets.
+
+    The routes go via the host.
+    """
     routes = routes_between(network, other, target.place, link)
     missing = [one for one in routes if one.dst not in target.destinations]
     target.destinations.update(one.dst for one in missing)
@@ -168,7 +173,7 @@ def missing_routes(network: OurNetwork, other: OurNetwork, target: Target, link:
 def routes_between(
     network: OurNetwork, other: OurNetwork, place: NetnsTarget, link: str
 ) -> tuple[AddRoute, ...]:
-    """Return the routes from a container on one network to the subnets of another, via the host."""
+    """Return a container's routes from one network to another's subnets, via the host."""
     gateways = {":" in gateway: gateway for gateway in network.gateways}
     return tuple(
         AddRoute(
@@ -190,7 +195,10 @@ def joined_with(network: OurNetwork, builder: PlanBuilder) -> Iterator[OurNetwor
 
 
 def isolated_members(network: OurNetwork, builder: PlanBuilder) -> Iterator[tuple[Target, str]]:
-    """Yield the containers on an internal network and their links: they have no default route there."""
+    """Yield the containers on an internal network, and their links.
+
+    They have no default route there.
+    """
     for member in builder.ours.members if network.kind == "internal" else ():
         if member.network == network.name:
             yield builder.target(member.container), member.link
@@ -201,7 +209,10 @@ def _free_link(target: Target) -> str:
 
 
 def _port_name(container: str, builder: PlanBuilder) -> str:
-    """Return a free name for the host's end: "v-CONTAINER", shortened and numbered if needed."""
+    """Return a free name for the host's end: "v-CONTAINER".
+
+    It is shortened and numbered if needed.
+    """
     base = re.sub(r"[^A-Za-z0-9_.-]", "", container) or "c"
     size = validate.NAME_BYTES - len("v-")
     ends = chain([""], (f"-{number}" for number in count(2)))
@@ -212,8 +223,11 @@ def _port_name(container: str, builder: PlanBuilder) -> str:
 def _addresses(
     target: Target, network: OurNetwork, requested: tuple[str, ...], builder: PlanBuilder
 ) -> tuple[str, ...]:
-    """Return an address with prefix length in each subnet: the requested one, or the next free one that no
-    published port of another (perhaps removed) container forwards to."""
+    """Return an address with prefix length in each subnet.
+
+    It is the requested one, or the next free one that no published port of another (perhaps removed)
+    container forwards to.
+    """
     published = {port.address: port for port in builder.ours.ports if port.container != target.uid}
     require(*(validate.address(one, network.subnets, builder.used) for one in requested))
     given = {":" in one: str(ipaddress.ip_address(one)) for one in requested}
@@ -261,7 +275,10 @@ def plan_detach(request: Detach, builder: PlanBuilder) -> str:
 
 
 def _has_ended(uid: str, builder: PlanBuilder) -> bool:
-    """Whether the container has stopped: its veth pair disappears a moment later, with its namespace."""
+    """Return whether the container has stopped.
+
+    Its veth pair disappears a moment later, with its namespace.
+    """
     container = builder.topology.containers.get(uid)
     return container is not None and container.netns is None
 

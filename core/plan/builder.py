@@ -17,8 +17,11 @@ from core.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The operations of a change (`steps`, in order), with `warnings`, and `hits`: sentences about what else
-    is removed or changes. `guarded`: the change can cut off the user's own session."""
+    """The operations of a change (`steps`, in order), with `warnings`.
+
+    `hits` are sentences about what else is removed or changes. `guarded`: the change can cut off the user's
+    own session.
+    """
 
     title: str
     steps: tuple[Operation, ...]
@@ -35,7 +38,7 @@ class Refused:
 
 
 class CannotPlan(Exception):
-    """Raised by planners; plan_all turns it into Refused."""
+    """Report that a request can't be planned; plan_all turns it into Refused."""
 
     def __init__(self, reasons: Iterable[str]) -> None:
         self.reasons = tuple(reasons)
@@ -59,8 +62,11 @@ _MAX_OTHER_PIDS = 8
 
 @dataclass
 class Target:
-    """A container to plan for: uid, name, network namespace, the names of the links inside, the address
-    families that have a default route (`defaults`), and the destinations of its routes."""
+    """A container to plan for.
+
+    `place` is its network namespace, `links` are the names of the links inside, `defaults` the address
+    families that have a default route, and `destinations` those of its routes.
+    """
 
     uid: str
     name: str
@@ -119,16 +125,22 @@ class PlanBuilder:
         self.hits.setdefault(sentence)
 
     def update_ours(self, **changes: Any) -> None:
-        """Change these fields of Ours for the following steps."""
+        """Change fields of `ours` for the following steps."""
         self.ours = replace(self.ours, **changes)
         self._rules_change = True
 
     def defer_rules(self) -> None:
-        """Replace the firewall rules at the end: they must hold until what they protect is removed."""
+        """Replace the firewall rules at the end of the plan.
+
+        They must hold until what they protect is removed.
+        """
         self._rules_last = True
 
     def plan(self, title: str) -> Plan:
-        """Return the finished plan; it replaces vnet's rules once if they differ or are missing."""
+        """Return the finished plan.
+
+        It replaces vnet's rules once if they differ or are missing.
+        """
         steps = list(self.steps)
         after = rules.render(self.ours)
         before = rules.render(self.before) if self.before.table else rules.EMPTY
@@ -146,7 +158,7 @@ class PlanBuilder:
 
     @cached_property
     def host_names(self) -> set[str]:
-        """Return the names of the host's links, including those that the steps so far create."""
+        """Return the names of the host's links, with those that the steps so far create."""
         names = {link.name for link in self.host.links.values()}
         return names | {name for link in self.host.links.values() for name in link.altnames}
 
@@ -165,7 +177,7 @@ class PlanBuilder:
 
     @cached_property
     def prefixes(self) -> dict[ipam.Prefix, str]:
-        """Return the prefixes that a new subnet must not overlap, including this plan's own subnets."""
+        """Return the prefixes that a new subnet must not overlap, with this plan's own."""
         taken = ipam.taken_prefixes(self.snapshot, everywhere=False)
         reserved = [one for one in self.reserved if "/" in one]
         return taken | {ipam.parse_prefix(one): "a plan in progress" for one in reserved}
@@ -175,7 +187,10 @@ class PlanBuilder:
         return next((link for link in self.host.links.values() if link.name == name), None)
 
     def netns_target(self, ns: int) -> NetnsTarget:
-        """Return how to enter a namespace. Raises CannotPlan if it has neither name nor process."""
+        """Return how to enter a namespace.
+
+        Raises CannotPlan if it has neither name nor process.
+        """
         if ns == self.topology.host:
             return HOST
         space = self.snapshot.namespaces.get(ns)
@@ -198,7 +213,9 @@ class PlanBuilder:
 
     def target(self, text: str) -> Target:
         """Find a container by name, "runtime:name", uid or the beginning of its id.
-        Raises CannotPlan for none, for several, and for one without a namespace of its own."""
+
+        Raises CannotPlan for none, for several, and for one without a namespace of its own.
+        """
         if text in self._targets:
             return self._targets[text]
         container = self.container(text)
@@ -232,8 +249,10 @@ class PlanBuilder:
         return self._by_process(pid, space.pids if space else (), container.netns)
 
     def main_pid(self, space: Namespace) -> int:
-        """Return the process to enter a namespace by: preferably a container's main process, because others
-        may have entered only for a moment."""
+        """Return the process to enter a namespace by.
+
+        A container's main process is preferred, because others may have entered only for a moment.
+        """
         inside = self.topology.containers_in(space.inode)
         own = (one.pid for one in inside if one.pid is not None)
         return next(own, space.pids[0])
@@ -296,5 +315,5 @@ def _fits(text: str) -> tuple[Callable[[Container], bool], ...]:
 
 @singledispatch
 def plan_steps(request: object, builder: PlanBuilder) -> str:
-    """Add the steps that a request needs, and return the plan's title. Raises CannotPlan."""
+    """Add the steps that a request needs, and return the title. Raises CannotPlan."""
     raise TypeError(f"no planner for {request!r}")

@@ -1,4 +1,7 @@
-"""Find links that the user's session or the host's default route depends on, and warn about filters."""
+"""Find critical links, and warn about other filters.
+
+The user's session or the host's default route depends on a critical link.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from core.topology import Topology
 
 
 def changes_critical_link(steps: Iterable[Operation], topology: Topology, session: str = "") -> bool:
-    """Whether these steps change a critical link (`is_critical_link`), except for ports that connect a
-    container; `session` as for a plan."""
+    """Return whether these steps change a critical link (`is_critical_link`).
+
+    Ports that connect a container don't count; `session` as for a plan.
+    """
     builder = PlanBuilder(topology, session=session)
     critical = {link.name for link in builder.host.links.values() if is_critical_link(link.key, builder)}
     critical -= {member.port for member in builder.ours.members}
@@ -25,8 +30,11 @@ def changes_critical_link(steps: Iterable[Operation], topology: Topology, sessio
 
 
 def is_critical_link(key: LinkKey, builder: PlanBuilder) -> bool:
-    """Whether a change of this link can disconnect the user's session or the host: a link of a default route
-    or of the route to the session's remote address, its ports and its master."""
+    """Return whether a change of this link can disconnect the user's session or host.
+
+    These are the links of default routes and of the route to the session's remote address, their ports and
+    their masters.
+    """
     if key.ns != builder.topology.host:
         return False
     uplinks = set(_uplinks(builder))
@@ -36,7 +44,10 @@ def is_critical_link(key: LinkKey, builder: PlanBuilder) -> bool:
 
 
 def _uplinks(builder: PlanBuilder) -> Iterator[int]:
-    """Yield the indexes of links of default routes, and of the route to the session's remote address."""
+    """Yield the indexes of links of default routes, and of the session's route.
+
+    The session's route is the one to its remote address.
+    """
     for route in builder.host.routes:
         if route.dst == "default":
             yield from (hop.ifindex for hop in route.nexthops if hop.ifindex)
@@ -71,7 +82,7 @@ def warn_of_filters(
     published: Published | None = None,
     to: str = "",
 ) -> None:
-    """Warn if another table drops forwarded packets: vnet's accept can't override that.
+    """Warn if another table drops forwarded packets: vnet's accept can't override it.
 
     Without `subnets` both address families count. With br_netfilter bridged packets are checked as well.
     """
@@ -88,7 +99,10 @@ def warn_of_filters(
 
 
 def warn_of_move(source: Link, to: str, builder: PlanBuilder) -> None:
-    """Warn about leases and rules that don't move with the host's addresses and routes to another link."""
+    """Warn about leases and rules that don't move to another link.
+
+    The host's addresses and routes do move.
+    """
     name = safe(source.name)
     leased = [str(one) for one in source.addresses if one.valid_until]
     if leased:
@@ -112,7 +126,10 @@ def warn_of_move(source: Link, to: str, builder: PlanBuilder) -> None:
 
 
 def enable_forwarding(builder: PlanBuilder, ipv4: bool, ipv6: bool) -> None:
-    """Switch on forwarding for these address families; a sysctl that can't be read counts as 0."""
+    """Switch on forwarding for these address families.
+
+    A sysctl that can't be read counts as 0.
+    """
     sysctls = builder.snapshot.host.sysctls
     if ipv4 and sysctls.get(_FORWARD, "0") != "1":
         _keep_links_forwarding(builder, "net.ipv4.conf.")
@@ -124,7 +141,10 @@ def enable_forwarding(builder: PlanBuilder, ipv4: bool, ipv6: bool) -> None:
 
 
 def _keep_links_forwarding(builder: PlanBuilder, prefix: str) -> None:
-    """Have an undo keep forwarding of single links: switching off the host's switches off theirs as well."""
+    """Have an undo keep forwarding of single links.
+
+    Switching off the host's switches off theirs as well.
+    """
     for key, value in sorted(builder.snapshot.host.sysctls.items()):
         step = SetSysctl(key, value, value)
         if key.startswith(prefix) and key != _FORWARD6 and step not in builder.steps:

@@ -234,7 +234,10 @@ _NO_UNDO = "a deleted connection can't be restored: this has no undo"
 def delete_flow(
     ns: int, entry: ConntrackEntry, names: Mapping[bytes, str] = MappingProxyType({})
 ) -> DeleteFlow:
-    """Return the request to delete a conntrack entry of a namespace; `names` as for core.flows.flow_of."""
+    """Return the request to delete a conntrack entry of a namespace.
+
+    `names` as for core.flows.flow_of.
+    """
     flow = flow_of(entry, names)
     ends = (address_text(entry.orig_src), address_text(entry.orig_dst), entry.orig_sport, entry.orig_dport)
     translated = bool(flow.snat or flow.dnat)
@@ -242,7 +245,7 @@ def delete_flow(
 
 
 def delete_flow_at(topology: Topology, ref: Ref) -> DeleteFlow | None:
-    """Return the request to delete the entry that a reference points at; None if it is gone."""
+    """Return the request to delete the entry of a reference; None if it is gone."""
     ns, entry_id = (int(part) for part in ref.key)
     table = topology.snapshot.conntracks.get(ns)
     places = np.flatnonzero(table.entries["id"] == entry_id).tolist() if table else []

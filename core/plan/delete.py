@@ -52,7 +52,10 @@ def _delete_link(key: LinkKey, builder: PlanBuilder) -> str:
 
 
 def _describe_effects(link: Link, builder: PlanBuilder) -> None:
-    """Describe what depends on a link that vnet didn't make: containers, published ports, the uplink."""
+    """Describe what depends on a link that vnet didn't make.
+
+    This can be containers, published ports and the uplink.
+    """
     topology, name = builder.topology, safe(link.name)
     builder.warn(f"vnet didn't make {name}: the program that did may need it, or create it again")
     ends = topology.ports_of(link.key) if link.kind == "bridge" else [link]
@@ -85,7 +88,10 @@ def _namespaces(link: Link, builder: PlanBuilder) -> set[int]:
 
 
 def _delete_other(link: Link, builder: PlanBuilder) -> None:
-    """Delete a veth pair or a bridge that vnet didn't make; other links couldn't be restored by an undo."""
+    """Delete a veth pair or a bridge that vnet didn't make.
+
+    Other links are refused: an undo couldn't restore them.
+    """
     if link.kind == "veth":
         peer = builder.topology.peer(link)
         if peer:

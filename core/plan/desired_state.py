@@ -176,8 +176,10 @@ _HEADER = re.compile(r"\s*\[\[?\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
 
 
 def _line(lines: list[str], path: str, key: str, number: int = 0) -> int:
-    """Return the line of a key, or of the header for key "", in the `number`th table of that path; 0 where
-    the file uses another notation."""
+    """Return the line of a key, or of the header for key "".
+
+    Only the `number`th table of that path counts; the line is 0 where the file uses another notation.
+    """
     pattern = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""")
     here, seen = path == "", -1
     for at, line in enumerate(lines, 1):
@@ -194,7 +196,10 @@ def _line(lines: list[str], path: str, key: str, number: int = 0) -> int:
 
 
 def export(topology: Topology) -> str:
-    """Return the file for vnet's networks on this host; `difference` finds nothing to do for it."""
+    """Return the file for vnet's networks on this host.
+
+    `difference` finds nothing to do for it.
+    """
     existing = ours(topology.snapshot, topology.host)
     parts = []
     for network in sorted(existing.networks.values(), key=lambda one: one.name):
@@ -226,7 +231,7 @@ def export(topology: Topology) -> str:
 
 
 def _filters(bridge: str, topology: Topology) -> bool:
-    """Whether a bridge of the host is VLAN-aware."""
+    """Return whether a bridge of the host is VLAN-aware."""
     net = topology.snapshot.nets[topology.host]
     return any(one.bridge.vlan_filtering for one in net.links.values() if one.name == bridge and one.bridge)
 
@@ -261,14 +266,18 @@ def _key(name: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Write a value as TOML: like JSON, but without surrogate escapes (JSON's for emoji), and with DEL
-    escaped."""
+    """Write a value as TOML.
+
+    It is written like JSON, but without surrogate escapes (JSON's for emoji), and with DEL escaped.
+    """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def difference(desired: Desired, topology: Topology, prune: bool = False) -> tuple[Request, ...]:
-    """Return the requests that lead from the current to the desired state, in order. `prune` also removes
-    what vnet made and the file doesn't name; nothing else is ever removed."""
+    """Return the requests that lead from the current to the desired state, in order.
+
+    `prune` also removes what vnet made and the file doesn't name; nothing else is ever removed.
+    """
     return tuple(_Comparison(desired, topology, prune).requests())
 
 
@@ -315,7 +324,7 @@ class _Comparison:
         return (set(self.ours.networks) | created) - set(self.desired_networks)
 
     def _differs(self, network: CreateNetwork) -> bool:
-        """Whether a network of that name exists with other settings."""
+        """Return whether a network of that name exists with other settings."""
         if network.engine == "docker":
             existing = self.docker.get(network.name)
             return existing is not None and _docker_differs(network, existing)
@@ -338,12 +347,15 @@ class _Comparison:
                 yield replace(container, model="closed") if bare else container
 
     def _uid(self, text: str) -> str:
-        """Return the uid of a container; for an unknown name that of an unmanaged container."""
+        """Return a container's uid; for an unknown name that of an unmanaged container."""
         return self._uids.get(text) or (text if ":" in text else f"netns:{text}")
 
     @cached_property
     def _uids(self) -> dict[str, str]:
-        """Map every name, id and uid to a container's uid; of several containers the first counts."""
+        """Map every name, id and uid to a container's uid.
+
+        If several containers have the same, the first counts.
+        """
         found: dict[str, str] = {}
         for one in self.topology.containers.values():
             for text in (one.uid, one.id, one.name, f"{one.runtime}:{one.name}"):
@@ -421,8 +433,11 @@ class _Comparison:
 
 
 def _differs(network: CreateNetwork, found: OurNetwork) -> bool:
-    """Whether a network must be created again. Values that the file leaves out don't matter, and the MTU
-    changes in place, except with NIC-bridged networks."""
+    """Return whether a network must be created again.
+
+    Values that the file leaves out don't matter, and the MTU changes in place, except with NIC-bridged
+    networks.
+    """
     desired = {
         "kind": network.kind,
         "subnets": tuple(sorted(map(_prefix, network.subnets))),

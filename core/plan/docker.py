@@ -104,7 +104,10 @@ def _attached(network: Network, builder: PlanBuilder) -> list[Container]:
 
 
 def connection(container: Container, network: Network) -> DockerConnect:
-    """Return the operation that re-attaches a container to a Docker network as it is now."""
+    """Return the operation that re-attaches a container to a Docker network.
+
+    It restores the current settings.
+    """
     end = _end(container, network)
     # Docker accepts chosen addresses only on networks with a subnet that the user chose.
     chosen = network.name not in _BUILT_IN
@@ -132,10 +135,11 @@ def _derived_mac(end: Endpoint) -> str:
 
 
 def _disconnect(container: Container, network: Network, builder: PlanBuilder) -> None:
-    """Detach a container, and warn if an undo can't restore its address or MAC address.
+    """Detach a container; warn if an undo can't restore its address or MAC address.
 
     Docker doesn't accept addresses on its built-in networks, nor where it chose the subnet itself (then it
-    reports a gateway)."""
+    reports a gateway).
+    """
     key, value = next(iter(LABELS.items()))
     end = _end(container, network)
     assigned = {one.partition("/")[0] for one in (end.ipv4, end.ipv6) if one} - set(end.chosen)
@@ -154,7 +158,10 @@ def _disconnect(container: Container, network: Network, builder: PlanBuilder) ->
 
 
 def _restores_macs(builder: PlanBuilder) -> bool:
-    """Whether Docker restores a chosen MAC address: before 25 it kept one for each container."""
+    """Return whether Docker restores a chosen MAC address: versions before 25 do.
+
+    They keep one for each container.
+    """
     engine = builder.snapshot.engines.get("docker")
     major = engine.version.partition(".")[0] if engine else ""
     return major.isdigit() and int(major) < 25
@@ -167,8 +174,10 @@ def _end(container: Container, network: Network) -> Endpoint:
 def attach_by_docker(
     request: Attach, network: Network, builder: PlanBuilder, like: Network | None = None
 ) -> str:
-    """Plan to attach a Docker container to a Docker network, with the settings that it has on the network
-    `like` as far as possible."""
+    """Plan to attach a Docker container to a Docker network.
+
+    It keeps the settings that it has on the network `like` as far as possible.
+    """
     container = _docker_container(request.container, network, builder)
     require(
         when(
@@ -187,7 +196,10 @@ def attach_by_docker(
 def _copy_settings(
     connect: DockerConnect, end: Endpoint, network: Network, builder: PlanBuilder
 ) -> DockerConnect:
-    """Copy the settings of an attachment that are valid on another network, and warn about the others."""
+    """Copy an attachment's settings to another network.
+
+    Warns about settings that aren't valid there.
+    """
     name, source, to = safe(connect.container), safe(end.network), safe(network.name)
     aliases = end.aliases if network.name not in _BUILT_IN else ()
     if end.aliases and not aliases:

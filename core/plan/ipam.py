@@ -61,7 +61,7 @@ def parse_prefix(text: str) -> Prefix:
 
 
 def _is_common(prefix: Prefix) -> bool:
-    """Whether every host may have this prefix."""
+    """Return whether every host may have this prefix."""
     first = prefix.network_address
     # A prefix shorter than /8 is half of a default route ("0.0.0.0/1", as VPNs set it).
     return first.is_loopback or first.is_link_local or first.is_multicast or prefix.prefixlen < 8
@@ -73,13 +73,16 @@ def overlap(prefix: Prefix, taken: dict[Prefix, str]) -> str:
 
 
 def overlaps(one: Prefix, other: Prefix) -> bool:
-    """Whether two prefixes have addresses in common."""
+    """Return whether two prefixes have addresses in common."""
     return one.version == other.version and one.overlaps(other)
 
 
 def propose_subnet(snapshot: Snapshot, family: int = 4, reserved: Iterable[str] = ()) -> str:
-    """Propose a free IPv4 /24, or an IPv6 /64 of this host's own unique local prefix (RFC 4193). `reserved`
-    are prefixes of plans that aren't applied yet. Raises Exhausted."""
+    """Propose a free IPv4 /24, or an IPv6 /64 of this host's unique local prefix.
+
+    The prefix is that of RFC 4193. `reserved` are prefixes of plans that aren't applied yet. Raises
+    Exhausted.
+    """
     taken = set(taken_prefixes(snapshot)) | set(map(parse_prefix, reserved))
     ranges = sorted(
         (int(one.network_address), int(one.broadcast_address)) for one in taken if one.version == family
@@ -93,7 +96,10 @@ def propose_subnet(snapshot: Snapshot, family: int = 4, reserved: Iterable[str] 
 
 
 def _gap(pool: Prefix, size: int, taken: list[tuple[int, int]]) -> int | None:
-    """Return the first address of the first aligned gap of that size; `taken`: (first, last), ascending."""
+    """Return the first address of the first aligned gap of that size.
+
+    `taken`: (first, last), ascending.
+    """
     at, end = int(pool.network_address), int(pool.broadcast_address)
     for first, last in taken:
         if at + size <= first:
@@ -109,8 +115,11 @@ def _local_prefix(snapshot: Snapshot) -> ipaddress.IPv6Network:
 
 
 def used_addresses(snapshot: Snapshot) -> set[str]:
-    """Return every address in use as text: links of all namespaces, neighbours that answered, endpoints and
-    gateways of engines."""
+    """Return every address in use as text.
+
+    These are the addresses of links of all namespaces, of neighbours that answered, and of endpoints and
+    gateways of engines.
+    """
     found: set[str] = set()
     for net in snapshot.nets.values():
         for link in net.links.values():
@@ -128,8 +137,11 @@ def used_addresses(snapshot: Snapshot) -> set[str]:
 
 
 def hosts(prefix: Prefix) -> Iterator[Address]:
-    """Yield the host addresses of a prefix: without network and broadcast address (IPv4, shorter than /31),
-    without the subnet-router anycast address (IPv6, shorter than /127)."""
+    """Yield the host addresses of a prefix.
+
+    They exclude the network and broadcast address (IPv4, shorter than /31), and the subnet-router anycast
+    address (IPv6, shorter than /127).
+    """
     first, last = int(prefix.network_address), int(prefix.broadcast_address)
     if prefix.num_addresses > 2:
         first += 1
@@ -139,7 +151,10 @@ def hosts(prefix: Prefix) -> Iterator[Address]:
 
 
 def next_address(subnet: str, used: Collection[str]) -> str:
-    """Return the lowest free address of a subnet, without prefix length. Raises Exhausted."""
+    """Return a subnet's lowest free address, without prefix length.
+
+    Raises Exhausted.
+    """
     prefix = ipaddress.ip_network(subnet)
     for address in islice(hosts(prefix), _MAX_TRIED):
         if str(address) not in used:

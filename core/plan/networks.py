@@ -127,7 +127,7 @@ def _subnets(request: CreateNetwork, builder: PlanBuilder) -> tuple[str, ...]:
 
 
 def _remaining_subnets(name: str, builder: PlanBuilder) -> Iterator[str]:
-    """Yield the free subnets of containers whose network had this name and lost its bridge."""
+    """Yield the free subnets of containers whose network of this name lost its bridge."""
     members = [one for one in builder.ours.members if one.network == name]
     found = {ipaddress.ip_interface(address).network for one in members for address in one.addresses}
     free = sorted(str(one) for one in found if not validate.subnet(str(one), builder.prefixes))
@@ -211,7 +211,8 @@ def _reattach_members(network: OurNetwork, builder: PlanBuilder) -> None:
 def stable_mac(hostname: str, bridge: str) -> str:
     """Return a MAC address that depends on host and bridge name only.
 
-    The kernel's default changes with the ports, while containers have it cached for their gateway."""
+    The kernel's default changes with the ports, while containers have it cached for their gateway.
+    """
     digest = hashlib.sha256(f"{hostname}/{bridge}".encode()).digest()
     return (b"\x02" + digest[:5]).hex(":")
 

@@ -23,7 +23,7 @@ from core.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """A container's addresses on a network: the network's name and bridge, and whether it is internal."""
+    """A container's addresses on a network, which may be `internal`."""
 
     network: str
     bridge: str
@@ -146,7 +146,10 @@ def _short(ports: str) -> str:
 def _allow_forwarding(
     ports: tuple[OurPort, ...], endpoint: _Endpoint, target: Target, builder: PlanBuilder
 ) -> None:
-    """Add the steps by which the host forwards to the container, also from its own loopback address."""
+    """Add the steps by which the host forwards to the container.
+
+    It also forwards from its own loopback address.
+    """
     families = {":" in port.address for port in ports}
     enable_forwarding(builder, ipv4=False in families, ipv6=True in families)
     for port in (port for port in ports if not is_loopback(port.host_ip)):
@@ -167,7 +170,10 @@ def _allow_forwarding(
 
 
 def _warn_of_bypass(ports: Sequence[OurPort], builder: PlanBuilder) -> None:
-    """Warn that the host's firewall program doesn't filter these ports, and say how to restrict them."""
+    """Warn that the host's firewall program doesn't filter these ports.
+
+    The warning says how to restrict them.
+    """
     firewall = builder.snapshot.firewalls.get(builder.topology.host)
     program = host_firewall(firewall) if firewall else ""
     if firewall and program and ports:
@@ -188,7 +194,8 @@ def _warn_of_unreachable(
 ) -> None:
     """Warn about sources that can't reach a port on another engine's network.
 
-    vnet doesn't change that bridge (route_localnet, hairpin mode)."""
+    vnet doesn't change that bridge (route_localnet, hairpin mode).
+    """
     bridge, first = builder.link(endpoint.bridge), ports[0]
     localnet = bool(bridge and bridge.bridge and bridge.bridge.route_localnet)
     if not localnet and any(map(_uses_loopback, ports)):
@@ -202,8 +209,10 @@ def _warn_of_unreachable(
 
 
 def _has_hairpin(port: OurPort, target: Target, builder: PlanBuilder) -> bool:
-    """Whether a container can reach its own published port: by hairpin mode of its bridge port, and a
-    masquerade rule for its own address."""
+    """Return whether a container can reach its own published port.
+
+    That needs hairpin mode of its bridge port, and a masquerade rule for its own address.
+    """
     links = [link for link in builder.snapshot.links() if link.ns == target.ns]
     ends = [builder.topology.peer(link) for link in links]
     hairpin = any(end and end.port and end.port.hairpin for end in ends)
@@ -217,7 +226,10 @@ def _has_hairpin(port: OurPort, target: Target, builder: PlanBuilder) -> bool:
 
 
 def _isolated_networks(port: OurPort, endpoint: _Endpoint, builder: PlanBuilder) -> Iterator[str]:
-    """Yield the engine's other networks whose containers can't reach the port because of isolation rules."""
+    """Yield the engine's other networks that can't reach the port.
+
+    Isolation rules drop the packets of their containers.
+    """
     evaluator, uplink = builder.topology.judge, builder.topology.uplink(builder.topology.host)
     if evaluator is None:
         return
@@ -242,7 +254,8 @@ def _hairpin(ports: Iterable[OurPort], on: bool, builder: PlanBuilder) -> None:
     """Switch hairpin mode of bridge ports.
 
     With br_netfilter, packets of a container to its own published port are translated in the bridge and leave
-    by the port that they came in by."""
+    by the port that they came in by.
+    """
     addresses = {port.address for port in ports}
     for member in builder.ours.members:
         if addresses & {one.partition("/")[0] for one in member.addresses}:
@@ -274,7 +287,7 @@ def _current_localnet(bridge: str, builder: PlanBuilder) -> str:
 
 
 def _is_behind(bridge: str, port: OurPort, builder: PlanBuilder) -> bool:
-    """Whether a port's container is connected to that bridge."""
+    """Return whether a port's container is connected to that bridge."""
     address = ipaddress.ip_address(port.address)
     return any(
         network.bridge == bridge and any(address in ipaddress.ip_network(one) for one in network.subnets)
@@ -300,7 +313,10 @@ def plan_unpublish(request: Unpublish, builder: PlanBuilder) -> str:
 
 
 def unpublish(ports: list[OurPort], builder: PlanBuilder) -> None:
-    """Unpublish ports; with the last one of a network its route_localnet is switched off as well."""
+    """Unpublish ports.
+
+    With the last one of a network its route_localnet is switched off as well.
+    """
     remaining = tuple(port for port in builder.ours.ports if port not in ports)
     builder.update_ours(ports=remaining)
     addresses = {port.address for port in remaining}
@@ -322,8 +338,11 @@ _EVERY_PORT = (1, 65535)
 
 @dataclass(frozen=True, slots=True)
 class ForeignRedirect:
-    """Ports that a rule of another program redirects. `matched`: its address match. `partly`: only some
-    packets. `to`: short description of the destination. `table`: its table, with family."""
+    """Ports that a rule of another program redirects.
+
+    `matched`: its address match. `partly`: only some packets. `to`: short description of the destination.
+    `table`: its table, with family.
+    """
 
     ipv6: bool
     l4_proto: str
@@ -335,7 +354,10 @@ class ForeignRedirect:
 
 
 def port_conflict(port: OurPort, now: Ours, topology: Topology) -> str:
-    """Describe what already uses a port, "" for nothing. `now` is Ours after the steps so far."""
+    """Describe what already uses a port, "" for nothing.
+
+    `now` is Ours after the steps so far.
+    """
     number = validate.port_range(port.host_ports)
     for other in now.ports:
         if (":" in other.address) == (":" in port.address) and _conflicts(
@@ -362,7 +384,7 @@ def port_conflict(port: OurPort, now: Ours, topology: Topology) -> str:
 
 
 def partial_conflicts(port: OurPort, topology: Topology) -> Iterator[str]:
-    """Yield warnings about rules of other programs that redirect some packets of a port."""
+    """Yield warnings about other programs' rules that redirect some packets of a port."""
     for redirect in _redirects_of(port, topology):
         if redirect.partly:
             yield (
@@ -414,7 +436,7 @@ def _redirects_of(port: OurPort, topology: Topology) -> Iterator[ForeignRedirect
 
 
 def _matches(matched: str, port: OurPort, topology: Topology) -> bool:
-    """Whether an address match covers an address of the host that the port is published on."""
+    """Return whether an address match covers an address that the port is published on."""
     own = [port.host_ip] if port.host_ip else _own_addresses(":" in port.address, topology)
     return any(covers(matched, ipaddress.ip_network(one)) is not False for one in own)
 

@@ -36,7 +36,10 @@ class CreateNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ChangeMtu:
-    """Change the MTU of a network (not NIC-bridged): its bridge, its ports and the links in containers."""
+    """Change the MTU of a network (not NIC-bridged).
+
+    This includes its bridge, its ports and the links in containers.
+    """
 
     name: str
     mtu: int
@@ -51,8 +54,11 @@ class RemoveNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Attach a container (name, "runtime:name" or id) to a network. `addresses`: at most one of each family,
-    without prefix length; missing ones are chosen. `link` "" is the first free "ethN"."""
+    """Attach a container (name, "runtime:name" or id) to a network.
+
+    `addresses`: at most one of each family, without prefix length; missing ones are chosen. `link` "" is the
+    first free "ethN".
+    """
 
     container: str
     network: str
@@ -70,7 +76,7 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Detach a container from one network and attach it to another, with the same link name."""
+    """Move a container from one network to another, with the same link name."""
 
     container: str
     network: str
@@ -80,8 +86,11 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish a port, or a range "8000-8010", of a running container. `host_ip` "" is every address of the
-    host, `container_ports` "" the same as `host_ports`, `network` "" the first one that works."""
+    """Publish a port, or a range "8000-8010", of a running container.
+
+    `host_ip` "" is every address of the host, `container_ports` "" the same as `host_ports`, `network` "" the
+    first one that works.
+    """
 
     container: str
     host_ports: str
@@ -102,8 +111,11 @@ class Unpublish:
 
 @dataclass(frozen=True, slots=True)
 class CreateContainer:
-    """Create an unmanaged container: a named namespace. `model` is one of MODELS: "bridged" needs a
-    `network`, "joined" the container `joined_with`, "open" shares the host's namespace."""
+    """Create an unmanaged container: a named namespace.
+
+    `model` is one of MODELS: "bridged" needs a `network`, "joined" the container `joined_with`, "open" shares
+    the host's namespace.
+    """
 
     name: str
     model: str = "closed"
@@ -178,7 +190,10 @@ class DeleteFlow:
 
 @dataclass(frozen=True, slots=True)
 class CountTraffic:
-    """Switch on traffic counters of connections (conntrack accounting) in these namespaces (inodes)."""
+    """Switch on traffic counters of connections (conntrack accounting).
+
+    `namespaces` are inodes.
+    """
 
     namespaces: tuple[int, ...]
 

@@ -15,10 +15,11 @@ _LOOPBACK = "127.0.0.0/8"
 
 
 def render(ours: Ours) -> str:
-    """Return the input of `nft -f` that replaces vnet's table, or removes it if there is nothing to do.
+    """Return the input of `nft -f` that replaces vnet's table, or removes it.
 
-    NAT and filter chains are in one table of family inet (since Linux 5.2). The forward chain only decides
-    for vnet's own bridges; another table may still drop what it accepts.
+    It is removed if there is nothing to do. NAT and filter chains are in one table of family inet (since
+    Linux 5.2). The forward chain only decides for vnet's own bridges; another table may still drop what it
+    accepts.
     """
     if not ours.networks and not ours.ports:
         return EMPTY
@@ -54,7 +55,8 @@ def _comment(*words: str) -> str:
 def _guard(networks: Sequence[OurNetwork]) -> Iterator[str]:
     """Yield the drops that keep containers off the host's 127.0.0.0/8.
 
-    A port published on 127.0.0.1 needs route_localnet on the bridge, which would let its containers in."""
+    A port published on 127.0.0.1 needs route_localnet on the bridge, which would let its containers in.
+    """
     for network in networks:
         if network.subnets:
             comment = _comment("loopback", escape(network.name))
@@ -100,8 +102,11 @@ def _postrouting(
 
 
 def _hairpin(address: str, networks: Sequence[OurNetwork]) -> Iterator[str]:
-    """Yield the masquerade rules for a container that uses a port published on its own network, and for the
-    host's loopback address: answers must come back through the host."""
+    """Yield the masquerade rules by which answers come back through the host.
+
+    They are for a container that uses a port published on its own network, and for the host's loopback
+    address.
+    """
     family = "ip6" if ":" in address else "ip"
     found = next(((network, subnet) for network in networks for subnet in _of_family(network, family)
                  if ipaddress.ip_address(address) in ipaddress.ip_network(subnet)), None)  # fmt: skip
@@ -139,7 +144,10 @@ def _join(network: OurNetwork, other: OurNetwork) -> str:
 
 
 def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
-    """Yield the forward chain: same bridge, published ports, joined pairs, isolation, then each kind."""
+    """Yield the rules of the forward chain.
+
+    Their order: same bridge, published ports, joined pairs, isolation, then each kind.
+    """
     by_kind = {kind: [one for one in networks if one.kind == kind] for kind in ("nat", "internal", "routed")}
     isolated = [one for group in by_kind.values() for one in group]
     for network in networks:

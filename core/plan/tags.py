@@ -1,8 +1,8 @@
-"""Find vnet's networks, attachments and ports by link aliases (core.text) and rule comments.
+"""Find vnet's networks, attachments and ports by aliases and rule comments.
 
-Aliases: a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", the host's end of an
-attachment "vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a namespace
-that vnet made "vnet:name=NAME", with one `name` for each of its names.
+Aliases of links (core.text): a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", the
+host's end of an attachment "vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a
+namespace that vnet made "vnet:name=NAME", with one `name` for each of its names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ COMMENT_BYTES = 128
 
 @dataclass(frozen=True, slots=True)
 class OurNetwork:
-    """A network that vnet made; `gateways` in the order of `subnets`, `uplink` the port if NIC-bridged."""
+    """A network that vnet made.
+
+    `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged.
+    """
 
     name: str
     kind: str
@@ -43,8 +46,11 @@ class OurNetwork:
 
 @dataclass(frozen=True, slots=True)
 class OurMember:
-    """An attachment that vnet made: container uid, network, the host's end `port`, the name of the `link`
-    in the container, and its addresses with prefix length."""
+    """An attachment that vnet made.
+
+    `container` is a uid, `port` the host's end, `link` the name of the link in the container; `addresses`
+    have a prefix length.
+    """
 
     container: str
     network: str
@@ -60,8 +66,10 @@ class OurMember:
 
 @dataclass(frozen=True, slots=True)
 class OurPort:
-    """A port, or range ("8000-8010"), that vnet published, in one address family. `address` is the
-    container's; `host_ip` "" is every address of the host."""
+    """A port, or range ("8000-8010"), that vnet published, in one address family.
+
+    `address` is the container's; `host_ip` "" is every address of the host.
+    """
 
     container: str
     l4_proto: str
@@ -82,8 +90,11 @@ class OurPort:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Everything that vnet made on the host. `joined`: pairs of network names, each in alphabetical order.
-    `containers`: name of a namespace to its inode. `table`: whether vnet's nftables table exists."""
+    """Everything that vnet made on the host.
+
+    `joined`: pairs of network names, each in alphabetical order. `containers`: name of a namespace to its
+    inode. `table`: whether vnet's nftables table exists.
+    """
 
     networks: Mapping[str, OurNetwork] = field(default_factory=dict)
     members: tuple[OurMember, ...] = ()
@@ -100,7 +111,7 @@ def port_id(l4_proto: str, host_ip: str, host_ports: str) -> str:
 
 
 def pair(one: str, other: str) -> tuple[str, str]:
-    """Return two network names in the order of Ours.joined."""
+    """Return two network names in the order of `Ours.joined`."""
     return (one, other) if one < other else (other, one)
 
 

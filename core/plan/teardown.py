@@ -1,4 +1,4 @@
-"""Plan to delete links step by step, so that an undo can restore all their settings."""
+"""Plan to delete links step by step, so that an undo can restore their settings."""
 
 from __future__ import annotations
 
@@ -35,26 +35,27 @@ _SUPPORTED = {*METRICS.values(), "tos", "pref"}
 
 
 def is_static_over(route: Route, link: Link) -> bool:
-    """Whether a route uses that link and wasn't made by the kernel."""
+    """Return whether a route uses that link and wasn't made by the kernel."""
     return is_over(route, link) and not _is_automatic(route, link)
 
 
 def is_over(route: Route, link: Link) -> bool:
-    """Whether a next hop of the route uses that link."""
+    """Return whether a next hop of the route uses that link."""
     return any(hop.ifindex == link.ifindex for hop in route.nexthops)
 
 
 def _is_automatic(route: Route, link: Link) -> bool:
-    """Whether the route comes and goes with an address, the link or router advertisements.
+    """Return whether a route comes and goes with an address, link or advertisement.
 
-    Network managers also use the protocol "kernel" for their routes to subnets."""
+    Network managers also use the protocol "kernel" for their routes to subnets.
+    """
     if route.protocol == "kernel":
         return route.table == "local" or route.dst in set(_prefixes(link))
     return route.protocol == "redirect" or by_advertisement(route)
 
 
 def by_advertisement(route: Route) -> bool:
-    """Whether the route has a gateway from router advertisements."""
+    """Return whether the route has a gateway from router advertisements."""
     return route.protocol == "ra" and any(hop.gateway for hop in route.nexthops)
 
 
@@ -73,7 +74,10 @@ def prefix_of(address: Address) -> str:
 
 
 def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
-    """Return the operation that adds a route of `net`. Raises CannotPlan for unsupported options."""
+    """Return the operation that adds a route of `net`.
+
+    Raises CannotPlan for unsupported options.
+    """
     unsupported = [option for option in route.options if not _is_supported(option)]
     hops = tuple(_hop(hop, net) for hop in route.nexthops)
     if unsupported or not all(hop.link for hop in hops):
@@ -110,8 +114,10 @@ def _hop(hop: NextHop, net: NetState) -> Hop:
 
 
 def delete_routes(net: NetState, link: Link, place: NetnsTarget) -> Iterator[DeleteRoute | AddRoute]:
-    """Yield the operations that delete the static routes over a link, those with a gateway first; a multipath
-    route keeps its other next hops."""
+    """Yield the operations that delete the static routes over a link.
+
+    Those with a gateway come first; a multipath route keeps its other next hops.
+    """
     routes = [as_operation(route, net, place) for route in net.routes if is_static_over(route, link)]
     for route in sorted(routes, key=lambda one: not has_gateway(one)):
         yield DeleteRoute(route)
@@ -120,7 +126,7 @@ def delete_routes(net: NetState, link: Link, place: NetnsTarget) -> Iterator[Del
 
 
 def has_gateway(route: AddRoute) -> bool:
-    """Whether the route needs another route, to its gateway."""
+    """Return whether the route needs another route, to its gateway."""
     return any(hop.gateway for hop in route.next_hops)
 
 
@@ -154,7 +160,10 @@ _USER_HZ = 100
 
 
 def delete_pair(builder: PlanBuilder, end: Link) -> None:
-    """Plan to delete a veth pair, after all its settings. Raises CannotPlan if the peer isn't visible."""
+    """Plan to delete a veth pair, after all its settings.
+
+    Raises CannotPlan if the peer isn't visible.
+    """
     peer = builder.topology.peer(end)
     if peer is None:
         raise CannotPlan(
@@ -193,7 +202,10 @@ def delete_empty_bridge(builder: PlanBuilder, bridge: Link) -> None:
 
 
 def empty_link(builder: PlanBuilder, link: Link) -> None:
-    """Plan to remove a link's routes and addresses, set it down and detach it from its bridge."""
+    """Plan to remove a link's routes and addresses, and detach it from its bridge.
+
+    The link is set down before it is detached.
+    """
     place = builder.netns_target(link.ns)
     # The kernel deletes a link's neighbours with its last address.
     builder.add(*routes_of(builder, link, place), *permanent_neighbours(builder, link, place))
@@ -228,7 +240,10 @@ def address_operation(link: str, address: Address, place: NetnsTarget) -> AddAdd
 
 
 def permanent_neighbours(builder: PlanBuilder, link: Link, place: NetnsTarget) -> Iterator[DeleteNeighbour]:
-    """Yield operations that delete a link's permanent neighbours, as the kernel does at link down."""
+    """Yield operations that delete a link's permanent neighbours.
+
+    The kernel also deletes them at link down.
+    """
     net = builder.snapshot.nets.get(link.ns)
     for one in net.neighbours if net else ():
         if one.ifindex == link.ifindex and one.state == "permanent" and one.mac and not one.proxy:
@@ -274,7 +289,10 @@ def _flags_to_defaults(name: str, port: BridgePort, place: NetnsTarget) -> Itera
 def _vlans_to_default(
     name: str, vlans: tuple[PortVlan, ...], default: int, place: NetnsTarget, own: bool = False
 ) -> Iterator[Operation]:
-    """Yield operations that reset the VLANs of a port, or of the bridge itself (`own`), to the default."""
+    """Yield operations that reset the VLANs of a port to the default.
+
+    With `own` they are the VLANs of the bridge itself.
+    """
     if not vlans:
         return  # the kernel has no VLAN support, or the VLANs weren't read
     default_vlan = PortVlan(default, default, True, True)
@@ -286,12 +304,18 @@ def _vlans_to_default(
 
 
 def _must_filter_late(settings: BridgeSettings) -> bool:
-    """Whether the default VLAN must be set first: the kernel refuses that while filtering is on."""
+    """Return whether the default VLAN must be set before filtering is switched on.
+
+    The kernel refuses that while filtering is on.
+    """
     return settings.vlan_filtering and settings.vlan_default_pvid != BridgeSettings().vlan_default_pvid
 
 
 def _settings_to_defaults(name: str, settings: BridgeSettings, place: NetnsTarget) -> Iterator[Operation]:
-    """Yield operations for settings that CreateBridge doesn't have; times in 1/100 s as in ip-link(8)."""
+    """Yield operations for settings that CreateBridge doesn't have.
+
+    Times are in 1/100 s as in ip-link(8).
+    """
     default = BridgeSettings()
     if _must_filter_late(settings):
         yield SetBridge(name, "vlan_filtering", 0, 1, place)

@@ -1,4 +1,7 @@
-"""Plan to tune a bridge and its ports: BIG TCP, offloads, br_netfilter, RPS and Docker's DNS."""
+"""Plan to tune a bridge and its ports.
+
+This covers BIG TCP, offloads, br_netfilter, RPS and Docker's DNS.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,10 @@ _NONE = LinkTuning()
 
 @dataclass(frozen=True, slots=True)
 class TuningState:
-    """The tuning of a bridge and its ports; None where links differ or the kernel doesn't report it. `rps` is
-    "off" or a mask."""
+    """The tuning of a bridge and its ports.
+
+    A value is None where links differ or the kernel doesn't report it. `rps` is "off" or a mask.
+    """
 
     big_tcp: int | None = None
     offloads: bool | None = None
@@ -119,7 +124,10 @@ def _tuning(topology: Topology, link: Link) -> LinkTuning:
 
 
 def _is_virtual(link: Link) -> bool:
-    """Whether a link isn't a NIC: a NIC may lose its carrier for seconds when its offloads change."""
+    """Return whether a link isn't a NIC.
+
+    A NIC may lose its carrier for seconds when its offloads change.
+    """
     return link.kind != "physical"
 
 
@@ -172,7 +180,7 @@ def _check_size(size: int) -> str:
 
 
 def _is_offload(feature: str) -> bool:
-    """Whether a feature belongs to tx, tso, gso or gro of ethtool(8)."""
+    """Return whether a feature belongs to tx, tso, gso or gro of ethtool(8)."""
     return feature in ("tx-generic-segmentation", "rx-gro") or feature.startswith(("tx-checksum-", "tx-tcp"))
 
 
@@ -251,7 +259,7 @@ def cpus_of_list(text: str) -> int:
 
 
 def cpus_of_mask(text: str) -> int | None:
-    """Parse a hexadecimal mask such as "f", "0xf" or "1,00000000"; None for other text."""
+    """Parse a hexadecimal mask: "f", "0xf", "1,00000000"; None for other text."""
     return int(text.replace(",", ""), 16) if _MASK.match(text) else None
 
 
@@ -273,7 +281,7 @@ _MOST_RULES = 3
 
 
 def passes_firewall(topology: Topology, bridge: Link) -> bool:
-    """Whether bridged packets of IPv4 or IPv6 pass the host's firewall."""
+    """Return whether bridged packets of IPv4 or IPv6 pass the host's firewall."""
     return any(_is_on(topology, bridge, setting) for setting in _SYSCTLS)
 
 
@@ -287,7 +295,10 @@ def _own(bridge: Link, setting: str) -> bool:
 
 
 def switch_br_netfilter(builder: PlanBuilder, bridge: Link, on: bool) -> None:
-    """Plan to have a bridge's traffic pass the host's firewall, or not. Raises CannotPlan."""
+    """Plan to switch br_netfilter for a bridge. Raises CannotPlan.
+
+    With it the bridge's traffic passes the host's firewall.
+    """
     require(
         when(bridge.ns != builder.topology.host, f"{safe(bridge.name)} isn't a bridge of the host"),
         when(
@@ -301,7 +312,7 @@ def switch_br_netfilter(builder: PlanBuilder, bridge: Link, on: bool) -> None:
 
 
 def _switch_on(builder: PlanBuilder, bridge: Link) -> None:
-    """Switch it on for this bridge only."""
+    """Switch br_netfilter on for this bridge only."""
     for setting in _SYSCTLS:
         if not _is_on(builder.topology, bridge, setting):
             builder.add(SetBridge(bridge.name, setting, 1, 0))
@@ -311,7 +322,10 @@ def _switch_on(builder: PlanBuilder, bridge: Link) -> None:
 
 
 def _switch_off(builder: PlanBuilder, bridge: Link) -> None:
-    """Switch it off. The sysctl applies to all bridges: the others get a setting of their own first."""
+    """Switch br_netfilter off for this bridge.
+
+    The sysctl applies to all bridges: the others get a setting of their own first.
+    """
     for setting, key in _SYSCTLS.items():
         if builder.snapshot.host.sysctls.get(key) == "1":
             others = [one for one in _others(builder, bridge) if not _own(one, setting)]
@@ -378,12 +392,15 @@ _SIZE_FIELDS = {
 
 
 def supports_big_tcp(link: Link) -> bool:
-    """Whether the device allows packets larger than PLAIN_SIZE."""
+    """Return whether the device allows packets larger than PLAIN_SIZE."""
     return link.sizes.tso > PLAIN_SIZE
 
 
 def sizes_of(link: Link) -> tuple[tuple[str, int], ...]:
-    """Return the link's sizes by their names in ip-link(8); those of IPv4 exist since Linux 6.3."""
+    """Return the link's sizes by their names in ip-link(8).
+
+    Those of IPv4 exist since Linux 6.3.
+    """
     sizes = ((name, getattr(link.sizes, field)) for name, field in _SIZE_FIELDS.items())
     return tuple((name, size) for name, size in sizes if size)
 

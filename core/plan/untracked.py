@@ -1,8 +1,9 @@
-"""Plan to run Docker's DNS without conntrack in containers that need conntrack for nothing else.
+"""Plan to run Docker's DNS without conntrack.
 
-In the namespace of a container on a user-defined network Docker translates 127.0.0.11:53 to its own resolver
-by NAT, so every packet of the container passes conntrack. Both ends are local: rules at ingress of the
-loopback link change the ports without conntrack and replace Docker's.
+This is for containers that need conntrack for nothing else. In the namespace of a container on a user-defined
+network Docker translates 127.0.0.11:53 to its own resolver by NAT, so every packet of the container passes
+conntrack. Both ends are local: rules at ingress of the loopback link change the ports without conntrack and
+replace Docker's.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class ResolverPorts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AttachedNamespace:
-    """A container's namespace on a bridge: inode, name, the reason why it can't be changed (`why`, "" for
-    none), and the resolver's ports in Docker's rules and in vnet's (None without such rules)."""
+    """A container's namespace on a bridge.
+
+    `ns` is its inode, `why` the reason why it can't be changed ("" for none); `docker` and `ours` are the
+    resolver's ports in Docker's rules and in vnet's (None without such rules).
+    """
 
     ns: int
     name: str
@@ -51,7 +55,10 @@ class AttachedNamespace:
 
     @property
     def on(self) -> bool:
-        """Whether vnet's rules replace Docker's; Docker may have added its own again since."""
+        """Return whether vnet's rules replace Docker's.
+
+        Docker may have added its own again since.
+        """
         return self.ours is not None and self.docker is None
 
 
@@ -78,12 +85,15 @@ def attached_namespaces(topology: Topology, bridge: Link) -> Iterator[AttachedNa
 
 
 def states(topology: Topology, bridge: Link) -> frozenset[bool]:
-    """Return whether Docker's rules are replaced, for all containers where that is possible."""
+    """Return whether Docker's rules are replaced, for all containers that allow it."""
     return frozenset(one.on for one in attached_namespaces(topology, bridge) if not one.why)
 
 
 def switch_dns_tracking(builder: PlanBuilder, bridge: Link, on: bool, only: tuple[str, ...]) -> None:
-    """Add the steps for a bridge's containers, or for those named in `only`. Raises CannotPlan."""
+    """Add the steps for a bridge's containers, or for those named in `only`.
+
+    Raises CannotPlan.
+    """
     found = list(_chosen(builder, list(attached_namespaces(builder.topology, bridge)), only))
     refused = [one.why for one in found if one.why]
     if (only and refused) or len(refused) == len(found):
@@ -153,7 +163,10 @@ def _chosen(
 def _why_not(
     name: str, firewall: Firewall | None, docker: ResolverPorts | None, ours: ResolverPorts | None
 ) -> str:
-    """Return why a namespace can't be changed, "" if it only has Docker's DNS rules, or vnet's instead."""
+    """Return why a namespace can't be changed, "" if it can.
+
+    It can if it only has Docker's DNS rules, or vnet's instead.
+    """
     if firewall is None:
         return f"the firewall rules of {name} weren't read"
     if firewall.problems:
@@ -196,7 +209,7 @@ def _ports(
     belongs: Callable[[FirewallRule], bool],
     expected: Callable[[ResolverPorts], Sequence[str]],
 ) -> ResolverPorts | None:
-    """Return the ports for which the rules are exactly the `expected` ones, None for other rules."""
+    """Return the ports for which the rules are exactly the `expected` ones, or None."""
     found = list(filter(belongs, firewall.rules)) if firewall else []
     ports = _ports_in(found)
     # Older versions of iptables-save list the chains in another order.
@@ -223,7 +236,10 @@ def _our_rules(ports: ResolverPorts) -> tuple[str, ...]:
 
 
 def _docker_rules(ports: ResolverPorts) -> tuple[str, ...]:
-    """Return the rules of dockerd's libnetwork/resolver_unix.go as iptables-save prints them."""
+    """Return Docker's rules as iptables-save prints them.
+
+    They are those of dockerd's libnetwork/resolver_unix.go.
+    """
     pairs = tuple((f"-p {protocol} -m {protocol}", port) for protocol, port in ports._asdict().items())
     inner = f"-A DOCKER_OUTPUT -d {_DNS}/32", f"-A DOCKER_POSTROUTING -s {_DNS}/32"
     return (

@@ -1,4 +1,7 @@
-"""Plan to move the host's addresses, routes and neighbours from a NIC to a bridge over it, and back."""
+"""Plan to move the host's network from a NIC to a bridge over it, and back.
+
+The host's addresses, routes and neighbours move.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ _REACHABLE = ("reachable", "stale", "delay", "probe")
 
 
 def bridge_nic(network: OurNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
-    """Plan to create a bridge with the NIC's MAC address, attach the NIC and move the host's addresses."""
+    """Plan to create a bridge over a NIC, and to move the host's addresses to it.
+
+    The bridge has the NIC's MAC address, and the NIC becomes its port.
+    """
     nic = _nic(request, builder)
     builder.add(
         CreateBridge(
@@ -96,7 +102,7 @@ def _upper_links(nic: Link, builder: PlanBuilder) -> Iterator[Link]:
 
 
 def restore_nic(network: OurNetwork, bridge: Link, builder: PlanBuilder) -> None:
-    """Plan to move addresses and routes from the bridge back to the NIC, and to delete the bridge."""
+    """Plan to move addresses and routes back to the NIC, and to delete the bridge."""
     nic = builder.link(network.uplink)
     if nic is None:
         raise CannotPlan(
@@ -111,8 +117,10 @@ def restore_nic(network: OurNetwork, bridge: Link, builder: PlanBuilder) -> None
 
 
 def _move(source: Link, to: str, builder: PlanBuilder) -> None:
-    """Move addresses, neighbours and routes: add each address before it is deleted from the old link, and
-    replace routes one by one."""
+    """Move addresses, neighbours and routes to another link.
+
+    Each address is added before it is deleted from the old link; routes are replaced one by one.
+    """
     addresses = [address_operation(source.name, one, HOST) for one in own_addresses(source)]
     routes = [as_operation(route, builder.host, HOST) for route in _routes(source, builder)]
     expiring = [
@@ -134,8 +142,11 @@ def _move(source: Link, to: str, builder: PlanBuilder) -> None:
 
 
 def _expiring_routes(source: Link, builder: PlanBuilder) -> Iterator[Route]:
-    """Yield the routes to subnets of expiring IPv6 addresses: the kernel doesn't delete them with the address
-    (ipv6_del_addr), unless the subnet has a permanent address."""
+    """Yield the routes to subnets of expiring IPv6 addresses.
+
+    The kernel doesn't delete them with the address (ipv6_del_addr), unless the subnet has a permanent
+    address.
+    """
     addresses = [one for one in own_addresses(source) if one.family == 6 and one.prefix_route]
     permanent = {prefix_of(one) for one in addresses if not one.valid_until}
     expiring = {prefix_of(one) for one in addresses} - permanent
@@ -145,7 +156,10 @@ def _expiring_routes(source: Link, builder: PlanBuilder) -> Iterator[Route]:
 
 
 def _relabelled(address: AddAddress, link: str, to: str, builder: PlanBuilder) -> AddAddress:
-    """Return the address for the link `to`; by ip-address(8) a label must begin with the link's name."""
+    """Return the address for the link `to`.
+
+    By ip-address(8) a label must begin with the link's name.
+    """
     label = f"{to}{address.label.removeprefix(link)}" if address.label.startswith(link) else ""
     if len(label) > NAME_BYTES or (address.label and not label):
         builder.warn(f"{address.address} loses its label {safe(address.label)}: {to} can't have it")
@@ -160,7 +174,10 @@ def _routes(source: Link, builder: PlanBuilder) -> Iterator[Route]:
 
 
 def _neighbours(source: Link, to: str, builder: PlanBuilder) -> Iterator[AddNeighbour | DeleteNeighbour]:
-    """Move permanent neighbours; copy reachable ones as stale, so that the kernel verifies them."""
+    """Move permanent neighbours, and copy reachable ones as stale.
+
+    The kernel verifies stale ones.
+    """
     for one in builder.host.neighbours:
         if one.ifindex == source.ifindex and one.mac and not one.proxy:
             yield from _neighbour(one, source.name, to)

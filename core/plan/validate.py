@@ -22,7 +22,10 @@ _RESERVED = {"lo", "all", "default", "host", "none", "bridge"}
 
 
 def name(text: str, what: str = "name") -> str:
-    """Check the name of a new network, container or bridge: it becomes the name of a link or a file."""
+    """Check the name of a new network, container or bridge.
+
+    It becomes the name of a link or a file.
+    """
     size = len(text.encode(errors="surrogatepass"))
     if not text:
         return f"the {what} is empty"
@@ -41,7 +44,7 @@ def name(text: str, what: str = "name") -> str:
 
 
 def link_name(text: str) -> str:
-    """Check the new name of a link, in a container or elsewhere, by the rules of the kernel and ip(8)."""
+    """Check the new name of a link by the rules of the kernel and ip(8)."""
     if not text or len(text.encode(errors="surrogatepass")) > NAME_BYTES or text in (".", ".."):
         return name(text, "link name")
     if text.startswith("-") or not _LINK.match(text):
@@ -113,7 +116,10 @@ def _size(prefix: Prefix, shown: str) -> str:
 
 
 def address(text: str, subnets: Collection[str], used: Collection[str] = ()) -> str:
-    """Check an address for a container or gateway in these subnets; `used` from `ipam.used_addresses`."""
+    """Check an address for a container or gateway in these subnets.
+
+    `used` from `ipam.used_addresses`.
+    """
     shown = _shown(text)
     found = parse_address(text)
     if found is None:

@@ -59,7 +59,7 @@ class FlowIndex:
     Rows are those of the table."""
 
     def __init__(self, topology: Topology, table: FlowTable, before: FlowIndex | None = None) -> None:
-        """`before` is an index over the same rows, for another topology."""
+        """Index the rows; `before` is an index of the same rows for another topology."""
         self._names = _Names(topology)
         self.generation = table.generation
         self._ends: tuple[Mapping[int, Sockets], SocketEnds] | None = None

@@ -34,7 +34,10 @@ _ENTRY_ORDER = {"published port": 0, "dnat": 1, "masquerade": 2, "snat": 3, "red
 
 
 def related(topology: Topology, ref: Ref) -> tuple[Relation, ...]:
-    """Return the objects related to a ref, the most relevant first; none if it is gone."""
+    """Return the objects related to a ref, the most relevant first.
+
+    The result is empty if the ref is gone.
+    """
     find = _FINDERS.get(ref.kind)
     unique: dict[Ref, str] = {}
     for label, target in find(topology, ref) if find else ():

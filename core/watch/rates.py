@@ -191,7 +191,7 @@ class BroadcastRates:
 
 
 def _risen(before: _Counts, now: _Counts) -> dict[LinkKey, float]:
-    """Counts a second, of keys that existed before and didn't restart."""
+    """Return counts per second of the keys that existed before and didn't restart."""
     found = {}
     for key, (at, count) in now.items():
         earlier, fewer = before.get(key, (at, 0))
@@ -304,5 +304,5 @@ class SocketReader:
         self._holders = reading.Holders()
 
     def read(self, namespaces: Mapping[int, Namespace]) -> dict[int, Sockets]:
-        """The sockets of all namespaces."""
+        """Read the sockets of all namespaces."""
         return reading.read_all(namespaces, self._holders)

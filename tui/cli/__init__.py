@@ -107,6 +107,6 @@ def confine(options: argparse.Namespace) -> None:
 
 
 def _outputs() -> Path:
-    """The folder of recordings and bundles; never all folders at once."""
+    """Return the folder of recordings and bundles; never the root folder."""
     found = output_folder()
     return found if found != Path("/") else Path.home()

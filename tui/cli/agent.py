@@ -181,12 +181,12 @@ def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = Fal
 
 
 def _engines() -> list[str]:
-    """Where engines are asked for by the environment."""
+    """Return the engines' URLs from the environment, "" if unset."""
     return [os.environ.get(name, "") for name in _ENGINES]
 
 
 def _addresses(metrics: str) -> str:
-    """With which addresses its sockets may speak."""
+    """Return the unit's lines about the addresses that its sockets may use."""
     if any(url and not url.startswith(_LOCAL) for url in _engines()):
         return "# An engine at another address is asked: no IPAddressDeny=."
     if not metrics:
@@ -197,7 +197,7 @@ def _addresses(metrics: str) -> str:
 
 
 def _program() -> tuple[tuple[str, ...], dict[str, str]]:
-    """The command of this installation, and the environment that it needs."""
+    """Return the command of this installation, and the environment that it needs."""
     beside = Path(sys.executable).with_name("vnet-tui")
     if beside.is_file() and os.access(beside, os.X_OK):
         return (str(beside),), {}

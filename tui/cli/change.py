@@ -60,7 +60,7 @@ _DELETING = (("container", "rm"), ("link", "rm"))
 
 
 def _parts(options: argparse.Namespace, action: str) -> Parts:
-    """The parts of a snapshot that the plan needs."""
+    """Return the parts of a snapshot that the plan needs."""
     if (options.command, action) in _DELETING:
         return WHOLE
     if getattr(options, "uplink", ""):
@@ -107,7 +107,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def request_of(options: argparse.Namespace, topology: Topology) -> Request:
-    """The request of a command line on the current host. Raises CommandError."""
+    """Return the request of a command line on the current host.
+
+    Raises CommandError.
+    """
     match options.command:
         case "network":
             return _network(options)
@@ -217,7 +220,7 @@ def _tune(options: argparse.Namespace, topology: Topology) -> Request:
 
 
 def _bridge(text: str, topology: Topology) -> LinkKey:
-    """The host's bridge of that name, or that of the network of that name or id."""
+    """Return the host's bridge of that name, or of the network of that name or id."""
     net = topology.snapshot.nets.get(topology.host)
     for link in net.links.values() if net else ():
         if link.kind == "bridge" and text in (link.name, *link.altnames):
@@ -240,7 +243,7 @@ def _key(options: argparse.Namespace, topology: Topology) -> LinkKey:
 
 
 def _namespace(text: str, topology: Topology) -> int:
-    """The namespace that a person means: its name, inode or container."""
+    """Return the namespace with that name, inode or container."""
     for inode, space in topology.snapshot.namespaces.items():
         if text in (topology.label(inode), str(inode), *space.names):
             return inode

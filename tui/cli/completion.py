@@ -26,7 +26,7 @@ class _Command:
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The completion script for "bash", "zsh" or "fish"."""
+    """Return the completion script for "bash", "zsh" or "fish"."""
     top, commands = _read(parser)
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](top, commands)
 
@@ -173,7 +173,10 @@ def _fish_options(command: _Command) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """In single quotes, for zsh and fish alike: a quote inside is written as '\\''."""
+    """Put text in single quotes for zsh and fish.
+
+    A quote inside is written as '\\''.
+    """
     return "'" + text.replace("'", "'\\''") + "'"
 
 

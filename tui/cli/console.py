@@ -45,7 +45,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_steps(steps: tuple[Operation, ...]) -> None:
-    """A line for each step, cut where they are many."""
+    """Print a line for each step; a long list is cut."""
     for step in steps[:_MOST_STEPS]:
         print(f"  {safe(step.describe())}")
     if len(steps) > _MOST_STEPS:
@@ -63,7 +63,7 @@ def print_notes(plan: Plan) -> None:
 
 
 def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
-    """How a change ended; returns the exit code."""
+    """Print how a change ended; return the exit code."""
     if as_json:
         print_json(document(plan, outcome))
     elif outcome is None:
@@ -91,7 +91,7 @@ def ended(outcome: Outcome) -> int:
 
 
 def print_refused(refused: Refused, as_json: bool) -> int:
-    """Why there is no plan; returns the exit code."""
+    """Print why there is no plan; return the exit code."""
     if as_json:
         print_json({"refused": list(refused.reasons)})
     for reason in refused.reasons:
@@ -100,7 +100,10 @@ def print_refused(refused: Refused, as_json: bool) -> int:
 
 
 def document(plan: Plan, outcome: Outcome | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """A plan and its outcome as JSON; "change" is null if nothing was changed."""
+    """Return a plan and its outcome as JSON.
+
+    "change" is null if nothing was changed.
+    """
     return {
         "title": plan.title,
         "dry_run": dry_run,
@@ -113,17 +116,17 @@ def document(plan: Plan, outcome: Outcome | None = None, dry_run: bool = False) 
 
 
 def steps_document(steps: Iterable[Operation]) -> list[dict[str, str]]:
-    """Each step as a sentence and as a command."""
+    """Return each step as a sentence and as a command."""
     return [{"what": step.describe(), "command": step.command()} for step in steps]
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
-    """How a change ended."""
+    """Return how a change ended, as JSON."""
     return {"id": outcome.entry_id, "end": outcome.end, "errors": list(outcome.errors)}
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document."""
     print(json.dumps(value, indent=2))
 
 
@@ -157,12 +160,12 @@ def require_rights(steps: Iterable[Operation] | None = None) -> None:
 
 
 def is_person() -> bool:
-    """Whether somebody is there to be asked."""
+    """Return whether a user can be asked."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def agreed(question: str, seconds: float | None = None) -> bool:
-    """Whether the answer is yes; a time-out and the end of input mean no."""
+    """Return whether the answer is yes; a time-out and the end of input mean no."""
     print(f"{question} [y/N] ", end="", flush=True)
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     answer = sys.stdin.readline() if ready else ""

@@ -66,7 +66,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 
 def _file_dashboard(options: argparse.Namespace) -> int:
-    """The dashboard on a file; what is wrong with the file is said first."""
+    """Run the dashboard on a file; open the file before the terminal is needed."""
     if options.write:
         raise CommandError("--write is for this host: a file cannot be changed")
     source = _file_source(options.source)
@@ -148,5 +148,5 @@ def _replay(error: LabError, ascii_only: bool) -> int:
 
 
 def _sentence(error: LabError) -> str:
-    """Why the lab itself is not shown, as a sentence for the screen."""
+    """Return why the lab itself is not shown, as a sentence for the screen."""
     return f"Can't build the lab: {error.reason}." + (f" Try: {error.try_}" if error.try_ else "")

@@ -173,7 +173,7 @@ def status(as_json: bool) -> int:
 
 
 def document(fast: FastPath) -> dict[str, Any]:
-    """The JSON document."""
+    """Return the fast path's state as a JSON document."""
     return {
         "schema": SCHEMA,
         "state": fast.state,
@@ -204,7 +204,7 @@ def document(fast: FastPath) -> dict[str, Any]:
 
 
 def lines(fast: FastPath) -> Iterator[str]:
-    """The same for people."""
+    """Yield the fast path's state as text."""
     yield f"fast path: {_STATES[fast.state]}"
     for reason in fast.reasons:
         yield f"  - {safe(reason)}"
@@ -251,7 +251,7 @@ def _verdicts(fast: FastPath) -> Iterator[str]:
 
 
 def ranked(verdicts: Any) -> list[tuple[str, int]]:
-    """Verdicts with their packets: the fast path's own first, then by number."""
+    """Return verdicts with their packets: the fast path's first, then by number."""
     return sorted(verdicts.items(), key=lambda pair: (pair[0] != FAST, -pair[1]))
 
 

@@ -28,7 +28,7 @@ RECOVERY = "puts right what a killed fast path left: settings, and the marks of 
 
 
 def needs_recovery() -> bool:
-    """Whether a killed fast path left something that no process cleans up."""
+    """Return whether a killed fast path left something that no process cleans up."""
     if runfile.saved_state() is None:
         return False
     try:
@@ -85,7 +85,7 @@ def read_fast_path(measure: bool = False, flows: bool = False, patience: float =
 
 
 def of_answer(answer: dict[str, Any]) -> FastPath:
-    """The holder's answer (docs/fast-path.md) as a value."""
+    """Return the daemon's answer (docs/fast-path.md) as a value."""
     ports = [
         FastPort(one["name"], one["ifindex"], one["role"], one["verdicts"])
         for one in sorted(answer["ports"], key=lambda one: (one["role"], one["name"]))
@@ -123,7 +123,7 @@ class SharedFlows:
         self._reader: FastFlowReader | None = None
 
     def __call__(self) -> FastFlows:
-        """The flows; none where nothing is accelerated."""
+        """Return the accelerated flows."""
         from bpf.client import FastFlowReader
         from bpf.runfile import netns_inode
 
@@ -158,7 +158,7 @@ class FastPathRunner:
         self._thread = threading.Thread(target=self._keep, name="keep-fast-path")
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Begin; return at once."""
         self._thread.start()
 
     def close(self) -> None:
@@ -200,14 +200,14 @@ class FastPathRunner:
                 return
 
     def _tell(self, words: str) -> None:
-        """Say it, unless it was the last thing said."""
+        """Print it, unless it was the last text printed."""
         if words != self._said:
             self._said = words
             self._say(f"fast path: {safe(words)}")
 
 
 def _let_go(keeper: subprocess.Popen[bytes]) -> None:
-    """The keeper ends with its standard input, once all is given back."""
+    """Close the keeper's standard input; it cleans up and ends."""
     if keeper.stdin:
         with suppress(OSError):
             keeper.stdin.close()
@@ -228,7 +228,7 @@ class FastPathMetrics:
         self._totals: dict[str, int] = {}
 
     def __call__(self) -> FastPathNumbers | None:
-        """Current metrics, None while the fast path is off."""
+        """Return current metrics, None while the fast path is off."""
         fast = read_fast_path(flows=True)
         if not fast.is_running:
             return None

@@ -71,12 +71,12 @@ def preview(
 
 
 def _is_on(choice: Choice, fast: FastPath, on: bool) -> bool:
-    """Whether it is accelerated; of all of them to be turned off, whether any is."""
+    """Return whether it is accelerated; for all of them to turn off, whether any is."""
     return is_covered(choice, fast) or (choice.target == ALL and not on and fast.is_running)
 
 
 def in_words(lacking: Requirement) -> str:
-    """A requirement that is not met, as a sentence."""
+    """Return a requirement that is not met, as a sentence."""
     return f"needs {lacking.name}, but {lacking.found}: {lacking.follows}. Try: {lacking.try_}"
 
 
@@ -117,7 +117,7 @@ def _becomes(strict: bool) -> str:
 
 
 def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tuple[MapContents, set[int]]:
-    """Links that the program would be attached to for targets, and their bridges."""
+    """Return the links to attach the program to for targets, and their bridges."""
     names = tuple(names)
     if not names:
         return MapContents(), set()
@@ -128,7 +128,7 @@ def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tup
 
 
 def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
-    """Links with their roles, containers' links first."""
+    """Return links with their roles, containers' links first."""
     left = set(without)
     links = [link for ifindex, link in found.links.items() if ifindex not in left]
     links.sort(key=lambda link: (not link.flags & layout.LINK_CONTAINER, link.name))
@@ -162,7 +162,7 @@ def _loads() -> Iterator[str]:
 def _held(tied: bool) -> list[str]:
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [
-        "Nobody verifies checksums and TCP windows of the packets that it forwards, as with nftables' own "
+        "Checksums and TCP windows of the packets that it forwards aren't verified, as with nftables' own "
         "flowtables; conntrack still checks all other connections.",
         f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
@@ -199,7 +199,7 @@ def _invalid_notes(found: Preconditions, strict: bool) -> Iterator[str]:
 
 
 def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
-    """Warnings."""
+    """Yield the warnings."""
     found = read_preconditions()
     if found.reasons:
         reasons = "; ".join(map(safe, found.reasons))
@@ -242,7 +242,7 @@ class FastPathSession:
         return found
 
     def read_flows(self) -> FastFlows:
-        """Counters of each flow; from any thread."""
+        """Return the counters of each flow; can be called from any thread."""
         return self._flows()
 
     def requirements(self) -> tuple[Requirement, ...]:
@@ -275,7 +275,7 @@ class FastPathSession:
         return f"{how_it_is(found)}{ends}"
 
     def _settled(self) -> FastPath:
-        """How it stands once the rules were read again, if that does not take too long."""
+        """Wait until the rules are read again, within limits; return the state."""
         deadline = time.monotonic() + SOON
         while (found := self.status()).state == "changing" and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -300,7 +300,7 @@ class FastPathSession:
         return how_it_is(self.status())
 
     def _started_by_another(self) -> FastPath | None:
-        """The state of a fast path that another process is starting, None without one."""
+        """Return the state of a fast path that another process is starting, if any."""
         deadline = time.monotonic() + _END_SECONDS
         while lock_owner() and time.monotonic() < deadline:
             found = self.status()
@@ -370,7 +370,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _good(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, unless it is a refusal."""
+    """Return the answer; raise CommandError if it is a refusal."""
     if answer.get("ok"):
         return answer
     words = ": ".join(safe(str(answer[key])) for key in ("what", "why") if answer.get(key))
@@ -379,7 +379,7 @@ def _good(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def how_it_is(fast: FastPath) -> str:
-    """The state in a sentence."""
+    """Return the state as a sentence."""
     names = ", ".join(map(safe, fast.targets))
     paused = f" Paused: {'; '.join(map(safe, fast.reasons))}." if fast.state == "paused" else ""
     return f"Accelerated: {names}.{paused}"
@@ -405,7 +405,7 @@ class DashboardFastPath:
         self._session: FastPathSession | None = None
 
     def fast_path_service(self) -> FastPathSession:
-        """The session."""
+        """Return the fast path's session."""
 
         with self._lock:
             if self._session is None:
@@ -413,5 +413,5 @@ class DashboardFastPath:
             return self._session
 
     def flows(self) -> FastFlows:
-        """Counters of each flow of the fast path."""
+        """Return the counters of each flow of the fast path."""
         return self.fast_path_service().read_flows()

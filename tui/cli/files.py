@@ -101,7 +101,7 @@ def _ask(plan: Plan) -> bool:
 
 
 def _strays(topology: Topology) -> list[Request]:
-    """Attachments whose network is gone."""
+    """Return the attachments whose network is gone."""
     mine = ours(topology.snapshot, topology.host)
     ports = {member.port for member in mine.members if member.network not in mine.networks}
     net = topology.snapshot.nets[topology.host]
@@ -109,7 +109,7 @@ def _strays(topology: Topology) -> list[Request]:
 
 
 def _without_kept(plan: Plan | Refused) -> Plan | Refused:
-    """Also remove persistent attachments to networks that don't exist any more."""
+    """Add the removal of persistent attachments whose network is gone."""
     if isinstance(plan, Refused):
         return plan
     gone = {step.want for step in plan.steps if isinstance(step, ForgetAttachment)}
@@ -118,7 +118,7 @@ def _without_kept(plan: Plan | Refused) -> Plan | Refused:
 
 
 def _without_table(plan: Plan | Refused, topology: Topology) -> Plan | Refused:
-    """Also remove vnet's nftables table if no network is left."""
+    """Add the removal of vnet's nftables table if no network is left."""
     mine = ours(topology.snapshot, topology.host)
     if isinstance(plan, Refused) or not mine.table or any(isinstance(step, SetRules) for step in plan.steps):
         return plan

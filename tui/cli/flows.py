@@ -64,7 +64,7 @@ class _FlowReadings:
         return self.meter.feed(readings, self.fast(), time.monotonic(), time.time())
 
     def picture(self, table: FlowTable) -> FlowView:
-        """The picture of the newest table."""
+        """Return the view of the newest table."""
         from dataclasses import replace
 
         if self._topology is None or (self.live and time.monotonic() - self._read_at > _TOPOLOGY_EVERY):
@@ -129,7 +129,7 @@ def _check(options: argparse.Namespace, is_file: bool) -> None:
 
 
 def _asks_sockets(options: argparse.Namespace) -> bool:
-    """Whether the options ask for anything that only sockets have."""
+    """Return whether the options ask for anything that only sockets have."""
     keys = {each.key for each in query.parse(" ".join(options.filter))}
     return bool(options.sockets or options.by == "process" or keys & {"rtt", "process"})
 
@@ -139,7 +139,10 @@ def _filters_speed(options: argparse.Namespace) -> bool:
 
 
 def _seconds(options: argparse.Namespace) -> float:
-    """Seconds to measure by default: JSON has no speeds unless options need them."""
+    """Return the seconds to measure by default.
+
+    JSON has no rates unless options need them.
+    """
     if options.over is not None:
         return float(options.over)
     asked = options.follow or options.by or options.top or _filters_speed(options)
@@ -183,7 +186,7 @@ def _mode(options: argparse.Namespace) -> str:
 
 
 def _order(looks: _FlowReadings, picture: FlowView, options: argparse.Namespace) -> np.ndarray[Any, Any]:
-    """The requested rows, fastest first; without speeds, biggest first."""
+    """Return the requested rows, fastest first, or biggest first without rates."""
     rows = np.arange(len(picture)) if options.per_hop else np.flatnonzero(picture.index.edge)
     text = " ".join(options.filter)
     if text:
@@ -227,7 +230,7 @@ def _lines(
     looks: _FlowReadings, picture: FlowView, options: argparse.Namespace, moving: bool = False,
     order: np.ndarray[Any, Any] | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """Flows, or groups, as lines of JSON."""
+    """Yield flows or groups as lines of JSON."""
     if order is None:
         order = _order(looks, picture, options)
     if moving:

@@ -159,7 +159,7 @@ def _line(entry: Entry) -> str:
 
 
 def _how(entry: Entry) -> str:
-    """How a change ended, for a person."""
+    """Return how a change ended, as text."""
     if entry.is_open and entry.problem:
         return "unreadable"
     if not entry.end and entry.undoing is not None:
@@ -180,7 +180,10 @@ def _document(entry: Entry) -> dict[str, object]:
 
 
 def _chosen(entry_id: str) -> Entry:
-    """The change of that id, else the last one not undone. Raises CommandError."""
+    """Return the change of that id, else the last one not undone.
+
+    Raises CommandError.
+    """
     found = journal.latest(_ALL)
     if not entry_id:
         last = next((entry for entry in found if entry.end != "undone"), None)
@@ -196,7 +199,10 @@ def _chosen(entry_id: str) -> Entry:
 
 
 def _possible(entry: Entry) -> Entry:
-    """The entry. Raises CommandError if it can't be undone (yet), and StateError."""
+    """Return the entry if it can be undone.
+
+    Raises CommandError if it can't be undone (yet), and StateError.
+    """
     which = f'{entry.entry_id} ("{safe(entry.title)}")'
     if entry.is_final:
         raise CommandError(f"{which} cannot be taken back; vnet-tui history lists earlier ones, to be named")
@@ -222,7 +228,7 @@ def refuse_under_later(entry: Entry) -> None:
 
 
 def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
-    """The ids of later changes that depend on this one."""
+    """Return the ids of later changes that depend on this one."""
     mine = affected(entry.steps)
     return [
         one.entry_id
@@ -232,7 +238,9 @@ def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
 
 
 def _made_again(entry: Entry, later: Entry) -> bool:
-    """Whether the later change is the agent's, restoring an attachment of this one.
+    """Return whether the later change is the agent's and restores an attachment.
+
+    The attachment is one of this change.
 
     Undoing the attachment undoes both.
     """
@@ -287,7 +295,7 @@ def take_back(entry: Entry, guarded: bool, progress: Callable[[Operation], None]
 
 
 def needs_guard(entry: Entry) -> bool:
-    """Whether the undo touches the link of the default route or of this session.
+    """Return whether the undo changes the default route's or this session's link.
 
     Unconfirmed changes need no guard, as their undo happens by itself, nor do interrupted ones.
     """

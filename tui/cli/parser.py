@@ -56,7 +56,7 @@ type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def seconds_of(text: str) -> float:
-    """ "60s", "10m", "1.5h" as seconds; for argparse."""
+    """Convert "60s", "10m" or "1.5h" to seconds; for argparse."""
     found = _SPAN.fullmatch(text.strip())
     seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not 0 < seconds <= _MOST_SECONDS:
@@ -65,7 +65,7 @@ def seconds_of(text: str) -> float:
 
 
 def bytes_of(text: str) -> int:
-    """ "500k", "64M", "1G" as bytes; for argparse."""
+    """Convert "500k", "64M" or "1G" to bytes; for argparse."""
     found = _SIZE.fullmatch(text.strip())
     size = int(float(found[1]) * _BYTES[found[2].lower()]) if found else 0
     if not _LEAST_SIZE <= size <= _MOST_SIZE:
@@ -88,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line; shell completion derives from it too."""
+    """Return the parser of all commands; shell completion uses it as well."""
     parser: argparse.ArgumentParser = _Parser(
         prog="vnet-tui",
         description="See this host's bridges, veth pairs, network namespaces, containers, NAT and\n"
@@ -126,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Recordings and bundles."""
+    """Add the commands for recordings and bundles."""
     record = commands.add_parser("record", help="record this host over time into a file", allow_abbrev=False)
     record.add_argument("file", metavar="FILE", help="where to write it; it must not be there yet")
     record.add_argument("--for", dest="seconds", type=seconds_of, metavar="TIME", help="how long (10m)")

@@ -32,7 +32,8 @@ from tui.cli.history import offer_recovery, refuse_after
 from tui.command import CommandError
 
 # Parts of a snapshot that plans need. Only plans that move a card's address or publish ports need all rules
-# of the host, the latter also the ports in use; only deleting a namespace needs the rules of others.
+# of the host, the latter also the ports in use; only deleting a namespace needs the rules of other
+# namespaces.
 type Parts = Sequence[Part]
 LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.FILTERS)
 RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.HOST_FIREWALL)
@@ -98,7 +99,7 @@ def _planned_dry(planner: Planner, parts: Parts) -> Plan | Refused:
 
 
 def _wants_deep(plan: Plan | Refused) -> bool:
-    """Whether to read again with every namespace.
+    """Return whether to read again with every namespace.
 
     It is needed before a refusal, and before a change that can cut off the user, such as bridging a card that
     a link in an unseen namespace may depend on.
@@ -171,7 +172,7 @@ def _planned_on(topology: Topology, planner: Planner) -> Plan | Refused:
 
 
 def same_steps(one: Plan, other: Plan) -> bool:
-    """Whether two plans do the same."""
+    """Return whether two plans have the same effect."""
     return _lasting(one.steps) == _lasting(other.steps)
 
 
@@ -199,13 +200,15 @@ def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None)
 
 
 def _lasting(steps: Sequence[Operation]) -> list[Operation]:
-    """The steps without what changes by the second, such as neighbours and the time that is left of a
-    lease."""
+    """Return the steps without what changes by the second.
+
+    That is neighbours, and the time that is left of a lease.
+    """
     return [step for one in steps if (step := one.lasting())]
 
 
 def persistent_attachments() -> tuple[PersistAttachment, ...]:
-    """The attachments that the agent makes again; none where that may not be read."""
+    """Return the persistent attachments, none if the state can't be read."""
     try:
         return attachments.kept()
     except StateError:
@@ -213,7 +216,10 @@ def persistent_attachments() -> tuple[PersistAttachment, ...]:
 
 
 def _reserved() -> list[str]:
-    """Addresses of interrupted changes, which stay reserved until these are undone."""
+    """Return the addresses of interrupted changes.
+
+    They stay reserved until the changes are undone.
+    """
     try:
         open_steps = [step for entry in journal.open_intents() for step in entry.steps]
     except (StateError, OSError):

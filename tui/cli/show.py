@@ -60,7 +60,7 @@ PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where and how to print: `width` in cells, None without a limit."""
+    """Describe where and how to print: `width` in cells, None without a limit."""
 
     stream: TextIO
     json: bool = False
@@ -69,7 +69,10 @@ class Output:
 
     @classmethod
     def of(cls, stream: TextIO, json: bool) -> Output:
-        """Colour and a width only on a terminal; NO_COLOR (no-color.org) is respected."""
+        """Return the output with colour and width only if it is a terminal.
+
+        NO_COLOR (no-color.org) is respected.
+        """
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
         if not stream.isatty():
             return cls(stream, json)
@@ -98,7 +101,10 @@ def show(snapshot: Snapshot, topics: Sequence[str], output: Output, ns: str | No
 
 
 def write_lists(topology: Topology, topics: Sequence[str], stream: TextIO, most: int) -> None:
-    """Write topics as text, each with its first `most` rows and the number of others."""
+    """Write topics as text, each with its first `most` rows.
+
+    The number of further rows follows them.
+    """
     _write(topology, topics, Output(stream), most=most)
 
 
@@ -145,7 +151,7 @@ def _problem_words(topology: Topology, alike: Sequence[Problem]) -> str:
 
 
 def _scope(topology: Topology, name: str) -> frozenset[int]:
-    """The inodes of the namespaces that a person may mean by that name."""
+    """Return the inodes of the namespaces that match the name."""
     found = frozenset(
         inode
         for inode, space in topology.snapshot.namespaces.items()
@@ -160,7 +166,7 @@ def _scope(topology: Topology, name: str) -> frozenset[int]:
 
 
 def _head(rows: Rows, output: Output) -> Iterator[str]:
-    """Summary lines above a list."""
+    """Yield the summary lines above a list."""
     for cell in head_of(rows):
         text = safe(cell.text)
         for line in wrapped(text, output.width) if output.width else (text,):
@@ -172,7 +178,7 @@ def _narrowed(rows: Rows, scope: Collection[int]) -> Rows:
 
 
 def _within(topology: Topology, rows: Rows, scope: Collection[int] | None) -> Iterator[Row]:
-    """Rows of things in the scope, or related to it."""
+    """Yield the rows in the scope, or related to it."""
     if scope is not None and isinstance(rows, ConntrackRows):
         rows, scope = rows.within(scope), None
     for place in range(len(rows)):
@@ -195,7 +201,7 @@ def _lies_in(topology: Topology, ref: Ref, scope: Collection[int]) -> bool:
 
 
 def _table(view: ListView, rows: Iterator[Row], empty: str, output: Output) -> Iterator[str]:
-    """The lines of one list, heading first; the sentence `empty` where there is none."""
+    """Yield the lines of one list, heading first; `empty` if it has no rows."""
     first = list(islice(rows, _MEASURED))
     if not first:
         yield _painted(empty, _CODES["dim"], output) + "\n"
@@ -218,7 +224,7 @@ class _PrintedColumn:
 
 
 def _columns(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[_PrintedColumn]:
-    """Columns that aren't empty, as wide as needed.
+    """Return the columns that aren't empty, as wide as needed.
 
     On a narrow terminal the widest are cut, then the least important are left out.
     """
@@ -265,7 +271,7 @@ def _line(columns: Sequence[_PrintedColumn], cells: Sequence[Cell], depth: int, 
 
 
 def shortened(text: str) -> str:
-    """The text of a cell, cut where it is much longer than any name ought to be."""
+    """Return the text of a cell, cut if it is much longer than a usual name."""
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
@@ -289,7 +295,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _snapshot(options: argparse.Namespace, parts: set[Part] | None = None) -> Snapshot:
-    """From the file that was named, else from this host."""
+    """Read from the given file, else from this host."""
     if options.source:
         return load(Path(options.source))
     from core.collect.snapshot import read_snapshot

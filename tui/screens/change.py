@@ -92,7 +92,7 @@ class ChangeController:
             self._ask_to_confirm(one)
 
     def require_service(self) -> ChangeService | None:
-        """The service, or None and a notice if changes aren't allowed."""
+        """Return the service, or None and a notice if changes aren't allowed."""
         if not self.writing:
             words = self._unchangeable or keys.READ_ONLY
             self._screen.notify(words, severity="warning", markup=False, timeout=3)
@@ -248,7 +248,10 @@ class ChangeController:
 
 
 def _done(title: str) -> str:
-    """A plan's title in the past tense: "Made the network x" of "make the network x"."""
+    """Return a plan's title in the past tense.
+
+    "make the network x" becomes "Made the network x".
+    """
     verb, _, rest = title.partition(" ")
     if "; " in title or not verb.isalpha():
         return f"Done: {title}"
@@ -257,7 +260,7 @@ def _done(title: str) -> str:
 
 
 def _made_as(topology: Topology, name: str) -> Iterator[Ref]:
-    """The rows of a network or container of that name: itself, or its bridge."""
+    """Yield the rows of a network or container of that name: itself, or its bridge."""
     yield from find_all_by_name(topology, name)
     for network in topology.networks:
         bridge = topology.bridge_link(network) if network.name == name else None

@@ -114,7 +114,7 @@ class Dashboard(Layout):
         await self.navigation.catch_up()
 
     def wheres(self) -> frozenset[keys.Where]:
-        """Where, in the terms of the key registry, keys are pressed now."""
+        """Return where keys are pressed now, in the terms of the key registry."""
         found = self.navigation.wheres()
         if self.changes.writing:
             found.add("change")

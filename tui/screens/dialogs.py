@@ -50,7 +50,7 @@ class Dialog[Result](ModalScreen[Result]):
         return super().dismiss(result)
 
     def on_screen_resume(self) -> None:
-        """In sight again: end, if that was due."""
+        """Close on return to the screen, if that was due."""
         if self._late:
             self.dismiss(*self._late)
 
@@ -78,7 +78,7 @@ class TextPane(LinesPane):
         return len(self.text)
 
     def bring_in_sight(self) -> None:
-        """The cursor is not shown here: moving scrolls."""
+        """Scroll to the cursor's line, which isn't marked here."""
         self.top = self.cursor
 
     def action_cursor_down(self) -> None:
@@ -116,7 +116,7 @@ class Overlay(Dialog[None]):
             yield self.make_pane()
 
     def make_pane(self) -> TextPane:
-        """The pane that shows the text."""
+        """Return the pane that shows the text."""
         return TextPane(self._text_maker)
 
     def on_mount(self) -> None:
@@ -126,7 +126,7 @@ class Overlay(Dialog[None]):
         self._fit()
 
     def _fit(self) -> None:
-        """As large as the text is, as far as the terminal allows."""
+        """Fit the box to the text, as far as the terminal allows."""
         pane = self.query_one(TextPane)
         width = max(10, min(self._wanted, self.size.width * _MOST // 100 - _FRAME))
         pane.styles.width = width
@@ -152,7 +152,7 @@ class PreviewPane(TextPane, can_focus=False):
         self.repaint()
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        """The lines in sight; where more lie below, the last one says how many."""
+        """Return the visible lines; the last one counts those below."""
         strips = super().paint(width, height)
         below = self.line_count() - self.top - self.page
         if below > 0 and height > 1:
@@ -181,7 +181,10 @@ def change_lines(
     done: int,
     width: int,
 ) -> list[Line]:
-    """Lines about a change; `done` is how many commands were run (or NOT_BEGUN)."""
+    """Return the lines about a change.
+
+    `done` is the number of commands that were run, or NOT_BEGUN.
+    """
     lines: list[Line] = [[(part, "title")] for part in wrapped(safe(title), width)]
     for heading, sentences, tone in (("Also removed", hits, "bad"), ("Warnings", warnings, "warn")):
         if sentences:
@@ -208,7 +211,7 @@ def _mark(number: int, done: int) -> str:
 
 
 def command_lines(command: str, mark: str, width: int) -> Iterator[Line]:
-    """A command behind its mark, wrapped."""
+    """Yield a command after its mark, wrapped."""
     tone = {"✓ ": "ok", "▶ ": "accent", "✗ ": "bad"}.get(mark, "dim")
     for number, text in enumerate(command.split("\n")):
         text = text.expandtabs(4)
@@ -219,7 +222,7 @@ def command_lines(command: str, mark: str, width: int) -> Iterator[Line]:
 
 
 def _sentence_lines(text: str, tone: str, width: int) -> Iterator[Line]:
-    """A sentence with a bullet; commands at its end on lines of their own."""
+    """Yield a sentence with a bullet; commands at its end on lines of their own."""
     sentence, commands = split_commands(text)
     yield from _hanging("• ", sentence, tone, width)
     for command in commands:
@@ -237,7 +240,7 @@ _TWO_COLUMNS = 100
 
 
 def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]) -> Overlay:
-    """The help of one view; `listed` are all views with their number keys."""
+    """Return the help of one view; `listed` are all views with their number keys."""
     sections = sections_of(view, listed, wheres)
     return Overlay(f" {view.title}: keys ", lambda width: lay_out(sections, width), 112, "question_mark")
 
@@ -245,7 +248,7 @@ def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Coll
 def sections_of(
     view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]
 ) -> list[Section]:
-    """The help's contents: titled lists of (key or term, meaning)."""
+    """Return the help's contents: titled lists of (key or term, meaning)."""
     made: list[Section] = [
         (title, [(action.label, action.help) for action in actions])
         for title, actions in keys.grouped(wheres)
@@ -259,7 +262,7 @@ def sections_of(
 
 
 def lay_out(sections: Sequence[Section], width: int) -> list[Line]:
-    """The sections below one another, or in two columns where there is room."""
+    """Return the sections below one another, or in two columns if they fit."""
     if width < _TWO_COLUMNS:
         return [line for section in sections for line in _lines(section, width)][:-1]
     half = width // 2 - 1
@@ -304,7 +307,7 @@ class ProblemsPane(TextPane):
         self.chosen = 0
 
     def _places(self) -> list[int | None]:
-        """The finding of each line."""
+        """Return the finding of each line."""
         return [number for _, number in self._marked_lines(self.size.width - 2)]
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
@@ -323,7 +326,7 @@ class ProblemsPane(TextPane):
             self.scroll_by(1)
 
     def action_cursor_up(self) -> None:
-        """Back to the findings line by line, then from one to the next."""
+        """Scroll back to the findings line by line, then go from one to the next."""
         places = self._places()
         if (self.chosen in places and self.top > places.index(self.chosen)) or not self.chosen:
             self.scroll_by(-1)
@@ -343,7 +346,7 @@ class ProblemsPane(TextPane):
             self._jump(self._findings[self.chosen].ref)
 
     def on_click(self, event: events.Click) -> None:
-        """A click chooses, a double click opens."""
+        """Select on a click, open on a double click."""
         places, line = self._places(), self.top + event.y
         number = places[line] if line < len(places) else None
         if number is not None:
@@ -376,7 +379,7 @@ class ProblemsOverlay(Overlay):
 def lines_of(
     findings: Sequence[Finding], problems: Sequence[Problem], reading: str, width: int
 ) -> list[Marked]:
-    """Findings, then problems, wrapped to the width.
+    """Return findings, then problems, wrapped to the width.
 
     `reading` is the progress of the first snapshot, "" once it is complete.
     """
@@ -408,7 +411,7 @@ def lines_of(
 
 
 def _problem_lines(alike: Sequence[Problem], width: int) -> list[Line]:
-    """Problems that have the same reason and remedy, as one."""
+    """Merge problems that have the same reason and remedy."""
     lines: list[Line] = []
     for what, count in Counter(f"{problem.part}: {problem.what}" for problem in alike).items():
         told = f"{what} ({count} namespaces)" if count > 1 else what

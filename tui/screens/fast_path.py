@@ -134,7 +134,7 @@ class FastPathController:
         self._screen.app.push_screen(AccelerateScreen(choices, on, self._service), self._report)
 
     def _choices(self) -> tuple[Choice, ...]:
-        """The bridges behind the selected thing; in the fast path's view, its targets."""
+        """Return the bridges of the selected row; in the fast path's view, its targets."""
         if self._navigation.view.name != "fastpath":
             return choices_of(self._presenter.context.topology, self._navigation.ref)
         if not self._fast.is_running:
@@ -148,5 +148,5 @@ class FastPathController:
 
 
 def _essence(fast: FastPath) -> tuple[object, ...]:
-    """The values that marks in lists and events depend on."""
+    """Return the values that marks in lists and events depend on."""
     return fast.state, fast.targets, fast.bridges, fast.reasons

@@ -47,7 +47,7 @@ class Layout(Screen[None]):
         self._zoomed: LinesPane | None = None
 
     def compose(self) -> ComposeResult:
-        """Bars above and below, the panes between them."""
+        """Yield the bars above and below, and the panes between them."""
         yield self.header
         yield self.tabs
         yield self.crumbs
@@ -94,7 +94,7 @@ class Layout(Screen[None]):
             self.post_message(message)
 
     def allot(self) -> None:
-        """Place the panes: both, or only the one that is zoomed or has room.
+        """Lay out the panes: both, or only the one that is zoomed or has room.
 
         If they are stacked, the list takes no more lines than it needs.
         """
@@ -120,7 +120,7 @@ class Layout(Screen[None]):
         self.set_focus(self.table)
 
     def action_next_pane(self) -> None:
-        """To the other pane; where only one is in sight, it takes that one's place."""
+        """Go to the other pane; if only one is visible, it replaces that one."""
         target: LinesPane = self.table if self.pane.has_focus else self.pane
         if self._zoomed or not self._side.display:
             self._zoomed = target
@@ -128,7 +128,7 @@ class Layout(Screen[None]):
         self.set_focus(target)
 
     def action_zoom(self) -> None:
-        """The pane at hand alone, and back."""
+        """Show only the focused pane, or all again."""
         self._zoomed = None if self._zoomed else self.focused_pane
         self.allot()
 

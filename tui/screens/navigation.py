@@ -59,7 +59,7 @@ class NavigationController:
         return shown and self._presenter.idle and not self._timed
 
     def wheres(self) -> set[Where]:
-        """Where, in the terms of the key registry, keys are pressed now."""
+        """Return where keys are pressed now, in the terms of the key registry."""
         found: set[Where] = {"any", "app", "lines", "list", "pane"}
         if self._screen.table.foldable:
             found.add("fold")
@@ -83,7 +83,7 @@ class NavigationController:
         screen.tabs.show(TABS, active, "" if crumbs_shown else self._badge())
 
     def _title(self) -> str:
-        """The view's name; of grouped flows, the grouping."""
+        """Return the view's name; of grouped flows, the grouping."""
         options = self.state.current.state.flow_options
         if not options.by or self.view.name != "flows":
             return self.view.title
@@ -162,7 +162,7 @@ class NavigationController:
         self._screen.focus_table()
 
     def _label(self) -> str:
-        """The breadcrumb of the selected thing."""
+        """Return the breadcrumb of the selected row."""
         pane, row = self._screen.pane, self._screen.table.selected_row()
         if pane.detail is not None and pane.about == self.ref:
             return cut(safe(pane.detail.title), _CRUMB)
@@ -288,12 +288,12 @@ class NavigationController:
         screen.show_bars()
 
     def _same_columns(self, data: ViewData) -> bool:
-        """Whether the columns stay; the order in which they are dropped may change."""
+        """Return whether the columns stay; the order of dropping them may change."""
         names = [(column.name, column.title) for column in data.columns or self.view.columns]
         return [(column.name, column.title) for column in self._screen.table.columns] == names
 
     def _explanation(self, data: ViewData) -> str:
-        """The text of an empty table."""
+        """Return the text of an empty table."""
         if data.pending:
             return READING
         text = self.state.current.state.filter

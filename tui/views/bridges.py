@@ -50,7 +50,7 @@ FDB_SHOWN = 200
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Every bridge, the host's first, each followed by its ports."""
+    """Return every bridge, the host's first, each followed by its ports."""
     topology = context.topology
     found = [link for link in context.snapshot.links() if topology.is_bridge(link)]
     found.sort(key=lambda link: (link.ns != topology.host, topology.label(link.ns), link.name))
@@ -80,7 +80,10 @@ def _bridge_row(context: ViewContext, bridge: Link, ports: int) -> Row:
 
 
 def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
-    """Cells for spanning tree and VLAN filtering (which Open vSwitch always does)."""
+    """Return the cells for spanning tree and VLAN filtering.
+
+    Open vSwitch always filters VLANs.
+    """
     settings, switch = bridge.bridge, ovs_of(topology, bridge)
     if switch is not None:
         return cells.yes(switch.stp or switch.rstp), Cell("ovs")
@@ -90,7 +93,7 @@ def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
 
 
 def ovs_of(topology: Topology, bridge: Link) -> OvsBridge | None:
-    """The Open vSwitch bridge whose own link this is."""
+    """Return the Open vSwitch bridge whose own link this is."""
     if bridge.ns != topology.host:
         return None
     return next((switch for switch in topology.snapshot.ovs if switch.name == bridge.name), None)
@@ -122,7 +125,7 @@ def _port_row(context: ViewContext, bridge: Link, port: Link) -> Row:
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one bridge."""
+    """Return the details of a bridge."""
     bridge = link_of(topology, ref)
     if bridge is None:
         return gone("this bridge")
@@ -176,7 +179,7 @@ def _port_line(topology: Topology, port: Link) -> Line:
 
 
 def _ovs_sections(topology: Topology, bridge: Link) -> tuple[Section, ...]:
-    """Sections with the bridge's entry in Open vSwitch's database."""
+    """Return the sections with the bridge's entry in Open vSwitch's database."""
     switch = ovs_of(topology, bridge)
     if switch is None:
         return ()

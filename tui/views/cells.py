@@ -19,34 +19,34 @@ Line = tuple[str, Cell, Ref | None]
 
 
 def text(value: str, tone: Tone = "") -> Cell:
-    """A cell of text, made fit to print; a dash where there is none."""
+    """Return a cell of text, safe to print; a dash if it is empty."""
     return Cell(safe(value), tone) if value else NONE
 
 
 def number(value: float, tone: Tone = "") -> Cell:
-    """A cell of a whole number, written out."""
+    """Return a cell of a whole number, with all digits."""
     return Cell(f"{value:.0f}", tone or ("" if value else "dim"), value)
 
 
 def count(value: int | None) -> Cell:
-    """A counter in short; a dash where nothing counts."""
+    """Return a cell of a counter, shortened; a dash if nothing counts."""
     return NONE if value is None else Cell(formatting.count(value), "" if value else "dim", value)
 
 
 def size(value: int | None) -> Cell:
-    """An amount of data from bytes; a dash where nothing counts."""
+    """Return a cell of an amount of bytes; a dash if nothing counts."""
     return NONE if value is None else Cell(formatting.size(value), "" if value else "dim", value)
 
 
 def bits(per_second: float | None) -> Cell:
-    """A rate from bits a second; a dash where it is not known."""
+    """Return a cell of a rate in bits per second; a dash if it is unknown."""
     if per_second is None:
         return NONE
     return Cell(formatting.bits(per_second), "" if per_second >= 1 else "dim", per_second)
 
 
 def carried(traffic: tuple[float, Sequence[float]] | None) -> tuple[Cell, Cell]:
-    """Cells for a link's traffic (see ViewContext.carried) and its trend."""
+    """Return the cells for a link's traffic (see ViewContext.carried) and its trend."""
     if traffic is None:
         return NONE, NONE
     rate, history = traffic
@@ -54,22 +54,25 @@ def carried(traffic: tuple[float, Sequence[float]] | None) -> tuple[Cell, Cell]:
 
 
 def trend(history: Sequence[float], rate: float, width: int = 8) -> Cell:
-    """A sparkline, sorted by the rate of now."""
+    """Return a cell of a sparkline, sorted by the current rate."""
     return Cell(formatting.sparkline(history, width), "" if rate >= 1 else "dim", rate)
 
 
 def name_and_place(topology: Topology, link: Link) -> str:
-    """A link's name, and where it lies if that is not the host."""
+    """Return a link's name, with its namespace if that isn't the host's."""
     return link.name if link.ns == topology.host else f"{link.name} in {topology.label(link.ns)}"
 
 
 def yes(value: bool) -> Cell:
-    """ "on" or "off"."""
+    """Return the cell "on" or "off"."""
     return Cell("on") if value else Cell("off", "dim")
 
 
 def state(link: Link) -> Cell:
-    """A link's state: disabled is dim, down though enabled is bad, idle is neutral."""
+    """Return the cell of a link's state.
+
+    Disabled is dim, down though enabled is bad, idle is neutral.
+    """
     if link.kind == "loopback" and link.admin_up:
         return Cell("up", "dim")
     if not link.admin_up:
@@ -82,19 +85,19 @@ def state(link: Link) -> Cell:
 
 
 def addresses(link: Link, with_length: bool = True) -> str:
-    """A link's addresses, IPv4 first, link-local ones left out."""
+    """Return a link's addresses, IPv4 first, without link-local ones."""
     kept = sorted((one for one in link.addresses if one.scope != "link"), key=lambda one: one.family)
     return " ".join(str(one) if with_length else one.address for one in kept)
 
 
 def section(title: str, lines: Iterable[Line]) -> tuple[Section, ...]:
-    """One section, or none where it would be empty."""
+    """Return one section, or none if it would be empty."""
     kept = tuple(lines)
     return (Section(title, kept),) if kept else ()
 
 
 def related(topology: Topology, ref: Ref) -> Sequence[tuple[str, Ref]]:
-    """Related things with printable labels."""
+    """Return the related objects with printable labels."""
     return tuple((safe(label), target) for label, target in related_things(topology, ref))
 
 
@@ -110,7 +113,7 @@ _TRAFFIC: _Wanted = (("packets", 0, formatting.packets), ("traffic", 1, formatti
 
 
 def link_lines(keys: Sequence[LinkKey], rates: Rates | None) -> Iterator[Line]:
-    """Lines with the traffic of links together, by direction."""
+    """Yield the lines with the traffic of links together, by direction."""
     found = [rate for key in keys if rates and (rate := rates.of(key))]
     if rates is None or not found:
         return
@@ -121,7 +124,10 @@ def link_lines(keys: Sequence[LinkKey], rates: Rates | None) -> Iterator[Line]:
 
 
 def bridge_lines(topology: Topology, bridge: Link, rates: Rates | None) -> Iterator[Line]:
-    """Lines with a bridge's traffic; each frame counts once, where it enters."""
+    """Yield the lines with a bridge's traffic.
+
+    Each frame counts once, where it enters.
+    """
     own = rates.of(bridge.key) if rates else None
     if rates is None or own is None:
         return
@@ -148,7 +154,7 @@ def _group_lines(bridge: LinkKey, kind: str, frames: float, rates: Rates) -> Ite
 
 
 def rule_lines(entry: NatEntry, rates: Rates | None) -> Iterator[Line]:
-    """Lines with counters of the rules behind an entry.
+    """Yield the lines with counters of the rules behind an entry.
 
     Rules that translate see only new connections, so their traffic is that of their connections. Rules of
     other hooks that do the same have the same connections.
@@ -174,7 +180,7 @@ _WORDS_OF_CURVE = 0.6  # of its line, at most
 
 
 def scale(trend: Trend, window: int) -> tuple[str, ...]:
-    """The maximum and the average of a window as text; () if nothing is known."""
+    """Return the maximum and the average of a window as text, () if unknown."""
     known = _known(trend, window)
     if not known:
         return ()
@@ -182,7 +188,7 @@ def scale(trend: Trend, window: int) -> tuple[str, ...]:
 
 
 def drawn(trend: Trend, window: int, width: int, more: Sequence[str] = ()) -> str:
-    """The curve of a window with its length and further text that has room.
+    """Return the curve of a window with its length and further text that fits.
 
     It is "" if nothing is known.
     """
@@ -215,7 +221,7 @@ def _curves(pasts: _Pasts, column: int) -> tuple[Curve, ...]:
 
 
 def _added(one: Past | None, column: int, other: Past | None, other_column: int) -> Past | None:
-    """A column of each, added up; where only one is known, that one."""
+    """Return the sum of a column of each; if only one is known, that one."""
     parts = [past.values[:, place] for past, place in ((one, column), (other, other_column)) if past]
     past = one or other
     if past is None:
@@ -226,7 +232,7 @@ def _added(one: Past | None, column: int, other: Past | None, other_column: int)
 
 
 def _newest(past: Past | None, column: int = 0) -> float | None:
-    """The last value that is known of a column."""
+    """Return the last known value of a column."""
     values = past.values[:, column] if past is not None else np.zeros(0)
     known = values[~np.isnan(values)]
     return float(known[-1]) if len(known) else None

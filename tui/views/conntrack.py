@@ -74,17 +74,20 @@ class ConntrackRows:
         return len(self._order)
 
     def row(self, index: int) -> Row:
-        """The row at that place, made into text now; raises IndexError outside."""
+        """Return the row at that index as text.
+
+        Raises IndexError outside.
+        """
         table, place = self._columns.place(int(self._order[index]))
         flow = flow_of(entry_of(table.entries[place]), self._columns.names(table.ns))
         return Row(flow_ref(table.ns, flow.entry.id), _cells(flow, self._topology.label(table.ns)))
 
     def keys(self) -> Collection[str]:
-        """Keys that filters can use, with column titles."""
+        """Return the keys that filters can use, with column titles."""
         return conntrack_keys_of(self._topology, self._columns) | query.titles(COLUMNS).keys()
 
     def index(self, ref: Ref) -> int | None:
-        """Where that entry stands, None where it does not."""
+        """Return the index of that entry, None without one."""
         if ref.kind != "flow":
             return None
         for place in np.flatnonzero(self._ids == ref.key[1]).tolist():
@@ -111,7 +114,7 @@ class ConntrackRows:
         return self._ordered(ordered)
 
     def matching(self, text: str) -> ConntrackRows:
-        """Those rows that a filter lets through."""
+        """Return the rows that match a filter."""
         terms = query.parse(text)
         if not terms or not len(self):
             return self
@@ -123,7 +126,7 @@ class ConntrackRows:
         return ConntrackRows(self._topology, self._columns, order, self.head)
 
     def within(self, scope: Collection[int]) -> ConntrackRows:
-        """Those rows that lie in one of these namespaces, or whose ends do."""
+        """Return the rows in one of these namespaces, or with an end in one."""
         mask = mask_by_namespace(self._topology, scope)
         order = self._order[mask[self._order]]
         return ConntrackRows(self._topology, self._columns, order, health_line(self._topology, scope))
@@ -150,7 +153,7 @@ class ConntrackRows:
         return maker() if maker else None
 
     def _blank(self, column: str) -> np.ndarray | None:
-        """Where a row has nothing in a column, None where every row has something."""
+        """Return a mask of the rows without a value in a column, None if all have one."""
         if column == "translation":
             return np.equal(self._columns.translation, 0)
         if column in ("packets", "bytes"):
@@ -159,7 +162,7 @@ class ConntrackRows:
 
 
 def _rank(words: Sequence[str]) -> np.ndarray:
-    """The place of each word among them in alphabetical order."""
+    """Return the position of each word in alphabetical order."""
     places = {word: place for place, word in enumerate(sorted(set(words), key=str.casefold))}
     return np.array([places[word] for word in words])
 
@@ -190,7 +193,7 @@ def _cells(flow: Flow, label: str) -> tuple[Cell, ...]:
 
 
 def _short(flow: Flow) -> str:
-    """Short form of the translation: a destination's port, or a source's address."""
+    """Return a translation in short: a destination's port, or a source's address."""
     entry = flow.entry
     words = []
     if flow.dnat:
@@ -201,12 +204,12 @@ def _short(flow: Flow) -> str:
 
 
 def conntrack_rows(topology: Topology) -> ConntrackRows:
-    """The entries of all namespaces, the host's first."""
+    """Return the entries of all namespaces, the host's first."""
     return ConntrackRows(topology, topology.flows, head=health_line(topology))
 
 
 def rows(context: ViewContext) -> ConntrackRows:
-    """The rows of this view."""
+    """Return the rows of this view."""
     return conntrack_rows(context.topology)
 
 
@@ -242,12 +245,12 @@ _STATE_TONES: dict[str, Tone] = {
 
 
 def state_cell(entry: ConntrackEntry) -> Cell:
-    """An entry's state; one that waits for its answer stands out."""
+    """Return the cell of an entry's state; one without an answer stands out."""
     return Cell(entry.state, _STATE_TONES.get(entry.state, ""))
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one entry."""
+    """Return the details of an entry."""
     table = topology.snapshot.conntracks.get(int(ref.key[0]))
     places = np.flatnonzero(table.entries["id"] == ref.key[1]).tolist() if table else []
     if table is None or not places:
@@ -281,7 +284,7 @@ def _owner(topology: Topology, ns: int, end: End) -> Ref | None:
 
 
 def _translation(flow: Flow) -> str:
-    """The translation in a sentence."""
+    """Return the translation as a sentence."""
     parts = []
     if flow.dnat:
         parts.append(f"what is sent to {flow.dnat} goes to {_bare(flow.responder)}")
@@ -301,7 +304,7 @@ def _state(entry: ConntrackEntry) -> Iterator[Line]:
 
 
 def _direction(table: Conntrack, entry: ConntrackEntry, way: str) -> Iterator[Line]:
-    """Lines for one direction: the kernel's tuple and its counters."""
+    """Yield the lines for one direction: the kernel's tuple and its counters."""
     for title, end in (("from", "src"), ("to", "dst")):
         address = address_text(getattr(entry, f"{way}_{end}"))
         port = getattr(entry, f"{way}_{end[0]}port") if entry.has_ports else None
@@ -338,7 +341,7 @@ _MOST_SOURCES = 3
 
 
 def health_line(topology: Topology, scope: Collection[int] | None = None) -> tuple[Cell, ...]:
-    """A line about the fullest table and the errors of all; () if none was read.
+    """Return a line about the fullest table and all errors; () if none was read.
 
     `scope` are the namespaces whose tables are meant, None for all.
     """
@@ -370,7 +373,7 @@ def _percent(count: int, limit: int) -> str:
 
 
 def _troubles(tables: Collection[Conntrack]) -> Iterator[str]:
-    """Errors since the namespaces were made, and how many are recent."""
+    """Yield the errors since the namespaces were created, and how many are recent."""
     for counter, title in _TROUBLES:
         total = sum(getattr(table.stats, counter) for table in tables if table.stats)
         grown = sum(table.grown(counter) for table in tables)
@@ -385,7 +388,7 @@ def _sources(found: Collection[Source], entries: int) -> str:
 
 
 def _tone(topology: Topology, tables: Collection[Conntrack]) -> Tone:
-    """As bad as the worst finding about one of them."""
+    """Return the severity of the worst finding about one of them."""
     wrong = [
         finding.severity
         for table in tables

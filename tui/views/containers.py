@@ -57,7 +57,7 @@ _EVERY_ADDRESS = {"": "every address", "0.0.0.0": "every IPv4 address", "::": "e
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Every container, the engines' first."""
+    """Return every container, the engines' first."""
     found = sorted(
         context.topology.containers.values(),
         key=lambda one: (one.runtime not in ("docker", "podman"), one.name, one.uid),
@@ -85,7 +85,7 @@ def _row(context: ViewContext, container: Container) -> Row:
 
 
 def short_addresses(topology: Topology, container: Container) -> Cell:
-    """A container's first address, and how many there are besides."""
+    """Return the cell of a container's first address and how many more it has."""
     if container.netns is not None and container.netns == topology.host:
         return Cell("the host's", "dim")
     first, *more = topology.addresses_of(container) or ("",)
@@ -115,7 +115,10 @@ def terms(topology: Topology, container: Container, networks: str, addresses: st
 def _traffic(
     context: ViewContext, container: Container
 ) -> tuple[float | None, float | None, tuple[float, ...]]:
-    """Bits a second of all links of a container, in and out, and their history."""
+    """Return the traffic of all links of a container.
+
+    It is bits per second, in and out, and their history.
+    """
     rates = [rate for link in context.topology.links_of(container) if (rate := context.rate(link.key))]
     if not rates:
         return None, None, ()
@@ -124,7 +127,7 @@ def _traffic(
 
 
 def model(topology: Topology, container: Container) -> Cell:
-    """A container's network model in a word; a dead joined namespace is bad."""
+    """Return the cell of a container's model; a dead joined namespace is bad."""
     card = topology.cards.get(container.uid)
     if card is None or has_no_process(container):
         return cells.NONE
@@ -136,18 +139,18 @@ def model(topology: Topology, container: Container) -> Cell:
 
 
 def has_no_process(container: Container) -> bool:
-    """Whether it isn't running, and so has no namespaces and no model."""
+    """Return whether it isn't running, and so has no namespaces and no model."""
     return container.netns is None and container.state not in ("running", "paused", "restarting")
 
 
 def state(container: Container) -> Cell:
-    """A container's state as its engine words it."""
+    """Return the cell of a container's state in its engine's terms."""
     tones: dict[str, Tone] = {"running": "ok", "paused": "warn", "restarting": "warn", "dead": "bad"}
     return cells.text(container.state, tones.get(container.state, "dim"))
 
 
 def port_words(ports: Iterable[PublishedPort]) -> Iterator[str]:
-    """Published ports as text.
+    """Yield published ports as text.
 
     "8080→80", with the address unless it is every IPv4 address, and "/udp"; consecutive ports are one range:
     "5000-5010→5000-5010/udp".
@@ -160,7 +163,10 @@ def port_words(ports: Iterable[PublishedPort]) -> Iterator[str]:
 
 
 def _runs(ports: Iterable[PublishedPort]) -> Iterator[tuple[PublishedPort, str, str]]:
-    """Neighbours put together: the first one, the numbers outside, and those inside."""
+    """Merge consecutive ports.
+
+    Each range has the first one, the numbers outside, and those inside.
+    """
     runs: list[list[PublishedPort]] = []
     for port in sorted(ports, key=lambda one: (one.host_ip, one.l4_proto, one.host_port)):
         if not (runs and _goes_on(runs[-1][-1], port)):
@@ -181,7 +187,7 @@ def _span(first: int, last: int) -> str:
 
 
 def published(topology: Topology, container: Container, link: Link | None = None) -> tuple[str, ...]:
-    """Published ports of a container, by way of `link` or (None) any, as text.
+    """Return a container's published ports via `link` or (None) any, as text.
 
     They come from its engine, or else from the rules.
     """
@@ -207,7 +213,7 @@ def _rule_words(entry: NatEntry) -> str:
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one container: its model card first."""
+    """Return the details of a container, its model card first."""
     container = topology.containers.get(":".join(map(str, ref.key)))
     if container is None:
         return gone("this container")
@@ -244,13 +250,16 @@ def _model_lines(topology: Topology, container: Container, card: ModelCard | Non
 
 
 def _matrix(topology: Topology, container: Container, card: ModelCard | None) -> Iterator[Line]:
-    """The six namespaces, of a container that has them."""
+    """Yield a line for each of the six namespaces of a container."""
     if card is not None and not has_no_process(container):
         yield from (_use_line(topology, container, card, use) for use in card.namespaces)
 
 
 def _use_line(topology: Topology, container: Container, card: ModelCard, use: NamespaceUse) -> Line:
-    """A line of the matrix; a namespace that has outlived its container is dead."""
+    """Return a line of the matrix.
+
+    A namespace that has outlived its container is dead.
+    """
     if not (card.joined_dead and use.kind == "net"):
         return matrix_line(topology, use)
     target = joined(topology, container)
@@ -264,7 +273,7 @@ def _ref_of(container: Container) -> Ref:
 
 
 def matrix_line(topology: Topology, use: NamespaceUse) -> Line:
-    """One of the six namespaces: the host's, its own, or shared with whom."""
+    """Return the text of a namespace: the host's, its own, or whom it is shared with."""
     title = f"{use.kind:<5}{KIND_WORDS.get(use.kind, '')}"
     others = [topology.containers[uid] for uid in use.with_containers if uid in topology.containers]
     if not use.inode:
@@ -343,7 +352,7 @@ def _identity(topology: Topology, container: Container) -> Iterator[Line]:
 
 
 def _asked_for(topology: Topology, mode: str) -> str:
-    """A network mode with a container's name for its id."""
+    """Return a network mode with a container's name instead of its id."""
     kind, _, wanted = mode.partition(":")
     if kind != "container":
         return mode

@@ -21,7 +21,7 @@ _TONES: dict[str, Tone] = {"added": "ok", "removed": "warn", "changed": ""}
 
 
 def rows(context: ViewContext) -> ListRows:
-    """The log, newest first."""
+    """Return the log, newest first."""
     made = [_row(ref, change) for ref, change in context.log.numbered()]
     return ListRows(made[::-1], COLUMNS)
 
@@ -44,7 +44,7 @@ def _row(ref: Ref, change: Change) -> Row:
 
 
 def detail(context: ViewContext, ref: Ref) -> Detail:
-    """One change, and the thing that it happened to."""
+    """Return the details of one change and of the object that changed."""
     change = context.log.change(ref)
     if change is None:
         return gone("this event")

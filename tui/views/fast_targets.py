@@ -47,7 +47,7 @@ EVERYTHING = Choice("every bridge, those to come as well", ALL, "", frozenset({A
 
 
 def choices_of(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
-    """Bridges behind a thing.
+    """Return the bridges of an object.
 
     A bridge or network stands for itself, a port for its bridge, a container for its networks, a connection
     for those of the containers at its ends, the host for all bridges; others for none.
@@ -71,7 +71,7 @@ def choices_of(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
 
 
 def _of_connection(topology: Topology, ns: int, number: int) -> tuple[Choice, ...]:
-    """Networks of the containers at a connection's ends, or why there are none."""
+    """Return the networks of a connection's containers, or why there are none."""
     table = topology.snapshot.conntracks.get(ns)
     if table is None or not (table.entries["id"] == number).any():
         return ()
@@ -82,7 +82,7 @@ def _of_connection(topology: Topology, ns: int, number: int) -> tuple[Choice, ..
 
 
 def _of_container(topology: Topology, container: Container) -> tuple[Choice, ...]:
-    """Its networks; where there is none, why there is nothing to do."""
+    """Return its networks, or why there is nothing to do."""
     if networks := topology.networks_of(container):
         return tuple(of_network(topology, network) for network in networks)
     mode = container.network_mode
@@ -98,7 +98,7 @@ def _of_namespace(topology: Topology, inode: int) -> tuple[Choice, ...]:
 
 
 def _of_link(topology: Topology, ref: Ref) -> tuple[Choice, ...]:
-    """The bridge itself, that of a port, or that of the port at a veth's other end."""
+    """Return the bridge: the link, its master, or that of its veth peer."""
     link = next((one for one in topology.snapshot.links() if tuple(one.key) == ref.key), None)
     if link is None:
         return ()
@@ -109,7 +109,7 @@ def _of_link(topology: Topology, ref: Ref) -> tuple[Choice, ...]:
 
 
 def of_network(topology: Topology, network: Network) -> Choice:
-    """A network, by its bridge."""
+    """Return the choice for a network's bridge."""
     label = safe(network.name)
     if network.kind in _NOTHING and not network.bridge:
         return Choice(label, nothing=_NOTHING[network.kind])
@@ -120,7 +120,7 @@ def of_network(topology: Topology, network: Network) -> Choice:
 
 
 def of_bridge(topology: Topology, bridge: Link) -> Choice:
-    """The choice for a bridge, named by its network if that is unique."""
+    """Return the choice for a bridge, named by its network if that is unique."""
     network = topology.network_of(bridge)
     name = network.name if network else bridge.name
     label = safe(bridge.name if name == bridge.name else f"{name} (bridge {bridge.name})")
@@ -147,18 +147,18 @@ def _names(topology: Topology, bridge: Link) -> Iterable[str]:
 
 
 def _bridges(topology: Topology) -> list[Link]:
-    """The host's own Linux bridges."""
+    """Return the host's own Linux bridges."""
     host = topology.snapshot.nets.get(topology.host)
     return [link for link in host.links.values() if link.kind == "bridge"] if host else []
 
 
 def all_choices(topology: Topology) -> tuple[Choice, ...]:
-    """Each of the host's bridges."""
+    """Return each of the host's bridges."""
     return tuple(of_bridge(topology, link) for link in sorted(_bridges(topology), key=lambda one: one.name))
 
 
 def choice_named(topology: Topology, word: str) -> Choice | None:
-    """The choice of that name, None if there is none.
+    """Return the choice of that name, None if there is none.
 
     "all", a bridge, a network, or the beginning of an engine's id.
     """
@@ -174,12 +174,12 @@ def choice_named(topology: Topology, word: str) -> Choice | None:
 
 
 def is_covered(choice: Choice, fast: FastPath) -> bool:
-    """Whether the fast path is to accelerate it, be it paused."""
+    """Return whether the fast path accelerates it, or would if not paused."""
     return fast.is_running and (ALL in fast.targets or bool(choice.names & set(fast.targets)))
 
 
 def added(choices: Iterable[Choice], fast: FastPath) -> tuple[str, ...]:
-    """The targets with these as well."""
+    """Return the targets with these choices added."""
     missing = [one.target for one in choices if one.target and not is_covered(one, fast)]
     if ALL in missing:
         return (ALL,)
@@ -187,7 +187,10 @@ def added(choices: Iterable[Choice], fast: FastPath) -> tuple[str, ...]:
 
 
 def removed(choices: Iterable[Choice], fast: FastPath, topology: Topology) -> tuple[str, ...]:
-    """The targets without these; of "all", every other bridge that is there now."""
+    """Return the targets without these choices.
+
+    "all" becomes every other bridge that exists now.
+    """
     choices = tuple(choices)
     gone = frozenset().union(*(one.names for one in choices))
     if ALL in gone:

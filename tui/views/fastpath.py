@@ -50,7 +50,7 @@ class FastRows(ListRows):
 
 
 def rows(context: ViewContext) -> FastRows:
-    """Rows: all links together, each link, with verdicts below; then requirements."""
+    """Return the rows: all links, each link with its verdicts, requirements."""
     fast = context.fast
     made: list[Row] = []
     if fast.is_running:
@@ -63,7 +63,10 @@ def rows(context: ViewContext) -> FastRows:
 
 
 def state_change(before: FastPath, now: FastPath, at: float) -> tuple[Change, ...]:
-    """The event for a change of the fast path's state, if any; `at` is Unix time."""
+    """Return the event of a change of the fast path's state, if any.
+
+    `at` is Unix time.
+    """
     words, action = "", "changed"
     if now.state == "off" and before.is_running:
         words, action = "fast path ended: the kernel forwards everything", "removed"
@@ -111,7 +114,10 @@ def _counted(fast: FastPath, name: str, role: str, verdicts: Mapping[str, int]) 
 
 
 def ranked(verdicts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Verdicts with their packets: the fast path's own first, then the most frequent."""
+    """Return verdicts with their packets.
+
+    The fast path's own come first, then the most frequent ones.
+    """
     return sorted(verdicts.items(), key=lambda pair: (pair[0] != FAST, -pair[1]))
 
 
@@ -120,7 +126,10 @@ def _share(count: int, seen: int) -> Cell:
 
 
 def _requirements(fast: FastPath, counting: bool = False) -> Iterator[Row]:
-    """A row each, below one about all; `counting` where there are columns of packets."""
+    """Yield a row for each requirement, below one for all of them.
+
+    `counting` adds the columns of packets.
+    """
     found, blank = fast.requirements, (Cell(""), Cell("")) if counting else ()
     if not found:
         return
@@ -164,7 +173,7 @@ def _head(fast: FastPath) -> Iterator[Cell]:
 
 
 def detail(context: ViewContext, ref: Ref) -> Detail:
-    """Everything about one line of the view."""
+    """Return the details of one line of the view."""
     fast, kind, name = context.fast, str(ref.key[0]), str(ref.key[1])
     if kind == "need":
         found = next((one for one in fast.requirements if one.name == name), None)
@@ -264,7 +273,7 @@ def _need(one: Requirement) -> Detail:
 
 
 def _need_lines(one: Requirement) -> Iterator[Line]:
-    """Lines for requirements: what was found, and what to do if one is missing."""
+    """Yield the lines for requirements: what was found, and what is to do."""
     yield "required", cells.text(one.name), None
     yield "met", _met(one), None
     yield "found", cells.text(one.found), None
@@ -296,7 +305,7 @@ _NONE = Cell("")
 
 
 def mark_of(context: ViewContext, bridge: Link | None) -> Cell:
-    """The mark of a bridge, an empty cell where it is not accelerated."""
+    """Return the mark of a bridge, an empty cell if it isn't accelerated."""
     fast = context.fast
     if bridge is None or not fast.is_running or not is_meant(fast, context.topology, bridge):
         return _NONE
@@ -305,7 +314,7 @@ def mark_of(context: ViewContext, bridge: Link | None) -> Cell:
 
 
 def is_meant(fast: FastPath, topology: Topology, bridge: Link) -> bool:
-    """Whether a bridge is accelerated, or will be with its first container."""
+    """Return whether a bridge is accelerated, or will be with its first container."""
     if bridge.ns != topology.host or bridge.kind != "bridge":
         return False
     if bridge.name in fast.bridges or ALL in fast.targets:

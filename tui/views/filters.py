@@ -25,12 +25,12 @@ _NUMBERS = {"id": "id", "mark": "mark", "zone": "zone", "timeout": "timeout"}
 
 
 def conntrack_mask_of(terms: Iterable[Term], topology: Topology, columns: FlowColumns) -> Mask:
-    """Which entries all terms let through."""
+    """Return a mask of the entries that match all terms."""
     return FlowFilter(topology, columns).all(terms)
 
 
 def conntrack_keys_of(topology: Topology, columns: FlowColumns) -> frozenset[str]:
-    """The keys of all terms that there are."""
+    """Return the keys of all terms."""
     return frozenset(FlowFilter(topology, columns).by_key)
 
 
@@ -63,7 +63,7 @@ class FlowFilter:
         }
 
     def all(self, terms: Iterable[Term]) -> Mask:
-        """Where every term holds."""
+        """Return a mask of the rows that every term matches."""
         found = np.ones(len(self._columns), bool)
         for term in terms:
             found &= self._holds(term) != term.inverted
@@ -84,17 +84,17 @@ class FlowFilter:
         return self._columns.by_table(np.array(fits, bool))
 
     def _named(self, value: str) -> Mask:
-        """Where one of the two ends is somebody of that name."""
+        """Return a mask of the rows with an end whose owner has that name."""
         return mask_by_name(self._columns, lambda name: fits(value, name))
 
     def _network(self, value: str) -> Mask:
-        """Where an end is a container's address on a network or bridge of that name."""
+        """Return a mask of the rows with an end on a network or bridge of that name."""
         every = self._topology.networks
         networks = (net for net in every if fits(value, net.name) or (net.bridge and fits(value, net.bridge)))
         return _any((self._nothing(), *(mask_by_network(self._topology, net) for net in networks)))
 
     def _nat(self, value: str) -> Mask:
-        """By the word of the translation, or the NAT entry that made it.
+        """Match the text of the translation, or the NAT entry that made it.
 
         "=" asks for the whole name or id.
         """
@@ -109,11 +109,11 @@ class FlowFilter:
         return self._columns.owned(addresses, lambda name: fits(value, name))
 
     def _word(self, words: Sequence[str], codes: np.ndarray, value: str) -> Mask:
-        """Where the word of a code contains the value."""
+        """Return a mask of the rows whose code's text contains the value."""
         return np.asarray(np.array([value in word.casefold() for word in words])[codes])
 
     def _state(self, value: str) -> Mask:
-        """By the state's word; "unreplied" and "assured" hold for TCP as well."""
+        """Match the text of the state; "unreplied" and "assured" apply to TCP, too."""
         found = self._word(STATES, self._columns.state, value)
         status = self._columns.column("status")
         if value in "unreplied":
@@ -126,7 +126,7 @@ class FlowFilter:
         return self._word(TRANSLATIONS, self._columns.translation, value)
 
     def _port(self, names: Sequence[str], value: str) -> Mask:
-        """Where one of the ports is the value, or lies in it ("8000-8010")."""
+        """Return a mask of the rows with a port in the value, such as "8000-8010"."""
         wanted = port_range(value)
         if wanted is None:
             return self._nothing()
@@ -134,7 +134,7 @@ class FlowFilter:
         return _any((wanted[0] <= port) & (port <= wanted[-1]) for port in ports) & self._columns.has_ports
 
     def _between(self, figures: np.ndarray, value: str) -> Mask:
-        """Where a figure lies in a range such as ">1M"; a bare number is the least."""
+        """Return a mask of the figures in a range: ">1M"; a number is the minimum."""
         least, most = bounds(value)
         return np.asarray((figures.astype(float) >= least) & (figures <= most))
 
@@ -147,7 +147,10 @@ class FlowFilter:
             return self._nothing()
 
     def _address(self, names: Sequence[str], value: str) -> Mask:
-        """Where an address is the value, lies in it, begins with it, or has that owner."""
+        """Return a mask of the addresses that match the value.
+
+        They are equal to it, lie in it, begin with it, or have an owner of that name.
+        """
         return _any(self._whose(self._columns.column(name), value) for name in names)
 
     def _whose(self, addresses: np.ndarray, value: str) -> Mask:
@@ -155,7 +158,10 @@ class FlowFilter:
         return self._owned(addresses, value) if found is None else found
 
     def _anywhere(self, value: str) -> Mask:
-        """Where an address, port, protocol, state, translation or name has the value."""
+        """Return a mask of the rows with the value in any of these columns.
+
+        They are address, port, protocol, state, translation and name.
+        """
         columns = self._columns
         found = self._namespace(value)
         found |= self._named(value)
@@ -168,7 +174,7 @@ class FlowFilter:
         return found
 
     def _end(self, addresses: np.ndarray, ports: np.ndarray, value: str) -> Mask:
-        """Where "address:port", or the port alone, contains the value."""
+        """Return a mask of the rows whose "address:port" or port contains the value."""
         address, colon, port = value.rpartition(":")
         if not port.isdecimal() and not (colon and not port):
             return self._nothing()
@@ -186,12 +192,12 @@ SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops"})
 
 
 def flows_mask_of(terms: Iterable[Term], topology: Topology, picture: FlowView) -> Mask:
-    """Which flows all terms let through."""
+    """Return a mask of the flows that match all terms."""
     return _Filter(topology, picture).all(terms)
 
 
 def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
-    """As `query.remarks`."""
+    """Yield the same as `query.remarks`."""
     yield from query.remarks(text, known, inverted)
     for each in query.parse(text):
         if each.key in SIZES and each.inverted >= inverted and not _means_something(each.value):
@@ -204,7 +210,7 @@ def _means_something(value: str) -> bool:
 
 
 def flow_keys_of(topology: Topology, picture: FlowView) -> frozenset[str]:
-    """The keys of all terms that there are."""
+    """Return the keys of all terms."""
     return frozenset(_Filter(topology, picture).by_key)
 
 
@@ -239,7 +245,10 @@ class _Filter(FlowFilter):
         }
 
     def _on_path(self, word: str) -> Mask:
-        """Where the fast path carries (nearly) all, a part, or nothing now."""
+        """Return a mask of the flows on that path.
+
+        The fast path carries (nearly) all, a part, or nothing of them now.
+        """
         path = self._picture.table.path
         if "fast".startswith(word):
             return np.asarray(path == FAST)
@@ -248,7 +257,10 @@ class _Filter(FlowFilter):
         return np.asarray((path != FAST) & (path != PART))
 
     def _sized(self, make: Callable[[], np.ndarray], value: str) -> Mask:
-        """Where a figure is in a range: ">1M", "<10", "5-20"; a number is the minimum."""
+        """Return a mask of the figures in a range.
+
+        Such as ">1M", "<10" or "5-20"; a number is the minimum.
+        """
         least, most = bounds(value)
         figures = make()
         return np.asarray((figures.astype(float) >= least) & (figures <= most))

@@ -26,7 +26,7 @@ from tui.views.rows import Cell, ListView, Section
 
 
 def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
-    """Findings of a network: its bridge, its subnet, its way out."""
+    """Return the findings of a network: its bridge, its subnet, its uplink."""
     ref = network_ref(network.id)
     found = (
         one for one in findings_of(topology, ref) if one.kind in ("bridge", "overlap", "storm", "forward")
@@ -35,14 +35,14 @@ def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
 
 
 def _seen_from(topology: Topology, finding: Finding, ref: Ref) -> str:
-    """A finding's few words; of an overlap, the other side is named on either."""
+    """Return a finding's short text; an overlap names the other side."""
     if finding.kind == "overlap" and finding.ref != ref:
         return f"overlaps {name_of(topology, finding.ref)}"
     return finding.short
 
 
 def name_of(topology: Topology, ref: Ref) -> str:
-    """The name of a finding's subject, verbatim."""
+    """Return the name of a finding's subject, verbatim."""
     if ref.kind == "network":
         network = topology.network(str(ref.key[0]))
         return network.name if network else "a network"
@@ -56,7 +56,7 @@ def name_of(topology: Topology, ref: Ref) -> str:
 
 
 def of_container(topology: Topology, container: Container, link: Link | None) -> tuple[Cell, ...]:
-    """Findings of a container, and of its link to the network in question."""
+    """Return the findings of a container, and of its link to the network."""
     own = container_ref(container.runtime, container.id)
     wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped") if link else ("dead join",)}
     if link is not None:
@@ -75,7 +75,7 @@ def _by_kind(finding: Finding) -> int:
 
 
 def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:
-    """The section with the findings of a thing, for the top of its details."""
+    """Return the section with the findings of an object, for its details' top."""
     return cells.section("Attention", _lines(topology, ref))
 
 
@@ -88,7 +88,7 @@ def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
 
 
 def port_of(topology: Topology, container: Container, bridge: LinkKey) -> Link | None:
-    """The container's link that is plugged into that bridge."""
+    """Return the container's link that is attached to that bridge."""
     for link in topology.links_of(container):
         found = topology.bridge_of(link)
         if found is not None and found.key == bridge:
@@ -115,20 +115,20 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
 
 
 def nothing_to_see(snapshot: Snapshot) -> bool:
-    """Whether no container can be looked into; False until containers were read."""
+    """Return whether no container can be inspected; False until they are read."""
     if Part.CONTAINERS in snapshot.pending:
         return False
     return all(_is_hidden(snapshot, container) for container in snapshot.containers())
 
 
 def _is_hidden(snapshot: Snapshot, container: Container) -> bool:
-    """Whether it runs, and nothing is known of its network."""
+    """Return whether it runs and its network is unknown."""
     net = snapshot.nets.get(container.netns or 0)
     return container.state == "running" and (net is None or not net.links)
 
 
 def out_of_sight(snapshot: Snapshot) -> str:
-    """Why other namespaces are out of sight, "" if they aren't."""
+    """Return why other namespaces are out of sight, "" if they aren't."""
     missing = [name for name in _TO_ENTER if name in snapshot.host.missing_capabilities]
     if not missing:
         return ""
@@ -136,7 +136,7 @@ def out_of_sight(snapshot: Snapshot) -> str:
 
 
 def _first(problems: Iterable[Problem], parts: Iterable[str]) -> str:
-    """The first problem of those parts in a sentence, "" where there is none."""
+    """Return the first problem of those parts as a sentence, "" without one."""
     wanted = frozenset(parts)
     for problem in problems:
         if problem.part in wanted:

@@ -52,7 +52,7 @@ COLUMNS = (
 def cells_of(
     topology: Topology, picture: FlowView, row: int, flow: Flow, pinned: bool = False
 ) -> tuple[Cell, ...]:
-    """A flow's cells in the order of COLUMNS."""
+    """Return a flow's cells in the order of COLUMNS."""
     table, index = picture.table, picture.index
     packets, octets = (
         (int(column[row].sum()) if table.counted[row] else None) for column in (table.packets, table.octets)
@@ -79,18 +79,21 @@ def cells_of(
 
 
 def named(picture: FlowView, end: End) -> str:
-    """An end with a name; an address that isn't of this host has its DNS name."""
+    """Return an end with a name; for an address of another host its DNS name."""
     name = end.name or picture.table.name_of(end.address)
     return str(end._replace(name=name))
 
 
 def known(value: float) -> float | None:
-    """The value, None for NaN."""
+    """Return the value, None for NaN."""
     return None if math.isnan(value) else value
 
 
 def via(flow: Flow) -> str:
-    """Short form of the translation: a destination as addressed, a source as seen."""
+    """Return a translation in short.
+
+    It has the destination as addressed, and the source as seen.
+    """
     entry = flow.entry
     words = []
     if flow.dnat:
@@ -101,14 +104,14 @@ def via(flow: Flow) -> str:
 
 
 def path_cell(path: int) -> Cell:
-    """The path that carries a flow now."""
+    """Return the cell of the path that a flow takes now."""
     if path == PART:
         return Cell("part", "warn")
     return Cell("fast", "ok") if path == FAST else Cell(PATHS[0], "dim" if path == AGAIN else "")
 
 
 def rtt_cell(seconds: float) -> Cell:
-    """A round trip time."""
+    """Return the cell of a round trip time."""
     if math.isnan(seconds):
         return cells.NONE
     text = (
@@ -118,12 +121,12 @@ def rtt_cell(seconds: float) -> Cell:
 
 
 def duration(seconds: float) -> Cell:
-    """A length of time; a dash where it is not known."""
+    """Return the cell of a duration, a dash if it is unknown."""
     return cells.NONE if math.isnan(seconds) else Cell(formatting.duration(seconds), sort=seconds)
 
 
 def processes(picture: FlowView, row: int) -> str:
-    """The processes at the two ends, as far as they are known, without their ids."""
+    """Return the known processes at the two ends, without their ids."""
     names = (picture.ends.commands.get(int(picture.ends.pids[row, end]), "") for end in (0, 1))
     return ", ".join(dict.fromkeys(name for name in names if name))
 
@@ -149,7 +152,10 @@ class FlowRows:
         return len(self._order)
 
     def row(self, index: int) -> Row:
-        """The row at that place, made into text now; raises IndexError outside."""
+        """Return the row at that index as text.
+
+        Raises IndexError outside.
+        """
         picture, row = self._picture, int(self._order[index])
         table, place = picture.index.columns.place(row)
         now = picture.table.columns.place(row)[0]
@@ -158,15 +164,15 @@ class FlowRows:
         return Row(ref, cells_of(self._topology, picture, row, flow, ref in self._lens.pins))
 
     def keys(self) -> Collection[str]:
-        """Keys that filters can use, with column titles."""
+        """Return the keys that filters can use, with column titles."""
         return flow_keys_of(self._topology, self._picture) | query.titles(COLUMNS).keys()
 
     def remarks(self, text: str, inverted: bool = False) -> Iterable[str]:
-        """What a filter can't mean; only its `inverted` terms if others match rows."""
+        """Yield the mistakes of a filter; only of `inverted` terms if others match."""
         return remarks(text, self.keys(), inverted)
 
     def index(self, ref: Ref) -> int | None:
-        """The row of a flow, or of a hop's connection; None if there is none."""
+        """Return the index of a flow, or of a hop's connection; None without one."""
         row = self._row_of(ref)
         if row is None:
             return None
@@ -200,11 +206,11 @@ class FlowRows:
     # ---- another look
 
     def seen_through(self, flow_options: FlowViewOptions) -> FlowRows:
-        """All rows, shown with these options."""
+        """Return all rows, shown with these options."""
         return self if flow_options == self._lens else FlowRows(self._topology, self._picture, flow_options)
 
     def matching(self, text: str) -> FlowRows:
-        """Those rows that a filter lets through, and those that are pinned."""
+        """Return the rows that match a filter, and the pinned ones."""
         terms = query.parse(text)
         if not terms or not len(self):
             return self
@@ -272,7 +278,7 @@ class FlowRows:
 
 
 def _order_of(keys: Sequence[np.ndarray], ties: np.ndarray, reverse: bool) -> np.ndarray:
-    """The places in order; whatever is NaN comes last in either direction."""
+    """Return the indices in order; NaN comes last in either direction."""
     if len(keys) == 1 and keys[0].dtype.kind == "f":
         return _order_of_floats(keys[0], ties, reverse)
     order = np.lexsort([ties, *reversed(keys)])
@@ -280,9 +286,9 @@ def _order_of(keys: Sequence[np.ndarray], ties: np.ndarray, reverse: bool) -> np
 
 
 def _order_of_floats(key: np.ndarray, ties: np.ndarray, reverse: bool) -> np.ndarray:
-    """Order of float keys by one sort of integers.
+    """Return the order of float keys by one sort of integers.
 
-    The bits of a positive 32-bit float rise with its value; half of the tie is enough to tell rows apart.
+    The bits of a positive 32-bit float rise with its value; half of the tie is enough to distinguish rows.
     """
     bits = key.astype(np.float32).view(np.uint32).astype(np.uint64)
     if reverse:
@@ -292,7 +298,7 @@ def _order_of_floats(key: np.ndarray, ties: np.ndarray, reverse: bool) -> np.nda
 
 
 def _rank(words: Sequence[str]) -> np.ndarray:
-    """The place of each word among them in alphabetical order."""
+    """Return the position of each word in alphabetical order."""
     places = {word: place for place, word in enumerate(sorted(set(words), key=str.casefold))}
     return np.array([places[word] for word in words])
 
@@ -306,7 +312,7 @@ def _blanked(values: np.ndarray, blank: np.ndarray) -> np.ndarray:
 
 
 def _process_keys(picture: FlowView) -> np.ndarray:
-    """The rank of the process that is known first, NaN where none is."""
+    """Return the rank of the first known process, NaN if none is known."""
     pids = picture.ends.pids
     chosen = np.where(pids[:, 0] > 0, pids[:, 0], pids[:, 1])
     unique, place = np.unique(chosen, return_inverse=True)
@@ -315,7 +321,7 @@ def _process_keys(picture: FlowView) -> np.ndarray:
 
 
 def rows(context: ViewContext) -> FlowRows:
-    """The rows of this view."""
+    """Return the rows of this view."""
     return FlowRows(context.topology, context.flow_picture)
 
 
@@ -344,8 +350,6 @@ VIEW = ListView(
 __all__ = ["COLUMNS", "VIEW", "FlowRows", "rows"]
 
 
-# The summary of the flows view: grouping, amounts, clients, uncounted flows.
-
 _PINNED = ", pinned first"
 _WORDS = {"beside": "same network"}
 _ORDER = ("outside", "host", "beside", "other network", "itself")
@@ -354,7 +358,10 @@ _ORDER = ("outside", "host", "beside", "other network", "itself")
 def head_of(
     topology: Topology, picture: FlowView, flow_options: FlowViewOptions, order: np.ndarray
 ) -> Sequence[Cell]:
-    """Lines that stand above the columns."""
+    """Return the lines above the columns.
+
+    They show grouping, amounts and clients, and which namespaces don't count traffic.
+    """
     if not len(picture):
         return ()
     lines = [Cell(_summary(picture, flow_options, order), "dim")]

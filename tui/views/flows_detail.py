@@ -32,7 +32,7 @@ _TOP = 8
 
 
 def detail(context: ViewContext, ref: Ref) -> Detail:
-    """Everything about one flow."""
+    """Return the details of a flow."""
     topology, picture = context.topology, context.flow_picture
     row = picture.row_of(int(ref.key[0]), int(ref.key[1]))
     if row is None:
@@ -59,7 +59,7 @@ def detail(context: ViewContext, ref: Ref) -> Detail:
 
 
 def flow_text(picture: FlowView, row: int) -> str:
-    """A flow on one line; names are text from outside, verbatim.
+    """Return a flow on one line, with names verbatim.
 
     Such as `web1 172.18.0.2:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED 12.4 Mbit/s fast`.
     """
@@ -155,7 +155,7 @@ def _bare(end: End) -> str:
 
 
 def talkers(context: ViewContext, ref: Ref) -> Detail:
-    """Details of grouped flows: how many, their clients, the biggest."""
+    """Return the details of grouped flows: how many, their clients, the biggest."""
     topology, picture = context.topology, context.flow_picture
     selects = str(ref.key[1])
     mask = flows_mask_of(query.parse(selects), topology, picture)
@@ -190,13 +190,13 @@ def _together(picture: FlowView, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
 
 
 def _share(table: FlowTable, rows: np.ndarray[Any, Any]) -> str:
-    """The share of the traffic as text, "" if there is none."""
+    """Return the share of the traffic as text, "" if there is none."""
     whole = np.nansum(table.bits[rows]) if table.measured else table.octets[rows].sum()
     return f", {fast_amount(table, rows).sum() / whole:.0%} of the traffic" if whole >= 1 else ""
 
 
 def _clients(picture: FlowView, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
-    """Kinds of clients with their numbers."""
+    """Yield the kinds of clients with their numbers."""
     kinds, bits = picture.index.client[rows], picture.table.bits[rows]
     order = (OUTSIDE, *(kind for kind in range(1, len(CLIENTS)) if kind != OUTSIDE))
     for kind in order:

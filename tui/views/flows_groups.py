@@ -38,7 +38,7 @@ class GroupRows(ListRows):
         self.head = head
 
     def sorted_by(self, column: str, reverse: bool) -> GroupRows:
-        """The same rows in another order."""
+        """Return the same rows in another order."""
         known = column if any(one.name == column for one in self.columns) else "rate"
         return GroupRows(super().sorted_by(known, reverse).rows, self.columns, self.head)
 
@@ -181,7 +181,7 @@ def _grouped(
 
 
 def fast_amount(table: FlowTable, rows: Array) -> Array:
-    """Fast-path part of flows: of their speed if measured, else of their bytes."""
+    """Return the fast path's share of flows: of their rate if known, else of bytes."""
     if table.measured:
         return np.where(table.path[rows] == FAST, np.nan_to_num(table.bits[rows]), 0)
     return np.asarray(table.fast_bytes[rows].sum(axis=1))
@@ -206,7 +206,7 @@ def _cells(name: str, flows: int, sums: Sequence[float], top: float, measured: b
 
 
 def _matrix(picture: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
-    """Matrix of traffic: the busiest containers, the host, and all others.
+    """Return the traffic matrix: the busiest containers, the host, all others.
 
     Columns are in the order of names; those that carried the least so far are left out first, so that columns
     stay in place.

@@ -46,12 +46,12 @@ _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=[kMGTPE]?(?:bit/s|B|p/s|packets?)\b)")
 
 
 def width_of(text: str) -> int:
-    """The terminal cells that the text takes."""
+    """Return the number of terminal cells of the text."""
     return len(text) if text.isascii() else cell_len(text)
 
 
 def cut(text: str, width: int) -> str:
-    """The text in at most `width` cells, an ellipsis at its end where it does not fit."""
+    """Cut the text to `width` cells, with an ellipsis if it doesn't fit."""
     if width_of(text) <= width:
         return text
     return set_cell_size(text, width - 1).rstrip() + ELLIPSIS if width > 0 else ""
@@ -74,7 +74,7 @@ def cut_end(text: str, width: int) -> str:
 
 
 def fit(text: str, width: int, right: bool = False) -> str:
-    """The text in exactly `width` cells: padded, or cut."""
+    """Pad or cut the text to exactly `width` cells."""
     short = cut(text, width)
     padding = " " * (width - width_of(short))
     return padding + short if right else short + padding
@@ -101,7 +101,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def _scaled(value: float) -> tuple[str, str]:
-    """The value in at most three digits and a point, and its decimal prefix."""
+    """Return the value in at most three digits and a point, and its SI prefix."""
     size, prefix = abs(value), 0
     while prefix < len(_PREFIXES) - 1 and size >= 999.5:
         size, prefix = size / 1000, prefix + 1
@@ -110,42 +110,42 @@ def _scaled(value: float) -> tuple[str, str]:
 
 
 def bits(per_second: float) -> str:
-    """A rate from bits a second: "12.4 Mbit/s"."""
+    """Format a rate in bits per second: "12.4 Mbit/s"."""
     figure, prefix = _scaled(per_second)
     return f"{figure} {prefix}bit/s"
 
 
 def packets(per_second: float) -> str:
-    """A rate from packets a second: "1.2k p/s"."""
+    """Format a rate in packets per second: "1.2k p/s"."""
     figure, prefix = _scaled(per_second)
     return f"{figure}{prefix} p/s"
 
 
 def each_second(number: float) -> str:
-    """Events a second, rare ones too: "0.05/s", "3.2/s", "1.2k/s"."""
+    """Format events per second, rare ones too: "0.05/s", "3.2/s", "1.2k/s"."""
     if 0 < number < 9.95:
         return f"{number:.{1 if number >= 0.995 else 2}f}/s"
     return f"{''.join(_scaled(number))}/s"
 
 
 def count(number: float) -> str:
-    """A whole number: "950", "1.2k", "3.4M"."""
+    """Format a whole number: "950", "1.2k", "3.4M"."""
     return "".join(_scaled(number))
 
 
 def several(number: int, thing: str) -> str:
-    """A number of things: "1 packet", "1.2k packets"."""
+    """Format a number of things: "1 packet", "1.2k packets"."""
     return f"{count(number)} {thing}{'s' * (number != 1)}"
 
 
 def size(octets: float) -> str:
-    """An amount of data from bytes: "1.4 MB"."""
+    """Format an amount of data in bytes: "1.4 MB"."""
     figure, prefix = _scaled(octets)
     return f"{figure} {prefix}B"
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units: "25s", "4m 05s", "2h 03m", "5d 07h"."""
+    """Format a duration in its two largest units: "25s", "4m 05s", "5d 07h"."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -157,13 +157,16 @@ def duration(seconds: float) -> str:
 
 
 def age(since: float, now: float) -> str:
-    """How long ago `since` was (both Unix time): "12s ago", "just now"."""
+    """Format how long ago `since` was (both Unix time): "12s ago", "just now"."""
     passed = now - since
     return "just now" if passed < 1 else f"{duration(passed)} ago"
 
 
 def sparkline(history: Sequence[float], width: int = 8) -> str:
-    """The last `width` values as bars relative to their maximum; "" without any."""
+    """Return the last `width` values as bars relative to their maximum.
+
+    "" without any values.
+    """
     values = [max(0.0, value) for value in history[-width:]]
     top = max(values, default=0.0)
     steps = len(SPARKS) - 1
@@ -171,7 +174,7 @@ def sparkline(history: Sequence[float], width: int = 8) -> str:
 
 
 def curve(values: Sequence[float], newest: int, width: int) -> str:
-    """Values, one a slot, as at most `width` bars relative to the maximum.
+    """Return the values as at most `width` bars relative to the maximum.
 
     Each bar is the maximum of its slots, blank if none is known. `newest` is the last slot's number: a bar
     keeps its slots as time passes.

@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Every link, the host's first."""
+    """Return every link, the host's first."""
     topology = context.topology
     spaces = sorted(context.snapshot.nets, key=lambda ns: (ns != topology.host, topology.label(ns)))
     return ListRows([_row(context, link) for ns in spaces for link in _ordered(context, ns)], COLUMNS)
@@ -73,7 +73,7 @@ def terms(topology: Topology, link: Link) -> dict[str, str]:
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one link."""
+    """Return the details of a link."""
     link = link_of(topology, ref)
     if link is None:
         return gone("this link")
@@ -101,19 +101,19 @@ _PORT_TONES: dict[str, Tone] = {"forwarding": "ok", "disabled": "bad"}
 
 
 def link_of(topology: Topology, ref: Ref) -> Link | None:
-    """The link that a reference points at."""
+    """Return the link of a ref."""
     return topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
 
 
 def gone(what: str) -> Detail:
-    """Details of something that doesn't exist any more."""
+    """Return the details of an object that doesn't exist any more."""
     return Detail(f"{what} is gone", (Section("", (("", Cell("it was removed", "dim"), None),)),))
 
 
 def common_sections(
     topology: Topology, link: Link, rates: Rates | None, traffic: str = "Traffic"
 ) -> tuple[Section, ...]:
-    """Sections of every link: identity, port, speed."""
+    """Return the sections of every link: identity, port, speed."""
     return (
         *cells.section("Link", _identity(topology, link)),
         *cells.section(
@@ -158,7 +158,7 @@ def _hardware(link: Link) -> Iterator[Line]:
 
 
 def port_lines(link: Link) -> Iterator[Line]:
-    """The bridge's side of a link that is a port."""
+    """Yield the lines about a bridge port."""
     port = link.port
     if port is None:
         return
@@ -174,13 +174,13 @@ def port_lines(link: Link) -> Iterator[Line]:
 
 
 def port_state(link: Link) -> Cell:
-    """A bridge port's STP state."""
+    """Return the cell of a bridge port's STP state."""
     found = link.port.state if link.port else ""
     return cells.text(found, _PORT_TONES.get(found, "warn"))
 
 
 def port_flags(link: Link) -> str:
-    """The flags of a bridge port that differ from a fresh port's."""
+    """Return the flags of a bridge port that differ from a new port's."""
     port = link.port
     if port is None:
         return ""
@@ -192,17 +192,17 @@ def port_flags(link: Link) -> str:
 
 
 def vlan_range(first: int, last: int) -> str:
-    """ "10" or "10-20"."""
+    """Return a range of VLANs as "10" or "10-20"."""
     return str(first) if last in (0, first) else f"{first}-{last}"
 
 
 def vlan_flags(pvid: bool, untagged: bool) -> str:
-    """A VLAN's flags as bridge(8) words them."""
+    """Return a VLAN's flags in the terms of bridge(8)."""
     return ", ".join((*(["PVID"] if pvid else []), "egress untagged" if untagged else "tagged"))
 
 
 def speed_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
-    """The speed of a link alone."""
+    """Yield the lines about a link's rates."""
     rate = rates.of(key) if rates else None
     if rate is not None:
         yield "receives", Cell(f"{formatting.bits(rate.rx_bps)}, {formatting.packets(rate.rx_pps)}"), None
@@ -210,7 +210,7 @@ def speed_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
 
 
 def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
-    """Speed, its past, and the counters of a link."""
+    """Yield the lines about a link's rates and counters."""
     yield from link_lines([key], rates)
     counters = rates.counters_of(key) if rates else None
     if counters is None:

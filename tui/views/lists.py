@@ -54,12 +54,12 @@ def _fits(kept: list[tuple[int, Column]], width: int) -> bool:
 
 
 def _room(kept: list[tuple[int, Column]], width: int) -> int:
-    """The cells that are left for the columns themselves."""
+    """Return the cells that are left for the columns' texts."""
     return width - GAP * (len(kept) - 1)
 
 
 def _dropped(columns: list[tuple[int, Column]], width: int) -> list[tuple[int, Column]]:
-    """Columns that stay: those never dropped, and others that still have room."""
+    """Return the columns to show: those never dropped, and others that fit."""
     kept: list[tuple[int, Column]] = []
     for each in sorted(columns, key=lambda each: (each[1].priority, each[0])):
         if each[1].priority == 0 or _fits([*kept, each], width):
@@ -71,7 +71,7 @@ def _dropped(columns: list[tuple[int, Column]], width: int) -> list[tuple[int, C
 
 
 def _least(column: Column) -> int:
-    """The cells below which a column says too little to be there."""
+    """Return the least width at which a column is worth showing."""
     if not column.grow:
         return column.width
     return max(_NARROWEST, len(column.title), min(column.width * 3 // 5, _ENOUGH))
@@ -84,7 +84,7 @@ def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> Non
 
 
 def _asked(column: Column, need: int) -> Column:
-    """The column as it asks for room: no more than its texts need."""
+    """Return the column, at most as wide as its texts need."""
     return replace(column, width=min(column.width, need), full=min(column.full, need))
 
 
@@ -93,7 +93,7 @@ def _full(column: Column) -> int:
 
 
 def _need(column: Column, texts: int | None) -> int:
-    """The width that a column can use; a heading needs room for its arrow too."""
+    """Return the width that a column can use, with room for the heading's arrow."""
     if texts is None:
         return _full(column)
     need = max(len(column.title) + 2, texts)
@@ -129,20 +129,20 @@ SortKey = tuple[int, float, tuple[tuple[int, int, str], ...]]
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key by which "veth2" comes before "veth10", whatever the case."""
+    """Return a sort key by which "veth2" precedes "veth10", ignoring case."""
     parts = _DIGITS.split(text.casefold())
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
 def sort_key(cell: Cell) -> SortKey:
-    """A sort key for a cell: numbers first, then text in natural order."""
+    """Return a sort key for a cell: numbers first, then text in natural order."""
     if cell.sort is not None:
         return (0, cell.sort, ())
     return (1, 0, natural(cell.text))
 
 
 def is_blank(cell: Cell) -> bool:
-    """Whether a cell has nothing to sort by; such rows are last in both directions."""
+    """Return whether a cell has no sort key; such rows come last in any order."""
     return cell.sort is None and cell.text.strip() in _BLANK
 
 
@@ -161,7 +161,10 @@ class ListRows:
         self._needs: dict[int, int] | None = None
 
     def needs(self) -> dict[int, int]:
-        """Widths of texts by column, without figures, which change all the time."""
+        """Return the widths of texts by column.
+
+        Figures are left out, because they change all the time.
+        """
         if self._needs is None:
             first = self.rows[:_MEASURED]
             deep = max((row.depth for row in first), default=0)
@@ -180,18 +183,24 @@ class ListRows:
         return iter(self.rows)
 
     def row(self, index: int) -> Row:
-        """The row at that place; raises IndexError outside."""
+        """Return the row at that index.
+
+        Raises IndexError outside.
+        """
         return self.rows[index]
 
     def keys(self) -> set[str]:
-        """Keys that filters can use: columns by name or title, and terms of rows."""
+        """Return the keys that filters can use.
+
+        They are columns by name or title, and terms of rows.
+        """
         return self._term_keys() | query.titles(self.columns).keys()
 
     def _term_keys(self) -> set[str]:
         return {column.name for column in self.columns}.union(*(row.terms for row in self.rows))
 
     def index(self, ref: Ref) -> int | None:
-        """Where that thing stands, None where it does not."""
+        """Return the index of the row with that ref, None without one."""
         if self._places is None:
             self._places = {
                 ref: place
@@ -209,7 +218,7 @@ class ListRows:
         return self._of([row for node in roots for row in node.walk()])
 
     def matching(self, text: str) -> ListRows:
-        """Rows that match a filter, as deep as the matching rows above them."""
+        """Return the rows that match a filter, as deep as the matching rows above them."""
         terms = query.parse(text)
         if not terms:
             return self
@@ -227,7 +236,7 @@ class ListRows:
         return self._of(kept)
 
     def _of(self, rows: Sequence[Row]) -> ListRows:
-        """Some of these rows; the columns keep the widths that all of them need."""
+        """Return some of these rows, with the column widths that all of them need."""
         some = ListRows(rows, self.columns)
         some._needs = self.needs()
         return some
@@ -250,7 +259,7 @@ class _Node:
 
 
 def _forest(rows: Sequence[Row]) -> list[_Node]:
-    """The rows as trees, by their depth."""
+    """Return the rows as trees, by their depth."""
     roots: list[_Node] = []
     path: list[_Node] = []
     for row in rows:

@@ -31,7 +31,7 @@ _SHOWN = 50
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Every namespace, the host's first."""
+    """Return every namespace, the host's first."""
     topology = context.topology
     found = sorted(
         context.snapshot.namespaces.values(),
@@ -65,7 +65,7 @@ def _row(topology: Topology, space: Namespace) -> Row:
 
 
 def held_by(topology: Topology, space: Namespace) -> Cell:
-    """What keeps a namespace alive."""
+    """Return the cell of what keeps a namespace alive."""
     container = topology.container_of(space.inode)
     if space.inode == topology.host:
         return Cell("the host")
@@ -88,7 +88,7 @@ def _addresses(net: NetState | None) -> str:
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one namespace."""
+    """Return the details of a namespace."""
     space = topology.snapshot.namespaces.get(int(ref.key[0]))
     if space is None:
         return gone("this namespace")

@@ -42,7 +42,7 @@ _ORDER = {"published port": 0, "dnat": 1, "redirect": 2, "masquerade": 3, "snat"
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Every entry: published ports first, filters last."""
+    """Return every entry: published ports first, filters last."""
     topology = context.topology
     found = sorted(
         topology.nat,
@@ -77,12 +77,12 @@ def _row(topology: Topology, entry: NatEntry) -> Row:
 
 
 def _name(entry: NatEntry) -> str:
-    """Its name beside its kind, which some begin with."""
+    """Return its name without its kind, which some names begin with."""
     return entry.name.removeprefix(f"{entry.kind} ")
 
 
 def whose(topology: Topology, entry: NatEntry) -> str:
-    """Whom an entry is for; of a filter, which way the packets of those it names go."""
+    """Return whom an entry is for; for a filter, the direction of the packets."""
     if entry.kind != "filter":
         return " ".join((*_container_names(topology, entry), *_network_names(topology, entry)))
     source, target = (_named(topology, entry, side) for side in (entry.inside, entry.outside))
@@ -92,7 +92,10 @@ def whose(topology: Topology, entry: NatEntry) -> str:
 
 
 def _named(topology: Topology, entry: NatEntry, side: str) -> str:
-    """Whose address, subnet or bridge one side of a filter is; "" for anybody's."""
+    """Return the owner of one side of a filter, "" for any.
+
+    The side is an address, a subnet or a bridge.
+    """
     owner = topology.container_at(entry.ns, side.partition("/")[0])
     if owner is not None:
         return owner.name
@@ -104,7 +107,10 @@ def _named(topology: Topology, entry: NatEntry, side: str) -> str:
 
 
 def hits(entry: NatEntry) -> Cell:
-    """How often an entry matched; rules that translate see only first packets."""
+    """Return how often an entry matched.
+
+    Rules that translate see only first packets.
+    """
     if entry.packets is None:
         return cells.NONE
     unit = "packet" if entry.kind == "filter" else "conn"
@@ -113,12 +119,12 @@ def hits(entry: NatEntry) -> Cell:
 
 
 def verdict_tone(entry: NatEntry) -> Tone:
-    """The tone of a verdict: only entries that have dropped packets stand out."""
+    """Return the tone of a verdict; entries that have dropped packets stand out."""
     return "bad" if entry.verdict in REFUSING and entry.packets != 0 else ""
 
 
 def _ports(entry: NatEntry) -> str:
-    """The port numbers of both sides, as words."""
+    """Return the port numbers of both sides as text."""
     sides = (side.rpartition(":")[2] for side in (entry.outside, entry.inside) if ":" in side)
     return " ".join(port for port in sides if port.isdecimal())
 
@@ -132,7 +138,7 @@ def _network_names(topology: Topology, entry: NatEntry) -> tuple[str, ...]:
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Details of an entry: its effect as a sentence, its owner, its raw rules."""
+    """Return the details of an entry: its effect, its owner, its raw rules."""
     entry = next((one for one in topology.nat if (one.ns, one.entry_id) == ref.key), None)
     if entry is None:
         return gone("this entry")

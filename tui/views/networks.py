@@ -50,7 +50,7 @@ _MODES = {
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Every network, those with a bridge first."""
+    """Return every network, those with a bridge first."""
     found = sorted(context.topology.networks, key=lambda net: (not net.bridge, net.name, net.id))
     made = ListRows([_row(context, network) for network in found], COLUMNS)
     return marked(context, made, 2, lambda ref: _bridge_at(context.topology, ref))
@@ -85,7 +85,10 @@ def _row(context: ViewContext, network: Network) -> Row:
 
 
 def kind_words(network: Network) -> str:
-    """A network's kind, with Docker's mode: "nat-unprotected", "nat/routed" (IPv4/6)."""
+    """Return a network's kind, with Docker's gateway mode.
+
+    Such as "nat-unprotected", or "nat/routed" (IPv4/6).
+    """
     modes = list(network.gateway_mode.values())
     if "isolated" in modes:
         return "isolated"
@@ -97,13 +100,13 @@ def kind_words(network: Network) -> str:
 
 
 def mtu(topology: Topology, network: Network) -> int:
-    """A network's MTU: of its bridge, or as configured in its engine."""
+    """Return a network's MTU: its bridge's, or as configured in its engine."""
     bridge = topology.bridge_link(network)
     return bridge.mtu if bridge else network.mtu
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one network."""
+    """Return the details of a network."""
     network = topology.network(str(ref.key[0]))
     if network is None:
         return gone("this network")
@@ -152,7 +155,7 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
 
 
 def _mode_words(network: Network, mode: str) -> str:
-    """The effect of a gateway mode, "" if its rules don't exist."""
+    """Return the effect of a gateway mode, "" if its rules don't exist."""
     if network.internal and mode != "isolated":
         return ""
     if not mode.startswith("nat") or network.kind == "nat":
@@ -167,7 +170,7 @@ def _members(topology: Topology, network: Network) -> Iterator[Line]:
 
 
 def addresses_on(topology: Topology, member: Container, network: Network) -> tuple[str, ...]:
-    """A member's addresses on a network: of its link, else from its engine."""
+    """Return a member's addresses on a network: its link's, else its engine's."""
     bridge = topology.bridge_link(network)
     link = findings.port_of(topology, member, bridge.key) if bridge else None
     if link is not None:

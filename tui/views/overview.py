@@ -36,20 +36,23 @@ class RailRows(ListRows):
         self.places = tuple(places)
 
     def draw(self, width: int, height: int) -> Drawing:
-        """The picture for a space of that many cells; see `rails_drawing.draw`."""
+        """Return the drawing for a space of that many cells; see `rails_drawing.draw`."""
         return draw(self.context, width, height)
 
     def sorted_by(self, column: str, reverse: bool) -> ListRows:
-        """The rows themselves: a drawing has its own order."""
+        """Return the rows themselves: a drawing has its own order."""
         return self
 
     def folded(self, closed: object) -> ListRows:
-        """The rows themselves: nothing in a drawing is folded."""
+        """Return the rows themselves: nothing in a drawing is folded."""
         return self
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Each rail with its containers and its end; nothing before links were read."""
+    """Return each rail with its containers and its end.
+
+    Nothing is returned before links are read.
+    """
     if Part.LINKS in context.snapshot.pending:
         return ListRows((), COLUMNS)
     pairs = [pair for rail in rails(context.topology) for pair in _rail_rows(context.topology, rail)]

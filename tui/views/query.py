@@ -1,4 +1,8 @@
-"""The filter language of `/`: words, `key:value` terms, `!` to invert."""
+"""Parse and match the filter language of `/`.
+
+A filter has words, `key:value` terms, and `!` to invert. Text is searched in columns of addresses without
+converting these to text: octets and hextets are looked up in tables of those whose text matches.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,6 @@ from core.flows import address_bytes
 from tui.views.formatting import NOT_EQUAL
 from tui.views.rows import Column, Row
 
-# Search typed text in columns of addresses without making text of them: octets and hextets are looked up in
-# tables of those whose text fits.
-
 Addresses = np.ndarray
 _HEX = frozenset(string.hexdigits)
 _FITS: dict[tuple[bool, bool], Callable[[Addresses, bytes], Addresses]] = {
@@ -30,7 +31,7 @@ _FITS: dict[tuple[bool, bool], Callable[[Addresses, bytes], Addresses]] = {
 
 
 def matching(addresses: Addresses, value: str) -> Addresses | None:
-    """Where an address equals `value`, is in that prefix, or begins with it.
+    """Return a mask of addresses equal to `value`, in that prefix, or beginning so.
 
     None if `value` is no part of an address.
     """
@@ -51,7 +52,7 @@ def matching(addresses: Addresses, value: str) -> Addresses | None:
 
 
 def containing(addresses: Addresses, fragment: str) -> Addresses:
-    """Where an address's text contains the fragment."""
+    """Return a mask of the addresses whose text contains the fragment."""
     found = np.zeros(len(addresses), bool)
     pieces = fragment.split(".")
     if all(piece.isdecimal() or not piece for piece in pieces) and len(pieces) <= 4:
@@ -62,7 +63,10 @@ def containing(addresses: Addresses, fragment: str) -> Addresses:
 
 
 def ending(addresses: Addresses, fragment: str) -> Addresses:
-    """Where an IPv4 address ends with the fragment, which precedes a port."""
+    """Return a mask of the IPv4 addresses that end with the fragment.
+
+    A port follows the fragment.
+    """
     pieces = fragment.split(".")
     if not all(piece.isdecimal() or not piece for piece in pieces) or len(pieces) > 4:
         return np.zeros(len(addresses), bool)
@@ -70,17 +74,20 @@ def ending(addresses: Addresses, fragment: str) -> Addresses:
 
 
 def numbers(values: Addresses, piece: str, whole_start: bool = False) -> Addresses:
-    """Where a 16-bit number's decimal text contains the piece, or begins with it."""
+    """Return a mask of the 16-bit numbers whose decimal text contains the piece.
+
+    With `whole_start` it begins with the piece.
+    """
     return np.asarray(_table("d", 65536, piece, whole_start, False)[values])
 
 
 def is_ipv4(addresses: Addresses) -> Addresses:
-    """Where an address is IPv4, mapped into 16 bytes."""
+    """Return a mask of the IPv4 addresses, which are mapped into 16 bytes."""
     return np.asarray((addresses[:, 0] == 0) & (addresses[:, 1] >> np.uint64(32) == 0xFFFF))
 
 
 def _in_network(addresses: Addresses, value: str) -> Addresses | None:
-    """Where an address lies in a network."""
+    """Return a mask of the addresses in a network, None if it isn't one."""
     try:
         network = ipaddress.ip_network(value, strict=False)
     except ValueError:
@@ -108,13 +115,19 @@ def _hextets(addresses: Addresses) -> list[Addresses]:
 def _in_ipv4(
     addresses: Addresses, pieces: Sequence[str], at_start: bool = False, at_end: bool = False
 ) -> Addresses:
-    """Where an IPv4 address contains, begins or ends with the pieces between dots."""
+    """Return a mask of the IPv4 addresses that match the pieces between dots.
+
+    They contain the pieces, begin or end with them.
+    """
     found = _aligned(_octets(addresses), pieces, "d", at_start, at_end)
     return np.asarray(found & is_ipv4(addresses))
 
 
 def _in_ipv6(addresses: Addresses, fragment: str, at_start: bool = False) -> Addresses:
-    """Where an IPv6 address, compressed or not, contains or begins with the fragment."""
+    """Return a mask of the IPv6 addresses that contain or begin with the fragment.
+
+    They match compressed or not.
+    """
     found = np.zeros(len(addresses), bool)
     rows = np.flatnonzero(~is_ipv4(addresses))
     if rows.size:
@@ -128,7 +141,10 @@ def _in_ipv6(addresses: Addresses, fragment: str, at_start: bool = False) -> Add
 
 
 def _around_zeros(units: list[Addresses], left: str, right: str, at_start: bool) -> Addresses:
-    """Where two or more zero hextets lie between the texts on both sides of "::"."""
+    """Return a mask of the addresses that match the texts on both sides of "::".
+
+    Between them lie two or more zero hextets.
+    """
     found = np.zeros(len(units[0]), bool)
     for start in range(7):
         if at_start and start != (len(left.split(":")) if left else 0):
@@ -145,14 +161,19 @@ def _around_zeros(units: list[Addresses], left: str, right: str, at_start: bool)
 def _fits_beside(
     units: list[Addresses], text: str, at_start: bool = False, at_end: bool = False
 ) -> Addresses | bool:
-    """Where the hextets beside a run of zeros match the text; not if there are none."""
+    """Return a mask of the addresses whose hextets beside zeros match the text.
+
+    False if there are no hextets.
+    """
     return _aligned(units, text.split(":"), "x", at_start, at_end) if units else False
 
 
 def _aligned(
     units: Sequence[Addresses], pieces: Sequence[str], base: str, at_start: bool = False, at_end: bool = False
 ) -> Addresses:
-    """Where consecutive units, written in that base, match the pieces.
+    """Return a mask of the addresses with consecutive units that match the pieces.
+
+    The units are written in that base.
 
     Pieces in between match whole units; the first matches the end of its unit and the last the beginning, or
     both the whole if they must be `at_start` or `at_end`.
@@ -173,13 +194,13 @@ def _aligned(
 
 @lru_cache(maxsize=64)
 def _table(base: str, count: int, piece: str, whole_start: bool, whole_end: bool) -> Addresses:
-    """Which of `count` numbers, written in that base, fit a piece."""
+    """Return a mask of the numbers below `count` that match a piece in that base."""
     return _FITS[whole_start, whole_end](_texts(base, count), piece.encode())
 
 
 @lru_cache
 def _texts(base: str, count: int) -> Addresses:
-    """The numbers up to `count` in text."""
+    """Return the numbers up to `count` as text."""
     return np.array([format(number, base) for number in range(count)], "S")
 
 
@@ -238,19 +259,19 @@ def parse(text: str) -> tuple[Term, ...]:
 
 
 def term(key: str, name: str) -> str:
-    """The filter term that lets through what is called exactly that."""
+    """Return the filter term that matches exactly this name."""
     name = name.replace('"', "")
     return f'{key}:="{name}"' if re.search(r"\s", name) else f"{key}:={name}"
 
 
 def fits(value: str, text: str) -> bool:
-    """Whether a text contains a value, or with "=" equals it."""
+    """Return whether a text contains a value, or with "=" equals it."""
     text = text.casefold()
     return text.replace('"', "") == value[1:] if value.startswith("=") else value in text
 
 
 def port_range(value: str) -> range | None:
-    """The ports that "80" or "80-90" means, None where it means none."""
+    """Return the ports of "80" or "80-90", None if it is neither."""
     first, _, last = value.partition("-")
     if not first.isdecimal() or not (last or first).isdecimal():
         return None
@@ -258,7 +279,7 @@ def port_range(value: str) -> range | None:
 
 
 def prefix(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """The prefix that "10.0.0.0/8" means, None where it means none."""
+    """Return the prefix of text like "10.0.0.0/8", None if it isn't one."""
     try:
         return ipaddress.ip_network(value, strict=False) if "/" in value else None
     except ValueError:
@@ -266,7 +287,9 @@ def prefix(value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def bounds(value: str) -> tuple[float, float]:
-    """Minimum and maximum of a range: ">1M", "5-20"; a bare number is the minimum.
+    """Return the minimum and maximum of a range: ">1M", "5-20".
+
+    A bare number is the minimum.
 
     If it is no range, nothing is in it.
     """
@@ -288,7 +311,10 @@ def _figure(text: str) -> float:
 
 
 def titles(columns: Iterable[Column]) -> dict[str, str]:
-    """Column names by title; sides of a "/" are separate, words joined by "-"."""
+    """Return the column names by title.
+
+    Sides of a "/" are separate, words joined by "-".
+    """
     found: dict[str, str] = {}
     for column in columns:
         for part in column.title.casefold().split("/"):
@@ -299,7 +325,7 @@ def titles(columns: Iterable[Column]) -> dict[str, str]:
 
 
 def by_name(terms: Iterable[Term], columns: Iterable[Column], known: Collection[str]) -> tuple[Term, ...]:
-    """The terms, those that ask for a column by its title asking for it by its name."""
+    """Return the terms, with columns' names instead of their titles."""
     names = titles(columns)
     return tuple(
         replace(each, key=names[each.key]) if each.key not in known and each.key in names else each
@@ -308,7 +334,7 @@ def by_name(terms: Iterable[Term], columns: Iterable[Column], known: Collection[
 
 
 def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
-    """Sentences about what a filter can't mean; `known` are the existing keys.
+    """Yield the mistakes of a filter as sentences; `known` are the existing keys.
 
     Only its `inverted` terms are checked if others match rows.
     """
@@ -324,7 +350,7 @@ def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterat
 
 
 def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:
-    """Whether every term lets the row through."""
+    """Return whether the row matches every term."""
     return all(_holds(term, row, columns) is not term.inverted for term in terms)
 
 
@@ -344,7 +370,7 @@ def _holds(term: Term, row: Row, columns: Sequence[Column]) -> bool:
 
 
 def _has(term: Term, text: str) -> bool:
-    """Whether a row's value of the term's key matches."""
+    """Return whether a row's value of the term's key matches."""
     if term.key in PORT_KEYS:
         wanted = port_range(term.value) or ()
         return any(word.isdecimal() and int(word) in wanted for word in text.split())
@@ -363,7 +389,7 @@ def _lies_in(word: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) 
 
 
 def _figures(key: str, row: Row, columns: Sequence[Column]) -> list[float]:
-    """Figures of a column: its sort value, or the number in its text."""
+    """Return the figures of a column: its sort value, or the number in its text."""
     found = (cell for column, cell in zip(columns, row.cells, strict=False) if column.name == key)
     figures = (cell.sort if cell.sort is not None else _number(cell.text) for cell in found)
     return [float(one) for one in figures if one is not None]

@@ -68,7 +68,7 @@ class Rail:
 
 @lru_cache(maxsize=1)
 def rails(topology: Topology) -> tuple[Rail, ...]:
-    """All rails of a host: its own first, then its networks, then those aside."""
+    """Return all rails of a host: its own, its networks', then the others."""
     shown = [net for net in topology.networks if net.kind not in _ASIDE_KINDS]
     shown = [net for net in shown if net.bridge or topology.members(net)]
     shown.sort(key=lambda net: (net.ns not in (None, topology.host), _rank(net), net.name, net.id))
@@ -127,7 +127,7 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
 
 
 def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
-    """The end of a network's rail as text, and the thing at that end."""
+    """Return the end of a network's rail as text, and the ref of that end."""
     # The bridge of an overlay is in a sandbox; its traffic to other hosts uses this host's way out.
     ns = topology.host if network.kind == "overlay" else network.ns or topology.host
     uplink = topology.uplink(ns)
@@ -155,7 +155,7 @@ def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | Non
 
 
 def _first_address(link: Link) -> str:
-    """The address that stands for a link: of IPv4, where it has one."""
+    """Return the address to show for a link: of IPv4, if it has one."""
     return cells.addresses(link, with_length=False).partition(" ")[0]
 
 
@@ -166,7 +166,7 @@ def _nic_of(topology: Topology, network: Network) -> Link | None:
 
 
 def _cards(topology: Topology, members: Iterable[Container], bridge: Link | None) -> tuple[Card, ...]:
-    """One card for each namespace among the members, in the order of their names."""
+    """Return one card for each namespace of the members, sorted by name."""
     groups: dict[int | str, list[Container]] = {}
     for member in members:
         shared = member.netns if member.netns is not None and member.netns != topology.host else member.uid
@@ -201,7 +201,7 @@ def _figure(topology: Topology, container: Container, bridge: Link | None) -> Fi
 
 
 def _told(topology: Topology, container: Container) -> str:
-    """Addresses of a container without a link on the rail in question."""
+    """Return the addresses of a container without a link on the rail in question."""
     addresses = topology.addresses_of(container)
     more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
     return f"{addresses[0]}{more}" if addresses else ""
@@ -215,7 +215,7 @@ def _joined(topology: Topology, container: Container) -> Figure:
 
 
 def mark_of(topology: Topology, container: Container) -> str:
-    """The mark of a container's model."""
+    """Return the mark of a container's model."""
     card = topology.cards.get(container.uid)
     if containers.has_no_process(container):
         return STOPPED_MARK
@@ -230,7 +230,10 @@ def _tone(topology: Topology, container: Container) -> Tone:
 
 
 def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
-    """Rails for containers without a network: closed, otherwise connected, stopped."""
+    """Return the rails for containers without a network.
+
+    They are closed, otherwise connected, or stopped.
+    """
     placed = {member.uid for network in shown for member in topology.members(network)}
     placed |= {one.uid for one in topology.containers_in(topology.host)}
     closed: list[Container] = []

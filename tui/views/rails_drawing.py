@@ -38,7 +38,7 @@ class Item:
     height: int
 
     def distance(self, x: int) -> int:
-        """How far it lies from a column of cells; 0 where it spans it."""
+        """Return its distance to a column of cells, 0 if it spans the column."""
         return max(self.x - x, x - (self.x + self.width - 1), 0)
 
 
@@ -56,7 +56,7 @@ class Drawing:
         return len(self.lines)
 
     def at(self, x: int, y: int) -> Item | None:
-        """The smallest thing at a place."""
+        """Return the smallest item at a position."""
         hits = [
             item
             for item in self.items
@@ -65,11 +65,14 @@ class Drawing:
         return min(hits, key=lambda item: item.width * item.height, default=None)
 
     def below(self, item: Item, x: int) -> Item | None:
-        """The thing below `item` at that column: on its card, else in the next band."""
+        """Return the item below `item` at that column.
+
+        It is on the same card, else in the next band.
+        """
         return self._across(item, x, 1)
 
     def above(self, item: Item, x: int) -> Item | None:
-        """The thing over `item` at that column."""
+        """Return the item above `item` at that column."""
         return self._across(item, x, -1)
 
     def _across(self, item: Item, x: int, step: int) -> Item | None:
@@ -85,18 +88,18 @@ class Drawing:
         return min(found, key=lambda each: (each.kind == "goal", each.distance(x), each.y * step))
 
     def along(self, item: Item, step: int) -> Item | None:
-        """The next thing on the same rail (`step` 1) or the one before it (-1)."""
+        """Return the next item on the same rail (`step` 1) or the previous one (-1)."""
         rail = [each for each in self.items if each.rail == item.rail]
         place = rail.index(item) + step
         return rail[place] if 0 <= place < len(rail) else None
 
     def find(self, ref: Ref, rail: str = "") -> Item | None:
-        """Where a thing stands: on that rail, or else wherever it stands first."""
+        """Return the item of a ref: on that rail, else the first one."""
         hits = [item for item in self.items if item.ref == ref]
         return min(hits, key=lambda item: item.rail != rail, default=None)
 
     def text(self) -> str:
-        """The drawing without its tones."""
+        """Return the drawing without its tones."""
         return "\n".join("".join(text for text, _ in line).rstrip() for line in self.lines)
 
 
@@ -123,7 +126,7 @@ class Canvas:
         return x
 
     def picture(self) -> Drawing:
-        """The finished drawing."""
+        """Return the finished drawing."""
         lines = tuple(self._line(y) for y in range(self.height))
         return Drawing(self.width, lines, tuple(self.items))
 
@@ -232,7 +235,7 @@ class _Drawer:
         return self.rail.tone or "dim"
 
     def draw(self) -> None:
-        """The heading, the rail, the cards."""
+        """Draw the heading, the rail and the cards."""
         band = max((item.band for item in self.canvas.items), default=-1) + 1
         top = self.canvas.height
         self._heading(top, band)
@@ -262,7 +265,7 @@ class _Drawer:
             self.canvas.items.append(Item(rail.ref, "rail", rail.key, band, 0, y, width, 1))
 
     def _fast(self) -> list[Cell]:
-        """The mark of a network that is accelerated."""
+        """Return the mark of an accelerated network."""
         network = self.rail.ref if self.rail.ref and self.rail.ref.kind == "network" else None
         link = self.context.snapshot.link(self.rail.link) if network and self.rail.link else None
         mark = mark_of(self.context, link)
@@ -270,7 +273,7 @@ class _Drawer:
         return [Cell(f"{MARK} {words}", mark.tone)] if mark.text else []
 
     def _traffic(self) -> list[Span]:
-        """The rate and its trend, for the right end of the heading."""
+        """Return the rate and its trend, for the right end of the heading."""
         found = self.context.carried(self.rail.link) if self.rail.link else None
         if found is None or self.canvas.width < ROOMY_WIDTH:
             return []
@@ -282,7 +285,7 @@ class _Drawer:
         return spans
 
     def _line(self, y: int, start: str, stems: Sequence[int]) -> None:
-        """The rail itself with a stem over each card, and its end."""
+        """Draw the rail with a stem over each card, and its end."""
         goal = cut(self.rail.goal.text, self.canvas.width // 2)
         tip = {"way": "▶ ", "wall": "┫ ", "none": "╸"}[self.rail.end]
         end = self.canvas.width - 1 - width_of(goal) - len(tip)
@@ -334,7 +337,7 @@ class _Drawer:
         return max(1, min(max(inner, 12) + (4 if self.roomy else 2), self.canvas.width - _LEFT - 2))
 
     def _card(self, card: Card, x: int, y: int, wide: int, band: int) -> int:
-        """One card; returns the line below it."""
+        """Draw one card; return the line below it."""
         for number, figure in enumerate(card.figures):
             last = number == len(card.figures) - 1
             draw = self._boxed if self.roomy else self._hung
@@ -364,7 +367,7 @@ class _Drawer:
         return f"╭{'─' * (wide // 2 - 1)}{stem}{'─' * (wide - wide // 2 - 2)}╮"
 
     def _hung(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
-        """A figure that hangs from its stem without a box."""
+        """Draw a figure that hangs from its stem without a box."""
         branch, trunk = ("╰╴", "  ") if last else ("├╴", "│ ")
         ink = _box_ink(figure)
         for line, (text, tone) in enumerate(_figure_lines(figure, wide - 2), y):
@@ -374,7 +377,7 @@ class _Drawer:
     # ---- many containers
 
     def _dense(self, y: int, band: int, figures: Sequence[Figure]) -> None:
-        """One line a figure, several side by side."""
+        """Draw one line for each figure, several side by side."""
         names = min(max((width_of(figure.name) for figure in figures), default=0), _NAME_LIMIT)
         texts = [_dense_line(figure, names) for figure in figures]
         wide = max(1, min(max(map(width_of, texts), default=8), self.canvas.width - _LEFT - 3))

@@ -82,7 +82,7 @@ _LINK_DETAILS: Mapping[str, DetailOf] = {
 
 
 def view_named(name: str) -> View | None:
-    """The view of that name or alias, or of a unique beginning."""
+    """Return the view of that name or alias, or of a unique prefix."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     found = {view.name: view for known, view in _BY_NAME.items() if name and known.startswith(name)}
@@ -90,12 +90,12 @@ def view_named(name: str) -> View | None:
 
 
 def view_numbered(number: int) -> View | None:
-    """The view that a number key opens."""
+    """Return the view that a number key opens."""
     return next((view for view in VIEWS if view.number == number), None)
 
 
 def home_of(topology: Topology, ref: Ref) -> View | None:
-    """The view in whose rows a thing is found, None where there is none."""
+    """Return the view whose rows contain a ref, None without one."""
     if ref.kind == "link":
         link = links.link_of(topology, ref)
         return _BY_NAME[_home_of_link(topology, link)] if link else None
@@ -109,7 +109,7 @@ def _home_of_link(topology: Topology, link: Link) -> str:
 
 
 def detail(context: ViewContext, ref: Ref) -> Detail:
-    """Everything about a thing of whichever kind, first what is wrong with it."""
+    """Return the details of an object of any kind, its findings first."""
     found = _detail(context, ref)
     return replace(found, sections=(*findings.findings_sections(context.topology, ref), *found.sections))
 

@@ -33,7 +33,7 @@ _REFUSING = ("blackhole", "unreachable", "prohibit", "throw")
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Each namespace with its routes, rules and neighbours, the host's first."""
+    """Return each namespace with its routes, rules and neighbours, the host's first."""
     topology = context.topology
     spaces = sorted(context.snapshot.nets, key=lambda ns: (ns != topology.host, topology.label(ns)))
     return ListRows(
@@ -42,7 +42,7 @@ def rows(context: ViewContext) -> ListRows:
 
 
 def _space_rows(topology: Topology, net: NetState) -> Iterator[Row]:
-    """Rows of a namespace: configured entries first, then the kernel's own."""
+    """Yield the rows of a namespace: configured entries first, then the kernel's own."""
     if not net.routes and not net.neighbours and not net.rules:
         return
     label = safe(topology.label(net.ns))
@@ -55,7 +55,7 @@ def _space_rows(topology: Topology, net: NetState) -> Iterator[Row]:
 
 
 def _is_quiet(route: Route) -> bool:
-    """Whether it is one that comes with every address, or with every link."""
+    """Return whether it is one that comes with every address, or with every link."""
     return route.table == "local" or route.dst.startswith(("fe80:", "ff00:"))
 
 
@@ -113,7 +113,10 @@ def _rule_row(net: NetState, rule: PolicyRule, label: str) -> Row:
 
 
 def selector(rule: PolicyRule) -> str:
-    """The selector of a policy rule: "not from 10.0.0.0/8 to 1.2.3.4 fwmark 0x1"."""
+    """Return the selector of a policy rule.
+
+    Such as "not from 10.0.0.0/8 to 1.2.3.4 fwmark 0x1".
+    """
     words = ["not"] if rule.inverted else []
     words.append(f"from {rule.src or 'all'}")
     words += [f"to {rule.dst}"] if rule.dst else []
@@ -125,7 +128,7 @@ def selector(rule: PolicyRule) -> str:
 
 
 def action(rule: PolicyRule) -> str:
-    """The action of a policy rule."""
+    """Return the action of a policy rule."""
     return f"lookup {rule.table}" if rule.action == "lookup" else rule.action
 
 
@@ -156,25 +159,25 @@ def _family(family: int) -> Cell:
 
 
 def route_ref(ns: int, route: Route) -> Ref:
-    """The reference of a route: namespace, ifindex, and distinguishing attributes."""
+    """Return the ref of a route: namespace, ifindex, distinguishing attributes."""
     ifindex = route.nexthops[0].ifindex or 0 if route.nexthops else 0
     words = (route.dst, route.table, route.kind, route.protocol, route.source, route.scope)
     return Ref("route", (ns, ifindex, *words, route.family, route.metric))
 
 
 def rule_ref(ns: int, rule: PolicyRule) -> Ref:
-    """The reference of a policy rule."""
+    """Return the ref of a policy rule."""
     words = (selector(rule), rule.iif, rule.oif, rule.table, rule.action)
     return Ref("rule", (ns, 0, *words, rule.family, rule.priority))
 
 
 def neighbour_ref(ns: int, neighbour: Neighbour) -> Ref:
-    """The reference of a neighbour: its namespace, the ifindex, and its address."""
+    """Return the ref of a neighbour: its namespace, ifindex and address."""
     return Ref("neighbour", (ns, neighbour.ifindex, neighbour.address))
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Details of a route, rule or neighbour; of a heading, its namespace's."""
+    """Return the details of a route, rule or neighbour; of a heading, its namespace's."""
     if ref.kind == "namespace":
         return namespaces.detail(topology, ref, rates)
     net = topology.snapshot.nets.get(int(ref.key[0]))

@@ -91,28 +91,28 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Row:
-        """The row at that place."""
+        """Return the row at that index."""
         ...
 
     def keys(self) -> Collection[str]:
-        """Keys that filters can use."""
+        """Return the keys that filters can use."""
         ...
 
     def index(self, ref: Ref) -> int | None:
-        """Where that thing stands, None where it does not."""
+        """Return the index of the row with that ref, None without one."""
         ...
 
     def sorted_by(self, column: str, reverse: bool) -> Rows:
-        """The same rows in another order."""
+        """Return the same rows in another order."""
         ...
 
     def matching(self, query: str) -> Rows:
-        """Those that a filter (`tui.views.query`) lets through."""
+        """Return the rows that match a filter (`tui.views.query`)."""
         ...
 
 
 def head_of(rows: Rows) -> Sequence[Cell]:
-    """Lines above a list's columns that summarise it: the `head` of its rows."""
+    """Return the lines above a list's columns, the `head` of its rows."""
     head: Sequence[Cell] = getattr(rows, "head", ())
     return head
 
@@ -184,7 +184,7 @@ GROUPINGS = ("", "container", "network", "peer", "port", "process", "client", "m
 
 @dataclass(frozen=True, slots=True)
 class FlowViewOptions:
-    """How flows are shown.
+    """Describe how flows are shown.
 
     With `per_hop` each namespace's entry is a row, else each connection; `by` is one of GROUPINGS; `pins`
     stay on top, whatever filter and order.
@@ -200,7 +200,7 @@ class FlowViewOptions:
         return {"": "one by one", "matrix": "who sends to whom"}.get(self.by, f"by {self.by}")
 
     def grouped_next(self) -> FlowViewOptions:
-        """Added up by the next thing."""
+        """Return the options with the next grouping."""
         return replace(self, by=GROUPINGS[(GROUPINGS.index(self.by) + 1) % len(GROUPINGS)])
 
     def pinned(self, ref: Ref) -> FlowViewOptions:
@@ -225,18 +225,18 @@ class ChangeLog:
     dropped: int = 0
 
     def extended(self, changes: Iterable[Change]) -> ChangeLog:
-        """The log with more changes at its end."""
+        """Return the log with more changes at its end."""
         whole = (*self.changes, *changes)
         surplus = max(0, len(whole) - LOG_LENGTH)
         return ChangeLog(whole[surplus:], self.dropped + surplus)
 
     def numbered(self) -> Iterator[tuple[Ref, Change]]:
-        """Each change with its reference, oldest first."""
+        """Yield each change with its reference, oldest first."""
         for place, change in enumerate(self.changes):
             yield Ref("event", (self.dropped + place,)), change
 
     def change(self, ref: Ref) -> Change | None:
-        """The change of that reference, None where it has left the log."""
+        """Return the change of that ref, None if the log no longer has it."""
         place = int(ref.key[0]) - self.dropped
         return self.changes[place] if 0 <= place < len(self.changes) else None
 
@@ -272,11 +272,11 @@ class ViewContext:
         return self.topology.snapshot
 
     def rate(self, key: LinkKey) -> LinkRate | None:
-        """The speed of a link, None where it is not known."""
+        """Return the rates of a link, None if unknown."""
         return self.rates.of(key) if self.rates else None
 
     def carried(self, key: LinkKey) -> tuple[float, tuple[float, ...]] | None:
-        """A link's traffic in bits a second with its history; None if unknown.
+        """Return a link's traffic in bits per second and its history, None if unknown.
 
         Each frame of a bridge counts once, where it enters: received by a port, or sent by the bridge's own
         link. A bridge's history is both directions of all ports, which has the same shape.

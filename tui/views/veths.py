@@ -31,14 +31,16 @@ COLUMNS = (
 
 
 def rows(context: ViewContext) -> ListRows:
-    """Each veth pair by the name of its outer end, pairs of the host first."""
+    """Return each veth pair by the name of its outer end, pairs of the host first."""
     topology = context.topology
     found = sorted(pairs(topology), key=lambda pair: (pair[0].ns != topology.host, pair[0].name))
     return ListRows([_row(context, a, b) for a, b in found], COLUMNS)
 
 
 def pairs(topology: Topology) -> Iterator[tuple[Link, Link | None]]:
-    """Each veth pair once, its outer end first; the peer is None if out of sight.
+    """Yield each veth pair once, its outer end first.
+
+    The peer is None if out of sight.
 
     The outer end is the host's, or else the one on a bridge, or else the lower key.
     """
@@ -81,7 +83,7 @@ def _reverse(rate: LinkRate | None) -> LinkRate | None:
 
 
 def _state(a: Link, b: Link | None) -> Cell:
-    """The pair's state: the end that is off decides, and is named."""
+    """Return the cell of the pair's state; if one end is off, it is named."""
     if b is not None and a.admin_up and not b.admin_up:
         return Cell("B is off", "bad")
     if b is not None and b.admin_up and not a.admin_up:
@@ -90,7 +92,10 @@ def _state(a: Link, b: Link | None) -> Cell:
 
 
 def mtu(a: Link, b: Link | None) -> Cell:
-    """Both ends' MTU; two that differ drop large packets without a word."""
+    """Return the MTU of both ends.
+
+    If they differ, large packets are dropped without an error.
+    """
     if b is None or a.mtu == b.mtu:
         return cells.number(a.mtu)
     return Cell(f"{a.mtu}/{b.mtu}", "warn", min(a.mtu, b.mtu))
@@ -111,7 +116,7 @@ def _terms(topology: Topology, a: Link, b: Link | None) -> dict[str, str]:
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
-    """Everything about one veth end, its cable, and the end across."""
+    """Return the details of a veth end, of its pair, and of its peer."""
     link = link_of(topology, ref)
     if link is None:
         return gone("this veth")

@@ -32,12 +32,12 @@ _MODES = {
 
 
 def clickable(style: Style, action: str) -> Style:
-    """The style, with an action of the screen that a click runs."""
+    """Return the style with an action of the screen that a click runs."""
     return style + Style(meta={"@click": f"screen.{action}"})
 
 
 def both_ends(left: Sequence[Span], right: Sequence[Span], width: int) -> Strip:
-    """A line with something at either end; the right one stays where both do not fit."""
+    """Return a line with text at both ends; if both don't fit, the right one stays."""
     need = sum(width_of(text) for text, _ in right)
     start = strip_of(left, max(0, width - need))
     return Strip.join([start, strip_of(right, min(need, width))])
@@ -144,7 +144,7 @@ class TabsBar(Bar):
 
 
 class CrumbsBar(Bar):
-    """How the person came here, and how much of the list they see."""
+    """Show how the user came here, and how much of the list is visible."""
 
     stops: tuple[str, ...] = ()
     badge = ""
@@ -168,7 +168,7 @@ class CrumbsBar(Bar):
         return [both_ends(self._way(width - width_of(badge) - 1), [(badge, self.style_of(tone))], width)]
 
     def _way(self, width: int) -> list[Span]:
-        """The stops; where they do not fit, those in the middle of the way are left out."""
+        """Return the stops; if they don't fit, without those in the middle."""
         stops = [safe(stop) for stop in self.stops]
         while len(stops) > 2 and sum(width_of(stop) + 3 for stop in stops) + 1 > width:
             stops = ["…", *stops[2:]]
@@ -195,7 +195,7 @@ class FooterBar(Bar):
         self.repaint()
 
     def say(self, text: str, tone: str = "") -> None:
-        """Say that, on as many lines as it takes; "" brings the keys back."""
+        """Show the text on as many lines as it takes; "" shows the keys again."""
         self.notice = text, tone
         self.styles.height = min(len(self._said(self.size.width)), _NOTICE_LINES)
         self.repaint()
@@ -241,7 +241,7 @@ class Banner(Bar):
         self.repaint()
 
     def _wrapped(self, width: int) -> list[str]:
-        """The sentence; its first line leaves room for the badge."""
+        """Return the lines of the sentence; the first leaves room for the badge."""
         blank = "\N{NO-BREAK SPACE}" * (len(self.badge) + 2)
         return wrapped(f"{blank} {self.words}", max(8, width - _MARGIN))
 
@@ -286,7 +286,7 @@ class FastBar(Bar):
         return "warn" if self.fast.state in ("paused", "silent") else ""
 
     def _about(self) -> str:
-        """Why it is paused, or else what is accelerated."""
+        """Return why it is paused, or else what is accelerated."""
         fast = self.fast
         if fast.state == "paused" and fast.reasons:
             more = f" (and {len(fast.reasons) - 1} more)" if len(fast.reasons) > 1 else ""
@@ -330,14 +330,14 @@ class TimeBar(Bar):
         return [strip_of([*left, *self._line(at, max(1, room)), (words, self.style_of("dim"))], width)]
 
     def _wordings(self, at: Position) -> list[str]:
-        """Texts for the right end, the longest first."""
+        """Return the texts for the right end, the longest first."""
         place, speed = f" {at.place + 1}/{at.count}", f" {at.speed:g}x"
         seconds = f" {span_of(at.seconds)} of {span_of(at.length)}"
         clock = f" clock set by {at.stepped:+.0f} s" if at.stepped else ""
         return [f"{clock}{seconds} {place} {speed} ", f"{clock}{place}{speed} ", f"{place}{speed} ", place]
 
     def _line(self, at: Position, width: int) -> list[Span]:
-        """The line: what is past, the moment shown, what is to come; on it the changes."""
+        """Return the line: past, shown moment and future, with marks of changes."""
         here = _cell(at.seconds / at.length if at.length else 0.0, width)
         changed = {_cell(mark, width) for mark in self.marks}
         spans: list[Span] = []

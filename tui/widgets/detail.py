@@ -36,7 +36,7 @@ class DetailLine:
 
 
 class DetailPane(LinesPane):
-    """Shows one `Detail`."""
+    """Show one `Detail`."""
 
     class Opened(Message):
         """A person asks to follow to this related thing."""
@@ -76,7 +76,7 @@ class DetailPane(LinesPane):
         self._lay_out()
 
     def selected_text(self) -> str:
-        """The text of the line under the cursor."""
+        """Return the text of the line under the cursor."""
         line = self.lines[self.cursor] if self.lines else None
         return (line.text.strip() or line.lead.strip()) if line else ""
 
@@ -112,7 +112,7 @@ class DetailPane(LinesPane):
 
 
 def detail_lines(detail: Detail, width: int, window: int = _FIVE_MINUTES) -> Iterator[DetailLine]:
-    """Details as lines of at most `width` cells, with curves of one window."""
+    """Yield the details as lines of at most `width` cells, with curves of one window."""
     yield DetailLine("", cut(safe(detail.title), width), "title")
     column = _label_width(detail.sections, width)
     for section in detail.sections:
@@ -130,7 +130,7 @@ def detail_lines(detail: Detail, width: int, window: int = _FIVE_MINUTES) -> Ite
 
 
 def _label_width(sections: Sequence[Section], width: int) -> int:
-    """One width for all labels, so that all values stand below one another."""
+    """Return one width for all labels, so that the values are aligned."""
     labels = [width_of(safe(label)) for section in sections for label, _, _ in section.lines]
     return min(max(labels, default=0), _LABELS_AT_MOST, max(4, width // 2))
 
@@ -144,7 +144,7 @@ def _section_lines(section: Section, column: int, width: int, window: int) -> It
 
 
 def _trend_lines(label: str, trend: Trend, column: int, width: int, window: int) -> Iterator[DetailLine]:
-    """Lines for a figure: its scale beside it if it fits, its curve below."""
+    """Yield the lines for a figure: its scale beside it if it fits, its curve below."""
     text, rest = trend.text, [*scale(trend, window)]
     while rest and width_of(f"{text}, {rest[0]}") <= width - column - 2:
         text = f"{text}, {rest.pop(0)}"

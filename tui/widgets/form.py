@@ -22,7 +22,7 @@ class Typed:
     place: int = 0
 
     def put(self, text: str) -> None:
-        """Another text, the cursor at its end."""
+        """Set another text, with the cursor at its end."""
         self.text, self.place = text, len(text)
 
     def feed(self, event: events.Key) -> bool:
@@ -161,7 +161,7 @@ class FormPane(Painted):
         return min(self._place, len(self.shown) - 1)
 
     def go(self, step: int) -> None:
-        """To another field."""
+        """Go to another field."""
         self._place = (self.place + step) % len(self.shown)
         self.repaint()
 
@@ -171,7 +171,7 @@ class FormPane(Painted):
         self.repaint()
 
     def height_for(self, width: int) -> int:
-        """The lines that it needs."""
+        """Return the number of lines that it needs."""
         notes = len(list(self._note_lines(width)))
         return len(self.shown) + max(3, 1 + notes) if self.shown else notes
 
@@ -188,7 +188,7 @@ class FormPane(Painted):
         return [*fields, self._more(len(self.shown) - last, width), *notes]
 
     def _more(self, below: int, width: int) -> Strip:
-        """Hints at fields above and below those in sight."""
+        """Return the hints at fields above and below the visible ones."""
         told = [f"↑ {self._top} more"] if self._top else []
         told += [f"↓ {below} more"] if below else []
         return strip_of([(f" {'   '.join(told)}", self.style_of("dim"))], width)
@@ -228,14 +228,14 @@ class FormPane(Painted):
         yield "  " + cut(aside, max(0, room - used - 2)), self.style_of(tone)
 
     def _aside(self, one: Field) -> str:
-        """Text beside a field: other options, or the hint of a proposal."""
+        """Return the text beside a field: other options, or a proposal's hint."""
         others = [safe(option) for option in one.options if option != one.value]
         if others:
             return f"‹ › {' · '.join(others)}"
         return "" if one.touched and one.value else one.hint
 
     def _error_of(self, one: Field) -> str:
-        """The error of a typed value, "" if a note quotes it already."""
+        """Return the error of a typed value, "" if a note quotes it already."""
         quoted = f'"{safe(one.value)}"'
         wrong = (safe(text) for text, tone in self.notes if tone == "bad" and one.touched and one.value)
         return next((text for text in wrong if quoted in text), "")
@@ -274,7 +274,7 @@ class Prompt(Painted):
         return self._typed.text
 
     def open(self, kind: Kind, text: str = "") -> None:
-        """Come up with that text."""
+        """Open the prompt with that text."""
         self.kind = kind
         self._typed.put(text)
         self.display = True
@@ -324,6 +324,6 @@ class Prompt(Painted):
         return [strip_of(spans, width)]
 
     def _parts(self) -> tuple[str, str, str]:
-        """Printable text before, under and after the cursor."""
+        """Return the printable text before, under and after the cursor."""
         text, place = self._typed.text, self._typed.place
         return safe(text[:place]), safe(text[place : place + 1]) or " ", safe(text[place + 1 :])

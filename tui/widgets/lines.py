@@ -25,7 +25,7 @@ Span = tuple[str, Style]
 
 
 def strip_of(spans: Iterable[Span], width: int, fill: Style | None = None) -> Strip:
-    """Spans as a line of exactly `width` cells.
+    """Return spans as a line of exactly `width` cells.
 
     An ellipsis marks text that is cut off, so that no part of a figure looks like the whole.
     """
@@ -50,7 +50,7 @@ class TonedApp(App[None]):
     }  # fmt: skip
 
     def tone(self, name: str) -> Style:
-        """The style of a tone, with only the attributes that it sets."""
+        """Return the style of a tone, with only the attributes that it sets."""
         return self.get_component_styles(f"tone--{name}").partial_rich_style
 
 
@@ -65,11 +65,11 @@ class Painted(Widget):
         self._styles_by_name: dict[tuple[str, str], Style] = {}
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        """The lines of the widget; missing ones are blank."""
+        """Return the lines of the widget; missing ones are blank."""
         raise NotImplementedError
 
     def style_of(self, name: Tone | str, over: str = "") -> Style:
-        """The style of a tone, on the background of the component `over` if given."""
+        """Return the style of a tone, on the background of the component `over` if given."""
         key = (name, over)
         if key not in self._styles_by_name:
             app = self.app
@@ -95,7 +95,7 @@ class Painted(Widget):
             self.refresh(*(Region(0, y, width, 1) for y in differing))
 
     def render_line(self, y: int) -> Strip:
-        """One line, for Textual."""
+        """Return one line, for Textual."""
         line = self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
         return line.apply_style(self.rich_style)
 
@@ -124,7 +124,7 @@ class LinesPane(Painted, can_focus=True):
     header_height = 0
 
     class Barrier(Message):
-        """Passes the same queues as this pane's messages: all before it were handled."""
+        """Follow this pane's messages through their queues: all before it are handled."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -140,23 +140,23 @@ class LinesPane(Painted, can_focus=True):
     # ---- what subclasses say
 
     def line_count(self) -> int:
-        """How many lines there are."""
+        """Return the number of lines."""
         raise NotImplementedError
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
-        """The lines from `first` up to, not including, `last`."""
+        """Return the lines from `first` up to `last`, exclusive."""
         raise NotImplementedError
 
     def paint_header(self, width: int) -> list[Strip]:
-        """The `header_height` lines that stay on top."""
+        """Return the `header_height` lines that stay on top."""
         return []
 
     def paint_empty(self, width: int, height: int) -> list[Strip]:
-        """What is shown where there is no line."""
+        """Return what is shown if there are no lines."""
         return []
 
     def moved(self) -> None:
-        """Called when a person has moved the cursor."""
+        """Handle a move of the cursor by the user."""
 
     # ---- painting
 
@@ -166,7 +166,7 @@ class LinesPane(Painted, can_focus=True):
         return max(1, self.size.height - self.header_height)
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        """The lines in sight, with a scroll bar where they are not all."""
+        """Return the visible lines, with a scroll bar if there are more."""
         count, page = self.line_count(), self.page
         header = self.paint_header(width)
         if not count:
@@ -181,7 +181,7 @@ class LinesPane(Painted, can_focus=True):
         ]
 
     def _thumb(self, count: int, page: int) -> tuple[int, int]:
-        """Length and place of the scroll bar's thumb."""
+        """Return the length and the position of the scroll bar's thumb."""
         size = max(1, page * page // count)
         return size, round(self.top * (page - size) / max(1, count - page))
 
@@ -189,7 +189,7 @@ class LinesPane(Painted, can_focus=True):
         return strip_of([("█", self.style_of("dim")) if thumb else (" ", self.style_of("faint"))], 1)
 
     def cursor_style(self) -> str:
-        """The name of the style that the cursor's line lies on."""
+        """Return the name of the background style of the cursor's line."""
         return "cursor" if self.has_focus else "cursor-blurred"
 
     def repaint(self) -> None:
@@ -315,7 +315,7 @@ class LinesPane(Painted, can_focus=True):
             self.action_open()
 
     def header_clicked(self, x: int) -> None:
-        """A click on the header, at that column of cells."""
+        """Handle a click on the header at that column of cells."""
 
     def on_focus(self) -> None:
         self.repaint()
@@ -328,5 +328,5 @@ class AsciiFilter(LineFilter):
     """Replace drawing characters in finished lines, also in Textual's own borders."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """The same segments in ASCII."""
+        """Return the same segments in ASCII."""
         return [Segment(ascii_only(text), style, control) for text, style, control in segments]

@@ -123,11 +123,11 @@ class TableView(LinesPane):
         return row.ref if row else None
 
     def selected_row(self) -> Row | None:
-        """The row that the cursor stands on."""
+        """Return the row under the cursor."""
         return self.rows.row(self.cursor) if self.cursor < len(self.rows) else None
 
     def selected_text(self) -> str:
-        """The name on the selected row; the row as a line, where it has none."""
+        """Return the name of the selected row, or the row as a line without one."""
         row = self.selected_row()
         if row is None:
             return ""
@@ -142,7 +142,7 @@ class TableView(LinesPane):
         return bool(self.closed) or self._deep
 
     def columns_in_sight(self) -> list[str]:
-        """The names of the columns that there is room for."""
+        """Return the names of the visible columns."""
         return [placed.column.name for placed in self._placed]
 
     def _announce(self, changed: bool = True) -> None:
@@ -201,7 +201,7 @@ class TableView(LinesPane):
         ]
 
     def _mark(self, row: Row, after: Row | None) -> str:
-        """How the row shows its depth, and whether it can be folded."""
+        """Return the mark of a row's depth, and of whether it can be folded."""
         if row.ref in self.closed:
             return "  " * row.depth + "▸ "
         if after is not None and after.depth > row.depth:
@@ -227,7 +227,7 @@ class TableView(LinesPane):
             yield gap
 
     def paint_empty(self, width: int, height: int) -> list[Strip]:
-        """The message, wrapped and centred, a little above the middle."""
+        """Return the message, wrapped and centred, a little above the middle."""
         lines: list[str] = []
         for paragraph in self.message.split("\n"):
             lines += wrapped(safe(paragraph), max(10, min(64, width - 4)))
@@ -268,7 +268,7 @@ class TableView(LinesPane):
 
 
 def _new_place(before: Rows, now: Rows, place: int) -> int:
-    """The new place of the thing at an old place.
+    """Return the new index of the row at an old index.
 
     If it is gone, that of its nearest remaining neighbour, those below first.
     """
@@ -375,7 +375,7 @@ class MainPane(TableView):
         return [self._drawn_line(y, width) for y in range(first, last)]
 
     def _drawn_line(self, y: int, width: int) -> Strip:
-        """A line of the drawing, with the selected item highlighted."""
+        """Return a line of the drawing, with the selected item highlighted."""
         line, item = self.picture.lines[y], self.item
         plain = self._strip(line, "", width)
         if item is None or not item.y <= y < item.y + item.height:

@@ -123,7 +123,7 @@ class AccelerateScreen(Dialog[str]):
     # ---- keys
 
     def on_key(self, event: events.Key) -> None:
-        """Yes, no, or scrolling; nothing while it is under way."""
+        """Handle yes, no and scrolling; nothing while it is under way."""
         event.stop()
         event.prevent_default()
         scrolled = {"j": 1, "down": 1, "k": -1, "up": -1, "pagedown": 5, "pageup": -5}

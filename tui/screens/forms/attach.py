@@ -27,17 +27,17 @@ class Selected:
     network: str = ""
 
     def network_in(self, networks: tuple[str, ...]) -> str:
-        """The selected network, where it is one of these, else the first of them."""
+        """Return the selected network if it is one of these, else the first of them."""
         return self.network if self.network in networks else next(iter(networks), "")
 
     def container_in(self, containers: dict[str, Container]) -> str:
-        """The label of the selected container if it is listed, else the first label."""
+        """Return the label of the selected container if listed, else the first label."""
         found = (label for label, one in containers.items() if one == self.container)
         return next(found, next(iter(containers), ""))
 
 
 def selected(topology: Topology, ref: Ref | None) -> Selected:
-    """Container and network of a reference."""
+    """Return the container and the network of a ref."""
     match ref:
         case Ref("container", (str(runtime), str(container_id))):
             return Selected(topology.containers.get(f"{runtime}:{container_id}"))
@@ -52,7 +52,7 @@ def selected(topology: Topology, ref: Ref | None) -> Selected:
 
 
 def _of_link(topology: Topology, key: LinkKey) -> Selected:
-    """The container at either end of a link, and the network at either end."""
+    """Return the container at either end of a link, and the network at either end."""
     link = topology.snapshot.link(key)
     peer = topology.peer(link) if link else None
     network = next((one for end in (link, peer) if end and (one := topology.network_of(end))), None)
@@ -61,13 +61,13 @@ def _of_link(topology: Topology, key: LinkKey) -> Selected:
 
 
 def _name(topology: Topology, name: str, bridge: str) -> str:
-    """A network's name; that of our own tag, where its bridge carries one."""
+    """Return a network's name: from vnet's tag, if its bridge has one."""
     mine = ours(topology.snapshot, topology.host).networks.values()
     return next((one.name for one in mine if bridge and one.bridge == bridge), name)
 
 
 def by_label(containers: Iterable[Container]) -> dict[str, Container]:
-    """Containers by name; those that share a name by uid."""
+    """Return containers by name, or by uid if they share a name."""
     every = list(containers)
     names = [safe(one.name) for one in every]
     return {
@@ -77,37 +77,37 @@ def by_label(containers: Iterable[Container]) -> dict[str, Container]:
 
 
 def uid_of(text: str, containers: Iterable[Container]) -> str:
-    """The uid of the container of that label; the text itself, where it is none."""
+    """Return the uid of the container of that label, else the text itself."""
     found = by_label(containers).get(text)
     return found.uid if found else text
 
 
 def able(topology: Topology) -> list[Container]:
-    """The containers with a network namespace of their own."""
+    """Return the containers with a network namespace of their own."""
     return [one for one in topology.containers.values() if one.netns not in (None, topology.host)]
 
 
 def our_names(topology: Topology) -> tuple[str, ...]:
-    """Names of vnet's networks."""
+    """Return the names of vnet's networks."""
     return tuple(sorted(ours(topology.snapshot, topology.host).networks))
 
 
 def others_names(topology: Topology) -> tuple[str, ...]:
-    """The networks of the host that neither vnet nor an engine made."""
+    """Return the networks of the host that neither vnet nor an engine made."""
     mine = {one.bridge for one in ours(topology.snapshot, topology.host).networks.values()}
     found = [one for one in topology.networks if one.engine == "kernel" and one.ns == topology.host]
     return tuple(sorted(safe(one.name) for one in found if one.bridge not in mine))
 
 
 def dockers_names(topology: Topology) -> tuple[str, ...]:
-    """The networks of Docker's that take containers."""
+    """Return Docker's networks that containers can be attached to."""
     docker = topology.snapshot.engines.get("docker")
     networks = docker.networks if docker else ()
     return tuple(sorted(one.name for one in networks if one.driver == "bridge"))
 
 
 def networks_for(topology: Topology, container: Container | None) -> tuple[str, ...]:
-    """Networks that the container can be attached to: vnet's first, then Docker's.
+    """Return the networks to attach the container to: vnet's, then Docker's.
 
     Docker's are listed for its own containers, or if no container is given.
     """
@@ -117,7 +117,7 @@ def networks_for(topology: Topology, container: Container | None) -> tuple[str, 
 
 
 def networks_with(topology: Topology, container: Container) -> tuple[str, ...]:
-    """The networks that a container can be detached from: ours, then Docker's."""
+    """Return the networks to detach a container from: our own, then Docker's."""
     members = ours(topology.snapshot, topology.host).members
     mine = sorted(one.network for one in members if one.container == container.uid)
     theirs = [one.network for one in container.endpoints] if container.runtime == "docker" else []
@@ -125,7 +125,7 @@ def networks_with(topology: Topology, container: Container) -> tuple[str, ...]:
 
 
 def free_address(topology: Topology, network: str) -> str:
-    """The next free address of a network; "" if Docker chooses it."""
+    """Return the next free address of a network; "" if Docker chooses it."""
     found = ours(topology.snapshot, topology.host).networks.get(network)
     used = ipam.used_addresses(topology.snapshot)
     try:
@@ -135,7 +135,7 @@ def free_address(topology: Topology, network: str) -> str:
 
 
 def attach_form(ref: Ref | None) -> Form:
-    """One that begins with the selected thing."""
+    """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
         Field("network", "network", "none of vnet's or Docker's: n makes one"),
@@ -146,7 +146,7 @@ def attach_form(ref: Ref | None) -> Form:
 
 
 def detach_form(ref: Ref | None) -> Form:
-    """One that begins with the selected thing."""
+    """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
         Field("network", "network", "none of vnet's or Docker's"),
@@ -155,7 +155,7 @@ def detach_form(ref: Ref | None) -> Form:
 
 
 def move_form(ref: Ref | None) -> Form:
-    """One that begins with the selected thing."""
+    """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
         Field("network", "from", "none of vnet's or Docker's"),
@@ -224,14 +224,20 @@ def _link(topology: Topology, container: Container | None) -> str:
 
 
 def _container(values: Values, topology: Topology) -> str:
-    """The uid of the container that is to be attached. Raises CommandError."""
+    """Return the uid of the container to attach.
+
+    Raises CommandError.
+    """
     if not values["container"]:
         raise CommandError("there is no container to attach: c makes a plain one")
     return uid_of(values["container"], able(topology))
 
 
 def _leaving(values: Values, topology: Topology) -> str:
-    """The uid of the container that leaves a network. Raises CommandError."""
+    """Return the uid of the container to detach.
+
+    Raises CommandError.
+    """
     if not values["network"]:
         who = f"{values['container']} was not" if values["container"] else "no container was"
         raise CommandError(
@@ -241,7 +247,7 @@ def _leaving(values: Values, topology: Topology) -> str:
 
 
 def _which(topology: Topology) -> str:
-    """Which networks take containers, and which on the screen do not."""
+    """Explain which networks containers can be attached to, and which not."""
     able_to = [*our_names(topology), *dockers_names(topology)]
     foreign = others_names(topology)
     words = f"only networks made by vnet or Docker take containers ({', '.join(able_to) or 'none yet'})"

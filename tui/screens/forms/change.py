@@ -62,7 +62,7 @@ def form_about(
     request: Callable[[Values, Topology], Request],
     parts: PlanScope = "light",
 ) -> Form:
-    """A form that makes one request; `fill` gets the selected thing."""
+    """Return a form that makes one request; `fill` gets the selected row's ref."""
     return Form(
         title,
         parts,
@@ -73,12 +73,15 @@ def form_about(
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a field that takes several."""
+    """Split the text of a field that takes several words."""
     return tuple(text.replace(",", " ").split())
 
 
 def number(text: str, what: str, example: int) -> int:
-    """The number that a field holds, 0 for an empty one. Raises CommandError."""
+    """Return the number in a field, 0 for an empty one.
+
+    Raises CommandError.
+    """
     if text and not (text.isascii() and text.isdecimal()):
         raise CommandError(f'"{safe(text)}" is not a valid {what}: write a number, such as {example}')
     return int(text or 0)
@@ -149,7 +152,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self._fit()
 
     def _fit(self) -> None:
-        """The form as high as it needs to be, where the preview lies below it."""
+        """Fit the form's height to its fields if the preview lies below it."""
         wide = self.has_class("-wide") and not self.form.asks
         width = max(20, self.fields.size.width)
         most = max(6, self.size.height * 11 // 20)
@@ -175,7 +178,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
     # ---- keys
 
     async def on_key(self, event: events.Key) -> None:
-        """Every key but those of the whole program."""
+        """Handle every key except those of the whole program."""
         event.stop()
         event.prevent_default()
         if event.key in ("pagedown", "pageup"):
@@ -222,7 +225,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self._ask()
 
     def _look_closer(self, closer: bool) -> None:
-        """The commands alone, where the fields leave no room for them; and back."""
+        """Show only the commands if the fields leave no room, or everything again."""
         self._closer = closer
         self.fields.display = not closer
         self.preview.top = 0
@@ -237,7 +240,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
     # ---- planning, on the worker's thread
 
     def _typed(self) -> dict[str, str]:
-        """The values that the user typed, without proposals."""
+        """Return the values that the user typed, without proposals."""
         return {one.name: one.value for one in self.form.fields if one.touched}
 
     def _ask(self) -> None:
@@ -270,7 +273,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             self.post_message(WorkDone(what))
 
     def on_work_done(self, message: WorkDone) -> None:
-        """A thread has found something out."""
+        """Handle the result of a thread."""
         match message.what:
             case PlannedForm() as worked:
                 self._take(worked)
@@ -297,12 +300,12 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self._show_keys()
 
     def _is_current(self, worked: PlannedForm) -> bool:
-        """Whether a plan is about the current values."""
+        """Return whether the plan is that of the current values."""
         held = {one.name: one.value for one in self.form.fields if not one.hidden}
         return held == worked.values
 
     def _show_plan(self) -> None:
-        """The plan, or why there is none."""
+        """Show the plan, or why there is none."""
         if self.worked is None:
             return
         plan = self.worked.plan

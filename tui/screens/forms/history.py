@@ -100,7 +100,7 @@ class UndoScreen(ChangeScreen):
 
 
 def undo_plan(past: PastChange) -> Plan | Refused:
-    """The undo of a change as a plan, or the reasons why there is none."""
+    """Return the undo of a change as a plan, or the reasons why there is none."""
     if past.end == "undone":
         return Refused(("it was taken back already",))
     if past.end == "under way":
@@ -204,7 +204,7 @@ def _when(entry: PastChange) -> str:
 
 
 def _undo_lines(past: PastChange, known: Mapping[str, str], width: int) -> list[Line]:
-    """Commands of the undo, or why there is none; `known` has titles by id."""
+    """Return the commands of the undo, or why there is none; `known` has titles by id."""
     plan = undo_plan(past)
     lines: list[Line] = [[(safe(one), "bad")] for one in past.errors]
     if isinstance(plan, Refused):
@@ -223,12 +223,12 @@ _LOG_ENDS = {
 
 
 def log_overlay(log: Sequence[LoggedChange]) -> Overlay:
-    """The whole log, the newest change first."""
+    """Return an overlay of the whole log, the newest change first."""
     return Overlay(" Command log ", lambda width: lines_of(log, width), 110, "L")
 
 
 def lines_of(log: Sequence[LoggedChange], width: int) -> list[Line]:
-    """Each change with its commands, wrapped to the width."""
+    """Return each change with its commands, wrapped to the width."""
     if not log:
         return [[("No command was run in this session.", "dim")]]
     lines: list[Line] = []
@@ -252,7 +252,7 @@ def lines_of(log: Sequence[LoggedChange], width: int) -> list[Line]:
 
 
 def _short(command: str) -> str:
-    """A command without the text that it is fed."""
+    """Return a command without its input text."""
     first, *more = command.split("\n")
     return f"{first}   ({len(more)} lines: vnet-tui history --json has them)" if more else first
 
@@ -303,7 +303,7 @@ class ConfirmScreen(Dialog[str]):
             self.dismiss(f"Not confirmed, so it was taken back: {self._waiting.title}")
 
     def on_key(self, event: events.Key) -> None:
-        """Yes or no, and nothing else."""
+        """Handle yes and no, and no other key."""
         event.stop()
         event.prevent_default()
         if event.key in ("enter", "escape", "q") and not self._answered:

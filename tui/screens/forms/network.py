@@ -33,7 +33,7 @@ _NO_PORT = ("bridge", "loopback", "ovs-bridge")
 
 
 def network_form() -> Form:
-    """An empty one."""
+    """Return an empty form."""
     fields = (
         Field("name", "name", "15 bytes at most"),
         Field("kind", "kind", options=KINDS),
@@ -93,7 +93,7 @@ def _gateway(subnet: str) -> str:
 
 
 def _cards(topology: Topology) -> list[Link]:
-    """The host's links that could become a port, network cards first."""
+    """Return the host's links that could become ports, network cards first."""
     net = topology.snapshot.nets.get(topology.host)
     free = [
         link
@@ -119,7 +119,7 @@ def _request(values: Values) -> CreateNetwork:
 
 
 def container_form(ref: Ref | None) -> Form:
-    """One that begins with the selected network."""
+    """Return a form that starts with the selected network."""
     fields = (
         Field("name", "name", "15 bytes at most"),
         Field("model", "model", options=MODELS),
@@ -164,7 +164,7 @@ _STATES = ("joined", "apart")
 
 
 def join_form(ref: Ref | None) -> Form:
-    """One that begins with the selected network."""
+    """Return a form that starts with the selected network."""
     fields = (
         Field("network", "network", "one of vnet's"),
         Field("other", "other", "another of vnet's"),
@@ -174,7 +174,7 @@ def join_form(ref: Ref | None) -> Form:
 
 
 def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> FormState:
-    """Of a network with several others, one that it is joined with comes last."""
+    """Return the form's state; networks that are joined already are listed last."""
     names, joined = our_names(topology), ours(topology.snapshot, topology.host).joined
     network = values.get("network", selected(topology, ref).network_in(names))
     others = tuple(
@@ -194,7 +194,7 @@ def _join_request(values: Values, topology: Topology) -> Join | Separate:
 
 
 def publish_form(ref: Ref | None) -> Form:
-    """One that begins with the selected container."""
+    """Return a form that starts with the selected container."""
     fields = (
         Field("container", "container", "its name"),
         Field("host", "port of the host", "or a range, 8000-8010"),
@@ -214,7 +214,10 @@ def _publish_state(topology: Topology, values: Values, ref: Ref | None) -> FormS
 
 
 def _addresses(topology: Topology, container: Container | None) -> tuple[str, ...]:
-    """The host's addresses of the families that a container has; ::1 leads to none."""
+    """Return the host's addresses of a container's address families.
+
+    ::1 leads to no container.
+    """
     net = topology.snapshot.nets.get(topology.host)
     own = [one for link in net.links.values() for one in link.addresses] if net else []
     families = {":" in one for one in topology.addresses_of(container)} if container else set()
@@ -228,7 +231,7 @@ def _publish_request(values: Values, topology: Topology) -> Publish:
 
 
 def delete_form(ref: Ref) -> Form:
-    """The question whether what is selected shall go."""
+    """Return the form that asks whether to delete the selected object."""
     title = "Withdraw" if ref.kind == "nat" else "Delete"
     return Form(title, "whole", lambda values, topology: (_delete_request(ref, topology),), asks=True)
 
@@ -246,12 +249,12 @@ def _delete_request(ref: Ref, topology: Topology) -> Request:
 
 
 def forget_form(request: DeleteFlow) -> Form:
-    """The question whether the kernel shall forget a connection."""
+    """Return the form that asks whether the kernel shall forget a connection."""
     return Form("Forget a connection", "light", lambda values, topology: (request,), asks=True)
 
 
 def counting_form(namespaces: tuple[int, ...]) -> Form | None:
-    """The question for namespaces that do not count; None where there is none."""
+    """Return the form for namespaces that don't count, None without any."""
     request = CountTraffic(namespaces)
     title = "Count traffic"
     return Form(title, "light", lambda values, topology: (request,), asks=True) if namespaces else None

@@ -20,7 +20,7 @@ _UP = ("down", "up")
 
 
 def settings_form(ref: Ref | None) -> Form:
-    """One about the selected link, or the links of the selected thing."""
+    """Return a form for the selected link, or the links of the selected object."""
     return Form(
         "Settings of a link",
         "light",
@@ -47,7 +47,7 @@ def _bridge_field(name: str) -> Field:
 
 
 def _namespace(topology: Topology, ref: Ref | None) -> int:
-    """The namespace of the selected thing, else the host's."""
+    """Return the namespace of the selected object, else the host's."""
     match ref:
         case Ref("link" | "namespace", (int(ns), *_)):
             return ns
@@ -58,13 +58,13 @@ def _namespace(topology: Topology, ref: Ref | None) -> int:
 
 
 def _links(topology: Topology, ref: Ref | None) -> dict[str, Link]:
-    """The links to choose from, by name."""
+    """Return the links to choose from, by name."""
     net = topology.snapshot.nets.get(_namespace(topology, ref))
     return {safe(one.name): one for _, one in sorted(net.links.items())} if net else {}
 
 
 def _first(topology: Topology, ref: Ref | None) -> LinkKey | None:
-    """The link that is meant at first, None for any."""
+    """Return the link to select first, None for any."""
     match ref:
         case Ref("link", (int(ns), int(ifindex))):
             return LinkKey(ns, ifindex)
@@ -86,7 +86,7 @@ def _fill(values: Values, links: dict[str, Link], first: LinkKey | None) -> Form
 
 
 def _held(link: Link) -> Iterator[tuple[str, str]]:
-    """Current values of a link's fields, without vnet's tags and the name of lo."""
+    """Yield a link's current values, without vnet's tags and the name of lo."""
     yield "state", _UP[link.admin_up]
     yield "mtu", str(link.mtu)
     if link.kind != "loopback":
@@ -102,13 +102,16 @@ def _held(link: Link) -> Iterator[tuple[str, str]]:
 
 
 def _setting(link: Link, name: str) -> int:
-    """A setting of a bridge in the units of ip-link(8)."""
+    """Return a setting of a bridge in the units of ip-link(8)."""
     field, factor, _, _ = BRIDGE_SETTINGS[name]
     return round(float(getattr(link.bridge or BridgeSettings(), field)) * factor)
 
 
 def _requests(values: Values, links: dict[str, Link]) -> Iterator[Request]:
-    """A request for each value that differs; the link's own last, as it may rename it."""
+    """Yield a request for each value that differs.
+
+    That of the link itself is last, because it may rename the link.
+    """
     link = links.get(values["link"])
     if link is None:
         raise CommandError(f'there is no link "{safe(values["link"])}" here')
@@ -136,7 +139,7 @@ _DIFFERS_INSIDE = "differs from container to container"
 
 
 def tune_form(ref: Ref | None) -> Form:
-    """One about the bridge that belongs to the selected thing."""
+    """Return a form for the bridge of the selected object."""
     fields = (
         Field("bridge", "bridge", "one of the host's"),
         Field("big_tcp", "BIG TCP", f"off, or bytes up to {LARGEST_SIZE}, such as {USUAL_SIZE}"),
@@ -149,14 +152,14 @@ def tune_form(ref: Ref | None) -> Form:
 
 
 def _bridges(topology: Topology) -> dict[str, Link]:
-    """The host's bridges by name."""
+    """Return the host's bridges by name."""
     net = topology.snapshot.nets.get(topology.host)
     found = (link for link in net.links.values() if link.kind == "bridge") if net else ()
     return {safe(link.name): link for link in sorted(found, key=lambda one: one.name)}
 
 
 def _bridge_of(topology: Topology, ref: Ref | None) -> Link | None:
-    """The bridge of a reference: itself, its master, or its peer's master."""
+    """Return the bridge of a ref: itself, its master, or its peer's master."""
     match ref:
         case Ref("network", (str(network_id),)):
             network = topology.network(network_id)
@@ -187,7 +190,7 @@ def _fill_tune(topology: Topology, values: Values, ref: Ref | None) -> FormState
 
 
 def _tune_held(now: TuningState) -> dict[str, str]:
-    """Current values of the fields, "" where links differ."""
+    """Return the current values of the fields, "" if links differ."""
     size = "" if now.big_tcp is None else str(now.big_tcp) if now.big_tcp > PLAIN_SIZE else "off"
     return {
         "big_tcp": size,
@@ -199,7 +202,7 @@ def _tune_held(now: TuningState) -> dict[str, str]:
 
 
 def _request(values: Values, topology: Topology) -> Tune:
-    """The request for the values that differ."""
+    """Return the request for the values that differ."""
     bridge = _bridges(topology).get(values["bridge"])
     if bridge is None:
         raise CommandError(f'the host has no bridge "{safe(values["bridge"])}"')
@@ -222,7 +225,10 @@ def _size(text: str) -> int:
 
 
 def _switched(changed: Values, name: str) -> bool | None:
-    """The value to switch to, None for no change. Raises CommandError."""
+    """Return the value to switch to, None for no change.
+
+    Raises CommandError.
+    """
     if name not in changed:
         return None
     if changed[name] not in _ON:
