@@ -105,6 +105,12 @@ class _SharedReader(io.BufferedReader):
     Each of them flushes and closes its file.
     """
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        # http.client reads as many bytes as a chunk's size says, also a negative one: all that ever comes.
+        if size is None or size < 0:
+            raise ValueError("a chunk of a negative size")
+        return super().read(size)
+
     def makefile(self, mode: str) -> Self:
         return self
 

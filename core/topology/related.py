@@ -264,9 +264,11 @@ def owner_name(topology: Topology, container: Container) -> str:
     return topology.label(container.netns) if container.netns else container.name
 
 
-def mask_by_network(topology: Topology, network: Network) -> Column:
-    """Return a mask of flows with an end at a container's address on that network."""
-    columns = topology.flows
+def mask_by_network(topology: Topology, network: Network, columns: FlowColumns | None = None) -> Column:
+    """Return a mask of flows with an end at a container's address on that network.
+
+    The flows are `columns`, without them those of the snapshot."""
+    columns = topology.flows if columns is None else columns
     names = {owner_name(topology, member) for member in topology.members(network)}
     subnets = ",".join(network.subnets)
     found = np.zeros(len(columns), bool)
@@ -276,9 +278,11 @@ def mask_by_network(topology: Topology, network: Network) -> Column:
     return found
 
 
-def mask_by_nat_entry(topology: Topology, entry: NatEntry) -> Column:
-    """Return a mask of flows in the NAT entry's namespace that its rules translated."""
-    columns = topology.flows
+def mask_by_nat_entry(topology: Topology, entry: NatEntry, columns: FlowColumns | None = None) -> Column:
+    """Return a mask of flows in the NAT entry's namespace that its rules translated.
+
+    The flows are `columns`, without them those of the snapshot."""
+    columns = topology.flows if columns is None else columns
     in_namespace = columns.by_table(np.array([table.ns == entry.ns for table in columns.tables], bool))
     found = np.zeros(len(columns), bool)
     for rule in _rules_of(topology, entry):

@@ -225,3 +225,11 @@ def test_nothing_of_a_picture_waits_for_the_garbage_collector() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_network_filters_the_flows_of_the_view_not_those_of_the_snapshot() -> None:
+    """The rates are read more often than the snapshot, and the fast path knows flows of its own."""
+    newer = table_of({HOST: table(HOST, flow(PEER, PEER), OUT)})
+    view = FlowView.of(Topology(snapshot(table(HOST, OUT))), newer)
+    for text, count in (("net:net", 1), ("nat:=masquerade", 0)):
+        assert len(FlowRows(view.index.topology, view).matching(text)) == count

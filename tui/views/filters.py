@@ -91,7 +91,9 @@ class FlowFilter:
         """Return a mask of the rows with an end on a network or bridge of that name."""
         every = self._topology.networks
         networks = (net for net in every if fits(value, net.name) or (net.bridge and fits(value, net.bridge)))
-        return _any((self._nothing(), *(mask_by_network(self._topology, net) for net in networks)))
+        return _any(
+            (self._nothing(), *(mask_by_network(self._topology, net, self._columns) for net in networks))
+        )
 
     def _nat(self, value: str) -> Mask:
         """Match the text of the translation, or the NAT entry that made it.
@@ -103,7 +105,9 @@ class FlowFilter:
         entries = (
             entry for entry in self._topology.nat if fits(value, entry.name) or fits(value, entry.entry_id)
         )
-        return _any((self._nothing(), *(mask_by_nat_entry(self._topology, entry) for entry in entries)))
+        return _any(
+            (self._nothing(), *(mask_by_nat_entry(self._topology, entry, self._columns) for entry in entries))
+        )
 
     def _owned(self, addresses: np.ndarray, value: str) -> Mask:
         return self._columns.owned(addresses, lambda name: fits(value, name))
